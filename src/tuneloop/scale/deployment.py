@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
@@ -194,6 +194,11 @@ class Deployment:
         """What the engine loads: the artifact itself, or the base of an adapter."""
         return self.base if self.form in ("adapter", "gguf-lora") else self.repo
 
+    @property
+    def half(self) -> bool:
+        """Whether the card has no bfloat16, so that vLLM has to be told to compute in half precision."""
+        return self.machine is not None and not self.machine.card.bf16
+
     def usd_a_month(self) -> tuple[float, float] | None:
         """Dollars a month for the least and for the most replicas all the time; None where the price is not known."""
         hour = self.machine.usd_per_hour if self.machine else None
@@ -201,6 +206,20 @@ class Deployment:
             return None
         hours = self.traffic.hours_a_month
         return self.traffic.least * hour * hours, self.traffic.most * hour * hours
+
+
+REQUEST = "request.json"  # a first request, in the project's folder
+
+
+def first_request(job: Deployment, model: str) -> dict[str, Any]:
+    """A request of OpenAI's API as the model was trained and evaluated: its system turn, the likeliest answer.
+
+    Args:
+        model: the name that it is asked by; empty: none.
+    """
+    turns = [{"role": "system", "content": job.system}] if job.system else []
+    named = {"model": model} if model else {}
+    return {**named, "messages": [*turns, {"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 256}
 
 
 def service_name(text: str) -> str:
@@ -225,7 +244,7 @@ def engine_arguments(job: Deployment) -> dict[str, str | int | float | bool]:
     options: dict[str, str | int | float | bool] = {"served-model-name": job.name, "max-model-len": job.context}
     if job.cards > 1:
         options["tensor-parallel-size"] = job.cards
-    if job.machine and not job.machine.card.bf16:
+    if job.half:
         options["dtype"] = "half"  # vLLM refuses bf16 weights there
     if job.form == "adapter":
         options["served-model-name"] = "base"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuneloop.scale.deployment import Deployment
+from tuneloop.scale.deployment import REQUEST, Deployment, first_request
 from tuneloop.scale.hosts import Host
 
 
@@ -43,13 +44,20 @@ def price_words(job: Deployment) -> str:
     return f"A replica is {machine}: {card.price}. That is {always}{top}."
 
 
+def request_text(host: Host, job: Deployment) -> str | None:
+    """The file with a first request; None: the host has another way."""
+    model = host.asked_as(job)
+    return None if model is None else json.dumps(first_request(job, model), indent=2, ensure_ascii=False) + "\n"
+
+
 def readme(host: Host, job: Deployment) -> str:
     """The project's README: what it is, three commands, price, what was checked and what was not."""
     steps = "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in host.commands(job))
     secrets = "".join(f"- `{name}`: {what}\n" for name, what in host.secrets)
     limits = "".join(f"- {limit}\n" for limit in host.limits)
+    said = f"; `{REQUEST}` holds it, and your question" if host.asked_as(job) is not None else ""
     system = (
-        f"\nThe model was trained with this system turn; send it with each request:\n\n> {job.system}\n"
+        f"\nThe model was trained with this system turn; send it with each request{said}:\n\n> {job.system}\n"
         if job.system
         else ""
     )
@@ -71,6 +79,6 @@ Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:
 
 {f"## Secrets{chr(10)}{chr(10)}{secrets}{chr(10)}" if secrets else ""}## What was checked
 
-{host.checked} **Not checked, since it needs an account: {host.unchecked}**
+{host.checked} **Not checked here: {host.unchecked}**
 The files follow {host.source}, read on {host.as_of}.
 {f"{chr(10)}## Good to know{chr(10)}{chr(10)}{limits}" if limits else ""}"""

@@ -20,9 +20,9 @@ from tuneloop.models.names import SHORT_NAMES
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.hosting import HostedDeployment
 from tuneloop.release.verify import read_intact
-from tuneloop.scale.deployment import Card, Deployment, DeployWish, Machine, Size, choose_machine, service_name
+from tuneloop.scale.deployment import REQUEST, Card, Deployment, DeployWish, Machine, Size, choose_machine, service_name
 from tuneloop.scale.hosts import Host, find_host, hosts, refuse_form
-from tuneloop.scale.text import readme
+from tuneloop.scale.text import readme, request_text
 
 if TYPE_CHECKING:
     from tuneloop.models.shape import ModelShape
@@ -81,8 +81,10 @@ def plan_deployment(folder: Path, wish: DeployWish) -> Project:
             where="--max-usd-per-month",
             next_step="name a cheaper --gpu or fewer --max-replicas, or say the price with --usd-per-hour; nothing was put up",
         )  # fmt: skip
-    files = host.project(job)
-    return Project(host, job, folder.resolve(), {**files, "README.md": readme(host, job)})
+    files = {**host.project(job), "README.md": readme(host, job)}
+    if request := request_text(host, job):
+        files[REQUEST] = request
+    return Project(host, job, folder.resolve(), files)
 
 
 def write_project(project: Project, out: Path) -> Path:
@@ -125,7 +127,7 @@ def record_of(project: Project) -> HostedDeployment:
         need_gib=round(job.size.need_gib, 2),
         replicas=(job.traffic.least, job.traffic.most),
         usd_per_hour=job.machine.usd_per_hour if job.machine else None,
-        usd_per_month=month,
+        usd_per_month=(round(month[0], 2), round(month[1], 2)) if month else None,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         files=sorted(project.files),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from host_definitions import in_environment, schema
 from tuneloop.core.errors import UserError
 from tuneloop.scale.deployment import Card, Deployment, Form, Machine, Size, Traffic
 from tuneloop.scale.hosts import find_host, hosts, refuse_form
-from tuneloop.scale.text import readme
+from tuneloop.scale.text import readme, request_text
 
 NAMES = [
     "runpod", "modal", "baseten", "replicate", "together", "fireworks", "huggingface", "sagemaker", "skypilot", "dstack",
@@ -95,6 +96,59 @@ def test_several_cards_share_a_model(name: str) -> None:
     assert str(number) in "\n".join(
         find_host(name).project(job(name, find_host(name).forms[-1], cards=number)).values()
     )
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if {"t4", "v100-16gb"} & set(find_host(name).gpus)])
+def test_a_card_without_bfloat16_computes_in_half_precision(name: str) -> None:
+    host = find_host(name)
+    for form in set(host.forms) - {"gguf"}:
+        known = job(name, form)
+        assert known.machine is not None
+        old = replace(known.machine, card=replace(known.machine.card, key="t4", bf16=False))
+        assert "half" in "\n".join(host.project(replace(known, machine=old)).values())
+        assert "half" not in "\n".join(host.project(known).values())
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_every_variable_of_the_commands_is_explained(name: str, form: Form) -> None:
+    host, one = find_host(name), job(name, form)
+    commands = "\n".join(command for command, _ in host.commands(one))
+    told = readme(host, one)
+    for command, _ in host.commands(one):
+        told = told.replace(command, "")
+    set_there = set(re.findall(r"^([A-Z_]+)=", commands, re.M)) | {"PORT", "PWD"}
+    used = set(re.findall(r"\$\{?([A-Z_]+)", commands)) - set_there
+    assert not [variable for variable in used if variable not in told and EXPLAINED.get(variable, "?") not in told]
+
+
+# What is only known when it is there -> the words that say where it is told.
+EXPLAINED = {
+    "MODEL_ID": "`truss push` tells the model's id", "ENDPOINT_URL": "the address stands in what deploy.py prints",
+    "DSTACK_GATEWAY": "`dstack apply` tells the address", "RAY_SERVE_URL": "port 8000 of the cluster's head",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_the_first_request_is_as_the_model_was_trained(name: str, form: Form) -> None:
+    host, one = find_host(name), job(name, form)
+    text = request_text(host, one)
+    asks = host.commands(one)[1][0]
+    if text is None:
+        assert name in ("replicate", "docker-model-runner") and "request.json" not in asks
+        return
+    request = json.loads(text)
+    assert "request.json" in asks and request["messages"][0] == {"role": "system", "content": "File the ticket."}
+    assert (request.get("model") or "").endswith("tickets") or name == "sagemaker"
+    assert request["temperature"] == 0, "as it was evaluated"
+
+
+@pytest.mark.parametrize("form", ["gguf", "merged", "adapter"])
+def test_compose_mounts_what_is_not_on_the_hub(form: Form) -> None:
+    local = yaml.safe_load(find_host("compose").project(replace(job("compose", form), repo=""))["compose.yaml"])
+    engine = local["services"]["engine"]
+    assert engine["volumes"][0] == "${ARTIFACT:?the folder of the artifact}:/models:ro"
+    assert any(word.endswith(("/models", "/models/model.gguf")) for word in engine["command"])
+    assert ("HF_TOKEN" in engine["environment"]) == (form == "adapter"), "its base comes from the hub"
 
 
 def test_a_format_that_a_host_can_t_serve_names_one_that_it_can() -> None:

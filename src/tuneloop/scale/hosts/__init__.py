@@ -11,6 +11,10 @@ from tuneloop.scale.deployment import Deployment, Form
 from tuneloop.scale.discovery import find_named, records_of
 
 
+def _by_name(job: Deployment) -> str:
+    return job.name
+
+
 @dataclass(frozen=True)
 class Host:
     """A place where an artifact can be served.
@@ -33,6 +37,7 @@ class Host:
         pulls: whether it loads the artifact from the Hugging Face hub, so that it has to lie there.
         variables: of the environment, which the commands that put it up need.
         secrets: names of what must be known there, and for what.
+        asked_as: the model's name in a request; empty: a request names none; None: its requests are not OpenAI's.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Host:
     pulls: bool = True
     variables: tuple[str, ...] = ()
     secrets: tuple[tuple[str, str], ...] = ()
+    asked_as: Callable[[Deployment], str | None] = _by_name
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuneloop.scale.deployment import VLLM_IMAGE, Deployment, vllm_command
+from tuneloop.scale.deployment import VLLM_IMAGE, Deployment, first_request, vllm_command
 from tuneloop.scale.hosts import Host
 from tuneloop.scale.text import shell, yaml_text
 
@@ -14,7 +14,7 @@ def project(job: Deployment) -> dict[str, str]:
     config = {
         "model_name": job.name,
         "model_metadata": {
-            "example_model_input": {"model": job.name, "messages": [{"role": "user", "content": "Hello"}]},
+            "example_model_input": first_request(job, job.name),
             "tags": ["openai-compatible"],
         },
         "base_image": {"image": VLLM_IMAGE},
@@ -36,12 +36,12 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
     ask = (
         'curl "https://model-$MODEL_ID.api.baseten.co/environments/production/sync/v1/chat/completions" -H "Authorization: Api-Key $BASETEN_API_KEY" '
-        f'-H "Content-Type: application/json" -d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        '-H "Content-Type: application/json" -d @request.json'
     )
     down = 'curl -X DELETE "https://api.baseten.co/v1/models/$MODEL_ID" -H "Authorization: Api-Key $BASETEN_API_KEY"'
     return (
         ("truss push --publish", "Store `hf_access_token` among Baseten's secrets, then put it up"),
-        (ask, "Ask it"),
+        (ask, "Ask it; `truss push` tells the model's id"),
         (down, "Take it down"),
     )
 

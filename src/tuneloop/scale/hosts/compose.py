@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tuneloop.scale.deployment import LLAMA_IMAGE, VLLM_IMAGE, Deployment, llama_command, vllm_command
@@ -9,20 +10,25 @@ from tuneloop.scale.hosts import Host
 from tuneloop.scale.hosts.kubernetes import CARDS
 from tuneloop.scale.text import yaml_text
 
+INSIDE = "/models"  # where the container has the artifact's folder
+
 
 def project(job: Deployment) -> dict[str, str]:
     """`compose.yaml`, and the variables that it needs."""
-    gguf = job.form == "gguf"
+    gguf, local = job.form == "gguf", not job.repo
+    job = replace(job, repo=job.repo or INSIDE)
+    pulls = not gguf and (job.form == "adapter" or not local)  # its base at least comes from the hub
+    mounts = [f"${{ARTIFACT:?the folder of the artifact}}:{INSIDE}:ro"] if local else []
     gpus = {"driver": "nvidia", "count": "all" if gguf else job.cards, "capabilities": ["gpu"]}
     port = "127.0.0.1:${PORT:-8000}:8000"
     engine: dict[str, Any] = {
         "image": LLAMA_IMAGE if gguf else VLLM_IMAGE,
-        "command": llama_command(job, "/models")[1:] if gguf else vllm_command(job)[2:],
+        "command": llama_command(job, INSIDE)[1:] if gguf else vllm_command(job)[2:],
         "ports": [port],
         "restart": "unless-stopped",
         "stop_grace_period": "2m",
         "environment": {"LLAMA_API_KEY" if gguf else "VLLM_API_KEY": "${API_KEY:?set API_KEY in .env}"},
-        "volumes": ["${MODELS:?the folder of the GGUF file}:/models:ro"] if gguf else ["huggingface:/root/.cache/huggingface"],
+        "volumes": mounts + (["huggingface:/root/.cache/huggingface"] if pulls else []),
         "deploy": {"resources": {"reservations": {"devices": [gpus]}}},
         "healthcheck": {
             "test": ["CMD", "curl", "-fsS", "http://localhost:8000/health"],
@@ -30,12 +36,13 @@ def project(job: Deployment) -> dict[str, str]:
         },
     }  # fmt: skip
     if not gguf:
-        engine["environment"]["HF_TOKEN"] = "${HF_TOKEN:?set HF_TOKEN in .env}"
         engine["ipc"] = "host"  # vLLM's processes share memory
+    if pulls:
+        engine["environment"]["HF_TOKEN"] = "${HF_TOKEN:?set HF_TOKEN in .env}"
     composed: dict[str, Any] = {"name": job.name, "services": {"engine": engine}}
-    if not gguf:
+    if pulls:
         composed["volumes"] = {"huggingface": {}}
-    names = ["API_KEY=", f"MODELS=./artifacts/{job.artifact}" if gguf else "HF_TOKEN=", "PORT=8000"]
+    names = ["API_KEY=", *(["HF_TOKEN="] if pulls else []), *(["ARTIFACT="] if local else []), "PORT=8000"]
     return {
         "compose.yaml": yaml_text(f"Docker Compose: {job.artifact}. `docker compose up -d`.", composed),
         ".env.example": "# Copy this to .env and fill it in; .env belongs in no repository.\n"
@@ -48,11 +55,12 @@ def project(job: Deployment) -> dict[str, str]:
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
     ask = (
-        'curl localhost:8000/v1/chat/completions -H "Authorization: Bearer $API_KEY" -H "Content-Type: application/json" '
-        f'-d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        'curl localhost:$PORT/v1/chat/completions -H "Authorization: Bearer $API_KEY" -H "Content-Type: application/json" '
+        "-d @request.json"
     )
+    ask = f"set -a; . ./.env; set +a\n{ask}"
     return (
-        ("cp .env.example .env   # and fill it in\ndocker compose up -d --wait", "Put it up"),
+        ("cp -n .env.example .env   # and fill it in\ndocker compose up -d --wait", "Put it up"),
         (ask, "Ask it"),
         ("docker compose down", "Take it down"),
     )
@@ -68,8 +76,15 @@ HOST = Host(
     as_of="2026-11-27",
     checked="The Compose specification's JSON Schema accepts compose.yaml.",
     unchecked="that the images start on your machine.",
-    limits=("The port is open to this machine alone; put a proxy with TLS in front to open it.",),
+    limits=(
+        "Without --hub the artifact's folder on that machine is mounted.",
+        "The port is open to this machine alone; put a proxy with TLS in front to open it.",
+    ),
     gpus={key: key for key in CARDS},
     own=True,
-    secrets=(("API_KEY", "in .env, which callers send"), ("HF_TOKEN", "in .env, reads the model; not for a GGUF file")),
+    pulls=False,
+    secrets=(
+        ("API_KEY", "in .env, which callers send: what `openssl rand -hex 24` prints"),
+        ("HF_TOKEN", "in .env where that names it, reads what lies on the hub"),
+    ),
 )

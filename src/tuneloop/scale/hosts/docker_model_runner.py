@@ -48,5 +48,6 @@ HOST = Host(
     checked="The Compose specification's JSON Schema accepts compose.yaml.",
     unchecked="that your Docker has the runner.",
     pulls=False,
+    asked_as=lambda job: None,
     secrets=(("REGISTRY", "where your images lie, in your shell"),),
 )

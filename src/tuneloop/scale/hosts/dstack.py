@@ -38,11 +38,11 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
     ask = (
         'curl "$DSTACK_GATEWAY/v1/chat/completions" -H "Authorization: Bearer $DSTACK_TOKEN" '
-        f'-H "Content-Type: application/json" -d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        '-H "Content-Type: application/json" -d @request.json'
     )
     return (
         ("dstack apply -f .dstack.yml", "Put it up; it shows the offers with their prices first and asks"),
-        (ask, "Ask it"),
+        (ask, "Ask it; `dstack apply` tells the address, `$DSTACK_TOKEN` is yours for dstack's server"),
         (f"dstack stop {job.name}", "Take it down"),
     )
 
@@ -65,6 +65,7 @@ HOST = Host(
     unchecked="that a backend has the card, the prices.",
     limits=("Scaling to several replicas needs a gateway.",),
     gpus=GPUS,
+    providers=("AWS us-east-1", "Lambda", "Nebius", "RunPod Secure", "RunPod Community", "Vast.ai", "Verda", "Vultr"),
     variables=("HF_TOKEN",),
     secrets=(("HF_TOKEN", "in your shell, reads the model and a gated base"),),
 )

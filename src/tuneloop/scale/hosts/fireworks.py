@@ -70,8 +70,9 @@ print(deployment)
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
     ask = (
+        'sed "s/FIREWORKS_ACCOUNT_ID/$FIREWORKS_ACCOUNT_ID/" request.json | '
         'curl https://api.fireworks.ai/inference/v1/chat/completions -H "Authorization: Bearer $FIREWORKS_API_KEY" '
-        f'-H "Content-Type: application/json" -d \'{{"model": "accounts/\'$FIREWORKS_ACCOUNT_ID\'/models/{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        '-H "Content-Type: application/json" -d @-'
     )
     down = (
         f'curl -X DELETE "https://api.fireworks.ai/v1/accounts/$FIREWORKS_ACCOUNT_ID/deployments/{job.name}" '
@@ -103,6 +104,7 @@ HOST = Host(
         "An adapter needs FIREWORKS_BASE, the name of its base there.",
         "The files are uploaded from this machine.",
     ),
+    asked_as=lambda job: f"accounts/FIREWORKS_ACCOUNT_ID/models/{job.name}",
     gpus=ACCELERATORS,
     providers=("Fireworks",),
     pulls=False,

@@ -102,10 +102,14 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     name = job.name[:32].rstrip("-")
     ask = (
         'curl "$ENDPOINT_URL/v1/chat/completions" -H "Authorization: Bearer $HF_TOKEN" -H "Content-Type: application/json" '
-        f'-d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        "-d @request.json"
     )
     down = f"python -c 'from huggingface_hub import get_inference_endpoint as e; e(\"{name}\").delete()'"
-    return ("python deploy.py", "Put it up"), (ask, "Ask it"), (down, "Take it down")
+    return (
+        ("python deploy.py", "Put it up"),
+        (ask, "Ask it; the address stands in what deploy.py prints, or on the endpoint's page once it runs"),
+        (down, "Take it down"),
+    )
 
 
 INSTANCES = {

@@ -46,7 +46,7 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     ask = (
         f"URL=$(kubectl get inferenceservice {job.name} -o jsonpath='{{.status.url}}')\n"
         'curl "$URL/openai/v1/chat/completions" -H "Content-Type: application/json" '
-        f'-d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        "-d @request.json"
     )
     return (
         (up, "Keep the secret, and put it up"),
@@ -69,5 +69,5 @@ HOST = Host(
     own=True,
     limits=("Who may ask is settled by your gateway: KServe has no keys of its own.",),
     variables=("HF_TOKEN",),
-    secrets=(("huggingface", "token, reads the model and a gated base"),),
+    secrets=(("HF_TOKEN", "in your shell, reads the model and a gated base"),),
 )

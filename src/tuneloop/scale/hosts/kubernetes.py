@@ -74,7 +74,7 @@ def disk_gib(job: Deployment) -> int:
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
-    key = f"kubectl create secret generic {job.name}-key --from-literal=key=$(openssl rand -hex 24)"
+    key = f"kubectl create secret generic {job.name}-key --from-literal=key=$API_KEY"
     up = f"kubectl create secret generic huggingface --from-literal=token=$HF_TOKEN\n{key}\nkubectl apply -f service.yaml"
     what = "Keep the secrets, and put it up"
     if job.form == "gguf":
@@ -85,8 +85,8 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
         )
     ask = (
         f"kubectl port-forward service/{job.name} 8000:80 &\n"
-        'curl localhost:8000/v1/chat/completions -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" '
-        f'-d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        'curl localhost:8000/v1/chat/completions -H "Authorization: Bearer $API_KEY" -H "Content-Type: application/json" '
+        "-d @request.json"
     )
     return (up, what), (ask, "Ask it"), ("kubectl delete -f service.yaml", "Take it down, with its disk")
 
@@ -120,5 +120,8 @@ HOST = Host(
     limits=("The nodes need NVIDIA's device plugin.",),
     gpus={key: key for key in CARDS},
     own=True,
-    secrets=(("huggingface", "token, reads the model and a gated base"), ("NAME-key", "key, which callers send")),
+    secrets=(
+        ("HF_TOKEN", "in your shell, reads the model and a gated base; not for a GGUF file"),
+        ("API_KEY", "in your shell, which callers send: `export API_KEY=$(openssl rand -hex 24)`"),
+    ),
 )

@@ -48,14 +48,18 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
     up = (
         "modal secret create huggingface HF_TOKEN=$HF_TOKEN\n"
-        f"modal secret create {job.name}-key VLLM_API_KEY=$(openssl rand -hex 24)\n"
+        f"modal secret create {job.name}-key VLLM_API_KEY=$VLLM_API_KEY\n"
         "modal deploy app.py"
     )
     ask = (
         f'curl "https://$WORKSPACE--{job.name}-serve.modal.run/v1/chat/completions" -H "Authorization: Bearer $VLLM_API_KEY" '
-        f'-H "Content-Type: application/json" -d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        '-H "Content-Type: application/json" -d @request.json'
     )
-    return (up, "Keep the secrets, and put it up"), (ask, "Ask it"), (f"modal app stop {job.name}", "Take it down")
+    return (
+        (up, "Keep the secrets, and put it up"),
+        (ask, "Ask it; `$WORKSPACE` is yours at Modal, whose last line above has the whole address"),
+        (f"modal app stop {job.name}", "Take it down"),
+    )
 
 
 GPUS = {
@@ -76,9 +80,9 @@ HOST = Host(
     limits=("A container is kept warm for at most 20 minutes after its last request, unless one is always on.",),
     gpus=GPUS,
     providers=("Modal",),
-    variables=("HF_TOKEN",),
+    variables=("HF_TOKEN", "VLLM_API_KEY"),
     secrets=(
-        ("huggingface", "HF_TOKEN, reads the model and a gated base"),
-        ("NAME-key", "VLLM_API_KEY, which callers send"),
+        ("HF_TOKEN", "in your shell, reads the model and a gated base"),
+        ("VLLM_API_KEY", "in your shell, which callers send: `export VLLM_API_KEY=$(openssl rand -hex 24)`"),
     ),
 )

@@ -13,10 +13,7 @@ def project(job: Deployment) -> dict[str, str]:
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
-    ask = (
-        'curl localhost:11434/v1/chat/completions -H "Content-Type: application/json" '
-        f'-d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
-    )
+    ask = 'curl localhost:11434/v1/chat/completions -H "Content-Type: application/json" -d @request.json'
     first = ""
     if job.form == "gguf-lora":
         first = "# Put the base model's GGUF file into the artifact's folder first; the Modelfile says its name.\n"

@@ -24,7 +24,7 @@ def project(job: Deployment) -> dict[str, str]:
         "replicaCount": max(job.traffic.least, 1), "requestCPU": 4, "requestMemory": "16Gi", "requestGPU": job.cards,
         "pvcStorage": f"{disk_gib(job)}Gi", "pvcAccessMode": ["ReadWriteOnce"],
         "vllmConfig": {
-            "maxModelLen": job.context, "tensorParallelSize": job.cards, "dtype": "auto", "extraArgs": command_line(options),
+            "maxModelLen": job.context, "tensorParallelSize": job.cards, "dtype": "half" if job.half else "auto", "extraArgs": command_line(options),
         },
         "hf_token": {"secretName": "huggingface", "secretKey": "token"},
     }  # fmt: skip
@@ -68,17 +68,21 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     lines = [
         "helm repo add vllm https://vllm-project.github.io/production-stack",
         "kubectl create secret generic huggingface --from-literal=token=$HF_TOKEN",
-        f"kubectl create secret generic {job.name}-key --from-literal=key=$(openssl rand -hex 24)",
+        f"kubectl create secret generic {job.name}-key --from-literal=key=$API_KEY",
         f"helm install {job.name} vllm/vllm-stack -f values.yaml",
     ]
     if job.form == "adapter":
         lines.append("kubectl apply -f adapter.yaml")
     ask = (
         f"kubectl port-forward service/{job.name}-router-service 8000:80 &\n"
-        'curl localhost:8000/v1/chat/completions -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" '
-        f'-d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        'curl localhost:8000/v1/chat/completions -H "Authorization: Bearer $API_KEY" -H "Content-Type: application/json" '
+        "-d @request.json"
     )
-    return ("\n".join(lines), "Put it up"), (ask, "Ask it"), (f"helm uninstall {job.name}", "Take it down")
+    return (
+        ("\n".join(lines), "Keep the secrets, and put it up"),
+        (ask, "Ask it"),
+        (f"helm uninstall {job.name}", "Take it down"),
+    )
 
 
 HOST = Host(
@@ -93,5 +97,8 @@ HOST = Host(
     unchecked="that the chart's images start, the prices.",
     gpus={key: key for key in CARDS},
     own=True,
-    secrets=(("huggingface", "token, reads the model and a gated base"), ("NAME-key", "key, which callers send")),
+    secrets=(
+        ("HF_TOKEN", "in your shell, reads the model and a gated base"),
+        ("API_KEY", "in your shell, which callers send: `export API_KEY=$(openssl rand -hex 24)`"),
+    ),
 )

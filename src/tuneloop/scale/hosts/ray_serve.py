@@ -12,6 +12,8 @@ from tuneloop.scale.text import yaml_text
 def project(job: Deployment) -> dict[str, str]:
     """`serve.yaml`."""
     engine: dict[str, Any] = {"max_model_len": job.context, "tensor_parallel_size": job.cards}
+    if job.half:
+        engine["dtype"] = "half"
     name = job.name
     config: dict[str, Any] = {
         "model_loading_config": {"model_id": name, "model_source": job.model},
@@ -46,15 +48,14 @@ def project(job: Deployment) -> dict[str, str]:
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
     up = "pip install 'ray[serve,llm]'\nserve deploy serve.yaml   # RAY_DASHBOARD_ADDRESS names the cluster; HF_TOKEN has to be set on its nodes"
-    model = job.name
     if job.form == "adapter":
         up = f'aws s3 cp --recursive "$ARTIFACT" s3://YOUR_BUCKET/adapters/{job.name}\n{up}'
-        model = f"base:{job.name}"
-    ask = (
-        'curl "$RAY_SERVE_URL/v1/chat/completions" -H "Content-Type: application/json" '
-        f'-d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+    ask = 'curl "$RAY_SERVE_URL/v1/chat/completions" -H "Content-Type: application/json" -d @request.json'
+    return (
+        (up, "Put it up"),
+        (ask, "Ask it; `$RAY_SERVE_URL` is port 8000 of the cluster's head"),
+        ("serve shutdown", "Take it down"),
     )
-    return (up, "Put it up"), (ask, "Ask it"), ("serve shutdown", "Take it down")
 
 
 # Ray's names of accelerators (ray.util.accelerators).
@@ -74,6 +75,7 @@ HOST = Host(
     checked="Ray Serve's own schema of its files accepts serve.yaml; the arguments of the LLM application are by its documentation.",
     unchecked="that the cluster has such GPUs, the prices.",
     limits=("Ray asks for no key: put a gateway with keys in front, such as tuneloop serve.",),
+    asked_as=lambda job: f"base:{job.name}" if job.form == "adapter" else job.name,
     gpus=TYPES,
     own=True,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from tuneloop.scale.deployment import Deployment, engine_arguments
 from tuneloop.scale.hosts import Host
 from tuneloop.scale.text import yaml_text
@@ -18,6 +20,8 @@ def project(job: Deployment) -> dict[str, str]:
     }
     options = engine_arguments(job)
     arguments = [f"model={job.model!r}", f"max_model_len={job.context}"]
+    if job.half:
+        arguments.append('dtype="half"')
     if job.cards > 1:
         arguments.append(f"tensor_parallel_size={job.cards}")
     if job.form == "adapter":
@@ -62,26 +66,47 @@ class Predictor(BasePredictor):
             yield text[len(said) :]
             said = text
 ''',
+        "deploy.sh": _script(job),
     }
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
+    key = '-H "Authorization: Bearer $REPLICATE_API_TOKEN"'
     ask = (
-        'curl "https://api.replicate.com/v1/deployments/$ACCOUNT/'
-        + job.name
-        + '/predictions" -H "Authorization: Bearer $REPLICATE_API_TOKEN" '
+        f'curl "https://api.replicate.com/v1/deployments/$ACCOUNT/{job.name}/predictions" {key} -H "Prefer: wait" '
         '-H "Content-Type: application/json" -d \'{"input": {"prompt": "Hello"}}\''
     )
-    down = f'curl -X DELETE "https://api.replicate.com/v1/deployments/$ACCOUNT/{job.name}" -H "Authorization: Bearer $REPLICATE_API_TOKEN"'
+    down = f'curl -X DELETE "https://api.replicate.com/v1/deployments/$ACCOUNT/{job.name}" {key}'
     return (
         (
-            f"cog login\ncog push r8.im/$ACCOUNT/{job.name}",
-            "Build the image on a machine with Docker, push it, and make a deployment of it in the console",
+            f"cog login\ncog push r8.im/$ACCOUNT/{job.name}\nbash deploy.sh",
+            "On a machine with Docker, build the image and push it to a model of that name, which you have made on replicate.com; "
+            "then make a deployment of it",
         ),
-        (ask, "Ask it"),
-        (down, "Take it down"),
+        (ask, "Ask it; the trained system turn is sent by itself"),
+        (down, "Take it down; Replicate takes that only where it has answered nothing for a while"),
     )
+
+
+_SCRIPT = """#!/usr/bin/env bash
+# Makes a deployment of the model's newest version, which `cog push` has made.
+set -euo pipefail
+: "${REPLICATE_API_TOKEN:?set it first: https://replicate.com/account/api-tokens}" "${ACCOUNT:?your name there}"
+api=${REPLICATE_API:-https://api.replicate.com/v1}
+send() { curl --fail-with-body -sS --retry 4 "$@" -H "Authorization: Bearer $REPLICATE_API_TOKEN" -H "Content-Type: application/json"; }
+version=$(send "$api/models/$ACCOUNT/NAME/versions" | python3 -c 'import json, sys; print(json.load(sys.stdin)["results"][0]["id"])')
+send "$api/deployments" -d '{"name": "NAME", "model": "'"$ACCOUNT"'/NAME", "version": "'"$version"'", "hardware": "HARDWARE", "min_instances": LEAST, "max_instances": MOST}'
+"""
+
+
+def _script(job: Deployment) -> str:
+    hardware = GPUS[job.machine.card.key] if job.machine else "gpu-l40s"
+    hardware += f"-{job.cards}x" if job.cards > 1 else ""
+    values = {
+        "NAME": job.name, "HARDWARE": hardware, "LEAST": str(job.traffic.least), "MOST": str(max(job.traffic.most, 1)),
+    }  # fmt: skip
+    return functools.reduce(lambda text, pair: text.replace(*pair), values.items(), _SCRIPT)
 
 
 GPUS = {"t4": "gpu-t4", "l40s": "gpu-l40s", "a100-80gb": "gpu-a100-large", "h100-sxm": "gpu-h100"}
@@ -97,8 +122,9 @@ HOST = Host(
     checked="cog.yaml fits Cog's JSON Schema, and predict.py is valid Python with the names that Cog asks for.",
     unchecked="that the image builds and starts, the prices. A private model needs HF_TOKEN in the image's build.",
     limits=("The API is Replicate's own, not OpenAI's.",),
+    asked_as=lambda job: None,
     gpus=GPUS,
     providers=("Replicate",),
-    variables=("ACCOUNT",),
-    secrets=(("REPLICATE_API_TOKEN", "in your shell"),),
+    variables=("ACCOUNT", "REPLICATE_API_TOKEN"),
+    secrets=(("ACCOUNT, REPLICATE_API_TOKEN", "in your shell"),),
 )

@@ -66,9 +66,11 @@ printf '{"template": "%s", "endpoint": "%s"}\\n' "$template" "$endpoint" | tee c
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
+    endpoint = """ENDPOINT_ID=$(python3 -c 'import json; print(json.load(open("created.json"))["endpoint"])')"""
     ask = (
+        f"{endpoint}\n"
         'curl "https://api.runpod.ai/v2/$ENDPOINT_ID/openai/v1/chat/completions" -H "Authorization: Bearer $RUNPOD_API_KEY" '
-        f'-H "Content-Type: application/json" -d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        '-H "Content-Type: application/json" -d @request.json'
     )
     down = (
         'curl -X DELETE "https://rest.runpod.io/v1/endpoints/$ENDPOINT_ID" -H "Authorization: Bearer $RUNPOD_API_KEY"'
@@ -78,8 +80,8 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
             "bash deploy.sh",
             "Store the Hugging Face token as the secret `hf_token` in RunPod's console, then create the endpoint",
         ),
-        (ask, "Ask it (created.json names the endpoint)"),
-        (down, "Take it down"),
+        (ask, "Ask it"),
+        (f"{endpoint}\n{down}", "Take it down"),
     )
 
 

@@ -22,6 +22,8 @@ def environment(job: Deployment) -> dict[str, str]:
         "OPTION_TENSOR_PARALLEL_DEGREE": str(job.cards),
         "SERVING_FAIL_FAST": "true",
     }
+    if job.half:
+        found["OPTION_DTYPE"] = "fp16"
     if job.form == "adapter":
         found |= {"OPTION_ENABLE_LORA": "true", "OPTION_MAX_LORA_RANK": str(lora_rank(job.rank))}
     return found
@@ -81,8 +83,8 @@ print("creating; it is ready when this says InService: aws sagemaker describe-en
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
     ask = (
-        f"aws sagemaker-runtime invoke-endpoint --endpoint-name {job.name} --content-type application/json --cli-binary-format raw-in-base64-out "
-        '--body \'{"messages": [{"role": "user", "content": "Hello"}]}\' /dev/stdout'
+        f"aws sagemaker-runtime invoke-endpoint --endpoint-name {job.name} --content-type application/json "
+        "--body fileb://request.json /dev/stdout"
     )
     down = "\n".join(
         f"aws sagemaker delete-{what} --{what}-name {job.name}" for what in ("endpoint", "endpoint-config", "model")
@@ -110,6 +112,7 @@ HOST = Host(
     checked="botocore's own validator accepts the three calls; deploy.py runs against a stand-in, which a refusal at each step leaves as it was.",
     unchecked="that the image of that tag is in your region, quotas, the prices.",
     limits=("The address of the image holds for us-east-1.", "An endpoint is billed while it exists, asked or not."),
+    asked_as=lambda job: "",
     gpus={key: key for key in INSTANCES},
     counts={key: tuple(row) for key, row in INSTANCES.items()},
     providers=("AWS us-east-1",),

@@ -33,7 +33,7 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
     ask = (
         f'curl "http://$(sky serve status --endpoint {job.name})/v1/chat/completions" -H "Authorization: Bearer $VLLM_API_KEY" '
-        f'-H "Content-Type: application/json" -d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        '-H "Content-Type: application/json" -d @request.json'
     )
     up = f"sky serve up service.yaml -n {job.name} --secret HF_TOKEN --secret VLLM_API_KEY"
     return (
@@ -61,5 +61,9 @@ HOST = Host(
     limits=("The controller is a small machine of its own that costs something too.",),
     gpus=GPUS,
     variables=("HF_TOKEN", "VLLM_API_KEY"),
-    secrets=(("HF_TOKEN, VLLM_API_KEY", "in your shell"),),
+    secrets=(
+        ("HF_TOKEN", "in your shell, reads the model and a gated base"),
+        ("VLLM_API_KEY", "in your shell, which callers send: `export VLLM_API_KEY=$(openssl rand -hex 24)`"),
+    ),
+    providers=("AWS us-east-1", "Lambda", "Nebius", "RunPod Secure", "RunPod Community", "Vast.ai", "Verda"),
 )

@@ -43,8 +43,8 @@ tg models rm "$(python3 -c 'import json; print(json.load(open("model.json"))["id
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
     ask = (
-        f'curl https://api.together.ai/v1/chat/completions -H "Authorization: Bearer $TOGETHER_API_KEY" '
-        f'-H "Content-Type: application/json" -d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+        'curl https://api.together.ai/v1/chat/completions -H "Authorization: Bearer $TOGETHER_API_KEY" '
+        '-H "Content-Type: application/json" -d @request.json'
     )
     return (
         ("pip install together\nbash deploy.sh", "Put it up"),

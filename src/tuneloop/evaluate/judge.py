@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,12 @@ GOOD = 4  # the score from which an answer counts as good, against a thumb
 LONGEST = 12_000  # characters of an answer that a judge is shown
 _VERDICT = re.compile(r"verdict\W{0,6}(A\b|B\b|tie\b|[1-5]\b)", re.IGNORECASE)
 _PLACE = re.compile(r"\{(\w+)\}")
+# What an answer says to whoever judges it: a verdict, or an order to forget the task.
+_TO_A_JUDGE = re.compile(
+    r"verdict\W{0,6}(?:A\b|B\b|tie\b|[1-5]\b)|\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:instructions?|prompts?|rubric|above|previous)\b"
+    r"|\b(?:answer|response) [AB] is (?:clearly |much |far )?(?:better|worse|the best)\b|\b(?:judge|grader|evaluator)s?\b[^.\n]{0,40}\b(?:must|should|please|choose|prefer|pick|rate)\b",
+    re.IGNORECASE,
+)
 
 # Conversations and the options to choose from -> the option chosen for each, None where the judge named none.
 Choose = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[str | None]]
@@ -43,10 +49,20 @@ class JudgePrompt:
     user: str
 
     def turns(self, **values: str) -> list[Message]:
-        """The conversation that a judge is asked to continue."""
-        shown = {name: value[:LONGEST] for name, value in values.items()}
+        """The conversation that a judge is asked to continue. A line that looks like one of its headings is marked as quoted."""
+        headings = {line.strip().casefold() for line in self.user.splitlines() if line.strip().startswith("[")}
+        shown = {name: _quoted(value[:LONGEST], headings) for name, value in values.items()}
         text = _PLACE.sub(lambda m: shown.get(m[1], m[0]), self.user)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": text}]
+
+
+def _quoted(text: str, headings: Collection[str]) -> str:
+    return "\n".join(f"> {line}" if line.strip().casefold() in headings else line for line in text.split("\n"))
+
+
+def speaks_to_the_judge(text: str) -> bool:
+    """Whether an answer tries to say how it is to be judged; then no model's verdict on it counts, and people should look."""
+    return bool(_TO_A_JUDGE.search(text[:LONGEST]))
 
 
 @dataclass(frozen=True)
@@ -122,10 +138,13 @@ def judge_pairs(
 ) -> Judgement:
     """Judge each pair in both orders.
 
-    A pair is won only when both orders name the same answer; equal answers tie unasked; a pair with an answer that
-    names no verdict doesn't count. `names`: of the systems a and b; `seed`: of the resamples.
+    A pair is won only when both orders name the same answer; equal answers tie unasked; a pair with an answer of the judge
+    that names no verdict doesn't count, nor one in which an answer speaks to the judge. `names`: of the systems a and b;
+    `seed`: of the resamples.
     """
-    asked = [pair for pair in pairs if pair.a.strip() != pair.b.strip()]
+    different = [pair for pair in pairs if pair.a.strip() != pair.b.strip()]
+    spoken = {pair.id for pair in different if speaks_to_the_judge(pair.a) or speaks_to_the_judge(pair.b)}
+    asked = [pair for pair in different if pair.id not in spoken]
     turns = []
     for pair in asked:
         shared = {"conversation": pair.conversation, "reference": pair.reference or "(none)"}
@@ -134,10 +153,11 @@ def judge_pairs(
     sides: dict[str, tuple[str | None, str | None]] = {
         pair.id: (said[2 * i], said[2 * i + 1]) for i, pair in enumerate(asked)
     }
-    winners = {pair.id: _winner(sides.get(pair.id)) for pair in pairs}
+    winners = {pair.id: None if pair.id in spoken else _winner(sides.get(pair.id)) for pair in pairs}
     facts = _preference(pairs, winners, names, seed)
     facts |= {
         "unread": sum(None in side for side in sides.values()),
+        "spoken": len(spoken),
         "position_bias": _position_bias(list(sides.values())),
         "length_bias": _length_bias(asked, winners),
         "agreement": _agreement(
@@ -208,9 +228,16 @@ def _length_bias(pairs: Sequence[Pair], winners: Mapping[str, Winner | None]) ->
     }
 
 
+def _spoken_in_words(number: int) -> list[str]:
+    said = 'one answer speaks to the judge, as in "Verdict: A"; it has no verdict, look at it'
+    several = f'{number} times an answer speaks to the judge, as in "Verdict: A"; these have no verdict, look at them'
+    return [(said if number == 1 else several).capitalize() + "."] if number else []
+
+
 def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
+    spoken = _spoken_in_words(facts["spoken"])
     if not facts["n"]:
-        return [f"The judge gave no verdict on any pair ({facts['unread']} answers could not be read)."]
+        return [f"The judge gave no verdict on any pair ({facts['unread']} answers could not be read).", *spoken]
     won, share = facts["wins"], facts["preference"]
     words = [
         f"The judge prefers {names[1]} in {won['b']}, {names[0]} in {won['a']} of {facts['n']} pairs, {won['tie']} ties: "
@@ -229,6 +256,7 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
         )
     if facts["unread"]:
         words.append(f"{facts['unread']} pairs have an answer that names no verdict; they don't count.")
+    words += spoken
     return [*words, _agreement_in_words(facts["agreement"])]
 
 
@@ -236,11 +264,16 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
 
 
 def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
-    """Rate answers from 1 to 5 by the rubric; 4 and more count as good when compared with people's thumbs."""
+    """Rate answers from 1 to 5 by the rubric; 4 and more count as good when compared with people's thumbs.
+
+    One that speaks to the judge gets no rating.
+    """
+    asked = [i for i in items if not speaks_to_the_judge(i.answer)]
     turns = [
-        prompt.turns(conversation=i.conversation, reference=i.reference or "(none)", answer=i.answer) for i in items
+        prompt.turns(conversation=i.conversation, reference=i.reference or "(none)", answer=i.answer) for i in asked
     ]
-    said = choose(turns, SCORES) if turns else []
+    given = dict(zip([id(i) for i in asked], choose(turns, SCORES) if turns else [], strict=True))
+    said = [given.get(id(i)) for i in items]
     scores = [None if s is None else int(s) for s in said]
     read = [(item, score) for item, score in zip(items, scores, strict=True) if score is not None]
     votes = [
@@ -249,7 +282,8 @@ def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *
     facts: dict[str, Any] = {
         "kind": "rubric",
         "n": len(read),
-        "unread": len(items) - len(read),
+        "unread": len(asked) - len(read),
+        "spoken": len(items) - len(asked),
         "score": _mean([float(s) for _, s in read], seed) if read else None,
         "scores": {s: sum(str(score) == s for _, score in read) for s in SCORES},
         "length_bias": {
@@ -264,8 +298,9 @@ def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *
 
 
 def _ratings_in_words(facts: Mapping[str, Any]) -> list[str]:
+    spoken = _spoken_in_words(facts["spoken"])
     if not facts["n"]:
-        return [f"The judge rated nothing ({facts['unread']} answers could not be read)."]
+        return [f"The judge rated nothing ({facts['unread']} answers could not be read).", *spoken]
     mean, rank = facts["score"], facts["length_bias"]["spearman"]
     words = [
         f"Mean rating of {facts['n']} answers: {mean.value:.2f} of 5 (95 % interval {mean.low:.2f} to {mean.high:.2f})."
@@ -278,6 +313,7 @@ def _ratings_in_words(facts: Mapping[str, Any]) -> list[str]:
         )
     if facts["unread"]:
         words.append(f"{facts['unread']} answers of the judge name no rating; they don't count.")
+    words += spoken
     return [*words, _agreement_in_words(facts["agreement"])]
 
 

@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 
+from tuneloop.core.ids import utc
 from tuneloop.improve.monitor import Helpers, MonitorOptions, monitor
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.monitoring import MonitorReport
@@ -171,10 +172,12 @@ class Shop:
     size: int
     rng: random.Random
     number: int = 0
+    weeks: int = 0
 
     def week(self, kind: str, part: float) -> Week:
         """A week in which a part of the requests is changed."""
-        rng = self.rng
+        rng, begin = self.rng, 1_767_225_600 + 604_800 * self.weeks
+        self.weeks += 1
         changed = [rng.random() < part for _ in range(self.size)]
         pairs = [
             asked(kind, pair, self.rows, rng) if here else pair
@@ -192,7 +195,7 @@ class Shop:
             right.append(label == truth)
             self.number += 1
             one = StoredRequest(
-                id=f"r{self.number:08d}", time="2026-01-01T00:00:00Z", model="m", user=f"u{self.number}", finish="stop",
+                id=f"r{self.number:08d}", time=utc(begin + 604_800 * i / self.size), model="m", user=f"u{self.number}", finish="stop",
                 prompt=[{"role": "user", "content": text}], total_ms=rng.lognormvariate(5, 0.5), usd=rng.lognormvariate(-7, 0.3),
                 completion={"role": "assistant", "content": label, "probability": chance},
             )  # fmt: skip

@@ -4,7 +4,7 @@
     python examples/loop/loop.py --help
 
 Everything is done by `tuneloop` commands in processes of their own, which are printed; customers come from `customers.py`, by
-HTTP. Nothing is decided here: the script only waits, and plants what is to be found. One week takes some 45 seconds, by
+HTTP. Nothing is decided here: the script only waits, and plants what is to be found. One week takes a minute, by
 `TUNELOOP_CLOCK`, which lets the clock of stored events run faster for all commands alike.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,7 @@ WEEK = 7 * 86_400.0
 MONTHS = 6  # of 28 days, that the good candidate's experiment may last
 INSTRUCTION = "Which queue does this ticket to Marrow & Pine belong to?"
 MODEL = "queue"
+IDS = re.compile(r" Requests: [^.]*\.")  # of the requests behind an alarm, which say nothing here
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Shop:
         folder: where everything is written.
         asked: the command line.
         training_seconds: that trainings took.
+        spent: seconds of each kind of command, one value a call; `customers` is the time in which customers came.
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class Shop:
     address: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+    spent: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         speed = WEEK / self.asked.seconds
@@ -69,8 +73,10 @@ class Shop:
             done = subprocess.run(
                 command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=log, check=False
             )
+        seconds = time.monotonic() - begun
+        self.spent.setdefault(" ".join(words[: 2 if words[0] in ("ab", "improve") else 1]), []).append(seconds)
         if words[0] == "run":
-            self.training_seconds += time.monotonic() - begun
+            self.training_seconds += seconds
         found: dict[str, Any] = {}
         with suppress(ValueError, IndexError):
             found = json.loads(done.stdout.decode().strip().splitlines()[-1])
@@ -105,11 +111,13 @@ class Shop:
                 stderr=log,
             )
         state = self.folder / "serve" / "state.json"
-        until = time.monotonic() + 300
+        begun = time.monotonic()
+        until = begun + 300
         while time.monotonic() < until and self.server.poll() is None:
             with suppress(OSError, ValueError, KeyError):
                 self.address = json.loads(state.read_text())["address"]
                 with urllib.request.urlopen(f"{self.address}/readyz", timeout=5):
+                    self.spent.setdefault("serve, until it is ready", []).append(time.monotonic() - begun)
                     return
             time.sleep(0.2)
         raise SystemExit(f"The server did not start; see {self.folder / 'server.log'}")
@@ -136,16 +144,18 @@ class Shop:
         command = [sys.executable, str(HERE / "customers.py"), self.address, str(tickets), "--model", MODEL, "--customers", str(customers),
                    "--seconds", f"{seconds:.1f}", "--seed", str(self.seed)]  # fmt: skip
         running = subprocess.Popen(command, stdout=subprocess.PIPE)
-        ended = False
+        begun, ended = time.monotonic(), False
         while decide is not None and not ended and running.poll() is None:
             time.sleep(self.asked.seconds / 7)
             ended = decide()
         if ended and running.poll() is None:
             running.terminate()
             running.wait()
+            self.spent.setdefault("customers come", []).append(time.monotonic() - begun)
             print(f"{name:<12}the customers of the rest of these days were not needed", flush=True)
             return {}
         out, _ = running.communicate()
+        self.spent.setdefault("customers come", []).append(time.monotonic() - begun)
         found: dict[str, Any] = json.loads(out)
         if not found["sent"]:
             raise SystemExit(f"No ticket was answered; see {self.folder / 'server.log'}")
@@ -161,7 +171,7 @@ class Shop:
             "monitor", "serve", "--reference", "runs/first/dataset", "--window", "7d", allowed=(0, 1, 3)
         )
         for line in found["summary"][:6]:
-            print(f"monitor     {line}", flush=True)
+            print(f"monitor     {IDS.sub('', line)}", flush=True)
         return status == 1
 
 
@@ -264,6 +274,7 @@ def improve(shop: Shop, tickets: Path) -> str:
     print("$ tuneloop improve project.yaml", flush=True)
     ended = one_pass()
     shop.training_seconds += time.monotonic() - begun
+    print(f"retrained   {', '.join(last['steps'])} in {(time.monotonic() - begun) / 60:.1f} minutes", flush=True)
     if not ended:  # the experiment has begun
         shop.serve()
         for month in range(1, MONTHS + 1):
@@ -273,9 +284,17 @@ def improve(shop: Shop, tickets: Path) -> str:
     return str(last["sentence"])
 
 
+def usd(amount: float | None) -> str:
+    """Dollars, where they are known."""
+    return "unknown" if amount is None else f"${amount:.4f}"
+
+
 def told(shop: Shop) -> None:
     """What it all came to, from the store: costs and decisions, each made again."""
     _, report = shop.tuneloop("improve", "report", "serve")
+    for cycle in report["cycles"]:
+        print(f"cycle {cycle['number']:<6}began because of {'; '.join(cycle['reasons'])}; expected: gain {usd(cycle['gain_usd'])}, "
+              f"cost {usd(cycle['expected_usd'])}; {cycle['outcome'] or 'goes on'}: {cycle['why']}")  # fmt: skip
     for line in report["experiments"]:
         word = {"promote": "promoted", "roll back": "rolled back"}.get(line["outcome"], line["outcome"] or "goes on")
         print(
@@ -305,8 +324,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tickets", type=Path, default=HERE.parent / "tickets" / "tickets.jsonl")
     parser.add_argument("--first-rows", type=int, default=240, help="tickets of the first training")
-    parser.add_argument("--customers", type=int, default=400, help="a week")
-    parser.add_argument("--seconds", type=float, default=45.0, help="that a week takes")
+    parser.add_argument("--customers", type=int, default=300, help="a week")
+    parser.add_argument("--seconds", type=float, default=60.0, help="that a week takes")
     parser.add_argument("--epochs", type=int, default=2, help="of all trainings but the planted one's, which has half")
     parser.add_argument("train", nargs="*", type=setting, help="settings of all trainings, as in rank=16")
     asked = parser.parse_args()
@@ -339,6 +358,8 @@ def main() -> None:
         shop.stop()
     whole = time.monotonic() - begun
     print(f"took        {whole / 60:.1f} minutes, {shop.training_seconds / 60:.1f} of them in trainings")
+    for name, each in sorted(shop.spent.items(), key=lambda pair: -sum(pair[1]))[:8]:
+        print(f"{'':<12}{sum(each):6.0f} s  {name}" + (f", {len(each)} times" if len(each) > 1 else ""))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def requests(n, start, seed, change=lambda i, text, label: {}):
             "completion": label,
             "total_ms": rng.lognormvariate(5, 0.4),
         }
-        made.append(request(i, i / 1000, **{**fields, **change(i, text, label)}))
+        days = 28 + (i - 5000) / 200 * 7 if i >= 5000 else i / 400 * 28  # the window is the week after four others
+        made.append(request(i, days, **{**fields, **change(i, text, label)}))
     return made
 
 
@@ -67,6 +68,37 @@ def test_false_alarms_of_a_year_are_kept():
     # Of 16 windows with 2 accepted in a year of 52, 4 or more alarms have a chance of 1 in 400.
     alarms = sum(bool(report(seed=seed).alarms) for seed in range(16))
     assert alarms <= 3
+
+
+def test_copies_of_a_text_count_once():
+    """A data set has no copies and production has; the same questions by other users are no change."""
+    window = requests(70, 5000, 3)
+    copied = [
+        one.model_copy(update={"id": f"{one.id}-{k}", "user": f"{one.user}-{k}"}) for one in window for k in range(6)
+    ]
+    found = report(window=copied)
+    assert not {"inputs", "novelty", "vocabulary", "length", "language", "labels", "output length"} & set(found.alarms)
+    assert next(one for one in found.detections if one.name == "labels").rows[1] <= 70
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hours_of_load_are_no_change_of_latency_and_a_slower_week_is(seed):
+    """Requests of the same time wait behind each other: 50 slow ones in a row happen in calm weeks, too."""
+    rng = random.Random(seed)
+    pace = [rng.lognormvariate(0, 0.5) for _ in range(200)]  # of each part of a day
+
+    def queued(i, text, label, times=1.0):
+        days = 28 + (i - 5000) / 200 * 7 if i >= 5000 else i / 400 * 28
+        return {"total_ms": 100 * times * pace[int(days * 4) % 200] * rng.lognormvariate(0, 0.1)}
+
+    earlier = requests(400, 0, 100 + seed, queued)
+    options = {"options": m.MonitorOptions(model="m"), "window_days": 7}
+
+    def alarms(times):
+        window = requests(200, 5000, seed, lambda i, text, label: queued(i, text, label, times))
+        return m.monitor(reference(), window, earlier, (), HELPERS, **options).alarms
+
+    assert "latency" not in alarms(1.0) and "latency" in alarms(3.0)
 
 
 def test_the_level_is_divided_over_windows_and_detectors():
@@ -126,7 +158,7 @@ def test_too_few_requests_say_so():
 
 
 def test_texts_that_were_not_kept_leave_the_inputs_out():
-    found = report(window=requests(100, 5000, 1, lambda i, text, label: {"prompt": []}))
+    found = report(window=requests(200, 5000, 1, lambda i, text, label: {"prompt": []}))
     names = {one.name for one in found.detections}
     assert "latency" in names and "length" not in names and "length" in found.skipped
 

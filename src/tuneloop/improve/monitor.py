@@ -1,8 +1,8 @@
 """Has production changed, and does it matter? One window of requests against a data set and against the time before.
 
 Each detector is an exact test by permutation at the sizes of its groups. The false alarms of a year are a setting: they
-are divided over the windows of the year and over the detectors that are read in each. A user counts once in a window,
-since the requests of one user go together.
+are divided over the windows of the year and over the detectors that are read in each. What goes together counts once: the
+requests of a user, copies of a text, and for latency the requests of a part of the time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import Field
 from tuneloop.core.files import Config
 from tuneloop.core.late import np
 from tuneloop.improve.canary_prompts import SHARE, told
-from tuneloop.improve.experiment import unit_of
+from tuneloop.improve.experiment import time_of, unit_of
 from tuneloop.improve.feedback import by_request, value_of
 from tuneloop.improve.permutation import Difference, categories_differ, numbers_differ, vectors_differ
 from tuneloop.records.feedback import Feedback
@@ -35,6 +35,9 @@ SHOWN = 5
 WORD = re.compile(r"\w+")
 REFUSES = re.compile(r"\b(?:i (?:can(?:no|')t|am unable|am not able)|i'm (?:unable|not able|sorry)|as an ai)\b", re.I)
 TAILED = ("novelty", "vocabulary")  # a few rows far out are what they look for
+BLOCKED = ("latency",)  # compared by parts of time
+BLOCKS = 7  # of a window: days of a week
+FEW_BLOCKS, FEW_IN_BLOCK = 5, 5  # parts, and requests of a part, below which nothing is said
 CANARIES = "canaries"  # among the alarms: not a window's detector, see `canary_prompts`
 KNOWN_ENOUGH = 50  # judged answers from which probabilities are calibrated
 
@@ -145,10 +148,19 @@ def monitor(
     now, before = _one_a_user(window, MOST_NOW), _one_a_user(earlier, MOST_BEFORE)
     said = by_request(feedback, _conversations([*earlier, *window]))
     skipped: dict[str, str] = {}
+    texts_now, texts_before = _one_a_text(now), _one_a_text(before)
+    found = [
+        *_of_inputs(reference, texts_now, texts_before, helpers, skipped),
+        *_of_production(now, before, said),
+        *_of_answers(texts_now, texts_before),
+        *_of_load(window, earlier, window_days),
+    ]
     compared = []
-    for one in [*_of_inputs(reference, now, before, helpers, skipped), *_of_production(now, before, said)]:
-        if min(len(one.before), len(one.now)) < FEW:
-            skipped[one.name] = f"{len(one.now)} rows now and {len(one.before)} before; {FEW} are needed"
+    for one in found:
+        least = FEW_BLOCKS if one.name in BLOCKED else FEW
+        if min(len(one.before), len(one.now)) < least:
+            unit = "parts of time" if one.name in BLOCKED else "rows"
+            skipped[one.name] = f"{len(one.now)} {unit} now and {len(one.before)} before; {least} are needed"
         else:
             compared.append(one)
     level = level_of(options.false_alarms * (1 - SHARE if canaries else 1), window_days, len(compared))
@@ -169,6 +181,14 @@ def _one_a_user(requests: Sequence[StoredRequest], most: int) -> list[StoredRequ
     for request in requests:
         first.setdefault(unit_of(request), request)
     return _some(list(first.values()), most, lambda request: request.id)
+
+
+def _one_a_text(requests: Sequence[StoredRequest]) -> list[StoredRequest]:
+    """The first request of each text: a data set has no copies, and those of production go together."""
+    first: dict[str, StoredRequest] = {}
+    for request in requests:
+        first.setdefault(" ".join(asked(request).casefold().split()) or request.id, request)
+    return list(first.values())
 
 
 def _some(rows: Sequence[Any], most: int, key: Callable[[Any], str]) -> list[Any]:
@@ -269,10 +289,11 @@ def _of_labels(
     labels: Sequence[str], now: Sequence[StoredRequest], before: Sequence[StoredRequest]
 ) -> Iterator[Compared]:
     given = [(request.id, answered(request).strip()) for request in now if answered(request)]
-    names = set(labels)
-    if not names or sum(text in names for _, text in given) * 2 < len(given):
-        return  # no labels, or the model answers in sentences
     old = [text for request in before if (text := answered(request).strip())]
+    names = set(labels)
+    sides = (old, [text for _, text in given])
+    if not names or not any(texts and 2 * sum(text in names for text in texts) >= len(texts) for texts in sides):
+        return  # no labels, or the model answers in sentences, now as before
     against: Reference = "earlier" if len(old) >= FEW else "reference"
     shown = [[text if text in names else "(none of the labels)" for text in some]
              for some in (old if against == "earlier" else labels, [text for _, text in given])]  # fmt: skip
@@ -290,25 +311,47 @@ def _of_labels(
 def _of_production(
     now: Sequence[StoredRequest], before: Sequence[StoredRequest], said: Mapping[str, list[Feedback]]
 ) -> Iterator[Compared]:
-    """What was answered and how it was taken, against earlier production."""
+    """What kind of answers there were and how they were taken, against earlier production."""
     sides = (before, now)
     ids = [request.id for request in now]
     states = [[_state(request) for request in some] for some in sides]
     yield Compared(
         "outputs", "earlier", "categories", states[0], states[1], ids, unit="share of answers of another kind"
     )
-    for name, value in (
-        ("output length", lambda r: float(len(answered(r))) if answered(r) else None),
-        ("latency", lambda r: r.total_ms),
-        ("cost", lambda r: r.usd),
-    ):
-        pairs = [[(r.id, v) for r in some if (v := value(r)) is not None] for some in sides]
-        numbers = [np.array([v for _, v in some], dtype=np.float64) for some in pairs]
-        yield Compared(name, "earlier", "numbers", numbers[0], numbers[1], [name for name, _ in pairs[1]])
     rated = [[(r.id, v) for r in some if (v := _liked(said.get(r.id, ()))) is not None] for some in sides]
     votes = [[v for _, v in some] for some in rated]
     unit = "share of rated answers that are taken otherwise"
     yield Compared("feedback", "earlier", "categories", votes[0], votes[1], [name for name, _ in rated[1]], unit=unit)
+
+
+def _of_answers(now: Sequence[StoredRequest], before: Sequence[StoredRequest]) -> Iterator[Compared]:
+    """How long answers are and what they cost, against earlier production."""
+    lengths = [[(r.id, float(len(answered(r)))) for r in some if answered(r)] for some in (before, now)]
+    yield _numbers("output length", lengths[0], lengths[1])
+    prices = [[(r.id, r.usd) for r in some if r.usd is not None] for some in (before, now)]
+    yield _numbers("cost", prices[0], prices[1])
+
+
+def _of_load(
+    window: Sequence[StoredRequest], earlier: Sequence[StoredRequest], window_days: float
+) -> Iterator[Compared]:
+    """Latency, as the geometric mean of each part of the time: requests that wait behind the same ones go together."""
+    sides = []
+    for some in (earlier, window):
+        blocks: dict[int, list[tuple[float, str]]] = {}
+        for request in some:
+            if request.total_ms is not None and request.total_ms > 0:
+                at = time_of(request.time).timestamp() / 86_400 / window_days * BLOCKS
+                blocks.setdefault(math.floor(at), []).append((request.total_ms, request.id))
+        kept = [each for each in blocks.values() if len(each) >= FEW_IN_BLOCK]
+        sides.append([(max(each)[1], math.exp(sum(math.log(ms) for ms, _ in each) / len(each))) for each in kept])
+    yield _numbers("latency", sides[0], sides[1])
+
+
+def _numbers(name: str, before: Sequence[tuple[str, float]], now: Sequence[tuple[str, float]]) -> Compared:
+    """A number of each request, against earlier production."""
+    values = [np.array([value for _, value in some], dtype=np.float64) for some in (before, now)]
+    return Compared(name, "earlier", "numbers", values[0], values[1], [id_ for id_, _ in now])
 
 
 def _state(request: StoredRequest) -> str:
@@ -472,6 +515,9 @@ def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
             else "not calibrated, as the model says"
         )
         loss = f"; before {q.before:.3f}" if q.before == q.before else ""
+        if loss and report.alarms:
+            fewer = [100 * (q.before - each) for each in (q.estimated, q.high, q.low)]
+            loss += f", so about {fewer[0]:.0f} points are lost [{fewer[1]:.0f}, {fewer[2]:.0f}]"
         yield f"Estimated share of right answers: {q.estimated:.3f} [{q.low:.3f}, {q.high:.3f}], {by}{loss}."
         if q.judged:
             yield f"People judged {q.judged:,} of them: {q.measured:.3f} are right."

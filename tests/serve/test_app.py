@@ -138,6 +138,23 @@ def test_bodies_that_are_no_json_are_refused(server: tuple[str, Gateway], raw: b
     assert reply.status_code in (400, 413) and reply.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(("path", "field"), [("chat/completions", "metadata"), ("feedback", "value")])
+def test_a_body_that_is_nested_too_deeply_is_refused(server: tuple[str, Gateway], path: str, field: str) -> None:
+    """The parser takes 1,024 levels; what writes the store takes fewer."""
+    rest = {"kind": "k", "request": "r"} if path == "feedback" else CHAT
+    for levels, status in ((150, 200), (1000, 400)):
+        deep = json.dumps({**rest, field: 0}).replace('": 0', f'": {"[" * levels}1{"]" * levels}')
+        reply = httpx.post(f"{server[0]}/v1/{path}", content=deep)
+        assert reply.status_code == status, reply.text
+    assert "200 levels" in reply.json()["error"]["message"]
+
+
+def test_a_wrong_method_is_told_which_is_right(server: tuple[str, Gateway]) -> None:
+    reply = httpx.delete(f"{server[0]}/v1/chat/completions")
+    assert reply.status_code == 405 and reply.headers["allow"] == "POST"
+    assert reply.json()["error"]["message"] == "DELETE is not possible here"
+
+
 def test_pages_of_other_sites_are_refused(server: tuple[str, Gateway]) -> None:
     assert post(server, "/v1/chat/completions", CHAT, origin="https://evil.example").status_code == 403
     assert post(server, "/v1/chat/completions", CHAT, host="evil.example").status_code == 403

@@ -76,6 +76,24 @@ def test_what_a_server_writes_is_what_any_other_writes(name: str, tmp_path: Path
     assert len(wanted) == 3 and store.counts.written == 3 and not store.counts.fault
 
 
+def test_a_record_that_can_not_be_written_costs_itself_alone(tmp_path: Path) -> None:
+    value: Any = 1
+    for _ in range(5000):
+        value = [value]
+    told: list[str] = []
+    store = StoreWriter(tmp_path, say=told.append)
+    store.start()
+    bad = Feedback(id=uuid7(), request="r", kind="k", value="x", time=utc_now()).model_copy(update={"value": value})
+    futures = [store.add_durably(each) for each in (request(), bad, request())]
+    assert isinstance(futures[1].exception(20), OSError)
+    for future in (futures[0], futures[2], store.add_durably(request())):
+        future.result(20)
+    store.stop()
+    with opened(tmp_path) as found:
+        assert len(list(read_requests(found))) == 3 and not list(read_feedback(found))
+    assert store.counts.lost == 1 and len(told) == 1 and "is lost" in told[0]
+
+
 def test_ids_grow_and_carry_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [uuid7() for _ in range(10_000)]
     assert found == sorted(set(found))

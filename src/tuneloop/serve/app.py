@@ -23,6 +23,7 @@ from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway, Piece, ServedModel
 
 MOST_FEEDBACK = 100_000  # bytes of feedback from a page
+MOST_DEPTH = 200  # levels of objects and lists in a body: deeper ones can't be written again
 WATCH_AFTER = 0.02  # seconds of an answer after which it is looked whether its client leaves
 
 Scope = Any
@@ -92,6 +93,8 @@ class Call:
             value = None
         if not isinstance(value, dict):
             raise ApiError(400, "The body must be a JSON object", code="invalid_json")
+        if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH and _deeper(value, MOST_DEPTH):
+            raise ApiError(400, f"The body is nested in more than {MOST_DEPTH} levels", code="invalid_json")
         return value
 
     @contextlib.asynccontextmanager
@@ -156,6 +159,21 @@ class Call:
             kind = f"event: {value['type']}\n".encode() if "sequence_number" in value else b""
             data = kind + b"data: " + orjson.dumps(value) + b"\n\n"
         await self.send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether objects and lists are nested in more levels. It goes down level by level, so that nothing is too deep for it."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            part
+            for each in level
+            for part in (each.values() if isinstance(each, dict) else each)
+            if isinstance(part, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _safe(value: str) -> str:
@@ -273,7 +291,8 @@ async def _no_route(request: Any, error: Exception) -> Any:
     status = getattr(error, "status_code", 500)
     what = {404: f"There is no {request.url.path[:200]}", 405: f"{request.method} is not possible here"}
     body = ApiError(status, what.get(status, "The server failed"), code=None if status < 500 else "server").body()
-    return Response(orjson.dumps(body), status, media_type="application/json")
+    headers = getattr(error, "headers", None)  # with 405, what is allowed
+    return Response(orjson.dumps(body), status, headers, media_type="application/json")
 
 
 @dataclass
@@ -474,7 +493,7 @@ class Server:
         """`GET /openapi.json`."""
         from tuneloop.serve.openapi import document
 
-        await call.reply(document())
+        await call.reply(document(batches=self.gateway.config.batch.enabled))
 
     async def page(self, call: Call) -> None:
         """`GET /`: state, models, a box to try a prompt."""

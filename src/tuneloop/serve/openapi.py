@@ -8,22 +8,42 @@ _TEXT = {"type": "string"}
 _NUMBER = {"type": "number"}
 _WHOLE = {"type": "integer"}
 _YES = {"type": "boolean"}
+_NAME = {"type": "string", "maxLength": 512}
+_WORD = {"type": "string", "minLength": 1}
+_SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+_FUNCTION = {
+    "type": "object",
+    "required": ["type", "function"],
+    "properties": {
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "required": ["name"],
+            "properties": {"name": _WORD, "parameters": {"type": "object"}},
+        },
+    },
+}
+_PARTS = {
+    "type": "array",
+    "items": {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": _TEXT}},
+}
 _MESSAGES = {
     "type": "array",
     "minItems": 1,
     "items": {
         "type": "object",
-        "required": ["role"],
+        "required": ["role", "content"],
         "properties": {
             "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-            "content": {"oneOf": [_TEXT, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]},
+            "content": {"oneOf": [_TEXT, _PARTS]},
         },
     },
 }
+_TEXTS = {"oneOf": [_TEXT, {"type": "array", "minItems": 1, "maxItems": 16, "items": _TEXT}]}
 _SHARED: dict[str, Any] = {
-    "model": _TEXT, "stream": _YES, "stream_options": {"type": "object"}, "n": {"type": "integer", "minimum": 1},
-    "temperature": {"type": "number", "minimum": 0, "maximum": 2}, "top_p": _NUMBER, "seed": _WHOLE, "user": _TEXT,
-    "stop": {"oneOf": [_TEXT, {"type": "array", "items": _TEXT}]}, "max_tokens": {"type": "integer", "minimum": 1},
+    "model": _TEXT, "stream": _YES, "stream_options": {"type": "object"}, "n": {"type": "integer", "minimum": 1, "maximum": 16},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2}, "top_p": _SHARE, "seed": _WHOLE, "user": _NAME,
+    "stop": {"oneOf": [_WORD, {"type": "array", "maxItems": 16, "items": _WORD}]}, "max_tokens": {"type": "integer", "minimum": 1},
     "service_tier": {"enum": ["auto", "default", "flex", "priority"]},
 }  # fmt: skip
 _ERROR = {
@@ -48,27 +68,27 @@ _BODIES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         ["messages"],
         {
             **_SHARED, "messages": _MESSAGES, "max_completion_tokens": {"type": "integer", "minimum": 1},
-            "tools": {"type": "array", "items": {"type": "object"}}, "tool_choice": {}, "logprobs": _YES,
-            "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20}, "response_format": {"type": "object"},
+            "tools": {"type": "array", "items": _FUNCTION}, "tool_choice": {"enum": ["none", "auto"]}, "logprobs": _YES,
+            "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20}, "response_format": {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}},
         },
     ),
     "/v1/completions": (
         "Go on with a text",
         ["prompt"],
-        {**_SHARED, "prompt": {}, "echo": _YES, "logprobs": {"type": "integer", "minimum": 0, "maximum": 20}},
+        {**_SHARED, "prompt": _TEXTS, "echo": _YES, "logprobs": {"type": "integer", "minimum": 0, "maximum": 20}},
     ),
     "/v1/responses": (
         "Answer a text or a conversation, without a memory of earlier ones",
         ["input"],
         {
-            "model": _TEXT, "input": {}, "instructions": _TEXT, "stream": _YES, "temperature": _NUMBER,
-            "top_p": _NUMBER, "max_output_tokens": {"type": "integer", "minimum": 1}, "text": {"type": "object"},
+            "model": _TEXT, "input": {"oneOf": [_TEXT, _MESSAGES]}, "instructions": _TEXT, "stream": _YES,
+            "temperature": {"type": "number", "minimum": 0, "maximum": 2}, "top_p": _SHARE, "max_output_tokens": {"type": "integer", "minimum": 1}, "text": {"type": "object"},
         },
     ),
     "/v1/classify": (
         "Choose a label, with its probability",
         [],
-        {"model": _TEXT, "input": {}, "messages": _MESSAGES, "top": {"type": "integer", "minimum": 0}},
+        {"model": _TEXT, "input": _TEXTS, "messages": _MESSAGES, "user": _NAME, "top": {"type": "integer", "minimum": 0}},
     ),
     "/v1/feedback": (
         "Say what came of an answer",
@@ -86,10 +106,39 @@ _GETS = {
     "/openapi.json": "This document",
     "/feedback.js": "A script with which a page asks its readers for feedback",
 }
+_FILE = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"const": "batch"}},
+}
+_BATCH = {
+    "type": "object",
+    "required": ["input_file_id", "endpoint", "completion_window"],
+    "properties": {
+        "input_file_id": _TEXT, "endpoint": {"enum": ["/v1/chat/completions", "/v1/completions", "/v1/responses"]},
+        "completion_window": {"type": "string", "pattern": "^[1-9][0-9]{0,3}[hd]$"}, "metadata": {"type": "object"},
+    },
+}  # fmt: skip
+# Path, method -> what it does, the kind of its body and its schema; of batches and their files.
+_BATCHES: dict[tuple[str, str], tuple[str, str, dict[str, Any]]] = {
+    ("/v1/files", "post"): ("Upload a file of requests", "multipart/form-data", _FILE),
+    ("/v1/files", "get"): ("The files", "", {}),
+    ("/v1/files/{id}", "get"): ("One of them", "", {}),
+    ("/v1/files/{id}", "delete"): ("Delete it", "", {}),
+    ("/v1/files/{id}/content", "get"): ("What it holds", "", {}),
+    ("/v1/batches", "post"): ("Answer a file of requests", "application/json", _BATCH),
+    ("/v1/batches", "get"): ("The batches", "", {}),
+    ("/v1/batches/{id}", "get"): ("One of them", "", {}),
+    ("/v1/batches/{id}/cancel", "post"): ("End it early", "", {}),
+}
 
 
-def document() -> dict[str, Any]:
-    """The document as JSON."""
+def document(*, batches: bool = True) -> dict[str, Any]:
+    """The document as JSON.
+
+    Args:
+        batches: whether the server takes batches.
+    """
     from tuneloop import __version__
 
     refused = {"description": "Refused", "content": {"application/json": {"schema": _ERROR}}}
@@ -106,6 +155,12 @@ def document() -> dict[str, Any]:
         if "{" in path:
             name = path.partition("{")[2].partition("}")[0]
             paths[path]["get"]["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _TEXT}]
+    for (path, method), (summary, kind, schema) in _BATCHES.items() if batches else ():
+        found = paths.setdefault(path, {}).setdefault(method, {"summary": summary, "responses": done})
+        if kind:
+            found["requestBody"] = {"required": True, "content": {kind: {"schema": schema}}}
+        if "{id}" in path:
+            found["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": _TEXT}]
     return {
         "openapi": "3.1.0",
         "info": {"title": "tuneloop", "version": __version__},

@@ -211,6 +211,12 @@ class StoreWriter:
         except (sqlite3.Error, OSError) as error:
             retry = 0.0 if spill else time.monotonic() + 1.0
             fault = self._spill([self._kept(each.record) for each in taken], str(error))
+        except Exception as error:  # a record that can't be written must cost neither the others nor this thread
+            if len(taken) > 1:
+                return max(self._write([each], spill) for each in taken)
+            self.counts.lost += 1
+            self._tell(f"a record can't be written and is lost: {error!r:.200}")
+            fault = error
         for each in taken:
             if each.future is not None and fault is None:
                 each.future.set_result(None)

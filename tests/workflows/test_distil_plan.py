@@ -51,10 +51,33 @@ def test_more_answers_cost_more_and_own_answers_nothing(dataset: str, capsys: Sa
     own = planned(capsys, dataset, "--level", "logits", "--answers", "own")["parts"]
     assert [part["what"] for part in own] == ["the teacher's probabilities", "the student learns"]
     once, each = (
-        planned(capsys, dataset, "--level", level, "train.epochs=3")["parts"][1]["hours"]
+        planned(capsys, dataset, "--level", level, "train.epochs=3", "train.teacher_bits=4")["parts"][1]["hours"]
         for level in ("logits", "live")
     )
     assert each == pytest.approx(3 * once)
+
+
+def test_a_live_teacher_stands_beside_the_student_on_each_card(dataset: str, capsys: Said) -> None:
+    stored, live = (
+        planned(capsys, dataset, "--level", level, "train.teacher_bits=4")["parts"][-1] for level in ("logits", "live")
+    )
+    cards = [int(part["machine"].split()[0]) for part in (stored, live)]
+    assert 36 + stored["gib"] * cards[0] / cards[1] * 0.9 < live["gib"] <= 80, "70B in four bits has 36 GiB"
+    command = [
+        "distill",
+        "llama-3.3-70b",
+        "llama-3.1-8b",
+        "--dataset",
+        dataset,
+        "--out",
+        "none",
+        "--plan",
+        "--level",
+        "live",
+    ]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "next to a teacher of 13" in said and "train.teacher_bits=4" in said
 
 
 def test_the_lines_say_it(dataset: str, capsys: Said) -> None:

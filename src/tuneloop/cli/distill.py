@@ -58,7 +58,7 @@ def _plan(
 
     if not places:
         raise typer.BadParameter("--plan needs a student's name: its size is read from there")
-    found = plan_distillation(teacher, places[0], dataset, options, make_recipe({}, settings).train.epochs)
+    found = plan_distillation(teacher, places[0], dataset, options, make_recipe({}, settings).train)
     if as_json:
         print_json(found.to_json())
     else:

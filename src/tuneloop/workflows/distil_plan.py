@@ -20,11 +20,13 @@ from tuneloop.train.top_logits import Layout
 if TYPE_CHECKING:
     from tuneloop.combine.options import DistilOptions
     from tuneloop.records.rows import Dataset
+    from tuneloop.train.config import TrainConfig
 
 STUDENT_GPU = "h100-sxm"  # where no other is named
 MOST_GPUS = 8
 ARITHMETIC_SHARE = 0.5  # of the peak that a pass over known text reaches, as in advise's serving speed
 BF16 = 2  # bytes
+FOUR_BITS = 0.56  # bytes of a weight in four bits, its scales included
 
 
 @dataclass(frozen=True)
@@ -58,22 +60,24 @@ def amount_of(dataset: Dataset) -> Amount:
 
 
 def plan_distillation(
-    teacher: str, student: str, dataset: str, options: DistilOptions, epochs: float
+    teacher: str, student: str, dataset: str, options: DistilOptions, train: TrainConfig
 ) -> DistillationPlan:
     """Memory, hours and dollars of the teacher's answers, of its pass for probabilities, and of the student's training.
 
     Answers are written at the speed that `advise` expects of a server at full load. A pass takes 2 operations a weight and
-    token at half of the cards' peak. The student's training, all its weights, is `plan`'s.
+    token at half of the cards' peak. The student's training, all its weights, is `plan`'s; a live teacher stands whole on each of its
+    cards.
 
     Args:
         teacher, student: models by name; their sizes come from `plan`'s table or their config.json.
         dataset: a prepared data set.
         options: level, answers, best of how many, tokens stored.
-        epochs: of the student.
+        train: the student's settings: passes, bits of a live teacher's weights.
 
     Raises:
         UserError: an unknown model, a teacher that no eight cards hold, tokens that were not counted.
     """
+    epochs = train.epochs
     amount, prices = amount_of(load_dataset(dataset)), load_prices()
     question = make_question({"model": teacher})
     held = serving(question, prices, amount.prompt, amount.answer, "on-demand")
@@ -91,7 +95,10 @@ def plan_distillation(
     if options.level == "logits":
         layout = Layout(min(options.top, held.shape.vocabulary - 1), held.shape.vocabulary)
         stored = layout.width * amount.rows * amount.answer
-    parts.append(_student(student, amount, epochs))
+    beside = 0.0
+    if options.level == "live":
+        beside = held.shape.parameters * (FOUR_BITS if train.teacher_bits == 4 else BF16) / 2**30
+    parts.append(_student(student, amount, epochs, beside))
     return DistillationPlan(
         teacher=teacher, student=student, dataset=dataset, rows=amount.rows, prompt_tokens=amount.prompt,
         answer_tokens=amount.answer, epochs=epochs, parts=parts, stored_bytes=stored,
@@ -107,21 +114,28 @@ def _part(what: str, held: Serving, hours: float) -> PlannedPart:
     )  # fmt: skip
 
 
-def _student(student: str, amount: Amount, epochs: float) -> PlannedPart:
-    """The student's training on as few cards as hold it."""
+def _student(student: str, amount: Amount, epochs: float, beside: float) -> PlannedPart:
+    """The student's training on as few cards as hold it.
+
+    Args:
+        beside: GiB of a live teacher, which each card holds as well.
+    """
     settings: dict[str, Any] = {
         "model": student, "gpu": STUDENT_GPU, "tokens": round(amount.tokens), "epochs": epochs, "method": WHOLE,
     }  # fmt: skip
     plans = (plan_machines({**settings, "gpus": count}) for count in (1, 2, 4, MOST_GPUS))
-    plan = next((plan for plan in plans if plan["fits"]), None)
+    room = (
+        plan for plan in plans if plan["fits"] and plan["memory"]["peak_gib"] + beside <= plan["memory"]["capacity_gib"]
+    )
+    plan = next(room, None)
     if plan is None:
+        teacher = f" next to a teacher of {beside:,.0f} GiB on each of them" if beside else ""
         raise UserError(
-            f"No {MOST_GPUS} {STUDENT_GPU} hold the training of this student",
-            where=student,
-            next_step="name a smaller one",
-        )
+            f"No {MOST_GPUS} {STUDENT_GPU} hold the training of this student{teacher}", where=student,
+            next_step="set train.teacher_bits=4, or take --level logits: then the teacher is not there" if beside else "name a smaller one",
+        )  # fmt: skip
     return PlannedPart(
-        what="the student learns", machine=f"{plan['gpus']} x {plan['gpu']}", gib=plan["memory"]["peak_gib"],
+        what="the student learns", machine=f"{plan['gpus']} x {plan['gpu']}", gib=plan["memory"]["peak_gib"] + beside,
         hours=plan["time"]["hours"], usd=plan["cost"].get("usd"),
     )  # fmt: skip
 

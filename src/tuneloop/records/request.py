@@ -23,8 +23,8 @@ class StoredRequest(Record):
         fallback: why the champion answered in the candidate's place; None: who was drawn answered.
         shadow: id of the request of which this is a copy that a candidate answered unseen, or `canary:ROW` where the monitor
             asked a row of its data set; None: somebody asked it.
-        route: what a router decided: `model`, `why` (`best`, `none of these`, `conversation`), `scores` by model, `nearness` to
-            the rows that it was fitted to; None: no router was asked.
+        route: what a router decided: `model`, `why` (`best`, `by chance`, `none of these`, `conversation`), `scores` by model,
+            `nearness` to the rows that it was fitted to, `chance` of this choice; None: no router was asked.
         train: `no`: it must not become training data, as its key says; None: it may.
         user: pseudonym of the end user.
         conversation: that the request belongs to, as the client names it.

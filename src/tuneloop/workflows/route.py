@@ -207,12 +207,13 @@ class OutcomeTable:
 
     def part(self, which: str) -> OutcomeTable:
         """The rows to fit on, to validate on, or to test on: by a hash of the prompt, so equal prompts stay together."""
-        where = np.array([SPLITS[sum(_place(prompt) >= end for end in PARTS)] == which for prompt in self.prompts])
+        where = np.array([SPLITS[sum(place_of(prompt) >= end for end in PARTS)] == which for prompt in self.prompts])
         kept = [prompt for prompt, inside in zip(self.prompts, where, strict=True) if inside]
         return OutcomeTable(kept, self.names, self.quality[where])
 
 
-def _place(prompt: str) -> float:
+def place_of(prompt: str) -> float:
+    """Where a text stands between 0 and 1, by its hash."""
     return int.from_bytes(hashlib.sha256(prompt.encode("utf-8", "replace")).digest()[:6], "big") / 2**48
 
 
@@ -324,7 +325,7 @@ def fit_route(sources: RouteSources, out: Path, options: RouteOptions, *, progre
 
     job = RouteJob(features_of(options.features, options.base), options.base, options.rows, progress)
     train, val, test, like = _learned_from(job, sources)
-    router = fit_router(train, val, like)
+    router = fit_router(train, val, like.model_copy(update={"explore": options.explore}))
     if options.max_cost:
         router = Router(
             router.record.model_copy(update={"price": _price(router, val, options.max_cost)}), router.numbers

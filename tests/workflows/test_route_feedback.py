@@ -19,7 +19,10 @@ from tuneloop.workflows.route import RouteJob
 from tuneloop.workflows.serve_router import decider
 
 Said = pytest.CaptureFixture[str]
-WORDS = {"small": ["add", "sum", "plus", "times", "minus"], "large": ["prove", "derive", "theorem", "lemma", "integral"]}
+WORDS = {
+    "small": ["add", "sum", "plus", "times", "minus"],
+    "large": ["prove", "derive", "theorem", "lemma", "integral"],
+}
 
 
 def told(said: Said, *arguments: str, status: int = 0) -> dict[str, Any]:

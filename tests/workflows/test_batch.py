@@ -43,6 +43,12 @@ def test_rows_texts_and_requests_get_what_predict_gives(
     assert (found["status"], found["completed"], found["out"]) == ("completed", 6, "rows.answers.jsonl")
     assert answers(found["out"]) == {f"t{i}": label for i, label in enumerate(labels)}
     assert not Path("rows.answers.jsonl.batch").exists()
+    with open("other.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["id", "note", "body"], *([f"t{i}", "x", text] for i, text in enumerate(TEXTS))])
+    assert main(["batch", "other.csv", "-m", run]) == 2
+    assert "--column" in capsys.readouterr().err and not Path("other.answers.jsonl.batch").exists()
+    found = told(capsys, "other.csv", "-m", run, "--column", "body")
+    assert answers(found["out"]) == {f"t{i}": label for i, label in enumerate(labels)}
     for i, text in enumerate(TEXTS):
         (tmp_path / "texts" / str(i % 2)).mkdir(parents=True, exist_ok=True)
         (tmp_path / "texts" / str(i % 2) / f"{i}.txt").write_text(text)

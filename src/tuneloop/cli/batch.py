@@ -22,6 +22,8 @@ def command(
     out: str = flag("", "FILE", "Result; default: the source's name with .answers.jsonl.", "-o"),
     window: str = flag("", "TIME", "End after this time, whatever is left: 90m, 24h, 2d."),
     hours: str = flag("", "H-H", "Work only in these hours of the day, as 22-06."),
+    column: str = flag("", "NAME", "Of rows, the column that is asked; default: those of training.", "-c"),
+    system: str | None = flag(None, "TEXT", "System turn in place of the trained one; '' for none."),
     *,
     wish: BatchWish,
     output: Output,
@@ -41,7 +43,9 @@ def command(
     if result.is_dir() or (path.is_file() and result.exists() and result.samefile(path)):
         raise UserError("The result can't take that place", where=f"--out {result}", next_step="choose another name")
     refuse_other_place(wish.on)
-    given = BatchInput(path, result, read_window(window), read_hours(hours), wish.rows, wish.on, wish.actors)
+    given = BatchInput(
+        path, result, read_window(window), read_hours(hours), wish.rows, wish.on, wish.actors, column, system
+    )
     config = serve_config([model], settings or [])
     with screen(output.quiet, "answering") as shown:
         found = answer_batch(given, config, shown.say, shown.progress)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tuneloop.cli.console import print_json
 from tuneloop.cli.parameters import Output
 from tuneloop.core.flag import flag
+from tuneloop.core.units import counted, hours_words
 
 if TYPE_CHECKING:
     from tuneloop.workflows.costs import CostRow, Costs
@@ -40,7 +41,8 @@ def command(
 
 
 def _lines(found: Costs) -> Iterator[str]:
-    yield f"{found.total.requests:,} requests in {found.hours:,.2f} h; the engine worked {100 * found.utilisation:.1f} % of them"
+    asked, time = counted(found.total.requests, "request"), hours_words(found.hours)
+    yield f"{asked} in {time}; the engine worked {100 * found.utilisation:.1f} % of that time"
     yield f"{'':<24} {'requests':>9} {'failed':>7} {'read':>12} {'written':>12} {'seconds':>9} {'USD':>10} {'USD/1M':>9} {'USD each':>10}"
     yield _line("all", found.total)
     for by, rows in found.groups.items():

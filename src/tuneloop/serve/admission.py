@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from tuneloop.serve.errors import ApiError
 from tuneloop.serve.service_time import ServiceTime
 
+LEARN_EVERY = 0.005  # seconds between two requests of a model that its times are learned from
 PATIENCE = {"high": 0.25, "normal": 1.0, "low": 8.0, "flex": 60.0}  # class -> deadlines after which it is due
 
 
@@ -183,11 +184,11 @@ class Admission:
             on_time = (found.started - found.arrived) * 1000 + first_ms <= found.work.deadline_ms
             self.tally.on_time += on_time
             self.tally.late += not on_time
-            if whole:
-                total = (self.clock() - found.started) * 1000
-                self.times(found.work.model).learn(
-                    found.work.prompt_tokens, found.active, tokens, first_ms, total, found.ahead
-                )
+            times, now = self.times(found.work.model), self.clock()
+            if whole and now - times.learned >= LEARN_EVERY:
+                times.learned = now
+                total = (now - found.started) * 1000
+                times.learn(found.work.prompt_tokens, found.active, tokens, first_ms, total, found.ahead)
         self._next()
 
     @contextlib.contextmanager

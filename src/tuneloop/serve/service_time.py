@@ -8,6 +8,7 @@ of the last ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import mul
@@ -90,12 +91,17 @@ class Calibration:
 
 @dataclass
 class ServiceTime:
-    """What is known of a model's times."""
+    """What is known of a model's times.
+
+    Args:
+        learned: of the clock, when it last was.
+    """
 
     first: Line = field(default_factory=lambda: Line(4))
     rest: Line = field(default_factory=lambda: Line(2))
     length: float = 0.0
     calibration: Calibration = field(default_factory=Calibration)
+    learned: float = -math.inf
 
     @property
     def known(self) -> bool:

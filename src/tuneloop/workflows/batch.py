@@ -44,6 +44,8 @@ class BatchInput:
         rows: answered at the same time, by each actor.
         on: a Ray cluster whose actors answer, see `workflows/on_ray.py`; empty: this process does.
         actors: how many; 0: one for each GPU, else for each machine.
+        column: of rows, the one that is asked; empty: those of training.
+        system: of rows and texts, in place of the trained system turn; "" for none.
     """
 
     source: Path
@@ -53,6 +55,8 @@ class BatchInput:
     rows: int = 16
     on: str = ""
     actors: int = 0
+    column: str = ""
+    system: str | None = None
 
     @property
     def errors(self) -> Path:
@@ -88,11 +92,17 @@ def answer_batch(given: BatchInput, config: ServeConfig, say: Say, progress: Pro
             )  # fmt: skip
         say(f"batch     goes on with {given.folder}")
     else:
+        new = not given.folder.exists()
         given.folder.mkdir(parents=True, exist_ok=True)
-        if requests:
-            shutil.copyfile(given.source, given.folder / INPUT)
-        else:
-            _write_rows(given, target)
+        try:
+            if requests:
+                shutil.copyfile(given.source, given.folder / INPUT)
+            else:
+                _write_rows(given, target)
+        except UserError:
+            if new:  # nothing was begun
+                shutil.rmtree(given.folder, ignore_errors=True)
+            raise
         make_batch(given.folder, "", seconds=given.window, key=key)
     answering = _answer_on_ray if given.on else _answer
     status = asyncio.run(answering(given, config, target, requests, say, progress))
@@ -172,7 +182,8 @@ def _as_it_stands(model: ServedModel, target: TaskTarget) -> ServedModel:
 
 def _key(given: BatchInput, config: ServeConfig) -> str:
     """Hash of what a batch depends on."""
-    digest = hashlib.sha256(json.dumps([config.adapters, config.base], sort_keys=True).encode())
+    asked = [given.column, given.system] if given.column or given.system is not None else []
+    digest = hashlib.sha256(json.dumps([config.adapters, config.base, *asked], sort_keys=True).encode())
     for path in [given.source] if given.source.is_file() else _documents(given.source):
         digest.update(f"{path.relative_to(given.source.parent)}:{sha256_file(path)};".encode())
     return digest.hexdigest()
@@ -202,13 +213,13 @@ def _documents(folder: Path) -> list[Path]:
 
 def _write_rows(given: BatchInput, target: TaskTarget) -> None:
     """The rows or documents as requests, each as the model was trained."""
-    rows = list(_rows(given.source, target))
+    rows = list(_rows(given, target))
     if not rows:
         raise UserError(
             "Nothing to answer", where=str(given.source), next_step="name a file with rows, or a folder of texts"
         )
     records = [value for _, value in rows if not isinstance(value, Rejection)]
-    asker = Asker(target, Options(), records[:SAMPLE]) if records else None
+    asker = Asker(target, Options(given.column, given.system), records[:SAMPLE]) if records else None
     with replacing(given.folder / INPUT) as file:
         for name, value in rows:
             prompt: Prompt | Rejection
@@ -226,10 +237,11 @@ def _write_rows(given: BatchInput, target: TaskTarget) -> None:
             file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
 
-def _rows(source: Path, target: TaskTarget) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
+def _rows(given: BatchInput, target: TaskTarget) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
     """Id and record of each row: of a document its path, else the column `id`, where its values differ, or the line."""
     from tuneloop.workflows.predict_files import expected_columns, read_rows
 
+    source = given.source
     if source.is_dir():
         for path in _documents(source):
             name = path.relative_to(source).as_posix()
@@ -238,7 +250,7 @@ def _rows(source: Path, target: TaskTarget) -> Iterator[tuple[str, dict[str, Any
             except UnicodeDecodeError as error:
                 yield name, Rejection("bad_encoding", f"not UTF-8: {error}"[:200])
         return
-    rows, _ = read_rows(str(source), expected_columns(target.task, ""))
+    rows, _ = read_rows(str(source), expected_columns(target.task, given.column))
     ids = [str(row.value.get("id", "")) if isinstance(row, SourceRecord) else "" for row in rows]
     named = all(name for row, name in zip(rows, ids, strict=True) if isinstance(row, SourceRecord))
     unique = named and len({name for name in ids if name}) == sum(map(bool, ids))

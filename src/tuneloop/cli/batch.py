@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import typer
 
@@ -11,6 +13,16 @@ from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
 from tuneloop.scale.clusters import BatchWish, refuse_other_place
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows and texts become prompts."""
+
+    PANEL: ClassVar[str] = "Rows and texts"
+
+    column: str = flag("", "NAME", "The column that is asked; default: those of training.", "-c")
+    system: str | None = flag(None, "TEXT", 'System turn in place of the trained one; "" for none.')
 
 
 def command(
@@ -22,9 +34,8 @@ def command(
     out: str = flag("", "FILE", "Result; default: the source's name with .answers.jsonl.", "-o"),
     window: str = flag("", "TIME", "End after this time, whatever is left: 90m, 24h, 2d."),
     hours: str = flag("", "H-H", "Work only in these hours of the day, as 22-06."),
-    column: str = flag("", "NAME", "Of rows, the column that is asked; default: those of training.", "-c"),
-    system: str | None = flag(None, "TEXT", "System turn in place of the trained one; '' for none."),
     *,
+    rows: RowOptions,
     wish: BatchWish,
     output: Output,
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import typer
 
@@ -16,12 +15,12 @@ from tuneloop.scale.clusters import BatchWish, refuse_other_place
 
 
 @dataclass(frozen=True)
-class RowOptions:
-    """How rows and texts become prompts."""
+class AskOptions:
+    """When a batch is done, and how its rows become prompts."""
 
-    PANEL: ClassVar[str] = "Rows and texts"
-
-    column: str = flag("", "NAME", "The column that is asked; default: those of training.", "-c")
+    window: str = flag("", "TIME", "End after this time, whatever is left: 90m, 24h, 2d.")
+    hours: str = flag("", "H-H", "Work only in these hours of the day, as 22-06.")
+    column: str = flag("", "NAME", "Of rows, the column that is asked; default: those of training.", "-c")
     system: str | None = flag(None, "TEXT", 'System turn in place of the trained one; "" for none.')
 
 
@@ -32,10 +31,8 @@ def command(
     settings: Settings = None,
     model: str = flag(..., "NAME", "A run, an artifact, NAME@champion or a model.", "-m"),
     out: str = flag("", "FILE", "Result; default: the source's name with .answers.jsonl.", "-o"),
-    window: str = flag("", "TIME", "End after this time, whatever is left: 90m, 24h, 2d."),
-    hours: str = flag("", "H-H", "Work only in these hours of the day, as 22-06."),
     *,
-    rows: RowOptions,
+    asked: AskOptions,
     wish: BatchWish,
     output: Output,
 ) -> None:
@@ -55,7 +52,15 @@ def command(
         raise UserError("The result can't take that place", where=f"--out {result}", next_step="choose another name")
     refuse_other_place(wish.on)
     given = BatchInput(
-        path, result, read_window(window), read_hours(hours), wish.rows, wish.on, wish.actors, column, system
+        path,
+        result,
+        read_window(asked.window),
+        read_hours(asked.hours),
+        wish.rows,
+        wish.on,
+        wish.actors,
+        asked.column,
+        asked.system,
     )
     config = serve_config([model], settings or [])
     with screen(output.quiet, "answering") as shown:

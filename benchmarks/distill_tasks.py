@@ -1,6 +1,6 @@
 """Teachers and students on real tasks: what distilling keeps, and whether it beats the same student without a teacher.
 
-    python benchmarks/distill_tasks.py [--data FOLDER] [--out FOLDER] [--only NAME,...] [--rows 600] [--minutes 4] [--write]
+    python benchmarks/distill_tasks.py [--data FOLDER] [--out FOLDER] [--only NAME,...] [--rows 600] [--effort 1] [--write]
 
 banking77: a teacher tuned on 10 rows an intent; dialogsum: one tuned on 450 dialogues. Students are the teacher without some of its 30
 layers, trained as a whole. `+ unlabelled` adds 1,500 further requests that only the teacher answers; the control then trains for as
@@ -31,30 +31,24 @@ class Student:
 
     Args:
         task: whose rows it learns; `what`: how, in the table's words.
-        options: of `distill`; `settings`: of its recipe.
+        options: of `distill`; `epochs`: of its training.
     """
 
     task: str
     what: str
     options: tuple[str, ...]
-    settings: tuple[str, ...]
+    epochs: float
 
 
 OWN = ("--level", "logits", "--answers", "own")
 MORE = (*OWN, "--prompts", "UNLABELLED")
 STUDENTS: dict[str, Student] = {
-    "banking77-15": Student("banking77", "15 layers, probabilities", ("--layers", "15", *OWN), ("train.epochs=5",)),
-    "banking77-15-more": Student(
-        "banking77", "15 layers, probabilities, + unlabelled", ("--layers", "15", *MORE), ("train.epochs=1.6",)
-    ),
-    "banking77-10-more": Student(
-        "banking77", "10 layers, probabilities, + unlabelled", ("--layers", "10", *MORE), ("train.epochs=1.6",)
-    ),
-    "dialogsum-15": Student("dialogsum", "15 layers, probabilities", ("--layers", "15", *OWN), ("train.epochs=3",)),
-    "dialogsum-10": Student("dialogsum", "10 layers, probabilities", ("--layers", "10", *OWN), ("train.epochs=3",)),
-    "dialogsum-15-text": Student(
-        "dialogsum", "15 layers, the teacher's summaries", ("--layers", "15"), ("train.epochs=3",)
-    ),
+    "banking77-15": Student("banking77", "15 layers, probabilities", ("--layers", "15", *OWN), 5),
+    "banking77-15-more": Student("banking77", "15 layers, probabilities, + unlabelled", ("--layers", "15", *MORE), 1.6),
+    "banking77-10-more": Student("banking77", "10 layers, probabilities, + unlabelled", ("--layers", "10", *MORE), 1.6),
+    "dialogsum-15": Student("dialogsum", "15 layers, probabilities", ("--layers", "15", *OWN), 3),
+    "dialogsum-10": Student("dialogsum", "10 layers, probabilities", ("--layers", "10", *OWN), 3),
+    "dialogsum-15-text": Student("dialogsum", "15 layers, the teacher's summaries", ("--layers", "15"), 3),
 }
 
 
@@ -96,7 +90,7 @@ def teacher(task: str, dataset: Path, options: argparse.Namespace) -> Path:
     """The tuned packaged model."""
     run: Path = options.out / task
     tuneloop(
-        "train", str(dataset), f"train.epochs={EPOCHS[task]}", "data.allow_errors=true",
+        "train", str(dataset), f"train.epochs={EPOCHS[task] * options.effort:g}", "data.allow_errors=true",
         "track.report_to=none", "--out", str(run), "--quiet",
     )  # fmt: skip
     return run
@@ -143,6 +137,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "distill-tasks")
     parser.add_argument("--only", default="", help=f"students: {', '.join(STUDENTS)}")
+    parser.add_argument(
+        "--effort", type=float, default=1.0, help="factor for the passes of all trainings, for a slow machine"
+    )
     parser.add_argument("--teachers", default="", help="train these tasks' teachers alone: banking77,dialogsum")
     parser.add_argument("--rows", type=int, default=600, help="most test rows")
     parser.add_argument("--write", action="store_true", help="put the table into docs/records/results.md")

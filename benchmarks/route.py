@@ -84,7 +84,8 @@ class Seen:
 
     def __call__(self, texts: Sequence[str]) -> Any:
         new = list(dict.fromkeys(text for text in texts if text not in self.known))
-        self.known.update(zip(new, self.job.embed(new), strict=True))
+        if new:
+            self.known.update(zip(new, self.job.embed(new), strict=True))
         return np.stack([self.known[text] for text in texts])
 
 

@@ -141,3 +141,10 @@ def test_requests_in_another_language_are_told(tmp_path: Path, capsys: Said, mon
     assert "in another language than the rows that the router was fitted to (en)" in capsys.readouterr().out
     assert main(["route", "eval", "router"]) == 0
     assert "another language" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("features", ["words", "minilm", "static", "hidden"])
+def test_no_texts_have_no_features(features: Any) -> None:
+    from tuneloop.workflows.route import RouteJob
+
+    assert RouteJob(features).embed([]).shape[0] == 0

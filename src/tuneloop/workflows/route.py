@@ -61,6 +61,8 @@ class RouteJob:
     def embed(self, texts: Sequence[str]) -> Array:
         """The features of texts, (texts, features)."""
         clean = [text[:LONGEST].encode("utf-8", "replace").decode() for text in texts]
+        if not clean:
+            return np.zeros((0, 1), dtype=np.float32)
         if self.features == "hidden":
             return self._hidden(clean)
         if self.features == "words":
@@ -79,7 +81,7 @@ class RouteJob:
         for i in range(0, len(clean), 64):
             parts.append(np.asarray(embed(clean[i : i + 64]), dtype=np.float32))
             self.progress("embedding", min(i + 64, len(clean)), len(clean))
-        return np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.float32)
+        return np.concatenate(parts)
 
     @cached_property
     def _static(self) -> StaticVectors:

@@ -58,6 +58,31 @@ def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) ->
     assert again.manifest["cost"] == artifact.manifest["cost"], "it is not measured a second time"
 
 
+def test_a_merged_model_in_fp8_says_how_far_it_is_from_the_run_and_that_no_vllm_read_it(make_tuned: MakeTuned) -> None:
+    pytest.importorskip("compressed_tensors")
+    run, said = make_tuned(tickets(60)), []
+    artifact = export_run(run, "merged", weights=WeightsWanted("fp8"), say=said.append)
+    manifest = read_record(ArtifactManifest, artifact.folder)
+    assert manifest.format == "merged" and "-merged-fp8-" in manifest.id and not manifest.measured
+    weights = manifest.quantisation
+    assert weights is not None and weights.tensor_types["FP8"] == 14 and 0 < (weights.kl or 0) < 0.2
+    assert any(line.startswith("measured  KL ") for line in said)
+    card = (artifact.folder / "README.md").read_text()
+    assert "No vLLM has read this file" in card and "This file was not measured" in card and "vllm serve" in card
+    assert "base_model_relation: quantized" in card or "base_model:" not in card
+    plain = read_record(ArtifactManifest, export_run(run, "merged").folder)
+    assert plain.quantisation is None and plain.id != manifest.id, "the plain one is another artifact"
+    assert (
+        export_run(run, "merged", weights=WeightsWanted("fp8", measure=0)).manifest["quantisation"]
+        == weights.model_dump()
+    )
+    with pytest.raises(UserError, match="rounded by importance"):
+        export_run(run, "merged", weights=WeightsWanted("fp8", importance=5))
+    with pytest.raises(UserError, match="have a type of weights") as caught:
+        export_run(run, "adapter", weights=WeightsWanted("fp8"))
+    assert "--format merged --quant fp8" in caught.value.next_step
+
+
 def test_a_lora_file_is_measured_on_its_base(make_tuned: MakeTuned) -> None:
     run = make_tuned(tickets(60))
     folder = export_run(run, "gguf-lora").folder

@@ -25,6 +25,11 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         from transformers import AutoModelForCausalLM
 
         net: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        compressor = getattr(getattr(net, "hf_quantizer", None), "compressor", None)
+        if (
+            compressor is not None
+        ):  # it would unpack in a hook of the whole model's forward pass, and the decoder alone is asked
+            compressor.decompress_model(model=net)
     return net
 
 
@@ -46,8 +51,10 @@ def _user_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except ImportError:
-        step = "pip install 'tuneloop[transformers]'"
-        raise UserError("This architecture needs the transformers package", where=str(folder), next_step=step) from None
+        raise UserError(
+            "This architecture, or its weights in fewer bits, needs another package", where=str(folder),
+            next_step="pip install 'tuneloop[transformers]', and 'tuneloop[compressed]' for weights in compressed-tensors' layout",
+        ) from None  # fmt: skip
     except (ValueError, OSError, KeyError) as error:
         raise UserError(
             f"Transformers can't load this model: {str(error).splitlines()[0]}",

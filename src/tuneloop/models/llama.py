@@ -69,6 +69,7 @@ class LlamaConfig:
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         return (
             config.get("model_type") == "llama"
+            and not config.get("quantization_config")
             and not config.get("attention_bias")
             and not config.get("mlp_bias")
             and config.get("hidden_act", "silu") == "silu"

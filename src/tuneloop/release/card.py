@@ -11,6 +11,7 @@ from tuneloop.models.methods import find_method
 from tuneloop.records.artifact import ArtifactManifest, GateRecord, Quantisation
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.release.card_metadata import FLOATS, card_metadata, is_rounded
+from tuneloop.release.compressed import is_compressed
 from tuneloop.release.licences import Licence, hub_name
 
 _MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,6 +22,12 @@ turns = [{"role": "user", "content": "..."}]
 inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 answer = model.generate(**inputs, max_new_tokens=200, do_sample=False)[0, inputs["input_ids"].shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))"""
+_COMPRESSED = """```sh
+vllm serve FOLDER
+pip install 'compressed-tensors>=0.15'    # for Transformers, which unpacks the weights
+```
+
+"""
 _ADAPTER = """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -76,6 +83,12 @@ def model_card(manifest: ArtifactManifest, licence: Licence | None, dataset: Dat
 def _weights(quantisation: Quantisation) -> str:
     """What the tensors of a GGUF file are; the name of a mixture promises more than small models keep."""
     types, name = quantisation.tensor_types, quantisation.name
+    if is_compressed(name):
+        inputs = " vLLM rounds what goes into them to eight bits too." if name == "fp8" else ""
+        return (
+            f"{types[name.upper()]} of {sum(types.values())} tensors are in `{name}`, in compressed-tensors' layout for vLLM.{inputs} "
+            "**No vLLM has read this file**: it was checked by the library that defines the layout, and by Transformers."
+        )
     counted = ", ".join(f"{count} {kind}" for kind, count in types.items())
     text = f"The weights are in GGUF as `{name}`; of {sum(types.values())} tensors there are {counted}."
     main = name.split("_")[0].upper()
@@ -154,7 +167,12 @@ def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
         )
         parts.append(_measured(manifest))
     if manifest.quantisation and is_rounded(manifest):
-        name = manifest.quantisation.name
+        name, kl = manifest.quantisation.name, manifest.quantisation.kl
+        if kl is not None:
+            parts.insert(
+                0,
+                f"The next token's distribution differs from the run's by {kl:.2g} nats on average (KL divergence), as Transformers computes it.",
+            )
         parts.insert(
             0,
             f"**This file was not measured.** The figures are the run's, before its weights were brought to `{name}`.",
@@ -223,6 +241,8 @@ def _loading(manifest: ArtifactManifest, base: str) -> str:
     if manifest.format in _GGUF:
         return _GGUF[manifest.format].replace("BASE", base)
     if manifest.format == "merged":
+        if manifest.quantisation:
+            return f"{_COMPRESSED}```python\n{_MERGED}\n```"
         return f"```python\n{_MERGED}\n```"
     method = find_method(manifest.method)
     argument, needs = method.peft_base if method else ("", "")

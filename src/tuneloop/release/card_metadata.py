@@ -30,6 +30,7 @@ def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     base, form = hub_name(manifest.base.model), manifest.format
+    relation = "quantized" if manifest.quantisation else RELATIONS.get(form, "quantized")
     evaluation = None if is_rounded(manifest) else manifest.evaluation
     kind = "text-classification" if (manifest.task or {}).get("kind") == "classification" else "text-generation"
     results = [
@@ -53,7 +54,7 @@ def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
         model_name=manifest.id,
         eval_results=results or None,
         tags=["tuneloop"],
-        **({"base_model_relation": RELATIONS.get(form, "quantized")} if base else {}),
+        **({"base_model_relation": RELATIONS["gguf-lora"] if form == "gguf-lora" else relation} if base else {}),
     )
     if not results:
         del data.model_name  # it belongs to the figures

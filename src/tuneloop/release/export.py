@@ -47,10 +47,12 @@ from tuneloop.records.record import as_record
 from tuneloop.records.run import RunManifest
 from tuneloop.release.bom import BOM, Materials, bill_of_materials
 from tuneloop.release.card import measured_table, model_card
+from tuneloop.release.compressed import write_compressed
 from tuneloop.release.gguf import About
 from tuneloop.release.gguf_artifact import GgufSettings, GgufSource, write_gguf_model
 from tuneloop.release.licences import hub_name, licence_of
 from tuneloop.release.merge import merge
+from tuneloop.release.tuned_weights import open_tuned
 
 Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -118,7 +120,8 @@ class Measured:
     structured: SameAnswers | None = None
 
 
-Measure = Callable[[Path, str], Measured]  # of a GGUF file and the artifact's id
+# Of a GGUF file, or of the folder of a model in fewer bits (then the divergence alone), and the artifact's id.
+Measure = Callable[[Path, str], "Measured | float"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,7 @@ def export(
     out: Path | None = None,
     *,
     gguf: GgufSettings | None = None,
+    compressed: str = "",
     measure: Measure | None = None,
     progress: Progress = no_progress,
 ) -> Artifact:
@@ -169,6 +173,7 @@ def export(
         form: see `form_for`.
         out: the artifact's folder; default `artifacts/ID`.
         gguf: of a GGUF file: its type of weights and what else it takes.
+        compressed: of a merged model for vLLM: its type of weights, see `compressed.SCHEMES`; empty: as the base's.
         measure: asks a GGUF file of a whole model; what was measured of the same file before is kept.
 
     Returns:
@@ -179,7 +184,7 @@ def export(
     """
     trained = trained_folder(origin.run)
     gguf = (gguf or GgufSettings(form)) if form in AS_GGUF else None
-    id_ = _id(origin, form, trained, gguf)
+    id_ = _id(origin, form, trained, gguf, compressed)
     folder = out or Path("artifacts") / id_
     known = _known(folder, id_)
     if known is not None and _is_whole(folder, known):
@@ -188,7 +193,7 @@ def export(
         }
         if known.get("measured"):
             kept["measured_evaluation"] = known["evaluation"]
-        elif measure is not None:
+        elif measure is not None and not (compressed and known["quantisation"].get("kl") is not None):
             kept |= _measured(measure, folder, id_, kept)
         return Artifact(folder, _describe(origin, form, id_, folder, kept), found=True)
     partial = folder.parent / f".{folder.name}.partial"
@@ -206,6 +211,10 @@ def export(
                 ).model_dump(mode="json")
                 if measure is not None:
                     made |= _measured(measure, partial, id_, made)
+            elif compressed:
+                made["quantisation"] = _write_compressed(origin, compressed, trained, partial, progress)
+                if measure is not None:
+                    made |= _measured(measure, partial, id_, made)
             else:
                 made["merge"] = _write_model(origin, form, trained, partial, progress)
             manifest = _describe(origin, form, id_, partial, made)
@@ -218,8 +227,10 @@ def export(
 
 def _measured(measure: Measure, folder: Path, id_: str, made: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of the manifest that measuring the GGUF file in a folder gives."""
-    (file,) = folder.glob("*.gguf")
-    found = measure(file, id_)
+    files = list(folder.glob("*.gguf"))
+    found = measure(files[0] if files else folder, id_)
+    if isinstance(found, float):  # of a model for vLLM the divergence alone
+        return {"quantisation": {**made["quantisation"], "kl": found}}
     return {
         "measured": True,
         "measured_evaluation": found.evaluation.model_dump(mode="json"),
@@ -237,7 +248,7 @@ def _gguf_source(origin: Origin, id_: str, trained: Path) -> GgufSource:
     return GgufSource(origin.name, model, trained, origin.task, about)
 
 
-def _id(origin: Origin, form: Form, trained: Path, gguf: GgufSettings | None) -> str:
+def _id(origin: Origin, form: Form, trained: Path, gguf: GgufSettings | None, compressed: str) -> str:
     """The artifact's id: by the content of the trained weights, not by where they are or when they are exported."""
     is_adapter = (trained / "adapter_config.json").is_file()
     files = [trained / "adapter_model.safetensors"] if is_adapter else weight_files(trained)
@@ -247,9 +258,9 @@ def _id(origin: Origin, form: Form, trained: Path, gguf: GgufSettings | None) ->
         read_json(trained / "adapter_config.json") if is_adapter else {}
     )  # scales: the same matrices, another model
     settings = {key: value for key, value in settings.items() if key not in ("base_model_name_or_path", "revision")}
-    more = [[gguf.quant, gguf.rows]] if gguf else []
+    more: list[Any] = [[gguf.quant, gguf.rows]] if gguf else [compressed] if compressed else []
     identity = content_hash([LAYOUT, form, origin.method, weights, settings, origin.manifest.model_fingerprint, *more])
-    return "-".join([origin.name, form, *([gguf.quant] if gguf else []), identity[:12]])
+    return "-".join([origin.name, form, *([gguf.quant] if gguf else [compressed] if compressed else []), identity[:12]])
 
 
 def _known(folder: Path, id_: str) -> dict[str, Any] | None:
@@ -297,11 +308,25 @@ def _write_model(origin: Origin, form: Form, trained: Path, out: Path, progress:
     else:
         merged, source = None, trained
         _copy(trained, out, [*(file.name for file in weight_files(trained)), "config.json"])
+    _write_surroundings(origin, source, trained, out)
+    return vars(merged) if merged else None
+
+
+def _write_compressed(origin: Origin, quant: str, trained: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """The files of a model in fewer bits, and what its tensors have become."""
+    model = origin.manifest.model
+    found = write_compressed(open_tuned(model, trained), quant, out, progress)
+    source = resolve(model) if (trained / "adapter_config.json").is_file() else trained
+    _write_surroundings(origin, source, trained, out)
+    return found.model_dump(mode="json")
+
+
+def _write_surroundings(origin: Origin, source: Path, trained: Path, out: Path) -> None:
+    """What stands next to the weights of a model by itself: tokenizer, its way of generating, its task."""
     _copy(trained, out, TOKENIZER_FILES)
     write_json(out / "generation_config.json", _generation(source, trained))
     if origin.task is not None:
         write_json(out / OWN, {"version": 1, "task": origin.task})  # no base: it is a model by itself
-    return vars(merged) if merged else None
 
 
 def _generation(base: Path, trained: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ class WeightsWanted:
     """The type of weights, and how it is measured; each field is an option."""
 
     quant: str = flag(
-        "", "NAME", "Type of a GGUF file's weights, such as q4_k_m or q8_0; default: f16. auto: the smallest that is good enough."
+        "", "NAME", "Type of a GGUF file's weights, such as q4_k_m or q8_0; default: f16. auto: the smallest that is good enough. Of a merged model for vLLM: fp8 or w4a16."
     )  # fmt: skip
     importance: int = flag(
         0, "N", "Quantise by what N training rows show to matter (an importance matrix).", least=0

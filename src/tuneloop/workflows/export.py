@@ -72,7 +72,8 @@ def export_run(
     recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
     form = form_for(method_named(method), wanted)
     automatic = weights.quant.lower() == AUTO
-    gguf = None if automatic else _gguf_settings(run, form, weights, progress)
+    compressed = _compressed(form, weights)
+    gguf = None if automatic or compressed else _gguf_settings(run, form, weights, progress)
     measure = _measure(RunContext(recipe, run, progress, say), form, weights, say)
     if automatic:
         _check_automatic(form, weights, measure)
@@ -86,7 +87,7 @@ def export_run(
         assert measure is not None
         artifact = _smallest(origin, weights, out, measure, progress, say)
     else:
-        artifact = export(origin, form, out, gguf=gguf, measure=measure, progress=progress)
+        artifact = export(origin, form, out, gguf=gguf, compressed=compressed, measure=measure, progress=progress)
     artifact = _judged_itself(artifact, origin, form, gguf, force, progress)
     _tell(artifact, say)
     if key is not None:
@@ -100,7 +101,7 @@ def _measure(job: RunContext, form: str, weights: WeightsWanted, say: Callable[[
     from tuneloop.workflows.measure_artifact import measure_artifact, measure_lora, rows_to_measure
 
     if form not in ("gguf", "gguf-lora"):
-        return None
+        return _divergence(job, weights, say) if _compressed(form, weights) else None
     ask = measure_artifact if form == "gguf" else measure_lora
     asked = rows_to_measure(job, weights.measure) if installed() else "llama.cpp is not installed"
     if isinstance(asked, str):
@@ -111,6 +112,35 @@ def _measure(job: RunContext, form: str, weights: WeightsWanted, say: Callable[[
         return ask(asked, file, file.stem.rpartition("-")[2], id_)
 
     return measured
+
+
+def _compressed(form: str, wanted: WeightsWanted) -> str:
+    """The type of weights of a merged model for vLLM; empty: it keeps its base's.
+
+    Raises:
+        UserError: the library that packs them is missing, or importance was asked for.
+    """
+    from tuneloop.release.compressed import is_compressed, need_compressed_tensors
+
+    if form != "merged" or not is_compressed(wanted.quant):
+        return ""
+    need_compressed_tensors()
+    if wanted.importance:
+        raise UserError(
+            "Only GGUF files are rounded by importance", where="--importance", next_step="leave it out"
+        )  # fmt: skip
+    return wanted.quant.lower()
+
+
+def _divergence(job: RunContext, weights: WeightsWanted, say: Callable[[str], None]) -> Measure | None:
+    """What measures how far a model in fewer bits is from the run; None where it can't be, which is said."""
+    from tuneloop.workflows.measure_artifact import KL_ROWS, mean_kl_of_folder, rows_to_measure
+
+    asked = rows_to_measure(job, min(weights.measure, KL_ROWS))
+    if isinstance(asked, str):
+        say(f"measure   not measured: {asked}")
+        return None
+    return lambda folder, id_: mean_kl_of_folder(asked, folder)
 
 
 def _judged_itself(
@@ -217,6 +247,8 @@ def _tell(artifact: Artifact, say: Callable[[str], None]) -> None:
     if quantisation := artifact.manifest.get("quantisation"):
         counted = ", ".join(f"{count} {kind}" for kind, count in quantisation["tensor_types"].items())
         say(f"tensors   {counted}")
+        if not artifact.manifest.get("measured") and quantisation.get("kl") is not None:
+            say(f"measured  KL {quantisation['kl']:.2g} a token from the run; its answers were not measured")
     if artifact.manifest.get("measured"):
         same, cost = artifact.manifest["same_answers"], artifact.manifest["cost"]
         say(f"measured  {artifact.manifest['evaluation']['words'][0]}")
@@ -262,9 +294,9 @@ def _gguf_settings(run: Path, form: str, wanted: WeightsWanted, progress: Progre
     if form not in AS_GGUF:
         if quant or importance:
             raise UserError(
-                "Only GGUF files have a type of weights to choose",
+                "Only GGUF files and merged models for vLLM (fp8, w4a16) have a type of weights to choose",
                 where="--quant" if quant else "--importance",
-                next_step="add --format gguf",
+                next_step="add --format gguf, or choose --format merged --quant fp8",
             )
         return None
     if form == "gguf-lora":

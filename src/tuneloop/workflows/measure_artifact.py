@@ -210,6 +210,32 @@ def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
     return total / max(count, 1)
 
 
+def mean_kl_of_folder(asked: Rows, folder: Path) -> float:
+    """The same of a model that Transformers loads, such as one in compressed-tensors' layout, on the processor.
+
+    Raises:
+        UserError: Transformers or what unpacks the weights is missing.
+    """
+    import torch
+
+    from tuneloop.models.load import load_model
+
+    job = asked.job
+    attach_trained(job)
+    other = load_model(str(folder), device="cpu")
+    total, count = 0.0, 0
+    for done, row in enumerate(asked.rows):
+        job.progress("comparing distributions", done, len(asked.rows))
+        ids = torch.tensor([job.template.render(row.messages, row.tools).ids[:KL_TOKENS]])
+        with torch.inference_mode():
+            ours, theirs = (
+                torch.log_softmax((m.hidden(ids.to(m.device))[0].float() @ m.head.float().t()).cpu(), -1)
+                for m in (job.model, other)
+            )
+        total, count = total + float((ours.exp() * (ours - theirs)).sum()), count + ids.shape[1]
+    return total / max(count, 1)
+
+
 def _cost(target: GgufTarget, rows: Sequence[Row]) -> ArtifactCost:
     """Speed of reading and writing, one prompt at a time, and the memory that it took."""
     read, read_ms, written, written_ms = 0, 0.0, 0, 0.0

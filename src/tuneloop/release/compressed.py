@@ -1,0 +1,217 @@
+"""Tuned weights in 8 or 4 bits as vLLM reads them: the layout of compressed-tensors, written one tensor at a time.
+
+`fp8`: each matrix in float8 (e4m3) with a scale a row; vLLM rounds what goes into it to float8 as well, with a scale a token.
+`w4a16`: four bits a weight with a scale for each group of 128 weights of a row (of 32 where rows are narrow); inputs stay in 16 bits. Scales are
+those of the least squared error among some that clip. Embeddings and head stay as they are. What is packed, and how, is the
+library's own code: https://github.com/vllm-project/compressed-tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import replacing, write_json
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.records.artifact import Quantisation
+from tuneloop.release.tuned_weights import TunedWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMES = {"fp8": ("FP8_DYNAMIC", "float-quantized"), "w4a16": ("W4A16", "pack-quantized")}
+WHEEL = "compressed-tensors"
+GROUPS = (128, 32)  # weights of a row that share a scale; 128 as everybody has it, 32 for narrow rows, which need it
+NARROW = 2048  # rows that are narrower
+SHARD = 1 << 29  # bytes of a file, which are in memory twice while it is written
+SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the scale that clips nothing
+_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+INDEX = "model.safetensors.index.json"
+
+
+def is_compressed(quant: str) -> bool:
+    """Whether it is a type of weights of this layout."""
+    return quant.lower() in SCHEMES
+
+
+def need_compressed_tensors() -> None:
+    """Refuse to go on without the library that packs.
+
+    Raises:
+        UserError: it is missing, with the command that installs it.
+    """
+    try:
+        import compressed_tensors  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"{WHEEL} is not installed",
+            where="--quant",
+            next_step="pip install 'tuneloop[compressed]'",
+        ) from None
+
+
+def write_compressed(weights: TunedWeights, quant: str, out: Path, progress: Progress = no_progress) -> Quantisation:
+    """Write weights, their index and `config.json`.
+
+    Args:
+        quant: a key of `SCHEMES`.
+        out: folder.
+
+    Returns:
+        How many tensors of each type the files hold.
+
+    Raises:
+        UserError: the library is missing, no matrix that is known, a width that no group divides, no room.
+    """
+    import torch
+
+    need_compressed_tensors()
+    matrices = [name for name in weights.shapes if _MATRIX.fullmatch(name)]
+    if not matrices:
+        raise UserError(
+            "No layers are named as a Llama's, so nothing would be in fewer bits", where="--quant",
+            next_step="export with --format merged alone, and quantise it with llm-compressor",
+        )  # fmt: skip
+    scheme = _scheme(quant, [weights.shapes[name][1] for name in matrices])
+    files, counted = _Shards(out), Counter[str]()
+    for done, name in enumerate(weights.shapes, 1):
+        tensor = weights.tensor(name)
+        if name in matrices:
+            packed = _compressed(tensor, scheme, quant)
+            counted[quant.upper()] += 1
+            for end, part in packed.items():
+                files.add(f"{name.removesuffix('weight')}{end}", part)
+        else:
+            kept = _sixteen_bits(tensor)
+            counted["BF16" if kept.dtype == torch.bfloat16 else "F16"] += 1
+            files.add(name, kept)
+        progress(f"compressing to {quant}", done, len(weights.shapes))
+    files.close()
+    write_json(out / "config.json", {**_plain_config(weights.config), "quantization_config": _config(scheme, quant)})
+    return Quantisation(name=quant, tensor_types=dict(counted.most_common()))
+
+
+def _scheme(quant: str, widths: list[int]) -> Any:
+    """The library's description of how weights and inputs are stored."""
+    from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
+
+    scheme = preset_name_to_scheme(SCHEMES[quant][0], ["Linear"])
+    if quant == "fp8":
+        return scheme
+    sizes = GROUPS if min(widths) >= NARROW else GROUPS[1:]
+    group = next((size for size in sizes if all(width % size == 0 for width in widths)), None)
+    if group is None:
+        raise UserError(
+            f"Rows of {min(widths):,} weights can't be divided into groups of {GROUPS[-1]}",
+            where="--quant w4a16", next_step="take --quant fp8, or --format gguf --quant q4_k_m",
+        )  # fmt: skip
+    args = scheme.weights.model_copy(update={"group_size": group})
+    return scheme.model_copy(update={"weights": args})
+
+
+def _compressed(weight: Tensor, scheme: Any, quant: str) -> dict[str, Tensor]:
+    """A matrix as the layout has it: `weight` or `weight_packed`, `weight_scale`, `weight_shape`."""
+    import torch
+    from compressed_tensors.compressors.base import BaseCompressor
+
+    exact = weight.float()
+    scale = _scale_fp8(exact) if quant == "fp8" else _scale_int4(exact, scheme.weights.group_size)
+    compressor = BaseCompressor.get_value_from_registry(SCHEMES[quant][1])
+    packed: dict[str, Tensor] = compressor.compress({"weight": exact, "weight_scale": scale.float()}, scheme)
+    packed["weight_scale"] = scale.to(torch.bfloat16)
+    return packed
+
+
+def _scale_fp8(weight: Tensor) -> Tensor:
+    """Of each row (O, 1): its largest weight becomes the largest number of e4m3."""
+    import torch
+
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    return _stored(weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / largest)
+
+
+def _scale_int4(weight: Tensor, group: int) -> Tensor:
+    """Of each group of a row (O, I / group): the one among some with the least squared error; numbers go from -8 to 7."""
+    import torch
+
+    parts = weight.unflatten(1, (-1, group))
+    whole = parts.abs().amax(-1).clamp(min=1e-12) / 7.5
+    best, least = whole, torch.full_like(whole, float("inf"))
+    for share in SHRUNK:
+        scale = _stored(whole * share)
+        rounded = (parts / scale[..., None]).round().clamp(-8, 7) * scale[..., None]
+        error = (rounded - parts).square().sum(-1)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    return best
+
+
+def _stored(scale: Tensor) -> Tensor:
+    """A scale as bf16 holds it, in fp32: weights are rounded by what is stored."""
+    return scale.bfloat16().float()
+
+
+def _sixteen_bits(tensor: Tensor) -> Tensor:
+    import torch
+
+    return tensor.to(torch.bfloat16) if tensor.dtype == torch.float32 else tensor
+
+
+def _plain_config(config: Any) -> dict[str, Any]:
+    return {**{key: value for key, value in config.items() if key != "torch_dtype"}, "dtype": "bfloat16"}
+
+
+def _config(scheme: Any, quant: str) -> dict[str, Any]:
+    """`quantization_config` as vLLM and Transformers read it."""
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
+
+    settings = QuantizationConfig(
+        config_groups={"group_0": scheme}, format=SCHEMES[quant][1], ignore=["lm_head"],
+        quantization_status=QuantizationStatus.COMPRESSED,
+    )  # fmt: skip
+    found: dict[str, Any] = settings.model_dump(mode="json", exclude_none=True)
+    return found
+
+
+@dataclass
+class _Shards:
+    """Files of at most `SHARD` bytes, written as they fill; their names tell their number only at the end."""
+
+    out: Path
+    held: dict[str, Tensor] = field(default_factory=dict)
+    bytes: int = 0
+    total: int = 0
+    written: list[list[str]] = field(default_factory=list)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        if self.held and self.bytes + tensor.nbytes > SHARD:
+            self._write()
+        self.held[name] = tensor.contiguous()
+        self.bytes += tensor.nbytes
+        self.total += tensor.nbytes
+
+    def _write(self) -> None:
+        from safetensors.torch import save
+
+        with replacing(self._file(len(self.written))) as target:
+            target.write(save(self.held, {"format": "pt"}))
+        self.written.append(list(self.held))
+        self.held, self.bytes = {}, 0
+
+    def _file(self, number: int) -> Path:
+        return self.out / f"part-{number}.safetensors"
+
+    def close(self) -> None:
+        """Write the last file, give all their names, and write the index where there are several."""
+        self._write()
+        count = len(self.written)
+        places = {}
+        for number, names in enumerate(self.written):
+            name = "model.safetensors" if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
+            self._file(number).rename(self.out / name)
+            places |= dict.fromkeys(names, name)
+        if count > 1:
+            write_json(self.out / INDEX, {"metadata": {"total_size": self.total}, "weight_map": places})

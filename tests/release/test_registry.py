@@ -309,7 +309,7 @@ def test_a_version_that_a_killed_register_left_becomes_the_candidate(
     with monkeypatch.context() as patched:
         patched.setattr(registry, "_change", killed)
         with pytest.raises(Killed):
-            registry.register(open_registry(), Path(artifacts[0]), "support")
+            registry.register(open_registry, Path(artifacts[0]), "support")
     assert read_model(open_registry(), "support").aliases == {}
     assert ok(capsys, "register", artifacts[0], "--name", "support")["aliases"] == ["candidate"]
     assert len(read_model(open_registry(), "support").versions) == 1

@@ -138,7 +138,7 @@ def _scale_int4(weight: Tensor, group: int) -> Tensor:
     """Of each group of a row (O, I / group): the one among some with the least squared error; numbers go from -8 to 7."""
     import torch
 
-    parts = weight.unflatten(1, (-1, group))
+    parts = weight.reshape(len(weight), -1, group)
     whole = parts.abs().amax(-1).clamp(min=1e-12) / 7.5
     best, least = whole, torch.full_like(whole, float("inf"))
     for share in SHRUNK:
@@ -151,7 +151,8 @@ def _scale_int4(weight: Tensor, group: int) -> Tensor:
 
 def _stored(scale: Tensor) -> Tensor:
     """A scale as bf16 holds it, in fp32: weights are rounded by what is stored."""
-    return scale.bfloat16().float()
+    stored: Tensor = scale.bfloat16().float()
+    return stored
 
 
 def _sixteen_bits(tensor: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ class _Shards:
         """Write the last file, give all their names, and write the index where there are several."""
         self._write()
         count = len(self.written)
-        places = {}
+        places: dict[str, str] = {}
         for number, names in enumerate(self.written):
             name = "model.safetensors" if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
             self._file(number).rename(self.out / name)

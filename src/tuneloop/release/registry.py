@@ -208,7 +208,7 @@ def _event(text: str) -> RegistryEvent:
 
 
 def register(
-    registry: Registry,
+    opened: Callable[[], Registry],
     folder: Path,
     name: str,
     *,
@@ -219,6 +219,7 @@ def register(
     """Make an artifact the newest version of a model, and its candidate. One that is there already is found.
 
     Args:
+        opened: gives the registry; it is asked once the artifact is known to be whole, since it may be made by that.
         folder: of the artifact.
         name: of the model.
         run: the folder of its run, where that is at hand: the gate is asked there when it is promoted.
@@ -232,7 +233,7 @@ def register(
             f"Bad name {name!r}", where="--name", next_step="use letters, digits, dots, dashes and underscores"
         )
     manifest = read_intact(folder, progress=progress)
-    lineage = _lineage(manifest, folder, run)
+    lineage, registry = _lineage(manifest, folder, run), opened()
     with _changing(registry, name, create=True) as model:
         known = next((v for v in model.versions if v.lineage.manifest == lineage.manifest), None)
         number = known.version if known else _create(registry, name, folder, lineage)

@@ -86,8 +86,11 @@ def register_artifact(
         raise UserError(
             f"This is not the run of the artifact, {manifest.run.id}", where=str(run), next_step="leave --run out"
         )
-    registry = open_registry(create=True, say=say)
-    return models.register(registry, folder, name, run=place if is_its_run else None, why=why, progress=progress)
+
+    def opened() -> models.Registry:
+        return open_registry(create=True, say=say)
+
+    return models.register(opened, folder, name, run=place if is_its_run else None, why=why, progress=progress)
 
 
 def promote_version(

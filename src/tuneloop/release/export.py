@@ -200,29 +200,38 @@ def export(
     with lock_folder(partial):
         try:
             _empty(partial)
-            made: dict[str, Any] = {
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "tuneloop": __version__,
-                "merge": None,
-            }
-            if gguf:
-                made["quantisation"] = write_gguf_model(
-                    _gguf_source(origin, id_, trained), gguf, partial, progress
-                ).model_dump(mode="json")
-                if measure is not None:
-                    made |= _measured(measure, partial, id_, made)
-            elif compressed:
-                made["quantisation"] = _write_compressed(origin, compressed, trained, partial, progress)
-                if measure is not None:
-                    made |= _measured(measure, partial, id_, made)
-            else:
-                made["merge"] = _write_model(origin, form, trained, partial, progress)
+            made = _write(origin, form, id_, partial, _Weights(gguf, compressed, measure), progress)
             manifest = _describe(origin, form, id_, partial, made)
             _take_place(partial, folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)  # gigabytes that nobody could use
             raise
     return Artifact(folder, manifest)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """How the weights are wanted; see `export`."""
+
+    gguf: GgufSettings | None
+    compressed: str
+    measure: Measure | None
+
+
+def _write(origin: Origin, form: Form, id_: str, out: Path, wanted: _Weights, progress: Progress) -> dict[str, Any]:
+    """Write all files but what is said of them; returns what belongs into the manifest."""
+    trained = trained_folder(origin.run)
+    made: dict[str, Any] = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"), "tuneloop": __version__, "merge": None
+    }  # fmt: skip
+    if wanted.gguf:
+        source = _gguf_source(origin, id_, trained)
+        made["quantisation"] = write_gguf_model(source, wanted.gguf, out, progress).model_dump(mode="json")
+    elif wanted.compressed:
+        made["quantisation"] = _write_compressed(origin, wanted.compressed, trained, out, progress)
+    else:
+        return made | {"merge": _write_model(origin, form, trained, out, progress)}
+    return made | _measured(wanted.measure, out, id_, made) if wanted.measure is not None else made
 
 
 def _measured(measure: Measure, folder: Path, id_: str, made: Mapping[str, Any]) -> dict[str, Any]:

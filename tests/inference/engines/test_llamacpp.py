@@ -257,6 +257,16 @@ def test_what_cannot_be_started_says_why(files: Files, tmp_path: Path, monkeypat
     garbage = tmp_path / "garbage.gguf"
     garbage.write_bytes(b"nothing" * 100)
     assert "Not a readable GGUF file" in refused(LlamaCppEngine(Served(str(garbage)))).what
+    real = subprocess.Popen
+    for said in (r"\xff garbage\n", r"hello\n", r"[1]\n", r"{}\n"):
+        code = f"import os, sys, time; os.write(int(sys.argv[1]), b'{said}'); time.sleep(60)"
+
+        def garbled(command: list[str], code: str = code, **settings: Any) -> Any:
+            return real([sys.executable, "-c", code, command[-1]], **settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module.subprocess, "Popen", garbled)
+            assert "and no address" in refused(LlamaCppEngine(Served(str(files.gguf)))).what
     slow = LlamaCppEngine(Served(str(files.gguf)), settings=LlamaCppSettings(start_within=0.01))
     assert "not ready within 0.01 s" in refused(slow).what
     monkeypatch.setattr(module, "VERSION", "0.0.1")

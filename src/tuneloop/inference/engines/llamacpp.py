@@ -248,8 +248,10 @@ class LlamaCppEngine:
                     raise self._error(f"llama.cpp was not ready within {self._settings.start_within:g} s")
                 if not line:
                     raise self._error(f"llama.cpp ended at its start (exit status {process.wait()})")
-                found: str = json.loads(line)["address"]
-                return found
+                try:
+                    return str(json.loads(line)["address"])
+                except (ValueError, KeyError, TypeError):
+                    raise self._error(f"llama.cpp said {line.strip()[:60]!r} at its start, and no address") from None
 
             yield address
         finally:
@@ -747,7 +749,7 @@ def _read_line(pipe: int, until: float) -> str | None:
         if not piece:
             return ""
         data += piece
-    return data.decode()
+    return data.decode(errors="replace")
 
 
 def _seconds(said: Mapping[str, Any]) -> float:

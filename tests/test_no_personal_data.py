@@ -10,10 +10,11 @@ import random
 import string
 import urllib.parse
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import Commands
 
@@ -195,15 +196,40 @@ def contents(path: Path) -> Iterator[bytes]:
                 yield packed.read(name)
 
 
+def trigrams(data: bytes) -> Any:
+    """Every three bytes that follow each other, as numbers."""
+    each = np.frombuffer(data, np.uint8).astype(np.uint32)
+    return each[:-2] | each[1:-1] << 8 | each[2:] << 16
+
+
+class Forms:
+    """The forms of all values, looked for in megabytes: only those of which every three bytes stand in the data can stand there."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        every = [(value, form) for value in values for form in encodings(value)]
+        self.short = [each for each in every if len(each[1]) < 3]
+        self.forms = [each for each in every if len(each[1]) >= 3]
+        parts = [trigrams(form) for _, form in self.forms]
+        self.trigrams, self.starts = np.concatenate(parts), np.cumsum([0, *map(len, parts[:-1])])
+        self.seen = np.zeros(1 << 24, bool)
+
+    def values_in(self, data: bytes) -> list[str]:
+        """The values of which a form stands in the data."""
+        there = trigrams(data) if len(data) > 2 else np.zeros(0, np.uint32)
+        self.seen[there] = True
+        possible = np.logical_and.reduceat(self.seen[self.trigrams], self.starts).nonzero()[0]
+        self.seen[there] = False
+        found = [*(self.forms[i] for i in possible), *self.short]
+        return list(dict.fromkeys(value for value, form in found if form in data))
+
+
 def leaks(folder: Path, values: dict[str, str], given: set[Path]) -> list[str]:
     """Each value that stands in a file or in its name, with its place in the sources."""
-    wanted = {value: list(encodings(value)) for value in values}
+    wanted = Forms(values)
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path not in given):
         for data in contents(path):
-            for value, forms in wanted.items():
-                if any(form in data for form in forms):
-                    found.append(f"{path.relative_to(folder)}: {value} ({values[value]})")
+            found += [f"{path.relative_to(folder)}: {value} ({values[value]})" for value in wanted.values_in(data)]
         found += [f"name of {path}: {value}" for value in values if value in path.name]
     return found
 

@@ -18,6 +18,7 @@ from train_helpers import changed, halted, make_rows, run
 
 from patience import HANG, native_bf16, needs_bf16
 from pretend_gpu import Card, pretend_gpu
+from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model
@@ -192,9 +193,6 @@ def test_torchrun_trains_and_only_the_first_process_speaks(
     steps = [r["step"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
     assert steps == list(range(1, manifest["steps"] + 1))
     assert done.stderr.count("preflight") == 1
-    refused = subprocess.run([*command[:-3], "--out", "other", "train.targets=nothing"], cwd=tmp_path, env=cli_environment, text=True,
-                             capture_output=True, timeout=HANG)  # fmt: skip
-    assert refused.returncode and refused.stderr.count("no linear layer named") >= 1
 
 
 @pytest.mark.slow
@@ -204,20 +202,22 @@ def test_a_run_starts_its_processes_itself_and_each_may_have_the_whole_base(
     rows = [{"prompt": f"Which drawer for letter {i}?", "completion": ["red", "blue"][i % 2]} for i in range(24)]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
 
-    def trained(out: str, gpus: str, **environment: str) -> list[float]:
-        command = [sys.executable, "-m", "tuneloop", "train", "rows.jsonl", f"model={tiny_llama}", "train.epochs=1",
-                   "train.rank=2", f"train.gpus={gpus}", "--out", out, "--json"]  # fmt: skip
+    command = ["train", str(tmp_path / "rows.jsonl"), f"model={tiny_llama}", "train.epochs=1", "train.rank=2"]
+
+    def trained(out: str, **environment: str) -> list[float]:
         done = subprocess.run(
-            command, cwd=tmp_path, env={**cli_environment, **environment}, text=True, capture_output=True, timeout=HANG
-        )
+            [sys.executable, "-m", "tuneloop", *command, "train.gpus=2", "--out", out, "--json"],
+            cwd=tmp_path, env={**cli_environment, **environment}, text=True, capture_output=True, timeout=HANG,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         assert json.loads(done.stdout)["status"] == "finished" and done.stderr.count("preflight") == 1
         return figures(tmp_path / out)
 
-    alone = trained("alone", "auto")
+    assert main([*command, "--out", str(tmp_path / "alone"), "--quiet"]) == 0  # `auto`: this machine has no GPUs
+    alone = figures(tmp_path / "alone")
     near = 3e-2 if native_bf16() else 2e-3
-    assert trained("whole", "2", TUNELOOP_REPLICATE="1") == pytest.approx(alone, rel=near)
-    assert trained("divided", "2") == pytest.approx(alone, rel=near)
+    assert trained("whole", TUNELOOP_REPLICATE="1") == pytest.approx(alone, rel=near)
+    assert trained("divided") == pytest.approx(alone, rel=near)
 
 
 def test_a_process_that_ends_ends_the_others_and_says_its_status(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Commands
 
 import tuneloop
 from places import ROOT
+from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.train.config import TrainConfig
 
@@ -24,27 +24,23 @@ FUNCTIONS = ("prepare", "train", "evaluate", "predict", "run")
 
 @pytest.mark.slow
 def test_the_code_of_the_page_runs_and_makes_runs(
-    small_packaged: dict[str, str],
-    tmp_path: Path,
-    cli_environment: dict[str, str],
-    commands_in_one_process: Commands,
+    small_packaged: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    environment = {**cli_environment, **small_packaged}
+    monkeypatch.chdir(tmp_path)
+    for name, value in {**small_packaged, "MLFLOW_TRACKING_URI": ""}.items():
+        monkeypatch.setenv(name, value)
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S))
     for minutes in ("max_minutes=1,", '"max_minutes": 0.5,'):  # a tenth of the time shows as much
         assert minutes in code
         code = code.replace(minutes, minutes.replace("0.5", "0.05").replace("=1", "=0.1"))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert not re.search(r"\d+%|tokens/s", done.stdout + done.stderr), "calls are silent"
-    assert "did you mean train.learning_rate?" in done.stdout
-    commands: list[list[str]] = []
+    exec(compile(code, str(PAGE), "exec"), {"__name__": "__main__"})
+    said = capfd.readouterr()
+    assert not re.search(r"\d+%|tokens/s", said.out + said.err), "calls are silent"
+    assert "did you mean train.learning_rate?" in said.out
     for run in (tmp_path / "runs" / "tickets", tmp_path / "runs" / "all"):
         assert read_json(run / "run.json")["status"] == "finished"
-        commands += [["report", str(run)], ["evaluate", str(run)]]
-        commands.append(["export", str(run), "--out", str(tmp_path / f"artifact-{run.name}")])
-    done = commands_in_one_process(commands, small_packaged)
-    assert done.returncode == 0, done.stderr[-2000:]
+        for command in (["report"], ["evaluate"], ["export", "--out", str(tmp_path / f"artifact-{run.name}")]):
+            assert main([command[0], str(run), *command[1:]]) == 0
     assert all((tmp_path / f"artifact-{name}" / "artifact.json").is_file() for name in ("tickets", "all"))
     assert {"accuracy", "macro_f1"} <= set(read_json(tmp_path / "evals" / "base" / "eval.json")["metrics"])
     assert len(read_jsonl(tmp_path / "evals" / "fresh" / "samples.jsonl")) == 1

@@ -17,9 +17,9 @@ from tuneloop.inference.engine import Engine
 from tuneloop.inference.generate import answer_requests, generate
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE, applied
-from tuneloop.models.alongside import adapters_of, load_adapter_alongside, unload_adapter
+from tuneloop.models.alongside import adapters_of, load_adapter_alongside, merge_adapter, unload_adapter
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.lora import LoraShape, adapter_state, add_lora, lora_layers, remove_lora, save_adapter
+from tuneloop.models.lora import LoraShape, adapter_state, add_lora, lora_layers, remove_lora, save_adapter, switches
 from tuneloop.models.prefix import add_prefix, remove_prefix, save_prefix
 from tuneloop.models.trained import load_trained
 
@@ -187,6 +187,21 @@ def test_loading_twice_changes_nothing_and_an_unloaded_adapter_is_an_error(serve
     assert adapters_of(model) == []
     with pytest.raises(UserError, match="No adapter"):
         answer_requests(model, [Request(ids=[1, 2], adapter=name)])
+
+
+@pytest.mark.parametrize("kind", ["narrow", "dora"])
+def test_a_merged_adapter_answers_as_it_does_alongside_and_leaves_plain_layers(served: Served, kind: str) -> None:
+    model, plain = served.cold(BASE), served.cold(kind)
+    assert merge_adapter(model, served.folders[kind]) == served.names[kind] and adapters_of(model) == [
+        served.names[kind]
+    ]
+    assert not switches(model.net) and not lora_layers(model.net)
+    with torch.no_grad():
+        expected = plain.hidden(IDS)
+        with applied(served.names[kind]):
+            torch.testing.assert_close(model.hidden(IDS), expected, atol=2e-4, rtol=2e-4)
+    with pytest.raises(UserError, match="can be merged"):
+        merge_adapter(model, served.folders[PREFIX])
 
 
 def test_rows_behind_different_prefixes_never_share_a_pass(served: Served) -> None:

@@ -40,6 +40,27 @@ def load_adapter_alongside(model: Model, folder: Path) -> str:
     return name
 
 
+def merge_adapter(model: Model, folder: Path) -> str:
+    """Load an adapter into the base's weights: its answers are written as fast as the base's, and the base can't be asked any more.
+
+    Returns:
+        Its hash, under which it is named from now on.
+
+    Raises:
+        UserError: as `load_adapter_alongside`, or its method can't be merged.
+    """
+    from tuneloop.models.lora import merge_alongside
+    from tuneloop.models.methods import method_of_folder
+    from tuneloop.models.trained import trained_folder
+
+    method = method_of_folder(trained_folder(folder))
+    if method is None or method.merge is None:
+        raise UserError("This is no adapter that can be merged", where=str(folder), next_step="set merge=false")
+    name = load_adapter_alongside(model, folder)
+    merge_alongside(model.net, name)
+    return name
+
+
 def _names_alongside(model: Model) -> set[str]:
     """Hashes of the adapters alongside each other; kept on the network, since looking through its modules takes a millisecond."""
     names: set[str] = vars(model.net).setdefault("adapters_alongside", set())

@@ -422,6 +422,21 @@ def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = ""
     return name
 
 
+@torch.no_grad()
+def merge_alongside(net: nn.Module, name: str) -> None:
+    """Write an adapter that was loaded alongside into the base's weights, and take out whatever adapters there are.
+
+    Passes then cost what the base's do. Rounding to the weights' dtype changes some answers, as in a merged export.
+    """
+    for place, switch in switches(net).items():
+        update, base = switch.update(name), switch.base_layer
+        if update is not None:
+            a, b = update.matrices()
+            merged = merged_weight(switch.weight, a, b, update.scale, update.lora_magnitude_vector)
+            switch.weight.copy_(merged.to(switch.weight.dtype))
+        _put(net, place, base)
+
+
 def linear_places(net: nn.Module) -> dict[str, nn.Module]:
     """The layers that may have an adapter, by the name that they have in the base model; adapted ones as they are."""
     found: dict[str, nn.Module] = {}

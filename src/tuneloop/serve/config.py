@@ -113,6 +113,11 @@ class ServeConfig(Config):
     host: str = Field("127.0.0.1", description="address; 0.0.0.0 lets others in, who then need a key")
     port: int = Field(8100, ge=0, le=65535, description="port; 0 for a free one")
     folder: str = Field("serve", description="folder of the store, keys and batches")
+    merge: bool = Field(
+        False,
+        description="our own engine with one adapter: write it into the base's weights, so that answers are written faster; "
+        "some differ by rounding, and the base itself is not served",
+    )
     slots: int = Field(16, ge=1, description="requests that the engine answers at the same time")
     context: int = Field(4096, ge=64, description="tokens of a prompt with its answer, in llama.cpp")
     canaries: int = Field(

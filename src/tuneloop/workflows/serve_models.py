@@ -189,7 +189,9 @@ def deployment_of(
     extra = _candidates(candidates or {}, lambda candidate: open_model(candidate.model, candidate.source), base, say)
     opened_, extra = _with_one_source(opened_, extra)
     adapters = _loaded(opened_, extra.values())
-    engine = LocalEngine(Served(base, whole.template if whole else ""), adapters, slots=config.slots)
+    engine = LocalEngine(
+        Served(base, whole.template if whole else ""), adapters, slots=config.slots, merge=config.merge
+    )
     return Deployment(engine, opened_, base, extra)
 
 

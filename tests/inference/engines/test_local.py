@@ -51,6 +51,24 @@ def served(tiny_llama: Path, adapters: list[Path]) -> Callable[..., None]:
     return run
 
 
+def test_a_merged_adapter_writes_the_same_answer_and_the_base_is_not_served(
+    tiny_llama: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNELOOP_DTYPE", "float32")  # rounding to bf16 changes the likeliest of random tokens
+    expected = next(iter(cold(tiny_llama, adapters[0]).complete([asked("")]))).token_ids
+
+    async def work() -> None:
+        engine = LocalEngine(Served(str(tiny_llama)), [Served(str(adapters[0]))], merge=True)
+        await engine.start()
+        (name,) = engine.adapters
+        found, base = await asyncio.gather(complete(engine, asked(name)), complete(engine, asked(BASE)))
+        await engine.stop()
+        assert found.token_ids == expected and found.adapter == name
+        assert base.finish == "error" and "merged into the base" in str(base.error)
+
+    asyncio.run(asyncio.wait_for(work(), HANG))
+
+
 def asked(adapter: str = BASE, **settings: Any) -> Request:
     return Request(messages=TURNS, adapter=adapter, **{"max_new_tokens": 12, **settings})
 

@@ -74,6 +74,7 @@ class LocalEngine:
         slots: requests that are computed together.
         tokens: places of prompts and longest answers in all batches, which bounds the memory of keys and values.
         start_within: seconds to load everything.
+        merge: write the adapter into the base's weights where there is just one; the base itself is not served then.
     """
 
     def __init__(
@@ -84,9 +85,10 @@ class LocalEngine:
         slots: int = 64,
         tokens: int = 24576,
         start_within: float = START_WITHIN,
+        merge: bool = False,
     ) -> None:
         self._base, self._served, self._slots, self._tokens = base, tuple(adapters), slots, tokens
-        self._start_within = start_within
+        self._start_within, self._merge = start_within, merge and len(self._served) == 1
         self._adapters: dict[str, AdapterFacts] = {}
         self._templates: dict[str, Template] = {}
         self._trees = LabelTrees()
@@ -225,6 +227,8 @@ class LocalEngine:
             return refused(request, why)
         if why := unknown_adapter(request.adapter, self._adapters):
             return refused(request, why)
+        if self._merge and request.adapter == BASE:
+            return refused(request, "no_adapter: the adapter is merged into the base, which is not served by itself")
         template, room = self._templates[request.adapter], 1
         if request.choices:
             room = max(self._tree(request).lengths)
@@ -279,7 +283,7 @@ class LocalEngine:
         work.cancel_all(self._failure)
 
     def _load(self) -> Model:
-        from tuneloop.models.alongside import load_adapter_alongside
+        from tuneloop.models.alongside import load_adapter_alongside, merge_adapter
         from tuneloop.models.load import load_model, use_threads
         from tuneloop.models.methods import method_of_folder
         from tuneloop.models.trained import trained_folder
@@ -290,7 +294,7 @@ class LocalEngine:
         adapters = {}
         for served in self._served:
             folder = trained_folder(Path(served.source).expanduser())
-            name = load_adapter_alongside(model, folder)
+            name = merge_adapter(model, folder) if self._merge else load_adapter_alongside(model, folder)
             method = method_of_folder(folder)
             adapters[name] = AdapterFacts(name, served.source, method.name if method is not None else "")
             templates[name] = with_template(model.template, served.template)

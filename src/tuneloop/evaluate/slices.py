@@ -16,6 +16,7 @@ from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import Array
 from tuneloop.evaluate.evaluate import CLUSTER_NAMES, Evaluation
+from tuneloop.evaluate.metrics import title_of
 from tuneloop.evaluate.metrics.calibration import reliability
 from tuneloop.evaluate.metrics.multilabel import label_lists
 from tuneloop.records.evaluation import Slice
@@ -64,7 +65,7 @@ def breakdown_in_words(found: Mapping[str, Any]) -> list[str]:
         worst = sorted(worse, key=lambda s: s.delta)[:3]
         named = "; ".join(f"{s.field} {s.value} ({s.score:.2f} against {s.rest:.2f}, {s.n} rows)" for s in worst)
         more = f" and {len(worse) - len(worst)} more" if len(worse) > len(worst) else ""
-        sentences.append(f"Surely worse than the rest by {found['row_metric']}: {named}{more}.")
+        sentences.append(f"Surely worse than the rest by {title_of(found['row_metric'])}: {named}{more}.")
     pairs = found.get("confusion_pairs") or []
     if pairs and pairs[0]["n"] >= 3:
         top = pairs[0]

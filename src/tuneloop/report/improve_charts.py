@@ -75,7 +75,7 @@ def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
         )
     body.append(_path([(days(p.days), y(p.difference)) for p in points], "train"))
     body.append(_text(left, 13, fit(f"difference in {line.measure}, bounds valid at any time", right - left), "legend"))
-    body.append(_text(right - 3, y(line.effect) - 5, f"+{line.effect:g} is worth a promotion", "tick", "end"))
+    body.append(_text(left + 3, y(line.effect) - 5, f"+{line.effect:g} is worth a promotion", "tick"))
     last = points[-1]
     said = f"{line.name}: {last.difference:+.3f} [{last.low:+.3f}, {last.high:+.3f}] after {last.days:.1f} days"
     return _svg(width, bottom + 40, said, body, "sequence")

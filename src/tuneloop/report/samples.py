@@ -96,7 +96,7 @@ class Choice:
         n, wrong = len(self.rows), sum(t.right is False for t in self.rows)
         text = (
             f"Rows that tell the most come first: where {self.own} and another system disagree, wrong answers, and near misses, each "
-            f"label in turn. They are no fair share of the {count(n, 'row')}"
+            f"label in turn. They are not a random sample of the {count(n, 'row')}"
         )
         return f"{text}: {wrong:,} of all {n:,} answers of {self.own} are wrong." if self.judged else f"{text}."
 

@@ -41,7 +41,7 @@ def command(
     if output.json:
         print_json({"folder": str(folder), **record_of(project).to_json()})
     else:
-        print(f"{folder}: {', '.join(sorted(project.files))}\n{price_words(project.job)}")
+        print(f"{folder}: {', '.join(sorted(project.files))}\n{price_words(project.host, project.job)}")
     if not dry_run and confirmed(f"Put it up on {project.host.title} now?", yes, folder):
         put_up(launch_of(project), folder, lambda line: print(line, file=sys.stderr))
 

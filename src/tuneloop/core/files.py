@@ -456,7 +456,7 @@ def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
                 raise UserError(
                     f"Another tuneloop process ({holder}) is working in this folder",
                     where=str(path.parent),
-                    next_step="wait for it, stop it, or choose another folder with output_dir=FOLDER",
+                    next_step="wait for it, stop it, or choose another folder: output_dir=FOLDER, or --out FOLDER",
                 ) from None
             if not told:
                 waiting(holder)

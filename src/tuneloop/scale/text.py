@@ -24,8 +24,10 @@ def shell(words: Sequence[str]) -> str:
     return " ".join(word if "$" in word else shlex.quote(word) for word in words)
 
 
-def price_words(job: Deployment) -> str:
+def price_words(host: Host, job: Deployment) -> str:
     """The monthly price, in a sentence or two."""
+    if job.machine is None and host.own:
+        return "It runs on a machine of your own and costs nothing more."
     if job.machine is None:
         return "The host bills by use; see its price page."
     card = job.machine.card
@@ -75,7 +77,7 @@ Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:
 
 ## Price
 
-{price_words(job)} Planned need: {job.size.need_gib:,.1f} GiB of GPU memory (weights {job.size.weights_gib:,.1f}).
+{price_words(host, job)} Planned need: {job.size.need_gib:,.1f} GiB of GPU memory (weights {job.size.weights_gib:,.1f}).
 
 {f"## Secrets{chr(10)}{chr(10)}{secrets}{chr(10)}" if secrets else ""}## What was checked
 

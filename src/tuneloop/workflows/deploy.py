@@ -20,6 +20,7 @@ from tuneloop.models.names import SHORT_NAMES
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.hosting import HostedDeployment
 from tuneloop.release.verify import read_intact
+from tuneloop.scale.bill import job_of
 from tuneloop.scale.deployment import REQUEST, Card, Deployment, DeployWish, Machine, Size, choose_machine, service_name
 from tuneloop.scale.hosts import Host, find_host, hosts, refuse_form
 from tuneloop.scale.text import readme, request_text
@@ -62,7 +63,7 @@ def plan_deployment(folder: Path, wish: DeployWish) -> Project:
     shape = _shape(folder, manifest)
     size = _size(folder, manifest, shape, wish.context or None)
     job = Deployment(
-        name=service_name(wish.name or manifest.id.rsplit("-", 2)[0]),
+        name=service_name(wish.name or job_of(manifest.id) or manifest.id),
         artifact=manifest.id,
         form=manifest.format,  # type: ignore[arg-type]
         base=SHORT_NAMES.get(manifest.base.model.lower(), manifest.base.model),

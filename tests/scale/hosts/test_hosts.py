@@ -151,6 +151,13 @@ def test_compose_mounts_what_is_not_on_the_hub(form: Form) -> None:
     assert ("HF_TOKEN" in engine["environment"]) == (form == "adapter"), "its base comes from the hub"
 
 
+@pytest.mark.parametrize("name", ["ollama", "docker-model-runner"])
+def test_what_runs_on_a_machine_of_one_s_own_names_no_bill(name: str) -> None:
+    host, one = find_host(name), job(name, "gguf")
+    assert "costs nothing more" in readme(host, one) and "bills by use" not in readme(host, one)
+    assert "cd " not in host.commands(one)[0][0], "the first request lies in this folder"
+
+
 def test_a_format_that_a_host_can_t_serve_names_one_that_it_can() -> None:
     with pytest.raises(UserError, match="Ollama does not serve the format 'merged'") as caught:
         refuse_form(find_host("ollama"), "merged")

@@ -47,6 +47,7 @@ HOST = Host(
     as_of="2026-11-27",
     checked="The Compose specification's JSON Schema accepts compose.yaml.",
     unchecked="that your Docker has the runner.",
+    own=True,
     pulls=False,
     asked_as=lambda job: None,
     secrets=(("REGISTRY", "where your images lie, in your shell"),),

@@ -18,7 +18,7 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     if job.form == "gguf-lora":
         first = "# Put the base model's GGUF file into the artifact's folder first; the Modelfile says its name.\n"
     return (
-        (f'{first}cd "$ARTIFACT"\nollama create {job.name} -f Modelfile', "Put it up"),
+        (f'{first}ollama create {job.name} -f "$ARTIFACT/Modelfile"', "Put it up"),
         (ask, "Ask it"),
         (f"ollama rm {job.name}", "Take it down"),
     )
@@ -34,5 +34,6 @@ HOST = Host(
     as_of="2026-11-27",
     checked="The Modelfile's template writes the tokens that the trained one writes (tested when it is exported).",
     unchecked="that your version of Ollama reads the file.",
+    own=True,
     pulls=False,
 )

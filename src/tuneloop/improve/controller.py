@@ -21,20 +21,40 @@ from tuneloop.records.decision import Decision
 START, STEP, APPROVE, END = "improve.start", "improve.step", "improve.approve", "improve.end"
 DECLINE = "improve.decline"  # there was a reason, and it was not worth it or too expensive
 PRIOR_CYCLES = 2  # what is thought before any cycle counts as much as so many cycles
-Step = Literal["collect", "train", "evaluate", "gate", "export", "register", "experiment", "decide", "promote"]
+Step = Literal[
+    "collect",
+    "train",
+    "warm_start",
+    "choose",
+    "evaluate",
+    "gate",
+    "export",
+    "register",
+    "experiment",
+    "decide",
+    "promote",
+]
 # Each step's command. Names in braces are those of the project, and `cycle` (a folder), `experiment` (a name).
 COMMANDS: dict[str, list[str]] = {
     "collect": ["collect", "{store}", "-o", "{cycle}/collected"],
     "train": ["run", "{recipe}", "output_dir={cycle}/run"],  # on the collected rows
-    "evaluate": ["evaluate", "{champion}", "--dataset", "{cycle}/run/dataset", "-o", "{cycle}/champion"],
-    "gate": ["gate", "{cycle}/run", "--against", "{cycle}/champion", "--suite", "{suite}"],
-    "export": ["export", "{cycle}/run", "-o", "{cycle}/artifact"],
-    "register": ["register", "{cycle}/artifact", "--name", "{model}", "--run", "{cycle}/run"],
+    "warm_start": [
+        "run",
+        "{recipe}",
+        "output_dir={cycle}/warm",
+        "train.init={champion}",
+    ],  # the same from the run in use
+    "choose": ["compare", "{cycle}/run", "{cycle}/warm", "-o", "{cycle}/starts"],
+    "evaluate": ["evaluate", "{champion}", "--dataset", "{run}/dataset", "-o", "{cycle}/champion"],
+    "gate": ["gate", "{run}", "--against", "{cycle}/champion", "--suite", "{suite}"],
+    "export": ["export", "{run}", "-o", "{cycle}/artifact"],
+    "register": ["register", "{cycle}/artifact", "--name", "{model}", "--run", "{run}"],
     "experiment": ["ab", "start", "{experiment}", "--store", "{store}", "--model", "{model}"],
     "decide": ["ab", "check", "{experiment}", "--store", "{store}"],
     "promote": ["promote", "{model}", "--why", "experiment {experiment}"],
 }
 ORDER = tuple(COMMANDS)
+STARTS = ("warm_start", "choose")  # only where the project asks for them
 # What the answer "no" of a step means; "not yet" is exit status 3.
 NO = {"gate": "refused by the gate", "decide": "rolled back", "promote": "refused by the gate"}
 NOT_YET = {"gate": "refused by the gate"}  # others wait
@@ -95,6 +115,10 @@ class ProjectConfig(Config):
         "", description="run in use, with which the gate compares; after a promotion the promoted one"
     )
     suite: str = Field("", description="what the gate demands; empty: no gate")
+    warm_start: bool = Field(
+        False,
+        description="whether each cycle also trains from the run in use, and takes that one where it measures better than from the base",
+    )
     shadow: bool = Field(
         False, description="whether experiments begin in shadow mode, where nobody sees the candidate's answers"
     )
@@ -209,7 +233,13 @@ class Cycle:
     @property
     def steps(self) -> list[str]:
         """Its steps; the champion is evaluated, and the gate asked, only where something is demanded."""
-        return [step for step in ORDER if step not in ("evaluate", "gate") or self.project.suite]
+        left = (() if self.project.suite else ("evaluate", "gate")) + (() if self.project.warm_start else STARTS)
+        return [step for step in ORDER if step not in left]
+
+    @property
+    def run(self) -> str:
+        """Name of the folder of its run: from the base, or from the run in use where that was chosen."""
+        return str(self.done.get("choose", {}).get("chosen") or "run")
 
     @property
     def next_step(self) -> str:
@@ -346,7 +376,7 @@ def champion_of(project: ProjectConfig, cycles: Iterable[Cycle], folder: str) ->
         folder: of the cycles.
     """
     promoted = [cycle for cycle in cycles if cycle.outcome == "promoted"]
-    return f"{folder}/{promoted[-1].number}/run" if promoted else project.champion
+    return f"{folder}/{promoted[-1].number}/{promoted[-1].run}" if promoted else project.champion
 
 
 def command_of(cycle: Cycle, step: str, *, folder: str, champion: str) -> list[str]:
@@ -364,6 +394,7 @@ def command_of(cycle: Cycle, step: str, *, folder: str, champion: str) -> list[s
     known = {
         **{name: str(getattr(cycle.project, name)) for name in ("name", "store", "model", "recipe", "suite")},
         "champion": champion, "cycle": f"{folder}/{cycle.number}", "experiment": cycle.experiment,
+        "run": f"{folder}/{cycle.number}/{cycle.run}",
     }  # fmt: skip
     words = cycle.project.steps.get(step, COMMANDS[step])  # type: ignore[call-overload]
     if step == "promote" and not (cycle.project.suite or "promote" in cycle.project.steps):
@@ -374,6 +405,18 @@ def command_of(cycle: Cycle, step: str, *, folder: str, champion: str) -> list[s
         raise UserError(
             f"Unknown name in braces: {error}", where=f"steps.{step}", next_step=f"names: {', '.join(known)}"
         ) from None
+
+
+def better_start(verdicts: Mapping[str, str]) -> str:
+    """Which of both runs goes on: the one from the run in use only where a metric shows it to be better, and none worse.
+
+    Args:
+        verdicts: metric -> `better`, `worse` or `not enough evidence`, of the run from the champion against that from the base.
+
+    Returns:
+        `warm` or `run`.
+    """
+    return "warm" if "better" in verdicts.values() and "worse" not in verdicts.values() else "run"
 
 
 def after(step: str, status: int, result: Mapping[str, Any]) -> tuple[str, str, str]:

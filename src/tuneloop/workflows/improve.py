@@ -21,12 +21,14 @@ from tuneloop.improve.controller import (
     DECLINE,
     END,
     START,
+    STARTS,
     STEP,
     Choice,
     Cycle,
     Facts,
     ProjectConfig,
     after,
+    better_start,
     champion_of,
     choose,
     command_of,
@@ -129,8 +131,12 @@ def planned(project: ProjectConfig, command: Command) -> tuple[float, float]:
     """Hours and dollars that a cycle takes, by `tuneloop plan` of the recipe; NaN where it can't say."""
     _, found = command(["plan", project.recipe])
     times, costs = found.get("time") or {}, found.get("cost") or {}
-    hours = _number(times.get("hours"))
-    usd = hours * project.usd_per_hour if project.usd_per_hour else _number(costs.get("usd"))
+    hours = _number(times.get("hours")) * (2 if project.warm_start else 1)
+    usd = (
+        hours * project.usd_per_hour
+        if project.usd_per_hour
+        else _number(costs.get("usd")) * (2 if project.warm_start else 1)
+    )
     return hours, usd
 
 
@@ -279,23 +285,10 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
         sentence = f"Cycle {cycle.number} waits for a person: tuneloop improve PROJECT.yaml --approve {step}"
         return Pass("needs approval", sentence, cycle.number, [])
     champion = champion_of(cycle.project, cycles, str(folder))
-    result: dict[str, Any]
-    hours = 0.0
-    if step in ("evaluate", "gate") and not champion:
-        raise UserError("The gate needs the run in use", where="champion", next_step="champion: FOLDER in the project")
-    if step == "experiment" and cycle.experiment in experiments_of(read_decisions(log.store, where=EXPERIMENTS)):
-        status, result = 0, {"experiment": cycle.experiment}  # begun before the controller was killed
-    else:
-        words = command_of(cycle, step, folder=str(folder), champion=champion)
-        if step not in cycle.project.steps:
-            words += _more_words(cycle.project, step, folder / str(cycle.number), champion)
-        if step == "decide" and _in_shadow_mode(log.store, cycle):  # judge what came since the last pass
-            asks = ["--judge", cycle.project.judge] if cycle.project.judge else []
-            command(["ab", "judge", cycle.experiment, "--store", cycle.project.store, *asks])
-        say(f"{step:<11}tuneloop {' '.join(words)}")
-        begun = time.monotonic()
-        status, result = command(words)
-        hours = (time.monotonic() - begun) / 3600
+    if step in ("evaluate", "gate", *STARTS) and not champion:
+        what = "warm_start" if step in STARTS else "The gate"
+        raise UserError(f"{what} needs the run in use", where="champion", next_step="champion: FOLDER in the project")
+    status, result, hours = _done(log, cycle, folder, champion, command, say)
     if step == "promote":  # the figures that it follows from are the experiment's
         result = {"sentence": cycle.done.get("decide", {}).get("sentence"), **result}
     follows, outcome, why = after(step, status, result)
@@ -319,26 +312,77 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
     return step
 
 
+def _done(
+    log: _Log, cycle: Cycle, folder: Path, champion: str, command: Command, say: Say
+) -> tuple[int, dict[str, Any], float]:
+    """Do a step: its exit status, what it printed, and the hours that it took."""
+    step = cycle.next_step
+    if step == "experiment" and cycle.experiment in experiments_of(read_decisions(log.store, where=EXPERIMENTS)):
+        return 0, {"experiment": cycle.experiment}, 0.0  # begun before the controller was killed
+    if step == "choose" and "chosen" in cycle.done["warm_start"]:
+        return 0, dict(cycle.done["warm_start"]), 0.0  # there is no other run to choose
+    words = command_of(cycle, step, folder=str(folder), champion=champion)
+    if step not in cycle.project.steps:
+        words += _more_words(cycle, step, folder / str(cycle.number), champion)
+    if step == "decide" and _in_shadow_mode(log.store, cycle):  # judge what came since the last pass
+        asks = ["--judge", cycle.project.judge] if cycle.project.judge else []
+        command(["ab", "judge", cycle.experiment, "--store", cycle.project.store, *asks])
+    say(f"{step:<11}tuneloop {' '.join(words)}")
+    begun = time.monotonic()
+    status, result = command(words)
+    if step in STARTS and status == 2:  # it can't be had: the run from the base goes on
+        status, result = 0, _without_warm(result)
+    elif step == "choose" and status == 0:
+        result = _chosen(result)
+    return status, result, (time.monotonic() - begun) / 3600
+
+
+def _without_warm(result: Mapping[str, Any]) -> dict[str, Any]:
+    told = result.get("error")
+    why = told.get("what") if isinstance(told, Mapping) else "no reason was given"
+    return {
+        "chosen": "run",
+        "verdicts": {},
+        "sentence": f"The run from the base goes on, the other one can't be had: {why}",
+    }
+
+
+def _chosen(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Which start measures better on the same test, by the comparison that was written."""
+    found = result.get("comparisons") or []
+    verdicts = {str(one["metric"]): str(one["verdict"]) for one in found}
+    chosen = better_start(verdicts)
+    shown = "; ".join(
+        f"{one['metric']} {one['delta']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}] {one['verdict']}"
+        for one in found[:3]
+        if None not in (one["delta"], one["low"], one["high"])
+    )
+    word = "goes on" if chosen == "warm" else "is not shown to be better, that from the base goes on"
+    return {"chosen": chosen, "verdicts": verdicts, "sentence": f"The run from the run in use {word}: {shown}"}
+
+
 def _in_shadow_mode(store: sqlite3.Connection, cycle: Cycle) -> bool:
     state = experiments_of(read_decisions(store, where=EXPERIMENTS)).get(cycle.experiment)
     return state is not None and state.design.shadow and not state.share and not state.ended
 
 
-def _more_words(project: ProjectConfig, step: str, cycle: Path, champion: str) -> list[str]:
+def _more_words(cycle: Cycle, step: str, folder: Path, champion: str) -> list[str]:
     """What a step is told besides: of the collected rows, and that an adapter stays one, so that a server has both arms."""
     if step == "collect":  # with a run in use they are added to its own, in the form that it reads
         return ["--run", champion] if champion else []
-    if step == "train":
-        return settings_of_retraining(cycle / "collected")
+    if step in ("train", "warm_start"):
+        return settings_of_retraining(folder / "collected")
     if step == "experiment":
-        return ["--shadow"] if project.shadow else []
-    return ["--format", "adapter"] if step == "export" and (cycle / "run" / "adapter").is_dir() else []
+        return ["--shadow"] if cycle.project.shadow else []
+    return ["--format", "adapter"] if step == "export" and (folder / cycle.run / "adapter").is_dir() else []
 
 
 def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
     """What the log keeps of a command's result."""
     found = {
-        name: result[name] for name in ("status", "outcome", "sentence", "path", "counts", "version") if name in result
+        name: result[name]
+        for name in ("status", "outcome", "sentence", "path", "counts", "version", "chosen", "verdicts")
+        if name in result
     }
     measure = (result.get("evidence") or {}).get("measure") or {}
     return {**found, **({"difference": measure["difference"]} if measure.get("difference") is not None else {})}
@@ -376,6 +420,8 @@ def replay(project: ProjectConfig) -> list[Checked]:
         elif event.kind == STEP:
             what = f"{data['step']} was done"
             follows = last is not None and last.next_step == data["step"] and not last.waits_for_approval
+            if data["step"] == "choose":
+                follows = follows and data["result"]["chosen"] == better_start(data["result"]["verdicts"])
         elif event.kind == END:
             what = f"cycle {data['cycle']} ended: {data['outcome']}"
             end = after(data["step"], data["status"], data["result"])

@@ -45,6 +45,28 @@ def test_pairs_are_corrected_over_given_and_liked_over_disliked_to_the_same_prom
     assert pairs == [("better", "answer 1"), ("answer 2", "answer 3")]
 
 
+def called(name="menu", arguments="{}"):
+    return {"role": "assistant", "content": None,
+            "tool_calls": [{"id": "c0", "type": "function", "function": {"name": name, "arguments": arguments}}]}  # fmt: skip
+
+
+def test_calls_of_tools_are_answers_too():
+    requests = [
+        asked(1, completion=called()),
+        asked(2, completion=called(arguments='{"q": 1}')),
+        asked(3, completion=called()),
+    ]
+    feedback = [said(1, "thumbs", True), said(2, "correction", "no menu today"), said(3, "thumbs", False)]
+    found = collected(requests, feedback)
+    assert [row["messages"][-1].get("tool_calls") for row in found.sft] == [None, called()["tool_calls"]]
+    assert found.sft[1]["messages"][-1]["content"] == "" and found.sft[1]["own"]
+    (pair,) = found.preference
+    assert pair["chosen"][0]["content"] == "no menu today" and pair["rejected"][0]["tool_calls"]
+    assert [row["thumb"] for row in found.kto] == [False, True, False] and not found.dropped.total()
+    hashed = collected([asked(1, completion=called("sha256:0a"))], feedback[:1])
+    assert not hashed.sft and hashed.dropped["not kept"] == 1
+
+
 def test_single_answers_are_rated_good_or_bad():
     requests = [asked(i) for i in range(1, 5)]
     feedback = [said(1, "thumbs", True), said(2, "rating", 1), said(3, "rating", 3), said(4, "correction", "x")]

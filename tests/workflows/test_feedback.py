@@ -117,3 +117,10 @@ def test_the_command_line(store, capsys, tmp_path):
     assert code == 0 and {one["kind"] for one in found["kinds"]} == {"thumbs", "correction"}
     assert main(["feedback", "show", "--store", str(store), "--orphans"]) == 0
     assert main(["feedback", "show", "--store", str(tmp_path / "nowhere")]) == 2
+
+
+def test_a_file_without_feedback_says_what_is_needed(store, tmp_path, capsys):
+    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"id": f"d{i}", "rating": "up"}) for i in range(30)))
+    assert main(["feedback", "import", str(tmp_path / "chats.jsonl"), "--store", str(store)]) == 1
+    text = capsys.readouterr().out
+    assert "chats.jsonl:1 and 29 more: Feedback is about a request" in text and "tuneloop prepare" in text

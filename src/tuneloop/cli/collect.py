@@ -34,18 +34,18 @@ def command(
     if output.json:
         print_json({**found.to_json(), "path": out})
         return
-    print(f"read      {found.requests:,} requests, {found.with_feedback:,} with feedback")
+    print(f"{'read':<11} {found.requests:,} requests, {found.with_feedback:,} with feedback")
     for name, rows in found.counts.items():
         own = f", {found.own:,} of them the model's own answers" if name == "sft" and found.own else ""
-        print(f"{name:<10}{rows:,} rows{own}")
+        print(f"{name:<11} {rows:,} rows{own}")
     for reason, number in found.dropped.items():
-        print(f"left out  {number:,}: {DROPPED[reason]}")
+        print(f"{'left out':<11} {number:,}: {DROPPED[reason]}")
     test = f" split.test={out}/heldout.jsonl" if found.counts["heldout"] else ""
     if run:
         from tuneloop.workflows.training_rows import settings_of_retraining
 
-        print(f"next      tuneloop run RECIPE.yaml {' '.join(settings_of_retraining(Path(out)))}")
+        print(f"{'next':<11} tuneloop run RECIPE.yaml {' '.join(settings_of_retraining(Path(out)))}")
         return
     first = next((name for name, rows in found.counts.items() if rows and name != "heldout"), "")
     if first:
-        print(f"next      tuneloop prepare {out}/{first}.jsonl{test}")
+        print(f"{'next':<11} tuneloop prepare {out}/{first}.jsonl{test}")

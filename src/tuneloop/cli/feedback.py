@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
+
+import typer
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
@@ -72,19 +75,33 @@ def import_(
     *,
     output: Output,
 ) -> None:
-    """Store the feedback of files; the same file again adds nothing."""
+    """Store the feedback of files; the same file again adds nothing. Exit status 1: no record could be read as feedback."""
     from tuneloop.workflows.feedback import import_files
 
     with screen(output.quiet, "importing"):
         done = import_files(store, sources, kind=kind, personal=_personal(keep_personal))
     if output.json:
         print_json(done)
-        return
-    print(f"added     {done.added:,}" + (f"; {done.known:,} were known already" if done.known else ""))
-    for one in done.refused[:10]:
-        print(f"refused   {one['source']}:{one['line']}: {one['reason']}")
-    if len(done.refused) > 10:
-        print(f"refused   {len(done.refused) - 10:,} more")
+    else:
+        print(f"added     {done.added:,}" + (f"; {done.known:,} were known already" if done.known else ""))
+        for reason, (number, first) in _by_reason(done.refused).items():
+            more = f" and {number - 1:,} more" if number > 1 else ""
+            print(f"refused   {first['source']}:{first['line']}{more}: {reason}")
+    if done.refused and not done.added and not done.known:
+        if not output.json:
+            print(
+                "next      name the columns request (or conversation), kind and value; rated chats go to `tuneloop prepare`"
+            )
+        raise typer.Exit(1)
+
+
+def _by_reason(refused: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Mapping[str, Any]]]:
+    """How many records were refused for a reason, and the first of them."""
+    found: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for one in refused:
+        number, first = found.get(str(one["reason"]), (0, one))
+        found[str(one["reason"])] = number + 1, first
+    return found
 
 
 def export(
@@ -123,7 +140,7 @@ def show(
     print(f"requests  {found.requests:,}, of which {found.rated:,} have feedback")
     for one in found.kinds:
         mean = "" if one.mean is None else f", {one.mean:.3f} good on average (0 to 1)"
-        print(f"{one.kind:<10}{one.events:,} events, {one.current:,} hold{mean}")
+        print(f"{one.kind:<9} {one.events:,} events, {one.current:,} hold{mean}")
     if found.orphans:
         print(f"orphans   {len(found.orphans):,} on requests or conversations that are not known (yet)")
     for lost in found.orphans if orphans else []:

@@ -49,7 +49,7 @@ def command(
     conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing matches.
     """
     if (Path(dataset) / "store.db").is_file():
-        _from_store(Path(dataset), match, more.receipt, dry_run=dry_run, yes=yes, output=output)
+        _from_store(Path(dataset), match, more, dry_run=dry_run, yes=yes, output=output)
         return
     from rich.console import Console
 
@@ -167,12 +167,14 @@ def _end(text: str, longest: int) -> str:
     return text if len(text) <= longest else "…" + text[1 - longest :]
 
 
-def _from_store(folder: Path, match: str, receipt: str, *, dry_run: bool, yes: bool, output: Output) -> None:
+def _from_store(folder: Path, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool, output: Output) -> None:
     """Erase from a server's store, or show by a receipt that it was done."""
-    from tuneloop.workflows.forget_requests import forget_requests, proof_of
+    from rich.console import Console
 
-    if receipt:
-        stone = proof_of(folder, match, receipt)
+    from tuneloop.workflows.forget_requests import forget_requests, made_of_requests, proof_of
+
+    if more.receipt:
+        stone = proof_of(folder, match, more.receipt)
         if output.json:
             print_json({"proved": stone is not None, "erased": stone.to_json() if stone else None})
         elif stone is not None:
@@ -193,11 +195,14 @@ def _from_store(folder: Path, match: str, receipt: str, *, dry_run: bool, yes: b
         ):
             found, done = forget_requests(folder, match, dry_run=False)
     facts = {"requests": len(found.requests), "feedback": len(found.feedback)}
+    made = made_of_requests(more.root, found.requests, match)
     if output.json:
-        print_json({**facts, "erased": done is not None, "receipt": done.receipt if done else None})
+        print_json(
+            {**facts, "erased": done is not None, "receipt": done.receipt if done else None, "descendants": made}
+        )
     else:
         print(f"{facts['requests']:,} requests and {facts['feedback']:,} feedback{' erased' if done else ''}")
         if done:
             print(f"receipt {done.receipt}: keep it; with it --receipt shows what was erased. It stands nowhere else.")
-            print("Data sets that were collected before still have them: tuneloop forget DATASET --match ...")
+        _print_made(made, Console(highlight=False))
     raise typer.Exit(0 if found.requests or found.feedback else 1)

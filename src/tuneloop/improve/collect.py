@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tuneloop.improve.experiment import unit_of
 from tuneloop.improve.feedback import by_request, value_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
+from tuneloop.records.rows import Message
 
 GOOD, BAD = 0.75, 0.25  # means of a request's feedback from which its answer is liked, or disliked
 ORIGINS = ("correction", "label", "resolved", "liked")  # failures first: what people corrected says the most
@@ -60,7 +62,7 @@ class _Heard:
     """A request that can be used, with what its feedback comes to.
 
     Args:
-        answer: that was given.
+        turn: the answer that was given; `answer` is its text, or its calls of tools as JSON.
         user: that it counts for.
         mean: of all values, 0 bad to 1 good; None where none has one.
         correction, label: the right answer as people gave it.
@@ -68,6 +70,7 @@ class _Heard:
     """
 
     request: StoredRequest
+    turn: Message
     answer: str
     user: str
     mean: float | None
@@ -147,10 +150,11 @@ def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
     """A request with its feedback, or the reason why it can't be used."""
     if request.error is not None or request.finish == "length":
         return "failed"
-    answer = _text(request.completion)
-    kept = [str(turn.get("content", "")) for turn in request.prompt]
-    if not answer or not kept or any(text.startswith(HASHED) for text in (answer, *kept)):
+    turn = _turn(request.completion)
+    kept = [str(each.get("content") or "") for each in request.prompt]
+    if turn is None or not kept or any(text.startswith(HASHED) for text in (turn["content"], *kept)):
         return "not kept"
+    answer = json.dumps(turn["tool_calls"], sort_keys=True) if turn.get("tool_calls") else turn["content"]
     texts = {kind: [str(one.value) for one in said if one.kind == kind] for kind in ("correction", "label")}
     # A correction speaks for itself; here only what people think of the answer.
     values = [v for one in said if one.kind not in texts and (v := value_of(one.kind, one.value)) is not None]
@@ -162,6 +166,7 @@ def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
         return "unclear"
     return _Heard(
         request=request,
+        turn=turn,
         answer=answer,
         user=unit_of(request),
         mean=sum(values) / len(values) if values else None,
@@ -171,11 +176,20 @@ def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
     )
 
 
-def _text(completion: Any) -> str:
-    """The text of an answer; empty where it is a call of a tool or was not kept."""
-    if isinstance(completion, Mapping):
-        completion = None if completion.get("tool_calls") else completion.get("content")
-    return completion if isinstance(completion, str) and completion.strip() else ""
+def _turn(completion: Any) -> Message | None:
+    """An answer as a turn, a text or calls of tools; None where it was not kept."""
+    calls = completion.get("tool_calls") if isinstance(completion, Mapping) else None
+    text = completion.get("content") if isinstance(completion, Mapping) else completion
+    text = text if isinstance(text, str) else ""
+    if calls:
+        names = [str((call.get("function") or {}).get("name") or HASHED) for call in calls]
+        return None if any(name.startswith(HASHED) for name in names) else _said(text, tool_calls=calls)
+    return _said(text) if text.strip() else None
+
+
+def _said(text: str, **calls: Any) -> Message:
+    turn: Message = {"role": "assistant", "content": text, **calls}  # type: ignore[typeddict-item]
+    return turn
 
 
 def _capped(found: Sequence[_Heard], most: int, dropped: Counter[str]) -> list[_Heard]:
@@ -200,13 +214,13 @@ def _own_capped(found: Sequence[_Heard], share: float, dropped: Counter[str]) ->
     return theirs + own[:most]
 
 
-Pair = tuple[_Heard, str, str]  # whose prompt, the better and the worse answer
+Pair = tuple[_Heard, Message, Message]  # whose prompt, the better and the worse answer
 
 
 def _pairs(found: Sequence[_Heard]) -> list[Pair]:
     """Pairs of answers: corrected over given, then liked over disliked to the same prompt."""
     pairs: list[Pair] = [
-        (one, one.correction, one.answer) for one in found if one.correction and one.correction.strip() != one.answer.strip()
+        (one, _said(one.correction), one.turn) for one in found if one.correction and one.correction.strip() != one.answer.strip()
     ]  # fmt: skip
     by_prompt: dict[str, list[_Heard]] = defaultdict(list)
     for one in found:
@@ -214,7 +228,7 @@ def _pairs(found: Sequence[_Heard]) -> list[Pair]:
     for same in by_prompt.values():
         good = [one for one in same if one.thumb is True]
         bad = [one for one in same if one.thumb is False and one.correction is None]
-        pairs += [(a, a.answer, b.answer) for a, b in zip(good, bad, strict=False) if a.answer != b.answer]
+        pairs += [(a, a.turn, b.turn) for a, b in zip(good, bad, strict=False) if a.answer != b.answer]
     return pairs
 
 
@@ -235,19 +249,17 @@ def _tools(one: _Heard) -> dict[str, Any]:
 
 
 def _sft_row(one: _Heard) -> dict[str, Any]:
-    answer = one.correction or one.label or one.answer
-    messages = [*one.request.prompt, {"role": "assistant", "content": answer}]
+    right = one.correction or one.label
+    messages = [*one.request.prompt, _said(right) if right else one.turn]
     own = {"own": True} if one.origin in OWN else {}
     label = {"label": one.label} if one.label else {}
     return {"messages": messages, **_tools(one), **label, "origin": one.origin, **own, **_meta(one)}
 
 
-def _pair_row(one: _Heard, better: str, worse: str) -> dict[str, Any]:
-    answers = ({"role": "assistant", "content": text} for text in (better, worse))
-    chosen, rejected = answers
-    return {"prompt": one.request.prompt, "chosen": [chosen], "rejected": [rejected], **_tools(one), **_meta(one)}
+def _pair_row(one: _Heard, better: Message, worse: Message) -> dict[str, Any]:
+    return {"prompt": one.request.prompt, "chosen": [better], "rejected": [worse], **_tools(one), **_meta(one)}
 
 
 def _kto_row(one: _Heard) -> dict[str, Any]:
-    messages = [*one.request.prompt, {"role": "assistant", "content": one.answer}]
+    messages = [*one.request.prompt, one.turn]
     return {"messages": messages, **_tools(one), "thumb": one.thumb, **_meta(one)}

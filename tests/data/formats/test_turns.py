@@ -123,6 +123,16 @@ def test_a_conversation_that_ends_with_the_usual_greeting_is_reversed() -> None:
     assert isinstance(parse_record({"messages": [ASK, hello]}, guess, config), Parsed)
 
 
+def test_a_call_of_a_tool_is_no_greeting() -> None:
+    hello = {"role": "assistant", "content": "Welcome! What can I do?"}
+    call = {"id": "x", "type": "function", "function": {"name": "menu", "arguments": "{}"}}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    pairs = [{"prompt": [hello, ASK], "chosen": [SAY], "rejected": [calling]} for _ in range(10)]
+    config = PrepareConfig()
+    guess = detect(pairs, config)
+    assert all(isinstance(parse_record(record, guess, config), Parsed) for record in pairs)
+
+
 def test_turns_of_weight_zero_stay_but_are_not_enough() -> None:
     def weighted(*weights: Any) -> dict[str, Any]:
         return {"messages": [turn for w in weights for turn in (ASK, SAY | {"weight": w})]}

@@ -99,7 +99,8 @@ def turn_keys(lists: Sequence[Any]) -> TurnKeys | None:
         said = [(turn.get(role), turn.get(content)) for turn in some]
         spellings.update({name for name, _ in said if isinstance(name, str)})
         first = next(((name, text) for name, text in said if ROLES.get(str(name).casefold()) != "system"), (None, None))
-        if ROLES.get(str(first[0]).casefold()) == "assistant" and isinstance(first[1], str):
+        alone = len(said) == 1  # an answer by itself, as in a preference, opens nothing
+        if ROLES.get(str(first[0]).casefold()) == "assistant" and isinstance(first[1], str) and first[1] and not alone:
             openings[first[1]] += 1
     known = {name for name in spellings if name.strip().casefold() in ROLES}
     if role not in ("role", "from") and 2 * sum(spellings[name] for name in known) < spellings.total():

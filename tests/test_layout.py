@@ -65,7 +65,6 @@ TESTED_IN = {
     "report/test_data_html.py": "report.data_charts report.data_facts report.differences",
     "report/test_eval_html.py": "report.eval_charts report.eval_parts report.table",
     "report/test_head.py": "report.compared report.settings",
-    "serve/test_erase.py": "workflows.forget_requests",
     "serve/test_keys.py": "records.api_key",
     "serve/test_app.py": "serve.asked serve.config serve.errors serve.gateway serve.openapi serve.page"
     " serve.replies",

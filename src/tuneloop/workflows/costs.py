@@ -151,8 +151,9 @@ def costs_of(folder: Path, since: str = "", usd_per_hour: float | None = None, g
     with opened(folder) as store:
         first, last = store.execute("SELECT MIN(time), MAX(time) FROM requests WHERE time >= ?", [since]).fetchone()
         days = store.execute("SELECT julianday(?) - julianday(?)", [last, first]).fetchone()[0] or 0.0
-        rows = {by: _rows(store, by, since) for by in BY}
-        (whole,) = _rows(store, "'all'", since) or [("all", 0, 0, 0, 0, 0.0, 0.0)]
+        groups = _groups(store, since)
+        rows = {by: _rows(groups, place) for place, by in enumerate(BY)}
+        (whole,) = _rows(groups, None) or [("all", 0, 0, 0, 0, 0.0, 0.0)]
     hours = days * 24
     seconds = whole[5] or 0.0
     hours = max(hours, seconds / 3600)
@@ -197,13 +198,23 @@ def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | No
     )  # fmt: skip
 
 
-def _rows(store: Any, by: str, since: str) -> list[tuple[Any, ...]]:
-    """Sums of requests by a column, the most expensive first."""
+def _groups(store: Any, since: str) -> list[tuple[Any, ...]]:
+    """Sums of requests by all of `BY` at once, so that the table is read once."""
     query = (
-        f"SELECT {by}, COUNT(*), SUM(error IS NOT NULL), SUM(prompt_tokens), SUM(completion_tokens), SUM(seconds), "
-        f"SUM(usd) FROM requests WHERE time >= ? GROUP BY {by} ORDER BY SUM(seconds) DESC"
+        f"SELECT {', '.join(BY)}, COUNT(*), SUM(error IS NOT NULL), SUM(prompt_tokens), SUM(completion_tokens), SUM(seconds), "
+        f"SUM(usd) FROM requests WHERE time >= ? GROUP BY {', '.join(BY)}"
     )
     return list(store.execute(query, [since]).fetchall())
+
+
+def _rows(groups: Sequence[tuple[Any, ...]], place: int | None) -> list[tuple[Any, ...]]:
+    """Sums by one of `BY`, or of all, those that took the most seconds first."""
+    sums: dict[Any, list[Any]] = {}
+    for group in groups:
+        own = sums.setdefault("all" if place is None else group[place], [0, 0, 0, 0, 0.0, 0.0])
+        for at, value in enumerate(group[len(BY) :]):
+            own[at] += value or 0
+    return sorted(((name, *each) for name, each in sums.items()), key=lambda row: -row[5])
 
 
 def _hosted(base: str, total: CostRow, usd_per_hour: float) -> list[Hosted]:

@@ -48,8 +48,6 @@ from tuneloop.workflows.monitor import EVENT as MONITORED
 from tuneloop.workflows.monitor import monitor_if_due
 from tuneloop.workflows.training_rows import run_of, settings_of_retraining
 
-# Requests of users since a time. Two counts from indexes are ten times as fast as a look at each row.
-COUNT_ASKED = "SELECT (SELECT COUNT(*) FROM requests WHERE time >= ?) - (SELECT COUNT(*) FROM requests WHERE shadow IS NOT NULL AND time >= ?)"
 NO_REASON = {"latency", "cost", CANARIES}  # alarms that another training would not silence
 Command = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]  # words -> exit status and what was printed
 Say = Callable[[str], None]
@@ -115,12 +113,22 @@ def facts_of(store: sqlite3.Connection, cycles: Sequence[Cycle], now: str) -> Fa
         feedback=count("SELECT COUNT(DISTINCT COALESCE(request, conversation)) FROM feedback"),
         corrections=count("SELECT COUNT(*) FROM feedback WHERE kind IN ('correction', 'label') AND time >= ?", since),
         alarms=sum(bool(set(mark.data.get("alarms", ())) - NO_REASON) for mark in marks),
-        requests_per_day=count(COUNT_ASKED, since, since) / max(days, 1.0),
+        requests_per_day=_asked_since(store, since if since > first else "") / max(days, 1.0),
         bad=1 - sum(judged) / len(judged) if judged else math.nan,
         spent_usd=sum(cycle.usd for cycle in in_quarter),
         spent_hours=sum(cycle.hours for cycle in in_quarter),
         mended=tuple(cycle.mended for cycle in cycles if cycle.outcome),
     )
+
+
+def _asked_since(store: sqlite3.Connection, since: str) -> int:
+    """Requests of users since a time, or all: counted from indexes, which is ten times as fast as a look at each row."""
+    bound, values = ("time >= ?", [since]) if since else ("TRUE", [])
+    every, copies = (
+        store.execute(f"SELECT COUNT(*) FROM requests WHERE {bound}{more}", values).fetchone()[0]
+        for more in ("", " AND shadow IS NOT NULL")
+    )
+    return int(every - copies)
 
 
 def _quarter(time: str) -> tuple[int, int]:

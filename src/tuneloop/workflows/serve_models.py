@@ -422,7 +422,7 @@ async def same_answers(deployment: Deployment, say: Say) -> list[Sameness]:
                     same += 1
                 elif len(examples) < 3:
                     examples.append((row.expected, answer.error or answer.text))
-            if i // 500 != (i + len(part)) // 500:
+            if i // 100 != (i + len(part)) // 100:
                 say(f"asked     {each.name}: {i + len(part):,} of {len(rows):,}")
         found.append(Sameness(each.name, len(rows), same, failed, tuple(examples)))
     return found

@@ -22,3 +22,10 @@ def test_the_number_of_rows_is_judged_by_what_it_is_good_for(n: int, level: str,
 def test_a_small_test_split_is_a_warning() -> None:
     assert levels(dataset(tickets(400)))["test_size"] == "warn"
     assert levels(dataset(tickets(600)))["test_size"] == "ok"
+
+
+@pytest.mark.parametrize(("rows", "half"), [(18, "23"), (2_000, "2.2"), (40_000, "0.5"), (1_000_000, "0.1")])
+def test_what_a_test_split_can_tell_is_never_said_to_be_exact(rows: int, half: str) -> None:
+    split = essays(1)[:1] * rows
+    check = sizes.test_size(overview_of(Dataset("d", manifest_of(task="chat"), essays(1), [], split)))
+    assert f"± {half} points" in check.message

@@ -59,7 +59,7 @@ def test_size(overview: Overview) -> Finding:
         return Finding("warn", "no test rows: nothing can be proved with this data set", 0, remedy)
     half = 98.0 / n**0.5  # 1.96 standard errors of a share of one half, in points
     what = "an accuracy" if overview.task == "classification" else "a share of good answers"
-    message = f"{n:,} test rows tell {what} to about ± {half:.0f} points"
+    message = f"{n:,} test rows tell {what} to about ± {half:.{1 if half < 1 else 2}g} points"
     return Finding("ok" if n >= FEW_TEST_ROWS else "warn", message, n, remedy)
 
 

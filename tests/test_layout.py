@@ -27,7 +27,7 @@ TESTED_IN = {
     "data/formats/test_ratings.py": "data.formats.thumbs",
     "data/pii/test_pii.py": "data.pii.credentials data.pii.documents data.pii.names",
     "data/test_extend_data.py": "data.checks.registry data.formats.registry",
-    "data/test_prepare.py": "data.config data.dedup_and_split data.prepare_context data.reasons data.spool data.write_dataset",
+    "data/test_prepare.py": "data.config data.dedup_and_split data.prepare_context data.reasons data.write_dataset",
     "data/test_repair.py": "data.spelling",
     "evaluate/metrics/test_scorers.py": "core.python_file",
     "evaluate/metrics/test_metrics.py": "records.metric",

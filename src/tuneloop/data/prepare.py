@@ -3,7 +3,8 @@
 One table and two passes. The first pass knows one record at a time and runs in any number of processes
 (`process_record`): rows go to a file on disk, their facts into the arrays of a `Table`. The second decides on the arrays
 what depends on all rows (`dedup_and_split`) and copies each row's bytes to its split (`write_dataset`). So memory is
-bounded by the facts, some 200 bytes a row, and the result does not depend on the number of processes.
+bounded by the facts, some 300 bytes a row and up to 800 while rows are compared, and the result does not depend on the
+number of processes.
 """
 
 from __future__ import annotations

@@ -152,16 +152,17 @@ class Table:
 
     def add(self, facts: Facts) -> None:
         """Take the rows of the next chunk."""
-        columns = facts.columns
+        # What comes from a Ray cluster is a read-only view of its shared memory, which stays full as long as a view lives.
+        columns = {
+            name: column if column.flags.writeable else column.copy() for name, column in facts.columns.items()
+        }
         for column, codes in self._codes.items():
             columns[column] = np.array(
                 [-1 if name is None else codes.setdefault(name, len(codes)) for name in facts.names[column]], dtype="i4"
             )
         n = len(columns["id"])
         columns["chunk"] = np.full(n, len(self.source_of), dtype="i4")
-        columns["start"] = (
-            columns["start"] + self._rows.tell()
-        )  # not in place: what comes from a Ray cluster is read-only
+        columns["start"] += self._rows.tell()
         with user_errors_of_the_disk(self._folder.parent):
             self._rows.write(facts.data)
             pickle.dump((facts.rejects, facts.repairs), self._sides)

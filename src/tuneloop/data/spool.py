@@ -153,9 +153,7 @@ class Table:
     def add(self, facts: Facts) -> None:
         """Take the rows of the next chunk."""
         # What comes from a Ray cluster is a read-only view of its shared memory, which stays full as long as a view lives.
-        columns = {
-            name: column if column.flags.writeable else column.copy() for name, column in facts.columns.items()
-        }
+        columns = {name: column if column.flags.writeable else column.copy() for name, column in facts.columns.items()}
         for column, codes in self._codes.items():
             columns[column] = np.array(
                 [-1 if name is None else codes.setdefault(name, len(codes)) for name in facts.names[column]], dtype="i4"

@@ -101,9 +101,7 @@ def evaluate_target(question: EvalTarget, *, progress: Progress = no_progress, s
     Raises:
         UserError: whatever the user can put right.
     """
-    question = _with_references(replace(question, target=local_name(question.target, say=say)))
-    if question.split not in ("train", "val", "test"):
-        raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")
+    question = _resolved(question, say)
     recipe = _recipe(question)
     _check_base(recipe, question)
     _check_consistency(recipe, question)
@@ -116,7 +114,7 @@ def processes_to_start(question: EvalTarget) -> int | None:
     """Start the command once for each of several GPUs, where a model of this machine is asked; the exit status of the first, or None."""
     if question.on or not question.target:
         return None
-    found = _with_references(replace(question, target=local_name(question.target, say=lambda line: None)))
+    found = _resolved(question, lambda line: None)
     return None if _gguf(found) is not None else shared_out(_recipe(found))
 
 
@@ -160,6 +158,14 @@ def _evaluated(job: RunContext, question: EvalTarget) -> Result:
 
 
 # --- what and on what --------------------------------------------------------------------------
+
+
+def _resolved(question: EvalTarget, say: Say) -> EvalTarget:
+    """The target by a local name, and the rows by data set or split, which `data` may also name."""
+    question = _with_references(replace(question, target=local_name(question.target, say=say)))
+    if question.split not in ("train", "val", "test"):
+        raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")
+    return question
 
 
 def _with_references(question: EvalTarget) -> EvalTarget:

@@ -540,7 +540,14 @@ def with_llamacpp(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             Side("llama.cpp", Wire(server["address"], server["key"]), "/completion", own, "n_predict"),
             Side("tuneloop", Wire(f"http://127.0.0.1:{setup.port}", (place / "key").read_text()), "/v1/completions", ours, "max_tokens"),
         ]  # fmt: skip
-        return asyncio.run(compare(sides, options))
+
+        async def measured() -> dict[str, Any]:
+            try:
+                return await compare(sides, options)
+            finally:
+                await asyncio.gather(*(side.wire.close() for side in sides))
+
+        return asyncio.run(measured())
     finally:
         stop(setup)
 

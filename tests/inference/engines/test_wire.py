@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from tuneloop.inference.engines.wire import Broken, Refused, Wire, plain
+from tuneloop.inference.engines.wire import Broken, Refused, Wire
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -52,7 +52,7 @@ def run(server: Callable[[], Server], work: Callable[[Wire, Server], Awaitable[N
         try:
             await asyncio.wait_for(work(wire, made), 20)
         finally:
-            wire.close()
+            await wire.close()
             listening.close()
 
     asyncio.run(main())
@@ -122,30 +122,16 @@ def test_what_breaks_off_is_told(answer: bytes | None) -> None:
     run(lambda: Server(answer), work)
 
 
-@pytest.mark.parametrize(
-    ("address", "proxy", "reached"),
-    [
-        ("http://gpu-1:8000", "", True),
-        ("https://gpu-1:8000", "", False),
-        ("http://me:secret@gpu-1", "", False),
-        ("http://gpu-1:8000", "http://proxy:3128", False),
-        ("http://localhost:8000", "http://proxy:3128", True),
-    ],
-)
-def test_what_it_can_not_do_is_left_to_others(
-    address: str, proxy: str, reached: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("no_proxy", "localhost")
-    if proxy:
-        monkeypatch.setenv("http_proxy", proxy)
-    assert plain(address) is reached
-
-
 def test_nobody_listens() -> None:
-    with pytest.raises(Broken):
-        asyncio.run(Wire("http://127.0.0.1:9").get("/health"))
+    async def work(wire: Wire, server: Server) -> None:
+        nobody = Wire("http://127.0.0.1:9")
+        with pytest.raises(Broken):
+            await nobody.get("/health")
+        await nobody.close()
+        with pytest.raises(Broken):
+            await nobody.get("/health")
+
+    run(Server, work)
 
 
 def test_an_answer_without_a_length_ends_with_its_connection() -> None:

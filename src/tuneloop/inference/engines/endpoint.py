@@ -11,7 +11,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from tuneloop.inference.engines import (
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.engines.wire import Broken, Refused, Wire, plain
+from tuneloop.inference.engines.wire import Broken, Refused, Wire
 from tuneloop.inference.prompt import refused, schema_breach, schema_problem, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
@@ -93,7 +93,7 @@ class EndpointEngine:
         self._vllm: tuple[int, ...] = ()
         self._priorities = False
         self._client: Any = None
-        self._wire: Wire | None = None  # for answers, where the server is reached without more
+        self._wire = Wire(self.name)  # for answers
         self._slots = asyncio.Semaphore(settings.slots)
 
     @property
@@ -144,10 +144,11 @@ class EndpointEngine:
         if self._client is not None:
             return
         try:
+            import aiohttp  # noqa: F401
             import httpx
-        except ModuleNotFoundError:
+        except ModuleNotFoundError as error:
             raise UserError(
-                "Asking a server needs httpx", where=self.name, next_step="pip install 'tuneloop[llamacpp]'"
+                f"Asking a server needs {error.name}", where=self.name, next_step="pip install 'tuneloop[llamacpp]'"
             ) from None
         if urlsplit(self.name).scheme not in ("http", "https") or not urlsplit(self.name).netloc:
             raise UserError(
@@ -158,7 +159,7 @@ class EndpointEngine:
             base_url=self.name, headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(None, connect=5.0), limits=httpx.Limits(max_connections=None),
         )  # fmt: skip
-        self._wire = Wire(self.name, key, self._settings.slots) if plain(self.name) else None
+        self._wire = Wire(self.name, key, proxies=True)
         try:
             models = await self._ready()
             await self._prepare(models)
@@ -266,8 +267,7 @@ class EndpointEngine:
     async def stop(self) -> None:
         """Close the connections; the server goes on."""
         client, self._client = self._client, None
-        if self._wire is not None:
-            self._wire.close()
+        await self._wire.close()
         self._adapters, self._names, self._templates = {}, {}, {}
         if client is not None:
             await client.aclose()
@@ -335,14 +335,12 @@ class EndpointEngine:
         return refused(request, "no_prompt: the request has no turns, no text and no tokens", self.name)
 
     async def _written(self, request: Request) -> AsyncIterator[Update]:
-        import httpx
-
         from tuneloop.inference.engine import Update
 
         answer = _Answer(request, self.name)
         place, body = self._body(request)
         try:
-            async with aclosing(self._events(place, body)) as events:
+            async with aclosing(self._wire.events(place, json.dumps(body).encode())) as events:
                 async for data in events:
                     if data and data != b"[DONE]" and (piece := answer.read(json.loads(data))):
                         yield Update(piece)
@@ -351,30 +349,11 @@ class EndpointEngine:
             word = REFUSALS.get(error.status, "engine")
             yield Update(completion=answer.failed(f"{word}: HTTP {error.status}: {said}"))
             return
-        except (httpx.HTTPError, Broken, ValueError, KeyError, TypeError, IndexError) as error:
+        except (Broken, ValueError, KeyError, TypeError, IndexError) as error:
             why = str(error) if isinstance(error, Broken) else type(error).__name__
             yield Update(completion=answer.failed(f"engine: the answer broke off ({why})"))
             return
         yield Update(completion=answer.completed())
-
-    async def _events(self, place: str, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
-        """The data of each event of an answer.
-
-        Raises:
-            Refused: the status is not 200.
-            Broken, httpx.HTTPError: it breaks off.
-        """
-        if self._wire is not None:
-            async with aclosing(self._wire.events(place, json.dumps(body).encode())) as events:
-                async for data in events:
-                    yield data
-            return
-        async with self._client.stream("POST", place, json=body) as response:
-            if response.status_code != 200:
-                raise Refused(response.status_code, await response.aread())
-            async for line in response.aiter_lines():
-                if line.startswith("data:"):
-                    yield line[5:].strip().encode()
 
     def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
         """The path and the body that are sent."""

@@ -207,7 +207,7 @@ class LlamaCppEngine:
         with self._spawned(told) as address:
             if not templates:  # while the child loads; when it is started anew they are known
                 adapters, templates = self._read_adapters(file)
-            self._client = Wire(address(), key, self._all_slots)
+            self._client = Wire(address(), key)
         self._adapters, self._templates = adapters, templates
 
     def _read_adapters(self, file: Path) -> tuple[dict[str, AdapterFacts], dict[str, Template]]:
@@ -305,7 +305,7 @@ class LlamaCppEngine:
                 with contextlib.suppress(OSError):
                     process.stdin.close()
         if client is not None:
-            client.close()
+            await client.close()
         if scorer is not None:
             scorer.close()
         if self._log is not None:

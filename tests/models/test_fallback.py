@@ -64,6 +64,15 @@ def test_answers_equal_those_of_transformers(qwen: Model, qwen_folder: Path) -> 
         assert answer.text == qwen.template.decode(out[0, len(prompt) :].tolist()).strip()
 
 
+@pytest.mark.filterwarnings("error")
+def test_loading_and_answering_draw_no_bars_and_warn_of_nothing(
+    qwen_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(str(qwen_folder), dtype="float32")
+    list(generate(model, prompts(model)[:1], max_new_tokens=2))
+    assert capfd.readouterr().err == ""
+
+
 def test_choice_scores_equal_one_full_pass_a_label(qwen: Model) -> None:
     labels = ["rain", "rain and wind", "wind"]
     tokens = [[*qwen.template.encode(label), qwen.template.end_ids[0]] for label in labels]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,13 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
     Raises:
         UserError: Transformers is not installed, or can't load it.
     """
-    with _user_errors(folder):
+    with _user_errors(folder), _without_bars():
         from transformers import AutoModelForCausalLM
 
         net: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
         compressor = getattr(getattr(net, "hf_quantizer", None), "compressor", None)
-        if (
-            compressor is not None
-        ):  # it would unpack in a hook of the whole model's forward pass, and the decoder alone is asked
+        if compressor is not None:
+            # It would unpack in a hook of the whole model's forward pass, and the decoder alone is asked.
             compressor.decompress_model(model=net)
     return net
 
@@ -61,6 +62,23 @@ def _user_errors(folder: Path) -> Iterator[None]:
             where=str(folder),
             next_step="check that it is a causal language model and complete",
         ) from None
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the libraries' progress bars, which take a second and are drawn over a command's own lines."""
+    from tqdm import tqdm
+
+    before = tqdm.__init__
+
+    def hidden_bar(bar: Any, *args: Any, **named: Any) -> None:
+        before(bar, *args, **{**named, "disable": True})
+
+    tqdm.__init__ = hidden_bar
+    try:
+        yield
+    finally:
+        tqdm.__init__ = before
 
 
 class TransformersCache:
@@ -103,6 +121,12 @@ class TransformersCache:
         return TransformersCache(chosen)
 
 
+@functools.cache
+def _cache_argument(kind: type[nn.Module]) -> str:
+    """What Transformers calls the cache: `cache` since 5.24, of models that follow."""
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+
+
 def hidden(
     net: nn.Module, ids_BT: Tensor, positions_BT: Tensor | None, mask: Tensor | None, cache: TransformersCache | None
 ) -> Tensor:
@@ -119,12 +143,13 @@ def hidden(
         positions_BT = positions_BT.expand(ids_BT.shape)
     rows, length = ids_BT.shape
     with rows_of_tokens(torch.arange(rows, device=ids_BT.device).repeat_interleave(length), ids_BT.device):
-        out = net.get_decoder()(  # type: ignore[operator]
+        decoder: Any = net.get_decoder()  # type: ignore[operator]
+        out = decoder(
             input_ids=ids_BT,
             attention_mask=bias,
             position_ids=positions_BT,
-            past_key_values=cache.inner if cache is not None else None,
             use_cache=cache is not None,
+            **{_cache_argument(type(decoder)): cache.inner if cache is not None else None},
         )
     state: Tensor = out.last_hidden_state
     return state

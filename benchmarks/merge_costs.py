@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -24,40 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from merge import ADAPTERS, ENVIRONMENT, MODEL, ROOT, write_adapters
+from serve_soak import started
 
 TOPICS = ("a parcel that is late", "a lamp that flickers", "an invoice", "a visit", "a cat", "the weather", "a lease")
 
 
-def started(targets: Sequence[str], folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start(targets: Sequence[str], folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     """A server and its address."""
-    command = [
-        sys.executable,
-        "-m",
-        "tuneloop",
-        "serve",
-        *targets,
-        "port=0",
-        f"folder={folder}",
-        "context=512",
-        "objective.ttft_ms=60000",
-    ]
+    settings = ["port=0", f"folder={folder}", "context=512", "objective.ttft_ms=60000"]
     environment = {key: value for key, value in ENVIRONMENT.items() if key != "OMP_NUM_THREADS"}
-    log = folder.with_suffix(".log")
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
-    state, end = folder / "state.json", time.monotonic() + 180
-    while time.monotonic() < end and process.poll() is None:
-        if state.is_file():
-            import httpx
-
-            address = json.loads(state.read_text())["address"]
-            try:
-                if httpx.get(f"{address}/readyz", timeout=5).status_code == 200:
-                    return process, address
-            except httpx.HTTPError:
-                pass
-        time.sleep(0.2)
-    raise SystemExit(f"the server did not start: {log.read_text()[-600:]}")
+    command = [sys.executable, "-m", "tuneloop", "serve", *targets, *settings]
+    return started(command, environment, folder, folder.with_suffix(".log"))
 
 
 def memory(process: subprocess.Popen[bytes]) -> float:
@@ -108,7 +84,7 @@ def measured(servers: Sequence[Sequence[str]], place: Path, options: argparse.Na
     where: list[tuple[str, str]] = []
     try:
         for number, targets in enumerate(servers):
-            process, address = started(targets, place / f"serve-{number}")
+            process, address = start(targets, place / f"serve-{number}")
             running.append(process)
             names = [each["id"] for each in httpx.get(f"{address}/v1/models").json()["data"]]
             known = [Path(target).name for target in targets if Path(target).name in names]

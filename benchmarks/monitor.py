@@ -29,7 +29,6 @@ import json
 import math
 import random
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -38,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers import peers_python
 
 from tuneloop.core.ids import utc
 from tuneloop.improve.monitor import Helpers, MonitorOptions, monitor
@@ -289,12 +289,7 @@ class Peer:
 
 def peer(folder: Path) -> Peer:
     """Start it; its environment is made where it is not there."""
-    python = folder / "bin" / "python"
-    if not python.is_file():
-        print(f"installing {' and '.join(EVIDENTLY)} into {folder}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *EVIDENTLY], check=True)
-    command = [str(python), "-c", WORKER]
+    command = [str(peers_python(folder, EVIDENTLY)), "-c", WORKER]
     return Peer(
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     )

@@ -34,6 +34,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peers import peers_python
+
 ROOT = Path(__file__).resolve().parent.parent
 BODY = {"model": "stub", "messages": [{"role": "user", "content": "Where is my parcel?"}], "max_tokens": 8}
 WORDS = "It is on its way."
@@ -201,13 +203,9 @@ class Setup:
     group: bool = False
 
 
-def environment(name: str, package: str, program: str) -> Path:
-    """The programs of a Python environment with a package, which is installed when it is missing."""
-    place = Path(tempfile.gettempdir()) / f"tuneloop-bench-{name}"
-    if not (place / "bin" / program).exists():
-        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-        subprocess.run([str(place / "bin" / "python"), "-m", "pip", "install", "-q", package], check=True)
-    return place / "bin"
+def environment(name: str, package: str) -> Path:
+    """The programs of a Python environment with a package."""
+    return peers_python(Path(tempfile.gettempdir()) / f"tuneloop-bench-{name}", [package]).parent
 
 
 def start_peer(name: str, engine: int, folder: Path) -> Setup:
@@ -219,14 +217,14 @@ def start_peer(name: str, engine: int, folder: Path) -> Setup:
             "model_list:\n  - model_name: stub\n    litellm_params:\n      model: openai/stub\n"
             f"      api_base: {url}\n      api_key: none\ngeneral_settings:\n  master_key: {KEY}\n"
         )
-        program = environment(name, "litellm[proxy]", "litellm") / "litellm"
+        program = environment(name, "litellm[proxy]") / "litellm"
         command = [str(program), "--config", str(config), "--port", str(found.port)]
     elif name == "mlflow":
         config.write_text(
             "endpoints:\n  - name: stub\n    endpoint_type: llm/v1/chat\n    model:\n      provider: openai\n"
             f"      name: stub\n      config:\n        openai_api_key: none\n        openai_api_base: {url}\n"
         )
-        program = environment(name, "mlflow[gateway]", "mlflow") / "mlflow"
+        program = environment(name, "mlflow[gateway]") / "mlflow"
         command = [str(program), "gateway", "start", "--config-path", str(config), "--port", str(found.port), "--workers", "1"]  # fmt: skip
         found.path = "/gateway/stub/invocations"
         del found.body["model"]

@@ -47,23 +47,30 @@ def start(folder: Path, environment: dict[str, str], log: Path) -> tuple[subproc
         sys.executable, "-m", "tuneloop", "serve", str(folder / "base.gguf"), "port=0", f"folder={folder / 'serve'}", "slots=4",
         "context=512", "objective.ttft_ms=5000", "batch.rows=2",
     ]  # fmt: skip
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, cwd=folder)
-    state = folder / "serve" / "state.json"
-    end = time.monotonic() + 120
-    while True:
-        if process.poll() is not None or time.monotonic() > end:
-            raise SystemExit(f"the server did not start: {log.read_text()[-500:]}")
-        if state.exists():
-            address = json.loads(state.read_text())["address"]
-            import httpx
+    return started(command, environment, folder / "serve", log)
 
+
+def started(
+    command: list[str], environment: dict[str, str], folder: Path, log: Path
+) -> tuple[subprocess.Popen[bytes], str]:
+    """A server that is ready, in a process group of its own, and its address; `folder` is the server's."""
+    import httpx
+
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, env=environment, stdout=out, stderr=out, cwd=log.parent, start_new_session=True
+        )
+    state, end = folder / "state.json", time.monotonic() + 180
+    while time.monotonic() < end and process.poll() is None:
+        if state.is_file():
+            address = json.loads(state.read_text())["address"]
             try:
                 if httpx.get(f"{address}/readyz", timeout=5).status_code == 200:
                     return process, address
             except httpx.HTTPError:
                 pass
         time.sleep(0.2)
+    raise SystemExit(f"the server did not start: {log.read_text()[-600:]}")
 
 
 async def one(client: Any, seen: Seen, draw: random.Random) -> None:

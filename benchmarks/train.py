@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peers import peers_python
+
 from tuneloop.core.device import default_dtype
 from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model, load_tokenizer, use_threads
@@ -103,16 +105,6 @@ def run(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
     return time.monotonic() - began, usage.ru_maxrss / 2**20
 
 
-def peers_python(folder: Path) -> str:
-    """Python of the peers' environment, made when it isn't there."""
-    python = folder / "bin" / "python"
-    if not python.is_file():
-        print(f"installing {', '.join(PEERS)} into {folder}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEERS], check=True)
-    return str(python)
-
-
 @dataclass(frozen=True)
 class Result:
     """What a system's process came to.
@@ -143,7 +135,7 @@ def compete(method: str, system: str, rows: list[Rendered], held_out: list[Rende
         if system == "tuneloop":
             command = [sys.executable, __file__, "--job", str(path)]
         else:
-            command = [peers_python(peers), str(HERE / "train_peers.py"), system, str(path)]
+            command = [str(peers_python(peers, PEERS)), str(HERE / "train_peers.py"), system, str(path)]
         use_threads()
         before = matmul_peak()
         seconds, gib = run(command, {**ENVIRONMENT, "HF_HUB_OFFLINE": "1"})

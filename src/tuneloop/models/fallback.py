@@ -122,7 +122,7 @@ class TransformersCache:
 
 
 @functools.cache
-def _cache_argument(kind: type[nn.Module]) -> str:
+def _cache_argument(kind: Any) -> str:
     """What Transformers calls the cache: `cache` since 5.24, of models that follow."""
     return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
@@ -149,7 +149,7 @@ def hidden(
             attention_mask=bias,
             position_ids=positions_BT,
             use_cache=cache is not None,
-            **{_cache_argument(type(decoder)): cache.inner if cache is not None else None},
+            **{_cache_argument(decoder.__class__): cache.inner if cache is not None else None},
         )
     state: Tensor = out.last_hidden_state
     return state

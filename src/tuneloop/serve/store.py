@@ -163,17 +163,12 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
             where=str(path), next_step="install the later tuneloop",
         )  # fmt: skip
     while version() < len(MIGRATIONS):
-        connection.execute("BEGIN IMMEDIATE")  # two processes that open a new store: the second one finds it made
-        try:
+        with _transaction(connection):  # two processes that open a new store: the second one finds it made
             at = version()
             if at < len(MIGRATIONS):
                 for statement in _statements(MIGRATIONS[at]):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {at + 1}")
-            connection.execute("COMMIT")
-        except sqlite3.Error:
-            connection.execute("ROLLBACK")
-            raise
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -198,8 +193,7 @@ def insert(connection: sqlite3.Connection, records: Iterable[Record]) -> int:
     Raises:
         sqlite3.Error: the disk is full, or another process holds the file; nothing was added then.
     """
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with _transaction(connection):
         place = before_place = last_place(connection)
         before = connection.total_changes
         for record in records:
@@ -213,11 +207,6 @@ def insert(connection: sqlite3.Connection, records: Iterable[Record]) -> int:
         new = connection.total_changes - before
         if place != before_place:
             connection.execute("UPDATE places SET last = ?", [place])
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise
     return new
 
 
@@ -229,19 +218,26 @@ def insert_lines(connection: sqlite3.Connection, kind: type[Record], lines: Sequ
     Raises:
         sqlite3.Error: as `insert`; or this SQLite is older than 3.38; or a line is not JSON as it reads it.
     """
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with _transaction(connection):
         before = connection.total_changes
         connection.execute(_INSERT_LINES[kind], [(b"[" + b",".join(lines) + b"]").decode()])
         new = connection.total_changes - before
         if kind in _PLACED:
             connection.execute("UPDATE places SET last = last + ?", [len(lines)])
+    return new
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of a block is stored, or nothing; nobody else writes meanwhile."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
-    return new
 
 
 def last_place(connection: sqlite3.Connection) -> int:

@@ -131,15 +131,14 @@ def _fitted(
     count = len(like.routes)
     alone = np.array([[worth_of_choices(train, np.full(len(train), i)) for i in range(count)]], dtype=np.float32)
     base = {"mean": numbers["mean"], "rows": numbers["rows"], "outcomes": alone}
-    always, varies = ("constant", "logreg")
-    yield None, like.model_copy(update={"kind": always}), base
+    yield None, like.model_copy(update={"kind": "constant"}), base
     for strength in STRENGTHS:
         columns = [_regression(train.part(train.chosen == i), seen[train.chosen == i], strength) for i in range(count)]
         learned = {
             **base, "weights": np.stack([w for w, _ in columns], 1).astype(np.float32),
             "bias": np.array([b for _, b in columns], dtype=np.float32),
         }  # fmt: skip
-        yield strength, like.model_copy(update={"kind": varies}), learned
+        yield strength, like.model_copy(update={"kind": "logreg"}), learned
 
 
 def _regression(rows: Logged, seen: Array, strength: float) -> tuple[Array, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Progress(Protocol):
@@ -27,3 +27,20 @@ def busy(progress: Progress, task: str) -> Iterator[None]:
     progress(task, 0, 1)
     yield
     progress(task, 1, 1)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without the progress bars of libraries (tqdm's), which take a moment and are drawn over a command's own lines."""
+    from tqdm import tqdm
+
+    before = tqdm.__init__
+
+    def hidden(bar: Any, *args: Any, **named: Any) -> None:
+        before(bar, *args, **{**named, "disable": True})
+
+    tqdm.__init__ = hidden
+    try:
+        yield
+    finally:
+        tqdm.__init__ = before

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.progress import without_bars
 from tuneloop.evaluate.metrics.multilabel import NO_LABELS, label_lists
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import AnswerFunction
@@ -197,15 +198,9 @@ def _minilm(folder: Path) -> Callable[[Sequence[str]], Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    logging = importlib.import_module("transformers.utils.logging")
-    drawn = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # loading takes a tenth of a second
-    try:
+    with without_bars():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    finally:
-        if drawn:
-            logging.enable_progress_bar()
 
     def embed(texts: Sequence[str]) -> Any:
         # Texts of like length together: little padding.

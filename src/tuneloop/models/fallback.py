@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.progress import without_bars
 from tuneloop.models.adapters import rows_of_tokens
 
 
@@ -23,7 +24,7 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
     Raises:
         UserError: Transformers is not installed, or can't load it.
     """
-    with _user_errors(folder), _without_bars():
+    with _user_errors(folder), without_bars():
         from transformers import AutoModelForCausalLM
 
         net: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
@@ -62,23 +63,6 @@ def _user_errors(folder: Path) -> Iterator[None]:
             where=str(folder),
             next_step="check that it is a causal language model and complete",
         ) from None
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Without the libraries' progress bars, which take a second and are drawn over a command's own lines."""
-    from tqdm import tqdm
-
-    before = tqdm.__init__
-
-    def hidden_bar(bar: Any, *args: Any, **named: Any) -> None:
-        before(bar, *args, **{**named, "disable": True})
-
-    tqdm.__init__ = hidden_bar
-    try:
-        yield
-    finally:
-        tqdm.__init__ = before
 
 
 class TransformersCache:

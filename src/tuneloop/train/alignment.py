@@ -15,10 +15,10 @@ Decode = Callable[[Sequence[int]], str]
 
 
 def aligned(student: Rendered, teacher: Rendered, of_student: Decode, of_teacher: Decode) -> tuple[int, ...]:
-    """For each learned position of the student the number of the teacher's that has read the same text, or `APART`.
+    """For each supervised position of the student the number of the teacher's that has read the same text, or `APART`.
 
     Two tokenizers cut a text differently. Where both have a border at the same character, each predicts what follows the same
-    text. Learned tokens alone count, so the prompts may be in different forms.
+    text. Supervised tokens alone count, so the prompts may be in different forms.
 
     Args:
         student, teacher: one conversation, rendered by either's template.
@@ -33,7 +33,7 @@ def aligned(student: Rendered, teacher: Rendered, of_student: Decode, of_teacher
 
 
 def _places(row: Rendered, decode: Decode) -> list[int | None]:
-    """Characters of the learned text before each learned token; None inside a character."""
+    """Characters of the supervised text before each supervised token; None inside a character."""
     ids = [token for token, weight in zip(row.ids[1:], row.mask[1:], strict=True) if weight > 0]
     found: list[int | None] = []
     place, whole = 0, True

@@ -132,7 +132,7 @@ def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
 
 
 def _aligned(rows: Sequence[Rendered]) -> Tensor:
-    """For each learned position of all rows its number among those of all rows as the teacher reads them, or `APART` (N)."""
+    """For each supervised position of all rows its number among those of all rows as the teacher reads them, or `APART` (N)."""
     found: list[int] = []
     before = 0
     for row in rows:
@@ -216,7 +216,7 @@ def _with_own_answers(model: Model, rows: Sequence[Rendered], share: float) -> l
 
 
 def last_answer(row: Rendered) -> tuple[int, int]:
-    """Where a row's last run of learned tokens begins, and where it ends."""
+    """Where a row's last run of supervised tokens begins, and where it ends."""
     end = max(i for i, weight in enumerate(row.mask) if weight) + 1
     begin = end
     while begin > 1 and row.mask[begin - 1]:
@@ -228,7 +228,7 @@ def last_answer(row: Rendered) -> tuple[int, int]:
 def store_probabilities(
     model: Model, rows: Sequence[Rendered], store: TopStore, progress: Progress = no_progress
 ) -> None:
-    """Write down what a teacher says at the learned positions of rows that are not in a store yet."""
+    """Write down what a teacher says at the supervised positions of rows that are not in a store yet."""
     known = {row_key: None for row_key in store.rows}
     left = [row for row in rows if row_key_of(row) not in known]
     done = len(rows) - len(left)
@@ -248,7 +248,7 @@ def store_probabilities(
 
 @torch.no_grad()
 def store_states(model: Model, rows: Sequence[Rendered], hidden_NC: Tensor, store: TopStore) -> None:
-    """Write down what a teacher says at the learned positions of rows, from its last states there.
+    """Write down what a teacher says at the supervised positions of rows, from its last states there.
 
     Args:
         hidden_NC: of all rows, one behind the other.

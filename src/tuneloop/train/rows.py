@@ -45,12 +45,12 @@ class Rated:
 
 @dataclass(frozen=True)
 class Taught(Rendered):
-    """A conversation at whose learned positions a teacher's probabilities are stored.
+    """A conversation at whose supervised positions a teacher's probabilities are stored.
 
     Args:
         key: by which they are found; empty: the teacher is asked in each step.
         theirs: the conversation as a teacher with other tokens reads it; None: it has the same.
-        aligned: for each learned position the number of the one of `theirs` that stands at the same place, see `alignment`.
+        aligned: for each supervised position the number of the one of `theirs` that stands at the same place, see `alignment`.
     """
 
     key: str = ""

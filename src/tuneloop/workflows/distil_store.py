@@ -119,11 +119,11 @@ class ProbabilityStore:
             if answer.finish != "stop" or not turn["content"]:
                 continue  # not trained on
             row = self.template.render([*request.messages, turn], [dict(tool) for tool in request.tools])
-            learned = [token for token, weight in zip(row.ids, row.mask, strict=True) if weight]
-            same = row.ids[: len(request.ids)] == list(request.ids) and learned == list(answer.token_ids)
+            supervised = [token for token, weight in zip(row.ids, row.mask, strict=True) if weight]
+            same = row.ids[: len(request.ids)] == list(request.ids) and supervised == list(answer.token_ids)
             if same and row_key(row) not in self.top.rows:
                 rows.append(row)
-                kept += states[request.id][: len(learned)]
+                kept += states[request.id][: len(supervised)]
         if rows:
             store_states(teacher.model, rows, torch.stack(kept), self.top)
             self.written += len(rows)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
-from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.progress import Progress, busy, no_progress, without_bars
 from tuneloop.models.methods import SHIPPED, USUAL, method_named
 from tuneloop.models.names import resolve
 from tuneloop.models.shape import ModelShape, target_modules
@@ -282,12 +282,11 @@ def _answers(folder: Path) -> Check:
     if importlib.util.find_spec("transformers") is None:
         return Check(name, "not supported", "transformers is not installed: pip install 'tuneloop[transformers]'")
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     model = load_model(str(folder))
     prompts = [row.ids[: 20 + 7 * i] for i, row in enumerate(_rows(model))]
-    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=model.head.dtype).to(model.device).eval()
+    with without_bars():
+        peer = AutoModelForCausalLM.from_pretrained(folder, dtype=model.head.dtype).to(model.device).eval()
     most = 10 * TOLERANCE[str(model.head.dtype).removeprefix("torch.")]
     count, worst = 0, 0.0
     for prompt, answer in zip(prompts, generate(model, prompts, max_new_tokens=16), strict=True):

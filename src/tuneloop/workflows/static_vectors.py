@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuneloop.core.files import sha256_file, write_bytes
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, no_progress, without_bars
 from tuneloop.models.names import cache_folder
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def _table(folder: Path, progress: Progress) -> Array:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    with without_bars():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     count = int(model.config.vocab_size)
     parts = []
     with torch.inference_mode():

@@ -57,6 +57,17 @@ def test_figures_of_a_router_for_tasks_and_for_outcomes() -> None:
     assert other.singles[-1].quality >= other.quality.value >= other.singles[0].quality
 
 
+def test_no_share_is_told_of_a_gap_that_may_not_be_there() -> None:
+    rng = np.random.default_rng(5)
+    costs = np.array([1.0, 3.0])
+    alike = (rng.random((250, 2)) < [0.53, 0.54]).astype(np.float64)
+    better = (rng.random((250, 2)) < [0.3, 0.7]).astype(np.float64)
+    sure = rng.random((250, 2))
+    assert alike.mean(0)[1] != alike.mean(0)[0] and frontier(sure, alike, costs)[1] is None
+    gap = frontier(sure, better, costs)[1]
+    assert gap is not None and gap.low < gap.value < gap.high
+
+
 def test_auroc_is_scikit_learns_and_calibration_error_is_that_of_bins() -> None:
     rng = np.random.default_rng(1)
     high, low = rng.integers(0, 9, 50) + 2.0, rng.integers(0, 9, 70) * 1.0

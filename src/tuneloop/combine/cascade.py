@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tuneloop.combine.frontier import gap_recovered, mean_interval, singles
+from tuneloop.combine.frontier import gap_recovered, gap_with_interval, mean_interval, singles
 from tuneloop.records.merge import Share
 from tuneloop.records.router import CascadePoint, CascadeRecord
 
@@ -96,13 +96,7 @@ def _gap(rows: CascadeRows, grid: list[float]) -> Share | None:
         cost = costs[0] + costs[1] * asked[:, which].mean(1)
         return gap_recovered(cost, worth[:, which].mean(1), costs, rows.quality[which].mean(0))
 
-    value = of(np.arange(len(rows)))
-    if value is None:
-        return None
-    rng = np.random.default_rng(SEED)
-    draws = [again for _ in range(RESAMPLES) if (again := of(rng.integers(0, len(rows), len(rows)))) is not None]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Share(value=value, low=float(low), high=float(high))
+    return gap_with_interval(of, len(rows))
 
 
 def _over_large(rows: CascadeRows, worth: Array) -> Share:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PRICES = 60  # points of a frontier
 RESAMPLES, SEED = 500, 0
 BINS = 10
+SURE = 0.975  # share of resamples in which the best model has to be better than the cheapest
 
 
 def judged(router: Router, rows: Outcomes, outside: Array | None = None) -> RouterFigures:
@@ -87,17 +88,32 @@ def frontier(sure: Array, quality: Array, costs: NDArray[np.float64]) -> tuple[l
     kept = [
         p for i, p in enumerate(points) if i == 0 or (p.cost, p.quality) != (points[i - 1].cost, points[i - 1].quality)
     ]
-    value = gap_recovered(paid.mean(1), worth.mean(1), costs, quality.mean(0))
+
+    def of(rows: Array) -> float | None:
+        return gap_recovered(paid[:, rows].mean(1), worth[:, rows].mean(1), costs, quality[rows].mean(0))
+
+    return kept, gap_with_interval(of, len(quality))
+
+
+def gap_with_interval(of: Callable[[Array], float | None], rows: int) -> Share | None:
+    """The share of the gap that is recovered, with a bootstrap interval over rows.
+
+    Args:
+        of: `gap_recovered` of some rows, by their places.
+        rows: how many there are.
+
+    Returns:
+        None where it is not sure that there is a gap: a share of next to nothing says nothing.
+    """
+    value = of(np.arange(rows))
     if value is None:
-        return kept, None
+        return None
     rng = np.random.default_rng(SEED)
-    draws = []
-    for _ in range(RESAMPLES):
-        rows = rng.integers(0, quality.shape[0], quality.shape[0])
-        again = gap_recovered(paid[:, rows].mean(1), worth[:, rows].mean(1), costs, quality[rows].mean(0))
-        draws += [] if again is None else [again]
-    low, high = np.quantile(draws, [0.025, 0.975]) if draws else (np.nan, np.nan)
-    return kept, Share(value=value, low=float(low), high=float(high))
+    draws = [again for _ in range(RESAMPLES) if (again := of(rng.integers(0, rows, rows))) is not None]
+    if len(draws) < SURE * RESAMPLES:
+        return None
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Share(value=value, low=float(low), high=float(high))
 
 
 def prices_of(sure: Array, costs: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -67,7 +67,7 @@ class RouterFigures(Part):
         singles: each model alone, and the best one for each row.
         frontier: for rising prices of cost.
         gap_recovered: mean share of the gap between the cheapest and the best single model that the frontier reaches, over all
-            costs between theirs. A coin that chooses between the two has 0.5.
+            costs between theirs. A coin that chooses between the two has 0.5. None: no gap between them is sure.
         in_use: mean outcome of the answers that were logged, where the router was fitted to feedback.
         foreign: share of all requests, those from outside included, in another language than the fitted rows.
     """

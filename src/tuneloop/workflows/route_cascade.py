@@ -103,5 +103,7 @@ def sentences(record: CascadeRecord) -> Sequence[str]:
             f"gap between the two recovered, mean over costs: {gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}] (a coin: below 0.5)"
         )
     else:
-        said.append("The large model is no better than the small one on these rows: there is nothing to gain")
+        said.append(
+            "The large model is not surely better than the small one on these rows: there may be nothing to gain"
+        )
     return said

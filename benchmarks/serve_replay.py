@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "src")]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
-from tuneloop.serve.replay import (  # noqa: E402
+from benchmarks.replayed_traffic import (  # noqa: E402
     SCHEDULES,
     Arrival,
     Figures,
@@ -49,7 +49,7 @@ from tuneloop.serve.replay import (  # noqa: E402
     replay_on_many,
     time_alone,
 )
-from tuneloop.serve.simulate import Costs, SimulatedEngine, measured_costs, simulate  # noqa: E402
+from benchmarks.simulated_server import Costs, SimulatedEngine, measured_costs, simulate  # noqa: E402
 
 TRACES = ("azure_2023_conv", "azure_2023_code", "mooncake_synthetic")
 

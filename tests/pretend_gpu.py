@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from benchmarks.gpu import FREE
 from torch.nn.attention import varlen as torch_varlen
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -42,36 +43,7 @@ READS_SHAPE = {aten.nonzero.default, aten.masked_select.default, aten._unique2.d
                aten.bincount.default}  # fmt: skip
 INDEXES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 # What launches no kernel.
-VIEWS = set(
-    [
-        "view",
-        "_unsafe_view",
-        "t",
-        "transpose",
-        "expand",
-        "slice",
-        "select",
-        "split",
-        "unbind",
-        "permute",
-        "unsqueeze",
-        "squeeze",
-        "detach",
-        "alias",
-        "as_strided",
-        "diagonal",
-        "unfold",
-        "narrow",
-        "split_with_sizes",
-        "_reshape_alias",
-        "chunk",
-        "lift_fresh",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-    ]
-)
+VIEWS = FREE | {"diagonal", "unfold", "chunk"}
 
 
 class MixedDevices(RuntimeError):

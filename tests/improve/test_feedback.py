@@ -1,7 +1,7 @@
 import pytest
 from traffic import thumb
 
-from tuneloop.improve.feedback import by_request, current, orphans, value_of
+from tuneloop.improve.feedback import by_request, current, value_of
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,3 @@ def test_feedback_on_a_conversation_counts_for_its_last_request():
     unknown = thumb(2, 1, True, request=None, conversation="other")
     found = by_request([of_talk, unknown], {"c": ["r1", "r2"]})
     assert {key: [one.id for one in value] for key, value in found.items()} == {"r2": [of_talk.id]}
-
-
-def test_feedback_on_what_is_not_known_is_an_orphan():
-    votes = [thumb(1, 1, True), thumb(2, 1, True), thumb(3, 1, True, request=None, conversation="c")]
-    assert [one.request for one in orphans(votes, ["r000001"], ["c"])] == ["r000002"]

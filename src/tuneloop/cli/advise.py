@@ -16,6 +16,7 @@ from tuneloop.cli.console import Settings, plain_table, print_json, screen, spli
 from tuneloop.cli.numbers import amount, count
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_text
 from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def command(
 
         keep_advice(known.folder, known.dataset_hash, advice.record(), known.sources)
     if html:
-        from tuneloop.report.advise_html import write_advise_page
+        from tuneloop.report.advise_html import render_advise_page
 
-        write_advise_page(advice.record(), html)
+        write_text(html, render_advise_page(advice.record()))
     if output.json:
         print_json({**advice.record().to_json(), "html": html or None})
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -350,7 +350,6 @@ def decide(design: ExperimentDesign, evidence: Evidence, at: str) -> ExperimentV
 
 
 Found = tuple[str, str, float, str]  # outcome, reason, share, sentence
-Rule = Callable[[ExperimentDesign, Evidence], Found | None]
 
 
 def _broken(design: ExperimentDesign, evidence: Evidence) -> Found | None:

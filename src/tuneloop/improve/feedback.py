@@ -64,16 +64,6 @@ def current(feedback: Iterable[Feedback]) -> list[Feedback]:
     return sorted(last.values(), key=lambda one: one.id)
 
 
-def orphans(feedback: Iterable[Feedback], requests: Iterable[str], conversations: Iterable[str]) -> list[Feedback]:
-    """Feedback on a request or conversation that is not known, or not yet.
-
-    Args:
-        requests, conversations: those that are known.
-    """
-    known, talks = set(requests), set(conversations)
-    return [one for one in feedback if one.request not in known and one.conversation not in talks]
-
-
 def by_request(
     feedback: Iterable[Feedback], conversation_requests: Mapping[str, list[str]]
 ) -> dict[str, list[Feedback]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from tuneloop.core.files import write_text
 from tuneloop.core.units import usd_words
 from tuneloop.evaluate.metrics import metric_of
 from tuneloop.models.methods import method_named, title_of
@@ -19,15 +17,8 @@ from tuneloop.report.plan_terminal import shown_parts
 ANSWERS = {"dont": "Don't fine-tune", "prompt": "Prompt first", "tune": "Fine-tune"}
 
 
-def write_advise_page(advice: AdviceRecord, path: Path | str) -> Path:
-    """Write the page of an advice, as `tuneloop advise --json` prints it; one file, no network."""
-    path = Path(path)
-    write_text(path, render_advise_page(advice))
-    return path
-
-
 def render_advise_page(advice: AdviceRecord) -> str:
-    """The page as text."""
+    """The page of an advice, as `tuneloop advise --json` prints it, as text; one file, no network."""
     return page_template("advise.html.j2").render(page=page_of_advice(advice))
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from tuneloop.core.files import write_text
 from tuneloop.core.units import hours_words, usd_words
 from tuneloop.records.improvement import ExperimentLine, ImprovementReport, LedgerCycle
 from tuneloop.report.charts import chart_pair
@@ -22,15 +20,8 @@ ENDS = {
 TONES = {"promote": "good", "promoted": "good", "roll back": "bad", "rolled back": "bad", "refused by the gate": "bad"}
 
 
-def write_improve_page(report: ImprovementReport, path: Path | str) -> Path:
-    """Write the page; one file, no network."""
-    path = Path(path)
-    write_text(path, render_improve_page(report))
-    return path
-
-
 def render_improve_page(report: ImprovementReport) -> str:
-    """The page as text."""
+    """The page as text; one file, no network."""
     return page_template("improve.html.j2").render(page=page_of_improvement(report))
 
 

@@ -16,7 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ray_cluster import gpus, on_ray
 
 KEPT = 3  # of so many settings that have come equally far one goes on
-LOSS, REPORTS = "val_loss", "reports"
+LOSS = "val_loss"
 
 Report = Callable[[float], None]
 

@@ -55,7 +55,6 @@ class Asked:
         max_new_tokens: None: the usual length of the model.
         logprobs: None: none, else so many likeliest tokens.
         schema: that the answer must fulfil.
-        tools_required: the answer must be a call.
         stream, include_usage: whether it comes in pieces, and whether the last one tells the tokens.
         echo: repeat the prompt before the answer.
         top: labels whose probabilities are wanted; of `/v1/classify`.
@@ -73,7 +72,6 @@ class Asked:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     schema: Mapping[str, Any] | None = None
-    tools_required: bool = False
     stream: bool = False
     include_usage: bool = False
     echo: bool = False
@@ -101,7 +99,7 @@ def read_chat(body: Body, most_choices: int) -> Asked:
         if body.get(old):
             raise bad(f"{old} is not supported; use {new}", old)
     messages = read_messages(body.get("messages"))
-    tools, required, schema = _tools(body)
+    tools, schema = _tools(body)
     wanted = _response_format(body.get("response_format"), "response_format")
     logprobs = None
     if _bool(body, "logprobs"):
@@ -110,7 +108,7 @@ def read_chat(body: Body, most_choices: int) -> Asked:
         raise bad("top_logprobs needs logprobs: true", "top_logprobs")
     most = _integer(body, "max_completion_tokens", 1)
     return Asked(
-        "chat", messages=messages, tools=tools, tools_required=required, schema=schema or wanted, logprobs=logprobs,
+        "chat", messages=messages, tools=tools, schema=schema or wanted, logprobs=logprobs,
         max_new_tokens=most or _integer(body, "max_tokens", 1), **_shared(body, most_choices),
     )  # fmt: skip
 
@@ -370,8 +368,8 @@ def _content(value: Any, param: str, *, optional: bool) -> str:
     return "".join(texts)
 
 
-def _tools(body: Body) -> tuple[list[Mapping[str, Any]], bool, Mapping[str, Any] | None]:
-    """The tools, whether one must be called, and the schema of such a call."""
+def _tools(body: Body) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | None]:
+    """The tools, and the schema of a call where one must be made."""
     tools = body.get("tools") or []
     if not isinstance(tools, list) or not all(
         isinstance(t, dict) and t.get("type") == "function" and _is_call(t) for t in tools
@@ -379,9 +377,9 @@ def _tools(body: Body) -> tuple[list[Mapping[str, Any]], bool, Mapping[str, Any]
         raise bad('tools must be a list of {"type": "function", "function": {"name": ...}}', "tools")
     choice = body.get("tool_choice")
     if choice in (None, "auto"):
-        return tools, False, None
+        return tools, None
     if choice == "none":
-        return [], False, None
+        return [], None
     named = choice.get("function", {}).get("name") if isinstance(choice, dict) and _is_call(choice) else None
     chosen = [t for t in tools if choice == "required" or t["function"]["name"] == named]
     if not chosen:
@@ -398,7 +396,7 @@ def _tools(body: Body) -> tuple[list[Mapping[str, Any]], bool, Mapping[str, Any]
         }
         for t in chosen
     ]
-    return tools, True, calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return tools, calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
 def _response_format(value: Any, param: str) -> Mapping[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 _TEXT = {"type": "string"}
-_NUMBER = {"type": "number"}
 _WHOLE = {"type": "integer"}
 _YES = {"type": "boolean"}
 _NAME = {"type": "string", "maxLength": 512}

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.files import write_text
 from tuneloop.core.ids import utc
 from tuneloop.core.units import counted
 from tuneloop.improve.controller import APPROVE, DECLINE, END, START, STEP, Cycle, cycles_of
@@ -45,13 +46,15 @@ def write_improve_report(place: Path | str) -> tuple[Path, ImprovementReport]:
     Raises:
         UserError: there is no store, or the files can't be written.
     """
-    from tuneloop.report.improve_html import write_improve_page
+    from tuneloop.report.improve_html import render_improve_page
 
     found = report_of(place)
     folder = store_file(place).parent / "improve"
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder / ImprovementReport.file, found)
-    return write_improve_page(found, folder / "report.html"), found
+    page = folder / "report.html"
+    write_text(page, render_improve_page(found))
+    return page, found
 
 
 def report_of(place: Path | str) -> ImprovementReport:

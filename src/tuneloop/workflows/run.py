@@ -6,26 +6,18 @@ key is not done again, so the same command after an interruption goes on where i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from tuneloop.core import device, machine
-from tuneloop.core.files import lock_folder, write_json, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.workflows.advise import remind
 from tuneloop.workflows.baselines import baseline_stage
-from tuneloop.workflows.distributed import leading
 from tuneloop.workflows.evaluate import evaluate_stage
 from tuneloop.workflows.plan import plan_stage
-from tuneloop.workflows.prepare import prepare_stage, refuse_errors
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.report import report_stage
-from tuneloop.workflows.run_context import BEGINNING, RunContext, default_folder, refuse_other_run
-from tuneloop.workflows.stored import stored
-from tuneloop.workflows.time_limit import TimeLimit, limited
-from tuneloop.workflows.train import train_stage
+from tuneloop.workflows.train import prepared_run, train_stage
 
 
 def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -34,25 +26,12 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
     Raises:
         UserError: whatever the user can put right; finished stages stay finished.
     """
-    began = time.monotonic()
-    with busy(progress, "looking at the sources"):
-        folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
-    given, recipe = recipe, limited(recipe, folder)
-    job = RunContext(recipe, folder, progress, say)
-    limit = TimeLimit(job, given, began)
-    kept = stored(recipe, folder, progress=progress, say=say)
-    with kept, leading(job), lock_folder(folder, minor=BEGINNING):
-        refuse_other_run(folder, recipe)
-        write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
-        write_json(folder / "environment.json", machine.environment(device.names()))
-        with busy(job.progress, "preparing the data"):
-            dataset = prepare_stage(job)
-            refuse_errors(dataset, recipe)
-            remind(job, dataset)
+    with prepared_run(recipe, progress=progress, say=say) as (job, limit, dataset):
+        remind(job, dataset)
         with busy(progress, "starting the tracker"):
             from tuneloop.track import start_tracking
 
-            tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=say)
+            tracker = start_tracking(job.recipe.model_dump(mode="json"), job.folder, warn=say)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             with busy(job.progress, "measuring the baselines"):
@@ -73,4 +52,4 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
         finally:
             with busy(progress, "handing the last figures to the tracker"):
                 tracker.finish(status)
-    return folder
+    return job.folder

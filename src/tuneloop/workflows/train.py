@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,6 +244,39 @@ def preflight_alone(
         return (preflight_of(job, dataset, recipe.train, plan) if plan else checked), plan, job.template
 
 
+@contextlib.contextmanager
+def prepared_run(
+    recipe: Recipe,
+    *,
+    progress: Progress,
+    say: Callable[[str], None],
+    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
+) -> Iterator[tuple[RunContext, TimeLimit, Dataset]]:
+    """The folder of a run, locked, with its settings in it and its data prepared.
+
+    Args:
+        on_record: gets each record of the training's metrics.
+
+    Raises:
+        UserError: another run is in the folder, or the data have an error.
+    """
+    began = time.monotonic()
+    with busy(progress, "looking at the sources"):
+        folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    given, recipe = recipe, limited(recipe, folder)
+    job = RunContext(recipe, folder, progress, say, on_record=on_record)
+    limit = TimeLimit(job, given, began)
+    kept = stored(recipe, folder, progress=progress, say=say)
+    with kept, leading(job), lock_folder(folder, minor=BEGINNING):
+        refuse_other_run(folder, recipe)
+        write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
+        write_json(folder / "environment.json", machine.environment(device.names()))
+        with busy(job.progress, "preparing the data"):
+            dataset = prepare_stage(job)
+            refuse_errors(dataset, recipe)
+        yield job, limit, dataset
+
+
 def train_alone(
     recipe: Recipe,
     *,
@@ -256,19 +290,9 @@ def train_alone(
         on_record: gets each record of the training's metrics.
     """
     began = time.monotonic()
-    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
-    given, recipe = recipe, limited(recipe, folder)
-    job = RunContext(recipe, folder, progress, say, on_record=on_record)
-    kept = stored(recipe, folder, progress=progress, say=say)
-    with kept, leading(job), lock_folder(folder, minor=BEGINNING):
-        refuse_other_run(folder, recipe)
-        write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
-        write_json(folder / "environment.json", machine.environment(device.names()))
-        with busy(job.progress, "preparing the data"):
-            dataset = prepare_stage(job)
-            refuse_errors(dataset, recipe)
+    with prepared_run(recipe, progress=progress, say=say, on_record=on_record) as (job, limit, dataset):
         prepared = time.monotonic()
-        TimeLimit(job, given, began).give_training_all()
+        limit.give_training_all()
         with busy(job.progress, "planning the training"):
             plan = plan_stage(job, dataset)
         planned = time.monotonic()
@@ -277,7 +301,7 @@ def train_alone(
         report_stage(job)
         if job.recipe.train.max_minutes and time.monotonic() - planned >= run.seconds:
             job.say(_time_line(plan, run, prepared - began, planned - prepared, time.monotonic() - planned))
-    return folder, run
+    return job.folder, run
 
 
 def _time_line(plan: Mapping[str, Any], run: RunManifest, preparing: float, planning: float, training: float) -> str:

@@ -15,7 +15,6 @@ from tuneloop.core.flag import flag, switch
 from tuneloop.scale.discovery import find_named, records_of
 
 PACKAGE = f"tuneloop[all]=={__version__}"
-FILES = ("recipe.yaml", "dataset")  # what lies next to the written files
 
 
 @dataclass(frozen=True)

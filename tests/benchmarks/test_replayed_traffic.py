@@ -6,8 +6,7 @@ import random
 from typing import Any
 
 import pytest
-
-from tuneloop.serve.replay import (
+from benchmarks.replayed_traffic import (
     SCHEDULES,
     Arrival,
     Figures,
@@ -18,7 +17,7 @@ from tuneloop.serve.replay import (
     replay,
     replay_on_many,
 )
-from tuneloop.serve.simulate import Costs, SimulatedEngine, simulate
+from benchmarks.simulated_server import Costs, SimulatedEngine, simulate
 
 COSTS = Costs(3.0, 1.0, 6.0, 2.0)
 

@@ -6,10 +6,10 @@ import asyncio
 import time
 
 import pytest
+from benchmarks.replayed_traffic import Replay, time_alone
+from benchmarks.simulated_server import Costs, SimulatedEngine, measured_costs, simulate
 
 from tuneloop.inference.request import Request
-from tuneloop.serve.replay import Replay, time_alone
-from tuneloop.serve.simulate import Costs, SimulatedEngine, measured_costs, simulate
 
 COSTS = Costs(5.0, 1.0, 8.0, 2.0)
 

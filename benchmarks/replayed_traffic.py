@@ -1,7 +1,7 @@
-"""Traffic of a trace before an engine, under one of several schedules: ours, and those that it is compared with.
+"""Traffic of a trace before an engine, under one of several schedules: the server's own, and those that it is compared with.
 
-The engine is a real one or a `SimulatedEngine`; the code is the same. Next to those who wait there is always another row of a
-batch to be done.
+`serve_replay.py` is the benchmark. The engine is a real one or a `SimulatedEngine`; the code is the same. There is always
+another row of a batch to be done.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from benchmarks.simulated_server import Costs, SimulatedEngine, Timed, simulate
+
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.serve.admission import Admission, Pass, Work
 from tuneloop.serve.errors import ApiError
-from tuneloop.serve.simulate import Costs, SimulatedEngine, Timed, simulate
 
 Schedule = Literal["fifo", "shortest", "static", "gate", "ours"]
 SCHEDULES: tuple[Schedule, ...] = ("fifo", "shortest", "static", "gate", "ours")

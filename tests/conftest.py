@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -198,8 +200,31 @@ def cli_environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, cli_environment: dict[str, str]) -> Iterator[Cli]:
-    """Run `tuneloop ARGUMENTS` in a process in `tmp_path`; `env=` adds variables."""
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli_environment: dict[str, str]) -> Cli:
+    """Run `tuneloop ARGUMENTS` in this process, in `tmp_path`; `env=` adds variables, `cwd=` is another folder.
+
+    A process of its own takes one to five seconds for its imports: `cli_process` is for tests that are about the process.
+    """
+    from tuneloop.cli.main import main
+
+    def run(
+        *arguments: str, env: dict[str, str] | None = None, cwd: Path = tmp_path, input: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        out, err = io.StringIO(), io.StringIO()
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.chdir(cwd)
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(input.encode())))
+            for name, value in {**cli_environment, **(env or {})}.items():
+                patch.setenv(name, value)
+            status = main(list(arguments))
+        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def cli_process(tmp_path: Path, cli_environment: dict[str, str]) -> Cli:
+    """Run `tuneloop ARGUMENTS` in a process of its own, in `tmp_path`; `env=` adds variables."""
 
     def run(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -212,7 +237,7 @@ def cli(tmp_path: Path, cli_environment: dict[str, str]) -> Iterator[Cli]:
             **options,
         )
 
-    yield run
+    return run
 
 
 @pytest.fixture

@@ -293,22 +293,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_full_disk_and_going_on_when_there_is_room(
-    cli: Any, tmp_path: Path, small_disk: Path, tiny_llama: Path
+    cli_process: Any, tmp_path: Path, small_disk: Path, tiny_llama: Path
 ) -> None:
     write_rows(tmp_path / "good.jsonl", rows())
     command = ["train", "good.jsonl", f"model={tiny_llama}", "epochs=1", f"output_dir={small_disk / 'run'}"]
-    done = cli(*command)
+    done = cli_process(*command)
     check_failure(done.returncode, done.stdout, done.stderr)
     assert "No space left" in done.stderr and "free" in done.stderr
     assert not list(small_disk.rglob("*.tmp")) and not (small_disk / "run" / "run.json").exists()
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    done = cli(*command)
+    done = cli_process(*command)
     assert done.returncode == 0, done.stderr
     assert (small_disk / "run" / "run.json").is_file()
 
 
 @pytest.mark.slow
-def test_file_size_limit(cli: Any, tmp_path: Path, tiny_llama: Path) -> None:
+def test_file_size_limit(cli_process: Any, tmp_path: Path, tiny_llama: Path) -> None:
     """What a quota does: a checkpoint can't be written, the data set before it stays whole."""
     write_rows(tmp_path / "good.jsonl", rows())
 
@@ -316,10 +316,10 @@ def test_file_size_limit(cli: Any, tmp_path: Path, tiny_llama: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
     command = ["train", "good.jsonl", f"model={tiny_llama}", "epochs=1", "output_dir=run"]
-    done = cli(*command, preexec_fn=limit)
+    done = cli_process(*command, preexec_fn=limit)
     check_failure(done.returncode, done.stdout, done.stderr)
     assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "run" / "run.json").exists()
-    done = cli(*command)
+    done = cli_process(*command)
     assert done.returncode == 0, done.stderr
     assert "already done" in done.stderr  # the data set
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from local_http import Quiet, listening
 
 Rule = tuple[str, str, Callable[["StandIn", "re.Match[str]", Any], Any]]  # method, pattern of the path, answer
 
@@ -61,28 +61,12 @@ class StandIn:
 def standing_in(host: StandIn) -> Iterator[StandIn]:
     """Serve it; its address is in `url`."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
+    class Handler(Quiet):
         def any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, value = host.answer(self.command, self.path, body)
-            text = b"" if status == 204 else json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("ETag", '"a1b2"')
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
+            status, value = host.answer(self.command, self.path, self.body())
+            self.answer(status, b"" if status == 204 else value, {"ETag": '"a1b2"'})
 
         do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = any
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    host.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with listening(Handler) as host.url:
         yield host
-    finally:
-        server.shutdown()
-        server.server_close()

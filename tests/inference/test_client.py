@@ -6,14 +6,15 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from local_http import Quiet, listening
 
 from patience import slowness
 from tuneloop.core.errors import UserError
@@ -45,9 +46,9 @@ class Server:
         lock = threading.Lock()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                body = json.loads(self.body())
                 with lock:
                     number = len(outer.requests)
                     outer.requests.append((body, dict(self.headers), time.monotonic()))
@@ -56,36 +57,21 @@ class Server:
                 status, headers, payload = script(number, body)
                 with lock:
                     outer.at_once -= 1
-                try:
-                    self.send_response(status)
-                    for name, value in {"content-length": str(len(payload)), **headers}.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(payload)
-                except OSError:
-                    pass  # the client has left
+                self.answer(status, payload, headers)
 
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        self.handler, self.url = Handler, ""
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Script], Server]]:
-    servers: list[Server] = []
+    with ExitStack() as running:
 
-    def start(script: Script) -> Server:
-        servers.append(Server(script))
-        return servers[-1]
+        def start(script: Script) -> Server:
+            server = Server(script)
+            server.url = f"{running.enter_context(listening(server.handler))}/v1"
+            return server
 
-    yield start
-    for server in servers:
-        server.http.shutdown()
-        server.http.server_close()
+        yield start
 
 
 def echo(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from local_http import Quiet, listening
 
 from patience import HANG
 from tuneloop.core.errors import UserError
@@ -101,14 +100,11 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 # --- a hub on this machine
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Quiet):
     """The few answers of a hub that a download needs: a listing, headers, bytes; gated and missing models."""
 
     files: dict[str, bytes] = {}  # noqa: RUF012
     asked: list[str] = []  # noqa: RUF012
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -131,23 +127,12 @@ class Hub(BaseHTTPRequestHandler):
             name = path.split("/")[-1]
             self.answer(200, self.files[name], {"X-Repo-Commit": "c" * 40, "ETag": f'"{name}-1"'})
 
-    def answer(self, code: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(code)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     Hub.asked.clear()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with listening(Hub) as address:
+        yield address
 
 
 Ask = Callable[..., "subprocess.CompletedProcess[str]"]

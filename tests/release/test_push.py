@@ -6,12 +6,11 @@ import base64
 import hashlib
 import json
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from local_http import Quiet, listening
 
 from tuneloop.core.files import read_json
 from tuneloop.workflows.export import export_run
@@ -20,7 +19,7 @@ MakeRun = Callable[..., Path]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Quiet):
     """What a hub does for an upload: a repository, small files in the commit, large ones by LFS."""
 
     asked: list[str] = []  # noqa: RUF012
@@ -28,12 +27,9 @@ class Hub(BaseHTTPRequestHandler):
     arrived: dict[str, bytes] = {}  # noqa: RUF012
     stored: dict[str, bytes] = {}  # noqa: RUF012
 
-    def log_message(self, *_: object) -> None:
-        pass
-
     def read(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            return self.body()
         parts = []
         while size := int(self.rfile.readline(), 16):
             parts.append(self.rfile.read(size))
@@ -42,33 +38,33 @@ class Hub(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def do_GET(self) -> None:
-        self.answer({}, 404)
+        self.answer(404, {})
 
     def do_PUT(self) -> None:
         Hub.stored[self.path.rpartition("/")[2]] = self.read()
-        self.answer({})
+        self.answer(200, {})
 
     def do_POST(self) -> None:
         body, path = self.read(), self.path.partition("?")[0]
         Hub.asked.append(path)
         if self.headers.get("Authorization") != "Bearer good":
-            self.answer({"error": "Invalid token"}, 401)
+            self.answer(401, {"error": "Invalid token"})
         elif path == "/api/repos/create":
             Hub.private = json.loads(body).get("private") or json.loads(body).get("visibility") == "private"
-            self.answer({"url": f"http://{self.headers['Host']}/org/name", "id": "org/name"})
+            self.answer(200, {"url": f"http://{self.headers['Host']}/org/name", "id": "org/name"})
         elif path.endswith("/preupload/main"):
             files = [
                 {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular", "shouldIgnore": False}
                 for f in json.loads(body)["files"]
             ]  # fmt: skip
-            self.answer({"files": files})
+            self.answer(200, {"files": files})
         elif path.endswith("/info/lfs/objects/batch"):
             at = f"http://{self.headers['Host']}/lfs/"
             objects = [
                 {"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": at + o["oid"]}}}
                 for o in json.loads(body)["objects"]
             ]
-            self.answer({"transfer": "basic", "objects": objects})
+            self.answer(200, {"transfer": "basic", "objects": objects})
         elif path.endswith("/commit/main"):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
@@ -76,29 +72,17 @@ class Hub(BaseHTTPRequestHandler):
                 elif line["key"] == "lfsFile":
                     Hub.arrived[line["value"]["path"]] = Hub.stored[line["value"]["oid"]]
             commit = {"commitUrl": f"http://{self.headers['Host']}/org/name/commit/{'c' * 40}", "commitOid": "c" * 40}
-            self.answer({**commit, "success": True})
+            self.answer(200, {**commit, "success": True})
         else:
-            self.answer({})
-
-    def answer(self, value: object, code: int = 200) -> None:
-        text = json.dumps(value).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+            self.answer(200, {})
 
 
 @pytest.fixture
 def hub() -> Iterator[dict[str, str]]:
     """The environment of a process that pushes to this machine."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     Hub.asked.clear(), Hub.arrived.clear(), Hub.stored.clear()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    yield {"HF_ENDPOINT": address, "HF_TOKEN": "good", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    server.shutdown()
-    server.server_close()
+    with listening(Hub) as address:
+        yield {"HF_ENDPOINT": address, "HF_TOKEN": "good", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 
 
 @pytest.fixture
@@ -107,16 +91,20 @@ def artifact(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return export_run(make_run(), "adapter").folder
 
 
-def test_a_dry_run_sends_nothing_and_shows_what_would_be_sent(artifact: Path, hub: dict[str, str], cli: Cli) -> None:
-    done = cli("push", str(artifact), "hub:org/name", env=hub)
+def test_a_dry_run_sends_nothing_and_shows_what_would_be_sent(
+    artifact: Path, hub: dict[str, str], cli_process: Cli
+) -> None:
+    done = cli_process("push", str(artifact), "hub:org/name", env=hub)
     assert done.returncode == 0 and "add --send" in done.stdout and "adapter_model.safetensors" in done.stdout
     assert not Hub.asked
 
 
-def test_what_is_sent_arrives_whole_in_a_private_repository(artifact: Path, hub: dict[str, str], cli: Cli) -> None:
+def test_what_is_sent_arrives_whole_in_a_private_repository(
+    artifact: Path, hub: dict[str, str], cli_process: Cli
+) -> None:
     (artifact / ".cache").mkdir()
     (artifact / ".cache" / "mine.txt").write_text("stays here")
-    done = cli("push", str(artifact), "hub:org/name", "--send", "--json", env=hub)
+    done = cli_process("push", str(artifact), "hub:org/name", "--send", "--json", env=hub)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["url"].endswith("/commit/" + "c" * 40)
     files = read_json(artifact / "artifact.json")["files"]
@@ -127,7 +115,9 @@ def test_what_is_sent_arrives_whole_in_a_private_repository(artifact: Path, hub:
 
 
 @pytest.mark.parametrize("case", ["token", "down", "place", "changed", "no artifact"])
-def test_what_can_t_be_pushed_is_told_in_three_lines(case: str, artifact: Path, hub: dict[str, str], cli: Cli) -> None:
+def test_what_can_t_be_pushed_is_told_in_three_lines(
+    case: str, artifact: Path, hub: dict[str, str], cli_process: Cli
+) -> None:
     arguments, said = [str(artifact), "hub:org/name", "--send"], "The hub can't be reached"
     if case == "token":
         hub["HF_TOKEN"], said = "bad", "The hub refuses"
@@ -140,7 +130,7 @@ def test_what_can_t_be_pushed_is_told_in_three_lines(case: str, artifact: Path, 
         said = "not as it was exported"
     else:
         arguments[0], said = "run", "There is no artifact here"
-    done = cli("push", *arguments, env=hub)
+    done = cli_process("push", *arguments, env=hub)
     message = done.stderr[done.stderr.index("Error:") :]
     assert done.returncode == 2 and said in message and len(message.strip().splitlines()) <= 3
     assert not Hub.arrived

@@ -88,8 +88,10 @@ def hugging_face(tmp_path: Path) -> Iterator[tuple[StandIn, dict[str, str]]]:
         }  # fmt: skip
 
 
-def up(cli: Cli, artifact: Path, host: str, env: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
-    return cli(
+def up(
+    cli_process: Cli, artifact: Path, host: str, env: dict[str, str], *more: str
+) -> subprocess.CompletedProcess[str]:
+    return cli_process(
         "deploy", str(artifact), "--to", host, *more, "--name", "tickets", "--yes", "--out", f"up-{host}", env=env
     )
 
@@ -107,7 +109,7 @@ def up(cli: Cli, artifact: Path, host: str, env: dict[str, str], *more: str) -> 
 )
 def test_hugging_face_is_asked_again_when_busy_and_keeps_nothing_after_a_refusal(
     artifact: Path,
-    cli: Cli,
+    cli_process: Cli,
     hugging_face: tuple[StandIn, dict[str, str]],
     refuses: dict[str, list[int]],
     left: int,
@@ -115,12 +117,12 @@ def test_hugging_face_is_asked_again_when_busy_and_keeps_nothing_after_a_refusal
 ) -> None:
     host, environment = hugging_face
     host.refuses = refuses
-    done = up(cli, artifact, "huggingface", environment, "--hub", "acme/tickets")
+    done = up(cli_process, artifact, "huggingface", environment, "--hub", "acme/tickets")
     assert done.returncode == (0 if left else 2), done.stderr
     assert said in done.stdout + done.stderr and "Traceback" not in done.stderr
     assert len(host.there) == left
     if left:
-        again = up(cli, artifact, "huggingface", environment, "--hub", "acme/tickets")
+        again = up(cli_process, artifact, "huggingface", environment, "--hub", "acme/tickets")
         assert again.returncode == 2 and "already" in again.stderr and len(host.there) == 1  # no second one
 
 
@@ -199,7 +201,7 @@ def together_rules(base: str) -> list[Rule]:
     ],
 )
 def test_together_s_own_command_puts_it_up_or_undoes_what_it_made(
-    artifact: Path, cli: Cli, tmp_path: Path, refuses: dict[str, list[int]], left: set[str], said: str
+    artifact: Path, cli_process: Cli, tmp_path: Path, refuses: dict[str, list[int]], left: set[str], said: str
 ) -> None:
     tool = FOLDER / "together" / "bin"
     if not (tool / "tg").is_file():
@@ -210,7 +212,7 @@ def test_together_s_own_command_puts_it_up_or_undoes_what_it_made(
             "TOGETHER_BASE_URL": host.url, "TOGETHER_API_KEY": "k", "TOGETHER_PROJECT_ID": "proj", "HOME": str(tmp_path), "CI": "1",
             "PATH": f"{tool}{os.pathsep}{os.environ['PATH']}", "TOGETHER_TELEMETRY_DISABLED": "1", "PYTHONPATH": str(ROOT / "src"),
         }  # fmt: skip
-        done = up(cli, artifact, "together", environment)
+        done = up(cli_process, artifact, "together", environment)
         assert set(host.there) == left, (done.stdout[-1500:], done.stderr[-2500:], host.asked)
         assert done.returncode == (0 if "endpoints/ep_1" in left else 2) and said in done.stderr
         if "endpoints/ep_1" in left:
@@ -227,14 +229,14 @@ def test_together_s_own_command_puts_it_up_or_undoes_what_it_made(
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_runpod_is_asked_again_when_busy(artifact: Path, cli: Cli) -> None:
+def test_runpod_is_asked_again_when_busy(artifact: Path, cli_process: Cli) -> None:
     rules: list[Rule] = [
         ("POST", "/(templates|endpoints)", lambda host, found, body: make(host, f"{found[1]}/1", {"id": "1"})),
         ("DELETE", "/((?:templates|endpoints)/1)", lambda host, found, body: drop(host, found[1])),
     ]
     with standing_in(StandIn(rules, {"POST /templates": [503], "POST /endpoints": [429]})) as host:
         environment = {"RUNPOD_API": host.url, "RUNPOD_API_KEY": "good"}
-        done = up(cli, artifact, "runpod", environment, "--hub", "acme/tickets")
+        done = up(cli_process, artifact, "runpod", environment, "--hub", "acme/tickets")
         assert done.returncode == 0, done.stderr
         assert set(host.there) == {"templates/1", "endpoints/1"} and len(host.asked) == 4
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from live_server import live
+from local_http import Quiet, listening
 
 from tuneloop.serve.store import opened, read_feedback
 
@@ -21,25 +20,14 @@ ID = "018f3c1e-0000-7000-8000-000000000001"
 def shop() -> Iterator[Any]:
     """A page of another site; its HTML is set by the test."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         html = ""
 
         def do_GET(self) -> None:
-            data = type(self).html.encode()
-            self.send_response(200)
-            self.send_header("content-type", "text/html; charset=utf-8")
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            self.answer(200, type(self).html.encode(), {"Content-Type": "text/html; charset=utf-8"})
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Handler.address = f"http://127.0.0.1:{server.server_address[1]}"  # type: ignore[attr-defined]
-    yield Handler
-    server.shutdown()
+    with listening(Handler) as Handler.address:  # type: ignore[attr-defined]
+        yield Handler
 
 
 def said(folder: Path) -> list[tuple[str, Any, str | None, str | None]]:

@@ -64,7 +64,7 @@ def test_a_method_of_your_own(tiny_llama: Path, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_the_file_of_a_method_is_all_that_a_job_needs(
-    cli: Callable[..., subprocess.CompletedProcess[str]], tiny_llama: Path, tmp_path: Path
+    cli_process: Callable[..., subprocess.CompletedProcess[str]], tiny_llama: Path, tmp_path: Path
 ) -> None:
     """Plan, train, evaluate, export and report, each in a process that learns of the method from its file alone."""
     file = tmp_path / "mine" / "norms.py"
@@ -77,10 +77,12 @@ def test_the_file_of_a_method_is_all_that_a_job_needs(
     (tmp_path / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
     method, run = f"train.method={file}", tmp_path / "run"
 
-    planned = json.loads(cli("plan", "-m", "llama-3.2-1b", "--method", str(file), "--gpu", "h100-sxm", "--json").stdout)
+    planned = json.loads(
+        cli_process("plan", "-m", "llama-3.2-1b", "--method", str(file), "--gpu", "h100-sxm", "--json").stdout
+    )
     assert planned["method"] == "norms" and planned["trainable_parameters"] == (2 * 16 + 1) * 2048
 
-    done = cli("run", str(tmp_path / "cases.jsonl"), f"model={tiny_llama}", method, "train.epochs=2", f"output_dir={run}",
+    done = cli_process("run", str(tmp_path / "cases.jsonl"), f"model={tiny_llama}", method, "train.epochs=2", f"output_dir={run}",
                "track.report_to=none", "-q")  # fmt: skip
     assert done.returncode == 0, done.stderr
     manifest = read_json(run / "run.json")
@@ -89,16 +91,18 @@ def test_the_file_of_a_method_is_all_that_a_job_needs(
     assert manifest["best_val_loss"] < manifest["first_val_loss"]
     assert "norms" in (run / "report.html").read_text()
 
-    measured = json.loads(cli("evaluate", str(run), "--json").stdout)
+    measured = json.loads(cli_process("evaluate", str(run), "--json").stdout)
     assert measured["metrics"].keys() >= {"accuracy"}
-    exported = cli("export", str(run), "--out", str(tmp_path / "artifact"))
+    exported = cli_process("export", str(run), "--out", str(tmp_path / "artifact"))
     assert exported.returncode == 0, exported.stderr
     assert "(norm scales)" in (tmp_path / "artifact" / "README.md").read_text()
-    refused = cli("export", str(run), "--format", "adapter")
+    refused = cli_process("export", str(run), "--format", "adapter")
     assert refused.returncode == 2 and "has no such form" in refused.stderr
 
     file.write_text(file.read_text().replace("1e-2", "2e-2"))  # another method is another run
-    other = cli("train", str(tmp_path / "cases.jsonl"), f"model={tiny_llama}", method, f"output_dir={run}", "-q")
+    other = cli_process(
+        "train", str(tmp_path / "cases.jsonl"), f"model={tiny_llama}", method, f"output_dir={run}", "-q"
+    )
     assert other.returncode == 2, other.stdout + other.stderr
 
 

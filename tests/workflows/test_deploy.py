@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from local_http import Quiet, listening
 
 from tuneloop.records.hosting import HostedDeployment
 from tuneloop.records.record import read_record
@@ -20,18 +19,15 @@ from tuneloop.workflows.export import export_run
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-class RunPod(BaseHTTPRequestHandler):
+class RunPod(Quiet):
     """RunPod's REST API, as far as a deployment asks it; `refuses` names what it has no quota for."""
 
     asked: list[tuple[str, str, dict[str, object]]] = []  # noqa: RUF012
     refuses = ""
 
-    def log_message(self, *_: object) -> None:
-        pass
-
     def do_POST(self) -> None:
         kind = self.path.strip("/")
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.body())
         RunPod.asked.append(("POST", kind, body))
         assert self.headers["Authorization"] == "Bearer good"
         if kind == RunPod.refuses:
@@ -40,25 +36,15 @@ class RunPod(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         RunPod.asked.append(("DELETE", self.path.strip("/"), {}))
-        self.answer(204, {})
-
-    def answer(self, status: int, value: object) -> None:
-        text = b"" if status == 204 else json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+        self.answer(204, b"")
 
 
 @pytest.fixture
 def runpod() -> Iterator[dict[str, str]]:
     """The environment of a process that deploys to a stand-in on this machine."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), RunPod)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     RunPod.asked, RunPod.refuses = [], ""
-    yield {"RUNPOD_API": f"http://127.0.0.1:{server.server_address[1]}", "RUNPOD_API_KEY": "good"}
-    server.shutdown()
-    server.server_close()
+    with listening(RunPod) as address:
+        yield {"RUNPOD_API": address, "RUNPOD_API_KEY": "good"}
 
 
 @pytest.fixture
@@ -96,9 +82,13 @@ def test_putting_it_up_makes_template_and_endpoint(artifact: Path, cli: Cli, run
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_what_was_made_is_undone_when_a_later_step_fails(artifact: Path, cli: Cli, runpod: dict[str, str]) -> None:
+def test_what_was_made_is_undone_when_a_later_step_fails(
+    artifact: Path, cli_process: Cli, runpod: dict[str, str]
+) -> None:
     RunPod.refuses = "endpoints"
-    done = cli("deploy", str(artifact), "--to", "runpod", "--hub", "acme/tickets", "--yes", "--out", "up", env=runpod)
+    done = cli_process(
+        "deploy", str(artifact), "--to", "runpod", "--hub", "acme/tickets", "--yes", "--out", "up", env=runpod
+    )
     assert done.returncode == 2 and "not enough credits" in done.stdout + done.stderr
     assert "takes it down" in done.stderr and "Traceback" not in done.stderr
     assert RunPod.asked[-1][:2] == ("DELETE", "templates/templates-1")

@@ -6,11 +6,11 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_http import Quiet, listening
 
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
@@ -42,32 +42,24 @@ class Server:
         self.says, self.bodies = says, list[dict[str, Any]]()
         outer, lock = self, threading.Lock()
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                body = json.loads(self.body())
                 with lock:
                     outer.bodies.append(body)
                     status, text, model = outer.says(len(outer.bodies), body)
                 choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-                data = json.dumps({"model": model, "choices": [choice]}).encode()
-                self.send_response(status)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                self.answer(status, {"model": model, "choices": [choice]})
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        self.handler, self.url = Handler, ""
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     made = Server(lambda number, body: (200, f"answer to {body['messages'][-1]['content']}", "big-2026-01-01"))
-    yield made
-    made.http.shutdown()
+    with listening(made.handler) as address:
+        made.url = f"{address}/v1"
+        yield made
 
 
 @pytest.fixture

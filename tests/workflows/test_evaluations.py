@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from local_http import Quiet, listening
 
 from patience import HANG
 from tuneloop.cli.main import main
@@ -44,9 +45,9 @@ def write(name: str, records: list[Any]) -> None:
 def server() -> Iterator[Any]:
     """Answers with the label that the text names; a text with "number 3" breaks it, as long as `broken` is set."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.body())
             http.asked.append(body)
             http.may_answer.wait(HANG)
             text = body["messages"][-1]["content"]
@@ -56,23 +57,12 @@ def server() -> Iterator[Any]:
                 "choices": [{"message": {"content": content}}],
                 "usage": {"prompt_tokens": 10, "completion_tokens": 1},
             }
-            payload = b"{" if broken else json.dumps(reply).encode()
-            self.send_response(400 if broken else 200)
-            self.send_header("content-length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
+            self.answer(400 if broken else 200, b"{" if broken else reply)
 
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    http: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.asked, http.broken, http.may_answer = [], False, threading.Event()
+    http = SimpleNamespace(asked=[], broken=False, may_answer=threading.Event(), url="")
     http.may_answer.set()
-    http.url = f"http://127.0.0.1:{http.server_port}"
-    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield http
-    http.shutdown()
-    http.server_close()
+    with listening(Handler) as http.url:
+        yield http
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> dict[str, Any]:

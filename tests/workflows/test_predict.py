@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from local_http import Quiet, listening
 
 import tuneloop
 from tuneloop.cli.main import main
@@ -318,27 +318,15 @@ def test_unfinished_answers_of_something_else_are_left_alone(
 def server() -> Iterator[Any]:
     """Answers with the number of turns."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.body())
             http.asked.append(body["messages"])
-            reply = {"choices": [{"message": {"content": f"{len(body['messages'])} turns"}}]}
-            payload = json.dumps(reply).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
+            self.answer(200, {"choices": [{"message": {"content": f"{len(body['messages'])} turns"}}]})
 
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    http: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.asked = []
-    http.url = f"http://127.0.0.1:{http.server_port}"
-    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield http
-    http.shutdown()
-    http.server_close()
+    http = SimpleNamespace(asked=[], url="")
+    with listening(Handler) as http.url:
+        yield http
 
 
 def test_an_endpoint_is_asked_as_the_artifact_that_it_serves(

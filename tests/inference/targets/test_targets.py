@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import torch
+from local_http import Quiet, listening
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.client import Endpoint
@@ -46,25 +45,15 @@ def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """An endpoint that answers in capitals; its address, and the bodies that it got."""
     bodies: list[dict[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self) -> None:
-            bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            bodies.append(json.loads(self.body()))
             text = bodies[-1]["messages"][-1]["content"].upper()
             answer = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
-            payload = json.dumps({**answer, "usage": {"prompt_tokens": 5, "completion_tokens": 2}}).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
+            self.answer(200, {**answer, "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
 
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=running.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_port}", bodies
-    running.shutdown()
-    running.server_close()
+    with listening(Handler) as address:
+        yield address, bodies
 
 
 def requests_of(**settings: Any) -> list[Request]:

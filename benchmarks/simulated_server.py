@@ -21,7 +21,7 @@ from tuneloop.inference.request import Request
 
 T = TypeVar("T")
 BATCH = 2048  # tokens that llama.cpp takes in a step
-MOST_READ, MOST_WRITTEN = 512, 32  # tokens of a quantum, as in `engines.llamacpp`
+LEAST_READ, MOST_READ, MOST_WRITTEN = 16, 512, 32  # tokens of a quantum, as in `engines.llamacpp`
 
 
 class _Jumping(selectors.SelectSelector):
@@ -240,9 +240,9 @@ class SimulatedEngine:
             found.append((row, 0))
         if self._urgent and (found or now < self._rest_until):  # others are answered: pieces of prompts wait
             return found
-        for row in reading[:1] if self._urgent else reading:
-            piece = int(QUANTUM * 1000 / max(self.costs.read * len(reading), 1e-6))
-            found.append((row, min(max(piece, 32), MOST_READ, row.unread)))
+        for row in reading[:1]:
+            piece = int(QUANTUM * 1000 / max(self.costs.read, 1e-6))
+            found.append((row, min(max(piece, LEAST_READ), MOST_READ, row.unread)))
         return found
 
     async def _step(self, work: Sequence[tuple[_Row, int]]) -> None:

@@ -35,7 +35,7 @@ def test_a_quantum_waits_while_somebody_is_answered() -> None:
         first = await begun(turns, "a")
         assert first.done()  # its share: none was computed yet
         clock.now = 1.0
-        turns.end("a", 0.0)  # it took a second of ten
+        turns.end("a", 0.0, reads=False)  # it took a second of ten
         second = await begun(turns, "a")
         assert not second.done()
         turns.go("b")
@@ -52,7 +52,26 @@ def test_a_small_share_is_left_though_somebody_is_always_answered() -> None:
         for _ in range(3):
             began = await turns.begin("a", reads=True)
             await asyncio.sleep(0.01)
-            turns.end("a", began)
+            turns.end("a", began, reads=True)
+
+    run(work)
+
+
+def test_one_piece_of_a_prompt_is_read_at_a_time() -> None:
+    async def work() -> None:
+        turns = Turns()
+        turns.row("a", 3)
+        first, second, writes = [await begun(turns, "a", reads=reads) for reads in (True, True, False)]
+        assert first.done() and not second.done() and writes.done()
+        turns.end("a", 0.0, reads=True)
+        await second
+        third = await begun(turns, "a", reads=True)
+        turns.end("a", 0.0, reads=False)  # of the one that writes
+        assert not third.done()
+        third.cancel()
+        await asyncio.gather(third, return_exceptions=True)
+        turns.end("a", 0.0, reads=True)
+        assert (await begun(turns, "a", reads=True)).done()
 
     run(work)
 
@@ -66,11 +85,11 @@ def test_quanta_write_alongside_answers_of_their_own_adapter_only() -> None:
         turns._rest_until = 100.0
         one, two, three = [await begun(turns, "a") for _ in range(3)]
         assert one.done() and two.done() and not three.done()
-        turns.end("a", 0.0)
+        turns.end("a", 0.0, reads=False)
         await three
         turns.come("b")  # now two adapters are asked for
-        turns.end("a", 0.0)
-        turns.end("a", 0.0)
+        turns.end("a", 0.0, reads=False)
+        turns.end("a", 0.0, reads=False)
         assert not (await begun(turns, "a")).done()
 
     run(work)
@@ -86,14 +105,14 @@ def test_adapters_take_turns_and_do_not_mix() -> None:
         assert a.done()
         b = await begun(turns, "b")
         assert not b.done()
-        turns.end("a", 0.0)
+        turns.end("a", 0.0, reads=False)
         assert not b.done() and (await begun(turns, "a")).done()  # the turn of a is not over
         clock.now = 2.5
-        turns.end("a", 0.0)
+        turns.end("a", 0.0, reads=False)
         await b
         assert not (await begun(turns, "a")).done()  # now a waits
         turns.row("b", -1)
-        turns.end("b", 2.5)
+        turns.end("b", 2.5, reads=False)
 
     run(work)
 

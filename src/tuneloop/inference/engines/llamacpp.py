@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between releases, so this one and no other
 HEALTHY_WITHIN = 2.0  # seconds
-PIECE, MOST = 512, 32  # tokens of a prompt that are read, and that are written, in one quantum at most
+LEAST, PIECE, MOST = 16, 512, 32  # tokens of a prompt that are read in one quantum; that are written at most
 DRAWN = 8  # tokens of a quantum that are drawn with a temperature
 LOOK_EVERY = 0.25  # seconds between two looks whether the server has ended by itself
 REVIVE_PAUSE = 5.0  # seconds before it is tried again to start a server that has ended by itself
@@ -122,7 +122,7 @@ class LlamaCppEngine:
         self._scoring, self._one_choice = asyncio.Lock(), asyncio.Lock()
         self._slots, self._giving = Slots(range(settings.slots)), Slots(range(settings.slots, self._all_slots))
         self._turns, self._fair = Turns(settings.giving_way), Fair()
-        self._reads, self._writes = Pace(32, PIECE), Pace(1, MOST)
+        self._reads, self._writes = Pace(LEAST, PIECE), Pace(1, MOST)
 
     @property
     def _all_slots(self) -> int:
@@ -348,7 +348,7 @@ class LlamaCppEngine:
                 try:
                     completion = await self._chosen(made)
                 finally:
-                    self._turns.end(made.adapter, began)
+                    self._turns.end(made.adapter, began, reads=True)
             yield Update(completion.text, completion)
         elif gives_way:
             async with aclosing(self._in_quanta(made)) as updates:
@@ -543,7 +543,7 @@ class LlamaCppEngine:
         try:
             said: dict[str, Any] = orjson.loads(await self._wire().post("/completion", _json(body)))
         finally:
-            self._turns.end(request.adapter, began)
+            self._turns.end(request.adapter, began, reads=not tokens)
         return said
 
     async def _chosen(self, request: Request) -> Completion:

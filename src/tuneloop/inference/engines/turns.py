@@ -1,8 +1,9 @@
 """Who computes now, in an engine that works on one adapter at a time: those who wait before work that gives way.
 
 Work that gives way (batches, the tier flex) is done in quanta of a few tokens. Each quantum is begun by itself: while
-nobody else is being answered, or a small share of the time next to them. Quanta of one adapter are computed together; those of another one have their turn
-once the first have worked for a while.
+nobody else is being answered, or a small share of the time next to them. Quanta of one adapter are computed together; those
+of another one have their turn once the first have worked for a while. One piece of a prompt is read at a time: several
+would be one long step, and whoever comes meanwhile would wait for all of them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Turns:
     clock: Callable[[], float] = time.monotonic
     urgent: Counter[str] = field(default_factory=Counter)
     running: Counter[str] = field(default_factory=Counter)
+    _reading: bool = False
     _waiting: list[tuple[str, bool, asyncio.Future[None]]] = field(default_factory=list)
     _rows: Counter[str] = field(default_factory=Counter)
     _turn_of: str = ""
@@ -70,7 +72,7 @@ class Turns:
             reads: whether it reads a piece of the prompt, which takes longer than writing.
         """
         if self._may(adapter, reads):
-            self._take(adapter)
+            self._take(adapter, reads)
             return self.clock()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((adapter, reads, future))
@@ -79,24 +81,28 @@ class Turns:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                self.end(adapter, self.clock())
+                self.end(adapter, self.clock(), reads=reads)
             raise
         return self.clock()
 
-    def end(self, adapter: str, began: float) -> None:
+    def end(self, adapter: str, began: float, *, reads: bool) -> None:
         """A quantum is over that began at some time of the clock."""
         _less(self.running, adapter)
+        self._reading = self._reading and not reads
         now = self.clock()
         if self.urgent:
             self._rest_until = max(self._rest_until, now + (now - began) * (1 / self.share - 1))
         self._next()
 
-    def _take(self, adapter: str) -> None:
+    def _take(self, adapter: str, reads: bool) -> None:
         if adapter != self._turn_of:
             self._turn_of, self._since = adapter, self.clock()
         self.running[adapter] += 1
+        self._reading = self._reading or reads
 
     def _may(self, adapter: str, reads: bool) -> bool:
+        if reads and self._reading:
+            return False
         if self.urgent:
             same = not reads and set(self.urgent) == {adapter}
             if same and sum(self.running.values()) < self.alongside:
@@ -118,7 +124,7 @@ class Turns:
             adapter, reads, future = each
             if self._may(adapter, reads):
                 self._waiting.remove(each)
-                self._take(adapter)
+                self._take(adapter, reads)
                 future.set_result(None)
         if self._waiting and not self.running:
             until = self._rest_until if self.urgent else self._since + self.turn

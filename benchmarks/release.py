@@ -360,7 +360,9 @@ def main() -> None:
     if what == "table" and rest:
         table(rest)
     elif what == "speeds" and rest:
-        speeds(Path(rest[0]) if Path(rest[0]).is_dir() else None, float(rest[-1]) if not Path(rest[-1]).is_dir() else 0.0)
+        speeds(
+            Path(rest[0]) if Path(rest[0]).is_dir() else None, float(rest[-1]) if not Path(rest[-1]).is_dir() else 0.0
+        )
     elif what == "stream":
         stream(float(rest[0]) if rest else 2.0)
     elif what == "ready":

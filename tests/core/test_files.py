@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -349,6 +350,10 @@ def test_a_folder_made_for_work_that_fails_at_once_goes_again(tmp_path: Path) ->
     folder = tmp_path / "runs" / "one"
     with pytest.raises(RuntimeError), lock_folder(folder, minor=["config.yaml"]):
         (folder / "config.yaml").touch()
+        raise RuntimeError
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(RuntimeError), lock_folder(folder):
+        shutil.rmtree(folder)  # the work cleans up after itself
         raise RuntimeError
     assert not (tmp_path / "runs").exists()
     with pytest.raises(RuntimeError), lock_folder(folder, minor=["config.yaml"]):

@@ -497,11 +497,13 @@ def lock_folder(
         yield
     except BaseException:
         with contextlib.suppress(OSError):  # the work may have removed the folder itself
-            if made and {place.name for place in path.parent.iterdir()} <= {path.name, *minor}:
-                for place in path.parent.iterdir():
+            left = list(path.parent.iterdir()) if path.parent.exists() else []
+            if {place.name for place in left} <= {path.name, *minor}:
+                for place in left if made else ():
                     place.unlink()
                 for place in made:
-                    place.rmdir()  # of a parent only if nothing else has come into it
+                    if place.exists():
+                        place.rmdir()  # of a parent only if nothing else has come into it
         raise
     finally:
         file.close()

@@ -84,10 +84,9 @@ def predict_file(
     records = [row.value for row in rows if isinstance(row, SourceRecord)]
     asker = Asker(target, options, records[:SAMPLE])
     names = _Names.of(records, asker, with_lines=len(records) < len(rows))
-    how = (
-        f"{len(target.task.labels or ())} labels scored" if target.scores_labels and target.task else "answers written"
-    )
-    say(f"predict   {counted(len(rows), 'row')} of {file} ({kind}); {how}")
+    labels = len(target.task.labels or ()) if target.scores_labels and target.task else 0
+    how = f"scoring {counted(labels, 'label')}" if labels else "writing answers"
+    say(f"predict   {counted(len(rows), 'row')} of {file} ({kind}): {how}")
     found: list[Prediction] = []
     resumed = 0
     if out:

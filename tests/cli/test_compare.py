@@ -14,8 +14,9 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.results import write_evaluation
 from tuneloop.records.completion import Completion
-from tuneloop.records.evaluation import Subject
+from tuneloop.records.evaluation import EvaluationManifest, Subject
 from tuneloop.records.rows import Row
+from tuneloop.workflows.compare import notes_of
 
 
 def run_folder(folder: Path, right: int, rate: float, **settings: object) -> Path:
@@ -91,3 +92,12 @@ def test_the_table_fits_the_terminal_with_gain_and_verdict_of_each_line(
     columns = lines[start].replace(" F1", "").split()
     left_out = any(line.startswith("On the page, too wide for here:") for line in lines)
     assert left_out == ("macro-F1" not in columns), columns
+
+
+def test_a_system_of_an_evaluation_brings_its_own_notes_and_no_others() -> None:
+    manifest = EvaluationManifest.model_validate(
+        {"version": 1, "name": "tuned", "n": 1, "metrics": {}, "baselines": {"few-shot": {}, "few-shot calibrated": {}},
+         "notes": ["3 rows are odd.", "few-shot: 2 answers were cut.", "few-shot calibrated: 1 answer was cut."]}
+    )  # fmt: skip
+    assert notes_of(manifest) == notes_of(manifest, "tuned") == ["3 rows are odd."]
+    assert notes_of(manifest, "few-shot") == ["2 answers were cut."]

@@ -14,8 +14,8 @@ import pytest
 
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.report.eval_html import write_page
-from tuneloop.report.facts import read_run, shown_metrics, systems_of
-from tuneloop.report.head import few_rows, head_part, model_name
+from tuneloop.report.facts import RunFacts, read_run, shown_metrics, systems_of
+from tuneloop.report.head import few_rows, head_part, key_figures, model_name, rival
 from tuneloop.report.html import render_report
 from tuneloop.report.settings import changed_settings, differing_settings
 
@@ -186,3 +186,20 @@ def test_headings_come_in_order_and_tables_name_their_columns(make_run: MakeRun,
     assert heads and all('scope="' in head for head in heads)
     labelled = re.findall(r"<label>[^<]*<(?:input|select) id=\"([\w-]+)\"", page)
     assert set(labelled) == set(re.findall(r"<(?:input|select) id=\"([\w-]+)\"", page))
+
+
+def test_where_all_are_compared_with_one_system_the_gain_is_over_that_one() -> None:
+    pair = {"metric": "accuracy", "low": -0.4, "high": -0.2, "p": 0.01, "detectable": 0.2, "verdict": "worse"}
+    found = EvaluationManifest.model_validate(
+        {
+            "version": 1, "name": "new:zero-shot", "n": 50, "primary": "accuracy",
+            "metrics": {"accuracy": {"value": 0.2, "low": 0.1, "high": 0.3}},
+            "baselines": {name: {"accuracy": {"value": value, "low": 0.3, "high": 0.7}} for name, value in (("new", 0.5), ("new:few-shot", 0.4))},
+            "comparisons": [{"a": "new", "b": "new:few-shot", "delta": -0.1, **pair}, {"a": "new", "b": "new:zero-shot", "delta": -0.3, **pair}],
+        }
+    )  # fmt: skip
+    lines = systems_of(found, ["accuracy"])
+    facts = RunFacts(path=Path("evals/x"), evaluation=found)
+    gain = next(figure for figure in key_figures(facts, ["accuracy"], lines) if figure.name == "gain")
+    assert gain.value == "−0.30" and gain.detail.startswith("over new, p")
+    assert "A difference from new below 0.20" in few_rows(found, ["accuracy"], rival(found, lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -350,7 +351,7 @@ def error_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
                 "terms": [str(words[i]) for i in np.argsort(-lift)[:5] if lift[i] > 0],
                 "n": len(inside),
                 "ids": [wrong[i].id for i in inside[:LISTED]],
-                "example": texts[near][:300],
+                "example": textwrap.shorten(texts[near], 300, placeholder=" …"),
             }
         )
     return sorted(groups, key=lambda group: -int(group["n"]))

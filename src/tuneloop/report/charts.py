@@ -74,6 +74,8 @@ def axis(values: Sequence[float], start: float, end: float, *, wanted: int = 5, 
         if len(ticks) >= 2:
             return Axis(ticks[0], ticks[-1], start, end, True, ticks)
     ticks = nice_ticks(low, high, wanted)
+    if low >= 0 and ticks[0] < 0:  # one value alone: no axis of negative ones for what has none
+        ticks = nice_ticks(0.0, high or 1.0, wanted)
     return Axis(ticks[0], ticks[-1], start, end, False, ticks)
 
 

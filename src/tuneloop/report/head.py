@@ -27,6 +27,7 @@ from tuneloop.report.facts import (
     number,
     p_value,
     promises,
+    reference_system,
     signed,
     usd,
     verdict_line,
@@ -130,7 +131,7 @@ def few_rows(evaluation: EvaluationManifest, metrics: Sequence[str], against: Sy
         (
             value
             for pair in evaluation.comparisons
-            if against and pair.metric == metrics[0] and against.name in (pair.a, pair.b)
+            if against and pair.metric == metrics[0] and {pair.a, pair.b} == {against.name, evaluation.name}
             and (value := number(pair.detectable)) is not None
         ),
         None,
@@ -168,7 +169,12 @@ def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemF
 
 
 def rival(evaluation: EvaluationManifest, lines: Sequence[SystemFacts]) -> SystemFacts | None:
-    """The alternative that the verdict is about, else the best one by prompting, else the best one; None without any."""
+    """The alternative that the verdict is about, else the best one by prompting, else the best one; None without any.
+
+    Where all are compared with one system, it is that one.
+    """
+    if first := reference_system(evaluation):
+        return next((line for line in lines if line.name == first), None)
     named = evaluation.verdict.against if evaluation.verdict else None
     others = [line for line in lines if not line.tuned and line.delta is not None and line.scores[0]]
     prompted = [line for line in others if "shot" in line.name] or others
@@ -179,10 +185,12 @@ def rival(evaluation: EvaluationManifest, lines: Sequence[SystemFacts]) -> Syste
 
 def _gain(facts: RunFacts, lines: Sequence[SystemFacts], metric: str) -> list[KeyFigure]:
     best = rival(facts.evaluation, lines)
-    if best is None or best.delta is None:
+    # Each line tells the gain over it; where all are compared with one system, its own gain over that one.
+    told = next(line for line in lines if line.tuned) if reference_system(facts.evaluation) else best
+    if best is None or told is None or told.delta is None:
         return []
-    detail = f"over {best.name}" + (f", {p_value(best.p)}" if best.p is not None else "")
-    return [KeyFigure("gain", signed(best.delta.value, metric), keep_together(detail))]
+    detail = f"over {best.name}" + (f", {p_value(told.p)}" if told.p is not None else "")
+    return [KeyFigure("gain", signed(told.delta.value, metric), keep_together(detail))]
 
 
 def _seen(run: RunManifest | None) -> list[KeyFigure]:

@@ -91,6 +91,15 @@ def evaluate_files(places: Sequence[str], against: EvalTarget, say: Say = lambda
     return folders
 
 
+def notes_of(manifest: EvaluationManifest, system: str = "") -> list[str]:
+    """What an evaluation notes of one of its systems; empty: of its own one."""
+    if system and system != manifest.name:
+        begin = f"{system}: "
+        return [note.removeprefix(begin) for note in manifest.notes if note.startswith(begin)]
+    others = tuple(f"{name}: " for name in manifest.baselines)
+    return [note for note in manifest.notes if not note.startswith(others)]
+
+
 def compare_evaluations(
     places: Sequence[str],
     out: str = "",
@@ -122,7 +131,7 @@ def compare_evaluations(
     manifests = {place: read_record(EvaluationManifest, folder) for place, (folder, _) in at.items()}
     for place, (_, system) in at.items():  # what was found out when the answers came is not in the answers
         own = loaded[place].notes
-        own[:0] = [note for note in manifests[place].notes if not system and note not in own]
+        own[:0] = [note for note in notes_of(manifests[place], system) if note not in own]
     if (shared := on_shared_rows(loaded)) is not None:
         words = shared_words(loaded, shared)
         say(words)

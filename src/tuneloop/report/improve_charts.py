@@ -62,7 +62,7 @@ def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
     days = axis([0.0, max(p.days for p in line.points) or 1.0], left, right, wanted=4 if narrow else 8, log=False)
     body = grid(y, left, right, across=True)
     body += [_text(days(tick), bottom + 17, f"{tick:g}", "tick", "middle") for tick in days.ticks]
-    body.append(_text(right, bottom + 33, "days since the start", "tick", "end"))
+    body.append(_text(right, bottom + 33, "days" if narrow else "days since the start", "tick", "end"))
     edge = [(days(p.days), y(p.high)) for p in points] + [(days(p.days), y(p.low)) for p in reversed(points)]
     body.append(f'<path class="band" d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in edge)}Z"/>')
     body += [_line(left, y(0), right, y(0), "zero"), _line(left, y(line.effect), right, y(line.effect), "limit")]
@@ -74,8 +74,11 @@ def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
             f'<circle class="shape0" cx="{at:.1f}" cy="{y(p.difference):.1f}" r="3"/></g>'
         )
     body.append(_path([(days(p.days), y(p.difference)) for p in points], "train"))
-    body.append(_text(left, 13, fit(f"difference in {line.measure}, bounds valid at any time", right - left), "legend"))
-    body.append(_text(left + 3, y(line.effect) - 5, f"+{line.effect:g} is worth a promotion", "tick"))
+    begin = 0.0 if narrow else left
+    body.append(
+        _text(begin, 13, fit(f"difference in {line.measure}, bounds valid at any time", right - begin), "legend")
+    )
+    body.append(_text(left, bottom + 33, f"dashed: +{line.effect:g}, worth a promotion", "tick"))
     last = points[-1]
     said = f"{line.name}: {last.difference:+.3f} [{last.low:+.3f}, {last.high:+.3f}] after {last.days:.1f} days"
     return _svg(width, bottom + 40, said, body, "sequence")

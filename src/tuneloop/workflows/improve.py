@@ -16,6 +16,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, plain, read_yaml
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.units import counted
 from tuneloop.improve.controller import (
     APPROVE,
     DECLINE,
@@ -281,7 +282,8 @@ class _Log:
 
 
 def _known(project: ProjectConfig, facts: Facts) -> str:
-    known = f"{facts.days:.0f} days, {facts.corrections:,} new corrections, {facts.alarms:,} windows with an alarm since the last cycle"
+    days, corrections = counted(round(facts.days), "day"), counted(facts.corrections, "new correction")
+    known = f"{days}, {corrections}, {counted(facts.alarms, 'window')} with an alarm since the last cycle"
     few = facts.feedback < project.triggers.least_feedback
     return known + (f"; {facts.feedback:,} requests have feedback" if few else "")
 

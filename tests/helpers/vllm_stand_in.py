@@ -30,6 +30,7 @@ class StandIn:
         holds: whether it holds answers to choices and schemas.
         lets_load: whether adapters may be added while it runs.
         priorities: whether it runs with `--scheduling-policy priority`.
+        tells_ids: whether it knows `return_token_ids`, as vLLM does from 0.10.2 on.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class StandIn:
         holds: bool = True,
         lets_load: bool = True,
         priorities: bool = False,
+        tells_ids: bool = True,
     ) -> None:
-        self.priorities = priorities
+        self.priorities, self.tells_ids = priorities, tells_ids
         self.base, self.names, self.version, self.holds, self.lets_load = (
             base,
             dict(preloaded or {}),
@@ -124,7 +126,8 @@ class StandIn:
                 return error(404, f"The model `{body['model']}` does not exist.")
             chat = asked.url.path.endswith("/chat/completions")
             if not body.get("stream", False):
-                return JSONResponse({"choices": [{"index": 0, "text": "a", "finish_reason": "length"}]})
+                ids = {"token_ids": [64]} if body.get("return_token_ids") and self.tells_ids else {}
+                return JSONResponse({"choices": [{"index": 0, "text": "a", "finish_reason": "length", **ids}]})
             return StreamingResponse(self.events(engine, body, chat), media_type="text/event-stream")
 
         routes = [
@@ -154,7 +157,9 @@ class StandIn:
                 choice: dict[str, Any] = {"index": 0, **text, "finish_reason": None}
                 if last is not None:
                     choice["finish_reason"] = "length" if last.finish == "length" else "stop"
-                    choice["token_ids"] = list(last.token_ids) if body.get("return_token_ids") else None
+                    choice["token_ids"] = (
+                        list(last.token_ids) if body.get("return_token_ids") and self.tells_ids else None
+                    )
                     if last.logprobs is not None and not chat:
                         choice["logprobs"] = {
                             "tokens": [f"token_id:{each.id}" for each in last.logprobs],

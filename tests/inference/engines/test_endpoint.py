@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ from vllm_stand_in import MODEL, StandIn
 from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.inference.engines import BASE, Served, complete
-from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
+from tuneloop.inference.engines.endpoint import QUANTUM, EndpointEngine, EndpointSettings
 from tuneloop.inference.request import Request
+from tuneloop.inference.sampling import Sampling
 from tuneloop.models.peft_layout import hash_of_adapter
 
 TURNS: Any = [{"role": "user", "content": "Is it windy on Jupiter?"}]
@@ -166,3 +168,78 @@ def test_what_gives_way_has_a_priority_where_vllm_schedules_by_it(files: Files) 
             assert "priority" not in server.bodies[-1]  # noqa: B023
 
         against(server, work)
+
+
+def test_what_gives_way_is_written_in_quanta_where_vllm_knows_no_priorities(files: Files) -> None:
+    server = StandIn(files.base)
+
+    async def work(engine: EndpointEngine) -> None:
+        assert engine.gives_way
+        for settings in (
+            {"max_new_tokens": 80},
+            {"max_new_tokens": 32},
+            {"max_new_tokens": 80, "stop": ("e",)},
+            {"choices": LABELS},
+        ):
+            whole = await complete(engine, asked(**settings))
+            server.bodies.clear()
+            updates = [update async for update in engine.stream(asked(gives_way=True, **settings))]
+            found = updates[-1].completion
+            assert found is not None and (found.text, found.finish) == (whole.text, whole.finish)
+            assert "".join(update.text for update in updates).strip() == found.text or "choices" in settings
+            if "stop" not in settings:  # behind a stop string a quantum writes on
+                assert found.token_ids == whole.token_ids and found.prompt_tokens == whole.prompt_tokens
+            asked_for = [body["max_tokens"] for body in server.bodies]
+            assert max(asked_for) <= QUANTUM and len(asked_for) == (1 if "choices" in settings else len(asked_for))
+            for before, body in itertools.pairwise(server.bodies):  # it goes on behind what is there
+                assert body["prompt"][: len(before["prompt"])] == before["prompt"]
+                assert len(body["prompt"]) == len(before["prompt"]) + QUANTUM
+        drawn = [
+            await complete(engine, asked(max_new_tokens=80, gives_way=True, sampling=Sampling(1.0, seed=3)))
+            for _ in range(2)
+        ]
+        assert drawn[0].token_ids == drawn[1].token_ids, "a seed gives one answer"
+
+    against(server, work, tokenizer=str(files.base))
+
+
+def test_no_quantum_begins_while_somebody_is_answered_but_its_share(files: Files) -> None:
+    server = StandIn(files.base)
+
+    async def work(engine: EndpointEngine) -> None:
+        async def row() -> Any:
+            return await complete(engine, asked(max_new_tokens=200, gives_way=True))
+
+        rows = [asyncio.create_task(row()) for _ in range(2)]
+        while len(server.bodies) < 4:
+            await asyncio.sleep(0.01)
+        engine._turns.share = 1e-6  # one quantum may begin next to people, and no second one
+        engine._turns.come("")
+        await asyncio.sleep(0.3)
+        before = len(server.bodies)
+        whole = await complete(engine, asked(max_new_tokens=40))
+        assert whole.error == "" and len(server.bodies) <= before + 3
+        for each in rows:
+            assert not each.done()
+        engine._turns.share = 1.0
+        engine._turns._rest_until = 0.0
+        engine._turns.go("")
+        assert len({(await each).text for each in rows}) == 1
+        first = asyncio.create_task(row())
+        await asyncio.sleep(0.05)
+        first.cancel()  # its reader leaves, and others go on
+        assert (await row()).error == "" and not engine._turns.running
+
+    against(server, work, tokenizer=str(files.base))
+
+
+@pytest.mark.parametrize("how", ["no tokenizer here", "tells no tokens"])
+def test_without_tokens_nothing_is_written_in_quanta(files: Files, how: str) -> None:
+    server = StandIn(files.base, tells_ids=how != "tells no tokens")
+
+    async def work(engine: EndpointEngine) -> None:
+        assert not engine.gives_way
+        assert (await complete(engine, asked(max_new_tokens=80, gives_way=True))).error == ""
+        assert [body["max_tokens"] for body in server.bodies[-1:]] == [80]
+
+    against(server, work, **({} if how == "no tokenizer here" else {"tokenizer": str(files.base)}))

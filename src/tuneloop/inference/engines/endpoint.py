@@ -3,6 +3,9 @@
 With a tokenizer at hand, prompts are token ids from the template that was trained, sent to `/v1/completions`; else the
 turns go to `/v1/chat/completions`, and the server's own template renders them. Adapters are models of the server under
 the hash of their content, and are never loaded again in place: a server's prefix cache would go on with the old one.
+
+What gives way has a low priority where vLLM schedules by it. Where it does not, it is written in quanta: a few tokens at a
+time behind those that are there, which vLLM's prefix cache still holds. The next quantum waits while people are answered.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,9 +31,11 @@ from tuneloop.inference.engines import (
     unknown_adapter,
     with_template,
 )
+from tuneloop.inference.engines.turns import Turns
 from tuneloop.inference.engines.wire import Broken, Refused, Wire
 from tuneloop.inference.prompt import refused, schema_breach, schema_problem, with_ids
 from tuneloop.inference.request import Request
+from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import BASE
 from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
@@ -50,6 +55,7 @@ REFUSALS = {
     429: "busy",
 }  # status -> word of the error; else `engine`
 RENAMED = (0, 12)  # from this version of vLLM on, `guided_choice` is `structured_outputs`
+QUANTUM = 32  # tokens of a quantum: two blocks of vLLM's prefix cache, of which it reads the last one again at most
 GIVING_WAY = 1  # vLLM's priority of requests that give way; lower ones are computed earlier, and the usual is 0
 
 
@@ -91,7 +97,8 @@ class EndpointEngine:
         self._templates: dict[str, Template] = {}
         self._context = settings.context
         self._vllm: tuple[int, ...] = ()
-        self._priorities = False
+        self._priorities = self._tells_ids = False
+        self._turns = Turns()
         self._client: Any = None
         self._wire = Wire(self.name)  # for answers
         self._slots = asyncio.Semaphore(settings.slots)
@@ -125,8 +132,12 @@ class EndpointEngine:
 
     @property
     def gives_way(self) -> bool:
-        """Whether vLLM schedules by priority; see `can_give_way`."""
-        return self._priorities
+        """Whether vLLM schedules by priority, or tells the tokens that quanta go on from; see `can_give_way`."""
+        return self._priorities or self._by_quanta
+
+    @property
+    def _by_quanta(self) -> bool:
+        return self._tells_ids and not self._priorities and BASE in self._templates
 
     @property
     def renders(self) -> bool:
@@ -198,7 +209,8 @@ class EndpointEngine:
         told = models[self.base].get("max_model_len")
         self._context = self._context or (told if isinstance(told, int) else 0)
         self._vllm = await self._version()
-        self._priorities = bool(self._vllm) and await self._takes_priorities()
+        self._priorities = bool(self._vllm) and bool(await self._tried({"priority": GIVING_WAY}))
+        self._tells_ids = bool(self._vllm) and "token_ids" in await self._tried({"return_token_ids": True})
         if self._settings.tokenizer:
             from tuneloop.models.load import load_tokenizer
 
@@ -242,16 +254,18 @@ class EndpointEngine:
             return ()
         return tuple(map(int, found.groups())) if found else ()
 
-    async def _takes_priorities(self) -> bool:
-        """Whether vLLM runs with `--scheduling-policy priority`: else it refuses a request that has one."""
+    async def _tried(self, more: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What vLLM answers to a token with some field; empty where it refuses that. It refuses a priority unless it runs
+        with `--scheduling-policy priority`."""
         import httpx
 
-        body = {"model": self.base, "prompt": [1], "max_tokens": 1, "priority": GIVING_WAY}
+        body = {"model": self.base, "prompt": [1], "max_tokens": 1, **more}
         try:
             response = await self._client.post("/v1/completions", json=body, timeout=self._settings.start_within)
-        except httpx.HTTPError:
-            return False
-        return bool(response.status_code == 200)
+            found = response.json()["choices"][0] if response.status_code == 200 else {}
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     async def healthy(self) -> bool:
         """Whether the server answers."""
@@ -312,9 +326,69 @@ class EndpointEngine:
         if isinstance(made, Completion):
             yield Update(completion=made)
             return
-        async with self._slots:
-            async for update in self._written(made):
+        if not self._by_quanta:
+            async with self._slots:
+                async for update in self._written(made):
+                    yield update
+            return
+        work = self._in_quanta if made.gives_way and made.schema is None else self._at_once
+        async with aclosing(work(made)) as updates:
+            async for update in updates:
                 yield update
+
+    async def _at_once(self, request: Request) -> AsyncGenerator[Update, None]:
+        """An answer that somebody waits for: no quantum begins meanwhile but its share."""
+        self._turns.come("")
+        try:
+            async with self._slots, aclosing(self._written(request)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            self._turns.go("")
+
+    async def _in_quanta(self, request: Request) -> AsyncGenerator[Update, None]:
+        """An answer that gives way; each quantum goes on behind the tokens of those before. Of choices it is one."""
+        from tuneloop.inference.engine import Update
+
+        text = TextStream(self._templates[request.adapter].decode, request.stop)
+        answer, drawn = _Answer(request, self.name), request.sampling
+        self._turns.row("", 1)
+        try:
+            while True:
+                tokens = min(QUANTUM, request.max_new_tokens - len(answer.ids))
+                seed = replace(drawn, seed=drawn.seed + len(answer.ids))
+                ids = (*request.ids, *answer.ids)
+                part = replace(request, ids=ids, max_new_tokens=tokens, stop=(), sampling=seed)
+                answer.reason = ""
+                failed = await self._quantum(request if request.choices else part, answer)
+                if request.choices or failed is not None:
+                    yield Update(completion=failed or answer.completed())
+                    return
+                new = answer.ids[len(ids) - len(request.ids) :]
+                piece = "".join(text.push(token) for token in new)
+                over = text.stopped or answer.reason != "length" or not new or len(answer.ids) >= request.max_new_tokens
+                piece += text.end() if over else ""
+                answer.text, answer.counts = text.text, (len(request.ids), len(answer.ids))
+                if piece:
+                    yield Update(piece)
+                if over:
+                    answer.reason = "stop" if text.stopped else answer.reason
+                    yield Update(completion=answer.completed())
+                    return
+        finally:
+            self._turns.row("", -1)
+
+    async def _quantum(self, request: Request, answer: _Answer) -> Completion | None:
+        """Have a few tokens written when it may be; returns a completion only where that failed."""
+        began = await self._turns.begin("", reads=False)
+        try:
+            async with self._slots, aclosing(self._written(request, answer)) as updates:
+                async for update in updates:
+                    if update.completion is not None and update.completion.error:
+                        return update.completion
+        finally:
+            self._turns.end("", began, reads=False)
+        return None
 
     def _prepared(self, request: Request) -> Request | Completion:
         """A request that can be sent, with token ids where there is a tokenizer, or why it can't."""
@@ -334,10 +408,11 @@ class EndpointEngine:
             return request
         return refused(request, "no_prompt: the request has no turns, no text and no tokens", self.name)
 
-    async def _written(self, request: Request) -> AsyncIterator[Update]:
+    async def _written(self, request: Request, answer: _Answer | None = None) -> AsyncGenerator[Update, None]:
+        """What the server answers; added to what there is of an answer."""
         from tuneloop.inference.engine import Update
 
-        answer = _Answer(request, self.name)
+        answer = answer or _Answer(request, self.name)
         place, body = self._body(request)
         try:
             async with aclosing(self._wire.events(place, json.dumps(body).encode())) as events:

@@ -11,9 +11,11 @@ BIN    := $(VENV)/bin
 # make test-hosts   what is written for hosts, against the hosts' own definitions
 # make test-ray     work on a Ray cluster of two nodes, with processes and a node that are killed
 
+# make postgres     Debian's Postgres, which tests start for themselves; without it they are skipped
+
 # make clients      clients that tests send through a server: npm's openai, and an older major of Python's
 
-.PHONY: demo loop install test clients test-avx2 test-hosts test-ray reference bench clean
+.PHONY: demo loop install test clients postgres test-avx2 test-hosts test-ray reference bench clean
 
 demo: install
 	$(BIN)/tuneloop run recipes/demo.yaml
@@ -30,6 +32,9 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+postgres:
+	apt-get install -y postgresql
 
 clients: $(VENV)/.installed-dev
 	npm install --silent --no-fund --no-audit --prefix $(VENV)/clients/node openai

@@ -1,9 +1,9 @@
 """How long the queries of each command take on a store of a million requests and 100,000 ratings, as a table.
 
-    python benchmarks/store.py [--requests 1000000] [--ratings 100000] [--folder FOLDER]
+    python benchmarks/store.py [--requests 1000000] [--ratings 100000] [--folder FOLDER | --url postgresql://...]
 
 The commands' own functions run on the store; every statement that they send is measured with the reading of its rows, as the
-least of three times of the processor, so that other work on the machine counts little. What a command computes from the rows
+least of three times of the processor, so that other work on the machine counts little; in Postgres by the clock. What a command computes from the rows
 is not part of it, but stands in the last column: the whole call. The store has a year of traffic, an experiment in its last
 24 days, canary prompts every day, and is made in a temporary folder (0.7 GB) unless one is named.
 """
@@ -13,21 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve import store as stores
+from tuneloop.serve.database import Database
 from tuneloop.serve.erase import find
-from tuneloop.serve.store import connect, first_arms, last_routes, opened, read_feedback, read_requests
+from tuneloop.serve.store import first_arms, last_routes, opened, read_feedback, read_requests
 from tuneloop.workflows import ab
 from tuneloop.workflows.canary_prompts import findings, rounds_due
 from tuneloop.workflows.costs import costs_of
@@ -40,10 +40,9 @@ DAY = 86_400.0
 LEAST_MS = 1.0  # of a statement that is listed
 
 
-def fill(folder: Path, requests: int, ratings: int) -> None:
+def fill(place: Path | str, requests: int, ratings: int) -> None:
     """Make the store."""
     rng = random.Random(0)
-    connect(folder, create=True).close()
     prompts = [
         json.dumps(
             [{"role": "user", "content": f"where is parcel {i} that was sent on monday, nobody knows of it" * 2}]
@@ -51,7 +50,7 @@ def fill(folder: Path, requests: int, ratings: int) -> None:
         for i in range(1000)
     ]
     begin = END - 365 * DAY
-    columns = (*stores._COLUMNS[StoredRequest], "place")
+    columns = {**stores.COLUMNS[StoredRequest], "place": "INTEGER"}
 
     def row(i: int) -> tuple[Any, ...]:
         at = begin + 365 * DAY * i / requests
@@ -67,77 +66,70 @@ def fill(folder: Path, requests: int, ratings: int) -> None:
         }  # fmt: skip
         return tuple(values.get(name) for name in columns)
 
-    with closing(sqlite3.connect(folder / stores.FILE)) as store, store:
-        marks = ", ".join("?" * len(columns))
-        store.executemany(f"INSERT INTO requests ({', '.join(columns)}) VALUES ({marks})", map(row, range(requests)))
-        said = (*stores._COLUMNS[Feedback], "place")
-        step = requests / ratings
+    said = {**stores.COLUMNS[Feedback], "place": "INTEGER"}
+    step = requests / ratings
 
-        def vote(j: int) -> tuple[Any, ...]:
-            i = int(j * step)
-            at = utc(begin + 365 * DAY * i / requests + 60)
-            values = {"id": f"f{j:011d}", "request": f"{i:012d}", "kind": "thumbs" if j % 10 else "label",
-                      "value": "true" if j % 3 else "false", "user": f"u{j % 5000}", "time": at, "place": requests + j}  # fmt: skip
-            return tuple(values.get(name) for name in said)
+    def vote(j: int) -> tuple[Any, ...]:
+        i = int(j * step)
+        at = utc(begin + 365 * DAY * i / requests + 60)
+        values = {"id": f"f{j:011d}", "request": f"{i:012d}", "kind": "thumbs" if j % 10 else "label",
+                  "value": "true" if j % 3 else "false", "user": f"u{j % 5000}", "time": at, "place": requests + j}  # fmt: skip
+        return tuple(values.get(name) for name in said)
 
-        store.executemany(
-            f"INSERT INTO feedback ({', '.join(said)}) VALUES ({', '.join('?' * len(said))})", map(vote, range(ratings))
-        )
-        asked = (
-            {"id": f"z{day:04d}{k:04d}", "time": utc(begin + day * DAY), "model": "m0", "prompt": prompts[k], "tools": "[]",
-             "completion": '"shipping"', "shadow": f"canary:r{k}", "conversation": f"round{day}", "key": "",
-             "prompt_tokens": 60, "completion_tokens": 3, "place": 0}
-            for day in range(365) for k in range(20)
-        )  # fmt: skip
-        store.executemany(
-            f"INSERT INTO requests ({', '.join(columns)}) VALUES ({marks})",
-            (tuple(each.get(name) for name in columns) for each in asked),
-        )
+    asked = (
+        {"id": f"z{day:04d}{k:04d}", "time": utc(begin + day * DAY), "model": "m0", "prompt": prompts[k], "tools": "[]",
+         "completion": '"shipping"', "shadow": f"canary:r{k}", "conversation": f"round{day}", "key": "",
+         "prompt_tokens": 60, "completion_tokens": 3, "place": 0}
+        for day in range(365) for k in range(20)
+    )  # fmt: skip
+    with opened(place, create=True) as store, store.transaction():
+        for i in range(0, requests, 10_000):
+            store.insert("requests", columns, [row(j) for j in range(i, min(i + 10_000, requests))])
+        for i in range(0, ratings, 10_000):
+            store.insert("feedback", said, [vote(j) for j in range(i, min(i + 10_000, ratings))])
+        store.insert("requests", columns, [tuple(each.get(name) for name in columns) for each in asked])
         store.execute("UPDATE places SET last = ?", [requests + ratings])
 
 
-class Rows:
-    """The rows of a statement, read at once."""
+@dataclass
+class Timed:
+    """A database that notes how long its queries take."""
 
-    def __init__(self, rows: list[Any]) -> None:
-        self.rows = iter(rows)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.rows
-
-    def fetchone(self) -> Any:
-        """The next row."""
-        return next(self.rows, None)
-
-    def fetchall(self) -> list[Any]:
-        """All that are left."""
-        return list(self.rows)
-
-
-class Timed(sqlite3.Connection):
-    """A connection that notes how long its statements take."""
-
+    inner: Any
     told: ClassVar[dict[str, tuple[float, int]]] = {}
+    clock: ClassVar[Callable[[], float]] = time.process_time
 
-    def execute(self, sql: str, values: Any = (), /) -> Any:
-        """The statement with all of its rows."""
-        cursor = super().execute(sql, values)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def execute(self, sql: str, values: Any = ()) -> Any:
+        """The statement, after it was measured."""
+        self._measured(self.inner.execute, sql, values)
+        return self.inner.execute(sql, values)
+
+    def read(self, sql: str, values: Any = ()) -> Any:
+        """As `execute`."""
+        self._measured(self.inner.read, sql, values)
+        return self.inner.read(sql, values)
+
+    def _measured(self, ask: Callable[[str, Any], Any], sql: str, values: Any) -> None:
+        """Ask once, and read the rows one by one as the program does."""
         if not sql.lstrip().upper().startswith("SELECT"):
-            return cursor
-        began = time.process_time()
-        rows = super().execute(sql, values).fetchall()
-        ms = 1000 * (time.process_time() - began)
+            return
+        began, rows = Timed.clock(), 0
+        for _ in ask(sql, values):
+            rows += 1
+        ms = 1000 * (Timed.clock() - began)
         before = Timed.told.get(sql, (0.0, 0))
-        Timed.told[sql] = before[0] + ms, before[1] + len(rows)
-        return Rows(rows)
+        Timed.told[sql] = before[0] + ms, before[1] + rows
 
 
-def calls(folder: Path) -> dict[str, Callable[[], Any]]:
+def calls(folder: Path | str) -> dict[str, Callable[[], Any]]:
     """What each command reads."""
     now = utc(END)
     week, month = utc(END - 7 * DAY), utc(END - 24 * DAY)
 
-    def reading(work: Callable[[sqlite3.Connection], Any]) -> Callable[[], Any]:
+    def reading(work: Callable[[Database], Any]) -> Callable[[], Any]:
         def run() -> Any:
             with opened(folder) as store:
                 return work(store)
@@ -153,7 +145,7 @@ def calls(folder: Path) -> dict[str, Callable[[], Any]]:
         "monitor: a day": reading(lambda s: list(read_requests(s, since=utc(END - DAY), where="model = ?", values=["m0"]))),
         "monitor: a week": reading(lambda s: list(read_requests(s, since=week, where="model = ?", values=["m0"]))),
         "ab check: requests of 24 days": reading(
-            lambda s: list(read_requests(s, since=month, until=now, where="arm IS NOT NULL AND model = ?", values=["m0"]))
+            lambda s: list(read_requests(s, since=month, until=now, where="model = ? AND arm IS NOT NULL", values=["m0"], texts=False))
         ),
         "ab check: feedback of 24 days": reading(lambda s: list(read_feedback(s, since=month, until=now))),
         "ab show": lambda: ab.read_experiments(folder),
@@ -170,28 +162,43 @@ def calls(folder: Path) -> dict[str, Callable[[], Any]]:
     }  # fmt: skip
 
 
+def _is_there(place: Path | str) -> bool:
+    try:
+        with opened(place) as store:
+            return bool(store.execute("SELECT 1 FROM requests LIMIT 1").fetchone())
+    except UserError:
+        return False
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--ratings", type=int, default=100_000)
+    parser.add_argument("--url", default="", help="of a Postgres database instead; one with a store is used as it is")
     parser.add_argument("--folder", type=Path, help="of the store; one that is there is used as it is")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = asked.folder or Path(scratch)
-        if not (folder / stores.FILE).is_file():
+        folder: Path | str = asked.url or asked.folder or Path(scratch)
+        if not _is_there(folder):
             fill(folder, asked.requests, asked.ratings)
-        stores.sqlite3.connect = partial(sqlite3.connect, factory=Timed)  # type: ignore[assignment]
-        print(f"{(folder / stores.FILE).stat().st_size / 1e9:.2f} GB\n")
+        if asked.url:
+            Timed.clock = time.perf_counter
+        for name in ("open_sqlite", "open_postgres"):
+            opening = getattr(stores, name)
+            setattr(stores, name, lambda *given, opening=opening: Timed(opening(*given)))
+        if not asked.url:
+            print(f"{stores.store_file(folder).stat().st_size / 1e9:.2f} GB\n")
         print("| what is read | statement | rows | ms | the whole call, ms |\n|---|---|---|---|---|")
         for name, work in calls(folder).items():
             best: dict[str, tuple[float, int]] = {}
             whole = float("inf")
             for _ in range(3):
                 Timed.told = {}
-                began = time.process_time()
+                began = Timed.clock()
                 work()
-                whole = min(whole, 1000 * (time.process_time() - began) - sum(ms for ms, _ in Timed.told.values()))
+                spent = sum(ms for ms, _ in Timed.told.values())  # once to measure
+                whole = min(whole, 1000 * (Timed.clock() - began) - spent)
                 best = {sql: min(told, best.get(sql, told)) for sql, told in Timed.told.items()}
             for sql, (ms, rows) in best.items():
                 if ms >= LEAST_MS or len(best) == 1:

@@ -18,6 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 from commands import SEVERAL, Commands
+from postgres import Postgres, postgres_server
 from shared_folder import made_once
 from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY, WORDS
 
@@ -321,3 +322,38 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A Postgres server, where the package is installed."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_of_its_own() -> Iterator[Postgres]:
+    """A Postgres server that a test may kill."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def each_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let a test run twice: with its stores in files, and with each of them in a Postgres database in its place."""
+    if request.param == "postgres":
+        from tuneloop.serve import store
+
+        server: Postgres = request.getfixturevalue("postgres")
+        urls: dict[Path, str] = {}
+
+        def url(place: Path | str) -> str:
+            if store.is_database_url(place):
+                return str(place)
+            file = store.store_file(place).resolve()
+            if file not in urls:
+                urls[file] = server.url()
+            return urls[file]
+
+        monkeypatch.setattr(store, "store_url", url)
+    return str(request.param)

@@ -105,7 +105,9 @@ def live(folder: Path, engine: Any = None, models: Any = None, **settings: Any) 
 
     async def main() -> None:
         await engine.start()
-        store = StoreWriter(folder, config.log.content, lambda value: value, say=lambda line: None)
+        store = StoreWriter(
+            folder, config.log.content, lambda value: value, say=lambda line: None, store=config.log.store
+        )
         store.start()
         found = models(engine) if callable(models) else models or {"stub": ServedModel("stub")}
         admission = Admission(engine.slots, config.limits.waiting, config.objective.admission == "refuse")

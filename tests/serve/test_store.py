@@ -21,6 +21,7 @@ from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
+from tuneloop.serve.database import DatabaseError, DataRefusedError
 from tuneloop.serve.store import connect, exported, insert, opened, read_decisions, read_feedback, read_requests
 from tuneloop.serve.writer import SPILL, StoreWriter
 
@@ -43,6 +44,7 @@ def writer(tmp_path: Path, **options: Any) -> StoreWriter:
     return made
 
 
+EACH = pytest.mark.usefixtures("each_database")
 ODD: dict[str, dict[str, Any]] = {
     "plain": {},
     "words": {"prompt": [{"role": "user", "content": 'é "quoted" \\ 漢字 😀\n\t'}], "completion": "null"},
@@ -59,6 +61,7 @@ ODD: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@EACH
 @pytest.mark.parametrize("name", list(ODD))
 def test_what_a_server_writes_is_what_any_other_writes(name: str, tmp_path: Path) -> None:
     asked = [request(**ODD[name]) for _ in range(3)]
@@ -76,6 +79,7 @@ def test_what_a_server_writes_is_what_any_other_writes(name: str, tmp_path: Path
     assert len(wanted) == 3 and store.counts.written == 3 and not store.counts.fault
 
 
+@EACH
 def test_a_record_that_can_not_be_written_costs_itself_alone(tmp_path: Path) -> None:
     value: Any = 1
     for _ in range(5000):
@@ -102,6 +106,7 @@ def test_ids_grow_and_carry_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert uuid7() > found[-1]
 
 
+@EACH
 def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     asked = request(
         user="u1", arm="b", propensity=0.1, tools=[{"type": "function"}], usd=0.25, completion={"role": "assistant"}
@@ -117,6 +122,7 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert list(read_requests(store, since="9999")) == []
 
 
+@EACH
 def test_feedback_with_the_same_key_is_kept_once(tmp_path: Path) -> None:
     with opened(tmp_path, create=True) as store:
         for value in (True, False):
@@ -124,11 +130,12 @@ def test_feedback_with_the_same_key_is_kept_once(tmp_path: Path) -> None:
         assert [each.value for each in read_feedback(store)] == [True]
 
 
+@EACH
 def test_decisions_can_only_be_added(tmp_path: Path) -> None:
     with opened(tmp_path, create=True) as store:
         insert(store, [Decision(id=uuid7(), time=utc_now(), kind="x")])
         for statement in ("DELETE FROM decisions", "UPDATE decisions SET kind = 'y'"):
-            with pytest.raises(sqlite3.IntegrityError, match="only added"):
+            with pytest.raises(DataRefusedError, match="only added"):
                 store.execute(statement)
 
 
@@ -147,6 +154,7 @@ def test_a_store_of_a_later_version_and_another_programs_file_are_refused(tmp_pa
         connect(tmp_path / "nowhere")
 
 
+@EACH
 def test_many_threads_write_and_all_of_it_is_there(tmp_path: Path) -> None:
     store = writer(tmp_path)
 
@@ -164,18 +172,16 @@ def test_many_threads_write_and_all_of_it_is_there(tmp_path: Path) -> None:
         assert len(list(read_requests(connection))) == 1000 == store.counts.written
 
 
-def test_a_locked_file_spills_and_comes_back(tmp_path: Path) -> None:
+@EACH
+def test_a_locked_store_spills_and_comes_back(tmp_path: Path) -> None:
     said: list[str] = []
     store = StoreWriter(tmp_path, say=said.append, patience=0.05)
     store.start()
-    holder = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
     asked = [request() for _ in range(3)]
-    for each in asked:
-        store.add_durably(each).result(10)
-    assert (tmp_path / SPILL).exists() and store.counts.spilled == 3
-    holder.execute("ROLLBACK")
-    holder.close()
+    with opened(tmp_path) as holder, holder.transaction():
+        for each in asked:
+            store.add_durably(each).result(10)
+        assert (tmp_path / SPILL).exists() and store.counts.spilled == 3
     later = request()
     store.add(later)
     store.stop()
@@ -194,7 +200,7 @@ def test_what_is_neither_written_nor_spilled_is_counted(tmp_path: Path, monkeypa
     store = writer(tmp_path, most_waiting=5)
 
     def full(*_: Any) -> int:
-        raise sqlite3.OperationalError("database or disk is full")
+        raise DatabaseError("database or disk is full")
 
     monkeypatch.setattr("tuneloop.serve.writer.insert", full)
     (tmp_path / SPILL).mkdir()
@@ -223,6 +229,7 @@ def test_what_must_not_be_kept_stands_in_no_file(tmp_path: Path, content: Any) -
     assert found.prompt[0]["content"].startswith(shown) if shown else found.prompt == []
 
 
+@EACH
 def test_text_that_can_not_be_searched_is_left_out(tmp_path: Path) -> None:
     def broken(value: Any) -> Any:
         raise ValueError("no")

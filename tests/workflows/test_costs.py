@@ -12,7 +12,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.core.ids import uuid7
 from tuneloop.records.request import StoredRequest
-from tuneloop.serve.store import insert, opened
+from tuneloop.serve.database import SqliteDatabase
+from tuneloop.serve.erase import erase, find
+from tuneloop.serve.store import insert, insert_lines, opened
 from tuneloop.workflows.costs import costs_of, since_time
 
 
@@ -87,3 +89,38 @@ def test_the_planners_forecast_stands_beside(tmp_path: Path) -> None:
         costs_of(tmp_path, gpu="h1000")
     fill(tmp_path / "odd", base="my-model")
     assert costs_of(tmp_path / "odd").forecast is None
+
+
+@pytest.mark.usefixtures("each_database")
+def test_sums_by_day_are_those_of_the_requests_whoever_writes_and_erases(tmp_path: Path) -> None:
+    columns = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
+    sums = "COUNT(*), COUNT(error), SUM(prompt_tokens), SUM(completion_tokens), SUM(seconds), SUM(usd)"
+    fill(tmp_path)
+    again = [
+        StoredRequest(id=f"r{i}", time=f"2026-01-0{i % 4 + 1}T23:59:59.999Z", model="m1", prompt=[], seconds=i / 8, usd=0.5,
+                      prompt_tokens=i, user="anna" if i % 3 else None, error="x" if i % 5 == 0 else None)
+        for i in range(40)
+    ]  # fmt: skip
+    with opened(tmp_path) as store:
+        for _ in range(2):  # the same records again change nothing
+            insert(store, again)
+            if isinstance(store, SqliteDatabase):
+                insert_lines(store, StoredRequest, [one.model_dump_json().encode() for one in again[:5]])
+
+        def differ() -> list[object]:
+            of_requests = store.execute(f"SELECT {columns}, {sums} FROM requests GROUP BY 1, 2, 3, 4").fetchall()
+            kept = {row[:4]: row[4:] for row in store.execute("SELECT * FROM costs").fetchall()}
+            assert kept.keys() == {row[:4] for row in of_requests}
+            return [row for row in of_requests if kept[row[:4]] != pytest.approx([each or 0 for each in row[4:]])]
+
+        assert not differ()
+        erase(store, "user=anna", find(store, "user=anna"))
+        assert not differ() and store.execute("SELECT SUM(requests) FROM costs").fetchone() == (11 + 14,)
+        store.execute("DELETE FROM requests WHERE time > '2026-01-02'")
+        assert not differ() and store.execute("SELECT MAX(day) FROM costs").fetchone() == ("2026-01-01",)
+    for since in ("", "2026-01-01", "2026-01-01T05:30:00.000Z"):
+        with opened(tmp_path) as store:
+            asked = "SELECT COUNT(*), SUM(prompt_tokens) FROM requests WHERE time >= ?"
+            wanted = store.execute(asked, [since]).fetchone()
+        found = costs_of(tmp_path, since).total
+        assert (found.requests, found.prompt_tokens) == tuple(wanted)

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from traffic import request, thumb
 
 from tuneloop.cli.main import main
 from tuneloop.core.files import write_json
+from tuneloop.records.registry import Lineage, RegisteredModel, RegisteredVersion
 from tuneloop.serve.store import connect, insert
+from tuneloop.workflows import forget_requests
 from tuneloop.workflows.forget_requests import made_of_requests
 
 PLANTED = [f"zqxv{i:03d}planted" for i in range(200)]
@@ -45,6 +48,27 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def versions(place, monkeypatch):
+    """A registry with a version of the run that has learned the values, one of the data set whose run is gone, and another."""
+    lineages = [
+        ("one-1", "x"),
+        ("gone-1", json.loads((place / "set" / "dataset.json").read_text())["id"]),
+        ("two-1", "x"),
+    ]
+    held = [
+        RegisteredVersion(version=str(at + 1), aliases=["champion"] if at == 0 else [], source="", tracked="", created="",
+                          lineage=Lineage(artifact=f"a{at}", manifest="", format="adapter", run=run, dataset=dataset))
+        for at, (run, dataset) in enumerate(lineages)
+    ]  # fmt: skip
+    monkeypatch.setattr(forget_requests, "open_registry", lambda: None)
+    monkeypatch.setattr(
+        forget_requests,
+        "read_models",
+        lambda _: [RegisteredModel(name="support", aliases={}, versions=held, history=[])],
+    )
+
+
 def holding(place):
     return sorted(
         str(path.relative_to(place)) for path in place.rglob("*") if path.is_file() and b"zqxv" in path.read_bytes()
@@ -71,6 +95,26 @@ def test_200_planted_values_are_named_wherever_they_are_and_then_stand_nowhere(p
             (place / one["path"]).unlink()
     assert holding(place) == []
     assert made_of_requests(place, [f"r{i:06d}" for i in range(200)], "user=anna") == []
+
+
+def test_versions_that_were_registered_are_named(place, versions, capsys):
+    capsys.readouterr()
+    wanted = {"models:/support/1", "models:/support/2"}
+    for of, match in (("serve", "user=anna"), ("set", "zqxv")):
+        assert main(["forget", of, "--match", match, "--dry-run", "--json"]) == 0
+        told = [
+            one for one in json.loads(capsys.readouterr().out)["descendants"] if one["kind"] == "registered version"
+        ]
+        assert {one["path"] for one in told} == wanted
+        assert "its champion" in told[0]["why"] and "--name support" in told[0]["advice"]
+
+
+def test_a_registry_that_can_not_be_read_is_named(place):
+    Path("mlflow.db").write_text("this is no database " * 100)
+    (found,) = [
+        one for one in made_of_requests(place, [f"r{i:06d}" for i in range(200)], "user=anna") if one.kind == "registry"
+    ]
+    assert "can't be read" in found.why
 
 
 def test_nothing_is_named_that_holds_none_of_them(place):

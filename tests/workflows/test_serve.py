@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from postgres import PASSWORD, Postgres
 from serving import ANSWERS, FIELDS, MakeTuned, running
 
 from patience import HANG
@@ -203,3 +205,30 @@ def test_a_run_is_no_gguf_file(make_tuned: MakeTuned, tmp_path: Path) -> None:
         deployment_of(ServeConfig(adapters={"m": str(run)}, engine="llama.cpp"))
     with pytest.raises(UserError, match="No such engine"):
         deployment_of(ServeConfig(adapters={"m": str(run)}, engine="vllm"))
+
+
+@pytest.mark.slow
+def test_a_server_keeps_its_store_in_postgres(
+    tiny_llama: Path, tmp_path: Path, cli_environment: dict[str, str], postgres: Postgres
+) -> None:
+    url, folder = postgres.url(), tmp_path / "serve"
+    file = tmp_path / "serve.yaml"
+    file.write_text(json.dumps({"base": str(tiny_llama), "log": {"store": url}}))
+    command = [sys.executable, "-m", "tuneloop"]
+    environment = {name: value for name, value in cli_environment.items() if name != "PGPASSWORD"}
+    with running(str(file), folder=folder, environment=environment) as (address, process):
+        body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "user": "anna"}
+        for _ in range(3):
+            assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=HANG).status_code == 200
+        child = subprocess.run(
+            [*command, "costs", "-f", str(folder), "--json"], env={**environment, "PGPASSWORD": PASSWORD},
+            capture_output=True, text=True, timeout=HANG, check=True,
+        )  # fmt: skip
+        assert json.loads(child.stdout)["total"]["requests"] == 3
+        assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
+    with opened(url) as store:
+        assert [each.user for each in read_requests(store)] == ["anna"] * 3
+    assert not (folder / "store.db").exists()
+    assert not any(PASSWORD in held.read_text() for held in folder.rglob("*") if held.is_file())
+    with pytest.raises(UserError, match="Not a URL"):
+        serve_config([str(tiny_llama)], ["log.store=store.db"])

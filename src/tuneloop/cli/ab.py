@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tuneloop.improve.experiment_log import ExperimentState
     from tuneloop.records.experiment import PlannedPower
 
-STORE = flag("serve", "FOLDER", "The server's folder, or its store.")
+STORE = flag("serve", "FOLDER", "The server's folder, or its store: a file or a postgresql:// URL.")
 EXIT = {"promote": 0, "roll back": 1, "futility": 1, "continue": 3}
 
 

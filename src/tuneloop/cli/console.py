@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -270,6 +271,7 @@ def drop_unwritable_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+_PASSWORD = re.compile(r"(postgres(?:ql)?://[^\s:/@]*):\S+@")  # in a URL that was given
 UNEXPECTED = "something that should not happen: "
 
 
@@ -294,6 +296,8 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     elif not isinstance(error, UserError):
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         error = UserError(f"{UNEXPECTED}{what}", next_step="run again with --debug and report it")
+    error = UserError(_PASSWORD.sub(r"\1@", error.what), where=_PASSWORD.sub(r"\1@", error.where),
+                      next_step=_PASSWORD.sub(r"\1@", error.next_step))  # fmt: skip
     print(f"Error: {error}", file=sys.stderr)
     if "--json" in arguments:
         detail = {"what": error.what.removeprefix(UNEXPECTED), "where": error.where, "next": error.next_step}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.cli.console import print_json
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    folder: str = flag("serve", "FOLDER", "Folder of the server.", "-f"),
+    folder: str = flag("serve", "FOLDER", "The server's folder, or its store: a file or a postgresql:// URL.", "-f"),
     since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
     usd_per_hour: float | None = flag(
         None, "USD", "What an hour of the machine costs; default: prices.usd_per_hour of the server.", least=0
@@ -32,7 +31,7 @@ def command(
     """
     from tuneloop.workflows.costs import costs_of, since_time
 
-    found = costs_of(Path(folder), since_time(since), usd_per_hour, gpu)
+    found = costs_of(folder, since_time(since), usd_per_hour, gpu)
     if output.json:
         print_json(found.to_json())
         return

@@ -13,7 +13,7 @@ from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
 
-STORE = flag("serve", "FOLDER", "The server's folder, or its store.")
+STORE = flag("serve", "FOLDER", "The server's folder, or its store: a file or a postgresql:// URL.")
 KEEP = switch("Leave personal data in texts as they are.", "--keep-personal")
 
 
@@ -148,7 +148,7 @@ def show(
 
 
 def queue(
-    store: str = argument("STORE", "The server's folder, or its store."),
+    store: str = argument("STORE", "The server's folder, or its store: a file or a postgresql:// URL."),
     out: str = flag(..., "FOLDER", "Folder of the review.", "-o"),
     rows: int = flag(40, "N", "Answers to look at.", least=1, most=1000),
     since: str = flag("", "TIME", "Only requests from then on, as in 2026-01-01."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +48,8 @@ def command(
     With a server's folder it removes a user's requests and the feedback on them; then --match is user=NAME,
     conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing matches.
     """
-    if (Path(dataset) / "store.db").is_file():
-        _from_store(Path(dataset), match, more, dry_run=dry_run, yes=yes, output=output)
+    if _is_store(dataset):
+        _from_store(dataset, match, more, dry_run=dry_run, yes=yes, output=output)
         return
     from rich.console import Console
 
@@ -57,6 +57,7 @@ def command(
     from tuneloop.data.pii import hidden
     from tuneloop.data.subject_match import Matcher, pseudonyms
     from tuneloop.report.data_html import write_data_report
+    from tuneloop.workflows.forget_requests import versions_of
     from tuneloop.workflows.prepare import measure_of
 
     console = Console(highlight=False, quiet=output.json)
@@ -70,6 +71,7 @@ def command(
     if not there or dry_run:
         with screen(output.quiet, "looking for runs made from the data"):
             made = descendants(found, matcher, more.root)
+            made += versions_of(found, made)
         _print_made(made, console)
         if output.json:
             print_json({**facts, "removed": 0, "descendants": made})
@@ -80,12 +82,30 @@ def command(
     with screen(output.quiet, "removing rows"):
         measure = measure_of(dataset, more.model)
         done = forget(dataset, matcher, runs_root=more.root, measure=measure)
+        done = replace(done, descendants=[*done.descendants, *versions_of(found, done.descendants)])
         if found.report:
             write_data_report(found.folder, hidden)
     if output.json:
         print_json({**facts, "removed": done.rows, "was": done.old_id, "id": done.new_id, "files": done.files,
                     "descendants": done.descendants})  # fmt: skip
     _print_done(done, console, counted_again=measure is not None)
+
+
+def _is_store(place: str) -> bool:
+    """Whether a server's folder is named, or its store."""
+    from tuneloop.serve.database import is_database_url
+
+    if is_database_url(place):
+        return True
+    if (
+        Path(place).suffix != ".db"
+        and not (Path(place) / "store.db").is_file()
+        and not (Path(place) / "state.json").is_file()
+    ):
+        return False
+    from tuneloop.serve.store import is_store
+
+    return is_store(place)
 
 
 def _confirmed(found: Found, as_json: bool) -> bool:
@@ -167,14 +187,15 @@ def _end(text: str, longest: int) -> str:
     return text if len(text) <= longest else "…" + text[1 - longest :]
 
 
-def _from_store(folder: Path, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool, output: Output) -> None:
+def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool, output: Output) -> None:
     """Erase from a server's store, or show by a receipt that it was done."""
     from rich.console import Console
 
+    from tuneloop.serve.store import store_name
     from tuneloop.workflows.forget_requests import forget_requests, made_of_requests, proof_of
 
     if more.receipt:
-        stone = proof_of(folder, match, more.receipt)
+        stone = proof_of(place, match, more.receipt)
         if output.json:
             print_json({"proved": stone is not None, "erased": stone.to_json() if stone else None})
         elif stone is not None:
@@ -184,16 +205,16 @@ def _from_store(folder: Path, match: str, more: ForgetOptions, *, dry_run: bool,
         else:
             print("No erasure has this receipt and this --match.")
         raise typer.Exit(0 if stone is not None else 1)
-    found, done = forget_requests(folder, match, dry_run=True)
+    found, done = forget_requests(place, match, dry_run=True)
     if (found.requests or found.feedback) and not dry_run:
         if not yes and (output.json or not sys.stdin.isatty()):
             raise UserError(
-                "This erases for good", where=str(folder), next_step="say --yes, or --dry-run to look first"
+                "This erases for good", where=store_name(place), next_step="say --yes, or --dry-run to look first"
             )
         if yes or typer.confirm(
             f"Erase {len(found.requests):,} requests and {len(found.feedback):,} feedback?", err=True
         ):
-            found, done = forget_requests(folder, match, dry_run=False)
+            found, done = forget_requests(place, match, dry_run=False)
     facts = {"requests": len(found.requests), "feedback": len(found.feedback)}
     made = made_of_requests(more.root, found.requests, match)
     if output.json:

@@ -69,7 +69,7 @@ def _watch(project: str, every: str, quiet: bool) -> None:
 
 
 def report(
-    store: str = argument("[FOLDER]", "The server's folder, or its store.", "serve"),
+    store: str = argument("[FOLDER]", "The server's folder, or its store: a file or a postgresql:// URL.", "serve"),
     *,
     output: Output,
 ) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    store: str = argument("STORE", "The server's folder, or its store."),
+    store: str = argument("STORE", "The server's folder, or its store: a file or a postgresql:// URL."),
     reference: str = flag(..., "DATASET", "The prepared data set that the model was trained on.", "-r"),
     all_detectors: bool = switch("Show detectors without an alarm, too.", "--all"),
     ask: str = flag("", "TARGET|URL", "Who is asked the canary prompts now; a tuneloop server asks them by itself."),

@@ -12,7 +12,7 @@ from tuneloop.core.flag import flag
 
 def command(
     out: str = flag(..., "FILE", "File of JSON lines.", "-o"),
-    folder: str = flag("serve", "FOLDER", "Folder of the server.", "-f"),
+    folder: str = flag("serve", "FOLDER", "The server's folder, or its store: a file or a postgresql:// URL.", "-f"),
     since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
     model: str = flag("", "NAME", "Only requests to this model.", "-m"),
     *,
@@ -26,7 +26,7 @@ def command(
     from tuneloop.workflows.costs import since_time
     from tuneloop.workflows.requests import write_requests
 
-    found = write_requests(Path(folder), Path(out), since=since_time(since), model=model)
+    found = write_requests(folder, Path(out), since=since_time(since), model=model)
     if output.json:
         print_json(asdict(found))
         return

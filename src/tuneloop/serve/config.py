@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from tuneloop.core.files import Config
+from tuneloop.serve.database import FILE
 
 
 class Objective(Config):
@@ -38,8 +40,13 @@ class ServeLimits(Config):
 
 
 class LogConfig(Config):
-    """What is kept of requests."""
+    """What is kept of requests, and where."""
 
+    store: str = Field(
+        "",
+        description="database for requests, feedback and decisions, as postgresql://USER@HOST/DATABASE; "
+        "default: the file store.db in the server's folder",
+    )
     content: Literal["full", "redacted", "hash", "none"] = Field(
         "full", description="full texts; redacted: without personal data; hash: a digest of each text; none"
     )
@@ -139,6 +146,11 @@ class ServeConfig(Config):
         """The servers that answer in place of an engine here."""
         given = self.engine if isinstance(self.engine, list) else self.engine.split(",")
         return [each.strip() for each in given if each.strip().startswith(("http://", "https://"))]
+
+    @property
+    def store(self) -> str:
+        """The place of the store: the URL of a database, or a file."""
+        return self.log.store or str(Path(self.folder) / FILE)
 
     @property
     def loopback(self) -> bool:

@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import re
 import secrets
-import sqlite3
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.decision import Decision
+from tuneloop.serve.database import Database
 from tuneloop.serve.store import insert, read_decisions
 
 FORGET = "store.forget"
@@ -44,7 +44,7 @@ class Erased:
     receipt: str
 
 
-def find(store: sqlite3.Connection, match: str) -> Matched:
+def find(store: Database, match: str) -> Matched:
     """The requests and feedback that a match names, with the copies that a candidate answered.
 
     Args:
@@ -63,26 +63,23 @@ def find(store: sqlite3.Connection, match: str) -> Matched:
             f"A store has no column {column!r}", where="--match", next_step=f"columns: {', '.join(COLUMNS)}; or a text"
         )
     if equals and column in COLUMNS:
-        own = [row[0] for row in store.execute(f"SELECT id FROM requests WHERE {column} = ?", [value])]
-        also = "user = ?" if column == "user" else "conversation = ?" if column == "conversation" else "id = ?"
+        own = [row[0] for row in store.execute(f'SELECT id FROM requests WHERE "{column}" = ?', [value])]
+        also = '"user" = ?' if column == "user" else "conversation = ?" if column == "conversation" else "id = ?"
         said = [row[0] for row in store.execute(f"SELECT id FROM feedback WHERE {also}", [value])]
     else:
         text = match.casefold()
-        rows = store.execute("SELECT id, prompt, completion, tools, user FROM requests")
+        rows = store.read('SELECT id, prompt, completion, tools, "user" FROM requests')
         own = [row[0] for row in rows if any(text in _plain(each) for each in row[1:] if each)]
         said = [
             row[0]
-            for row in store.execute("SELECT id, value, user FROM feedback")
+            for row in store.read('SELECT id, value, "user" FROM feedback')
             if text in _plain(f"{row[1]} {row[2]}")
         ]
     mine = set(own)
     copies = store.execute("SELECT id, shadow FROM requests WHERE shadow IS NOT NULL").fetchall()
     own += [id_ for id_, of in copies if of in mine]
-    mine = set(own)
-    talks = _conversations(store, own)
-    for id_, request, conversation in store.execute("SELECT id, request, conversation FROM feedback"):
-        if request in mine or (conversation in talks and conversation is not None):
-            said.append(id_)
+    said += _among(store, "SELECT id FROM feedback WHERE request", own)
+    said += _among(store, "SELECT id FROM feedback WHERE conversation", _conversations(store, own))
     return Matched(tuple(sorted(set(own))), tuple(sorted(set(said))))
 
 
@@ -91,16 +88,25 @@ def _plain(value: str) -> str:
     return re.sub(r"\\u([0-9a-f]{4})", lambda m: chr(int(m[1], 16)), value).casefold()
 
 
-def _conversations(store: sqlite3.Connection, own: Sequence[str]) -> set[str]:
+def _among(store: Database, query: str, values: Sequence[str]) -> list[str]:
+    """The first column of a query whose last column is one of some values; asked in parts, by an index."""
+    return [
+        row[0] for some in _chunks(values) for row in store.execute(f"{query} IN ({','.join('?' * len(some))})", some)
+    ]
+
+
+def _conversations(store: Database, own: Sequence[str]) -> list[str]:
     """Conversations all of whose requests go."""
     mine = set(own)
-    others: dict[str, bool] = defaultdict(bool)
-    for id_, talk in store.execute("SELECT id, conversation FROM requests WHERE conversation IS NOT NULL"):
-        others[talk] |= id_ not in mine
-    return {talk for talk, left in others.items() if not left}
+    talks = {talk for talk in _among(store, "SELECT conversation FROM requests WHERE id", own) if talk is not None}
+    return [
+        talk
+        for talk in sorted(talks)
+        if all(id_ in mine for id_ in _among(store, "SELECT id FROM requests WHERE conversation", [talk]))
+    ]
 
 
-def erase(store: sqlite3.Connection, match: str, found: Matched) -> Erased:
+def erase(store: Database, match: str, found: Matched) -> Erased:
     """Erase records, write the tombstone, and clear their bytes from the file.
 
     Args:
@@ -123,11 +129,10 @@ def erase(store: sqlite3.Connection, match: str, found: Matched) -> Erased:
     }  # fmt: skip
     # The tombstone first: an erasure that is cut in the middle is one that is done again, not one that nobody knows of.
     insert(store, [Decision(id=uuid7(), time=utc_now(), kind=FORGET, data=data)])
-    store.execute("PRAGMA secure_delete = ON")
     for table, whole in (("requests", found.requests), ("feedback", found.feedback)):
         for ids in _chunks(whole):
             store.execute(f"DELETE FROM {table} WHERE id IN ({','.join('?' * len(ids))})", ids)
-    store.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    store.forget(whole=True)
     return Erased(len(found.requests), len(found.feedback), receipt)
 
 
@@ -139,7 +144,7 @@ def _digest(receipt: str, value: str) -> str:
     return hmac.new(receipt.encode(), value.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
 
-def proved(store: sqlite3.Connection, match: str, receipt: str) -> Decision | None:
+def proved(store: Database, match: str, receipt: str) -> Decision | None:
     """The tombstone that a receipt belongs to; None: it is none of this person's.
 
     Args:
@@ -151,7 +156,7 @@ def proved(store: sqlite3.Connection, match: str, receipt: str) -> Decision | No
     )
 
 
-def spent_by_erased(store: sqlite3.Connection) -> dict[str, float]:
+def spent_by_erased(store: Database) -> dict[str, float]:
     """Dollars of erased requests by key, which still count against budgets."""
     found: dict[str, float] = defaultdict(float)
     for event in read_decisions(store, where=f"kind = '{FORGET}'"):
@@ -160,7 +165,7 @@ def spent_by_erased(store: sqlite3.Connection) -> dict[str, float]:
     return dict(found)
 
 
-def expire(store: sqlite3.Connection, before: str) -> int:
+def expire(store: Database, before: str) -> int:
     """Take texts, users and conversations from requests before a time, and texts from feedback; figures stay.
 
     Args:
@@ -169,13 +174,12 @@ def expire(store: sqlite3.Connection, before: str) -> int:
     Returns:
         How many requests that were.
     """
-    store.execute("PRAGMA secure_delete = ON")
     count = 0
     while True:
         changed = store.execute(
-            "UPDATE requests SET prompt = '[]', completion = NULL, tools = '[]', user = NULL, conversation = NULL, "
+            "UPDATE requests SET prompt = '[]', completion = NULL, tools = '[]', \"user\" = NULL, conversation = NULL, "
             "error = CASE WHEN error IS NULL THEN NULL ELSE 'failed' END WHERE id IN (SELECT id FROM requests WHERE "
-            "time < ? AND (prompt != '[]' OR completion IS NOT NULL OR user IS NOT NULL OR conversation IS NOT NULL) "
+            "time < ? AND (prompt != '[]' OR completion IS NOT NULL OR \"user\" IS NOT NULL OR conversation IS NOT NULL) "
             f"LIMIT {CHUNK})",
             [before],
         ).rowcount
@@ -186,5 +190,7 @@ def expire(store: sqlite3.Connection, before: str) -> int:
         "DELETE FROM feedback WHERE time < ? AND (kind IN ('correction', 'comment', 'choice') OR conversation IS NOT NULL)",
         [before],
     )
-    store.execute("UPDATE feedback SET user = NULL WHERE time < ? AND user IS NOT NULL", [before])
+    store.execute('UPDATE feedback SET "user" = NULL WHERE time < ? AND "user" IS NOT NULL', [before])
+    if count:
+        store.forget(whole=False)
     return count

@@ -1,45 +1,81 @@
-"""The store of a server: requests, feedback and decisions in one SQLite file.
+"""The store of a server: requests, feedback and decisions in one SQLite file, or in a Postgres database.
 
 `connect` opens it and brings its tables up to date; `insert` and the `read_...` functions work on any connection, so that
-commands use the file while a server writes. Write-ahead logging lets many read while one writes. Every id is inserted
-once: the same record again changes nothing.
+commands use the store while a server writes. Every id is inserted once: the same record again changes nothing.
+
+A store's place is its file, the URL of a database, or the folder of its server, which says where its store is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.files import read_json, user_errors_of_the_disk
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import Record
 from tuneloop.records.request import StoredRequest
+from tuneloop.serve.database import (
+    FILE,
+    Database,
+    DatabaseError,
+    SqliteDatabase,
+    is_database_url,
+    named,
+    open_postgres,
+    open_sqlite,
+    without_password,
+)
 
-FILE = "store.db"
+STATE = "state.json"  # what a server has said of itself, in its folder
+FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
+
+
+@dataclass(frozen=True)
+class Migration:
+    """SQL that brings the tables from one version to the next: of both kinds of database, and what one alone has."""
+
+    sql: str
+    sqlite: str = ""
+    postgres: str = ""
+
+
+_SUMS = (
+    "COUNT(*)",
+    "COUNT(error)",
+    *(f"COALESCE(SUM({each}), 0)" for each in ("prompt_tokens", "completion_tokens", "seconds", "usd")),
+)
+_COSTS = f"substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, ''), {', '.join(_SUMS)}"
+_LESS = f"substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, ''), {', '.join(f'-{each}' for each in _SUMS)}"
+_SUMMED = ("requests", "failed", "prompt_tokens", "completion_tokens", "seconds", "usd")
+_MORE = (
+    f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in _SUMMED)}"
+)
 
 # Each brings the tables from the version of its place to the next one. What stands here is never changed, only added to.
 MIGRATIONS = (
-    """
+    Migration("""
     CREATE TABLE requests (
         id TEXT PRIMARY KEY, time TEXT NOT NULL, key TEXT, model TEXT NOT NULL, adapter TEXT, release TEXT, arm TEXT,
-        propensity REAL, user TEXT, conversation TEXT, prompt TEXT NOT NULL, tools TEXT, completion TEXT,
+        propensity REAL, "user" TEXT, conversation TEXT, prompt TEXT NOT NULL, tools TEXT, completion TEXT,
         prompt_tokens INTEGER, completion_tokens INTEGER, ttft_ms REAL, total_ms REAL, finish TEXT, tier TEXT, usd REAL,
         seconds REAL, error TEXT
     );
     CREATE INDEX requests_by_time ON requests (time);
-    CREATE INDEX requests_by_user ON requests (user) WHERE user IS NOT NULL;
+    CREATE INDEX requests_by_user ON requests ("user") WHERE "user" IS NOT NULL;
     CREATE INDEX requests_by_conversation ON requests (conversation) WHERE conversation IS NOT NULL;
     CREATE TABLE feedback (
-        id TEXT PRIMARY KEY, request TEXT, conversation TEXT, kind TEXT NOT NULL, value TEXT NOT NULL, user TEXT,
+        id TEXT PRIMARY KEY, request TEXT, conversation TEXT, kind TEXT NOT NULL, value TEXT NOT NULL, "user" TEXT,
         time TEXT NOT NULL, key TEXT UNIQUE
     );
     CREATE INDEX feedback_by_request ON feedback (request) WHERE request IS NOT NULL;
@@ -49,53 +85,110 @@ MIGRATIONS = (
         key TEXT UNIQUE
     );
     CREATE INDEX decisions_by_subject ON decisions (subject, id);
+    """, sqlite="""
     CREATE TRIGGER decisions_stay BEFORE UPDATE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
     CREATE TRIGGER decisions_remain BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
-    """,
-    """
+    """, postgres="""
+    CREATE FUNCTION decisions_stay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        RAISE EXCEPTION 'decisions are only added' USING ERRCODE = 'integrity_constraint_violation';
+    END $$;
+    CREATE TRIGGER decisions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON decisions EXECUTE FUNCTION decisions_stay();
+    -- What a person wrote is not to stand in the planner's statistics too, from which nobody could erase it.
+    ALTER TABLE requests ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER prompt SET STATISTICS 0,
+        ALTER tools SET STATISTICS 0, ALTER completion SET STATISTICS 0, ALTER error SET STATISTICS 0;
+    ALTER TABLE feedback ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER value SET STATISTICS 0;
+    """),
+    Migration("""
     ALTER TABLE requests ADD COLUMN fallback TEXT;
     ALTER TABLE requests ADD COLUMN shadow TEXT;
     CREATE INDEX requests_by_arm ON requests (model, id) WHERE arm IS NOT NULL;
-    """,
-    "ALTER TABLE requests ADD COLUMN route TEXT;",
-    "ALTER TABLE requests ADD COLUMN train TEXT;",
+    """),
+    Migration("ALTER TABLE requests ADD COLUMN route TEXT;"),
+    Migration("ALTER TABLE requests ADD COLUMN train TEXT;"),
     # The order in which requests and feedback were stored; a request's time is that at which it came.
-    """
+    Migration("""
     ALTER TABLE requests ADD COLUMN place INTEGER;
     ALTER TABLE feedback ADD COLUMN place INTEGER;
     UPDATE requests SET place = 0;
     UPDATE feedback SET place = 0;
     CREATE TABLE places (last INTEGER NOT NULL);
     INSERT INTO places VALUES (0);
-    """,
-    "CREATE INDEX requests_by_shadow ON requests (model, id) WHERE shadow IS NOT NULL;",
-    """
+    """),
+    Migration("CREATE INDEX requests_by_shadow ON requests (model, id) WHERE shadow IS NOT NULL;"),
+    Migration("""
     CREATE INDEX requests_by_route ON requests (id) WHERE route IS NOT NULL;
     CREATE INDEX feedback_by_time ON feedback (time);
-    """,
-)
+    """),
+    # Sums of requests by day, which the database keeps itself, so that they hold whoever writes or erases.
+    Migration(f"""
+    CREATE TABLE costs (
+        day TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, tier TEXT NOT NULL, requests INTEGER NOT NULL,
+        failed INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
+        usd REAL NOT NULL, PRIMARY KEY (day, model, key, tier)
+    );
+    INSERT INTO costs SELECT {_COSTS} FROM requests GROUP BY 1, 2, 3, 4;
+    """, sqlite=f"""
+    CREATE TRIGGER costs_more AFTER INSERT ON requests BEGIN
+        INSERT INTO costs SELECT {_COSTS} FROM requests WHERE id = NEW.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_MORE};
+    END;
+    CREATE TRIGGER costs_less BEFORE DELETE ON requests BEGIN
+        INSERT INTO costs SELECT {_LESS} FROM requests WHERE id = OLD.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_MORE};
+        DELETE FROM costs WHERE day = substr(OLD.time, 1, 10) AND requests = 0;
+    END;
+    """, postgres=f"""
+    CREATE FUNCTION costs_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO costs SELECT {_COSTS} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_MORE}; RETURN NULL;
+    END $$;
+    CREATE FUNCTION costs_less() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO costs SELECT {_LESS} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_MORE};
+        DELETE FROM costs WHERE requests = 0; RETURN NULL;
+    END $$;
+    CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
+    CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
+    """),
+)  # fmt: skip
 TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
+_TEXTS = ("prompt", "tools", "completion")
 _JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON
 _COLUMNS = {kind: tuple(name for name in kind.model_fields if name != "version") for kind in TABLES}
 _PLACED = (StoredRequest, Feedback)
-READS_JSON = sqlite3.sqlite_version_info >= (3, 38)  # whether `insert_lines` works
 
 
-def _insertion(kind: type[Record]) -> str:
-    columns = [*_COLUMNS[kind], *(["place"] if kind in _PLACED else [])]
-    return f"INSERT OR IGNORE INTO {TABLES[kind]} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+def _type(kind: type[Record], name: str) -> str:
+    """What a column holds."""
+    told = str(kind.model_fields[name].annotation)
+    return "JSON" if name in _JSON else "REAL" if "float" in told else "INTEGER" if "int" in told else "TEXT"
 
 
-def _insertion_of_lines(kind: type[Record]) -> str:
-    """As `_insertion`, of the elements of a JSON array."""
-    values = [f"NULLIF(value -> '$.{n}', 'null')" if n in _JSON else f"value ->> '$.{n}'" for n in _COLUMNS[kind]]
-    if kind in _PLACED:
-        values.append("(SELECT last FROM places) + 1 + key")
-    return f"{_insertion(kind).partition(' VALUES ')[0]} SELECT {', '.join(values)} FROM json_each(?)"
+COLUMNS = {kind: {name: _type(kind, name) for name in names} for kind, names in _COLUMNS.items()}
 
 
-_INSERT = {kind: _insertion(kind) for kind in TABLES}
-_INSERT_LINES = {kind: _insertion_of_lines(kind) for kind in TABLES}
+# --- where it is -------------------------------------------------------------------------------
+
+
+def store_url(place: Path | str) -> str:
+    """The URL of the database that a store is in: its place, or what the server of a folder has said; empty: it is a file."""
+    if is_database_url(place):
+        return str(place)
+    state = Path(place).expanduser() / STATE
+    if not state.is_file():
+        return ""
+    with contextlib.suppress(UserError):  # a damaged file says nothing
+        found = read_json(state)
+        url = found.get("config", {}).get("log", {}).get("store", "") if isinstance(found, dict) else ""
+        return url if is_database_url(url) else ""
+    return ""
+
+
+def store_name(place: Path | str) -> str:
+    """A store's place as it is shown: its file, or its URL without the password."""
+    url = store_url(place)
+    return without_password(url) if url else str(store_file(place))
+
+
+def store_folder(place: Path | str) -> Path:
+    """The folder of what stands beside a store in files: that of its server; `serve`, where it is named by a URL."""
+    return Path(FOLDER) if is_database_url(place) else store_file(place).parent
 
 
 def store_file(place: Path | str) -> Path:
@@ -104,33 +197,37 @@ def store_file(place: Path | str) -> Path:
     return path if path.suffix == ".db" else path / FILE
 
 
-def connect(place: Path | str, *, create: bool = False, patience: float = PATIENCE) -> sqlite3.Connection:
+def is_store(place: Path | str) -> bool:
+    """Whether a place names a store: a database, or a file that is there."""
+    return bool(store_url(place)) or store_file(place).is_file()
+
+
+def connect(place: Path | str, *, create: bool = False, patience: float = PATIENCE) -> Database:
     """Open a store and bring its tables up to date.
 
     Args:
-        place: the store's file, or the server's folder.
+        place: the store's file, its URL, or the server's folder.
         create: make it where there is none.
         patience: seconds to wait for another process that writes.
 
     Raises:
-        UserError: there is no store, it is another program's file, or a later version made it.
+        UserError: there is no store, it can't be reached, it is another program's, or a later version made it.
     """
-    path = store_file(place)
-    if not create and not path.is_file():
-        raise UserError("There is no store here", where=str(path), next_step="name the folder of `tuneloop serve`")
-    with user_errors_of_the_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    url, name = store_url(place), store_name(place)
+    if not create and not is_store(place):
+        raise UserError("There is no store here", where=name, next_step="name the folder of `tuneloop serve`")
+    if not url:
+        with user_errors_of_the_disk(store_file(place)):
+            store_file(place).parent.mkdir(parents=True, exist_ok=True)
     try:
-        connection = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise _as_user_error(error, path) from None
+        connection = open_postgres(url, patience) if url else open_sqlite(store_file(place), patience)
+    except DatabaseError as error:
+        raise _as_user_error(error, name) from None
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        _migrate(connection, path)
-    except sqlite3.Error as error:
+        _migrate(connection, name, create=create or not url)
+    except DatabaseError as error:
         connection.close()
-        raise _as_user_error(error, path) from None
+        raise _as_user_error(error, name) from None
     except UserError:
         connection.close()
         raise
@@ -138,109 +235,116 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
 
 
 @contextlib.contextmanager
-def opened(place: Path | str, *, create: bool = False) -> Iterator[sqlite3.Connection]:
-    """`connect` for a block; the store is closed at its end."""
+def opened(place: Path | str, *, create: bool = False) -> Iterator[Database]:
+    """`connect` for a block; the store is closed at its end.
+
+    Raises:
+        UserError: as `connect`, and where the database fails within the block.
+    """
     connection = connect(place, create=create)
     try:
         yield connection
+    except DatabaseError as error:
+        raise _as_user_error(error, store_name(place), "used") from error
     finally:
         connection.close()
 
 
-def _as_user_error(error: sqlite3.Error, path: Path) -> UserError:
-    busy = "locked" in str(error) or "busy" in str(error)
-    step = "another process writes to it; try again" if busy else "name another folder, or move this file away"
-    return UserError(f"The store can't be opened: {error}", where=str(path), next_step=step)
+_STEPS = {  # what a database says -> what to do
+    "locked": "another process writes to it; try again",
+    "busy": "another process writes to it; try again",
+    "lock timeout": "another process writes to it; try again",
+    "password": "put the right password into PGPASSWORD or ~/.pgpass",
+    "role": "name another user: postgresql://USER@HOST/DATABASE",
+    "database": "make it: createdb NAME; or name another one",
+    "permission": "this user needs the right to make tables in the database",
+    "already exists": "another program's tables are there; name another database",
+    "refused": "start the database, or correct host and port",
+    "host": "correct the host",
+    "connect": "start the database, or correct host and port",
+    "timeout": "start the database, or correct host and port",
+}
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    def version() -> int:
-        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+def _as_user_error(error: DatabaseError, name: str, done: str = "opened") -> UserError:
+    said = str(error)
+    elsewhere = "name another folder, or move this file away"
+    if is_database_url(name):
+        elsewhere = "look into the log of the database"
+        step = next((step for word, step in _STEPS.items() if word in said), elsewhere)
+    else:
+        step = next((step for word, step in _STEPS.items() if word in said and word in ("locked", "busy")), elsewhere)
+    return UserError(f"The store can't be {done}: {said}", where=name, next_step=step)
 
-    if version() > len(MIGRATIONS):
+
+def _migrate(connection: Database, name: str, *, create: bool) -> None:
+    version = connection.version()
+    if not version and not create:
+        raise UserError("There is no store here", where=name, next_step="`tuneloop serve log.store=URL` makes one")
+    if version > len(MIGRATIONS):
         raise UserError(
-            f"A later tuneloop made this store (version {version()}; this one reads {len(MIGRATIONS)})",
-            where=str(path), next_step="install the later tuneloop",
+            f"A later tuneloop made this store (version {version}; this one reads {len(MIGRATIONS)})",
+            where=name, next_step="install the later tuneloop",
         )  # fmt: skip
-    while version() < len(MIGRATIONS):
-        with _transaction(connection):  # two processes that open a new store: the second one finds it made
-            at = version()
+    while connection.version() < len(MIGRATIONS):
+        with connection.transaction():  # two processes that open a new store: the second one finds it made
+            at = connection.version()
             if at < len(MIGRATIONS):
-                for statement in _statements(MIGRATIONS[at]):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {at + 1}")
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script; those with semicolons inside stay whole."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
+                step = MIGRATIONS[at]
+                connection.migrate(step.sql, sqlite=step.sqlite, postgres=step.postgres, version=at + 1)
 
 
 # --- writing -----------------------------------------------------------------------------------
 
 
-def insert(connection: sqlite3.Connection, records: Iterable[Record]) -> int:
+def insert(connection: Database, records: Iterable[Record]) -> int:
     """Add records in one transaction; those whose id or key is there already change nothing.
 
     Returns:
         How many were new.
 
     Raises:
-        sqlite3.Error: the disk is full, or another process holds the file; nothing was added then.
+        DatabaseError: the disk is full, another process holds the store, or it is away; nothing was added then.
+        DataRefusedError: a record can't be stored for what is in it; none was.
     """
-    with _transaction(connection):
-        place = before_place = last_place(connection)
-        before = connection.total_changes
-        for record in records:
-            kind = type(record)
-            values = (getattr(record, name) for name in _COLUMNS[kind])
-            held = [_text(v) if n in _JSON else v for n, v in zip(_COLUMNS[kind], values, strict=True)]
-            if kind in _PLACED:
-                place += 1
-                held.append(place)
-            connection.execute(_INSERT[kind], held)
-        new = connection.total_changes - before
-        if place != before_place:
+    with connection.transaction():
+        place = before = last_place(connection)
+        new = 0
+        for kind, own in groupby(records, type):
+            rows = []
+            for record in own:
+                values = ((name, getattr(record, name)) for name in _COLUMNS[kind])
+                row = [_text(value) if name in _JSON else value for name, value in values]
+                if kind in _PLACED:
+                    place += 1
+                    row.append(place)
+                rows.append(row)
+            placed = {"place": "INTEGER"} if kind in _PLACED else {}
+            new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows)
+        if place != before:
             connection.execute("UPDATE places SET last = ?", [place])
     return new
 
 
-def insert_lines(connection: sqlite3.Connection, kind: type[Record], lines: Sequence[bytes]) -> int:
+def insert_lines(connection: SqliteDatabase, kind: type[Record], lines: Sequence[bytes]) -> int:
     """`insert` of records that are JSON objects already, in one statement.
 
     SQLite reads the JSON itself and holds no lock of the interpreter meanwhile, so that a server answers at the same time.
 
     Raises:
-        sqlite3.Error: as `insert`; or this SQLite is older than 3.38; or a line is not JSON as it reads it.
+        DatabaseError: as `insert`.
+        DataRefusedError: a line is not JSON as SQLite reads it.
     """
-    with _transaction(connection):
-        before = connection.total_changes
-        connection.execute(_INSERT_LINES[kind], [(b"[" + b",".join(lines) + b"]").decode()])
-        new = connection.total_changes - before
+    with connection.transaction():
+        whole = (b"[" + b",".join(lines) + b"]").decode()
+        placed = {"place": "(SELECT last FROM places) + 1 + key"} if kind in _PLACED else {}
+        new = connection.insert_json(TABLES[kind], COLUMNS[kind], whole, placed)
         if kind in _PLACED:
             connection.execute("UPDATE places SET last = last + ?", [len(lines)])
     return new
 
 
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of a block is stored, or nothing; nobody else writes meanwhile."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise
-
-
-def last_place(connection: sqlite3.Connection) -> int:
+def last_place(connection: Database) -> int:
     """The place of the last request or feedback that was stored; all later ones have higher places."""
     return int(connection.execute("SELECT last FROM places").fetchone()[0])
 
@@ -260,22 +364,23 @@ R = TypeVar("R", bound=Record)
 
 
 def read_requests(
-    connection: sqlite3.Connection, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (),
-    shadow: bool | None = False,
+    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (),
+    shadow: bool | None = False, texts: bool = True,
 ) -> Iterator[StoredRequest]:  # fmt: skip
     """Stored requests in the order of their ids, which is that of their arrival.
 
     Args:
         since, until: ISO times; the second one is not included. Empty: no bound.
-        where: a further SQL condition with `?` for `values`.
+        where: a further SQL condition with `?` for `values`, as SQLite and Postgres both read it: `"user"` has quotes.
         shadow: False: without copies that candidates answered unseen; True: these alone; None: all of both.
+        texts: False: without prompts, tools and completions, which takes half the time.
     """
     copies = "" if shadow is None else f"shadow IS {'NOT ' if shadow else ''}NULL"
     conditions = " AND ".join(f"({each})" for each in (copies, where) if each)
-    return _read(connection, StoredRequest, since, until, conditions, values)
+    return _read(connection, StoredRequest, since, until, conditions, values, without=() if texts else _TEXTS)
 
 
-def first_arms(connection: sqlite3.Connection, model: str, since: str) -> dict[str, tuple[str, float]]:
+def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[str, float]]:
     """The arm and propensity of the first request of each user, or conversation without a user, in an experiment.
 
     Args:
@@ -283,8 +388,8 @@ def first_arms(connection: sqlite3.Connection, model: str, since: str) -> dict[s
         since: ISO time of the experiment's start.
     """
     rows = connection.execute(
-        "SELECT COALESCE(user, conversation), arm, propensity FROM requests WHERE model = ? AND time >= ? AND "
-        "arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL AND COALESCE(user, conversation) IS NOT NULL "
+        'SELECT COALESCE("user", conversation), arm, propensity FROM requests WHERE model = ? AND time >= ? AND '
+        'arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL AND COALESCE("user", conversation) IS NOT NULL '
         "ORDER BY id DESC",
         [model, since],
     )
@@ -292,35 +397,42 @@ def first_arms(connection: sqlite3.Connection, model: str, since: str) -> dict[s
 
 
 def read_feedback(
-    connection: sqlite3.Connection, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
+    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
 ) -> Iterator[Feedback]:
     """Stored feedback in the order of its ids; see `read_requests`."""
     return _read(connection, Feedback, since, until, where, values)
 
 
 def read_decisions(
-    connection: sqlite3.Connection, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
+    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
 ) -> Iterator[Decision]:
     """Decisions in the order of their ids; see `read_requests`."""
     return _read(connection, Decision, since, until, where, values)
 
 
 def _read(
-    connection: sqlite3.Connection, kind: type[R], since: str, until: str, where: str, values: Iterable[Any]
+    connection: Database,
+    kind: type[R],
+    since: str,
+    until: str,
+    where: str,
+    values: Iterable[Any],
+    without: Sequence[str] = (),
 ) -> Iterator[R]:
     bounds = [("time >= ?", since), ("time < ?", until)]
     conditions = [text for text, value in bounds if value] + ([f"({where})"] if where else [])
-    query = f"SELECT {', '.join(_COLUMNS[kind])} FROM {TABLES[kind]}"
+    columns = [name for name in _COLUMNS[kind] if name not in without]
+    query = f"SELECT {named(columns)} FROM {TABLES[kind]}"
     query += f" WHERE {' AND '.join(conditions)}" if conditions else ""
     # A bound of time is looked up in its index: with a plain `ORDER BY id` SQLite reads the whole table in the order of the ids.
-    order = "+id" if since or until else "id"
-    cursor = connection.execute(f"{query} ORDER BY {order}", [*(v for _, v in bounds if v), *values])
-    for row in cursor:
-        found = dict(zip(_COLUMNS[kind], row, strict=True))
-        yield kind.model_validate({n: json.loads(v) if n in _JSON and v is not None else v for n, v in found.items()})
+    order = "CAST(id AS TEXT)" if since or until else "id"
+    for row in connection.read(f"{query} ORDER BY {order}", [*(v for _, v in bounds if v), *values]):
+        pairs = zip(columns, row, strict=True)
+        found = {name: json.loads(v) if name in _JSON and v is not None else v for name, v in pairs}
+        yield kind.model_validate({"prompt": [], **found} if without else found)
 
 
-def last_routes(connection: sqlite3.Connection, most: int = 10_000) -> dict[str, str]:
+def last_routes(connection: Database, most: int = 10_000) -> dict[str, str]:
     """Conversation -> the model that a router sent its last request to, of the conversations with the last requests."""
     rows = connection.execute(
         "SELECT conversation, model FROM requests WHERE route IS NOT NULL AND conversation IS NOT NULL AND shadow IS NULL "

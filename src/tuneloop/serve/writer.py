@@ -1,8 +1,8 @@
 """The one thread of a server that writes to its store, so that no answer ever waits for a disk.
 
-Records are queued; the thread takes all there are and inserts them in one transaction. Where the file is locked or the
-disk is full it appends them to a spill file next to the store, which goes into the store as soon as that works again. If
-the spill file can't be written either, records wait in memory up to a bound, and what passes it is counted as lost.
+Records are queued; the thread takes all there are and inserts them in one transaction. Where the file is locked, the
+disk is full or the database is away it appends them to a spill file in the server's folder, which goes into the store as
+soon as that works again. If the spill file can't be written either, records wait in memory up to a bound, and what passes it is counted as lost.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sqlite3
 import threading
 import time
 from collections import deque
@@ -27,7 +26,8 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import Record, as_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve.ahead import WriteAhead
-from tuneloop.serve.store import READS_JSON, TABLES, connect, insert, insert_lines, store_file
+from tuneloop.serve.database import READS_JSON, Database, DatabaseError, DataRefusedError, SqliteDatabase
+from tuneloop.serve.store import TABLES, connect, insert, insert_lines, store_folder
 
 Content = Literal["full", "redacted", "hash", "none"]
 Redact = Callable[[Any], Any]  # a JSON value without personal data
@@ -72,13 +72,14 @@ class StoreWriter:
     """Writes records to a store in a thread.
 
     Args:
-        place: the server's folder.
+        place: the server's folder, or the store's file in it.
+        store: the store's place where it is another one, as the URL of a database.
         content: what is kept of prompts and answers: `full`; `redacted`, without personal data; `hash`, a digest of each
             text; `none`.
         redact: removes personal data; needed for `redacted`. It runs in the thread of the writer.
         say: gets a line once when writing fails, and once when it works again.
         most_waiting: records that may wait in memory.
-        patience: seconds to wait for another process that holds the file, before records are spilled.
+        patience: seconds to wait for another process that holds the store, before records are spilled.
     """
 
     place: Path
@@ -87,13 +88,19 @@ class StoreWriter:
     say: Callable[[str], None] = print
     most_waiting: int = 20_000
     patience: float = 1.0
+    store: str = ""
     counts: Counts = field(default_factory=Counts)
     _queue: deque[_Waiting] = field(default_factory=deque)
     _wake: threading.Event = field(default_factory=threading.Event)
     _over: bool = False
     _thread: threading.Thread | None = None
-    _connection: sqlite3.Connection | None = None
+    _connection: Database | None = None
     _ahead: WriteAhead | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The server's folder, for what waits to get into the store."""
+        return store_folder(self.place)
 
     def start(self) -> None:
         """Open the store and start the thread.
@@ -103,8 +110,8 @@ class StoreWriter:
         """
         if self.content == "redacted" and self.redact is None:
             raise UserError("Nothing redacts what is logged", where="log.content: redacted")
-        self._connection = connect(self.place, create=True, patience=self.patience)
-        self._ahead = WriteAhead(store_file(self.place).parent, TABLES)
+        self._connection = connect(self.store or self.place, create=True, patience=self.patience)
+        self._ahead = WriteAhead(self.folder, TABLES)
         if left := self._ahead.open():
             self._recover_killed(left)
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
@@ -205,36 +212,47 @@ class StoreWriter:
         retry = 0.0
         try:
             if spill:
-                raise sqlite3.OperationalError(self.counts.fault)
+                raise DatabaseError(self.counts.fault)
             self._insert(taken)
             self.counts.written += len(taken)
-        except (sqlite3.Error, OSError) as error:
+        except DataRefusedError as error:
+            return self._write_alone(taken, spill, error)
+        except (DatabaseError, OSError) as error:
             retry = 0.0 if spill else time.monotonic() + 1.0
             fault = self._spill([self._kept(each.record) for each in taken], str(error))
         except Exception as error:  # a record that can't be written must cost neither the others nor this thread
-            if len(taken) > 1:
-                return max(self._write([each], spill) for each in taken)
-            self.counts.lost += 1
-            self._tell(f"a record can't be written and is lost: {error!r:.200}")
-            fault = error
+            return self._write_alone(taken, spill, error)
+        self._settle(taken, fault)
+        return retry
+
+    def _write_alone(self, taken: Sequence[_Waiting], spill: bool, error: Exception) -> float:
+        """Write records one by one, since one of them can't be; see `_write`."""
+        if len(taken) > 1:
+            return max(self._write([each], spill) for each in taken)
+        self._lose(error)
+        self._settle(taken, error)
+        return 0.0
+
+    def _lose(self, error: Exception) -> None:
+        self.counts.lost += 1
+        self._tell(f"a record can't be written and is lost: {error!r:.200}")
+
+    def _settle(self, taken: Sequence[_Waiting], fault: Exception | None) -> None:
+        """Say what has become of records to those who wait for it."""
         for each in taken:
             if each.future is not None and fault is None:
                 each.future.set_result(None)
             elif each.future is not None:
                 each.future.set_exception(OSError(f"the store takes nothing at present: {fault}"))
-        return retry
 
     def _insert(self, taken: Sequence[_Waiting]) -> None:
         """Put records into the store, as the JSON that they are already where that can be."""
         assert self._connection is not None
         lines = [each.held for each in taken if each.held is not None and type(each.record) is StoredRequest]
-        if len(lines) == len(taken) and READS_JSON:
-            try:
+        if len(lines) == len(taken) and READS_JSON and isinstance(self._connection, SqliteDatabase):
+            with contextlib.suppress(DataRefusedError):  # it reads no such line, as one that is nested too deeply
                 insert_lines(self._connection, StoredRequest, lines)
                 return
-            except sqlite3.OperationalError as error:
-                if "JSON" not in str(error):  # it would read no such line, as one that is nested too deeply
-                    raise
         insert(self._connection, [self._kept(each.record) for each in taken])
 
     def _kept(self, record: Record) -> Record:
@@ -264,7 +282,7 @@ class StoreWriter:
 
     @property
     def _spill_file(self) -> Path:
-        return store_file(self.place).parent / SPILL
+        return self.folder / SPILL
 
     @property
     def _spilled(self) -> bool:
@@ -293,9 +311,9 @@ class StoreWriter:
         """Bring what a killed server left into the store; ids that are there already change nothing."""
         assert self._connection is not None
         try:
-            if new := insert(self._connection, left):
+            if new := self._insert_all(left):
                 self._tell(f"an earlier server was killed: {new:,} records that it had not stored are stored now")
-        except (sqlite3.Error, OSError) as error:
+        except (DatabaseError, OSError) as error:
             self._spill(left, str(error))
 
     def _recover(self) -> None:
@@ -308,13 +326,24 @@ class StoreWriter:
                     table, value = json.loads(line)
                     records.append(as_record(_KINDS[table], value, str(self._spill_file)))
         try:
-            insert(self._connection, records)
+            self._insert_all(records)
             self._spill_file.unlink()
-        except (sqlite3.Error, OSError):
+        except (DatabaseError, OSError):
             return
         self.counts.written += len(records)
         self._tell(f"the store can be written again: {len(records):,} records came from the spill file")
         self.counts.fault = ""
+
+    def _insert_all(self, records: Sequence[Record]) -> int:
+        """`insert`; a record that the store refuses costs none of the others."""
+        assert self._connection is not None
+        try:
+            return insert(self._connection, records)
+        except DataRefusedError as error:
+            if len(records) > 1:
+                return sum(self._insert_all([each]) for each in records)
+            self._lose(error)
+            return 0
 
     def _tell(self, line: str) -> None:
         with contextlib.suppress(Exception):  # whoever listens must not end the thread

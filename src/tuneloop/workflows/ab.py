@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,17 @@ from tuneloop.improve.feedback import current
 from tuneloop.records.decision import Decision
 from tuneloop.records.experiment import ExperimentDesign, ExperimentVerdict
 from tuneloop.records.record import read_record, write_record
-from tuneloop.serve.store import insert, last_place, opened, read_decisions, read_feedback, read_requests, store_file
+from tuneloop.serve.database import Database
+from tuneloop.serve.store import (
+    insert,
+    last_place,
+    opened,
+    read_decisions,
+    read_feedback,
+    read_requests,
+    store_folder,
+    store_name,
+)
 
 EVENTS = "kind LIKE 'experiment.%'"
 
@@ -42,7 +51,7 @@ class Replayed:
 
 def registration_file(place: Path | str, name: str) -> Path:
     """Where an experiment's registration stands."""
-    return store_file(place).parent / "experiments" / f"{name}.json"
+    return store_folder(place) / "experiments" / f"{name}.json"
 
 
 def read_experiments(place: Path | str, *, until: str = "") -> dict[str, ExperimentState]:
@@ -80,7 +89,7 @@ def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str 
         busy = [other for other, state in there.items() if not state.ended and state.design.model == design.model]
         if busy:
             raise UserError(
-                f"Experiment {busy[0]} with {design.model} goes on", where=str(store_file(place)),
+                f"Experiment {busy[0]} with {design.model} goes on", where=store_name(place),
                 next_step=f"tuneloop ab stop {busy[0]}, or wait for its end",
             )  # fmt: skip
         whole = design.model_dump(mode="json")  # with the defaults of today, which later versions may change
@@ -109,12 +118,10 @@ def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | st
         return experiments[chosen]
     known = ", ".join(experiments) or "none; `tuneloop ab start NAME` begins one"
     what = f"There is no experiment {name!r}" if name else f"{len(going) or 'No'} experiments go on"
-    raise UserError(what, where=str(store_file(place)), next_step=f"experiments: {known}")
+    raise UserError(what, where=store_name(place), next_step=f"experiments: {known}")
 
 
-def verdict_of(
-    store: sqlite3.Connection, state: ExperimentState, at: str, seen: int | None = None
-) -> ExperimentVerdict:
+def verdict_of(store: Database, state: ExperimentState, at: str, seen: int | None = None) -> ExperimentVerdict:
     """What follows from all that was stored before a time.
 
     Args:
@@ -124,9 +131,8 @@ def verdict_of(
         seen: place of the last event that counts; None: all that is stored.
     """
     known = (" AND place <= ?", [seen]) if seen is not None else ("", [])
-    requests = list(
-        read_requests(store, since=state.started, until=at, where=f"arm IS NOT NULL{known[0]}", values=known[1])
-    )
+    own, values = f"model = ? AND arm IS NOT NULL{known[0]}", [state.design.model, *known[1]]
+    requests = list(read_requests(store, since=state.started, until=at, where=own, values=values, texts=False))
     feedback = list(read_feedback(store, since=state.started, until=at, where=f"TRUE{known[0]}", values=known[1]))
     when = time_of(at)
     units = units_of(state.design, requests, feedback, when)
@@ -154,7 +160,7 @@ def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[Experimen
         name = state.design.name
         refuse_changed(state, registration_file(place, name))
         if state.ended == "stopped":
-            raise UserError(f"{name} was stopped", where=str(store_file(place)), next_step="start another one")
+            raise UserError(f"{name} was stopped", where=store_name(place), next_step="start another one")
         if state.ended:
             return state, state.verdicts[-1]
         verdict = verdict_of(store, state, at or utc_now(), last_place(store))
@@ -190,7 +196,7 @@ def stop(place: Path | str, name: str, why: str) -> ExperimentState:
         state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
         if state.ended:
             raise UserError(
-                f"{state.design.name} has ended: {state.ended}", where=str(store_file(place)), next_step="tuneloop ab show"
+                f"{state.design.name} has ended: {state.ended}", where=store_name(place), next_step="tuneloop ab show"
             )  # fmt: skip
         key = f"{STOP}:{state.design.name}"
         data = {"why": why, "registration": state.registration}

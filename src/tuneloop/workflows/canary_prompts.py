@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from tuneloop.records.decision import Decision
 from tuneloop.records.monitoring import CanaryRound
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.serve.database import Database
 from tuneloop.serve.store import insert, opened, read_requests
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def rows_of(known: Dataset, most: int) -> list[Row]:
     return canary_rows(known.test, most) or canary_rows(known.train, most)
 
 
-def findings(
-    store: sqlite3.Connection, model: str, rows: Mapping[str, Row], level: float, until: str = ""
-) -> list[CanaryRound]:
+def findings(store: Database, model: str, rows: Mapping[str, Row], level: float, until: str = "") -> list[CanaryRound]:
     """What each round shows against those before it.
 
     Args:

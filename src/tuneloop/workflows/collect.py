@@ -14,7 +14,7 @@ from tuneloop.data.pii import Redactor
 from tuneloop.improve.collect import CollectOptions, collect
 from tuneloop.records.collected import CollectedManifest
 from tuneloop.records.record import write_record
-from tuneloop.serve.store import opened, read_feedback, read_requests, store_file
+from tuneloop.serve.store import opened, read_feedback, read_requests, store_name
 
 FILES = ("sft", "preference", "kto", "heldout")
 
@@ -46,20 +46,20 @@ def collect_store(
     where, values = ("model = ?", [options.model]) if options.model else ("", [])
     with opened(place) as store:
         where = f"shadow IS NULL AND {where}" if where else "shadow IS NULL"  # nobody saw those
-        where += " AND train IS NOT 'no'"
+        where += " AND COALESCE(train, '') != 'no'"
         requests = list(read_requests(store, since=options.since, until=options.until, where=where, values=values))
         feedback = list(read_feedback(store))
     found = collect(requests, feedback, options)
     if not found.with_feedback:
         raise UserError(
-            f"None of {len(requests):,} requests has feedback", where=str(store_file(place)),
+            f"None of {len(requests):,} requests has feedback", where=store_name(place),
             next_step="tuneloop feedback show says what there is; tuneloop feedback import FILE adds some",
         )  # fmt: skip
     redactor = Redactor(personal or PersonalConfig())
     rows = {name: [redactor(row) for row in getattr(found, name)] for name in FILES}
     more, task = _write(folder, rows, run)
     manifest = CollectedManifest(
-        store=str(store_file(place)),
+        store=store_name(place),
         since=options.since,
         until=options.until,
         requests=len(requests),

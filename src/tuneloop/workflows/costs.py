@@ -6,16 +6,19 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.core.ids import utc
-from tuneloop.serve.store import opened
+from tuneloop.serve.database import Database
+from tuneloop.serve.store import STATE, opened, store_folder
 
 MONTH_HOURS = 730.5
 BY = ("model", "key", "tier")
+_SUMMED = ("prompt_tokens", "completion_tokens", "seconds", "usd")
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,11 @@ def since_time(text: str, now: float | None = None) -> str:
     return text
 
 
-def costs_of(folder: Path, since: str = "", usd_per_hour: float | None = None, gpu: str = "") -> Costs:
+def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = None, gpu: str = "") -> Costs:
     """What the requests of a server cost.
 
     Args:
-        folder: of the server.
+        place: the server's folder, or its store.
         since: ISO time; empty: all of them.
         usd_per_hour: of the machine; None: `prices.usd_per_hour` of the server's settings.
         gpu: that the planner is asked about; empty: a common one.
@@ -146,15 +149,19 @@ def costs_of(folder: Path, since: str = "", usd_per_hour: float | None = None, g
     Raises:
         UserError: there is no store.
     """
-    state = read_json(folder / "state.json") if (folder / "state.json").is_file() else {}
+    file = store_folder(place) / STATE
+    state = read_json(file) if file.is_file() else {}
     price = state.get("config", {}).get("prices", {}).get("usd_per_hour", 0.0) if usd_per_hour is None else usd_per_hour
-    with opened(folder) as store:
-        first, last = store.execute("SELECT MIN(time), MAX(time) FROM requests WHERE time >= ?", [since]).fetchone()
-        days = store.execute("SELECT julianday(?) - julianday(?)", [last, first]).fetchone()[0] or 0.0
+    with opened(place) as store:
+        # Each by itself is looked up in the index; both at once are not in SQLite.
+        first, last = (
+            store.execute(f"SELECT {each}(time) FROM requests WHERE time >= ?", [since]).fetchone()[0]
+            for each in ("MIN", "MAX")
+        )
         groups = _groups(store, since)
         rows = {by: _rows(groups, place) for place, by in enumerate(BY)}
         (whole,) = _rows(groups, None) or [("all", 0, 0, 0, 0, 0.0, 0.0)]
-    hours = days * 24
+    hours = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds() / 3600 if first else 0.0
     seconds = whole[5] or 0.0
     hours = max(hours, seconds / 3600)
     machine = hours * price if price else None
@@ -198,20 +205,26 @@ def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | No
     )  # fmt: skip
 
 
-def _groups(store: Any, since: str) -> list[tuple[Any, ...]]:
-    """Sums of requests by all of `BY` at once, so that the table is read once."""
-    query = (
-        f"SELECT {', '.join(BY)}, COUNT(*), SUM(error IS NOT NULL), SUM(prompt_tokens), SUM(completion_tokens), SUM(seconds), "
-        f"SUM(usd) FROM requests WHERE time >= ? GROUP BY {', '.join(BY)}"
+def _groups(store: Database, since: str) -> list[tuple[Any, ...]]:
+    """Sums of requests by all of `BY` at once: of whole days as the store keeps them, and of what is left of the first day."""
+    sums = ("requests", "failed", *_SUMMED)
+    days = f"SELECT {', '.join(BY)}, {', '.join(f'SUM({each})' for each in sums)} FROM costs WHERE day "
+    by = f" GROUP BY {', '.join(BY)}"
+    day = since[:10]
+    if since == day:
+        return store.execute(f"{days}>= ?{by}", [since]).fetchall()
+    rest = (
+        f"SELECT {', '.join(BY)}, COUNT(*), COUNT(error), {', '.join(f'SUM({each})' for each in _SUMMED)} FROM requests"
     )
-    return list(store.execute(query, [since]).fetchall())
+    first = store.execute(f"{rest} WHERE time >= ? AND time < ?{by}", [since, f"{day}~"]).fetchall()
+    return first + store.execute(f"{days}> ?{by}", [day]).fetchall()
 
 
 def _rows(groups: Sequence[tuple[Any, ...]], place: int | None) -> list[tuple[Any, ...]]:
     """Sums by one of `BY`, or of all, those that took the most seconds first."""
     sums: dict[Any, list[Any]] = {}
     for group in groups:
-        own = sums.setdefault("all" if place is None else group[place], [0, 0, 0, 0, 0.0, 0.0])
+        own = sums.setdefault("all" if place is None else group[place] or "", [0, 0, 0, 0, 0.0, 0.0])
         for at, value in enumerate(group[len(BY) :]):
             own[at] += value or 0
     return sorted(((name, *each) for name, each in sums.items()), key=lambda row: -row[5])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
 from tuneloop.improve.feedback import current, feedback_of, value_of
 from tuneloop.records.feedback import Feedback
+from tuneloop.serve.database import Database
 from tuneloop.serve.store import insert, opened, read_feedback
 
 BATCH = 5000
@@ -173,17 +173,18 @@ def show(place: Path | str, *, since: str = "", until: str = "", most_orphans: i
         requests = int(store.execute("SELECT COUNT(*) FROM requests").fetchone()[0])
         rated = int(
             store.execute(
-                "SELECT COUNT(*) FROM requests WHERE id IN (SELECT request FROM feedback)"
-                " OR conversation IN (SELECT conversation FROM feedback)"
+                "SELECT COUNT(*) FROM requests WHERE id IN (SELECT request FROM feedback WHERE request IS NOT NULL)"
+                " OR conversation IN (SELECT conversation FROM feedback WHERE conversation IS NOT NULL)"
             ).fetchone()[0]
         )
     return Shown(list(_kinds(events)), requests, rated, lost)
 
 
-def _orphans(store: sqlite3.Connection, since: str, until: str, most: int) -> Iterable[Feedback]:
+def _orphans(store: Database, since: str, until: str, most: int) -> Iterable[Feedback]:
     unknown = (
-        "(request IS NOT NULL AND request NOT IN (SELECT id FROM requests)) OR (conversation IS NOT NULL AND"
-        " conversation NOT IN (SELECT conversation FROM requests WHERE conversation IS NOT NULL))"
+        "(request IS NOT NULL AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = feedback.request)) OR"
+        " (conversation IS NOT NULL AND NOT EXISTS"
+        " (SELECT 1 FROM requests WHERE requests.conversation = feedback.conversation))"
     )
     for at, one in enumerate(read_feedback(store, since=since, until=until, where=unknown)):
         if at >= most:

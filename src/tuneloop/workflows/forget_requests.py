@@ -6,67 +6,72 @@ import contextlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json
-from tuneloop.data.forget import Descendant
+from tuneloop.data.forget import Descendant, Found
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.collected import CollectedManifest
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.decision import Decision
 from tuneloop.records.review import Review
+from tuneloop.release.registry import read_models
 from tuneloop.serve.erase import Erased, Matched, erase, find, proved
-from tuneloop.serve.store import opened
+from tuneloop.serve.store import opened, store_folder, store_name
 from tuneloop.serve.writer import SPILL, StoreWriter
+from tuneloop.workflows.registry import open_registry
 
 DEEPEST = 8  # folders below the root
 _NAMED = re.compile(rb'"(?:request|request_id|row)"\s*:\s*"([^"\\]+)"')  # a row says which request it comes from
 
 
-def forget_requests(folder: Path, match: str, *, dry_run: bool) -> tuple[Matched, Erased | None]:
+def forget_requests(place: Path | str, match: str, *, dry_run: bool) -> tuple[Matched, Erased | None]:
     """Erase what a match names.
 
-    Where no server is at work, what waits in files next to the store is stored first, so that it is found. A server that is
+    Where no server is at work, what waits in files of its folder is stored first, so that it is found. A server that is
     at work empties them within half a minute.
 
     Args:
-        folder: of the server.
+        place: the server's folder, or its store.
         match: see `serve.erase.find`.
         dry_run: only look.
 
     Raises:
         UserError: no store, a bad match, or records wait in the spill file of a server at work.
     """
+    folder = store_folder(place)
+    own = folder.is_dir() and store_name(folder) == store_name(place)  # not one of another store, where this has a URL
     try:
-        with lock_folder(folder):
-            writer = StoreWriter(folder, say=lambda line: None)
-            writer.start()
-            writer.stop()
+        with lock_folder(folder) if own else contextlib.nullcontext():
+            if own:
+                writer = StoreWriter(folder, say=lambda line: None, store=str(place))
+                writer.start()
+                writer.stop()
     except UserError as error:
         if "Another tuneloop process" not in error.what:
             raise
-    if (folder / SPILL).exists() and not dry_run:
+    if own and (folder / SPILL).exists() and not dry_run:
         raise UserError(
             "Records wait to get into the store, and could not be found there", where=str(folder / SPILL),
             next_step="make room on the disk, and try again when the file is gone",
         )  # fmt: skip
-    with opened(folder) as store:
+    with opened(place) as store:
         found = find(store, match)
         return found, None if dry_run or not (found.requests or found.feedback) else erase(store, match, found)
 
 
-def proof_of(folder: Path, match: str, receipt: str) -> Decision | None:
+def proof_of(place: Path | str, match: str, receipt: str) -> Decision | None:
     """The tombstone of an erasure, by its receipt; None: there is none of this person."""
-    with opened(folder) as store:
+    with opened(place) as store:
         return proved(store, match, receipt)
 
 
 def made_of_requests(root: Path | str, requests: Collection[str], match: str) -> list[Descendant]:
     """What was made of requests: collected rows, data sets, review queues and other files with rows that name one of them, runs
-    that were trained on such a data set, and artifacts of these runs.
+    that were trained on such a data set, artifacts of these runs, and versions that were registered from them.
 
     Args:
         root: folder to search.
@@ -109,11 +114,50 @@ def made_of_requests(root: Path | str, requests: Collection[str], match: str) ->
     for folder in artifacts:
         run = _value(folder / ARTIFACT, "run")
         if isinstance(run, dict) and run.get("id") in trained:
-            why = f"made of the run {run['id']}, like the versions that were registered from it"
-            found.append(
-                Descendant("artifact", str(folder), folder.name, None, why, "replace it by one of the new run")
-            )
+            advice = "replace it by one of the new run"
+            found.append(Descendant("artifact", str(folder), folder.name, None, f"made of the run {run['id']}", advice))
+    return found + registered(taught, trained)
+
+
+def registered(datasets: Collection[str], runs: Collection[str]) -> list[Descendant]:
+    """Versions of the model registry that come from a run or a data set; none where there is no registry.
+
+    Args:
+        datasets, runs: their ids.
+    """
+    if not datasets and not runs:
+        return []
+    try:
+        models = read_models(open_registry())
+    except UserError as error:
+        if "no registry here" in error.what:
+            return []
+        look = "look yourself whether versions come from them"
+        return [Descendant("registry", error.where, "", None, f"can't be read: {error.what}", look)]
+    found = []
+    for model in models:
+        for version in model.versions:
+            lineage = version.lineage
+            if lineage.run not in runs and lineage.dataset not in datasets:
+                continue
+            named = f" and is its {', '.join(version.aliases)}" if version.aliases else ""
+            advice = f"register an artifact of the new run (tuneloop register ARTIFACT --name {model.name}) and promote it; then delete this version"
+            why = f"made of the run {lineage.run}{named}"
+            place = f"models:/{model.name}/{version.version}"
+            found.append(Descendant("registered version", place, version.version, None, why, advice))
     return found
+
+
+def versions_of(found: Found, made: Sequence[Descendant]) -> list[Descendant]:
+    """`registered` versions that have learned from rows of a data set.
+
+    Args:
+        found: the data set, as it was before the rows were removed.
+        made: what was made from it.
+    """
+    taught = any(hit.file in ("train.jsonl", "val.jsonl") for hit in found.hits) or found.resumed
+    runs = {one.id for one in made if one.kind == "run" and one.rows is None}
+    return registered({found.manifest.id} if taught else (), runs)
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sqlite3
 import subprocess
 import sys
 import time
@@ -43,7 +42,8 @@ from tuneloop.improve.experiment_log import experiments_of
 from tuneloop.improve.feedback import current, value_of
 from tuneloop.improve.monitor import CANARIES
 from tuneloop.records.decision import Decision
-from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, store_file
+from tuneloop.serve.database import Database, is_database_url, keep_password
+from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, store_folder
 from tuneloop.workflows.ab import EVENTS as EXPERIMENTS
 from tuneloop.workflows.monitor import EVENT as MONITORED
 from tuneloop.workflows.monitor import monitor_if_due
@@ -77,7 +77,9 @@ def load_project(path: Path | str) -> ProjectConfig:
     Raises:
         UserError: it is missing, no YAML, or a key is wrong.
     """
-    return build_config(ProjectConfig, read_yaml(path, "project"), where=str(path))
+    found = build_config(ProjectConfig, read_yaml(path, "project"), where=str(path))
+    # The store's place goes into commands, lines and the log.
+    return found.model_copy(update={"store": keep_password(found.store)}) if is_database_url(found.store) else found
 
 
 def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
@@ -90,7 +92,7 @@ def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
     return done.returncode, found if isinstance(found, dict) else {}
 
 
-def facts_of(store: sqlite3.Connection, cycles: Sequence[Cycle], now: str) -> Facts:
+def facts_of(store: Database, cycles: Sequence[Cycle], now: str) -> Facts:
     """What it is decided from whether a cycle begins, but for what it is expected to cost.
 
     Args:
@@ -106,7 +108,9 @@ def facts_of(store: sqlite3.Connection, cycles: Sequence[Cycle], now: str) -> Fa
 
     marks = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
     days = (time_of(now) - time_of(since)).total_seconds() / 86_400
-    heard = (value_of(one.kind, one.value) for one in current(read_feedback(store, since=since)))
+    heard = (
+        value_of(one.kind, one.value) for one in current(read_feedback(store, since=since if since > first else ""))
+    )
     judged = [value for value in heard if value is not None]
     in_quarter = [cycle for cycle in cycles if _quarter(cycle.began) == _quarter(now)]
     return Facts(
@@ -122,7 +126,7 @@ def facts_of(store: sqlite3.Connection, cycles: Sequence[Cycle], now: str) -> Fa
     )
 
 
-def _asked_since(store: sqlite3.Connection, since: str) -> int:
+def _asked_since(store: Database, since: str) -> int:
     """Requests of users since a time, or all: counted from indexes, which is ten times as fast as a look at each row."""
     bound, values = ("time >= ?", [since]) if since else ("TRUE", [])
     every, copies = (
@@ -171,7 +175,7 @@ def improve(project: ProjectConfig, *, approve: str = "", command: Command = run
         UserError: there is no store, another controller is at work, a step failed (the next pass tries it again), or there
             is nothing to approve.
     """
-    place = store_file(project.store).parent
+    place = store_folder(project.store)
     with opened(project.store) as store, lock_folder(place / "improve"):
         log = _Log(store, project.name)
         _monitor(project, log.cycles(), place / "improve", say)
@@ -236,7 +240,7 @@ def watch(
 class _Log:
     """The events of a project in its store."""
 
-    store: sqlite3.Connection
+    store: Database
     name: str
 
     def cycles(self) -> list[Cycle]:
@@ -372,7 +376,7 @@ def _chosen(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"chosen": chosen, "verdicts": verdicts, "sentence": f"The run from the run in use {word}: {shown}"}
 
 
-def _in_shadow_mode(store: sqlite3.Connection, cycle: Cycle) -> bool:
+def _in_shadow_mode(store: Database, cycle: Cycle) -> bool:
     state = experiments_of(read_decisions(store, where=EXPERIMENTS)).get(cycle.experiment)
     return state is not None and state.design.shadow and not state.share and not state.ended
 

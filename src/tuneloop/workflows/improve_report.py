@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -31,7 +30,8 @@ from tuneloop.records.improvement import (
     TrafficPeriod,
 )
 from tuneloop.records.record import write_record
-from tuneloop.serve.store import opened, read_decisions, read_feedback, store_file
+from tuneloop.serve.database import Database
+from tuneloop.serve.store import opened, read_decisions, read_feedback, store_folder, store_name
 from tuneloop.workflows.monitor import EVENT as MONITORED
 
 MOST_PERIODS = 45  # of traffic, that a chart shows legibly
@@ -49,7 +49,7 @@ def write_improve_report(place: Path | str) -> tuple[Path, ImprovementReport]:
     from tuneloop.report.improve_html import render_improve_page
 
     found = report_of(place)
-    folder = store_file(place).parent / "improve"
+    folder = store_folder(place) / "improve"
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder / ImprovementReport.file, found)
     page = folder / "report.html"
@@ -81,8 +81,8 @@ def report_of(place: Path | str) -> ImprovementReport:
     models = {state.design.model for state in experiments.values()} | {e.subject for e in events if e.kind == MONITORED}
     notes = [] if total else ["No request was served yet."]
     return ImprovementReport(
-        name=", ".join(by_project) or ", ".join(sorted(models)) or store_file(place).parent.name,
-        store=str(store_file(place)), since=first or "", until=last or "", days=days,
+        name=", ".join(by_project) or ", ".join(sorted(models)) or store_folder(place).name,
+        store=store_name(place), since=first or "", until=last or "", days=days,
         funnel=_funnel(total, len(liked), cycles, experiments), periods=periods,
         timeline=[line for event in events if (line := _timeline(event)) is not None],
         experiments=[_experiment(state) for state in experiments.values()], windows=windows, cycles=ledgers,
@@ -94,10 +94,10 @@ def report_of(place: Path | str) -> ImprovementReport:
 # --- traffic -----------------------------------------------------------------------------------
 
 
-def _liked(store: sqlite3.Connection) -> dict[str, float]:
+def _liked(store: Database) -> dict[str, float]:
     """Request -> mean of what people said of it; feedback on a conversation counts for its last request."""
     last = dict(
-        store.execute("SELECT conversation, MAX(id) FROM requests WHERE conversation IS NOT NULL GROUP BY conversation")
+        store.read("SELECT conversation, MAX(id) FROM requests WHERE conversation IS NOT NULL GROUP BY conversation")
     )
     values: dict[str, list[float]] = defaultdict(list)
     for one in current(read_feedback(store)):
@@ -108,7 +108,7 @@ def _liked(store: sqlite3.Connection) -> dict[str, float]:
 
 
 def _periods(
-    store: sqlite3.Connection, first: str | None, last: str | None, liked: Mapping[str, float]
+    store: Database, first: str | None, last: str | None, liked: Mapping[str, float]
 ) -> tuple[list[TrafficPeriod], float]:
     """Traffic by day, or by as many days as keep the chart legible."""
     if not first or not last:
@@ -119,7 +119,7 @@ def _periods(
     if whole < 1:
         days = 1 / 24
     counts: dict[int, list[float]] = defaultdict(lambda: [0, 0, 0.0, 0.0])
-    for id_, time, usd in store.execute("SELECT id, time, COALESCE(usd, 0) FROM requests WHERE shadow IS NULL"):
+    for id_, time, usd in store.read("SELECT id, time, COALESCE(usd, 0) FROM requests WHERE shadow IS NULL"):
         of = counts[int((time_of(time) - begin).total_seconds() / 86_400 / days)]
         of[0] += 1
         of[3] += usd

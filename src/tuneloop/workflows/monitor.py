@@ -21,7 +21,7 @@ from tuneloop.improve.monitor import EARLIER_WINDOWS, Helpers, MonitorOptions, m
 from tuneloop.records.decision import Decision
 from tuneloop.records.monitoring import MonitorReport
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_file
+from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 from tuneloop.workflows.canary_prompts import ask_target, findings, rounds_due, rows_of
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _only_model(models: Sequence[str], place: Path | str, since: str, until: str
         return models[0]
     if not counts:
         raise UserError(
-            f"No request from {since[:16]} to {until[:16]}", where=str(store_file(place)),
+            f"No request from {since[:16]} to {until[:16]}", where=store_name(place),
             next_step="--until TIME or --window 30d looks elsewhere",
         )  # fmt: skip
     named = ", ".join(f"{name} ({number:,})" for name, number in counts.most_common(5))

@@ -29,11 +29,11 @@ class Written:
     without_consent: int = 0
 
 
-def write_requests(folder: Path, out: Path, *, since: str = "", model: str = "") -> Written:
+def write_requests(place: Path | str, out: Path, *, since: str = "", model: str = "") -> Written:
     """Write answered requests as JSON Lines with `request` and `response`, in the order in which they came.
 
     Args:
-        folder: of the server.
+        place: the server's folder, or its store.
         since: ISO time; empty: all.
         model: only those to this model.
 
@@ -44,7 +44,7 @@ def write_requests(folder: Path, out: Path, *, since: str = "", model: str = "")
         raise UserError("A folder has this name", where=f"--out {out}", next_step="choose another name")
     written = failed = without = refused = 0
     condition = {"where": "model = ?", "values": [model]} if model else {}
-    with opened(folder) as store, replacing(out) as file:
+    with opened(place) as store, replacing(out) as file:
         for request in read_requests(store, since=since, **condition):  # type: ignore[arg-type]
             line = exported(request)
             if line is not None:

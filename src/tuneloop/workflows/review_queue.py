@@ -20,7 +20,7 @@ from tuneloop.improve.queue import GROUPS, Queued, groups_of, queue
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import write_record
 from tuneloop.records.review import Review, ReviewedSystem, ReviewItem, Vote
-from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_file
+from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 from tuneloop.workflows.monitor import EVENT as MONITORED
 
 SYSTEM = "production"
@@ -71,14 +71,14 @@ def draw_queue(
     chosen = queue(own, groups, rows, seed=seed)
     if not chosen:
         raise UserError(
-            f"None of {len(own):,} requests can be looked at", where=str(store_file(place)),
+            f"None of {len(own):,} requests can be looked at", where=store_name(place),
             next_step="they failed, their texts were not kept, or people have said already what is right",
         )  # fmt: skip
     redactor = Redactor(PersonalConfig())
     items = [_item(one, redactor, hidden) for one in chosen]
     manifest = Review(
         key=content_hash([one.model_dump(mode="json") for one in items]), mode="rating",
-        systems=[ReviewedSystem(name=SYSTEM, place=str(store_file(place)))], share=len(items) / len(groups), seed=seed,
+        systems=[ReviewedSystem(name=SYSTEM, place=store_name(place))], share=len(items) / len(groups), seed=seed,
         items=len(items), populations={SYSTEM: dict(Counter(groups.values()))},
     )  # fmt: skip
     with lock_folder(folder):

@@ -11,7 +11,7 @@ import numpy as np
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.improve.feedback import by_request, value_of
-from tuneloop.serve.store import opened, read_feedback, read_requests, store_file
+from tuneloop.serve.store import opened, read_feedback, read_requests, store_name
 from tuneloop.workflows.route import PARTS, RouteJob, place_of
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ def fit_from_feedback(
     if len(texts) < 5 * FEWEST:
         raise UserError(
             f"{len(texts)} rated requests can be learned from, and {5 * FEWEST} are needed ({told or 'there are no others'})",
-            where=str(store_file(place)), next_step="serve a router that was fitted with --explore 0.2, and collect feedback",
+            where=store_name(place), next_step="serve a router that was fitted with --explore 0.2, and collect feedback",
         )  # fmt: skip
     if (rows[:, 1] > 1 - 1e-9).all():
         raise UserError(
-            "No model was chosen by chance, so nobody knows what the others would have answered", where=str(store_file(place)),
+            "No model was chosen by chance, so nobody knows what the others would have answered", where=store_name(place),
             next_step="fit the router in use with --explore 0.2 and serve it",
         )  # fmt: skip
     job = RouteJob(like.features, like.base, options.rows, progress)
@@ -101,10 +101,10 @@ def fit_from_feedback(
     whole = Logged(job.embed(texts), rows[:, 0].astype(np.int64), rows[:, 1], rows[:, 2])
     if (where == 2).sum() < FEWEST_TEST or (where == 1).sum() < FEWEST_TEST:
         raise UserError(
-            f"Too few different texts to fit, validate and judge on: {len(set(texts))}", where=str(store_file(place)),
+            f"Too few different texts to fit, validate and judge on: {len(set(texts))}", where=store_name(place),
             next_step="collect more feedback",
         )  # fmt: skip
-    update: dict[str, Any] = {"figures": None, "explore": options.explore, "source": str(store_file(place))}
+    update: dict[str, Any] = {"figures": None, "explore": options.explore, "source": store_name(place)}
     router = fit_bandit(
         whole.part(where == 0), whole.part(where == 1), Router(like.model_copy(update=update), used.numbers)
     )

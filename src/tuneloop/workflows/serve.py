@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -20,19 +19,20 @@ from tuneloop.core.files import build_config, lock_folder, read_yaml, write_json
 from tuneloop.core.ids import utc, utc_now
 from tuneloop.serve.admission import Admission
 from tuneloop.serve.config import ServeConfig
+from tuneloop.serve.database import DatabaseError, is_database_url, keep_password
 from tuneloop.serve.erase import expire, spent_by_erased
 from tuneloop.serve.gateway import Gateway
 from tuneloop.serve.keys import Keyring
 from tuneloop.serve.limits import Ledger
 from tuneloop.serve.pauses import short_pauses
-from tuneloop.serve.store import opened
+from tuneloop.serve.store import STATE, opened
 from tuneloop.serve.writer import StoreWriter
 from tuneloop.workflows.registry import registered_name
 from tuneloop.workflows.serve_experiments import Experiments
 from tuneloop.workflows.serve_models import Deployment, Sameness, deployment_of, prove_models, same_answers
 from tuneloop.workflows.serve_monitor import monitored
 from tuneloop.workflows.serve_router import name_of, split_targets, use_router
-from tuneloop.workflows.serve_swap import STATE, Swaps, pinned
+from tuneloop.workflows.serve_swap import Swaps, pinned
 
 Say = Callable[[str], None]
 LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
@@ -75,7 +75,15 @@ def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig
             "Nothing to serve",
             next_step="tuneloop serve RUN, ARTIFACT, NAME@champion, MODEL, tasks.json, a router or serve.yaml",
         )
-    return config.model_copy(update={"adapters": named, "base": base})
+    log = config.log
+    if log.store:
+        if not is_database_url(log.store):
+            raise UserError(
+                "Not a URL of a Postgres database", where="log.store",
+                next_step="write postgresql://USER@HOST/DATABASE; a file's place follows from folder=NAME",
+            )  # fmt: skip
+        log = log.model_copy(update={"store": keep_password(log.store)})
+    return config.model_copy(update={"adapters": named, "base": base, "log": log})
 
 
 def _is_base(name: str) -> bool:
@@ -93,12 +101,14 @@ def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway
         UserError: the store can't be opened, or a name is taken twice.
     """
     folder = Path(config.folder)
-    store = StoreWriter(folder, config.log.content, _redact() if config.log.content == "redacted" else None, say)
+    store = StoreWriter(
+        folder, config.log.content, _redact() if config.log.content == "redacted" else None, say, store=config.store
+    )
     store.start()
     admission = Admission(
         min(config.slots, deployment.engine.slots), config.limits.waiting, config.objective.admission == "refuse"
     )
-    ledger = Ledger(_spent(folder))
+    ledger = Ledger(_spent(config.store))
     models = deployment.models()
     gateway = Gateway(
         deployment.engine, models, config, Keyring(folder, LOOK_AT_KEYS), ledger, store, admission,
@@ -116,10 +126,10 @@ def _redact() -> Callable[[Any], Any]:
     return Redactor(PersonalConfig(mode="placeholder"))
 
 
-def _spent(folder: Path) -> dict[str, float]:
+def _spent(place: str) -> dict[str, float]:
     """Dollars by key, from the store."""
-    with opened(folder) as store:
-        rows = store.execute("SELECT key, SUM(usd) FROM requests WHERE key != '' GROUP BY key").fetchall()
+    with opened(place) as store:
+        rows = store.execute("SELECT key, SUM(usd) FROM costs WHERE key != '' GROUP BY key").fetchall()
         found = Counter(spent_by_erased(store))
     found.update({key: usd or 0.0 for key, usd in rows})
     return dict(found)
@@ -131,10 +141,10 @@ async def _expire(config: ServeConfig, say: Say) -> None:
         before = utc(time.time() - 86_400 * config.log.keep_days)
 
         def work(before: str = before) -> int:
-            with opened(config.folder) as store:
+            with opened(config.store) as store:
                 return expire(store, before)
 
-        with contextlib.suppress(sqlite3.Error, UserError):  # the file is locked; an hour later it is not
+        with contextlib.suppress(DatabaseError, UserError):  # the file is locked; an hour later it is not
             if count := await asyncio.to_thread(work):
                 say(f"store     texts and users of {count:,} requests before {before} are erased")
         await asyncio.sleep(3600)
@@ -222,7 +232,7 @@ async def _serve(
     from tuneloop.serve.app import make_app
     from tuneloop.serve.batch_api import Batches
 
-    experiments = Experiments(Path(config.folder), say)
+    experiments = Experiments(config.store, say)
     candidates = experiments.candidates()
     swaps = Swaps(config, experiments, say)
     swaps.current = swaps.wanted()

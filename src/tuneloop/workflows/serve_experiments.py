@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment import CANDIDATE
 from tuneloop.improve.experiment_log import Arms, ExperimentState, experiments_of
+from tuneloop.serve.database import Database, DatabaseError
 from tuneloop.serve.gateway import Drawn, Gateway
-from tuneloop.serve.store import connect, first_arms, read_decisions, store_file
+from tuneloop.serve.store import connect, first_arms, is_store, read_decisions
 from tuneloop.workflows.ab import EVENTS
 
 EVERY = 1.0  # seconds between two looks into the store
@@ -41,20 +40,20 @@ class Experiments:
     """The experiments that go on, as a server follows them.
 
     Args:
-        folder: of the server.
+        place: the store's.
         say: gets a line about what has changed.
         going: state of those that go on, by the model that they are about.
         arms: who meets what, by the model.
     """
 
-    folder: Path
+    place: str
     say: Callable[[str], None]
     going: dict[str, ExperimentState] = field(default_factory=dict)
     arms: dict[str, Arms] = field(default_factory=dict)
     _gateway: Gateway | None = None
     _seen: str = ""
     _told: dict[str, str] = field(default_factory=dict)
-    _store: sqlite3.Connection | None = None
+    _store: Database | None = None
 
     # --- reading
 
@@ -62,13 +61,13 @@ class Experiments:
         """Read the store again where events came; returns whether anything has changed.
 
         Raises:
-            sqlite3.Error: it can't be read at present.
+            DatabaseError: it can't be read at present.
             UserError: it is no store of this version.
         """
         if self._store is None:
-            if not store_file(self.folder).is_file():
+            if not is_store(self.place):
                 return False
-            self._store = connect(self.folder)
+            self._store = connect(self.place, create=True)
         last = self._store.execute("SELECT MAX(id) FROM decisions").fetchone()[0] or ""
         if last == self._seen:
             return False
@@ -86,7 +85,7 @@ class Experiments:
 
     def candidates(self) -> dict[str, Candidate]:
         """What the experiments want served, by their names."""
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(DatabaseError):
             self.refresh()
         return {state.design.name: Candidate(model, state.design.candidate) for model, state in self.going.items()}
 
@@ -132,7 +131,7 @@ class Experiments:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(EVERY)
-            with contextlib.suppress(sqlite3.Error, UserError):  # a file that is locked can be read a second later
+            with contextlib.suppress(DatabaseError, UserError):  # a file that is locked can be read a second later
                 if await asyncio.to_thread(self.refresh):
                     self._tell()
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -19,6 +18,7 @@ from tuneloop.core.ids import clock
 from tuneloop.data.dataset import load_dataset
 from tuneloop.improve.canary_prompts import canary_level, told
 from tuneloop.serve.config import ServeConfig
+from tuneloop.serve.database import DatabaseError
 from tuneloop.serve.gateway import ROUTER, Gateway
 from tuneloop.workflows.canary_prompts import ask_gateway, check_last, identity_of, rounds_due, rows_of
 from tuneloop.workflows.monitor import days_of, due_window
@@ -64,11 +64,11 @@ async def _canaries(
     level = canary_level(config.monitor.false_alarms, every)
     while True:
         for name in [name for name in gateway.models if name != ROUTER]:
-            with contextlib.suppress(sqlite3.Error, UserError):  # the next look asks again
-                due = await asyncio.to_thread(rounds_due, config.folder, name, identity_of(gateway.models[name]), every)
+            with contextlib.suppress(DatabaseError, UserError):  # the next look asks again
+                due = await asyncio.to_thread(rounds_due, config.store, name, identity_of(gateway.models[name]), every)
                 for _ in range(due):
                     await ask_gateway(gateway, name, rows)
-                if due and (found := await asyncio.to_thread(check_last, config.folder, name, rows, level)) is not None:
+                if due and (found := await asyncio.to_thread(check_last, config.store, name, rows, level)) is not None:
                     say(f"canaries  {name}: {told(found)}")
         await _until_later(pause)
 
@@ -77,8 +77,8 @@ async def _follow(config: ServeConfig, models: Sequence[str], say: Callable[[str
     while True:
         begun = clock()
         for model in models:
-            with contextlib.suppress(sqlite3.Error, UserError):  # a file that is locked can be read a little later
-                until = await asyncio.to_thread(due_window, config.folder, config.monitor.window, model)
+            with contextlib.suppress(DatabaseError, UserError):  # a file that is locked can be read a little later
+                until = await asyncio.to_thread(due_window, config.store, config.monitor.window, model)
                 if until:
                     say(f"monitor   {model}: {await compare(config, model, until)}")
         await _until_later(pause - (clock() - begun))
@@ -93,7 +93,7 @@ async def _until_later(pause: float) -> None:
 
 async def compare(config: ServeConfig, model: str, until: str) -> str:
     """Compare one window; gives what was found in a sentence."""
-    words = ["monitor", config.folder, "--reference", config.monitor.reference, "--window", config.monitor.window, "--until", until,
+    words = ["monitor", config.store, "--reference", config.monitor.reference, "--window", config.monitor.window, "--until", until,
              "--model", model, "--false-alarms", f"{config.monitor.false_alarms:g}", "--canaries-every", config.monitor.canaries_every,
              "--canaries", str(config.monitor.canaries or 1), "--json", "-q"]  # fmt: skip
     child = await asyncio.create_subprocess_exec(

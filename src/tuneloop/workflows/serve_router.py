@@ -118,7 +118,7 @@ def use_router(gateway: Gateway, say: Callable[[str], None]) -> None:
     decide = decider(router, RouteJob(record.features, record.base), names, base or names[0])
     gateway.models = {ROUTER: ServedModel(ROUTER, source=config.router), **gateway.models}
     gateway.route = decide
-    with opened(config.folder, create=True) as store:
+    with opened(config.store, create=True) as store:
         gateway.talks = last_routes(store)
     took = _milliseconds(decide)
     more = (

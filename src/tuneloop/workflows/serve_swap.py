@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,9 +20,10 @@ from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.inference.engines import ServingEngine
 from tuneloop.records.decision import Decision
 from tuneloop.serve.config import ServeConfig
+from tuneloop.serve.database import DatabaseError
 from tuneloop.serve.gateway import Gateway
 from tuneloop.serve.pauses import short_pauses
-from tuneloop.serve.store import insert, opened, read_decisions, store_file
+from tuneloop.serve.store import STATE, insert, is_store, opened, read_decisions
 from tuneloop.workflows.registry import local_name, open_registry, registered_name, registry_uri, version_of
 from tuneloop.workflows.serve_experiments import Experiments
 from tuneloop.workflows.serve_models import deployment_of, prove_models
@@ -33,16 +33,15 @@ PIN, SWAP, REFUSED = "deployment.pin", "deployment.swap", "deployment.refused"
 EVERY = 1.0  # seconds between two looks
 RESTART_PAUSE = 5.0  # seconds before it is tried again to start an engine that has ended
 REMOTE_EVERY = 15.0  # seconds between two looks into a registry that is not a file here
-STATE = "state.json"
 
 Wanted = Mapping[str, str]  # name of a model or experiment -> what answers for it, with its version
 
 
 def pinned(config: ServeConfig) -> ServeConfig:
     """The settings with the sources that `tuneloop deploy` named last."""
-    if not store_file(config.folder).is_file():
+    if not is_store(config.store):
         return config
-    with opened(config.folder) as store:
+    with opened(config.store, create=True) as store:
         pins = {event.subject: str(event.data["source"]) for event in read_decisions(store, where=f"kind = '{PIN}'")}
     adapters = {name: pins.get(name, source) for name, source in config.adapters.items()}
     return config.model_copy(update={"adapters": adapters})
@@ -108,7 +107,7 @@ class Swaps:
                 wanted = await asyncio.to_thread(self.wanted)
                 if wanted != self.current and wanted != self.refused:
                     await self.swap(gateway, wanted)
-            except (UserError, sqlite3.Error, OSError):
+            except (UserError, DatabaseError, OSError):
                 continue  # a registry or store that can't be read at present changes nothing
 
     async def _restart(self, gateway: Gateway) -> None:

@@ -17,7 +17,7 @@ from tuneloop.improve.feedback import current
 from tuneloop.improve.monitor import answered
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
-from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_file
+from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 from tuneloop.workflows.ab import EVENTS, find
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def judge_copies(
         design = state.design
         if not design.shadow:
             raise UserError(
-                f"{design.name} has no shadow mode", where=str(store_file(place)),
+                f"{design.name} has no shadow mode", where=store_name(place),
                 next_step="tuneloop ab start NAME --shadow begins one with it",
             )  # fmt: skip
         every = list(read_requests(store, since=state.started, where="model = ?", values=[design.model], shadow=None))

@@ -1,0 +1,485 @@
+"""The database that a store is in: a SQLite file, or Postgres by its URL.
+
+The store's SQL is written so that both read it: standard upserts, a quoted "user", no function of one of them alone. What
+differs is in this file: how a database is opened, placeholders, how a transaction keeps other writers out, types of columns,
+the version, how a batch of JSON becomes rows, and how erased bytes leave the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+from tuneloop.core.errors import UserError
+
+FILE = "store.db"
+SCHEMES = ("postgresql://", "postgres://")
+CHUNK = 2000  # rows that Postgres sends at a time
+HANGS = 20.0  # seconds beyond the patience after which a transaction that gets no answer is given up
+# Numbers of Postgres that it calls the same, and text that is compared byte by byte as in SQLite, whatever the locale.
+_TYPES = {"TEXT": 'TEXT COLLATE "C"', "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
+_LOCK = 7_461_200  # of writers of a store, among a database's advisory locks
+
+
+class DatabaseError(Exception):
+    """The database is away, locked or full, or does not do what is asked."""
+
+
+class DataRefusedError(DatabaseError):
+    """The database refuses a record for what is in it, and would do so again."""
+
+
+Translated = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a statement gave; errors of the driver come as `DatabaseError`."""
+
+    cursor: Any
+    translated: Translated
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        with self.translated():
+            yield from self.cursor
+
+    def fetchone(self) -> Any:
+        """The next row; None: there is none."""
+        with self.translated():
+            return self.cursor.fetchone()
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """All rows that are left."""
+        with self.translated():
+            return list(self.cursor.fetchall())
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows were changed."""
+        return int(self.cursor.rowcount)
+
+
+class Database(Protocol):
+    """What the store needs of a database. Columns are given with their types: TEXT, INTEGER, REAL, or JSON, which is a text."""
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
+        """Run a statement with `?` for its values.
+
+        Raises:
+            DatabaseError: see there.
+        """
+
+    def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
+        """Add rows, but for those whose id or key is there; returns how many were added."""
+
+    def read(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows of a large answer, a part of them in memory at a time."""
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All of a block is stored, or nothing; nobody else writes meanwhile."""
+
+    def version(self) -> int:
+        """How many migrations were done; 0: there are no tables yet."""
+
+    def migrate(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+        """Run a script, then what one kind of database has of its own, and note the version; within a transaction."""
+
+    def forget(self, *, whole: bool) -> None:
+        """Clear the bytes of what was erased or changed from the disk.
+
+        Args:
+            whole: write tables anew where that is needed for it.
+        """
+
+    def close(self) -> None:
+        """Close it."""
+
+
+def named(columns: Iterable[str]) -> str:
+    """Columns in SQL; one of them is a word of Postgres' own."""
+    return ", ".join('"user"' if name == "user" else name for name in columns)
+
+
+# --- SQLite ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _sqlite_errors() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.DataError) as error:
+        raise DataRefusedError(str(error)) from error
+    except sqlite3.Error as error:
+        kind = DataRefusedError if "JSON" in str(error) else DatabaseError  # as of one that is nested too deeply
+        raise kind(str(error)) from error
+
+
+READS_JSON = sqlite3.sqlite_version_info >= (3, 38)  # whether `SqliteDatabase.insert_json` works
+
+
+@dataclass
+class SqliteDatabase:
+    """A store in a file. Write-ahead logging lets many read while one writes."""
+
+    _raw: sqlite3.Connection
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
+        """See `Database`."""
+        with _sqlite_errors():
+            return Rows(self._raw.execute(sql, values), _sqlite_errors)
+
+    def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
+        """See `Database`."""
+        sql = f"INSERT INTO {table} ({named(columns)}) VALUES ({', '.join('?' * len(columns))}) ON CONFLICT DO NOTHING"
+        with _sqlite_errors():
+            return max(self._raw.executemany(sql, rows).rowcount, 0)
+
+    def insert_json(self, table: str, columns: Mapping[str, str], array: str, more: Mapping[str, str]) -> int:
+        """`insert` of a JSON array of objects, which SQLite reads itself. Postgres would take ten times as long as Python.
+
+        Args:
+            array: the text of it.
+            more: further columns, with SQL for their values; `key` is the object's place in the array, from 0 on.
+        """
+        read = [
+            f"NULLIF(value -> '$.{name}', 'null')" if type_ == "JSON" else f"value ->> '$.{name}'"
+            for name, type_ in columns.items()
+        ]
+        into, values = ", ".join([named(columns), *more]), ", ".join([*read, *more.values()])
+        sql = f"INSERT INTO {table} ({into}) SELECT {values} FROM json_each(?) WHERE TRUE ON CONFLICT DO NOTHING"
+        return self.execute(sql, [array]).rowcount
+
+    def read(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """See `Database`."""
+        return iter(self.execute(sql, values))
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """See `Database`."""
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(DatabaseError):
+                self.execute("ROLLBACK")
+            raise
+
+    def version(self) -> int:
+        """See `Database`."""
+        return int(self.execute("PRAGMA user_version").fetchone()[0])
+
+    def migrate(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+        """See `Database`."""
+        for statement in _statements(script + sqlite):
+            self.execute(statement)
+        self.execute(f"PRAGMA user_version = {version}")
+
+    def forget(self, *, whole: bool) -> None:
+        """See `Database`. Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied."""
+        self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def close(self) -> None:
+        """See `Database`."""
+        self._raw.close()
+
+
+def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
+    """Open a file, which is made where there is none.
+
+    Args:
+        path: of the file.
+        patience: seconds to wait for another process that writes.
+
+    Raises:
+        DatabaseError: it is no database, or locked.
+    """
+    with _sqlite_errors():
+        raw = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
+    opened = SqliteDatabase(raw)
+    try:
+        for setting in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
+            opened.execute(f"PRAGMA {setting}").fetchall()
+    except DatabaseError:
+        opened.close()
+        raise
+    return opened
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script; those with semicolons inside stay whole."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+# --- Postgres ----------------------------------------------------------------------------------
+
+
+def is_database_url(place: object) -> bool:
+    """Whether a store's place is the URL of a Postgres database."""
+    return str(place).startswith(SCHEMES)
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown and stored.
+
+    Raises:
+        UserError: it is none; its text is not repeated, for the password may stand anywhere in it.
+    """
+    return _parts(url)[0]
+
+
+def keep_password(url: str) -> str:
+    """A URL without its password, which goes into PGPASSWORD of this process and its children, where Postgres' clients look.
+
+    Raises:
+        UserError: as `without_password`.
+    """
+    shown, password = _parts(url)
+    if password:
+        os.environ["PGPASSWORD"] = password
+    return shown
+
+
+def _parts(url: str) -> tuple[str, str]:
+    """A URL without its password, and the password."""
+    scheme, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    authority, slash, name = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    user, _, password = user.partition(":")
+    if "@" in user + password or ":" in password or "@" in name or ("@" in query and not at):
+        raise _not_a_url()
+    settings = [each for each in query.split("&") if each]
+    password = next((each.partition("=")[2] for each in settings if each.startswith("password=")), password)
+    kept = "&".join(each for each in settings if not each.startswith("password="))
+    return f"{scheme}://{user}{at}{host}{slash}{name}{'?' * bool(kept)}{kept}", unquote(password)
+
+
+def _not_a_url() -> UserError:
+    return UserError(
+        "Not a URL of a Postgres database",
+        next_step="write it as postgresql://USER@HOST:5432/DATABASE, and the password into PGPASSWORD",
+    )
+
+
+@cache
+def _as_postgres(sql: str) -> str:
+    """Placeholders as the driver has them."""
+    return sql.replace("%", "%%").replace("?", "%s")
+
+
+@dataclass
+class PostgresDatabase:
+    """A store in a Postgres database. A connection that was lost is made again by the next statement.
+
+    Args:
+        url: with its password.
+        patience: seconds to wait for a lock, and for a connection.
+    """
+
+    url: str = field(repr=False)
+    patience: float
+    _raw: Any = None
+    _inside: bool = False
+    _timer: threading.Timer | None = None
+    _over: bool = False
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
+        """See `Database`."""
+        with self._lock, _postgres_errors():
+            return Rows(self._live().execute(_as_postgres(sql), _texts(values)), _postgres_errors)
+
+    def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
+        """See `Database`. In one statement, whose triggers then run once."""
+        types = list(columns.values())
+        lists = [
+            [None if value is None else _PYTHON[type_](value) for value in column]
+            for type_, column in zip(types, zip(*rows, strict=True), strict=True)
+        ]
+        arrays = ", ".join(f"CAST(? AS {_COLUMNS[type_]}[])" for type_ in types)
+        sql = f"INSERT INTO {table} ({named(columns)}) SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
+        return self.execute(sql, lists).rowcount if rows else 0
+
+    def read(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """See `Database`. The answer waits in the server, since this connection may write meanwhile."""
+        with _postgres_errors(), self._live().cursor(f"read_{os.urandom(8).hex()}", withhold=True) as cursor:
+            cursor.itersize = CHUNK
+            cursor.execute(_as_postgres(sql), _texts(values))
+            yield from cursor
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """See `Database`."""
+        with self._lock:
+            # A database that is there and says nothing is cut off.
+            self._timer = threading.Timer(self.patience + HANGS, _cut, [self._live()])
+            self._timer.daemon = True
+            self._timer.start()
+            try:
+                self.script(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK})")
+                self._inside = True
+                yield
+                self.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(DatabaseError):
+                    self.execute("ROLLBACK")
+                raise
+            finally:
+                self._timer.cancel()
+                self._inside = False
+
+    def script(self, sql: str) -> None:
+        """Run several statements without values."""
+        with self._lock, _postgres_errors():
+            self._live().execute(sql)
+
+    def version(self) -> int:
+        """See `Database`."""
+        # Not by `to_regclass`: within a transaction it may not know of a table that another one has made meanwhile.
+        asked = "SELECT 1 FROM pg_class WHERE relname = 'store_version' AND pg_table_is_visible(oid)"
+        if self.execute(asked).fetchone() is None:
+            return 0
+        return int(self.execute("SELECT MAX(number) FROM store_version").fetchone()[0])
+
+    def migrate(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+        """See `Database`."""
+        if self._timer is not None:
+            self._timer.cancel()  # of a large table it may take minutes
+        self.script(re.sub(r"\b(TEXT|INTEGER|REAL)\b", lambda found: _TYPES[found[1]], script) + postgres)
+        self.script("CREATE TABLE IF NOT EXISTS store_version (number BIGINT NOT NULL)")
+        self.script(f"INSERT INTO store_version VALUES ({version})")
+
+    def forget(self, *, whole: bool) -> None:
+        """See `Database`. Rows that were erased stay in a table's file until it is vacuumed, and some of their bytes beyond."""
+        self.script(f"VACUUM {'(FULL) ' if whole else ''}requests, feedback")
+
+    def connect(self) -> None:
+        """Connect now.
+
+        Raises:
+            DatabaseError: it can't be reached.
+            UserError: the URL is none.
+        """
+        self._live()
+
+    def close(self) -> None:
+        """See `Database`."""
+        self._over = True
+        if self._raw is not None:
+            self._raw.close()
+
+    def _live(self) -> Any:
+        """The connection; another one where it was lost."""
+        if self._raw is not None and not self._raw.closed:
+            return self._raw
+        if self._over or self._inside:
+            raise DatabaseError("the connection to the database was lost")
+        self._raw = _connected(self.url, self.patience)
+        return self._raw
+
+
+def _cut(raw: Any) -> None:
+    with contextlib.suppress(Exception), socket.socket(fileno=os.dup(raw.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def _text(value: str) -> str:
+    """A text as Postgres takes it: without characters of the number 0."""
+    return value.replace("\0", "\ufffd") if "\0" in value else value
+
+
+# What Postgres and Python call the types of columns.
+_COLUMNS = {"TEXT": "TEXT", "JSON": "TEXT", "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
+_PYTHON: dict[str, Callable[[Any], Any]] = {"TEXT": _text, "JSON": _text, "INTEGER": int, "REAL": float}
+
+
+def _texts(values: Sequence[Any]) -> list[Any]:
+    return [_text(value) if isinstance(value, str) else value for value in values]
+
+
+def open_postgres(url: str, patience: float) -> PostgresDatabase:
+    """Connect to a database.
+
+    Args:
+        url: `postgresql://USER@HOST:PORT/DATABASE`, with whatever else libpq reads.
+        patience: seconds to wait for it, and for another process that writes.
+
+    Raises:
+        DatabaseError: the database can't be reached.
+        UserError: the driver is missing, or the URL is none.
+    """
+    without_password(url)
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "A store in Postgres needs psycopg, which is not installed", next_step="pip install 'tuneloop[postgres]'"
+        ) from None
+    opened = PostgresDatabase(url, patience)
+    opened.connect()
+    return opened
+
+
+def _connected(url: str, patience: float) -> Any:
+    import psycopg
+
+    try:
+        raw = psycopg.connect(
+            url, autocommit=True, connect_timeout=max(2, round(patience)), application_name="tuneloop",
+            keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=15_000,
+        )  # fmt: skip
+        raw.adapters.register_loader("numeric", _numbers())
+        raw.execute(f"SET lock_timeout = {max(1, round(1000 * patience))}")
+    except psycopg.ProgrammingError:  # its text may hold the password
+        raise _not_a_url() from None
+    except psycopg.Error as error:
+        raise DatabaseError(_line(error)) from None
+    return raw
+
+
+def _numbers() -> Any:
+    """Reads sums, which Postgres gives with as many digits as they have."""
+    from psycopg.adapt import Loader
+
+    class Numbers(Loader):
+        def load(self, data: Any) -> int | float:
+            text = bytes(data).decode()
+            return int(text) if text.lstrip("-").isdigit() else float(text)
+
+    return Numbers
+
+
+@contextlib.contextmanager
+def _postgres_errors() -> Iterator[None]:
+    import psycopg
+
+    try:
+        yield
+    except (psycopg.IntegrityError, psycopg.DataError) as error:
+        raise DataRefusedError(_line(error)) from error
+    except psycopg.Error as error:
+        raise DatabaseError(_line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    """What the server said, of all that the driver tells of the ways in which it tried to reach it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if "FATAL:" in line), lines[0] if lines else type(error).__name__)
+    return re.sub(r"\s+", " ", said.rpartition("FATAL:")[2].strip()).removeprefix("connection failed: ")

@@ -20,10 +20,10 @@ from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.inference.engines import ServingEngine
 from tuneloop.records.decision import Decision
 from tuneloop.serve.config import ServeConfig
-from tuneloop.serve.database import DatabaseError
+from tuneloop.serve.database import Database, DatabaseError
 from tuneloop.serve.gateway import Gateway
 from tuneloop.serve.pauses import short_pauses
-from tuneloop.serve.store import STATE, insert, is_store, opened, read_decisions
+from tuneloop.serve.store import STATE, connect, insert, is_store, opened, read_decisions
 from tuneloop.workflows.registry import local_name, open_registry, registered_name, registry_uri, version_of
 from tuneloop.workflows.serve_experiments import Experiments
 from tuneloop.workflows.serve_models import deployment_of, prove_models
@@ -42,7 +42,11 @@ def pinned(config: ServeConfig) -> ServeConfig:
     if not is_store(config.store):
         return config
     with opened(config.store, create=True) as store:
-        pins = {event.subject: str(event.data["source"]) for event in read_decisions(store, where=f"kind = '{PIN}'")}
+        return _with_pins(config, store)
+
+
+def _with_pins(config: ServeConfig, store: Database) -> ServeConfig:
+    pins = {event.subject: str(event.data["source"]) for event in read_decisions(store, where=f"kind = '{PIN}'")}
     adapters = {name: pins.get(name, source) for name, source in config.adapters.items()}
     return config.model_copy(update={"adapters": adapters})
 
@@ -65,6 +69,8 @@ class Swaps:
     refused: Wanted = field(default_factory=dict)
     _stamp: tuple[Any, ...] = ()
     _versions: dict[str, str] = field(default_factory=dict)
+    _store: Database | None = None
+    _known: ServeConfig | None = None
     _ending: set[asyncio.Task[None]] = field(default_factory=set)
 
     def wanted(self) -> Wanted:
@@ -77,7 +83,7 @@ class Swaps:
         if stamp != self._stamp:
             self._stamp, self._versions = stamp, {}
         found = {}
-        for each in served_by(pinned(self.config))[1]:
+        for each in served_by(self._pinned())[1]:
             if registered_name(each.source) is None:
                 found[each.name] = each.source
                 continue
@@ -86,6 +92,15 @@ class Swaps:
             found[each.name] = f"{each.source}, version {self._versions[each.source]}"
         candidates = self.experiments.going.values()
         return found | {f"candidate of {s.design.name}": s.design.candidate for s in candidates}
+
+    def _pinned(self) -> ServeConfig:
+        """The settings with what was pinned, as far as is known: a store that is away changes nothing."""
+        with contextlib.suppress(UserError, DatabaseError):
+            if self._store is None and is_store(self.config.store):
+                self._store = connect(self.config.store, create=True)
+            if self._store is not None:
+                self._known = _with_pins(self.config, self._store)
+        return self._known or self.config
 
     @contextlib.asynccontextmanager
     async def followed_by(self, gateway: Gateway) -> AsyncIterator[None]:
@@ -96,6 +111,9 @@ class Swaps:
         finally:
             task.cancel()
             await asyncio.gather(task, *self._ending, return_exceptions=True)
+            if self._store is not None:
+                self._store.close()
+                self._store = None
 
     async def _follow(self, gateway: Gateway) -> None:
         while True:
@@ -122,7 +140,7 @@ class Swaps:
         changed = {name: source for name, source in wanted.items() if self.current.get(name) != source}
         self.say(f"swap      begins: {_words(changed) or 'what has ended is left out'}")
         began = time.perf_counter()
-        config = await asyncio.to_thread(pinned, self.config)
+        config = await asyncio.to_thread(self._pinned)
         engine: ServingEngine | None = None
         try:
             deployment = await asyncio.to_thread(deployment_of, config, self.experiments.candidates(), self.say)

@@ -236,3 +236,11 @@ def test_commands_take_a_url_or_the_folder_of_its_server_and_show_no_password(
     assert told["serve", "feedback", "show"]["requests"] == 3
     held = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert len(held) >= 8 and not any(PASSWORD.encode() in file.read_bytes() for file in held)
+
+
+@pytest.mark.slow
+def test_a_column_that_postgres_reads_as_something_else_is_refused_without_its_quotes(postgres: Postgres) -> None:
+    with opened(postgres.url(), create=True) as store:
+        with pytest.raises(ValueError, match="quotes"):
+            list(read_requests(store, where="user = ?", values=["anna"]))
+        assert not list(read_requests(store, where="\"user\" = ? AND model != 'user'", values=["anna"]))

@@ -11,6 +11,8 @@ from tuneloop.improve.experiment_log import experiments_of
 from tuneloop.serve.store import connect, insert, opened, read_decisions
 from tuneloop.workflows import ab
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 SETTINGS = {"model": "m", "shadow": False, "maturation_hours": 24.0, "ramp": "50,100"}
 
 

@@ -10,6 +10,8 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.improve.collect import is_held_out
 from tuneloop.serve.store import connect, insert
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 
 @pytest.fixture
 def store(tmp_path):

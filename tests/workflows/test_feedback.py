@@ -10,6 +10,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.serve.store import connect, insert, opened, read_feedback
 from tuneloop.workflows import feedback as f
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 
 @pytest.fixture
 def store(tmp_path):

@@ -65,7 +65,6 @@ def store(tmp_path):
         begun = event(begin, "experiment.start", name, data)
         requests, said = traffic(registered, 0.5, 400, 20, rates=rates, seed=1, first=int(1000 * begin), begin=begin)
         insert(connection, [begun, *requests, *said])
-        connection.commit()
         for day in range(1, 25):
             _, verdict = ab.check(folder, name, at=at(begin + day))
             if verdict.outcome != "continue":

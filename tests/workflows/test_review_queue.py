@@ -53,7 +53,7 @@ def test_a_queue_goes_to_people_and_their_votes_become_training_rows(store, tmp_
         assert main(["feedback", "votes", str(folder), "--store", str(store), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["added"] == added
     with opened(store) as connection:
-        found = {one.kind: one.value for one in read_feedback(connection, where="user = 'reviewer:Anna'")}
+        found = {one.kind: one.value for one in read_feedback(connection, where="\"user\" = 'reviewer:Anna'")}
     assert found == {"thumbs": False, "correction": "It is there, mail <EMAIL>", "comment": "so"}
     assert collect_store(store, tmp_path / "c", {}).origins == {"correction": 1}
     assert main(["feedback", "queue", str(store), "-o", str(tmp_path / "again"), "--rows", "40", "--json"]) == 0

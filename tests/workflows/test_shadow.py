@@ -12,6 +12,8 @@ from tuneloop.serve.store import connect, insert, opened, read_feedback
 from tuneloop.workflows import ab
 from tuneloop.workflows.shadow import judge_copies
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 
 @pytest.fixture
 def store(tmp_path):

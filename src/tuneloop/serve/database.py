@@ -26,7 +26,7 @@ from tuneloop.core.errors import UserError
 FILE = "store.db"
 SCHEMES = ("postgresql://", "postgres://")
 CHUNK = 2000  # rows that Postgres sends at a time
-HANGS = 20.0  # seconds beyond the patience after which a transaction that gets no answer is given up
+HANGS = 20.0  # seconds beyond the patience after which a statement of a transaction that gets no answer is given up
 # Numbers of Postgres that it calls the same, and text that is compared byte by byte as in SQLite, whatever the locale.
 _TYPES = {"TEXT": 'TEXT COLLATE "C"', "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
 _LOCK = 7_461_200  # of writers of a store, among a database's advisory locks
@@ -280,7 +280,13 @@ def _not_a_url() -> UserError:
 
 @cache
 def _as_postgres(sql: str) -> str:
-    """Placeholders as the driver has them."""
+    """Placeholders as the driver has them.
+
+    Raises:
+        ValueError: the column `user` stands there without quotes, which would be the name of the database's user.
+    """
+    if re.search(r'(?<!")\buser\b', re.sub("'[^']*'", "", sql)):
+        raise ValueError(f'write "user" in quotes: {sql}')
     return sql.replace("%", "%%").replace("?", "%s")
 
 
@@ -297,13 +303,12 @@ class PostgresDatabase:
     patience: float
     _raw: Any = None
     _inside: bool = False
-    _timer: threading.Timer | None = None
     _over: bool = False
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
         """See `Database`."""
-        with self._lock, _postgres_errors():
+        with self._lock, self._bounded(), _postgres_errors():
             return Rows(self._live().execute(_as_postgres(sql), _texts(values)), _postgres_errors)
 
     def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
@@ -328,12 +333,9 @@ class PostgresDatabase:
     def transaction(self) -> Iterator[None]:
         """See `Database`."""
         with self._lock:
-            # A database that is there and says nothing is cut off.
-            self._timer = threading.Timer(self.patience + HANGS, _cut, [self._live()])
-            self._timer.daemon = True
-            self._timer.start()
             try:
-                self.script(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK})")
+                with self._bounded(True):
+                    self.script(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK})")
                 self._inside = True
                 yield
                 self.execute("COMMIT")
@@ -342,11 +344,24 @@ class PostgresDatabase:
                     self.execute("ROLLBACK")
                 raise
             finally:
-                self._timer.cancel()
                 self._inside = False
 
+    @contextlib.contextmanager
+    def _bounded(self, always: bool = False) -> Iterator[None]:
+        """Cut the connection off where a statement of a transaction gets no answer: a database may be there and say nothing."""
+        if not (always or self._inside):
+            yield
+            return
+        timer = threading.Timer(self.patience + HANGS, _cut, [self._live()])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def script(self, sql: str) -> None:
-        """Run several statements without values."""
+        """Run several statements without values, however long they take."""
         with self._lock, _postgres_errors():
             self._live().execute(sql)
 
@@ -360,8 +375,6 @@ class PostgresDatabase:
 
     def migrate(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
         """See `Database`."""
-        if self._timer is not None:
-            self._timer.cancel()  # of a large table it may take minutes
         self.script(re.sub(r"\b(TEXT|INTEGER|REAL)\b", lambda found: _TYPES[found[1]], script) + postgres)
         self.script("CREATE TABLE IF NOT EXISTS store_version (number BIGINT NOT NULL)")
         self.script(f"INSERT INTO store_version VALUES ({version})")

@@ -32,6 +32,7 @@ from tuneloop.serve.store import TABLES, connect, insert, insert_lines, store_fo
 Content = Literal["full", "redacted", "hash", "none"]
 Redact = Callable[[Any], Any]  # a JSON value without personal data
 SPILL = "store.spill.jsonl"
+MOST = 1000  # records in one transaction
 EVERY = 0.05  # seconds between two transactions, where nobody waits for one
 _KINDS: dict[str, type[Record]] = {TABLES[kind]: kind for kind in (StoredRequest, Feedback, Decision)}
 
@@ -192,8 +193,8 @@ class StoreWriter:
             if self._spilled and now >= retry:
                 self._recover()
             taken, full = self._take()
-            for i in range(0, len(taken), 1000):
-                retry = self._write(taken[i : i + 1000], now < retry) or retry
+            for i in range(0, len(taken), MOST):
+                retry = self._write(taken[i : i + MOST], now < retry) or retry
             if full is not None and self._ahead is not None:
                 self._ahead.clear(full)
             if self._over and not taken:
@@ -337,6 +338,8 @@ class StoreWriter:
     def _insert_all(self, records: Sequence[Record]) -> int:
         """`insert`; a record that the store refuses costs none of the others."""
         assert self._connection is not None
+        if len(records) > MOST:  # after hours without a store
+            return sum(self._insert_all(records[i : i + MOST]) for i in range(0, len(records), MOST))
         try:
             return insert(self._connection, records)
         except DataRefusedError as error:

@@ -27,7 +27,7 @@ from tuneloop.core.device import peak_memory, reset_peak_memory
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.models.load import Model, load_model, use_threads
 from tuneloop.records.rows import Dataset, Message, Row
-from tuneloop.workflows.systems import ask
+from tuneloop.workflows.systems import Asking, ask
 
 MODEL = "smollm2-135m"
 CLASSIFY = "Classify the text. Answer with the label only."
@@ -83,7 +83,7 @@ def ours(model: Model, job: Job, rows: Sequence[Row]) -> int:
     config = EvaluateConfig(max_new_tokens=job.limit)
     # Perplexity of the references is measured as well: it is no part of answering, and the peers don't do it.
     prompts = [row.prompt for row in rows]
-    return ask(model, job.data, rows, config, prompts=prompts)[""].tokens
+    return ask(model, job.data, rows, config, Asking(prompts=prompts))[""].tokens
 
 
 def plain_transformers(model: Model) -> Callable[[Job, Sequence[Row]], int]:

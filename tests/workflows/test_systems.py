@@ -18,6 +18,7 @@ from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.systems import (
     CONTENT_FREE,
+    Asking,
     answer_limit,
     ask,
     ending_losses,
@@ -100,7 +101,7 @@ def test_calibration_subtracts_what_a_row_without_content_scores(model: Any) -> 
         data.test[0],
         messages=[data.test[0].messages[0], {"role": "user", "content": CONTENT_FREE}, data.test[0].messages[2]],
     )
-    asked = ask(model, data, data.test, CHOICE, with_calibrated=True)
+    asked = ask(model, data, data.test, CHOICE, Asking(with_calibrated=True))
     offset = ask(model, data, [blank], CHOICE)[""].completions[0].label_scores or {}
     assert len({round(value, 3) for value in offset.values()}) > 1, "the model prefers some labels"
     for raw, calibrated in zip(asked[""].completions, asked["calibrated"].completions, strict=True):
@@ -115,16 +116,19 @@ def test_a_row_without_content_has_no_preference_after_calibration(model: Any) -
         messages=[{"role": "user", "content": CONTENT_FREE}, {"role": "assistant", "content": "refund"}],
     )
     scores = (
-        ask(model, dataset(), [blank], CHOICE, with_calibrated=True)["calibrated"].completions[0].label_scores or {}
+        ask(model, dataset(), [blank], CHOICE, Asking(with_calibrated=True))["calibrated"].completions[0].label_scores
+        or {}
     )
     assert all(abs(score) < 1e-4 for score in scores.values())
 
 
 def test_calibration_with_examples_keeps_the_examples(model: Any) -> None:
     data = dataset()
-    plain = ask(model, data, data.test[:1], CHOICE, with_calibrated=True)["calibrated"].completions[0].label_scores
+    plain = (
+        ask(model, data, data.test[:1], CHOICE, Asking(with_calibrated=True))["calibrated"].completions[0].label_scores
+    )
     shown = (
-        ask(model, data, data.test[:1], CHOICE, with_calibrated=True, examples=data.train[:2])["calibrated"]
+        ask(model, data, data.test[:1], CHOICE, Asking(data.train[:2], with_calibrated=True))["calibrated"]
         .completions[0]
         .label_scores
     )
@@ -218,7 +222,7 @@ def test_free_answers_come_with_the_perplexity_of_the_references(model: Any) -> 
     assert asked.perplexity is not None and asked.perplexity > 1
     assert 0 < asked.tokens <= 3 * len(data.test)
     assert asked.prompt_tokens == sum(len(model.template.prompt_ids(r.prompt, r.tools)) for r in data.test)
-    assert ask(model, data, data.test, SHORT, examples=data.train[:1])[""].perplexity is None
+    assert ask(model, data, data.test, SHORT, Asking(data.train[:1]))[""].perplexity is None
 
 
 # --- canaries -----------------------------------------------------------------------------------------

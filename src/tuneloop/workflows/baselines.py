@@ -322,14 +322,13 @@ def ask_base(
     Under a limit on the whole run, all time is for answers: the loss of the reference answers is not measured.
     """
     from tuneloop.evaluate.few_shot import labels_shown
-    from tuneloop.workflows.systems import ask, uses_choice
+    from tuneloop.workflows.systems import Asking, ask, uses_choice
 
     config = job.recipe.evaluate
     task = f"few-shot ({len(examples)} examples)" if examples else "zero-shot"
-    found = ask(
-        job.model, dataset, rows, config, examples=examples, with_calibrated=config.calibrate and uses_choice(dataset, config),
-        perplexity=not job.recipe.max_minutes, progress=job.progress, task=task,
-    )  # fmt: skip
+    calibrated = config.calibrate and uses_choice(dataset, config)
+    how = Asking(examples, with_calibrated=calibrated, perplexity=not job.recipe.max_minutes)
+    found = ask(job.model, dataset, rows, config, how, progress=job.progress, task=task)
     note = labels_shown(examples, dataset.train) if examples and dataset.task == "classification" else ""
     return {kind: replace(answers, note=note) for kind, answers in found.items()}
 

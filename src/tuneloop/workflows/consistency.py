@@ -138,11 +138,11 @@ def is_drawn(job: RunContext, dataset: Dataset) -> bool:
 
 def asked_tuned(job: RunContext, dataset: Dataset) -> Ask:
     """Asks the model as it is loaded, with the run's result in it."""
-    from tuneloop.workflows.systems import ask
+    from tuneloop.workflows.systems import Asking, ask
 
     def tuned(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
         found = ask(
-            job.model, dataset, rows, job.recipe.evaluate, sampling=sampling, progress=job.progress,
+            job.model, dataset, rows, job.recipe.evaluate, Asking(sampling=sampling), progress=job.progress,
             task="tuned, several ways",
         )  # fmt: skip
         return {"tuned": found[""]}
@@ -170,7 +170,7 @@ def asked_prompts(job: RunContext, dataset: Dataset, base: Callable[[], Abstract
 def _prompted(
     job: RunContext, model: Model, dataset: Dataset, rows: Sequence[Row], sampling: Sequence[Sampling]
 ) -> dict[str, SystemAnswers]:
-    from tuneloop.workflows.systems import ask, few_shot_examples, uses_choice
+    from tuneloop.workflows.systems import Asking, ask, few_shot_examples, uses_choice
 
     config, wanted = job.recipe.evaluate, job.recipe.baselines
     calibrated = config.calibrate and uses_choice(dataset, config)
@@ -181,7 +181,7 @@ def _prompted(
     answers: dict[str, SystemAnswers] = {}
     for name, given in shown.items():
         found = ask(
-            model, dataset, rows, config, examples=given, with_calibrated=calibrated, sampling=sampling, progress=job.progress,
+            model, dataset, rows, config, Asking(given, with_calibrated=calibrated, sampling=sampling), progress=job.progress,
             task=f"{name}, several ways",
         )  # fmt: skip
         answers |= {f"{name} {kind}".strip(): asked for kind, asked in found.items()}

@@ -331,7 +331,7 @@ def _ask(
 ) -> tuple[SystemAnswers, dict[str, Any], dict[str, Any], list[str]]:
     """Answers, what they took, further parts of `eval.json`, and notes."""
     from tuneloop.data.pii import Redactor
-    from tuneloop.workflows.systems import ask
+    from tuneloop.workflows.systems import Asking, ask
 
     if question.kind == "predictions":
         if question.data and Path(question.data).resolve() == Path(question.predictions).resolve():
@@ -364,7 +364,9 @@ def _ask(
         asked = ask_gguf(served, dataset, rows, job.recipe.evaluate, prompts=prompts, progress=job.progress, task=name)
         served.close()
         return asked, cost_of(job, asked), {}, notes
-    asked = ask(job.model, dataset, rows, job.recipe.evaluate, prompts=prompts, progress=job.progress, task=name)[""]
+    asked = ask(
+        job.model, dataset, rows, job.recipe.evaluate, Asking(prompts=prompts), progress=job.progress, task=name
+    )[""]
     training = read_record(RunManifest, job.folder) if question.kind == "run" else None
     return asked, cost_of(job, asked, training), {}, notes
 
@@ -410,7 +412,7 @@ def _actor(
     setting: tuple[EvalTarget, Recipe, Path, Dataset, list[Row]],
 ) -> Callable[[list[int]], tuple[SystemAnswers, list[str]]]:
     """What answers rows, by their places, in an actor; it loads the model once."""
-    from tuneloop.workflows.systems import ask
+    from tuneloop.workflows.systems import Asking, ask
 
     question, recipe, folder, dataset, rows = setting
     job = RunContext(recipe, folder)
@@ -421,7 +423,7 @@ def _actor(
     def answer(places: list[int]) -> tuple[SystemAnswers, list[str]]:
         some = [rows[place] for place in places]
         own = None if prompts is None else [prompts[place] for place in places]
-        return ask(job.model, dataset, some, recipe.evaluate, prompts=own)[""], notes
+        return ask(job.model, dataset, some, recipe.evaluate, Asking(prompts=own))[""], notes
 
     return answer
 
@@ -624,7 +626,7 @@ def _consistency(
 ) -> dict[str, Any]:
     """The same rows asked several ways: of the target, and of the prompts of its base where it has one."""
     from tuneloop.inference.client import usage
-    from tuneloop.workflows.systems import SystemAnswers, ask
+    from tuneloop.workflows.systems import Asking, SystemAnswers, ask
 
     def target(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
         task = f"{name}, several ways"
@@ -641,8 +643,7 @@ def _consistency(
                 dataset,
                 questions,
                 config,
-                prompts=prompts,
-                sampling=sampling,
+                Asking(prompts=prompts, sampling=sampling),
                 progress=job.progress,
                 task=task,
             )[""]

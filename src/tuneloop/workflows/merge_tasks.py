@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ class Judge:
         from tuneloop.evaluate.metrics import lower_is_better
         from tuneloop.models.trained import load_trained
         from tuneloop.workflows.scoring import score
-        from tuneloop.workflows.systems import ask
+        from tuneloop.workflows.systems import Asking, ask
 
         key = (expert.name, split, name)
         if key in self._known:
@@ -89,13 +90,16 @@ class Judge:
         assert expert.dataset is not None and expert.recipe is not None and expert.run is not None
         job, rows = RunContext(expert.recipe, expert.run, self.progress), self.rows(expert, split)
         job.__dict__["model"] = self.model
-        how: dict[str, Any] = {"perplexity": False, "progress": self.progress, "task": f"{name} on {expert.name}"}
+        ask_model = functools.partial(
+            ask, self.model, expert.dataset, rows, expert.recipe.evaluate, Asking(perplexity=False),
+            progress=self.progress, task=f"{name} on {expert.name}",
+        )  # fmt: skip
         if folder is None:
             with base_only(self.model.net):
-                asked = ask(self.model, expert.dataset, rows, expert.recipe.evaluate, **how)[""]
+                asked = ask_model()[""]
         else:
             load_trained(self.model, folder)
-            asked = ask(self.model, expert.dataset, rows, expert.recipe.evaluate, **how)[""]
+            asked = ask_model()[""]
         found = score(job, replace(expert.dataset, test=rows), rows, asked)
         metric = self._metrics.setdefault(expert.name, found.primary)
         value, draws = found.metrics[metric].value, found.draws[metric]

@@ -205,7 +205,7 @@ def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple
     A third of the rows is always asked.
     """
     from tuneloop.evaluate.evaluate import sample_order, sample_rows
-    from tuneloop.workflows.systems import ask, joined
+    from tuneloop.workflows.systems import Asking, ask, joined
 
     config, seed = job.recipe.evaluate, job.recipe.seed
     every = sample_rows(dataset.test, None, seed=seed)
@@ -215,7 +215,9 @@ def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple
     more = min(max(LEAST, math.ceil(len(places) / 3)), len(places))
     while more:
         rows = [every[place] for place in places[number : number + more]]
-        parts.append(ask(job.model, dataset, rows, config, perplexity=False, progress=job.progress, task="tuned")[""])
+        parts.append(
+            ask(job.model, dataset, rows, config, Asking(perplexity=False), progress=job.progress, task="tuned")[""]
+        )
         number += more
         left = seconds - (time.monotonic() - began)
         more = _more(number, len(places), left * len(rows) / max(parts[-1].seconds, 1e-9))

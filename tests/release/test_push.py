@@ -13,9 +13,7 @@ import pytest
 from local_http import Quiet, listening
 
 from tuneloop.core.files import read_json
-from tuneloop.workflows.export import export_run
 
-MakeRun = Callable[..., Path]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -86,9 +84,8 @@ def hub() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def artifact(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return export_run(make_run(), "adapter").folder
+def artifact(make_artifact: Callable[[str], Path]) -> Path:
+    return make_artifact("adapter")
 
 
 def test_a_dry_run_sends_nothing_and_shows_what_would_be_sent(

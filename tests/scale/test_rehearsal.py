@@ -27,15 +27,13 @@ from places import ROOT
 from tuneloop.scale.deployment import Card, Deployment, Machine, Size, Traffic
 from tuneloop.scale.hosts import find_host
 from tuneloop.scale.text import shell
-from tuneloop.workflows.export import export_run
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def artifact(make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return export_run(make_run(), "merged").folder
+def artifact(make_artifact: Callable[[str], Path]) -> Path:
+    return make_artifact("merged")
 
 
 def make(host: StandIn, place: str, value: Any) -> Any:

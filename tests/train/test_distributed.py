@@ -6,7 +6,6 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,29 @@ from tuneloop.train.batches import plan_steps
 from tuneloop.train.loop import learning_rate
 from tuneloop.train.loss import mean_loss
 
-# Reads a list of jobs as JSON: settings, folder, step after which the process ends itself.
+# Does a list of jobs, given as JSON: settings, folder, the step before which the run is broken off, the environment.
 SCRIPT = """
-import json, sys
+import contextlib, itertools, json, os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from train_helpers import changed, run
+from tuneloop.train import loop
 from tuneloop.train.distributed import joined
 class Stop(Exception): pass
+whole = loop.optimizer_step
 with joined():
     for job in json.loads(sys.argv[1]):
-        def log(record):
-            if job.get("until") and record["step"] >= job["until"] and "loss" in record:
-                sys.exit(3)
-        run(Path({model!r}), Path(job["out"]), changed(**job["config"]), log=log, **job.get("other", {{}}))
+        steps = itertools.count(1)
+        def step(*arguments):
+            if next(steps) == job.get("until"):
+                raise Stop
+            return whole(*arguments)
+        loop.optimizer_step = step
+        os.environ.update(job.get("environment", {{}}))
+        with contextlib.suppress(Stop):
+            run(Path({model!r}), Path(job["out"]), changed(**job["config"]), **job["other"])
+        for name in job.get("environment", {{}}):
+            del os.environ[name]
 """
 
 
@@ -50,38 +58,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-Start = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def together(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, cli_environment: dict[str, str]) -> Start:
-    """Run jobs one after the other in so many processes that share them; in this one where it is one."""
-    script = tmp_path_factory.mktemp("script") / "job.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), model=str(tiny_llama)))
-
-    def start(processes: int, *jobs: dict[str, Any], status: int = 0) -> None:
-        if processes == 1:  # which is this one
-            for job in jobs:
-                config, out, other = changed(**job["config"]), Path(job["out"]), job.get("other", {})
-                if "until" in job:
-                    halted(tiny_llama, out, job["until"], config, **other)
-                else:
-                    run(tiny_llama, out, config, **other)
-            return
-        place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        started = [
-            subprocess.Popen(
-                [sys.executable, str(script), json.dumps(jobs)], text=True, stderr=subprocess.PIPE,
-                env={**cli_environment, **place, "RANK": str(i), "LOCAL_RANK": str(i)},
-            )
-            for i in range(processes)
-        ]  # fmt: skip
-        errors = [process.communicate(timeout=HANG)[1] for process in started]
-        assert started[0].returncode == status, "\n".join(errors)[-3000:]
-
-    return start
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -97,6 +73,65 @@ METHODS: dict[str, dict[str, Any]] = {
     "bf16": {"method": "full", "learning_rate": 1e-3},
     "bf16-8bit": {"method": "full", "learning_rate": 1e-3, "optimizer": "adamw-8bit"},
 }
+COMPUTED = [name for name in METHODS if native_bf16() or "bf16" not in name]
+# Method, processes that begin, processes that go on.
+TAKEN_OVER = [("full", 2, 1), ("full", 1, 2), ("lora", 2, 1), ("bf16-8bit", 2, 1), ("bf16-8bit", 1, 2)]
+UNTIL = 4
+
+
+def job_of(method: str, out: Path, **more: Any) -> dict[str, Any]:
+    other = {"dtype": "bfloat16"} if "bf16" in method else {}
+    return {"config": {**METHODS[method], "epochs": 1, **more}, "out": str(out), "other": other}
+
+
+def here(tiny_llama: Path, job: dict[str, Any]) -> Any:
+    """A job done by this process alone."""
+    return run(tiny_llama, Path(job["out"]), changed(**job["config"]), **job["other"])[0]
+
+
+def cut_job(folder: Path, method: str, first: int, then: int) -> dict[str, Any]:
+    return job_of(method, folder / f"{method}-{first}-{then}", checkpoint_seconds=0.0)
+
+
+def check_checkpoints(job: dict[str, Any], first: int) -> None:
+    """The last one is of the step before the end; where two processes train all weights, each has written its part."""
+    folder = Path(job["out"]) / "checkpoints"
+    assert sorted(p.name for p in folder.glob("step-*.pt"))[-1] == f"step-{UNTIL - 1:07d}.pt"
+    assert bool(list(folder.glob("*.shards"))) is (first == 2 and job["config"]["method"] == "full")
+
+
+@pytest.fixture(scope="module")
+def by_two(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, cli_environment: dict[str, str]) -> Path:
+    """What two processes have trained, which are started once: by each method, and runs of another number of processes.
+
+    `METHOD` is a whole run, `METHOD-2-1` one that they have begun, `METHOD-1-2` one that they have ended.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    jobs = [job_of(method, folder / method) for method in COMPUTED]
+    jobs.append({**job_of("lora", folder / "replicated"), "environment": {"TUNELOOP_REPLICATE": "1"}})
+    for case in TAKEN_OVER:
+        if case[0] not in COMPUTED:
+            continue
+        job = cut_job(folder, *case)
+        if case[1] == 2:
+            job["until"] = UNTIL
+        else:
+            halted(tiny_llama, Path(job["out"]), UNTIL, changed(**job["config"]), **job["other"])
+            check_checkpoints(job, 1)
+        jobs.append(job)
+    script = folder / "job.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), model=str(tiny_llama)))
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(script), json.dumps(jobs)], text=True, stderr=subprocess.PIPE,
+            env={**cli_environment, **place, "RANK": str(i), "LOCAL_RANK": str(i)},
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=HANG)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)[-3000:]
+    return folder
 
 
 def figures(folder: Path) -> list[float]:
@@ -105,60 +140,36 @@ def figures(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one_with_every_method(
-    together: Start, tiny_llama: Path, tmp_path: Path
-) -> None:
-    methods = {name: c for name, c in METHODS.items() if native_bf16() or "bf16" not in name}
-
-    def jobs(count: str) -> list[dict[str, Any]]:
-        return [
-            {
-                "config": {**c, "epochs": 1},
-                "out": str(tmp_path / count / name),
-                "other": {"dtype": "bfloat16"} if "bf16" in name else {},
-            }
-            for name, c in methods.items()
-        ]
-
-    together(2, *jobs("two"))
-    together(1, *jobs("one"))
-    for name in methods:
-        one, two = figures(tmp_path / "one" / name), figures(tmp_path / "two" / name)
-        assert len(one) > 10 and two == pytest.approx(one, rel=3e-2 if "bf16" in name else 2e-3, abs=1e-5), name
+@pytest.mark.parametrize("method", COMPUTED)
+def test_two_processes_have_the_losses_of_one(method: str, by_two: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    here(tiny_llama, job_of(method, tmp_path))
+    one, two = figures(tmp_path), figures(by_two / method)
+    assert len(one) > 10 and two == pytest.approx(one, rel=3e-2 if "bf16" in method else 2e-3, abs=1e-5)
+    if method == "lora":  # each process may have the whole base
+        assert figures(by_two / "replicated") == pytest.approx(one, rel=2e-3, abs=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "first", "then"),
-    [
-        ("full", 2, 1),
-        ("full", 1, 2),
-        ("lora", 2, 1),
-        pytest.param("bf16-8bit", 2, 1, marks=needs_bf16),
-        pytest.param("bf16-8bit", 1, 2, marks=needs_bf16),
-    ],
+    ("method", "first", "then"), [pytest.param(*c, marks=needs_bf16) if "bf16" in c[0] else c for c in TAKEN_OVER]
 )
 def test_a_run_goes_on_with_another_number_of_processes(
-    together: Start, tiny_llama: Path, tmp_path: Path, method: str, first: int, then: int
+    by_two: Path, tiny_llama: Path, tmp_path: Path, method: str, first: int, then: int
 ) -> None:
-    config = {**METHODS[method], "checkpoint_seconds": 0.0, "epochs": 1}
-    other, near = ({"dtype": "bfloat16"}, 3e-2) if "bf16" in method else ({}, 2e-3)
-    whole = run(tiny_llama, tmp_path / "whole", changed(**config), **other)[0]
-    job = {"config": config, "out": str(tmp_path / "cut"), "other": other}
-    together(first, {**job, "until": 4}, status=3)
-    assert sorted(p.name for p in (tmp_path / "cut" / "checkpoints").glob("step-*.pt"))[-1] == "step-0000003.pt"
-    assert bool(list((tmp_path / "cut" / "checkpoints").glob("*.shards"))) is (
-        first == 2 and config["method"] == "full"
-    )
-    together(then, job)
-    one, two = figures(tmp_path / "whole"), figures(tmp_path / "cut")
+    whole = here(tiny_llama, job_of(method, tmp_path, checkpoint_seconds=0.0))
+    job = cut_job(by_two, method, first, then)
+    if then == 1:
+        check_checkpoints(job, first)
+        here(tiny_llama, job)
+    cut, near = Path(job["out"]), 3e-2 if "bf16" in method else 2e-3
+    one, two = figures(tmp_path), figures(cut)
     assert len(one) == len(two) and two == pytest.approx(one, rel=near, abs=1e-5)
     model = load_model(str(tiny_llama), dtype="float32")
-    load_trained(model, tmp_path / "cut")
+    load_trained(model, cut)
     rows = make_rows(model.template, 8, offset=100)
     assert mean_loss(model, rows, changed())[0] == pytest.approx(whole.best_val_loss, rel=near)
-    assert not (tmp_path / "cut" / "checkpoints").exists()
-    loads_in_plain_libraries(tmp_path / "cut", tiny_llama, str(config["method"]))
+    assert not (cut / "checkpoints").exists()
+    loads_in_plain_libraries(cut, tiny_llama, str(METHODS[method]["method"]))
 
 
 def loads_in_plain_libraries(folder: Path, base: Path, method: str) -> None:
@@ -196,28 +207,19 @@ def test_torchrun_trains_and_only_the_first_process_speaks(
 
 
 @pytest.mark.slow
-def test_a_run_starts_its_processes_itself_and_each_may_have_the_whole_base(
-    cli_environment: dict[str, str], tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_a_run_starts_its_processes_itself(cli_environment: dict[str, str], tiny_llama: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Which drawer for letter {i}?", "completion": ["red", "blue"][i % 2]} for i in range(24)]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-
     command = ["train", str(tmp_path / "rows.jsonl"), f"model={tiny_llama}", "train.epochs=1", "train.rank=2"]
-
-    def trained(out: str, **environment: str) -> list[float]:
-        done = subprocess.run(
-            [sys.executable, "-m", "tuneloop", *command, "train.gpus=2", "--out", out, "--json"],
-            cwd=tmp_path, env={**cli_environment, **environment}, text=True, capture_output=True, timeout=HANG,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert json.loads(done.stdout)["status"] == "finished" and done.stderr.count("preflight") == 1
-        return figures(tmp_path / out)
-
     assert main([*command, "--out", str(tmp_path / "alone"), "--quiet"]) == 0  # `auto`: this machine has no GPUs
+    done = subprocess.run(
+        [sys.executable, "-m", "tuneloop", *command, "train.gpus=2", "--out", "divided", "--json"],
+        cwd=tmp_path, env=cli_environment, text=True, capture_output=True, timeout=HANG,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["status"] == "finished" and done.stderr.count("preflight") == 1
     alone = figures(tmp_path / "alone")
-    near = 3e-2 if native_bf16() else 2e-3
-    assert trained("whole", TUNELOOP_REPLICATE="1") == pytest.approx(alone, rel=near)
-    assert trained("divided") == pytest.approx(alone, rel=near)
+    assert figures(tmp_path / "divided") == pytest.approx(alone, rel=3e-2 if native_bf16() else 2e-3)
 
 
 def test_a_process_that_ends_ends_the_others_and_says_its_status(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from local_http import Quiet, listening
 
 from tuneloop.records.hosting import HostedDeployment
 from tuneloop.records.record import read_record
-from tuneloop.workflows.export import export_run
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -48,9 +47,8 @@ def runpod() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def artifact(make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return export_run(make_run(), "merged").folder
+def artifact(make_artifact: Callable[[str], Path]) -> Path:
+    return make_artifact("merged")
 
 
 def test_a_project_is_written_with_its_price_and_nothing_is_put_up(

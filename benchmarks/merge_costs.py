@@ -1,6 +1,6 @@
 """What three tasks cost on one machine: three adapters on one base, one merged model, three models; each by `tuneloop serve`.
 
-    python benchmarks/merge_costs.py [--requests 90] [--at-once 12] [--usd-per-hour 0.05]
+    python benchmarks/merge_costs.py [--requests 45] [--at-once 12] [--usd-per-hour 0.05]
 
 Three adapters of rank 16 of the packaged model with random matrices: what they answer means nothing, how long it takes does. The
 merged model is their `svd` merge of rank 16. Requests of some 50 tokens with answers of at most 32, in turn to the three tasks, `--at-once` of
@@ -28,10 +28,10 @@ from serve_soak import started
 TOPICS = ("a parcel that is late", "a lamp that flickers", "an invoice", "a visit", "a cat", "the weather", "a lease")
 
 
-def start(targets: Sequence[str], folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """A server and its address."""
+def start(targets: Sequence[str], folder: Path, threads: int) -> tuple[subprocess.Popen[bytes], str]:
+    """A server and its address. Servers share the cores: with two threads each, three on two cores hinder each other."""
     settings = ["port=0", f"folder={folder}", "context=512", "objective.ttft_ms=60000"]
-    environment = {key: value for key, value in ENVIRONMENT.items() if key != "OMP_NUM_THREADS"}
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "tuneloop", "serve", *targets, *settings]
     return started(command, environment, folder, folder.with_suffix(".log"))
 
@@ -82,15 +82,18 @@ def measured(servers: Sequence[Sequence[str]], place: Path, options: argparse.Na
 
     running: list[subprocess.Popen[bytes]] = []
     where: list[tuple[str, str]] = []
+    threads = max(len(os.sched_getaffinity(0)) // len(servers), 1)
     try:
         for number, targets in enumerate(servers):
-            process, address = start(targets, place / f"serve-{number}")
+            process, address = start(targets, place / f"serve-{number}", threads)
             running.append(process)
             names = [each["id"] for each in httpx.get(f"{address}/v1/models").json()["data"]]
             known = [Path(target).name for target in targets if Path(target).name in names]
             where += [(address, name) for name in known or names[:1]]
         tokens, seconds = asyncio.run(asked(where, options.requests, options.at_once))
-        return {"tokens": tokens, "seconds": seconds, "gib": sum(map(memory, running))}
+        found = {"tokens": tokens, "seconds": seconds, "gib": sum(map(memory, running))}
+        print(f"{len(servers)} servers of {len(where)} names: {found}", file=sys.stderr, flush=True)
+        return found
     finally:
         for process in running:
             os.killpg(process.pid, signal.SIGTERM)
@@ -101,7 +104,7 @@ def measured(servers: Sequence[Sequence[str]], place: Path, options: argparse.Na
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=90)
+    parser.add_argument("--requests", type=int, default=45)
     parser.add_argument("--at-once", type=int, default=12)
     parser.add_argument("--usd-per-hour", type=float, default=0.05)
     parser.add_argument("--times", type=int, default=2)

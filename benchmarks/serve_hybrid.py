@@ -85,11 +85,13 @@ async def measure(engine: Any, tokens: int, turns: int) -> dict[str, Any]:
             await task
         task = asyncio.ensure_future(complete(engine, replace(row, gives_way=True)))
         while not task.done():
-            await asyncio.sleep(draw.uniform(0.2, 1.0))
+            await asyncio.sleep(draw.uniform(0.5, 4.0))
             if not task.done():
                 found["gives way"].append(await first_token_ms(engine, short()))
                 interrupted += 1
         same += (await task).token_ids == wanted.token_ids
+        told = {name: [round(each) for each in values] for name, values in found.items()}
+        print(f"turn {turn + 1}: ms to the first token {told}", file=sys.stderr, flush=True)
     return {"ms": found, "same": same, "rows": turns, "interrupted": interrupted}
 
 

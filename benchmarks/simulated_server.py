@@ -21,7 +21,7 @@ from tuneloop.inference.request import Request
 
 T = TypeVar("T")
 BATCH = 2048  # tokens that llama.cpp takes in a step
-LEAST_READ, MOST_READ, MOST_WRITTEN = 16, 512, 32  # tokens of a quantum, as in `engines.llamacpp`
+LEAST_READ, MOST_READ, MOST_WRITTEN = 8, 512, 32  # tokens of a quantum, as in `engines.llamacpp`
 
 
 class _Jumping(selectors.SelectSelector):

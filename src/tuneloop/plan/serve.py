@@ -24,6 +24,11 @@ KV_BYTES = 2  # of a key or value: llama.cpp and vLLM keep them in 16 bits
 PART = 512  # tokens of a prompt that are computed at once (llama.cpp's n_ubatch); vLLM takes 2,048 or more
 # A step's host time for a layer, and the latency of its two all-reduces where a layer's matrices are divided over GPUs.
 LAYER_SECONDS, REDUCE_SECONDS = 1e-5, 2e-5
+# llama.cpp on a processor, by `benchmarks/release.py speeds` with 0.13 and 1 billion weights: a step's time for a layer beside
+# its matrices; what it reaches of the cores' rate when it reads a prompt; and, where blocks must be unpacked first, when it
+# writes: then that bounds one row and not the memory.
+CPU_LAYER_SECONDS, CPU_READS, CPU_UNPACKS = 1.5e-4, {"q8_0": 0.75}, 0.14
+CPU_READS_FLOAT, CPU_READS_BLOCKS = 0.85, 0.5
 COUNTS = (1, 2, 4, 8)
 MOST = 10**7  # tokens of context, and requests at a time
 Engine = Literal["llama.cpp", "vLLM"]
@@ -146,8 +151,17 @@ class _Step:
 
     @property
     def operations(self) -> float:
-        """Operations a second."""
-        return self.gpu.tflops * 1e12 * self.gpu.matmul * self.at_once
+        """Operations a second when a prompt is read."""
+        share = 1.0
+        if self.gpu.is_cpu:
+            share = CPU_READS.get(self.kind.main, CPU_READS_BLOCKS if self.kind.main else CPU_READS_FLOAT)
+        return self.gpu.tflops * 1e12 * self.gpu.matmul * self.at_once * share
+
+    def unpacking(self) -> float:
+        """Seconds to unpack all blocks of a file on a processor, for one row."""
+        if not self.gpu.is_cpu or self.kind.main in ("", "q8_0"):
+            return 0.0
+        return 2 * self.shape.parameters / (self.gpu.tflops * 1e12 * CPU_UNPACKS)
 
     def seconds(self, requests: int, read: float) -> float:
         """Of one more token in each of some requests; `read`: bytes of keys and values of each."""
@@ -155,8 +169,9 @@ class _Step:
         unread = 0 if shape.tied else self.weights * shape.embedding / shape.parameters  # the table of embeddings
         moved = (self.weights - unread + requests * read) / (self.gpu.gb_s * 1e9 * BANDWIDTH_SHARE * self.at_once)
         computed = requests * 2 * (shape.matrix_parameters + shape.embedding) / self.operations
-        host = shape.layers * (LAYER_SECONDS + (2 * REDUCE_SECONDS if self.at_once > 1 else 0.0))
-        return max(moved, computed) + host
+        layer = CPU_LAYER_SECONDS if self.gpu.is_cpu else LAYER_SECONDS
+        host = shape.layers * (layer + (2 * REDUCE_SECONDS if self.at_once > 1 else 0.0))
+        return max(moved, computed, self.unpacking()) + host
 
     def prompt_tokens_per_second(self, context: int) -> float:
         """Of reading a prompt of half the context; attention costs 4 S Q a layer, half of it behind the causal mask."""

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between releases, so this one and no other
 HEALTHY_WITHIN = 2.0  # seconds
-LEAST, PIECE, MOST = 16, 512, 32  # tokens of a prompt that are read in one quantum; that are written at most
+LEAST, PIECE, MOST = 8, 512, 32  # tokens of a prompt that are read in one quantum; that are written at most
 DRAWN = 8  # tokens of a quantum that are drawn with a temperature
 LOOK_EVERY = 0.25  # seconds between two looks whether the server has ended by itself
 REVIVE_PAUSE = 5.0  # seconds before it is tried again to start a server that has ended by itself

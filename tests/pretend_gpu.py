@@ -7,8 +7,11 @@
 
 What it shows: tensors of two devices in one operation (refused, as on a GPU), where the host waits (values read, shapes that
 depend on data, copies), which attention kernel would run, how many kernels are launched, how many bytes live at most, and
-what happens when memory runs out: an operation whose result does not fit raises torch's own error. With `values=False`
+what happens when memory runs out: an operation whose result does not fit raises torch's own error. A CUDA graph does again
+what was recorded, on the memory it was recorded with, and can't be recorded where the host waits. With `values=False`
 tensors have shapes and no values, so that models of any size go through it.
+
+With `cards=2` there are `cuda:0` and `cuda:1`, each with a memory of its own.
 
 What it can't show: speed, kernels' own rounding, kernels that are missing for a dtype, several streams.
 """
@@ -20,7 +23,7 @@ import importlib
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 aten = torch.ops.aten
-CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+CPU = torch.device("cpu")
 BLOCK = 512  # bytes that CUDA's allocator hands out at least
 GIB = 1024**3
 
@@ -68,8 +71,11 @@ class Gpu:
         waits: (kind, place in tuneloop) -> how often the host waited for the GPU.
         attention: (kernel, place) -> calls.
         launches: name of the operation -> kernels launched.
-        live, peak: bytes of tensors now and at most.
+        live, peak: bytes of tensors now and at most, of all cards together.
+        cards: how many there are.
+        on_card: bytes of tensors now on each.
         refused: tensors for which there was no room.
+        recording: what a CUDA graph that is being recorded will do, in order; None: nothing is recorded.
     """
 
     card: Card = field(default_factory=Card)
@@ -80,8 +86,17 @@ class Gpu:
     live: int = 0
     peak: int = 0
     refused: int = 0
-    creates: bool = False  # whether a tensor that is made of no other one now is on the GPU
-    _storages: dict[int, list[int]] = field(default_factory=dict)  # storage -> [tensors, bytes]
+    cards: int = 1
+    on_card: Counter[int] = field(default_factory=Counter)
+    current: int = 0  # the card that "cuda" means
+    recording: list[Callable[[], object]] | None = None
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=list
+    )  # what recording has written to, as it was
+    creates: int | None = (
+        None  # the card on which a tensor is that is made of no other one now; None: it is on the host
+    )
+    _storages: dict[int, list[int]] = field(default_factory=dict)  # storage -> [tensors, bytes, card]
 
     def clear(self) -> None:
         """Count anew; what lives stays counted."""
@@ -94,10 +109,21 @@ class Gpu:
         self.card = replace(self.card, gib=(self.live + size) / GIB)
 
     def wait(self, kind: str) -> None:
-        """Note that the host waits."""
+        """Note that the host waits.
+
+        Raises:
+            RuntimeError: a graph is being recorded, which knows no values.
+        """
+        if self.recording is not None:
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({kind}, {_place()})")
         self.waits[kind, _place()] += 1
 
-    def hold(self, elem: torch.Tensor) -> _Held:
+    def record(self, work: Callable[[], object]) -> None:
+        """Put work that has just been done into the graph that is being recorded, if there is one."""
+        if self.recording is not None:
+            self.recording.append(work)
+
+    def hold(self, elem: torch.Tensor, card: int) -> _Held:
         """Count the bytes of what a new tensor stands on, until the tensor lets go of what is returned.
 
         Raises:
@@ -107,11 +133,12 @@ class Gpu:
         key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
         held = self._storages.get(key)
         if held is None:
-            if self.live + size > self.card.gib * GIB:
+            if self.on_card[card] + size > self.card.gib * GIB:
                 self.refused += 1
                 raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
-            held = self._storages[key] = [0, size]
+            held = self._storages[key] = [0, size, card]
             self.live += size
+            self.on_card[card] += size
             self.peak = max(self.peak, self.live)
         held[0] += 1
         return _Held(self, key)
@@ -122,6 +149,7 @@ class Gpu:
         held[0] -= 1
         if not held[0]:
             self.live -= held[1]
+            self.on_card[held[2]] -= held[1]
             del self._storages[key]
 
 
@@ -143,28 +171,29 @@ class GpuTensor(torch.Tensor):
 
     elem: torch.Tensor
     held: _Held
+    card: int
 
     @staticmethod
-    def __new__(cls, elem: torch.Tensor) -> GpuTensor:
+    def __new__(cls, elem: torch.Tensor, card: int) -> GpuTensor:
         made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, elem.size(), strides=elem.stride(), storage_offset=elem.storage_offset(), dtype=elem.dtype,
             layout=elem.layout, device=CPU, requires_grad=False,
         )  # fmt: skip
-        made.elem = elem
+        made.elem, made.card = elem, card
         return made  # type: ignore[no-any-return]
 
-    def __init__(self, elem: torch.Tensor) -> None:
-        self.held = _now[-1].hold(elem)
+    def __init__(self, elem: torch.Tensor, card: int) -> None:
+        self.held = _now[-1].hold(elem, card)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"GpuTensor({self.elem})"
 
-    device = property(lambda self: CUDA)  # type: ignore[assignment]
+    device = property(lambda self: torch.device("cuda", self.card))  # type: ignore[assignment]
     is_cuda = property(lambda self: True)  # type: ignore[assignment]
     is_cpu = property(lambda self: False)  # type: ignore[assignment]
 
     def get_device(self) -> int:
-        return 0
+        return self.card
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # as a file is read with map_location="cpu"
         return self.elem.detach().__reduce_ex__(protocol)
@@ -177,6 +206,10 @@ class GpuTensor(torch.Tensor):
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         device, dtype, copy = parse_to(args, kwargs)
+        if device is not None and device.type == "cuda" and (card := card_of(device)) != self.card:
+            if self.requires_grad and torch.is_grad_enabled():
+                return _ToCard.apply(self, card, dtype)  # type: ignore[no-any-return,no-untyped-call]
+            return to_card(self, card, dtype)
         if device is None or device.type == "cuda":
             if dtype is None or dtype == self.dtype:
                 return self.clone() if copy else self
@@ -218,36 +251,73 @@ def to_host(tensor: GpuTensor, dtype: torch.dtype | None = None) -> torch.Tensor
     return tensor.elem.detach().clone().to(dtype or tensor.dtype)
 
 
-def to_gpu(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> GpuTensor:
-    """A copy on the pretended GPU; of pinned memory the host waits for none."""
-    if not getattr(tensor, "is_in_pinned_memory", False):
-        _now[-1].wait(TO_GPU)
+def card_of(device: Any) -> int:
+    """The card that a device means.
+
+    Raises:
+        RuntimeError: there is none of that number.
+    """
+    index = device if isinstance(device, int) else torch.device(device).index
+    card = _now[-1].current if index is None else index
+    if card >= _now[-1].cards:
+        raise RuntimeError("CUDA error: invalid device ordinal")
+    return card
+
+
+def to_card(tensor: GpuTensor, card: int, dtype: torch.dtype | None = None) -> GpuTensor:
+    """A copy on another card; nobody waits."""
+    _now[-1].launches["copy between cards"] += 1
     with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
-        elem = tensor.detach().to(dtype or tensor.dtype, copy=True)
-        return GpuTensor(elem if _now[-1].values else elem.to("meta"))
+        return GpuTensor(tensor.elem.detach().to(dtype or tensor.dtype, copy=True), card)
+
+
+class _ToCard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: GpuTensor, card: int, dtype: torch.dtype | None) -> GpuTensor:
+        ctx.card, ctx.dtype = x.card, x.dtype
+        return to_card(x, card, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        assert isinstance(grads[0], GpuTensor)
+        return to_card(grads[0], ctx.card, ctx.dtype), None, None
+
+
+def to_gpu(tensor: torch.Tensor, dtype: torch.dtype | None = None, card: int | None = None) -> GpuTensor:
+    """A copy on the pretended GPU; of pinned memory the host waits for none."""
+    if not getattr(tensor, "is_in_pinned_memory", False) or _now[-1].recording is not None:
+        _now[-1].wait(TO_GPU)  # a graph would read the host's memory again, which by then holds something else
+    with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+        if not _now[-1].values:
+            return GpuTensor(tensor.detach().to("meta", dtype or tensor.dtype), _chosen(card))
+        return GpuTensor(tensor.detach().to(dtype or tensor.dtype, copy=True), _chosen(card))
+
+
+def _chosen(card: int | None) -> int:
+    return _now[-1].current if card is None else card
 
 
 class _ToHost(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: GpuTensor, dtype: torch.dtype | None) -> torch.Tensor:
-        ctx.dtype = x.dtype
+        ctx.dtype, ctx.card = x.dtype, x.card
         return to_host(x, dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return to_gpu(grads[0], ctx.dtype), None
+        return to_gpu(grads[0], ctx.dtype, ctx.card), None
 
 
 class _ToGpu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype | None) -> GpuTensor:
+    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype | None, card: int) -> GpuTensor:
         ctx.dtype = x.dtype
-        return to_gpu(x, dtype)
+        return to_gpu(x, dtype, card)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         assert isinstance(grads[0], GpuTensor)
-        return to_host(grads[0], ctx.dtype), None
+        return to_host(grads[0], ctx.dtype), None, None
 
 
 def _place() -> str:
@@ -271,8 +341,16 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name.split("::")[-1]
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     on_gpu = [t for t in tensors if isinstance(t, GpuTensor)]
-    if not on_gpu and not (gpu.creates and not tensors):
+    if not on_gpu and not (gpu.creates is not None and not tensors):
         return func(*args, **kwargs)
+    if func is aten.copy_.default and isinstance(args[0], GpuTensor):
+        card = args[0].card  # between cards, too
+    else:
+        card = on_gpu[0].card if on_gpu else gpu.creates or 0
+        if len({t.card for t in on_gpu}) > 1:
+            raise MixedDevices(
+                f"Expected all tensors to be on the same device, but {func} got those of cards {[t.card for t in on_gpu]}"
+            )
     if (
         func is aten._to_copy.default
         and (device := kwargs.get("device")) is not None
@@ -291,6 +369,8 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return False if func is not aten._local_scalar_dense.default else 1
     if func in READS_SHAPE:
         gpu.wait(SHAPE_READ)
+        if func is aten.nonzero.default and not gpu.values:  # as if nothing were zero
+            return GpuTensor(torch.zeros(args[0].numel(), args[0].dim(), dtype=torch.long, device="meta"), card)
     if func in INDEXES and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
         gpu.wait(SHAPE_READ)
 
@@ -302,13 +382,55 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     inner = {k: v for k, v in kwargs.items() if k != "pin_memory"}
     if "device" in inner or (not tensors and not gpu.values):
         inner["device"] = CPU if gpu.values else torch.device("meta")
-    out = func(*tree_map(held, args), **tree_map(held, inner))
+    held_args, held_kwargs = tree_map(held, args), tree_map(held, inner)
+    if gpu.recording is not None and gpu.values:
+        gpu.kept += [(x, x.clone()) for x in _written(func, held_args, held_kwargs)]
+    out = func(*held_args, **held_kwargs)
     if func in READS_VALUE:
         return out
-    wrapped = tree_map_only(torch.Tensor, lambda t: t if isinstance(t, GpuTensor) else GpuTensor(t), out)
+    if gpu.recording is not None and gpu.values and name not in VIEWS:
+        gpu.record(lambda: _again(func, held_args, held_kwargs, out))
+    wrapped = tree_map_only(torch.Tensor, lambda t: t if isinstance(t, GpuTensor) else GpuTensor(t, card), out)
     if any(argument.alias_info is not None for argument in func._schema.arguments):
         return return_and_correct_aliasing(func, args, kwargs, wrapped)
     return wrapped
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors that an operation writes to."""
+    named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [x for name in written for x in tree_leaves(named.get(name)) if isinstance(x, torch.Tensor)]
+
+
+def _again(func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Do an operation once more on the same memory, its result into that of the first time."""
+    for new, old in zip(tree_leaves(func(*args, **kwargs)), tree_leaves(out), strict=True):
+        if isinstance(old, torch.Tensor) and new.data_ptr() != old.data_ptr():
+            old.copy_(new)
+
+
+class Graph:
+    """A CUDA graph: what is launched while it is recorded, to be launched again on the same tensors."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], object]] = []
+
+    def capture_begin(self, **_: Any) -> None:
+        _now[-1].recording, _now[-1].kept = self.work, []
+
+    def capture_end(self) -> None:
+        """What was done while it was recorded is undone: a GPU has not done it."""
+        _now[-1].recording = None
+        with torch._C._DisableTorchDispatch(), torch.no_grad():  # type: ignore[attr-defined]
+            for written, before in reversed(_now[-1].kept):
+                written.copy_(before)
+
+    def replay(self) -> None:
+        _now[-1].launches["graph"] += 1
+        with torch._C._DisableTorchDispatch(), torch.no_grad():  # type: ignore[attr-defined]
+            for each in self.work:
+                each()
 
 
 def _check_devices(gpu: Gpu, func: Any, args: Any, tensors: list[torch.Tensor]) -> None:
@@ -344,11 +466,12 @@ class _Functions(TorchFunctionMode):
                 args[0].is_in_pinned_memory = True
                 return args[0]
             if func in (torch.Tensor.to, torch.Tensor.cuda) and not isinstance(args[0], GpuTensor):
-                device, dtype, _ = (CUDA, None, False) if func is torch.Tensor.cuda else parse_to(args[1:], kwargs)
+                named = torch.device("cuda"), None, False
+                device, dtype, _ = named if func is torch.Tensor.cuda else parse_to(args[1:], kwargs)
                 if _is_cuda(device):
-                    x = args[0]
-                    moved = _ToGpu.apply(x, dtype) if x.requires_grad and torch.is_grad_enabled() else to_gpu(x, dtype)
-                    return moved
+                    x, card = args[0], card_of(device)
+                    learns = x.requires_grad and torch.is_grad_enabled()
+                    return _ToGpu.apply(x, dtype, card) if learns else to_gpu(x, dtype, card)  # type: ignore[no-untyped-call]
             if func is torch.dropout and isinstance(
                 args[0], GpuTensor
             ):  # on a GPU one kernel, which keeps a byte a number
@@ -363,19 +486,19 @@ class _Functions(TorchFunctionMode):
         """What a function makes that was told to make it on the GPU."""
         if isinstance(kwargs.get("generator"), torch.Generator) and kwargs["generator"].device.type == "cpu":
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
-        needs_grad = bool(kwargs.pop("requires_grad", False))
+        needs_grad, card = bool(kwargs.pop("requires_grad", False)), card_of(kwargs["device"])
         kwargs["device"] = CPU
         made = func(*args, **kwargs)
         if not isinstance(made, GpuTensor):  # torch.tensor and its kin, which copy what they are given
-            made = to_gpu(made)
+            made = to_gpu(made, card=card)
         return made.requires_grad_() if needs_grad else made
 
 
-def _creates_on_gpu(args: Any, kwargs: dict[str, Any]) -> bool:
+def _creates_on_gpu(args: Any, kwargs: dict[str, Any]) -> int | None:
     device = kwargs.get("device")
     if device is not None:
-        return _is_cuda(device)
-    return any(isinstance(x, GpuTensor) for x in tree_leaves((args, kwargs)))
+        return card_of(device) if _is_cuda(device) else None
+    return next((x.card for x in tree_leaves((args, kwargs)) if isinstance(x, GpuTensor)), None)
 
 
 # --- attention ---------------------------------------------------------------------------------------
@@ -393,8 +516,10 @@ class _Flash(torch.autograd.Function):
             mask = None if bias is None else bias.elem
             out = _elementwise_sdpa([x.elem.detach() for x in (q, k, v)], mask, options)
         ctx.options = options
-        made = GpuTensor(out)
-        sums = torch.zeros(q.shape[:3], device=q.device)
+        made = GpuTensor(out, q.card)
+        elems = [x.elem.detach() for x in (q, k, v)]
+        _now[-1].record(lambda: out.copy_(_elementwise_sdpa(elems, mask, options)))
+        sums = torch.empty(q.shape[:3], device=q.device)  # the kernel fills it
         ctx.save_for_backward(q, k, v, made, sums, *(() if bias is None else (bias,)))
         _now[-1].launches["attention"] += 1
         return made
@@ -407,7 +532,7 @@ class _Flash(torch.autograd.Function):
             out = _elementwise_sdpa(parts, bias[0].elem if bias else None, ctx.options)
             found = torch.autograd.grad(out, parts, grads[0].elem)
         _now[-1].launches["attention backward"] += 1
-        return *(GpuTensor(x) for x in found), None, None, None
+        return *(GpuTensor(x, q.card) for x in found), None, None, None
 
 
 def _elementwise_sdpa(parts: list[torch.Tensor], mask: torch.Tensor | None, options: dict[str, Any]) -> torch.Tensor:
@@ -470,11 +595,13 @@ class _FusedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, eps: float) -> Any:
         with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
-            out = _rms_norm(x.elem.detach(), weight.shape, weight.elem.detach(), eps)
-        ctx.save_for_backward(x, weight, torch.zeros(x.shape[:-1], device=x.device))
+            elem, scale = x.elem.detach(), weight.elem.detach()
+            out = _rms_norm(elem, scale.shape, scale, eps)
+        _now[-1].record(lambda: out.copy_(_rms_norm(elem, scale.shape, scale, eps)))
+        ctx.save_for_backward(x, weight, torch.empty(x.shape[:-1], device=x.device))
         ctx.eps = eps
         _now[-1].launches["rms_norm"] += 1
-        return GpuTensor(out)
+        return GpuTensor(out, x.card)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -483,7 +610,8 @@ class _FusedNorm(torch.autograd.Function):
             parts = [part.elem.detach().requires_grad_() for part in (x, weight)]
             found = torch.autograd.grad(_rms_norm(parts[0], weight.shape, parts[1], ctx.eps), parts, grads[0].elem)
         _now[-1].launches["rms_norm backward"] += 1
-        return GpuTensor(found[0]), GpuTensor(found[1]) if ctx.needs_input_grad[1] else None, None
+        of_weight = GpuTensor(found[1], x.card) if ctx.needs_input_grad[1] else None
+        return GpuTensor(found[0], x.card), of_weight, None
 
 
 def rms_norm(x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
@@ -496,36 +624,48 @@ def rms_norm(x: Any, normalized_shape: Any, weight: Any = None, eps: float | Non
     return _FusedNorm.apply(x, weight, eps)
 
 
+@contextlib.contextmanager
+def in_this_thread() -> Iterator[None]:
+    """Another thread than that of `pretend_gpu` computes on the pretended GPU too: torch keeps its modes for each thread."""
+    with _Dispatch(), _Functions():
+        yield
+
+
 # --- the whole ---------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def pretend_gpu(card: Card = Card(), *, values: bool = True) -> Iterator[Gpu]:
+def pretend_gpu(card: Card = Card(), *, values: bool = True, cards: int = 1) -> Iterator[Gpu]:
     """Within it, torch has a GPU.
 
     Args:
         card: what its driver reports.
         values: whether tensors hold numbers; without, models of any size fit, and every value that is read is 1.
+        cards: how many of them there are.
     """
     bitsandbytes: Any = None
     with contextlib.suppress(ImportError):  # imported later it would take its CUDA library, which is not there
         bitsandbytes = importlib.import_module("bitsandbytes")
-    gpu = Gpu(card, values)
+    gpu = Gpu(card, values, cards=cards)
+
+    def free(device: Any = None) -> int:
+        return int(gpu.card.gib * GIB) - gpu.on_card[card_of("cuda" if device is None else device)]
+
     cuda: dict[str, Any] = {
         "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "set_device": lambda device: None,
+        "device_count": lambda: gpu.cards,
+        "current_device": lambda: gpu.current,
+        "set_device": lambda device: setattr(gpu, "current", device),
         "get_device_name": lambda device=None: card.name,
         "get_device_capability": lambda device=None: card.capability,
         "get_device_properties": lambda device=None: SimpleNamespace(
-            name=card.name, total_memory=int(card.gib * GIB), major=card.capability[0], minor=card.capability[1],
+            name=card.name, total_memory=int(gpu.card.gib * GIB), major=card.capability[0], minor=card.capability[1],
             multi_processor_count=132,
         ),
         "is_bf16_supported": lambda *args, **kwargs: card.capability >= (8, 0),
-        "mem_get_info": lambda device=None: (int(card.gib * GIB) - gpu.live, int(card.gib * GIB)),
-        "memory_allocated": lambda device=None: gpu.live,
-        "memory_reserved": lambda device=None: gpu.live,
+        "mem_get_info": lambda device=None: (free(device), int(gpu.card.gib * GIB)),
+        "memory_allocated": lambda device=None: int(gpu.card.gib * GIB) - free(device),
+        "memory_reserved": lambda device=None: int(gpu.card.gib * GIB) - free(device),
         "max_memory_allocated": lambda device=None: gpu.peak,
         "max_memory_reserved": lambda device=None: gpu.peak,
         "reset_peak_memory_stats": lambda device=None: setattr(gpu, "peak", gpu.live),
@@ -536,6 +676,10 @@ def pretend_gpu(card: Card = Card(), *, values: bool = True) -> Iterator[Gpu]:
         "get_rng_state_all": lambda: [torch.get_rng_state()],
         "set_rng_state_all": lambda states: None,
         "manual_seed_all": lambda seed: None,
+        "CUDAGraph": Graph,
+        "Stream": lambda *args, **kwargs: SimpleNamespace(wait_stream=lambda other: None),
+        "current_stream": lambda device=None: SimpleNamespace(wait_stream=lambda other: None),
+        "stream": lambda stream: contextlib.nullcontext(),
     }  # fmt: skip
     functions = _Functions()
     run_backward = torch.autograd._engine_run_backward  # type: ignore[attr-defined]

@@ -29,6 +29,7 @@ T = TypeVar("T")
 # Names in the environment that choose the device and the dtype where a recipe does not.
 DEVICE, DTYPE = "TUNELOOP_DEVICE", "TUNELOOP_DTYPE"
 DTYPES = ("float32", "bfloat16", "float16")
+GRAPHS = "TUNELOOP_CUDA_GRAPHS"  # 0: no CUDA graphs
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Backend:
         optimizer_stretch: numbers that are put together in fp32 at a time: those that stay in a processor's cache, or
             that are worth starting kernels for on a GPU.
         tokens_unread: of an answer that are written before the host reads them, which makes it wait.
+        cache_step: places by which buffers of keys and values grow; on a GPU their length is a multiple of it, since what was
+            recorded (`recorded`) holds for buffers that stay where they are.
         peak_sizes: widths of the matrix products that measure the peak.
         collectives: what connects several processes.
     """
@@ -59,6 +62,7 @@ class Backend:
     softmax_rows: int
     optimizer_stretch: int
     tokens_unread: int
+    cache_step: int
     peak_sizes: tuple[int, ...]
     collectives: str
 
@@ -72,6 +76,11 @@ class Backend:
         torch = sys.modules["torch"]
         return self.kind == "cuda" and hasattr(torch.ops.aten, "_fused_rms_norm_backward")
 
+    @property
+    def records(self) -> bool:
+        """Whether work can be recorded and done again with one call, see `recorded`; `TUNELOOP_CUDA_GRAPHS=0` says no."""
+        return self.kind == "cuda" and os.environ.get(GRAPHS, "1") != "0"
+
 
 CPU = Backend(
     kind="cpu",
@@ -83,6 +92,7 @@ CPU = Backend(
     softmax_rows=32,
     optimizer_stretch=1 << 18,
     tokens_unread=1,
+    cache_step=64,
     peak_sizes=(128, 512, 1024, 2048),
     collectives="gloo",
 )
@@ -96,6 +106,7 @@ _GPU = {
     "softmax_rows": 0,
     "optimizer_stretch": 1 << 23,
     "tokens_unread": 8,
+    "cache_step": 256,
     "peak_sizes": (2048, 4096, 8192),
 }
 BACKENDS = {
@@ -241,6 +252,25 @@ def available() -> float:
     return float(gpu.mem_get_info()[0] + gpu.memory_reserved()) / GIB
 
 
+CARD_SHARE = (
+    0.85  # of a card's free memory that weights may take: the rest is for keys, values and what a pass computes
+)
+
+
+def cards() -> dict[str, float]:
+    """The cards that this process sees, with the memory (GiB) of each; empty on the processor. Nothing is put on them."""
+    gpu = _gpu()
+    if gpu is None or not hasattr(gpu, "mem_get_info"):
+        return {}
+    return {f"{in_use()}:{i}": gpu.get_device_properties(i).total_memory / GIB for i in range(gpu.device_count())}
+
+
+def cards_with_room() -> dict[str, float]:
+    """`cards` with what this process may come to use of each (GiB). Asking takes some 0.4 GiB of each: it is opened for that."""
+    gpu = _gpu()
+    return {name: float(gpu.mem_get_info(i)[0] + gpu.memory_reserved(i)) / GIB for i, name in enumerate(cards())}
+
+
 def memory_now() -> float:
     """In use now: torch's tensors on a GPU, else what is resident in this process."""
     gpu = _gpu()
@@ -350,6 +380,34 @@ def put(tensor: Any, device: torch.device) -> Any:
     if backend(device).is_cpu:
         return tensor
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def recorded(work: Callable[[], T], warm_up: Callable[[], object]) -> tuple[Callable[[], None], T]:
+    """Record what `work` lets the GPU do, as a CUDA graph: the host then starts all of it with one call.
+
+    Args:
+        work: is recorded and not done. It may not make the host wait, and works on the same tensors whenever it is done again.
+        warm_up: is done before, so that libraries are set up and nothing of that is recorded.
+
+    Returns:
+        What does the work once more, and the work's result, whose tensors are then written anew.
+
+    Raises:
+        RuntimeError: it can't be recorded.
+    """
+    import torch
+
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        warm_up()
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            result = work()
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph.replay, result
 
 
 def use(local_rank: int) -> None:

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.device import fits
+from tuneloop.core.device import fits, is_out_of_memory
 from tuneloop.core.errors import UserError
 from tuneloop.inference.batches import Padded, pad_left
 from tuneloop.inference.grammar import Constraint, Grammars
 from tuneloop.inference.pace import QUANTUM, SHARE, Pace
 from tuneloop.inference.prompt import schema_breach
+from tuneloop.inference.replay import StepReplay, may_record, note_failure
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.inference.sampling import Sampler, logprobs
 from tuneloop.inference.stream import TextStream
@@ -252,6 +253,9 @@ class _State:
         hidden: of the last one (B, C).
         token: the last one written (B).
         held: places at the beginning of the cache that no token of a row takes: those of a trained prefix.
+        steps: since the rows or their buffers changed.
+        replay: a step of these rows that was recorded.
+        records: False where that has failed.
     """
 
     cache: Any
@@ -261,6 +265,9 @@ class _State:
     sampler: Sampler
     token: Tensor
     held: int
+    steps: int = 0
+    replay: StepReplay | None = None
+    records: bool = True
 
     @staticmethod
     def read(model: Model, rows: Sequence[Row], padded: Padded, beginning: Any) -> _State:
@@ -282,18 +289,43 @@ class _State:
         """Read the last token of each row."""
         import torch
 
-        self.real = torch.cat((self.real, torch.ones_like(self.real[:, :1])), 1)
         default = next(row.request.adapter for row in rows if row is not None)  # for places of rows that are over
-        with applied([default if row is None else row.request.adapter for row in rows]):
+        adapters = [default if row is None else row.request.adapter for row in rows]
+        if self._replayed(model, rows, adapters):
+            return
+        self.real = torch.cat((self.real, torch.ones_like(self.real[:, :1])), 1)
+        with applied(adapters):
             self.hidden = model.hidden(
                 self.token[:, None], self.positions[:, None], self.real[:, None, None], self.cache
             )[:, -1]
         self.positions = self.positions + 1
 
+    def _replayed(self, model: Model, rows: Sequence[Row | None], adapters: Sequence[str]) -> bool:
+        """Whether the step was done as one that was recorded, see `StepReplay`."""
+        if not self.records:
+            return False
+        self.steps += 1
+        if self.replay is not None and not self.replay.serves(self.cache, adapters):
+            self.replay = None
+        left = max(row.request.max_new_tokens - len(row.new) for row in rows if row is not None)
+        try:
+            if self.replay is None:
+                if not may_record(model, self.cache, self.steps, left):
+                    return False
+                self.replay = StepReplay(model, self.cache, self.real, self.positions, self.token, self.held, adapters)
+            self.hidden, self.real, self.positions = self.replay.next(self.token)
+        except RuntimeError as error:
+            self.replay, self.records = None, False
+            if not is_out_of_memory(error):
+                note_failure(error)
+            return False
+        return True
+
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some rows only."""
         import torch
 
+        self.replay, self.steps = None, 0
         index = torch.tensor(rows, device=self.real.device)
         self.cache, self.real, self.positions = self.cache.select(index), self.real[index], self.positions[index]
         self.hidden, self.token = self.hidden[index], self.token[index]
@@ -304,6 +336,7 @@ class _State:
         import torch
         import torch.nn.functional as F
 
+        self.replay, self.steps = None, 0
         for state in (self, other):
             empty = int(state.real.any(0).long().argmax())
             if empty:  # places that only rows had which are gone

@@ -17,6 +17,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tuneloop.core.device import backend, put
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -33,11 +35,14 @@ class Assignment:
     Args:
         names: the different ones.
         rows: for each row its place among them; empty where there is one for all.
-        tokens: for each name its tokens among those of the pass (indices into rows * length), once the network knows its layout.
+        which: for each token of the pass (rows * length) the place of its name, once the network knows its layout.
+        tokens: for each name its tokens among them (indices); on a GPU, which would have to be waited for, nobody works them out before
+            they are needed.
     """
 
     names: tuple[str, ...]
     rows: tuple[int, ...] = ()
+    which: Tensor | None = None
     tokens: tuple[Tensor, ...] = ()
 
     @property
@@ -100,30 +105,54 @@ def some_rows(rows: slice) -> Iterator[None]:
     if now is None or not now.mixed:
         yield
         return
-    with _holds(replace(now, rows=now.rows[rows])):
+    with _holds(replace(now, rows=now.rows[rows], which=None, tokens=())):
         yield
 
 
 @contextmanager
-def rows_of_tokens(rows: Sequence[int] | Tensor, device: torch.device) -> Iterator[None]:
+def rows_of_tokens(of_tokens: Tensor, rows: int) -> Iterator[None]:
     """Within the network: the row that each token of the pass belongs to, in the layout that layers see.
+
+    What was said before for as many tokens holds on: a pass that is recorded can't work it out anew.
+
+    Args:
+        of_tokens: a row for each token, on the device of the pass.
+        rows: of the pass.
 
     Raises:
         ValueError: adapters were named for another number of rows.
     """
     now = _ASSIGNED.get()
-    if now is None or not now.mixed:
+    if now is None or not now.mixed or (now.which is not None and len(now.which) == len(of_tokens)):
         yield
         return
     import torch
 
-    of_tokens = torch.as_tensor(rows, device=device)
-    if len(of_tokens) and int(of_tokens.max()) >= len(now.rows):
-        raise ValueError(f"adapters are named for {len(now.rows)} rows, and the pass has {int(of_tokens.max()) + 1}")
-    which = torch.tensor(now.rows, device=device)[of_tokens]
-    tokens = tuple((which == i).nonzero()[:, 0] for i in range(len(now.names)))
-    with _holds(replace(now, tokens=tokens)):
+    if rows != len(now.rows):
+        raise ValueError(f"adapters are named for {len(now.rows)} rows, and the pass has {rows}")
+    which = put(torch.tensor(now.rows), of_tokens.device).index_select(0, of_tokens)
+    found = replace(now, which=which)
+    if backend(of_tokens.device).is_cpu:
+        found = replace(found, tokens=_tokens_of(found))
+    with _holds(found):
         yield
+
+
+@contextmanager
+def tokens_on(device: torch.device) -> Iterator[None]:
+    """Within the network: what is said of tokens, on the card of some layers."""
+    now = _ASSIGNED.get()
+    if now is None or now.which is None:
+        yield
+        return
+    with _holds(replace(now, which=now.which.to(device), tokens=tuple(at.to(device) for at in now.tokens))):
+        yield
+
+
+def _tokens_of(now: Assignment) -> tuple[Tensor, ...]:
+    if now.which is None:
+        raise ValueError("rows with different adapters go through the model's own pass only")
+    return now.tokens or tuple((now.which == i).nonzero()[:, 0] for i in range(len(now.names)))
 
 
 class Update(Protocol):
@@ -136,7 +165,13 @@ class Update(Protocol):
         """The base layer's output `y` (tokens, C) of `x` with the adapter's part added."""
 
 
-def forward_assigned(base: Any, find: Callable[[str], Update | None], x: Tensor, now: Assignment) -> Tensor:
+# Adds all adapters' parts to the base layer's output `y` of `x`, to each token the part of its own.
+AddAll = Callable[["Tensor", "Tensor", Assignment], "Tensor | None"]
+
+
+def forward_assigned(
+    base: Any, find: Callable[[str], Update | None], x: Tensor, now: Assignment, add_all: AddAll | None = None
+) -> Tensor:
     """A layer's output where each token takes the adapter that is assigned to its row, or none.
 
     The base's product is computed once for all tokens; each adapter then adds its part to its own.
@@ -144,16 +179,17 @@ def forward_assigned(base: Any, find: Callable[[str], Update | None], x: Tensor,
     Args:
         base: the layer without adapters.
         find: the adapter of a name in this layer, which may have none of it.
+        add_all: adds the parts of all at once, where it can; on a GPU, where work is not cut into small pieces.
     """
     if not now.mixed:
         update = find(now.names[0])
         alone: Tensor = base(x) if update is None else update.forward_alone(x)
         return alone
-    if not now.tokens:
-        raise ValueError("rows with different adapters go through the model's own pass only")
     flat = x.flatten(0, -2)
     y: Tensor = base(flat)
-    for name, at in zip(now.names, now.tokens, strict=True):
+    if add_all is not None and not now.tokens and (all_added := add_all(flat, y, now)) is not None:
+        return all_added.view(*x.shape[:-1], y.shape[-1])
+    for name, at in zip(now.names, _tokens_of(now), strict=True):
         if (update := find(name)) is not None and len(at):
             y = y.index_copy(0, at, update.added(flat[at], y[at]).to(y.dtype))
     return y.view(*x.shape[:-1], y.shape[-1])

@@ -72,6 +72,17 @@ def adapters_of(model: Model) -> list[str]:
     return sorted(_names_alongside(model))
 
 
+def unload_adapter(model: Model, name: str) -> None:
+    """Take out an adapter that was loaded alongside others; naming it is an error from now on."""
+    from tuneloop.models.lora import switches
+    from tuneloop.models.prefix import prefixes_alongside
+
+    _names_alongside(model).discard(name)
+    for switch in switches(model.net).values():
+        switch.drop(name)
+    prefixes_alongside(model.net).pop(name, None)
+
+
 def check_adapter(model: Model, name: str) -> None:
     """Refuse an adapter that is not there: a row must never be answered by the base in its place.
 

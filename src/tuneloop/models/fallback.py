@@ -126,7 +126,7 @@ def hidden(
     if positions_BT is not None:
         positions_BT = positions_BT.expand(ids_BT.shape)
     rows, length = ids_BT.shape
-    with rows_of_tokens(torch.arange(rows, device=ids_BT.device).repeat_interleave(length), ids_BT.device):
+    with rows_of_tokens(torch.arange(rows, device=ids_BT.device).repeat_interleave(length), rows):
         decoder: Any = net.get_decoder()  # type: ignore[operator]
         out = decoder(
             input_ids=ids_BT,

@@ -10,10 +10,11 @@ Proven equal to Transformers in tests/models/test_llama.py.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuneloop.core.device import backend, put, varlen_attention
-from tuneloop.models.adapters import is_mixed, rows_of_tokens, some_rows
+from tuneloop.models.adapters import is_mixed, rows_of_tokens, some_rows, tokens_on
 from tuneloop.models.lora import side_by_side
 
 # Shape suffixes: B rows, T new tokens, S tokens attended to, H heads, K key heads, G = H / K, D head size, C hidden size.
@@ -164,44 +165,64 @@ class KeyValues:
     """Keys and values of the tokens read so far, for each layer (B, K, S, D), in buffers that grow in steps.
 
     Attention reads whole buffers, the unused end masked: a narrowed view would be copied at every step.
+
+    Args:
+        layers: of the model.
+        device: where the buffers will be, which says by how much they grow; None: the processor.
+        cards: of each layer, where they are on several.
     """
 
-    STEP = 64
     keeps = True  # whether what extends it stays in it
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, device: torch.device | None = None, cards: Sequence[torch.device] = ()) -> None:
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
         self.lengths = [0] * layers
+        self.device, self.cards = device or torch.device("cpu"), cards
+        self.at: Tensor | None = None  # (1), the place of the next token, where that is read on the device
 
     @property
     def length(self) -> int:
         """Tokens held a row, padding included."""
         return self.lengths[0]
 
+    @property
+    def capacity(self) -> int:
+        """Length of the buffers."""
+        return 0 if self.keys[0] is None else self.keys[0].shape[2]
+
+    def room_for(self, needed: int) -> int:
+        """Length of new buffers that are to hold so many tokens, and a few more."""
+        step = backend(self.device).cache_step
+        return needed + step if backend(self.device).is_cpu else (needed // step + 1) * step
+
     def capacity_for(self, new: int) -> int:
         """Length of the buffers once `new` more tokens are in them."""
-        first = self.keys[0]
-        held = 0 if first is None else first.shape[2]
         needed = self.lengths[0] + new
-        return held if held >= needed else needed + self.STEP
+        return self.capacity if self.capacity >= needed else self.room_for(needed)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new tokens' keys and values and return the buffers (B, K, `capacity_for`, D)."""
+        """Append the new tokens' keys and values and return the buffers (B, K, `capacity_for`, D).
+
+        With `at` a single token is put at that place, and the buffers' length is left to who has set it.
+        """
+        if self.at is not None:
+            for held, added in ((self.keys, keys), (self.values, values)):
+                held[layer].index_copy_(2, self.at, added)  # type: ignore[union-attr]
+            return self.keys[layer], self.values[layer]  # type: ignore[return-value]
         old, new = self.lengths[layer], self.lengths[layer] + keys.shape[2]
         for held, added in ((self.keys, keys), (self.values, values)):
             buffer = held[layer]
             if buffer is None or buffer.shape[2] < new:
-                buffer = self._grow(
-                    held, layer, added, (added.shape[0], added.shape[1], new + self.STEP, added.shape[3])
-                )
+                shape = (added.shape[0], added.shape[1], self.room_for(new), added.shape[3])
+                buffer = self._grow(held, layer, added, shape)
             buffer[:, :, old:new] = added
         self.lengths[layer] = new
         return self.keys[layer], self.values[layer]  # type: ignore[return-value]
 
     def _grow(self, held: list[Tensor | None], layer: int, like: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Put a larger buffer of the kind of `like` in the place of a layer's."""
-        buffer, grown = held[layer], like.new_zeros(shape)
+        buffer, grown = held[layer], like.new_zeros(shape, device=self.cards[layer] if self.cards else like.device)
         if buffer is not None:
             grown[:, :, : self.lengths[layer]] = buffer[:, :, : self.lengths[layer]]
         held[layer] = grown
@@ -220,11 +241,13 @@ class KeyValues:
 
         Of a slice it is a window on buffers that have room: what extends it is written here too.
         """
-        return self._with([None if k is None else k[rows] for k in self.keys],
-                          [None if v is None else v[rows] for v in self.values], self.length)  # fmt: skip
+        of = {card: rows.to(card) for card in dict.fromkeys(self.cards)} if isinstance(rows, Tensor) else {}
+        at = [of.get(card, rows) for card in self.cards or [self.device] * len(self.keys)]
+        return self._with([None if k is None else k[i] for k, i in zip(self.keys, at, strict=True)],
+                          [None if v is None else v[i] for v, i in zip(self.values, at, strict=True)], self.length)  # fmt: skip
 
     def _with(self, keys: list[Tensor | None], values: list[Tensor | None], length: int) -> KeyValues:
-        found = KeyValues(len(keys))
+        found = KeyValues(len(keys), self.device, self.cards)
         found.keys, found.values, found.lengths = keys, values, [length] * len(keys)
         return found
 
@@ -234,12 +257,12 @@ class KeyValues:
         Args:
             held: places at the beginning that are the same in all rows (a prefix).
         """
-        both = KeyValues(len(self.keys))
+        both = KeyValues(len(self.keys), self.device, self.cards)
         length = max(self.length, other.length)
         for into, mine, theirs in ((both.keys, self.keys, other.keys), (both.values, self.values, other.values)):
             for layer, (a, b) in enumerate(zip(mine, theirs, strict=True)):
                 assert a is not None and b is not None
-                grown = a.new_zeros(a.shape[0] + b.shape[0], a.shape[1], length + self.STEP, a.shape[3])
+                grown = a.new_zeros(a.shape[0] + b.shape[0], a.shape[1], self.room_for(length), a.shape[3])
                 for rows, part, n in (
                     (slice(None, a.shape[0]), a, self.length),
                     (slice(a.shape[0], None), b, other.length),
@@ -276,8 +299,8 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
     """Scaled dot-product attention with shared key heads (Ainslie et al. 2023, arXiv 2305.13245).
 
     Args:
-        bias: added to the scores (B or 1, 1, T, S), which hides from each query all keys from S - T behind its own place; None: causal, the
-            queries being the last T of S tokens.
+        bias: added to the scores (B or 1, 1, T, S), which hides from each query all keys from S - T behind its own place; (.., G T, S)
+            where it is that of a GPU's folded heads already, see `folds`; None: causal, the queries being the last T of S tokens.
 
     Returns:
         Mixed values (B, T, H * D).
@@ -300,6 +323,11 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
     return out.transpose(1, 2).reshape(B, T, H * D)
 
 
+def folds(T: int, K: int, D: int) -> bool:
+    """Whether on a GPU the heads of a group become further queries: their mask is not larger than keys and values."""
+    return T <= 2 * K * D
+
+
 def _by_kernel(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) -> Tensor:
     """`attend` by torch's kernels (B, H, T, D), on a GPU always by one that holds no scores.
 
@@ -317,10 +345,9 @@ def _by_kernel(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | No
         return sdpa(queries, k_BKSD, v_BKSD, is_causal=T > 1, enable_gqa=G > 1)[:, :, front:]
     if G == 1 or backend(q_BHTD.device).is_cpu:
         return sdpa(q_BHTD, k_BKSD, v_BKSD, attn_mask=bias, enable_gqa=G > 1)
-    if T <= 2 * K * D:
-        return sdpa(q_BHTD.reshape(-1, K, G * T, D), k_BKSD, v_BKSD, attn_mask=bias.repeat(1, 1, G, 1)).view(
-            q_BHTD.shape
-        )
+    if folds(T, K, D):
+        folded = bias if bias.shape[2] == G * T else bias.repeat(1, 1, G, 1)
+        return sdpa(q_BHTD.reshape(-1, K, G * T, D), k_BKSD, v_BKSD, attn_mask=folded).view(q_BHTD.shape)
     return sdpa(q_BHTD, k_BKSD.repeat_interleave(G, 1), v_BKSD.repeat_interleave(G, 1), attn_mask=bias)
 
 
@@ -362,6 +389,12 @@ class Documents:
         self.positions = put(steps, device)[None]
         ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
         self.ends = put(ends, device)
+
+    def to(self, device: torch.device) -> Documents:
+        """The same on another card."""
+        moved = copy.copy(self)
+        moved.positions, moved.ends = self.positions.to(device), self.ends.to(device)
+        return moved
 
     def attend(self, q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor) -> Tensor:
         """Causal attention within each row: mixed values (1, N, H * D).
@@ -624,6 +657,16 @@ class Pass:
     layout: Shared | Packed | Documents | None = None
     seen: int = 0
 
+    def to(self, device: torch.device) -> Pass:
+        """The same on another card."""
+        layout = self.layout
+        if isinstance(layout, Packed):
+            layout = replace(layout, places=layout.places.to(device))
+        elif isinstance(layout, Documents):
+            layout = layout.to(device)
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, rope=(self.rope[0].to(device), self.rope[1].to(device)), bias=bias, layout=layout)
+
 
 def _picked(x_BTC: Tensor, wanted: Tensor | None) -> Tensor:
     """The wanted of all tokens (1, N, C); without a choice all of them, as they are."""
@@ -707,6 +750,11 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RmsNorm(config.hidden_size, config.norm_eps)
         self._frequencies: Tensor | None = None  # of the rotary embedding, on the device
+        self.cards: tuple[torch.device, ...] = ()  # of the layers, where they are on several
+
+    def spread(self) -> None:
+        """Take note of which card each layer is on."""
+        self.cards = tuple(layer.input_layernorm.weight.device for layer in self.layers)  # type: ignore[union-attr,misc]
 
     def _bias(self, x: Tensor, new: int, mask: Tensor | None, cache: KeyValues | None) -> Tensor | None:
         """What all layers add to the scores of `new` tokens a row; None leaves causality to SDPA."""
@@ -714,9 +762,15 @@ class LlamaModel(nn.Module):
             if cache is None or not backend(x.device).is_cpu:
                 return None
             mask = causal_mask(new, cache.length, x.device)
-        if cache is not None:  # buffers are longer than what they hold
-            mask = F.pad(mask, (0, cache.capacity_for(new) - mask.shape[-1]), value=False)
-        return bias_of(mask, x.dtype)
+        if cache is not None and (
+            unused := cache.capacity_for(new) - mask.shape[-1]
+        ):  # buffers are longer than what they hold
+            mask = F.pad(mask, (0, unused), value=False)
+        bias = bias_of(mask, x.dtype)
+        groups = self.config.heads // self.config.key_heads
+        if not backend(x.device).is_cpu and groups > 1 and folds(new, self.config.key_heads, self.config.head_size):
+            return bias.repeat(1, 1, groups, 1)  # once for all layers
+        return bias
 
     def rope(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, 1, T, D) at these positions; the sine's first half is negated for `rotate`."""
@@ -772,7 +826,8 @@ class LlamaModel(nn.Module):
             return self._layers(x, now, wanted)[0]
         if prefix or wanted is not None:
             raise ValueError("rows with different adapters share no beginning")
-        with rows_of_tokens([row for row, n in enumerate(lengths) for _ in range(n)], x.device):
+        of_tokens = torch.tensor([row for row, n in enumerate(lengths) for _ in range(n)], device=x.device)
+        with rows_of_tokens(of_tokens, len(lengths)):
             return self._layers(x, now)[0]
 
     def documents(self, lengths: Sequence[int], ids_N: Tensor, wanted: Tensor | None = None) -> Tensor:
@@ -799,7 +854,7 @@ class LlamaModel(nn.Module):
             return self._packed(x, now)
         rows, length = ids_BT.shape
         of_tokens = torch.arange(rows, device=x.device).repeat_interleave(length)
-        with rows_of_tokens(of_tokens if packed is None else of_tokens[packed.places], x.device):
+        with rows_of_tokens(of_tokens if packed is None else of_tokens[packed.places], rows):
             return self._packed(x, now)
 
     def _packed(self, x: Tensor, now: Pass) -> Tensor:
@@ -808,11 +863,24 @@ class LlamaModel(nn.Module):
         return now.layout.spread(self._layers(now.layout.pack(x), now))
 
     def _layers(self, x: Tensor, now: Pass, wanted: Tensor | None = None) -> Tensor:
+        if self.cards:
+            return self._layers_of_cards(x, now, wanted)
         *below, last = self.layers
         for layer in below:
             x = layer(x, now)
         x = last(x, now, wanted)
         out: Tensor = self.norm(x)
+        return out
+
+    def _layers_of_cards(self, x: Tensor, now: Pass, wanted: Tensor | None) -> Tensor:
+        """`_layers` of a model on several cards: states go from one to the next, and at the end back to the first."""
+        first, last = x.device, self.layers[-1]
+        for card, run in itertools.groupby(zip(self.layers, self.cards, strict=True), key=lambda pair: pair[1]):
+            x, now = x.to(card), now.to(card)
+            with tokens_on(card):
+                for layer, _ in run:
+                    x = layer(x, now, wanted.to(card)) if layer is last and wanted is not None else layer(x, now)
+        out: Tensor = self.norm(x.to(first))
         return out
 
 
@@ -829,7 +897,7 @@ class Llama(nn.Module):
 
     def new_cache(self) -> KeyValues:
         """An empty cache."""
-        return KeyValues(self.config.layers)
+        return KeyValues(self.config.layers, self.lm_head.weight.device, self.model.cards)
 
     def hidden(
         self,

@@ -68,8 +68,13 @@ class Model:
         return isinstance(self.net, Llama)
 
     @property
+    def is_spread(self) -> bool:
+        """Whether its layers are on several cards, see `models.spread`."""
+        return self.is_own and bool(self.net.model.cards)  # type: ignore[union-attr]
+
+    @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the weights are; of a model on several cards the first, which takes tokens and gives states."""
         return self.head.device
 
     def new_cache(self) -> Any:
@@ -177,15 +182,21 @@ class Model:
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device: str = "", prepare: Callable[[nn.Module], None] | None = None
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "",
+    prepare: Callable[[nn.Module], None] | None = None,
+    alone: bool | None = None,
 ) -> Model:
     """Load a model by folder, short name or hub name.
 
     Args:
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: see `core.device.default_dtype`.
-        device: where the weights go; default: a GPU where there is one.
+        device: where the weights go; default: a GPU where there is one, or several where one has no room (`models.spread`).
         prepare: what is done to each layer once it is on the device, before the next one goes there: brought to four bits,
             a model needs no more room than it keeps.
+        alone: whether this process may take all cards; default: if it is the only one.
 
     Raises:
         UserError: it can't be found, or its files are damaged.
@@ -196,7 +207,9 @@ def load_model(
     config = read_json(folder / "config.json")
     template = load_template(folder)
     kind = default_dtype(device or None) if dtype == "auto" else getattr(torch, dtype)
-    net = place(_load_net(folder, config, kind), device or in_use(), prepare)
+    read = _load_net(folder, config, kind)
+    spreads = not device and (processes() == 1 if alone is None else alone)
+    net = place_where_room_is(read, prepare) if spreads else place(read, device or in_use(), prepare)
     return Model(name, folder, net, template, config, fingerprint(folder))
 
 
@@ -211,6 +224,15 @@ def place(net: nn.Module, device: str, prepare: Callable[[nn.Module], None] | No
         for layer in layers_of(net):
             prepare(layer.to(device))
     return net.to(device).requires_grad_(False).eval()
+
+
+def place_where_room_is(net: nn.Module, prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
+    """Move a model to the device in use; one that its memory has no room for goes to several cards, if this process sees some."""
+    from tuneloop.models.quantised import SHARE_LEFT
+    from tuneloop.models.spread import cards_for, put_on_cards
+
+    cards = cards_for(net, layers_of(net), smaller=1.0 if prepare is None else SHARE_LEFT)
+    return put_on_cards(net, cards, prepare) if cards else place(net, in_use(), prepare)
 
 
 def layers_of(net: Any) -> list[Any]:

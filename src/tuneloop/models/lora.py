@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tuneloop.core.device import put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, user_errors_of_the_disk, write_bytes, write_json
-from tuneloop.models.adapters import ATTACHED, assignment, forward_assigned
+from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
 from tuneloop.models.quantised import Nf4Linear
 from tuneloop.models.sharded import copied, spread, whole
 
@@ -141,6 +142,7 @@ class LoraLinear(nn.Module):
         self.register_buffer("start_B", b.clone().to(weight.device) if shape.start == "pissa" else None)
         self.lora_A = nn.Parameter(a.to(weight.device))
         self.lora_B = nn.Parameter(b.to(weight.device))
+        self._kept: tuple[Any, tuple[Tensor, Tensor]] | None = None  # see `factors`
         self.lora_magnitude_vector: nn.Parameter | None = None
         if shape.dora:
             self.lora_magnitude_vector = nn.Parameter(weight.float().norm(dim=1))
@@ -177,10 +179,29 @@ class LoraLinear(nn.Module):
             return self.forward_alone(x)
         return forward_assigned(self.base_layer, lambda name: self if name == ATTACHED else None, x, now)
 
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A (r, inputs) and B times the scale (outputs, r) in a dtype, for answers; those of an adapter that does not learn are kept.
+
+        Without that they are half of what a GPU is asked to start for a token.
+        """
+        if self.lora_A.requires_grad:
+            return self._factors(dtype)
+        state = dtype, *((id(p), p.device, p.dtype, p._version) for p in (self.lora_A, self.lora_B))
+        kept = self._kept  # of this thread: another one may put its own there
+        if kept is None or kept[0] != state:
+            kept = self._kept = state, self._factors(dtype)
+        return kept[1]
+
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        a, b = self.matrices()
+        return a.to(dtype), (b * self.scale).to(dtype)
+
     def forward_alone(self, x: Tensor) -> Tensor:
         """The layer's output with this adapter on all tokens."""
         base = self.base_layer
         flat = x.flatten(0, -2)
+        if not torch.is_grad_enabled() and not (self.dropout and self.training):
+            return self.added(flat, base(flat)).view(*x.shape[:-1], -1)
         z = torch.dropout(flat, self.dropout, self.training) if self.dropout and self.training else None
         a, b = self.matrices()
         bias: Tensor | None = base.bias  # type: ignore[assignment]
@@ -199,14 +220,13 @@ class LoraLinear(nn.Module):
 
     def added(self, x: Tensor, y: Tensor) -> Tensor:
         """The base layer's output `y` (tokens, outputs) of `x` (tokens, inputs) with the update; for answers, not for training."""
-        a, b = self.matrices()
-        low = x @ a.to(x.dtype).t()
-        up = (b * self.scale).to(x.dtype).t()
+        a, b = self.factors(x.dtype)
+        low = x @ a.t()
         if self.lora_magnitude_vector is None:
-            return y.addmm(low, up)
+            return y.addmm(low, b.t())
         bias: Tensor | None = self.base_layer.bias  # type: ignore[assignment]
-        y = (y if bias is None else y - bias).addmm(low, up)
-        y = y * (self.lora_magnitude_vector / self._norms(a, b)).to(y.dtype)
+        y = (y if bias is None else y - bias).addmm(low, b.t())
+        y = y * (self.lora_magnitude_vector / self._norms(*self.matrices())).to(y.dtype)
         return y if bias is None else y + bias
 
     @torch.no_grad()
@@ -367,6 +387,7 @@ class Switch(nn.Module):
         super().__init__()
         self.inner = inner  # nn.Linear, Nf4Linear or LoraLinear
         self.updates = nn.ModuleDict()
+        self._together: tuple[Any, tuple[Tensor, Tensor, Tensor]] | None = None  # see `_of_all`
 
     @property
     def base_layer(self) -> nn.Module:
@@ -384,7 +405,45 @@ class Switch(nn.Module):
         if now is None:
             out: Tensor = self.inner(x)
             return out
-        return forward_assigned(self.base_layer, self.update, x, now)
+        return forward_assigned(self.base_layer, self.update, x, now, None if x.device.type == "cpu" else self._add_all)
+
+    def _add_all(self, x: Tensor, y: Tensor, now: Assignment) -> Tensor | None:
+        """All updates' parts in two products, however many there are: what is not a token's own is set to zero between them.
+
+        None where one of them does more than add a product, or is attached and may change.
+        """
+        updates = [self.update(name) for name in now.names]
+        if ATTACHED in now.names or any(u is not None and u.lora_magnitude_vector is not None for u in updates):
+            return None
+        if not any(updates):
+            return y
+        a, b, own = self._of_all(now.names, updates, x.dtype)
+        assert now.which is not None
+        low = (x @ a.t()).mul_(own.index_select(0, now.which))
+        return y.addmm_(low, b)
+
+    def _of_all(
+        self, names: tuple[str, ...], updates: Sequence[LoraLinear | None], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The updates' A one below the other (R, inputs), their B (R, outputs), and for each name 1 where a rank is its own (names, R).
+
+        Those of the last names are kept.
+        """
+        together = self._together  # of this thread: another one may put its own there
+        if together is None or together[0] != (names, dtype):
+            factors = [None if u is None else u.factors(dtype) for u in updates]
+            ranks = [0 if pair is None else len(pair[0]) for pair in factors]
+            own: Tensor = torch.block_diag(*(torch.ones(1, r) for r in ranks))  # type: ignore[no-untyped-call]
+            found = [pair for pair in factors if pair is not None]
+            a, b = torch.cat([pair[0] for pair in found]), torch.cat([pair[1].t() for pair in found])
+            together = self._together = (names, dtype), (a, b, put(own.to(dtype), a.device))
+        return together[1]
+
+    def drop(self, name: str) -> None:
+        """Take the adapter of that name out of this layer."""
+        self._together = None
+        if name in self.updates:
+            del self.updates[name]
 
     def update(self, name: str) -> LoraLinear | None:
         """The adapter of that name in this layer."""
@@ -395,6 +454,19 @@ class Switch(nn.Module):
 def switches(net: nn.Module) -> dict[str, Switch]:
     """The layers that adapters were loaded alongside, by module name."""
     return {name: module for name, module in net.named_modules() if isinstance(module, Switch)}
+
+
+def operands(net: nn.Module) -> list[Any]:
+    """All that passes compute with: who holds it keeps it where it is in memory, whatever is unloaded meanwhile."""
+    modules = _modules(net)
+    kept = [(getattr(m, "_kept", None), getattr(m, "_together", None)) for m in modules]
+    return [*modules, *(part for parts in kept for part in parts if part is not None)]
+
+
+def _modules(net: nn.Module) -> list[nn.Module]:
+    """All modules; another thread may load an adapter meanwhile, which ends torch's own walk with an error."""
+    children = [each for each in list(net._modules.values()) if each is not None]
+    return [net, *(module for child in children for module in _modules(child))]
 
 
 def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
@@ -417,8 +489,9 @@ def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = ""
                 "The same tensors are loaded already, with another scale (lora_alpha)", where=str(folder),
                 next_step="unload that adapter first",
             )  # fmt: skip
-        switch.updates[name] = update.requires_grad_(False).eval()
-        _put(net, place, switch)
+        if known is None:  # one that is there may be in use
+            switch.updates[name] = update.requires_grad_(False).eval()
+            _put(net, place, switch)
     return name
 
 

@@ -59,7 +59,7 @@ class _Before(KeyValues):
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         rows = keys.shape[0]
-        before_k, before_v = (part.expand(rows, -1, -1, -1) for part in self.parts[layer])
+        before_k, before_v = (part.expand(rows, -1, -1, -1).to(keys.device) for part in self.parts[layer])
         return torch.cat((before_k, keys), 2), torch.cat((before_v, values), 2)
 
 
@@ -75,17 +75,19 @@ def _look_at_prefix(module: nn.Module, arguments: tuple[Any, ...], keywords: dic
     given = dict.fromkeys(names) | dict(zip(names, arguments, strict=False)) | keywords
     ids, mask, cache = given["ids_BT"], given["mask"], given["cache"]
     assert isinstance(ids, Tensor)
-    key_values = prefix.key_values(module.embed_tokens.weight.dtype)  # type: ignore[arg-type,union-attr]
+    dtype: torch.dtype = module.embed_tokens.weight.dtype  # type: ignore[union-attr,assignment]
     positions = given["positions_BT"]
     if positions is None:
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
     if mask is not None:
         mask = F.pad(mask, (prefix.length, 0), value=True)
     if cache is None:
-        cache = _Before(key_values)
+        cache = _Before(prefix.key_values(dtype))
     elif not cache.length:  # a new one: its buffers begin with the prefix
-        cache.keys = [pair[0][None] for pair in key_values]
-        cache.values = [pair[1][None] for pair in key_values]
+        key_values = prefix.key_values(dtype)
+        cards = module.cards or [ids.device] * len(key_values)
+        cache.keys = [pair[0][None].to(card) for pair, card in zip(key_values, cards, strict=True)]  # type: ignore[arg-type]
+        cache.values = [pair[1][None].to(card) for pair, card in zip(key_values, cards, strict=True)]  # type: ignore[arg-type]
         cache.lengths = [prefix.length] * prefix.layers
     return (ids, positions + prefix.length, mask, cache), {"real_BT": keywords.get("real_BT")}
 
@@ -98,11 +100,14 @@ def add_prefix(net: nn.Module, ids: Sequence[int]) -> Prefix:
     """
     model = _llama(net)
     device = model.embed_tokens.weight.device
-    cache = KeyValues(net.config.layers)  # type: ignore[union-attr,arg-type]
+    cache = net.new_cache()  # type: ignore[operator]
     with torch.no_grad():
         net.hidden(torch.tensor([list(ids)], device=device), cache=cache)  # type: ignore[operator]
     V = len(ids)
-    pairs = [torch.stack((k[0, :, :V], v[0, :, :V])) for k, v in zip(cache.keys, cache.values, strict=True)]  # type: ignore[index]
+    pairs = [
+        torch.stack((k[0, :, :V], v[0, :, :V])).to(device)
+        for k, v in zip(cache.keys, cache.values, strict=True)
+    ]
     values_V = torch.stack(pairs).permute(3, 0, 1, 2, 4).reshape(V, -1)  # from (N, 2, K, V, D)
     return _attach(net, values_V)
 
@@ -152,7 +157,7 @@ def load_prefix_alongside(net: nn.Module, folder: Path, base_fingerprint: str = 
     prefix = Prefix(values, net.config.layers, net.config.key_heads).requires_grad_(False)  # type: ignore[union-attr,arg-type]
     if getattr(model, "prefixes", None) is None:
         model.prefixes = {}
-    model.prefixes[name] = prefix.to(model.embed_tokens.weight.device)
+    model.prefixes.setdefault(name, prefix.to(model.embed_tokens.weight.device))  # one that is there may be in use
     _hook(model)
     return name
 

@@ -13,6 +13,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.models.sharded import whole
 
 BLOCK = 64  # weights that share a scale, as in the paper
+SHARE_LEFT = 4.13 / 16  # of a layer's bytes in 16 bits
 
 
 class _FrozenProduct(torch.autograd.Function):

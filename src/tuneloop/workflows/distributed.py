@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tuneloop.core.device import release_memory
+from tuneloop.core.device import default_dtype, release_memory
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.crew import SharedWork
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.sharded import is_first, processes, rank
+from tuneloop.models.spread import needs_several_cards
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.run_context import RunContext, attach_trained
 from tuneloop.workflows.stored import keep_checkpoints
@@ -59,11 +60,22 @@ class Answers:
     tuned: bool
 
 
-def shared_out(recipe: Recipe) -> int | None:
-    """The command that is being run, in a process on each of several GPUs (`train.gpus`), and the exit status of the first; None: there is one."""
+@dataclass(frozen=True)
+class LetGo:
+    """All processes but the first free their devices: it needs them by itself."""
+
+
+def shared_out(recipe: Recipe, *, answers_only: bool = False) -> int | None:
+    """The command that is being run, in a process on each of several GPUs (`train.gpus`), and the exit status of the first; None: there is one.
+
+    Args:
+        answers_only: nothing is trained, so that a model that needs several GPUs by itself is asked by one process.
+    """
     from tuneloop.train.distributed import processes_wanted, start_processes
 
     count = processes_wanted(recipe.train.gpus)
+    if count > 1 and answers_only and needs_several_cards(recipe.model, default_dtype()):
+        return None
     return None if count == 1 else start_processes(count, [sys.executable, "-m", "tuneloop", *sys.argv[1:]])
 
 
@@ -76,13 +88,16 @@ def leading(job: RunContext) -> Iterator[None]:
         if is_first():
             if processes() > 1:
                 job.crew = lambda work, progress: _answered(job, work, progress)
+                job.others_let_go = lambda: broadcast(LetGo())
             yield
             broadcast(None)
             return
         try:
             follower = RunContext(job.recipe, job.folder)
             while (part := receive()) is not None:
-                if isinstance(part, Answers):
+                if isinstance(part, LetGo):
+                    _let_go(follower)
+                elif isinstance(part, Answers):
                     _give_answers(follower, part)
                 else:
                     _take_part(follower, part)
@@ -155,11 +170,18 @@ def _answered(job: RunContext, work: SharedWork, progress: Progress) -> list[Any
 
 def _give_answers(job: RunContext, asked: Answers) -> None:
     """A following process's share of the answers; it keeps nothing of the training, which may fill its device."""
-    if job.__dict__.pop("training_model", None) is not None:
-        release_memory()
+    if "training_model" in job.__dict__:
+        _let_go(job)
     if asked.tuned:
         attach_trained(job)
     _own_part(job, asked.work, no_progress)
+
+
+def _let_go(job: RunContext) -> None:
+    """Free the device of what a following process has loaded."""
+    for name in ("training_model", "model"):
+        job.__dict__.pop(name, None)
+    release_memory()
 
 
 def _own_part(job: RunContext, work: SharedWork, progress: Progress) -> list[Any]:

@@ -115,7 +115,7 @@ def processes_to_start(question: EvalTarget) -> int | None:
     if question.on or not question.target:
         return None
     found = _resolved(question, lambda line: None)
-    return None if _gguf(found) is not None else shared_out(_recipe(found))
+    return None if _gguf(found) is not None else shared_out(_recipe(found), answers_only=True)
 
 
 def _evaluated(job: RunContext, question: EvalTarget) -> Result:

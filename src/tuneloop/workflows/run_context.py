@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.device import default_dtype, is_out_of_memory, needs_scaling, release_memory
+from tuneloop.core.device import default_dtype, in_use, is_out_of_memory, needs_scaling, release_memory
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, read_yaml, sha256_file
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.methods import method_named
 from tuneloop.models.names import resolve
-from tuneloop.models.sharded import processes
+from tuneloop.models.sharded import is_first, processes
 from tuneloop.models.trained import load_trained
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.record import R, read_record
@@ -44,6 +44,7 @@ class RunContext:
         tuned: whether the model holds the run's result.
         on_record: gets each record of the training's metrics.
         crew: asks the other processes of the run for their parts of the model's answers; None: there are none.
+        others_let_go: has the other processes free their devices.
     """
 
     recipe: Recipe
@@ -53,6 +54,7 @@ class RunContext:
     tuned: bool = False
     on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
     crew: Crew | None = None
+    others_let_go: Callable[[], None] = lambda: None
 
     @cached_property
     def template(self) -> Template:
@@ -76,7 +78,8 @@ class RunContext:
 
         use_threads()
         with busy(self.progress, "loading the model"):
-            return replace(self._loaded(), crew=self.crew)
+            model = self._loaded()
+            return model if model.is_spread else replace(model, crew=self.crew)
 
     @cached_property
     def training_model(self) -> Model:
@@ -97,20 +100,32 @@ class RunContext:
         return "float32" if full and needs_scaling(usual) else str(usual).removeprefix("torch.")
 
     def _loaded(self) -> Model:
-        """The base model; where it does not fit onto a GPU, in the form that the method trains on (four bits)."""
+        """The base model; where it does not fit onto a GPU, in the form that the method trains on (four bits), or else on several."""
         from tuneloop.models.load import load_model
 
+        prepare = method_named(self.recipe.train.method).prepare
+        if prepare is None:
+            if alone := self._needs_several_cards():
+                self.say("model     no GPU has room for it: its layers are on several, and one process asks it")
+                self.others_let_go()
+            return load_model(self.recipe.model, dtype=self._dtype, alone=alone)
         try:
-            return load_model(self.recipe.model, dtype=self._dtype)
+            return load_model(self.recipe.model, dtype=self._dtype, device=in_use())
         except RuntimeError as error:
-            prepare = method_named(self.recipe.train.method).prepare
-            if prepare is None or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         release_memory()
         self.say(
             "model     it does not fit as it is: it is loaded in the form that the method trains on, and measured in that"
         )
         return load_model(self.recipe.model, dtype=self._dtype, prepare=prepare)
+
+    def _needs_several_cards(self) -> bool:
+        import torch
+
+        from tuneloop.models.spread import needs_several_cards
+
+        return is_first() and needs_several_cards(self.recipe.model, getattr(torch, self._dtype))
 
     def rendered(self, rows: Sequence[Row]) -> list[TrainRow]:
         """The rows that the loss can use, as ids and loss masks."""

@@ -3,6 +3,9 @@
 The thread has the model for itself: what the event loop wants (a request, an end to one) is put into a queue that it
 empties between two steps, and what became known in a step goes back in one call. So the loop never waits for a forward
 pass. Choices are scored by the tree of labels, those that wait together in one pass.
+
+Engines of one process that serve the same base share it (`models.lent`): while one takes the place of another, memory holds
+one base, and the adapters of both.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +173,7 @@ class LocalEngine:
         return self._thread is not None and (bool(self._failure) or not self._thread.is_alive())
 
     async def stop(self) -> None:
-        """End the thread; what was being answered is cancelled. The model's memory is given back."""
+        """End the thread; what was being answered is cancelled. The memory of what no other engine serves is given back."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -265,36 +269,45 @@ class LocalEngine:
         """Load, then answer until it is over."""
         from tuneloop.inference.engine import Engine
 
-        try:
-            model = self._load()
-        except Exception as error:
-            _settle(loop, loading, error)
-            return
-        engine = Engine(model, rows=self._slots, tokens=self._tokens)
-        self._grammars = engine.grammars
-        _settle(loop, loading, None)
-        work = _Work(engine, inbox, self._tree)
-        try:
-            work.until_over()
-        except Exception as error:  # no request may wait for ever, and the next one hears why
-            self._failure = f"the engine failed ({type(error).__name__}: {error})"
-        with inbox.changed:
-            inbox.over = True
-        work.cancel_all(self._failure)
+        with ExitStack() as borrowed:
+            try:
+                model = self._load(borrowed)
+            except Exception as error:
+                _settle(loop, loading, error)
+                return
+            engine = Engine(model, rows=self._slots, tokens=self._tokens)
+            self._grammars = engine.grammars
+            _settle(loop, loading, None)
+            work = _Work(engine, inbox, self._tree)
+            try:
+                work.until_over()
+            except Exception as error:  # no request may wait for ever, and the next one hears why
+                self._failure = f"the engine failed ({type(error).__name__}: {error})"
+            with inbox.changed:
+                inbox.over = True
+            work.cancel_all(self._failure)
 
-    def _load(self) -> Model:
-        from tuneloop.models.alongside import load_adapter_alongside, merge_adapter
+    def _load(self, borrowed: ExitStack) -> Model:
+        """The model with its adapters, which `borrowed` gives back; an engine that merges its adapter has a model of its own."""
+        from tuneloop.models.alongside import merge_adapter
+        from tuneloop.models.lent import give_back, lend_adapter, lend_model
         from tuneloop.models.load import load_model, use_threads
         from tuneloop.models.methods import method_of_folder
         from tuneloop.models.trained import trained_folder
 
         use_threads()
-        model = load_model(self._base.source)
+        names: list[str] = []
+        if self._merge:
+            model = load_model(self._base.source)
+        else:
+            model = lend_model(self._base.source)
+            borrowed.callback(give_back, model, names)
         templates = {BASE: with_template(model.template, self._base.template)}
         adapters = {}
         for served in self._served:
             folder = trained_folder(Path(served.source).expanduser())
-            name = merge_adapter(model, folder) if self._merge else load_adapter_alongside(model, folder)
+            name = merge_adapter(model, folder) if self._merge else lend_adapter(model, folder)
+            names.append(name)
             method = method_of_folder(folder)
             adapters[name] = AdapterFacts(name, served.source, method.name if method is not None else "")
             templates[name] = with_template(model.template, served.template)

@@ -1,0 +1,102 @@
+"""Engines of one process share a base; what the last of them lets go of leaves memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adapters import write_adapter
+
+from patience import HANG
+from pretend_gpu import in_this_thread, pretend_gpu
+from tuneloop.core.errors import UserError
+from tuneloop.inference.engines import BASE, Served, complete
+from tuneloop.inference.engines.local import LocalEngine
+from tuneloop.inference.request import Request
+from tuneloop.models.alongside import adapters_of
+from tuneloop.models.lent import give_back, lend_adapter, lend_model
+from tuneloop.models.lora import switches
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return [write_adapter(tiny_llama, tmp_path_factory.mktemp("adapter"), seed) for seed in (1, 2)]
+
+
+def test_an_adapter_is_unloaded_when_its_last_user_gives_it_back(tiny_llama: Path, adapters: list[Path]) -> None:
+    first, second = lend_model(str(tiny_llama)), lend_model(str(tiny_llama))
+    assert first is second
+    shared = lend_adapter(first, adapters[0])
+    assert lend_adapter(second, adapters[0]) == shared
+    own = lend_adapter(second, adapters[1])
+    give_back(first, [shared])
+    assert adapters_of(second) == sorted([shared, own])
+    give_back(second, [shared, own])
+    assert adapters_of(second) == [] and not any(len(s.updates) for s in switches(second.net).values())
+    fresh = lend_model(str(tiny_llama))
+    assert fresh is not second
+    give_back(fresh, [])
+
+
+def test_a_base_of_other_files_is_a_base_of_its_own(tiny_llama: Path, fewer_tokens: Path) -> None:
+    models = [lend_model(str(folder)) for folder in (tiny_llama, fewer_tokens)]
+    assert models[0] is not models[1]
+    for model in models:
+        give_back(model, [])
+
+
+def test_an_engine_that_takes_anothers_place_needs_no_second_base_on_the_gpu(
+    tiny_llama: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live: list[int] = []
+    run = LocalEngine._run
+
+    def on_the_gpu(*arguments: Any) -> None:
+        with in_this_thread():
+            run(*arguments)
+
+    monkeypatch.setattr(LocalEngine, "_run", on_the_gpu)
+
+    async def work(gpu: Any) -> None:
+        old, new = (LocalEngine(Served(str(tiny_llama)), [Served(str(folder))]) for folder in adapters)
+        await old.start()
+        (name,) = old.adapters
+        before = (await complete(old, _asked(name))).token_ids
+        live.append(gpu.live)
+        await new.start()
+        live.append(gpu.live)
+        (other,) = new.adapters
+        after, again = await asyncio.gather(complete(new, _asked(other)), complete(old, _asked(name)))
+        assert again.token_ids == before != after.token_ids
+        await old.stop()
+        gc.collect()
+        live.append(gpu.live)
+        assert (await complete(new, _asked(other))).token_ids == after.token_ids
+        assert (await complete(new, _asked(name))).finish == "error", "what the old engine served is not there any more"
+        await new.stop()
+        gc.collect()
+        live.append(gpu.live)
+
+    with pretend_gpu() as gpu:
+        asyncio.run(asyncio.wait_for(work(gpu), HANG))
+    one, both, later, none = live
+    assert both - one < 0.2 * one, "the second engine has brought its adapter, and no base"
+    assert later <= one + 4096 and none < 0.02 * one
+
+
+def test_a_base_that_cannot_take_an_adapter_is_given_back(tiny_llama: Path, tmp_path: Path) -> None:
+    async def work() -> None:
+        with pytest.raises(UserError):
+            await LocalEngine(Served(str(tiny_llama)), [Served(str(tmp_path))]).start()
+
+    asyncio.run(asyncio.wait_for(work(), HANG))
+    from tuneloop.models import lent
+
+    assert not lent._lent
+
+
+def _asked(adapter: str = BASE) -> Request:
+    return Request(messages=[{"role": "user", "content": "Is it windy on Jupiter?"}], adapter=adapter, max_new_tokens=8)

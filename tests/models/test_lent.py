@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,9 @@ def test_a_base_that_cannot_take_an_adapter_is_given_back(tiny_llama: Path, tmp_
     asyncio.run(asyncio.wait_for(work(), HANG))
     from tuneloop.models import lent
 
+    for thread in threading.enumerate():
+        if thread.name == "engine":
+            thread.join(HANG)
     assert not lent._lent
 
 

@@ -104,10 +104,7 @@ def add_prefix(net: nn.Module, ids: Sequence[int]) -> Prefix:
     with torch.no_grad():
         net.hidden(torch.tensor([list(ids)], device=device), cache=cache)  # type: ignore[operator]
     V = len(ids)
-    pairs = [
-        torch.stack((k[0, :, :V], v[0, :, :V])).to(device)
-        for k, v in zip(cache.keys, cache.values, strict=True)
-    ]
+    pairs = [torch.stack((k[0, :, :V], v[0, :, :V])).to(device) for k, v in zip(cache.keys, cache.values, strict=True)]
     values_V = torch.stack(pairs).permute(3, 0, 1, 2, 4).reshape(V, -1)  # from (N, 2, K, V, D)
     return _attach(net, values_V)
 

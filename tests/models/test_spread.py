@@ -21,9 +21,9 @@ from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import answer_fits, choose, label_trie
 from tuneloop.models.adapters import BASE
 from tuneloop.models.alongside import load_adapter_alongside
-from tuneloop.models.load import Model, load_model
+from tuneloop.models.load import Model, load_model, needs_several_cards
 from tuneloop.models.prefix import add_prefix
-from tuneloop.models.spread import _filled, needs_several_cards
+from tuneloop.models.spread import _filled
 
 QUESTIONS = ["Rain?", "Is it windy on Jupiter in the autumn, or does it only look so?", "Why", "How cold " * 9]
 

@@ -235,6 +235,22 @@ def place_where_room_is(net: nn.Module, prepare: Callable[[nn.Module], None] | N
     return put_on_cards(net, cards, prepare) if cards else place(net, in_use(), prepare)
 
 
+def needs_several_cards(name: str, dtype: torch.dtype) -> bool:
+    """Whether the cards that this process sees have room for a model only together; nothing is loaded.
+
+    Raises:
+        UserError: there is no such model, or they have no room for it together either.
+    """
+    from tuneloop.core.device import cards
+    from tuneloop.models.spread import on_cards
+
+    known = cards()
+    if len(known) < 2:
+        return False
+    net = skeleton(resolve(name)).to(dtype)
+    return bool(on_cards(net, layers_of(net), known))
+
+
 def layers_of(net: Any) -> list[Any]:
     """The transformer blocks of our own Llama or of Transformers' models."""
     decoder = net.model if hasattr(net, "hidden") else net.get_decoder()

@@ -14,29 +14,12 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.machine import GIB
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 
 def bytes_of(module: nn.Module) -> int:
     """Of a module's weights."""
     return sum(p.numel() * p.element_size() for p in module.parameters())
-
-
-def needs_several_cards(name: str, dtype: torch.dtype) -> bool:
-    """Whether the cards that this process sees have room for a model only together; nothing is loaded.
-
-    Raises:
-        UserError: there is no such model, or they have no room for it together either.
-    """
-    from tuneloop.models.load import layers_of, skeleton
-    from tuneloop.models.names import resolve
-
-    known = cards()
-    if len(known) < 2:
-        return False
-    net = skeleton(resolve(name)).to(dtype)
-    return bool(_on_cards(net, layers_of(net), known))
 
 
 def cards_for(net: Any, layers: Sequence[nn.Module], *, smaller: float = 1.0) -> list[str]:
@@ -52,10 +35,10 @@ def cards_for(net: Any, layers: Sequence[nn.Module], *, smaller: float = 1.0) ->
     """
     if len(cards()) < 2 or bytes_of(net) <= CARD_SHARE * available() * GIB:
         return []
-    return _on_cards(net, layers, cards_with_room(), smaller)
+    return on_cards(net, layers, cards_with_room(), smaller)
 
 
-def _on_cards(net: Any, layers: Sequence[nn.Module], rooms: dict[str, float], smaller: float = 1.0) -> list[str]:
+def on_cards(net: Any, layers: Sequence[nn.Module], rooms: dict[str, float], smaller: float = 1.0) -> list[str]:
     """`cards_for` by what there is room for on each (GiB)."""
     sizes = [bytes_of(layer) * smaller for layer in layers]
     rest = bytes_of(net) - sum(bytes_of(layer) for layer in layers)

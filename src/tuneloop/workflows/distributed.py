@@ -14,8 +14,8 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.crew import SharedWork
 from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.models.load import needs_several_cards
 from tuneloop.models.sharded import is_first, processes, rank
-from tuneloop.models.spread import needs_several_cards
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.run_context import RunContext, attach_trained
 from tuneloop.workflows.stored import keep_checkpoints

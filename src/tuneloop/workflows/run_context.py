@@ -123,7 +123,7 @@ class RunContext:
     def _needs_several_cards(self) -> bool:
         import torch
 
-        from tuneloop.models.spread import needs_several_cards
+        from tuneloop.models.load import needs_several_cards
 
         return is_first() and needs_several_cards(self.recipe.model, getattr(torch, self._dtype))
 

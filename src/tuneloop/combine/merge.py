@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from tuneloop.combine.adapters import Adapter, check_together
+from tuneloop.combine.low_rank import Product, cut_to, lost_share, squared_length, svd_of, svd_of_dense
 from tuneloop.combine.merge_methods import MergeMethod, ModuleUpdates, merge_method
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, replacing, write_json
+from tuneloop.core.files import content_hash, read_json, replacing, write_json
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.models.load import skeleton
 from tuneloop.models.peft_layout import A_END, B_END, PEFT_PREFIX, SETTINGS, WEIGHTS
 from tuneloop.models.trained import OWN
 
@@ -70,7 +72,6 @@ def base_shapes(base: Path) -> dict[str, tuple[int, ...]]:
     Args:
         base: its folder.
     """
-    from tuneloop.models.load import skeleton
     from tuneloop.models.lora import linear_places
 
     return {name: tuple(layer.weight.shape) for name, layer in linear_places(skeleton(base)).items()}  # type: ignore[arg-type]
@@ -194,14 +195,10 @@ class _Merging:
     @property
     def lost(self) -> float:
         """Share of the length that was cut off."""
-        from tuneloop.combine.low_rank import lost_share
-
         return lost_share(self.whole, self.kept)
 
     def merged(self, module: str) -> tuple[Tensor, Tensor]:
         """A and B (fp32) of a module's merged update, to be used with the scale alpha / rank, alpha being the largest rank."""
-        from tuneloop.combine.low_rank import squared_length
-
         there = [i for i, one in enumerate(self.adapters) if one.rank(module)]
         products = [self.adapters[i].update(module) for i in there]
         for i, product in zip(there, products, strict=True):
@@ -220,8 +217,6 @@ class _Merging:
         return a.float(), (b * (self.ranks[module] / alpha)).float()
 
     def _at_rank(self, found: Product | Tensor, rank: int) -> Product:
-        from tuneloop.combine.low_rank import Product, cut_to, squared_length, svd_of, svd_of_dense
-
         whole = squared_length(found)
         self.whole += whole
         if isinstance(found, Product) and self.method.exact:
@@ -272,8 +267,6 @@ def _write_settings(
     """`tuneloop.json` and, last, `adapter_config.json`."""
     origin = {"base_fingerprint": like.fingerprint}
     if (like.folder / OWN).is_file():
-        from tuneloop.core.files import read_json
-
         quantised = read_json(like.folder / OWN).get("quantised")
         origin |= {"quantised": quantised} if quantised else {}
     write_json(found.folder / OWN, {"version": 1, **origin, "hash": found.hash})

@@ -16,6 +16,7 @@ from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.gguf import gguf_name, permuted
 from tuneloop.models.gguf_header import read_header
+from tuneloop.models.template import plain_source
 from tuneloop.release.gguf_vocabulary import vocabulary
 from tuneloop.release.tuned_weights import TunedWeights
 
@@ -61,7 +62,6 @@ def write_gguf(
     import gguf
 
     from tuneloop.models.llama import LlamaConfig
-    from tuneloop.models.template import plain_source
 
     if not LlamaConfig.supports(dict(weights.config)):
         raise UserError(

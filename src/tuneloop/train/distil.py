@@ -26,6 +26,7 @@ from tuneloop.inference.targets.local import open_folder_or_name
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
+from tuneloop.models.trained import load_trained
 from tuneloop.train.alignment import APART
 from tuneloop.train.batches import too_large
 from tuneloop.train.config import TrainConfig
@@ -41,7 +42,7 @@ from tuneloop.train.loss import (
 )
 from tuneloop.train.loss_table import LOSSES, Batch, Loss
 from tuneloop.train.rows import Taught, supervised_tokens, tokens_of
-from tuneloop.train.top_logits import TopStore, is_store, positions, top_of
+from tuneloop.train.top_logits import TopStore, is_store, positions, row_key, top_of
 
 # Positions whose probabilities exist in fp32 at a time, on a device that takes a whole chunk at once otherwise.
 POSITIONS_AT_ONCE = 256
@@ -59,7 +60,6 @@ def teacher_model(name: str, bits: int = 16) -> Model:
     """A teacher that is asked in each step; it is loaded once, and let go by `teacher_model.cache_clear`."""
     from tuneloop.models.load import load_model
     from tuneloop.models.quantised import quantise
-    from tuneloop.models.trained import load_trained
 
     target = open_folder_or_name(name)
     model = load_model(target.base, prepare=quantise if bits == 4 else None)
@@ -264,8 +264,6 @@ def store_states(model: Model, rows: Sequence[Rendered], hidden_NC: Tensor, stor
 
 def row_key_of(row: Rendered) -> str:
     """What a row is found by in a store."""
-    from tuneloop.train.top_logits import row_key
-
     return row.key if isinstance(row, Taught) and row.key else row_key(row)
 
 

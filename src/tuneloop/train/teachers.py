@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
-from tuneloop.models.template import Rendered, Template
+from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.rows import Row
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.top_logits import TopStore, is_store, row_key
@@ -68,8 +68,6 @@ def teachers_template(config: TrainConfig) -> Template:
     Raises:
         UserError: the store does not hold them; the student is to write answers, which nobody puts into the teacher's tokens.
     """
-    from tuneloop.models.template import load_template
-
     if config.on_policy:
         raise UserError(
             "A teacher with other tokens can't score what the student writes", where="train.on_policy",

@@ -15,16 +15,20 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.units import usd_words
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.models.load import skeleton
 from tuneloop.models.methods import WHOLE
+from tuneloop.models.names import resolve
 from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost, PrunedStudent
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.release.tuned_weights import open_tuned
 from tuneloop.workflows.distil_answers import DistilJob, Say, asked
 from tuneloop.workflows.distil_store import ProbabilityStore
 from tuneloop.workflows.distil_teacher import taught_rows
 from tuneloop.workflows.recipe import Recipe, make_recipe
 from tuneloop.workflows.registry import local_name
 from tuneloop.workflows.run_context import RunContext
+from tuneloop.workflows.scoring import score
 from tuneloop.workflows.targets import TaskTarget, open_with_task
 from tuneloop.workflows.train import train_alone
 
@@ -116,8 +120,6 @@ def distil(
 def _pruned(job: DistilJob) -> PrunedStudent:
     """The teacher without some layers, as a model's folder; found again where it was made already."""
     from tuneloop.combine.prune import layers_to_drop, write_pruned
-    from tuneloop.models.names import resolve
-    from tuneloop.release.tuned_weights import open_tuned
 
     local, out = job.teacher.local, job.place / "student"
     assert local is not None, "checked before"
@@ -189,8 +191,6 @@ def _refuse_larger(student: str, teacher: LocalTarget) -> None:
     Raises:
         UserError: it is not.
     """
-    from tuneloop.models.names import resolve
-
     own, theirs = (_parameters(resolve(name)) for name in (student, teacher.base))
     if own > theirs:
         raise UserError(
@@ -200,8 +200,6 @@ def _refuse_larger(student: str, teacher: LocalTarget) -> None:
 
 
 def _parameters(folder: Path) -> int:
-    from tuneloop.models.load import skeleton
-
     return sum(parameter.numel() for parameter in skeleton(folder).parameters())
 
 
@@ -295,7 +293,6 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     """Ask a model for rows, and judge its answers."""
     from tuneloop.combine.gains import Score
     from tuneloop.evaluate.metrics import lower_is_better
-    from tuneloop.workflows.scoring import score
     from tuneloop.workflows.systems import SystemAnswers
 
     limit = target.task.max_new_tokens if target.task else 256

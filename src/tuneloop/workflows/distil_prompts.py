@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
+from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.rows import Dataset, Message, Row
 
 if TYPE_CHECKING:
@@ -65,7 +66,6 @@ def _prompts(source: str, dataset: Dataset, dropped: Counter[str]) -> list[tuple
     from tuneloop.data.sources.parse import SourceRecord
     from tuneloop.data.sources.read import read_records
     from tuneloop.data.task import prompt_reader, task_spec
-    from tuneloop.records.dataset import MANIFEST
 
     if (Path(source) / MANIFEST).is_file():
         return [(row.prompt, row.tools) for row in load_dataset(source).train]

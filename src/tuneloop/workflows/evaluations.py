@@ -15,6 +15,9 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.sources.read import read_records
 from tuneloop.evaluate.options import EvalOptions
+from tuneloop.inference.request import Request
+from tuneloop.inference.sampling import GREEDY
+from tuneloop.inference.targets import open_target
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind
 from tuneloop.records.completion import Completion
@@ -442,8 +445,6 @@ def _predicted(
     from tuneloop.data.load_eval_file import IDS
     from tuneloop.evaluate.metrics.code import problem_of
     from tuneloop.evaluate.predictions import answers_from
-    from tuneloop.inference.request import Request
-    from tuneloop.inference.targets import open_target
     from tuneloop.workflows.systems import SystemAnswers
 
     records = []
@@ -564,8 +565,6 @@ def _replies(
     task: str,
 ) -> tuple[list[Completion], list[str]]:
     """An endpoint's replies to rows, and notes on their prompts; without `sampling` all are asked at temperature 0."""
-    from tuneloop.inference.request import Request
-    from tuneloop.inference.sampling import GREEDY
     from tuneloop.inference.targets.endpoint import EndpointTarget
 
     assert question.endpoint is not None

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, sha256_file, user_errors_of_the_disk
+from tuneloop.models.names import resolve
+from tuneloop.models.template import load_template
+from tuneloop.models.trained import trained_folder
 from tuneloop.records.artifact import EVALS, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row
@@ -63,9 +66,6 @@ def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> Measured:
         UserError: see `measure_artifact`; no room for the base.
     """
     from tuneloop.inference.targets.gguf import GgufTarget
-    from tuneloop.models.names import resolve
-    from tuneloop.models.template import load_template
-    from tuneloop.models.trained import trained_folder
     from tuneloop.release.gguf import About, write_gguf
     from tuneloop.release.tuned_weights import open_tuned
 

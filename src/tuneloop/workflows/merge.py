@@ -13,6 +13,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_json, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.inference.targets import open_local
+from tuneloop.models.load import load_tokenizer
 from tuneloop.models.methods import USUAL
 from tuneloop.models.names import resolve
 from tuneloop.records.artifact import ARTIFACT
@@ -188,8 +189,6 @@ def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAd
 def _write_template(like: Expert, folder: Path) -> None:
     """Tokenizer and chat template next to the adapter, as training leaves them."""
     import shutil
-
-    from tuneloop.models.load import load_tokenizer
 
     names = ("tokenizer.json", "tokenizer_config.json")
     if all((like.adapter.folder / name).is_file() for name in names):

@@ -17,6 +17,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.methods import base_only
 from tuneloop.models.names import resolve
+from tuneloop.models.trained import load_trained, trained_folder
 from tuneloop.records.merge import MergeRecord, SearchedMerge, TaskDeployment, TaskResult, TaskRoute
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RUN
@@ -80,7 +81,6 @@ class Judge:
         """
         from tuneloop.combine.gains import Score
         from tuneloop.evaluate.metrics import lower_is_better
-        from tuneloop.models.trained import load_trained
         from tuneloop.workflows.scoring import score
         from tuneloop.workflows.systems import Asking, ask
 
@@ -262,7 +262,6 @@ def _with_random(experts: Sequence[Expert], own: int, settings: MergeSettings, o
 
 def _pooled(experts: Sequence[Expert], out: Path, run: Path, progress: Progress, say: Say) -> Path:
     """One adapter trained on the rows of all tasks, by the first expert's settings: as many passes, so the same tokens in sum."""
-    from tuneloop.models.trained import trained_folder
     from tuneloop.workflows.train import train_alone
 
     if not (run / RUN).is_file():

@@ -15,6 +15,7 @@ from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.checks.drift import compare_with
 from tuneloop.data.dataset import load_dataset
+from tuneloop.data.language import detect_language
 from tuneloop.improve.canary_prompts import canary_level, told, without_texts
 from tuneloop.improve.experiment import time_of
 from tuneloop.improve.monitor import EARLIER_WINDOWS, Helpers, MonitorOptions, monitor
@@ -148,7 +149,6 @@ def monitor_if_due(place: Path | str, reference: Path | str, settings: Mapping[s
 
 def helpers() -> Helpers:
     """What other stages know, as far as their libraries are installed."""
-    from tuneloop.data.language import detect_language
     from tuneloop.evaluate.classical import minilm_embedder
 
     try:
@@ -160,8 +160,6 @@ def helpers() -> Helpers:
 
 
 def _language(text: str) -> str:
-    from tuneloop.data.language import detect_language
-
     code, sure = detect_language(text)
     return code if sure >= 0.8 and len(text) >= 20 else "not sure"
 

@@ -13,6 +13,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.names import PACKAGED
+from tuneloop.plan.gpus import all_gpus, find_gpu
 from tuneloop.records.hosting import RemoteJob
 from tuneloop.records.record import read_record, write_record
 from tuneloop.scale.clusters import Cluster, RemoteWish, TrainingJob, find_cluster
@@ -158,7 +159,6 @@ def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, wish: RemoteWish) 
     Raises:
         UserError: it fits on none of them.
     """
-    from tuneloop.plan.gpus import all_gpus, find_gpu
     from tuneloop.plan.options import plan_machines
     from tuneloop.workflows.recipes import plan_settings
 

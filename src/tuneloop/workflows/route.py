@@ -17,6 +17,7 @@ from tuneloop.combine.options import RouteOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.router import Features, RouterRecord, RouteTarget
 from tuneloop.records.rows import last_user_turn
 from tuneloop.workflows.registry import local_name
@@ -146,7 +147,6 @@ def dataset_of_target(name: str) -> Dataset:
         UserError: they are not at hand.
     """
     from tuneloop.data.dataset import load_dataset
-    from tuneloop.records.dataset import MANIFEST
     from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
 
     folder = Path(local_name(name, say=lambda line: None)).expanduser()
@@ -280,7 +280,6 @@ def outside_texts(file: str) -> list[str]:
     """
     from tuneloop.data.config import PrepareConfig
     from tuneloop.data.load_eval_file import read_whole
-    from tuneloop.records.dataset import MANIFEST
 
     if (Path(file) / MANIFEST).is_file():
         return [_asked_text(row) for row in dataset_of_target(file).test]

@@ -12,6 +12,7 @@ from tuneloop.core.device import default_dtype, in_use, is_out_of_memory, needs_
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, read_yaml, sha256_file
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.models.load import load_tokenizer, use_threads
 from tuneloop.models.methods import method_named
 from tuneloop.models.names import resolve
 from tuneloop.models.sharded import is_first, processes
@@ -59,8 +60,6 @@ class RunContext:
     @cached_property
     def template(self) -> Template:
         """Tokenizer and chat template of the base model."""
-        from tuneloop.models.load import load_tokenizer
-
         return load_tokenizer(self.recipe.model)
 
     @cached_property
@@ -74,8 +73,6 @@ class RunContext:
     @cached_property
     def model(self) -> Model:
         """The base model, loaded when a stage first needs it."""
-        from tuneloop.models.load import use_threads
-
         use_threads()
         with busy(self.progress, "loading the model"):
             model = self._loaded()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tuneloop.core.errors import UserError
 from tuneloop.scale.deployment import Deployment
 from tuneloop.scale.hosts import Host
 
@@ -14,8 +15,6 @@ def project(job: Deployment) -> dict[str, str]:
     Raises:
         UserError: an adapter of a rank that Fireworks does not take.
     """
-    from tuneloop.core.errors import UserError
-
     adapter = job.form == "adapter"
     if adapter and not 4 <= job.rank <= LARGEST_RANK:
         raise UserError(

@@ -25,7 +25,7 @@ from tuneloop.core.ids import utc
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve import store as stores
-from tuneloop.serve.database import Database
+from tuneloop.serve.database import Database, is_database_url
 from tuneloop.serve.erase import find
 from tuneloop.serve.store import first_arms, last_routes, opened, read_feedback, read_requests
 from tuneloop.workflows import ab
@@ -89,6 +89,9 @@ def fill(place: Path | str, requests: int, ratings: int) -> None:
             store.insert("feedback", said, [vote(j) for j in range(i, min(i + 10_000, ratings))])
         store.insert("requests", columns, [tuple(each.get(name) for name in columns) for each in asked])
         store.execute("UPDATE places SET last = ?", [requests + ratings])
+    if is_database_url(place):
+        with opened(place) as store:
+            store.execute("VACUUM (ANALYZE)")  # as Postgres does by itself within minutes
 
 
 @dataclass

@@ -170,7 +170,7 @@ def show(place: Path | str, *, since: str = "", until: str = "", most_orphans: i
     with opened(place) as store:
         events = list(read_feedback(store, since=since, until=until))
         lost = [*_orphans(store, since, until, most_orphans)]
-        requests = int(store.execute("SELECT COUNT(*) FROM requests").fetchone()[0])
+        requests = int(store.execute("SELECT SUM(requests) FROM costs").fetchone()[0] or 0)
         rated = int(
             store.execute(
                 "SELECT COUNT(*) FROM requests WHERE id IN (SELECT request FROM feedback WHERE request IS NOT NULL)"

@@ -165,8 +165,13 @@ def test_feedback_is_in_the_store_when_the_reply_comes(server: tuple[str, Gatewa
     body = {"request": "r1", "kind": "thumbs", "value": False}
     for _ in range(2):
         assert post(server, "/v1/feedback", body, idempotency_key="k1", x_tuneloop_user="u9").status_code == 200
+    more = {**body, "key": "k2", "source": "app", "weight": 2}
+    assert post(server, "/v1/feedback", more).status_code == 200
+    for bad in (0, -1, 1e9, "heavy"):
+        assert post(server, "/v1/feedback", {**more, "weight": bad}).status_code == 400
     with opened(server[1].config.folder) as store:
-        assert [(f.value, f.user) for f in read_feedback(store, where="key = 'k1'")] == [(False, "u9")]
+        found = {f.key: (f.value, f.user, f.source, f.weight) for f in read_feedback(store)}
+        assert found["k1"] == (False, "u9", "api", None) and found["k2"] == (False, None, "app", 2.0)
 
 
 def wait_for(condition: Any, seconds: float = 10.0) -> None:

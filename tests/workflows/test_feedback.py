@@ -7,6 +7,7 @@ from traffic import at, request, thumb
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
+from tuneloop.improve.feedback import mean_value
 from tuneloop.serve.store import connect, insert, opened, read_feedback
 from tuneloop.workflows import feedback as f
 
@@ -53,6 +54,10 @@ def test_personal_data_in_texts_are_replaced_before_they_are_stored(store):
         ({"request": "a", "kind": "resolved", "value": {"a": 1}}, "Not a value"),
         ({"request": ["a"], "kind": "thumbs", "value": True}, "Not a name"),
         ({"request": "a", "kind": "thumbs", "value": True, "time": "yesterday"}, "Not a time"),
+        ({"request": "a", "kind": "thumbs", "value": True, "weight": 0}, "Not a weight"),
+        ({"request": "a", "kind": "thumbs", "value": True, "weight": "heavy"}, "Not a weight"),
+        ({"request": "a", "kind": "thumbs", "value": True, "weight": float("nan")}, "Not a weight"),
+        ({"request": "a", "kind": "thumbs", "value": True, "source": "My App!"}, "Not a source"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(store, given, why):
@@ -126,3 +131,16 @@ def test_a_file_without_feedback_says_what_is_needed(store, tmp_path, capsys):
     assert main(["feedback", "import", str(tmp_path / "chats.jsonl"), "--store", str(store)]) == 1
     text = capsys.readouterr().out
     assert "chats.jsonl:1 and 29 more: Feedback is about a request" in text and "tuneloop prepare" in text
+
+
+def test_feedback_says_where_it_came_from_and_weighs_as_much_as_it_is_given(store, tmp_path, capsys):
+    f.add(store, {"request": "r000001", "kind": "thumbs", "value": "down", "user": "anna"})
+    asked = ["--user", "bo", "--source", "support", "--weight", "3", "--store", str(store), "-q"]
+    assert main(["feedback", "add", "r000001", "--value", "up", *asked]) == 0
+    (tmp_path / "said.csv").write_text("request,kind,value,user,weight\nr000001,rating,1,carl,0.5\n")
+    assert f.import_files(store, [str(tmp_path / "said.csv")]).added == 1
+    said = stored(store)
+    assert [(one.source, one.weight) for one in said] == [("command", None), ("support", 3.0), ("file", 0.5)]
+    assert mean_value(said) == pytest.approx((0 + 3 + 0) / 4.5) and mean_value([]) is None
+    thumbs = next(kind for kind in f.show(store).kinds if kind.kind == "thumbs")
+    assert thumbs.mean == pytest.approx(0.75)

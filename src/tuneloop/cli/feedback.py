@@ -28,6 +28,8 @@ class Said:
     conversation: str = flag("", "ID", "The conversation, in place of a request.")
     user: str = flag("", "NAME", "Who says so: a pseudonym.")
     key: str = flag("", "TEXT", "The same key again is the same feedback.")
+    source: str = flag("", "NAME", "Where it comes from, as in app or support; default: command.")
+    weight: float | None = flag(None, "X", "How many voices it counts as, where several are averaged; default: one.")
     time: str = flag("", "TIME", "When it was said, as in 2026-01-31T12:00:00Z; default: now.")
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from tuneloop.core.files import Config, content_hash
 from tuneloop.improve.experiment import unit_of
-from tuneloop.improve.feedback import by_request, value_of
+from tuneloop.improve.feedback import by_request, mean_value, value_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Message
@@ -157,7 +157,8 @@ def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
     answer = json.dumps(turn["tool_calls"], sort_keys=True) if turn.get("tool_calls") else turn["content"]
     texts = {kind: [str(one.value) for one in said if one.kind == kind] for kind in ("correction", "label")}
     # A correction speaks for itself; here only what people think of the answer.
-    values = [v for one in said if one.kind not in texts and (v := value_of(one.kind, one.value)) is not None]
+    judged = [one for one in said if one.kind not in texts and value_of(one.kind, one.value) is not None]
+    values = [value_of(one.kind, one.value) or 0.0 for one in judged]
     if max(map(len, (set(texts["correction"]), set(texts["label"])))) > 1 or (
         values and max(values) - min(values) > 0.5
     ):
@@ -169,7 +170,7 @@ def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
         turn=turn,
         answer=answer,
         user=unit_of(request),
-        mean=sum(values) / len(values) if values else None,
+        mean=mean_value(judged),
         correction=texts["correction"][0] if texts["correction"] else None,
         label=texts["label"][0] if texts["label"] else None,
         resolved=any(one.kind == "resolved" and value_of(one.kind, one.value) == 1.0 for one in said),

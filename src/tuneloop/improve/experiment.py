@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tuneloop.core.files import content_hash
 from tuneloop.core.late import np
 from tuneloop.core.sequences import best_rho2, difference, excess_log_e, ratio_log_e, running_bounds
-from tuneloop.improve.feedback import by_request, value_of
+from tuneloop.improve.feedback import by_request, mean_value, value_of
 from tuneloop.records.experiment import (
     ArmDifference,
     Evidence,
@@ -171,8 +171,8 @@ def _unit(
     end = time_of(first.time) + window
     own = [r for r in group if r.arm == first.arm and time_of(r.time) <= end]
     heard = [one for r in own for one in said.get(r.id, ()) if time_of(one.time) <= end]
-    values = [v for one in heard if one.kind == design.measure and (v := value_of(one.kind, one.value)) is not None]
-    outcome = sum(values) / len(values) if values and at >= end else math.nan
+    mean = mean_value(one for one in heard if one.kind == design.measure)
+    outcome = mean if mean is not None and at >= end else math.nan
     goods = [v for one in heard if (v := value_of(one.kind, one.value)) is not None]
     return _Unit(
         candidate=first.arm == CANDIDATE,

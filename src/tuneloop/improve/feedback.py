@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -36,6 +37,16 @@ def value_of(kind: str, value: object) -> float | None:
         return 0.0
     good = _plain_value(kind, value)
     return None if good is None else 1.0 - good if kind in BAD_BY_THEMSELVES else good
+
+
+def mean_value(feedback: Iterable[Feedback]) -> float | None:
+    """The mean of the values, each counted as often as it weighs; None where nothing has a value."""
+    held = [
+        (1.0 if one.weight is None else one.weight, value)
+        for one in feedback
+        if (value := value_of(one.kind, one.value)) is not None
+    ]
+    return sum(weight * value for weight, value in held) / sum(weight for weight, _ in held) if held else None
 
 
 def _plain_value(kind: str, value: object) -> float | None:
@@ -85,6 +96,7 @@ def by_request(
 # --- feedback that comes in --------------------------------------------------------------------
 
 KIND = re.compile(r"[a-z][a-z0-9_.-]{0,39}")
+HEAVIEST = 1000
 LONGEST = 20_000  # characters of a text
 TEXTS = ("label", "correction", "comment", "choice")
 
@@ -93,7 +105,8 @@ def feedback_of(given: Mapping[str, Any], *, new_id: str, now: str) -> Feedback:
     """Feedback from what somebody sent, checked.
 
     Args:
-        given: `request` or `conversation`, `kind`, `value`, and `user`, `time`, `key` where they are known.
+        given: `request` or `conversation`, `kind`, `value`, and `user`, `time`, `key`, `source`, `weight` where they are
+            known.
         new_id: its id.
         now: the time where none is given; one that lies later is set to it, since clocks differ.
 
@@ -113,7 +126,25 @@ def feedback_of(given: Mapping[str, Any], *, new_id: str, now: str) -> Feedback:
             next_step=f"{', '.join(KINDS)}, or a name of your own in small letters, as in resolved",
         )  # fmt: skip
     time = _time(given.get("time"), now)
-    return Feedback(id=new_id, **named, kind=kind, value=_checked(kind, given.get("value")), time=time)
+    source, weight = _name(given.get("source"), "source"), _weight(given.get("weight"))
+    if source is not None and not KIND.fullmatch(source):
+        raise UserError(f"Not a source: {source!r:.60}", where="source", next_step="a name in small letters, as in app")
+    value = _checked(kind, given.get("value"))
+    return Feedback(id=new_id, **named, kind=kind, value=value, time=time, source=source, weight=weight)
+
+
+def _weight(value: Any) -> float | None:
+    if value in (None, ""):
+        return None
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if isinstance(value, bool) or not 0 < found <= HEAVIEST:
+        raise UserError(
+            f"Not a weight: {value!r:.60}", where="weight", next_step=f"a number above 0, at most {HEAVIEST}"
+        )
+    return found
 
 
 def _name(value: Any, what: str) -> str | None:
@@ -152,7 +183,7 @@ def _checked(kind: str, value: Any) -> Any:
         raise UserError(f"Not a value of {kind}: {value!r:.60}", where="value", next_step=step)
     if kind == "rating" and isinstance(value, str):
         try:
-            value = float(value)
+            value = int(value) if value.strip().isdecimal() else float(value)  # "1" is a star, as 1 is
         except ValueError:
             raise UserError(f"A rating is a number, got {value!r:.60}", where="value", next_step=step) from None
     if kind in ("thumbs", "rating"):

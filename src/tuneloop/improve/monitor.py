@@ -22,7 +22,7 @@ from tuneloop.core.files import Config
 from tuneloop.core.late import np
 from tuneloop.improve.canary_prompts import SHARE, told
 from tuneloop.improve.experiment import time_of, unit_of
-from tuneloop.improve.feedback import by_request, value_of
+from tuneloop.improve.feedback import by_request, mean_value
 from tuneloop.improve.permutation import Difference, categories_differ, numbers_differ, vectors_differ
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.monitoring import CanaryRound, Detection, MonitorReport, QualityEstimate
@@ -368,8 +368,8 @@ def _state(request: StoredRequest) -> str:
 
 
 def _liked(said: Iterable[Feedback]) -> str | None:
-    values = [value for one in said if (value := value_of(one.kind, one.value)) is not None]
-    return None if not values else "good" if sum(values) / len(values) >= 0.5 else "bad"
+    mean = mean_value(said)
+    return None if mean is None else "good" if mean >= 0.5 else "bad"
 
 
 # --- what was found ----------------------------------------------------------------------------
@@ -440,8 +440,8 @@ def _right(text: str, said: Iterable[Feedback]) -> bool | None:
     truths = [str(one.value).strip() == text for one in said if one.kind in ("label", "correction")]
     if truths:
         return all(truths)
-    values = [value for one in said if (value := value_of(one.kind, one.value)) is not None]
-    return sum(values) / len(values) >= 0.5 if values else None
+    mean = mean_value(said)
+    return None if mean is None else mean >= 0.5
 
 
 def estimate_quality(

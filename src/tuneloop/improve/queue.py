@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneloop.improve.experiment import unit_of
-from tuneloop.improve.feedback import value_of
+from tuneloop.improve.feedback import mean_value
 from tuneloop.improve.monitor import answered, asked, probability_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
@@ -56,9 +56,9 @@ def groups_of(
             continue
         if any(one.kind in ("label", "correction") for one in heard):
             continue
-        values = [value for one in heard if (value := value_of(one.kind, one.value)) is not None]
+        mean = mean_value(heard)
         chance = probability_of(request)
-        if values and sum(values) / len(values) < 0.5:
+        if mean is not None and mean < 0.5:
             group = "disliked"
         elif request.id in copies and copies[request.id].strip() != text:
             group = "disagreement"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from tuneloop.records.record import Record
 
@@ -22,6 +22,8 @@ class Feedback(Record):
         user: pseudonym of who gave it.
         time: ISO 8601 in UTC.
         key: of idempotency: the same key again is the same feedback.
+        source: where it came from: `api`, `page`, `command`, `file`, `review`, `judge`, or a name of one's own.
+        weight: how many voices it counts as, where several are averaged; None: one.
     """
 
     title: ClassVar[str] = "feedback"
@@ -36,6 +38,8 @@ class Feedback(Record):
     user: str | None = None
     time: str
     key: str | None = None
+    source: str | None = Field(None, max_length=40)
+    weight: float | None = Field(None, gt=0, le=1000)
 
     @model_validator(mode="after")
     def _about_one_thing(self) -> Feedback:

@@ -417,12 +417,15 @@ class Server:
         else:
             body, _ = await self._body(call)
         body.setdefault("key", call.header("idempotency-key") or None)
-        unknown = set(body) - {"request", "conversation", "kind", "value", "user", "key"}
+        known = {"request", "conversation", "kind", "value", "user", "key", *([] if page else ["source", "weight"])}
+        unknown = set(body) - known
         if unknown:
             raise ApiError(400, f"Unrecognized request argument supplied: {min(unknown)[:80]}", param=min(unknown)[:80])
         user = body.get("user") or call.header("x-tuneloop-user") or None
         try:
-            made = Feedback.model_validate({**body, "user": user, "id": uuid7(), "time": utc_now()})
+            source = body.get("source") or ("page" if page else "api")
+            given = {**body, "user": user, "source": source, "id": uuid7(), "time": utc_now()}
+            made = Feedback.model_validate(given)
         except ValidationError as error:
             first = error.errors()[0]
             raise ApiError(400, str(first["msg"]), param=".".join(map(str, first["loc"])) or None) from None

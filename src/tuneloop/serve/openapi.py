@@ -92,7 +92,8 @@ _BODIES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "/v1/feedback": (
         "Say what came of an answer",
         ["kind", "value"],
-        {"request": _TEXT, "conversation": _TEXT, "kind": _TEXT, "value": {}, "user": _TEXT, "key": _TEXT},
+        {"request": _TEXT, "conversation": _TEXT, "kind": _TEXT, "value": {}, "user": _TEXT, "key": _TEXT, "source": _TEXT,
+         "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}},
     ),
     "/tokenize": ("Token ids of a text or a conversation", [], {"model": _TEXT, "prompt": _TEXT, "messages": _MESSAGES}),
 }  # fmt: skip

@@ -146,6 +146,10 @@ MIGRATIONS = (
     CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
     CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
     """),
+    Migration("""
+    ALTER TABLE feedback ADD COLUMN source TEXT;
+    ALTER TABLE feedback ADD COLUMN weight REAL;
+    """),
 )  # fmt: skip
 TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _TEXTS = ("prompt", "tools", "completion")

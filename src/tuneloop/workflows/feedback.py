@@ -15,7 +15,7 @@ from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
-from tuneloop.improve.feedback import current, feedback_of, value_of
+from tuneloop.improve.feedback import current, feedback_of, mean_value
 from tuneloop.records.feedback import Feedback
 from tuneloop.serve.database import Database
 from tuneloop.serve.store import insert, opened, read_feedback
@@ -30,6 +30,8 @@ COLUMNS = {
     "user": ("user", "user_id"),
     "time": ("time", "created", "created_at", "timestamp"),
     "key": ("key", "idempotency_key"),
+    "source": ("source",),
+    "weight": ("weight",),
 }
 
 
@@ -78,6 +80,7 @@ def add(
     Raises:
         UserError: there is no store, or a value does not fit.
     """
+    given = {**given, "source": given.get("source") or "command"}
     one = _clean(feedback_of(given, new_id=uuid7(), now=utc_now()), Redactor(personal or PersonalConfig()))
     with opened(place) as store:
         return one, bool(insert(store, [one]))
@@ -115,6 +118,7 @@ def import_files(
                     raise UserError("it is no record with named values")
                 found = _columns(item.value, kind)
                 found.setdefault("key", "import:" + content_hash(found)[:32])
+                found.setdefault("source", "file")
                 batch.append(_clean(feedback_of(found, new_id=uuid7(), now=now), redactor))
             except UserError as error:
                 refused.append({"source": item.source, "line": item.line, "reason": error.what})
@@ -197,5 +201,4 @@ def _kinds(events: Sequence[Feedback]) -> Iterable[Kind]:
     held = current(events)
     for kind, number in counts.most_common():
         of = [one for one in held if one.kind == kind]
-        values = [value for one in of if (value := value_of(kind, one.value)) is not None]
-        yield Kind(kind, number, len(of), sum(values) / len(values) if values else None)
+        yield Kind(kind, number, len(of), mean_value(of))

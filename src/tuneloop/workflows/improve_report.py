@@ -16,8 +16,9 @@ from tuneloop.improve.controller import APPROVE, DECLINE, END, START, STEP, Cycl
 from tuneloop.improve.experiment import time_of
 from tuneloop.improve.experiment_log import DECISION, STOP, ExperimentState, experiments_of
 from tuneloop.improve.experiment_log import START as EXPERIMENT_START
-from tuneloop.improve.feedback import current, value_of
+from tuneloop.improve.feedback import current, mean_value
 from tuneloop.records.decision import Decision
+from tuneloop.records.feedback import Feedback
 from tuneloop.records.improvement import (
     ExperimentLine,
     FunnelStep,
@@ -99,12 +100,11 @@ def _liked(store: Database) -> dict[str, float]:
     last = dict(
         store.read("SELECT conversation, MAX(id) FROM requests WHERE conversation IS NOT NULL GROUP BY conversation")
     )
-    values: dict[str, list[float]] = defaultdict(list)
+    said: dict[str, list[Feedback]] = defaultdict(list)
     for one in current(read_feedback(store)):
-        value, request = value_of(one.kind, one.value), one.request or last.get(one.conversation or "")
-        if value is not None and request is not None:
-            values[request].append(value)
-    return {request: sum(of) / len(of) for request, of in values.items()}
+        if (request := one.request or last.get(one.conversation or "")) is not None:
+            said[request].append(one)
+    return {request: mean for request, of in said.items() if (mean := mean_value(of)) is not None}
 
 
 def _periods(

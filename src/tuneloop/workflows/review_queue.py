@@ -129,7 +129,7 @@ def _feedback(vote: Vote, request: str, review: str, redactor: Redactor) -> list
     return [
         Feedback(
             id=uuid7(), request=request, kind=kind, value=redactor(value) if isinstance(value, str) else value,
-            user=f"reviewer:{vote.reviewer}", time=vote.time, key=f"review:{review[:16]}:{vote.item}:{vote.reviewer}:{kind}:{vote.time}",
+            user=f"reviewer:{vote.reviewer}", time=vote.time, source="review", key=f"review:{review[:16]}:{vote.item}:{vote.reviewer}:{kind}:{vote.time}",
         )
         for kind, value in given.items() if value is not None and vote.choice != "skip"
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.improve.feedback import by_request, value_of
+from tuneloop.improve.feedback import by_request, mean_value
 from tuneloop.serve.store import opened, read_feedback, read_requests, store_name
 from tuneloop.workflows.route import PARTS, RouteJob, place_of
 
@@ -41,11 +41,11 @@ def routed_rows(place: str, models: int) -> tuple[list[str], Array, Counter[str]
     rows: list[tuple[float, float, float]] = []
     left: Counter[str] = Counter()
     for request in requests:
-        values = [value for one in said.get(request.id, ()) if (value := value_of(one.kind, one.value)) is not None]
+        mean = mean_value(said.get(request.id, ()))
         route = request.route or {}
         names, chance = list(route.get("scores", {})), float(route.get("chance") or 0.0)
         why = (
-            "without feedback" if not values
+            "without feedback" if mean is None
             else "no chance is known" if not 0 < chance <= 1
             else "of another router" if len(names) != models or route.get("model") not in names
             else "" if (text := _first_turn(request)) else "not kept"
@@ -54,7 +54,7 @@ def routed_rows(place: str, models: int) -> tuple[list[str], Array, Counter[str]
             left[why] += 1
             continue
         texts.append(text)
-        rows.append((names.index(route["model"]), chance, sum(values) / len(values)))
+        rows.append((names.index(route["model"]), chance, mean or 0.0))
     return texts, np.array(rows, dtype=np.float64).reshape(-1, 3), left
 
 

@@ -140,6 +140,7 @@ def _vote(one: StoredRequest, copy: StoredRequest, value: int, by: str, experime
         "kind": SHADOW,
         "value": value,
         "user": by,
+        "source": "judge",
         "time": utc_now(),
     }
     return Feedback(**given, key=f"{SHADOW}:{experiment}:{copy.id}")

@@ -152,7 +152,7 @@ def calls(folder: Path | str) -> dict[str, Callable[[], Any]]:
         ),
         "ab check: feedback of 24 days": reading(lambda s: list(read_feedback(s, since=month, until=now))),
         "ab show": lambda: ab.read_experiments(folder),
-        "collect: feedback of all time": reading(lambda s: list(read_feedback(s))),
+        "collect: feedback of all time": reading(lambda s: list(read_feedback(s, origin=False))),
         "feedback show, of a week": lambda: show(folder, since=week),
         "improve: is there a reason": reading(lambda s: facts_of(s, [], now)),
         "costs, of a week": lambda: costs_of(folder, since=week),

@@ -401,10 +401,14 @@ def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[
 
 
 def read_feedback(
-    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
-) -> Iterator[Feedback]:
-    """Stored feedback in the order of its ids; see `read_requests`."""
-    return _read(connection, Feedback, since, until, where, values)
+    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (), origin: bool = True
+) -> Iterator[Feedback]:  # fmt: skip
+    """Stored feedback in the order of its ids; see `read_requests`.
+
+    Args:
+        origin: False: without key and source, which say how it came, and take a sixth of the time.
+    """
+    return _read(connection, Feedback, since, until, where, values, without=() if origin else ("key", "source"))
 
 
 def read_decisions(
@@ -433,7 +437,7 @@ def _read(
     for row in connection.read(f"{query} ORDER BY {order}", [*(v for _, v in bounds if v), *values]):
         pairs = zip(columns, row, strict=True)
         found = {name: json.loads(v) if name in _JSON and v is not None else v for name, v in pairs}
-        yield kind.model_validate({"prompt": [], **found} if without else found)
+        yield kind.model_validate({"prompt": [], **found} if without is _TEXTS else found)
 
 
 def last_routes(connection: Database, most: int = 10_000) -> dict[str, str]:

@@ -48,7 +48,7 @@ def collect_store(
         where = f"shadow IS NULL AND {where}" if where else "shadow IS NULL"  # nobody saw those
         where += " AND COALESCE(train, '') != 'no'"
         requests = list(read_requests(store, since=options.since, until=options.until, where=where, values=values))
-        feedback = list(read_feedback(store))
+        feedback = list(read_feedback(store, origin=False))
     found = collect(requests, feedback, options)
     if not found.with_feedback:
         raise UserError(

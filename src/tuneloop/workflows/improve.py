@@ -109,7 +109,8 @@ def facts_of(store: Database, cycles: Sequence[Cycle], now: str) -> Facts:
     marks = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
     days = (time_of(now) - time_of(since)).total_seconds() / 86_400
     heard = (
-        value_of(one.kind, one.value) for one in current(read_feedback(store, since=since if since > first else ""))
+        value_of(one.kind, one.value)
+        for one in current(read_feedback(store, since=since if since > first else "", origin=False))
     )
     judged = [value for value in heard if value is not None]
     in_quarter = [cycle for cycle in cycles if _quarter(cycle.began) == _quarter(now)]

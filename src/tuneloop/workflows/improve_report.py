@@ -101,7 +101,7 @@ def _liked(store: Database) -> dict[str, float]:
         store.read("SELECT conversation, MAX(id) FROM requests WHERE conversation IS NOT NULL GROUP BY conversation")
     )
     said: dict[str, list[Feedback]] = defaultdict(list)
-    for one in current(read_feedback(store)):
+    for one in current(read_feedback(store, origin=False)):
         if (request := one.request or last.get(one.conversation or "")) is not None:
             said[request].append(one)
     return {request: mean for request, of in said.items() if (mean := mean_value(of)) is not None}

@@ -31,7 +31,7 @@ def routed_rows(place: str, models: int) -> tuple[list[str], Array, Counter[str]
     """
     with opened(place) as store:
         requests = list(read_requests(store, where="shadow IS NULL AND route IS NOT NULL"))
-        feedback = list(read_feedback(store))
+        feedback = list(read_feedback(store, origin=False))
     talks: dict[str, list[str]] = {}
     for one in requests:
         if one.conversation:

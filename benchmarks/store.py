@@ -3,8 +3,8 @@
     python benchmarks/store.py [--requests 1000000] [--ratings 100000] [--folder FOLDER | --url postgresql://...]
 
 The commands' own functions run on the store; every statement that they send is measured with the reading of its rows, as the
-least of three times of the processor, so that other work on the machine counts little; in Postgres by the clock. What a command computes from the rows
-is not part of it, but stands in the last column: the whole call. The store has a year of traffic, an experiment in its last
+least of three times of the processor, so that other work on the machine counts little; in Postgres by the clock. What a
+command computes from the rows is not part of it, but stands in the last column: the whole call. The store has a year of traffic, an experiment in its last
 24 days, canary prompts every day, and is made in a temporary folder (0.7 GB) unless one is named.
 """
 
@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import orjson
+
 from tuneloop.core.errors import UserError
-from tuneloop.core.ids import utc
+from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve import store as stores
-from tuneloop.serve.database import Database, is_database_url
+from tuneloop.serve.database import Database, SqliteDatabase, is_database_url
 from tuneloop.serve.erase import find
-from tuneloop.serve.store import first_arms, last_routes, opened, read_feedback, read_requests
+from tuneloop.serve.store import first_arms, insert, insert_lines, last_routes, opened, read_feedback, read_requests
 from tuneloop.workflows import ab
 from tuneloop.workflows.canary_prompts import findings, rounds_due
 from tuneloop.workflows.costs import costs_of
@@ -165,6 +167,33 @@ def calls(folder: Path | str) -> dict[str, Callable[[], Any]]:
     }  # fmt: skip
 
 
+def written(lines: bool, sums: bool) -> float:
+    """Microseconds of the processor to store a request in SQLite.
+
+    Args:
+        lines: as the JSON that a server has of it, else as a record.
+        sums: with the triggers that keep sums by day.
+    """
+    least = float("inf")
+    with tempfile.TemporaryDirectory() as scratch, opened(scratch, create=True) as store:
+        if not sums:
+            store.execute("DROP TRIGGER costs_more")
+        for _ in range(10):
+            given = [
+                StoredRequest(id=uuid7(), time=utc_now(), key=f"k{i % 20}", model=f"m{i % 3}", completion="In Berlin", usd=1e-5,
+                              prompt=[{"role": "user", "content": "where is parcel " * 8}], prompt_tokens=60, seconds=0.02)
+                for i in range(1000)
+            ]  # fmt: skip
+            texts = [orjson.dumps(one.__dict__) for one in given]
+            began = time.process_time()
+            if lines and isinstance(store, SqliteDatabase):
+                insert_lines(store, StoredRequest, texts)
+            else:
+                insert(store, given)
+            least = min(least, time.process_time() - began)
+    return 1e6 * least / 1000
+
+
 def _is_there(place: Path | str) -> bool:
     try:
         with opened(place) as store:
@@ -174,13 +203,18 @@ def _is_there(place: Path | str) -> bool:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--ratings", type=int, default=100_000)
     parser.add_argument("--url", default="", help="of a Postgres database instead; one with a store is used as it is")
     parser.add_argument("--folder", type=Path, help="of the store; one that is there is used as it is")
     asked = parser.parse_args()
+    if not asked.url:
+        print("| a request is stored, µs | with sums | without |\n|---|---|---|")
+        for name, lines in (("as a record", False), ("as a server's line", True)):
+            print(f"| {name} | {written(lines, True):.1f} | {written(lines, False):.1f} |")
+        print()
     with tempfile.TemporaryDirectory() as scratch:
         folder: Path | str = asked.url or asked.folder or Path(scratch)
         if not _is_there(folder):

@@ -12,13 +12,14 @@ from live_server import live
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
-from tuneloop.core.ids import utc_now, uuid7
-from tuneloop.records.api_key import Limits
+from tuneloop.core.ids import utc, utc_now, uuid7
+from tuneloop.records.api_key import ApiKey, Limits
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve.erase import expire, find, proved, spent_by_erased
 from tuneloop.serve.keys import add_key
 from tuneloop.serve.store import exported, insert, opened, read_decisions, read_feedback, read_requests
+from tuneloop.workflows.serve import expire_all
 
 EACH = pytest.mark.usefixtures("each_database")
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi you"}]}
@@ -124,3 +125,32 @@ def test_requests_of_a_key_without_consent_are_no_training_data(tmp_path: Path) 
         kept = {each.key: each for each in read_requests(store)}
     assert (kept["yes"].train, kept["no"].train) == (None, "no")
     assert exported(kept["yes"]) is not None and exported(kept["no"]) is None
+
+
+@EACH
+def test_a_key_may_say_how_long_its_requests_are_kept(tmp_path: Path) -> None:
+    def ago(days: float) -> str:
+        return utc(1_800_000_000 - 86_400 * days)
+
+    kept = {"short": 2.0, "long": 90.0}
+    keys = [
+        ApiKey(id=name, name=name, sha256="", created="", limits=Limits(keep_days=days)) for name, days in kept.items()
+    ]
+    keys.append(ApiKey(id="plain", name="plain", sha256="", created=""))
+    rows = [
+        request(0, id=f"{key}-{days}", key=key, time=ago(days), user="u", conversation=f"{key}-{days}")
+        for key in ("short", "long", "plain", "") for days in (1, 10, 50, 100)
+    ]  # fmt: skip
+    said = [
+        Feedback(id=f"{one.id}-{about}", kind="comment", value="so", user="u", time=one.time, **{about: one.id})
+        for one in rows for about in ("request", "conversation")
+    ]  # fmt: skip
+    with opened(tmp_path, create=True) as store:
+        insert(store, [*rows, *said])
+        for days, more in ((None, 3 + 1), (30.0, 2 + 2)):
+            assert expire_all(store, days, keys, 1_800_000_000) == more
+            assert expire_all(store, days, keys, 1_800_000_000) == 0
+        left = {each.id for each in read_requests(store) if each.completion is not None}
+        wanted = {"short-1", "long-1", "long-10", "long-50", "plain-1", "plain-10", "-1", "-10"}
+        assert left == wanted == {each.id for each in read_requests(store) if each.user and each.conversation}
+        assert {each.id.rpartition("-")[0] for each in read_feedback(store)} == wanted

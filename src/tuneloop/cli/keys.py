@@ -25,6 +25,7 @@ class LimitOptions:
     priority: str = flag("normal", "NAME", "high, normal or low: before whom its requests are answered.")
     deadline_ms: float | None = flag(None, "MS", "Milliseconds to the first token; default: the server's objective.")
     train: str = flag("yes", "yes|no", "Whether its requests may become training data.")
+    keep_days: float | None = flag(None, "DAYS", "Days after which texts leave the store; default: log.keep_days.")
 
 
 def command(

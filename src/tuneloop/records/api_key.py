@@ -22,6 +22,7 @@ class Limits(Part):
         priority: before whom its requests are answered.
         deadline_ms: milliseconds within which the first token is promised; default: the server's objective.
         train: `no`: its requests never become training data.
+        keep_days: days after which texts, users and conversations of its requests leave the store; None: as of all others.
     """
 
     rpm: int | None = Field(None, ge=1)
@@ -31,6 +32,7 @@ class Limits(Part):
     priority: Priority = "normal"
     deadline_ms: float | None = Field(None, gt=0)
     train: Literal["yes", "no"] = "yes"
+    keep_days: float | None = Field(None, gt=0)
 
 
 class ApiKey(Part):

@@ -165,32 +165,39 @@ def spent_by_erased(store: Database) -> dict[str, float]:
     return dict(found)
 
 
-def expire(store: Database, before: str) -> int:
+def expire(store: Database, before: str, keys: Sequence[str] = (), *, others: bool = False) -> int:
     """Take texts, users and conversations from requests before a time, and texts from feedback; figures stay.
 
     Args:
         before: ISO time.
+        keys: names of API keys, whose requests alone are meant; empty: all requests.
+        others: all requests but those of the keys.
 
     Returns:
         How many requests that were.
     """
+    marks, no = ",".join("?" * len(keys)), "NOT " if others else ""
+    mine = f"COALESCE(key, '') {no}IN ({marks})" if keys else "TRUE"
+    about = " OR ".join(
+        f"EXISTS (SELECT 1 FROM requests WHERE requests.{mine_} = feedback.{theirs} AND requests.key IN ({marks}))"
+        for mine_, theirs in (("id", "request"), ("conversation", "conversation"))
+    )
+    heard, values = (f"{no}({about})", [before, *keys, *keys]) if keys else ("TRUE", [before])
+    texts = "kind IN ('correction', 'comment', 'choice') OR conversation IS NOT NULL"
+    store.execute(f"DELETE FROM feedback WHERE time < ? AND ({texts}) AND {heard}", values)
+    store.execute(f'UPDATE feedback SET "user" = NULL WHERE time < ? AND "user" IS NOT NULL AND {heard}', values)
     count = 0
     while True:
         changed = store.execute(
             "UPDATE requests SET prompt = '[]', completion = NULL, tools = '[]', \"user\" = NULL, conversation = NULL, "
             "error = CASE WHEN error IS NULL THEN NULL ELSE 'failed' END WHERE id IN (SELECT id FROM requests WHERE "
             "time < ? AND (prompt != '[]' OR completion IS NOT NULL OR \"user\" IS NOT NULL OR conversation IS NOT NULL) "
-            f"LIMIT {CHUNK})",
-            [before],
+            f"AND {mine} LIMIT {CHUNK})",
+            [before, *keys],
         ).rowcount
         if not changed:
             break
         count += changed
-    store.execute(
-        "DELETE FROM feedback WHERE time < ? AND (kind IN ('correction', 'comment', 'choice') OR conversation IS NOT NULL)",
-        [before],
-    )
-    store.execute('UPDATE feedback SET "user" = NULL WHERE time < ? AND "user" IS NOT NULL', [before])
     if count:
         store.forget(whole=False)
     return count

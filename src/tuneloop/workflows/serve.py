@@ -17,12 +17,13 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, read_yaml, write_json
 from tuneloop.core.ids import utc, utc_now
+from tuneloop.records.api_key import ApiKey
 from tuneloop.serve.admission import Admission
 from tuneloop.serve.config import ServeConfig
-from tuneloop.serve.database import DatabaseError, is_database_url, keep_password
+from tuneloop.serve.database import Database, DatabaseError, is_database_url, keep_password
 from tuneloop.serve.erase import expire, spent_by_erased
 from tuneloop.serve.gateway import Gateway
-from tuneloop.serve.keys import Keyring
+from tuneloop.serve.keys import Keyring, read_keys
 from tuneloop.serve.limits import Ledger
 from tuneloop.serve.pauses import short_pauses
 from tuneloop.serve.store import STATE, opened
@@ -137,17 +138,35 @@ def _spent(place: str) -> dict[str, float]:
 
 async def _expire(config: ServeConfig, say: Say) -> None:
     """Once an hour, take from the store what is older than it may be."""
-    while config.log.keep_days is not None:
-        before = utc(time.time() - 86_400 * config.log.keep_days)
 
-        def work(before: str = before) -> int:
-            with opened(config.store) as store:
-                return expire(store, before)
+    def work() -> int:
+        with opened(config.store) as store:
+            return expire_all(store, config.log.keep_days, read_keys(config.folder), time.time())
 
+    while True:
         with contextlib.suppress(DatabaseError, UserError):  # the file is locked; an hour later it is not
             if count := await asyncio.to_thread(work):
-                say(f"store     texts and users of {count:,} requests before {before} are erased")
+                say(
+                    f"store     texts and users of {count:,} requests are erased, which were kept as long as they may be"
+                )
         await asyncio.sleep(3600)
+
+
+def expire_all(store: Database, days: float | None, keys: Sequence[ApiKey], now: float) -> int:
+    """Take from a store what is older than its key or the server's settings say; returns how many requests that were.
+
+    Args:
+        store: open.
+        days: that requests are kept whose key says nothing; None: for ever.
+        keys: of the server, revoked ones too.
+        now: seconds since 1970.
+    """
+    own: dict[str, float] = {}
+    for key in keys:
+        if (kept := key.limits.keep_days) is not None:
+            own[key.name] = min(kept, own.get(key.name, kept))
+    count = sum(expire(store, utc(now - 86_400 * kept), [name]) for name, kept in own.items())
+    return count if days is None else count + expire(store, utc(now - 86_400 * days), [*own], others=True)
 
 
 def serve(config: ServeConfig, say: Say, *, ready: Callable[[str, Gateway], None] | None = None) -> None:

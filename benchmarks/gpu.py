@@ -2,14 +2,19 @@
 
     python benchmarks/gpu.py                                     # 1B and 8B, rows of 512, 2,048 and 8,192 tokens
     python benchmarks/gpu.py --sizes 8b --methods lora --lengths 2048 --engines tuneloop peft liger
+    python benchmarks/gpu.py --engines tuneloop trl torchtune --peers ~/peers    # each library in an environment of its own, made there
+    python benchmarks/gpu.py --parts answers                     # tokens a second that are written, labels that are scored; beside vLLM
     python benchmarks/gpu.py --expected h100-sxm                 # without a GPU: what is expected of a card, nothing is run
 
 Weights are random and made on the device, so nothing is downloaded. Each case is a process of its own with a limit of time, and a line of the table:
 tokens a second; MFU (operations that the gradient needs, over the card's listed peak); the peak of tensors in GiB and the planner's; the planner's
 tokens a second; MFU by the roofline, and launches of a step; the loss of the first batch, which all engines must share within rounding.
 
-`peft` is Transformers with PEFT (full tuning: Transformers alone) and torch's fused AdamW; `liger` the same with Liger's kernels. An engine that is not
-installed has a line that says so. On a processor `--sizes tiny` runs the same code, as its test does.
+`peft` is Transformers with PEFT (full tuning: Transformers alone) and torch's fused AdamW; `liger` the same with Liger's kernels; `trl`, `torchtune` and
+`unsloth` see `gpu_peers.py`. An engine that is not installed has a line that says so. On a processor `--sizes tiny` runs the same code, as its test does.
+
+Of answers: greedy, 128 tokens behind 128, one row and 64 together, steps recorded as CUDA graphs (`tuneloop`) and not (`plain`), beside vLLM with random
+weights; and prompts a second whose eight labels are scored. `roofline` is the reading of all weights for each token at 80 % of the memory's bandwidth.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -30,10 +36,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peers import peers_python
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tuneloop.core import device
+from tuneloop.inference.engine import Batch, Row
+from tuneloop.inference.request import Request
+from tuneloop.inference.scoring import choose, label_trie
 from tuneloop.models.methods import method_named
 from tuneloop.models.random_model import SIZES, random_model
 from tuneloop.models.shape import ModelShape
@@ -53,8 +63,20 @@ from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.run import Run
 from tuneloop.train.step import batch_loss, optimizer_step
 
-ENGINES = ("tuneloop", "peft", "liger")
-PACKAGES = {"tuneloop": (), "peft": ("transformers", "peft"), "liger": ("transformers", "peft", "liger_kernel")}
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "tuneloop": (),
+    "peft": ("transformers", "peft"),
+    "liger": ("transformers", "peft", "liger_kernel"),
+    "trl": ("transformers", "peft", "trl"),
+    "torchtune": ("torchtune",),
+    "unsloth": ("unsloth",),
+    "plain": (),
+    "vllm": ("vllm",),
+}
+# What a library's own environment needs besides: torchtune 0.6 does not import with later ones.
+PINS = {"torchtune": ("torch==2.8.*", "torchao==0.12.0")}
+ENGINES = ("tuneloop", "peft", "liger", "trl", "torchtune", "unsloth")
+WRITERS = ("tuneloop", "plain", "vllm")  # who answers
 STEP_TOKENS = 16384  # of an optimizer step
 LIMIT = 480  # seconds of a case
 RANK = 16
@@ -273,6 +295,83 @@ def expected(case: Case, card: Gpu, free_gib: float, dtype: torch.dtype) -> dict
 # --- what is measured
 
 
+@dataclass(frozen=True)
+class Writing:
+    """A line of the table of answers: the model's size, rows together, and who answers."""
+
+    size: str
+    rows: int
+    engine: str = "tuneloop"
+
+
+PROMPT, NEW, LABELS = 128, 128, 8  # tokens of prompts and answers; labels, of three tokens each
+
+
+def written(case: Writing) -> dict[str, Any]:
+    """A line of the table of answers, or why there is none."""
+    found: dict[str, Any] = asdict(case)
+    missing = [name for name in PACKAGES[case.engine] if importlib.util.find_spec(name) is None]
+    if missing:
+        return {**found, "error": f"not installed: {', '.join(missing)}"}
+    generator = torch.Generator().manual_seed(1)
+    shape = (case.rows, PROMPT + LABELS * 3)
+    ids = torch.randint(2, SIZES[case.size]["vocab_size"], shape, generator=generator).tolist()
+    prompts, labels = (
+        [row[:PROMPT] for row in ids],
+        [ids[0][PROMPT + 3 * i : PROMPT + 3 * i + 3] for i in range(LABELS)],
+    )
+    names, dtype = device.names(), device.default_dtype()
+    if names:
+        card = card_in_use(names[0], device.capacity())
+        read = _shape(Case(case.size, "lora", PROMPT)).parameters * dtype.itemsize
+        found |= {"card": card.name, "roofline": round(case.rows * BANDWIDTH * card.gb_s * 1e9 / read)}
+    try:
+        if case.engine == "vllm":
+            import gpu_peers
+
+            labelled = [prompt + label for prompt in prompts for label in labels]
+            rates = gpu_peers.vllm_rates(SIZES[case.size], prompts, NEW, labelled, str(dtype).removeprefix("torch."))
+            rates["scored_rows_per_second"] = round(rates["scored_rows_per_second"] / LABELS, 1)
+        else:
+            rates = _own_rates(case, prompts, labels, dtype)
+    except (RuntimeError, ImportError) as error:
+        return {**found, "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:100]}"}
+    return {**found, **rates}
+
+
+def _own_rates(
+    case: Writing, prompts: list[list[int]], labels: list[list[int]], dtype: torch.dtype
+) -> dict[str, float]:
+    """Tokens a second of our engine behind the prompts, and prompts a second whose labels are scored; the second time counts."""
+    os.environ[device.GRAPHS] = "0" if case.engine == "plain" else "1"
+    template: Any = SimpleNamespace(pad_id=0, end_ids=(), decode=lambda ids: "")
+    model = random_model(SIZES[case.size], template, dtype=dtype)
+    trie = label_trie([str(i) for i in range(len(labels))], labels)
+
+    def written_in() -> float:
+        batch = Batch(model)
+        batch.join([Row(Request(ids=ids, max_new_tokens=NEW)) for ids in prompts])
+        device.wait()
+        began = time.perf_counter()
+        while batch.active:
+            batch.step(device.backend().tokens_unread)
+        device.wait()
+        return time.perf_counter() - began
+
+    def scored_in() -> float:
+        device.wait()
+        began = time.perf_counter()
+        choose(model, prompts, trie, prune=False)
+        device.wait()
+        return time.perf_counter() - began
+
+    writing, scoring = (min(work(), work()) for work in (written_in, scored_in))
+    return {
+        "decode_tokens_per_second": round(len(prompts) * (NEW - 1) / writing, 1),
+        "scored_rows_per_second": round(len(prompts) / scoring, 1),
+    }
+
+
 def ours(case: Case, sizes: Sizes, dtype: torch.dtype) -> tuple[Callable[[], float], list[Rendered]]:
     """A step of tuneloop's loop."""
     config, rows = case.config, rows_of(case)
@@ -286,49 +385,63 @@ def ours(case: Case, sizes: Sizes, dtype: torch.dtype) -> tuple[Callable[[], flo
     return lambda: optimizer_step(run, step, rows, 1e-4)[0], rows
 
 
-def theirs(case: Case, sizes: Sizes, dtype: torch.dtype) -> tuple[Callable[[], float], list[Rendered]]:
-    """The same step by Transformers and PEFT, on the same weights."""
-    from peft import LoraConfig, get_peft_model
+def transformers_net(case: Case, dtype: torch.dtype) -> Any:
+    """Transformers' model with the weights of `ours`."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    if case.method == "qlora":
-        raise NotImplementedError("four bits of random weights are not made by Transformers")
-    if case.engine == "liger":
-        from liger_kernel.transformers import apply_liger_kernel_to_llama
-
-        apply_liger_kernel_to_llama()
-    rows, own = rows_of(case), random_model(SIZES[case.size], TEMPLATE, dtype=dtype)
+    own = random_model(SIZES[case.size], TEMPLATE, dtype=dtype)
     with torch.device("meta"):
         net: Any = LlamaForCausalLM(LlamaConfig(**SIZES[case.size], attn_implementation="sdpa")).to(dtype)
     net = net.to_empty(device=own.device)
     with own.device:
         net.model.rotary_emb = type(net.model.rotary_emb)(net.config)  # its buffers are in no state
     net.load_state_dict(own.net.state_dict())
-    del own
+    return net
+
+
+def theirs(case: Case, sizes: Sizes, dtype: torch.dtype) -> tuple[Callable[[], float], list[Rendered]]:
+    """The same step by another library, on the same weights."""
+    import gpu_peers
+
+    if case.method == "qlora":
+        raise NotImplementedError("four bits of random weights are not made by Transformers")
+    rows = rows_of(case)
+    at_once = _work(case, sizes.micro_batch_tokens).micro_batches[0][0]
+    ids = [row.ids for row in rows]
+    batches = [torch.tensor(ids[i : i + at_once]) for i in range(0, len(rows), at_once)]
+    if case.engine == "torchtune":
+        state = random_model(SIZES[case.size], TEMPLATE, dtype=dtype).net.state_dict()
+        step = gpu_peers.torchtune_step(SIZES[case.size], state, batches, len(rows), RANK, case.method, sizes.recompute)
+        return step, rows
+    if case.engine == "unsloth":
+        import unsloth  # noqa: F401  # before Transformers, whose classes it changes
+
+        net = transformers_net(case, dtype)
+        step = gpu_peers.unsloth_step(net, batches, len(rows), RANK, case.method, sizes.recompute, case.length)
+        return step, rows
+    if case.engine == "trl":
+        net = transformers_net(case, dtype)
+        return gpu_peers.trl_step(net, ids, at_once, RANK, case.method, sizes.recompute), rows
+    return _peft_step(case, sizes, dtype, batches), rows
+
+
+def _peft_step(case: Case, sizes: Sizes, dtype: torch.dtype, batches: list[Any]) -> Callable[[], float]:
+    """Transformers and PEFT, with Liger's kernels where the engine is that."""
+    from gpu_peers import steps_of
+    from peft import LoraConfig, get_peft_model
+
+    if case.engine == "liger":
+        from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+        apply_liger_kernel_to_llama()
+    net = transformers_net(case, dtype)
     if case.method == "lora":
         net = get_peft_model(net, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"))
     if sizes.recompute:
         net.enable_input_require_grads()
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     net.train()
-    learned = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=1e-4, weight_decay=0.0, fused=True)
-    at_once = _work(case, sizes.micro_batch_tokens).micro_batches[0][0]
-    batches = [torch.tensor([row.ids for row in rows[i : i + at_once]]) for i in range(0, len(rows), at_once)]
-
-    def step() -> float:
-        total = torch.zeros((), device=learned[0].device)
-        for batch in batches:
-            ids = batch.to(learned[0].device)
-            loss = net(input_ids=ids, labels=ids).loss * (len(batch) / len(rows))
-            loss.backward()
-            total += loss.detach().float()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(total)
-
-    return step, rows
+    return steps_of(net, batches, case.rows, lambda net, ids: net(input_ids=ids, labels=ids).loss)
 
 
 def measured(case: Case) -> dict[str, Any]:
@@ -356,11 +469,11 @@ def measured(case: Case) -> dict[str, Any]:
             steps += 1
         device.wait()
         seconds = (time.perf_counter() - began) / steps
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, ImportError) as error:  # also what is not implemented
         why = (
             "out of memory"
             if device.is_out_of_memory(error)
-            else f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+            else f"{type(error).__name__}: {str(error).strip().splitlines()[0][:100]}"
         )
         return {**found, "error": why}
     gflop = needed_gflop(SIZES[case.size], case.method, rows)
@@ -377,17 +490,35 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def line(found: dict[str, Any]) -> str:
+ANSWER_COLUMNS = (
+    ("size", "size"), ("rows", "rows"), ("engine", "engine"), ("decode_tokens_per_second", "tokens/s"), ("roofline", "roofline tok/s"),
+    ("scored_rows_per_second", "prompts scored/s"),
+)  # fmt: skip
+
+
+def line(found: dict[str, Any], columns: tuple[tuple[str, str], ...] = COLUMNS) -> str:
     """A line of the Markdown table."""
-    cells = [str(found.get(key, "")) for key, _ in COLUMNS]
+    cells = [str(found.get(key, "")) for key, _ in columns]
     return "| " + " | ".join(cells) + (f" {found['error']}" if "error" in found else "") + " |"
 
 
-def run_apart(case: Case) -> dict[str, Any]:
-    """A case in a process of its own: none leaves memory to the next, and a crash ends one line."""
-    command = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
+def run_apart(case: Case | Writing, peers: Path | None = None) -> dict[str, Any]:
+    """A case in a process of its own: none leaves memory to the next, and a crash ends one line.
+
+    Args:
+        peers: folder of the environments of other libraries; None: all are in this one.
+    """
+    packages = [{"liger_kernel": "liger-kernel"}.get(name, name) for name in PACKAGES[case.engine]]
+    python: Path | str = sys.executable
     try:
+        if peers is not None and packages:
+            python = peers_python(
+                peers / case.engine, [*packages, *PINS.get(case.engine, ()), str(Path(__file__).parents[1])]
+            )
+        command = [str(python), __file__, "--case", json.dumps(asdict(case))]
         done = subprocess.run(command, text=True, capture_output=True, timeout=LIMIT)
+    except subprocess.CalledProcessError:
+        return {**asdict(case), "error": f"not to be installed: {', '.join(packages)}"}
     except subprocess.TimeoutExpired:
         return {**asdict(case), "error": f"longer than {LIMIT} seconds"}
     if done.returncode:
@@ -403,15 +534,33 @@ def main(arguments: list[str]) -> list[dict[str, Any]]:
     parser.add_argument("--methods", nargs="+", default=["lora", "qlora", "full"], choices=["lora", "qlora", "full"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[512, 2048, 8192])
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--parts", nargs="+", default=["training", "answers"], choices=["training", "answers"])
     parser.add_argument("--seconds", type=float, default=5.0, help="of measured steps of a case")
+    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="an environment for each other library, made here")
     parser.add_argument("--expected", metavar="CARD", help="only what is expected of this card")
     parser.add_argument("--json", metavar="FILE", help="write the lines there too")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.case:
-        found = measured(Case(**json.loads(given.case)))
+        case = json.loads(given.case)
+        found = measured(Case(**case)) if "method" in case else written(Writing(**case))
         print(json.dumps(found))
         return [found]
+    lines = _training(given) if "training" in given.parts else []
+    if "answers" in given.parts and not given.expected:
+        print("| " + " | ".join(title for _, title in ANSWER_COLUMNS) + " |\n" + "|---" * len(ANSWER_COLUMNS) + "|")
+        for size in given.sizes:
+            for rows in (1, 64):
+                for engine in WRITERS:
+                    lines.append(run_apart(Writing(size, rows, engine), given.peers))
+                    print(line(lines[-1], ANSWER_COLUMNS), flush=True)
+    if given.json:
+        Path(given.json).write_text(json.dumps(lines, indent=1))
+    return lines
+
+
+def _training(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """The table of training steps."""
     print("| " + " | ".join(title for _, title in COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     lines = []
     for size in given.sizes:
@@ -423,10 +572,8 @@ def main(arguments: list[str]) -> list[dict[str, Any]]:
                         card = find_gpu(given.expected)
                         lines.append({**asdict(case), **expected(case, card, card.gib - 0.6, torch.bfloat16)})
                     else:
-                        lines.append(run_apart(case))
+                        lines.append(run_apart(case, given.peers))
                     print(line(lines[-1]), flush=True)
-    if given.json:
-        Path(given.json).write_text(json.dumps(lines, indent=1))
     return lines
 
 

@@ -16,6 +16,7 @@ from tuneloop.plan.gpus import find_gpu
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     spec = importlib.util.spec_from_file_location("gpu_benchmark", ROOT / "benchmarks" / "gpu.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -43,6 +44,15 @@ def test_four_bits_are_measured_and_what_is_missing_is_said(bench: ModuleType, m
     assert found["loss"] > 0 and "error" not in found
     monkeypatch.setitem(bench.PACKAGES, "liger", ("no_such_package",))
     assert bench.measured(bench.Case("tiny", "lora", 128, "liger"))["error"] == "not installed: no_such_package"
+
+
+def test_answers_are_measured_and_what_is_missing_is_said(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "NEW", 4)
+    monkeypatch.setenv("TUNELOOP_CUDA_GRAPHS", "1")
+    found = bench.written(bench.Writing("tiny", 2, "plain"))
+    assert found["decode_tokens_per_second"] > 0 and found["scored_rows_per_second"] > 0
+    monkeypatch.setitem(bench.PACKAGES, "vllm", ("no_such_package",))
+    assert bench.written(bench.Writing("tiny", 2, "vllm"))["error"] == "not installed: no_such_package"
 
 
 def test_a_card_that_is_not_there_has_expected_figures(

@@ -88,6 +88,13 @@ def test_what_stands_beside_a_store_is_in_its_servers_folder(tmp_path: Path) -> 
     assert store_name(tmp_path / "store.db") == str(tmp_path / "store.db")
 
 
+def test_a_url_that_was_made_a_path_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="as the path of a file"):
+        connect(Path("postgresql://anna@db/x"), create=True)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_what_can_not_be_opened_is_said_in_one_sentence(postgres: Postgres, tmp_path: Path) -> None:
     there = postgres.url()

@@ -196,8 +196,14 @@ def store_folder(place: Path | str) -> Path:
 
 
 def store_file(place: Path | str) -> Path:
-    """The store's file, by its own name or the folder of a server."""
+    """The store's file, by its own name or the folder of a server.
+
+    Raises:
+        UserError: it is a URL that was made a path, which has lost a slash by that.
+    """
     path = Path(place).expanduser()
+    if path.parts and path.parts[0] in ("postgresql:", "postgres:"):
+        raise UserError("This is the URL of a database, as the path of a file", next_step="give it as a text")
     return path if path.suffix == ".db" else path / FILE
 
 

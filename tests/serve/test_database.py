@@ -239,6 +239,15 @@ def test_commands_take_a_url_or_the_folder_of_its_server_and_show_no_password(
             out, err = capsys.readouterr()
             assert status in (0, 1, 3) and PASSWORD not in out + err, (command, status, out, err)
             told[(place, command[0], command[1])] = json.loads(out)
+    asked = ["ab", "start", "far", "--store", url, "--model", "m", "--candidate", "m@2", "--champion", "m@1"]
+    assert main([*asked, "-q"]) == 0
+    Path("elsewhere").mkdir()
+    with monkeypatch.context() as there:  # as on another machine
+        there.chdir("elsewhere")
+        assert main(["ab", "check", "far", "--store", url, "-q"]) == 3
+        registration = Path("serve/experiments/far.json")
+        registration.write_text(registration.read_text().replace("m@2", "m@3"))
+        assert main(["ab", "check", "far", "--store", url, "-q"]) == 2
     assert told["serve", "costs", "-f"]["total"]["requests"] == 3
     assert told["serve", "feedback", "show"]["requests"] == 3
     held = [file for file in tmp_path.rglob("*") if file.is_file()]

@@ -18,7 +18,7 @@ from tuneloop.improve.feedback import current
 from tuneloop.records.decision import Decision
 from tuneloop.records.experiment import ExperimentDesign, ExperimentVerdict
 from tuneloop.records.record import read_record, write_record
-from tuneloop.serve.database import Database
+from tuneloop.serve.database import Database, is_database_url
 from tuneloop.serve.store import (
     insert,
     last_place,
@@ -158,7 +158,10 @@ def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[Experimen
     with opened(place) as store:
         state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
         name = state.design.name
-        refuse_changed(state, registration_file(place, name))
+        file = registration_file(place, name)
+        if is_database_url(place) and not file.is_file():
+            write_record(file, state.design)  # it was started on another machine; the database has it too
+        refuse_changed(state, file)
         if state.ended == "stopped":
             raise UserError(f"{name} was stopped", where=store_name(place), next_step="start another one")
         if state.ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -120,6 +121,18 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert list(read_feedback(store)) == [said]
         assert list(read_decisions(store, where="subject = ?", values=["e1"])) == [decided]
         assert list(read_requests(store, since="9999")) == []
+
+
+@EACH
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_reader_that_stops_early_may_outlive_its_store(tmp_path: Path) -> None:
+    with opened(tmp_path, create=True) as store:
+        insert(store, [request() for _ in range(3)])
+        reading = read_requests(store)
+        rows = iter(store.execute("SELECT id FROM requests"))
+        assert next(reading) and next(rows)
+    del reading, rows
+    gc.collect()
 
 
 @EACH

@@ -52,7 +52,9 @@ class Rows:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         with self.translated():
-            yield from self.cursor
+            # Not `yield from`, which closes a cursor that is left, also when its database is gone.
+            for row in self.cursor:  # noqa: UP028
+                yield row
 
     def fetchone(self) -> Any:
         """The next row; None: there is none."""

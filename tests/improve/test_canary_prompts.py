@@ -13,7 +13,7 @@ from tuneloop.improve.canary_prompts import (
     canary_rows,
     follow,
     rounds_of,
-    told,
+    round_in_words,
     without_texts,
 )
 from tuneloop.records.rows import Row
@@ -56,9 +56,9 @@ def test_an_alarm_names_the_prompts_the_change_and_what_it_costs():
     found = followed(*FIRST, asked(1, lambda i: "wrong" if i in (3, 7) else "right"))[-1]
     assert found.alarm and found.p <= found.level and [one.row for one in found.changed] == ["row3", "row7"]
     assert (found.right_before, found.right_now, found.known) == (2, 0, 2)
-    text = told(found)
+    text = round_in_words(found)
     assert "'question 3': 'right' -> 'wrong'" in text and "Next: nothing was released" in text
-    assert "question" not in without_texts(found).model_dump_json() and "row row3" in told(without_texts(found))
+    assert "question" not in without_texts(found).model_dump_json() and "row row3" in round_in_words(without_texts(found))
 
 
 def test_a_new_release_may_answer_otherwise_and_is_what_is_compared_with_from_then_on():
@@ -66,7 +66,7 @@ def test_a_new_release_may_answer_otherwise_and_is_what_is_compared_with_from_th
     other = asked(1, lambda i: "wrong", **new)
     found = followed(*FIRST, other, asked(2, lambda i: "wrong", **new), asked(3, lambda i: "third", **new))
     assert found[-3].new_release and len(found[-3].changed) == N and not found[-3].alarm
-    assert "a new release answers" in told(found[-3])
+    assert "a new release answers" in round_in_words(found[-3])
     assert not found[-2].changed and found[-1].alarm
 
 

@@ -188,7 +188,7 @@ def _finding(
     )  # fmt: skip
 
 
-def told(one: CanaryRound, most: int = 5) -> str:
+def round_in_words(one: CanaryRound, most: int = 5) -> str:
     """A round in words, with the prompts and answers that differ."""
     shown = [
         f"{each.prompt[:80]!r}: {each.before[:60]!r} -> {each.now[:60]!r}" if each.prompt else f"row {each.row}"

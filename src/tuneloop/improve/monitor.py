@@ -20,7 +20,7 @@ from pydantic import Field
 
 from tuneloop.core.files import Config
 from tuneloop.core.late import np
-from tuneloop.improve.canary_prompts import SHARE, told
+from tuneloop.improve.canary_prompts import SHARE, round_in_words
 from tuneloop.improve.experiment import time_of, unit_of
 from tuneloop.improve.feedback import by_request, mean_value
 from tuneloop.improve.permutation import Difference, categories_differ, numbers_differ, vectors_differ
@@ -502,7 +502,7 @@ def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
         if one.alarm:
             words = f" Words: {', '.join(one.words)}." if one.words else ""
             yield f"{one.sentence}.{words} Requests: {', '.join(one.requests)}. Next: {one.next_step}."
-    yield from map(told, report.canaries)
+    yield from map(round_in_words, report.canaries)
     if report.canary_rounds and not report.canaries:
         yield f"Canary prompts: asked {report.canary_rounds} times, all answered as before."
     if report.alarms and new_releases:

@@ -16,7 +16,7 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.checks.drift import compare_with
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.language import detect_language
-from tuneloop.improve.canary_prompts import canary_level, told, without_texts
+from tuneloop.improve.canary_prompts import canary_level, round_in_words, without_texts
 from tuneloop.improve.experiment import time_of
 from tuneloop.improve.monitor import EARLIER_WINDOWS, Helpers, MonitorOptions, monitor
 from tuneloop.records.decision import Decision
@@ -36,7 +36,7 @@ _HOURS = {"h": 1.0, "d": 24.0, "w": 168.0}
 def _logged(report: MonitorReport) -> MonitorReport:
     """A report as it is logged: without the texts of canary prompts and their answers, since the log can't forget."""
     plainer = [without_texts(one) for one in report.canaries]
-    said = {told(one): told(other) for one, other in zip(report.canaries, plainer, strict=True)}
+    said = {round_in_words(one): round_in_words(other) for one, other in zip(report.canaries, plainer, strict=True)}
     return report.model_copy(update={"canaries": plainer, "summary": [said.get(line, line) for line in report.summary]})
 
 

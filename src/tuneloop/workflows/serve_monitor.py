@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import clock
 from tuneloop.data.dataset import load_dataset
-from tuneloop.improve.canary_prompts import canary_level, told
+from tuneloop.improve.canary_prompts import canary_level, round_in_words
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.database import DatabaseError
 from tuneloop.serve.gateway import ROUTER, Gateway
@@ -69,7 +69,7 @@ async def _canaries(
                 for _ in range(due):
                     await ask_gateway(gateway, name, rows)
                 if due and (found := await asyncio.to_thread(check_last, config.store, name, rows, level)) is not None:
-                    say(f"canaries  {name}: {told(found)}")
+                    say(f"canaries  {name}: {round_in_words(found)}")
         await _until_later(pause)
 
 

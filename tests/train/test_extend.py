@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Commands
 from test_preferences import preferences
 from train_helpers import changed, make_rows
 
@@ -64,9 +65,12 @@ def test_a_method_of_your_own(tiny_llama: Path, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_the_file_of_a_method_is_all_that_a_job_needs(
-    cli_process: Callable[..., subprocess.CompletedProcess[str]], tiny_llama: Path, tmp_path: Path
+    cli_process: Callable[..., subprocess.CompletedProcess[str]],
+    commands_in_one_process: Commands,
+    tiny_llama: Path,
+    tmp_path: Path,
 ) -> None:
-    """Plan, train, evaluate, export and report, each in a process that learns of the method from its file alone."""
+    """Plan, train, evaluate, export and report, in processes that learn of the method from its file alone."""
     file = tmp_path / "mine" / "norms.py"
     file.parent.mkdir()
     file.write_text((FOLDER / "new_method.py").read_text())
@@ -91,13 +95,17 @@ def test_the_file_of_a_method_is_all_that_a_job_needs(
     assert manifest["best_val_loss"] < manifest["first_val_loss"]
     assert "norms" in (run / "report.html").read_text()
 
-    measured = json.loads(cli_process("evaluate", str(run), "--json").stdout)
+    artifact = tmp_path / "artifact"
+    commands = [
+        ["evaluate", str(run), "--json"],
+        ["export", str(run), "--out", str(artifact)],
+        ["export", str(run), "--format", "adapter"],
+    ]
+    done = commands_in_one_process(commands, {})
+    assert done.returncode == 9 and "has no such form" in done.stderr, done.stderr  # the last one is refused
+    measured = json.loads(done.stdout.partition("\n")[2].partition("$ export")[0])
     assert measured["metrics"].keys() >= {"accuracy"}
-    exported = cli_process("export", str(run), "--out", str(tmp_path / "artifact"))
-    assert exported.returncode == 0, exported.stderr
-    assert "(norm scales)" in (tmp_path / "artifact" / "README.md").read_text()
-    refused = cli_process("export", str(run), "--format", "adapter")
-    assert refused.returncode == 2 and "has no such form" in refused.stderr
+    assert "(norm scales)" in (artifact / "README.md").read_text()
 
     file.write_text(file.read_text().replace("1e-2", "2e-2"))  # another method is another run
     other = cli_process(

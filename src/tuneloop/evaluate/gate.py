@@ -358,12 +358,12 @@ def _margin(metric: str, rows: str, margin: float, base: Evaluation, candidate: 
     if pair is None or math.isnan(pair.low):
         gain = sign * (candidate.metrics[metric].value - base.metrics[metric].value)
         found: Status = "inconclusive" if math.isnan(gain) else "pass" if gain >= -margin else "fail"
-        message = f"{title}: {gain:+.4g} against the base, margin {margin:g} (no interval: the figure alone decides)"
+        message = f"{title}: gain {gain:+.4g} over the base, margin {margin:g} (no interval: the figure alone decides)"
         return GateCheck("metric", name, found, message, gain, limit=-margin, rows=candidate.n)
     low, high = sorted((sign * pair.low, sign * pair.high))
     gain = sign * pair.delta
     found = "pass" if low >= -margin else "fail" if high < -margin else "inconclusive"
-    message = f"{title}: {gain:+.4g} [{low:+.4g}, {high:+.4g}] against the base, margin {margin:g}"
+    message = f"{title}: gain {gain:+.4g} [{low:+.4g}, {high:+.4g}] over the base, margin {margin:g}"
     if found == "inconclusive":
         needed = rows_to_settle(gain + margin, low + margin, high + margin, candidate.n)
         if needed and needed < 100 * candidate.n:

@@ -119,11 +119,19 @@ LARGE: dict[str, str] = {
 }
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(SOURCE.rglob("*.py")):
+Trees = dict[Path, ast.Module]
+
+
+@pytest.fixture(scope="module")
+def trees() -> Trees:
+    """The syntax tree of every file of the package."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def modules(trees: Trees) -> Iterator[tuple[str, ast.Module]]:
+    for path, tree in trees.items():
         parts = path.relative_to(SOURCE).with_suffix("").parts
-        name = ".".join(part for part in parts if part != "__init__")
-        yield name, ast.parse(path.read_text(encoding="utf-8"))
+        yield ".".join(part for part in parts if part != "__init__"), tree
 
 
 def part_of(module: str) -> str:
@@ -142,9 +150,9 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_imports_run_one_way() -> None:
+def test_imports_run_one_way(trees: Trees) -> None:
     wrong = []
-    for module, tree in modules():
+    for module, tree in modules(trees):
         part = part_of(module)
         for name in imported(tree):
             if not name.startswith("tuneloop."):
@@ -159,9 +167,9 @@ def test_imports_run_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def module_graph() -> dict[str, set[str]]:
+def module_graph(trees: Trees) -> dict[str, set[str]]:
     """What each module imports of the others when it is loaded or used; imports for type checking don't count."""
-    trees = dict(modules())
+    named = dict(modules(trees))
 
     def names(node: ast.AST) -> Iterator[str]:
         for child in ast.iter_child_nodes(node):
@@ -172,15 +180,15 @@ def module_graph() -> dict[str, set[str]]:
             elif isinstance(child, ast.ImportFrom):
                 for alias in child.names:
                     whole = f"{child.module}.{alias.name}"
-                    yield whole if whole.removeprefix("tuneloop.") in trees else str(child.module)
+                    yield whole if whole.removeprefix("tuneloop.") in named else str(child.module)
             yield from names(child)
 
-    found = {name: {other.removeprefix("tuneloop.") for other in names(tree)} for name, tree in trees.items()}
-    return {name: (others & trees.keys()) - {name} for name, others in found.items()}
+    found = {name: {other.removeprefix("tuneloop.") for other in names(tree)} for name, tree in named.items()}
+    return {name: (others & named.keys()) - {name} for name, others in found.items()}
 
 
-def test_modules_do_not_import_each_other_in_circles() -> None:
-    left = module_graph()
+def test_modules_do_not_import_each_other_in_circles(trees: Trees) -> None:
+    left = module_graph(trees)
     while free := {name for name, others in left.items() if not others & left.keys()}:
         left = {name: others for name, others in left.items() if name not in free}
     while needless := {name for name in left if not any(name in others for others in left.values())}:  # only lead there
@@ -188,13 +196,13 @@ def test_modules_do_not_import_each_other_in_circles() -> None:
     assert not left, "\n".join(f"{name} imports {', '.join(sorted(o & left.keys()))}" for name, o in left.items())
 
 
-def test_every_part_has_its_place() -> None:
-    assert {part_of(module) for module, _ in modules()} == set(ALLOWED), "give a new part its row in ALLOWED"
+def test_every_part_has_its_place(trees: Trees) -> None:
+    assert {part_of(module) for module, _ in modules(trees)} == set(ALLOWED), "give a new part its row in ALLOWED"
 
 
-def test_heavy_libraries_are_imported_where_they_are_needed() -> None:
+def test_heavy_libraries_are_imported_where_they_are_needed(trees: Trees) -> None:
     wrong = []
-    for module, tree in modules():
+    for module, tree in modules(trees):
         for node in tree.body:  # module level; TYPE_CHECKING blocks and functions are not executed on import
             if isinstance(node, ast.Import | ast.ImportFrom):
                 found = {name.split(".")[0] for name in imported(node)} & HEAVY - NEED.get(module, set())
@@ -213,10 +221,10 @@ def functions(tree: ast.AST, name: str = "") -> Iterator[tuple[str, int, int]]:
         yield from functions(node, deeper)
 
 
-def test_functions_are_small_and_take_few_parameters() -> None:
+def test_functions_are_small_and_take_few_parameters(trees: Trees) -> None:
     large = {
         f"{module}.{name}": f"{lines} lines, {parameters} parameters"
-        for module, tree in modules()
+        for module, tree in modules(trees)
         for name, lines, parameters in functions(tree)
         if lines > MOST_LINES or parameters > MOST_PARAMETERS
     }
@@ -227,12 +235,14 @@ def test_functions_are_small_and_take_few_parameters() -> None:
     assert not LARGE.keys() - large, "no longer large: take them out of LARGE"
 
 
-def test_no_code_outside_the_methods_own_files_knows_one_by_its_name() -> None:
+def test_no_code_outside_the_methods_own_files_knows_one_by_its_name(trees: Trees) -> None:
     named, names = [], [method.name for method in SHIPPED]
-    for path in sorted(SOURCE.rglob("*.py")):
-        if path.is_relative_to(SOURCE / "models" / "methods"):
+    for path, tree in trees.items():
+        text = path.read_text(encoding="utf-8")
+        if path.is_relative_to(SOURCE / "models" / "methods") or not any(
+            f'"{n}"' in text or f"'{n}'" in text for n in names
+        ):
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
         attributes = {  # getattr(net, "prefix"): an attribute of the model, where the layers themselves are
             id(node.args[1])
             for node in ast.walk(tree)

@@ -12,8 +12,8 @@ from tuneloop.improve.canary_prompts import (
     canary_level,
     canary_rows,
     follow,
-    rounds_of,
     round_in_words,
+    rounds_of,
     without_texts,
 )
 from tuneloop.records.rows import Row
@@ -58,7 +58,9 @@ def test_an_alarm_names_the_prompts_the_change_and_what_it_costs():
     assert (found.right_before, found.right_now, found.known) == (2, 0, 2)
     text = round_in_words(found)
     assert "'question 3': 'right' -> 'wrong'" in text and "Next: nothing was released" in text
-    assert "question" not in without_texts(found).model_dump_json() and "row row3" in round_in_words(without_texts(found))
+    assert "question" not in without_texts(found).model_dump_json() and "row row3" in round_in_words(
+        without_texts(found)
+    )
 
 
 def test_a_new_release_may_answer_otherwise_and_is_what_is_compared_with_from_then_on():

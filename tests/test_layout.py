@@ -97,7 +97,6 @@ TESTED_IN = {
     "train/test_loop.py": "train.config train.run train.step",
     "workflows/test_merge.py": "cli.merge combine.options records.merge workflows.pooled",
     "workflows/test_reproduce.py": "cli.reproduce records.reproduction train.schedule",
-    "train/test_optimizers.py": "train.layers",
     "train/test_preferences.py": "train.loss_table",
     "workflows/test_ab.py": "cli.ab",
     "workflows/test_collect.py": "cli.collect records.collected",

@@ -55,8 +55,13 @@ _ASSIGNED: ContextVar[Assignment | None] = ContextVar("adapters", default=None)
 
 
 def assignment() -> Assignment | None:
-    """What holds in this thread now; None: the attached adapter for all rows."""
-    return _ASSIGNED.get()
+    """What holds in this thread now; None: the attached adapter for all rows.
+
+    What is compiled computes with the attached adapter: passes with another one go around it, see `LlamaModel`.
+    """
+    import torch
+
+    return None if torch.compiler.is_compiling() else _ASSIGNED.get()
 
 
 def is_mixed() -> bool:

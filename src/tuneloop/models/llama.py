@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuneloop.core.device import backend, put, varlen_attention
-from tuneloop.models.adapters import is_mixed, rows_of_tokens, some_rows, tokens_on
+from tuneloop.models.adapters import assignment, is_mixed, rows_of_tokens, some_rows, tokens_on
 from tuneloop.models.lora import side_by_side
 
 # Shape suffixes: B rows, T new tokens, S tokens attended to, H heads, K key heads, G = H / K, D head size, C hidden size.
@@ -342,7 +342,7 @@ def _by_kernel(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | No
     if bias is None:
         front = S - T if T > 1 else 0
         queries = F.pad(q_BHTD, (0, 0, front, 0)) if front else q_BHTD
-        return sdpa(queries, k_BKSD, v_BKSD, is_causal=T > 1, enable_gqa=G > 1)[:, :, front:]
+        return sdpa(queries, k_BKSD, v_BKSD, is_causal=bool(T > 1), enable_gqa=bool(G > 1))[:, :, front:]
     if G == 1 or backend(q_BHTD.device).is_cpu:
         return sdpa(q_BHTD, k_BKSD, v_BKSD, attn_mask=bias, enable_gqa=G > 1)
     if folds(T, K, D):
@@ -865,7 +865,10 @@ class LlamaModel(nn.Module):
     def _layers(self, x: Tensor, now: Pass, wanted: Tensor | None = None) -> Tensor:
         if self.cards:
             return self._layers_of_cards(x, now, wanted)
-        *below, last = self.layers
+        # Compiled layers know the attached adapter alone (`train.layers`): torch's plain call goes around what is compiled.
+        plain = assignment() is not None
+        calls: list[Callable[..., Tensor]] = [layer._call_impl if plain else layer for layer in self.layers]
+        *below, last = calls
         for layer in below:
             x = layer(x, now)
         x = last(x, now, wanted)

@@ -21,7 +21,19 @@ def recompute_layers(net: Any, on: bool) -> None:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def compile_layers(net: Any) -> None:
-    """torch.compile each layer in place, once for all lengths of rows."""
+def compile_layers(net: Any, **options: Any) -> None:
+    """torch.compile each layer in place, once for all lengths of rows: the part before attention, and the part behind it.
+
+    Attention of rows that lie one behind the other is left out: it is one kernel, and the rows' lengths change with each batch.
+
+    Args:
+        options: of `torch.compile`.
+    """
+    import torch
+
+    from tuneloop.models.llama import Documents
+
+    if not getattr(Documents.attend, "_torchdynamo_disable", False):
+        Documents.attend = torch.compiler.disable(Documents.attend)  # type: ignore[method-assign,no-untyped-call]
     for layer in layers_of(net):
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, **options)

@@ -97,6 +97,16 @@ def test_200_planted_values_are_named_wherever_they_are_and_then_stand_nowhere(p
     assert made_of_requests(place, [f"r{i:06d}" for i in range(200)], "user=anna") == []
 
 
+def test_data_sets_are_rebuilt_without_them_when_it_is_asked_for(place, capsys):
+    capsys.readouterr()
+    before = json.loads((place / "set" / "dataset.json").read_text())["id"]
+    assert main(["forget", "serve", "--match", "user=anna", "--yes", "--rebuild", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    after = json.loads((place / "set" / "dataset.json").read_text())["id"]
+    assert told["rebuilt"] == {before: after} and before != after
+    assert not [name for name in holding(place) if name.startswith(("serve", "set"))]
+
+
 def test_versions_that_were_registered_are_named(place, versions, capsys):
     capsys.readouterr()
     wanted = {"models:/support/1", "models:/support/2"}

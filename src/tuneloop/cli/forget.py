@@ -28,6 +28,7 @@ class ForgetOptions:
 
     receipt: str = flag("", "RECEIPT", "Of an erasure from a server: show that it was done.")
     root: str = flag(".", "FOLDER", "Where to look for data sets and runs that were made from it.")
+    rebuild: bool = switch("With a server: remove the rows from the data sets that were made from it, too.")
     model: str = flag("", "MODEL", "Model whose tokens are counted again; default: the packaged one.", "-m")
 
 
@@ -192,7 +193,7 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
     from rich.console import Console
 
     from tuneloop.serve.store import store_name
-    from tuneloop.workflows.forget_requests import forget_requests, made_of_requests, proof_of
+    from tuneloop.workflows.forget_requests import forget_requests, made_of_requests, proof_of, rebuild
 
     if more.receipt:
         stone = proof_of(place, match, more.receipt)
@@ -217,13 +218,15 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
             found, done = forget_requests(place, match, dry_run=False)
     facts = {"requests": len(found.requests), "feedback": len(found.feedback)}
     made = made_of_requests(more.root, found.requests, match)
+    again = rebuild(made, match, more.root) if more.rebuild and done is not None else {}
     if output.json:
-        print_json(
-            {**facts, "erased": done is not None, "receipt": done.receipt if done else None, "descendants": made}
-        )
+        receipt = done.receipt if done else None
+        print_json({**facts, "erased": done is not None, "receipt": receipt, "descendants": made, "rebuilt": again})
     else:
         print(f"{facts['requests']:,} requests and {facts['feedback']:,} feedback{' erased' if done else ''}")
         if done:
             print(f"receipt {done.receipt}: keep it; with it --receipt shows what was erased. It stands nowhere else.")
         _print_made(made, Console(highlight=False))
+        for old, new in again.items():
+            print(f"{old} is now {new}: the rows were removed from it")
     raise typer.Exit(0 if found.requests or found.feedback else 1)

@@ -12,16 +12,20 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json
-from tuneloop.data.forget import Descendant, Found
+from tuneloop.data.forget import Descendant, Found, find_rows, forget, personal_settings
+from tuneloop.data.pii import hidden
+from tuneloop.data.subject_match import Matcher, pseudonyms
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.collected import CollectedManifest
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.decision import Decision
 from tuneloop.records.review import Review
 from tuneloop.release.registry import read_models
+from tuneloop.report.data_html import write_data_report
 from tuneloop.serve.erase import Erased, Matched, erase, find, proved
 from tuneloop.serve.store import opened, store_folder, store_name
 from tuneloop.serve.writer import SPILL, StoreWriter
+from tuneloop.workflows.prepare import measure_of
 from tuneloop.workflows.registry import open_registry
 
 DEEPEST = 8  # folders below the root
@@ -146,6 +150,28 @@ def registered(datasets: Collection[str], runs: Collection[str]) -> list[Descend
             place = f"models:/{model.name}/{version.version}"
             found.append(Descendant("registered version", place, version.version, None, why, advice))
     return found
+
+
+def rebuild(made: Sequence[Descendant], match: str, root: Path | str) -> dict[str, str]:
+    """Remove the rows of the person from the data sets among what was made; returns their ids before and after.
+
+    Args:
+        made: from `made_of_requests`.
+        match: by which the requests were found.
+        root: folder to look for what was made of the data sets.
+    """
+    where = match.replace("id=", "request=", 1) if match.startswith("id=") else match
+    done = {}
+    for one in made:
+        if one.kind == "data set":
+            matcher = Matcher(where, False)
+            matcher = Matcher(where, False, pseudonyms(matcher, personal_settings(one.path)))
+            report = find_rows(one.path, matcher).report
+            gone = forget(one.path, matcher, runs_root=root, measure=measure_of(one.path, ""))
+            if report:
+                write_data_report(Path(one.path), hidden)
+            done[gone.old_id] = gone.new_id
+    return done
 
 
 def versions_of(found: Found, made: Sequence[Descendant]) -> list[Descendant]:

@@ -36,7 +36,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peers import peers_python
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -512,6 +511,8 @@ def run_apart(case: Case | Writing, peers: Path | None = None) -> dict[str, Any]
     python: Path | str = sys.executable
     try:
         if peers is not None and packages:
+            from peers import peers_python
+
             python = peers_python(
                 peers / case.engine, [*packages, *PINS.get(case.engine, ()), str(Path(__file__).parents[1])]
             )

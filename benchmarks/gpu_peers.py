@@ -1,7 +1,7 @@
 """A training step of `gpu.py`'s cases by other libraries, from the same weights: TRL, torchtune, Unsloth.
 
-Each gives a function that does one optimizer step and returns its loss. TRL was run on a processor with the tiny shape, and its
-first loss is tuneloop's. torchtune 0.6 does not import with torch 2.13, and Unsloth and vLLM need a GPU: their paths have not been run.
+Each gives a function that does one optimizer step and returns its loss. TRL (1.16) and torchtune (0.6, which needs torch 2.8 or
+older) were run on a processor with the tiny shape: their first losses are tuneloop's. Unsloth and vLLM need a GPU and have not been run.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ SEED = 17
 # Relative errors that rounding explains: of a loss, and of a gradient's length and direction.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}
 SLOW = 0.5  # of the speed that is expected
+LONG = 48  # tokens of an answer: enough for a GPU's steps to be recorded and replayed (`inference.replay`)
 # Settings of the usual method that compute something else.
 VARIANTS: dict[str, dict[str, Any]] = {"DoRA": {"dora": True}, "PiSSA": {"lora_init": "pissa"}}
 
@@ -289,7 +290,7 @@ def _answers(folder: Path) -> Check:
         peer = AutoModelForCausalLM.from_pretrained(folder, dtype=model.head.dtype).to(model.device).eval()
     most = 10 * TOLERANCE[str(model.head.dtype).removeprefix("torch.")]
     count, worst = 0, 0.0
-    for prompt, answer in zip(prompts, generate(model, prompts, max_new_tokens=16), strict=True):
+    for prompt, answer in zip(prompts, generate(model, prompts, max_new_tokens=LONG), strict=True):
         with torch.no_grad():
             logits_TV = (
                 peer(torch.tensor([[*prompt, *answer.token_ids]], device=model.device))

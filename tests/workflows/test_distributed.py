@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from six_layers import write_six_layers
 
-from pretend_gpu import pretend_gpu
+from pretend_gpu import Card, pretend_gpu
 from tuneloop.cli.main import main
 from tuneloop.core import device
 from tuneloop.core.errors import UserError
@@ -116,3 +117,25 @@ def test_what_several_gpus_train_has_the_dtype_of_the_gpus_and_not_of_the_host(
         model = RunContext(recipe, Path("run")).training_model
         assert {p.dtype for p in model.net.parameters()} == {torch.bfloat16}
         assert model.device.type == "cpu", "it goes to the GPUs layer by layer"
+
+
+def test_a_model_that_needs_several_cards_is_asked_by_the_first_process_alone(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuneloop.core.device import CARD_SHARE
+    from tuneloop.models.load import load_model
+
+    folder = write_six_layers(tmp_path / "six", tiny_llama)
+    weights = sum(p.numel() * p.element_size() for p in load_model(str(folder), dtype="bfloat16").net.parameters())
+    recipe = Recipe.model_validate({"model": str(folder), "data": {"sources": ["x.jsonl"]}})
+    freed: list[bool] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pretend_gpu(Card(gib=0.8 * weights / CARD_SHARE / 2**30), cards=2) as gpu:
+        job = RunContext(recipe, tmp_path / "run")
+        job.crew, job.others_let_go = lambda work, progress: [], lambda: freed.append(True)
+        assert job.model.is_spread and job.model.crew is None and freed == [True]
+        assert gpu.on_card[0] and gpu.on_card[1]
+    with pretend_gpu(cards=2):
+        job = RunContext(recipe, tmp_path / "run")
+        job.crew, job.others_let_go = lambda work, progress: [], lambda: freed.append(True)
+        assert not job.model.is_spread and job.model.crew is not None and freed == [True]

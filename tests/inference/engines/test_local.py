@@ -213,5 +213,5 @@ def test_a_model_that_is_missing_or_slow_is_refused(
     ready = threading.Event()
     monkeypatch.setattr("tuneloop.models.load.load_model", lambda name: ready.wait(5))
     with pytest.raises(UserError, match=r"not loaded within 0\.05 s"):
-        asyncio.run(LocalEngine(Served(str(tiny_llama)), start_within=0.05).start())
+        asyncio.run(LocalEngine(Served(str(tiny_llama)), start_within=0.001).start())
     ready.set()

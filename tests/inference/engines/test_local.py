@@ -212,6 +212,6 @@ def test_a_model_that_is_missing_or_slow_is_refused(
         asyncio.run(LocalEngine(Served(str(tiny_llama)), [Served(str(tmp_path))]).start())
     ready = threading.Event()
     monkeypatch.setattr("tuneloop.models.load.load_model", lambda name: ready.wait(5))
-    with pytest.raises(UserError, match=r"not loaded within 0\.05 s"):
+    with pytest.raises(UserError, match=r"not loaded within 0\.001 s"):
         asyncio.run(LocalEngine(Served(str(tiny_llama)), start_within=0.001).start())
     ready.set()

@@ -20,7 +20,10 @@ def test_forget_removes_after_yes_only(tmp_path: Path, tuneloop: Tuneloop) -> No
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     status, out, _ = tuneloop("forget", "a", "--match", "user=u4", "--dry-run")
     assert status == 0 and fits(out) and "train.jsonl:5" in out
-    status, _, err = tuneloop("forget", "a", "--match", "user=u4")
+    for wanted in ((), ("--user", "u4", "--match", "u4")):
+        status, _, err = tuneloop("forget", "a", *wanted)
+        assert status == 2 and "--user or --match" in err
+    status, _, err = tuneloop("forget", "a", "--user", "u4")
     assert status == 2 and "--yes" in err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (folder / "report.html").write_text("parcel 4")

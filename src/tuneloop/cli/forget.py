@@ -24,8 +24,9 @@ MOST = 20  # rows that are shown
 
 @dataclass(frozen=True)
 class ForgetOptions:
-    """Where to look, and what an erasure is shown by."""
+    """Whose rows, where to look, and what an erasure is shown by."""
 
+    user: str = flag("", "ID", "Remove what is of this user: the same as --match user=ID.", "-u")
     receipt: str = flag("", "RECEIPT", "Of an erasure from a server: show that it was done.")
     root: str = flag(".", "FOLDER", "Where to look for data sets and runs that were made from it.")
     rebuild: bool = switch("With a server: remove the rows from the data sets that were made from it, too.")
@@ -35,7 +36,7 @@ class ForgetOptions:
 def command(
     dataset: str = argument("DATASET|SERVER", "A prepared data set, or a server of `tuneloop serve`: its folder."),
     match: str = flag(
-        ..., "TEXT|COLUMN=VALUE", "Remove rows with this text, in any case, or with this value of a column."
+        "", "TEXT|COLUMN=VALUE", "Remove rows with this text, in any case, or with this value of a column."
     ),
     regex: bool = switch("Take the text or value as a regular expression."),
     dry_run: bool = switch("Only show what matches."),
@@ -49,6 +50,12 @@ def command(
     With a server's folder it removes a user's requests and the feedback on them; then --match is user=NAME,
     conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing matches.
     """
+    if bool(match) == bool(more.user):
+        raise UserError(
+            "Give --user or --match, and not both", where="forget",
+            next_step="for example: --user 4711, or --match name@example.org",
+        )  # fmt: skip
+    match = match or f"user={more.user}"
     if _is_store(dataset):
         _from_store(dataset, match, more, dry_run=dry_run, yes=yes, output=output)
         return

@@ -137,10 +137,15 @@ def test_the_named_requests_are_the_changed_ones():
         assert sum(int(one[1:]) % 5 == 0 for one in alarm.requests) >= 4 and alarm.words == ["telling"]
 
 
-def test_worse_feedback_raises_an_alarm():
+def test_worse_feedback_raises_an_alarm_and_better_feedback_takes_nothing_back():
     good = [thumb(i, 1, i % 10 > 1, user=f"u{i}") for i in range(400)]
     bad = [thumb(i, 6, i % 10 > 5, user=f"u{i}") for i in range(5000, 5200)]
-    assert "feedback" in report(feedback=[*good, *bad]).alarms
+    steps = []
+    for feedback in ([*good, *bad], [*(thumb(i, 1, i % 10 > 5, user=f"u{i}") for i in range(400)), *(thumb(i, 6, i % 10 > 1, user=f"u{i}") for i in range(5000, 5200))]):  # fmt: skip
+        found = report(feedback=feedback)
+        assert "feedback" in found.alarms
+        steps.append(next(one.next_step for one in found.detections if one.name == "feedback"))
+    assert "rollback" in steps[0] and "Nothing to take back" in steps[1]
     same = [thumb(i, 6, i % 10 > 1, user=f"u{i}") for i in range(5000, 5200)]
     assert "feedback" not in report(feedback=[*good, *same]).alarms
 

@@ -395,8 +395,17 @@ def _detect(one: Compared, level: float, helpers: Helpers, seed: int) -> Detecti
         name=one.name, compared_with=one.against, p=found.p, level=level, size=found.size, unit=one.unit, alarm=alarm,
         rows=[len(one.before), len(one.now)],
         sentence=f"{said} ({_sized(one, found)}, p {found.p:.2g}, alarm from {level:.2g})",
-        next_step=STEPS[one.name] if alarm else "", words=words, requests=[one.ids[i] for i in order],
+        next_step=_next_step(one) if alarm else "", words=words, requests=[one.ids[i] for i in order],
     )  # fmt: skip
+
+
+def _next_step(one: Compared) -> str:
+    """What to do about an alarm. Where people like the answers more than before, nothing is to be taken back."""
+    if one.name == "feedback":
+        before, now = (list(map(str, each)).count("good") / max(len(each), 1) for each in (one.before, one.now))
+        if now > before:
+            return "people like the answers more than before: a better release, or other people who rate? Nothing to take back"
+    return STEPS[one.name]
 
 
 def _sized(one: Compared, found: Difference) -> str:
@@ -516,8 +525,8 @@ def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
         )
         loss = f"; before {q.before:.3f}" if q.before == q.before else ""
         if loss and report.alarms:
-            fewer = [100 * (q.before - each) for each in (q.estimated, q.high, q.low)]
-            loss += f", so about {fewer[0]:.0f} points are lost [{fewer[1]:.0f}, {fewer[2]:.0f}]"
+            more = [100 * (each - q.before) for each in (q.estimated, q.low, q.high)]
+            loss += f", so about {more[0]:+.0f} points [{more[1]:+.0f}, {more[2]:+.0f}]"
         yield f"Estimated share of right answers: {q.estimated:.3f} [{q.low:.3f}, {q.high:.3f}], {by}{loss}."
         if q.judged:
             yield f"People judged {q.judged:,} of them: {q.measured:.3f} are right."

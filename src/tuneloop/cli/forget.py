@@ -50,12 +50,7 @@ def command(
     With a server's folder it removes a user's requests and the feedback on them; then --match is user=NAME,
     conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing matches.
     """
-    if bool(match) == bool(more.user):
-        raise UserError(
-            "Give --user or --match, and not both", where="forget",
-            next_step="for example: --user 4711, or --match name@example.org",
-        )  # fmt: skip
-    match = match or f"user={more.user}"
+    match = _wanted(match, more.user)
     if _is_store(dataset):
         _from_store(dataset, match, more, dry_run=dry_run, yes=yes, output=output)
         return
@@ -97,6 +92,16 @@ def command(
         print_json({**facts, "removed": done.rows, "was": done.old_id, "id": done.new_id, "files": done.files,
                     "descendants": done.descendants})  # fmt: skip
     _print_done(done, console, counted_again=measure is not None)
+
+
+def _wanted(match: str, user: str) -> str:
+    """What --match says, or what it would say for --user."""
+    if bool(match) == bool(user):
+        raise UserError(
+            "Give --user or --match, and not both", where="forget",
+            next_step="for example: --user 4711, or --match name@example.org",
+        )  # fmt: skip
+    return match or f"user={user}"
 
 
 def _is_store(place: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_yaml, write_json, write_yaml
 from tuneloop.inference.llamacpp import installed
-from tuneloop.records.artifact import ArtifactManifest, EvaluationExcerpt
+from tuneloop.records.artifact import NEAR_TIE, ArtifactManifest, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison
 from tuneloop.records.record import read_record
 from tuneloop.workflows.chat import open_chat
 from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 from tuneloop.workflows.export import WeightsWanted, export_run
-from tuneloop.workflows.measure_artifact import acceptable
+from tuneloop.workflows.measure_artifact import acceptable, evaluation_of_run, parted, rows_to_measure
 from tuneloop.workflows.predict import predict
 from tuneloop.workflows.registry import evaluation_place
+from tuneloop.workflows.run_context import RunContext, load_run_recipe
 
 MakeTuned = Callable[..., Path]
 
@@ -81,6 +83,20 @@ def test_a_merged_model_in_fp8_says_how_far_it_is_from_the_run_and_that_no_vllm_
     with pytest.raises(UserError, match="have a type of weights") as caught:
         export_run(run, "adapter", weights=WeightsWanted("fp8"))
     assert "--format merged --quant fp8" in caught.value.next_step
+
+
+def test_answers_that_differ_part_where_the_run_says_by_how_much(make_tuned: MakeTuned) -> None:
+    rows = [{"prompt": f"{each['text']}?", "completion": f"it is {each['label']}"} for each in tickets(60)]
+    run = make_tuned(rows)
+    job = RunContext(load_run_recipe(run, []), run)
+    asked, same = rows_to_measure(job, 5), SameAnswers(share=0.8, n=5)
+    assert not isinstance(asked, str)
+    theirs = evaluation_of_run(job, asked.dataset, asked.rows)
+    assert parted(job, same, theirs, theirs) == same
+    answers = [replace(theirs.answers[0], text="zebra"), *theirs.answers[1:]]
+    found = parted(job, same, theirs, replace(theirs, answers=answers))
+    assert (found.parted, found.ties) == (1, 0) and found.largest_gap is not None and found.largest_gap > NEAR_TIE
+    assert "Of 1 others 0 part at a near tie" in found.others and not same.others
 
 
 def test_a_lora_file_is_measured_on_its_base(make_tuned: MakeTuned) -> None:

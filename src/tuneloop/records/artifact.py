@@ -70,11 +70,33 @@ class Quantisation(Part):
     kl: float | None = None
 
 
+NEAR_TIE = 0.1  # nats between two tokens' log probabilities
+
+
 class SameAnswers(Part):
-    """The share of `n` answers that stayed the same."""
+    """The share of `n` answers that stayed the same, and where others part.
+
+    Args:
+        parted: answers that were looked at, of those that differ; 0: none, or nothing is known of them.
+        ties: of them, those that part where the model before prefers its token by less than `NEAR_TIE` nats.
+        largest_gap: nats by which it prefers its token at most; None: none was looked at.
+    """
 
     share: float
     n: int
+    parted: int = 0
+    ties: int = 0
+    largest_gap: float | None = None
+
+    @property
+    def others(self) -> str:
+        """Where those part that differ, as a sentence behind another one; empty where nothing is known."""
+        if self.largest_gap is None:
+            return ""
+        return (
+            f" Of {self.parted} others {self.ties} part at a near tie, where the run itself prefers its token by less than "
+            f"{NEAR_TIE:g} nats; the largest gap is {self.largest_gap:.2g}."
+        )
 
 
 class ArtifactCost(Part):

@@ -191,7 +191,7 @@ def _measured(manifest: ArtifactManifest) -> str:
     same, cost, weights = manifest.same_answers, manifest.cost, manifest.quantisation
     lines = []
     if same is not None:
-        lines.append(f"- The same answer as the run on {same.share:.1%} of {same.n:,} rows.")
+        lines.append(f"- The same answer as the run on {same.share:.1%} of {same.n:,} rows.{same.others}")
     if manifest.structured is not None:
         held = manifest.structured
         lines.append(

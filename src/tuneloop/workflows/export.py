@@ -14,7 +14,7 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.llamacpp import installed, need_llamacpp
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import trained_folder
-from tuneloop.records.artifact import EVALS, SIGNATURE, ArtifactManifest
+from tuneloop.records.artifact import EVALS, SIGNATURE, ArtifactManifest, SameAnswers
 from tuneloop.records.evaluation import EvaluationManifest, GateResult
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
@@ -257,6 +257,8 @@ def _tell(artifact: Artifact, say: Callable[[str], None]) -> None:
             f"{cost['file_bytes'] / 1e6:,.0f} MB, reads {cost['prompt_tokens_per_second']:,.0f} and writes "
             f"{cost['answer_tokens_per_second']:,.0f} tokens/s"
         )
+        if words := SameAnswers.model_validate(same).others:
+            say(f"measured {words}")
 
 
 def _origin(run: Path, recipe: Recipe, gate: Mapping[str, Any]) -> Origin:

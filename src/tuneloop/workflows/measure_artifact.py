@@ -13,7 +13,7 @@ from tuneloop.core.files import content_hash, plain, sha256_file, user_errors_of
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
-from tuneloop.records.artifact import EVALS, ArtifactCost, EvaluationExcerpt, SameAnswers
+from tuneloop.records.artifact import EVALS, NEAR_TIE, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.run_context import RunContext, attach_trained, dataset_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BASE_TYPE: FloatType = "f16"  # of the base's file that a LoRA file is measured on
 RUN = "run"  # name of the run in comparisons
 KL_ROWS, KL_TOKENS = 8, 256  # rows whose distributions are compared, and tokens of each
+PARTED = 20  # answers that differ and are looked at
 SPEED_ROWS, SPEED_TOKENS = 5, 33  # prompts that are timed, and tokens written behind each
 
 
@@ -105,7 +106,7 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufT
     finally:
         target.close()
     own = score(job, dataset, rows, answers)
-    theirs = _of_run(job, dataset, rows)
+    theirs = evaluation_of_run(job, dataset, rows)
     pairs = compare(RUN, theirs, name, own)
     folder = job.folder / EVALS / id_
     key = content_hash([sha256_file(file), dataset.manifest.hash, [row.id for row in rows]])
@@ -118,7 +119,7 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufT
             name=name, dataset=dataset.id, split="test", n=own.n, primary=own.primary, metrics=own.metrics,
             comparisons=list(pairs), words=_words(name, own, theirs, pairs),
         ),
-        same_answers(theirs, own),
+        parted(job, same_answers(theirs, own), theirs, own),
         kl,
         cost.model_copy(update={"file_bytes": file.stat().st_size}),
         _structured(asked, file, theirs) if not target.adapters else None,
@@ -172,7 +173,44 @@ def same_answers(a: Evaluation, b: Evaluation) -> SameAnswers:
     return SameAnswers(share=same / b.n, n=b.n)
 
 
-def _of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Evaluation:
+def parted(job: RunContext, same: SameAnswers, theirs: Evaluation, own: Evaluation) -> SameAnswers:
+    """`same` with what the run says where written answers part: by how much it prefers its own token there.
+
+    Greedy answers of two roundings of one model differ where two tokens are equally likely, and stay different. A gap near 0
+    is such a tie; a large one says that the model has changed.
+
+    Args:
+        theirs: answers of the run.
+        own: answers of the artifact, to the same rows.
+    """
+    import torch
+
+    attach_trained(job)
+    template, head = job.template, job.model.head.float().t()
+    before = {row.id: answer.text for row, answer in zip(theirs.rows, theirs.answers, strict=True)}
+    gaps: list[float] = []
+    for row, label, answer in zip(own.rows, own.predictions, own.answers, strict=True):
+        if label is not None or answer.error or answer.text == before[row.id] or len(gaps) == PARTED:
+            continue
+        first, second = (
+            [*template.encode(text), *sorted(template.end_ids)[:1]] for text in (before[row.id], answer.text)
+        )
+        at = next((i for i, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), None)
+        if at is None:  # the texts differ in outer white space alone
+            continue
+        ids = [*template.prompt_ids(row.prompt, row.tools or ()), *first[:at]]
+        with torch.inference_mode():
+            hidden = job.model.hidden(torch.tensor([ids], device=job.model.device))[0, -1:].float()
+            logs = torch.log_softmax(hidden @ head, -1)[0]
+        gaps.append(abs(float(logs[first[at]] - logs[second[at]])))
+    if not gaps:
+        return same
+    return same.model_copy(
+        update={"parted": len(gaps), "ties": sum(gap < NEAR_TIE for gap in gaps), "largest_gap": round(max(gaps), 4)}
+    )
+
+
+def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Evaluation:
     """The run's own evaluation on these rows: as it was made, or asked now."""
     from tuneloop.evaluate.results import load_evaluation
     from tuneloop.evaluate.shared_rows import some_rows

@@ -22,7 +22,7 @@ from train_table import ROOT, put_into_results, tuneloop
 
 from tuneloop.core.files import read_yaml
 
-HEADING = "## Students and their controls"
+HEADING = "### Students and their controls"
 INTENT_ROWS, UNLABELLED = 10, 1500
 EPOCHS = {"tickets": 2, "banking77": 3, "dialogsum": 2}  # of the teachers
 

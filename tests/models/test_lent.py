@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +89,17 @@ def test_an_engine_that_takes_anothers_place_needs_no_second_base_on_the_gpu(
 
 
 def test_a_base_that_cannot_take_an_adapter_is_given_back(tiny_llama: Path, tmp_path: Path) -> None:
-    async def work() -> None:
-        with pytest.raises(UserError):
-            await LocalEngine(Served(str(tiny_llama)), [Served(str(tmp_path))]).start()
-
-    asyncio.run(asyncio.wait_for(work(), HANG))
     from tuneloop.models import lent
 
-    for thread in threading.enumerate():
-        if thread.name == "engine":
-            thread.join(HANG)
-    assert not lent._lent
+    base = shutil.copytree(tiny_llama, tmp_path / "base")  # engines of other tests may have the shared one
+
+    async def work() -> None:
+        with pytest.raises(UserError):
+            await LocalEngine(Served(str(base)), [Served(str(tmp_path))]).start()
+        while any(key[0] == base.resolve() for key in lent._lent):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(work(), HANG))
 
 
 def _asked(adapter: str = BASE) -> Request:

@@ -23,12 +23,18 @@ from tuneloop.models.lora import switches
 
 
 @pytest.fixture(scope="module")
+def own_base(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that no engine of another test has."""
+    return shutil.copytree(tiny_llama, tmp_path_factory.mktemp("lent") / "base")
+
+
+@pytest.fixture(scope="module")
 def adapters(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write_adapter(tiny_llama, tmp_path_factory.mktemp("adapter"), seed) for seed in (1, 2)]
 
 
-def test_an_adapter_is_unloaded_when_its_last_user_gives_it_back(tiny_llama: Path, adapters: list[Path]) -> None:
-    first, second = lend_model(str(tiny_llama)), lend_model(str(tiny_llama))
+def test_an_adapter_is_unloaded_when_its_last_user_gives_it_back(own_base: Path, adapters: list[Path]) -> None:
+    first, second = lend_model(str(own_base)), lend_model(str(own_base))
     assert first is second
     shared = lend_adapter(first, adapters[0])
     assert lend_adapter(second, adapters[0]) == shared
@@ -37,7 +43,7 @@ def test_an_adapter_is_unloaded_when_its_last_user_gives_it_back(tiny_llama: Pat
     assert adapters_of(second) == sorted([shared, own])
     give_back(second, [shared, own])
     assert adapters_of(second) == [] and not any(len(s.updates) for s in switches(second.net).values())
-    fresh = lend_model(str(tiny_llama))
+    fresh = lend_model(str(own_base))
     assert fresh is not second
     give_back(fresh, [])
 
@@ -50,7 +56,7 @@ def test_a_base_of_other_files_is_a_base_of_its_own(tiny_llama: Path, fewer_toke
 
 
 def test_an_engine_that_takes_anothers_place_needs_no_second_base_on_the_gpu(
-    tiny_llama: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+    own_base: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live: list[int] = []
     run = LocalEngine._run
@@ -62,7 +68,7 @@ def test_an_engine_that_takes_anothers_place_needs_no_second_base_on_the_gpu(
     monkeypatch.setattr(LocalEngine, "_run", on_the_gpu)
 
     async def work(gpu: Any) -> None:
-        old, new = (LocalEngine(Served(str(tiny_llama)), [Served(str(folder))]) for folder in adapters)
+        old, new = (LocalEngine(Served(str(own_base)), [Served(str(folder))]) for folder in adapters)
         await old.start()
         (name,) = old.adapters
         before = (await complete(old, _asked(name))).token_ids
@@ -88,15 +94,13 @@ def test_an_engine_that_takes_anothers_place_needs_no_second_base_on_the_gpu(
     assert later <= one + 4096 and none < 0.02 * one
 
 
-def test_a_base_that_cannot_take_an_adapter_is_given_back(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_base_that_cannot_take_an_adapter_is_given_back(own_base: Path, tmp_path: Path) -> None:
     from tuneloop.models import lent
-
-    base = shutil.copytree(tiny_llama, tmp_path / "base")  # engines of other tests may have the shared one
 
     async def work() -> None:
         with pytest.raises(UserError):
-            await LocalEngine(Served(str(base)), [Served(str(tmp_path))]).start()
-        while any(key[0] == base.resolve() for key in lent._lent):
+            await LocalEngine(Served(str(own_base)), [Served(str(tmp_path))]).start()
+        while any(key[0] == own_base.resolve() for key in lent._lent):
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(work(), HANG))

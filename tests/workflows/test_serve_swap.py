@@ -89,7 +89,8 @@ def test_no_request_fails_across_ten_swaps(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(
         Deployment, "models", lambda self: {"m": ServedModel("m", release=f"m/{engines.index(self.engine)}")}
     )
-    with live(tmp_path, engines[0], {"m": ServedModel("m", release="m/0")}) as (address, gateway):
+    queue = {"admission": "queue"}  # on a busy machine some would be late, and refused for it
+    with live(tmp_path, engines[0], {"m": ServedModel("m", release="m/0")}, objective=queue) as (address, gateway):
         experiments = Experiments(tmp_path, print)
         swaps = Swaps(gateway.config, experiments, lambda line: None)
 

@@ -95,7 +95,7 @@ def test_a_gate_speaks_of_it_by_its_title_and_passes_the_better_side(folder: Pat
     )
     good = run_gate(suite, read_side(str(folder)), read_side(f"{folder}:zero-shot"))
     assert [check.status for check in good.checks] == ["pass", "pass"]
-    assert good.checks[0].message.startswith("words too many (lower is better): +4 [")
+    assert good.checks[0].message.startswith("words too many (lower is better): gain +4 [")
     bad = run_gate(suite, read_side(f"{folder}:zero-shot"), read_side(str(folder)))
     assert [check.status for check in bad.checks] == ["fail", "fail"]
 

@@ -86,6 +86,8 @@ class StandIn:
     def __exit__(self, *_: object) -> None:
         self.server.should_exit = True
         self.thread.join(HANG)
+        if self.engine is not None:
+            asyncio.run(self.engine.stop())
 
     def app(self) -> Any:
         from starlette.applications import Starlette

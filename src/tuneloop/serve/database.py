@@ -297,7 +297,7 @@ class PostgresDatabase:
     """A store in a Postgres database. A connection that was lost is made again by the next statement.
 
     Args:
-        url: with its password.
+        url: perhaps with a password, so it is never shown.
         patience: seconds to wait for a lock, and for a connection.
     """
 

@@ -84,7 +84,8 @@ def endpoint(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEng
         async def stop(self) -> None:
             if self._client is not None:
                 await super().stop()
-                self.server.__exit__()
+                # The stand-in ends an engine of its own, which asks for a loop of its own.
+                await asyncio.to_thread(self.server.__exit__)
 
     adapters = [Served(str(files.adapters[i])) for i in which]
     return WithServer(Served(MODEL), adapters, EndpointSettings("http://127.0.0.1:9"))

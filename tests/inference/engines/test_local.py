@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -212,6 +213,7 @@ def test_a_model_that_is_missing_or_slow_is_refused(
         asyncio.run(LocalEngine(Served(str(tiny_llama)), [Served(str(tmp_path))]).start())
     ready = threading.Event()
     monkeypatch.setattr("tuneloop.models.load.load_model", lambda name: ready.wait(5))
+    own = shutil.copytree(tiny_llama, tmp_path / "own")  # nobody else has it loaded
     with pytest.raises(UserError, match=r"not loaded within 0\.001 s"):
-        asyncio.run(LocalEngine(Served(str(tiny_llama)), start_within=0.001).start())
+        asyncio.run(LocalEngine(Served(str(own)), start_within=0.001).start())
     ready.set()

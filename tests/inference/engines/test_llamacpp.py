@@ -63,8 +63,8 @@ def answers(engine: Any, requests: list[dict[str, Any]]) -> Any:
 
 def test_it_answers_as_our_engine_does(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is in f32, so ours computes in it too: what is left are llama.cpp's keys and values in f16."""
-    for module in ("load", "lent"):  # what is loaded, and what is looked for among the bases that are there
-        monkeypatch.setattr(f"tuneloop.models.{module}.default_dtype", lambda device=None: torch.float32)
+    for file in ("load", "lent"):  # what is loaded, and what is looked for among the bases that are there
+        monkeypatch.setattr(f"tuneloop.models.{file}.default_dtype", lambda device=None: torch.float32)
     requests: list[dict[str, Any]] = [
         {"logprobs": 2},
         {"choices": LABELS},

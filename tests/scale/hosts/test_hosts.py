@@ -313,15 +313,79 @@ ServeDeploySchema.model_validate(yaml.safe_load(open(sys.argv[1])))
     in_environment("ray[serve]", code, files["serve.yaml"])
 
 
+@pytest.mark.parametrize("traffic", [Traffic(1, 1), Traffic(0, 4)])
 @pytest.mark.parametrize("form", ["merged", "adapter", "gguf"])
-def test_kubernetes_accepts_the_manifests_strictly(tmp_path: Path, form: Form) -> None:
-    files = written("kubernetes", form, tmp_path)
+def test_kubernetes_accepts_the_manifests_strictly(tmp_path: Path, form: Form, traffic: Traffic) -> None:
+    files = written("kubernetes", form, tmp_path, traffic=traffic)
     code = """
 import sys, yaml, kubernetes_validate
-for each in yaml.safe_load_all(open(sys.argv[1])):
-    kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+for path in sys.argv[1:]:
+    for each in yaml.safe_load_all(open(path)):
+        if not each["kind"] in ("InferencePool", "HTTPRoute"):
+            kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
 """
-    in_environment("kubernetes-validate", code, files["service.yaml"])
+    in_environment("kubernetes-validate", code, *files.values())
+
+
+def resources(path: Path) -> dict[str, dict[str, Any]]:
+    """The resources of a file by kind."""
+    return {each["kind"]: each for each in yaml.safe_load_all(path.read_text())}
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_the_gateway_s_definitions_accept_the_pool_and_its_route(tmp_path: Path, form: Form) -> None:
+    found = resources(written("kubernetes", form, tmp_path)["pool.yaml"])
+    check_resource(schema("inference-pool.yaml"), found["InferencePool"])
+    check_resource(schema("http-route.yaml"), found["HTTPRoute"])
+    found["InferencePool"]["spec"]["targetPortNumber"] = 8000  # as it was named before v1
+    with pytest.raises(jsonschema.ValidationError, match="targetPortNumber"):
+        check_resource(schema("inference-pool.yaml"), found["InferencePool"])
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_the_endpoint_picker_knows_each_option_and_scorer(tmp_path: Path, form: Form) -> None:
+    found = resources(written("kubernetes", form, tmp_path)["pool.yaml"])
+    options = set(re.findall(r'fs\.\w+Var\(&[\w.]+,\s*"([\w-]+)"', schema("picker-options.go").read_text()))
+    used = {
+        word.lstrip("-").partition("=")[0]
+        for word in found["Deployment"]["spec"]["template"]["spec"]["containers"][0]["args"]
+        if word.startswith("--")
+    }
+    assert used <= options and "pool-name" in used
+    config = yaml.safe_load(found["ConfigMap"]["data"]["picker.yaml"])
+    chart = schema("picker-config.yaml").read_text()
+    named = {each["type"] for each in config["plugins"]}
+    assert named - {"lora-affinity-scorer"} <= set(re.findall(r"- type: ([\w-]+)", chart))
+    assert f"apiVersion: {config['apiVersion']}" in chart
+
+
+def test_a_pool_selects_the_pods_and_prefers_those_that_have_the_adapter(tmp_path: Path) -> None:
+    for form, prefers in (("merged", False), ("adapter", True)):
+        files = written("kubernetes", form, tmp_path, traffic=Traffic(2, 4))  # type: ignore[arg-type]
+        pool, engine = resources(files["pool.yaml"]), resources(files["service.yaml"])
+        labels = engine["Deployment"]["spec"]["template"]["metadata"]["labels"]
+        assert pool["InferencePool"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        port = engine["Deployment"]["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"]
+        assert pool["InferencePool"]["spec"]["targetPorts"] == [{"number": port}]
+        picker = pool["InferencePool"]["spec"]["endpointPickerRef"]
+        assert picker["name"] == pool["Service"]["metadata"]["name"]
+        assert picker["port"]["number"] == pool["Service"]["spec"]["ports"][0]["port"]
+        assert (
+            pool["HTTPRoute"]["spec"]["rules"][0]["backendRefs"][0]["name"] == pool["InferencePool"]["metadata"]["name"]
+        )
+        assert ("lora-affinity-scorer" in pool["ConfigMap"]["data"]["picker.yaml"]) is prefers
+
+
+def test_replicas_come_and_go_where_there_may_be_more(tmp_path: Path) -> None:
+    one = resources(written("kubernetes", "merged", tmp_path, traffic=Traffic(1, 1))["service.yaml"])
+    assert "HorizontalPodAutoscaler" not in one and one["Deployment"]["spec"]["replicas"] == 1
+    assert one["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOnce"]
+    more = resources(written("kubernetes", "merged", tmp_path, traffic=Traffic(0, 4, idle_minutes=30))["service.yaml"])
+    scaler = more["HorizontalPodAutoscaler"]["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (1, 4)
+    assert scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 1800
+    assert "replicas" not in more["Deployment"]["spec"], "a second apply would set it back"
+    assert more["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
 @pytest.mark.parametrize("form", ["merged", "adapter"])

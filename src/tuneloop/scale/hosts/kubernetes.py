@@ -1,4 +1,4 @@
-"""Kubernetes: a Deployment and a Service, vLLM or llama.cpp."""
+"""Kubernetes: a Deployment and a Service, vLLM or llama.cpp; an InferencePool before several replicas."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from tuneloop.scale.deployment import LLAMA_IMAGE, VLLM_IMAGE, Deployment, llama_command, vllm_command
 from tuneloop.scale.hosts import Host
+from tuneloop.scale.inference_pool import GATEWAY, pool_file
 from tuneloop.scale.text import yaml_text
 
 
@@ -36,22 +37,24 @@ def container(job: Deployment) -> dict[str, Any]:
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """`service.yaml`: the claim of a disk for weights, the Deployment and its Service."""
+    """`service.yaml`: the claim of a disk for weights, the Deployment, its Service and autoscaler; `pool.yaml`."""
     labels = {"app.kubernetes.io/name": job.name, "app.kubernetes.io/managed-by": "tuneloop"}
     meta = {"name": job.name, "labels": labels, "annotations": {"tuneloop/artifact": job.artifact}}
     claim = {
         "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {**meta, "name": f"{job.name}-models"},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": f"{disk_gib(job)}Gi"}}},
+        "spec": {
+            "accessModes": ["ReadWriteMany" if job.traffic.most > 1 else "ReadWriteOnce"],
+            "resources": {"requests": {"storage": f"{disk_gib(job)}Gi"}},
+        },
     }  # fmt: skip
     volumes: list[dict[str, Any]] = [{"name": "models", "persistentVolumeClaim": {"claimName": f"{job.name}-models"}}]
     if job.form != "gguf":
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}})
     pod = {"containers": [container(job)], "volumes": volumes, "terminationGracePeriodSeconds": 120}
     spec = {
-        "replicas": max(job.traffic.least, 1),
-        "strategy": {
-            "type": "Recreate"
-        },  # the disk can be mounted once, and two replicas rarely find GPUs at the same time
+        # With an autoscaler the number is its own: a second `kubectl apply` must not set it back.
+        **({} if _scales(job) else {"replicas": max(job.traffic.least, 1)}),
+        "strategy": {"type": "Recreate"},  # an old replica and a new one rarely find GPUs at the same time
         "selector": {"matchLabels": {"app.kubernetes.io/name": job.name}},
         "template": {"metadata": {"labels": labels}, "spec": pod},
     }
@@ -60,11 +63,36 @@ def project(job: Deployment) -> dict[str, str]:
         "apiVersion": "v1", "kind": "Service", "metadata": meta,
         "spec": {"selector": {"app.kubernetes.io/name": job.name}, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
     }  # fmt: skip
-    return {
-        "service.yaml": yaml_text(
-            f"Kubernetes: {job.artifact}. `kubectl apply -f service.yaml`.", claim, deployment, service
-        )
+    what = f"Kubernetes: {job.artifact}. `kubectl apply -f service.yaml`."
+    scaler = [_autoscaler(job, meta)] if _scales(job) else []
+    files = {"service.yaml": yaml_text(what, claim, deployment, service, *scaler)}
+    return files if job.form == "gguf" else {**files, "pool.yaml": pool_file(job)}
+
+
+def _scales(job: Deployment) -> bool:
+    """Whether replicas come and go; llama.cpp's server names no queue that one could go by."""
+    return job.form != "gguf" and job.traffic.most > max(job.traffic.least, 1)
+
+
+def _autoscaler(job: Deployment, meta: dict[str, Any]) -> dict[str, Any]:
+    """Another replica where more than four requests wait for each, on average; a replica less after the idle minutes."""
+    metric = {
+        "type": "Pods",
+        "pods": {"metric": {"name": QUEUE}, "target": {"type": "AverageValue", "averageValue": "4"}},
     }
+    quiet = min(round(60 * job.traffic.idle_minutes), 3600)  # the API takes an hour at most
+    return {
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": meta,
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": job.name},
+            "minReplicas": max(job.traffic.least, 1), "maxReplicas": job.traffic.most, "metrics": [metric],
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": quiet}},
+        },
+    }  # fmt: skip
+
+
+# vLLM's `vllm:num_requests_waiting`, as Prometheus' adapter names it: a resource's metric has no colon.
+QUEUE = "vllm_num_requests_waiting"
 
 
 def disk_gib(job: Deployment) -> int:
@@ -113,11 +141,22 @@ HOST = Host(
     forms=("merged", "adapter", "gguf"),
     project=project,
     commands=commands,
-    source="https://kubernetes.io/docs/reference/kubernetes-api/ (by kubernetes-validate), https://docs.vllm.ai",
+    source="https://kubernetes.io/docs/reference/kubernetes-api/ (by kubernetes-validate), https://docs.vllm.ai, "
+    "https://github.com/kubernetes-sigs/gateway-api-inference-extension, https://github.com/llm-d/llm-d-router",
     as_of="2026-11-27",
-    checked="kubernetes-validate accepts service.yaml in its strict mode.",
-    unchecked="that a node has the GPUs and the storage class, the prices.",
-    limits=("The nodes need NVIDIA's device plugin.",),
+    checked="kubernetes-validate accepts service.yaml and pool.yaml in its strict mode, the definitions (CRDs) of InferencePool "
+    "v1.6.0 and of the Gateway API v1.6.1 their resources, unknown fields refused.",
+    unchecked="that a node has the GPUs and the storage class, that the endpoint picker's image starts, the prices.",
+    limits=(
+        "The nodes need NVIDIA's device plugin.",
+        "Several replicas (--max-replicas) share the disk: its storage class has to offer ReadWriteMany. They come and go with "
+        f"vLLM's queue, for which Prometheus' adapter has to give `vllm:num_requests_waiting` the name `{QUEUE}`; with a GGUF "
+        "file their number stays that of --min-replicas.",
+        "`pool.yaml` (not for a GGUF file) puts an InferencePool before the replicas, which sends a request where its adapter and "
+        "its prefix are loaded. It needs a gateway that knows the Gateway API Inference Extension, named "
+        f"`{GATEWAY}`, and that extension's definitions: `kubectl apply -f pool.yaml`, and ask the gateway's address. A further "
+        "adapter of the same base is another NAME=REPO behind --lora-modules in service.yaml; it is asked for by its NAME.",
+    ),
     gpus={key: key for key in CARDS},
     own=True,
     secrets=(

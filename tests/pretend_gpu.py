@@ -239,7 +239,8 @@ def parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.devic
     if args and isinstance(args[0], torch.Tensor):
         return args[0].device, args[0].dtype, bool(kwargs.get("copy"))
     copy = bool(kwargs.get("copy")) or (len(args) > 3 and args[3] is True)
-    device, dtype, _, _ = torch._C._nn._parse_to(*args[:3], **{k: v for k, v in kwargs.items() if k != "copy"})
+    with torch._C.DisableTorchFunction():  # type: ignore[attr-defined]  # it makes no tensor on that device
+        device, dtype, _, _ = torch._C._nn._parse_to(*args[:3], **{k: v for k, v in kwargs.items() if k != "copy"})
     return device, dtype, copy
 
 

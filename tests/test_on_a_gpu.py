@@ -18,7 +18,7 @@ import pytest
 import torch
 from train_helpers import begin, changed, for_loss, halted, losses, make_rows, run
 
-from pretend_gpu import Card, Gpu, MixedDevices, pretend_gpu, varlen
+from pretend_gpu import TO_HOST, Card, Gpu, MixedDevices, pretend_gpu, varlen
 from tuneloop.core.device import GRAPHS
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
@@ -153,11 +153,13 @@ def _waits_of_steps(folder: Path, out: Path, config: Any) -> Counter[tuple[str, 
     return seen[3] - seen[1]
 
 
-@pytest.mark.parametrize("kind", ["lora", "full", pytest.param("qlora", marks=bits)])
+@pytest.mark.parametrize("kind", EVERY)
 def test_a_step_waits_for_its_loss_and_its_norm_alone(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     waits = _waits_of_steps(tiny_llama, tmp_path, changed(**KINDS[kind], epochs=1, evaluations=1, patience=99))
-    assert {place.partition(":")[0] for _, place in waits} == {"train/step.py"}, waits
-    assert sum(waits.values()) <= 2 * 3  # the loss once, the norm as a copy and a value
+    # KTO's reference point is a number that its losses need.
+    places = {"train/step.py", "train/loss.py"} if kind == "kto" else {"train/step.py"}
+    assert {place.partition(":")[0] for _, place in waits} == places, waits
+    assert sum(waits.values()) <= 2 * (4 if kind == "kto" else 3)  # the loss once, the norm as a copy and a value
 
 
 def test_a_turing_card_computes_in_half_precision_with_a_scaled_loss(tiny_llama: Path, tmp_path: Path) -> None:
@@ -226,6 +228,7 @@ def test_a_run_is_planned_by_the_cards_memory_and_kept_to_the_plan(
     )  # fmt: skip
     with pretend_gpu(Card(gib=1.0)) as gpu:
         train_alone(recipe, progress=no_progress, say=lambda line: None)
+    assert read_json(tmp_path / "run" / "environment.json")["gpu"] == [gpu.card.name]
     plan = read_json(tmp_path / "run" / "plan.json")
     assert plan["gpu"] == gpu.card.name and plan["fits"]
     assert plan["micro_batch_tokens"] in SIZES and not plan["recompute"]
@@ -387,6 +390,19 @@ def _streamed(engine: Engine, model: Any, gives_way: bool) -> list[tuple[str, An
     while any(ticket.completion is None for ticket in tickets):
         engine.step()
     return [("".join(update.text for update in ticket.updates), ticket.completion) for ticket in tickets]
+
+
+def test_pissas_start_is_worked_out_on_the_card(tiny_llama: Path) -> None:
+    config = changed(**KINDS["pissa"])
+    here = load_model(str(tiny_llama), dtype="float32")
+    starts = begin(here, config, make_rows(here.template, 4)).trainable.parameters
+    with pretend_gpu() as gpu:
+        model = load_model(str(tiny_llama), dtype="float32")
+        gpu.clear()
+        found = begin(model, config, make_rows(model.template, 4)).trainable.parameters
+        assert not [place for kind, place in gpu.waits if kind == TO_HOST], "no weight goes to the host"
+        for name, start in starts.items():
+            torch.testing.assert_close(found[name].cpu(), start, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["lora", "pissa", "prefix", "full", "eight bits", pytest.param("qlora", marks=bits)])

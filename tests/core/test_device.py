@@ -37,6 +37,16 @@ def test_before_torch_is_loaded_the_device_is_the_processor() -> None:
     assert done.stdout.split() == ["cpu", "[]", "False"]
 
 
+@pytest.mark.parametrize(("cards", "loaded"), [([], False), (["NVIDIA L4"], True)])
+def test_torch_is_loaded_for_the_names_of_gpus_only_where_there_are_some(cards: list[str], loaded: bool) -> None:
+    code = (
+        f"import sys; from tuneloop.core import device, machine; machine.cards = lambda: {cards}; "
+        "print(device.names_in_use() == device.names(), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", str(loaded)]
+
+
 def test_on_a_gpu_memory_is_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     state = {"peak": 7 * machine.GIB}
     cuda = SimpleNamespace(

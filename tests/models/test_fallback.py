@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from train_helpers import changed, losses, run
 
+from pretend_gpu import pretend_gpu
 from tuneloop.core.errors import UserError
 from tuneloop.inference.generate import generate
 from tuneloop.inference.scoring import choose, label_trie
@@ -124,6 +126,34 @@ def test_rows_behind_a_shared_beginning_have_the_loss_of_rows_alone(qwen: Model)
         together = float(batch_loss(qwen, rows, 1.0))
         apart = sum(float(batch_loss(qwen, [row], 1.0)) for row in rows)
     assert together == pytest.approx(apart, rel=1e-4)
+
+
+def answers_and_scores(folder: Path) -> tuple[list[tuple[int, ...]], list[dict[str, float] | None]]:
+    model = load_model(str(folder), dtype="float32")
+    labels = ["rain", "rain and wind", "wind"]
+    tokens = [[*model.template.encode(label), model.template.end_ids[0]] for label in labels]
+    answers = generate(model, prompts(model), max_new_tokens=8)
+    chosen = choose(model, prompts(model), label_trie(labels, tokens))
+    return [answer.token_ids for answer in answers], [answer.label_scores for answer in chosen]
+
+
+def test_on_a_gpu_it_answers_scores_and_trains_as_on_the_processor(qwen_folder: Path, tmp_path: Path) -> None:
+    answers, scores = answers_and_scores(qwen_folder)
+    config = changed(epochs=0.5, evaluations=2)
+    run(qwen_folder, tmp_path / "here", config)
+    with pretend_gpu() as gpu:
+        answers_there, scores_there = answers_and_scores(qwen_folder)
+        _, model = run(qwen_folder, tmp_path / "there", config)
+        assert model.device.type == "cuda" and not model.is_own
+    assert answers_there == answers
+    for here, there in zip(scores, scores_there, strict=True):
+        assert there == pytest.approx(here, abs=1e-4)
+    mine, theirs = (
+        [loss for _, *both in losses(tmp_path / place) for loss in both if loss is not None]
+        for place in ("here", "there")
+    )
+    assert theirs == pytest.approx(mine, rel=2e-4)
+    assert not [kernel for kernel, _ in gpu.attention if kernel == "math"]
 
 
 def test_what_transformers_cannot_load_is_told(tmp_path: Path, smollm2: Path) -> None:

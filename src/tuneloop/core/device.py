@@ -1,7 +1,7 @@
 """Where models are computed. What differs between the processor and the kinds of GPU stands here and nowhere else.
 
-A test holds that: no other module asks whether there is a GPU. Nothing here loads torch: before somebody else has, the
-device is the processor.
+A test holds that: no other module asks whether there is a GPU. Nothing here but `names_in_use` loads torch: before somebody
+has, the device is the processor.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Backend:
             recorded (`recorded`) holds for buffers that stay where they are.
         peak_sizes: widths of the matrix products that measure the peak.
         collectives: what connects several processes.
+        factorises: whether torch's decompositions (QR, singular values) run there.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class Backend:
     cache_step: int
     peak_sizes: tuple[int, ...]
     collectives: str
+    factorises: bool = True
 
     @property
     def is_cpu(self) -> bool:
@@ -113,7 +115,7 @@ BACKENDS = {
     "cpu": CPU,
     "cuda": Backend(kind="cuda", collectives="cpu:gloo,cuda:nccl", **_GPU),  # type: ignore[arg-type]
     "xpu": Backend(kind="xpu", collectives="cpu:gloo,xpu:xccl", **_GPU),  # type: ignore[arg-type]
-    "mps": Backend(kind="mps", collectives="gloo", **_GPU),  # type: ignore[arg-type]
+    "mps": Backend(kind="mps", collectives="gloo", factorises=False, **_GPU),  # type: ignore[arg-type]
 }
 
 
@@ -367,6 +369,14 @@ def names() -> list[str]:
     if not hasattr(gpu, "get_device_name"):
         return ["Apple GPU"]
     return [gpu.get_device_name(i) for i in range(gpu.device_count())]
+
+
+def names_in_use() -> list[str]:
+    """`names` also before torch is loaded: it is loaded here where the system has a GPU, and only there."""
+    if machine.cards():
+        with contextlib.suppress(ImportError):
+            import torch  # noqa: F401
+    return names()
 
 
 def wait() -> None:

@@ -88,6 +88,25 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def cards(root: Path = Path("/")) -> list[str]:
+    """Names of the GPUs that the system has, whether torch can use them or not: NVIDIA's, AMD's with ROCm's driver, Apple's own.
+
+    Args:
+        root: of the file system.
+    """
+    found = []
+    for file in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        with contextlib.suppress(OSError):
+            lines = (line.partition(":") for line in file.read_text().splitlines())
+            found += [value.strip() for key, _, value in lines if key == "Model"]
+    found = found or ["NVIDIA GPU" for _ in (root / "dev").glob("nvidia[0-9]*")]
+    if not found and (root / "dev/kfd").exists():
+        found = ["AMD GPU"]
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        found = ["Apple GPU"]
+    return found
+
+
 def git_commit(folder: Path | None = None) -> str | None:
     """Commit of the working tree that `folder` lies in, with `-dirty` when it has changes; None outside of one."""
     place = str(folder or Path.cwd())

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.device import in_parts
+from tuneloop.core.device import in_parts, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, busy
 from tuneloop.models.load import Model
@@ -113,6 +113,5 @@ def pad_left(rests: Sequence[Sequence[int]], shared: int, pad_id: int, device: A
     itself = torch.zeros(longest, shared + longest, dtype=torch.bool)
     itself[steps, shared + steps] = True  # padding looks at itself: no row of the softmax may be empty
     mask = (causal & real[:, None]) | itself
-    return Padded(
-        ids.to(device), positions.to(device), real.to(device), lengths.to(device) + shared, mask[:, None].to(device)
-    )
+    real, lengths = put(real, device), put(lengths, device)
+    return Padded(put(ids, device), put(positions, device), real, lengths + shared, put(mask[:, None], device))

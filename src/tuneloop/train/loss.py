@@ -280,7 +280,7 @@ def dpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """
     pairs: Sequence[Pair] = batch.rows
     both = log_likelihoods(batch.model, [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
-    reference = torch.tensor([pair.reference for pair in pairs], device=both.device)
+    reference = put(torch.tensor([pair.reference for pair in pairs]), both.device)
     ratios = both.view(2, -1).t() - reference  # chosen, rejected
     margins = batch.config.beta * (ratios[:, 0] - ratios[:, 1])
     figures = {"reward_margin": margins, "reward_accuracy": (margins > 0).float()}
@@ -295,8 +295,8 @@ def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     rated: Sequence[Rated] = batch.rows
     config = batch.config
     now = log_likelihoods(batch.model, [row.answer for row in rated])
-    good = torch.tensor([row.good for row in rated], device=now.device)
-    ratio = now - torch.tensor([row.reference[0] for row in rated], device=now.device)
+    good = put(torch.tensor([row.good for row in rated]), now.device)
+    ratio = now - put(torch.tensor([row.reference[0] for row in rated]), now.device)
     signed = torch.where(good, ratio - batch.constant, batch.constant - ratio)
     weight = torch.where(good, config.desirable_weight, config.undesirable_weight)
     losses = weight * (1 - torch.sigmoid(config.beta * signed))
@@ -311,16 +311,17 @@ def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 @torch.no_grad()
 def kto_reference_point(step: Batch) -> float:
     """How far the model has moved from the reference on answers to other prompts: KTO's z0, of the whole step."""
-    total = 0.0
     rated: Sequence[Rated] = step.rows
+    found: list[Tensor] = []
 
     def move(rows: Sequence[Rated], counted: bool = True) -> None:
-        nonlocal total
         now = log_likelihoods(step.model, [row.other for row in rows])
-        moved = now - torch.tensor([row.reference[1] for row in rows], device=now.device)
-        total += float(moved.sum()) * counted
+        moved = now - put(torch.tensor([row.reference[1] for row in rows]), now.device)
+        if counted:
+            found.append(moved.sum())
 
     _divided(list(in_batches(rated, tokens_at_once(step.config))), move, "while KTO's reference point is computed")
+    total = sum(torch.stack(found).tolist()) if found else 0.0
     return max(summed([total])[0] / len(rated), 0.0)
 
 

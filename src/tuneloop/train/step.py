@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -87,7 +88,9 @@ def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, d
             parts.setdefault(name, []).append(figure)
     sum_gradients(list(run.trainable.parameters.values()))
     # Read only now: until here a GPU has been given its work without waiting.
-    total, *sums_of_all = summed([sum(torch.stack(each).tolist()) for each in (values, *parts.values())])
+    read = torch.stack([number.to(values[0].device) for each in (values, *parts.values()) for number in each]).tolist()
+    ends = [0, *itertools.accumulate(map(len, (values, *parts.values())))]
+    total, *sums_of_all = summed([sum(read[start:end]) for start, end in itertools.pairwise(ends)])
     figures = dict(zip(parts, sums_of_all, strict=True))
     if run.state.loss_scale:
         total, figures = total / scale, {name: figure / scale for name, figure in figures.items()}

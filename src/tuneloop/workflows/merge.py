@@ -158,7 +158,7 @@ def merge_runs(
         merged = merge_adapters(adapters, settings, (first.base, shapes), out / "adapter", progress=progress)
         record = _record(experts, settings, merged, key)
         write_record(out / MergeRecord.file, record)
-        write_json(out / "environment.json", machine.environment(device.names()))
+        write_json(out / "environment.json", machine.environment(device.names_in_use()))
         _write_run(experts, merged, key, out, progress, say)
     for line in record.words:
         say(f"merge     {line}")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tuneloop.core import machine
+from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_jsonl, sha256_file, write_json, write_yaml
 from tuneloop.core.progress import Progress, no_progress
@@ -171,7 +171,7 @@ def _differences(run: Path) -> Iterator[Difference]:
     """What of code and environment is another one now."""
     if not (run / Environment.file).is_file():
         return
-    then, now = read_record(Environment, run), Environment.model_validate(machine.environment())
+    then, now = read_record(Environment, run), Environment.model_validate(machine.environment(device.names_in_use()))
     for name in ("tuneloop", "git_commit", "python", "platform", "cpu", "cores", "threads", "gpu"):
         a, b = getattr(then, name), getattr(now, name)
         if name == "threads" and 0 < then.threads <= now.cores:
@@ -220,7 +220,7 @@ def _train_again(
     job = RunContext(again, out, progress, say)
     with lock_folder(out), _threads_of(folder):
         write_yaml(out / "config.yaml", again.model_dump(mode="json"))
-        write_json(out / "environment.json", machine.environment())
+        write_json(out / "environment.json", machine.environment(device.names_in_use()))
         if (folder / RATE).is_file():  # no plan.json: the planner has learned from this run already
             shutil.copy(folder / RATE, out / RATE)
         write_record(out / Schedule.file, _schedule_of(folder, first, recipe))

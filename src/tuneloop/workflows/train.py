@@ -270,7 +270,7 @@ def prepared_run(
     with kept, leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
-        write_json(folder / "environment.json", machine.environment(device.names()))
+        write_json(folder / "environment.json", machine.environment(device.names_in_use()))
         with busy(job.progress, "preparing the data"):
             dataset = prepare_stage(job)
             refuse_errors(dataset, recipe)

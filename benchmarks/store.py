@@ -156,7 +156,7 @@ def calls(folder: Path | str) -> dict[str, Callable[[], Any]]:
         "ab show": lambda: ab.read_experiments(folder),
         "collect: feedback of all time": reading(lambda s: list(read_feedback(s, origin=False))),
         "feedback show, of a week": lambda: show(folder, since=week),
-        "improve: is there a reason": reading(lambda s: facts_of(s, [], now)),
+        "improve: is there a reason": reading(lambda s: facts_of(s, "m0", [], now)),
         "costs, of a week": lambda: costs_of(folder, since=week),
         "costs, of all time": lambda: costs_of(folder),
         "forget: a user": reading(lambda s: find(s, "user=u17")),

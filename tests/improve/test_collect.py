@@ -1,6 +1,7 @@
 import pytest
 from traffic import request, thumb
 
+from tuneloop.evaluate.suite import MustPass
 from tuneloop.improve.collect import CollectOptions, collect, is_held_out
 
 USERS = [f"u{i}" for i in range(1, 400)]
@@ -43,6 +44,37 @@ def test_pairs_are_corrected_over_given_and_liked_over_disliked_to_the_same_prom
     found = collected(requests, feedback)
     pairs = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in found.preference]
     assert pairs == [("better", "answer 1"), ("answer 2", "answer 3")]
+
+
+def test_a_chosen_answer_is_better_than_the_other_to_the_same_prompt():
+    prompt = [{"role": "user", "content": "the same"}]
+    requests = [asked(i, prompt=prompt) for i in range(1, 5)] + [asked(5)]
+    feedback = [said(1, "choice", "r000002"), said(3, "choice", "r000004", user="x"), said(4, "choice", "r000003", user="y"),
+                said(2, "choice", "r000005"), said(5, "choice", "nobody knows it")]  # fmt: skip
+    found = collected(requests, feedback)
+    pairs = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in found.preference]
+    assert pairs == [("answer 1", "answer 2")] and not found.sft and not found.kto
+    assert found.dropped["contradicting"] == 2 and found.dropped["unclear"] == 2
+
+
+def test_an_edited_answer_is_a_correction_and_a_flag_is_none():
+    found = collected([asked(1), asked(2)], [said(1, "edited", "better words"), said(2, "edited", True)])
+    assert answers(found.sft) == ["better words"]
+    (pair,) = found.preference
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("better words", "answer 1")
+    assert {row["request"]: row["thumb"] for row in found.kto} == {"r000001": False, "r000002": False}
+
+
+def test_corrected_failures_are_demands_for_a_suite():
+    system = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Where?"}]
+    talk = [*system, {"role": "assistant", "content": "Here"}, {"role": "user", "content": "No"}]
+    requests = [asked(1), asked(2, prompt=system), asked(3, prompt=talk), asked(4), asked(5, completion="billing")]
+    feedback = [said(1, "correction", "better"), said(2, "label", "billing"), said(3, "correction", "c"),
+                said(4, "thumbs", True), said(5, "label", "billing")]  # fmt: skip
+    rows = collected(requests, feedback).must_pass
+    assert rows == [{"prompt": "question 1", "equals": "better", "request": "r000001"},
+                    {"prompt": "Where?", "system": "Be brief", "equals": "billing", "request": "r000002"}]  # fmt: skip
+    assert all(MustPass.model_validate(row).has_condition for row in rows)
 
 
 def called(name="menu", arguments="{}"):
@@ -108,6 +140,8 @@ def test_own_answers_have_their_share():
         ({"finish": "length"}, [("thumbs", True)], "failed"),
         ({"completion": None}, [("thumbs", True)], "not kept"),
         ({"completion": "sha256:00"}, [("thumbs", True)], "not kept"),
+        ({}, [("correction", "sha256:00")], "not kept"),
+        ({}, [("correction", "")], "not kept"),
         ({"prompt": []}, [("thumbs", True)], "not kept"),
         ({"key": "partner"}, [("thumbs", True)], "no consent"),
         ({}, [("thumbs", True), ("resolved", False)], "contradicting"),

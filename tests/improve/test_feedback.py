@@ -1,7 +1,8 @@
 import pytest
 from traffic import thumb
 
-from tuneloop.improve.feedback import by_request, current, value_of
+from tuneloop.improve.feedback import by_request, current
+from tuneloop.records.feedback import value_of
 
 
 @pytest.mark.parametrize(

@@ -120,8 +120,14 @@ def test_the_other_endpoints_answer(server: tuple[str, Gateway]) -> None:
         ("completions", {"prompt": [[-1]]}, 400, "prompt"),
         ("responses", {"input": "x", "previous_response_id": "y"}, 400, "remembered"),
         ("classify", {"model": "stub", "input": "x"}, 400, "texts"),
-        ("feedback", {"kind": "thumbs", "value": True}, 400, "request or a conversation"),
+        ("feedback", {"kind": "thumbs", "value": True}, 400, "or about a conversation"),
         ("feedback", {"request": "r", "kind": "thumbs", "value": 1, "x": 1}, 400, "x"),
+        ("feedback", {"request": "r", "kind": "thumbs", "value": "banana"}, 400, "up or down"),
+        ("feedback", {"request": "r", "kind": "rating", "value": 99}, 400, "1 to 5"),
+        ("feedback", {"request": "r", "kind": "Not a kind", "value": 1}, 400, "small letters"),
+        ("feedback", {"request": "r", "kind": "k", "value": [1]}, 400, "Not a value"),
+        ("feedback", {"request": "r", "kind": "comment", "value": "x" * 20_001}, 400, "20,000"),
+        ("feedback", {"request": "r" * 300, "kind": "k", "value": 1}, 400, "256 characters"),
         ("nothing", {}, 404, "no /v1/nothing"),
     ],
 )
@@ -138,13 +144,11 @@ def test_bodies_that_are_no_json_are_refused(server: tuple[str, Gateway], raw: b
     assert reply.status_code in (400, 413) and reply.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(("path", "field"), [("chat/completions", "metadata"), ("feedback", "value")])
-def test_a_body_that_is_nested_too_deeply_is_refused(server: tuple[str, Gateway], path: str, field: str) -> None:
+def test_a_body_that_is_nested_too_deeply_is_refused(server: tuple[str, Gateway]) -> None:
     """The parser takes 1,024 levels; what writes the store takes fewer."""
-    rest = {"kind": "k", "request": "r"} if path == "feedback" else CHAT
     for levels, status in ((150, 200), (1000, 400)):
-        deep = json.dumps({**rest, field: 0}).replace('": 0', f'": {"[" * levels}1{"]" * levels}')
-        reply = httpx.post(f"{server[0]}/v1/{path}", content=deep)
+        deep = json.dumps({**CHAT, "metadata": 0}).replace('": 0', f'": {"[" * levels}1{"]" * levels}')
+        reply = httpx.post(f"{server[0]}/v1/chat/completions", content=deep)
         assert reply.status_code == status, reply.text
     assert "200 levels" in reply.json()["error"]["message"]
 
@@ -159,6 +163,25 @@ def test_pages_of_other_sites_are_refused(server: tuple[str, Gateway]) -> None:
     assert post(server, "/v1/chat/completions", CHAT, origin="https://evil.example").status_code == 403
     assert post(server, "/v1/chat/completions", CHAT, host="evil.example").status_code == 403
     assert post(server, "/v1/chat/completions", CHAT, origin=server[0]).status_code == 200
+
+
+def test_one_user_can_not_flood_the_store_with_feedback(tmp_path: Path) -> None:
+    body = {"request": "r1", "kind": "thumbs", "value": True}
+    shop = {"origin": "https://shop.example"}
+    limits = {"per_minute": 5, "pages_per_minute": 8, "origins": list(shop.values())}
+    with live(tmp_path, feedback=limits) as (address, gateway):
+        sent = [post((address, gateway), "/v1/feedback", {**body, "user": "u1"}) for _ in range(7)]
+        assert [one.status_code for one in sent] == [200] * 5 + [429] * 2
+        assert (
+            int(sent[-1].headers["retry-after"]) >= 1 and "One user may send 5" in sent[-1].json()["error"]["message"]
+        )
+        assert (
+            post((address, gateway), "/v1/feedback", {**body, "user": "u2"}).status_code == 200
+        )  # others are not held up
+        open_ = [httpx.post(f"{address}/v1/feedback", json={**body, "user": f"v{i}"}, headers=shop) for i in range(10)]
+        assert [one.status_code for one in open_] == [200] * 8 + [429] * 2
+    with opened(tmp_path) as store:
+        assert len(list(read_feedback(store))) == 14
 
 
 def test_feedback_is_in_the_store_when_the_reply_comes(server: tuple[str, Gateway]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tuneloop.records.api_key import ApiKey, Limits
-from tuneloop.serve.limits import Ledger, Refusal
+from tuneloop.serve.limits import FeedbackLimit, Ledger, Refusal
 
 
 class Clock:
@@ -71,3 +71,19 @@ def test_a_request_larger_than_the_rate_waits_for_a_full_minute_and_goes_through
         ledger.reserve(key(tpm=100), 1000, 0)
     clock.now += refused.value.retry_after or 0
     ledger.reserve(key(tpm=100), 1000, 0)
+
+
+def test_feedback_comes_back_with_time_and_few_users_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuneloop.serve.limits.MOST_KNOWN", 3)
+    clock = Clock()
+    limit = FeedbackLimit(2, 1000, clock)
+    for _ in range(2):
+        limit.take("anna", page=False)
+    with pytest.raises(Refusal) as refused:
+        limit.take("anna", page=True)
+    assert refused.value.retry_after == pytest.approx(30.0)
+    clock.now += 30
+    limit.take("anna", page=False)
+    for who in "abcdef":
+        limit.take(who, page=False)
+    assert len(limit._known) == 3

@@ -242,6 +242,26 @@ def test_what_must_not_be_kept_stands_in_no_file(tmp_path: Path, content: Any) -
     assert found.prompt[0]["content"].startswith(shown) if shown else found.prompt == []
 
 
+@pytest.mark.parametrize("content", ["full", "redacted", "hash", "none"])
+def test_texts_of_feedback_are_kept_as_those_of_requests_are(tmp_path: Path, content: Any) -> None:
+    store = writer(tmp_path, content=content, redact=lambda value: value.replace(SECRET, "[EMAIL]"))
+    said = [("comment", f"ask {SECRET}"), ("correction", f"to {SECRET}"), ("edited", SECRET), ("why", f"I am {SECRET}"),
+            ("label", "billing"), ("choice", "r2"), ("resolved", "yes"), ("thumbs", True)]  # fmt: skip
+    futures = [
+        store.add_durably(Feedback(id=uuid7(), request="r1", kind=kind, value=value, time=utc_now()))
+        for kind, value in said
+    ]
+    store.stop()
+    assert all(each.exception() is None for each in futures)
+    held = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert (SECRET.encode() in held) == (content == "full")
+    with opened(tmp_path) as connection:
+        kept = {one.kind: one.value for one in read_feedback(connection)}
+    assert [kept[kind] for kind in ("label", "choice", "resolved", "thumbs")] == ["billing", "r2", "yes", True]
+    shown = {"full": f"ask {SECRET}", "redacted": "ask [EMAIL]", "none": ""}.get(content, "sha256:")
+    assert kept["comment"].startswith(shown) and len(kept) == len(said)
+
+
 @EACH
 def test_text_that_can_not_be_searched_is_left_out(tmp_path: Path) -> None:
     def broken(value: Any) -> Any:

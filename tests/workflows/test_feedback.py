@@ -7,6 +7,7 @@ from traffic import at, request, thumb
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
+from tuneloop.data.config import PersonalConfig
 from tuneloop.improve.feedback import mean_value
 from tuneloop.serve.store import connect, insert, opened, read_feedback
 from tuneloop.workflows import feedback as f
@@ -144,3 +145,12 @@ def test_feedback_says_where_it_came_from_and_weighs_as_much_as_it_is_given(stor
     assert mean_value(said) == pytest.approx((0 + 3 + 0) / 4.5) and mean_value([]) is None
     thumbs = next(kind for kind in f.show(store).kinds if kind.kind == "thumbs")
     assert thumbs.mean == pytest.approx(0.75)
+
+
+def test_personal_data_are_replaced_on_the_way_out(store, tmp_path):
+    f.add(store, {"request": "r1", "kind": "comment", "value": "ask bo@example.com"}, personal=PersonalConfig(mode="off"))
+    out = tmp_path / "out.jsonl"
+    assert f.export(store, out) == 1
+    assert "ask <EMAIL>" in out.read_text()
+    f.export(store, out, personal=PersonalConfig(mode="off"))
+    assert "bo@example.com" in out.read_text()

@@ -301,7 +301,7 @@ def test_what_steps_take_is_logged_and_counts_for_the_budget_of_the_quarter(stor
     w.improve(asks, command=Runner(decide=(0, {"evidence": {"measure": {"difference": 0.1}}})))
     with opened(store) as connection:
         (cycle,) = cycles_of(read_decisions(connection, where="kind LIKE 'improve.%'"))
-        facts = w.facts_of(connection, [cycle], utc_now())
+        facts = w.facts_of(connection, "m", [cycle], utc_now())
     assert (cycle.hours, cycle.usd) == (4.5, 9.0) and (facts.spent_hours, facts.spent_usd) == (4.5, 9.0)
     assert cycle.bad == 0.0 and cycle.done["decide"]["difference"] == 0.1
 
@@ -394,3 +394,27 @@ def test_in_shadow_mode_each_pass_judges_before_it_decides(store):
     assert w.improve(asks, command=command).state == "waiting"
     assert ran[-2] == ["ab", "judge", "queue-1", "--store", str(store), "--judge", "llama-3.1-8b-instruct"]
     assert ran[-1][:2] == ["ab", "check"]
+
+
+def test_only_known_answers_of_the_model_count_and_one_user_begins_no_cycle(store):
+    now = utc_now()
+    with opened(store) as connection:
+        insert(connection, [request(900, 0, model="other", conversation="t")])
+        other = [
+            thumb(i, 0, True, id=f"o{i}", request=f"gone{i}", kind="label", value="x", time=now) for i in range(300)
+        ]
+        other += [
+            thumb(900, 0, True, id=f"p{i}", user=f"v{i}", kind="correction", value="x", time=now) for i in range(300)
+        ]
+        other += [thumb(0, 0, True, id="t1", request=None, conversation="t", kind="label", value="x", time=now)]
+        insert(connection, other)
+        insert(
+            connection,
+            (thumb(i, 0, True, id=f"q{i}", user="loud", kind="label", value="x", time=now) for i in range(60)),
+        )
+        insert(connection, (thumb(i, 0, True, id=f"b{i}", user="loud", value=False, time=now) for i in range(60)))
+        facts = w.facts_of(connection, "m", [], now)
+        assert (facts.feedback, facts.corrections) == (60, w.PER_USER)
+        assert facts.bad == pytest.approx(w.PER_USER / (60 + w.PER_USER))
+        assert facts.requests_per_day * facts.days == pytest.approx(60)
+        assert w.facts_of(connection, "nobody", [], now).feedback == 0

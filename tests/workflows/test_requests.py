@@ -42,3 +42,14 @@ def test_prepare_reads_what_was_served(tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["written"] == 1
     assert main(["requests", "-f", str(tmp_path / "none"), "-o", str(out)]) == 2
     assert main(["requests", "-f", str(tmp_path), "-o", str(tmp_path)]) == 2
+
+
+def test_personal_data_are_replaced_on_the_way_out(tmp_path: Path) -> None:
+    prompt: Any = [{"role": "user", "content": "I am bo@example.com"}]
+    with opened(tmp_path, create=True) as store:
+        insert(store, [request(0, prompt=prompt, completion="Hello bo@example.com")])
+    out = tmp_path / "log.jsonl"
+    assert main(["requests", "-f", str(tmp_path), "-o", str(out), "-q"]) == 0
+    assert "bo@example.com" not in out.read_text() and out.read_text().count("<EMAIL>") == 2
+    assert main(["requests", "-f", str(tmp_path), "-o", str(out), "-q", "--keep-personal"]) == 0
+    assert out.read_text().count("bo@example.com") == 2

@@ -23,7 +23,8 @@ def command(
 ) -> None:
     """Turn requests with feedback into training data, and keep some users for the test.
 
-    Writes sft.jsonl, preference.jsonl, kto.jsonl and heldout.jsonl, which `tuneloop prepare` reads.
+    Writes sft.jsonl, preference.jsonl, kto.jsonl and heldout.jsonl, which `tuneloop prepare` reads, and must_pass.jsonl, demands
+    for the suite of a gate.
     """
     from tuneloop.data.config import PersonalConfig
     from tuneloop.workflows.collect import collect_store
@@ -41,11 +42,13 @@ def command(
     for reason, number in found.dropped.items():
         print(f"{'left out':<11} {number:,}: {DROPPED[reason]}")
     test = f" split.test={out}/heldout.jsonl" if found.counts["heldout"] else ""
+    if found.counts["must_pass"]:
+        print(f"{'suite':<11} choose rows of {out}/must_pass.jsonl for the suite's must_pass_file")
     if run:
         from tuneloop.workflows.training_rows import settings_of_retraining
 
         print(f"{'next':<11} tuneloop run RECIPE.yaml {' '.join(settings_of_retraining(Path(out)))}")
         return
-    first = next((name for name, rows in found.counts.items() if rows and name != "heldout"), "")
+    first = next((name for name, rows in found.counts.items() if rows and name not in ("heldout", "must_pass")), "")
     if first:
         print(f"{'next':<11} tuneloop prepare {out}/{first}.jsonl{test}")

@@ -110,6 +110,7 @@ def export(
     out: str = flag(..., "FILE", "Where it is written, as JSON Lines.", "-o"),
     since: str = flag("", "TIME", "Only what was said from then on."),
     until: str = flag("", "TIME", "Only what was said before."),
+    keep_personal: bool = KEEP,
     store: str = STORE,
     *,
     output: Output,
@@ -117,7 +118,7 @@ def export(
     """Write feedback as JSON Lines."""
     from tuneloop.workflows.feedback import export as write
 
-    lines = write(store, out, since=since, until=until)
+    lines = write(store, out, since=since, until=until, personal=_personal(keep_personal))
     if output.json:
         print_json({"path": out, "lines": lines})
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output
-from tuneloop.core.flag import flag
+from tuneloop.core.flag import flag, switch
 
 
 def command(
@@ -15,6 +15,7 @@ def command(
     folder: str = flag("serve", "FOLDER", "The server's folder, or its store: a file or a postgresql:// URL.", "-f"),
     since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
     model: str = flag("", "NAME", "Only requests to this model.", "-m"),
+    keep_personal: bool = switch("Leave personal data in texts as they are.", "--keep-personal"),
     *,
     output: Output,
 ) -> None:
@@ -23,10 +24,12 @@ def command(
     Each line has the request and the response as OpenAI's API has them, with time, user and release. Requests that
     failed, and those whose texts were not kept, are counted.
     """
+    from tuneloop.data.config import PersonalConfig
     from tuneloop.workflows.costs import since_time
     from tuneloop.workflows.requests import write_requests
 
-    found = write_requests(folder, Path(out), since=since_time(since), model=model)
+    personal = PersonalConfig(mode="off") if keep_personal else None
+    found = write_requests(folder, Path(out), since=since_time(since), model=model, personal=personal)
     if output.json:
         print_json(asdict(found))
         return

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from tuneloop.core.files import Config, content_hash
 from tuneloop.improve.experiment import unit_of
-from tuneloop.improve.feedback import by_request, mean_value, value_of
-from tuneloop.records.feedback import Feedback
+from tuneloop.improve.feedback import by_request, mean_value
+from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Message
 
@@ -53,6 +53,7 @@ class Collected:
     preference: list[dict[str, Any]]
     kto: list[dict[str, Any]]
     heldout: list[dict[str, Any]]
+    must_pass: list[dict[str, Any]]
     with_feedback: int
     dropped: Counter[str]
 
@@ -65,7 +66,8 @@ class _Heard:
         turn: the answer that was given; `answer` is its text, or its calls of tools as JSON.
         user: that it counts for.
         mean: of all values, 0 bad to 1 good; None where none has one.
-        correction, label: the right answer as people gave it.
+        correction, label: the right answer as people gave it; what they edited the answer into is a correction.
+        over: requests whose answers to the same prompt people found worse.
         resolved: somebody says that it solved the matter.
     """
 
@@ -77,6 +79,7 @@ class _Heard:
     correction: str | None
     label: str | None
     resolved: bool
+    over: tuple[str, ...] = ()
 
     @property
     def origin(self) -> str | None:
@@ -107,9 +110,11 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
     """Make training rows of stored requests.
 
     - `sft`: answers to imitate: corrected and labelled ones, then those that were resolved or liked.
-    - `preference`: the correction over the given answer; a liked answer over a disliked one to the same prompt.
+    - `preference`: the correction over the given answer; a chosen answer over the other one, and a liked one over a
+      disliked one, to the same prompt.
     - `kto`: single answers that were liked or disliked.
     - `heldout`: what would be in `sft`, of the users that are never trained on.
+    - `must_pass`: corrected failures as demands on the next model, for a person to choose from.
 
     Args:
         requests: in the order of their arrival.
@@ -134,13 +139,15 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
             (held if is_held_out(found.user, options.heldout_share) else rest).append(found)
     rest.sort(key=lambda one: ORIGINS.index(one.origin) if one.origin else len(ORIGINS))  # stable: by time within
     sft = _capped([one for one in rest if one.origin], options.per_user, dropped)
+    pairs = [*_pairs(rest), *_chosen(rest, requests, excluded, options.heldout_share, dropped)]
     return Collected(
         sft=[_sft_row(one) for one in _own_capped(sft, options.own_share, dropped)],
-        preference=[_pair_row(*pair) for pair in _capped_pairs(_pairs(rest), options.per_user, dropped)],
+        preference=[_pair_row(*pair) for pair in _capped_pairs(pairs, options.per_user, dropped)],
         kto=[
             _kto_row(one) for one in _capped([one for one in rest if one.thumb is not None], options.per_user, dropped)
         ],
         heldout=[_sft_row(one) for one in held if one.origin],
+        must_pass=[row for one in sft if (row := _demand(one)) is not None],
         with_feedback=len(asked),
         dropped=dropped,
     )
@@ -155,15 +162,23 @@ def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
     if turn is None or not kept or any(text.startswith(HASHED) for text in (turn["content"], *kept)):
         return "not kept"
     answer = json.dumps(turn["tool_calls"], sort_keys=True) if turn.get("tool_calls") else turn["content"]
-    texts = {kind: [str(one.value) for one in said if one.kind == kind] for kind in ("correction", "label")}
+    corrected = [(one, text) for one in said if (text := right_answer(one.kind, one.value)) is not None]
+    texts = {
+        "correction": [text for _, text in corrected],
+        "label": [str(one.value) for one in said if one.kind == "label"],
+    }
+    if any(not text.strip() or text.startswith(HASHED) for text in texts["correction"]):
+        return "not kept"
     # A correction speaks for itself; here only what people think of the answer.
-    judged = [one for one in said if one.kind not in texts and value_of(one.kind, one.value) is not None]
+    spoken = {id(one) for one, _ in corrected}
+    judged = [one for one in said if id(one) not in spoken and value_of(one.kind, one.value) is not None]
     values = [value_of(one.kind, one.value) or 0.0 for one in judged]
+    over = tuple(dict.fromkeys(str(one.value) for one in said if one.kind == "choice"))
     if max(map(len, (set(texts["correction"]), set(texts["label"])))) > 1 or (
         values and max(values) - min(values) > 0.5
     ):
         return "contradicting"
-    if not values and not any(texts.values()):
+    if not values and not any(texts.values()) and not over:
         return "unclear"
     return _Heard(
         request=request,
@@ -174,6 +189,7 @@ def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
         correction=texts["correction"][0] if texts["correction"] else None,
         label=texts["label"][0] if texts["label"] else None,
         resolved=any(one.kind == "resolved" and value_of(one.kind, one.value) == 1.0 for one in said),
+        over=over,
     )
 
 
@@ -233,6 +249,33 @@ def _pairs(found: Sequence[_Heard]) -> list[Pair]:
     return pairs
 
 
+def _chosen(
+    found: Sequence[_Heard],
+    requests: Sequence[StoredRequest],
+    excluded: set[str],
+    heldout: float,
+    dropped: Counter[str],
+) -> list[Pair]:
+    """Pairs of answers to the same prompt of which people chose one; where they choose both ways, neither."""
+    chosen = {(one.request.id, other) for one in found for other in one.over}
+    known = {each.id: each for each in requests} if chosen else {}
+    pairs: list[Pair] = []
+    for one in found:
+        for name in one.over:
+            other = known.get(name)
+            if other is None or other.key in excluded or other.prompt != one.request.prompt:
+                dropped["unclear"] += 1
+                continue
+            worse = _turn(other.completion) if other.error is None and other.finish != "length" else None
+            if (name, one.request.id) in chosen:
+                dropped["contradicting"] += 1
+            elif worse is None or worse["content"].startswith(HASHED):
+                dropped["failed" if worse is None else "not kept"] += 1
+            elif worse != one.turn and not is_held_out(unit_of(other), heldout):
+                pairs.append((one, one.turn, worse))
+    return pairs
+
+
 def _capped_pairs(pairs: Sequence[Pair], most: int, dropped: Counter[str]) -> list[Pair]:
     kept = {id(one) for one in _capped([pair[0] for pair in pairs], most, dropped)}
     return [pair for pair in pairs if id(pair[0]) in kept]
@@ -264,3 +307,14 @@ def _pair_row(one: _Heard, better: Message, worse: Message) -> dict[str, Any]:
 def _kto_row(one: _Heard) -> dict[str, Any]:
     messages = [*one.request.prompt, one.turn]
     return {"messages": messages, **_tools(one), "thumb": one.thumb, **_meta(one)}
+
+
+def _demand(one: _Heard) -> dict[str, Any] | None:
+    """A corrected failure as a row that a gate's suite can demand; None where it is none, or more than one turn."""
+    turns = list(one.request.prompt)
+    system = str(turns.pop(0).get("content") or "") if turns and turns[0].get("role") == "system" else ""
+    right = one.correction or one.label
+    if one.thumb is not False or right is None or len(turns) != 1 or one.request.tools:
+        return None
+    asked = {"prompt": str(turns[0].get("content") or ""), **({"system": system} if system else {})}
+    return {**asked, "equals": right, "request": one.request.id} if asked["prompt"].strip() else None

@@ -36,7 +36,7 @@ Step = Literal[
 ]
 # Each step's command. Names in braces are those of the project, and `cycle` (a folder), `experiment` (a name).
 COMMANDS: dict[str, list[str]] = {
-    "collect": ["collect", "{store}", "-o", "{cycle}/collected"],
+    "collect": ["collect", "{store}", "-o", "{cycle}/collected", "--model", "{model}"],
     "train": ["run", "{recipe}", "output_dir={cycle}/run"],  # on the collected rows
     "warm_start": [
         "run",

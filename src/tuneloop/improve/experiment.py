@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tuneloop.core.files import content_hash
 from tuneloop.core.late import np
 from tuneloop.core.sequences import best_rho2, difference, excess_log_e, ratio_log_e, running_bounds
-from tuneloop.improve.feedback import by_request, mean_value, value_of
+from tuneloop.improve.feedback import by_request, mean_value
 from tuneloop.records.experiment import (
     ArmDifference,
     Evidence,
@@ -25,7 +25,7 @@ from tuneloop.records.experiment import (
     ExperimentVerdict,
     GuardrailFinding,
 )
-from tuneloop.records.feedback import Feedback
+from tuneloop.records.feedback import Feedback, value_of
 from tuneloop.records.request import StoredRequest
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from pydantic import ValidationError
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.completion import Completion
-from tuneloop.records.feedback import Feedback
+from tuneloop.records.feedback import feedback_of
 from tuneloop.serve import asked as read
 from tuneloop.serve import replies
 from tuneloop.serve.asked import Asked
-from tuneloop.serve.errors import ApiError
+from tuneloop.serve.errors import ApiError, too_much
 from tuneloop.serve.gateway import Caller, Gateway, Piece, ServedModel
+from tuneloop.serve.limits import FeedbackLimit, Refusal
 
 MOST_FEEDBACK = 100_000  # bytes of feedback from a page
 MOST_DEPTH = 200  # levels of objects and lists in a body: deeper ones can't be written again
@@ -248,7 +248,8 @@ def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
     from starlette.applications import Starlette
     from starlette.routing import Route
 
-    server = Server(gateway)
+    limits = gateway.config.feedback
+    server = Server(gateway, FeedbackLimit(limits.per_minute, limits.pages_per_minute))
     seconds, local = gateway.config.limits.request_seconds, gateway.config.loopback
     routes = [
         Route(path, Endpoint(handler, seconds, local), methods=[method])
@@ -300,6 +301,7 @@ class Server:
     """The handlers of all routes but those of batches."""
 
     gateway: Gateway
+    limit: FeedbackLimit
 
     async def _body(self, call: Call) -> tuple[dict[str, Any], Caller]:
         """The body and who sends it; the key is looked at first, so that nobody without one is read."""
@@ -422,13 +424,15 @@ class Server:
         if unknown:
             raise ApiError(400, f"Unrecognized request argument supplied: {min(unknown)[:80]}", param=min(unknown)[:80])
         user = body.get("user") or call.header("x-tuneloop-user") or None
+        source = body.get("source") or ("page" if page else "api")
         try:
-            source = body.get("source") or ("page" if page else "api")
-            given = {**body, "user": user, "source": source, "id": uuid7(), "time": utc_now()}
-            made = Feedback.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ApiError(400, str(first["msg"]), param=".".join(map(str, first["loc"])) or None) from None
+            made = feedback_of({**body, "user": user, "source": source}, new_id=uuid7(), now=utc_now())
+        except UserError as error:
+            raise ApiError(400, f"{error.what} ({error.next_step})", param=error.where) from None
+        try:
+            self.limit.take(made.user or made.request or made.conversation or "", page=bool(page))
+        except Refusal as refused:
+            raise too_much(refused) from None
         try:
             await asyncio.wrap_future(self.gateway.store.add_durably(made))
         except OSError as error:

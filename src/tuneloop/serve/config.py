@@ -73,11 +73,17 @@ class Prices(Config):
 
 
 class FeedbackConfig(Config):
-    """Where feedback may come from, besides this server's own clients."""
+    """Where feedback may come from, besides this server's own clients, and how much of it is taken."""
 
     origins: list[str] = Field(
         [],
         description="pages whose readers may send feedback without a key, as in https://shop.example; `/feedback.js` does it there",
+    )
+    per_minute: int = Field(
+        120, ge=1, description="pieces of feedback a minute from one user, or on one request where no user is named"
+    )
+    pages_per_minute: int = Field(
+        3000, ge=1, description="pieces of feedback a minute from all readers of pages together, who have no key"
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tuneloop.serve.limits import Refusal
+
 TYPES = {
     400: "invalid_request_error", 401: "invalid_request_error", 403: "permission_error", 404: "invalid_request_error",
     405: "invalid_request_error", 408: "timeout_error", 409: "conflict_error", 413: "invalid_request_error",
@@ -40,3 +42,9 @@ class ApiError(Exception):
         """The JSON body."""
         kind = "insufficient_quota" if self.code == "insufficient_quota" else TYPES.get(self.status, "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def too_much(refused: Refusal) -> ApiError:
+    """What a limit refuses, as an error."""
+    after = {} if refused.retry_after is None else {"Retry-After": str(int(refused.retry_after) + 1)}
+    return ApiError(429, refused.message, code=refused.code, headers=after)

@@ -23,7 +23,7 @@ from tuneloop.records.rows import Message
 from tuneloop.serve.admission import Admission, Pass, Work
 from tuneloop.serve.asked import Asked
 from tuneloop.serve.config import ServeConfig
-from tuneloop.serve.errors import ApiError
+from tuneloop.serve.errors import ApiError, too_much
 from tuneloop.serve.keys import Keyring
 from tuneloop.serve.limits import Ledger, Refusal
 from tuneloop.serve.metrics import Metrics
@@ -566,8 +566,7 @@ class Gateway:
         try:
             held = self.ledger.reserve(key, most, self.config.usd(account.prompt_tokens, longest))
         except Refusal as refused:
-            after = {} if refused.retry_after is None else {"Retry-After": str(int(refused.retry_after) + 1)}
-            raise ApiError(429, refused.message, code=refused.code, headers=after) from None
+            raise too_much(refused) from None
         try:
             if background:
                 with self.admission.aside():

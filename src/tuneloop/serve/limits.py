@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from tuneloop.records.api_key import ApiKey
 
+MOST_KNOWN = 10_000  # users whose feedback is counted at a time
+
 
 @dataclass(frozen=True)
 class Refusal(Exception):
@@ -146,3 +148,42 @@ def _with_rate(bucket: _Bucket | None, rate: int | None, now: float) -> _Bucket 
     if bucket is None or not math.isclose(bucket.rate, rate):
         return _Bucket(rate, rate, now)
     return bucket
+
+
+@dataclass
+class FeedbackLimit:
+    """How much feedback is taken in a minute, so that nobody fills the store alone.
+
+    Args:
+        each: pieces a minute from one user, or on one request where no user is named.
+        pages: from all readers of pages together.
+        clock: seconds.
+    """
+
+    each: int
+    pages: int
+    clock: Callable[[], float] = time.monotonic
+    _open: _Bucket | None = None
+    _known: dict[str, _Bucket] = field(default_factory=dict)
+
+    def take(self, who: str, *, page: bool) -> None:
+        """Count a piece of feedback.
+
+        Args:
+            who: the user; where none is named, what the feedback is about.
+            page: it comes from a reader without a key.
+
+        Raises:
+            Refusal: there was too much of it in this minute.
+        """
+        now = self.clock()
+        if page:
+            self._open = self._open or _Bucket(self.pages, self.pages, now)
+            if wait := self._open.take(1, now):
+                raise Refusal("rate_limit_exceeded", f"Pages may send {self.pages:,} pieces of feedback a minute", wait)
+        bucket = self._known.pop(who, None) or _Bucket(self.each, self.each, now)
+        self._known[who] = bucket  # the last ones stand last
+        if len(self._known) > MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        if wait := bucket.take(1, now):
+            raise Refusal("rate_limit_exceeded", f"One user may send {self.each:,} pieces of feedback a minute", wait)

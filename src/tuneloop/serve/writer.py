@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.records.decision import Decision
-from tuneloop.records.feedback import Feedback
+from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.records.record import Record, as_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve.ahead import WriteAhead
@@ -258,9 +258,8 @@ class StoreWriter:
 
     def _kept(self, record: Record) -> Record:
         """The record as it may be written."""
-        if isinstance(record, Feedback) and self.content == "redacted" and isinstance(record.value, str):
-            assert self.redact is not None
-            return record.model_copy(update={"value": self.redact(record.value)})
+        if isinstance(record, Feedback):
+            return self._kept_feedback(record)
         if not isinstance(record, StoredRequest) or self.content == "full":
             return record
         if self.content == "none":
@@ -278,6 +277,23 @@ class StoreWriter:
                 f"a request's texts were left out of the log, the search for personal data failed: {error!r:.200}"
             )
             return record.model_copy(update={"prompt": [], "completion": None, "tools": []})
+
+    def _kept_feedback(self, record: Feedback) -> Feedback:
+        """Feedback as it may be written: of texts what `content` says; classes, choices, and words for good and bad stay."""
+        value = record.value
+        if self.content == "full" or not isinstance(value, str):
+            return record
+        if self.content == "redacted":
+            assert self.redact is not None
+            try:
+                return record.model_copy(update={"value": self.redact(value)})
+            except Exception as error:
+                self._tell(f"a text was left out of feedback, the search for personal data failed: {error!r:.200}")
+                return record.model_copy(update={"value": ""})
+        free = right_answer(record.kind, value) is not None or value_of(record.kind, value) is None
+        if record.kind in ("label", "choice") or not free:
+            return record
+        return record.model_copy(update={"value": _hashed(value) if self.content == "hash" else ""})
 
     # --- when the store can't be written
 

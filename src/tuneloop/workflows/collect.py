@@ -16,7 +16,7 @@ from tuneloop.records.collected import CollectedManifest
 from tuneloop.records.record import write_record
 from tuneloop.serve.store import opened, read_feedback, read_requests, store_name
 
-FILES = ("sft", "preference", "kto", "heldout")
+FILES = ("sft", "preference", "kto", "heldout", "must_pass")
 
 
 def collect_store(
@@ -27,7 +27,7 @@ def collect_store(
     personal: PersonalConfig | None = None,
     run: Path | str = "",
 ) -> CollectedManifest:
-    """Write `sft.jsonl`, `preference.jsonl`, `kto.jsonl` and `heldout.jsonl` (those with rows), and `collect.json`.
+    """Write a file for each of `FILES` that has rows, and `collect.json`.
 
     Args:
         place: the store's file, or the server's folder.

@@ -15,8 +15,8 @@ from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
-from tuneloop.improve.feedback import current, feedback_of, mean_value
-from tuneloop.records.feedback import Feedback
+from tuneloop.improve.feedback import current, mean_value
+from tuneloop.records.feedback import Feedback, feedback_of
 from tuneloop.serve.database import Database
 from tuneloop.serve.store import insert, opened, read_feedback
 
@@ -71,7 +71,7 @@ def add(
 
     Args:
         place: the store's file, or the server's folder.
-        given: see `improve.feedback.feedback_of`.
+        given: see `records.feedback.feedback_of`.
         personal: what happens to personal data in texts; replaced by default.
 
     Returns:
@@ -148,14 +148,23 @@ def _columns(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return found
 
 
-def export(place: Path | str, out: Path | str, *, since: str = "", until: str = "") -> int:
+def export(
+    place: Path | str, out: Path | str, *, since: str = "", until: str = "", personal: PersonalConfig | None = None
+) -> int:
     """Write feedback as JSON Lines, oldest first, and give the number of lines.
+
+    Args:
+        place: the store's file, or the server's folder.
+        out: the file.
+        since, until: ISO times; empty: no bound.
+        personal: what happens to personal data in texts; replaced by default, also where the server kept them.
 
     Raises:
         UserError: there is no store, or the file can't be written.
     """
     with opened(place) as store:
-        lines = [one.to_json() for one in read_feedback(store, since=since, until=until)]
+        redactor = Redactor(personal or PersonalConfig())
+        lines = [_clean(one, redactor).to_json() for one in read_feedback(store, since=since, until=until)]
     write_jsonl(out, lines)
     return len(lines)
 

@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,10 @@ from tuneloop.improve.controller import (
 )
 from tuneloop.improve.experiment import time_of
 from tuneloop.improve.experiment_log import experiments_of
-from tuneloop.improve.feedback import current, value_of
+from tuneloop.improve.feedback import current
 from tuneloop.improve.monitor import CANARIES
 from tuneloop.records.decision import Decision
+from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.serve.database import Database, is_database_url, keep_password
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, store_folder
 from tuneloop.workflows.ab import EVENTS as EXPERIMENTS
@@ -49,6 +50,7 @@ from tuneloop.workflows.monitor import EVENT as MONITORED
 from tuneloop.workflows.monitor import monitor_if_due
 from tuneloop.workflows.training_rows import run_of, settings_of_retraining
 
+PER_USER = 20  # answers that one user's feedback counts for, as in `collect`
 NO_REASON = {"latency", "cost", CANARIES}  # alarms that another training would not silence
 Command = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]  # words -> exit status and what was printed
 Say = Callable[[str], None]
@@ -92,49 +94,86 @@ def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
     return done.returncode, found if isinstance(found, dict) else {}
 
 
-def facts_of(store: Database, cycles: Sequence[Cycle], now: str) -> Facts:
+def facts_of(store: Database, model: str, cycles: Sequence[Cycle], now: str) -> Facts:
     """What it is decided from whether a cycle begins, but for what it is expected to cost.
+
+    Only feedback on known requests to the model counts, and of one user no more than `PER_USER` answers, so that nobody
+    begins a cycle alone.
 
     Args:
         store: open.
+        model: that is kept good, by the name under which it is served.
         cycles: so far.
         now: the time.
     """
-    first = store.execute("SELECT MIN(time) FROM requests").fetchone()[0] or now
+    first = _first_request(store, model) or now
     since = cycles[-1].ended if cycles and cycles[-1].ended else first
-
-    def count(query: str, *values: str) -> int:
-        return int(store.execute(query, values).fetchone()[0])
-
     marks = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
     days = (time_of(now) - time_of(since)).total_seconds() / 86_400
-    heard = (
-        value_of(one.kind, one.value)
-        for one in current(read_feedback(store, since=since if since > first else "", origin=False))
-    )
-    judged = [value for value in heard if value is not None]
+    later = since if since > first else ""
+    heard = current(read_feedback(store, since=later, where=_KNOWN, values=[model, model], origin=False))
+    judged = [(one, value) for one in heard if (value := value_of(one.kind, one.value)) is not None]
+    kept = _bounded(one for one, _ in judged)
+    values = [value for one, value in judged if id(one) in kept]
+    right = (one for one in heard if one.kind == "label" or right_answer(one.kind, one.value) is not None)
     in_quarter = [cycle for cycle in cycles if _quarter(cycle.began) == _quarter(now)]
+    rated = "SELECT COUNT(DISTINCT COALESCE(request, conversation)) FROM feedback"
     return Facts(
         days=days,
-        feedback=count("SELECT COUNT(DISTINCT COALESCE(request, conversation)) FROM feedback"),
-        corrections=count("SELECT COUNT(*) FROM feedback WHERE kind IN ('correction', 'label') AND time >= ?", since),
+        feedback=int(store.execute(f"{rated} WHERE {_KNOWN}", [model, model]).fetchone()[0]),
+        corrections=len(_bounded(right)),
         alarms=sum(bool(set(mark.data.get("alarms", ())) - NO_REASON) for mark in marks),
-        requests_per_day=_asked_since(store, since if since > first else "") / max(days, 1.0),
-        bad=1 - sum(judged) / len(judged) if judged else math.nan,
+        requests_per_day=_asked_since(store, model, later) / max(days, 1.0),
+        bad=1 - sum(values) / len(values) if values else math.nan,
         spent_usd=sum(cycle.usd for cycle in in_quarter),
         spent_hours=sum(cycle.hours for cycle in in_quarter),
         mended=tuple(cycle.mended for cycle in cycles if cycle.outcome),
     )
 
 
-def _asked_since(store: Database, since: str) -> int:
-    """Requests of users since a time, or all: counted from indexes, which is ten times as fast as a look at each row."""
-    bound, values = ("time >= ?", [since]) if since else ("TRUE", [])
-    every, copies = (
-        store.execute(f"SELECT COUNT(*) FROM requests WHERE {bound}{more}", values).fetchone()[0]
-        for more in ("", " AND shadow IS NOT NULL")
+# Feedback on a request, or a conversation, of a model: not on one that nobody knows, was erased, or was another model's.
+_KNOWN = (
+    "(request IS NOT NULL AND request IN (SELECT id FROM requests WHERE model = ? AND id = feedback.request)) OR "
+    "(request IS NULL AND EXISTS (SELECT 1 FROM requests WHERE requests.conversation = feedback.conversation AND model = ?))"
+)
+
+
+def _bounded(feedback: Iterable[Feedback]) -> set[int]:
+    """Which of these count (by `id()`): one on each request, of at most `PER_USER` requests of each user."""
+    seen: dict[str, dict[str, int]] = {}
+    for one in feedback:
+        about = one.request or one.conversation or ""
+        own = seen.setdefault(one.user or about, {})
+        if about in own or len(own) < PER_USER:
+            own[about] = id(one)
+    return {which for own in seen.values() for which in own.values()}
+
+
+def _first_request(store: Database, model: str) -> str:
+    """When the first request to a model came; empty: none did. The sums by day say where to look."""
+    query = (
+        "SELECT time FROM requests WHERE model = ? AND time >= (SELECT MIN(day) FROM costs WHERE model = ?) "
+        "ORDER BY time LIMIT 1"
     )
-    return int(every - copies)
+    found = store.execute(query, [model, model]).fetchone()
+    return str(found[0]) if found else ""
+
+
+def _asked_since(store: Database, model: str, since: str) -> int:
+    """Requests of users to a model since a time, or all: whole days by their sums, the first day one by one."""
+
+    def count(query: str, *values: str) -> int:
+        return int(store.execute(query, [model, *values]).fetchone()[0] or 0)
+
+    day = since[:10]
+    later = count("SELECT SUM(requests) FROM costs WHERE model = ? AND day > ?", day)
+    first = (
+        count("SELECT COUNT(*) FROM requests WHERE model = ? AND time >= ? AND time < ?", since, day + "T99")
+        if day
+        else 0
+    )
+    copies = count("SELECT COUNT(*) FROM requests WHERE model = ? AND shadow IS NOT NULL AND time >= ?", since)
+    return later + first - copies
 
 
 def _quarter(time: str) -> tuple[int, int]:
@@ -259,7 +298,7 @@ class _Log:
     def begin(self, project: ProjectConfig, cycles: Sequence[Cycle], command: Command) -> Pass | None:
         """Begin a cycle; where there is no reason, or it is not worth it, say so."""
         now = utc_now()
-        facts = facts_of(self.store, cycles, now)
+        facts = facts_of(self.store, project.model, cycles, now)
         if reasons_to_begin(project.triggers, facts) and needs_a_plan(project):
             hours, usd = planned(project, command)
             facts = replace(facts, expected_hours=hours, expected_usd=usd)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
+from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii import Redactor
 from tuneloop.serve.store import exported, opened, read_requests
 
 
@@ -29,13 +31,16 @@ class Written:
     without_consent: int = 0
 
 
-def write_requests(place: Path | str, out: Path, *, since: str = "", model: str = "") -> Written:
+def write_requests(
+    place: Path | str, out: Path, *, since: str = "", model: str = "", personal: PersonalConfig | None = None
+) -> Written:
     """Write answered requests as JSON Lines with `request` and `response`, in the order in which they came.
 
     Args:
         place: the server's folder, or its store.
         since: ISO time; empty: all.
         model: only those to this model.
+        personal: what happens to personal data in texts; replaced by default, also where the server kept them.
 
     Raises:
         UserError: no store, or a file that can't be written.
@@ -43,12 +48,14 @@ def write_requests(place: Path | str, out: Path, *, since: str = "", model: str 
     if out.is_dir():
         raise UserError("A folder has this name", where=f"--out {out}", next_step="choose another name")
     written = failed = without = refused = 0
+    redactor = Redactor(personal or PersonalConfig())
     condition = {"where": "model = ?", "values": [model]} if model else {}
     with opened(place) as store, replacing(out) as file:
         for request in read_requests(store, since=since, **condition):  # type: ignore[arg-type]
             line = exported(request)
             if line is not None:
                 written += 1
+                line |= {name: redactor(line[name]) for name in ("request", "response")}
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             elif request.train == "no":
                 refused += 1

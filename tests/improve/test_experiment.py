@@ -15,6 +15,7 @@ from tuneloop.improve.experiment import (
     unit_of,
     units_of,
 )
+from tuneloop.records.request import NOT_LOADED
 
 LATE = BEGIN + timedelta(days=60)
 
@@ -131,7 +132,8 @@ def test_dislikes_roll_back_before_the_window_is_over():
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [({"error": "engine died", "finish": None}, "invalid"), ({"total_ms": 400.0}, "latency"),
+    [({"error": "engine died", "finish": None}, "invalid"), ({"fallback": "HTTP 500"}, "invalid"),
+     ({"total_ms": 400.0}, "latency"),
      ({"usd": 0.01}, "cost"), ({"completion_tokens": 90}, "length")],
 )  # fmt: skip
 def test_each_guardrail_takes_a_bad_candidate_back(change, name):
@@ -144,6 +146,12 @@ def test_each_guardrail_takes_a_bad_candidate_back(change, name):
     found = verdict(design(), broken, votes)
     assert (found.outcome, found.reason) == ("roll back", "guardrail")
     assert name in found.sentence
+
+
+def test_a_candidate_that_is_not_loaded_yet_is_no_failure_of_its_answers():
+    requests, votes = traffic(design(), 0.5, 300, 1)
+    early = [r.model_copy(update={"fallback": NOT_LOADED}) if r.arm == "candidate" else r for r in requests]
+    assert verdict(design(), early, votes).reason != "guardrail"
 
 
 def test_a_broken_assignment_is_noticed_and_nothing_is_promoted():

@@ -318,3 +318,12 @@ def test_the_clock_of_a_simulation_runs_faster_from_its_origin_on(monkeypatch):
     monkeypatch.setenv(ids.CLOCK, "fast")
     with pytest.raises(UserError, match="Not a clock"):
         ids.utc_now()
+
+
+def test_a_full_disk_is_no_reason_to_move_the_store_away(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused, opened(tmp_path, create=True) as connection:
+        connection.execute("PRAGMA max_page_count = 1")  # no page more than there are
+        insert(connection, [request(completion="x" * 100_000)])
+    assert "full" in refused.value.what and "free space" in str(refused.value.next_step)
+    with opened(tmp_path) as connection:
+        assert not list(read_requests(connection))

@@ -148,7 +148,9 @@ def test_feedback_says_where_it_came_from_and_weighs_as_much_as_it_is_given(stor
 
 
 def test_personal_data_are_replaced_on_the_way_out(store, tmp_path):
-    f.add(store, {"request": "r1", "kind": "comment", "value": "ask bo@example.com"}, personal=PersonalConfig(mode="off"))
+    f.add(
+        store, {"request": "r1", "kind": "comment", "value": "ask bo@example.com"}, personal=PersonalConfig(mode="off")
+    )
     out = tmp_path / "out.jsonl"
     assert f.export(store, out) == 1
     assert "ask <EMAIL>" in out.read_text()

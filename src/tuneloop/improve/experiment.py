@@ -26,7 +26,7 @@ from tuneloop.records.experiment import (
     GuardrailFinding,
 )
 from tuneloop.records.feedback import Feedback, value_of
-from tuneloop.records.request import StoredRequest
+from tuneloop.records.request import NOT_LOADED, StoredRequest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,7 +179,9 @@ def _unit(
         propensity=first.propensity or math.nan,
         outcome=1 - outcome if design.lower_is_better else outcome,
         affected={
-            "invalid": any(r.error is not None or r.finish == "length" for r in own),
+            "invalid": any(
+                r.error is not None or r.finish == "length" or r.fallback not in (None, NOT_LOADED) for r in own
+            ),
             "dislikes": any(value < 0.5 for value in goods),
         },
         amounts={

@@ -7,6 +7,10 @@ from typing import Any, ClassVar
 from tuneloop.records.record import Record
 from tuneloop.records.rows import Message
 
+NOT_LOADED = (
+    "the candidate is not loaded"  # a fallback that says nothing of the candidate, as just after a server's start
+)
+
 
 class StoredRequest(Record):
     """A stored request. Feedback, monitors and experiments name it by its `id`.

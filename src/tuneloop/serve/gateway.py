@@ -18,7 +18,7 @@ from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import of_known_values
-from tuneloop.records.request import StoredRequest
+from tuneloop.records.request import NOT_LOADED, StoredRequest
 from tuneloop.records.rows import Message
 from tuneloop.serve.admission import Admission, Pass, Work
 from tuneloop.serve.asked import Asked
@@ -468,7 +468,7 @@ class Gateway:
                 if (candidate := self.candidates.get(account.drawn.served)) is not None:
                     account.model = candidate
                 else:
-                    account.fallback = "the candidate is not loaded"
+                    account.fallback = NOT_LOADED
         return account
 
     async def _drawn(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:

@@ -274,6 +274,13 @@ _STEPS = {  # what a database says -> what to do
     "connect": "start the database, or correct host and port",
     "timeout": "start the database, or correct host and port",
 }
+_FILE_STEPS = {  # of these, and what a file's disk says: it is the disk that is at fault, and the file is to stay
+    **{word: _STEPS[word] for word in ("locked", "busy")},
+    "disk is full": "free space; the same command then goes on",
+    "disk I/O error": "free space, or look after the disk; the same command then goes on",
+    "readonly": "let this user write to the file and its folder",
+    "read-only": "let this user write to the file and its folder",
+}
 
 
 def _as_user_error(error: DatabaseError, name: str, done: str = "opened") -> UserError:
@@ -283,7 +290,7 @@ def _as_user_error(error: DatabaseError, name: str, done: str = "opened") -> Use
         elsewhere = "look into the log of the database"
         step = next((step for word, step in _STEPS.items() if word in said), elsewhere)
     else:
-        step = next((step for word, step in _STEPS.items() if word in said and word in ("locked", "busy")), elsewhere)
+        step = next((step for word, step in _FILE_STEPS.items() if word in said), elsewhere)
     return UserError(f"The store can't be {done}: {said}", where=name, next_step=step)
 
 

@@ -28,7 +28,8 @@ def command(
     is left out next to `serve/`, that server takes the version: it swaps when the new engine has answered its test rows.
     """
     from tuneloop.scale.text import price_words
-    from tuneloop.workflows.deploy import confirmed, launch_of, plan_deployment, put_up, record_of, write_project
+    from tuneloop.workflows.deploy import launch_of, plan_deployment, record_of, write_project
+    from tuneloop.workflows.put_up import put_up_after_yes
     from tuneloop.workflows.registry import local_name
 
     place = Path(wish.to or "serve")
@@ -42,8 +43,9 @@ def command(
         print_json({"folder": str(folder), **record_of(project).to_json()})
     else:
         print(f"{folder}: {', '.join(sorted(project.files))}\n{price_words(project.host, project.job)}")
-    if not dry_run and confirmed(f"Put it up on {project.host.title} now?", yes, folder):
-        put_up(launch_of(project), folder, lambda line: print(line, file=sys.stderr))
+    if not dry_run:
+        question = f"Put it up on {project.host.title} now?"
+        put_up_after_yes(launch_of(project, wish), folder, question, yes, lambda line: print(line, file=sys.stderr))
 
 
 def _to_server(folder: Path, source: str, name: str, output: Output) -> None:

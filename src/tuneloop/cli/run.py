@@ -63,8 +63,8 @@ def command(
 def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
     from pathlib import Path
 
-    from tuneloop.workflows.deploy import Launch, confirmed, put_up
-    from tuneloop.workflows.remote import price_words, write_remote
+    from tuneloop.workflows.put_up import put_up_after_yes
+    from tuneloop.workflows.remote import launch_of, price_words, write_remote
 
     folder = Path(wish.project or f"remote/{recipe.name}-{wish.on}")
     with screen(output.quiet, "preparing") as shown:
@@ -76,11 +76,8 @@ def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
         print(
             f"{folder}: recipe.yaml, dataset, {', '.join(cluster.project(job))}, README.md\n{price_words(written.plan, cluster)}"
         )
-    if confirmed(f"Start it on {cluster.title} now?", wish.yes, folder):
-        commands = cluster.commands(job)
-        variables = tuple(name for name in cluster.variables if job.gated or name != "HF_TOKEN")
-        put_up(
-            Launch(cluster.title, commands[0][0], commands[-1][0], variables),
-            folder,
-            lambda line: print(line, file=sys.stderr),
+    if not wish.dry_run:
+        question = f"Start it on {cluster.title} now?"
+        put_up_after_yes(
+            launch_of(written, wish), folder, question, wish.yes, lambda line: print(line, file=sys.stderr)
         )

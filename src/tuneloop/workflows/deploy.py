@@ -1,15 +1,11 @@
-"""Deploy an artifact: the project folder of a host, with the plan's price, and, where asked, putting it up."""
+"""Deploy an artifact: the project folder of a host, with the plan's price."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +17,20 @@ from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.hosting import HostedDeployment
 from tuneloop.release.verify import read_intact
 from tuneloop.scale.bill import job_of
-from tuneloop.scale.deployment import REQUEST, Card, Deployment, DeployWish, Machine, Size, choose_machine, service_name
+from tuneloop.scale.deployment import (
+    HOURS_A_MONTH,
+    REQUEST,
+    Card,
+    Deployment,
+    DeployWish,
+    Machine,
+    Size,
+    choose_machine,
+    service_name,
+)
 from tuneloop.scale.hosts import Host, find_host, hosts, refuse_form
 from tuneloop.scale.text import readme, request_text
+from tuneloop.workflows.put_up import Launch, Limit
 
 if TYPE_CHECKING:
     from tuneloop.models.shape import ModelShape
@@ -134,74 +141,18 @@ def record_of(project: Project) -> HostedDeployment:
     )
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How a project is put up.
-
-    Args:
-        title: of the host.
-        up, down: commands for a shell, the second for what is left when the first fails.
-        variables: of the environment, which they need.
-        environment: further ones, which are set for them.
-    """
-
-    title: str
-    up: str
-    down: str
-    variables: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def launch_of(project: Project) -> Launch:
-    """How a deployment is put up."""
-    commands, host = project.host.commands(project.job), project.host
-    return Launch(host.title, commands[0][0], commands[-1][0], host.variables, {"ARTIFACT": str(project.artifact)})
-
-
-def put_up(launch: Launch, folder: Path, say: Callable[[str], None]) -> None:
-    """Run a project's first commands in its folder.
-
-    Raises:
-        UserError: a tool or a variable is missing, or a command fails; what it may have left is named.
-    """
-    lines = [line.split("#")[0].strip() for line in launch.up.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("pip install")]
-    environment = {**os.environ, **launch.environment}
-    missing = sorted(name for name in {*_variables(launch.up), *launch.variables} if not environment.get(name))
-    if missing:
-        raise UserError(
-            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set", where=launch.title,
-            next_step=f"export {missing[0]}=..., as {folder / 'README.md'} says",
-        )  # fmt: skip
-    for line in lines:
-        tool = next(word for word in line.split() if "=" not in word)
-        if shutil.which(tool) is None and tool != "cd":
-            raise UserError(f"No command {tool!r} here", where=launch.title, next_step=f"see {folder / 'README.md'}")
-    say(f"up        {' && '.join(lines)}")
-    script = "\n".join(lines)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, stdin=subprocess.DEVNULL
-    )
-    if done.returncode:
-        raise UserError(
-            f"Putting it up failed with status {done.returncode}; its own words stand above", where=str(folder),
-            next_step=f"if anything was created, this takes it down: {launch.down.splitlines()[0]}",
-        )  # fmt: skip
-
-
-def confirmed(question: str, yes: bool, folder: Path) -> bool:
-    """Whether to go on with what costs money: said beforehand, or asked; without a terminal it is no."""
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        print(f"Nothing was put up. Read {folder}/README.md, then: the same command with --yes", file=sys.stderr)
-        return False
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-
-
-def _variables(command: str) -> set[str]:
-    """Variables of the environment that a command reads."""
-    return {name for name in re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", command) if name != "PWD"}
+def launch_of(project: Project, wish: DeployWish) -> Launch:
+    """How a deployment is put up, and what that may cost."""
+    host, job = project.host, project.job
+    commands, month = host.commands(job), job.usd_a_month()
+    limit = Limit(
+        HOURS_A_MONTH * job.traffic.most, "a month with the most replicas", month[1] if month else None,
+        wish.max_usd_per_month, "--max-usd-per-month",
+    )  # fmt: skip
+    return Launch(
+        host.title, commands[0][0], commands[-1][0], host.variables, {"ARTIFACT": str(project.artifact)},
+        host.sky(job) if host.sky else None, limit,
+    )  # fmt: skip
 
 
 def _shape(folder: Path, manifest: ArtifactManifest) -> ModelShape:

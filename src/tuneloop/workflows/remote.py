@@ -12,12 +12,14 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.units import hours_words
 from tuneloop.models.names import PACKAGED
 from tuneloop.plan.gpus import all_gpus, find_gpu
 from tuneloop.records.hosting import RemoteJob
 from tuneloop.records.record import read_record, write_record
 from tuneloop.scale.clusters import Cluster, RemoteWish, TrainingJob, find_cluster
 from tuneloop.scale.deployment import service_name
+from tuneloop.workflows.put_up import Launch, Limit
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext
 
@@ -74,6 +76,7 @@ def write_remote(
     training = TrainingJob(
         name=service_name(recipe.name), gpu=plan["gpu"], gpus=wish.gpus or max(1, plan["gpus"] // wish.nodes), nodes=wish.nodes,
         spot=wish.spot, bucket=wish.bucket, gated=recipe.model.lower() != PACKAGED,
+        max_usd_per_hour=round(wish.max_usd / (plan["time"]["hours"] * wish.nodes), 4) if wish.max_usd else 0.0,
     )  # fmt: skip
     files = cluster.project(training)
     place = Path(dataset.path).resolve()
@@ -85,6 +88,23 @@ def write_remote(
         write_text(out / name, text)
     write_record(out / RemoteJob.file, _record(cluster, training, plan))
     return RemoteProject(out, cluster, training, plan)
+
+
+def launch_of(project: RemoteProject, wish: RemoteWish) -> Launch:
+    """How a run elsewhere is started, and what that may cost."""
+    cluster, job, plan = project.cluster, project.job, project.plan
+    commands = cluster.commands(job)
+    variables = tuple(name for name in cluster.variables if job.gated or name != "HF_TOKEN")
+    hours = plan["time"]["hours"]
+    limit = Limit(hours, f"for {hours_words(hours)} of training", plan["cost"].get("usd"), wish.max_usd, "--max-usd")
+    return Launch(
+        cluster.title,
+        commands[0][0],
+        commands[-1][0],
+        variables,
+        sky=cluster.sky(job) if cluster.sky else None,
+        limit=limit,
+    )
 
 
 def _record(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> RemoteJob:

@@ -13,6 +13,7 @@ from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 from tuneloop.scale.discovery import find_named, records_of
+from tuneloop.scale.skypilot_sdk import SkyJob
 
 PACKAGE = f"tuneloop[all]=={__version__}"
 
@@ -27,6 +28,7 @@ class TrainingJob:
         spot: whether machines may be taken away, at a lower price.
         bucket: of the object store where checkpoints go, as in `s3://BUCKET`; empty: on the machine's own disk.
         gated: whether the base needs a token to be read.
+        max_usd_per_hour: of a machine, above which a place that knows prices must not start it; 0: no limit.
     """
 
     name: str
@@ -36,6 +38,7 @@ class TrainingJob:
     spot: bool = False
     bucket: str = ""
     gated: bool = True
+    max_usd_per_hour: float = 0.0
 
     def command(self, out: str, rendezvous: str = "") -> str:
         """The command of each machine.
@@ -88,6 +91,7 @@ class RemoteWish(RayWish):
     spot: bool = switch("Cheaper machines that may be taken away.")
     bucket: str = flag("", "URL", "Of an object store for checkpoints, as in s3://BUCKET.")
     max_usd: float = flag(0.0, "USD", "Don't start what is expected to cost more.", least=0, shown=False)
+    dry_run: bool = switch("Write the project and its price, start nothing.")
     yes: bool = switch("Start it without asking.")
 
 
@@ -106,6 +110,7 @@ class Cluster:
         nodes: the most machines of a job.
         variables: of the environment, which putting it up needs.
         limits: what one should know.
+        sky: what SkyPilot's own package starts in place of the commands; None: nothing.
     """
 
     name: str
@@ -120,6 +125,7 @@ class Cluster:
     nodes: int = 64
     variables: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    sky: Callable[[TrainingJob], SkyJob] | None = None
 
 
 def is_ray(place: str) -> bool:
@@ -134,6 +140,7 @@ def refuse_options_of_rented(wish: RemoteWish) -> None:
         UserError: one was given.
     """
     given = {"--gpu": wish.gpu, "--spot": wish.spot, "--project": wish.project, "--max-usd": wish.max_usd}
+    given |= {"--dry-run": wish.dry_run}
     if wrong := [name for name, value in given.items() if value]:
         raise UserError(
             f"{', '.join(wrong)} {'has' if len(wrong) == 1 else 'have'} no meaning on a Ray cluster: its machines are there already",

@@ -6,6 +6,7 @@ from typing import Any
 
 from tuneloop.scale.clusters import PACKAGE, Cluster, TrainingJob
 from tuneloop.scale.hosts.skypilot import GPUS
+from tuneloop.scale.skypilot_sdk import SkyJob
 from tuneloop.scale.text import yaml_text
 
 RENDEZVOUS = (
@@ -20,6 +21,8 @@ def project(job: TrainingJob) -> dict[str, str]:
         resources["use_spot"] = True
     else:
         resources["autostop"] = {"idle_minutes": 5, "down": True}
+    if job.max_usd_per_hour:
+        resources["max_hourly_cost"] = job.max_usd_per_hour
     task: dict[str, Any] = {"name": job.name, "resources": resources, "num_nodes": job.nodes, "workdir": "."}
     if job.bucket:
         task["file_mounts"] = {"/runs": {"source": job.bucket, "mode": "MOUNT"}}
@@ -62,9 +65,15 @@ CLUSTER = Cluster(
     commands=commands,
     source="SkyPilot's own schemas (sky/utils/schemas.py)",
     as_of="2026-11-27",
-    checked="SkyPilot's strict schemas of tasks and resources accept sky.yaml.",
+    checked="SkyPilot's strict schemas of tasks and resources accept sky.yaml; its package starts it and takes it down before a stand-in of its server.",
     unchecked="that a cloud has the card, quotas, the prices.",
     gpus=GPUS,
     variables=("HF_TOKEN",),
-    limits=("A spot run needs --bucket: a machine that is taken away takes its disk with it.",),
+    limits=(
+        "A spot run needs --bucket: a machine that is taken away takes its disk with it. The jobs controller is a small machine "
+        "of its own; it stops ten minutes after its last job.",
+        "Where the package `skypilot` is installed, `tuneloop run --on skypilot` starts it by itself, after SkyPilot's price of "
+        "this minute and a yes. With --max-usd, `max_hourly_cost` keeps SkyPilot from more expensive machines, also when it moves.",
+    ),
+    sky=lambda job: SkyJob("sky.yaml", job.name, "job" if job.spot else "cluster", ("HF_TOKEN",) if job.gated else ()),
 )

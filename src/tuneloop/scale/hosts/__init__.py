@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tuneloop.core.errors import UserError
 from tuneloop.scale.deployment import Deployment, Form
 from tuneloop.scale.discovery import find_named, records_of
+from tuneloop.scale.skypilot_sdk import SkyJob
 
 
 def _by_name(job: Deployment) -> str:
@@ -38,6 +39,7 @@ class Host:
         variables: of the environment, which the commands that put it up need.
         secrets: names of what must be known there, and for what.
         asked_as: the model's name in a request; empty: a request names none; None: its requests are not OpenAI's.
+        sky: what SkyPilot's own package starts in place of the commands; None: nothing.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Host:
     variables: tuple[str, ...] = ()
     secrets: tuple[tuple[str, str], ...] = ()
     asked_as: Callable[[Deployment], str | None] = _by_name
+    sky: Callable[[Deployment], SkyJob] | None = None
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from typing import Any
 
 from tuneloop.scale.deployment import Deployment, vllm_command
 from tuneloop.scale.hosts import Host
+from tuneloop.scale.skypilot_sdk import SkyJob
 from tuneloop.scale.text import shell, yaml_text
 
 
@@ -56,9 +57,15 @@ HOST = Host(
     commands=commands,
     source="SkyPilot's own schemas (sky/utils/schemas.py)",
     as_of="2026-11-27",
-    checked="SkyPilot's strict schemas of tasks and services accept service.yaml.",
+    checked="SkyPilot's strict schemas of tasks and services accept service.yaml; its package starts it and takes it down before a stand-in of its server.",
     unchecked="that a cloud has the card, quotas, the prices.",
-    limits=("The controller is a small machine of its own that costs something too.",),
+    limits=(
+        "The controller is a small machine of its own that costs something too. `sky down sky-serve-controller-...` ends it "
+        "when no service is left (`sky status` names it).",
+        "Where the package `skypilot` is installed, `tuneloop deploy --to skypilot` starts it by itself, after SkyPilot's price "
+        "of this minute and a yes.",
+    ),
+    sky=lambda job: SkyJob("service.yaml", job.name, "service", ("HF_TOKEN", "VLLM_API_KEY")),
     gpus=GPUS,
     variables=("HF_TOKEN", "VLLM_API_KEY"),
     secrets=(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -193,7 +194,7 @@ class _Run:
         for one in itertools.islice(itertools.cycle(self.given.batch), number, None, self.given.rows):
             if self.given.pause:
                 await asyncio.sleep(self.given.pause)
-            outcome = Outcome(self.now(), batch=True)
+            outcome = Outcome(self.now(), batch=True, asked_prompt=one.prompt_tokens)
             adapter = self.given.batch_adapter
             if self.schedule == "ours":
                 self.found.append(outcome)
@@ -284,9 +285,24 @@ def figures(
         schedule, len(asked), len(asked) - len(accepted),
         sum(time <= given.objective_ms for time in times) / max(len(accepted), 1),
         times[len(times) // 2], times[min(int(0.99 * len(times)), len(times) - 1)],
-        sum(one.read + one.written for one in outcomes if one.batch), min(seconds / (engines * given.seconds), 1.0),
+        batch_tokens(outcomes, given.seconds), min(seconds / (engines * given.seconds), 1.0),
         usd_per_hour * hours / max(read + written, 1) * 1e6,
     )  # fmt: skip
+
+
+def batch_tokens(outcomes: Sequence[Outcome], seconds: float) -> int:
+    """Tokens that were read and written for batches within some seconds.
+
+    A row that was cut while its prompt was read counts by the time that others took to read theirs: whole prompts alone
+    would be steps of a twentieth of all.
+    """
+    rows = [one for one in outcomes if one.batch]
+    begin = min((one.arrived for one in outcomes), default=0.0)
+    read = [one.first - one.started for one in rows if one.first]
+    usual = max(sum(read) / max(len(read), 1), 1e-9)
+    cut = [one for one in rows if one.started and not one.first]
+    part = sum(one.asked_prompt * min((begin + seconds - one.started) / usual, 1.0) for one in cut)
+    return int(sum(one.read + one.written for one in rows) + max(part, 0.0))
 
 
 def _mean_rows(outcomes: Sequence[Outcome], seconds: float) -> float:
@@ -329,32 +345,46 @@ async def time_alone(engine: Streams, given: Replay, repeats: int = 3) -> list[T
     return found[1:]
 
 
-def calibrate(costs: Costs, outcomes: Sequence[Outcome], schedule: Schedule, given: Replay, rounds: int = 6) -> Costs:
-    """Costs, scaled so that the simulator takes as long for these requests as they took.
+def calibrate(costs: Costs, logs: Mapping[Schedule, Sequence[Outcome]], given: Replay, tries: int = 300) -> Costs:
+    """Costs with which the simulator comes nearest to what was measured: beside its clients an engine is slower than alone.
 
-    The mean times to the first token, and from there to the end, become those of the log: beside its clients an engine
-    does not compute as fast as alone.
+    Least squares of the relative errors of three figures of each schedule: the mean time to the first token, the mean time
+    from there to the end, and the tokens of batches. A cost that these hardly depend on stays near what it was.
 
     Args:
-        outcomes: of a replay in real time.
-        given: how it was done.
+        costs: as measured on an engine that had nothing else to do.
+        logs: outcomes of replays in real time.
+        given: how they were done.
+        tries: costs that are tried.
     """
-    asked = [one for one in outcomes if not one.batch and one.whole]
-    arrivals = as_it_was(outcomes)
-    for _ in range(rounds):
-        engine = SimulatedEngine(costs, given.slots, max(given.rows, 1))
-        paper = simulate(lambda: replay(engine, arrivals, schedule, given))  # noqa: B023
-        answered = [one for one in paper if not one.batch and one.whole]
-        first = _ratio([one.first - one.started for one in asked], [one.first - one.started for one in answered])
-        rest = _ratio([one.end - one.first for one in asked], [one.end - one.first for one in answered])
-        costs = Costs(costs.prompt * first, costs.read * first, costs.step * rest, costs.row * rest)
-    return costs
+    import numpy
+    from scipy.optimize import minimize
 
+    def summary(outcomes: Sequence[Outcome]) -> Any:
+        asked = [one for one in outcomes if not one.batch and one.whole]
+        first = sum(one.first - one.started for one in asked) / max(len(asked), 1)
+        rest = sum(one.end - one.first for one in asked) / max(len(asked), 1)
+        batch = batch_tokens(outcomes, given.seconds)
+        return numpy.log(numpy.maximum([first, rest, batch], 1e-3))
 
-def _ratio(real: Sequence[float], paper: Sequence[float]) -> float:
-    """By what a cost is scaled so that two means come nearer."""
-    found = (sum(real) / max(len(real), 1)) / max(sum(paper) / max(len(paper), 1), 1e-9)
-    return float(min(max(found, 0.5), 2.0) ** 0.7)
+    def scaled(by: Any) -> Costs:
+        known = (costs.prompt, costs.read, costs.step, costs.row, costs.again or costs.prompt)
+        return Costs(*(float(cost * math.exp(x)) for cost, x in zip(known, by, strict=True)))
+
+    def error(by: Any) -> float:
+        found = 0.01 * float(by @ by)
+        for schedule, (arrivals, wanted) in real.items():
+            engine = SimulatedEngine(scaled(by), given.slots, max(given.rows, 1))
+            paper = simulate(lambda: replay(engine, arrivals, schedule, given))  # noqa: B023
+            found += float(((summary(paper) - wanted) ** 2).sum())
+        return found
+
+    real = {schedule: (as_it_was(outcomes), summary(outcomes)) for schedule, outcomes in logs.items()}
+    best, steps = numpy.zeros(5), 0.4 * numpy.vstack([numpy.zeros(5), numpy.eye(5)])
+    for sign in (1, -1, 1):  # the search ends early in the small steps of whole rows, so it begins anew where it ended
+        options = {"initial_simplex": best + sign * steps, "maxfev": tries // 3, "xatol": 0.01}
+        best = minimize(error, best, method="Nelder-Mead", options=options).x
+    return scaled(best)
 
 
 # --- many engines ----------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ nothing else to do. Then the tokens of a trace are divided (`--divide`) so that 
 token within a quarter of the objective: where that takes most of it, no schedule can keep it. Requests are left out at
 random, so that those who wait take a share (`--load`) of the engine. Rows of a batch are always there to be done.
 
-First `--real` schedules run in real time. The costs are scaled by the first one's minutes (`calibrate`); with these costs
-the simulator replays the minutes behind them, each schedule beside what it did in real time. Then it compares all
+First `--real` schedules run in real time, and the costs are fitted to these minutes (`calibrate`). With them the simulator
+replays the minutes behind them, each schedule beside what it then did in real time. Then it compares all
 schedules, and finds for each the most batch work at which 99 % of the accepted requests have their first token within the
 objective and at most 2 % are refused.
 """
@@ -131,10 +131,10 @@ async def in_reality(options: argparse.Namespace, name: str, given: Replay, fold
         )
         if not options.real:
             return costs
-        schedules = options.real.split(",")
+        schedules: Any = options.real.split(",")
         # All minutes are scaled by the costs that were measured, so that the traffic is the same whatever is fitted.
-        log = await replay(engine, scaled(trace, options, costs), schedules[0], real)
-        fitted = await asyncio.to_thread(calibrate, costs, log, schedules[0], given)
+        logs = {each: await replay(engine, scaled(trace, options, costs), each, real) for each in schedules}
+        fitted = await asyncio.to_thread(calibrate, costs, logs, given)
         print(f"beside its clients: {fitted}", flush=True)
         later = argparse.Namespace(**{**vars(options), "skip": options.skip + 60 * options.minutes})
         for schedule in schedules:

@@ -73,13 +73,15 @@ class Costs:
         prompt: until a request is in a step: sending, taking a slot. Others are computed meanwhile.
         read: of each token that is read.
         step: of a step, whatever is in it.
-        row: of each row that gets a token in a step.
+        row: of each row that gets a token in a step, the one behind its prompt included.
+        again: further ones until a row that gives way is in a step again, for its next quantum.
     """
 
     prompt: float
     read: float
     step: float
     row: float
+    again: float = 0.0
 
     def seconds(self, read: int, written: int, rows: float = 1.0) -> float:
         """Seconds of the engine for tokens that are read and written.
@@ -104,7 +106,8 @@ class Timed:
 def measured_costs(found: Sequence[Timed]) -> Costs:
     """Costs that explain best what an idle engine took, by least squares of relative errors with no negative cost.
 
-    The first token of `rows` prompts takes `prompt + step + read * rows * tokens`, each further one `step + row * rows`.
+    The first token takes `prompt + step + row + read * tokens`, each further one of several rows `step + row * rows`. When the
+    first tokens of several come is left out: the first step has those alone that have come by then.
 
     Raises:
         ValueError: fewer than four measurements.
@@ -116,8 +119,9 @@ def measured_costs(found: Sequence[Timed]) -> Costs:
         raise ValueError("fewer than four measurements: nothing can be fitted")
     rows, wanted = [], []
     for one in found:
-        rows.append([1.0, float(one.rows * one.prompt_tokens), 1.0, 0.0])
-        wanted.append(one.first_ms)
+        if one.rows == 1:
+            rows.append([1.0, float(one.prompt_tokens), 1.0, 1.0])
+            wanted.append(one.first_ms)
         if one.tokens > 1:
             rows.append([0.0, 0.0, 1.0, float(one.rows)])
             wanted.append((one.end_ms - one.first_ms) / (one.tokens - 1))
@@ -252,7 +256,10 @@ class SimulatedEngine:
         steps = 1
         if not read and not any(row.quantum for row in writing):
             steps = max(min(self.grain, min(row.length - row.written for row in writing)), 1)
-        ms = steps * (self.costs.step + self.costs.row * len(writing)) + self.costs.read * read
+        ends = sum(
+            part == row.unread for row, part in work if part
+        )  # prompts that are read now, and their first tokens
+        ms = steps * (self.costs.step + self.costs.row * (len(writing) + ends)) + self.costs.read * read
         self.busy += ms / 1000
         await asyncio.sleep(ms / 1000)
         self.read += read
@@ -267,7 +274,7 @@ class SimulatedEngine:
         """A row that gives way is asked again for its next quantum, and a piece of a prompt beside others has its share."""
         row.quantum = max(row.quantum - 1, 0)
         if part or not row.quantum:
-            row.ready = self._now() + self.costs.prompt / 1000
+            row.ready = self._now() + (self.costs.prompt + self.costs.again) / 1000
         if part and self._urgent:
             self._rest_until = self._now() + ms / 1000 * (1 / SHARE - 1)
 

@@ -10,7 +10,9 @@ from benchmarks.replayed_traffic import (
     SCHEDULES,
     Arrival,
     Figures,
+    Outcome,
     Replay,
+    Schedule,
     as_it_was,
     calibrate,
     figures,
@@ -68,17 +70,19 @@ def test_too_much_traffic_is_refused_in_time() -> None:
 
 
 def test_the_simulator_is_calibrated_by_the_log_of_real_minutes_and_holds_for_others() -> None:
-    given, slower = Replay(8, 500.0, [Arrival(0, 300, 40)], 2, 60.0), Costs(4.0, 1.3, 8.0, 2.6)
-    real, later = (
-        simulate(lambda: replay(SimulatedEngine(slower, 8, 2), asked, "ours", given))  # noqa: B023
-        for asked in (traffic(0.3, 60.0, 1), traffic(0.3, 60.0, 2))
-    )
-    costs = calibrate(COSTS, real, "ours", given)
-    assert costs.read == pytest.approx(slower.read, rel=0.1) and costs.step == pytest.approx(slower.step, rel=0.15)
-    paper = simulate(lambda: replay(SimulatedEngine(costs, 8, 2), as_it_was(later), "ours", given))
-    a, b = (figures("ours", each, given, costs, 1.0) for each in (later, paper))
-    assert b.batch_tokens == pytest.approx(a.batch_tokens, rel=0.1)
-    assert b.within == pytest.approx(a.within, abs=0.05) and b.ttft_p50 == pytest.approx(a.ttft_p50, rel=0.1)
+    given, slower = Replay(8, 500.0, [Arrival(0, 100, 40)], 2, 30.0), Costs(4.0, 1.3, 8.0, 2.6, 6.0)
+    schedules: tuple[Schedule, ...] = ("ours", "static")
+
+    def minutes(seed: int, schedule: Schedule) -> list[Outcome]:
+        return simulate(lambda: replay(SimulatedEngine(slower, 8, 2), traffic(0.3, 30.0, seed), schedule, given))
+
+    costs = calibrate(COSTS, {schedule: minutes(1, schedule) for schedule in schedules}, given, tries=90)
+    for schedule in schedules:
+        later = minutes(2, schedule)
+        paper = simulate(lambda: replay(SimulatedEngine(costs, 8, 2), as_it_was(later), schedule, given))  # noqa: B023
+        a, b = (figures(schedule, each, given, costs, 1.0) for each in (later, paper))
+        assert b.batch_tokens == pytest.approx(a.batch_tokens, rel=0.1)
+        assert b.within == pytest.approx(a.within, abs=0.05) and b.ttft_p50 == pytest.approx(a.ttft_p50, rel=0.15)
 
 
 def test_many_engines_share_the_traffic() -> None:

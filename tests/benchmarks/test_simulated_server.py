@@ -48,7 +48,7 @@ def test_what_waits_for_nothing_is_told() -> None:
 
 def test_one_request_takes_what_its_tokens_cost() -> None:
     first, end = simulate(lambda: timed(SimulatedEngine(COSTS), request(100, 11)))
-    assert first == pytest.approx(0.113) and end == pytest.approx(0.113 + 10 * 0.010)
+    assert first == pytest.approx(0.115) and end == pytest.approx(0.115 + 10 * 0.010)
 
 
 def test_a_step_reads_all_prompts_that_have_come_and_writes_in_the_other_rows() -> None:
@@ -60,8 +60,8 @@ def test_a_step_reads_all_prompts_that_have_come_and_writes_in_the_other_rows() 
     writer, *readers = simulate(work)
     assert len({first for first, _ in readers}) == 1
     # A step that was under way, then one with three prompts and a row, which got its token in it.
-    assert 0.310 + 0.005 <= readers[0][0] <= 0.310 + 0.005 + 0.010
-    assert writer[1] - writer[0] == pytest.approx(39 * 0.010 + 0.300 + 3 * 0.002, abs=0.001)
+    assert 0.316 + 0.005 <= readers[0][0] <= 0.316 + 0.005 + 0.010
+    assert writer[1] - writer[0] == pytest.approx(39 * 0.010 + 0.300 + 6 * 0.002, abs=0.001)
 
 
 def test_what_gives_way_hardly_delays_and_is_done_in_the_end() -> None:

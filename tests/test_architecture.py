@@ -264,6 +264,13 @@ def test_the_command_line_loads_nothing_heavy(module: str) -> None:
     assert not (HEAVY | {"pydantic", "yaml", "jinja2"}) & set(done.stdout.split())
 
 
+def test_a_server_before_another_engine_loads_no_torch() -> None:
+    """It would take four times the memory."""
+    code = """import sys; sys.modules["torch"] = None
+import tuneloop.serve.app, tuneloop.inference.engine, tuneloop.inference.engines.endpoint, tuneloop.inference.engines.llamacpp"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""})
+
+
 def test_the_recipe_and_the_planner_work_without_torch() -> None:
     code = """import sys; sys.modules["torch"] = None; sys.modules["numpy"] = None
 import tuneloop.workflows.recipe, tuneloop.plan.estimate, tuneloop.workflows.run

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import backend, put, recorded
 from tuneloop.models.adapters import applied, rows_of_tokens
-from tuneloop.models.lora import operands
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +69,8 @@ class StepReplay:
         self._model, self._unchecked = model, CHECKED
         with self._passes():
             self._start, self._hidden = recorded(self._step, self._states)
+        from tuneloop.models.lora import operands  # needs torch, which a server before llama.cpp does without
+
         self._operands = operands(model.net)  # what was recorded reads them where they are now
 
     @contextmanager

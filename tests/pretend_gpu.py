@@ -23,7 +23,7 @@ import importlib
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -75,7 +75,8 @@ class Gpu:
         cards: how many there are.
         on_card: bytes of tensors now on each.
         refused: tensors for which there was no room.
-        recording: what a CUDA graph that is being recorded will do, in order; None: nothing is recorded.
+        recording: the CUDA graph that is being recorded, if there is one.
+        graphs: how many have been recorded.
     """
 
     card: Card = field(default_factory=Card)
@@ -89,10 +90,8 @@ class Gpu:
     cards: int = 1
     on_card: Counter[int] = field(default_factory=Counter)
     current: int = 0  # the card that "cuda" means
-    recording: list[Callable[[], object]] | None = None
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = field(
-        default_factory=list
-    )  # what recording has written to, as it was
+    recording: Graph | None = None
+    graphs: int = 0
     creates: int | None = (
         None  # the card on which a tensor is that is made of no other one now; None: it is on the host
     )
@@ -118,10 +117,16 @@ class Gpu:
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({kind}, {_place()})")
         self.waits[kind, _place()] += 1
 
-    def record(self, work: Callable[[], object]) -> None:
-        """Put work that has just been done into the graph that is being recorded, if there is one."""
-        if self.recording is not None:
-            self.recording.append(work)
+    def record(self, work: Callable[[], object], tensors: Iterable[GpuTensor]) -> None:
+        """Put work on tensors that has just been done into the graph that is being recorded, if there is one."""
+        if self.recording is not None and self.values:
+            self.recording.work.append(work)
+            keys = {x.elem.untyped_storage()._cdata for x in tensors}
+            self.recording.found |= keys - self.recording.own
+
+    def is_held(self, key: int) -> bool:
+        """Whether a tensor still stands on that storage."""
+        return key in self._storages
 
     def hold(self, elem: torch.Tensor, card: int) -> _Held:
         """Count the bytes of what a new tensor stands on, until the tensor lets go of what is returned.
@@ -137,6 +142,8 @@ class Gpu:
                 self.refused += 1
                 raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
             held = self._storages[key] = [0, size, card]
+            if self.recording is not None:
+                self.recording.own.add(key)
             self.live += size
             self.on_card[card] += size
             self.peak = max(self.peak, self.live)
@@ -385,12 +392,12 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         inner["device"] = CPU if gpu.values else torch.device("meta")
     held_args, held_kwargs = tree_map(held, args), tree_map(held, inner)
     if gpu.recording is not None and gpu.values:
-        gpu.kept += [(x, x.clone()) for x in _written(func, held_args, held_kwargs)]
+        gpu.recording.before += [(x, x.clone()) for x in _written(func, held_args, held_kwargs)]
     out = func(*held_args, **held_kwargs)
     if func in READS_VALUE:
         return out
     if gpu.recording is not None and gpu.values and name not in VIEWS:
-        gpu.record(lambda: _again(func, held_args, held_kwargs, out))
+        gpu.record(lambda: _again(func, held_args, held_kwargs, out), on_gpu)
     wrapped = tree_map_only(torch.Tensor, lambda t: t if isinstance(t, GpuTensor) else GpuTensor(t, card), out)
     if any(argument.alias_info is not None for argument in func._schema.arguments):
         return return_and_correct_aliasing(func, args, kwargs, wrapped)
@@ -412,22 +419,34 @@ def _again(func: Any, args: Any, kwargs: Any, out: Any) -> None:
 
 
 class Graph:
-    """A CUDA graph: what is launched while it is recorded, to be launched again on the same tensors."""
+    """A CUDA graph: what is launched while it is recorded, to be launched again on the same tensors.
+
+    Args:
+        work: in order.
+        own: storages that recording has made, which a GPU keeps for the graph.
+        found: those that were there, which somebody else has to keep: a GPU would read whatever is in their place.
+        before: what recording has written to, as it was.
+    """
 
     def __init__(self) -> None:
         self.work: list[Callable[[], object]] = []
+        self.own: set[int] = set()
+        self.found: set[int] = set()
+        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def capture_begin(self, **_: Any) -> None:
-        _now[-1].recording, _now[-1].kept = self.work, []
+        _now[-1].recording = self
+        _now[-1].graphs += 1
 
     def capture_end(self) -> None:
         """What was done while it was recorded is undone: a GPU has not done it."""
         _now[-1].recording = None
         with torch._C._DisableTorchDispatch(), torch.no_grad():  # type: ignore[attr-defined]
-            for written, before in reversed(_now[-1].kept):
+            for written, before in reversed(self.before):
                 written.copy_(before)
 
     def replay(self) -> None:
+        assert all(map(_now[-1].is_held, self.found)), "the graph reads memory that has been freed"
         _now[-1].launches["graph"] += 1
         with torch._C._DisableTorchDispatch(), torch.no_grad():  # type: ignore[attr-defined]
             for each in self.work:
@@ -519,7 +538,9 @@ class _Flash(torch.autograd.Function):
         ctx.options = options
         made = GpuTensor(out, q.card)
         elems = [x.elem.detach() for x in (q, k, v)]
-        _now[-1].record(lambda: out.copy_(_elementwise_sdpa(elems, mask, options)))
+        _now[-1].record(
+            lambda: out.copy_(_elementwise_sdpa(elems, mask, options)), (q, k, v, *(() if bias is None else (bias,)))
+        )
         sums = torch.empty(q.shape[:3], device=q.device)  # the kernel fills it
         ctx.save_for_backward(q, k, v, made, sums, *(() if bias is None else (bias,)))
         _now[-1].launches["attention"] += 1
@@ -598,7 +619,7 @@ class _FusedNorm(torch.autograd.Function):
         with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
             elem, scale = x.elem.detach(), weight.elem.detach()
             out = _rms_norm(elem, scale.shape, scale, eps)
-        _now[-1].record(lambda: out.copy_(_rms_norm(elem, scale.shape, scale, eps)))
+        _now[-1].record(lambda: out.copy_(_rms_norm(elem, scale.shape, scale, eps)), (x, weight))
         ctx.save_for_backward(x, weight, torch.empty(x.shape[:-1], device=x.device))
         ctx.eps = eps
         _now[-1].launches["rms_norm"] += 1

@@ -24,6 +24,7 @@ from tuneloop.inference.sampling import Sampling
 from tuneloop.models import lora
 from tuneloop.models.adapters import BASE
 from tuneloop.models.alongside import load_adapter_alongside
+from tuneloop.models.llama import KeyValues
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.prefix import add_prefix
 from tuneloop.models.random_model import SIZES, random_model
@@ -91,21 +92,60 @@ def test_recorded_steps_write_what_plain_steps_write(
     assert len(set(map(tuple, plain))) == len(plain)
 
 
-def test_rows_that_join_and_leave_end_a_recording(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("adapters", [1, 3])
+def test_rows_that_join_and_leave_do_not_end_a_recording(adapters: int, tiny_llama: Path, tmp_path: Path) -> None:
+    folders = [write_adapter(tiny_llama, tmp_path / str(seed), seed) for seed in range(1, adapters)]
+    with pretend_gpu() as gpu:
+        model = endless(tiny_llama)
+        names = [BASE, *(load_adapter_alongside(model, folder) for folder in folders)]
+        requests = [each for i in range(4) for each in requests_of(model, names, sampling=drawing(i))]
+        expected = [answer.token_ids for request in requests for answer in answer_requests(model, [request])]
+        engine, tickets, waiting = Engine(model), [], list(requests)
+        gpu.clear()
+        before, busy = gpu.graphs, 0
+        while waiting or engine.pending:
+            if waiting and engine.pending < 3 + adapters % 2:  # one leaves, another one comes
+                tickets.append(engine.submit(waiting.pop(0)))
+            engine.step()
+            busy += 1
+        replayed, recorded = gpu.launches["graph"], gpu.graphs - before
+    assert [ticket.completion.token_ids for ticket in tickets if ticket.completion] == expected
+    assert replayed > 0.7 * busy, (replayed, busy)
+    assert recorded <= 4, "sixteen rows come and go; only those that are longer than the slots have it recorded anew"
+
+
+def drawing(seed: int) -> Sampling:
+    """Every other request is drawn."""
+    return Sampling(temperature=0.7 * (seed % 2), seed=seed)
+
+
+def test_a_row_without_a_slot_ends_a_recording_and_is_answered(tiny_llama: Path) -> None:
     with pretend_gpu() as gpu:
         model = endless(tiny_llama)
         requests = requests_of(model, [BASE])
-        expected = [answer.token_ids for answer in answer_requests(model, requests)]
+        long = replace(requests[0], ids=requests[0].ids * 9, max_new_tokens=30)
+        requests = [*requests, *requests[:2], long]  # more than there are slots, and one that is longer than they are
+        expected = [answer.token_ids for request in requests for answer in answer_requests(model, [request])]
         engine, tickets = Engine(model), []
-        gpu.clear()
+        before = gpu.graphs
         for request in requests:
             tickets.append(engine.submit(request))
-            for _ in range(12):
+            for _ in range(5):
                 engine.step()
         while engine.pending:
             engine.step()
-        assert gpu.launches["graph"] > 15
+        assert gpu.graphs - before >= 2
     assert [ticket.completion.token_ids for ticket in tickets if ticket.completion] == expected
+
+
+def test_slots_are_kept_for_further_rows_only_where_some_may_join() -> None:
+    cache = KeyValues(1, torch.device("cuda"))
+    cache.lengths = [100]
+    assert replay.slots_for(3, cache, 60, 0) == (3, 176)
+    assert replay.slots_for(3, cache, 60, 24576) == (4, 208)
+    assert replay.slots_for(5, cache, 60, 24576) == (8, 208)
+    assert replay.slots_for(33, cache, 60, 10_000) == (33, 208), "64 would take too much"
+    assert replay.slots_for(60, cache, 60, 10_000) == (60, 176)
 
 
 @pytest.mark.parametrize("fault", ["waits", "computes something else", "has no memory"])
@@ -140,13 +180,12 @@ def test_after_some_failures_nothing_more_is_recorded(tiny_llama: Path) -> None:
     model = load_model(str(tiny_llama), dtype="float32")
     with pretend_gpu():
         there = load_model(str(tiny_llama), dtype="float32")
-        cache = SimpleNamespace(length=10, capacity=200)
-        assert replay.may_record(there, cache, 10, 50)
-        assert not replay.may_record(there, cache, 10, 2), "it would not pay"
+        assert replay.may_record(there, 10, 50)
+        assert not replay.may_record(there, 10, 2), "it would not pay"
         for i in range(replay.MOST_FAILURES):
             replay.note_failure(RuntimeError(f"fault {i}"))
-        assert not replay.may_record(there, cache, 10, 50)
-        assert not replay.may_record(model, cache, 10, 50)
+        assert not replay.may_record(there, 10, 50)
+        assert not replay.may_record(model, 10, 50)
 
 
 @pytest.mark.parametrize(("adapters", "most"), [(0, 780), (1, 1230), (3, 1700)])

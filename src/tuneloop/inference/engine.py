@@ -16,15 +16,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.device import fits, is_out_of_memory
+from tuneloop.core.device import fits, is_out_of_memory, put
 from tuneloop.core.errors import UserError
 from tuneloop.inference.batches import Padded, pad_left
 from tuneloop.inference.grammar import Constraint, Grammars
 from tuneloop.inference.pace import QUANTUM, SHARE, Pace
 from tuneloop.inference.prompt import schema_breach
-from tuneloop.inference.replay import StepReplay, may_record, note_failure
+from tuneloop.inference.replay import SPARSE, StepReplay, may_record, note_failure, slots_for
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
-from tuneloop.inference.sampling import Sampler, logprobs
+from tuneloop.inference.sampling import Sampler, Sampling, logprobs
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.alongside import check_adapter
@@ -105,10 +105,13 @@ class Batch:
         model: what answers.
         beginning: what all prompts begin with; computed under the adapters that the rows ask for.
         watch: gets the rows and the states (B, C) that their next tokens are drawn from, before each token; a row that is over is None.
+        places: of the cache that there may be, those kept for further rows included; 0: no further rows will join.
     """
 
-    def __init__(self, model: Model, beginning: Beginning = Beginning(), watch: Watch | None = None) -> None:
-        self.model, self.beginning, self.watch = model, beginning, watch
+    def __init__(
+        self, model: Model, beginning: Beginning = Beginning(), watch: Watch | None = None, *, places: int = 0
+    ) -> None:
+        self.model, self.beginning, self.watch, self.places = model, beginning, watch, places
         self.rows: list[Row | None] = []  # None: over, its place in the tensors is given up when a quarter is
         self._state: _State | None = None
 
@@ -142,6 +145,9 @@ class Batch:
             self._write(rows, state)
             if self._state is None or not self.active:
                 self._state, self.rows = state, list(rows)
+            elif slots := self._state.seat(state, rows, self.rows):
+                for slot, row in zip(slots, rows, strict=True):
+                    self.rows[slot] = row
             else:
                 self._compact(1.0)
                 self._state.join(state)
@@ -164,7 +170,8 @@ class Batch:
             tokens = 1
         longest = max(row.request.max_new_tokens - len(row.new) for row in rows)
         with torch.inference_mode():
-            self._compact(0.75)
+            self._compact(0.75 if self._state.replay is None else SPARSE)
+            self._state.record(self.model, self.rows, self.places)
             written: list[Tensor] = []
             for place in range(max(min(tokens, longest), 1)):
                 if place:
@@ -242,6 +249,12 @@ def _completion(model: Model, row: Row, finish: Finish) -> Completion:
     )  # fmt: skip
 
 
+def _adapters(rows: Sequence[Row | None]) -> list[str]:
+    """Of each row; a place whose row is over has that of another one."""
+    some = next(row.request.adapter for row in rows if row is not None)
+    return [some if row is None else row.request.adapter for row in rows]
+
+
 @dataclass
 class _State:
     """The tensors of a batch: a place for each row (B), also for those that are over.
@@ -289,37 +302,88 @@ class _State:
         """Read the last token of each row."""
         import torch
 
-        default = next(row.request.adapter for row in rows if row is not None)  # for places of rows that are over
-        adapters = [default if row is None else row.request.adapter for row in rows]
-        if self._replayed(model, rows, adapters):
+        if self._replayed(rows):
             return
+        self.steps += 1
         self.real = torch.cat((self.real, torch.ones_like(self.real[:, :1])), 1)
-        with applied(adapters):
+        with applied(_adapters(rows)):
             self.hidden = model.hidden(
                 self.token[:, None], self.positions[:, None], self.real[:, None, None], self.cache
             )[:, -1]
         self.positions = self.positions + 1
 
-    def _replayed(self, model: Model, rows: Sequence[Row | None], adapters: Sequence[str]) -> bool:
-        """Whether the step was done as one that was recorded, see `StepReplay`."""
-        if not self.records:
-            return False
-        self.steps += 1
-        if self.replay is not None and not self.replay.serves(self.cache, adapters):
-            self.replay = None
+    def record(self, model: Model, rows: list[Row | None], places: int) -> None:
+        """Record a step of these rows where that pays, see `StepReplay`; `rows` gets a place for each slot that is empty then."""
         left = max(row.request.max_new_tokens - len(row.new) for row in rows if row is not None)
+        if self.replay is not None or not self.records or not may_record(model, self.steps, left):
+            return
         try:
-            if self.replay is None:
-                if not may_record(model, self.cache, self.steps, left):
-                    return False
-                self.replay = StepReplay(model, self.cache, self.real, self.positions, self.token, self.held, adapters)
-            self.hidden, self.real, self.positions = self.replay.next(self.token)
+            slots, length = slots_for(len(rows), self.cache, left, places)
+            if (slots, length) != (len(rows), self.cache.capacity):
+                self._make_slots(slots - len(rows), length)
+                rows += [None] * (slots - len(rows))
+            self.replay = StepReplay(
+                model, self.cache, self.real, self.positions, self.token, self.held, _adapters(rows)
+            )
         except RuntimeError as error:
-            self.replay, self.records = None, False
-            if not is_out_of_memory(error):
-                note_failure(error)
+            self._give_up(error)
+
+    def _make_slots(self, empty: int, length: int) -> None:
+        """Get buffers of some length, with further places for rows."""
+        import torch.nn.functional as F
+
+        self.cache = self.cache.in_room_for(len(self.real) + empty, length)
+        if not empty:
+            return
+        self.real = F.pad(self.real, (0, 0, 0, empty), value=True)  # a softmax over nothing is no number
+        self.positions, self.token = F.pad(self.positions, (0, empty)), F.pad(self.token, (0, empty))
+        self.hidden = F.pad(self.hidden, (0, 0, 0, empty))
+        self.sampler.join(Sampler([Sampling()] * empty, self.real.device))
+
+    def _replayed(self, rows: Sequence[Row | None]) -> bool:
+        """Whether the step was done as one that was recorded."""
+        if self.replay is None:
+            return False
+        try:
+            self.hidden, self.real, self.positions = self.replay.next(self.token, [row is not None for row in rows])
+        except RuntimeError as error:
+            self._give_up(error)
             return False
         return True
+
+    def _give_up(self, error: RuntimeError) -> None:
+        self.replay, self.records = None, False
+        if not is_out_of_memory(error):
+            note_failure(error)
+
+    def seat(self, other: _State, new: Sequence[Row], rows: Sequence[Row | None]) -> list[int]:
+        """Put the rows of another batch into slots of rows that are over, so that what was recorded holds on.
+
+        Args:
+            new: these rows.
+            rows: those of this batch.
+
+        Returns:
+            The slots; none where nothing was recorded, or it has no room for these rows.
+        """
+        import torch
+
+        slots = [i for i, row in enumerate(rows) if row is None][: len(new)]
+        adapters = [row.request.adapter for row in new]
+        longest = other.cache.length + max(row.request.max_new_tokens for row in new)
+        if self.replay is None or len(slots) < len(new) or not self.replay.has_room(longest, adapters):
+            return []
+        self.replay.take(slots, other.cache, other.real, other.positions, adapters)
+        order = list(range(len(rows)))
+        for place, slot in enumerate(slots, len(rows)):
+            order[slot] = place
+        index = put(torch.tensor(order), self.real.device)
+        self.token = torch.cat((self.token, other.token)).index_select(0, index)
+        self.hidden = torch.cat((self.hidden, other.hidden)).index_select(0, index)
+        self.sampler.join(other.sampler)
+        self.sampler.keep(index)
+        self.real, self.positions = self.replay.seen([row is not None or i in slots for i, row in enumerate(rows)])
+        return slots
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some rows only."""
@@ -523,7 +587,7 @@ class Engine:
         while self._waiting:
             ticket = self._waiting[0]
             key = self.lane(ticket.row.request.adapter)
-            batch, tickets = self._running.setdefault(key, (Batch(self.model), []))
+            batch, tickets = self._running.setdefault(key, (self.new_batch(), []))
             rows = [t.row for t in (*new.get(key, ()), ticket)]
             count = len(tickets) + len(rows)
             if count > 1 and (count > self.most_rows or batch.padded_tokens(rows) > self.most_tokens):
@@ -538,6 +602,10 @@ class Engine:
                 del self._running[key], batch
                 over += self.begin_again(tickets + joining, self._waiting)
         return over
+
+    def new_batch(self) -> Batch:
+        """An empty batch."""
+        return Batch(self.model, places=self.most_tokens)
 
     def lane(self, adapter: str) -> Any:
         """Requests with the same key can share a batch: those behind the same trained prefix, or none."""
@@ -597,7 +665,7 @@ class GivingWay:
         self.engine = engine
         self.waiting: deque[Ticket] = deque()
         self._tickets: list[Ticket] = []
-        self._batch = Batch(engine.model)
+        self._batch = engine.new_batch()
         self._lane: Any = None
         self._reading: tuple[Ticket, Any, int] | None = None  # with the cache, and how many tokens are in it
         self._reads = Pace(32, 512)
@@ -658,7 +726,7 @@ class GivingWay:
         ):
             return False
         if not self._tickets:
-            self._batch, self._lane = Batch(self.engine.model), lane  # the memory of earlier rows goes
+            self._batch, self._lane = self.engine.new_batch(), lane  # the memory of earlier rows goes
         self.waiting.popleft()
         self._reading = ticket, self.engine.model.new_cache(), 0
         return True
@@ -689,7 +757,7 @@ class GivingWay:
 
     def _again(self, tickets: list[Ticket]) -> list[Ticket]:
         """Let go of what was computed; see `Engine.begin_again`."""
-        self._batch, self._tickets, self._reading = Batch(self.engine.model), [], None
+        self._batch, self._tickets, self._reading = self.engine.new_batch(), [], None
         return self.engine.begin_again(tickets, self.waiting)
 
     def _write(self) -> list[Ticket]:

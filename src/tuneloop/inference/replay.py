@@ -1,8 +1,10 @@
 """Decoding steps that a GPU is given whole: recorded once as a CUDA graph, then started with one call a token.
 
 A step of an 8B Llama is more than 700 kernels, each of which the host has to start: at few rows that takes longer than the
-kernels do. What was recorded holds for the same rows, adapters and buffers; a batch that has changed goes on step by step,
-and is recorded anew once it has stayed the same for a while.
+kernels do. What was recorded holds for the same buffers. A row that is over leaves its slot in them, a further one is put
+there, and its keys and values stand at places of its own; so rows come and go, and nothing is recorded anew. Where there is no
+slot for a row, or none that has its adapter, the batch goes on step by step with larger buffers, and is recorded once it has
+stayed the same for a while.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import backend, put, recorded
-from tuneloop.models.adapters import applied, rows_of_tokens
+from tuneloop.models.adapters import applied, assigned, assignment, rows_of_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +30,9 @@ CHECKED = (
 MOST_FAILURES = 3  # after which nothing more is recorded in a process
 # How far the recorded step may be off the plain one, of the largest number: the libraries may choose other kernels for it.
 OFF = {"torch.float32": 1e-3, "torch.bfloat16": 3e-2, "torch.float16": 1e-2}
+FEWEST_SLOTS = 4  # of a batch that further rows may join
+SPARE = 1.25  # length of its buffers, over what its rows need
+SPARSE = 0.4  # a batch of so few rows, of its slots, goes on without the empty ones
 
 _failed: list[str] = []  # why steps could not be recorded in this process
 
@@ -37,7 +42,7 @@ class StepReplay:
 
     Args:
         model: our own Llama, whole on one GPU.
-        cache: with room for further tokens.
+        cache: with room for all tokens that these rows will have.
         real: which of its places are no padding (B, S).
         positions: of the next token (B).
         token: the last one written (B).
@@ -60,13 +65,18 @@ class StepReplay:
     ) -> None:
         import torch
 
-        self.cache, self.adapters = cache, tuple(adapters)
-        self._real = real.new_zeros(real.shape[0], cache.capacity - held)
-        self._real[:, : real.shape[1]] = real
+        self.cache, self._held = cache, held
+        self._real = real.new_zeros(real.shape[0], cache.capacity)
+        self._real[:, held : cache.length] = real
         self._positions, self._token = positions.clone(), token.clone()
-        self._at = put(torch.tensor([cache.length]), model.device)
-        self._place = put(torch.tensor([cache.length - held]), model.device)
+        self._ends = [cache.length] * len(adapters)  # the place of each row's next token: here, and on the GPU
+        self._places = torch.full_like(positions, cache.length)
         self._model, self._unchecked = model, CHECKED
+        of_tokens = torch.arange(len(token), device=model.device)
+        with applied(adapters), rows_of_tokens(of_tokens, len(token)):
+            now = assignment()
+        assert now is not None
+        self._assigned = now  # kept, since what was recorded reads from it which row has which adapter
         with self._passes():
             self._start, self._hidden = recorded(self._step, self._states)
         from tuneloop.models.lora import operands  # needs torch, which a server before llama.cpp does without
@@ -76,34 +86,55 @@ class StepReplay:
     @contextmanager
     def _passes(self) -> Iterator[None]:
         """Passes within read a token of each row, and write where the tensors say that are recorded."""
-        import torch
-
-        of_tokens = torch.arange(len(self._token), device=self._model.device)
-        self.cache.at = self._at
+        self.cache.at = self._places
         try:
-            with applied(self.adapters), rows_of_tokens(of_tokens, len(self._token)):
+            with assigned(self._assigned):
                 yield
         finally:
             self.cache.at = None
 
     def _states(self) -> Tensor:
         """The states (B, C) after the last token, which is read into the cache; done twice it gives the same."""
-        self._real.index_fill_(1, self._place, True)
-        real, token, positions = self._real[:, None, None], self._token[:, None], self._positions[:, None]
+        self._real.scatter_(1, self._places[:, None], True)
+        real, token, positions = self._real[:, None, None, self._held :], self._token[:, None], self._positions[:, None]
         return self._model.hidden(token, positions, real, self.cache)[:, -1]
 
     def _step(self) -> Tensor:
         states = self._states()
-        for moved in (self._positions, self._at, self._place):
-            moved.add_(1)
+        self._positions.add_(1)
+        self._places.add_(1).clamp_(
+            max=self.cache.capacity - 1
+        )  # a row that is over goes on, and must not leave its slot
         return states
 
-    def serves(self, cache: Any, adapters: Sequence[str]) -> bool:
-        """Whether it is a step of these rows, and the buffers have room for it."""
-        return self.cache is cache and self.adapters == tuple(adapters) and cache.length < cache.capacity
+    def has_room(self, tokens: int, adapters: Sequence[str]) -> bool:
+        """Whether slots can take rows of so many tokens, answers included, with these adapters."""
+        return tokens <= self.cache.capacity and set(adapters) <= set(self._assigned.names)
 
-    def next(self, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def take(self, slots: Sequence[int], cache: Any, real: Tensor, positions: Tensor, adapters: Sequence[str]) -> None:
+        """Put rows that have been read elsewhere into slots.
+
+        Args:
+            cache, real, positions, adapters: of the rows, as of the batch.
+        """
+        import torch
+
+        at = put(torch.tensor(slots), self._real.device)
+        self.cache.put_rows(at, cache)
+        self._real[at] = False
+        self._real[at, self._held : cache.length] = real
+        self._positions[at], self._places[at] = positions, cache.length
+        for slot in slots:
+            self._ends[slot] = cache.length
+        if self._assigned.which is not None:
+            names = put(torch.tensor([self._assigned.names.index(name) for name in adapters]), at.device)
+            self._assigned.which[at] = names
+
+    def next(self, token: Tensor, live: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
         """Read the last token of each row: the states (B, C), which places of the cache are no padding, the next positions.
+
+        Args:
+            live: whether each row still is in the batch.
 
         Raises:
             RuntimeError: what was recorded computes something else than the plain step; the cache is as it was.
@@ -121,9 +152,17 @@ class StepReplay:
             self._unchecked -= 1
         else:
             self._start()
-        self.cache.lengths = [n + 1 for n in self.cache.lengths]
-        width = self.cache.length - (self.cache.capacity - self._real.shape[1])
-        return self._hidden.clone(), self._real[:, :width], self._positions
+        self._ends = [end + 1 for end in self._ends]
+        return self._hidden.clone(), *self.seen(live)
+
+    def seen(self, live: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Which places of the cache are no padding (B, S), up to the end of the longest row that is live; and the next positions.
+
+        The cache gets that length.
+        """
+        length = min(max(end for end, lives in zip(self._ends, live, strict=True) if lives), self.cache.capacity)
+        self.cache.lengths = [length] * len(self.cache.lengths)
+        return self._real[:, self._held : length], self._positions
 
 
 def _compare(found: Tensor, expected: Tensor) -> None:
@@ -132,7 +171,7 @@ def _compare(found: Tensor, expected: Tensor) -> None:
         raise RuntimeError(f"a recorded step is {off:.1e} off the plain one")
 
 
-def may_record(model: Model, cache: Any, steps: int, left: int) -> bool:
+def may_record(model: Model, steps: int, left: int) -> bool:
     """Whether recording a batch's steps is possible and pays.
 
     Args:
@@ -140,7 +179,24 @@ def may_record(model: Model, cache: Any, steps: int, left: int) -> bool:
         left: tokens that its longest answer may still come to.
     """
     possible = model.is_own and not model.is_spread and backend(model.device).records and len(_failed) < MOST_FAILURES
-    return possible and steps >= STEADY and min(left, cache.capacity - cache.length) >= PAYS
+    return possible and steps >= STEADY and left >= PAYS
+
+
+def slots_for(rows: int, cache: Any, left: int, places: int) -> tuple[int, int]:
+    """Slots and length of the buffers for recorded steps: with some of either to spare, where further rows may join and they have room.
+
+    Args:
+        rows: that there are.
+        left: tokens that the longest of them may still come to.
+        places: of the buffers (slots * length) at most, but for what these rows need; 0: no further rows will join.
+    """
+    needed = cache.length + left
+    length = max(cache.capacity, cache.room_for(round(SPARE * needed)))
+    slots = max(FEWEST_SLOTS, 1 << (rows - 1).bit_length())
+    for found in ((slots, length), (rows, length)):
+        if found[0] * found[1] <= places:
+            return found
+    return rows, cache.capacity_for(left)
 
 
 def note_failure(why: Exception) -> None:

@@ -90,12 +90,13 @@ def applied(names: str | Sequence[str]) -> Iterator[None]:
     else:
         distinct = tuple(dict.fromkeys(names))
         chosen = Assignment(distinct, tuple(map(distinct.index, names)) if len(distinct) > 1 else ())
-    with _holds(chosen):
+    with assigned(chosen):
         yield
 
 
 @contextmanager
-def _holds(chosen: Assignment) -> Iterator[None]:
+def assigned(chosen: Assignment) -> Iterator[None]:
+    """`applied`, of an assignment that is known."""
     token = _ASSIGNED.set(chosen)
     try:
         yield
@@ -110,7 +111,7 @@ def some_rows(rows: slice) -> Iterator[None]:
     if now is None or not now.mixed:
         yield
         return
-    with _holds(replace(now, rows=now.rows[rows], which=None, tokens=())):
+    with assigned(replace(now, rows=now.rows[rows], which=None, tokens=())):
         yield
 
 
@@ -139,7 +140,7 @@ def rows_of_tokens(of_tokens: Tensor, rows: int) -> Iterator[None]:
     found = replace(now, which=which)
     if backend(of_tokens.device).is_cpu:
         found = replace(found, tokens=_tokens_of(found))
-    with _holds(found):
+    with assigned(found):
         yield
 
 
@@ -150,7 +151,7 @@ def tokens_on(device: torch.device) -> Iterator[None]:
     if now is None or now.which is None:
         yield
         return
-    with _holds(replace(now, which=now.which.to(device), tokens=tuple(at.to(device) for at in now.tokens))):
+    with assigned(replace(now, which=now.which.to(device), tokens=tuple(at.to(device) for at in now.tokens))):
         yield
 
 

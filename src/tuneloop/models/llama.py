@@ -179,7 +179,7 @@ class KeyValues:
         self.values: list[Tensor | None] = [None] * layers
         self.lengths = [0] * layers
         self.device, self.cards = device or torch.device("cpu"), cards
-        self.at: Tensor | None = None  # (1), the place of the next token, where that is read on the device
+        self.at: Tensor | None = None  # (B), the place of each row's next token, where that is read on the device
 
     @property
     def length(self) -> int:
@@ -204,11 +204,12 @@ class KeyValues:
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new tokens' keys and values and return the buffers (B, K, `capacity_for`, D).
 
-        With `at` a single token is put at that place, and the buffers' length is left to who has set it.
+        With `at` each row's single token is put at its place, and the buffers' length is left to who has set it.
         """
         if self.at is not None:
+            places = self.at[:, None, None, None].expand(keys.shape)
             for held, added in ((self.keys, keys), (self.values, values)):
-                held[layer].index_copy_(2, self.at, added)  # type: ignore[union-attr]
+                held[layer].scatter_(2, places, added)  # type: ignore[union-attr]
             return self.keys[layer], self.values[layer]  # type: ignore[return-value]
         old, new = self.lengths[layer], self.lengths[layer] + keys.shape[2]
         for held, added in ((self.keys, keys), (self.values, values)):
@@ -272,6 +273,24 @@ class KeyValues:
                 into[layer] = grown
         both.lengths = [length] * len(self.keys)
         return both
+
+    def in_room_for(self, rows: int, capacity: int) -> KeyValues:
+        """The same in buffers for more rows, which are empty, and more tokens; a copy."""
+        found = KeyValues(len(self.keys), self.device, self.cards)
+        found.lengths = list(self.lengths)
+        for into, of in ((found.keys, self.keys), (found.values, self.values)):
+            for layer, buffer in enumerate(of):
+                assert buffer is not None
+                into[layer] = buffer.new_zeros(rows, buffer.shape[1], capacity, buffer.shape[3])
+                into[layer][: len(buffer), :, : self.length] = buffer[:, :, : self.length]  # type: ignore[index]
+        return found
+
+    def put_rows(self, rows: Tensor, other: KeyValues) -> None:
+        """Write the rows of another one, which are no longer than the buffers, over some rows (indices)."""
+        for into, of in ((self.keys, other.keys), (self.values, other.values)):
+            for mine, theirs in zip(into, of, strict=True):
+                assert mine is not None and theirs is not None
+                mine[rows, :, : other.length] = theirs[:, :, : other.length]
 
     def without_first(self, places: int, held: int = 0) -> KeyValues:
         """Without so many places behind the first `held`; a copy."""

@@ -35,11 +35,12 @@ class Streams(Protocol):
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request of a trace: seconds from the beginning, tokens of prompt and answer."""
+    """A request of a trace: seconds from the beginning, tokens of prompt and answer; its adapter, where it names one."""
 
     at: float
     prompt_tokens: int
     tokens: int
+    adapter: str = ""
 
 
 @dataclass
@@ -165,7 +166,7 @@ class _Run:
         outcome = Outcome(self.now(), asked_prompt=one.prompt_tokens)
         self.found.append(outcome)
         if self.schedule in ("fifo", "shortest"):
-            await self._in_line(one, outcome, self.given.adapter)
+            await self._in_line(one, outcome, one.adapter or self.given.adapter)
             return outcome
         work = Work("model", one.prompt_tokens, one.tokens, deadline_ms=self.given.objective_ms)
         try:
@@ -175,7 +176,7 @@ class _Run:
             return outcome
         first = None
         try:
-            await self._answer(one, outcome, self.given.adapter, gives_way=False, place=place)
+            await self._answer(one, outcome, one.adapter or self.given.adapter, gives_way=False, place=place)
             first = 1000 * (outcome.first - outcome.started) if outcome.first else None
         finally:
             self.admission.leave(place, outcome.written, first, whole=outcome.whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -100,6 +100,9 @@ NEED = {
     "workflows.static_vectors": {"numpy"},
     "combine.low_rank": {"torch"},
     "combine.merge_methods": {"torch"},
+    "inference.engine": {"torch"},
+    "inference.generate": {"torch"},
+    "inference.replay": {"torch"},
     "evaluate.classical": {"numpy"},
     "evaluate.agreement": {"numpy"},
     "evaluate.compare": {"numpy"},
@@ -185,6 +188,80 @@ def module_graph(trees: Trees) -> dict[str, set[str]]:
 
     found = {name: {other.removeprefix("tuneloop.") for other in names(tree)} for name, tree in named.items()}
     return {name: (others & named.keys()) - {name} for name, others in found.items()}
+
+
+# What every install has, and what is quick enough for anything but the help of commands.
+QUICK = {*sys.stdlib_module_names, "pydantic", "pydantic_core", "typing_extensions", "yaml", "jinja2", "markupsafe", "typer", "rich"}  # fmt: skip
+# Of Python's own, what is slow; readline changes how a terminal is read.
+LATE_OF_PYTHON = {
+    "asyncio",
+    "concurrent",
+    "ctypes",
+    "email",
+    "http",
+    "logging",
+    "multiprocessing",
+    "readline",
+    "sqlite3",
+}
+
+
+def when_imported(tree: ast.AST, inside: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """The imports of a module, and whether each stands in a function; those for type checking don't count."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node, inside
+        yield from when_imported(node, inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+class Loaded:
+    """What importing a module loads, from the syntax trees: modules of ours by name, libraries by their first name."""
+
+    def __init__(self, trees: Trees) -> None:
+        self.named = {f"tuneloop.{name}".rstrip("."): tree for name, tree in modules(trees)}
+        self.direct = {
+            name: {one for node, inside in when_imported(tree) if not inside for one in self.names(node)}
+            for name, tree in self.named.items()
+        }
+
+    def names(self, node: ast.Import | ast.ImportFrom) -> list[str]:
+        """The modules that one statement imports."""
+        if isinstance(node, ast.Import):
+            return [alias.name for alias in node.names]
+        found = [f"{node.module}.{alias.name}" for alias in node.names]
+        return [one if one in self.named else str(node.module) for one in found]
+
+    def by(self, names: Iterable[str]) -> set[str]:
+        """All that importing these loads, their packages too."""
+        found: set[str] = set()
+        left = [*names]
+        while left:
+            name = left.pop()
+            key = name if name in self.named else name.split(".")[0]
+            if key not in found:
+                found.add(key)
+                left += [*self.direct.get(name, ()), *([name.rpartition(".")[0]] if "." in name else [])]
+        return found
+
+
+def test_an_import_inside_a_function_keeps_a_library_out_of_the_start(trees: Trees) -> None:
+    loaded = Loaded(trees)
+    for_help = loaded.by(name for name in loaded.named if name.startswith("tuneloop.cli."))
+    needless = []
+    for name, tree in loaded.named.items():
+        own = loaded.by([name])
+        for node, inside in when_imported(tree):
+            late = loaded.by(loaded.names(node)) - own if inside else set()
+            libraries = {one for one in late if one not in loaded.named}
+            kept_out = libraries - QUICK
+            if name in for_help:
+                kept_out |= libraries - sys.stdlib_module_names | libraries & LATE_OF_PYTHON
+            config = name.startswith("tuneloop.cli.") and len(late) > 1  # records of settings take long to build
+            if inside and not kept_out and not config:
+                needless.append(f"{name}:{node.lineno} {ast.unparse(node)}")
+    assert not needless, "nothing slow comes with these; import them at the top:\n" + "\n".join(needless)
 
 
 def test_modules_do_not_import_each_other_in_circles(trees: Trees) -> None:

@@ -3,6 +3,7 @@
 From Python: `prepare`, `train`, `evaluate`, `predict` and `run`, see docs/library.md; the same as the commands of these names.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError as UserError
@@ -33,8 +34,6 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """What loads more than a few files, when it is first used."""
-    import importlib
-
     if name in ("train", "evaluate"):  # packages that can be called
         return importlib.import_module(f"tuneloop.{name}")
     if name in _PLACES:

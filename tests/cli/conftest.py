@@ -8,7 +8,6 @@ import pytest
 from long_labels import Status, Tuneloop, some_checks
 
 from tuneloop.cli.main import main
-from tuneloop.data import checks
 
 
 @pytest.fixture
@@ -16,7 +15,8 @@ def tuneloop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     """Run one of the three commands in `tmp_path`, 80 columns wide: exit status, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(checks, "check_dataset", some_checks, raising=False)
+    for place in ("tuneloop.data.checks", "tuneloop.data.forget"):
+        monkeypatch.setattr(f"{place}.check_dataset", some_checks)
 
     def run(*arguments: str) -> Status:
         capsys.readouterr()

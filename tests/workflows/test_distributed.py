@@ -71,7 +71,7 @@ def answers(folder: str) -> list[dict[str, Any]]:
 def test_rows_are_dealt_in_turn_and_joined_in_order(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> None:
     job = job_of(tiny_model)
     sent: list[Any] = []
-    monkeypatch.setattr(distributed, "broadcast", sent.append)
+    monkeypatch.setattr("tuneloop.workflows.distributed.broadcast", sent.append)
     monkeypatch.setattr("tuneloop.workflows.distributed.processes", lambda: 2)
 
     def others(own: Any) -> list[Any]:
@@ -79,7 +79,7 @@ def test_rows_are_dealt_in_turn_and_joined_in_order(monkeypatch: pytest.MonkeyPa
         other = work.part(Repeats(), 1, 2)
         return [dict.fromkeys(own, "own"), other]
 
-    monkeypatch.setattr(distributed, "gathered", others)
+    monkeypatch.setattr("tuneloop.workflows.distributed.gathered", others)
     work = SharedWork("complete", [Request(ids=[i + 1], max_new_tokens=1) for i in range(5)], {})
     seen: list[float] = []
     found = _answered(job, work, lambda task, done, total, /, **info: seen.append(done / total))
@@ -87,8 +87,10 @@ def test_rows_are_dealt_in_turn_and_joined_in_order(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_another_process_has_met_is_raised_here(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> None:
-    monkeypatch.setattr(distributed, "broadcast", lambda value: value)
-    monkeypatch.setattr(distributed, "gathered", lambda own: [own, UserError("No room on GPU 1", where="cuda:1")])
+    monkeypatch.setattr("tuneloop.workflows.distributed.broadcast", lambda value: value)
+    monkeypatch.setattr(
+        "tuneloop.workflows.distributed.gathered", lambda own: [own, UserError("No room on GPU 1", where="cuda:1")]
+    )
     with pytest.raises(UserError, match="No room on GPU 1"):
         _answered(job_of(tiny_model), SharedWork("complete", [Request(ids=[1], max_new_tokens=1)], {}), print)
 

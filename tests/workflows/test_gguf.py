@@ -156,9 +156,7 @@ def test_all_commands_ask_llamacpp_for_it(make_tuned: MakeTuned) -> None:
 def test_auto_takes_the_smallest_that_is_good_enough(make_tuned: MakeTuned, monkeypatch: pytest.MonkeyPatch) -> None:
     run, said = make_tuned(tickets(60)), []
     monkeypatch.setattr("tuneloop.workflows.export.TRIED", ("q4_0", "q8_0", "f16"))
-    monkeypatch.setattr(
-        "tuneloop.workflows.measure_artifact.acceptable", lambda evaluation, most: evaluation.name != "q4_0"
-    )
+    monkeypatch.setattr("tuneloop.workflows.export.acceptable", lambda evaluation, most: evaluation.name != "q4_0")
     found = export_run(run, "gguf", weights=WeightsWanted("auto"), say=said.append)
     assert found.manifest["quantisation"]["name"] == "q8_0" and len(list(Path("artifacts").iterdir())) == 1
     assert [line.split(":")[0] for line in said if line.startswith("tried")] == ["tried     q4_0", "tried     q8_0"]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tuneloop.records.advice import AdviceReason
 
 RULES = Path(__file__).with_name("rules.yaml")
@@ -28,8 +30,6 @@ class Rule:
 @functools.cache
 def load_rules() -> tuple[Rule, ...]:
     """All rules in their order."""
-    import yaml
-
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     tree = yaml.load(RULES.read_text(encoding="utf-8"), Loader=loader)
     return tuple(

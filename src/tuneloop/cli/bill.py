@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.cli.console import plain_table, print_json
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
     from tuneloop.records.bill import Bill
@@ -27,8 +29,6 @@ def command(
 
     A paid line belongs to what it names: a run, a job elsewhere or a deployed service. What names nothing is listed.
     """
-    from pathlib import Path
-
     from tuneloop.records.record import write_record
     from tuneloop.scale.bill import rates_of
     from tuneloop.workflows.bill import make_bill
@@ -46,7 +46,6 @@ def command(
 def _show(found: Bill) -> None:
     from rich.console import Console
 
-    from tuneloop.core.units import counted
     from tuneloop.scale.bill import dollars, to_table
 
     table = plain_table("name", "host", "predicted", "paid", "paid / predicted")

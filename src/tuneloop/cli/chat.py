@@ -12,6 +12,7 @@ from tuneloop.cli.parameters import Output
 from tuneloop.cli.predict import TARGET, TargetOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
+from tuneloop.core.progress import busy
 
 if TYPE_CHECKING:
     from tuneloop.workflows.chat import Chat
@@ -31,7 +32,6 @@ def command(
     It is asked as it was trained; /help lists the commands, /prompt shows what the model reads. Piped, each line is a
     question. With --json the questions and answers are printed as one object at the end.
     """
-    from tuneloop.core.progress import busy
     from tuneloop.workflows.chat import HELP, open_chat
 
     chat = open_chat(

@@ -7,6 +7,7 @@ from pathlib import Path
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.flag import flag, switch
+from tuneloop.data.config import PersonalConfig
 from tuneloop.improve.collect import DROPPED, CollectOptions
 
 
@@ -26,7 +27,6 @@ def command(
     Writes sft.jsonl, preference.jsonl, kto.jsonl and heldout.jsonl, which `tuneloop prepare` reads, and must_pass.jsonl, demands
     for the suite of a gate.
     """
-    from tuneloop.data.config import PersonalConfig
     from tuneloop.workflows.collect import collect_store
 
     personal = PersonalConfig(mode="off") if keep_personal else None

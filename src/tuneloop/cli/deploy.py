@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -49,8 +50,6 @@ def command(
 
 
 def _to_server(folder: Path, source: str, name: str, output: Output) -> None:
-    from dataclasses import asdict
-
     from tuneloop.workflows.serve_swap import deploy_to_server
 
     with screen(output.quiet, "waiting for the server"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from tuneloop.cli.console import Settings, print_json, screen, split_arguments
@@ -27,8 +29,6 @@ def command(
     Settings of the student's recipe may follow: train.epochs=3. The same student trained on the rows' own answers is the
     control. The teacher's answers are kept: the same command goes on where it was cut short.
     """
-    from pathlib import Path
-
     from tuneloop.workflows.distil import DistilInput, distil
 
     places, settings = split_arguments([student, *(settings or [])])

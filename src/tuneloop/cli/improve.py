@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import typer
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 
 
@@ -51,10 +55,6 @@ def run(
 
 def _watch(project: str, every: str, quiet: bool) -> None:
     """Pass after pass; lines go to stderr, where logs belong."""
-    import re
-    import sys
-
-    from tuneloop.core.errors import UserError
     from tuneloop.workflows.improve import watch
 
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", every.strip())

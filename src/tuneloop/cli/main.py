@@ -18,6 +18,7 @@ import typer
 import typer.core
 import typer.main
 
+from tuneloop import __version__
 from tuneloop.cli.console import report_error
 from tuneloop.cli.parameters import Command, expanded
 from tuneloop.core.errors import UserError
@@ -158,8 +159,6 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from tuneloop import __version__
-
         print(f"tuneloop {__version__}")
         raise typer.Exit()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -31,8 +32,6 @@ def command(
     test rows of all tasks are at hand, each task judges the merged model, and one that loses too much stays with its expert.
     Exit status 1: a task lost more than allowed.
     """
-    from pathlib import Path
-
     from tuneloop.combine.merge import MergeSettings
     from tuneloop.workflows.merge import merge_runs, open_experts
     from tuneloop.workflows.merge_tasks import can_judge, merge_tasks

@@ -11,9 +11,12 @@ import typer
 
 from tuneloop.cli.console import Settings, print_json, screen, split_arguments
 from tuneloop.cli.parameters import Output, argument, given
+from tuneloop.cli.prices import prices as show_prices
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 from tuneloop.plan.config import PlanOptions, PlanWanted
+from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
+from tuneloop.plan.shape import find_model
 
 
 def command(
@@ -46,8 +49,6 @@ def command(
         raise typer.BadParameter(f"{places[1]} is one place too many")
     source = places[0] if places else ""
     if source == "prices":
-        from tuneloop.cli.prices import prices as show_prices
-
         show_prices([*places[1:], *settings], options.prices, output.json)
         return
     asked = given(options)
@@ -124,9 +125,7 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
 
 
 def _serving(source: str, asked: dict[str, Any], context: int, concurrency: int, as_json: bool) -> None:
-    from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
     from tuneloop.plan.serve import assumptions, plan_serving
-    from tuneloop.plan.shape import find_model
 
     model = asked.pop("model", "") or source
     wrong = [name for name in asked if name not in ("gpu", "gpus")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import switch
@@ -16,8 +18,6 @@ def command(
     output: Output,
 ) -> None:
     """Upload an artifact to the Hugging Face hub. Nothing is sent without --send."""
-    from pathlib import Path
-
     from tuneloop.core.files import plain
     from tuneloop.release.push import push
     from tuneloop.workflows.registry import local_name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from tuneloop.cli.console import print_json, screen
@@ -25,8 +27,6 @@ def command(
 
     Exit status 1: the second run departs from the first by more than the tolerance.
     """
-    from pathlib import Path
-
     from tuneloop.workflows.reproduce import reproduce
 
     with screen(output.quiet, "reproducing") as shown:

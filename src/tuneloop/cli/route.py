@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -35,8 +36,6 @@ def fit(
 
     Several kinds are fitted; the best on validation rows is calibrated and kept.
     """
-    from pathlib import Path
-
     from tuneloop.workflows.route import RouteSources, fit_route
 
     if bool(feedback) != bool(start):
@@ -64,8 +63,6 @@ def judge(
     output: Output,
 ) -> None:
     """Measure a router on test rows, next to each model alone and the best choice for each row."""
-    from pathlib import Path
-
     from tuneloop.workflows.route import eval_route
 
     with screen(output.quiet, "judging") as shown:
@@ -86,8 +83,6 @@ def cascade(
 
     One half of the rows chooses the threshold, the other half judges it.
     """
-    from pathlib import Path
-
     from tuneloop.workflows.route_cascade import cascade_of, sentences
 
     parts = costs.split(",")

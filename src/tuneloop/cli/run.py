@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -61,8 +62,6 @@ def command(
 
 
 def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
-    from pathlib import Path
-
     from tuneloop.workflows.put_up import put_up_after_yes
     from tuneloop.workflows.remote import launch_of, price_words, write_remote
 

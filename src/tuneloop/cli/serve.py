@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,8 +64,6 @@ def command(
 
 
 def _check(config: ServeConfig, output: Output) -> None:
-    from dataclasses import asdict
-
     from tuneloop.workflows.serve import check_served
 
     with screen(output.quiet, "asking the test rows") as shown:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.cli.console import Settings, plain_table, print_json, screen
 from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 from tuneloop.scale.clusters import refuse_other_place
 
@@ -28,9 +30,6 @@ def command(
     Values stand with commas: train.learning_rate=1e-4,5e-4 train.rank=8,32. Every combination is trained a little, the best
     third of them longer; validation rows decide. With --on ray they are trained at the same time, and the worse ones end early.
     """
-    from pathlib import Path
-
-    from tuneloop.core.errors import UserError
     from tuneloop.core.files import content_hash
     from tuneloop.workflows.recipes import recipe_of
     from tuneloop.workflows.sweep import search_of, sweep

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tuneloop.combine.route_fit import STRENGTHS
-from tuneloop.combine.router import LEAST, Router, raw_quality, softened
+from tuneloop.combine.router import LEAST, Array, Router, raw_quality, softened
 from tuneloop.core.errors import UserError
 from tuneloop.records.merge import Share
 from tuneloop.records.router import RouterCandidate, RouterFigures, RouterRecord, SingleModel
@@ -21,7 +21,6 @@ from tuneloop.records.router import RouterCandidate, RouterFigures, RouterRecord
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tuneloop.combine.router import Array
 
 FEWEST = 20  # answers of each model that are needed
 LARGEST = 50.0  # weight of a row: rarer choices count as if they were made once in so many

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tuneloop.combine.route_fit import Outcomes
-from tuneloop.combine.router import NONE, Router
+from tuneloop.combine.router import NONE, Array, Router
 from tuneloop.core.significance import wilson_interval
 from tuneloop.records.merge import Share
 from tuneloop.records.router import FrontierPoint, RouterFigures, SingleModel
@@ -16,7 +16,6 @@ from tuneloop.records.router import FrontierPoint, RouterFigures, SingleModel
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tuneloop.combine.router import Array
 
 PRICES = 60  # points of a frontier
 RESAMPLES, SEED = 500, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, replacing, write_json
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import skeleton
+from tuneloop.models.lora import linear_places
 from tuneloop.models.peft_layout import A_END, B_END, PEFT_PREFIX, SETTINGS, WEIGHTS
 from tuneloop.models.trained import OWN
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tuneloop.combine.low_rank import Product
 
 DENSITY = 0.5
 
@@ -72,8 +73,6 @@ def base_shapes(base: Path) -> dict[str, tuple[int, ...]]:
     Args:
         base: its folder.
     """
-    from tuneloop.models.lora import linear_places
-
     return {name: tuple(layer.weight.shape) for name, layer in linear_places(skeleton(base)).items()}  # type: ignore[arg-type]
 
 
@@ -136,8 +135,6 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: Mer
     Raises:
         UserError: not one for each; not a number; all zero; a density that is no share.
     """
-    import math
-
     weights = list(settings.weights) or [1.0] * len(adapters)
     if len(weights) != len(adapters):
         raise UserError(

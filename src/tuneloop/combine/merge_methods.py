@@ -5,6 +5,7 @@ What is merged is always the product scale * B A. Averaging A and B by themselve
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -206,8 +207,6 @@ def merge_method(name: str) -> MergeMethod:
         UserError: there is none.
     """
     if name not in METHODS:
-        import difflib
-
         near = difflib.get_close_matches(name, METHODS, 1, 0.4)
         step = f"did you mean {near[0]}? " if near else ""
         raise UserError(

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_bytes, write_json
+from tuneloop.models.load import Model, layers_of
 from tuneloop.records.distillation import PrunedStudent
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from tuneloop.models.load import Model
 
 
 def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) -> PrunedStudent:
@@ -32,8 +31,6 @@ def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) ->
     """
     import torch
     from torch.nn.functional import cosine_similarity
-
-    from tuneloop.models.load import layers_of
 
     modules = layers_of(model.net)
     count = len(modules) - layers

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tuneloop.combine.router import LEAST, Router, nearness, raw_quality, softened, unit
+from tuneloop.combine.router import LEAST, Array, Router, nearness, raw_quality, softened, unit
 from tuneloop.core.errors import UserError
 from tuneloop.records.router import RouterCandidate, RouterKind, RouterRecord
-
-if TYPE_CHECKING:
-    from tuneloop.combine.router import Array
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 40, 80)
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # C of the regression: larger trusts the rows more

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_bytes
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.router import RouterRecord
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+Array = NDArray[Any]
 
 NONE = -1  # "none of these"
 NUMBERS = "router.safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import fcntl
 import hashlib
 import json
@@ -97,8 +98,6 @@ def user_errors_of_the_disk(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        import errno
-
         steps = {
             errno.ENOSPC: "free some space on that disk, then run the same command again: it continues",
             errno.EACCES: "choose a folder you may write with output_dir=FOLDER, or change its permissions",

@@ -6,11 +6,14 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tuneloop import __version__
 
 GIB = 1024**3
 
@@ -73,8 +76,6 @@ def _status(key: str) -> float:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(key + ":"):
                 return int(line.split()[1]) * 1024 / GIB
-    import resource
-
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
@@ -132,8 +133,6 @@ def environment(gpus: Sequence[str] = ()) -> dict[str, Any]:
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             packages[name] = importlib.metadata.version(name)
-    from tuneloop import __version__
-
     return {
         "version": 1,
         "tuneloop": __version__,

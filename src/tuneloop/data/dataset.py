@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import orjson
+
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_jsonl, sha256_file
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
@@ -71,8 +73,6 @@ def meta_key(row: Row) -> int:
     further = {k: v for k, v in row.meta.items() if k not in ("source", "line")}
     if not further:
         return 0
-    import orjson
-
     try:
         return key64(orjson.dumps(further, option=orjson.OPT_SORT_KEYS))
     except (TypeError, orjson.JSONEncodeError):  # integers over 64 bits

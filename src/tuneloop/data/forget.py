@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, replacing, sha256_file, user_errors_of_the_disk, write_json
 from tuneloop.data import language
+from tuneloop.data.checks import check_dataset
 from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.dataset import dataset_hash, label_counts, read_rows, token_statistics
 from tuneloop.data.diff import dataset_folder, read_lines, split_files
@@ -693,8 +694,6 @@ def _checks_after(
 ) -> list[Check]:
     """The checks of the smaller data set; those that prepare alone can do stay, without their examples."""
     if checks is None:
-        from tuneloop.data.checks import check_dataset
-
         checks = check_dataset
     again = checks(dataset)
     done = {check.name for check in again}

@@ -23,6 +23,7 @@ from tuneloop.data.formats import ROLES, FormatGuess, Parsed, Rejection, parse_r
 from tuneloop.data.formats.conversation import TURN_COLUMNS
 from tuneloop.data.formats.sample import TEXT_NAMES
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
+from tuneloop.data.pii import pseudonym_key
 from tuneloop.records.dataset import Format
 from tuneloop.records.rows import Dataset, Message, Row
 
@@ -300,7 +301,6 @@ def _as_text_column(spec: TaskSpec | None, column: str, system: str | None) -> R
 
 def _reader(spec: TaskSpec | None, guess: FormatGuess, system: str | None) -> ReadPrompt:
     """Repairs, the format's function and the system turn, as in training."""
-    from tuneloop.data.pii import pseudonym_key  # not needed to plan, nor are numpy and what else comes with it
     from tuneloop.data.process_record import cleaned
 
     config = _config(spec)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.request import Request
+from tuneloop.models.template import Rendered
 
 if TYPE_CHECKING:
     from tuneloop.inference.targets.local import LocalTarget
@@ -85,8 +86,6 @@ def _asked(target: LocalTarget, progress: Progress) -> Any:
     """The target as lm-eval asks a model: log likelihoods of continuations, and greedy answers."""
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-    from tuneloop.models.template import Rendered
 
     template, context = target.model.template, target.model.context
     begin = template.encode(str(template.variables.get("bos_token") or ""), control=True) or [template.end_ids[0]]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from tuneloop.core.device import backend, in_parts
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
@@ -74,8 +76,6 @@ def answer_requests(
     Raises:
         UserError: an adapter is not loaded, or a schema can't be held to.
     """
-    import torch
-
     known = grammars or Grammars(model.template, model.head.shape[0])
 
     def held(request: Request) -> Row:

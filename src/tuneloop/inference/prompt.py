@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.inference.request import Request
+from tuneloop.inference.scoring import LabelTrie, label_ids, label_trie, trie_of_labels
 from tuneloop.models.template import Template, TemplateError
 from tuneloop.records.completion import ENGINE, Completion
-
-if TYPE_CHECKING:
-    from tuneloop.inference.scoring import LabelTrie
 
 
 def with_ids(
@@ -50,8 +48,6 @@ def refused(request: Request, why: str, engine: str = ENGINE) -> Completion:
 
 def label_tree(template: Template, labels: Sequence[str], lead: str = "") -> LabelTrie:
     """Labels as the tokens of whole answers, or of the rest of an answer that begins with `lead`."""
-    from tuneloop.inference.scoring import label_trie, trie_of_labels
-
     if not lead:  # what stands before an answer does not matter for its tokens
         return trie_of_labels(template, labels, [{"role": "user", "content": "x"}])
     return label_trie(labels, [[*template.encode(f" {label}"), template.end_ids[0]] for label in labels])
@@ -94,8 +90,6 @@ class LabelTrees:
 
     def of(self, template: Template, labels: tuple[str, ...]) -> tuple[LabelTrie, list[list[int]]]:
         """The tree of labels as answers, and the tokens of each label."""
-        from tuneloop.inference.scoring import label_ids, label_trie
-
         key = template.source, labels
         if key not in self._kept:
             ids = label_ids(template, labels, [{"role": "user", "content": "x"}])

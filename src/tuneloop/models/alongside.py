@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.adapters import ATTACHED, BASE
+from tuneloop.models.methods import method_of_folder
+from tuneloop.models.trained import trained_folder
 
 if TYPE_CHECKING:
     from tuneloop.models.load import Model
@@ -24,9 +26,6 @@ def load_adapter_alongside(model: Model, folder: Path) -> str:
     Raises:
         UserError: it is damaged, another base model's, or of a method that can't stand alongside others.
     """
-    from tuneloop.models.methods import method_of_folder
-    from tuneloop.models.trained import trained_folder
-
     folder = trained_folder(folder)
     method = method_of_folder(folder)
     if method is None or method.load_alongside is None:
@@ -50,8 +49,6 @@ def merge_adapter(model: Model, folder: Path) -> str:
         UserError: as `load_adapter_alongside`, or its method can't be merged.
     """
     from tuneloop.models.lora import merge_alongside
-    from tuneloop.models.methods import method_of_folder
-    from tuneloop.models.trained import trained_folder
 
     method = method_of_folder(trained_folder(folder))
     if method is None or method.merge is None:

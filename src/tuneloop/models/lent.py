@@ -13,14 +13,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.device import default_dtype, in_use
 from tuneloop.models.alongside import load_adapter_alongside, unload_adapter
+from tuneloop.models.load import Model, fingerprint, load_model
 from tuneloop.models.names import resolve
-
-if TYPE_CHECKING:
-    from tuneloop.models.load import Model
 
 
 @dataclass
@@ -42,8 +40,6 @@ def lend_model(name: str) -> Model:
     Raises:
         UserError: see `load_model`.
     """
-    from tuneloop.models.load import fingerprint, load_model
-
     with _lock:
         folder = resolve(name)
         key = folder.resolve(), fingerprint(folder), in_use(), default_dtype()

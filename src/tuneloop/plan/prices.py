@@ -17,6 +17,8 @@ from datetime import date as Day
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import home, write_yaml
 from tuneloop.plan.gpus import CPU, all_gpus
@@ -172,8 +174,6 @@ def fetched_file() -> Path:
 
 @functools.cache
 def _load(files: tuple[tuple[str, int], ...]) -> PriceTable:
-    import yaml
-
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     bundled = yaml.load(BUNDLED.read_text(encoding="utf-8"), Loader=loader)
     known = {*all_gpus(), *(gpu for group in bundled["offers"] for gpu in group["usd_per_gpu_hour"])}
@@ -252,8 +252,6 @@ def _is_date(value: Any) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -9,6 +9,8 @@ import logging
 import re
 from pathlib import Path
 
+import yaml
+
 from tuneloop.core.errors import UserError
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.shape import LIKE_LLAMA, ModelShape
@@ -32,8 +34,6 @@ _ENDINGS = r"(-(hf|instruct|it|chat|base|bnb-4bit|unsloth|fp8|intermediate-step-
 @functools.cache
 def bundled_models() -> dict[str, ModelShape]:
     """The models of `models.yaml` by their short names."""
-    import yaml
-
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     table = yaml.load(BUNDLED.read_text(encoding="utf-8"), Loader=loader)["models"]
     return {name: ModelShape.from_config(dict(zip(_KEYS, row, strict=True)), name) for name, row in table.items()}

@@ -16,7 +16,7 @@ from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.gguf import gguf_name, permuted
 from tuneloop.models.gguf_header import read_header
-from tuneloop.models.template import plain_source
+from tuneloop.models.template import Template, plain_source
 from tuneloop.release.gguf_vocabulary import vocabulary
 from tuneloop.release.tuned_weights import TunedWeights
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tuneloop.models.llama import LlamaConfig
-    from tuneloop.models.template import Template
 
 FloatType = Literal["f32", "f16", "bf16"]
 FLOAT_TYPES: tuple[FloatType, ...] = ("f32", "f16", "bf16")

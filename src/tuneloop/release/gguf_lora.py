@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.models.gguf import gguf_name, permuted
+from tuneloop.models.load import fingerprint
 from tuneloop.models.peft_layout import PEFT_PREFIX, rank_of, scale_of, stems_of
 from tuneloop.release.gguf import ARCHITECTURE, FloatType, add_fields, announce, as_numpy, written
 
@@ -67,7 +68,6 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
     import gguf
 
     from tuneloop.models.llama import LlamaConfig
-    from tuneloop.models.load import fingerprint
     from tuneloop.models.lora import read_adapter
 
     settings = check_expressible(adapter)

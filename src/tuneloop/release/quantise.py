@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.inference.llamacpp import LlamaCpp
 from tuneloop.models.gguf import gguf_name
 from tuneloop.release.gguf import FLOAT_TYPES
 
@@ -59,8 +60,6 @@ def quantise(
     Raises:
         UserError: llama.cpp is not installed or refuses, or there is no room.
     """
-    from tuneloop.inference.llamacpp import LlamaCpp
-
     if quant in NEED_IMPORTANCE and not importance:
         raise UserError(f"{quant} needs to know which inputs matter", where="--quant", next_step="add --importance")
     with busy(progress, f"quantising to {quant}"), LlamaCpp(patience=24 * 3600) as llama:

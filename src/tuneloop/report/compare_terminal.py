@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich import box
+from rich.table import Table
+
 from tuneloop.evaluate.metrics import title_of
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.report.compared import settings_apart
@@ -42,9 +45,6 @@ def print_comparison(result: EvaluationManifest, console: Console) -> None:
 
 def _print_settings(result: EvaluationManifest, console: Console) -> None:
     """The settings in which the compared runs differ: what else than the training could be behind a gain."""
-    from rich import box
-    from rich.table import Table
-
     apart = settings_apart(result)
     if not apart:
         if len(result.runs) > 1:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
 from tuneloop.records.dataset import Check, DatasetManifest
 from tuneloop.report.data_facts import above_zero, checks_of
 from tuneloop.report.facts import clean, count
@@ -12,7 +16,6 @@ from tuneloop.report.facts import short_count as short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
 MOST_KINDS = 8  # reasons or kinds named on a line
 LONGEST = 400  # characters of a message or a remedy
@@ -23,8 +26,6 @@ def data_summary(manifest: DatasetManifest) -> RenderableType:
 
     A rich console prints it at any width from about 40 columns on; nothing in it is read as markup.
     """
-    from rich.console import Group
-
     parts: list[RenderableType] = [_account(manifest)]
     if checks := [check for check in checks_of(manifest) if check.level != "ok"]:
         parts += ["", _checks(checks)]
@@ -32,9 +33,6 @@ def data_summary(manifest: DatasetManifest) -> RenderableType:
 
 
 def _account(manifest: DatasetManifest) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     counts = manifest.counts
     repaired, redacted = above_zero(manifest.repaired), above_zero(manifest.personal)
     if redacted:
@@ -69,9 +67,6 @@ def _account(manifest: DatasetManifest) -> Table:
 
 
 def _checks(checks: Sequence[Check]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

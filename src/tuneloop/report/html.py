@@ -13,6 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
 from tuneloop.core.files import write_text
 from tuneloop.evaluate.metrics import title_of
 from tuneloop.records.dataset import DatasetManifest
@@ -42,7 +46,6 @@ from tuneloop.report.table import comparison_table
 
 if TYPE_CHECKING:
     from jinja2 import Template
-    from markupsafe import Markup
 
 
 def write_report(run: Path) -> Path:
@@ -69,8 +72,6 @@ def render_report(run: Path) -> str:
 @functools.cache
 def page_template(name: str) -> Template:
     """A template of this package by its file name; the pages share `base.html.j2`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     # Autoescape: everything on the page may come from users or from a model's mouth.
     environment = Environment(
         loader=PackageLoader("tuneloop.report"),
@@ -90,15 +91,11 @@ def soft(text: str) -> Markup:
 
     A browser leaves `<wbr>` out of what is copied.
     """
-    from markupsafe import Markup, escape
-
     return Markup(re.sub(r"(?<=\w)([_/.])(?=\w)", r"\1<wbr>", str(escape(text))))
 
 
 def flags(text: str) -> Markup:
     """Escaped text whose `--flags` are not broken at their hyphens."""
-    from markupsafe import Markup, escape
-
     return Markup(re.sub(r"(?<!\w)(--[a-z][a-z-]*)", r'<span class="flag">\1</span>', str(escape(text))))
 
 
@@ -161,8 +158,6 @@ def contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
 @functools.cache
 def script_part() -> dict[str, str]:
     """The one script of a page, and its hash: the page's policy lets no other run, whatever a text holds."""
-    from markupsafe import Markup
-
     text = (files("tuneloop.report") / "templates" / "samples.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
@@ -351,6 +346,4 @@ def yaml_text(config: Mapping[str, Any]) -> str:
     """A config as YAML; an empty string for an empty one."""
     if not config:
         return ""
-    import yaml
-
     return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100))

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from tuneloop.report.facts import clean, section
+from tuneloop.workflows.recipe import Recipe
 
 # Where a run lies and where its data come from differ always, and change no result.
 NOT_SETTINGS = ("version", "output_dir")
@@ -28,10 +31,6 @@ def changed_settings(config: Mapping[str, Any]) -> list[Changed]:
 
     A learning rate is compared with the default of the run's method and loss.
     """
-    from pydantic import ValidationError
-
-    from tuneloop.workflows.recipe import Recipe
-
     plain = flat(Recipe().model_dump(mode="json"))
     train = section(config.get("train"))
     chosen = {key: train[key] for key in ("method", "loss") if key in train}

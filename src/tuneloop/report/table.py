@@ -8,7 +8,11 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from tuneloop.evaluate.metrics import title_of
 from tuneloop.records.evaluation import EvaluationManifest
@@ -22,9 +26,6 @@ from tuneloop.report.facts import (
     signed,
     systems_of,
 )
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Format = Literal["markdown", "latex", "csv"]
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -154,10 +155,6 @@ def on_terminal(table: ComparisonTable, width: int, *, title: str = "", verdicts
 
     Intervals stand below their figures where verdicts are shown or the terminal is narrow.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     names = max([len(line.name) for line in table.lines] + [10])
     widest = [max(len(" ".join(line.scores[i]).strip()) + 3 for line in table.lines) for i in range(len(table.metrics))]
     below = verdicts or names + sum(widest) + GAIN_AND_P > width

@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
+from rich.console import Console as Plain
+from rich.table import Table
+from rich.text import Text
+
 from tuneloop.report.facts import (
     RunFacts,
     count,
@@ -27,8 +32,6 @@ from tuneloop.report.table import comparison_table, on_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
-    from rich.text import Text
 
 SIDE_BY_SIDE = 100  # columns from which samples stand next to each other
 LONGEST_PROMPT, LONGEST_ANSWER = 240, 420  # characters; the report has more
@@ -43,8 +46,6 @@ def print_closing(run: Path, console: Console) -> None:
             console.print(part)
         return
     # A console of another encoding would end the job at the first arrow or umlaut.
-    from rich.console import Console as Plain
-
     buffer = io.StringIO()
     plain = Plain(file=buffer, width=console.width, color_system=None, safe_box=True)
     for part in parts:
@@ -66,8 +67,6 @@ def print_closing(run: Path, console: Console) -> None:
 
 def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
     """The parts of the closing report, in order, laid out for `width` columns; raises as `read_run` does."""
-    from rich.text import Text
-
     facts = read_run(run)
     metrics = shown_metrics(facts.evaluation)
     lines = systems_of(facts.evaluation, metrics)
@@ -103,9 +102,6 @@ def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
 
 
 def _promises_table(outcome: Sequence[Any]) -> Table:
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("")
     table.add_column("predicted", overflow="fold")
@@ -132,10 +128,6 @@ def fit_side_by_side(samples: Sequence[JudgedSample], width: int) -> bool:
 
 def samples_side_by_side(samples: Sequence[JudgedSample], choice: Choice) -> Table:
     """A column each for the prompt with what the row tells, the reference and every system."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=box.SIMPLE_HEAD, show_lines=False, pad_edge=False, padding=(0, 1), expand=True)
     table.add_column("prompt", ratio=4, overflow="fold")
     for name in ("reference", *choice.names, choice.own):
@@ -152,9 +144,6 @@ def samples_side_by_side(samples: Sequence[JudgedSample], choice: Choice) -> Tab
 
 def samples_stacked(samples: Sequence[JudgedSample], choice: Choice) -> Table:
     """For narrow terminals: what the row tells, the prompt, then one line (or more) an answer."""
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(ratio=1, overflow="fold")
@@ -178,8 +167,6 @@ def _prompt(t: JudgedSample) -> str:
 
 def _judged(answer: str, right: bool | None) -> Text:
     """An answer, with a mark in front where right and wrong are plain to see."""
-    from rich.text import Text
-
     text = Text()
     if right is not None:
         text.append("✓\u00a0" if right else "✗\u00a0", style="green" if right else "red")
@@ -200,9 +187,6 @@ def _short(value: str, longest: int) -> str:
 
 
 def _paths(facts: RunFacts) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")

@@ -7,14 +7,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from tuneloop.scale.deployment import REQUEST, Deployment, first_request
 from tuneloop.scale.hosts import Host
 
 
 def yaml_text(what: str, *documents: Mapping[str, Any]) -> str:
     """YAML documents, with a comment that says what they are."""
-    import yaml
-
     parts = [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True, width=1000) for each in documents]
     return f"# {what}\n" + "---\n".join(parts)
 

@@ -7,12 +7,14 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
 
 import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.inference.scoring import label_distribution
 from tuneloop.records.completion import Completion
 from tuneloop.records.feedback import feedback_of
 from tuneloop.serve import asked as read
@@ -21,6 +23,8 @@ from tuneloop.serve.asked import Asked
 from tuneloop.serve.errors import ApiError, too_much
 from tuneloop.serve.gateway import Caller, Gateway, Piece, ServedModel
 from tuneloop.serve.limits import FeedbackLimit, Refusal
+from tuneloop.serve.openapi import document
+from tuneloop.serve.page import PAGE
 
 MOST_FEEDBACK = 100_000  # bytes of feedback from a page
 MOST_DEPTH = 200  # levels of objects and lists in a body: deeper ones can't be written again
@@ -442,8 +446,6 @@ class Server:
 
     async def widget(self, call: Call) -> None:
         """`GET /feedback.js`: thumbs, correction and comment for any page."""
-        from importlib.resources import files
-
         script = (files("tuneloop.serve") / "feedback.js").read_bytes()
         await call.reply_bytes(script, "text/javascript; charset=utf-8", headers={"cache-control": "max-age=300"})
 
@@ -498,14 +500,10 @@ class Server:
 
     async def openapi(self, call: Call) -> None:
         """`GET /openapi.json`."""
-        from tuneloop.serve.openapi import document
-
         await call.reply(document(batches=self.gateway.config.batch.enabled))
 
     async def page(self, call: Call) -> None:
         """`GET /`: state, models, a box to try a prompt."""
-        from tuneloop.serve.page import PAGE
-
         await call.reply_bytes(PAGE.encode(), "text/html; charset=utf-8", headers={"x-frame-options": "DENY"})
 
 
@@ -531,8 +529,6 @@ async def whole(pieces: AsyncGenerator[Piece, None]) -> tuple[Piece, list[Comple
 
 def _probabilities(completion: Completion, model: ServedModel, top: int) -> dict[str, float] | None:
     """Probabilities of the labels, or of the likeliest ones, the answer first; None where the engine tells no scores."""
-    from tuneloop.inference.scoring import label_distribution
-
     if not completion.label_scores or not model.label_tokens:
         return None
     return label_distribution(completion, model.label_tokens, top or len(model.labels))

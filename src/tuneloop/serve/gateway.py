@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
-from tuneloop.inference.engines import can_give_way
+from tuneloop.inference.engines import ServingEngine, can_give_way
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
@@ -32,7 +32,6 @@ from tuneloop.serve.writer import StoreWriter
 
 if TYPE_CHECKING:
     from tuneloop.inference.engine import Update
-    from tuneloop.inference.engines import ServingEngine
     from tuneloop.records.api_key import ApiKey
 
 

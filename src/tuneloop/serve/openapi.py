@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tuneloop import __version__
+
 _TEXT = {"type": "string"}
 _WHOLE = {"type": "integer"}
 _YES = {"type": "boolean"}
@@ -139,8 +141,6 @@ def document(*, batches: bool = True) -> dict[str, Any]:
     Args:
         batches: whether the server takes batches.
     """
-    from tuneloop import __version__
-
     refused = {"description": "Refused", "content": {"application/json": {"schema": _ERROR}}}
     done = {"200": {"description": "Done"}, "4XX": refused, "5XX": refused}
     paths: dict[str, Any] = {}

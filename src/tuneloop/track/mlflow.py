@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import math
 import time
@@ -82,8 +83,6 @@ def _experiment_id(client: MlflowClient, follower: Follower) -> str:
 
 
 def _source_tags(follower: Follower) -> dict[str, str]:
-    import getpass
-
     tags = {"mlflow.source.name": "tuneloop", "mlflow.source.type": "LOCAL", "tuneloop.run": str(follower.run)}
     with contextlib.suppress(Exception):  # no such user in a container
         tags["mlflow.user"] = getpass.getuser()

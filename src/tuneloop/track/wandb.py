@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 from tuneloop.records.dataset import DatasetManifest
@@ -13,8 +14,6 @@ from tuneloop.track.follow import Follower, Point, figures_of, flatten, forget
 
 def open_run(follower: Follower) -> None:
     """Begin the run of this folder, or go on with it by its id."""
-    import secrets
-
     import wandb
 
     if not follower.state.run_id:

@@ -23,7 +23,8 @@ from tuneloop.inference.generate import answer_requests
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.inference.targets.local import open_folder_or_name
-from tuneloop.models.load import Model
+from tuneloop.models.load import Model, load_model
+from tuneloop.models.quantised import quantise
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
 from tuneloop.models.trained import load_trained
@@ -58,9 +59,6 @@ def stored_by(folder: str) -> TopStore:
 @functools.lru_cache(maxsize=1)
 def teacher_model(name: str, bits: int = 16) -> Model:
     """A teacher that is asked in each step; it is loaded once, and let go by `teacher_model.cache_clear`."""
-    from tuneloop.models.load import load_model
-    from tuneloop.models.quantised import quantise
-
     target = open_folder_or_name(name)
     model = load_model(target.base, prepare=quantise if bits == 4 else None)
     if target.trained is not None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.device import backend, default_dtype, wait
 from tuneloop.core.errors import UserError
 from tuneloop.models.methods import method_named
 from tuneloop.models.shape import ModelShape
@@ -59,8 +60,6 @@ def matmul_peak(dtype: torch.dtype | None = None, device: torch.device | str = "
         seconds: spent on it, about.
     """
     import torch
-
-    from tuneloop.core.device import backend, default_dtype, wait
 
     dtype, best, began = dtype or default_dtype(), 0.0, time.perf_counter()
     for n in backend(device).peak_sizes:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tuneloop.core.device import Backend, backend, in_parts, put
 from tuneloop.core.progress import Progress, no_progress
@@ -235,8 +236,6 @@ def _in_chunks(
     function: Callable[..., Tensor], hidden_NC: Tensor, head_VC: Tensor, beside_N: Tensor, size: int = 256
 ) -> Tensor:
     """A function of logits, computed again in the backward pass so that those of one chunk exist at a time."""
-    from torch.utils.checkpoint import checkpoint
-
     out = [
         checkpoint(function, part, head_VC, alongside, use_reentrant=False, preserve_rng_state=False)
         if torch.is_grad_enabled()

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from tuneloop.core.errors import UserError
 from tuneloop.models.template import Rendered, Template
 from tuneloop.records.rows import Message, Row
+from tuneloop.train.alignment import aligned
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loss_table import LOSSES, RowKind
+from tuneloop.train.teachers import check_teacher, keys_of, teachers_template
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,6 @@ def _taught(rows: Sequence[Row], template: Template, config: TrainConfig) -> lis
     Raises:
         UserError: nothing is stored of a row, or the teacher has other tokens or another chat template.
     """
-    from tuneloop.train.teachers import check_teacher, keys_of
-
     made = [template.render(row.messages, row.tools) for row in rows]
     if made and config.divergence == "universal":
         return _taught_by_other_tokens(rows, made, template, config)
@@ -148,9 +148,6 @@ def _taught_by_other_tokens(
     rows: Sequence[Row], made: Sequence[Rendered], template: Template, config: TrainConfig
 ) -> list[TrainRow]:
     """Conversations of a teacher with other tokens, each as both read it."""
-    from tuneloop.train.alignment import aligned
-    from tuneloop.train.teachers import keys_of, teachers_template
-
     theirs = teachers_template(config)
     others = [theirs.render(row.messages, row.tools) for row in rows]
     return [

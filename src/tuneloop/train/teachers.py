@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
+from tuneloop.inference.targets.local import LocalTarget, open_folder_or_name
+from tuneloop.models.load import load_tokenizer
 from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.rows import Row
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.top_logits import TopStore, is_store, row_key
-
-if TYPE_CHECKING:
-    from tuneloop.inference.targets.local import LocalTarget
 
 BY_TEXT = (
     "set train.divergence=universal, or let the student learn the teacher's answers: tuneloop distill --level text"
@@ -87,8 +85,6 @@ def teachers_template(config: TrainConfig) -> Template:
 
 def own_template(teacher: LocalTarget) -> Template:
     """A teacher's tokenizer with the chat template that it was trained with."""
-    from tuneloop.models.load import load_tokenizer
-
     theirs = load_tokenizer(teacher.base)
     return replace(theirs, source=teacher.template) if teacher.template else theirs
 
@@ -105,8 +101,6 @@ def teacher_hash(config: TrainConfig) -> list[str]:
 
 def open_teacher(name: str) -> LocalTarget:
     """A teacher by its name; its model is not loaded."""
-    from tuneloop.inference.targets.local import open_folder_or_name
-
     return open_folder_or_name(name)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.progress import Progress
+from tuneloop.data.dataset import load_dataset, prepare_key, sha256_of_source
 from tuneloop.data.sources.read import find_files
 from tuneloop.models.names import PACKAGED, is_local
 from tuneloop.records.advice import AdviceRecord
@@ -65,8 +66,6 @@ class Counted:
 @contextmanager
 def counted_data(recipe: Recipe, out: str = "", *, progress: Progress, say: Callable[[str], None]) -> Iterator[Counted]:
     """The recipe's data, to be counted: as they have been prepared before; large ones by a sample; else as `read_data` prepares and keeps them."""
-    from tuneloop.data.dataset import load_dataset
-
     if (before := _prepared_before(recipe, out)) is not None:
         say(f"data set {before}, prepared before")
         yield Counted(str(before), load_dataset(before).manifest.hash)
@@ -80,8 +79,6 @@ def counted_data(recipe: Recipe, out: str = "", *, progress: Progress, say: Call
 
 def _prepared_before(recipe: Recipe, out: str) -> Path | None:
     """Where `run`, `prepare` or `advise` have prepared these data."""
-    from tuneloop.data.dataset import prepare_key
-
     if _is_prepared(recipe):
         return None
     key = prepare_key(
@@ -105,8 +102,6 @@ def _is_prepared(recipe: Recipe) -> bool:
 
 def hashes_of_sources(recipe: Recipe) -> list[str]:
     """SHA-256 of each file of a recipe's data, as a manifest's `sources` have it."""
-    from tuneloop.data.dataset import sha256_of_source
-
     return [sha256_of_source(file.path) for file in find_files(recipe.data.sources, recipe.data.max_expansion)]
 
 

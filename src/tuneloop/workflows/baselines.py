@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.progress import Progress, busy
+from tuneloop.evaluate.evaluate import Evaluation, sample_rows
+from tuneloop.evaluate.few_shot import labels_shown
+from tuneloop.evaluate.scoring import usual_answer
 from tuneloop.models.methods import base_only
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import AnswerCost, BaselinesManifest, Subject
@@ -33,7 +36,6 @@ from tuneloop.workflows.scoring import (
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.config import EvaluateConfig
-    from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.workflows.rounds import Answered
     from tuneloop.workflows.systems import SystemAnswers
 
@@ -48,7 +50,6 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None 
     Args:
         answered: what the base model has answered already, to all rows of the sample.
     """
-    from tuneloop.evaluate.evaluate import sample_rows
     from tuneloop.evaluate.results import load_evaluation
 
     recipe = job.recipe
@@ -167,7 +168,6 @@ class Before:
 
 def measured_before(job: RunContext, dataset: Dataset) -> Before | None:
     """The baselines that `advise --measure` has measured on most rows with all else as in this run; None where there are none."""
-    from tuneloop.evaluate.evaluate import sample_rows
     from tuneloop.evaluate.results import load_evaluation
 
     recipe, rows = job.recipe, len(sample_rows(dataset.test, None, seed=job.recipe.seed))
@@ -321,7 +321,6 @@ def ask_base(
 
     Under a limit on the whole run, all time is for answers: the loss of the reference answers is not measured.
     """
-    from tuneloop.evaluate.few_shot import labels_shown
     from tuneloop.workflows.systems import Asking, ask, uses_choice
 
     config = job.recipe.evaluate
@@ -356,7 +355,6 @@ def _ask_majority(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dic
     It costs nothing, so no setting turns it off.
     """
     from tuneloop.evaluate.classical import MAJORITY, majority_system
-    from tuneloop.evaluate.scoring import usual_answer
     from tuneloop.workflows.systems import SystemAnswers
 
     if dataset.task == "classification":

@@ -17,13 +17,17 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, replacing, sha256_file
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.ray_cluster import on_ray
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.task import Prompt
+from tuneloop.scale.actors import asked_actors, usual_actors
 from tuneloop.serve.batch import ERRORS, INPUT, OUTPUT, STATE, Answer, Batch, answer_by, make_batch
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import Caller, Gateway, ServedModel
+from tuneloop.workflows.on_ray import address_of, whole_path
 from tuneloop.workflows.predict import SAMPLE, Asker, Options
+from tuneloop.workflows.predict_files import expected_columns, read_rows
 from tuneloop.workflows.serve import gateway_of
 from tuneloop.workflows.serve_models import Say, deployment_of
 from tuneloop.workflows.targets import TaskTarget, open_with_task
@@ -146,10 +150,6 @@ async def _answer_on_ray(
     given: BatchInput, config: ServeConfig, target: TaskTarget, requests: bool, say: Say, progress: Progress
 ) -> str:
     """As `_answer`, by actors; the journal is here, so that each row is done once whatever is lost there."""
-    from tuneloop.core.ray_cluster import on_ray
-    from tuneloop.scale.actors import asked_actors, usual_actors
-    from tuneloop.workflows.on_ray import address_of, whole_path
-
     with on_ray(address_of(given.on)) as ray:
         actors = usual_actors(ray, given.actors)
         say(
@@ -239,8 +239,6 @@ def _write_rows(given: BatchInput, target: TaskTarget) -> None:
 
 def _rows(given: BatchInput, target: TaskTarget) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
     """Id and record of each row: of a document its path, else the column `id`, where its values differ, or the line."""
-    from tuneloop.workflows.predict_files import expected_columns, read_rows
-
     source = given.source
     if source.is_dir():
         for path in _documents(source):

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import Prompt
+from tuneloop.evaluate.few_shot import example_turns
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.methods import base_only
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 from tuneloop.workflows.predict import Asker, Options, Prediction, prediction_of
+from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
 from tuneloop.workflows.targets import TaskTarget, open_with_task
 
 if TYPE_CHECKING:
@@ -254,8 +256,6 @@ def _examples(target: TaskTarget, of: TaskTarget) -> list[Message]:
     Raises:
         UserError: the target is no run, or its data set is gone.
     """
-    from tuneloop.evaluate.few_shot import example_turns
-    from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
     from tuneloop.workflows.systems import few_shot_examples
 
     run = target.local.run if target.local else None

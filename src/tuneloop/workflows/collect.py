@@ -15,6 +15,7 @@ from tuneloop.improve.collect import CollectOptions, collect
 from tuneloop.records.collected import CollectedManifest
 from tuneloop.records.record import write_record
 from tuneloop.serve.store import opened, read_feedback, read_requests, store_name
+from tuneloop.workflows.training_rows import write_training_rows
 
 FILES = ("sft", "preference", "kto", "heldout", "must_pass")
 
@@ -89,6 +90,4 @@ def _write(
             (folder / f"{name}.jsonl").unlink(missing_ok=True)
     if not run:
         return {}, ""
-    from tuneloop.workflows.training_rows import write_training_rows
-
     return write_training_rows(run, rows["sft"], rows["heldout"], folder)

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
-from tuneloop.records.evaluation import EvaluationManifest, Subject, split_place
+from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words
+from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
 from tuneloop.records.record import read_record
+from tuneloop.report.eval_html import write_page
 from tuneloop.workflows.evaluations import EvalTarget, Say, evaluate_target
 from tuneloop.workflows.recipes import name_of
 from tuneloop.workflows.registry import evaluation_place
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
-    from tuneloop.records.evaluation import Comparison
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,6 @@ def compare_evaluations(
     from tuneloop.evaluate.compare import adjusted, compare
     from tuneloop.evaluate.leaderboard import leaderboard
     from tuneloop.evaluate.results import ComparedWith, write_evaluation
-    from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words
-    from tuneloop.report.eval_html import write_page
 
     loaded = load_systems(places, folders)
     at = {place: split_place((folders or {}).get(place) or evaluation_place(place)) for place in places}

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.core.progress import busy
+from tuneloop.evaluate.consistency import FEWEST_WAYS, Way, measure_consistency, ways_of
+from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.side_effects import AskedAgain
 from tuneloop.workflows.run_context import RunContext
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.config import EvaluateConfig
-    from tuneloop.evaluate.consistency import Way
     from tuneloop.inference.sampling import Sampling
     from tuneloop.models.load import Model
     from tuneloop.workflows.systems import SystemAnswers
@@ -49,9 +50,6 @@ def consistency_part(
         drawn: whether answers are written token by token, so that some can be drawn.
         costs: system -> `seconds` that its answers to all `rows` took.
     """
-    from tuneloop.evaluate.consistency import FEWEST_WAYS, measure_consistency, ways_of
-    from tuneloop.evaluate.evaluate import sample_rows
-
     config, seed = job.recipe.evaluate, job.recipe.seed
     if not config.consistency:
         return {}

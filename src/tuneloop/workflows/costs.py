@@ -10,9 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tuneloop.advise.advise import make_question
+from tuneloop.advise.economy import serving
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.core.ids import utc
+from tuneloop.plan.prices import load_prices
 from tuneloop.serve.database import Database
 from tuneloop.serve.store import STATE, opened, store_folder
 
@@ -182,10 +185,6 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
 
 
 def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | None:
-    from tuneloop.advise.advise import make_question
-    from tuneloop.advise.economy import serving
-    from tuneloop.plan.prices import load_prices
-
     answered = total.requests - total.failed
     if not base or not answered or not total.seconds:
         return None
@@ -231,8 +230,6 @@ def _rows(groups: Sequence[tuple[Any, ...]], place: int | None) -> list[tuple[An
 
 
 def _hosted(base: str, total: CostRow, usd_per_hour: float) -> list[Hosted]:
-    from tuneloop.plan.prices import load_prices
-
     found = []
     for price in load_prices().hosted(base) if base else []:
         usd = (total.prompt_tokens * price.input + total.completion_tokens * price.output) / 1e6

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json, write_text
 from tuneloop.models.names import SHORT_NAMES
+from tuneloop.plan.gpus import all_gpus, find_gpu
+from tuneloop.plan.prices import load_prices
+from tuneloop.plan.shape import find_model
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.hosting import HostedDeployment
 from tuneloop.release.verify import read_intact
@@ -156,8 +159,6 @@ def launch_of(project: Project, wish: DeployWish) -> Launch:
 
 
 def _shape(folder: Path, manifest: ArtifactManifest) -> ModelShape:
-    from tuneloop.plan.shape import find_model
-
     config = folder / "config.json"
     return find_model(str(folder) if config.is_file() else manifest.base.model)[1]
 
@@ -188,8 +189,6 @@ def _rank(folder: Path) -> int:
 
 def _machine(host: Host, size: Size, wish: DeployWish) -> Machine | None:
     """The cards of a replica; None where the host needs none."""
-    from tuneloop.plan.gpus import all_gpus, find_gpu
-
     gpu = wish.gpu
     if not host.gpus:
         return None
@@ -211,9 +210,6 @@ def _machine(host: Host, size: Size, wish: DeployWish) -> Machine | None:
 
 def _card(key: str, host: Host) -> Card:
     """A card with the host's own price, or else with the cheapest on demand, which is said."""
-    from tuneloop.plan.gpus import all_gpus
-    from tuneloop.plan.prices import load_prices
-
     gpu, table = all_gpus()[key], load_prices()
     card = Card(key, gpu.name, gpu.gib, counts=host.counts.get(key, (1, 2, 4, 8)), bf16=gpu.bf16)
     own = [price for level in table.levels for price in level if price.gpu == key and price.provider in host.providers]

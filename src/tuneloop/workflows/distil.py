@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.combine.options import DistilOptions
+from tuneloop.combine.prune import layers_to_drop, write_pruned
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.units import usd_words
+from tuneloop.data.dataset import load_dataset
+from tuneloop.evaluate.evaluate import sample_rows
+from tuneloop.evaluate.metrics import lower_is_better
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import skeleton
@@ -74,8 +78,6 @@ def distil(
     Raises:
         UserError: no such teacher or rows; no student, or one that is no smaller; too few usable answers.
     """
-    from tuneloop.data.dataset import load_dataset
-
     teacher, student = given.teacher, given.student
     job = DistilJob(
         open_with_task(teacher, endpoint=given.endpoint),
@@ -119,8 +121,6 @@ def distil(
 
 def _pruned(job: DistilJob) -> PrunedStudent:
     """The teacher without some layers, as a model's folder; found again where it was made already."""
-    from tuneloop.combine.prune import layers_to_drop, write_pruned
-
     local, out = job.teacher.local, job.place / "student"
     assert local is not None, "checked before"
     record = job.place / "student.json"
@@ -258,7 +258,6 @@ def _as_long(recipe: Recipe, job: DistilJob, taught: Dataset) -> Recipe:
 def _figures(job: DistilJob, control: Path | None) -> DistilledFigures | None:
     """Teacher, control and student on the same test rows."""
     from tuneloop.combine.gains import difference, kept_share, ratio
-    from tuneloop.evaluate.evaluate import sample_rows
 
     rows = sample_rows(job.dataset.test, job.options.rows, seed=0, stratum=job.dataset.stratum)
     if not rows:
@@ -292,7 +291,6 @@ class _Scored:
 def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     """Ask a model for rows, and judge its answers."""
     from tuneloop.combine.gains import Score
-    from tuneloop.evaluate.metrics import lower_is_better
     from tuneloop.workflows.systems import SystemAnswers
 
     limit = target.task.max_new_tokens if target.task else 256

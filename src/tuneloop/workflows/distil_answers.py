@@ -15,15 +15,18 @@ from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.evaluate.metrics.overlap import token_f1
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.workflows.distil_gate import AnswerGate, load_gate
+from tuneloop.workflows.distil_prompts import unlabelled_rows
+from tuneloop.workflows.judge import Judge, conversation_of
 from tuneloop.workflows.targets import TaskTarget
 
 if TYPE_CHECKING:
-    from tuneloop.workflows.distil_gate import AnswerGate
     from tuneloop.workflows.distil_store import ProbabilityStore
 
 Say = Callable[[str], None]
@@ -62,15 +65,11 @@ class DistilJob:
     @cached_property
     def gate(self) -> AnswerGate | None:
         """What each answer must hold; None: nothing."""
-        from tuneloop.workflows.distil_gate import load_gate
-
         return load_gate(self.options.gate)
 
     @cached_property
     def unlabelled(self) -> list[Row]:
         """Further requests, without answers of their own, which the teacher answers as well."""
-        from tuneloop.workflows.distil_prompts import unlabelled_rows
-
         return unlabelled_rows(self.options.prompts, self.dataset, self.dropped) if self.options.prompts else []
 
     @property
@@ -234,8 +233,6 @@ def _overlaps(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, l
 
     The first is the answer of least Bayes risk (Kumar and Byrne 2004) with token F1 as its gain; it needs no reference.
     """
-    from tuneloop.evaluate.metrics.overlap import token_f1
-
     found = {}
     for row in job.for_teacher:
         texts = {n: known[row.id, n].text for n in usable[row.id]}
@@ -252,7 +249,6 @@ def _overlaps(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, l
 def _judged(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, list[int]]) -> dict[Draw, float]:
     """What a judge rates each usable answer, 1 to 5; its ratings are written down as they come."""
     from tuneloop.evaluate.judge import Rated, judge_answers, load_judge_prompt
-    from tuneloop.workflows.judge import Judge, conversation_of
 
     prompt = load_judge_prompt("rubric")
     draws = [(row, n) for row in job.for_teacher for n in usable[row.id]]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
+from tuneloop.data.config import DuplicatesConfig
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.rows import Dataset, Message, Row
 
@@ -89,7 +90,6 @@ def _prompts(source: str, dataset: Dataset, dropped: Counter[str]) -> list[tuple
 
 def _without_contamination(rows: list[Row], dataset: Dataset) -> list[Row]:
     """The rows that are neither equal nor near to a validation or test row."""
-    from tuneloop.data.config import DuplicatesConfig
     from tuneloop.data.dedup.contamination import find_contamination, index_of
     from tuneloop.data.dedup.minhash import texts_of
 

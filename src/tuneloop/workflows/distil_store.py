@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.files import content_hash
 from tuneloop.inference.request import Request
+from tuneloop.models.load import load_tokenizer
 from tuneloop.records.completion import Completion
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.records.rows import Dataset, Message, Row
+from tuneloop.train.teachers import own_template, refuse_other_tokens
+from tuneloop.train.top_logits import TopStore, row_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from tuneloop.inference.targets.local import LocalTarget
     from tuneloop.models.template import Rendered, Template
     from tuneloop.train.config import TrainConfig
-    from tuneloop.train.top_logits import TopStore
     from tuneloop.workflows.distil_answers import DistilJob
 
 
@@ -49,10 +51,6 @@ class ProbabilityStore:
         Raises:
             UserError: teacher and student have different tokens or templates, and the divergence is not the universal one.
         """
-        from tuneloop.models.load import load_tokenizer
-        from tuneloop.train.teachers import own_template, refuse_other_tokens
-        from tuneloop.train.top_logits import TopStore
-
         local = job.teacher.local
         assert local is not None, "checked before"
         universal, row = config.divergence == "universal", job.dataset.train[0]
@@ -110,7 +108,6 @@ class ProbabilityStore:
         import torch
 
         from tuneloop.train.distil import store_states
-        from tuneloop.train.top_logits import row_key
 
         rows: list[Rendered] = []
         kept: list[Tensor] = []

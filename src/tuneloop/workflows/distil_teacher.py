@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file, write_jsonl
+from tuneloop.data.dataset import label_counts, load_dataset
 from tuneloop.records.dataset import MANIFEST, SplitFile
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
@@ -18,8 +19,6 @@ def taught_rows(job: DistilJob) -> Dataset:
     Raises:
         UserError: hardly an answer is usable.
     """
-    from tuneloop.data.dataset import label_counts, load_dataset
-
     answers = answers_of(job)
     kept: list[Row] = [] if job.options.answers == "teacher" else list(job.dataset.train)
     for row in job.for_teacher:

@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from tuneloop.core.device import default_dtype, release_memory
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.inference.crew import SharedWork
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import needs_several_cards
 from tuneloop.models.sharded import is_first, processes, rank
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.train.distributed import (
+    broadcast,
+    gathered,
+    joined,
+    lost_the_first,
+    processes_wanted,
+    receive,
+    start_processes,
+)
 from tuneloop.workflows.run_context import RunContext, attach_trained
 from tuneloop.workflows.stored import keep_checkpoints
 
@@ -71,8 +81,6 @@ def shared_out(recipe: Recipe, *, answers_only: bool = False) -> int | None:
     Args:
         answers_only: nothing is trained, so that a model that needs several GPUs by itself is asked by one process.
     """
-    from tuneloop.train.distributed import processes_wanted, start_processes
-
     count = processes_wanted(recipe.train.gpus)
     if count > 1 and answers_only and needs_several_cards(recipe.model, default_dtype()):
         return None
@@ -82,8 +90,6 @@ def shared_out(recipe: Recipe, *, answers_only: bool = False) -> int | None:
 @contextmanager
 def leading(job: RunContext) -> Iterator[None]:
     """Where several processes share a job, the first does it; the others take part in training and answering, say nothing, and end with it."""
-    from tuneloop.train.distributed import broadcast, joined, lost_the_first, receive
-
     with joined():
         if is_first():
             if processes() > 1:
@@ -110,8 +116,6 @@ def leading(job: RunContext) -> Iterator[None]:
 
 def distributed_run(job: RunContext, part: Part) -> Any:
     """Do a part of the run with all processes."""
-    from tuneloop.train.distributed import broadcast
-
     broadcast(part)
     return _take_part(job, part)
 
@@ -157,8 +161,6 @@ def _answered(job: RunContext, work: SharedWork, progress: Progress) -> list[Any
     Raises:
         Exception: what any of them has met.
     """
-    from tuneloop.train.distributed import broadcast
-
     broadcast(Answers(work, job.tuned))
     found: dict[int, Any] = {}
     for part in _own_part(job, work, progress):
@@ -186,8 +188,6 @@ def _let_go(job: RunContext) -> None:
 
 def _own_part(job: RunContext, work: SharedWork, progress: Progress) -> list[Any]:
     """What each process has answered, by row, or the error that it has met: all of them wait here for each other."""
-    from tuneloop.train.distributed import gathered
-
     own: dict[int, Any] | Exception
     try:
         own = work.part(LocalTarget.of(replace(job.model, crew=None)), rank(), processes(), progress)
@@ -198,8 +198,6 @@ def _own_part(job: RunContext, work: SharedWork, progress: Progress) -> list[Any
 
 def held_out(job: RunContext, dataset: Dataset) -> list[Rendered]:
     """General rows that were held out of a mix: their loss shows what training forgets."""
-    from tuneloop.data.mix import GENERAL_FILE
-
     file = Path(dataset.path) / GENERAL_FILE
     rows = [Row.from_json(record) for record in read_jsonl(file)] if file.is_file() else []
     return [job.template.render(row.messages, row.tools) for row in rows]

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress
 from tuneloop.data.config import PrepareConfig
+from tuneloop.data.load_eval_file import read_whole
+from tuneloop.data.mix import GENERAL_FILE
+from tuneloop.evaluate.evaluate import Evaluation, check_ids, sample_rows
+from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only, method_of_folder
 from tuneloop.models.trained import trained_folder
 from tuneloop.records.completion import Completion
@@ -32,8 +36,6 @@ from tuneloop.workflows.scoring import (
 )
 
 if TYPE_CHECKING:
-    from tuneloop.evaluate.evaluate import Evaluation
-    from tuneloop.models.load import Model
     from tuneloop.workflows.time_limit import TimeLimit
 
 
@@ -49,7 +51,6 @@ def evaluate_stage(
     Args:
         limit: should its time run out, all systems are compared on the rows that the tuned model has been asked.
     """
-    from tuneloop.evaluate.evaluate import check_ids, sample_rows
     from tuneloop.workflows.systems import ask
 
     recipe = job.recipe
@@ -97,8 +98,6 @@ def after_tuning(
     Args:
         base: the model before, for a while; default: the run's base.
     """
-    from tuneloop.data.load_eval_file import read_whole
-    from tuneloop.data.mix import GENERAL_FILE
     from tuneloop.workflows.systems import side_effects
 
     config = job.recipe.evaluate
@@ -120,8 +119,6 @@ def after_tuning(
 @contextmanager
 def base_model(job: RunContext) -> Iterator[Model]:
     """The model before training: the same weights with the adapter switched off, or loaded again where all were trained."""
-    from tuneloop.models.load import load_model
-
     method = method_of_folder(trained_folder(job.folder))
     if method is None or method.disabled is None:
         yield load_model(job.recipe.model)

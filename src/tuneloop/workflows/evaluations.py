@@ -12,12 +12,25 @@ from typing import TYPE_CHECKING, Any, Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, sha256_file
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.ray_cluster import on_ray
 from tuneloop.data.config import PersonalConfig, PrepareConfig
+from tuneloop.data.load_eval_file import IDS, read_whole
+from tuneloop.data.pii import Redactor
 from tuneloop.data.sources.read import read_records
+from tuneloop.evaluate.evaluate import Evaluation, check_ids, sample_rows
+from tuneloop.evaluate.few_shot import choose_examples, nearest_examples
+from tuneloop.evaluate.metrics.code import problem_of
+from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
 from tuneloop.evaluate.options import EvalOptions
+from tuneloop.evaluate.predictions import answers_from
+from tuneloop.evaluate.prompt import AS_IT_IS, load_prompt, prompt_turns
+from tuneloop.inference.client import Endpoint, failures, usage
 from tuneloop.inference.request import Request
-from tuneloop.inference.sampling import GREEDY
+from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.inference.targets import open_target
+from tuneloop.inference.targets.endpoint import EndpointTarget
+from tuneloop.inference.targets.gguf import GgufTarget, as_gguf
+from tuneloop.models.load import Model, load_model
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind
 from tuneloop.records.completion import Completion
@@ -26,10 +39,14 @@ from tuneloop.records.evaluation import BaselinesManifest, Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Reject, Row
 from tuneloop.records.run import RunManifest
+from tuneloop.report.eval_html import write_page
+from tuneloop.scale.actors import ordered_by_actors, usual_actors
 from tuneloop.workflows.baselines import majority_of
 from tuneloop.workflows.consistency import Ask, asked_prompts, consistency_part, is_drawn
 from tuneloop.workflows.distributed import leading, shared_out
 from tuneloop.workflows.evaluate import after_tuning, base_model, tuned_key
+from tuneloop.workflows.gguf import ask_gguf
+from tuneloop.workflows.on_ray import address_of, whole_path
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.recipes import name_of, recipe_of
 from tuneloop.workflows.registry import local_name
@@ -37,12 +54,6 @@ from tuneloop.workflows.run_context import RunContext, attach_trained, dataset_o
 from tuneloop.workflows.scoring import cost_of, how_far_trained, score, write_scored
 
 if TYPE_CHECKING:
-    from tuneloop.data.config import PersonalConfig
-    from tuneloop.data.pii import Redactor
-    from tuneloop.evaluate.evaluate import Evaluation
-    from tuneloop.inference.client import Endpoint
-    from tuneloop.inference.sampling import Sampling
-    from tuneloop.models.load import Model
     from tuneloop.workflows.systems import SystemAnswers
 
 Say = Callable[[str], None]
@@ -123,9 +134,6 @@ def processes_to_start(question: EvalTarget) -> int | None:
 
 def _evaluated(job: RunContext, question: EvalTarget) -> Result:
     """The evaluation, by the first of several processes."""
-    from tuneloop.evaluate.evaluate import check_ids, sample_rows
-    from tuneloop.report.eval_html import write_page
-
     recipe, kind, say = job.recipe, question.kind, job.say
     dataset, split = _rows_of(job, question)
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
@@ -230,8 +238,6 @@ def _personal(recipe: Recipe, question: EvalTarget, known: Dataset | None) -> Pe
 
 def _with_file(job: RunContext, known: Dataset | None, file: str, config: Any, prompts: bool) -> Dataset:
     """The rows of a file, next to what a data set says of the task."""
-    from tuneloop.data.load_eval_file import read_whole
-
     whole = read_whole(file, config, prompts=prompts, redact=True)
     rows, task = whole.rows, known.task if known else whole.task
     if whole.personal:
@@ -307,7 +313,6 @@ def _key(recipe: Recipe, dataset: Dataset, question: EvalTarget) -> str:
 def _production(job: RunContext, question: EvalTarget, dataset: Dataset) -> list[Row]:
     """What users sent, with personal data replaced: words of it are shown."""
     from tuneloop.data.checks.production import read_production
-    from tuneloop.data.pii import Redactor
 
     redactor = Redactor(_personal(job.recipe, question, dataset))
     return [replace(row, messages=redactor(row.messages)) for row in read_production([question.production])[0]]
@@ -333,7 +338,6 @@ def _ask(
     job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row], name: str
 ) -> tuple[SystemAnswers, dict[str, Any], dict[str, Any], list[str]]:
     """Answers, what they took, further parts of `eval.json`, and notes."""
-    from tuneloop.data.pii import Redactor
     from tuneloop.workflows.systems import Asking, ask
 
     if question.kind == "predictions":
@@ -360,9 +364,6 @@ def _ask(
         attach_trained(job)
     prompts, notes = _prompts(job, question, dataset, rows)
     if (file := _gguf(question)) is not None:
-        from tuneloop.inference.targets.gguf import GgufTarget
-        from tuneloop.workflows.gguf import ask_gguf
-
         served = GgufTarget(question.target, file)
         asked = ask_gguf(served, dataset, rows, job.recipe.evaluate, prompts=prompts, progress=job.progress, task=name)
         served.close()
@@ -381,9 +382,6 @@ def _ask_on_ray(
     job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row], name: str
 ) -> tuple[SystemAnswers, dict[str, Any], dict[str, Any], list[str]]:
     """As `_ask`, by actors that each have the model; the answers are the same, since each depends on its row alone."""
-    from tuneloop.core.ray_cluster import on_ray
-    from tuneloop.scale.actors import ordered_by_actors, usual_actors
-    from tuneloop.workflows.on_ray import address_of, whole_path
     from tuneloop.workflows.systems import SystemAnswers
 
     began, asked, notes = time.monotonic(), list[SystemAnswers](), list[str]()
@@ -433,8 +431,6 @@ def _actor(
 
 def _gguf(question: EvalTarget) -> Path | None:
     """The GGUF file that is evaluated, by llama.cpp; None where it is another target."""
-    from tuneloop.inference.targets.gguf import as_gguf
-
     return as_gguf(question.target) if question.kind == "model" else None
 
 
@@ -442,9 +438,6 @@ def _predicted(
     file: str, dataset: Dataset, rows: Sequence[Row], redactor: Redactor
 ) -> tuple[SystemAnswers, list[dict[str, str]], list[str]]:
     """Answers from a file, rows without one and ids without a row, and what a reader has to know of them."""
-    from tuneloop.data.load_eval_file import IDS
-    from tuneloop.evaluate.metrics.code import problem_of
-    from tuneloop.evaluate.predictions import answers_from
     from tuneloop.workflows.systems import SystemAnswers
 
     records = []
@@ -487,8 +480,6 @@ def _prompts(
     job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row]
 ) -> tuple[list[list[Message]] | None, list[str]]:
     """Each row's turns, with a template and examples where they are asked for; None: its own as they are."""
-    from tuneloop.evaluate.prompt import AS_IT_IS, load_prompt, prompt_turns
-
     if not question.few_shot and not question.prompt:
         return None, []
     template = load_prompt(question.prompt) if question.prompt else AS_IT_IS
@@ -501,8 +492,6 @@ def _examples(
     job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row]
 ) -> tuple[list[Sequence[Row]], list[str]]:
     """The examples of each row; a local model's fit its context."""
-    from tuneloop.evaluate.few_shot import choose_examples, nearest_examples
-    from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
     from tuneloop.workflows.systems import few_shot_examples, nearest_few_shot
 
     if not dataset.train:
@@ -532,7 +521,6 @@ def _examples(
 def _ask_endpoint(
     job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row], name: str
 ) -> tuple[SystemAnswers, dict[str, Any], dict[str, Any], list[str]]:
-    from tuneloop.inference.client import usage
     from tuneloop.workflows.systems import SystemAnswers
 
     endpoint = question.endpoint
@@ -565,8 +553,6 @@ def _replies(
     task: str,
 ) -> tuple[list[Completion], list[str]]:
     """An endpoint's replies to rows, and notes on their prompts; without `sampling` all are asked at temperature 0."""
-    from tuneloop.inference.targets.endpoint import EndpointTarget
-
     assert question.endpoint is not None
     prompts, notes = _prompts(job, question, dataset, rows)
     limit = job.recipe.evaluate.max_new_tokens or _longest_answer(dataset)
@@ -590,8 +576,6 @@ def endpoint_line(cost: Mapping[str, Any]) -> str:
 
 
 def _failures_in_words(replies: Sequence[Completion]) -> str:
-    from tuneloop.inference.client import failures
-
     reasons = failures(replies)
     shown = "; ".join(f"{reason} ({n})" for reason, n in reasons[:3])
     return (
@@ -624,7 +608,6 @@ def _consistency(
     costs: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The same rows asked several ways: of the target, and of the prompts of its base where it has one."""
-    from tuneloop.inference.client import usage
     from tuneloop.workflows.systems import Asking, SystemAnswers, ask
 
     def target(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
@@ -687,8 +670,6 @@ def _check_base(recipe: Recipe, question: EvalTarget) -> None:
 
 @contextmanager
 def _loaded_model(name: str) -> Any:
-    from tuneloop.models.load import load_model
-
     yield load_model(name)
 
 

@@ -18,7 +18,23 @@ from tuneloop.records.artifact import EVALS, SIGNATURE, ArtifactManifest, SameAn
 from tuneloop.records.evaluation import EvaluationManifest, GateResult
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
+from tuneloop.release.bom import BOM
+from tuneloop.release.compressed import is_compressed, need_compressed_tensors
+from tuneloop.release.export import AS_GGUF, Artifact, Form, Measure, Measured, Origin, export, form_for
+from tuneloop.release.gguf_artifact import GgufSettings
+from tuneloop.release.gguf_lora import check_expressible
 from tuneloop.release.options import WeightsWanted
+from tuneloop.release.quantise import QUANTS, importance_of
+from tuneloop.release.verify import check_private_key, sign
+from tuneloop.report.table import comparison_as
+from tuneloop.workflows.measure_artifact import (
+    KL_ROWS,
+    acceptable,
+    mean_kl_of_folder,
+    measure_artifact,
+    measure_lora,
+    rows_to_measure,
+)
 from tuneloop.workflows.report import manifest_of_run
 from tuneloop.workflows.run_context import RunContext, attach_trained, dataset_of, load_run_recipe
 from tuneloop.workflows.task import task_of_run
@@ -26,8 +42,6 @@ from tuneloop.workflows.task import task_of_run
 if TYPE_CHECKING:
     import numpy as np
 
-    from tuneloop.release.export import Artifact, Form, Measure, Measured, Origin
-    from tuneloop.release.gguf_artifact import GgufSettings
     from tuneloop.workflows.recipe import Recipe
 
 
@@ -61,8 +75,6 @@ def export_run(
         UserError: no finished run, the wrong form, a gate that is not green, or whatever else the user can put right.
     """
     from tuneloop.evaluate.gate import release
-    from tuneloop.release.export import export, form_for
-    from tuneloop.release.verify import check_private_key, sign
 
     weights = weights or WeightsWanted()
 
@@ -98,8 +110,6 @@ def export_run(
 
 def _measure(job: RunContext, form: str, weights: WeightsWanted, say: Callable[[str], None]) -> Measure | None:
     """What measures a GGUF file of the run; None where it can't be, which is said."""
-    from tuneloop.workflows.measure_artifact import measure_artifact, measure_lora, rows_to_measure
-
     if form not in ("gguf", "gguf-lora"):
         return _divergence(job, weights, say) if _compressed(form, weights) else None
     ask = measure_artifact if form == "gguf" else measure_lora
@@ -120,8 +130,6 @@ def _compressed(form: str, wanted: WeightsWanted) -> str:
     Raises:
         UserError: the library that packs them is missing, or importance was asked for.
     """
-    from tuneloop.release.compressed import is_compressed, need_compressed_tensors
-
     if form != "merged" or not is_compressed(wanted.quant):
         return ""
     need_compressed_tensors()
@@ -134,8 +142,6 @@ def _compressed(form: str, wanted: WeightsWanted) -> str:
 
 def _divergence(job: RunContext, weights: WeightsWanted, say: Callable[[str], None]) -> Measure | None:
     """What measures how far a model in fewer bits is from the run; None where it can't be, which is said."""
-    from tuneloop.workflows.measure_artifact import KL_ROWS, mean_kl_of_folder, rows_to_measure
-
     asked = rows_to_measure(job, min(weights.measure, KL_ROWS))
     if isinstance(asked, str):
         say(f"measure   not measured: {asked}")
@@ -152,7 +158,6 @@ def _judged_itself(
         UserError: it is not green, and `force` is not given.
     """
     from tuneloop.evaluate.gate import release
-    from tuneloop.release.export import export
 
     own = origin.run / EVALS / str(artifact.manifest["id"])
     if not (own / GateResult.file).is_file():
@@ -169,8 +174,6 @@ def _check_automatic(form: str, weights: WeightsWanted, measure: Measure | None)
     Raises:
         UserError: another format, nothing to measure with, or limits that make no sense.
     """
-    from tuneloop.release.gguf_artifact import GgufSettings
-
     need_llamacpp()
     if form != "gguf" or measure is None:
         raise UserError(
@@ -203,10 +206,6 @@ def _smallest(
     Raises:
         UserError: there is none.
     """
-    from tuneloop.release.export import export
-    from tuneloop.release.gguf_artifact import GgufSettings
-    from tuneloop.workflows.measure_artifact import acceptable
-
     tried = []
     for quant in TRIED:
         artifact = export(origin, "gguf", out, gguf=GgufSettings("gguf", quant), measure=measure, progress=progress)
@@ -233,8 +232,6 @@ def _smallest(
 
 def _tell(artifact: Artifact, say: Callable[[str], None]) -> None:
     """Say what has become of the weights."""
-    from tuneloop.release.bom import BOM
-
     if BOM not in artifact.manifest["files"]:
         say(f"bom       {BOM} is not written: pip install 'tuneloop[release]'")
     if artifact.found:
@@ -263,9 +260,6 @@ def _tell(artifact: Artifact, say: Callable[[str], None]) -> None:
 
 def _origin(run: Path, recipe: Recipe, gate: Mapping[str, Any]) -> Origin:
     """What an artifact of a run is made of."""
-    from tuneloop.release.export import Origin
-    from tuneloop.report.table import comparison_as
-
     file = run / EvaluationManifest.file
     evaluation = read_record(EvaluationManifest, file) if file.is_file() else None
     return Origin(
@@ -287,11 +281,6 @@ def _gguf_settings(run: Path, form: str, wanted: WeightsWanted, progress: Progre
     Raises:
         UserError: settings that are only for GGUF, or a type of weights that can't be had.
     """
-    from tuneloop.release.export import AS_GGUF
-    from tuneloop.release.gguf_artifact import GgufSettings
-    from tuneloop.release.gguf_lora import check_expressible
-    from tuneloop.release.quantise import QUANTS
-
     quant, importance = wanted.quant, wanted.importance
     if form not in AS_GGUF:
         if quant or importance:
@@ -311,8 +300,6 @@ def _gguf_settings(run: Path, form: str, wanted: WeightsWanted, progress: Progre
         rows = dataset.train[:importance]
 
         def computed() -> Mapping[str, np.ndarray[Any, Any]]:
-            from tuneloop.release.quantise import importance_of
-
             attach_trained(job)
             return importance_of(
                 job.model, [job.template.render(row.messages, row.tools).ids for row in rows], progress

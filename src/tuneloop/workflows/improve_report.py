@@ -31,6 +31,7 @@ from tuneloop.records.improvement import (
     TrafficPeriod,
 )
 from tuneloop.records.record import write_record
+from tuneloop.report.improve_html import render_improve_page
 from tuneloop.serve.database import Database
 from tuneloop.serve.store import opened, read_decisions, read_feedback, store_folder, store_name
 from tuneloop.workflows.monitor import EVENT as MONITORED
@@ -47,8 +48,6 @@ def write_improve_report(place: Path | str) -> tuple[Path, ImprovementReport]:
     Raises:
         UserError: there is no store, or the files can't be written.
     """
-    from tuneloop.report.improve_html import render_improve_page
-
     found = report_of(place)
     folder = store_folder(place) / "improve"
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.data.config import PrepareConfig
+from tuneloop.evaluate.evaluate import Evaluation, sample_rows
+from tuneloop.inference.client import Endpoint, failures, usage
+from tuneloop.inference.request import Request
+from tuneloop.inference.targets import open_local
+from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.records.rows import Message, Row
 
 if TYPE_CHECKING:
-    from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.evaluate.judge import Choose, Judgement, Winner
-    from tuneloop.inference.client import Endpoint
     from tuneloop.inference.targets.local import LocalTarget
 
 Say = Callable[[str], None]
@@ -47,8 +52,6 @@ class Judge:
         """The judge as a function."""
         if self.endpoint is not None:
             return lambda turns, options: self._ask_endpoint(turns, options, progress, say)
-        from tuneloop.inference.targets import open_local
-
         target = open_local(self.model)
         target.load()
         return lambda turns, options: verdicts(target, turns, options, progress)
@@ -57,9 +60,6 @@ class Judge:
         self, turns: Sequence[Sequence[Message]], options: Sequence[str], progress: Progress, say: Say
     ) -> list[str | None]:
         from tuneloop.evaluate.judge import read_verdict
-        from tuneloop.inference.client import failures, usage
-        from tuneloop.inference.request import Request
-        from tuneloop.inference.targets.endpoint import EndpointTarget
         from tuneloop.workflows.evaluations import endpoint_line
 
         assert self.endpoint is not None
@@ -82,8 +82,6 @@ def verdicts(
     progress: Progress = no_progress,
 ) -> list[str | None]:
     """The option that a local model gives as its verdict on each conversation, by choice scoring; of long ones the middle is left out."""
-    from tuneloop.inference.request import Request
-
     template = target.model.template
     room = target.model.context - max(target.label_tree(options, LEAD).lengths) - len(template.encode(LEAD))
     prompts = [template.prompt_ids(list(turns)) for turns in conversations]
@@ -99,9 +97,6 @@ def judge_evaluations(
 
     With one evaluation its answers are rated by the rubric.
     """
-    from dataclasses import replace
-
-    from tuneloop.evaluate.evaluate import sample_rows
     from tuneloop.evaluate.judge import Pair, Rated, judge_answers, judge_pairs, load_judge_prompt
 
     choose = judge.choose(progress, say)
@@ -138,7 +133,6 @@ def check_judge(
     Raises:
         UserError: the file holds neither.
     """
-    from tuneloop.data.config import PrepareConfig
     from tuneloop.data.load_eval_file import read_whole
     from tuneloop.evaluate.judge import Pair, Rated, judge_answers, judge_pairs, load_judge_prompt
 
@@ -188,8 +182,6 @@ def _said(row: Row) -> str:
 
 def _balanced(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
     """A sample; of thumbs as many up as down, for kappa on nine likes of ten says little."""
-    import random
-
     rng = random.Random(seed)
     groups: dict[Any, list[Row]] = {}
     for row in rows:

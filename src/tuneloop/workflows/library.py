@@ -5,6 +5,7 @@ A run made here is a run: `tuneloop report`, `evaluate`, `compare`, `gate`, `exp
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,21 +15,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from tuneloop.cli.console import screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.config import PrepareConfig
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
 from tuneloop.records.record import read_record
-from tuneloop.records.rows import Dataset
+from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.train.config import TrainConfig
+from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 from tuneloop.workflows.predict import predict as predict
+from tuneloop.workflows.prepare import prepare_alone
 from tuneloop.workflows.recipe import Recipe, load_recipe, make_recipe
+from tuneloop.workflows.recipes import name_of
+from tuneloop.workflows.run import run as main_job
+from tuneloop.workflows.train import train_alone
 
 if TYPE_CHECKING:
     from tuneloop.models.load import Model
-    from tuneloop.records.rows import Row
     from tuneloop.train.loop import Trained
     from tuneloop.train.rows import TrainRow
 
@@ -136,9 +142,6 @@ def prepare(
     Raises:
         UserError: no data, an unknown setting, more rejected rows than `allow_rejects`.
     """
-    from tuneloop.workflows.prepare import prepare_alone
-    from tuneloop.workflows.recipes import name_of
-
     places = _places(data)
     name = name or (name_of(places[0]) if places else "rows")
     folder = Path(out) if out else Path("datasets") / name
@@ -212,8 +215,6 @@ def train(  # type: ignore[misc]  # the loop's rows have no names here
         more |= {} if seed is None else {"seed": seed}
         bare: Any = loop.train
         return bare(data, config, *rows, **more, **settings)  # type: ignore[no-any-return]
-    from tuneloop.workflows.train import train_alone
-
     recipe = _recipe_of_run(data, model, seed, out, {"train": _section(config, settings)})
     with _shown(progress) as (shown, say):
         return Run(train_alone(recipe, progress=shown, say=say)[0])
@@ -247,8 +248,6 @@ def evaluate(
     Raises:
         UserError: no such target, no rows, an unknown setting.
     """
-    from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
-
     with tempfile.TemporaryDirectory() as scratch, _shown(progress) as (shown, say):
         dataset, file = "", ""
         if isinstance(data, Dataset):
@@ -289,8 +288,6 @@ def run(
     Raises:
         UserError: whatever can be put right; finished stages stay finished.
     """
-    from tuneloop.workflows.run import run as main_job
-
     if isinstance(recipe, Recipe):
         values: dict[str, Any] = recipe.model_dump(exclude_unset=True)
         resolved = make_recipe(_merged(values, _top(model, seed, out) | settings))
@@ -378,8 +375,6 @@ def _recipe_of_run(
     data: Dataset | Place | Data, model: str, seed: int | None, out: Place, sections: Mapping[str, Any]
 ) -> Recipe:
     """The recipe of a run: one from a file, or the defaults on data."""
-    from tuneloop.workflows.recipes import name_of
-
     places = _places(data)
     if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
         given = load_recipe(places[0]).model_dump(exclude_unset=True)
@@ -390,8 +385,6 @@ def _recipe_of_run(
 
 def _value(value: Any) -> str:
     """A setting as it stands behind `key=`."""
-    import json
-
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -399,8 +392,6 @@ def _value(value: Any) -> str:
 def _shown(progress: Shown) -> Iterator[tuple[Progress, Callable[[str], None]]]:
     """How progress is reported, and lines on the way."""
     if progress is True:
-        from tuneloop.cli.console import screen
-
         with screen(quiet=False) as shown:
             yield shown.progress, shown.say
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,20 +11,29 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, sha256_file, user_errors_of_the_disk
+from tuneloop.evaluate.evaluate import Evaluation, sample_rows
+from tuneloop.evaluate.metrics import lower_is_better
+from tuneloop.evaluate.metrics.structured import read_schema
+from tuneloop.evaluate.shared_rows import some_rows
+from tuneloop.inference.engines import Served, complete
+from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.request import Request
+from tuneloop.models.load import load_model
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
 from tuneloop.records.artifact import EVALS, NEAR_TIE, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.release.export import Measured
+from tuneloop.release.gguf import About, FloatType, write_gguf
+from tuneloop.release.tuned_weights import open_tuned
+from tuneloop.workflows.gguf import ask_gguf
 from tuneloop.workflows.run_context import RunContext, attach_trained, dataset_of
 from tuneloop.workflows.scoring import cost_of, score, write_scored
 
 if TYPE_CHECKING:
-    from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.inference.targets.gguf import GgufTarget
-    from tuneloop.release.export import Measured
-    from tuneloop.release.gguf import FloatType
 
 BASE_TYPE: FloatType = "f16"  # of the base's file that a LoRA file is measured on
 RUN = "run"  # name of the run in comparisons
@@ -47,8 +57,6 @@ def rows_to_measure(job: RunContext, most: int) -> Rows | str:
     Args:
         most: rows at most; 0: it is not wanted.
     """
-    from tuneloop.evaluate.evaluate import sample_rows
-
     if not most:
         return "it was not asked for"
     try:
@@ -67,8 +75,6 @@ def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> Measured:
         UserError: see `measure_artifact`; no room for the base.
     """
     from tuneloop.inference.targets.gguf import GgufTarget
-    from tuneloop.release.gguf import About, write_gguf
-    from tuneloop.release.tuned_weights import open_tuned
 
     job = asked.job
     with user_errors_of_the_disk(job.folder), tempfile.TemporaryDirectory(dir=job.folder, prefix=".base-") as folder:
@@ -94,8 +100,6 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufT
     """
     from tuneloop.evaluate.compare import compare
     from tuneloop.inference.targets.gguf import GgufTarget
-    from tuneloop.release.export import Measured
-    from tuneloop.workflows.gguf import ask_gguf
 
     job, dataset, rows = asked.job, asked.dataset, asked.rows
     target = target or GgufTarget(str(file), file)
@@ -131,13 +135,7 @@ def _structured(asked: Rows, file: Path, theirs: Evaluation) -> SameAnswers | No
 
     None: the run has no schema, or llama.cpp's server is not installed.
     """
-    import asyncio
-
-    from tuneloop.evaluate.metrics.structured import read_schema
-    from tuneloop.inference.engines import Served, complete
     from tuneloop.inference.engines.llamacpp import VERSION, WHEEL, LlamaCppEngine
-    from tuneloop.inference.llamacpp import installed
-    from tuneloop.inference.request import Request
     from tuneloop.workflows.systems import longest_answer
 
     config, job = asked.job.recipe.evaluate, asked.job
@@ -213,7 +211,6 @@ def parted(job: RunContext, same: SameAnswers, theirs: Evaluation, own: Evaluati
 def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Evaluation:
     """The run's own evaluation on these rows: as it was made, or asked now."""
     from tuneloop.evaluate.results import load_evaluation
-    from tuneloop.evaluate.shared_rows import some_rows
     from tuneloop.workflows.systems import ask
 
     ids = {row.id for row in rows}
@@ -255,8 +252,6 @@ def mean_kl_of_folder(asked: Rows, folder: Path) -> float:
         UserError: Transformers or what unpacks the weights is missing.
     """
     import torch
-
-    from tuneloop.models.load import load_model
 
     job = asked.job
     attach_trained(job)
@@ -310,8 +305,6 @@ def acceptable(measured: EvaluationExcerpt, most: float) -> bool:
     Args:
         most: loss of the deciding metric that is allowed, such as 0.01.
     """
-    from tuneloop.evaluate.metrics import lower_is_better
-
     primary = measured.primary
     pair = next((c for c in measured.comparisons if c.metric == primary), None)
     if pair is None:

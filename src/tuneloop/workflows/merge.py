@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuneloop.combine.adapters import ALONE, Adapter, check_together, open_adapter
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_json, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.inference.targets import open_local
-from tuneloop.models.load import load_tokenizer
+from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.methods import USUAL
 from tuneloop.models.names import resolve
 from tuneloop.records.artifact import ARTIFACT
@@ -22,14 +25,13 @@ from tuneloop.records.merge import MergeRecord, MergeSource
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RUN, RunManifest
-from tuneloop.workflows.recipe import make_recipe
+from tuneloop.workflows.pooled import pool
+from tuneloop.workflows.recipe import Recipe, make_recipe
 from tuneloop.workflows.registry import local_name
 from tuneloop.workflows.run_context import RunContext, done_record, load_run_recipe
 
 if TYPE_CHECKING:
-    from tuneloop.combine.adapters import Adapter
     from tuneloop.combine.merge import MergedAdapter, MergeSettings
-    from tuneloop.workflows.recipe import Recipe
 
 Say = Callable[[str], None]
 
@@ -80,9 +82,6 @@ def open_experts(names: Sequence[str], base: str = "", *, say: Say = lambda line
 
 
 def _open_expert(name: str, base: str, say: Say) -> Expert:
-    from tuneloop.combine.adapters import ALONE, open_adapter
-    from tuneloop.models.load import fingerprint
-
     target = open_local(local_name(name, say=say), base=base)
     if target.trained is None:
         raise UserError(
@@ -134,7 +133,6 @@ def merge_runs(
     Raises:
         UserError: adapters that don't go together, or a folder that holds another run.
     """
-    from tuneloop.combine.adapters import check_together
     from tuneloop.combine.merge import base_shapes, merge_adapters
 
     check_together([one.adapter for one in experts])
@@ -188,8 +186,6 @@ def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAd
 
 def _write_template(like: Expert, folder: Path) -> None:
     """Tokenizer and chat template next to the adapter, as training leaves them."""
-    import shutil
-
     names = ("tokenizer.json", "tokenizer_config.json")
     if all((like.adapter.folder / name).is_file() for name in names):
         folder.mkdir(parents=True, exist_ok=True)
@@ -226,8 +222,6 @@ def _write_run(
 
 def _rows_of(experts: Sequence[Expert], out: Path, progress: Progress, say: Say) -> tuple[Dataset | None, list[str]]:
     """The rows of all tasks and the folder that holds them; none where a task's rows are not at hand."""
-    from tuneloop.workflows.pooled import pool
-
     known = {one.name: one.dataset for one in experts if one.dataset is not None}
     if len(known) < len(experts):
         missing = [one.name for one in experts if one.dataset is None]
@@ -243,6 +237,4 @@ def _rows_of(experts: Sequence[Expert], out: Path, progress: Progress, say: Say)
 
 def _name(out: Path) -> str:
     """A name for the recipe: letters, digits, dots, dashes."""
-    import re
-
     return re.sub(r"[^A-Za-z0-9._-]", "-", out.resolve().name).lstrip("._-") or "merged"

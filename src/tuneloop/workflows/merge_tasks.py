@@ -11,10 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.combine.adapters import check_together
 from tuneloop.combine.options import AUTO, JudgeOptions
+from tuneloop.combine.random_adapter import random_adapter
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.evaluate.evaluate import sample_rows
+from tuneloop.evaluate.metrics import lower_is_better
+from tuneloop.models.load import Model, load_model, use_threads
 from tuneloop.models.methods import base_only
 from tuneloop.models.names import resolve
 from tuneloop.models.trained import load_trained, trained_folder
@@ -23,12 +28,12 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RUN
 from tuneloop.workflows.merge import Expert, merge_runs
 from tuneloop.workflows.run_context import RunContext
+from tuneloop.workflows.scoring import score
 
 if TYPE_CHECKING:
     from tuneloop.combine.gains import Score
     from tuneloop.combine.merge import MergeSettings
     from tuneloop.combine.search import Tried
-    from tuneloop.models.load import Model
     from tuneloop.records.rows import Row
 
 Say = Callable[[str], None]
@@ -54,15 +59,11 @@ class Judge:
     @cached_property
     def model(self) -> Model:
         """The base model, loaded once for all adapters."""
-        from tuneloop.models.load import load_model, use_threads
-
         use_threads()
         return load_model(self.experts[0].base)
 
     def rows(self, expert: Expert, split: str) -> list[Row]:
         """The task's rows, a seeded sample."""
-        from tuneloop.evaluate.evaluate import sample_rows
-
         assert expert.dataset is not None and expert.recipe is not None, "only tasks with rows are judged"
         return sample_rows(
             getattr(expert.dataset, split), self.options.rows, seed=expert.recipe.seed, stratum=expert.dataset.stratum
@@ -80,8 +81,6 @@ class Judge:
             name: of the model, under which the result is kept.
         """
         from tuneloop.combine.gains import Score
-        from tuneloop.evaluate.metrics import lower_is_better
-        from tuneloop.workflows.scoring import score
         from tuneloop.workflows.systems import Asking, ask
 
         key = (expert.name, split, name)
@@ -158,8 +157,6 @@ def merge_tasks(
     Raises:
         UserError: adapters that don't go together; a search without validation rows.
     """
-    from tuneloop.combine.adapters import check_together
-
     check_together([one.adapter for one in experts])
     request = _request(experts, settings, options)
     if (found := _done(out, request)) is not None:
@@ -251,8 +248,6 @@ def _merged(experts: Sequence[Expert], settings: MergeSettings, out: Path, progr
 
 def _with_random(experts: Sequence[Expert], own: int, settings: MergeSettings, out: Path, progress: Progress) -> Path:
     """One expert merged with random adapters in the place of the others."""
-    from tuneloop.combine.random_adapter import random_adapter
-
     others = [
         one if i == own else replace(one, adapter=random_adapter(one.adapter, out / f"r{i}", seed=i))
         for i, one in enumerate(experts)

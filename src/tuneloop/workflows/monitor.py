@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.checks.drift import compare_with
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.language import detect_language
+from tuneloop.evaluate.classical import minilm_embedder
 from tuneloop.improve.canary_prompts import canary_level, round_in_words, without_texts
 from tuneloop.improve.experiment import time_of
 from tuneloop.improve.monitor import EARLIER_WINDOWS, Helpers, MonitorOptions, monitor
@@ -149,8 +150,6 @@ def monitor_if_due(place: Path | str, reference: Path | str, settings: Mapping[s
 
 def helpers() -> Helpers:
     """What other stages know, as far as their libraries are installed."""
-    from tuneloop.evaluate.classical import minilm_embedder
-
     try:
         detect_language("hello")
         language = _language
@@ -174,8 +173,6 @@ def _asked(row: Row) -> str:
 
 
 def _time(text: str) -> str:
-    from datetime import UTC
-
     try:
         found = time_of(text)
     except ValueError:

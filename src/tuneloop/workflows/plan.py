@@ -21,6 +21,9 @@ from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import PLAN, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
+from tuneloop.train.batches import Step, plan_steps
+from tuneloop.train.budget import BUSY, RunPlan, plan_run, rows_seen, seen_words, speed_words
+from tuneloop.train.rows import TrainRow, supervised_tokens, tokens_of
 from tuneloop.workflows.baselines import expected_evaluation, mean_reference
 from tuneloop.workflows.distributed import Part, distributed_run, held_out
 from tuneloop.workflows.prepare import prepare_stage
@@ -28,10 +31,7 @@ from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext, find_done, training_began
 
 if TYPE_CHECKING:
-    from tuneloop.train.batches import Step
-    from tuneloop.train.budget import RunPlan
     from tuneloop.train.config import TrainConfig
-    from tuneloop.train.rows import TrainRow
 
 # What a run with a time limit may take longer: a step and a validation that have begun are ended.
 OVER_LIMIT = 1.1
@@ -83,8 +83,6 @@ def _plan_key(job: RunContext, dataset: Dataset) -> str:
 
 def _disturbed(plan: Mapping[str, Any]) -> str:
     """What is said where earlier runs here were much faster; empty where they were not."""
-    from tuneloop.train.budget import BUSY, speed_words
-
     now, usual = plan["time"]["tokens_per_second"], usual_speed(plan, read_ledger())
     if not usual or now > BUSY * usual:
         return ""
@@ -115,8 +113,6 @@ def sizes_of(job: RunContext, dataset: Dataset) -> Sizes:
     train = job.recipe.train
     if device.backend().is_cpu or train.micro_batch_tokens:
         return Sizes()
-    from tuneloop.train.batches import plan_steps
-
     rows = job.rendered(dataset.train)
 
     def work_at(tokens: int) -> Work:
@@ -151,9 +147,6 @@ def run_plan(
         seconds_spent: of the time of training already.
         sizes: as `sizes_of` has them.
     """
-    from tuneloop.train.batches import plan_steps
-    from tuneloop.train.budget import plan_run
-
     config, seed = sized(job.recipe.train, sizes), job.recipe.seed
     rows = job.rendered(dataset.train)
     steps = plan_steps(rows, config, seed, job.mixed(dataset.train)) if rows else []
@@ -178,8 +171,6 @@ def make_plan(
         seconds_spent: of the time of training already.
         sizes: as `sizes_of` has them.
     """
-    from tuneloop.train.budget import rows_seen, seen_words
-
     train = sized(job.recipe.train, sizes)
     train_rows, run = run_plan(job, dataset, speed, seconds_spent, sizes)
     steps = run.steps
@@ -237,7 +228,6 @@ def _work_of(
     job: RunContext, rows: Sequence[TrainRow], steps: Sequence[Step], config: TrainConfig, forward_tokens: int = 0
 ) -> Work:
     """What the steps compute."""
-    from tuneloop.train.rows import supervised_tokens, tokens_of
     from tuneloop.train.speed import micro_shape
 
     micros = [[rows[i] for i in micro] for step in steps for micro in step.micro_batches]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tuneloop.core.files import content_hash, sha256_file, write_jsonl
+from tuneloop.data.config import PrepareConfig
 from tuneloop.records.dataset import MANIFEST, Counts, DatasetManifest, Format, SplitFile, Splits
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
@@ -26,7 +27,6 @@ def pool(datasets: Mapping[str, Dataset], out: Path, name: str = "pooled") -> Da
         out: folder of the data set.
         name: of the data set.
     """
-    from tuneloop.data.config import PrepareConfig
     from tuneloop.data.dataset import dataset_hash, label_counts, load_dataset
 
     tasks = {dataset.task for dataset in datasets.values()}

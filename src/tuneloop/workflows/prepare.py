@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.progress import Progress, busy
+from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.names import resolve
 from tuneloop.records.dataset import MANIFEST, read_manifest
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.track import start_tracking
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext, find_done
 
@@ -50,8 +52,6 @@ def measure_of(dataset: str, model: str) -> Callable[[Row], TokenCount] | None:
     Raises:
         UserError: the named model is not there, or has another tokenizer or template than the rows were measured with.
     """
-    from tuneloop.models.load import fingerprint, load_tokenizer
-
     manifest = read_manifest(dataset) if (Path(dataset) / MANIFEST).is_file() else None
     if manifest is None or not manifest.model:
         return None
@@ -181,8 +181,6 @@ def prepare_alone(
     with lock_folder(folder):
         dataset = _prepare_into(RunContext(recipe, folder, progress, say), folder)
         if track:
-            from tuneloop.track import start_tracking
-
             say("track     logging the data set to MLflow")
             start_tracking(recipe.model_dump(mode="json"), folder, warn=say).finish(timeout=60.0)
     return dataset

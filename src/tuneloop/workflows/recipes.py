@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path, write_text
 from tuneloop.data.config import PrepareConfig
 from tuneloop.models.names import SHORT_NAMES
 from tuneloop.models.shape import target_modules
+from tuneloop.records.rows import Reject
 from tuneloop.workflows.recipe import Recipe, load_recipe, make_recipe
 
 if TYPE_CHECKING:
@@ -37,8 +42,6 @@ def recipe_for_sources(places: list[str], settings: list[str], *, name: str = ""
 
 def name_of(source: str) -> str:
     """A data set's name from its first source."""
-    import re
-
     path = Path(source)
     stem = path.name.split(".")[0] or path.resolve().name
     if stem in ("train", "data", "all", "*"):
@@ -66,8 +69,6 @@ def refuse_missing_source(source: str) -> None:
     Raises:
         UserError: it does not exist; the nearest name is suggested.
     """
-    import glob
-
     if source != "-" and not os.path.exists(os.path.expanduser(source)) and not glob.glob(source):
         step = f"a model is named by --model {source}" if source in SHORT_NAMES else nearest_path(source)
         raise UserError("No such data set, file or recipe", where=source, next_step=step)
@@ -108,7 +109,6 @@ def write_starter(source: str, out: str, settings: Sequence[str] = ()) -> tuple[
     """
     from tuneloop.data.formats import check_columns, detect
     from tuneloop.data.sources.read import read_records
-    from tuneloop.records.rows import Reject
 
     path = Path(out)
     if path.exists():
@@ -140,7 +140,6 @@ def _spread(records: Iterable[Any], number: int = 200, most: int = 20_000) -> li
 
 def _starter(path: Path, source: str, recipe: Recipe, found: FormatGuess, names: Sequence[str]) -> str:
     """The text of a first recipe: what was set, and comments on what could be."""
-    import yaml
 
     def block(values: Any, indent: str = "") -> str:
         lines = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000).splitlines()

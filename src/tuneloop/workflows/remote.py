@@ -15,12 +15,15 @@ from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.core.units import hours_words
 from tuneloop.models.names import PACKAGED
 from tuneloop.plan.gpus import all_gpus, find_gpu
+from tuneloop.plan.options import plan_machines
 from tuneloop.records.hosting import RemoteJob
 from tuneloop.records.record import read_record, write_record
 from tuneloop.scale.clusters import Cluster, RemoteWish, TrainingJob, find_cluster
 from tuneloop.scale.deployment import service_name
+from tuneloop.workflows.prepare import prepare_stage, refuse_errors
 from tuneloop.workflows.put_up import Launch, Limit
 from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.recipes import plan_settings
 from tuneloop.workflows.run_context import RunContext
 
 
@@ -61,7 +64,6 @@ def write_remote(
             next_step="name a bucket for the checkpoints: --bucket s3://NAME",
         )  # fmt: skip
     from tuneloop.workflows.advise import stand_in
-    from tuneloop.workflows.prepare import prepare_stage, refuse_errors
 
     if other := stand_in(recipe.model):
         say(
@@ -179,9 +181,6 @@ def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, wish: RemoteWish) 
     Raises:
         UserError: it fits on none of them.
     """
-    from tuneloop.plan.options import plan_machines
-    from tuneloop.workflows.recipes import plan_settings
-
     asked: dict[str, Any] = {"model": recipe.model, **plan_settings(recipe), "dataset": str(dataset)}
     asked |= {"tier": "spot"} if wish.spot else {}
     if wish.gpu:

@@ -12,13 +12,12 @@ from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.plan import Plan
 from tuneloop.records.record import Record, read_record
 from tuneloop.records.run import RunManifest
+from tuneloop.report.html import write_report
 from tuneloop.workflows.run_context import RunContext
 
 
 def report_stage(job: RunContext) -> Path:
     """`report.html`, from the run's files."""
-    from tuneloop.report.html import write_report
-
     with busy(job.progress, "writing the report"):
         return write_report(job.folder)
 

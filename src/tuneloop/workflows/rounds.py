@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tuneloop.core.progress import busy
+from tuneloop.evaluate.evaluate import sample_order, sample_rows
 from tuneloop.models.methods import base_only
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.consistency import expected_consistency
@@ -88,7 +89,6 @@ def ask_within(
         expect: is called with how many seconds the answers to come take at least, when the first are there.
         before: answers that are there already; they cost nothing, and rounds go on behind them.
     """
-    from tuneloop.evaluate.evaluate import sample_order, sample_rows
     from tuneloop.workflows.baselines import mean_reference
 
     config, wanted, seed = job.recipe.evaluate, job.recipe.baselines, job.recipe.seed
@@ -204,7 +204,6 @@ def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple
 
     A third of the rows is always asked.
     """
-    from tuneloop.evaluate.evaluate import sample_order, sample_rows
     from tuneloop.workflows.systems import Asking, ask, joined
 
     config, seed = job.recipe.evaluate, job.recipe.seed

@@ -9,25 +9,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from tuneloop.combine.frontier import judged, price_for
 from tuneloop.combine.options import RouteOptions
+from tuneloop.combine.route_fit import Outcomes, fit_router
+from tuneloop.combine.router import Array, Router, load_router
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.language import detect_language, foreign
+from tuneloop.evaluate.classical import minilm_folder
+from tuneloop.evaluate.evaluate import sample_rows
+from tuneloop.evaluate.metrics.embedding import embedder
+from tuneloop.models.load import Model, load_model, use_threads
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.router import Features, RouterRecord, RouteTarget
-from tuneloop.records.rows import last_user_turn
+from tuneloop.records.rows import Dataset, Row, last_user_turn
 from tuneloop.workflows.registry import local_name
-
-if TYPE_CHECKING:
-    from tuneloop.combine.route_fit import Outcomes
-    from tuneloop.combine.router import Array, Router
-    from tuneloop.models.load import Model
-    from tuneloop.records.rows import Dataset, Row
-    from tuneloop.workflows.static_vectors import StaticVectors
+from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
+from tuneloop.workflows.static_vectors import StaticVectors, open_static_vectors
 
 WORDS = 4096  # features of `words`
 LONGEST = 4_000  # characters of a request that are looked at
@@ -54,8 +58,6 @@ class RouteJob:
 
     @cached_property
     def _model(self) -> Model:
-        from tuneloop.models.load import load_model, use_threads
-
         use_threads()
         return load_model(self.base)
 
@@ -73,8 +75,6 @@ class RouteJob:
             return np.asarray(table.toarray(), dtype=np.float32)
         if self.features == "static":
             return self._static(clean)
-        from tuneloop.evaluate.metrics.embedding import embedder
-
         embed = embedder()
         if embed is None:
             raise _no_embedder(self.features)
@@ -86,9 +86,6 @@ class RouteJob:
 
     @cached_property
     def _static(self) -> StaticVectors:
-        from tuneloop.evaluate.classical import minilm_folder
-        from tuneloop.workflows.static_vectors import open_static_vectors
-
         folder = minilm_folder()
         if folder is None:
             raise _no_embedder(self.features)
@@ -125,8 +122,6 @@ def features_of(wanted: str, base: str) -> Features:
         raise UserError(
             f"No features are called {wanted!r}", where="--features", next_step="choose static, minilm, words or hidden"
         )
-    from tuneloop.evaluate.classical import minilm_folder
-
     return "static" if minilm_folder() is not None else "words"
 
 
@@ -147,7 +142,6 @@ def dataset_of_target(name: str) -> Dataset:
         UserError: they are not at hand.
     """
     from tuneloop.data.dataset import load_dataset
-    from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
 
     folder = Path(local_name(name, say=lambda line: None)).expanduser()
     if (folder / MANIFEST).is_file():
@@ -159,8 +153,6 @@ def dataset_of_target(name: str) -> Dataset:
 
 def task_texts(job: RouteJob, datasets: Sequence[Dataset], split: str) -> tuple[list[str], list[int]]:
     """The requests of all tasks, and the number of each one's task."""
-    from tuneloop.evaluate.evaluate import sample_rows
-
     texts: list[str] = []
     own: list[int] = []
     for number, dataset in enumerate(datasets):
@@ -172,23 +164,17 @@ def task_texts(job: RouteJob, datasets: Sequence[Dataset], split: str) -> tuple[
 
 def language_of(texts: Sequence[str]) -> str:
     """The commonest language of some texts, as `en`; empty where it can't be told."""
-    from tuneloop.data.language import detect_language
-
     found = Counter(code for code, sure in map(detect_language, texts[:LANGUAGE_ROWS]) if sure >= 0.5)
     return found.most_common(1)[0][0] if found else ""
 
 
 def foreign_share(texts: Sequence[str], language: str) -> float:
     """The share of texts that are beyond doubt in another language."""
-    from tuneloop.data.language import foreign
-
     return sum(foreign(text, language) for text in texts) / len(texts) if language and texts else 0.0
 
 
 def task_rows(job: RouteJob, datasets: Sequence[Dataset], split: str) -> Outcomes:
     """Rows of all tasks, each worth 1 to its own model."""
-    from tuneloop.combine.route_fit import Outcomes
-
     texts, own = task_texts(job, datasets, split)
     return Outcomes(job.embed(texts), np.eye(len(datasets), dtype=np.float32)[own])
 
@@ -278,7 +264,6 @@ def outside_texts(file: str) -> list[str]:
     Raises:
         UserError: it can't be read.
     """
-    from tuneloop.data.config import PrepareConfig
     from tuneloop.data.load_eval_file import read_whole
 
     if (Path(file) / MANIFEST).is_file():
@@ -320,10 +305,6 @@ def fit_route(sources: RouteSources, out: Path, options: RouteOptions, *, progre
     Raises:
         UserError: too few models or rows, unknown names, a file that can't be read.
     """
-    from tuneloop.combine.frontier import judged
-    from tuneloop.combine.route_fit import fit_router
-    from tuneloop.combine.router import Router
-
     job = RouteJob(features_of(options.features, options.base), options.base, options.rows, progress)
     train, val, test, like = _learned_from(job, sources)
     router = fit_router(train, val, like.model_copy(update={"explore": options.explore}))
@@ -339,8 +320,6 @@ def fit_route(sources: RouteSources, out: Path, options: RouteOptions, *, progre
 
 
 def _learned_from(job: RouteJob, sources: RouteSources) -> tuple[Outcomes, Outcomes, Outcomes, RouterRecord]:
-    from tuneloop.combine.route_fit import Outcomes
-
     if bool(sources.targets) == bool(sources.outcomes):
         raise UserError(
             "Route between what?", where="tuneloop route fit",
@@ -391,8 +370,6 @@ def _known_costs(costs: dict[str, float], names: Sequence[str]) -> None:
 
 
 def _price(router: Router, val: Outcomes, most: float) -> float:
-    from tuneloop.combine.frontier import price_for
-
     costs = np.array([route.cost for route in router.record.routes])
     found = price_for(router.quality(val.features), costs, most)
     if not np.isfinite(found):
@@ -419,10 +396,6 @@ def eval_route(
     Raises:
         UserError: no router, other models in the file, no rows.
     """
-    from tuneloop.combine.frontier import judged
-    from tuneloop.combine.route_fit import Outcomes
-    from tuneloop.combine.router import Router, load_router
-
     router = load_router(folder)
     record = router.record
     job = RouteJob(record.features, record.base, rows, progress)

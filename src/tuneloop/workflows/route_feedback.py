@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tuneloop.combine.bandit import FEWEST, Logged, fit_bandit, judged_bandit
+from tuneloop.combine.router import Array, Router, load_router
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.improve.feedback import by_request, mean_value
@@ -16,7 +18,6 @@ from tuneloop.workflows.route import PARTS, RouteJob, place_of
 
 if TYPE_CHECKING:
     from tuneloop.combine.options import RouteOptions
-    from tuneloop.combine.router import Array, Router
     from tuneloop.records.request import StoredRequest
 
 FEWEST_TEST = 20
@@ -79,9 +80,6 @@ def fit_from_feedback(
     Raises:
         UserError: no router or store, too little feedback, no choice by chance.
     """
-    from tuneloop.combine.bandit import FEWEST, Logged, fit_bandit, judged_bandit
-    from tuneloop.combine.router import Router, load_router
-
     used = load_router(Path(start))
     like = used.record
     texts, rows, left = routed_rows(place, len(like.routes))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.track import start_tracking
 from tuneloop.workflows.advise import remind
 from tuneloop.workflows.baselines import baseline_stage
 from tuneloop.workflows.evaluate import evaluate_stage
@@ -29,8 +30,6 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
     with prepared_run(recipe, progress=progress, say=say) as (job, limit, dataset):
         remind(job, dataset)
         with busy(progress, "starting the tracker"):
-            from tuneloop.track import start_tracking
-
             tracker = start_tracking(job.recipe.model_dump(mode="json"), job.folder, warn=say)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:

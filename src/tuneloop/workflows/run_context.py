@@ -12,7 +12,7 @@ from tuneloop.core.device import default_dtype, in_use, is_out_of_memory, needs_
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, read_yaml, sha256_file
 from tuneloop.core.progress import Progress, busy, no_progress
-from tuneloop.models.load import load_tokenizer, use_threads
+from tuneloop.models.load import Model, fingerprint, load_model, load_tokenizer, needs_several_cards, use_threads
 from tuneloop.models.methods import method_named
 from tuneloop.models.names import resolve
 from tuneloop.models.sharded import is_first, processes
@@ -20,13 +20,12 @@ from tuneloop.models.trained import load_trained
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.record import R, read_record
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.train.rows import TrainRow, is_usable, training_rows
 from tuneloop.workflows.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from tuneloop.inference.crew import Crew
-    from tuneloop.models.load import Model
     from tuneloop.models.template import Template
-    from tuneloop.train.rows import TrainRow
 
 
 # Files that a run writes before its first stage.
@@ -65,8 +64,6 @@ class RunContext:
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the base model."""
-        from tuneloop.models.load import fingerprint
-
         with busy(self.progress, "opening the model"):  # unpacked the first time
             return fingerprint(resolve(self.recipe.model))
 
@@ -81,8 +78,6 @@ class RunContext:
     @cached_property
     def training_model(self) -> Model:
         """The base model as it is trained: the same, but where several processes share a run, one of its own that they divide."""
-        from tuneloop.models.load import load_model, use_threads
-
         if processes() == 1:
             return self.model
         self.__dict__.pop("model", None)  # a device may have room for one
@@ -98,8 +93,6 @@ class RunContext:
 
     def _loaded(self) -> Model:
         """The base model; where it does not fit onto a GPU, in the form that the method trains on (four bits), or else on several."""
-        from tuneloop.models.load import load_model
-
         prepare = method_named(self.recipe.train.method).prepare
         if prepare is None:
             if alone := self._needs_several_cards():
@@ -120,21 +113,15 @@ class RunContext:
     def _needs_several_cards(self) -> bool:
         import torch
 
-        from tuneloop.models.load import needs_several_cards
-
         return is_first() and needs_several_cards(self.recipe.model, getattr(torch, self._dtype))
 
     def rendered(self, rows: Sequence[Row]) -> list[TrainRow]:
         """The rows that the loss can use, as ids and loss masks."""
-        from tuneloop.train.rows import training_rows
-
         with busy(self.progress, "turning rows into tokens"):
             return training_rows(rows, self.template, self.recipe.train)
 
     def ids(self, rows: Sequence[Row]) -> list[str]:
         """Ids of the `rendered` rows."""
-        from tuneloop.train.rows import is_usable
-
         return [row.id for row in rows if is_usable(row, self.recipe.train)]
 
     @cached_property
@@ -144,8 +131,6 @@ class RunContext:
 
     def mixed(self, rows: Sequence[Row]) -> list[bool]:
         """For each of the `rendered` rows whether it is general data that was blended in."""
-        from tuneloop.train.rows import is_usable
-
         return ["mix" in row.meta for row in rows if is_usable(row, self.recipe.train)]
 
 

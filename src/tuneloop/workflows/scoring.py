@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import read_json
 from tuneloop.core.progress import busy
+from tuneloop.evaluate.evaluate import Evaluation, evaluate
+from tuneloop.evaluate.metrics import headline_of, metric_of
+from tuneloop.evaluate.scoring import AnswerStats, labels_of_fields
 from tuneloop.models.adapters import ATTACHED
 from tuneloop.models.names import known_name
 from tuneloop.models.trained import OWN, trained_folder
@@ -22,7 +25,6 @@ from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext
 
 if TYPE_CHECKING:
-    from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.workflows.systems import SystemAnswers
 
 
@@ -52,9 +54,6 @@ def answers_that_show_the_task(dataset: Dataset) -> list[str]:
 
 def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemAnswers) -> Evaluation:
     """A system's answers as an evaluation."""
-    from tuneloop.evaluate.evaluate import evaluate
-    from tuneloop.evaluate.scoring import AnswerStats, labels_of_fields
-
     config = job.recipe.evaluate
     with busy(job.progress, "scoring answers"):
         labels, known = dataset.task == "classification", answers_that_show_the_task(dataset)
@@ -165,8 +164,6 @@ def how_far_trained(run: RunManifest) -> str:
 
 def headline(evaluation: Evaluation) -> str:
     """The figures that matter, in a line."""
-    from tuneloop.evaluate.metrics import headline_of, metric_of
-
     wanted = dict.fromkeys([evaluation.primary, *headline_of("labels"), *headline_of("texts"), *evaluation.own_metrics])
 
     def figure(name: str) -> str:

@@ -17,25 +17,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.core.progress import Progress, busy, no_progress, without_bars
+from tuneloop.models.load import Model, load_model, skeleton, use_threads
 from tuneloop.models.methods import SHIPPED, USUAL, method_named
 from tuneloop.models.names import resolve
+from tuneloop.models.random_model import SIZES, random_model
 from tuneloop.models.shape import ModelShape, target_modules
+from tuneloop.models.template import Rendered
+from tuneloop.models.trained import load_trained
 from tuneloop.plan.estimate import Work, loop_job
 from tuneloop.plan.gpus import card_in_use, find_gpu, measured_file, this_cpu
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.speed import speed_of
+from tuneloop.train.batches import Step
+from tuneloop.train.config import TrainConfig
+from tuneloop.train.flops import matmul_peak
+from tuneloop.train.methods import attach
+from tuneloop.train.rows import supervised_tokens
 
 if TYPE_CHECKING:
-    from tuneloop.models.load import Model
-    from tuneloop.models.template import Rendered
     from tuneloop.plan.job import TrainingSetup
-    from tuneloop.train.config import TrainConfig
 
 Status = Literal["ok", "slow", "wrong", "not supported"]
 SEED = 17
@@ -68,8 +75,6 @@ def self_test(*, progress: Progress = no_progress) -> list[Check]:
     Writes the speeds to `plan.gpus.measured_file`, from which the planner takes this card's figures.
     """
     import torch
-
-    from tuneloop.models.load import use_threads
 
     use_threads()
     kind = device.in_use()
@@ -133,8 +138,6 @@ def small_llama(folder: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from tuneloop.models.load import skeleton
-
     source = resolve("smollm2-135m")
     folder.mkdir(parents=True)
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
@@ -176,8 +179,6 @@ def _rows(model: Model, count: int = 6) -> list[Rendered]:
 
 
 def _config(settings: dict[str, Any], **more: Any) -> TrainConfig:
-    from tuneloop.train.config import TrainConfig
-
     return TrainConfig.model_validate({"rank": 4, "alpha": 8, **settings, **more})
 
 
@@ -191,9 +192,6 @@ def _loss_and_gradient(
     """
     import torch
 
-    from tuneloop.models.load import load_model
-    from tuneloop.train.methods import attach
-    from tuneloop.train.rows import supervised_tokens
     from tuneloop.train.step import batch_loss
 
     torch.manual_seed(SEED)
@@ -239,8 +237,6 @@ def _gradient(folder: Path, name: str, settings: dict[str, Any]) -> Check:
 
 def _resume(folder: Path, scratch: Path) -> Check:
     """A run that is cut after its second step and goes on, next to one that is not; then the adapter read again."""
-    from tuneloop.models.load import load_model
-    from tuneloop.models.trained import load_trained
     from tuneloop.train.loop import train
     from tuneloop.train.loss import mean_loss
 
@@ -277,7 +273,6 @@ def _answers(folder: Path) -> Check:
     import torch
 
     from tuneloop.inference.generate import generate
-    from tuneloop.models.load import load_model
 
     name = "answers as Transformers'"
     if importlib.util.find_spec("transformers") is None:
@@ -331,8 +326,6 @@ def _speeds(kind: str) -> dict[str, float]:
     """Of products (TFLOPS), memory and links (GB/s), and of training a small model (tokens/s)."""
     import torch
 
-    from tuneloop.train.flops import matmul_peak
-
     speeds = {"tflops": matmul_peak(device.default_dtype(), kind, seconds=2.0) / 1000}
     size = 64 << 20 if device.backend().is_cpu else 1 << 30
     a = torch.zeros(size // 4, device=kind)
@@ -366,13 +359,7 @@ def _step_checks(kind: str) -> list[Check]:
 
     A processor's memory is not compared: its peak is of the whole process.
     """
-    from types import SimpleNamespace
-
-    from tuneloop.models.random_model import SIZES, random_model
-    from tuneloop.models.template import Rendered
-    from tuneloop.train.batches import Step
     from tuneloop.train.checkpoint import State
-    from tuneloop.train.methods import attach
     from tuneloop.train.optimizers import make_optimizer
     from tuneloop.train.run import Run
     from tuneloop.train.step import optimizer_step

@@ -17,8 +17,12 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, read_yaml, write_json
 from tuneloop.core.ids import utc, utc_now
+from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii import Redactor
 from tuneloop.records.api_key import ApiKey
 from tuneloop.serve.admission import Admission
+from tuneloop.serve.app import make_app
+from tuneloop.serve.batch_api import Batches
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.database import Database, DatabaseError, is_database_url, keep_password
 from tuneloop.serve.erase import expire, spent_by_erased
@@ -121,9 +125,6 @@ def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway
 
 
 def _redact() -> Callable[[Any], Any]:
-    from tuneloop.data.config import PersonalConfig
-    from tuneloop.data.pii import Redactor
-
     return Redactor(PersonalConfig(mode="placeholder"))
 
 
@@ -247,9 +248,6 @@ async def _serve(
     config: ServeConfig, listening: socket.socket, say: Say, ready: Callable[[str, Gateway], None] | None
 ) -> None:
     import uvicorn
-
-    from tuneloop.serve.app import make_app
-    from tuneloop.serve.batch_api import Batches
 
     experiments = Experiments(config.store, say)
     candidates = experiments.candidates()

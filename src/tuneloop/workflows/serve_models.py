@@ -8,25 +8,34 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
-from tuneloop.inference.engines import Served, ServingEngine
+from tuneloop.inference.client import key_from
+from tuneloop.inference.engines import Served, ServingEngine, complete, with_template
+from tuneloop.inference.engines.canary import is_expected, prove
+from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
+from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings, gguf_file, template_of
+from tuneloop.inference.engines.local import LocalEngine
+from tuneloop.inference.scoring import label_ids
+from tuneloop.inference.targets.gguf import as_gguf
 from tuneloop.models.adapters import BASE
+from tuneloop.models.names import resolve
+from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
+from tuneloop.models.template import Template, load_template
 from tuneloop.records.rows import Message
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import Prompt, ReadPrompt, ServedModel
-from tuneloop.workflows.registry import local_name, registered_name, silent
+from tuneloop.serve.pool import EnginePool
+from tuneloop.workflows.canaries import canaries_of
+from tuneloop.workflows.registry import local_name, open_registry, registered_name, silent, version_of
 from tuneloop.workflows.serve_experiments import Candidate
 from tuneloop.workflows.serve_router import Named, served_by
 from tuneloop.workflows.targets import open_with_task
 from tuneloop.workflows.task import read_task_of
-
-if TYPE_CHECKING:
-    from tuneloop.models.template import Template
 
 Say = Callable[[str], None]
 
@@ -68,8 +77,6 @@ def open_model(name: str, source: str, task_of: str = "") -> Opened:
 
 def _open_gguf(name: str, source: str, base: str) -> Opened:
     """A GGUF file: the base model, or an adapter on it."""
-    from tuneloop.inference.engines.llamacpp import gguf_file
-
     place = local_name(source)
     if Path(place).is_dir() and not list(Path(place).glob("*.gguf")):
         raise UserError(
@@ -115,11 +122,6 @@ class Deployment:
 
 def _template_of(base: str) -> Template | None:
     """A base model's tokenizer and template, where they are here."""
-    from tuneloop.inference.engines.llamacpp import gguf_file, template_of
-    from tuneloop.inference.targets.gguf import as_gguf
-    from tuneloop.models.names import resolve
-    from tuneloop.models.template import load_template
-
     try:
         return template_of(gguf_file(base)) if as_gguf(base) is not None else load_template(resolve(base))
     except (UserError, OSError, ValueError):
@@ -127,9 +129,6 @@ def _template_of(base: str) -> Template | None:
 
 
 def _served(each: Opened, adapter: str, template: Template | None) -> ServedModel:
-    from tuneloop.inference.engines import with_template
-    from tuneloop.inference.scoring import label_ids
-
     task = each.task
     labels = tuple(task.labels or ()) if task is not None and each.chooses else ()
     tokens: dict[str, int] = {}
@@ -145,8 +144,6 @@ def _served(each: Opened, adapter: str, template: Template | None) -> ServedMode
 
 
 def _release(source: str) -> str:
-    from tuneloop.workflows.registry import open_registry, version_of
-
     model, _ = registered_name(source) or (source, "")
     return f"{model}/{version_of(open_registry(), source).version}"
 
@@ -163,9 +160,6 @@ def deployment_of(
     Raises:
         UserError: something is missing, or the adapters stand on different base models.
     """
-    from tuneloop.inference.engines.local import LocalEngine
-    from tuneloop.inference.targets.gguf import as_gguf
-
     if config.urls:
         return _endpoints(config, candidates or {}, say)
     if config.engine not in ("auto", "tuneloop", "llama.cpp"):
@@ -202,8 +196,6 @@ def _with_one_source(
 
     Engines know weights by their hash and load them once.
     """
-    from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
-
     first: dict[str, Served] = {}
 
     def one(each: Opened) -> Opened:
@@ -245,8 +237,6 @@ def _candidates(
 
 def _llamacpp(config: ServeConfig, base: str, candidates: Mapping[str, Candidate], say: Say) -> Deployment:
     """llama.cpp with a GGUF file as the base and LoRA files on it."""
-    from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
-
     opened_ = [_open_gguf(each.name, each.source, base) for each in served_by(config)[1]]
     whole = next((each for each in opened_ if each.loaded is None), None)
     template = whole.template if whole else ""
@@ -265,10 +255,6 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate], say: Sa
     Raises:
         UserError: no server tells its models, or it has several and none is named.
     """
-    from tuneloop.inference.client import key_from
-    from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
-    from tuneloop.serve.pool import EnginePool
-
     base, named = served_by(config)
     opened_ = [_open_elsewhere(each) for each in named]
     local = next((each.base for each in opened_ if each.base), "")
@@ -402,10 +388,6 @@ async def same_answers(deployment: Deployment, say: Say) -> list[Sameness]:
     Args:
         deployment: whose engine is started.
     """
-    from tuneloop.inference.engines import complete
-    from tuneloop.inference.engines.canary import is_expected
-    from tuneloop.workflows.canaries import canaries_of
-
     found = []
     for each in deployment.opened:
         longest = (each.task.max_new_tokens if each.task else None) or 256
@@ -434,10 +416,6 @@ async def prove_models(config: ServeConfig, deployment: Deployment, say: Say) ->
     Raises:
         UserError: an adapter is not applied, or answers other than it did in the evaluation.
     """
-    from tuneloop.inference.engines.canary import prove
-    from tuneloop.serve.pool import EnginePool
-    from tuneloop.workflows.canaries import canaries_of
-
     engine = deployment.engine
     if isinstance(engine, EnginePool):
         await engine.prove(say)

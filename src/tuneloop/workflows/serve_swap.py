@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
+from tuneloop.core.files import lock_folder, read_json
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.inference.engines import ServingEngine
 from tuneloop.records.decision import Decision
@@ -27,7 +27,7 @@ from tuneloop.serve.store import STATE, connect, insert, is_store, opened, read_
 from tuneloop.workflows.registry import local_name, open_registry, registered_name, registry_uri, version_of
 from tuneloop.workflows.serve_experiments import Experiments
 from tuneloop.workflows.serve_models import deployment_of, prove_models
-from tuneloop.workflows.serve_router import served_by
+from tuneloop.workflows.serve_router import name_of, served_by
 
 PIN, SWAP, REFUSED = "deployment.pin", "deployment.swap", "deployment.refused"
 EVERY = 1.0  # seconds between two looks
@@ -234,8 +234,6 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "", seconds: floa
     Raises:
         UserError: no server was ever started in the folder, it serves no such model, or there is no such version.
     """
-    from tuneloop.workflows.serve_router import name_of
-
     if not (folder / STATE).is_file():
         raise UserError(
             "No server was started here", where=str(folder), next_step="tuneloop serve ... folder=" + str(folder)
@@ -267,8 +265,6 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "", seconds: floa
 
 def _held(folder: Path) -> bool:
     """Whether a server works in a folder."""
-    from tuneloop.core.files import lock_folder
-
     try:
         with lock_folder(folder):
             return False

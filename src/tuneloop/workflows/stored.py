@@ -12,6 +12,7 @@ from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.core.store import open_store
 from tuneloop.models.sharded import is_first
 from tuneloop.records.run import RUN
+from tuneloop.train.distributed import local_rank
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext
 
@@ -32,8 +33,6 @@ def stored(
     if not recipe.store:
         yield
         return
-    from tuneloop.train.distributed import local_rank
-
     store = open_store(recipe.store)
     if local_rank() == 0:
         with busy(progress, "fetching what the object store has"):
@@ -58,8 +57,6 @@ def keep_checkpoints(job: RunContext) -> None:
     """
     if not job.recipe.store:
         return
-    from tuneloop.train.distributed import local_rank
-
     if local_rank() != 0:
         return
     store, here = open_store(job.recipe.store), job.folder / CHECKPOINTS

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
+from tuneloop.evaluate.first_suite import Known, first_suite
+from tuneloop.evaluate.suite import load_suite
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
-
-if TYPE_CHECKING:
-    from tuneloop.evaluate.first_suite import Known
 
 
 def write_first_suite(target: str, out: str) -> Path:
@@ -25,9 +23,6 @@ def write_first_suite(target: str, out: str) -> Path:
     Raises:
         UserError: the target is none of these, it has no test rows, or the file is there.
     """
-    from tuneloop.evaluate.first_suite import first_suite
-    from tuneloop.evaluate.suite import load_suite
-
     path, folder = Path(out), Path(target)
     if path.exists():
         raise UserError("That suite is there already", where=out, next_step="name another file with --suite FILE")
@@ -52,7 +47,6 @@ def write_first_suite(target: str, out: str) -> Path:
 
 
 def _of_evaluation(folder: Path, target: str) -> Known:
-    from tuneloop.evaluate.first_suite import Known
     from tuneloop.evaluate.results import load_evaluation
 
     manifest, evaluation = read_record(EvaluationManifest, folder), load_evaluation(folder)
@@ -72,7 +66,6 @@ def _of_evaluation(folder: Path, target: str) -> Known:
 
 def _of_dataset(folder: Path, target: str) -> Known:
     from tuneloop.data.dataset import load_dataset
-    from tuneloop.evaluate.first_suite import Known
 
     dataset = load_dataset(folder)
     rows = [row for row in dataset.test if row.has_reference]

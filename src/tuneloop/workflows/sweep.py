@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
@@ -23,14 +23,14 @@ from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RunManifest
 from tuneloop.records.sweep import SweepManifest, Trial
+from tuneloop.scale.ray_tune import Tried, tune_on_ray
+from tuneloop.track import start_tracking
+from tuneloop.workflows.on_ray import address_of, whole_path
 from tuneloop.workflows.prepare import prepare_stage, refuse_errors
 from tuneloop.workflows.recipe import ALIASES, Recipe, make_recipe
 from tuneloop.workflows.run import run
 from tuneloop.workflows.run_context import RunContext
 from tuneloop.workflows.train import train_alone
-
-if TYPE_CHECKING:
-    from tuneloop.scale.ray_tune import Tried
 
 KEPT = 3  # of so many settings one goes on, with so many times the passes
 Say = Callable[[str], None]
@@ -181,9 +181,6 @@ def _sweep_on_ray(
     Raises:
         UserError: as `sweep`; no cluster.
     """
-    from tuneloop.scale.ray_tune import tune_on_ray
-    from tuneloop.workflows.on_ray import address_of, whole_path
-
     began, out = time.monotonic(), out.resolve()
     for settings in search.settings:
         _with(recipe, settings, 1.0, out)
@@ -216,8 +213,6 @@ def _sweep_on_ray(
 
 def _train_trial(setting: tuple[dict[str, Any], str], trial: dict[str, str], report: Callable[[float], None]) -> None:
     """A trial on a machine of a cluster: it tells each validation loss but that of the base."""
-    from tuneloop.track import start_tracking
-
     recipe, out = setting
     own = _with(make_recipe(recipe), trial, 1.0, Path(out))
     folder = Path(own.output_dir or "")
@@ -314,8 +309,6 @@ def _known(found: SweepManifest, settings: Mapping[str, str], share: float) -> T
 
 def _try(recipe: Recipe, settings: dict[str, str], share: float, out: Path, progress: Progress, say: Say) -> Trial:
     """Train with some settings; a training that fails is a trial that lost."""
-    from tuneloop.track import start_tracking
-
     own = _with(recipe, settings, share, out)
     folder = Path(own.output_dir or "")
     place = str(folder.relative_to(out))

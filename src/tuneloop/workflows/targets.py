@@ -13,6 +13,7 @@ from tuneloop.inference.targets.gguf import GgufTarget
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.names import is_local, resolve
 from tuneloop.workflows.registry import local_name
+from tuneloop.workflows.task import read_task_of, task_of_run
 
 if TYPE_CHECKING:
     from tuneloop.data.task import TaskSpec
@@ -86,8 +87,6 @@ def open_with_task(
 
 def _task_of(target: Target) -> TaskSpec | None:
     """The task that a target's own folder says."""
-    from tuneloop.workflows.task import read_task_of, task_of_run
-
     if isinstance(target, GgufTarget):
         return read_task_of(target.file.parent)
     if not isinstance(target, LocalTarget):

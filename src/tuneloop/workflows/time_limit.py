@@ -7,18 +7,22 @@ after an interruption goes on with it.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash, write_yaml
 from tuneloop.core.machine import cores
+from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import FullRun, RunManifest, TimeChoices
+from tuneloop.train.rows import tokens_of
 from tuneloop.workflows.baselines import expected_evaluation, mean_reference, measured_before
+from tuneloop.workflows.plan import run_plan
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.rounds import TUNED, Answered, ask_tuned_within, ask_within
 from tuneloop.workflows.run_context import RunContext, dataset_of, done_record, identity
@@ -82,8 +86,6 @@ class TimeLimit:
 
     def ask_base(self, dataset: Dataset) -> Answered | None:
         """Ask the base model as many test rows as its share of the time allows; nothing where that has been chosen before."""
-        from tuneloop.evaluate.evaluate import sample_rows
-
         job, recipe = self.job, self.recipe
         if not recipe.max_minutes or self.found.all_test_rows is not None:
             return None
@@ -186,8 +188,6 @@ def _minutes(seconds: float) -> str:
 
 def _how_it_is() -> str:
     """`busy` where more processes than processors have been at work here, else `slow`."""
-    import os
-
     try:
         return "busy" if os.getloadavg()[0] > cores() + 1 else "slow"
     except OSError:  # not told on this system
@@ -196,9 +196,6 @@ def _how_it_is() -> str:
 
 def _full_run(job: RunContext, found: TimeChoices) -> FullRun | None:
     """Minutes and extent of the same run without a limit, from what this one took; None where nothing was left out."""
-    from tuneloop.train.rows import tokens_of
-    from tuneloop.workflows.plan import run_plan
-
     run, plan = read_record(RunManifest, job.folder), read_record(Plan, job.folder)
     dataset = dataset_of(job, True, "")
     rows, whole = run_plan(job, dataset, 0.0)  # of no known speed: nothing is left out

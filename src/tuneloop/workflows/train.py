@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,12 @@ from tuneloop.records.plan import PLAN, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RUN, LearningRate, RunManifest
+from tuneloop.report.facts import off_words, used
+from tuneloop.train.budget import BUSY
+from tuneloop.train.flops import matmul_peak, utilisation
+from tuneloop.train.methods import init_hash
+from tuneloop.train.preflight import Preflight, preflight
+from tuneloop.train.teachers import teacher_hash
 from tuneloop.workflows.distributed import Part, distributed_run, leading
 from tuneloop.workflows.plan import plan_stage, run_plan, sized
 from tuneloop.workflows.prepare import prepare_stage, refuse_errors
@@ -41,14 +48,10 @@ from tuneloop.workflows.time_limit import TimeLimit, limited
 if TYPE_CHECKING:
     from tuneloop.models.template import Template
     from tuneloop.train.config import TrainConfig
-    from tuneloop.train.preflight import Preflight
 
 
 def train_key(job: RunContext, dataset: Dataset) -> str:
     """Hash of all that the result of training depends on."""
-    from tuneloop.train.methods import init_hash
-    from tuneloop.train.teachers import teacher_hash
-
     recipe = job.recipe
     own = [source] if (source := method_named(recipe.train.method).source) else []
     own += teacher_hash(recipe.train)
@@ -59,8 +62,6 @@ def train_key(job: RunContext, dataset: Dataset) -> str:
 
 def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     """Train, or find it trained."""
-    from tuneloop.report.facts import used
-    from tuneloop.train.budget import BUSY
     from tuneloop.train.failures import Preempted
 
     recipe, folder = job.recipe, job.folder
@@ -126,8 +127,6 @@ def _predicted(plan: Mapping[str, Any]) -> dict[str, float]:
 
 def _result_lines(run: RunManifest) -> list[str]:
     """What training came to, and how that compares with the plan."""
-    from tuneloop.report.facts import off_words
-    from tuneloop.train.budget import BUSY
     from tuneloop.train.loop import busy_words
 
     minutes = run.seconds / 60
@@ -164,8 +163,6 @@ def _validated(run: RunManifest) -> str:
 
 def _mfu(job: RunContext, dataset: Dataset) -> dict[str, Any] | None:
     """How well the steps used the machine, from their records and a short measurement."""
-    from tuneloop.train.flops import matmul_peak, utilisation
-
     head = job.model.head
     with busy(job.progress, "measuring this machine's peak"):
         peak = matmul_peak(head.dtype, head.device)
@@ -199,8 +196,6 @@ def _with_rate(job: RunContext, dataset: Dataset, sizes: Sizes) -> TrainConfig:
 
 def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: Mapping[str, Any] | None) -> Preflight:
     """What a run is about to do, from its rows and settings."""
-    from tuneloop.train.preflight import preflight
-
     rows, run = run_plan(job, dataset, *_measured(plan))
     limit = min(dataset.manifest.max_length or job.recipe.data.max_length, job.context)
     return preflight(rows, job.ids(dataset.train), job.template, config, run.steps, limit)
@@ -332,8 +327,6 @@ def calibrate_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], 
     Returns:
         The plan, with `measured` next to it: minutes, GiB and tokens a second.
     """
-    import tempfile
-
     short = recipe.train.model_copy(update={"max_minutes": CALIBRATION_MINUTES, "evaluations": 1, "val_rows": 8})
     with tempfile.TemporaryDirectory() as scratch:
         job = RunContext(recipe.model_copy(update={"train": short}), Path(scratch), progress, say)

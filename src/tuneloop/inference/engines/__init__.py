@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tuneloop.core.errors import UserError
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import ATTACHED, BASE
+from tuneloop.models.template import Template, TemplateError, plain_source
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
     from tuneloop.inference.engine import Update
-    from tuneloop.models.template import Template
 
 START_WITHIN = 120.0  # seconds; the packaged model is there in three, 8 GB from a slow disk take minutes
 
@@ -150,8 +150,6 @@ def unknown_adapter(adapter: str, known: Mapping[str, AdapterFacts]) -> str:
 
 def with_template(template: Template, source: str) -> Template:
     """A tokenizer with another chat template in place of its own; empty: its own."""
-    from tuneloop.models.template import plain_source
-
     return template if not source or source == plain_source(template.source) else replace(template, source=source)
 
 
@@ -163,8 +161,6 @@ def rendered(
     Raises:
         UserError: the template refuses it.
     """
-    from tuneloop.models.template import TemplateError
-
     try:
         return template.prompt_ids(list(messages), list(map(dict, tools)))
     except TemplateError as error:

@@ -37,6 +37,7 @@ from tuneloop.inference.prompt import refused, schema_breach, schema_problem, wi
 from tuneloop.inference.request import Request
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import BASE
+from tuneloop.models.load import load_tokenizer
 from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
 from tuneloop.records.rows import Message
@@ -212,8 +213,6 @@ class EndpointEngine:
         self._priorities = bool(self._vllm) and bool(await self._tried({"priority": GIVING_WAY}))
         self._tells_ids = bool(self._vllm) and "token_ids" in await self._tried({"return_token_ids": True})
         if self._settings.tokenizer:
-            from tuneloop.models.load import load_tokenizer
-
             own = await asyncio.to_thread(load_tokenizer, self._settings.tokenizer)
             self._templates[BASE] = with_template(own, self._base.template)
         for served in self._served:

@@ -55,14 +55,16 @@ from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wh
 from tuneloop.inference.pace import Pace
 from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, schema_problem, with_ids
 from tuneloop.inference.request import Request
+from tuneloop.inference.scoring import chosen
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import BASE
+from tuneloop.models.gguf import read_tokenizer
+from tuneloop.models.template import Template, load_template
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
     from tuneloop.inference.engine import Update
-    from tuneloop.models.template import Template
 
 WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between releases, so this one and no other
 HEALTHY_WITHIN = 2.0  # seconds
@@ -548,8 +550,6 @@ class LlamaCppEngine:
 
     async def _chosen(self, request: Request) -> Completion:
         """The label with the best mean log likelihood, as choice scoring finds it."""
-        from tuneloop.inference.scoring import chosen
-
         began, template = time.perf_counter(), self._templates[request.adapter]
         tree, tokens = self._trees.of(template, request.choices)
         try:
@@ -715,9 +715,6 @@ def template_of(file: Path, source: str = "") -> Template:
     Raises:
         UserError: no readable GGUF file, or a tokenizer that is not known here.
     """
-    from tuneloop.models.gguf import read_tokenizer
-    from tuneloop.models.template import load_template
-
     if (file.parent / "tokenizer.json").is_file() and (file.parent / "tuneloop.json").is_file():
         return with_template(load_template(file.parent), source)
     with tempfile.TemporaryDirectory() as folder:

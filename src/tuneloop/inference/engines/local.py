@@ -32,14 +32,18 @@ from tuneloop.inference.engines import (
 from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.prompt import LabelTrees, refused, schema_problem, with_ids
 from tuneloop.inference.request import Request
+from tuneloop.inference.scoring import LabelTrie, choose_for
 from tuneloop.models.adapters import BASE
+from tuneloop.models.alongside import merge_adapter
+from tuneloop.models.lent import give_back, lend_adapter, lend_model
+from tuneloop.models.load import Model, load_model, use_threads
+from tuneloop.models.methods import method_of_folder
+from tuneloop.models.trained import trained_folder
 from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
     from tuneloop.inference.engine import Engine, Ticket, Update
-    from tuneloop.inference.scoring import LabelTrie
-    from tuneloop.models.load import Model
     from tuneloop.models.template import Template
 
 MOST_CHOICES = (
@@ -289,12 +293,6 @@ class LocalEngine:
 
     def _load(self, borrowed: ExitStack) -> Model:
         """The model with its adapters, which `borrowed` gives back; an engine that merges its adapter has a model of its own."""
-        from tuneloop.models.alongside import merge_adapter
-        from tuneloop.models.lent import give_back, lend_adapter, lend_model
-        from tuneloop.models.load import load_model, use_threads
-        from tuneloop.models.methods import method_of_folder
-        from tuneloop.models.trained import trained_folder
-
         use_threads()
         names: list[str] = []
         if self._merge:
@@ -385,7 +383,6 @@ class _Work:
     def _choose(self) -> None:
         """Score the labels of some requests that wait: those with the same adapter and labels as the first."""
         from tuneloop.inference.engine import Update
-        from tuneloop.inference.scoring import choose_for
 
         waiting = [asked for asked in self.choosing if not asked.dropped]
         urgent = [asked for asked in waiting if not asked.request.gives_way]

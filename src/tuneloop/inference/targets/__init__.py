@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.request import Request
+from tuneloop.inference.targets.endpoint import EndpointTarget
+from tuneloop.inference.targets.local import LocalTarget, open_folder_or_name
+from tuneloop.inference.targets.predictions import PredictionsTarget, read_answers
 from tuneloop.records.completion import Completion
 
 if TYPE_CHECKING:
     from tuneloop.inference.client import Endpoint
     from tuneloop.inference.engine import Update
-    from tuneloop.inference.targets.local import LocalTarget
 
 Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
 
@@ -108,12 +110,8 @@ def open_target(
     """
     kind = kind_of_name(name)
     if kind == "predictions":
-        from tuneloop.inference.targets.predictions import PredictionsTarget, read_answers
-
         return PredictionsTarget(name, (answers or read_answers)(name))
     if kind == "endpoint":
-        from tuneloop.inference.targets.endpoint import EndpointTarget
-
         if endpoint is None:
             raise UserError("An endpoint needs the name of a model", where=name, next_step="give --model NAME")
         return EndpointTarget(name, endpoint(name))
@@ -127,6 +125,4 @@ def open_target(
 
 def open_local(name: str, *, base: str = "", template: str = "") -> LocalTarget:
     """A run, artifact, adapter or model on this machine; see `open_target`."""
-    from tuneloop.inference.targets.local import open_folder_or_name
-
     return open_folder_or_name(name, base=base, template=template)

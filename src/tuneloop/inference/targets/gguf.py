@@ -17,17 +17,16 @@ from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
 from tuneloop.inference.prompt import label_tree, refused, schema_breach, schema_problem, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request
+from tuneloop.inference.scoring import AnswerFit, LabelTrie, chosen, label_ids
 from tuneloop.inference.stream import TextStream
-from tuneloop.models.template import load_template
+from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
 from tuneloop.records.record import read_record
 
 if TYPE_CHECKING:
     from tuneloop.inference.engine import Update
-    from tuneloop.inference.scoring import AnswerFit, LabelTrie
     from tuneloop.inference.targets import Kind
-    from tuneloop.models.template import Rendered, Template
 
 AT_ONCE = 4  # tokens that are written before they are shown
 
@@ -182,8 +181,6 @@ class GgufTarget:
         self, rows: Sequence[Rendered], *, progress: Progress = no_progress, task: str = "reference answers"
     ) -> list[AnswerFit]:
         """How well the model foresees given answers, the supervised tokens of each row."""
-        from tuneloop.inference.scoring import AnswerFit
-
         found = []
         progress(task, 0, len(rows))
         for done, row in enumerate(rows, 1):
@@ -205,8 +202,6 @@ class GgufTarget:
         task: str = "scoring labels",
     ) -> Iterator[Completion]:
         """The likeliest label of each request, all of them scored to their ends."""
-        from tuneloop.inference.scoring import chosen, label_ids
-
         template = self.template
         opening = template.encode(lead) if lead else []
         if lead:

@@ -16,10 +16,13 @@ from tuneloop.inference.crew import Crew, SharedWork
 from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.prompt import label_tree, refused, schema_problem, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
+from tuneloop.inference.scoring import AnswerFit, LabelTrie, answer_fits, choose_for
 from tuneloop.models.adapters import applied_now, is_mixed
-from tuneloop.models.names import refuse_missing_path
+from tuneloop.models.load import Model, fingerprint, load_model, use_threads
+from tuneloop.models.names import refuse_missing_path, resolve
 from tuneloop.models.peft_layout import hash_of_adapter
-from tuneloop.models.trained import base_of_adapter, target_kind, trained_folder
+from tuneloop.models.template import Rendered, plain_source
+from tuneloop.models.trained import base_of_adapter, load_trained, target_kind, trained_folder
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import read_record
@@ -27,10 +30,7 @@ from tuneloop.records.run import RunManifest
 
 if TYPE_CHECKING:
     from tuneloop.inference.engine import Update
-    from tuneloop.inference.scoring import AnswerFit, LabelTrie
     from tuneloop.inference.targets import Kind
-    from tuneloop.models.load import Model
-    from tuneloop.models.template import Rendered
 
 ARTIFACT = "artifact.json"
 
@@ -68,10 +68,6 @@ class LocalTarget:
     @cached_property
     def model(self) -> Model:
         """The model with its adapter and template."""
-        from tuneloop.models.load import load_model, use_threads
-        from tuneloop.models.template import plain_source
-        from tuneloop.models.trained import load_trained
-
         use_threads()
         model = load_model(self.base)
         if self.trained is not None:
@@ -87,9 +83,6 @@ class LocalTarget:
     @cached_property
     def identity(self) -> str:
         """Hash of weights, tokenizer and template."""
-        from tuneloop.models.load import fingerprint
-        from tuneloop.models.names import resolve
-
         weights = [fingerprint(resolve(self.base))]
         if self.trained is not None:
             weights.append(hash_of_adapter(self.trained))
@@ -189,8 +182,6 @@ class LocalTarget:
         progress: Progress,
         task: str,
     ) -> Iterator[Completion]:
-        from tuneloop.inference.scoring import choose_for
-
         tree = self.label_tree(labels, lead)
         opening = self.model.template.encode(lead) if lead else []
         made = [self.rendered(request, len(opening) + max(tree.lengths)) for request in requests]
@@ -205,8 +196,6 @@ class LocalTarget:
         self, rows: Sequence[Rendered], *, progress: Progress = no_progress, task: str = "reference answers"
     ) -> list[AnswerFit]:
         """How well the model foresees given answers, the supervised tokens of each row."""
-        from tuneloop.inference.scoring import answer_fits
-
         if (crew := self._crew(rows)) is not None:
             return crew(SharedWork("fits", list(rows), {"task": task}, applied_now()), progress)
         return answer_fits(self.model, rows, progress=progress, task=task)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.engine import Update
 from tuneloop.inference.engines import (
     START_WITHIN,
     AdapterFacts,
@@ -43,7 +44,6 @@ from tuneloop.records.completion import Completion, Finish, TokenLogprob
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
     from tuneloop.models.template import Template
 
 HEALTHY_WITHIN = 5.0  # seconds
@@ -318,8 +318,6 @@ class EndpointEngine:
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         """An answer as it is written; see `ServingEngine.stream`."""
-        from tuneloop.inference.engine import Update
-
         request = replace(request, adapter=named_adapter(request))
         made = self._prepared(request)
         if isinstance(made, Completion):
@@ -347,8 +345,6 @@ class EndpointEngine:
 
     async def _in_quanta(self, request: Request) -> AsyncGenerator[Update, None]:
         """An answer that gives way; each quantum goes on behind the tokens of those before. Of choices it is one."""
-        from tuneloop.inference.engine import Update
-
         text = TextStream(self._templates[request.adapter].decode, request.stop)
         answer, drawn = _Answer(request, self.name), request.sampling
         self._turns.row("", 1)
@@ -409,8 +405,6 @@ class EndpointEngine:
 
     async def _written(self, request: Request, answer: _Answer | None = None) -> AsyncGenerator[Update, None]:
         """What the server answers; added to what there is of an answer."""
-        from tuneloop.inference.engine import Update
-
         answer = answer or _Answer(request, self.name)
         place, body = self._body(request)
         try:

@@ -34,12 +34,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file, user_errors_of_the_disk
+from tuneloop.inference.engine import Update
 from tuneloop.inference.engines import (
     START_WITHIN,
     AdapterFacts,
@@ -62,9 +63,6 @@ from tuneloop.models.gguf import read_tokenizer
 from tuneloop.models.template import Template, load_template
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
 from tuneloop.records.rows import Message
-
-if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
 
 WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between releases, so this one and no other
 HEALTHY_WITHIN = 2.0  # seconds
@@ -335,8 +333,6 @@ class LlamaCppEngine:
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         """An answer as it is written; see `ServingEngine.stream`."""
-        from tuneloop.inference.engine import Update
-
         request = replace(request, adapter=named_adapter(request))
         await self._revived()
         made = self._prepared(request)
@@ -402,8 +398,6 @@ class LlamaCppEngine:
 
     async def _at_once(self, request: Request) -> AsyncGenerator[Update, None]:
         """An answer that somebody waits for."""
-        from tuneloop.inference.engine import Update
-
         self._turns.come(request.adapter)
         try:
             if request.choices:
@@ -602,8 +596,6 @@ class _Answer:
             if self.text.stopped:
                 ended, finish = True, "stop"
                 break
-        from tuneloop.inference.engine import Update
-
         if ended:
             piece += self.text.end()
             schema = self.request.schema
@@ -651,8 +643,6 @@ def _json(body: Mapping[str, Any]) -> bytes:
 
 
 def _update(completion: Completion) -> Update:
-    from tuneloop.inference.engine import Update
-
     return Update(completion=completion)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.engine import Engine, Update
 from tuneloop.inference.engines import (
     START_WITHIN,
     AdapterFacts,
@@ -43,7 +44,7 @@ from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
-    from tuneloop.inference.engine import Engine, Ticket, Update
+    from tuneloop.inference.engine import Ticket
     from tuneloop.models.template import Template
 
 MOST_CHOICES = (
@@ -207,8 +208,6 @@ class LocalEngine:
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         """An answer as it is written; see `ServingEngine.stream`."""
-        from tuneloop.inference.engine import Update
-
         request = replace(request, adapter=named_adapter(request))
         made = await asyncio.to_thread(self._prepared, request)
         if isinstance(made, Completion):
@@ -271,8 +270,6 @@ class LocalEngine:
 
     def _run(self, loop: asyncio.AbstractEventLoop, loading: asyncio.Future[None], inbox: _Inbox) -> None:
         """Load, then answer until it is over."""
-        from tuneloop.inference.engine import Engine
-
         with ExitStack() as borrowed:
             try:
                 model = self._load(borrowed)
@@ -382,8 +379,6 @@ class _Work:
 
     def _choose(self) -> None:
         """Score the labels of some requests that wait: those with the same adapter and labels as the first."""
-        from tuneloop.inference.engine import Update
-
         waiting = [asked for asked in self.choosing if not asked.dropped]
         urgent = [asked for asked in waiting if not asked.request.gives_way]
         some: list[_Asked] = []
@@ -403,8 +398,6 @@ class _Work:
         Args:
             failure: why, where the engine failed; empty: it was stopped.
         """
-        from tuneloop.inference.engine import Update
-
         with self.inbox.changed:
             left = [*self.writing.values(), *self.choosing, *self.inbox.new]
             self.inbox.new.clear()

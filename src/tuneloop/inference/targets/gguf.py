@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.inference.engine import Update
 from tuneloop.inference.engines import with_template
 from tuneloop.inference.engines.llamacpp import gguf_file, template_of
 from tuneloop.inference.grammar import Grammars
@@ -25,7 +26,6 @@ from tuneloop.records.completion import Completion, Finish, TokenLogprob
 from tuneloop.records.record import read_record
 
 if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
     from tuneloop.inference.targets import Kind
 
 AT_ONCE = 4  # tokens that are written before they are shown
@@ -112,8 +112,6 @@ class GgufTarget:
 
     def stream(self, request: Request) -> Iterator[Update]:
         """An answer in pieces as they come."""
-        from tuneloop.inference.engine import Update
-
         made = self._writable(request)
         if isinstance(made, Completion):
             yield Update(completion=made)

@@ -13,6 +13,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.crew import Crew, SharedWork
+from tuneloop.inference.engine import Engine, Update
 from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.prompt import label_tree, refused, schema_problem, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
@@ -29,7 +30,6 @@ from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 
 if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
     from tuneloop.inference.targets import Kind
 
 ARTIFACT = "artifact.json"
@@ -148,8 +148,6 @@ class LocalTarget:
         return self._streamed(with_adapter(request))
 
     def _streamed(self, request: Request) -> Iterator[Update]:
-        from tuneloop.inference.engine import Engine, Update
-
         made = self.rendered(request)
         if isinstance(made, Completion):
             yield Update(completion=made)

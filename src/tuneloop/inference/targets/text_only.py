@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.inference.engine import Update
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
-
-if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,6 @@ class TextTarget:
 
     def stream(self, request: Request) -> Iterator[Update]:
         """The whole answer as one piece."""
-        from tuneloop.inference.engine import Update
-
         for answer in self.complete([request]):
             yield Update(answer.text, answer)
 

@@ -66,14 +66,16 @@ def cluster(cli_environment: dict[str, str]) -> Iterator[Any]:
         yield from _cluster(ray, cli_environment)
 
 
+NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
+
+
 def _cluster(ray: Any, cli_environment: dict[str, str]) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = cli_environment["PYTHONPATH"]  # of the processes on the nodes
-    node = {"num_cpus": 1, "object_store_memory": 200 << 20}
-    found = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    found.second = found.add_node(**node)
+    found = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    found.second = found.add_node(**NODE)
     ray.init(address=found.address, log_to_driver=False, configure_logging=False, namespace="tuneloop")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield found
@@ -159,6 +161,18 @@ def test_both_passes_give_the_hash_of_one_process_and_a_killed_worker_costs_noth
     far = prepared("ray", "far")
     assert (tmp_path / "killed").exists()
     assert far.hash == alone.hash and far.splits == alone.splits and far.checks == alone.checks
+
+
+def test_the_command_that_prepares_works_on_the_cluster_with_the_same_hash(
+    cluster: Any, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", 200)
+    hashes = []
+    for more in ([], ["--on", "ray"]):
+        done = cli("prepare", str(source), "--json", "-o", f"out{len(hashes)}", *more)
+        assert done.returncode in (0, 1), done.stderr
+        hashes.append(json.loads(done.stdout)["hash"])
+    assert hashes[0] == hashes[1]
 
 
 # --- training --------------------------------------------------------------------------------------
@@ -343,7 +357,40 @@ def test_a_driver_stays_when_its_client_leaves_and_the_same_command_finds_it(clu
             time.sleep(0.2)
 
 
-# --- the last one: it loses a node ------------------------------------------------------------------
+# --- the last ones: they lose a node ----------------------------------------------------------------
+
+
+def stays_until_it_has_grown(folder: str, say: Say) -> None:
+    """Notes how many processes there are, and ends when there are two again after there was one."""
+    sizes, size = Path(folder) / "sizes", os.environ["WORLD_SIZE"]
+    before = sizes.read_text().split() if sizes.exists() else []
+    if os.environ["RANK"] == "0":
+        with sizes.open("a") as file:
+            file.write(f"{size}\n")
+    while not (size == "2" and "1" in before):
+        time.sleep(0.1)
+
+
+def test_a_machine_that_comes_back_takes_part_again(cluster: Any, tmp_path: Path) -> None:
+    sizes = tmp_path / "sizes"
+
+    def until(size: str) -> None:
+        deadline = time.monotonic() + 180 * slowness()
+        while size not in (sizes.read_text().split() if sizes.exists() else []) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def lose_and_bring_back() -> None:
+        until("2")
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        until("1")
+        cluster.second = cluster.add_node(**NODE)
+
+    losing = threading.Thread(target=lose_and_bring_back)
+    losing.start()
+    workers = Workers(2, False, str(tmp_path / "ray"))
+    train_on_ray("grows", stays_until_it_has_grown, str(tmp_path), workers, lambda line: None)
+    losing.join()
+    assert sizes.read_text().split() == ["2", "1", "2"]
 
 
 def test_a_machine_that_is_lost_for_good_leaves_the_run_to_the_others(

@@ -46,11 +46,16 @@ def test_only_redacted_rows_leave_and_the_recipe_reads_them(
         (["--on", "slurn"], "did you mean slurm?"),
         (["--on", "rey"], "did you mean ray?"),
         (["--on", "ray", "--spot", "--gpu", "l4"], "--gpu, --spot have no meaning on a Ray cluster"),
-        (["--on", "modal", "--nodes", "2"], "1 to 1 machines"),
+        (["--on", "modal", "--nodes", "2"], "Modal runs a job on one machine"),
+        (["--on", "slurm", "--nodes", "999"], "1 to 64 machines"),
+        (["--on", "slurm", "--spot"], "--spot has no meaning on Slurm"),
+        (["--on", "modal", "--bucket", "s3://acme"], "keeps the run in a place of its own"),
+        (["--on", "kubernetes", "--bucket", "acme"], "Not a bucket: 'acme'"),
+        (["--on", "ray", "--dry-run"], "--dry-run has no meaning on a Ray cluster"),
         (["--on", "skypilot", "--spot"], "--bucket"),
         (["--on", "modal", "--gpu", "rtx4090"], "Modal has no RTX 4090"),
         (["--on", "slurm", "--yes"], "No command 'sbatch'"),
-        (["--on", "modal", "--max-usd", "0.000001"], "more than $0.00"),
+        (["--on", "modal", "--max-usd", "0.000001"], "more than $0.000001"),
     ],
 )
 def test_what_can_t_be_trained_elsewhere_is_said(
@@ -73,3 +78,23 @@ def test_a_price_that_rose_since_the_plan_is_said_and_stops_at_the_limit(
     assert (
         again.returncode == 2 and "when it was planned on 20" in again.stderr and "nothing was started" in again.stderr
     )
+
+
+def test_a_bucket_keeps_the_run_where_it_is_not_mounted(rows: Path, tiny_llama: Path, cli: Cli, tmp_path: Path) -> None:
+    for place in ("kubernetes", "slurm", "skypilot"):
+        arguments = ("--on", place, "--bucket", "s3://acme/", "--project", place, "--dry-run")
+        assert cli("run", str(rows), f"model={tiny_llama}", *arguments).returncode == 0
+        store = load_recipe(tmp_path / place / "recipe.yaml").store
+        text = "".join(path.read_text() for path in (tmp_path / place).iterdir() if path.is_file())
+        assert store == ("" if place == "skypilot" else "s3://acme/rows") and "tuneloop[all,s3]==" in text
+    assert "source: s3://acme/" in (tmp_path / "skypilot" / "sky.yaml").read_text()
+
+
+def test_a_place_s_price_is_one_of_its_own_providers(rows: Path, tiny_llama: Path, cli: Cli) -> None:
+    said = {
+        place: cli("run", str(rows), f"model={tiny_llama}", "--on", place, "--project", place).stdout
+        for place in ("modal", "skypilot", "kubernetes")
+    }
+    assert "(Modal, 20" in said["modal"] and "Modal, 20" not in said["skypilot"], said
+    assert "machines of your own" in said["kubernetes"] and "rented, $" in said["kubernetes"]
+    assert "0 minutes" not in "".join(said.values()) and "$0.00 " not in "".join(said.values())

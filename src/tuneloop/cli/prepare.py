@@ -11,6 +11,7 @@ import typer
 from tuneloop.cli.console import print_json, screen, split_arguments
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.scale.clusters import refuse_other_place
 
 if TYPE_CHECKING:
     from tuneloop.records.dataset import Check
@@ -25,6 +26,7 @@ def command(
     name: str = flag("", "NAME", "Name of the data set; default: that of the first source."),
     model: str = flag("", "MODEL", "Model whose tokenizer and chat template measure the rows.", "-m"),
     show: int = flag(0, "N", "Print this many rows as the model sees them, with the trained tokens coloured."),
+    on: str = flag("", "ray", "Work on a Ray cluster, with the same result: ray, or ray://HOST:PORT."),
     track: bool = switch("Log the data set to MLflow; also done where MLFLOW_TRACKING_URI is set."),
     *,
     output: Output,
@@ -33,12 +35,17 @@ def command(
 
     Exit status 1: all is written, but a check is at `error`.
     """
+    from tuneloop.workflows.on_ray import cluster_of
     from tuneloop.workflows.prepare import prepare_alone
     from tuneloop.workflows.recipes import recipe_for_sources
 
     places, settings = split_arguments(sources)
     recipe = recipe_for_sources(places, settings, name=name, model=model)
-    with screen(output.quiet, "preparing the data") as shown:
+    refuse_other_place(on)
+    with screen(output.quiet, "preparing the data") as shown, cluster_of(on):
+        recipe = (
+            recipe if not on else recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
+        )
         track = track or bool(os.environ.get("MLFLOW_TRACKING_URI"))
         dataset = prepare_alone(recipe, out, track=track, progress=shown.progress, say=shown.say)
     if show:

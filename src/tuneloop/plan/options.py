@@ -149,7 +149,7 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         settings: what the command line was given, by the names of `Job`, and `model`, `gpu`, `gpus`, `tokens`, `dataset`,
             `epochs`, `tier`, `prices`, `usd_per_gpu_hour`, `interruptions_per_hour`, `checkpoint_minutes`, those of
-            `Efforts`, and `gpu_memory`, `gpu_tflops`, `gpu_bandwidth`, `gpu_link`, `gpu_price` of a card of one's own; None means not given.
+            `Efforts`, `providers` whose bundled prices count (default: all), and `gpu_memory`, `gpu_tflops`, `gpu_bandwidth`, `gpu_link`, `gpu_price` of a card of one's own; None means not given.
 
     Raises:
         UserError: unknown names, numbers that can't be, or settings that exclude each other.
@@ -175,7 +175,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     for flag, value, least in (("--interruptions-per-hour", per_hour, 0.0), ("--checkpoint-minutes", minutes, 0.01)):
         if value is not None and not least <= value <= 10_000:
             raise UserError(f"{flag} is {value}", where=flag, next_step=f"give a number from {least:g} to 10,000")
-    prices = priced(load_prices(own), given.get("gpu"), usd, tier)
+    providers, table = given.pop("providers", None), load_prices(own)
+    prices = priced(table.of(providers) if providers else table, given.get("gpu"), usd, tier)
     efforts = replace(ONE_RUN, **{f.name: given.pop(f.name) for f in fields(Efforts) if f.name in given})
     ask = Ask(name, shape, given, lengths, epochs, prices, tier, efforts, per_hour, minutes)
     ordered, left_out = machines(ask)

@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date as Day
 from pathlib import Path
@@ -112,6 +112,11 @@ class PriceTable:
             if found:
                 return sorted(found, key=lambda price: (price.usd_per_hour, price.gpus, price.provider))
         return []
+
+    def of(self, providers: Sequence[str]) -> PriceTable:
+        """The table with the bundled offers of these providers alone; prices that a user gave or fetched stay."""
+        bundled = tuple(price for price in self.levels[-1] if price.provider in providers)
+        return replace(self, levels=(*self.levels[:-1], bundled))
 
     def with_price(self, provider: str, gpu: str, usd_per_hour: float, tier: Tier) -> PriceTable:
         """The table with a price on top of all others."""

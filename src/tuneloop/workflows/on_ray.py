@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,20 @@ def address_of(place: str) -> str:
     if not host:
         raise UserError("Which cluster?", where="--on", next_step="write it as ray://HOST:10001")
     return f"ray://{host}" if ":" in host else f"ray://{host}:10001"
+
+
+@contextlib.contextmanager
+def cluster_of(place: str) -> Iterator[None]:
+    """Connected to the cluster that `--on` names; empty: nothing is done.
+
+    Raises:
+        UserError: there is none, or it has other versions.
+    """
+    if not place:
+        yield
+        return
+    with on_ray(address_of(place)):
+        yield
 
 
 def whole_path(name: str) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
-from tuneloop.core.units import hours_words
+from tuneloop.core.units import hours_words, usd_words
 from tuneloop.models.names import PACKAGED
 from tuneloop.plan.gpus import all_gpus, find_gpu
 from tuneloop.plan.options import plan_machines
 from tuneloop.records.hosting import RemoteJob
 from tuneloop.records.record import read_record, write_record
-from tuneloop.scale.clusters import Cluster, RemoteWish, TrainingJob, find_cluster
+from tuneloop.scale.clusters import Cluster, RemoteWish, TrainingJob, find_cluster, refuse_what_it_lacks
 from tuneloop.scale.deployment import service_name
 from tuneloop.workflows.prepare import prepare_stage, refuse_errors
 from tuneloop.workflows.put_up import Launch, Limit
@@ -51,18 +51,8 @@ def write_remote(
         UserError: no such cluster, no card there that fits, another project in the folder, or whatever preparing raises.
     """
     cluster = find_cluster(wish.on)
+    refuse_what_it_lacks(cluster, wish)
     wish = replace(wish, nodes=wish.nodes or 1)
-    if wish.nodes > cluster.nodes:
-        raise UserError(
-            f"{cluster.title} runs a job on 1 to {cluster.nodes} machines",
-            where="--nodes",
-            next_step="give a number in between",
-        )
-    if wish.spot and not wish.bucket and cluster.name == "skypilot":
-        raise UserError(
-            "A machine that may be taken away takes its disk with it", where="--spot",
-            next_step="name a bucket for the checkpoints: --bucket s3://NAME",
-        )  # fmt: skip
     from tuneloop.workflows.advise import stand_in
 
     if other := stand_in(recipe.model):
@@ -85,6 +75,8 @@ def write_remote(
     if place != (out / "dataset").resolve():
         shutil.copytree(place, out / "dataset", dirs_exist_ok=True)
     values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "output_dir"})
+    if wish.bucket and cluster.bucket == "store":
+        values = {"store": f"{wish.bucket.rstrip('/')}/{training.name}", **values}
     write_yaml(out / "recipe.yaml", {**values, "data": {"sources": ["dataset"]}})
     for name, text in {**files, "README.md": readme(cluster, training, plan)}.items():
         write_text(out / name, text)
@@ -130,14 +122,21 @@ def _refuse_price(
     if not cluster.gpus:
         return
     usd, card = plan["cost"]["usd"], f"{plan['gpus']} x {plan['gpu']}"
+    if usd is None:
+        if wish.max_usd:
+            raise UserError(
+                f"No price of {card} on {cluster.title} is known, and there is a limit", where="--max-usd",
+                next_step="name another --gpu, put your price into ~/.config/tuneloop/prices.yaml, or leave the limit out",
+            )  # fmt: skip
+        return
     before = read_record(RemoteJob, out) if (out / RemoteJob.file).is_file() else None
     rose = ""
     if before is not None and before.usd and usd > 1.01 * before.usd:
-        rose = f", ${before.usd:,.2f} when it was planned on {before.created[:10]}"
-        say(f"price     it is ${usd:,.2f} now{rose}")
+        rose = f", {usd_words(before.usd)} when it was planned on {before.created[:10]}"
+        say(f"price     it is {usd_words(usd)} now{rose}")
     if wish.max_usd and usd > wish.max_usd:
         raise UserError(
-            f"Training on {card} is expected to cost ${usd:,.2f}{rose}: more than ${wish.max_usd:,.2f}", where="--max-usd",
+            f"Training on {card} is expected to cost {usd_words(usd)}{rose}: more than {usd_words(wish.max_usd)}", where="--max-usd",
             next_step="name another --gpu, take --spot, or raise the limit; nothing was started",
         )  # fmt: skip
 
@@ -146,12 +145,15 @@ def price_words(plan: Mapping[str, Any], cluster: Cluster) -> str:
     """What the planner expects, in a sentence."""
     if not cluster.gpus:
         return "Time and price depend on your machines: tuneloop plan RECIPE --gpu GPU says them."
-    minutes, cost = 60 * plan["time"]["hours"], plan["cost"]
+    time, cost = plan["time"], plan["cost"]
     price = next((line for line in plan["assumptions"] if "an hour and GPU" in line), "")
-    return (
-        f"{plan['gpus']} x {plan['gpu']}: {minutes:,.0f} minutes of training ({60 * plan['time']['low']:,.0f} to {60 * plan['time']['high']:,.0f}), "
-        f"${cost['usd']:,.2f} expected, one time in ten more than ${cost['p90']:,.2f} ({price}). Baselines and evaluation come on top."
-    )
+    train = f"{plan['gpus']} x {plan['gpu']}: {hours_words(time['hours'])} of training ({hours_words(time['low'])} to {hours_words(time['high'])})"
+    if cost["usd"] is None:
+        return f"{train}. No price of it there is known. Baselines and evaluation come on top."
+    paid = f"{usd_words(cost['usd'])} expected, one time in ten more than {usd_words(cost['p90'])} ({price})"
+    if cluster.own:
+        paid = f"on machines of your own, whose cost only you know; rented, {paid}"
+    return f"{train}, {paid}. Baselines and evaluation come on top."
 
 
 def readme(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> str:
@@ -183,6 +185,7 @@ def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, wish: RemoteWish) 
     """
     asked: dict[str, Any] = {"model": recipe.model, **plan_settings(recipe), "dataset": str(dataset)}
     asked |= {"tier": "spot"} if wish.spot else {}
+    asked |= {"providers": cluster.providers} if cluster.providers else {}
     if wish.gpu:
         key = find_gpu(wish.gpu).key
         if cluster.gpus and key not in cluster.gpus:

@@ -7,7 +7,7 @@ import functools
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
@@ -15,7 +15,7 @@ from tuneloop.core.flag import flag, switch
 from tuneloop.scale.discovery import find_named, records_of
 from tuneloop.scale.skypilot_sdk import SkyJob
 
-PACKAGE = f"tuneloop[all]=={__version__}"
+EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}  # scheme of a bucket -> the extra that speaks to it
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ class TrainingJob:
     gated: bool = True
     max_usd_per_hour: float = 0.0
 
+    @property
+    def package(self) -> str:
+        """What pip installs there."""
+        extra = EXTRAS.get(self.bucket.partition("://")[0], "")
+        return f"tuneloop[all{',' if extra else ''}{extra}]=={__version__}"
+
     def command(self, out: str, rendezvous: str = "") -> str:
         """The command of each machine.
 
@@ -59,7 +65,7 @@ class RayWish:
 
     PANEL: ClassVar[str] = "Elsewhere"
 
-    on: str = flag("", "ray", "Train on the Ray cluster of this machine: ray.")
+    on: str = flag("", "ray", "Train on a Ray cluster: ray, or ray://HOST:PORT.")
     gpus: int = flag(0, "N", "Cards of a machine; default: as few as fit, on Ray all.", least=0)
     nodes: int = flag(0, "N", "Machines; default: 1, on Ray all of the cluster.", least=0)
 
@@ -109,6 +115,10 @@ class Cluster:
         gpus: names of the planner's cards there; empty: whatever the machines have.
         nodes: the most machines of a job.
         variables: of the environment, which putting it up needs.
+        providers: whose prices in the planner's table are paid there; empty: any.
+        own: whether its machines are one's own, so that a price of the table is what a rented one would cost.
+        spot: whether it can take machines that may be taken away.
+        bucket: what `--bucket` does there: it is mounted, the run is kept in it too (`store`), or nothing.
         limits: what one should know.
         sky: what SkyPilot's own package starts in place of the commands; None: nothing.
     """
@@ -124,6 +134,10 @@ class Cluster:
     gpus: Mapping[str, str] = field(default_factory=dict)
     nodes: int = 64
     variables: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+    own: bool = False
+    spot: bool = False
+    bucket: Literal["mounted", "store", ""] = "store"
     limits: tuple[str, ...] = ()
     sky: Callable[[TrainingJob], SkyJob] | None = None
 
@@ -145,6 +159,37 @@ def refuse_options_of_rented(wish: RemoteWish) -> None:
         raise UserError(
             f"{', '.join(wrong)} {'has' if len(wrong) == 1 else 'have'} no meaning on a Ray cluster: its machines are there already",
             where="--on", next_step="leave it out; --nodes and --gpus say how many of them train",
+        )  # fmt: skip
+
+
+def refuse_what_it_lacks(cluster: Cluster, wish: RemoteWish) -> None:
+    """Refuse what a place can't do, where leaving it out unsaid would cost money or a checkpoint.
+
+    Raises:
+        UserError: it was asked for.
+    """
+    if (wish.nodes or 1) > cluster.nodes:
+        most = "one machine" if cluster.nodes == 1 else f"1 to {cluster.nodes} machines"
+        raise UserError(
+            f"{cluster.title} runs a job on {most}", where="--nodes",
+            next_step="leave it out, or choose another place" if cluster.nodes == 1 else "give a number in between",
+        )  # fmt: skip
+    if wish.spot and not cluster.spot:
+        raise UserError(
+            f"--spot has no meaning on {cluster.title}", where="--spot",
+            next_step="leave it out; --on skypilot takes such machines and replaces them",
+        )  # fmt: skip
+    if wish.bucket and not cluster.bucket:
+        raise UserError(
+            f"{cluster.title} keeps the run in a place of its own", where="--bucket",
+            next_step="leave it out; the project's README says how the run is fetched",
+        )  # fmt: skip
+    if wish.bucket and "://" not in wish.bucket:
+        raise UserError(f"Not a bucket: {wish.bucket!r}", where="--bucket", next_step="as in s3://NAME or gs://NAME")
+    if wish.spot and not wish.bucket:
+        raise UserError(
+            "A machine that may be taken away takes its disk with it", where="--spot",
+            next_step="name a bucket for the checkpoints: --bucket s3://NAME",
         )  # fmt: skip
 
 

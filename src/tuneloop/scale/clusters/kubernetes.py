@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.scale.clusters import PACKAGE, Cluster, TrainingJob
+from tuneloop.scale.clusters import Cluster, TrainingJob
 from tuneloop.scale.hosts.kubernetes import CARDS
 from tuneloop.scale.text import yaml_text
 
@@ -18,8 +18,11 @@ def project(job: TrainingJob) -> dict[str, str]:
     env: list[dict[str, Any]] = []
     if job.gated:
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "huggingface", "key": "token"}}})
+    # Keys of a bucket, where there are any: a pod whose account may use the bucket by itself needs none.
+    keys = [{"secretRef": {"name": "bucket", "optional": True}}]
     container = {
         "name": "train", "image": f"YOUR_REGISTRY/{job.name}:1", "workingDir": "/job", "command": ["bash", "-c", command], "env": env,
+        **({"envFrom": keys} if job.bucket else {}),
         "resources": {"limits": {"nvidia.com/gpu": job.gpus}, "requests": {"cpu": "4", "memory": "32Gi"}},
         "volumeMounts": [{"name": "runs", "mountPath": "/runs"}, {"name": "shm", "mountPath": "/dev/shm"}],
     }  # fmt: skip
@@ -47,7 +50,7 @@ def project(job: TrainingJob) -> dict[str, str]:
         },
     }  # fmt: skip
     parts = [claim, service, run] if job.nodes > 1 else [claim, run]
-    docker = f"FROM {IMAGE}\nRUN pip install --no-cache-dir '{PACKAGE}'\nWORKDIR /job\nCOPY recipe.yaml ./\nCOPY dataset dataset\n"
+    docker = f"FROM {IMAGE}\nRUN pip install --no-cache-dir '{job.package}'\nWORKDIR /job\nCOPY recipe.yaml ./\nCOPY dataset dataset\n"
     return {
         "job.yaml": yaml_text("Kubernetes: a training run. README.md has the commands.", *parts),
         "Dockerfile": docker,
@@ -76,6 +79,11 @@ CLUSTER = Cluster(
     checked="kubernetes-validate accepts job.yaml in its strict mode.",
     unchecked="that a node has the GPUs and the storage class; the image's tag.",
     gpus={key: key for key in CARDS},
+    own=True,
     variables=("REGISTRY", "HF_TOKEN"),
-    limits=("A pod that is lost begins again, and the run goes on from its last checkpoint on the disk.",),
+    limits=(
+        "A pod that is lost begins again, and the run goes on from its last checkpoint on the disk.",
+        "With --bucket the run is kept in an object store too. Pods whose account has no right to it read the keys from a secret: "
+        "`kubectl create secret generic bucket --from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...`.",
+    ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuneloop.scale.clusters import PACKAGE, Cluster, TrainingJob
+from tuneloop.scale.clusters import Cluster, TrainingJob
 from tuneloop.scale.hosts.modal import GPUS
 
 
@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 app = modal.App({job.name!r})
 image = (
     modal.Image.debian_slim(python_version="3.12")
-    .pip_install({PACKAGE!r})
+    .pip_install({job.package!r})
     .add_local_file(HERE / "recipe.yaml", "/job/recipe.yaml")
     .add_local_dir(HERE / "dataset", "/job/dataset")
 )
@@ -77,6 +77,8 @@ CLUSTER = Cluster(
     checked="Modal's own package builds the app from this file without a token.",
     unchecked="that the image builds there, the prices.",
     gpus=GPUS,
+    providers=("Modal",),
+    bucket="",
     nodes=1,
     variables=("HF_TOKEN",),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.scale.clusters import PACKAGE, Cluster, TrainingJob
-from tuneloop.scale.hosts.skypilot import GPUS
+from tuneloop.scale.clusters import Cluster, TrainingJob
+from tuneloop.scale.hosts.skypilot import GPUS, PROVIDERS
 from tuneloop.scale.skypilot_sdk import SkyJob
 from tuneloop.scale.text import yaml_text
 
@@ -30,7 +30,7 @@ def project(job: TrainingJob) -> dict[str, str]:
         task["secrets"] = {"HF_TOKEN": None}
     out = f"/runs/{job.name}" if job.bucket else f"$HOME/runs/{job.name}"
     task |= {
-        "envs": {"TUNELOOP": PACKAGE},
+        "envs": {"TUNELOOP": job.package},
         "setup": 'pip install "$TUNELOOP"',
         "run": job.command(out, RENDEZVOUS if job.nodes > 1 else ""),
     }
@@ -68,6 +68,9 @@ CLUSTER = Cluster(
     checked="SkyPilot's strict schemas of tasks and resources accept sky.yaml; its package starts it and takes it down before a stand-in of its server.",
     unchecked="that a cloud has the card, quotas, the prices.",
     gpus=GPUS,
+    providers=PROVIDERS,
+    spot=True,
+    bucket="mounted",
     variables=("HF_TOKEN",),
     limits=(
         "A spot run needs --bucket: a machine that is taken away takes its disk with it. The jobs controller is a small machine "

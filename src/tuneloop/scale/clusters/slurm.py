@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuneloop.scale.clusters import PACKAGE, Cluster, TrainingJob
+from tuneloop.scale.clusters import Cluster, TrainingJob
 
 
 def project(job: TrainingJob) -> dict[str, str]:
@@ -22,7 +22,7 @@ def project(job: TrainingJob) -> dict[str, str]:
 # Two minutes before its time is over the run saves a checkpoint; the same script goes on from there.
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
-test -d .venv || {{ python3 -m venv .venv && .venv/bin/pip install {PACKAGE!r}; }}
+test -d .venv || {{ python3 -m venv .venv && .venv/bin/pip install {job.package!r}; }}
 source .venv/bin/activate
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
 export HEAD
@@ -49,5 +49,5 @@ CLUSTER = Cluster(
     as_of="2026-11-27",
     checked="The shell reads the script.",
     unchecked="partitions and accounts, which your site wants to be named (sbatch --partition ... --account ...).",
-    limits=("HF_TOKEN has to be set where sbatch is called.",),
+    limits=("HF_TOKEN has to be set where sbatch is called, and with --bucket what its keys are read from.",),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuneloop.scale.clusters import PACKAGE, Cluster, TrainingJob
+from tuneloop.scale.clusters import Cluster, TrainingJob
 
 
 def project(job: TrainingJob) -> dict[str, str]:
@@ -19,7 +19,7 @@ def project(job: TrainingJob) -> dict[str, str]:
 # Run this on each machine{", with RANK and HEAD set" if many else ""}; the folder has to lie on a disk that all of them see.
 set -euo pipefail
 cd "$(dirname "$0")"
-{needs}test -d .venv || {{ python3 -m venv .venv && .venv/bin/pip install {PACKAGE!r}; }}
+{needs}test -d .venv || {{ python3 -m venv .venv && .venv/bin/pip install {job.package!r}; }}
 source .venv/bin/activate
 exec {job.command(f"runs/{job.name}", rendezvous)}
 """

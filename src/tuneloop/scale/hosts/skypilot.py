@@ -48,6 +48,8 @@ GPUS = {
     "t4": "T4", "l4": "L4", "a10g": "A10G", "a10": "A10", "l40s": "L40S", "a100-40gb": "A100", "a100-80gb": "A100-80GB",
     "h100-pcie": "H100", "h100-sxm": "H100", "h200": "H200", "b200": "B200",
 }  # fmt: skip
+# Clouds of its catalogue, as the planner's table of prices names them.
+PROVIDERS = ("AWS us-east-1", "Lambda", "Nebius", "RunPod Secure", "RunPod Community", "Vast.ai", "Verda")
 
 HOST = Host(
     name="skypilot",
@@ -72,5 +74,5 @@ HOST = Host(
         ("HF_TOKEN", "in your shell, reads the model and a gated base"),
         ("VLLM_API_KEY", "in your shell, which callers send: `export VLLM_API_KEY=$(openssl rand -hex 24)`"),
     ),
-    providers=("AWS us-east-1", "Lambda", "Nebius", "RunPod Secure", "RunPod Community", "Vast.ai", "Verda"),
+    providers=PROVIDERS,
 )

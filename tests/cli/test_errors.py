@@ -354,7 +354,7 @@ def test_debug_shows_the_traceback(here: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
-        (KeyboardInterrupt(), 130, "goes on from here"),
+        (KeyboardInterrupt(), 130, "the same command does the rest"),
         (MemoryError(), 2, "train.micro_batch_tokens"),
         (RuntimeError("DefaultCPUAllocator: out of memory"), 2, "train.micro_batch_tokens"),
         (RuntimeError("something\nelse"), 2, "--debug"),
@@ -378,3 +378,13 @@ def test_other_errors_are_short_too(
 def test_a_model_in_the_place_of_a_data_set_is_said_how_to_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "llama-3.1-8b", "--tokens", "1e6"]) == 2
     assert "--model llama-3.1-8b" in capsys.readouterr().err
+
+
+def test_a_word_too_many_names_the_option_that_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["costs", "serve"]) == 2
+    assert "tuneloop costs --folder serve" in capsys.readouterr().err
+
+
+def test_an_option_without_its_value_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["monitor", "serve", "--ask"]) == 2
+    assert "tuneloop monitor --help" in capsys.readouterr().err

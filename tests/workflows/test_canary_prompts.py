@@ -135,8 +135,25 @@ def test_any_target_can_be_asked(tmp_path, dataset):
     assert monitor_store(tmp_path, dataset.path, settings, ask=Echo("b")).alarms == ["canaries"]
     with pytest.raises(UserError, match="asks now"):
         monitor_store(tmp_path, dataset.path, {**settings, "until": "2026-01-01"}, ask=Echo("a"))
-    with pytest.raises(UserError, match="Whose"):
+    with pytest.raises(UserError, match="No request"):  # of which model, where none has answered?
         monitor_store(tmp_path, dataset.path, {}, ask=Echo("a"))
+
+
+def test_a_server_is_not_asked_from_outside_since_its_log_takes_that_for_traffic(tmp_path, dataset, capsys):
+    connect(tmp_path, create=True).close()
+    (tmp_path / "state.json").write_text('{"address": "http://127.0.0.1:9"}')
+    words = [
+        "monitor",
+        str(tmp_path),
+        "--reference",
+        dataset.path,
+        "--ask-model",
+        "m",
+        "--ask",
+        "http://127.0.0.1:9/v1",
+    ]
+    assert main(words) == 2
+    assert "monitor.reference=DATASET" in capsys.readouterr().err
 
 
 def test_an_endpoint_needs_the_name_of_its_model(tmp_path, dataset, capsys):

@@ -281,7 +281,7 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
         traceback.print_exception(error)
         return 2
     if isinstance(error, KeyboardInterrupt):
-        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
+        print("\nInterrupted. What was finished is kept; the same command does the rest.", file=sys.stderr)
         return 130
     if isinstance(error, OSError):
         drop_unwritable_output()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -207,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()  # a full disk or a reader that left shows here, and not when Python shuts down
         return int(status)
     except _Terminated as ended:
-        print("\nEnded (SIGTERM). The same command goes on from here.", file=sys.stderr)
+        print("\nEnded (SIGTERM). What was finished is kept; the same command does the rest.", file=sys.stderr)
         return int(ended.code or 0)
     except SystemExit as exit_:
         if isinstance(exit_.__context__, BrokenPipeError):
@@ -217,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not arguments:
             error.show()  # type: ignore[attr-defined]  # the help: no command is no mistake to explain
             return 2
-        return report_error(_as_user_error(error), arguments)
+        return report_error(_as_user_error(error, arguments), arguments)
     except BaseException as error:
         return report_error(error, arguments)
 
@@ -226,13 +227,17 @@ def main(arguments: list[str] | None = None) -> int:
 _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
 
 
-def _as_user_error(error: Exception) -> UserError:
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "tuneloop"
+def _as_user_error(error: Exception, arguments: list[str]) -> UserError:
+    context = getattr(error, "ctx", None)  # not there where an option lacks its value
+    named = arguments[0] if arguments and any(arguments[0] in stage for stage in COMMANDS.values()) else ""
+    command = context.command_path if context else f"tuneloop {named}".rstrip()
     step = f"{command} --help"
     option = str(getattr(error, "option_name", "") or "").lstrip("-").replace("-", "_")
     if option and context and any(parameter.name == "settings" for parameter in context.command.params):
         step = _as_setting(option) + step
+    extra = re.fullmatch(r"Got unexpected extra argument\(s\) \((\S+)\)", error.format_message())  # type: ignore[attr-defined]
+    if extra and context and any(parameter.name == "folder" for parameter in context.command.params):
+        step = f"{command} --folder {extra[1]}; or {step}"
     return UserError(error.format_message(), next_step=step)  # type: ignore[attr-defined]
 
 

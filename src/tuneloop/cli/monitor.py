@@ -33,7 +33,7 @@ def command(
     """
     from tuneloop.workflows.monitor import monitor_store
 
-    target = _target(ask, ask_model, connection) if ask else None
+    target = _target(store, ask, ask_model, connection) if ask else None
     with screen(output.quiet, "comparing") as shown:
         report = monitor_store(store, reference, given(options), ask=target, progress=shown.progress)
     if output.json:
@@ -46,10 +46,13 @@ def command(
     raise typer.Exit(1 if report.alarms else 0 if report.detections or report.canary_rounds else 3)
 
 
-def _target(name: str, model: str, connection: ConnectionOptions) -> TaskTarget:
+def _target(store: str, name: str, model: str, connection: ConnectionOptions) -> TaskTarget:
     """Who is asked."""
+    from tuneloop.workflows.monitor import refuse_itself
     from tuneloop.workflows.targets import open_with_task
 
-    if name.startswith(("http://", "https://")) and not model:
-        raise typer.BadParameter("name the endpoint's model with --ask-model")
+    if name.startswith(("http://", "https://")):
+        refuse_itself(store, name)
+        if not model:
+            raise typer.BadParameter("name the endpoint's model with --ask-model")
     return open_with_task(name, endpoint=lambda url: connection.endpoint(url, model))

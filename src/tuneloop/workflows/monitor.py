@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, plain
+from tuneloop.core.files import build_config, plain, read_json
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.checks.drift import compare_with
@@ -45,10 +45,33 @@ def _ask(place: Path | str, known: Dataset, options: MonitorOptions, target: Tas
     """Ask the canary prompts now: several times at first."""
     if options.until:
         raise UserError("--ask asks now, and --until ends the window before", where="--until", next_step="leave it out")
-    if not options.model:
-        raise UserError("Whose canary prompts are these?", where="--ask", next_step="--model NAME, as it is served")
-    due = rounds_due(place, options.model, (target.identity, None), 0)
-    ask_target(place, options.model, rows_of(known, options.canaries), target, rounds=due, progress=progress)
+    model = options.model
+    if not model:
+        until = utc_now()
+        since = _before(until, days_of(options.window))
+        with opened(place) as store:
+            served = [r.model for r in read_requests(store, since=since, until=until, where="shadow IS NULL")]
+        model = _only_model(served, place, since, until)
+    due = rounds_due(place, model, (target.identity, None), 0)
+    ask_target(place, model, rows_of(known, options.canaries), target, rounds=due, progress=progress)
+
+
+def refuse_itself(place: Path | str, url: str) -> None:
+    """Canary prompts that came through the server itself would stand in its store as traffic.
+
+    Args:
+        place: the server's folder, its store's file, or a database's URL, which doesn't say whose it is.
+
+    Raises:
+        UserError: the URL is this server's.
+    """
+    folder = Path(place) if "://" not in str(place) else Path()
+    state = (folder if folder.is_dir() else folder.parent) / "state.json"
+    if state.is_file() and url.removesuffix("/").removesuffix("/v1") == read_json(state)["address"]:
+        raise UserError(
+            "Canary prompts that this server is asked would count as its traffic", where=f"--ask {url}",
+            next_step="monitor.reference=DATASET in serve.yaml: it asks itself; or --ask NAME@champion",
+        )  # fmt: skip
 
 
 def days_of(span: str, where: str = "--window") -> float:

@@ -37,11 +37,11 @@ CHATS = [
 ]
 
 
-def with_gateway(folder: Path, run: Path, work: Callable[[Gateway], Any]) -> Any:
+def with_gateway(folder: Path, run: Path, work: Callable[[Gateway], Any], *, merge: bool = False) -> Any:
     """What a coroutine function makes of the gateway before a run."""
 
     async def main() -> Any:
-        config = ServeConfig(adapters={"m": str(run)}, folder=str(folder))
+        config = ServeConfig(adapters={"m": str(run)}, folder=str(folder), merge=merge)
         deployment = deployment_of(config)
         await deployment.engine.start()
         gateway = gateway_of(config, deployment, print)
@@ -72,6 +72,15 @@ def trained_ids(run: Path, record: dict[str, Any]) -> tuple[int, ...]:
 def test_a_classifier_reads_what_it_was_trained_on(make_tuned: MakeTuned, tmp_path: Path) -> None:
     run = make_tuned(data={"instruction": "Name the kind of ticket."})
     assert served_ids(tmp_path / "s", run, TICKET) == trained_ids(run, {"text": TICKET})
+
+
+def test_a_base_that_has_its_adapter_in_its_weights_is_not_listed(make_tuned: MakeTuned, tmp_path: Path) -> None:
+    async def names(gateway: Gateway) -> list[str]:
+        return list(gateway.models)
+
+    run = make_tuned(data={"instruction": "Name the kind of ticket."})
+    assert with_gateway(tmp_path / "s", run, names, merge=True) == ["m"]
+    assert len(with_gateway(tmp_path / "s", run, names)) == 2
 
 
 def test_several_columns_come_as_json(make_tuned: MakeTuned, tmp_path: Path) -> None:

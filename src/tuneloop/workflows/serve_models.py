@@ -106,10 +106,10 @@ class Deployment:
         return hashes[opened.loaded.source] if opened.loaded is not None else BASE
 
     def models(self) -> dict[str, ServedModel]:
-        """The models by name, once the engine is started: those that were tuned first, then the base."""
+        """The models by name, once the engine is started: those that were tuned first, then the base, if it can be asked."""
         template = _template_of(self.tokenizer or self.base)
         found = {each.name: _served(each, self.adapter_of(each), template) for each in self.opened}
-        if all(model.adapter != BASE for model in found.values()):
+        if all(model.adapter != BASE for model in found.values()) and not getattr(self.engine, "merged", False):
             name = Path(self.base).name if Path(self.base).exists() else self.base
             found.setdefault(name, ServedModel(name, source=self.base, decode=template.decode if template else None))
         return found

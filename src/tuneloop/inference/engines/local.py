@@ -133,6 +133,11 @@ class LocalEngine:
         return True
 
     @property
+    def merged(self) -> bool:
+        """Whether its adapter stands in the base's weights, so that the base itself can't be asked."""
+        return self._merge
+
+    @property
     def adapters(self) -> Mapping[str, AdapterFacts]:
         """What is loaded, by hash."""
         return dict(self._adapters)

@@ -84,6 +84,11 @@ def open_experts(names: Sequence[str], base: str = "", *, say: Say = lambda line
 def _open_expert(name: str, base: str, say: Say) -> Expert:
     target = open_local(local_name(name, say=say), base=base)
     if target.trained is None:
+        if (Path(name).expanduser() / "adapter_model.safetensors").is_file():
+            raise UserError(
+                "The adapter has no adapter_config.json", where=name, next_step="restore it, or train again"
+            )
+        resolve(target.base)  # refuses a name that stands for nothing
         raise UserError(
             "This is a whole model and no adapter: only LoRA adapters are merged", where=name, next_step=ALONE
         )

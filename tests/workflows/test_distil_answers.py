@@ -112,7 +112,21 @@ def test_another_model_is_refused_unless_that_is_wanted(server: Server, dataset:
     server.says = lambda number, body: (200, "cheap", "big-mini-2026-01-01")
     with pytest.raises(UserError, match="big-mini-2026-01-01 has answered, and big was asked"):
         answers_of(job(server, dataset, tmp_path / "run"))
+    assert len(server.bodies) == 1  # nothing more is paid for
     assert answers_of(job(server, dataset, tmp_path / "run", any_model=True))
+
+
+def test_where_another_model_joins_in_what_the_right_one_answered_is_kept(
+    server: Server, dataset: Dataset, tmp_path: Path
+) -> None:
+    plain = server.says
+    server.says = lambda number, body: plain(number, body) if number % 2 else (200, "cheap", "other")
+    with pytest.raises(UserError, match="other has answered"):
+        answers_of(job(server, dataset, tmp_path / "run"))
+    server.says, honest = plain, (len(server.bodies) + 1) // 2
+    before = len(server.bodies)
+    assert "cheap" not in {answer.text for answer in answers_of(job(server, dataset, tmp_path / "run")).values()}
+    assert len(server.bodies) - before == len(dataset.train) - honest
 
 
 @pytest.mark.parametrize(

@@ -127,20 +127,28 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
     draws = [(row, number) for number in range(job.options.best_of) for row in job.for_teacher]
     left = [(row, number) for row, number in draws if (row.id, number) not in known]
     failed: dict[Draw, Completion] = {}
-    for start in range(0, len(left), AT_ONCE):
-        some = left[start : start + AT_ONCE]
+    done, lied = 0, ""
+    while done < len(left) and not lied:
+        # A server is asked once before it is asked much: another model may answer there, and its answers cost, too.
+        some = left[done : done + (1 if not done and isinstance(job.teacher.target, EndpointTarget) else AT_ONCE)]
         lines = []
         for (row, number), answer in zip(some, asked(job, [_request(job, *each) for each in some]), strict=True):
-            if not job.options.any_model:
-                _refuse_other_model(job, answer)
             draw = row.id, number
-            if answer.error:
+            if not job.options.any_model and _is_of_another_model(job, answer):
+                lied = lied or answer.served
+            elif answer.error:
                 failed[draw] = answer
             else:
                 known[draw] = answer
                 lines.append(_line(draw, answer))
-        _append(file, lines)
-        job.progress("asking the teacher", start + len(some), len(left))
+        _append(file, lines)  # those of the right model, also where another one joined in
+        done += len(some)
+        job.progress("asking the teacher", done, len(left))
+    if lied and isinstance(job.teacher.target, EndpointTarget):
+        raise UserError(
+            f"{lied} has answered, and {job.teacher.target.endpoint.model} was asked", where=job.teacher.name,
+            next_step=f"give --model {lied}, or --any-model if that is a name for the same; what the right one answered is kept",
+        )  # fmt: skip
     if len(failed) > MOST_FAILED * len(draws):
         reason, _ = Counter(answer.error for answer in failed.values()).most_common(1)[0]
         raise UserError(
@@ -196,18 +204,12 @@ def same_model(wanted: str, said: str) -> bool:
     return other.startswith(one) and _VERSION.fullmatch(other[len(one) :]) is not None
 
 
-def _refuse_other_model(job: DistilJob, answer: Completion) -> None:
-    """Refuse answers of a server that says that another model has written them.
-
-    Raises:
-        UserError: it says so.
-    """
+def _is_of_another_model(job: DistilJob, answer: Completion) -> bool:
+    """Whether a server says that another model than the one asked for has written an answer."""
     target = job.teacher.target
-    if isinstance(target, EndpointTarget) and answer.served and not same_model(target.endpoint.model, answer.served):
-        raise UserError(
-            f"{answer.served} has answered, and {target.endpoint.model} was asked", where=target.name,
-            next_step=f"give --model {answer.served}, or --any-model if that is a name for the same",
-        )  # fmt: skip
+    if not isinstance(target, EndpointTarget) or not answer.served:
+        return False
+    return not same_model(target.endpoint.model, answer.served)
 
 
 # --- the best of several -----------------------------------------------------------------------

@@ -55,15 +55,16 @@ def child(base: Path, place: Path) -> None:
     from tuneloop.combine.adapters import open_adapter
     from tuneloop.combine.low_rank import Product, svd_of
     from tuneloop.combine.merge import MergeSettings, base_shapes, merge_adapters
+    from tuneloop.models.load import fingerprint
     from tuneloop.release.merge import merge
 
     ones = torch.ones(64, 2, dtype=torch.float64)
     svd_of(Product(ones, ones.T.contiguous()))  # libraries are loaded
     torch.zeros(8, 8).to(torch.bfloat16) @ torch.zeros(8, 8).to(torch.bfloat16)
-    adapters = [open_adapter(str(n), place / str(n), "random") for n in range(ADAPTERS)]
-    shapes = base_shapes(base)
+    mark, shapes = fingerprint(base), base_shapes(base)
+    adapters = [open_adapter(str(n), place / str(n), mark) for n in range(ADAPTERS)]
     steps = {
-        "adapter": lambda: merge_adapters(adapters, MergeSettings("svd"), ("random", shapes), place / "merged"),
+        "adapter": lambda: merge_adapters(adapters, MergeSettings("svd"), (mark, shapes), place / "merged"),
         "weights": lambda: merge(str(base), place / "merged", place / "model"),
     }
     found = {}
@@ -74,7 +75,7 @@ def child(base: Path, place: Path) -> None:
             while not over.wait(0.002):
                 peak[0] = max(peak[0], anonymous())
 
-        watcher = threading.Thread(target=watch)
+        watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         began = time.perf_counter()
         step()
@@ -96,7 +97,7 @@ def main() -> None:
         write_adapters(place / "base", place)
         os.sync()
         command = [sys.executable, __file__, "--child", str(place / "base"), str(place)]
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         size = sum(file.stat().st_size for file in (place / "model").glob("*.safetensors"))
         disk = disk_seconds(place / "plain", size)

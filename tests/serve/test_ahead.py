@@ -22,7 +22,7 @@ from tuneloop.records.request import StoredRequest
 from tuneloop.serve import ahead
 from tuneloop.serve.ahead import FILES, KILLED, WriteAhead
 from tuneloop.serve.store import TABLES, connect, opened, read_requests
-from tuneloop.serve.writer import StoreWriter
+from tuneloop.serve.writer import SHORT, StoreWriter
 
 SERVER = """
 import sys, time
@@ -124,15 +124,37 @@ def test_a_cut_line_costs_itself_alone(tmp_path: Path) -> None:
     assert [each.completion for each in restarted(tmp_path)] == ["answer 1"]
 
 
-@pytest.mark.parametrize("content", ["redacted", "hash", "none"])
+@pytest.mark.parametrize("content", ["hash", "none"])
 def test_texts_that_are_not_kept_are_not_written_ahead(tmp_path: Path, content: Any) -> None:
-    store = StoreWriter(tmp_path, content, lambda value: value, say=lambda line: None, most_waiting=5)
+    store = StoreWriter(tmp_path, content, say=lambda line: None, most_waiting=5)
     store.start()
     store.begin(request(7))
     store.add(request(7, completion="the secret answer"))
     raw = b"".join((tmp_path / name).read_bytes() for name in FILES)
     assert raw.count(b"\n") == 2 and b"secret" not in raw and b"question" not in raw
     store.stop()
+
+
+@pytest.mark.parametrize(("more", "ahead"), [("", True), ("x" * SHORT, False)])
+def test_short_texts_are_searched_at_once_so_that_a_kill_costs_none(tmp_path: Path, more: str, ahead: bool) -> None:
+    searched: list[object] = []
+
+    def redact(value: Any) -> Any:
+        searched.append(value)
+        return json.loads(json.dumps(value).replace("bo@example.com", "<EMAIL>"))
+
+    store = StoreWriter(tmp_path, "redacted", redact, say=lambda line: None)
+    store.start()
+    asked = request(7, completion=f"write to bo@example.com {more}")
+    store.begin(asked)
+    store.add(asked)
+    raw = b"".join((tmp_path / name).read_bytes() for name in FILES)
+    assert b"bo@example.com" not in raw and (b"write to <EMAIL>" in raw) == ahead
+    store.stop()
+    assert len(searched) == (2 if ahead else 1)  # nothing is searched a second time as it is stored
+    with opened(tmp_path) as connection:
+        (kept,) = read_requests(connection)
+    assert str(kept.completion).startswith("write to <EMAIL>")
 
 
 def test_a_server_that_is_stopped_leaves_nothing_to_do(tmp_path: Path) -> None:

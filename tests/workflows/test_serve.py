@@ -26,7 +26,7 @@ from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway
 from tuneloop.serve.store import opened, read_requests
 from tuneloop.workflows.predict import Asker, Options, predict
-from tuneloop.workflows.serve import gateway_of, serve_config
+from tuneloop.workflows.serve import gateway_of, redactor_of, serve_config
 from tuneloop.workflows.serve_models import deployment_of
 from tuneloop.workflows.targets import open_with_task
 
@@ -241,3 +241,14 @@ def test_a_server_keeps_its_store_in_postgres(
     assert not any(PASSWORD in held.read_text() for held in folder.rglob("*") if held.is_file())
     with pytest.raises(UserError, match="Not a URL"):
         serve_config([str(tiny_llama)], ["log.store=store.db"])
+
+
+def test_personal_data_do_not_reach_the_store_unless_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ServeConfig().log.content == "redacted"
+    assert redactor_of("redacted")({"content": "I am bo@example.com"}) == {"content": "I am <EMAIL>"}
+    monkeypatch.delenv("TUNELOOP_SECRET", raising=False)
+    with pytest.raises(UserError, match="TUNELOOP_SECRET"):
+        redactor_of("pseudonyms")
+    monkeypatch.setenv("TUNELOOP_SECRET", "a long secret of the house")
+    one, again = (redactor_of("pseudonyms")("I am bo@example.com") for _ in range(2))
+    assert one == again and "bo@example.com" not in one and "@" in one

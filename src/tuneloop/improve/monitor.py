@@ -529,4 +529,7 @@ def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
             loss += f", so about {more[0]:+.0f} points [{more[1]:+.0f}, {more[2]:+.0f}]"
         yield f"Estimated share of right answers: {q.estimated:.3f} [{q.low:.3f}, {q.high:.3f}], {by}{loss}."
         if q.judged:
-            yield f"People judged {q.judged:,} of them: {q.measured:.3f} are right."
+            aside = "" if q.low <= q.measured <= q.high else (
+                ", which is outside of the estimate: answers as sure as before are not right as often now"
+            )  # fmt: skip
+            yield f"People judged {q.judged:,} of them: {q.measured:.3f} are right{aside}."

@@ -47,8 +47,10 @@ class LogConfig(Config):
         description="database for requests, feedback and decisions, as postgresql://USER@HOST/DATABASE; "
         "default: the file store.db in the server's folder",
     )
-    content: Literal["full", "redacted", "hash", "none"] = Field(
-        "full", description="full texts; redacted: without personal data; hash: a digest of each text; none"
+    content: Literal["redacted", "pseudonyms", "full", "hash", "none"] = Field(
+        "redacted",
+        description="redacted: texts without personal data; pseudonyms: with invented values in their place, by the key in "
+        "TUNELOOP_SECRET; full: texts as they are; hash: a digest of each text; none",
     )
     keep_days: float | None = Field(
         None,

@@ -106,9 +106,11 @@ def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway
         UserError: the store can't be opened, or a name is taken twice.
     """
     folder = Path(config.folder)
-    store = StoreWriter(
-        folder, config.log.content, _redact() if config.log.content == "redacted" else None, say, store=config.store
-    )
+    content = config.log.content
+    if content == "redacted" or content == "pseudonyms":
+        store = StoreWriter(folder, "redacted", redactor_of(content), say, store=config.store)
+    else:
+        store = StoreWriter(folder, content, say=say, store=config.store)
     store.start()
     admission = Admission(
         min(config.slots, deployment.engine.slots), config.limits.waiting, config.objective.admission == "refuse"
@@ -124,8 +126,15 @@ def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway
     return gateway
 
 
-def _redact() -> Callable[[Any], Any]:
-    return Redactor(PersonalConfig(mode="placeholder"))
+def redactor_of(content: str) -> Callable[[Any], Any]:
+    """What replaces personal data, ready to work.
+
+    Raises:
+        UserError: pseudonyms are wanted, and there is no key for them.
+    """
+    redactor = Redactor(PersonalConfig(mode="pseudonym" if content == "pseudonyms" else "placeholder"))
+    redactor("call +1 202 555 0143")  # reads its lists now, and not while the first requests are answered
+    return redactor
 
 
 def _spent(place: str) -> dict[str, float]:

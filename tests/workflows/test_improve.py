@@ -188,6 +188,19 @@ def test_two_controllers_at_once_are_refused(store):
         w.improve(project(store), command=Runner())
 
 
+@pytest.mark.usefixtures("each_database")
+def test_two_controllers_on_two_machines_are_refused_by_their_database(tmp_path, each_database):
+    place = tmp_path / "serve"
+    with opened(place, create=True) as elsewhere:
+        assert elsewhere.alone("improve queue") and elsewhere.alone("improve other")
+        if each_database == "sqlite":  # its file is on one machine, where the folder's lock says it
+            assert w.improve(project(place), command=Runner()).state == "idle"
+        else:
+            with pytest.raises(UserError, match="Another controller of queue"):
+                w.improve(project(place), command=Runner())
+    assert w.improve(project(place), command=Runner()).state == "idle"
+
+
 def test_the_gate_compares_with_the_run_that_was_promoted_last(store):
     w.improve(project(store), command=Runner())
     with opened(store) as connection:

@@ -104,6 +104,12 @@ class Database(Protocol):
             whole: write tables anew where that is needed for it.
         """
 
+    def alone(self, work: str) -> bool:
+        """Whether nobody else who reaches this database does this work; kept for this connection until it is closed.
+
+        A file's users share a disk, where a lock of the server's folder says it; there the answer is always yes.
+        """
+
     def close(self) -> None:
         """Close it."""
 
@@ -191,6 +197,10 @@ class SqliteDatabase:
     def forget(self, *, whole: bool) -> None:
         """See `Database`. Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied."""
         self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def alone(self, work: str) -> bool:
+        """See `Database`."""
+        return True
 
     def close(self) -> None:
         """See `Database`."""
@@ -384,6 +394,11 @@ class PostgresDatabase:
     def forget(self, *, whole: bool) -> None:
         """See `Database`. Rows that were erased stay in a table's file until it is vacuumed, and some of their bytes beyond."""
         self.script(f"VACUUM {'(FULL) ' if whole else ''}requests, feedback")
+
+    def alone(self, work: str) -> bool:
+        """See `Database`. Postgres gives the lock back when the connection ends, however it does."""
+        taken = self.execute("SELECT pg_try_advisory_lock(hashtext(current_schema() || ?))", [f" tuneloop {work}"])
+        return bool(taken.fetchone()[0])
 
     def connect(self) -> None:
         """Connect now.

@@ -44,7 +44,7 @@ from tuneloop.improve.monitor import CANARIES
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.serve.database import Database, is_database_url, keep_password
-from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, store_folder
+from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, store_folder, store_name
 from tuneloop.workflows.ab import EVENTS as EXPERIMENTS
 from tuneloop.workflows.monitor import EVENT as MONITORED
 from tuneloop.workflows.monitor import monitor_if_due
@@ -217,6 +217,11 @@ def improve(project: ProjectConfig, *, approve: str = "", command: Command = run
     """
     place = store_folder(project.store)
     with opened(project.store) as store, lock_folder(place / "improve"):
+        if not store.alone(f"improve {project.name}"):
+            raise UserError(
+                f"Another controller of {project.name} is at work, perhaps on another machine", where=store_name(project.store),
+                next_step="wait for it, or stop it",
+            )  # fmt: skip
         log = _Log(store, project.name)
         _monitor(project, log.cycles(), place / "improve", say)
         steps: list[str] = []

@@ -58,7 +58,7 @@ TESTED_IN = {
     "plan/test_shape.py": "models.shape",
     "records/test_record.py": "records.artifact records.feedback records.plan records.request records.run",
     "records/test_schemas.py": "cli.schema records.rows workflows.schemas",
-    "release/test_export.py": "release.card release.options workflows.export",
+    "release/test_export.py": "release.card release.forms release.options workflows.export",
     "release/test_gguf.py": "release.tuned_weights",
     "release/test_registry.py": "cli.models cli.promote cli.register cli.rollback records.registry",
     "release/test_verify.py": "cli.verify",

@@ -7,7 +7,10 @@ from pathlib import Path
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.release.forms import FORMS
 from tuneloop.release.options import WeightsWanted
+
+FORMATS = "; ".join(f"{name}: {form.help}" for name, form in FORMS.items())
 
 
 def command(
@@ -15,8 +18,7 @@ def command(
     form: str = flag(
         "",
         "NAME",
-        "merged: a model by itself; adapter: for its base; gguf, gguf-lora: the same for llama.cpp and Ollama. "
-        "Default: merged where possible.",
+        f"{FORMATS}. Default: merged where possible.",
         "--format",
         "-f",
     ),

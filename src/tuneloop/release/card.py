@@ -12,35 +12,15 @@ from tuneloop.records.artifact import ArtifactManifest, GateRecord, Quantisation
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.release.card_metadata import FLOATS, card_metadata, is_rounded
 from tuneloop.release.compressed import is_compressed
+from tuneloop.release.forms import FORMS
 from tuneloop.release.licences import Licence, hub_name
 
-_MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-turns = [{"role": "user", "content": "..."}]
-inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-answer = model.generate(**inputs, max_new_tokens=200, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-print(tokenizer.decode(answer, skip_special_tokens=True))"""
 _COMPRESSED = """```sh
 vllm serve FOLDER
 pip install 'compressed-tensors>=0.15'    # for Transformers, which unpacks the weights
 ```
 
 """
-_ADAPTER = """from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("BASE", dtype="auto"ARGUMENT)
-model = PeftModel.from_pretrained(base, "FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")  # with the chat template that was trained"""
-
-_SERVER = "```sh\nollama create NAME -f Modelfile     # in this folder\nllama-server -m {files} --jinja\n```"
-_GGUF = {
-    "gguf": _SERVER.format(files="*.gguf"),
-    "gguf-lora": "It is for a GGUF file of BASE, put here as `base.gguf`; its scale is 1.\n\n"
-    + _SERVER.format(files="base.gguf --lora *lora*.gguf"),
-}
 
 
 def model_card(manifest: ArtifactManifest, licence: Licence | None, dataset: DatasetManifest | None, table: str) -> str:
@@ -53,9 +33,8 @@ def model_card(manifest: ArtifactManifest, licence: Licence | None, dataset: Dat
         table: the evaluation's figures in Markdown.
     """
     base = hub_name(manifest.base.model) or Path(manifest.base.model).name
-    is_whole = manifest.format in ("merged", "gguf")
     what = (
-        f"{'A model' if is_whole else 'An adapter'} tuned from {base} by tuneloop {manifest.tuneloop} ({_method(manifest)}), "
+        f"{'A model' if FORMS[manifest.format].is_model else 'An adapter'} tuned from {base} by tuneloop {manifest.tuneloop} ({_method(manifest)}), "
         f"run `{manifest.run.id}`."
     )
     if manifest.merge:
@@ -238,15 +217,12 @@ def _gate(gate: GateRecord) -> str:
 
 
 def _loading(manifest: ArtifactManifest, base: str) -> str:
-    if manifest.format in _GGUF:
-        return _GGUF[manifest.format].replace("BASE", base)
-    if manifest.format == "merged":
-        if manifest.quantisation:
-            return f"{_COMPRESSED}```python\n{_MERGED}\n```"
-        return f"```python\n{_MERGED}\n```"
+    loading = FORMS[manifest.format].loading.replace("BASE", base)
+    if manifest.quantisation and is_compressed(manifest.quantisation.name):
+        return _COMPRESSED + loading
+    if "ARGUMENT" not in loading:
+        return loading
     method = find_method(manifest.method)
     argument, needs = method.peft_base if method else ("", "")
-    code = _ADAPTER.replace("BASE", base).replace("ARGUMENT", argument)
-    if needs:
-        code = code.replace("AutoTokenizer\n", f"AutoTokenizer, {needs}\n", 1)
-    return f"```python\n{code}\n```"
+    loading = loading.replace("ARGUMENT", argument)
+    return loading.replace("AutoTokenizer\n", f"AutoTokenizer, {needs}\n", 1) if needs else loading

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 
 from tuneloop.records.artifact import ArtifactManifest
+from tuneloop.release.forms import FORMS
 from tuneloop.release.licences import Licence, hub_name
-
-LIBRARIES = {"merged": "transformers", "adapter": "peft"}
-RELATIONS = {"merged": "finetune", "adapter": "adapter", "gguf-lora": "adapter"}
-
 
 FLOATS = ("F32", "F16", "BF16")
 
@@ -29,8 +26,8 @@ def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    base, form = hub_name(manifest.base.model), manifest.format
-    relation = "quantized" if manifest.quantisation else RELATIONS.get(form, "quantized")
+    base, form = hub_name(manifest.base.model), FORMS[manifest.format]
+    relation = "quantized" if form.is_model and manifest.quantisation else form.relation
     evaluation = None if is_rounded(manifest) else manifest.evaluation
     kind = "text-classification" if (manifest.task or {}).get("kind") == "classification" else "text-generation"
     results = [
@@ -46,7 +43,7 @@ def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
         if not math.isnan(figure.value)
     ] if evaluation else []  # fmt: skip
     data = ModelCardData(
-        library_name=LIBRARIES.get(form, "gguf"),
+        library_name=form.library,
         pipeline_tag="text-generation",
         base_model=base or None,
         license=licence.id if licence else None,
@@ -54,7 +51,7 @@ def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
         model_name=manifest.id,
         eval_results=results or None,
         tags=["tuneloop"],
-        **({"base_model_relation": RELATIONS["gguf-lora"] if form == "gguf-lora" else relation} if base else {}),
+        **({"base_model_relation": relation} if base else {}),
     )
     if not results:
         del data.model_name  # it belongs to the figures

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
@@ -48,15 +48,13 @@ from tuneloop.records.run import RunManifest
 from tuneloop.release.bom import BOM, Materials, bill_of_materials
 from tuneloop.release.card import measured_table, model_card
 from tuneloop.release.compressed import write_compressed
+from tuneloop.release.forms import FORMS
 from tuneloop.release.gguf import About
 from tuneloop.release.gguf_artifact import GgufSettings, GgufSource, write_gguf_model
 from tuneloop.release.licences import hub_name, licence_of
 from tuneloop.release.merge import merge
 from tuneloop.release.tuned_weights import open_tuned
 
-Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
-FORMS: tuple[Form, ...] = get_args(Form)
-AS_GGUF: dict[str, Form] = {"gguf": "merged", "gguf-lora": "adapter"}  # -> the form whose weights the file holds
 LAYOUT = 3  # of the files; another one makes other ids
 MEASURED = (
     "measured",
@@ -133,7 +131,7 @@ class Artifact:
     found: bool = False
 
 
-def form_for(method: Method, wanted: str) -> Form:
+def form_for(method: Method, wanted: str) -> str:
     """The form that a run is exported in: the one that is asked for, else the method's usual one.
 
     Raises:
@@ -145,9 +143,9 @@ def form_for(method: Method, wanted: str) -> Form:
         raise UserError(
             f"No such format {form!r}",
             where="--format",
-            next_step=f"did you mean {near[0]}?" if near else f"choose {', '.join(FORMS[:-1])} or {FORMS[-1]}",
+            next_step=f"did you mean {near[0]}?" if near else f"choose one of {', '.join(FORMS)}",
         )
-    weights = AS_GGUF.get(form, form)
+    weights = FORMS[form].weights or form
     if weights not in method.forms:
         raise UserError(
             method.no_form.get(weights, f"A run of {method.title} has no such form"),
@@ -159,7 +157,7 @@ def form_for(method: Method, wanted: str) -> Form:
 
 def export(
     origin: Origin,
-    form: Form,
+    form: str,
     out: Path | None = None,
     *,
     gguf: GgufSettings | None = None,
@@ -183,7 +181,7 @@ def export(
         UserError: no result in the run, another base model, a folder with something else in it, a full disk.
     """
     trained = trained_folder(origin.run)
-    gguf = (gguf or GgufSettings(form)) if form in AS_GGUF else None
+    gguf = (gguf or GgufSettings(form)) if FORMS[form].weights else None
     id_ = _id(origin, form, trained, gguf, compressed)
     folder = out or Path("artifacts") / id_
     known = _known(folder, id_)
@@ -218,7 +216,7 @@ class _Weights:
     measure: Measure | None
 
 
-def _write(origin: Origin, form: Form, id_: str, out: Path, wanted: _Weights, progress: Progress) -> dict[str, Any]:
+def _write(origin: Origin, form: str, id_: str, out: Path, wanted: _Weights, progress: Progress) -> dict[str, Any]:
     """Write all files but what is said of them; returns what belongs into the manifest."""
     trained = trained_folder(origin.run)
     made: dict[str, Any] = {
@@ -257,7 +255,7 @@ def _gguf_source(origin: Origin, id_: str, trained: Path) -> GgufSource:
     return GgufSource(origin.name, model, trained, origin.task, about)
 
 
-def _id(origin: Origin, form: Form, trained: Path, gguf: GgufSettings | None, compressed: str) -> str:
+def _id(origin: Origin, form: str, trained: Path, gguf: GgufSettings | None, compressed: str) -> str:
     """The artifact's id: by the content of the trained weights, not by where they are or when they are exported."""
     is_adapter = (trained / "adapter_config.json").is_file()
     files = [trained / "adapter_model.safetensors"] if is_adapter else weight_files(trained)
@@ -302,7 +300,7 @@ def _is_whole(folder: Path, known: Mapping[str, Any]) -> bool:
     )
 
 
-def _write_model(origin: Origin, form: Form, trained: Path, out: Path, progress: Progress) -> dict[str, Any] | None:
+def _write_model(origin: Origin, form: str, trained: Path, out: Path, progress: Progress) -> dict[str, Any] | None:
     """The files that are loaded; what merging did, if anything was merged."""
     if form == "adapter":
         _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
@@ -354,7 +352,7 @@ def _generation(base: Path, trained: Path) -> dict[str, Any]:
     }
 
 
-def _describe(origin: Origin, form: Form, id_: str, folder: Path, made: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(origin: Origin, form: str, id_: str, folder: Path, made: Mapping[str, Any]) -> dict[str, Any]:
     """Write the card and, last, the manifest.
 
     Args:

@@ -20,7 +20,8 @@ from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 from tuneloop.release.bom import BOM
 from tuneloop.release.compressed import is_compressed, need_compressed_tensors
-from tuneloop.release.export import AS_GGUF, Artifact, Form, Measure, Measured, Origin, export, form_for
+from tuneloop.release.export import Artifact, Measure, Measured, Origin, export, form_for
+from tuneloop.release.forms import FORMS
 from tuneloop.release.gguf_artifact import GgufSettings
 from tuneloop.release.gguf_lora import check_expressible
 from tuneloop.release.options import WeightsWanted
@@ -150,7 +151,7 @@ def _divergence(job: RunContext, weights: WeightsWanted, say: Callable[[str], No
 
 
 def _judged_itself(
-    artifact: Artifact, origin: Origin, form: Form, gguf: GgufSettings | None, force: bool, progress: Progress
+    artifact: Artifact, origin: Origin, form: str, gguf: GgufSettings | None, force: bool, progress: Progress
 ) -> Artifact:
     """The artifact with what the gate said of its own figures, where it was asked about them: then that counts and not the run's.
 
@@ -282,7 +283,7 @@ def _gguf_settings(run: Path, form: str, wanted: WeightsWanted, progress: Progre
         UserError: settings that are only for GGUF, or a type of weights that can't be had.
     """
     quant, importance = wanted.quant, wanted.importance
-    if form not in AS_GGUF:
+    if not FORMS[form].weights:
         if quant or importance:
             raise UserError(
                 "Only GGUF files and merged models for vLLM (fp8, w4a16) have a type of weights to choose",

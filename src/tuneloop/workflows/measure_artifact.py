@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 BASE_TYPE: FloatType = "f16"  # of the base's file that a LoRA file is measured on
 RUN = "run"  # name of the run in comparisons
 KL_ROWS, KL_TOKENS = 8, 256  # rows whose distributions are compared, and tokens of each
+END = -1  # behind the tokens of an answer: that it ends
 PARTED = 20  # answers that differ and are looked at
 SPEED_ROWS, SPEED_TOKENS = 5, 33  # prompts that are timed, and tokens written behind each
 
@@ -190,9 +191,7 @@ def parted(job: RunContext, same: SameAnswers, theirs: Evaluation, own: Evaluati
     for row, label, answer in zip(own.rows, own.predictions, own.answers, strict=True):
         if label is not None or answer.error or answer.text == before[row.id] or len(gaps) == PARTED:
             continue
-        first, second = (
-            [*template.encode(text), *sorted(template.end_ids)[:1]] for text in (before[row.id], answer.text)
-        )
+        first, second = ([*template.encode(text), END] for text in (before[row.id], answer.text))
         at = next((i for i, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), None)
         if at is None:  # the texts differ in outer white space alone
             continue
@@ -200,7 +199,9 @@ def parted(job: RunContext, same: SameAnswers, theirs: Evaluation, own: Evaluati
         with torch.inference_mode():
             hidden = job.model.hidden(torch.tensor([ids], device=job.model.device))[0, -1:].float()
             logs = torch.log_softmax(hidden @ head, -1)[0]
-        gaps.append(abs(float(logs[first[at]] - logs[second[at]])))
+        ends = logs[list(template.end_ids)].max()  # the model knows several, and ends its turns with one of them
+        a, b = (ends if text[at] == END else logs[text[at]] for text in (first, second))
+        gaps.append(float(a - b))
     if not gaps:
         return same
     return same.model_copy(

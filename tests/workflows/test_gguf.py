@@ -99,7 +99,9 @@ def test_answers_that_differ_part_where_the_run_says_by_how_much(make_tuned: Mak
     assert "Of 1 others 0 part at a near tie" in found.others and not same.others
     longer = [replace(theirs.answers[0], text=f"{theirs.answers[0].text} zebra"), *theirs.answers[1:]]
     ended = parted(job, same, theirs, replace(theirs, answers=longer))
-    assert ended.largest_gap is not None and ended.largest_gap > 0, "the run prefers its end, by whichever token it ends"
+    assert ended.largest_gap is not None and ended.largest_gap > 0, (
+        "the run prefers its end, by whichever token it ends"
+    )
 
 
 def test_a_lora_file_is_measured_on_its_base(make_tuned: MakeTuned) -> None:

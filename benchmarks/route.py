@@ -1,6 +1,6 @@
 """Routers on public rows: who gets the right expert, what that is worth, what is told apart as none of these, and how long it takes.
 
-    python benchmarks/route.py [domains] [outcomes] [time] [--data FOLDER] [--features words,static,minilm] [--write]
+    python benchmarks/route.py [domains] [outcomes] [time] [tasks --runs RUN,RUN,...] [--data FOLDER] [--features words,static,minilm] [--write]
 
 `domains`: the 77 intents of banking77 in seven domains, each with an expert: a classifier of its own intents (logistic regression on
 static vectors). A request is answered right where it comes to its domain's expert and that one is right. None of these: questions
@@ -11,6 +11,8 @@ validates, one is routed. The published routers next to it are read off the pict
 fitted to other prompts than GSM8K's.
 
 `time`: a decision for one request, as the server makes it.
+
+`tasks`: whole runs as experts, named by `--runs`, and what is told apart as none of theirs. Not among the default parts.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import argparse
 import csv
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,19 +269,54 @@ def times(data: Path, features: Sequence[Features]) -> list[str]:
     return made
 
 
+def tasks(data: Path, features: Sequence[Features], runs: Sequence[str]) -> list[str]:
+    """The table of whole runs as experts."""
+    from tuneloop.cli.main import main as tuneloop
+    from tuneloop.records.record import read_record
+    from tuneloop.records.router import RouterRecord
+
+    far = others(data)
+    made = [
+        f"{len(runs)} runs, {len(far)} questions that are none of theirs.",
+        "",
+        "| features | kind | test rows | comes to its expert | of each run's rows | others told apart, AUROC | sent away of "
+        "them | of the own rows |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory(dir=".") as place:
+        outside = Path(place) / "outside.jsonl"
+        outside.write_text("".join(json.dumps({"text": text}) + "\n" for text in far), encoding="utf-8")
+        for each in features:
+            out = Path(place) / each
+            words = ["route", "fit", *runs, "--outside", str(outside), "--features", each, "--out", str(out), "-q"]
+            if tuneloop(words):
+                sys.exit("the router could not be fitted")
+            record = read_record(RouterRecord, out / "router.json")
+            found = record.figures
+            assert found is not None and found.caught is not None and found.auroc is not None
+            q, recall = found.quality, ", ".join(f"{value:.2f}" for value in found.recall.values())
+            made.append(
+                f"| {each} | {record.kind} | {found.n} | {q.value:.3f} [{q.low:.3f}, {q.high:.3f}] | {recall} | "
+                f"{found.auroc:.3f} | {found.caught:.0%} | {1 - found.kept:.0%} |"
+            )
+    return made
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="domains, outcomes, time; default: all")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--features", default="words,static,minilm")
+    parser.add_argument("--runs", default="", help="of `tasks`, with commas")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/records/results.md")
     options = parser.parse_args()
     if not (options.data / "banking77").is_dir():
         sys.exit(f"No folder {options.data}/banking77: name that of the data sets with --data")
     tables = {"domains": domains, "outcomes": outcomes, "time": times}
+    known = tables | {"tasks": partial(tasks, runs=options.runs.split(","))}
     features = options.features.split(",")
-    made = [line for part in options.parts or tables for line in [*tables[part](options.data, features), ""]]
+    made = [line for part in options.parts or tables for line in [*known[part](options.data, features), ""]]
     print("\n".join(made))
     if options.write:
         put_into_results(HEADING, "`python benchmarks/route.py`\n\n" + "\n".join(made).rstrip())

@@ -11,6 +11,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.records.decision import Decision
 from tuneloop.serve.store import connect, insert, opened, read_decisions
 from tuneloop.workflows import monitor as w
+from tuneloop.workflows.improve import facts_of
 
 SUBJECTS = ("parcel", "invoice", "password", "screen", "order", "voucher", "address", "delivery")
 ASKS = (
@@ -68,6 +69,30 @@ def test_a_new_kind_of_request_is_named_with_its_words(tmp_path, dataset, capsys
     assert main(["monitor", str(store), "--reference", str(dataset), "--until", at(35)]) == 1
     text = capsys.readouterr().out
     assert "vocabulary" in text and "crypto" in text and "Next:" in text
+
+
+def test_a_change_that_a_person_knows_raises_no_alarm_until_then(tmp_path, dataset, capsys, monkeypatch):
+    def change(i, asked):
+        return f"my crypto wallet lost all tokens in the bridge {i}" if i >= 560 and i % 4 == 0 else asked
+
+    store = filled(tmp_path, change)
+    monkeypatch.setattr(w, "helpers", lambda: w.Helpers(None, None, w._telling))
+    words = ["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"]
+    assert main(words) == 1
+    found = json.loads(capsys.readouterr().out)["alarms"]
+    silence = [*words, "--model", "m", "--ignore", ",".join(found)]
+    assert main([*silence, "--ignore-until", at(60)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["alarms"] == [] and set(told["ignored"]) == set(found) and "Ignored" in told["summary"][-1]
+    with opened(store) as connection:
+        assert facts_of(connection, "m", [], at(36)).alarms == 0 < facts_of(connection, "m", [], at(61)).alarms
+    assert main([*silence, "--ignore-until", at(1)]) == 1  # it is over
+    for bad in (
+        ["--ignore", "moods", "--ignore-until", at(60)],
+        ["--ignore", "inputs"],
+        ["--ignore", "inputs", "--ignore-until", "soon"],
+    ):
+        assert main([*words, "--model", "m", *bad]) == 2
 
 
 @pytest.mark.slow

@@ -22,6 +22,10 @@ def command(
     all_detectors: bool = switch("Show detectors without an alarm, too.", "--all"),
     ask: str = flag("", "TARGET|URL", "Who is asked the canary prompts now; a tuneloop server asks them by itself."),
     ask_model: str = flag("", "NAME", "The model, as the endpoint of --ask names it."),
+    ignore: str = flag("", "NAME,...", "Detectors whose change you know, with --ignore-until and --model."),
+    ignore_until: str = flag(
+        "", "TIME", "Until when they raise no alarm, as in 2026-06-01; a time that is over ends it."
+    ),
     *,
     options: MonitorOptions,
     connection: ConnectionOptions,
@@ -31,8 +35,11 @@ def command(
 
     Exit status 0: no alarm; 1: an alarm; 3: too few requests to tell.
     """
+    from tuneloop.workflows.monitor import ignore as note
     from tuneloop.workflows.monitor import monitor_store
 
+    if ignore:
+        note(store, options.model, [name.strip() for name in ignore.split(",")], ignore_until)
     target = _target(store, ask, ask_model, connection) if ask else None
     with screen(output.quiet, "comparing") as shown:
         report = monitor_store(store, reference, given(options), ask=target, progress=shown.progress)

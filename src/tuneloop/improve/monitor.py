@@ -45,7 +45,7 @@ Embed = Callable[[Sequence[str]], Any]
 Reference = Literal["reference", "earlier"]
 
 STEPS = {
-    "inputs": "label some of these requests (`tuneloop review`), add them to the data and train again; ignore it if they are wanted no more",
+    "inputs": "label some of these requests (`tuneloop review`), add them to the data and train again; or `--ignore inputs --ignore-until TIME`, if you know the change",
     "novelty": "look whether these are a new kind of request; label them and train again",
     "vocabulary": "look at the words: a new product, or damaged texts? label some and train again, or repair the source",
     "length": "look whether a template or a client has changed; evaluate on some of these",

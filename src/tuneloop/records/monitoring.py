@@ -123,7 +123,8 @@ class MonitorReport(Record):
         skipped: detectors that had not, and why.
         quality: estimated; None without probabilities.
         canaries: the rounds of canary prompts in the window that differ from before, and `canary_rounds` how many there were.
-        alarms: names of the detectors with an alarm.
+        alarms: names of the detectors with an alarm that nobody has said to ignore.
+        ignored: those with an alarm that a person has said to ignore, and until when.
         summary: in words.
     """
 
@@ -143,5 +144,6 @@ class MonitorReport(Record):
     canaries: list[CanaryRound] = []
     canary_rounds: int = 0
     alarms: list[str]
+    ignored: dict[str, str] = {}
     summary: list[str]
     config: dict[str, Any] = {}

@@ -47,7 +47,7 @@ from tuneloop.serve.database import Database, is_database_url, keep_password
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, store_folder, store_name
 from tuneloop.workflows.ab import EVENTS as EXPERIMENTS
 from tuneloop.workflows.monitor import EVENT as MONITORED
-from tuneloop.workflows.monitor import monitor_if_due
+from tuneloop.workflows.monitor import ignored, monitor_if_due
 from tuneloop.workflows.training_rows import run_of, settings_of_retraining
 
 PER_USER = 20  # answers that one user's feedback counts for, as in `collect`
@@ -109,6 +109,7 @@ def facts_of(store: Database, model: str, cycles: Sequence[Cycle], now: str) -> 
     first = _first_request(store, model) or now
     since = cycles[-1].ended if cycles and cycles[-1].ended else first
     marks = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
+    silent = NO_REASON | set(ignored(store, model, now))
     days = (time_of(now) - time_of(since)).total_seconds() / 86_400
     later = since if since > first else ""
     heard = current(read_feedback(store, since=later, where=_KNOWN, values=[model, model], origin=False))
@@ -122,7 +123,7 @@ def facts_of(store: Database, model: str, cycles: Sequence[Cycle], now: str) -> 
         days=days,
         feedback=int(store.execute(f"{rated} WHERE {_KNOWN}", [model, model]).fetchone()[0]),
         corrections=len(_bounded(right)),
-        alarms=sum(bool(set(mark.data.get("alarms", ())) - NO_REASON) for mark in marks),
+        alarms=sum(bool(set(mark.data.get("alarms", ())) - silent) for mark in marks),
         requests_per_day=_asked_since(store, model, later) / max(days, 1.0),
         bad=1 - sum(values) / len(values) if values else math.nan,
         spent_usd=sum(cycle.usd for cycle in in_quarter),

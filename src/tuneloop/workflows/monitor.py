@@ -19,17 +19,18 @@ from tuneloop.data.language import detect_language
 from tuneloop.evaluate.classical import minilm_embedder
 from tuneloop.improve.canary_prompts import canary_level, round_in_words, without_texts
 from tuneloop.improve.experiment import time_of
-from tuneloop.improve.monitor import EARLIER_WINDOWS, Helpers, MonitorOptions, monitor
+from tuneloop.improve.monitor import CANARIES, EARLIER_WINDOWS, STEPS, Helpers, MonitorOptions, monitor
 from tuneloop.records.decision import Decision
 from tuneloop.records.monitoring import MonitorReport
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.serve.database import Database
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 from tuneloop.workflows.canary_prompts import ask_target, findings, rounds_due, rows_of
 
 if TYPE_CHECKING:
     from tuneloop.workflows.targets import TaskTarget
 
-EVENT = "monitor.window"
+EVENT, IGNORE = "monitor.window", "monitor.ignore"
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([hdw])")
 _HOURS = {"h": 1.0, "d": 24.0, "w": 168.0}
 
@@ -127,11 +128,52 @@ def monitor_store(
             canaries=[one for one in canaries if one.time >= since],
         )  # fmt: skip
         config = {**options.model_dump(), "reference": known.id}
+        report = _without_ignored(report, ignored(store, model, until))
         report = report.model_copy(update={"since": since, "until": until, "config": config})
         key = f"{EVENT}:{model}:{since}:{until}:{known.id}"
         data = plain(_logged(report))
         insert(store, [Decision(id=uuid7(), time=utc_now(), kind=EVENT, subject=model, data=data, key=key)])
     return report
+
+
+def ignore(place: Path | str, model: str, detectors: Sequence[str], until: str, why: str = "") -> None:
+    """Note that a person knows a change and wants to hear no more of it for a while; logged as an event `monitor.ignore`.
+
+    Args:
+        place: the store's file, or the server's folder.
+        model: served name.
+        detectors: by the names of `improve.monitor.STEPS`, or `canaries`.
+        until: ISO time; one that is over ends it.
+        why: for the log.
+
+    Raises:
+        UserError: there is no store, no such detector, or no time.
+    """
+    known = [*STEPS, CANARIES]
+    if unknown := [name for name in detectors if name not in known]:
+        raise UserError(f"No detector {unknown[0]!r:.40}", where="--ignore", next_step=f"one of {', '.join(known)}")
+    if not model or not until:
+        raise UserError("It is not said what to ignore, and until when", where="--ignore", next_step="--ignore inputs --ignore-until 2026-06-01 --model NAME")  # fmt: skip
+    data = {"detectors": list(detectors), "until": _time(until, "--ignore-until"), "why": why}
+    with opened(place) as store:
+        insert(store, [Decision(id=uuid7(), time=utc_now(), kind=IGNORE, subject=model, data=data)])
+
+
+def ignored(store: Database, model: str, at: str) -> dict[str, str]:
+    """Detectors that a person has said to ignore at a time, and until when; the last word on each holds."""
+    said: dict[str, str] = {}
+    for event in read_decisions(store, where=f"kind = '{IGNORE}' AND subject = ?", values=[model]):
+        said |= dict.fromkeys(event.data["detectors"], str(event.data["until"]))
+    return {name: until for name, until in said.items() if until > at}
+
+
+def _without_ignored(report: MonitorReport, known: Mapping[str, str]) -> MonitorReport:
+    found = {name: known[name] for name in report.alarms if name in known}
+    if not found:
+        return report
+    line = f"Ignored, as a person said: {', '.join(f'{name} until {until[:10]}' for name, until in found.items())}."
+    left = [name for name in report.alarms if name not in found]
+    return report.model_copy(update={"alarms": left, "ignored": found, "summary": [*report.summary, line]})
 
 
 def due_window(place: Path | str, window: str, model: str = "", *, now: str = "") -> str:
@@ -195,12 +237,12 @@ def _asked(row: Row) -> str:
     return turns[-1] if turns else ""
 
 
-def _time(text: str) -> str:
+def _time(text: str, where: str = "--until") -> str:
     try:
         found = time_of(text)
     except ValueError:
         raise UserError(
-            f"Not a time: {text!r:.40}", where="--until", next_step="write it as 2026-01-31 or 2026-01-31T12:00:00Z"
+            f"Not a time: {text!r:.40}", where=where, next_step="write it as 2026-01-31 or 2026-01-31T12:00:00Z"
         ) from None
     return utc((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
 

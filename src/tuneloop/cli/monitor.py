@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import typer
 
@@ -16,18 +17,25 @@ if TYPE_CHECKING:
     from tuneloop.workflows.targets import TaskTarget
 
 
+@dataclass(frozen=True)
+class KnownChange:
+    """A change that needs no alarm for a while."""
+
+    PANEL: ClassVar[str] = "What you know"
+
+    ignore: str = flag("", "NAME,...", "Detectors that are to raise no alarm, with --ignore-until and --model.")
+    ignore_until: str = flag("", "TIME", "Until when, as in 2026-06-01; a time that is over ends it.")
+
+
 def command(
     store: str = argument("STORE", "The server's folder, or its store: a file or a postgresql:// URL."),
     reference: str = flag(..., "DATASET", "The prepared data set that the model was trained on.", "-r"),
     all_detectors: bool = switch("Show detectors without an alarm, too.", "--all"),
     ask: str = flag("", "TARGET|URL", "Who is asked the canary prompts now; a tuneloop server asks them by itself."),
     ask_model: str = flag("", "NAME", "The model, as the endpoint of --ask names it."),
-    ignore: str = flag("", "NAME,...", "Detectors whose change you know, with --ignore-until and --model."),
-    ignore_until: str = flag(
-        "", "TIME", "Until when they raise no alarm, as in 2026-06-01; a time that is over ends it."
-    ),
     *,
     options: MonitorOptions,
+    known: KnownChange,
     connection: ConnectionOptions,
     output: Output,
 ) -> None:
@@ -38,8 +46,8 @@ def command(
     from tuneloop.workflows.monitor import ignore as note
     from tuneloop.workflows.monitor import monitor_store
 
-    if ignore:
-        note(store, options.model, [name.strip() for name in ignore.split(",")], ignore_until)
+    if known.ignore:
+        note(store, options.model, [name.strip() for name in known.ignore.split(",")], known.ignore_until)
     target = _target(store, ask, ask_model, connection) if ask else None
     with screen(output.quiet, "comparing") as shown:
         report = monitor_store(store, reference, given(options), ask=target, progress=shown.progress)

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class CanaryTarget:
+    """Who is asked the canary prompts now."""
+
+    PANEL: ClassVar[str] = "Canary prompts"
+
+    ask: str = flag("", "TARGET|URL", "Who is asked them now; a tuneloop server asks them by itself.")
+    ask_model: str = flag("", "NAME", "The model, as the endpoint of --ask names it.")
+
+
+@dataclass(frozen=True)
 class KnownChange:
     """A change that needs no alarm for a while."""
 
@@ -31,10 +41,9 @@ def command(
     store: str = argument("STORE", "The server's folder, or its store: a file or a postgresql:// URL."),
     reference: str = flag(..., "DATASET", "The prepared data set that the model was trained on.", "-r"),
     all_detectors: bool = switch("Show detectors without an alarm, too.", "--all"),
-    ask: str = flag("", "TARGET|URL", "Who is asked the canary prompts now; a tuneloop server asks them by itself."),
-    ask_model: str = flag("", "NAME", "The model, as the endpoint of --ask names it."),
     *,
     options: MonitorOptions,
+    canary: CanaryTarget,
     known: KnownChange,
     connection: ConnectionOptions,
     output: Output,
@@ -48,7 +57,7 @@ def command(
 
     if known.ignore:
         note(store, options.model, [name.strip() for name in known.ignore.split(",")], known.ignore_until)
-    target = _target(store, ask, ask_model, connection) if ask else None
+    target = _target(store, canary.ask, canary.ask_model, connection) if canary.ask else None
     with screen(output.quiet, "comparing") as shown:
         report = monitor_store(store, reference, given(options), ask=target, progress=shown.progress)
     if output.json:

@@ -426,8 +426,9 @@ def test_only_known_answers_of_the_model_count_and_one_user_begins_no_cycle(stor
             (thumb(i, 0, True, id=f"q{i}", user="loud", kind="label", value="x", time=now) for i in range(60)),
         )
         insert(connection, (thumb(i, 0, True, id=f"b{i}", user="loud", value=False, time=now) for i in range(60)))
-        facts = w.facts_of(connection, "m", [], now)
+        facts = w.facts_of(connection, "m", [], now, enough=100)
         assert (facts.feedback, facts.corrections) == (60, w.PER_USER)
+        assert w.facts_of(connection, "m", [], now, enough=7).feedback == 7
         assert facts.bad == pytest.approx(w.PER_USER / (60 + w.PER_USER))
         assert facts.requests_per_day * facts.days == pytest.approx(60)
         assert w.facts_of(connection, "nobody", [], now).feedback == 0

@@ -147,7 +147,7 @@ class Facts:
 
     Args:
         days: since the last cycle ended, or since the first request.
-        feedback: requests with feedback, of all time.
+        feedback: requests with feedback, of all time, counted up to as many as a cycle needs.
         corrections: new ones since then, and `alarms`: windows with one.
         requests_per_day: of these days.
         bad: share of the judged answers of these days that are bad; NaN: none was judged.

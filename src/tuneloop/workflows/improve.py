@@ -94,7 +94,7 @@ def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
     return done.returncode, found if isinstance(found, dict) else {}
 
 
-def facts_of(store: Database, model: str, cycles: Sequence[Cycle], now: str) -> Facts:
+def facts_of(store: Database, model: str, cycles: Sequence[Cycle], now: str, *, enough: int = 50) -> Facts:
     """What it is decided from whether a cycle begins, but for what it is expected to cost.
 
     Only feedback on known requests to the model counts, and of one user no more than `PER_USER` answers, so that nobody
@@ -105,6 +105,7 @@ def facts_of(store: Database, model: str, cycles: Sequence[Cycle], now: str) -> 
         model: that is kept good, by the name under which it is served.
         cycles: so far.
         now: the time.
+        enough: requests with feedback of all time up to which these are counted.
     """
     first = _first_request(store, model) or now
     since = cycles[-1].ended if cycles and cycles[-1].ended else first
@@ -118,10 +119,10 @@ def facts_of(store: Database, model: str, cycles: Sequence[Cycle], now: str) -> 
     values = [value for one, value in judged if id(one) in kept]
     right = (one for one in heard if one.kind == "label" or right_answer(one.kind, one.value) is not None)
     in_quarter = [cycle for cycle in cycles if _quarter(cycle.began) == _quarter(now)]
-    rated = "SELECT COUNT(DISTINCT COALESCE(request, conversation)) FROM feedback"
+    rated = f"SELECT DISTINCT COALESCE(request, conversation) FROM feedback WHERE {_KNOWN} LIMIT ?"
     return Facts(
         days=days,
-        feedback=int(store.execute(f"{rated} WHERE {_KNOWN}", [model, model]).fetchone()[0]),
+        feedback=len(store.execute(rated, [model, model, enough]).fetchall()),
         corrections=len(_bounded(right)),
         alarms=sum(bool(set(mark.data.get("alarms", ())) - silent) for mark in marks),
         requests_per_day=_asked_since(store, model, later) / max(days, 1.0),
@@ -304,7 +305,7 @@ class _Log:
     def begin(self, project: ProjectConfig, cycles: Sequence[Cycle], command: Command) -> Pass | None:
         """Begin a cycle; where there is no reason, or it is not worth it, say so."""
         now = utc_now()
-        facts = facts_of(self.store, project.model, cycles, now)
+        facts = facts_of(self.store, project.model, cycles, now, enough=project.triggers.least_feedback)
         if reasons_to_begin(project.triggers, facts) and needs_a_plan(project):
             hours, usd = planned(project, command)
             facts = replace(facts, expected_hours=hours, expected_usd=usd)

@@ -186,8 +186,8 @@ def test_one_user_can_not_flood_the_store_with_feedback(tmp_path: Path) -> None:
 
 def test_feedback_is_in_the_store_when_the_reply_comes(server: tuple[str, Gateway]) -> None:
     body = {"request": "r1", "kind": "thumbs", "value": False}
-    for _ in range(2):
-        assert post(server, "/v1/feedback", body, idempotency_key="k1", x_tuneloop_user="u9").status_code == 200
+    sent = [post(server, "/v1/feedback", body, idempotency_key="k1", x_tuneloop_user="u9") for _ in range(2)]
+    assert [one.status_code for one in sent] == [200, 200] and sent[0].json()["id"] == sent[1].json()["id"]
     more = {**body, "key": "k2", "source": "app", "weight": 2}
     assert post(server, "/v1/feedback", more).status_code == 200
     for bad in (0, -1, 1e9, "heavy"):

@@ -438,10 +438,10 @@ class Server:
         except Refusal as refused:
             raise too_much(refused) from None
         try:
-            await asyncio.wrap_future(self.gateway.store.add_durably(made))
+            stored = await asyncio.wrap_future(self.gateway.store.add_durably(made))
         except OSError as error:
             raise ApiError(503, str(error), code="store", headers={"Retry-After": "5"}) from None
-        told = {"id": made.id, "object": "feedback", "request": made.request, "conversation": made.conversation}
+        told = {"id": stored, "object": "feedback", "request": made.request, "conversation": made.conversation}
         await call.reply(told, headers=shared)
 
     async def widget(self, call: Call) -> None:

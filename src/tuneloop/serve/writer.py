@@ -62,13 +62,13 @@ class _Waiting:
     """A record that waits to be written.
 
     Args:
-        future: done when it is.
+        future: done when it is, with the id under which it is stored: that of the first one with its key.
         held: the record as it may be kept, as a JSON object; None: it is to be made.
         kept: the record is as it may be kept already.
     """
 
     record: Record
-    future: Future[None] | None = None
+    future: Future[str] | None = None
     held: bytes | None = None
     kept: bool = False
 
@@ -161,9 +161,12 @@ class StoreWriter:
     def _ready(self, each: _Waiting) -> Record:
         return each.record if each.kept else self._kept(each.record)
 
-    def add_durably(self, record: Record) -> Future[None]:
-        """Write a record; the future is done when it is in the store or the spill file, and fails where it is in neither."""
-        future: Future[None] = Future()
+    def add_durably(self, record: Record) -> Future[str]:
+        """Write a record; the future is done when it is in the store or the spill file, and fails where it is in neither.
+
+        Its result is the id under which the record is stored: of several with the same key that of the first one.
+        """
+        future: Future[str] = Future()
         if len(self._queue) >= self.most_waiting:
             self.counts.lost += 1
             future.set_exception(OSError("the store takes nothing at present"))
@@ -222,7 +225,7 @@ class StoreWriter:
     def _write(self, taken: Sequence[_Waiting], spill: bool) -> float:
         """Write records; returns when to try the store again where it took nothing, else 0."""
         fault: Exception | None = None
-        retry = 0.0
+        retry, spilled = 0.0, False
         try:
             if spill:
                 raise DatabaseError(self.counts.fault)
@@ -231,11 +234,11 @@ class StoreWriter:
         except DataRefusedError as error:
             return self._write_alone(taken, spill, error)
         except (DatabaseError, OSError) as error:
-            retry = 0.0 if spill else time.monotonic() + 1.0
+            retry, spilled = 0.0 if spill else time.monotonic() + 1.0, True
             fault = self._spill([self._ready(each) for each in taken], str(error))
         except Exception as error:  # a record that can't be written must cost neither the others nor this thread
             return self._write_alone(taken, spill, error)
-        self._settle(taken, fault)
+        self._settle(taken, fault, spilled=spilled)
         return retry
 
     def _write_alone(self, taken: Sequence[_Waiting], spill: bool, error: Exception) -> float:
@@ -250,13 +253,22 @@ class StoreWriter:
         self.counts.lost += 1
         self._tell(f"a record can't be written and is lost: {error!r:.200}")
 
-    def _settle(self, taken: Sequence[_Waiting], fault: Exception | None) -> None:
+    def _settle(self, taken: Sequence[_Waiting], fault: Exception | None, *, spilled: bool = False) -> None:
         """Say what has become of records to those who wait for it."""
         for each in taken:
             if each.future is not None and fault is None:
-                each.future.set_result(None)
+                each.future.set_result(str(getattr(each.record, "id", "")) if spilled else self._stored_id(each.record))
             elif each.future is not None:
                 each.future.set_exception(OSError(f"the store takes nothing at present: {fault}"))
+
+    def _stored_id(self, record: Record) -> str:
+        """The id of the first record with this one's key; its own where it has none, or the store can't be asked."""
+        own, key = str(getattr(record, "id", "")), getattr(record, "key", None)
+        if isinstance(record, Feedback) and key is not None and self._connection is not None:
+            with contextlib.suppress(DatabaseError):
+                found = self._connection.execute("SELECT id FROM feedback WHERE key = ?", [key]).fetchone()
+                return str(found[0]) if found else own
+        return own
 
     def _insert(self, taken: Sequence[_Waiting]) -> None:
         """Put records into the store, as the JSON that they are already where that can be."""

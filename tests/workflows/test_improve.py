@@ -2,11 +2,14 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 from traffic import request, thumb
 
+from places import ROOT
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
@@ -432,3 +435,13 @@ def test_only_known_answers_of_the_model_count_and_one_user_begins_no_cycle(stor
         assert facts.bad == pytest.approx(w.PER_USER / (60 + w.PER_USER))
         assert facts.requests_per_day * facts.days == pytest.approx(60)
         assert w.facts_of(connection, "nobody", [], now).feedback == 0
+
+
+@pytest.mark.slow
+def test_a_real_kill_at_each_step_leaves_each_of_them_once_in_the_log(tmp_path, cli_environment):
+    program = ROOT / "tests" / "helpers" / "killed_controller.py"
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, env=cli_environment, check=False
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 * len(STEPS) and all(line.endswith("True") for line in lines), done.stdout + done.stderr

@@ -59,9 +59,10 @@ def requests(n, start, seed, change=lambda i, text, label: {}):
     return made
 
 
-def report(change=lambda i, text, label: {}, *, feedback=(), seed=1, window=None, **options):
+def report(change=lambda i, text, label: {}, *, feedback=(), seed=1, window=None, earlier=None, **options):
     now = requests(200, 5000, seed, change) if window is None else window
-    return m.monitor(reference(), now, requests(400, 0, 100 + seed), feedback, HELPERS, m.MonitorOptions(model="m", **options), window_days=7)  # fmt: skip
+    earlier = requests(400, 0, 100 + seed) if earlier is None else earlier
+    return m.monitor(reference(), now, earlier, feedback, HELPERS, m.MonitorOptions(model="m", **options), window_days=7)  # fmt: skip
 
 
 def test_false_alarms_of_a_year_are_kept():
@@ -196,6 +197,20 @@ def test_the_estimate_is_calibrated_and_its_interval_covers():
     assert m.estimate_quality(chances, []).calibrated_on == 0
     few = [(0.9, False)] * 3
     assert math.isnan(m.estimate_quality(chances, few).before), "three judged answers are no measure of what was before"
+
+
+@pytest.mark.parametrize(("labels", "before"), [(80, 0.75), (40, 0.75 * 40 / 240)])
+def test_labels_calibrate_the_estimate_where_there_are_enough_and_thumbs_where_not(labels, before):
+    def with_chance(i, text, label):
+        return {"completion": {"role": "assistant", "content": label, "probability": 0.9 if i % 4 else 0.5}}
+
+    earlier, window = requests(400, 0, 2, with_chance), requests(200, 5000, 1, with_chance)
+    said = [one.completion["content"] if i % 4 else "another" for i, one in enumerate(earlier[:labels])]
+    feedback = [thumb(i, 6, True, kind="label", value=text) for i, text in enumerate(said)]
+    feedback += [thumb(i, 6, False) for i in range(100, 300)]  # people who like nothing
+    found = report(earlier=earlier, window=window, feedback=feedback).quality
+    assert found.before == pytest.approx(before)
+    assert found.calibrated_on == (labels if labels == 80 else labels + 200)
 
 
 def test_probabilities_in_the_store_give_an_estimate_and_judged_answers_a_check():

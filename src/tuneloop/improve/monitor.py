@@ -425,13 +425,19 @@ def _sized(one: Compared, found: Difference) -> str:
 def _quality(
     requests: Sequence[StoredRequest], current: set[str], said: Mapping[str, list[Feedback]]
 ) -> QualityEstimate | None:
-    """The estimate, from answers with a probability; what people said of earlier ones calibrates it."""
+    """The estimate, from answers with a probability; what people said of earlier ones calibrates it.
+
+    Labels alone do so where there are enough: some thumbs are down for right answers, and corrections come to wrong ones.
+    """
     chances = {r.id: chance for r in requests if (chance := probability_of(r)) is not None}
-    texts = {r.id: answered(r).strip() for r in requests}
-    right = {name: truth for name in chances if (truth := _right(texts[name], said.get(name, ()))) is not None}
     now = [chance for name, chance in chances.items() if name in current]
     if len(now) < FEW:
         return None
+    texts = {r.id: answered(r).strip() for r in requests if r.id in chances}
+    right = _right(texts, said, ("label",))
+    if sum(name not in current for name in right) < KNOWN_ENOUGH:
+        liked = {name: mean >= 0.5 for name in texts if (mean := mean_value(said.get(name, ()))) is not None}
+        right = liked | _right(texts, said, ("label", "correction"))
     known = [(chances[name], truth) for name, truth in right.items() if name not in current]
     judged = [truth for name, truth in right.items() if name in current]
     return estimate_quality(now, known, judged)
@@ -443,14 +449,10 @@ def probability_of(request: StoredRequest) -> float | None:
     return float(found) if isinstance(found, int | float) and 0 <= found <= 1 else None
 
 
-def _right(text: str, said: Iterable[Feedback]) -> bool | None:
-    """Whether an answer is right, as people say; a label or correction counts before a thumb."""
-    said = list(said)
-    truths = [str(one.value).strip() == text for one in said if one.kind in ("label", "correction")]
-    if truths:
-        return all(truths)
-    mean = mean_value(said)
-    return None if mean is None else mean >= 0.5
+def _right(texts: Mapping[str, str], said: Mapping[str, list[Feedback]], kinds: Sequence[str]) -> dict[str, bool]:
+    """Whether answers are right by the texts that people gave in feedback of some kinds."""
+    given = {name: [str(one.value).strip() for one in said.get(name, ()) if one.kind in kinds] for name in texts}
+    return {name: all(text == texts[name] for text in values) for name, values in given.items() if values}
 
 
 def estimate_quality(

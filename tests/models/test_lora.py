@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import VOCABULARY
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from patience import needs_bf16
 from tuneloop.core.errors import UserError
@@ -26,9 +29,11 @@ from tuneloop.models.lora import (
     lora_layers,
     remove_lora,
     save_adapter,
+    side_by_side,
     state_hash,
     target_names,
 )
+from tuneloop.models.quantised import quantise
 
 ALL = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 SHAPE = LoraShape(rank=4, alpha=8.0, dropout=0.0, targets=ALL)
@@ -231,7 +236,7 @@ def test_the_hand_written_product_has_the_gradient_of_plain_operations(bias: boo
     offset = torch.randn(7) if bias else None
     grad = torch.randn(5, 7)
     wanted = [x, a, b] if shared else [x, z, a, b]
-    (out,) = _Products.apply(x, z, (1.5,), weight, offset, a, b)
+    (out,) = _Products.apply(x, z, (1.5,), (None,), weight, offset, a, b)
     plain = torch.nn.functional.linear(x, weight, offset) + 1.5 * (z @ a.t()) @ b.t()
     torch.testing.assert_close(out, plain, atol=1e-5, rtol=1e-5)
     for ours, expected in zip(
@@ -253,13 +258,62 @@ def test_layers_computed_as_one_have_the_values_and_gradients_of_each_alone() ->
 
     def joined(x: torch.Tensor, *tensors: torch.Tensor) -> Any:
         flat = x.flatten(0, 1)
-        return _Products.apply(flat, flat, scales, *tensors)
+        return _Products.apply(flat, flat, scales, (None,) * 3, *tensors)
 
     for i, out in enumerate(joined(x, *tensors)):
         weight, bias, a, b = tensors[4 * i : 4 * i + 4]
         plain = torch.nn.functional.linear(x.flatten(0, 1), weight, bias)
         torch.testing.assert_close(out, plain if a is None else plain + scales[i] * x.flatten(0, 1) @ a.t() @ b.t())
     assert torch.autograd.gradcheck(joined, (x, *tensors), atol=1e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_layers_in_four_bits_are_computed_as_one_too(tiny_model: Model) -> None:
+    quantise(tiny_model.net)
+    add_lora(tiny_model.net, SHAPE, seed=1)
+    fill(tiny_model)
+    attention = tiny_model.net.model.layers[0].self_attn  # type: ignore[union-attr,index]
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]  # type: ignore[union-attr]
+    x = torch.randn(2, 5, attention.q_proj.weight.shape[1], requires_grad=True)  # type: ignore[union-attr]
+    parts = [p for layer in layers for p in layer.parts().values()]
+    together = side_by_side(layers, x)
+    for layer, out in zip(layers, together, strict=True):
+        weight, a, b = layer.weight, *layer.matrices()
+        torch.testing.assert_close(out, x @ weight.t() + layer.scale * x @ a.t() @ b.t())
+    found = torch.autograd.grad(sum(out.square().sum() for out in together), [x, *parts])
+    plain = sum((x @ la.weight.t() + la.scale * x @ la.lora_A.t() @ la.lora_B.t()).square().sum() for la in layers)
+    for ours, expected in zip(found, torch.autograd.grad(plain, [x, *parts]), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)
+    saved = side_by_side(layers, x)[0].grad_fn.next_functions[0][0].saved_tensors  # type: ignore[union-attr]
+    assert not [t for t in saved if t is not None and t.shape == layers[0].weight.shape], "unpacked for the moment only"
+
+
+def test_answers_take_one_product_for_the_a_of_layers_that_read_the_same(tiny_model: Model) -> None:
+    add_lora(tiny_model.net, SHAPE, seed=1)
+    fill(tiny_model)
+    attention = tiny_model.net.model.layers[0].self_attn  # type: ignore[union-attr,index]
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]  # type: ignore[union-attr]
+    x = torch.randn(1, 3, attention.q_proj.weight.shape[1])  # type: ignore[union-attr]
+
+    counted: Counter[str] = Counter()
+
+    class Counts(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            narrow = func is torch.ops.aten.mm.default and args[1].shape[1] in (SHAPE.rank, 3 * SHAPE.rank)
+            counted["narrow" if narrow else str(func)] += 1
+            return func(*args, **(kwargs or {}))
+
+    for layer in layers:
+        layer.requires_grad_(False)
+    with torch.no_grad():
+        side_by_side(layers, x)
+        with Counts():
+            found = side_by_side(layers, x)
+        assert counted["narrow"] == 1 and not counted["aten.cat.default"]
+        for one, layer in zip(found, layers, strict=True):
+            torch.testing.assert_close(one, layer(x))
+        layers[1].lora_A.mul_(2)  # what was put together is not used any more
+        torch.testing.assert_close(side_by_side(layers, x)[1], layers[1](x))
 
 
 def test_dropout_acts_in_training_only(tiny_model: Model) -> None:

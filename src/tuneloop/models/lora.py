@@ -32,11 +32,15 @@ class _Products(torch.autograd.Function):
 
     As one step their gradients of x are summed by the products themselves, and the narrow products with the A matrices are one
     wide one. Weights may be frozen; a layer without an adapter has None for A and B. Keeps z and z A', and x where a weight learns.
+    A base in four bits is handed over as it is, without a weight, and unpacked for the moment in both passes.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, z: Tensor | None, scales: tuple[float, ...], *tensors: Tensor | None) -> Any:
-        layers = [_Parts(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)]  # type: ignore[arg-type]
+    def forward(
+        ctx: Any, x: Tensor, z: Tensor | None, scales: tuple[float, ...], bases: tuple[Nf4Linear | None, ...],
+        *tensors: Tensor | None,
+    ) -> Any:  # fmt: skip
+        layers = [_Parts(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)]
         adapted = [layer for layer in layers if layer.a is not None]
         a = torch.cat([layer.a for layer in adapted]).to(x.dtype) if adapted else None  # type: ignore[misc]
         of_adapters = x if z is None else z
@@ -45,13 +49,13 @@ class _Products(torch.autograd.Function):
         lows = iter(() if low is None else torch.split(low, widths, 1))
         b = [None if layer.b is None else (layer.b * s).to(x.dtype) for layer, s in zip(layers, scales, strict=True)]
         outs = []
-        for layer, up in zip(layers, b, strict=True):
-            out = torch.nn.functional.linear(x, layer.weight, layer.bias)
+        for layer, base, up in zip(layers, bases, b, strict=True):
+            out = torch.nn.functional.linear(x, _unpacked(base, layer.weight, x.dtype), layer.bias)
             outs.append(out if up is None else out.addmm_(next(lows), up.t()))
-        trains = any(ctx.needs_input_grad[3::4])
+        trains = any(ctx.needs_input_grad[4::4])
         kept = of_adapters if adapted else None
         ctx.save_for_backward(x if trains else None, kept, low, a, *b, *(la.weight for la in layers))
-        ctx.scales, ctx.shared, ctx.widths = scales, z is None, widths
+        ctx.scales, ctx.bases, ctx.shared, ctx.widths = scales, bases, z is None, widths
         return tuple(outs)
 
     @staticmethod
@@ -62,9 +66,10 @@ class _Products(torch.autograd.Function):
         grad_x = grad_z = None
         of_a: Iterator[Tensor] = iter(())
         if ctx.needs_input_grad[0]:
-            grad_x = grads[0] @ weights[0]
-            for grad, weight in zip(grads[1:], weights[1:], strict=True):
-                grad_x.addmm_(grad, weight)
+            for grad, base, weight in zip(grads, ctx.bases, weights, strict=True):
+                unpacked = _unpacked(base, weight, grad.dtype)
+                grad_x = grad @ unpacked if grad_x is None else grad_x.addmm_(grad, unpacked)
+                del unpacked  # one of them is there at a time
         if a is not None:
             grad_low = torch.cat([grad @ up for grad, up in zip(grads, b, strict=True) if up is not None], 1)
             if ctx.shared and grad_x is not None:
@@ -75,42 +80,134 @@ class _Products(torch.autograd.Function):
         lows = iter(() if low is None else torch.split(low, ctx.widths, 1))
         of_layers: list[Tensor | None] = []
         for i, (grad, up, scale) in enumerate(zip(grads, b, ctx.scales, strict=True)):
-            to_weight, to_bias, _, _ = ctx.needs_input_grad[3 + 4 * i : 7 + 4 * i]
+            to_weight, to_bias, _, _ = ctx.needs_input_grad[4 + 4 * i : 8 + 4 * i]
             of_layers.append(grad.t() @ x if to_weight else None)
             of_layers.append(grad.sum(0) if to_bias else None)
             of_layers.append(next(of_a) if up is not None else None)
             of_layers.append((grad.t() @ next(lows)).float().mul_(scale) if up is not None else None)
-        return grad_x, grad_z, None, *of_layers
+        return grad_x, grad_z, None, None, *of_layers
+
+
+def _unpacked(base: Nf4Linear | None, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A layer's weight to multiply with."""
+    if base is not None:
+        return base.weight.to(dtype)
+    assert weight is not None
+    return weight
 
 
 class _Parts(NamedTuple):
     """What a layer of `_Products` computes with."""
 
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
     a: Tensor | None
     b: Tensor | None
 
 
 def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """The outputs of layers that read the same input: one step of autograd where all are plain products."""
+    """The outputs of layers that read the same input: one step of autograd where all are plain products, and one product for all A
+    matrices in answers, too."""
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _answered(layers, x)
     if not torch.is_grad_enabled() or assignment() is not None or not all(_is_plain(layer) for layer in layers):
         return [layer(x) for layer in layers]
     flat = x.flatten(0, -2)
     scales = tuple(layer.scale if isinstance(layer, LoraLinear) else 1.0 for layer in layers)
+    bases = tuple(_four_bits(layer) for layer in layers)
     tensors = [tensor for layer in layers for tensor in _parts(layer)]
-    outs: tuple[Tensor, ...] = _Products.apply(flat, None, scales, *tensors)  # type: ignore[no-untyped-call]
+    outs: tuple[Tensor, ...] = _Products.apply(flat, None, scales, bases, *tensors)  # type: ignore[no-untyped-call]
     return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return layer.is_plain if isinstance(layer, LoraLinear) else type(layer) is nn.Linear
+    return layer.is_plain if isinstance(layer, LoraLinear) else type(layer) in (nn.Linear, Nf4Linear)
+
+
+def _base_of(layer: nn.Module) -> nn.Module:
+    """A layer without adapters."""
+    return layer.base_layer if isinstance(layer, LoraLinear | Switch) else layer
+
+
+def _four_bits(layer: nn.Module) -> Nf4Linear | None:
+    base = _base_of(layer)
+    return base if isinstance(base, Nf4Linear) else None
 
 
 def _parts(layer: nn.Module) -> _Parts:
-    base = layer.base_layer if isinstance(layer, LoraLinear) else layer
+    base = _base_of(layer)
+    weight = None if isinstance(base, Nf4Linear) else base.weight
     a, b = (layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) else (None, None)
-    return _Parts(base.weight, base.bias, a, b)  # type: ignore[arg-type]
+    return _Parts(weight, base.bias, a, b)  # type: ignore[arg-type]
+
+
+def _answered(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """`side_by_side` without a gradient: A matrices below each other are one product with x, whose parts go to the layers' B."""
+    found = _factors_of(layers, x)
+    if found is None:
+        return [layer(x) for layer in layers]
+    flat = x.flatten(0, -2)
+    first = next(layer for layer, each in zip(layers, found, strict=True) if each is not None)
+    a, own = _below_each_other(first, found)
+    low = flat @ a.t()
+    if own is not None:
+        now = assignment()
+        assert now is not None and now.which is not None
+        low.mul_(own.index_select(0, now.which))
+    lows = torch.split(low, [0 if each is None else len(each.a) for each in found], 1)
+    outs = []
+    for layer, part, of_layer in zip(layers, lows, found, strict=True):
+        out: Tensor = _base_of(layer)(flat)
+        out = out if of_layer is None else out.addmm_(part, of_layer.b)
+        outs.append(out.view(*x.shape[:-1], out.shape[-1]))
+    return outs
+
+
+class _Factors(NamedTuple):
+    """What is added to a layer's output.
+
+    Args:
+        a: (R, inputs), of one adapter or of several below each other.
+        b: (R, outputs), times the scale.
+        own: for each of several adapters 1 where a rank is its own (names, R).
+    """
+
+    a: Tensor
+    b: Tensor
+    own: Tensor | None = None
+
+
+def _factors_of(layers: Sequence[nn.Module], x: Tensor) -> list[_Factors | None] | None:
+    """What is added to each layer's output now; None where that is not products alone, or of fewer than two layers."""
+    now = assignment()
+    found: list[_Factors | None] = []
+    for layer in layers:
+        if now is not None and now.mixed:
+            if not isinstance(layer, Switch) or now.tokens or not layer.adds_products(now.names):
+                return None
+            found.append(layer.of_all(now.names, x.dtype))
+            continue
+        name = ATTACHED if now is None else now.names[0]
+        update = layer.update(name) if isinstance(layer, Switch) else layer if name == ATTACHED else None
+        if not isinstance(update, LoraLinear):
+            found.append(None)
+        elif update.lora_magnitude_vector is not None or (update.dropout and update.training):
+            return None
+        else:
+            found.append(update.factors(x.dtype))
+    return found if sum(each is not None for each in found) > 1 else None
+
+
+def _below_each_other(first: nn.Module, found: Sequence[_Factors | None]) -> tuple[Tensor, Tensor | None]:
+    """The layers' A below each other, and their `own` next to each other; kept at the first that has some, as long as they are the same."""
+    kept = vars(first).get("_stacked")  # of this thread: another one may put its own there
+    if kept is None or any(each is not known for each, known in zip(found, kept[0], strict=True)):
+        some = [each for each in found if each is not None]
+        owns = [each.own for each in some if each.own is not None]
+        kept = list(found), (torch.cat([each.a for each in some]), torch.cat(owns, 1) if owns else None)
+        vars(first)["_stacked"] = kept
+    together: tuple[Tensor, Tensor | None] = kept[1]
+    return together
 
 
 class LoraLinear(nn.Module):
@@ -142,7 +239,7 @@ class LoraLinear(nn.Module):
         self.register_buffer("start_B", b.clone().to(weight.device) if shape.start == "pissa" else None)
         self.lora_A = nn.Parameter(a.to(weight.device))
         self.lora_B = nn.Parameter(b.to(weight.device))
-        self._kept: tuple[Any, tuple[Tensor, Tensor]] | None = None  # see `factors`
+        self._kept: tuple[Any, _Factors] | None = None  # see `factors`
         self.lora_magnitude_vector: nn.Parameter | None = None
         if shape.dora:
             self.lora_magnitude_vector = nn.Parameter(weight.float().norm(dim=1))
@@ -155,10 +252,10 @@ class LoraLinear(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it computes x W' + scale (x A') B' and nothing else, on a weight that is not quantised."""
+        """Whether it computes x W' + scale (x A') B' and nothing else."""
         dropped = self.dropout > 0 and self.training
         special = self.start_A is not None or self.lora_magnitude_vector is not None or dropped
-        return not special and isinstance(self.base_layer, nn.Linear)
+        return not special and isinstance(self.base_layer, nn.Linear | Nf4Linear)
 
     def parts(self) -> dict[str, nn.Parameter]:
         """What is trained, by its name in PEFT's files."""
@@ -179,8 +276,8 @@ class LoraLinear(nn.Module):
             return self.forward_alone(x)
         return forward_assigned(self.base_layer, lambda name: self if name == ATTACHED else None, x, now)
 
-    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A (r, inputs) and B times the scale (outputs, r) in a dtype, for answers; those of an adapter that does not learn are kept.
+    def factors(self, dtype: torch.dtype) -> _Factors:
+        """A and B in a dtype, for answers; those of an adapter that does not learn are kept.
 
         Without that they are half of what a GPU is asked to start for a token.
         """
@@ -192,9 +289,9 @@ class LoraLinear(nn.Module):
             kept = self._kept = state, self._factors(dtype)
         return kept[1]
 
-    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _factors(self, dtype: torch.dtype) -> _Factors:
         a, b = self.matrices()
-        return a.to(dtype), (b * self.scale).to(dtype)
+        return _Factors(a.to(dtype), (b * self.scale).to(dtype).t())
 
     def forward_alone(self, x: Tensor) -> Tensor:
         """The layer's output with this adapter on all tokens."""
@@ -205,27 +302,23 @@ class LoraLinear(nn.Module):
         z = torch.dropout(flat, self.dropout, self.training) if self.dropout and self.training else None
         a, b = self.matrices()
         bias: Tensor | None = base.bias  # type: ignore[assignment]
-        if isinstance(base, nn.Linear):
-            inner = bias if self.lora_magnitude_vector is None else None
-            y: Tensor = _Products.apply(flat, z, (self.scale,), base.weight, inner, a, b)[0]  # type: ignore[no-untyped-call]
-        else:
-            of_adapter = flat if z is None else z
-            y = base(flat) + self.scale * (of_adapter @ a.to(flat.dtype).t()) @ b.to(flat.dtype).t()
+        inner = bias if self.lora_magnitude_vector is None else None
+        four_bits = base if isinstance(base, Nf4Linear) else None
+        weight = self.weight if four_bits is None else None
+        y: Tensor = _Products.apply(flat, z, (self.scale,), (four_bits,), weight, inner, a, b)[0]  # type: ignore[no-untyped-call]
         if self.lora_magnitude_vector is not None:
-            if bias is not None and not isinstance(base, nn.Linear):
-                y = y - bias
             y = y * (self.lora_magnitude_vector / self._norms(a, b)).to(y.dtype)
             y = y if bias is None else y + bias
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def added(self, x: Tensor, y: Tensor) -> Tensor:
-        """The base layer's output `y` (tokens, outputs) of `x` (tokens, inputs) with the update; for answers, not for training."""
-        a, b = self.factors(x.dtype)
-        low = x @ a.t()
+        """The base layer's output `y` (tokens, outputs) of `x` (tokens, inputs) with the update, in its place; for answers, not for training."""
+        of_layer = self.factors(x.dtype)
+        low = x @ of_layer.a.t()
         if self.lora_magnitude_vector is None:
-            return y.addmm(low, b.t())
+            return y.addmm_(low, of_layer.b)
         bias: Tensor | None = self.base_layer.bias  # type: ignore[assignment]
-        y = (y if bias is None else y - bias).addmm(low, b.t())
+        y = (y if bias is None else y - bias).addmm(low, of_layer.b)
         y = y * (self.lora_magnitude_vector / self._norms(*self.matrices())).to(y.dtype)
         return y if bias is None else y + bias
 
@@ -398,7 +491,7 @@ class Switch(nn.Module):
         super().__init__()
         self.inner = inner  # nn.Linear, Nf4Linear or LoraLinear
         self.updates = nn.ModuleDict()
-        self._together: tuple[Any, tuple[Tensor, Tensor, Tensor]] | None = None  # see `_of_all`
+        self._together: tuple[Any, _Factors | None] | None = None  # see `of_all`
 
     @property
     def base_layer(self) -> nn.Module:
@@ -423,36 +516,40 @@ class Switch(nn.Module):
 
         None where one of them does more than add a product, or is attached and may change.
         """
-        updates = [self.update(name) for name in now.names]
-        if ATTACHED in now.names or any(u is not None and u.lora_magnitude_vector is not None for u in updates):
+        if not self.adds_products(now.names):
             return None
-        if not any(updates):
+        of_layer = self.of_all(now.names, x.dtype)
+        if of_layer is None:
             return y
-        a, b, own = self._of_all(now.names, updates, x.dtype)
-        assert now.which is not None
-        low = (x @ a.t()).mul_(own.index_select(0, now.which))
-        return y.addmm_(low, b)
+        assert now.which is not None and of_layer.own is not None
+        low = (x @ of_layer.a.t()).mul_(of_layer.own.index_select(0, now.which))
+        return y.addmm_(low, of_layer.b)
 
-    def _of_all(
-        self, names: tuple[str, ...], updates: Sequence[LoraLinear | None], dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The updates' A one below the other (R, inputs), their B (R, outputs), and for each name 1 where a rank is its own (names, R).
+    def adds_products(self, names: Sequence[str]) -> bool:
+        """Whether these adapters add products here, or nothing, and stay what they are."""
+        updates = (self.update(name) for name in names)
+        return ATTACHED not in names and not any(u is not None and u.lora_magnitude_vector is not None for u in updates)
 
-        Those of the last names are kept.
-        """
+    def of_all(self, names: tuple[str, ...], dtype: torch.dtype) -> _Factors | None:
+        """The updates' A one below the other and their B; None where there is no update. Those of the last names are kept."""
         together = self._together  # of this thread: another one may put its own there
         if together is None or together[0] != (names, dtype):
+            updates = [self.update(name) for name in names]
             factors = [None if u is None else u.factors(dtype) for u in updates]
-            ranks = [0 if pair is None else len(pair[0]) for pair in factors]
+            ranks = [0 if each is None else len(each.a) for each in factors]
             own: Tensor = torch.block_diag(*(torch.ones(1, r) for r in ranks))  # type: ignore[no-untyped-call]
-            found = [pair for pair in factors if pair is not None]
-            a, b = torch.cat([pair[0] for pair in found]), torch.cat([pair[1].t() for pair in found])
-            together = self._together = (names, dtype), (a, b, put(own.to(dtype), a.device))
+            found = [each for each in factors if each is not None]
+            of_layer = None
+            if found:
+                a, b = torch.cat([each.a for each in found]), torch.cat([each.b for each in found])
+                of_layer = _Factors(a, b, put(own.to(dtype), a.device))
+            together = self._together = (names, dtype), of_layer
         return together[1]
 
     def drop(self, name: str) -> None:
         """Take the adapter of that name out of this layer."""
         self._together = None
+        vars(self).pop("_stacked", None)
         if name in self.updates:
             del self.updates[name]
 
@@ -470,7 +567,7 @@ def switches(net: nn.Module) -> dict[str, Switch]:
 def operands(net: nn.Module) -> list[Any]:
     """All that passes compute with: who holds it keeps it where it is in memory, whatever is unloaded meanwhile."""
     modules = _modules(net)
-    kept = [(getattr(m, "_kept", None), getattr(m, "_together", None)) for m in modules]
+    kept = [tuple(vars(m).get(name) for name in ("_kept", "_together", "_stacked")) for m in modules]
     return [*modules, *(part for parts in kept for part in parts if part is not None)]
 
 

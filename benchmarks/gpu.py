@@ -111,7 +111,11 @@ class Case:
 def job_of(case: Case, card: Gpu, sizes: Sizes, dtype: torch.dtype) -> TrainingSetup:
     """A step as the planner sees it."""
     return loop_job(
-        _shape(case), _work(case, sizes.micro_batch_tokens), gpu=card, **_settings(case, dtype, sizes.recompute)
+        _shape(case),
+        _work(case, sizes.micro_batch_tokens),
+        gpu=card,
+        kept_layers=sizes.kept_layers,
+        **_settings(case, dtype, sizes.recompute),
     )
 
 
@@ -262,12 +266,12 @@ def _counted_kernels(launches: Launches) -> Iterator[None]:
         F.scaled_dot_product_attention, F.rms_norm = before  # type: ignore[assignment]
 
 
-def launches_of(case: Case, at_once: int, recompute: bool) -> Launches:
+def launches_of(case: Case, at_once: int, recompute: bool, kept: int = 0) -> Launches:
     """What a micro-batch of `at_once` rows launches on a GPU, forward and backward; four bits count as the 16 that are unpacked."""
     base = replace(case, method="lora") if case.method == "qlora" else case
     model = random_model(SIZES[case.size], TEMPLATE, dtype=torch.bfloat16, device="meta")
     attach(model, base.config, 0)
-    recompute_layers(model.net, recompute)
+    recompute_layers(model.net, recompute, kept)
     found, rows = Launches(), rows_of(case)[:at_once]
     with found, _counted_kernels(found):
         batch_loss(model, rows, 1.0, base.config).backward()  # type: ignore[no-untyped-call]
@@ -282,7 +286,7 @@ def expected(case: Case, card: Gpu, free_gib: float, dtype: torch.dtype) -> dict
     found: dict[str, Any] = {**asdict(sizes), "planned_gib": round(memory.peak, 2), "fits": memory.required - memory.context <= free_gib,
                              "planned_tokens_per_second": round(speed_of(job).tokens_per_second)}  # fmt: skip
     if not card.is_cpu:
-        launches = launches_of(case, job.micro_batch, sizes.recompute)
+        launches = launches_of(case, job.micro_batch, sizes.recompute, sizes.kept_layers)
         needed = needed_gflop(SIZES[case.size], case.method, rows_of(case)[: job.micro_batch]) * 1e9
         found |= {
             "launches": launches.count * job.grad_accum,
@@ -376,7 +380,7 @@ def ours(case: Case, sizes: Sizes, dtype: torch.dtype) -> tuple[Callable[[], flo
     config, rows = case.config, rows_of(case)
     model = random_model(SIZES[case.size], TEMPLATE, dtype=dtype, prepare=method_named(case.method).prepare)
     trainable = attach(model, config, 0, rows)
-    recompute_layers(model.net, sizes.recompute)
+    recompute_layers(model.net, sizes.recompute, sizes.kept_layers)
     model.net.train()
     run = Run(model, config, trainable, make_optimizer(trainable, config), State("benchmark"), Path("benchmark"))
     at_once = _work(case, sizes.micro_batch_tokens).micro_batches[0][0]

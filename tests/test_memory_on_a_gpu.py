@@ -45,6 +45,7 @@ class Case:
     rows: int = 1
     length: int = 2048
     recompute: bool = False
+    kept: int = 0  # layers that are not computed again
     micro_batches: int = 1
     supervised: float = 1.0
     marks: Any = field(default=())
@@ -53,6 +54,7 @@ class Case:
     def name(self) -> str:
         words = "+".join(str(value) for value in self.settings.values())
         again = ", recomputed" if self.recompute else ""
+        again += f" but {self.kept}" if self.kept else ""
         return f"{self.size} of {self.layers} layers, {words}, {self.micro_batches} of {self.rows}x{self.length}{again}"
 
 
@@ -66,7 +68,7 @@ def gib_of_a_step(case: Case) -> float:
         row = Rendered([1] * case.length, [0] * asked + [1] * (case.length - asked))
         rows = [row] * (case.rows * case.micro_batches)
         trainable = attach(model, config, 0, rows)
-        recompute_layers(model.net, case.recompute)
+        recompute_layers(model.net, case.recompute, case.kept)
         run = Run(model, config, trainable, make_optimizer(trainable, config), State("key"), Path("nowhere"))
         micros = (tuple(range(i * case.rows, (i + 1) * case.rows)) for i in range(case.micro_batches))
         step = Step(tuple(micros), 0.0)
@@ -84,7 +86,7 @@ def gib_planned(case: Case) -> float:
     job = loop_job(
         ModelShape.from_config(sizes), work, gpu=find_gpu("h100-sxm", measured=False), model="m", method=config.method,
         rank=config.rank, targets=target_names(_net(sizes), config.targets), prefix_tokens=config.prefix_tokens,
-        optimizer=config.optimizer, optimizer_in_backward=config.optimizer_in_backward, grad_ckpt=case.recompute,
+        optimizer=config.optimizer, optimizer_in_backward=config.optimizer_in_backward, grad_ckpt=case.recompute, kept_layers=case.kept,
         dropout=config.dropout > 0, dora=config.dora,
     )  # fmt: skip
     return memory_of(job).peak
@@ -102,6 +104,7 @@ CASES = [
     Case("8b", LORA),
     Case("8b", LORA, rows=8, length=512, supervised=0.1),
     Case("8b", LORA, length=8192, recompute=True),
+    Case("8b", LORA, layers=4, recompute=True, kept=2),
     Case("8b", LORA, rows=2, length=1024, micro_batches=2),
     Case("8b", {**LORA, "targets": "attention"}),
     Case("8b", {**LORA, "dropout": 0.1}),

@@ -10,7 +10,11 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.shape import ModelShape
-from tuneloop.plan.estimate import Machine, Sizes, Work, device_of, estimate, sizes_on_gpu
+from tuneloop.plan.estimate import Machine, Sizes, Work, device_of, estimate, loop_job, sizes_on_gpu
+from tuneloop.plan.gpus import find_gpu
+from tuneloop.plan.job import TrainingSetup
+from tuneloop.plan.memory import memory_of
+from tuneloop.plan.speed import speed_of
 
 LLAMA_3_1_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
                 "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}  # fmt: skip
@@ -163,8 +167,6 @@ def test_plan_has_the_keys_of_its_contract() -> None:
      ("NVIDIA GeForce RTX 4070 Ti", "rtx4070-ti"), ("NVIDIA GeForce RTX 5080", "rtx5080"), ("Tesla V100-SXM2-16GB", "v100-16gb"), ("Tesla V100-PCIE-32GB", "v100-32gb"), ("NVIDIA A10", "a10"), ("NVIDIA H200", "h200"), ("NVIDIA B200", "b200")],
 )  # fmt: skip
 def test_gpus_are_known_by_what_their_driver_calls_them(called: str, key: str) -> None:
-    from tuneloop.plan.gpus import find_gpu
-
     assert find_gpu(called).key == key
 
 
@@ -188,26 +190,43 @@ def sizes(name: str, gib: float, method: str = "lora", may_recompute: bool = Tru
 
 
 @pytest.mark.parametrize(
-    ("card", "gib", "method", "tokens", "recompute"),
+    ("card", "gib", "method", "found"),
     [
-        ("NVIDIA H100 80GB HBM3", 79.11, "lora", 8192, False),
-        ("NVIDIA GeForce RTX 4090", 23.52, "lora", 8192, True),  # weights of 15 GiB: a row of 2,048 needs 9 more
-        ("NVIDIA GeForce RTX 4090", 23.52, "qlora", 2048, False),
-        ("NVIDIA RTX 6000 Ada Generation", 47.5, "lora", 4096, False),
-        ("NVIDIA H200", 139.81, "lora", 16384, False),
+        ("NVIDIA H100 80GB HBM3", 79.11, "lora", Sizes(8192)),
+        # weights of 15 GiB: 2,048 tokens need 9 more, and a part of the layers is computed again
+        ("NVIDIA GeForce RTX 4090", 23.52, "lora", Sizes(2048, True, 23)),
+        ("NVIDIA GeForce RTX 4090", 23.52, "qlora", Sizes(2048)),
+        ("NVIDIA RTX 6000 Ada Generation", 47.5, "lora", Sizes(4096)),
+        ("NVIDIA H200", 139.81, "lora", Sizes(16384)),
     ],
 )
-def test_micro_batches_are_as_large_as_memory_allows(
-    card: str, gib: float, method: str, tokens: int, recompute: bool
-) -> None:
-    assert sizes(card, gib, method) == Sizes(tokens, recompute)
+def test_micro_batches_are_as_large_as_memory_allows(card: str, gib: float, method: str, found: Sizes) -> None:
+    assert sizes(card, gib, method) == found
 
 
 def test_without_recomputing_fewer_tokens_are_computed_at_once() -> None:
     assert sizes("NVIDIA GeForce RTX 4090", 23.52, may_recompute=False) == Sizes(
         512, False
     )  # a row of 1,024 is one in either
-    assert sizes("NVIDIA GeForce RTX 4090", 23.52, grad_ckpt=True).recompute
+    assert sizes("NVIDIA GeForce RTX 4090", 23.52, grad_ckpt=True) == Sizes(8192, True), "all of them, as it was said"
+
+
+def test_layers_that_are_kept_take_their_memory_and_save_their_time() -> None:
+    def job(**settings: Any) -> TrainingSetup:
+        more = {
+            "model": "llama-3.1-8b",
+            "method": "lora",
+            "rank": 16,
+            "targets": "all-linear",
+            "gpu": find_gpu("h100-sxm"),
+        }
+        return loop_job(ModelShape.from_config(LLAMA_3_1_8B), ONE_ROW, **more, **settings)
+
+    none, half, all_again = job(), job(grad_ckpt=True, kept_layers=16), job(grad_ckpt=True)
+    least, between, most = (memory_of(each).peak for each in (all_again, half, none))
+    assert between == pytest.approx((least + most) / 2, rel=0.05)
+    slow, middle, fast = (1 / speed_of(each).tokens_per_second for each in (all_again, half, none))
+    assert middle == pytest.approx((slow + fast) / 2, rel=0.01) and fast < 0.85 * slow
 
 
 def test_steps_that_are_small_are_not_said_to_be_large() -> None:

@@ -17,9 +17,10 @@ from train_helpers import begin, changed, halted, losses, make_rows, run
 from patience import needs_bf16
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
-from tuneloop.models.load import load_model
+from tuneloop.models.load import layers_of, load_model
 from tuneloop.train import loss, step
 from tuneloop.train.batches import Step
+from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import mean_loss, supervised_states
 from tuneloop.train.optimizers import BLOCK, AdamW, _hold_mean, _hold_square, _mean_of, _square_of, round_off, with_rest
 from tuneloop.train.rows import Rendered
@@ -62,6 +63,37 @@ def test_layers_computed_again_give_the_same_bits(tiny_llama: Path, tmp_path: Pa
     ]  # fmt: skip
     assert found[0].adapter_hash == found[1].adapter_hash
     assert losses(tmp_path / "never") == losses(tmp_path / "always")
+
+
+def test_of_layers_that_are_computed_again_the_last_ones_can_be_kept(tiny_model: Any) -> None:
+    layers = layers_of(tiny_model.net)
+    found = []
+    for kept in (0, 1, len(layers)):
+        recompute_layers(tiny_model.net, True, kept)
+        found.append(["forward" in vars(layer) for layer in layers])
+    assert found == [[True] * len(layers), [True] * (len(layers) - 1) + [False], [False] * len(layers)]
+    recompute_layers(tiny_model.net, False)
+
+
+def test_a_run_with_some_layers_kept_gives_the_same_bits_and_gives_them_up_when_memory_runs_out(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(epochs=0.5, rows_per_step=1)
+    plain, _ = run(tiny_llama, tmp_path / "plain", config)
+    kept, _ = run(tiny_llama, tmp_path / "kept", config, recompute=True, kept_layers=1)
+    assert kept.adapter_hash == plain.adapter_hash
+    counts: list[int] = []
+    gradients = step._gradients
+
+    def short(run: Any, *rest: Any) -> Any:
+        counts.append(run.state.kept_layers)
+        if run.state.kept_layers:
+            raise MemoryError("out of memory")
+        return gradients(run, *rest)
+
+    monkeypatch.setattr(step, "_gradients", short)
+    less, _ = run(tiny_llama, tmp_path / "less", config, recompute=True, kept_layers=1)
+    assert counts[:3] == [1, 0, 0] and less.adapter_hash == plain.adapter_hash
 
 
 def test_layers_are_computed_again_when_a_single_row_does_not_fit(

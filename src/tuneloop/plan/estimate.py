@@ -93,10 +93,12 @@ class Sizes:
     Args:
         micro_batch_tokens: computed at once; 0: what the loop takes by itself.
         recompute: layers are computed again in the backward pass.
+        kept_layers: but for so many of the last ones.
     """
 
     micro_batch_tokens: int = 0
     recompute: bool = False
+    kept_layers: int = 0
 
 
 # Tokens computed at once that are tried, the most first: above, products get no faster; below 2,048 recomputing costs less than small products.
@@ -112,7 +114,8 @@ def sizes_on_gpu(
     may_recompute: bool,
     **settings: Any,
 ) -> Sizes:
-    """The largest micro-batches that fit into a GPU's memory by the formulas; layers are computed again only where few tokens would fit else.
+    """How steps are divided so that they fit into a GPU's memory by the formulas: in the largest micro-batches that do without computing
+    layers again, else as is fastest, with as many layers kept as there is room for.
 
     Args:
         work_at: what steps compute with micro-batches of so many tokens.
@@ -123,18 +126,33 @@ def sizes_on_gpu(
     always = bool(settings.pop("grad_ckpt", False))
     works = {tokens: work_at(tokens) for tokens in SIZES}
 
-    def fits(tokens: int, recompute: bool) -> bool:
-        memory = memory_of(loop_job(shape, works[tokens], gpu=card, grad_ckpt=recompute, **settings))
+    def job(tokens: int, recompute: bool, kept: int = 0) -> TrainingSetup:
+        return loop_job(shape, works[tokens], gpu=card, grad_ckpt=recompute, kept_layers=kept, **settings)
+
+    def fits(tokens: int, recompute: bool, kept: int = 0) -> bool:
+        memory = memory_of(job(tokens, recompute, kept))
         return memory.required - memory.context <= free_gib
 
-    tries = [] if always else [(tokens, False) for tokens in SIZES if tokens >= LEAST_SIZE]
-    if may_recompute or always:
-        tries += [(tokens, True) for tokens in SIZES]
-    tries += [] if always else [(tokens, False) for tokens in SIZES if tokens < LEAST_SIZE]
-    for tokens, recompute in tries:
-        if fits(tokens, recompute):
-            same = [other for other in SIZES if works[other].micro_batches == works[tokens].micro_batches]
-            return Sizes(min(same), recompute)
+    def smallest(tokens: int) -> int:
+        """The least size that gives the same micro-batches."""
+        return min(other for other in SIZES if works[other].micro_batches == works[tokens].micro_batches)
+
+    for tokens in () if always else SIZES:
+        if tokens >= LEAST_SIZE and fits(tokens, False):
+            return Sizes(smallest(tokens))
+    for large in (True, False) if may_recompute or always else ():
+        found: list[tuple[float, Sizes]] = []
+        for tokens in (each for each in SIZES if (each >= LEAST_SIZE) is large):
+            most = 0 if always else shape.layers - 1
+            kept = next((kept for kept in range(most, -1, -1) if fits(tokens, True, kept)), None)
+            if kept is not None:
+                speed = speed_of(job(tokens, True, kept)).tokens_per_second
+                found.append((speed, Sizes(smallest(tokens), True, kept)))
+        if found:
+            return max(found, key=lambda each: each[0])[1]
+    for tokens in () if always else SIZES:
+        if tokens < LEAST_SIZE and fits(tokens, False):
+            return Sizes(smallest(tokens))
     return Sizes(SIZES[-1], always or may_recompute)
 
 

@@ -70,7 +70,7 @@ class TrainingSetup:
         offload: optimizer states, and with fsdp or zero3 the weights too, live in the host's memory.
         offload_activations: checkpointed layer inputs live there.
         seq_len: tokens a row is padded or packed to. micro_batch: rows computed at once on a GPU.
-        grad_ckpt: layers are recomputed in the backward pass.
+        grad_ckpt: layers are recomputed in the backward pass. kept_layers: but for so many of the last ones (tuneloop's loop).
         dtype: of the frozen or trained weights and of the computation; mixed: fp32 weights, bf16 computation: cast as they are gathered where they are divided,
             else by torch.autocast (Trainer's `bf16=True`); autocast: by that in any case.
         optimizer: adamw keeps fp32 states (8 bytes a parameter), adamw-bf16 states in bf16 (4), adamw-8bit 2.
@@ -97,6 +97,7 @@ class TrainingSetup:
     micro_batch: int = 1
     grad_accum: int = 1
     grad_ckpt: bool = False
+    kept_layers: int = 0
     attention: Attention = "sdpa"
     loss_kernel: LossKernel = "eager"
     dtype: Dtype = "bf16"
@@ -113,6 +114,11 @@ class TrainingSetup:
     supervised: int = 0
     dropout: bool = False
     dora: bool = False
+
+    @property
+    def again(self) -> float:
+        """Forward passes of all layers that recomputing adds."""
+        return 1 - self.kept_layers / self.shape.layers if self.grad_ckpt else 0.0
 
     @property
     def kernels(self) -> Kernels:

@@ -101,8 +101,9 @@ def memory_of(job: TrainingSetup) -> Memory:
     held, doubled = _held_layers(job, layer)
     logits, head_gradient = _logits(job), _head_gradient(job)
     gathered = _gathered(job)
-    # The deepest layer is recomputed and differentiated while the inputs of all others wait.
-    recomputed = {"recomputed layer": layer} if job.grad_ckpt else {}
+    # The deepest layer is recomputed and differentiated while the inputs of all others wait. Where some of the last layers are kept, that is
+    # less than what these have held before.
+    recomputed = {"recomputed layer": layer} if job.grad_ckpt and not job.kept_layers else {}
     passing = {} if job.grad_accum > 1 else _passing_gradients(job)
     casts = _casts(job)
     phases = {
@@ -406,8 +407,8 @@ def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], di
     if job.sharding == "fsdp" and job.kernels.fsdp == 1 and not job.full and job.grad_ckpt:
         doubled = {"second copies of layer inputs": one * max(shape.layers - 2, 0)}
     found: dict[str, float] = {"layer inputs": inputs}
-    if not job.grad_ckpt:
-        found["activations"] = layer * shape.layers - _left_out(job)
+    if kept := job.kept_layers if job.grad_ckpt else shape.layers:
+        found["activations"] = layer * kept - _left_out(job)
     return found, doubled
 
 

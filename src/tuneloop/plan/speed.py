@@ -74,14 +74,13 @@ def flop_per_token(job: TrainingSetup) -> float:
     matrices = 2 * shape.matrix_parameters
     head = 2 * shape.embedding
     passes = 3 if job.full else 2
-    again = 1 if job.grad_ckpt else 0
     adapter = job.footprint.flops * job.trainable
-    return matrices * (passes + again) + head * passes + attention_flop_per_token(job) + adapter
+    return matrices * (passes + job.again) + head * passes + attention_flop_per_token(job) + adapter
 
 
 def attention_flop_per_token(job: TrainingSetup) -> float:
     """Operations of one token in attention, in all passes."""
-    return 2 * job.seq_len * job.shape.queries * job.shape.layers * (4.5 if job.grad_ckpt else 3.5)
+    return 2 * job.seq_len * job.shape.queries * job.shape.layers * (3.5 + job.again)
 
 
 def speed_of(job: TrainingSetup) -> Speed:
@@ -110,13 +109,13 @@ def _compute_seconds(job: TrainingSetup) -> float:
     products += attention * (2 if job.attention == "eager" else 1) * slow / (rate * ATTENTION_SHARE)
     moved = job.tokens * _traffic(job)
     if job.quant != "none":
-        moved += (3 if job.grad_ckpt else 2) * shape.matrix_parameters * UNPACK_BYTES
+        moved += (2 + job.again) * shape.matrix_parameters * UNPACK_BYTES
     if not job.offload:
         moved += (
             job.trainable * _update_bytes(job) / (1 if job.sharding in ("none", "ddp") else job.gpus) / job.grad_accum
         )
     # A product takes as long as its operations or as reading its weights, which is what bounds few tokens.
-    reading = (3 if job.grad_ckpt else 2) * weight_bytes(job) / (gpu.gb_s * 1e9 * BANDWIDTH_SHARE)
+    reading = (2 + job.again) * weight_bytes(job) / (gpu.gb_s * 1e9 * BANDWIDTH_SHARE)
     seconds = max(job.tokens * products, reading) + moved / (gpu.gb_s * 1e9 * BANDWIDTH_SHARE)
     return seconds / SHARDED.get(job.sharding, 1.0) + _paging_seconds(job)
 
@@ -130,7 +129,7 @@ def _update_bytes(job: TrainingSetup) -> float:
 def _traffic(job: TrainingSetup) -> float:
     """Bytes that a token moves in the GPU's memory between the matrix products, in all passes."""
     shape = job.shape
-    passes = 2.5 + (1 if job.grad_ckpt else 0)
+    passes = 2.5 + job.again
     layer: float = 72 * shape.hidden + 20 * (shape.queries + shape.keys) + 12 * shape.feed_forward
     layer += HEAD_FP32_BYTES * shape.hidden * job.head_fp32
     layer *= TRAFFIC[job.loss_kernel] * passes
@@ -146,7 +145,7 @@ def _host_seconds(job: TrainingSetup) -> float:
     """Seconds the host takes to launch a micro-batch."""
     launch = LAUNCH_SECONDS + LAUNCH_ADAPTER_SECONDS * len(job.adapted)
     launch += LAUNCH_GATHER_SECONDS * (job.sharding in ("fsdp", "zero3"))
-    return job.shape.layers * launch * (4 if job.grad_ckpt else 3) * (LAUNCH_COMPILED if job.kernels.fsdp == 2 else 1)
+    return job.shape.layers * launch * (3 + job.again) * (LAUNCH_COMPILED if job.kernels.fsdp == 2 else 1)
 
 
 def _paging_seconds(job: TrainingSetup) -> float:

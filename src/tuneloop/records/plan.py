@@ -130,7 +130,7 @@ class Plan(Record):
         settings: of the job, as the command line spells them.
         steps, tokens: optimizer steps, and tokens that they train on.
         micro_batch_tokens: computed at once, where that was chosen by a GPU's memory; 0: as the loop does by itself. recompute: whether layers are
-            computed again in the backward pass from the first step on.
+            computed again in the backward pass from the first step on. kept_layers: but for so many of the last ones.
         assumptions: in words; `alternatives`: what to change where it does not fit.
         table: every device that was looked at; `recommendation`: one sentence.
         apart: what is not of the training.
@@ -155,6 +155,7 @@ class Plan(Record):
     tokens: int = 0
     micro_batch_tokens: int = 0
     recompute: bool = False
+    kept_layers: int = 0
     by_formula: ByFormula | None = None
     memory: PlannedMemory
     time: PlannedTime

@@ -44,7 +44,8 @@ class State:
         rate_factor: what rollbacks have multiplied the learning rate with.
         skipped: steps whose batch is left out since a rollback.
         rollbacks: how often the run went back to a checkpoint.
-        recompute: whether layers are computed again in the backward pass because memory ran out.
+        recompute: whether layers are computed again in the backward pass, by the plan or because memory ran out.
+        kept_layers: of these, how many of the last ones are not.
         loss_scale: what the loss is multiplied with where gradients are in half precision; 0: no scaling.
         scaled_steps: steps since it last fell.
     """
@@ -75,6 +76,7 @@ class State:
     rollbacks: int = 0
     stopped: str = ""
     recompute: bool = False
+    kept_layers: int = 0
     loss_scale: float = 0.0
     scaled_steps: int = 0
 

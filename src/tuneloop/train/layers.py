@@ -8,16 +8,20 @@ from typing import Any
 from tuneloop.models.load import layers_of
 
 
-def recompute_layers(net: Any, on: bool) -> None:
+def recompute_layers(net: Any, on: bool, kept: int = 0) -> None:
     """Keep only each layer's input and compute the layer again in the backward pass (Chen et al. 2016, arXiv 1604.06174), or no more.
 
     The gradient stays the same; dropout draws the same numbers again.
+
+    Args:
+        kept: so many of the last layers keep what they computed. Their memory is free again when the first ones are computed again.
     """
     from torch.utils.checkpoint import checkpoint
 
-    for layer in layers_of(net):
+    layers = layers_of(net)
+    for place, layer in enumerate(layers):
         layer.__dict__.pop("forward", None)
-        if on:
+        if on and place < len(layers) - kept:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 

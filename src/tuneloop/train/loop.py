@@ -131,6 +131,7 @@ def train(
     seconds_spent: float = 0.0,
     micro_batch_tokens: int = 0,
     recompute: bool = False,
+    kept_layers: int = 0,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
     saved: Callable[[], None] = lambda: None,
     progress: Progress = no_progress,
@@ -153,7 +154,7 @@ def train(
             `config.max_minutes` needs it, it is measured first, in a few seconds of the time.
         seconds_spent: of `config.max_minutes`, on measuring that speed.
         micro_batch_tokens: computed at once, instead of the settings' own. recompute: layers are computed again in the backward pass from
-            the beginning. Neither changes a run's steps, so it is not known by them.
+            the beginning. kept_layers: but for so many of the last ones. None of these changes a run's steps, so it is not known by them.
         log: gets every record of `metrics.jsonl` as it is written.
         saved: is called by each process when a checkpoint has been written.
 
@@ -173,7 +174,7 @@ def train(
         model, config, seed, data_id or content_hash([part.ids for r in rows.train for part in conversations(r)])
     )
     config = config.model_copy(update={"micro_batch_tokens": micro_batch_tokens or config.micro_batch_tokens})
-    state = load_checkpoint(out / "checkpoints", key) or State(key, recompute=recompute)
+    state = load_checkpoint(out / "checkpoints", key) or State(key, recompute=recompute, kept_layers=kept_layers)
     resumed_at = state.step
     began = time.monotonic()
     steps = plan_steps(rows.train, config, seed, mixed)
@@ -235,7 +236,7 @@ def _begin(
         run.start = {name: p.detach().clone() for name, p in trainable.parameters.items()}
     if "rollback" in (config.on_spike, config.on_divergence):
         run.untrained = trainable.state()
-    recompute_layers(model.net, config.gradient_checkpointing == "always" or state.recompute)
+    recompute_layers(model.net, config.gradient_checkpointing == "always" or state.recompute, state.kept_layers)
     if config.compile:
         compile_layers(model.net)
     torch.manual_seed(seed)

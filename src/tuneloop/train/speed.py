@@ -38,6 +38,7 @@ def measure_speed(
     config: TrainConfig,
     seed: int,
     seconds: float | None = None,
+    kept_layers: int = 0,
     progress: Progress = no_progress,
 ) -> float:
     """Tokens a second that a run will keep up, from forward and backward passes on some of its own batches.
@@ -47,6 +48,7 @@ def measure_speed(
 
     Args:
         seconds: that are enough; default: `ENOUGH`, or a tenth of the run's time where that is less.
+        kept_layers: where layers are computed again, so many of the last ones are not.
     """
     seconds = min(ENOUGH, 6 * (config.max_minutes or 1.0)) if seconds is None else seconds
 
@@ -54,7 +56,7 @@ def measure_speed(
     trainable = attach(model, config, seed, rows)
     steps = plan_steps(rows, config, seed)
     picked = random.Random(seed).sample(steps, min(len(steps), 8))
-    recompute_layers(model.net, config.gradient_checkpointing == "always")
+    recompute_layers(model.net, config.gradient_checkpointing == "always", kept_layers)
     model.net.train()
     with busy(progress, MEASURING), torch.random.fork_rng(devices=[]):
         speed = _timed(model, rows, config, picked, seconds)

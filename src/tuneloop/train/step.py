@@ -139,8 +139,8 @@ def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
     try:
         smaller = halved(step)
     except ValueError:
-        if run.config.gradient_checkpointing == "auto" and not run.state.recompute:
-            run.state.recompute = True
+        if run.config.gradient_checkpointing == "auto" and (run.state.kept_layers or not run.state.recompute):
+            run.state.recompute, run.state.kept_layers = True, 0
             recompute_layers(run.model.net, True)
             run.record({"step": run.state.step, "event": "out_of_memory",
                           "message": f"memory ran out: from step {run.state.step + 1} on layers are computed again in the backward "

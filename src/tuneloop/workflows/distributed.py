@@ -45,7 +45,7 @@ class Part:
         dataset: folder of the data set.
         tokens_per_second: as planned.
         seconds_spent: of the time of training, on measuring.
-        micro_batch_tokens, recompute: how `train` divides its steps, see `plan.estimate.Sizes`; not of the settings, by which a run is known.
+        micro_batch_tokens, recompute, kept_layers: how `train` divides its steps, see `plan.estimate.Sizes`; not of the settings, by which a run is known.
     """
 
     task: Literal["measure", "rate", "train"]
@@ -55,6 +55,7 @@ class Part:
     seconds_spent: float = 0.0
     micro_batch_tokens: int = 0
     recompute: bool = False
+    kept_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _take_part(job: RunContext, part: Part) -> Any:
     dataset = load_dataset(part.dataset)
     rows = job.rendered(dataset.train)
     if part.task == "measure":
-        return measure_speed(model, rows, part.config, seed, progress=job.progress)
+        return measure_speed(model, rows, part.config, seed, kept_layers=part.kept_layers, progress=job.progress)
     if part.task == "rate":
         return range_test(model, rows, part.config, seed, progress=job.progress)
     return train(
@@ -150,6 +151,7 @@ def _take_part(job: RunContext, part: Part) -> Any:
         seconds_spent=part.seconds_spent,
         micro_batch_tokens=part.micro_batch_tokens,
         recompute=part.recompute,
+        kept_layers=part.kept_layers,
         saved=lambda: keep_checkpoints(job),
         progress=job.progress,
     )

@@ -55,7 +55,7 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
     began = time.monotonic()
     limit = job.recipe.train.max_minutes or job.recipe.max_minutes
     timed = sized(job.recipe.train, sizes).model_copy(update={"max_minutes": limit})
-    speed = distributed_run(job, Part("measure", dataset.path, timed))
+    speed = distributed_run(job, Part("measure", dataset.path, timed, kept_layers=sizes.kept_layers))
     measuring = time.monotonic() - began
     resident = _resident_as_trained(job, resident)
     spent = 0.0 if choose() or job.recipe.train.max_minutes is None else measuring
@@ -175,7 +175,11 @@ def make_plan(
     train_rows, run = run_plan(job, dataset, speed, seconds_spent, sizes)
     steps = run.steps
     work = _work_of(job, train_rows, steps, train, run.forward_tokens)
-    settings = {**_settings(job), "grad_ckpt": train.gradient_checkpointing == "always"}
+    settings = {
+        **_settings(job),
+        "grad_ckpt": train.gradient_checkpointing == "always",
+        "kept_layers": sizes.kept_layers,
+    }
     plan = estimate(_shape(job), work, _machine(job, resident, speed), **settings)
     plan = _within_limit(corrected(plan, read_ledger()), train.max_minutes)
     seen = rows_seen(steps)
@@ -296,7 +300,8 @@ def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[s
         sizes = sizes_of(job, dataset)
         resident = _resident(job)
         train = sized(recipe.train, sizes)
-        speed = measure_speed(job.model, job.rendered(dataset.train), train, recipe.seed, progress=job.progress)
+        rows = job.rendered(dataset.train)
+        speed = measure_speed(job.model, rows, train, recipe.seed, kept_layers=sizes.kept_layers, progress=job.progress)
         plan = make_plan(job, dataset, speed, _resident_as_trained(job, resident), sizes=sizes)
     if out:
         write_record(Path(out) / PLAN, Plan.model_validate(plan))

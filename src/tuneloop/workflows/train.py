@@ -208,7 +208,8 @@ def _measured(plan: Mapping[str, Any] | None) -> tuple[float, float]:
 
 def _sizes(plan: Mapping[str, Any] | None) -> Sizes:
     """How the plan divides the steps; the same when the run goes on, however much memory is free then."""
-    return Sizes(plan.get("micro_batch_tokens", 0), plan.get("recompute", False)) if plan else Sizes()
+    names = ("micro_batch_tokens", "recompute", "kept_layers")
+    return Sizes(**{name: plan[name] for name in names if name in plan}) if plan else Sizes()
 
 
 def refuse_problems(checked: Preflight, dataset: Dataset) -> None:

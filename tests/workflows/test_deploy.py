@@ -102,7 +102,11 @@ def test_what_was_made_is_undone_when_a_later_step_fails(
         ([], "name one of"),
         (["--to", "modal", "--hub", "a/b", "--gpu", "rtx4090"], "Modal has no RTX 4090"),
         (["--to", "modal", "--hub", "a/b", "--context", "99999999"], "not possible"),
-        (["--to", "modal", "--hub", "a/b", "--min-replicas", "3"], "least <= most"),
+        (["--to", "modal", "--hub", "a/b", "--min-replicas", "3", "--max-replicas", "2"], "least <= most"),
+        (
+            ["--to", "modal", "--hub", "a/b", "--queries-per-day", "9", "--prompt-tokens", "9999"],
+            "don't fit into a context",
+        ),
         (["--to", "modal", "--hub", "a/b", "--max-usd-per-month", "5"], "the limit is $5"),
         (["--to", "runpod", "--hub", "a/b", "--yes"], "RUNPOD_API_KEY is not set"),
     ],
@@ -128,3 +132,24 @@ def test_a_changed_artifact_is_not_deployed(artifact: Path, cli: Cli) -> None:
     (artifact / "config.json").write_text("{}")
     done = cli("deploy", str(artifact), "--to", "modal", "--hub", "a/b", "--dry-run")
     assert done.returncode == 2 and "not as it was exported" in done.stderr
+
+
+def test_the_price_at_the_given_traffic_is_that_of_the_replicas_it_needs(artifact: Path, cli: Cli) -> None:
+    tokens = ("--prompt-tokens", "40", "--answer-tokens", "20")
+    arguments = ("deploy", str(artifact), "--to", "modal", "--hub", "a/b", "--gpu", "t4", "--dry-run", *tokens)
+
+    def needed(requests: float, *more: str) -> HostedDeployment:
+        done = cli(*arguments, "--queries-per-day", str(requests), "--out", f"out-{requests}-{len(more)}", *more)
+        assert done.returncode == 0, done.stderr
+        assert f"{requests:,.0f} requests a day of 40 + 20 tokens need" in done.stdout
+        assert ("is too few" in done.stdout) == bool(more)
+        return read_record(HostedDeployment, Path(f"out-{requests}-{len(more)}"))
+
+    few, many = needed(1000), needed(1e10)
+    assert few.replicas_needed == 1 and few.replicas == (1, 1)
+    assert many.replicas_needed is not None and many.replicas_needed > 1 and many.replicas == (1, many.replicas_needed)
+    twice = needed(2e10)
+    assert twice.replicas_needed == pytest.approx(2 * many.replicas_needed, rel=0.02, abs=1)
+    assert many.usd_per_month and few.usd_per_month
+    assert many.usd_per_month[1] == pytest.approx(many.replicas_needed * few.usd_per_month[1], rel=1e-4)
+    assert needed(1e10, "--max-replicas", "1").replicas == (1, 1)

@@ -114,6 +114,23 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Demand:
+    """What is asked of a service, and what that takes.
+
+    Args:
+        queries_per_day: requests; `prompt_tokens` and `answer_tokens` of each on average.
+        peak: the busiest hour, as a multiple of the mean.
+        replicas: that the busiest hour needs, half loaded, as the planner reckons.
+    """
+
+    queries_per_day: float
+    prompt_tokens: float
+    answer_tokens: float
+    peak: float
+    replicas: int
+
+
+@dataclass(frozen=True)
 class DeployWish:
     """What the user says of a deployment; the fields are the command's options."""
 
@@ -127,26 +144,38 @@ class DeployWish:
     usd_per_hour: float = flag(
         0.0, "USD", "What an hour of one card costs you; default: the planner's price.", least=0, shown=False
     )
+    queries_per_day: float = flag(
+        0.0,
+        "N",
+        "Requests a day: the planner says how many replicas they need, and what these cost.",
+        least=0,
+        shown=False,
+    )
+    prompt_tokens: float = flag(400.0, "N", "Tokens of a request's prompt on average.", least=1)
+    answer_tokens: float = flag(100.0, "N", "Tokens of an answer on average.", least=1)
     min_replicas: int = flag(1, "N", "Replicas that are always on; 0: none, where the host can start them.")
-    max_replicas: int = flag(1, "N", "Most replicas.")
+    max_replicas: int = flag(0, "N", "Most replicas; default: the least, or what --queries-per-day needs.", shown=False)
     max_usd_per_month: float = flag(
         0.0, "USD", "Refuse what costs more a month, with the most replicas.", least=0, shown=False
     )
     idle_minutes: float = flag(15.0, "M", "How long an idle replica above the least is kept.")
 
-    @property
-    def traffic(self) -> Traffic:
+    def traffic(self, needed: int = 1) -> Traffic:
         """What the replicas are for.
+
+        Args:
+            needed: replicas in the busiest hour.
 
         Raises:
             UserError: numbers that can't be.
         """
-        if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1 or self.idle_minutes <= 0:
+        most = self.max_replicas or max(self.min_replicas, needed, 1)
+        if not 0 <= self.min_replicas <= most or most < 1 or self.idle_minutes <= 0:
             raise UserError(
                 "Replicas: 0 <= least <= most, and most at least 1", where="--min-replicas, --max-replicas",
                 next_step="as in --min-replicas 1 --max-replicas 3",
             )  # fmt: skip
-        return Traffic(self.min_replicas, self.max_replicas, self.idle_minutes)
+        return Traffic(self.min_replicas, most, self.idle_minutes)
 
 
 @dataclass(frozen=True)
@@ -165,6 +194,7 @@ class Deployment:
         system: the turn that all training rows share, which callers have to send.
         machine: None where the host chooses by itself.
         traffic: replicas.
+        demand: requests, where they were said.
     """
 
     name: str
@@ -178,6 +208,7 @@ class Deployment:
     system: str = ""
     machine: Machine | None = None
     traffic: Traffic = Traffic()
+    demand: Demand | None = None
 
     @property
     def context(self) -> int:

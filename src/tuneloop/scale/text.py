@@ -25,7 +25,25 @@ def shell(words: Sequence[str]) -> str:
 
 
 def price_words(host: Host, job: Deployment) -> str:
-    """The monthly price, in a sentence or two."""
+    """The monthly price, in a sentence or two; at the given traffic, where there is one."""
+    return f"{_replica_words(host, job)}{_demand_words(job)}"
+
+
+def _demand_words(job: Deployment) -> str:
+    demand, month = job.demand, job.usd_a_month()
+    if demand is None:
+        return ""
+    few = job.traffic.most < demand.replicas
+    return (
+        f" {demand.queries_per_day:,.0f} requests a day of {demand.prompt_tokens:,.0f} + {demand.answer_tokens:,.0f} tokens need "
+        f"{demand.replicas} replica{'s' * (demand.replicas != 1)} in the busiest hour ({demand.peak:g} times the mean, half loaded)"
+        + (f", which cost {f'${demand.replicas * month[1] / job.traffic.most:,.0f} a month'}" if month else "")
+        + (f": --max-replicas {job.traffic.most} is too few." if few else ".")
+    )
+
+
+def _replica_words(host: Host, job: Deployment) -> str:
+    """The monthly price of the replicas."""
     if job.machine is None and host.own:
         return "It runs on a machine of your own and costs nothing more."
     if job.machine is None:

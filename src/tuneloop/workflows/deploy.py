@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuneloop.advise.economics import ServedModel, ServingGpu, serving_tokens_per_second
+from tuneloop.advise.economics import Traffic as Requests
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json, write_text
 from tuneloop.models.names import SHORT_NAMES
@@ -24,6 +27,7 @@ from tuneloop.scale.deployment import (
     HOURS_A_MONTH,
     REQUEST,
     Card,
+    Demand,
     Deployment,
     DeployWish,
     Machine,
@@ -59,7 +63,8 @@ def plan_deployment(folder: Path, wish: DeployWish) -> Project:
     """
     if not wish.to:
         raise UserError("Where to?", where="--to", next_step=f"name one of {', '.join(hosts())}")
-    host, traffic = find_host(wish.to), wish.traffic
+    host = find_host(wish.to)
+    wish.traffic()  # refuses numbers that can't be before anything is read
     manifest = read_intact(folder)
     refuse_form(host, manifest.format)
     if wish.hub and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", wish.hub):
@@ -72,6 +77,8 @@ def plan_deployment(folder: Path, wish: DeployWish) -> Project:
         )  # fmt: skip
     shape = _shape(folder, manifest)
     size = _size(folder, manifest, shape, wish.context or None)
+    machine = _machine(host, size, wish)
+    demand = _demand(wish, shape, size, machine)
     job = Deployment(
         name=service_name(wish.name or job_of(manifest.id) or manifest.id),
         artifact=manifest.id,
@@ -82,8 +89,9 @@ def plan_deployment(folder: Path, wish: DeployWish) -> Project:
         file=next((name for name in manifest.files if name.endswith(".gguf")), ""),
         rank=_rank(folder),
         system=(manifest.task or {}).get("system") or "",
-        machine=_machine(host, size, wish),
-        traffic=traffic,
+        machine=machine,
+        traffic=wish.traffic(demand.replicas if demand else 1),
+        demand=demand,
     )
     month = job.usd_a_month()
     if wish.max_usd_per_month and (month is None or month[1] > wish.max_usd_per_month):
@@ -137,6 +145,8 @@ def record_of(project: Project) -> HostedDeployment:
         context=job.context,
         need_gib=round(job.size.need_gib, 2),
         replicas=(job.traffic.least, job.traffic.most),
+        queries_per_day=job.demand.queries_per_day if job.demand else None,
+        replicas_needed=job.demand.replicas if job.demand else None,
         usd_per_hour=job.machine.usd_per_hour if job.machine else None,
         usd_per_month=(round(month[0], 2), round(month[1], 2)) if month else None,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -176,6 +186,29 @@ def _size(folder: Path, manifest: ArtifactManifest, shape: ModelShape, context: 
         )  # fmt: skip
     kv = 2 * 2 * shape.layers * shape.key_heads * shape.head_size  # keys and values in 16 bits
     return Size(weights / 2**30, kv, context or min(USUAL_CONTEXT, most))
+
+
+def _demand(wish: DeployWish, shape: ModelShape, size: Size, machine: Machine | None) -> Demand | None:
+    """What the requests that were said need, by the figures of `advise`; None: nothing was said, or the host needs no card.
+
+    Raises:
+        UserError: the prompts and answers are longer than the context.
+    """
+    if not wish.queries_per_day or machine is None:
+        return None
+    asked = Requests(wish.queries_per_day, wish.prompt_tokens, wish.answer_tokens)
+    if asked.prompt_tokens + asked.answer_tokens > size.context:
+        raise UserError(
+            f"Requests of {asked.prompt_tokens + asked.answer_tokens:,.0f} tokens on average don't fit into a context of {size.context:,}",
+            where="--prompt-tokens, --answer-tokens", next_step="give fewer, or a larger --context",
+        )  # fmt: skip
+    gpu, cards = all_gpus()[machine.card.key], machine.cards
+    model = ServedModel(shape.parameters, size.weights_gib * 2**30 / shape.parameters, size.kv_bytes)
+    card = ServingGpu(gpu.gib * 2**30 * cards, gpu.gb_s * 1e9 * cards, gpu.tflops * 1e12 * cards)
+    rate = serving_tokens_per_second(model, card, asked.prompt_tokens, asked.answer_tokens)
+    busiest = asked.queries_per_day / 86400 * asked.peak * (asked.prompt_tokens + asked.answer_tokens)
+    replicas = max(1, math.ceil(busiest / (rate * asked.headroom))) if rate else 1
+    return Demand(asked.queries_per_day, asked.prompt_tokens, asked.answer_tokens, asked.peak, replicas)
 
 
 def _rank(folder: Path) -> int:

@@ -26,6 +26,7 @@ PACKAGES = (
     "together",
     "fireworks-ai",
     "skypilot",
+    "ray[serve]",
 )
 RAW = "https://raw.githubusercontent.com"
 SCHEMAS = {

@@ -59,7 +59,7 @@ HOST = Host(
     commands=commands,
     source="SkyPilot's own schemas (sky/utils/schemas.py)",
     as_of="2026-11-27",
-    checked="SkyPilot's strict schemas of tasks and services accept service.yaml; its package starts it and takes it down before a stand-in of its server.",
+    checked="SkyPilot's strict schemas of tasks and services accept service.yaml; its calls fit the signatures of skypilot 0.14.1, and start and end a service before a stand-in of that package.",
     unchecked="that a cloud has the card, quotas, the prices.",
     limits=(
         "The controller is a small machine of its own that costs something too. `sky down sky-serve-controller-...` ends it "

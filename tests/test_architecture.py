@@ -206,6 +206,9 @@ LATE_OF_PYTHON = {
 }
 
 
+SLOW_PARTS = ("torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor")  # they load sympy
+
+
 def when_imported(tree: ast.AST, inside: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
     """The imports of a module, and whether each stands in a function; those for type checking don't count."""
     for node in ast.iter_child_nodes(tree):
@@ -239,7 +242,7 @@ class Loaded:
         left = [*names]
         while left:
             name = left.pop()
-            key = name if name in self.named else name.split(".")[0]
+            key = name if name in self.named else next(filter(name.startswith, SLOW_PARTS), name.split(".")[0])
             if key not in found:
                 found.add(key)
                 left += [*self.direct.get(name, ()), *([name.rpartition(".")[0]] if "." in name else [])]

@@ -10,11 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import Shard, zeros
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
@@ -155,6 +150,10 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _write_shards(folder: Path, shards: dict[str, Any]) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     if is_first():
         shutil.rmtree(folder, ignore_errors=True)
     wait()
@@ -170,6 +169,9 @@ def _read(path: Path) -> Any:
     shards: dict[str, Any] = {}
     _places_of_shards(value, shards)
     if shards:
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
         load(shards, storage_reader=FileSystemReader(_shards(path)))
     return _with_shards(value, shards)
 
@@ -196,6 +198,8 @@ def _places_of_shards(value: Any, shards: dict[str, Any]) -> None:
     if isinstance(value, tuple) and value[:1] == (SHARD,):
         _, key, shape, kind = value
         if processes() > 1:
+            from torch.distributed.tensor import Shard, zeros
+
             shards[key] = zeros(shape, dtype=kind, device_mesh=mesh(), placements=[Shard(0)])
         else:
             shards[key] = torch.empty(shape, dtype=kind)

@@ -37,6 +37,7 @@ from typing import Any
 from peers import peers_python
 
 ROOT = Path(__file__).resolve().parent.parent
+CONTENT = os.environ.get("CONTENT", "redacted")  # what the gateway keeps of texts: redacted or full
 BODY = {"model": "stub", "messages": [{"role": "user", "content": "Where is my parcel?"}], "max_tokens": 8}
 WORDS = "It is on its way."
 KEY = "sk-bench"
@@ -150,7 +151,12 @@ async def run_gateway(port: int, folder: str, kind: str) -> None:
     engine = make_engine(kind, place)
     await engine.start()
     config = ServeConfig.model_validate({"folder": folder, "prices": {"input": 0.1, "output": 0.4}})
-    store = StoreWriter(place)
+    if CONTENT == "redacted":  # as `tuneloop serve` does
+        from tuneloop.workflows.serve import redactor_of
+
+        store = StoreWriter(place, "redacted", redactor_of(CONTENT))
+    else:
+        store = StoreWriter(place)
     store.start()
     admission = Admission(engine.slots, refuse=kind != "llama.cpp")
     gateway = Gateway(

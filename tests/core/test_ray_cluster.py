@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +67,22 @@ def test_a_node_that_starts_slowly_gets_a_second_try(monkeypatch: pytest.MonkeyP
     with on_ray():
         pass
     assert len(tries) == 2
+
+
+def test_the_note_of_a_cluster_that_was_killed_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    asked: list[object] = []
+    monkeypatch.setattr(ray, "init", lambda address=None, **options: asked.append(address))
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
+    with on_ray():
+        assert asked == [None], "it answers: Ray finds it by itself"
+    listener.close()
+    with on_ray():
+        assert asked[1:] == ["local"]

@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
@@ -68,6 +70,9 @@ def _connect(ray: Any, place: str) -> None:
     quiet: dict[str, Any] = {"configure_logging": False, "include_dashboard": False, "log_to_driver": False}
     logging.getLogger("ray").setLevel(logging.ERROR)
     options = {} if place.startswith("ray://") else quiet
+    if not place and _is_gone(recorded := _recorded_cluster()):
+        logging.getLogger(__name__).warning("Ray's cluster %s is gone; a new one is started here", recorded)
+        place = "local"  # Ray itself would wait for it for minutes
     try:
         ray.init(address=place or None, namespace=NAMESPACE, **options)
     except Exception as error:
@@ -75,6 +80,25 @@ def _connect(ray: Any, place: str) -> None:
             raise
         ray.shutdown()
         ray.init(address=None, namespace=NAMESPACE, **options)
+
+
+def _recorded_cluster() -> str:
+    """HOST:PORT of the cluster that Ray has noted for this machine; empty: none."""
+    with contextlib.suppress(OSError):
+        return (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()
+    return ""
+
+
+def _is_gone(address: str) -> bool:
+    """Whether a cluster was noted and nobody answers there, as after a kill: its note stays."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return False
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return True
+    return False
 
 
 def refusal(error: BaseException, address: str) -> UserError:

@@ -153,7 +153,7 @@ def do_in_a_child(folder: Path, life: str) -> int:
 
 def test_twenty_kills_lose_nothing_and_repeat_nothing_that_was_done(tmp_path: Path) -> None:
     draw = random.Random(0)
-    folder = new(tmp_path, [line(f"id-{i}") for i in range(3000)])
+    folder = new(tmp_path, [line(f"id-{i}") for i in range(6000)])
     done_before: dict[str, set[int]] = {}
     kills = 0
     for life in map(str, range(60)):
@@ -162,7 +162,7 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing_that_was_done(tmp_path: Pa
         done_before[life] = {json.loads(each)["number"] for each in whole}
         child = do_in_a_child(folder, life)
         if kills < 20:
-            time.sleep(draw.uniform(0.0, 0.25))
+            time.sleep(draw.uniform(0.0, 0.2))
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         kills += os.WIFSIGNALED(status)
@@ -171,7 +171,7 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing_that_was_done(tmp_path: Pa
             break
     assert kills == 20
     good = results(folder, OUTPUT)
-    assert [each["custom_id"] for each in good] == [f"id-{i}" for i in range(3000)]
+    assert [each["custom_id"] for each in good] == [f"id-{i}" for i in range(6000)]
     assert (folder / ERRORS).read_bytes() == b""
     begun = [text.split() for text in (folder / "begun").read_text().splitlines()]
     assert len({life for life, _ in begun}) > 10, "the kills came before anything was begun"

@@ -10,7 +10,7 @@ import asyncio
 import heapq
 import itertools
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -126,17 +126,35 @@ class _Places:
         self.free += 1
 
 
+async def ask_in_time(
+    arrivals: Sequence[Arrival], ask: Callable[[int, Arrival], Coroutine[Any, Any, Any]]
+) -> Sequence[asyncio.Task[Any]]:
+    """Ask each request at its time, by its number, and wait for no answer: the tasks that do."""
+    clock, tasks = asyncio.get_running_loop().time, []
+    began = clock()
+    for number, one in enumerate(arrivals):
+        if (left := began + one.at - clock()) > 0:
+            await asyncio.sleep(left)
+        tasks.append(asyncio.ensure_future(ask(number, one)))
+    return tasks
+
+
+async def ask_one_of(runs: Sequence[Run], one: Arrival) -> None:
+    """Ask the first engine that does not refuse; what the others refused counts as moved, but for the last one."""
+    for place, run in enumerate(runs):
+        outcome = await run.request(one)
+        if not outcome.refused:
+            return
+        outcome.moved = place + 1 < len(runs)
+
+
 async def replay(engine: Streams, arrivals: Sequence[Arrival], schedule: Schedule, given: Replay) -> list[Outcome]:
     """Replay a trace; returns what became of each request and each row of a batch, those that were cut included."""
-    run = _Run(engine, schedule, given, Admission(given.slots, refuse=schedule == "ours"))
+    run = Run(engine, schedule, given, Admission(given.slots, refuse=schedule == "ours"))
     run.admission.clock = asyncio.get_running_loop().time
     run.began = run.now()
     rows = [asyncio.ensure_future(run.batch_rows(number)) for number in range(given.rows if given.batch else 0)]
-    tasks = []
-    for one in arrivals:
-        if (left := run.began + one.at - run.now()) > 0:
-            await asyncio.sleep(left)
-        tasks.append(asyncio.ensure_future(run.request(one)))
+    tasks = await ask_in_time(arrivals, lambda _, one: run.request(one))
     if (left := run.began + given.seconds - run.now()) > 0:
         await asyncio.sleep(left)
     for task in rows:
@@ -147,7 +165,9 @@ async def replay(engine: Streams, arrivals: Sequence[Arrival], schedule: Schedul
 
 
 @dataclass
-class _Run:
+class Run:
+    """One engine with an admission of its own, and what becomes of the requests that are asked of it."""
+
     engine: Streams
     schedule: Schedule
     given: Replay
@@ -337,7 +357,7 @@ async def time_alone(engine: Streams, given: Replay, repeats: int = 3) -> list[T
     ):
         times = []
         for _ in range(repeats):
-            run = _Run(engine, "fifo", given, Admission(given.slots))
+            run = Run(engine, "fifo", given, Admission(given.slots))
             one = Arrival(0.0, prompt, tokens)
             done = await asyncio.gather(*(run.request(one) for _ in range(rows)))
             last = [max(getattr(each, name) - each.started for each in done) * 1000 for name in ("first", "end")]
@@ -403,7 +423,7 @@ async def replay_on_many(
     import random
 
     draw = random.Random(0)
-    runs = [_Run(engine, "ours", given, Admission(given.slots)) for engine in engines]
+    runs = [Run(engine, "ours", given, Admission(given.slots)) for engine in engines]
     clock = asyncio.get_running_loop().time
     for run in runs:
         run.admission.clock = clock
@@ -415,22 +435,10 @@ async def replay_on_many(
     ]
 
     async def ask(number: int, one: Arrival) -> None:
-        if router == "turns":
-            await runs[number % len(runs)].request(one)
-            return
-        pair = draw.sample(runs, min(2, len(runs)))
-        pair.sort(key=lambda run: run.engine.load_ms)  # type: ignore[attr-defined]
-        for place, run in enumerate(pair):
-            outcome = await run.request(one)
-            if not outcome.refused:
-                return
-            outcome.moved = place + 1 < len(pair)
+        some = [runs[number % len(runs)]] if router == "turns" else draw.sample(runs, min(2, len(runs)))
+        await ask_one_of(sorted(some, key=lambda run: run.engine.load_ms), one)  # type: ignore[attr-defined]
 
-    tasks = []
-    for number, one in enumerate(arrivals):
-        if (left := began + one.at - clock()) > 0:
-            await asyncio.sleep(left)
-        tasks.append(asyncio.ensure_future(ask(number, one)))
+    tasks = await ask_in_time(arrivals, ask)
     if (left := began + given.seconds - clock()) > 0:
         await asyncio.sleep(left)
     for task in rows:

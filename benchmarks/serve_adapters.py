@@ -31,7 +31,7 @@ from typing import Literal
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
-from benchmarks.replayed_traffic import Arrival, Outcome, Replay, _Run  # noqa: E402
+from benchmarks.replayed_traffic import Arrival, Outcome, Replay, Run, ask_in_time, ask_one_of  # noqa: E402
 from benchmarks.simulated_server import Costs, SimulatedEngine, simulate  # noqa: E402
 
 from tuneloop.inference.request import Request  # noqa: E402
@@ -174,13 +174,10 @@ def homes(setting: Setting, engines: int) -> dict[str, list[int]]:
     }
 
 
-async def _ask_all(
-    runs: Sequence[_Run], arrivals: Sequence[Arrival], router: Router, own: dict[str, list[int]]
-) -> None:
-    draw, clock = random.Random(1), asyncio.get_running_loop().time
-    began = clock()
+async def _ask_all(runs: Sequence[Run], arrivals: Sequence[Arrival], router: Router, own: dict[str, list[int]]) -> None:
+    draw = random.Random(1)
 
-    def order(number: int, one: Arrival) -> list[_Run]:
+    def order(number: int, one: Arrival) -> list[Run]:
         if router == "turns":
             return [runs[number % len(runs)]]
         some = draw.sample(range(len(runs)), min(2, len(runs)))
@@ -189,20 +186,7 @@ async def _ask_all(
             return [runs[n] for n in dict.fromkeys(some)][:3]
         return sorted((runs[n] for n in some), key=lambda run: run.engine.load_ms)  # type: ignore[attr-defined]
 
-    async def ask(number: int, one: Arrival) -> None:
-        places = order(number, one)
-        for place, run in enumerate(places):
-            outcome = await run.request(one)
-            if not outcome.refused:
-                return
-            outcome.moved = place + 1 < len(places)
-
-    tasks = []
-    for number, one in enumerate(arrivals):
-        if (left := began + one.at - clock()) > 0:
-            await asyncio.sleep(left)
-        tasks.append(asyncio.ensure_future(ask(number, one)))
-    await asyncio.gather(*tasks)
+    await asyncio.gather(*await ask_in_time(arrivals, lambda number, one: ask_one_of(order(number, one), one)))
 
 
 def simulated(setting: Setting, router: Router, engines: int, seed: int = 0) -> Found:
@@ -219,7 +203,7 @@ def simulated(setting: Setting, router: Router, engines: int, seed: int = 0) -> 
     counted_from = setting.seconds / 3
 
     async def work() -> tuple[list[Outcome], float, float]:
-        runs = [_Run(place, "ours", given, Admission(given.slots)) for place in places]
+        runs = [Run(place, "ours", given, Admission(given.slots)) for place in places]
         clock = asyncio.get_running_loop().time
         for run in runs:
             run.admission.clock = clock

@@ -76,10 +76,10 @@ def _connect(ray: Any, place: str) -> None:
     try:
         ray.init(address=place or None, namespace=NAMESPACE, **options)
     except Exception as error:
-        if place or "timed out during startup" not in str(error):
+        if place not in ("", "local") or "timed out during startup" not in str(error):
             raise
         ray.shutdown()
-        ray.init(address=None, namespace=NAMESPACE, **options)
+        ray.init(address=place or None, namespace=NAMESPACE, **options)
 
 
 def _recorded_cluster() -> str:

@@ -30,6 +30,16 @@ def hours_words(hours: float) -> str:
     return f"{hours:.1f} hours" if hours < 48 else counted(hours / 24, "day")
 
 
+def hours_expected(hours: float, low: float, high: float) -> str:
+    """Hours and the span that they may come to: "5 minutes (4 to 6 minutes)"; the span only where its words differ."""
+    first, last = hours_words(low), hours_words(high)
+    if first == last == hours_words(hours):
+        return last
+    number, _, unit = first.partition(" ")
+    same = unit.rstrip("s") == last.partition(" ")[2].rstrip("s")
+    return f"{hours_words(hours)} ({number if same else first} to {last})"
+
+
 def counted(number: float, unit: str) -> str:
     """A whole number of things: "1 step", "1,234 steps"."""
     return f"{number:,.0f} {unit}{'' if round(number) == 1 else 's'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuneloop.core.units import hours_words, usd_words
+from tuneloop.core.units import hours_expected, hours_words, usd_words
 from tuneloop.records.plan import PlannedCost
 
 MOST_ROWS = 10
@@ -68,8 +68,7 @@ def _print_time_and_cost(plan: Mapping[str, Any]) -> None:
     time, cost = plan["time"], plan["cost"]
     if time.get("hours") is None:
         return
-    low, high = hours_words(time["low"]), hours_words(time["high"])
-    print(f"\nTime of a run: {hours_words(time['hours'])}, {low} to {high}")
+    print(f"\nTime of a run: {hours_expected(time['hours'], time['low'], time['high'])}")
     for name, hours in time["breakdown"].items():
         if hours >= 0.005 * time["hours"]:
             print(f"  {hours_words(hours):>12}  {name}")

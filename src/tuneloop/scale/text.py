@@ -37,7 +37,11 @@ def _demand_words(job: Deployment) -> str:
     return (
         f" {demand.queries_per_day:,.0f} requests a day of {demand.prompt_tokens:,.0f} + {demand.answer_tokens:,.0f} tokens need "
         f"{demand.replicas} replica{'s' * (demand.replicas != 1)} in the busiest hour ({demand.peak:g} times the mean, half loaded)"
-        + (f", which cost {f'${demand.replicas * month[1] / job.traffic.most:,.0f} a month'}" if month else "")
+        + (
+            f", which cost{'s' * (demand.replicas == 1)} {f'${demand.replicas * month[1] / job.traffic.most:,.0f} a month'}"
+            if month
+            else ""
+        )
         + (f": --max-replicas {job.traffic.most} is too few." if few else ".")
     )
 

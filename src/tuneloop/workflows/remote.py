@@ -12,7 +12,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
-from tuneloop.core.units import hours_words, usd_words
+from tuneloop.core.units import hours_expected, hours_words, usd_words
 from tuneloop.models.names import PACKAGED
 from tuneloop.plan.gpus import all_gpus, find_gpu
 from tuneloop.plan.options import plan_machines
@@ -147,7 +147,7 @@ def price_words(plan: Mapping[str, Any], cluster: Cluster) -> str:
         return "Time and price depend on your machines: tuneloop plan RECIPE --gpu GPU says them."
     time, cost = plan["time"], plan["cost"]
     price = next((line for line in plan["assumptions"] if "an hour and GPU" in line), "")
-    train = f"{plan['gpus']} x {plan['gpu']}: {hours_words(time['hours'])} of training ({hours_words(time['low'])} to {hours_words(time['high'])})"
+    train = f"{plan['gpus']} x {plan['gpu']}: {hours_expected(time['hours'], time['low'], time['high'])} of training"
     if cost["usd"] is None:
         return f"{train}. No price of it there is known. Baselines and evaluation come on top."
     paid = f"{usd_words(cost['usd'])} expected, one time in ten more than {usd_words(cost['p90'])} ({price})"

@@ -389,7 +389,6 @@ def calibrate(costs: Costs, logs: Mapping[Schedule, Sequence[Outcome]], given: R
         return numpy.log(numpy.maximum([first, rest, batch], 1e-3))
 
     def scaled(by: Any) -> Costs:
-        known = (costs.prompt, costs.read, costs.step, costs.row, costs.again or costs.prompt)
         return Costs(*(float(cost * math.exp(x)) for cost, x in zip(known, by, strict=True)))
 
     def error(by: Any) -> float:
@@ -400,6 +399,9 @@ def calibrate(costs: Costs, logs: Mapping[Schedule, Sequence[Outcome]], given: R
             found += float(((summary(paper) - wanted) ** 2).sum())
         return found
 
+    # Who comes waits for the step that is under way, half of it on average, so neither of these two is nothing.
+    token = costs.step + costs.row
+    known = (max(costs.prompt, token / 2), costs.read, costs.step, costs.row, costs.again or token)
     real = {schedule: (as_it_was(outcomes), summary(outcomes)) for schedule, outcomes in logs.items()}
     best, steps = numpy.zeros(5), 0.4 * numpy.vstack([numpy.zeros(5), numpy.eye(5)])
     for sign in (1, -1, 1):  # the search ends early in the small steps of whole rows, so it begins anew where it ended

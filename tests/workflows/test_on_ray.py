@@ -360,6 +360,40 @@ def test_a_driver_stays_when_its_client_leaves_and_the_same_command_finds_it(clu
 # --- the last ones: they lose a node ----------------------------------------------------------------
 
 
+def stays_until_it_has_grown(folder: str, say: Say) -> None:
+    """Notes how many processes there are, and ends when there are two again after there was one."""
+    sizes, size = Path(folder) / "sizes", os.environ["WORLD_SIZE"]
+    before = sizes.read_text().split() if sizes.exists() else []
+    if os.environ["RANK"] == "0":
+        with sizes.open("a") as file:
+            file.write(f"{size}\n")
+    say(f"there are {size}")
+    while not (size == "2" and "1" in before):
+        time.sleep(0.1)
+
+
+def test_a_machine_that_comes_back_takes_part_again(cluster: Any, tmp_path: Path) -> None:
+    sizes = tmp_path / "sizes"
+
+    def until(size: str) -> None:
+        deadline = time.monotonic() + 180 * slowness()
+        while size not in (sizes.read_text().split() if sizes.exists() else []) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    workers, said = Workers(2, False, str(tmp_path / "ray")), list[str]()
+    training = threading.Thread(
+        target=train_on_ray, args=("grows", stays_until_it_has_grown, str(tmp_path), workers, said.append)
+    )
+    training.start()
+    until("2")
+    cluster.remove_node(cluster.second, allow_graceful=False)
+    until("1")
+    cluster.second = cluster.add_node(**NODE)  # which sets a signal's handler: only the main thread may
+    training.join(300 * slowness())
+    assert sizes.read_text().split() == ["2", "1", "2"]
+    assert said == ["there are 2", "there are 1", "there are 2"]
+
+
 def test_a_machine_that_is_lost_for_good_leaves_the_run_to_the_others(
     cluster: Any, recipe: Recipe, tmp_path: Path
 ) -> None:

@@ -80,11 +80,14 @@ def train_on_ray(name: str, work: Callable[[Any, Say], None], setting: Any, work
         try:
             from ray.train import FailureConfig, RunConfig, ScalingConfig
             from ray.train.torch import TorchConfig, TorchTrainer
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
         except ImportError as error:
             raise UserError(
                 f"Ray Train is not complete here: {error}", where="ray", next_step="pip install 'tuneloop[ray]'"
             ) from None
-        notes = ray.remote(Notes).options(num_cpus=0, max_restarts=1).remote()
+        # Here, where the driver is: on a machine that is lost they would be lost too, and with them what was said and refused.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        notes = ray.remote(Notes).options(num_cpus=0, scheduling_strategy=here).remote()
         trainer = TorchTrainer(
             _guarded,
             train_loop_config={"work": work, "setting": setting, "notes": notes},

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
 import typer
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
-from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 
 
@@ -56,16 +54,13 @@ def run(
 def _watch(project: str, every: str, quiet: bool) -> None:
     """Pass after pass; lines go to stderr, where logs belong."""
     from tuneloop.workflows.improve import watch
-
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", every.strip())
-    if found is None:
-        raise UserError(f"Not a length of time: {every!r:.40}", where="--every", next_step="write it as 30s, 15m or 2h")
+    from tuneloop.workflows.monitor import days_of
 
     def say(line: str) -> None:
         if not quiet:
             print(line, file=sys.stderr, flush=True)
 
-    watch(project, every=float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]], say=say)
+    watch(project, every=86_400 * days_of(every, "--every"), say=say)
 
 
 def report(

@@ -104,6 +104,13 @@ class MonitorConfig(Config):
     canaries_every: str = Field("1d", description="time between two rounds of them, as in 1d or 12h")
 
 
+class ImproveConfig(Config):
+    """Retraining beside the server, as `tuneloop improve PROJECT --watch` does it."""
+
+    project: str = Field("", description="file of `tuneloop improve`; empty: nothing is retrained")
+    every: str = Field("15m", description="time between two passes, as in 15m or 2h")
+
+
 class ServeConfig(Config):
     """A server."""
 
@@ -148,6 +155,7 @@ class ServeConfig(Config):
     prices: Prices = Prices()
     feedback: FeedbackConfig = FeedbackConfig()
     monitor: MonitorConfig = MonitorConfig()
+    improve: ImproveConfig = ImproveConfig()
 
     @property
     def urls(self) -> list[str]:

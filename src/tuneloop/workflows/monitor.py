@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from tuneloop.workflows.targets import TaskTarget
 
 EVENT, IGNORE = "monitor.window", "monitor.ignore"
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([hdw])")
-_HOURS = {"h": 1.0, "d": 24.0, "w": 168.0}
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
+_HOURS = {"s": 1 / 3600, "m": 1 / 60, "h": 1.0, "d": 24.0, "w": 168.0}
 
 
 def _logged(report: MonitorReport) -> MonitorReport:
@@ -76,7 +76,7 @@ def refuse_itself(place: Path | str, url: str) -> None:
 
 
 def days_of(span: str, where: str = "--window") -> float:
-    """A length of time in days: `7d`, `12h`, `2w`.
+    """A length of time in days: `7d`, `12h`, `2w`, `15m`, `30s`.
 
     Raises:
         UserError: it is none.

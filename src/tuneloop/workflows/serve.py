@@ -34,6 +34,7 @@ from tuneloop.serve.store import STATE, opened
 from tuneloop.serve.writer import StoreWriter
 from tuneloop.workflows.registry import registered_name
 from tuneloop.workflows.serve_experiments import Experiments
+from tuneloop.workflows.serve_improve import check_improve, improving
 from tuneloop.workflows.serve_models import Deployment, Sameness, deployment_of, prove_models, same_answers
 from tuneloop.workflows.serve_monitor import monitored
 from tuneloop.workflows.serve_router import name_of, split_targets, use_router
@@ -264,6 +265,7 @@ async def _serve(
     swaps.current = swaps.wanted()
     named, config = config, pinned(config)
     deployment = deployment_of(config, candidates, say)
+    check_improve(config, deployment.models())
     async with (
         _started(config, deployment, say) as gateway,
         experiments.followed_by(gateway),
@@ -291,7 +293,7 @@ async def _serve(
         if ready is not None:
             ready(address, gateway)
         short_pauses()
-        async with monitored(config, gateway, say):
+        async with monitored(config, gateway, say), improving(config, say):
             await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
         gateway.admission.close()
         if gateway.admission.active:

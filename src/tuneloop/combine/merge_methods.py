@@ -5,7 +5,6 @@ What is merged is always the product scale * B A. Averaging A and B by themselve
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tuneloop.combine.low_rank import Product, orthogonal, stacked, svd_of
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -207,9 +206,6 @@ def merge_method(name: str) -> MergeMethod:
         UserError: there is none.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, 1, 0.4)
-        step = f"did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"No way to merge is called {name!r}", where="--method", next_step=f"{step}choose {', '.join(METHODS)}"
-        )
+        step = f"{did_you_mean(name, METHODS)} choose {', '.join(METHODS)}".lstrip()
+        raise UserError(f"No way to merge is called {name!r}", where="--method", next_step=step)
     return METHODS[name]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Iterable
+
 
 class UserError(Exception):
     """Something the user can put right: what happened, where, and what to do next.
@@ -25,3 +28,19 @@ class UserError(Exception):
         if self.next_step:
             lines.append(f"  next:  {self.next_step}")
         return "\n".join(lines)
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: str = "", *, most: int = 1, shown: Callable[[str], object] = str
+) -> str:
+    """`did you mean NAME?` with the known name that is most like what was given.
+
+    Args:
+        name: what was given.
+        known: names.
+        otherwise: what is returned where none is alike.
+        most: how many names are offered.
+        shown: gives what is written for a known name, as its path.
+    """
+    near = dict.fromkeys(str(shown(found)) for found in difflib.get_close_matches(name, list(known), most, 0.5))
+    return f"did you mean {' or '.join(near)}?" if near else otherwise

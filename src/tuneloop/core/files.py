@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TextIO, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 
 
 class Config(BaseModel):
@@ -159,8 +159,7 @@ def nearest_path(path: Path | str) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist: check the path"
     names = sorted(p.name for p in path.parent.iterdir() if path.name.startswith(".") or not p.name.startswith("."))
-    near = difflib.get_close_matches(path.name, names, 1, 0.5)
-    return f"did you mean {path.parent / near[0]}?" if near else "check the path"
+    return did_you_mean(path.name, names, "check the path", shown=path.parent.joinpath)
 
 
 def read_json(path: Path | str) -> Any:
@@ -227,15 +226,15 @@ def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
         raise UserError(
             f"No such {what}",
             where=str(path),
-            next_step=f"did you mean {path.parent / near[0]}?"
-            if near
-            else "`tuneloop init FILE` writes one for your data"
-            if what == "recipe"
-            else "check the path",
+            next_step=did_you_mean(
+                path.name,
+                [other.name for other in path.parent.glob("*.y*ml")],
+                "`tuneloop init FILE` writes one for your data" if what == "recipe" else "check the path",
+                shown=path.parent.joinpath,
+            ),
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import Config
 from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
 from tuneloop.data.formats import ROLES, FormatGuess, Parsed, Rejection, parse_record, template_columns
@@ -198,11 +198,10 @@ def prompt_reader(
     """
     known = list(dict.fromkeys(name for record in sample for name in record))
     if column and column not in known:
-        near = difflib.get_close_matches(column, known, 1, 0.4)
         raise UserError(
             f"No record has the column {column!r}",
             where="--column",
-            next_step=f"did you mean {near[0]!r}?" if near else f"columns: {_listed(known)}",
+            next_step=did_you_mean(column, known, f"columns: {_listed(known)}", shown=repr),
         )
     conversation = next((name for name in TURN_COLUMNS if _holds_turns(sample, name)), None)
     if column and column == conversation:

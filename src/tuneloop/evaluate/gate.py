@@ -7,7 +7,6 @@ tests is needed on the way to a pass (an intersection-union test: Berger 1982).
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import textwrap
@@ -18,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.stats import rows_to_settle
 from tuneloop.evaluate.compare import compare
@@ -192,11 +191,10 @@ def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateChec
     place = {row.id: i for i, row in enumerate(side.evaluation.rows)}
     for demand in demands:
         if demand.id and demand.id not in place:
-            near = difflib.get_close_matches(demand.id, place, 1)
             raise UserError(
                 f"The evaluation has no row {demand.id!r}",
                 where="must_pass",
-                next_step=f"did you mean {near[0]}?" if near else f"ids stand in {side.folder / 'samples.jsonl'}",
+                next_step=did_you_mean(demand.id, place, f"ids stand in {side.folder / 'samples.jsonl'}"),
             )
     tried = [[_passes(d, side, place[d.id], side.evaluation.answers[place[d.id]])] if d.id else [] for d in demands]
     again = [i for i, outcomes in enumerate(tried) if not all(outcomes) or not outcomes]
@@ -275,11 +273,10 @@ def _metric(
     """The checks of one entry of `metrics`: on all rows, on a slice, or on each value of a field."""
     known = list(candidate.evaluation.metrics)
     if limit.metric not in known:
-        near = difflib.get_close_matches(limit.metric, known, 1, 0.4)
         raise UserError(
             f"The evaluation has no metric {limit.metric!r}",
             where="metrics",
-            next_step=f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}",
+            next_step=did_you_mean(limit.metric, known, f"it has {', '.join(known)}"),
         )
     for name, ids in _slices(limit, candidate, fields):
         sides = [side.evaluation if ids is None else some_rows(side.evaluation, ids) for side in (base, candidate)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.evaluate.label_use import LabelUse
 from tuneloop.evaluate.metrics import headline_of, metric_of
 
@@ -36,12 +35,13 @@ def primary_metric(
     """
     if named is not None:
         if named not in metrics or not metric_of(named).compared:
-            near = difflib.get_close_matches(named, [name for name in metrics if metric_of(name).compared], 1, 0.4)
             why = "it has no better direction" if named in metrics else "these rows have no such metric"
             raise UserError(
                 f"{named!r} can't decide: {why}",
                 where="evaluate.primary",
-                next_step=f"did you mean {near[0]}?" if near else f"choose one of {', '.join(metrics)}",
+                next_step=did_you_mean(
+                    named, [name for name in metrics if metric_of(name).compared], f"choose one of {', '.join(metrics)}"
+                ),
             )
         return named
     used = labels_used or {}

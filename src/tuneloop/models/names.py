@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import itertools
@@ -10,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import home, nearest_path
 from tuneloop.models.gguf import convert
 
@@ -120,12 +119,11 @@ def resolve(name: str) -> Path:
         return _packaged()
     hub_name = SHORT_NAMES.get(short, name)
     if not HUB_NAME.fullmatch(hub_name):
-        near = difflib.get_close_matches(short, list(SHORT_NAMES), 1, 0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
             f"No model named {name!r}: no such folder, short name or hub name",
             where="model",
-            next_step=f"{hint}short names: {', '.join(list(_LLAMA)[:4])}, ..., {PACKAGED}; or a folder; or org/name on the hub",
+            next_step=f"{did_you_mean(short, SHORT_NAMES)} short names: {', '.join(list(_LLAMA)[:4])}, ..., {PACKAGED}; "
+            "or a folder; or org/name on the hub".lstrip(),
         )
     asked_as_path = "model; there is no folder of this name here, so it was looked up on the hub"
     return _from_hub(hub_name, asked_as_path if name == hub_name else "model")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -141,8 +140,7 @@ def target_modules(targets: Sequence[str] | str) -> tuple[str, ...]:
         full = name if name in every else f"{name}_proj"
         if name not in groups and full not in every:
             known = [*groups, *(n.removesuffix("_proj") for n in every)]
-            near = difflib.get_close_matches(name, known, 1)
-            step = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+            step = did_you_mean(name, known, f"choose from {', '.join(known)}")
             raise UserError(f"No matrix {name!r} to adapt", where="targets", next_step=step)
         found.update(groups.get(name, (full,)))
     return tuple(name for name in every if name in found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import math
@@ -15,7 +14,7 @@ import yaml
 
 from tuneloop.core import machine
 from tuneloop.core.device import Backend, backend
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.models.names import cache_folder
 
 TABLE = Path(__file__).with_name("gpus.yaml")
@@ -192,12 +191,10 @@ def find_gpu(name: str | Gpu, *, measured: bool = True) -> Gpu:
     if key in names:
         card = table[names[key]]
         return _as_measured(card) if measured else card
-    near = difflib.get_close_matches(key, names, 3, 0.5)
-    keys = dict.fromkeys(names[n] for n in near)
     raise UserError(
         f"No GPU named {name!r} in the table",
         where="gpu",
-        next_step=(f"did you mean {' or '.join(keys)}?" if keys else f"choose one of {', '.join(table)}, {CPU};")
+        next_step=did_you_mean(key, names, f"choose one of {', '.join(table)}, {CPU};", most=3, shown=names.__getitem__)
         + " for another card give --gpu-memory and --gpu-tflops",
     )
 

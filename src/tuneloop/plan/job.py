@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args, get_type_hints
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.models.methods import USUAL, Footprint, Method, method_named, methods
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.plan.gpus import Gpu
@@ -209,11 +208,10 @@ def _method(name: str) -> Method:
 
 
 def _no_choice(setting: str, value: object, choices: Sequence[str]) -> UserError:
-    near = difflib.get_close_matches(str(value), choices, 1, 0.4)
     return UserError(
         f"{value!r} is no {setting.replace('_', ' ')}",
         where=setting.replace("_", "-"),
-        next_step=(f"did you mean {near[0]}? " if near else "") + f"choices: {', '.join(choices)}",
+        next_step=f"{did_you_mean(str(value), choices)} choices: {', '.join(choices)}".lstrip(),
     )
 
 

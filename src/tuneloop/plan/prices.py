@@ -6,7 +6,6 @@ these over the bundled ones; among prices of one level the smallest bill wins.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import math
@@ -19,7 +18,7 @@ from typing import Any, Literal
 
 import yaml
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import home, write_yaml
 from tuneloop.plan.gpus import CPU, all_gpus
 
@@ -277,8 +276,7 @@ def _refuse_unknown(values: Mapping[str, Any], allowed: set[str], where: str) ->
 
 
 def _nearest(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), 3, 0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(sorted(known))}"
+    return did_you_mean(name, sorted(known), f"choose one of {', '.join(sorted(known))}", most=3)
 
 
 # --- fetching ----------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import logging
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.shape import LIKE_LLAMA, ModelShape
 
@@ -57,12 +56,11 @@ def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
     refuse_missing_path(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_file(name, _from_hub(name))
-    near = difflib.get_close_matches(short, list(bundled_models()), 3, 0.4)
+    steps = (did_you_mean(short, bundled_models(), most=3), "name a folder with config.json, or org/name on the hub")
     raise UserError(
         f"No model named {name!r}: no such short name, folder or hub name",
         where="model",
-        next_step=(f"did you mean {' or '.join(near)}? Or" if near else "")
-        + " name a folder with config.json, or org/name on the hub".removeprefix("" if near else " "),
+        next_step=" Or ".join(filter(None, steps)),
     )
 
 

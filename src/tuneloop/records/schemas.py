@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import plain
 
 # Name -> the module (of this package, where it is a bare name) and the class, and the file that holds it.
@@ -85,8 +84,7 @@ def schema_of(name: str, records: Mapping[str, tuple[str, str, str]]) -> dict[st
         UserError: there is no such record; the nearest name is offered.
     """
     if name not in records:
-        near = difflib.get_close_matches(name, records, 1, 0.5)
-        step = (f"did you mean {near[0]}? " if near else "") + f"records: {', '.join(records)}"
+        step = f"{did_you_mean(name, records)} records: {', '.join(records)}".lstrip()
         raise UserError(f"No such record {name!r}", where="--record", next_step=step)
     module, kind, _ = records[name]
     adapter = TypeAdapter(getattr(import_module(module if "." in module else f"tuneloop.records.{module}"), kind))

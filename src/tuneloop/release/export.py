@@ -9,12 +9,11 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from tuneloop import __version__
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import (
     content_hash,
     lock_folder,
@@ -139,11 +138,10 @@ def form_for(method: Method, wanted: str) -> str:
     """
     form = wanted or method.forms[0]
     if form not in FORMS:
-        near = get_close_matches(form, FORMS, 1)
         raise UserError(
             f"No such format {form!r}",
             where="--format",
-            next_step=f"did you mean {near[0]}?" if near else f"choose one of {', '.join(FORMS)}",
+            next_step=did_you_mean(form, FORMS, f"choose one of {', '.join(FORMS)}"),
         )
     weights = FORMS[form].weights or form
     if weights not in method.forms:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.inference.llamacpp import LlamaCpp
 from tuneloop.models.gguf import gguf_name
@@ -35,11 +34,10 @@ def quant_named(name: str) -> str:
     plain, known = name.lower(), [*FLOAT_TYPES, *QUANTS]
     if plain in known:
         return plain
-    near = difflib.get_close_matches(plain, known, 1, 0.4)
     raise UserError(
         f"No type of weights named {name!r}",
         where="--quant",
-        next_step=f"{f'did you mean {near[0]}? ' if near else ''}there are {', '.join(known)}",
+        next_step=f"{did_you_mean(plain, known)} there are {', '.join(known)}".lstrip(),
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeVar
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 
 
 class Named(Protocol):
@@ -47,6 +46,4 @@ def find_named(known: Mapping[str, T], name: str, what: str, option: str) -> T:
     """
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    step = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    raise UserError(what, where=option, next_step=step)
+    raise UserError(what, where=option, next_step=did_you_mean(name, known, f"known: {', '.join(known)}"))

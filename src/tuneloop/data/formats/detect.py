@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.conversation import TURN_COLUMNS
 from tuneloop.data.formats.dataset_info import guess_from_info
@@ -70,11 +70,10 @@ def _wanted(config: PrepareConfig) -> str:
         UserError: a format that is not known, or settings that contradict each other.
     """
     if config.format not in ("auto", *FORMATS):
-        near = difflib.get_close_matches(config.format, ("auto", *FORMATS), 1)
         raise UserError(
             f"Unknown format: {config.format}",
             where="data.format",
-            next_step=f"did you mean {near[0]}?" if near else f"known: auto, {', '.join(FORMATS)}",
+            next_step=did_you_mean(config.format, ("auto", *FORMATS), f"known: auto, {', '.join(FORMATS)}"),
         )
     if config.input is not None or config.output is not None:
         if config.format not in ("auto", "fields"):
@@ -206,11 +205,10 @@ def check_columns(records: Sequence[Record], config: PrepareConfig) -> None:
     for key, columns in wanted.items():
         for column in columns:
             if column not in known and not any(lookup(record, column) not in (None, ABSENT) for record in records):
-                near = difflib.get_close_matches(column, known, 1, 0.4)
                 raise UserError(
                     f"No record has the column {column!r}",
                     where=key,
-                    next_step=f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(list(known)[:12])}",
+                    next_step=did_you_mean(column, known, f"columns: {', '.join(list(known)[:12])}", shown=repr),
                 )
 
 

@@ -7,7 +7,6 @@ hashes stay. Names of persons are looked for on request only (`personal.names`).
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import contacts, credentials, documents
 from tuneloop.data.pii.identifiers import (
@@ -251,11 +250,10 @@ def _wanted(kinds: tuple[str, ...] | None, names: bool, region: str) -> frozense
     """The kinds to report, checked."""
     for kind in kinds or ():
         if kind not in KINDS:
-            near = difflib.get_close_matches(kind.upper(), KINDS, n=1)
             raise UserError(
                 f"Unknown kind of personal data: {kind}",
                 where="data.personal.kinds",
-                next_step=f"did you mean {near[0]}?" if near else f"known: {', '.join(KINDS)}",
+                next_step=did_you_mean(kind.upper(), KINDS, f"known: {', '.join(KINDS)}"),
             )
     import phonenumbers
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.crew import Crew, SharedWork
@@ -244,6 +243,7 @@ def refuse_missing(name: str) -> None:
     if path.exists() or len(path.parts) < 2 or not path.parent.is_dir():
         refuse_missing_path(name)
         return
-    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1, 0.5)
-    step = f"did you mean {path.parent / near[0]}?" if near else "check the path"
+    step = did_you_mean(
+        path.name, [other.name for other in path.parent.iterdir()], "check the path", shown=path.parent.joinpath
+    )
     raise UserError("There is no run, artifact or model here", where=name, next_step=step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import shlex
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tuneloop import __version__
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.flag import flag, switch
 from tuneloop.scale.discovery import find_named, records_of
 from tuneloop.scale.skypilot_sdk import SkyJob
@@ -218,6 +217,6 @@ def find_cluster(name: str) -> Cluster:
     Raises:
         UserError: none of that name; the nearest is named.
     """
-    if difflib.get_close_matches(name, ["ray"], 1, 0.6):
-        raise UserError(f"Nothing named {name!r} trains a recipe", where="--on", next_step="did you mean ray?")
+    if step := did_you_mean(name, ["ray"]):
+        raise UserError(f"Nothing named {name!r} trains a recipe", where="--on", next_step=step)
     return find_named(clusters(), name, f"Nothing named {name!r} trains a recipe", "--on")

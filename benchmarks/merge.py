@@ -1,14 +1,16 @@
-"""Time and memory of merging three adapters of rank 16 of the packaged model, next to PEFT's `add_weighted_adapter`.
+"""Time and memory of merging three adapters of rank 16 of the packaged model, next to PEFT's `add_weighted_adapter` and mergekit.
 
-    python benchmarks/merge.py [METHOD ...]
+    python benchmarks/merge.py [METHOD ...] [--mergekit VENV]
 
 Each merge runs in a process of its own. Seconds, and those of the processor, are those of the merge: for tuneloop with reading
-the adapters and writing the result, for PEFT without either (its model and adapters are loaded before). Memory is the process's peak, with all it has imported
-and loaded. The last column is how far the merged updates are from the exact weighted sum, as a share of its length: 0 for `cat`.
+the adapters and writing the result, for PEFT without either (its model and adapters are loaded before), for mergekit its whole command: it puts each adapter into a
+copy of the model and writes a whole model, in fp32. It is installed into an environment of its own. Memory is the process's
+peak, with all it has imported and loaded. The last column is how far the merged updates are from the exact weighted sum, as a share of its length: 0 for `cat`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -19,11 +21,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from peers import peers_python
+
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 MODEL, RANK, ADAPTERS = "smollm2-135m", 16, 3
 OURS = ("svd", "linear", "cat", "tsv", "core-space", "knots", "ties")
 PEFTS = {"svd": "svd", "cat": "cat", "ties": "ties_svd", "linear": "linear"}
+MERGEKITS = {"cat": "task_arithmetic", "linear": "linear", "ties": "ties"}
+MERGEKIT = ("mergekit==0.1.4", "torch", "safetensors")
 
 
 def write_adapters(place: Path) -> None:
@@ -81,6 +87,55 @@ def pefts(place: Path, method: str) -> dict[str, Any]:
     return {**took, "rank": rank, "apart": apart(place, folder)}
 
 
+def mergekits(place: Path, method: str, venv: Path) -> dict[str, Any]:
+    """Merge by mergekit's command, into weights."""
+    import yaml
+
+    from tuneloop.models.names import resolve
+
+    base, out = resolve(MODEL), place / f"mergekit-{method}"
+    inputs = [{"model": f"{base}+{place / str(seed)}", "parameters": {"weight": 1.0}} for seed in range(ADAPTERS)]
+    told: dict[str, Any] = {"merge_method": MERGEKITS[method], "models": inputs, "dtype": "float32"}
+    if method != "linear":
+        told |= {"base_model": str(base), "parameters": {"density": 0.5, "normalize": False}}
+        if method == "cat":
+            told["parameters"].pop("density")
+    file = place / f"{method}.yaml"
+    file.write_text(yaml.safe_dump(told))
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [str(peers_python(venv, MERGEKIT).parent / "mergekit-yaml"), str(file), str(out), "--quiet"]
+    subprocess.run(
+        [*command, "--lora-merge-cache", str(place / f"copies-{method}")],
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    took = {"seconds": time.monotonic() - began, "cpu": used, "gib": after.ru_maxrss / 2**20}
+    return {**took, "rank": 0, "apart": weights_apart(place, Path(base), out)}
+
+
+def weights_apart(place: Path, base: Path, merged: Path) -> float:
+    """As `apart`, of merged weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    from tuneloop.combine.adapters import open_adapter
+
+    before, after = (
+        {k: v for f in each.glob("*.safetensors") for k, v in load_file(f).items()} for each in (base, merged)
+    )
+    sources = [open_adapter(str(seed), place / str(seed)) for seed in range(ADAPTERS)]
+    gap = whole = 0.0
+    for module in sources[0].modules[::15]:
+        total = sum(product.b @ product.a for product in (one.update(module) for one in sources))
+        name = next(name for name in before if name.endswith(f"{module}.weight"))
+        found = after[name].double() - before[name].double()
+        gap, whole = gap + float(torch.sum((found - total) ** 2)), whole + float(torch.sum(total**2))
+    return float((gap / whole) ** 0.5)
+
+
 def apart(place: Path, merged: Path) -> float:
     """Distance of some merged updates from the sum of the adapters' products, as a share of the sum's length."""
     from tuneloop.combine.adapters import open_adapter
@@ -104,20 +159,26 @@ def measured(place: Path, who: str, method: str) -> dict[str, Any]:
     return found
 
 
-def main(methods: list[str]) -> None:
+def main() -> None:
     """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", default=OURS, metavar="METHOD")
+    parser.add_argument("--mergekit", type=Path, metavar="VENV", help="measure mergekit, installed into this folder")
+    chosen = parser.parse_args()
     sys.path.insert(0, str(ROOT / "src"))
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         write_adapters(place)
         print(f"{'method':<12} {'who':<9} {'seconds':>8} {'CPU s':>6} {'GiB':>6} {'rank':>5} {'from the sum':>13}")
-        for method in methods or OURS:
-            for who in ("tuneloop", "PEFT"):
-                if who == "PEFT" and method not in PEFTS:
-                    continue
-                found = measured(place, who, method)
+        for method in chosen.methods:
+            found = {"tuneloop": measured(place, "tuneloop", method)}
+            if method in PEFTS:
+                found["PEFT"] = measured(place, "PEFT", method)
+            if method in MERGEKITS and chosen.mergekit:
+                found["mergekit"] = mergekits(place, method, chosen.mergekit)
+            for who, one in found.items():
                 print(
-                    f"{method:<12} {who:<9} {found['seconds']:>8.1f} {found['cpu']:>6.1f} {found['gib']:>6.2f} {found['rank']:>5} {found['apart']:>13.3f}",
+                    f"{method:<12} {who:<9} {one['seconds']:>8.1f} {one['cpu']:>6.1f} {one['gib']:>6.2f} {one['rank'] or 'whole':>5} {one['apart']:>13.3f}",
                     flush=True,
                 )
 
@@ -133,4 +194,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child(*sys.argv[2:5])
     else:
-        main(sys.argv[1:])
+        main()

@@ -16,7 +16,7 @@ TESTED_IN = {
     "cli/test_advise.py": "cli.prices report.advise_html",
     "cli/test_compare.py": "report.compare_terminal",
     "cli/test_console.py": "core.progress",
-    "cli/test_errors.py": "core.errors cli.doctor",
+    "cli/test_errors.py": "cli.doctor",
     "cli/test_parameters.py": "core.flag evaluate.options",
     "cli/test_plan_anything.py": "plan.remedies",
     "cli/test_one_cost.py": "plan.recommend",

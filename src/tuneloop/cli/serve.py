@@ -12,6 +12,7 @@ import typer
 from tuneloop.cli.console import print_json, screen, split_arguments
 from tuneloop.cli.parameters import Output
 from tuneloop.core.flag import switch
+from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
     from tuneloop.serve.config import ServeConfig
@@ -77,9 +78,14 @@ def _check(config: ServeConfig, output: Output) -> None:
         print(
             f"{each.name}: {each.same:,} of {each.n:,} test rows ({each.same / each.n:.1%}) are answered as in the evaluation"
         )
+        if each.parted:
+            print(
+                f"  {each.ties} of {counted(each.parted, 'other one')} that were looked at part where the served model finds "
+                f"both tokens equally likely; the largest gap is {each.largest_gap:.2g} nats"
+            )
         for expected, got in each.examples:
             print(f"  {got[:100]!r} instead of {expected[:100]!r}")
-    if any(each.n and each.same < SAME * each.n for each in found):
+    if any(each.same < SAME * each.n and not each.are_ties for each in found):
         raise typer.Exit(1)
     if not all(each.n for each in found):
         raise typer.Exit(3)

@@ -71,6 +71,7 @@ class Quantisation(Part):
 
 
 NEAR_TIE = 0.1  # nats between two tokens' log probabilities
+PARTED = 20  # answers that differ and are looked at
 
 
 class SameAnswers(Part):

@@ -46,15 +46,21 @@ def canaries_of(
     except (UserError, OSError):
         return []
     labels = tuple(task.labels or ()) if task is not None and task.answer == "choice" else ()
-    found: list[tuple[Row, str]] = [
-        (known[str(sample["id"])], str(sample["prediction"]))
+    found: list[tuple[Row, str, tuple[int, ...]]] = [
+        (
+            known[str(sample["id"])],
+            str(sample["prediction"]),
+            tuple((sample.get("completion") or {}).get("token_ids") or ()),
+        )
         for sample in samples
         if sample.get("id") in known and sample.get("prediction")
     ]
     found.sort(key=lambda each: sum(len(str(turn.get("content") or "")) for turn in each[0].prompt))
     return [
-        Canary(Request(row.prompt, row.tools or (), max_new_tokens=tokens, adapter=adapter, choices=labels), expected)
-        for row, expected in found[:rows]
+        Canary(
+            Request(row.prompt, row.tools or (), max_new_tokens=tokens, adapter=adapter, choices=labels), expected, ids
+        )
+        for row, expected, ids in found[:rows]
     ]
 
 

@@ -22,7 +22,7 @@ from tuneloop.models.load import load_model
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
-from tuneloop.records.artifact import EVALS, NEAR_TIE, ArtifactCost, EvaluationExcerpt, SameAnswers
+from tuneloop.records.artifact import EVALS, NEAR_TIE, PARTED, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.release.export import Measured
@@ -39,7 +39,6 @@ BASE_TYPE: FloatType = "f16"  # of the base's file that a LoRA file is measured 
 RUN = "run"  # name of the run in comparisons
 KL_ROWS, KL_TOKENS = 8, 256  # rows whose distributions are compared, and tokens of each
 END = -1  # behind the tokens of an answer: that it ends
-PARTED = 20  # answers that differ and are looked at
 SPEED_ROWS, SPEED_TOKENS = 5, 33  # prompts that are timed, and tokens written behind each
 
 

@@ -16,7 +16,7 @@ from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
 from tuneloop.inference.client import key_from
 from tuneloop.inference.engines import Served, ServingEngine, complete, with_template
-from tuneloop.inference.engines.canary import is_expected, prove
+from tuneloop.inference.engines.canary import gap_at_parting, is_expected, prove
 from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
 from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings, gguf_file, template_of
 from tuneloop.inference.engines.local import LocalEngine
@@ -26,6 +26,7 @@ from tuneloop.models.adapters import BASE
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
 from tuneloop.models.template import Template, load_template
+from tuneloop.records.artifact import NEAR_TIE, PARTED
 from tuneloop.records.rows import Message
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import Prompt, ReadPrompt, ServedModel
@@ -372,6 +373,9 @@ class Sameness:
         n: test rows that were asked; 0: no evaluation of the test split is at hand.
         same: answers that are equal.
         failed: rows that got no answer.
+        parted: answers that differ and were looked at, `PARTED` at most.
+        ties: of them, those that part where the served model finds both tokens equally likely, but for `NEAR_TIE` nats.
+        largest_gap: between these two tokens, of all that were looked at.
         examples: the first answers that differ: as evaluated, as served.
     """
 
@@ -379,7 +383,15 @@ class Sameness:
     n: int
     same: int
     failed: int = 0
+    parted: int = 0
+    ties: int = 0
+    largest_gap: float = 0.0
     examples: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def are_ties(self) -> bool:
+        """Whether rounding explains the answers that differ."""
+        return 0 < self.parted == self.ties and not self.failed
 
 
 async def same_answers(deployment: Deployment, say: Say) -> list[Sameness]:
@@ -394,6 +406,7 @@ async def same_answers(deployment: Deployment, say: Say) -> list[Sameness]:
         adapter = deployment.adapter_of(each)
         rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, sys.maxsize, longest)
         examples: list[tuple[str, str]] = []
+        gaps: list[float] = []
         same = failed = 0
         for i in range(0, len(rows), deployment.engine.slots):
             part = rows[i : i + deployment.engine.slots]
@@ -402,11 +415,15 @@ async def same_answers(deployment: Deployment, say: Say) -> list[Sameness]:
                 failed += bool(answer.error)
                 if is_expected(answer, row):
                     same += 1
-                elif len(examples) < 3:
+                    continue
+                if len(examples) < 3:
                     examples.append((row.expected, answer.error or answer.text))
+                if len(gaps) < PARTED and (gap := await gap_at_parting(deployment.engine, row, answer)) is not None:
+                    gaps.append(gap)
             if i // 100 != (i + len(part)) // 100:
                 say(f"asked     {each.name}: {i + len(part):,} of {len(rows):,}")
-        found.append(Sameness(each.name, len(rows), same, failed, tuple(examples)))
+        ties, largest = sum(gap < NEAR_TIE for gap in gaps), round(max(gaps, default=0.0), 3)
+        found.append(Sameness(each.name, len(rows), same, failed, len(gaps), ties, largest, tuple(examples)))
     return found
 
 
@@ -424,15 +441,13 @@ async def prove_models(config: ServeConfig, deployment: Deployment, say: Say) ->
         adapter = deployment.adapter_of(each)
         rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, config.canaries)
         for proof in await prove(engine, rows):
-            say(f"proof     {each.name}: {proof.same} of {proof.n} test rows are answered as in the evaluation")
+            say(f"proof     {each.name}: {proof.in_words}")
     for name, each in deployment.candidates.items() if config.canaries else ():
         adapter = deployment.adapter_of(each)
         rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, config.canaries)
         try:
             for proof in await prove(engine, rows):
-                say(
-                    f"proof     candidate of {name}: {proof.same} of {proof.n} test rows are answered as in the evaluation"
-                )
+                say(f"proof     candidate of {name}: {proof.in_words}")
         except UserError as error:
             deployment.unproved.add(name)
             say(f"experiment {name}: the candidate meets nobody: {error.what}")

@@ -15,7 +15,8 @@ from served import Files
 from tuneloop.core.errors import UserError
 from tuneloop.inference.engine import Update
 from tuneloop.inference.engines import BASE, ServingEngine, complete
-from tuneloop.inference.engines.canary import Canary, prove
+from tuneloop.inference.engines import canary as proofs
+from tuneloop.inference.engines.canary import Canary, gap_at_parting, prove
 from tuneloop.inference.engines.local import LocalEngine
 from tuneloop.inference.request import Request
 
@@ -83,6 +84,30 @@ def test_another_adapter_than_the_evaluated_one_is_refused(files: Files) -> None
         assert "adapter-2" in error.value.where
 
     served.run(served.local(files, (0, 1)), work)
+
+
+def test_an_answer_that_parts_at_a_near_tie_counts(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(engine: ServingEngine) -> None:
+        (name,) = engine.adapters
+        canaries, gaps = [], []
+        for request in requests(name):
+            answer = await complete(engine, replace(request, logprobs=2))
+            assert answer.logprobs
+            (_, most), (other, less) = answer.logprobs[1].top
+            canaries.append(Canary(request, "evaluated otherwise", (answer.token_ids[0], other)))
+            gaps.append(most - less)
+            assert await gap_at_parting(engine, canaries[-1], answer) == pytest.approx(gaps[-1], abs=1e-3)
+        monkeypatch.setattr(proofs, "NEAR_TIE", max(gaps) + 0.01)
+        (proof,) = await prove(engine, canaries)
+        assert (
+            proof.in_words
+            == "0 of 3 test rows are answered as in the evaluation, 3 other ones but for a near tie of two tokens"
+        )
+        monkeypatch.setattr(proofs, "NEAR_TIE", min(gaps) - 0.01)
+        with pytest.raises(UserError, match="0 of 3 answers are those of the evaluation"):
+            await prove(engine, canaries)
+
+    served.run(served.local(files, (0,)), work)
 
 
 def test_rows_that_cannot_be_asked_are_refused(files: Files) -> None:

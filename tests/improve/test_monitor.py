@@ -131,6 +131,23 @@ def test_planted_changes_raise_the_alarm_that_names_them(change, detector):
     assert any(alarm.sentence in line and alarm.next_step in line for line in found.summary)
 
 
+def test_a_model_that_is_less_sure_of_its_labels_raises_an_alarm():
+    def sure(low):
+        chance = random.Random(low).uniform
+        return lambda i, text, label: {
+            "completion": {"role": "assistant", "content": label, "probability": chance(low, 1)}
+        }
+
+    earlier = requests(400, 0, 7, sure(0.7))
+    assert "confidence" not in report(sure(0.7), earlier=earlier).alarms
+    found = report(sure(0.4), earlier=earlier)
+    assert found.alarms == ["confidence"]
+    named = next(one for one in found.detections if one.name == "confidence").requests
+    chances = {one.id: m.probability_of(one) for one in requests(200, 5000, 1, sure(0.4))}
+    assert all(chances[name] < 0.5 for name in named)
+    assert not {"confidence"} & ({one.name for one in report().detections} | set(report().skipped))
+
+
 def test_the_named_requests_are_the_changed_ones():
     found = report(lambda i, text, label: says(f"refund for the crypto wallet {i}") if i % 5 == 0 else {})
     for name in ("inputs", "novelty", "vocabulary"):

@@ -52,6 +52,7 @@ STEPS = {
     "language": "evaluate on these by language; add rows in it, or send them elsewhere",
     "labels": "label a random sample: has the mix of requests changed, or does the model err? Then train again, or roll back",
     "outputs": "look at these answers; if a release has changed, `tuneloop rollback`",
+    "confidence": "label some of the answers of which the model is least sure (`tuneloop review`); if they are wrong, train again",
     "output length": "look at these answers; if a release has changed, `tuneloop rollback`",
     "feedback": "compare with the release before (`tuneloop rollback`), then train on the corrections (`tuneloop collect`)",
     "latency": "see `tuneloop top`: load, or longer requests; the model's answers need not be worse",
@@ -325,7 +326,10 @@ def _of_production(
 
 
 def _of_answers(now: Sequence[StoredRequest], before: Sequence[StoredRequest]) -> Iterator[Compared]:
-    """How long answers are and what they cost, against earlier production."""
+    """How sure the model is of its answers, how long they are and what they cost, against earlier production."""
+    chances = [[(r.id, p) for r in some if (p := probability_of(r)) is not None] for some in (before, now)]
+    if any(chances):
+        yield _numbers("confidence", chances[0], chances[1])
     lengths = [[(r.id, float(len(answered(r)))) for r in some if answered(r)] for some in (before, now)]
     yield _numbers("output length", lengths[0], lengths[1])
     prices = [[(r.id, r.usd) for r in some if r.usd is not None] for some in (before, now)]

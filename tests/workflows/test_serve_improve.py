@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from patience import slowness
+from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.store import connect
@@ -90,6 +91,37 @@ def test_a_server_that_is_killed_takes_its_controller_along(project):
     server.kill()
     server.wait()
     assert ends(controller)
+
+
+def test_a_server_begins_and_ends_with_its_controller(project, make_tuned, cli_environment):
+    run = make_tuned([{"prompt": f"Say {i}", "completion": "All is well."} for i in range(20)])
+    words = [
+        "serve",
+        f"adapters.queue={run}",
+        f"improve.project={project}",
+        f"folder={project.parent / 'serve'}",
+        "port=0",
+    ]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tuneloop", *words], stderr=subprocess.PIPE, text=True, env=cli_environment
+    )
+    said = []
+    for line in server.stderr:
+        said.append(line)
+        if "Nothing to do" in line:
+            break
+    controllers = children_of(server.pid)
+    server.terminate()
+    said.extend(server.stderr)
+    assert server.wait() == 0, "".join(said)
+    assert len(controllers) == 1 and ends(controllers[0])
+
+
+def test_a_server_of_another_model_is_refused_the_project(project, make_tuned, capsys):
+    run = make_tuned([{"prompt": f"Say {i}", "completion": "All is well."} for i in range(20)])
+    folder = f"folder={project.parent / 'serve'}"
+    assert main(["serve", f"adapters.other={run}", f"improve.project={project}", folder, "port=0", "-q"]) == 2
+    assert "keeps 'queue' good, and this server has other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ async def _serve(
     swaps.current = swaps.wanted()
     named, config = config, pinned(config)
     deployment = deployment_of(config, candidates, say)
-    check_improve(config, deployment.models())
+    check_improve(config, [each.name for each in deployment.opened])
     async with (
         _started(config, deployment, say) as gateway,
         experiments.followed_by(gateway),

@@ -32,7 +32,7 @@ def check_improve(config: ServeConfig, models: Collection[str]) -> None:
     """Refuse a project that this server can't keep good.
 
     Args:
-        models: names that are served.
+        models: names of the tuned ones that are served.
 
     Raises:
         UserError: its file is wrong, it reads another store, or its model is not served.
@@ -48,7 +48,7 @@ def check_improve(config: ServeConfig, models: Collection[str]) -> None:
         )  # fmt: skip
     if project.model not in models:
         raise UserError(
-            f"The project keeps {project.model!r} good, and this server has {', '.join(models)}",
+            f"The project keeps {project.model!r} good, and this server has {', '.join(models) or 'no tuned model'}",
             where=config.improve.project, next_step="give both the same name, as in adapters: {NAME: NAME@champion}",
         )  # fmt: skip
 

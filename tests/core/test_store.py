@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gcs_stand_in
 import pytest
 import s3_stand_in
 
@@ -62,6 +63,11 @@ class NoCredentialsError(Exception):
         (NoCredentialsError("Unable to locate credentials"), "No credentials"),
         (PermissionError("The AWS Access Key Id you provided does not exist (InvalidAccessKeyId)"), "not known there"),
         (ConnectionError("Could not connect to the endpoint URL"), "does not answer"),
+        (
+            ValueError("('invalid_grant: Token has been expired or revoked.', {'error': 'invalid_grant'})"),
+            "has expired",
+        ),
+        (FileNotFoundError("b/acme/o/runs%2Frun.json"), "no such file"),
         (RuntimeError("something new"), "refuses: RuntimeError something new"),
     ],
 )
@@ -158,3 +164,59 @@ def test_what_s3_itself_refuses_is_said(s3: Any, tmp_path: Path, monkeypatch: py
     # What is asked by HEAD alone, as before reading, is refused without a word about why.
     assert refused(url) == {"The access key is not known there", "No right to use this bucket"}
     assert file.read_text() == "a", "what is here stays"
+
+
+@pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with gcs_stand_in.gcs_store(monkeypatch) as client:
+        yield client
+
+
+def test_google_keeps_a_folder_and_shows_what_others_write_there(gcs: Any, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "checkpoints").mkdir(parents=True)
+    (here / "checkpoints" / "step-1.pt").write_bytes(os.urandom(11 << 20))
+    (here / "run.json").write_text("{}")
+    store = open_store(f"gs://{gcs_stand_in.BUCKET}/runs/x")
+    assert store.sizes() == {} and store.push(here) == 2
+    bucket = gcs.bucket(gcs_stand_in.BUCKET)
+    versions = {store.version("run.json")}
+    for text in ("{ }", "{  }"):
+        bucket.blob("runs/x/run.json").upload_from_string(text)  # another machine
+        versions.add(store.version("run.json"))
+        store.get("run.json", tmp_path / "run.json")
+        assert (tmp_path / "run.json").read_text() == text, "whole, although it was shorter when it was listed"
+        assert store.sizes() == {"checkpoints/step-1.pt": 11 << 20, "run.json": len(text)}
+    assert len(versions) == 3
+    assert store.push(here, only="checkpoints") == 0 and store.pull(there) == 2
+    assert (there / "checkpoints" / "step-1.pt").read_bytes() == (here / "checkpoints" / "step-1.pt").read_bytes()
+    store.remove(["run.json"])
+    assert [each.name for each in bucket.list_blobs()] == ["runs/x/checkpoints/step-1.pt"]
+    with pytest.raises(UserError, match="no such file"):
+        store.get("run.json", tmp_path / "run.json")
+
+
+def test_a_bucket_of_google_that_is_not_there_is_named(gcs: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    store = open_store("gs://no-such-bucket/x")
+    for ask in (lambda: store.put(tmp_path / "a.txt", "a.txt"), lambda: store.get("a.txt", tmp_path / "a.txt")):
+        with pytest.raises(UserError, match="There is no such bucket") as caught:
+            ask()
+        assert caught.value.where == "gs://no-such-bucket/x/a.txt"
+    assert (tmp_path / "a.txt").read_text() == "a", "what is here stays"
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "said"),
+    [
+        (401, "Anonymous caller does not have storage.objects.list access to the bucket.", "No credentials"),
+        (403, "intern@acme.iam.gserviceaccount.com does not have storage.objects.list access.", "No right to use"),
+    ],
+)
+def test_what_google_refuses_is_said_without_a_traceback(
+    gcs: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int, message: str, said: str
+) -> None:
+    gcs_stand_in.refuse_all(monkeypatch, status, message)
+    with pytest.raises(UserError, match=said):
+        open_store(f"gs://{gcs_stand_in.BUCKET}/x").sizes()
+    assert not [each for each in caplog.records if each.name.startswith("gcsfs")]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gcs_stand_in
 import pytest
 import s3_stand_in
 
@@ -20,9 +21,13 @@ from tuneloop.workflows.train import train_alone
 fsspec = pytest.importorskip("fsspec")
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=["memory", "s3", "gs"])
 def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket: in fsspec's memory, and of a server that speaks S3."""
+    """A bucket: in fsspec's memory, and of servers that speak as S3 and as Google Cloud Storage."""
+    if request.param == "gs":
+        with gcs_stand_in.gcs_store(monkeypatch):
+            yield f"gs://{gcs_stand_in.BUCKET}"
+        return
     if request.param == "s3":
         with s3_stand_in.s3_store(monkeypatch):
             yield f"s3://{s3_stand_in.BUCKET}"

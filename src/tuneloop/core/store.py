@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,13 @@ PACKAGES = {
     "s3": "'tuneloop[s3]'", "s3a": "'tuneloop[s3]'", "gs": "'tuneloop[gcs]'", "gcs": "'tuneloop[gcs]'", "az": "adlfs", "abfs": "adlfs",
 }  # fmt: skip
 _SIGNS: tuple[tuple[str, str, str], ...] = (
-    ("expiredtoken|token.{0,20}expired|expired.{0,20}(token|credential)", "The token has expired", "sign in again (for AWS: aws sso login), then run the same command: it goes on"),
-    ("nosuchbucket|bucket does not exist|bucket.{0,40}not found", "There is no such bucket", "check the name, or make the bucket first"),
+    ("expiredtoken|token.{0,20}expired|expired.{0,20}(token|credential)|invalid_grant|invalid credentials", "The token has expired", "sign in again (aws sso login, or gcloud auth application-default login), then run the same command: it goes on"),
+    (r"nosuchbucket|bucket does not exist|bucket.{0,40}not found|filenotfounderror \S*\bb/[^/\s]+/o(\s|$)", "There is no such bucket", "check the name, or make the bucket first"),
     ("invalidaccesskeyid|signaturedoesnotmatch|invalidtoken", "The access key is not known there", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     ("nocredentials|unable to locate credentials|could not .{0,30}credentials|anonymous caller", "No credentials for the object store were found", "sign in (aws configure, gcloud auth application-default login), or set the variables of its environment"),
     ("accessdenied|access denied|forbidden|403|permission|does not have storage", "No right to use this bucket", "give this user the rights to list, read, write and delete objects there"),
-    ("endpointconnection|cannot connect|could not connect|connection refused|name or service not known|timed? ?out", "The object store does not answer", "check the network, and AWS_ENDPOINT_URL if it is set"),
+    ("endpointconnection|cannot connect|could not connect|connection refused|name or service not known|timed? ?out", "The object store does not answer", "check the network, and AWS_ENDPOINT_URL or STORAGE_EMULATOR_HOST if one is set"),
+    ("filenotfounderror", "There is no such file in the object store", "check the address"),
 )  # fmt: skip
 
 
@@ -161,7 +163,9 @@ def open_store(url: str) -> Store:
             "fsspec is not installed", where=url, next_step=f"pip install {PACKAGES.get(kind, 'fsspec')}"
         ) from None
     try:
-        system, path = fsspec.url_to_fs(url, **({"use_listings_cache": False} if kind in ("s3", "s3a") else {}))
+        # A kept listing would hide what other machines write: a file that grew would even be read as long as it was.
+        fresh = {"use_listings_cache": False} if kind in ("s3", "s3a", "gs", "gcs") else {}
+        system, path = fsspec.url_to_fs(url, **fresh)
     except ImportError:
         raise UserError(
             f"What speaks {kind}:// is not installed",
@@ -172,6 +176,7 @@ def open_store(url: str) -> Store:
         raise UserError(
             f"Not an object store: {error}", where=url, next_step="write it as s3://BUCKET/FOLDER"
         ) from None
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each refusal with its traceback, besides raising it
     return Store(url, system, str(path).rstrip("/"))
 
 

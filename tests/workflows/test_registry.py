@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from tuneloop.cli.main import main
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json, write_yaml
+from tuneloop.workflows.registry import is_run
 from tuneloop.workflows.serve import serve_config
 
 pytest.importorskip("mlflow", reason="needs MLflow")
@@ -63,3 +65,14 @@ def test_a_release_is_named_wherever_a_model_is(two_runs: list[str], capsys: pyt
     assert ok("rollback", "support")["aliases"] == {"candidate": "2", "champion": "1"}
     back = ok("evaluate", "support@champion", "--dataset", rows, "--out", "after")
     assert back["metrics"]["accuracy"] == read_json(Path(two_runs[0]) / "eval.json")["metrics"]["accuracy"]
+
+
+@pytest.mark.parametrize("damaged", ["[]", '{"key": "k"}', '{"version": 2, "key": "k", "model": "m"}'])
+def test_a_damaged_run_is_refused_with_its_file(tmp_path: Path, damaged: str) -> None:
+    assert not is_run(tmp_path, "k")
+    write_json(tmp_path / "run.json", {"version": 1, "key": "k", "model": "m"})
+    assert is_run(tmp_path, "k") and not is_run(tmp_path, "other")
+    (tmp_path / "run.json").write_text(damaged)
+    with pytest.raises(UserError) as caught:
+        is_run(tmp_path, "k")
+    assert str(tmp_path / "run.json") in str(caught.value.where)

@@ -10,11 +10,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.records.artifact import ARTIFACT, EVALS, GateRecord
 from tuneloop.records.evaluation import EVALUATION, GateResult
+from tuneloop.records.record import read_record
 from tuneloop.records.registry import Lineage, RegisteredModel, RegisteredVersion
+from tuneloop.records.run import RunManifest
 from tuneloop.release import registry as models
 from tuneloop.release.gguf import FLOAT_TYPES
 from tuneloop.release.verify import read_artifact
@@ -226,8 +227,12 @@ def run_folder_of(version: RegisteredVersion) -> Path | None:
 
 
 def is_run(folder: Path, key: str) -> bool:
-    """Whether a folder holds the finished run with this key."""
-    return (folder / "run.json").is_file() and read_json(folder / "run.json").get("key") == key
+    """Whether a folder holds the finished run with this key.
+
+    Raises:
+        UserError: its `run.json` is damaged or of another version.
+    """
+    return (folder / RunManifest.file).is_file() and read_record(RunManifest, folder).key == key
 
 
 def evaluation_of_artifact(folder: Path) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from tuneloop.report.facts import read_run
+from tuneloop.report.facts import next_commands, read_run
 from tuneloop.report.html import write_report
 from tuneloop.report.samples import samples_part
 from tuneloop.report.terminal import print_closing
@@ -143,6 +143,29 @@ def test_the_next_command_quotes_a_path_with_spaces(make_run: Callable[..., Path
     run = make_run()
     spaced = run.rename(run.parent / "my run")
     assert "'" in next(line for line in shown(spaced, 300).splitlines() if "tuneloop evaluate" in line)
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "empty", "command"),
+    [
+        (True, ["val"], "tuneloop compare RUN OTHER_RUN"),
+        (False, [], "tuneloop evaluate RUN"),
+        (False, ["test"], "tuneloop evaluate RUN --split val"),
+        (False, ["val", "test"], "tuneloop evaluate RUN --data FILE"),
+    ],
+)
+def test_the_next_command_names_a_split_that_has_rows(
+    make_run: Callable[..., Path], evaluated: bool, empty: list[str], command: str
+) -> None:
+    run = make_run()
+    if not evaluated:
+        (run / "eval.json").unlink()
+    file = run / "dataset" / "dataset.json"
+    manifest = json.loads(file.read_text())
+    for split in empty:
+        manifest["splits"][split]["rows"] = 0
+    file.write_text(json.dumps(manifest))
+    assert next_commands(read_run(run))[0] == command.replace("RUN", str(run), 1)
 
 
 def test_a_full_run_names_the_folder_that_it_has(make_run: Callable[..., Path]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -566,3 +567,18 @@ def used(mfu: MachineUse | None) -> str:
     if mfu.value is None or mfu.value > 1:
         return f"not known: the machine was busy when its peak was measured ({peak:,.0f} GFLOP/s)"
     return f"{100 * mfu.value:.0f}\u00a0% of {peak:,.0f} GFLOP/s, the measured peak"
+
+
+def next_commands(facts: RunFacts) -> list[str]:
+    """Commands that make sense now, the likeliest first; a split without rows is not proposed."""
+    if not facts.run:
+        return []
+    run = shlex.quote(str(facts.path))
+    splits = facts.dataset.splits.by_name if facts.dataset else {}
+    empty = {name for name, split in splits.items() if not split.rows}
+    on_val = [] if "val" in empty else [f"tuneloop evaluate {run} --split val"]
+    if facts.evaluated:
+        return [*on_val, f"tuneloop compare {run} OTHER_RUN", f"tuneloop export {run}"]
+    if "test" not in empty:
+        return [f"tuneloop evaluate {run}"]
+    return on_val or [f"tuneloop evaluate {run} --data FILE"]

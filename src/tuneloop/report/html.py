@@ -29,6 +29,7 @@ from tuneloop.report.facts import (
     count,
     gib,
     given,
+    next_commands,
     number,
     promises,
     read_run,
@@ -118,7 +119,7 @@ def page_of(facts: RunFacts) -> dict[str, Any]:
         if facts.environment
         else [],
         "packages": sorted(facts.environment.packages.items()) if facts.environment else [],
-        "next": f"tuneloop evaluate {facts.path} --split val",
+        "next": next(iter(next_commands(facts)), ""),
         "run_path": str(facts.path),
         "result": facts.result,
         **script_part(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from tuneloop.report.facts import (
     count,
     limit_words,
     more_words,
+    next_commands,
     number,
     promises,
     read_run,
@@ -190,19 +190,9 @@ def _paths(facts: RunFacts) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
-    run = shlex.quote(str(facts.path))
     if facts.result:
         table.add_row(facts.result, Text(str(facts.path / facts.result)))
     table.add_row("report", Text(str(facts.path / "report.html")))
-    for i, command in enumerate(next_commands(facts, run)):
+    for i, command in enumerate(next_commands(facts)):
         table.add_row("next" if i == 0 else "", Text(command, style="bold cyan"))
     return table
-
-
-def next_commands(facts: RunFacts, run: str) -> list[str]:
-    """Commands that make sense now, the likeliest first."""
-    if not facts.run:
-        return []
-    if not facts.evaluated:
-        return [f"tuneloop evaluate {run}"]
-    return [f"tuneloop evaluate {run} --split val", f"tuneloop compare {run} OTHER_RUN", f"tuneloop export {run}"]

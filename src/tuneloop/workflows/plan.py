@@ -275,11 +275,11 @@ def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
     time_, cost, of = plan["time"], plan["cost"], plan["validation"]
     share = plan["trainable_parameters"] / plan["total_parameters"]
     low, high = f"{time_['low'] * 60:.1f}", f"{time_['high'] * 60:.1f}"
-    checks = f" and {counted(of['times'], 'validation')} of {counted(of['rows'], 'row')}" if of["rows"] else ""
+    checks = f", and {counted(of['times'], 'validation')} of {counted(of['rows'], 'row')}" if of["rows"] else ""
     line = (
         f"plan      {plan['trainable_parameters'] / 1e6:.2f}M of {plan['total_parameters'] / 1e6:.1f}M parameters trained ({share:.1%}); "
         f"peak memory about {plan['memory']['peak_gib']:.1f} GiB{' (planned before)' if already else ''}\n"
-        f"          {counted(plan['steps'], 'step')}, which see {plan['rows']['words']},{checks}: {time_['hours'] * 60:.1f} minutes ({low} to {high}); "
+        f"          {counted(plan['steps'], 'step')}, which see {plan['rows']['words']}{checks}: {time_['hours'] * 60:.1f} minutes ({low} to {high}); "
         f"{usd_words(cost['usd'])} at {usd_words(cost['usd_per_hour'])}/hour"
     )
     if apart := plan.get("apart"):

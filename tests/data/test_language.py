@@ -91,7 +91,7 @@ def test_codes_with_a_region_or_of_old_are_understood() -> None:
 
 @pytest.mark.parametrize("code", ["english", "", "e1"])
 def test_a_word_that_is_no_code_is_refused(code: str) -> None:
-    with pytest.raises(UserError, match="no language code"):
+    with pytest.raises(UserError, match="not a language code"):
         foreign("some text", code)
 
 

@@ -129,7 +129,7 @@ def test_own_prices_are_found_in_the_users_configuration(tmp_path: Path) -> None
     ("text", "says", "step"),
     [
         ("- 1", "a mapping", "offers"),
-        ("offers: [", "no valid YAML", "offers"),
+        ("offers: [", "not valid YAML", "offers"),
         ("offers: []", "no offers", "offers"),
         ("offer: [{}]", "Unknown key 'offer'", "offers"),
         ("currency: EUR\noffers: [{}]", "US dollars", "US dollars"),

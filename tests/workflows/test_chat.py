@@ -68,7 +68,7 @@ def test_few_shot_shows_examples_of_the_run_first(make_tuned: MakeTuned) -> None
         and len(roles) == 1 + 2 * 3 + 1
         and {t["content"] for t in prompt.messages[2:-1:2]} == set(LABELS)
     )  # type: ignore[union-attr]
-    with pytest.raises(UserError, match="this is no run"):
+    with pytest.raises(UserError, match="this is not a run"):
         open_chat(str(run / "adapter"), "few-shot")
     with pytest.raises(UserError, match="tuned from"):
         open_chat(str(chat.speakers[0].target.target.base), "base")

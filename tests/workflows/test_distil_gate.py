@@ -34,7 +34,7 @@ def test_the_first_condition_that_fails_is_named(answer: str, own: str, why: str
     ("text", "words"),
     [
         ("contain: [x]", "contain"),
-        ("matches: ['(']", "no regular expression"),
+        ("matches: ['(']", "not a regular expression"),
         ("same: [abc]", "has no group"),
         ("version: 1", "demands nothing"),
     ],

@@ -219,7 +219,7 @@ def test_rows_without_prediction_count_as_wrong_and_are_named(here: Path, capsys
         (("evaluate", "--endpoint", "localhost", "--model", "m", "--data", "data.jsonl"), "Not an endpoint"),
         (("evaluate", "--predictions", "none.jsonl", "--data", "data.jsonl"), "none.jsonl"),
         (("evaluate", "data.jsonl", "--data", "data.jsonl"), "their own predictions"),
-        (("evaluate", "notes.txt", "--data", "data.jsonl"), "This file is no model"),
+        (("evaluate", "notes.txt", "--data", "data.jsonl"), "This file is not a model"),
         (("evaluate", "--predictions", "data.jsonl", "--data", "data.jsonl", "memorisation=true"), "made from"),
         (("evaluate", "runs/elsewhere"), "No such file or folder"),
         (("evaluate", "smollm2-135m"), "Which rows?"),

@@ -82,7 +82,7 @@ def test_a_run_from_python_is_a_run_and_its_time_is_what_was_said(tiny_llama: Pa
     ("call", "message"),
     [
         (lambda d: tuneloop.prepare([], out=d), "No records"),
-        (lambda d: tuneloop.prepare(["a", {"x": 1}], out=d), "Record 1 is no mapping"),
+        (lambda d: tuneloop.prepare(["a", {"x": 1}], out=d), "Record 1 is not a mapping"),
         (lambda d: tuneloop.prepare({"text": "a"}, out=d), "Not data: dict"),
         (lambda d: tuneloop.prepare([{"text": {1, 2}}], out=d), "what JSON can't"),
         (lambda d: tuneloop.prepare(d / "nothing.csv", out=d), "No such"),

@@ -223,7 +223,7 @@ def _ask() -> dict[str, Any]:
                 given[key] = _read(text, kind)
                 break
             except ValueError:
-                typer.echo(f"  {text!r} is no answer to that; Enter leaves it open", err=True)
+                typer.echo(f"  {text!r} does not answer that; Enter leaves it open", err=True)
     return given
 
 

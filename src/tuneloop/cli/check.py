@@ -51,7 +51,7 @@ def command(
 def _refuse_raw_file(path: str) -> None:
     if Path(path).is_file() and Path(path).name != "dataset.json":
         step = f"tuneloop prepare {path}, then check the folder that it names"
-        raise UserError("A file is no data set yet: it has no splits to check", where=path, next_step=step)
+        raise UserError("A file is not a data set yet: it has no splits to check", where=path, next_step=step)
 
 
 def _read(against: str, manifest: DatasetManifest, say: Any) -> list[Row]:

@@ -17,14 +17,14 @@ def amount(text: str | float) -> float:
     """A number, in whole or in parts.
 
     Raises:
-        typer.BadParameter: it is no number; typer names the option.
+        typer.BadParameter: it is not a number; typer names the option.
     """
     if not isinstance(text, str):
         return float(text)
     found = WRITTEN.fullmatch(text.strip().removeprefix("$").strip())
     value = float(found[1].replace(",", "").replace("_", "")) * SIZES[found[2].lower()] if found else math.inf
     if not math.isfinite(value):
-        raise typer.BadParameter(f"{text[:40]!r} is no number; write it as 3000, 3_000, 3e3 or 3k")
+        raise typer.BadParameter(f"{text[:40]!r} is not a number; write it as 3000, 3_000, 3e3 or 3k")
     return value
 
 
@@ -32,11 +32,11 @@ def count(text: str | float) -> int:
     """A whole number.
 
     Raises:
-        typer.BadParameter: it is no number, or has a fraction.
+        typer.BadParameter: it is not a number, or has a fraction.
     """
     if isinstance(text, str) and re.fullmatch(r"[+-]?\d{1,300}", text.strip(), re.ASCII):
         return int(text)  # exact, however large
     value = amount(text)
     if value != int(value):
-        raise typer.BadParameter(f"{str(text)[:40]!r} is no whole number")
+        raise typer.BadParameter(f"{str(text)[:40]!r} is not a whole number")
     return int(value)

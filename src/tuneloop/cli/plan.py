@@ -157,7 +157,7 @@ def _trained(asked: dict[str, Any]) -> list[str]:
     for name in asked:
         if name not in names:
             raise UserError(
-                f"--{name.replace('_', '-')} is no option of --calibrate, which trains on this machine",
+                f"--{name.replace('_', '-')} is not an option of --calibrate, which trains on this machine",
                 where="plan --calibrate", next_step="leave it out, or write a recipe's setting, as in train.micro_batch_tokens=512",
             )  # fmt: skip
     return [f"{names[name]}={value}" for name, value in asked.items()]

@@ -90,7 +90,7 @@ def _two_letters(code: str) -> str:
     short = code.strip().replace("_", "-").partition("-")[0].lower()
     if not (short.isascii() and short.isalpha() and 2 <= len(short) <= 3):
         raise UserError(
-            f"{code!r} is no language code", next_step="give the two letters of ISO 639-1, as in en, de, zh"
+            f"{code!r} is not a language code", next_step="give the two letters of ISO 639-1, as in en, de, zh"
         )
     return _SAME.get(short, short)
 

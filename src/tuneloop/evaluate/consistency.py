@@ -181,7 +181,7 @@ def _similarity(likeness: str, answers: Sequence[Sequence[Completion]]) -> list[
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _SystemAnswers:
     """One system's answers, by row and way, with what they say and what that comes to."""
 
     answers: list[list[Completion]]
@@ -236,7 +236,7 @@ def measure_consistency(
         scores = _scores(rows, by_row, said, kind, read)
         statistics = mean_statistics(scores, right_or_wrong=sorted(BOTH_RIGHT & scores.keys()))
         draws = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
-        measured[name] = _Measured(by_row, said, scores, _estimates(statistics, draws), draws)
+        measured[name] = _SystemAnswers(by_row, said, scores, _estimates(statistics, draws), draws)
     metric = "similarity" if kind == "texts" and not fields else "agreement"
 
     compared = [figure for figure in (metric, "always_right") if figure in measured[own].scores]
@@ -315,7 +315,7 @@ def _estimates(statistics: Statistics, draws: Mapping[str, Array]) -> dict[str, 
 
 
 def _differences(
-    measured: Mapping[str, _Measured], own: str, metric: str, clusters: Sequence[int] | None
+    measured: Mapping[str, _SystemAnswers], own: str, metric: str, clusters: Sequence[int] | None
 ) -> list[Difference]:
     """Paired differences from each other system, corrected for their number (Holm).
 
@@ -355,7 +355,7 @@ def _rows_apart(a: Sequence[float], b: Sequence[float], clusters: Sequence[int] 
     return len(rows) if clusters is None else len({clusters[i] for i in rows})
 
 
-def _examples(ways: Sequence[Sequence[Way]], own: _Measured) -> list[ContradictedRow]:
+def _examples(ways: Sequence[Sequence[Way]], own: _SystemAnswers) -> list[ContradictedRow]:
     """The rows with the most different answers, each way with its question and answer."""
     different = [len({s.key for s in each}) for each in own.said]
     order = sorted(range(len(ways)), key=lambda i: (-different[i], i))

@@ -41,7 +41,7 @@ class MustPass(Config):
             try:
                 re.compile(self.matches)
             except re.error as error:
-                raise ValueError(f"matches is no regular expression: {error}") from None
+                raise ValueError(f"matches is not a regular expression: {error}") from None
         return self
 
     @property

@@ -305,7 +305,7 @@ class _Asking:
             return self._refusal(response.status_code, response.headers.get("retry-after"), text, body)
         reply = read_reply(text)
         if reply is None:
-            return _Refusal("an answer that is no chat completion", tries=2)
+            return _Refusal("an answer that is not a chat completion", tries=2)
         with self.lock:
             self.succeeded, self.failed_in_a_row = True, 0
         return reply

@@ -30,7 +30,7 @@ def load_adapter_alongside(model: Model, folder: Path) -> str:
     method = method_of_folder(folder)
     if method is None or method.load_alongside is None:
         raise UserError(
-            "This is no adapter that can stand alongside others on one base",
+            "This is not an adapter that can stand alongside others on one base",
             where=str(folder),
             next_step="load it as a model of its own",
         )
@@ -52,7 +52,7 @@ def merge_adapter(model: Model, folder: Path) -> str:
 
     method = method_of_folder(trained_folder(folder))
     if method is None or method.merge is None:
-        raise UserError("This is no adapter that can be merged", where=str(folder), next_step="set merge=false")
+        raise UserError("This is not an adapter that can be merged", where=str(folder), next_step="set merge=false")
     name = load_adapter_alongside(model, folder)
     merge_alongside(model.net, name)
     return name

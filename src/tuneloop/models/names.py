@@ -161,7 +161,7 @@ def _from_gguf(file: Path) -> Path:
     with file.open("rb") as start:
         if start.read(4) != b"GGUF":
             raise UserError(
-                "This file is no model", where=str(file), next_step="name a GGUF file, or a folder with config.json"
+                "This file is not a model", where=str(file), next_step="name a GGUF file, or a folder with config.json"
             )
     place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
     return convert(file, cache_folder() / "models" / f"{file.stem}-{place}")

@@ -56,7 +56,7 @@ class ModelShape:
         hidden = _number(config, "hidden_size", where)
         if not config.get("head_dim") and hidden % heads:
             raise UserError(
-                f"hidden_size {hidden} is no multiple of num_attention_heads {heads}",
+                f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}",
                 where=where,
                 next_step="correct config.json, or give head_dim in it",
             )

@@ -130,7 +130,7 @@ def own_card(name: str | None, figures: Figures) -> Gpu:
     base = find_gpu(name) if name else _nearest_card(given)
     if base.is_cpu:
         raise UserError(
-            "The processor is no card", where="--gpu", next_step="leave --gpu out, or the figures of a card"
+            "The processor is not a GPU", where="--gpu", next_step="leave --gpu out, or the figures of a card"
         )
     fields = {"memory": "gib", "tflops": "tflops", "bandwidth": "gb_s", "link": "link_gb_s"}
     changed: dict[str, Any] = {fields[key]: float(value) for key, value in given.items()}

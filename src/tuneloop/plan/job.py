@@ -209,7 +209,7 @@ def _method(name: str) -> Method:
 
 def _no_choice(setting: str, value: object, choices: Sequence[str]) -> UserError:
     return UserError(
-        f"{value!r} is no {setting.replace('_', ' ')}",
+        f"Unknown {setting.replace('_', ' ')}: {value!r}",
         where=setting.replace("_", "-"),
         next_step=f"{did_you_mean(str(value), choices)} choices: {', '.join(choices)}".lstrip(),
     )

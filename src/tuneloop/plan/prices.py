@@ -261,7 +261,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError("The price file is no valid YAML", where=place, next_step=EXAMPLE) from None
+        raise UserError("The price file is not valid YAML", where=place, next_step=EXAMPLE) from None
     except OSError as error:
         raise UserError(f"Can't read the price file: {error.strerror}", where=str(path), next_step="check it") from None
     if not isinstance(value, dict):

@@ -81,7 +81,7 @@ def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
             next_step="name a folder with config.json",
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError("config.json is no valid JSON", where=str(path), next_step="download it again") from None
+        raise UserError("config.json is not valid JSON", where=str(path), next_step="download it again") from None
     if not isinstance(config, dict):
         raise UserError("config.json holds no object", where=str(path), next_step="download it again")
     assumed = []

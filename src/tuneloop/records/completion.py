@@ -101,7 +101,7 @@ class Completion:
         if known.get("finish", "stop") not in get_args(Finish):
             raise ValueError(f"unknown finish {known['finish']!r}")
         if not isinstance(known.get("text", ""), str):
-            raise ValueError("the text of a completion is no string")
+            raise ValueError("the text of a completion is not a string")
         if "token_ids" in known:
             known["token_ids"] = tuple(int(i) for i in known["token_ids"])
         if known.get("logprobs") is not None:

@@ -112,7 +112,7 @@ class NotOfTraining(Part):
     evaluation_minutes: float
 
 
-class Measured(Part):
+class TrialRun(Part):
     """What a short trial run came to."""
 
     minutes: float
@@ -171,5 +171,5 @@ class Plan(Record):
     apart: NotOfTraining | None = None
     disturbed: bool = False
     measuring_seconds: float = 0.0
-    measured: Measured | None = None
+    measured: TrialRun | None = None
     key: str = ""

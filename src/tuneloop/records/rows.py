@@ -90,20 +90,20 @@ class Row:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: it is no row; the message says why.
+            ValueError: it is not a row; the message says why.
         """
         if not isinstance(record, Mapping):
             raise ValueError("it is no JSON object")
         name, messages, label = record.get("id"), record.get("messages"), record.get("label")
         tools, meta = record.get("tools", []), record.get("meta", {})
         if not isinstance(name, str) or not name:
-            raise ValueError("its id is no text")
+            raise ValueError("its id is not a text")
         if not isinstance(messages, list) or not all(map(_is_message, messages)) or not messages:
-            raise ValueError("its messages are no list of {role, content}")
+            raise ValueError("its messages are not a list of {role, content}")
         if not (label is None or isinstance(label, str)):
-            raise ValueError("its label is no text")
+            raise ValueError("its label is not a text")
         if not isinstance(tools, list) or not isinstance(meta, Mapping):
-            raise ValueError("its tools are no list, or its meta is no object")
+            raise ValueError("its tools are not a list, or its meta is not an object")
         return Row(id=name, messages=messages, label=label, tools=tools, meta=dict(meta))
 
 

@@ -99,7 +99,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ArtifactFigures:
     """What was measured of a GGUF file.
 
     Args:
@@ -118,7 +118,7 @@ class Measured:
 
 
 # Of a GGUF file, or of the folder of a model in fewer bits (then the divergence alone), and the artifact's id.
-Measure = Callable[[Path, str], "Measured | float"]
+Measure = Callable[[Path, str], "ArtifactFigures | float"]
 
 
 @dataclass(frozen=True)

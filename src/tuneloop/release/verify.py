@@ -176,7 +176,7 @@ def _check_signature(folder: Path, key: Path | None) -> tuple[Literal["none", "u
         checker = verifying.Config().use_elliptic_key_verifier(public_key=key)
     except ValueError as error:
         raise UserError(
-            f"This is no public key: {str(error).splitlines()[0]}",
+            f"This is not a public key: {str(error).splitlines()[0]}",
             where=str(key),
             next_step="write it with `openssl ec -in PRIVATE_KEY -pubout -out KEY`",
         ) from None

@@ -92,7 +92,7 @@ class Call:
         try:
             value = orjson.loads(raw)
         except ValueError as error:
-            raise ApiError(400, f"The body is no valid JSON: {error}"[:300], code="invalid_json") from None
+            raise ApiError(400, f"The body is not valid JSON: {error}"[:300], code="invalid_json") from None
         except RecursionError:
             value = None
         if not isinstance(value, dict):

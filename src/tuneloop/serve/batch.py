@@ -73,7 +73,7 @@ def _line(number: int, raw: bytes, endpoint: str, first: dict[str, int]) -> Line
     try:
         value = json.loads(raw, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        return Line(number, None, fault=("invalid_json_line", f"line {number} is no valid JSON"))
+        return Line(number, None, fault=("invalid_json_line", f"line {number} is not valid JSON"))
     if not isinstance(value, dict):
         return Line(number, None, fault=("invalid_json_line", f"line {number} is no JSON object"))
     name, body, url = value.get("custom_id"), value.get("body"), value.get("url", endpoint)

@@ -137,7 +137,7 @@ class Batches:
         try:
             form = await Request(call.scope, call.receive).form(max_files=1, max_fields=10)
         except Exception as error:  # starlette's own exceptions of a broken form
-            raise ApiError(400, f"The body is no multipart form: {error}"[:200], param="file") from None
+            raise ApiError(400, f"The body is not a multipart form: {error}"[:200], param="file") from None
         given = form.get("file")
         if given is None or isinstance(given, str):
             raise ApiError(400, "The form has no file", param="file")

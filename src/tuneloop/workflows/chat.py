@@ -261,7 +261,7 @@ def _examples(target: TaskTarget, of: TaskTarget) -> list[Message]:
     run = target.local.run if target.local else None
     if run is None or of.local is None:
         raise UserError(
-            "Examples come from a run's training rows, and this is no run",
+            "Examples come from a run's training rows, and this is not a run",
             where="--against few-shot",
             next_step="name the run's folder, or compare with --against base",
         )

@@ -32,7 +32,7 @@ class AnswerGate(Config):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"{pattern} is no regular expression: {error}") from None
+                raise ValueError(f"{pattern} is not a regular expression: {error}") from None
         return patterns
 
     @field_validator("same")

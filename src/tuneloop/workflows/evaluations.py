@@ -204,7 +204,7 @@ def _recipe(question: EvalTarget) -> Recipe:
             "Which rows?",
             where="--dataset",
             next_step="give a prepared data set with --dataset FOLDER, or a file with --data FILE"
-            + (f" ({question.target} is no run)" if question.kind == "model" else ""),
+            + (f" ({question.target} is not a run)" if question.kind == "model" else ""),
         )
     model = {"adapter": _base_of(question), "model": question.target}.get(question.kind, "")
     return recipe_of(question.dataset or question.data, own, model=model)

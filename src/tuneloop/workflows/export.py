@@ -20,7 +20,7 @@ from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 from tuneloop.release.bom import BOM
 from tuneloop.release.compressed import is_compressed, need_compressed_tensors
-from tuneloop.release.export import Artifact, Measure, Measured, Origin, export, form_for
+from tuneloop.release.export import Artifact, ArtifactFigures, Measure, Origin, export, form_for
 from tuneloop.release.forms import FORMS
 from tuneloop.release.gguf_artifact import GgufSettings
 from tuneloop.release.gguf_lora import check_expressible
@@ -119,7 +119,7 @@ def _measure(job: RunContext, form: str, weights: WeightsWanted, say: Callable[[
         say(f"measure   not measured: {asked}")
         return None
 
-    def measured(file: Path, id_: str) -> Measured:
+    def measured(file: Path, id_: str) -> ArtifactFigures:
         return ask(asked, file, file.stem.rpartition("-")[2], id_)
 
     return measured

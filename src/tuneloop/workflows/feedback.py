@@ -115,7 +115,7 @@ def import_files(
         for item in read_records(sources):
             try:
                 if not isinstance(item, SourceRecord) or not isinstance(item.value, Mapping):
-                    raise UserError("it is no record with named values")
+                    raise UserError("it is not a record with named values")
                 found = _columns(item.value, kind)
                 found.setdefault("key", "import:" + content_hash(found)[:32])
                 found.setdefault("source", "file")

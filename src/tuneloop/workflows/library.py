@@ -335,7 +335,7 @@ def _written(data: Any, path: Path) -> Path:
     for number, record in enumerate(data, 1):
         if not isinstance(record, Mapping):
             raise UserError(
-                f"Record {number} is no mapping but {type(record).__name__}",
+                f"Record {number} is not a mapping but {type(record).__name__}",
                 next_step="give dictionaries; of a pandas frame: frame.to_dict('records')",
             )
         records.append(dict(record))

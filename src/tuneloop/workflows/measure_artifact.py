@@ -25,7 +25,7 @@ from tuneloop.models.trained import trained_folder
 from tuneloop.records.artifact import EVALS, NEAR_TIE, PARTED, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.release.export import Measured
+from tuneloop.release.export import ArtifactFigures
 from tuneloop.release.gguf import About, FloatType, write_gguf
 from tuneloop.release.tuned_weights import open_tuned
 from tuneloop.workflows.gguf import ask_gguf
@@ -68,7 +68,7 @@ def rows_to_measure(job: RunContext, most: int) -> Rows | str:
     return Rows(job, dataset, rows) if rows else "the run's data set has no test rows"
 
 
-def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> Measured:
+def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> ArtifactFigures:
     """The same as `measure_artifact` of a LoRA file, on the base's GGUF file in f16, which is written for it and taken away.
 
     Raises:
@@ -84,7 +84,7 @@ def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> Measured:
         return measure_artifact(asked, file, name, id_, target)
 
 
-def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufTarget | None = None) -> Measured:
+def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufTarget | None = None) -> ArtifactFigures:
     """Ask the file the rows, and compare its answers with the run's.
 
     The evaluation with every answer is written into the run's folder, `evals/ID`: test rows do not travel with an artifact.
@@ -118,7 +118,7 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufT
     write_scored(
         job, folder, own, subject, {name: cost_of(job, answers)}, more={"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
     )  # fmt: skip
-    return Measured(
+    return ArtifactFigures(
         EvaluationExcerpt(
             name=name, dataset=dataset.id, split="test", n=own.n, primary=own.primary, metrics=own.metrics,
             comparisons=list(pairs), words=_words(name, own, theirs, pairs),

@@ -240,7 +240,7 @@ def read_outcomes(file: Path, models: Sequence[str] = ()) -> OutcomeTable:
             value = _outcome(row.get(name))
             if value is None:
                 raise UserError(
-                    f"{name} is no outcome: {row.get(name)!r:.40}", where=f"{file}, row {i + 1}",
+                    f"{name} is not an outcome: {row.get(name)!r:.40}", where=f"{file}, row {i + 1}",
                     next_step="write true, false, or a number from 0 to 1",
                 )  # fmt: skip
             quality[i, j] = value

@@ -222,6 +222,6 @@ def test_a_file_that_describes_no_method_is_refused(text: str | None, sentence: 
 def test_an_unknown_method_is_refused_with_the_choices() -> None:
     with pytest.raises(ValidationError, match="must be full, lora, qlora or prefix, or the Python file"):
         TrainConfig(method="lorra")
-    with pytest.raises(UserError, match="'lorra' is no method") as caught:
+    with pytest.raises(UserError, match="Unknown method: 'lorra'") as caught:
         make_job(model="m", shape=find_model("llama-3.2-1b")[1], gpu=find_gpu("h100-sxm"), method="lorra")
     assert "did you mean lora? choices: full, lora, qlora, prefix" in (caught.value.next_step or "")

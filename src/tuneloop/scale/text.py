@@ -62,7 +62,7 @@ def _replica_words(host: Host, job: Deployment) -> str:
     top = f", ${most:,.0f} at most for {job.traffic.most}" if job.traffic.most > job.traffic.least else ""
     if card.rented:
         return (
-            f"A replica is {machine}, on machines of your own: what they cost only you know (--usd-per-hour). Rented, such a card "
+            f"A replica is {machine}, on machines of your own; `--usd-per-hour` says what they cost you. Rented, such a card "
             f"costs {card.price}; at that price it is {always}{top}."
         )
     return f"A replica is {machine}: {card.price}. That is {always}{top}."
@@ -77,7 +77,11 @@ def request_text(host: Host, job: Deployment) -> str | None:
 def readme(host: Host, job: Deployment) -> str:
     """The project's README: what it is, three commands, price, what was checked and what was not."""
     steps = "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in host.commands(job))
-    secrets = "".join(f"- `{name}`: {what}\n" for name, what in host.secrets)
+    written = "".join([*host.project(job).values(), *(command for command, _ in host.commands(job))])
+    named = [
+        each for each in host.secrets if each[0] != "HF_TOKEN" or "HF_TOKEN" in written
+    ]  # not for a file that is mounted
+    secrets = "".join(f"- `{name}`: {what}\n" for name, what in named)
     limits = "".join(f"- {limit}\n" for limit in host.limits)
     said = f"; `{REQUEST}` holds it, and your question" if host.asked_as(job) is not None else ""
     system = (
@@ -85,11 +89,10 @@ def readme(host: Host, job: Deployment) -> str:
         if job.system
         else ""
     )
-    uses = any("$ARTIFACT" in command for command, _ in host.commands(job)) or "ARTIFACT" in "".join(
-        host.project(job).values()
-    )
     artifact = (
-        f"`$ARTIFACT` is the artifact's folder: `export ARTIFACT=$PWD/artifacts/{job.artifact}`.\n" if uses else ""
+        f"`$ARTIFACT` is the artifact's folder: `export ARTIFACT=$PWD/artifacts/{job.artifact}`.\n"
+        if "ARTIFACT" in written
+        else ""
     )
     return f"""# {job.name} on {host.title}
 

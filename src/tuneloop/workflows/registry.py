@@ -159,7 +159,7 @@ def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
             "No gate has judged this version" + (f" in {lineage.quantisation}" if is_quantised(lineage) else ""),
             where=f"version {version.version}, {lineage.artifact}",
             next_step=f"tuneloop gate {_to_judge(version, run)} --against BASE --suite suite.yaml (gate --init writes a "
-            "first one); or say why not: --force REASON",
+            "first one); or promote it without a gate: --force REASON",
         )
     return found.model_copy(update={"forced": True})
 

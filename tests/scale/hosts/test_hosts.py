@@ -151,6 +151,14 @@ def test_compose_mounts_what_is_not_on_the_hub(form: Form) -> None:
     assert ("HF_TOKEN" in engine["environment"]) == (form == "adapter"), "its base comes from the hub"
 
 
+def test_a_readme_asks_for_a_token_only_where_something_is_read_from_the_hub() -> None:
+    for form, asks in (("gguf", False), ("merged", False), ("adapter", True)):
+        one = replace(job("compose", form), repo="")
+        assert ("HF_TOKEN" in readme(find_host("compose"), one)) == asks
+    for form, asks in (("gguf", False), ("adapter", True)):
+        assert ("HF_TOKEN" in readme(find_host("kubernetes"), job("kubernetes", form))) == asks
+
+
 @pytest.mark.parametrize("name", ["ollama", "docker-model-runner"])
 def test_what_runs_on_a_machine_of_one_s_own_names_no_bill(name: str) -> None:
     host, one = find_host(name), job(name, "gguf")

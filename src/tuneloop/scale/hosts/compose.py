@@ -84,7 +84,7 @@ HOST = Host(
     own=True,
     pulls=False,
     secrets=(
-        ("API_KEY", "in .env, which callers send: what `openssl rand -hex 24` prints"),
-        ("HF_TOKEN", "in .env where that names it, reads what lies on the hub"),
+        ("API_KEY", "in .env, the key that callers send; `openssl rand -hex 24` makes one"),
+        ("HF_TOKEN", "in .env, reads the model and a gated base from the hub"),
     ),
 )

@@ -160,7 +160,7 @@ HOST = Host(
     gpus={key: key for key in CARDS},
     own=True,
     secrets=(
-        ("HF_TOKEN", "in your shell, reads the model and a gated base; not for a GGUF file"),
-        ("API_KEY", "in your shell, which callers send: `export API_KEY=$(openssl rand -hex 24)`"),
+        ("HF_TOKEN", "in your shell, reads the model and a gated base"),
+        ("API_KEY", "in your shell, the key that callers send: `export API_KEY=$(openssl rand -hex 24)`"),
     ),
 )

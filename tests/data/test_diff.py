@@ -78,7 +78,11 @@ def test_chi_square_takes_rare_classes_together() -> None:
     p = chi_square([90, 10], [60, 40])
     assert p is not None and p < 1e-4
     assert chi_square([100, *[1] * 30], [100, *[1] * 30]) == pytest.approx(1.0)
-    assert chi_square([5], [7]) == 1.0
+
+
+def test_too_few_rows_have_no_p_value() -> None:
+    assert chi_square([5], [7]) is None
+    assert chi_square([1000, 1000, 0, 0], [0, 0, 1, 1]) is None  # two rows can't be compared with anything
 
 
 def test_one_shifted_label_among_many_is_told_though_all_together_are_not(tmp_path: Path) -> None:

@@ -100,8 +100,8 @@ class DatasetDiff:
         changed: rows whose question stayed: `label`, `answer`, `instruction` (the system turn), or `other`.
         moved: rows of both that are in another split now, as `"test -> train"`; changed rows count here as well.
         labels: shifts of labels, the largest first.
-        labels_p: chi-square test that the labels' shares are the same; None without labels or scipy. Rows in both
-            data sets make it cautious: a small p is evidence, a large one is not.
+        labels_p: chi-square test that the labels' shares are the same; None without labels or scipy, or with too
+            few rows. Rows in both data sets make it cautious: a small p is evidence, a large one is not.
         config, sources: what differs, each `{"key" or "path", "a", "b"}`; a source's a and b are its rows.
         examples: a few rows of each kind, with their texts.
     """
@@ -312,9 +312,10 @@ def _labels(manifest: DatasetManifest) -> Counter[str]:
 
 
 def chi_square(a: Sequence[int], b: Sequence[int]) -> float | None:
-    """p-value of Pearson's chi-square test of homogeneity of two samples' counts; None without scipy.
+    """p-value of Pearson's chi-square test of homogeneity of two samples' counts.
 
-    Classes with fewer than 5 expected in either sample are taken together (Cochran 1954).
+    Classes with fewer than 5 expected in either sample are taken together (Cochran 1954). None without scipy, and where
+    fewer than two classes are left.
     """
     try:
         from scipy.stats import chi2_contingency
@@ -330,7 +331,7 @@ def chi_square(a: Sequence[int], b: Sequence[int]) -> float | None:
     if sum(small):
         columns.append(small)
     if len(columns) < 2:
-        return 1.0
+        return None
     return float(chi2_contingency(columns).pvalue)
 
 

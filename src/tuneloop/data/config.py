@@ -166,7 +166,7 @@ class PrepareConfig(Config):
     max_expansion: float = Field(
         200.0,
         gt=1,
-        description="times its size that a packed file (gz, zst, parquet ...) may grow before it is refused",
+        description="how many times its size a compressed file (gz, zst, parquet ...) may expand to before it is refused",
     )
     limit_per_label: int | None = Field(None, ge=1, description="keep at most this many training rows a label")
     limit: int | None = Field(None, ge=1, description="read at most this many records")

@@ -84,7 +84,7 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
 
     Args:
         sources: what to look for.
-        max_expansion: times its size that a packed file may grow.
+        max_expansion: how many times its size a compressed file may expand to.
 
     Raises:
         UserError: nothing given, nothing found, or a kind that can't be read.

@@ -28,9 +28,12 @@ def written(name: str, job: TrainingJob, folder: Path) -> dict[str, Path]:
 
 def test_the_places_are_known_and_a_slip_is_named() -> None:
     assert sorted(clusters()) == ["kubernetes", "modal", "skypilot", "slurm", "torchrun"]
-    with pytest.raises(UserError, match="Nothing named 'slurn'") as caught:
+    with pytest.raises(UserError, match="No place 'slurn'") as caught:
         find_cluster("slurn")
     assert "slurm" in caught.value.next_step
+    with pytest.raises(UserError) as caught:
+        find_cluster("moon")
+    assert "skypilot" in caught.value.next_step and "ray://HOST" in caught.value.next_step
 
 
 @pytest.mark.parametrize("name", ["skypilot", "kubernetes", "slurm", "torchrun"])

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from tuneloop import __version__
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.flag import flag, switch
-from tuneloop.scale.discovery import find_named, records_of
+from tuneloop.scale.discovery import records_of
 from tuneloop.scale.skypilot_sdk import SkyJob
 
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}  # scheme of a bucket -> the extra that speaks to it
@@ -217,6 +217,9 @@ def find_cluster(name: str) -> Cluster:
     Raises:
         UserError: none of that name; the nearest is named.
     """
-    if step := did_you_mean(name, ["ray"]):
-        raise UserError(f"Nothing named {name!r} trains a recipe", where="--on", next_step=step)
-    return find_named(clusters(), name, f"Nothing named {name!r} trains a recipe", "--on")
+    known = clusters()
+    if name in known:
+        return known[name]
+    names = [*known, "ray", "ray://HOST:10001"]
+    step = did_you_mean(name, names, f"known: {', '.join(names)}")
+    raise UserError(f"No place {name!r} to run a recipe", where="--on", next_step=step)

@@ -49,5 +49,5 @@ CLUSTER = Cluster(
     as_of="2026-11-27",
     checked="The shell reads the script.",
     unchecked="partitions and accounts, which your site wants to be named (sbatch --partition ... --account ...).",
-    limits=("HF_TOKEN has to be set where sbatch is called, and with --bucket what its keys are read from.",),
+    limits=("Set HF_TOKEN in the shell that calls sbatch; with --bucket, the bucket's credentials as well.",),
 )

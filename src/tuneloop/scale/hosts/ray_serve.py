@@ -47,7 +47,7 @@ def project(job: Deployment) -> dict[str, str]:
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     """Up, ask, down."""
-    up = "pip install 'ray[serve,llm]'\nserve deploy serve.yaml   # RAY_DASHBOARD_ADDRESS names the cluster; HF_TOKEN has to be set on its nodes"
+    up = "pip install 'ray[serve,llm]'\nserve deploy serve.yaml   # RAY_DASHBOARD_ADDRESS names the cluster; set HF_TOKEN on its nodes"
     if job.form == "adapter":
         up = f'aws s3 cp --recursive "$ARTIFACT" s3://YOUR_BUCKET/adapters/{job.name}\n{up}'
     ask = 'curl "$RAY_SERVE_URL/v1/chat/completions" -H "Content-Type: application/json" -d @request.json'

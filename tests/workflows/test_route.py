@@ -80,6 +80,19 @@ def test_outcomes_give_a_frontier_and_a_most_cost_holds(
     assert told(capsys, "route", "eval", "--outcomes", "o.csv")["figures"] == cheap["figures"]
 
 
+@pytest.mark.parametrize("more", [False, True])
+def test_a_most_cost_that_test_rows_do_not_keep_is_said(
+    more: bool, tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome_file(tmp_path / "o.csv")
+    if more:  # a price at which the validation rows alone keep the limit
+        monkeypatch.setattr("tuneloop.workflows.route._price", lambda *_: 0.0)
+    command = ["route", "fit", "--outcomes", "o.csv", "--features", "words", "--cost", "small=1,large=10"]
+    assert main([*command, "--max-cost", "4"]) == 0
+    assert ("more than --max-cost 4" in capsys.readouterr().out) == more
+
+
 def test_hidden_states_of_the_base_are_features_too(runs: list[str], capsys: Said, tiny_llama: Path) -> None:
     found = told(capsys, "route", "fit", *runs, "--features", "hidden", "--base", str(tiny_llama), "--out", "router")
     assert found["base"] == str(tiny_llama) and found["figures"]["quality"]["value"] > 0.6

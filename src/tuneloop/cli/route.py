@@ -51,6 +51,12 @@ def fit(
         else:
             router = fit_route(sources, Path(out), options, progress=shown.progress)
     _show(router, out, output.json)
+    found = router.record.figures
+    if not output.json and found is not None and 0 < options.max_cost < found.cost:
+        print(
+            f"warn: on the test rows an answer costs {found.cost:g} on average, more than --max-cost {options.max_cost:g}, which "
+            "holds on the validation rows only; ask for less, or give more rows"
+        )
 
 
 def judge(

@@ -251,7 +251,7 @@ def test_paged_states_and_offloaded_ones_take_nothing() -> None:
         ({"gpus": 4}, "share the work"),
         ({"dtype": "fp32", "attention": "flash"}, "FlashAttention"),
         ({"optimizer_in_backward": True, "grad_accum": 2}, "accumulate"),
-        ({"method": "loraa"}, "no method"),
+        ({"method": "loraa"}, "Unknown method"),
         ({"micro_batch": 0}, "micro batch"),
         ({"seq_len": -5}, "seq len"),
         ({"seq_len": 500_000}, "positions"),

@@ -82,7 +82,7 @@ def test_a_card_of_12_gb_is_planned_with_its_price_and_its_link() -> None:
         ({"gpu_memory": 12.0, "gpu_tflops": 29.0, "gpu_price": -1.0}, "price of no GPU"),
         ({"gpu_price": 1.0}, "price of no GPU"),
         ({"gpu": "l4", "gpu_price": 1.0, "usd_per_gpu_hour": 1.0}, "say the same"),
-        ({"gpu": "cpu", "gpu_memory": 12.0}, "no card"),
+        ({"gpu": "cpu", "gpu_memory": 12.0}, "not a GPU"),
     ],
 )
 def test_figures_of_no_card_are_refused_with_a_way_on(figures: dict[str, Any], says: str) -> None:

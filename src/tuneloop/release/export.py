@@ -46,12 +46,13 @@ from tuneloop.records.record import as_record
 from tuneloop.records.run import RunManifest
 from tuneloop.release.bom import BOM, Materials, bill_of_materials
 from tuneloop.release.card import measured_table, model_card
-from tuneloop.release.compressed import write_compressed
+from tuneloop.release.compressed import SCHEMES, write_compressed
 from tuneloop.release.forms import FORMS
-from tuneloop.release.gguf import About
+from tuneloop.release.gguf import FLOAT_TYPES, About
 from tuneloop.release.gguf_artifact import GgufSettings, GgufSource, write_gguf_model
 from tuneloop.release.licences import hub_name, licence_of
 from tuneloop.release.merge import merge
+from tuneloop.release.quantise import QUANTS
 from tuneloop.release.tuned_weights import open_tuned
 
 LAYOUT = 3  # of the files; another one makes other ids
@@ -138,11 +139,12 @@ def form_for(method: Method, wanted: str) -> str:
     """
     form = wanted or method.forms[0]
     if form not in FORMS:
-        raise UserError(
-            f"No such format {form!r}",
-            where="--format",
-            next_step=did_you_mean(form, FORMS, f"choose one of {', '.join(FORMS)}"),
-        )
+        step = did_you_mean(form, FORMS, f"choose one of {', '.join(FORMS)}")
+        types = {"gguf": (*FLOAT_TYPES, *QUANTS), "merged": tuple(SCHEMES)}
+        for name, known in types.items():
+            if form.lower() in known:
+                step = f"it is a type of weights: --format {name} --quant {form.lower()}"
+        raise UserError(f"No such format {form!r}", where="--format", next_step=step)
     weights = FORMS[form].weights or form
     if weights not in method.forms:
         raise UserError(

@@ -176,6 +176,10 @@ def test_the_forms_of_an_export_are_the_methods_own() -> None:
         form_for(method_named("full"), "adapter")
     with pytest.raises(UserError, match="No such format 'gguff'"):
         form_for(method_named("lora"), "gguff")
+    for quant, form in (("Q4_K_M", "gguf"), ("fp8", "merged")):
+        with pytest.raises(UserError) as caught:
+            form_for(method_named("lora"), quant)
+        assert f"--format {form} --quant {quant.lower()}" in caught.value.next_step
 
 
 def test_the_commands_help_names_every_method() -> None:

@@ -23,6 +23,14 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out.split("\n", 1)[1])["keys"][0]["revoked"]
 
 
+def test_limits_are_listed_as_their_options_name_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path)
+    limits = ["--budget-usd", "5", "--adapters", "tickets,letters", "--keep-days", "0.5"]
+    assert main(["keys", "add", "anna", "-f", folder, *limits]) == 0
+    assert main(["keys", "list", "-f", folder]) == 0
+    assert "budget-usd 5, adapters tickets,letters, keep-days 0.5" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -26,7 +26,7 @@ def test_five_points_at_a_tenth_of_the_traffic_take_about_9800_rated_units(plan)
     assert plan.days_one_look == math.ceil(plan.units_one_look / 30)
     assert plan.units_50 < plan.units_one_look < plan.units_80  # who looks daily ends earlier on average
     text = " ".join(plan.summary)
-    assert "50 % chance" in text and f"{plan.units_one_look:,}" in text and "30 rated units" in text
+    assert "50% chance" in text and f"{plan.units_one_look:,}" in text and "30 rated units" in text
 
 
 def test_false_promotions_stay_below_alpha_where_the_z_test_does_not(plan):

@@ -129,6 +129,8 @@ def test_planted_changes_raise_the_alarm_that_names_them(change, detector):
     alarm = next(one for one in found.detections if one.name == detector)
     assert alarm.p <= alarm.level and alarm.next_step and len(alarm.requests) == m.SHOWN
     assert any(alarm.sentence in line and alarm.next_step in line for line in found.summary)
+    if detector == "length":
+        assert "characters" in alarm.sentence
 
 
 def test_a_model_that_is_less_sure_of_its_labels_raises_an_alarm():

@@ -176,3 +176,27 @@ def test_a_full_disk_delays_nothing(tmp_path: Path) -> None:
     began = time.perf_counter()
     lines.begin(request())
     assert lines.failed == 1 and time.perf_counter() - began < 1
+
+
+def test_a_prompt_is_searched_for_personal_data_once(tmp_path: Path) -> None:
+    searched: list[Any] = []
+
+    def redact(value: Any) -> Any:
+        searched.append(value)
+        return json.loads(json.dumps(value).replace("bob@x.org", "<EMAIL>"))
+
+    store = StoreWriter(tmp_path, "redacted", redact, say=lambda line: None)
+    store.start()
+    asked = [{"role": "user", "content": "write to bob@x.org"}]
+    begun = StoredRequest(id="a", time="2026-01-01T00:00:00.000Z", model="m", prompt=asked)
+    store.begin(begun)
+    store.add(begun.model_copy(update={"completion": "I wrote to bob@x.org"}))
+    other = begun.model_copy(update={"id": "b", "prompt": [{"role": "user", "content": "bob@x.org again"}]})
+    store.begin(begun.model_copy(update={"id": "b"}))
+    store.add(other)  # with another prompt than it began with
+    store.stop()
+    assert [("prompt" in value) for value in searched] == [True, False, True, True]
+    with opened(tmp_path) as connection:
+        first, second = read_requests(connection)
+    assert (first.prompt[0]["content"], first.completion) == ("write to <EMAIL>", "I wrote to <EMAIL>")
+    assert second.prompt[0]["content"] == "<EMAIL> again"

@@ -131,6 +131,8 @@ def test_the_command_line_from_start_to_end(store, capsys):
     assert code == 0 and found["same"]
     code, found = run("stop", "new", "--why", "a test")
     assert code == 0 and found["ended"] == "stopped"
+    assert main(["ab", "show", "new", "--store", str(store)]) == 0
+    assert "stopped by hand: a test" in capsys.readouterr().out
     code, found = run("show")
     assert code == 0 and [one["name"] for one in found["experiments"]] == ["new"]
     assert run("check", "nothing")[0] == 2

@@ -13,7 +13,7 @@ import pytest
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, read_yaml, write_json, write_yaml
+from tuneloop.core.files import lock_folder, read_json, read_yaml, write_json, write_yaml
 from tuneloop.inference.llamacpp import installed
 from tuneloop.records.artifact import NEAR_TIE, ArtifactManifest, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison
@@ -21,7 +21,13 @@ from tuneloop.records.record import read_record
 from tuneloop.workflows.chat import open_chat
 from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 from tuneloop.workflows.export import WeightsWanted, export_run
-from tuneloop.workflows.measure_artifact import acceptable, evaluation_of_run, parted, rows_to_measure
+from tuneloop.workflows.measure_artifact import (
+    acceptable,
+    evaluation_of_run,
+    parted,
+    remove_stale_bases,
+    rows_to_measure,
+)
 from tuneloop.workflows.predict import predict
 from tuneloop.workflows.registry import evaluation_place
 from tuneloop.workflows.run_context import RunContext, load_run_recipe
@@ -114,6 +120,16 @@ def test_a_lora_file_is_measured_on_its_base(make_tuned: MakeTuned) -> None:
     assert manifest.cost is not None and manifest.cost.file_bytes == manifest.files["tickets-lora-f32.gguf"].bytes
     assert "answered by llama.cpp on the base's GGUF file in f16" in (folder / "README.md").read_text()
     assert not list(run.glob(".base-*")), "the base's file is taken away"
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    for name in (".base-killed", ".base-atwork"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "base.gguf").write_bytes(b"x")
+    with lock_folder(tmp_path / ".base-atwork"):
+        remove_stale_bases(tmp_path)
+    assert [left.name for left in tmp_path.glob(".base-*")] == [".base-atwork"]
+    assert (tmp_path / ".base-atwork/base.gguf").is_file()
 
 
 def test_structured_answers_are_asked_under_their_schema_and_texts_have_a_perplexity(make_tuned: MakeTuned) -> None:

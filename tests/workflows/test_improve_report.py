@@ -14,7 +14,7 @@ from tuneloop.improve.experiment import registration_hash
 from tuneloop.records.decision import Decision
 from tuneloop.records.record import write_record
 from tuneloop.report.improve_html import render_improve_page
-from tuneloop.serve.store import connect, insert
+from tuneloop.serve.store import connect, insert, opened
 from tuneloop.workflows import ab
 from tuneloop.workflows.improve_report import report_of
 
@@ -112,6 +112,21 @@ def test_the_command_writes_page_and_record(store, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["funnel"][0]["count"] == 801
     assert (store / "improve" / "report.html").is_file() and (store / "improve" / "report.json").is_file()
+
+
+def test_an_alarm_names_words_and_next_step_and_a_stopped_experiment_does_not_go_on(tmp_path):
+    connect(tmp_path / "serve", create=True).close()
+    assert main(["ab", "start", "new", "--model", "m", "--no-shadow", "--store", str(tmp_path / "serve")]) == 0
+    assert main(["ab", "check", "new", "--store", str(tmp_path / "serve")]) == 3
+    assert main(["ab", "stop", "new", "--why", "new product line", "--store", str(tmp_path / "serve")]) == 0
+    alarm = window(0, ["novelty"])
+    alarm.data["detections"][1] |= {"words": ["crypto"], "next_step": "look at them"}
+    with opened(tmp_path / "serve") as store:
+        insert(store, [alarm])
+    found = report_of(tmp_path / "serve")
+    assert found.experiments[0].sentence == "Stopped by hand: new product line."
+    (said,) = found.windows[0].sentences
+    assert "Words: crypto. Next: look at them." in said
 
 
 def test_an_empty_store_gives_a_page_and_none_an_error(tmp_path, capsys):

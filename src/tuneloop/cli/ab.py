@@ -113,10 +113,12 @@ def show(
     for one in states:
         where = one.ended or (f"{one.share:.0%} of new users" if one.share else "shadow mode")
         print(
-            f"{one.design.name}: {where}, {one.design.candidate} against {one.design.champion}, since {one.started[:16]}"
+            f"{one.design.name}: {where}, {one.design.candidate} against {one.design.champion}, since {one.started[:16].replace('T', ' ')}"
         )
         for verdict in one.verdicts if name else one.verdicts[-1:]:
             print(f"  {verdict.at[:16].replace('T', ' ')}  {verdict.outcome}: {verdict.sentence}")
+        if one.stopped:
+            print(f"  {one.stopped[:16].replace('T', ' ')}  stopped by hand: {one.why or 'no reason was given'}")
     if not states:
         print("There is no experiment yet: `tuneloop ab plan` says what one could show.")
 
@@ -205,7 +207,7 @@ def judge(
 def _as_json(state: ExperimentState) -> dict[str, Any]:
     return {
         "design": state.design, "registration": state.registration, "started": state.started, "share": state.share,
-        "ended": state.ended, "decisions": state.verdicts,
+        "ended": state.ended, "stopped": state.stopped, "why": state.why, "decisions": state.verdicts,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from tuneloop.improve.collect import DROPPED, CollectOptions
 
 
 def command(
-    store: str = argument("STORE", "The server's folder, or its store: a file or a postgresql:// URL."),
+    store: str = argument("[STORE]", "The server's folder, or its store: a file or a postgresql:// URL.", "serve"),
     out: str = flag(..., "FOLDER", "Folder for the files.", "-o"),
     run: str = flag(
         "", "FOLDER", "Run in use: also write its rows and the collected ones, as train.jsonl and test.jsonl."

@@ -151,7 +151,7 @@ def show(
 
 
 def queue(
-    store: str = argument("STORE", "The server's folder, or its store: a file or a postgresql:// URL."),
+    store: str = argument("[STORE]", "The server's folder, or its store: a file or a postgresql:// URL.", "serve"),
     out: str = flag(..., "FOLDER", "Folder of the review.", "-o"),
     rows: int = flag(40, "N", "Answers to look at.", least=1, most=1000),
     since: str = flag("", "TIME", "Only requests from then on, as in 2026-01-01."),

@@ -36,6 +36,8 @@ def run(
         else:
             for one in checked:
                 print(f"{'follows' if one.follows else 'DIFFERS'}  {one.time[:16].replace('T', ' ')}  {one.what}")
+            if not checked:
+                print("Nothing was decided yet.")
         raise typer.Exit(0 if all(one.follows for one in checked) else 1)
     if watch:
         _watch(project, every, output.quiet)

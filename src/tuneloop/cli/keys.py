@@ -87,6 +87,12 @@ def _shown(key: ApiKey) -> dict[str, Any]:
 
 
 def _line(key: ApiKey) -> str:
-    limits = ", ".join(f"{name} {value}" for name, value in key.limits.model_dump(exclude_defaults=True).items())
-    state = f"revoked {key.revoked}" if key.revoked else limits or "no limits"
+    limits = ", ".join(_limit(*each) for each in key.limits.model_dump(exclude_defaults=True).items())
+    state = f"revoked {key.revoked[:16].replace('T', ' ')}" if key.revoked else limits or "no limits"
     return f"{key.id}  {key.name:<20} made {key.created[:16].replace('T', ' ')}  {state}"
+
+
+def _limit(name: str, value: Any) -> str:
+    """A limit as its option names it."""
+    shown = ",".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
+    return f"{name.replace('_', '-')} {shown}"

@@ -38,7 +38,7 @@ class KnownChange:
 
 
 def command(
-    store: str = argument("STORE", "The server's folder, or its store: a file or a postgresql:// URL."),
+    store: str = argument("[STORE]", "The server's folder, or its store: a file or a postgresql:// URL.", "serve"),
     reference: str = flag(..., "DATASET", "The prepared data set that the model was trained on.", "-r"),
     all_detectors: bool = switch("Show detectors without an alarm, too.", "--all"),
     *,
@@ -65,8 +65,13 @@ def command(
     else:
         print("\n".join(report.summary))
         if all_detectors:
-            print("\n".join(f"  {one.sentence}" for one in report.detections if not one.alarm))
-            print("\n".join(f"  {name}: left out, {why}" for name, why in report.skipped.items()))
+            for one in report.detections:
+                if not one.alarm:
+                    print(f"  {one.sentence}")
+            for name, why in report.skipped.items():
+                print(f"  {name}: left out, {why}")
+        elif report.skipped:
+            print(f"Not compared: {', '.join(report.skipped)} (--all says why).")
     raise typer.Exit(1 if report.alarms else 0 if report.detections or report.canary_rounds else 3)
 
 

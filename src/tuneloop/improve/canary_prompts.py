@@ -177,7 +177,7 @@ def _finding(
     else:
         said = f"{len(changes)} of {counted(compared, 'canary prompt')} are answered otherwise than before"
         said += f", of these {right_before} rightly before and {right_now} now" if judged else ""
-        said += "; a new release answers" if new_release else f" (p {p:.2g}, alarm from {level:.2g})"
+        said += "; a new release answers" if new_release else f" (p {p:.2g}, alarm below {level:.2g})"
     if failed:
         said += f"; {failed} got no answer"
     return CanaryRound(

@@ -7,11 +7,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from tuneloop.core.files import Config, content_hash
+from tuneloop.core.flag import Flag
 from tuneloop.improve.experiment import unit_of
 from tuneloop.improve.feedback import by_request, mean_value
 from tuneloop.records.feedback import Feedback, right_answer, value_of
@@ -36,13 +37,15 @@ DROPPED = {
 class CollectOptions(Config):
     """What is taken."""
 
-    since: str = Field("", description="Only requests from then on, as in 2026-01-01.")
-    until: str = Field("", description="Only requests before.")
+    since: Annotated[str, Flag(metavar="TIME")] = Field("", description="Only requests from then on, as in 2026-01-01.")
+    until: Annotated[str, Flag(metavar="TIME")] = Field("", description="Only requests before then, as in 2026-02-01.")
     model: str = Field("", description="Only requests to this model.")
     heldout_share: float = Field(0.1, ge=0, lt=1, description="Share of users whose rows are the test, never training.")
     per_user: int = Field(20, ge=1, description="Rows that one user may give to each file.")
     own_share: float = Field(1.0, ge=0, le=1, description="Largest share of the model's own answers among sft rows.")
-    without_keys: str = Field("", description="Names of API keys, with commas, whose requests are not used.")
+    without_keys: Annotated[str, Flag(metavar="NAME,...")] = Field(
+        "", description="API keys whose requests are not used."
+    )
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class ExperimentState:
         share: of new users that meet the candidate.
         verdicts: all decisions, in order.
         ended: how it ended: promote, roll back, futility or stopped; empty while it goes on.
+        stopped: when a person ended it, and `why` as that person said; empty where nobody did.
     """
 
     design: ExperimentDesign
@@ -38,6 +39,8 @@ class ExperimentState:
     share: float
     verdicts: tuple[ExperimentVerdict, ...] = ()
     ended: str = ""
+    stopped: str = ""
+    why: str = ""
 
     def stage(self, at: datetime) -> Stage:
         """Where it stands at some time."""
@@ -61,7 +64,7 @@ def experiments_of(events: Iterable[Decision]) -> dict[str, ExperimentState]:
 
 def _after(state: ExperimentState, event: Decision) -> ExperimentState:
     if event.kind == STOP:
-        return replace(state, ended="stopped", share=0.0)
+        return replace(state, ended="stopped", share=0.0, stopped=event.time, why=str(event.data.get("why") or ""))
     verdict = ExperimentVerdict.model_validate(event.data)
     changed = verdict.share != state.share
     return replace(

@@ -284,16 +284,16 @@ def _summary(plan: ExperimentPlan) -> Iterator[str]:
     """The plan in sentences."""
     points = f"{100 * plan.effect:+.3g} points"
     yield (
-        f"{plan.requests_per_day:,.0f} requests a day, of which {100 * plan.rated:.3g} % are rated, give {plan.units_per_day:,.3g} rated "
+        f"{plan.requests_per_day:,.0f} requests a day, of which {100 * plan.rated:.3g}% are rated, give {plan.units_per_day:,.3g} rated "
         f"units a day, {plan.candidate_units_per_day:,.3g} of them the candidate's."
     )
     yield (
-        f"At {plan.share:.0%} of the traffic and {100 * plan.base:.3g} % liked, a true {points} has a 50 % chance to show at one look "
+        f"At {plan.share:.0%} of the traffic and {100 * plan.base:.3g}% liked, a true {points} has a 50% chance to show at one look "
         f"after about {plan.units_one_look:,} rated units: {plan.days_one_look:,} days."
     )
     every = "day" if plan.look_every_days == 1 else f"{plan.look_every_days} days"
     if plan.days_50 is not None:
-        more = f", 80 % after {plan.days_80:,}" if plan.days_80 is not None else ""
+        more = f", 80% after {plan.days_80:,}" if plan.days_80 is not None else ""
         yield f"Looked at every {every}, half of such candidates are promoted after {plan.days_50:,} days{more}."
     else:
         yield f"Looked at every {every}, fewer than half of such candidates are promoted within {plan.days_simulated:,} days."

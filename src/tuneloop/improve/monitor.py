@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from tuneloop.core.files import Config
+from tuneloop.core.flag import Flag
 from tuneloop.core.late import np
 from tuneloop.improve.canary_prompts import SHARE, round_in_words
 from tuneloop.improve.experiment import time_of, unit_of
@@ -45,7 +46,7 @@ Embed = Callable[[Sequence[str]], Any]
 Reference = Literal["reference", "earlier"]
 
 STEPS = {
-    "inputs": "label some of these requests (`tuneloop review`), add them to the data and train again; or `--ignore inputs --ignore-until TIME`, if you know the change",
+    "inputs": "let people label some of these requests (`tuneloop feedback queue`, then `tuneloop review`), and train again; or `--ignore inputs --ignore-until TIME`, if you know the change",
     "novelty": "look whether these are a new kind of request; label them and train again",
     "vocabulary": "look at the words: a new product, or damaged texts? label some and train again, or repair the source",
     "length": "look whether a template or a client has changed; evaluate on some of these",
@@ -59,18 +60,31 @@ STEPS = {
     "cost": "see `tuneloop costs`: longer requests or answers, or another tier",
 }
 
+MEASURED = {  # number of each request that a detector compares, and its unit
+    "novelty": ("distance to the nearest row", ""),
+    "vocabulary": ("share of unknown words", ""),
+    "length": ("length", " characters"),
+    "output length": ("length", " characters"),
+    "cost": ("cost", " USD"),
+    "latency": ("time", " ms"),
+}
+
 
 class MonitorOptions(Config):
     """What is compared."""
 
     model: str = Field("", description="Served name; default: the only one of the window.")
-    window: str = Field("7d", description="Length of the window, as in 7d or 12h.")
-    until: str = Field("", description="End of the window, as in 2026-01-31; default: now.")
+    window: Annotated[str, Flag(metavar="TIME")] = Field("7d", description="Length of the window, as in 7d or 12h.")
+    until: Annotated[str, Flag(metavar="TIME")] = Field(
+        "", description="End of the window, as in 2026-01-31; default: now."
+    )
     false_alarms: float = Field(
         2.0, gt=0, le=50, description="Windows of a year that may raise an alarm without cause."
     )
     canaries: int = Field(20, ge=1, le=500, description="Rows of the data set's test that --ask asks.")
-    canaries_every: str = Field("1d", description="Time between two rounds of canary prompts, as in 1d or 12h.")
+    canaries_every: Annotated[str, Flag(metavar="TIME")] = Field(
+        "1d", description="Time between two rounds of canary prompts, as in 1d or 12h."
+    )
     seed: int = Field(0, ge=0, description="Seed of the permutations.")
 
 
@@ -398,7 +412,7 @@ def _detect(one: Compared, level: float, helpers: Helpers, seed: int) -> Detecti
     return Detection(
         name=one.name, compared_with=one.against, p=found.p, level=level, size=found.size, unit=one.unit, alarm=alarm,
         rows=[len(one.before), len(one.now)],
-        sentence=f"{said} ({_sized(one, found)}, p {found.p:.2g}, alarm from {level:.2g})",
+        sentence=f"{said} ({_sized(one, found)}, p {found.p:.2g}, alarm below {level:.2g})",
         next_step=_next_step(one) if alarm else "", words=words, requests=[one.ids[i] for i in order],
     )  # fmt: skip
 
@@ -419,7 +433,11 @@ def _sized(one: Compared, found: Difference) -> str:
         most = max(shifts, key=lambda name: abs(shifts[name]))
         return f"{most} from {before[most] / before.total():.1%} to {now[most] / now.total():.1%}"
     if one.kind == "numbers":
-        return f"median from {np.median(one.before):.4g} to {np.median(one.now):.4g}"
+        word, middles = "median", [float(np.median(one.before)), float(np.median(one.now))]
+        if middles[0] == middles[1]:  # a few rows far out change the mean alone
+            word, middles = "mean", [float(np.mean(one.before)), float(np.mean(one.now))]
+        what, unit = MEASURED[one.name]
+        return f"{word} {what} from {middles[0]:.4g} to {middles[1]:.4g}{unit}"
     return f"told apart with a chance of {found.size:.2f}; 0.5: alike"
 
 
@@ -515,8 +533,8 @@ def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
         yield f"No alarm: {ran} detectors show no change on {report.requests:,} requests ({report.compared:,} users)."
     for one in report.detections:
         if one.alarm:
-            words = f" Words: {', '.join(one.words)}." if one.words else ""
-            yield f"{one.sentence}.{words} Requests: {', '.join(one.requests)}. Next: {one.next_step}."
+            words = f"\n  Words: {', '.join(one.words)}." if one.words else ""
+            yield f"{one.sentence}.{words}\n  Requests: {', '.join(one.requests)}.\n  Next: {one.next_step}."
     yield from map(round_in_words, report.canaries)
     if report.canary_rounds and not report.canaries:
         yield f"Canary prompts: asked {report.canary_rounds} times, all answered as before."

@@ -159,9 +159,9 @@ class ExperimentDesign(Record):
     @model_validator(mode="after")
     def _ramp_rises(self) -> ExperimentDesign:
         if not self.ramp or not all(0 < share <= 1 for share in self.ramp) or sorted(set(self.ramp)) != self.ramp:
-            raise ValueError("ramp: shares above 0 and at most 1 that rise, as in 0.1, 0.25, 0.5, 1")
+            raise ValueError("the steps of a ramp rise, from above 0 to at most 100 %")
         if self.ramp[0] == 1:
-            raise ValueError("ramp: at 1 from the beginning there is nothing to compare with")
+            raise ValueError("a ramp that begins at 100 % leaves no champion to compare with")
         return self
 
 

@@ -68,7 +68,7 @@ class ExperimentLine(Part):
         name, candidate, champion, measure, effect, alpha, registration: as registered.
         started: when.
         outcome: promote, roll back, futility, stopped; empty while it goes on.
-        sentence: the last decision.
+        sentence: the last decision, or why a person stopped it.
         users, candidate_users: that met either arm by then; `shadow_votes` judged pairs.
         points: one for each decision.
         guardrails: as they stood last.
@@ -98,7 +98,7 @@ class MonitoredWindow(Part):
         since, until, requests: of the window.
         strengths: detector -> evidence over what an alarm takes (logarithms); from 1 on it is one.
         alarms: names of the detectors with an alarm.
-        sentences: of the alarms.
+        sentences: of the alarms, each with words and next step.
         quality: estimated share of right answers; NaN: not estimated.
     """
 

@@ -82,8 +82,9 @@ class StoreWriter:
         store: the store's place where it is another one, as the URL of a database.
         content: what is kept of prompts and answers: `full`; `redacted`, without personal data; `hash`, a digest of each
             text; `none`.
-        redact: removes personal data; needed for `redacted`. It runs in the thread of the writer, but for short requests,
-            which are searched at once, so that a kill costs none of their texts.
+        redact: removes personal data, from each value of a mapping by itself; needed for `redacted`. It runs in the thread of
+            the writer, but for short requests, which are searched at once, so that a kill costs none of their texts. A prompt
+            is searched when its request begins, and not again when it ends.
         say: gets a line once when writing fails, and once when it works again.
         most_waiting: records that may wait in memory.
         patience: seconds to wait for another process that holds the store, before records are spilled.
@@ -103,6 +104,9 @@ class StoreWriter:
     _thread: threading.Thread | None = None
     _connection: Database | None = None
     _ahead: WriteAhead | None = None
+    _searched: dict[str, tuple[StoredRequest, StoredRequest]] = field(
+        default_factory=dict
+    )  # begun, as given and as kept
 
     @property
     def folder(self) -> Path:
@@ -127,14 +131,20 @@ class StoreWriter:
     def begin(self, record: StoredRequest) -> None:
         """Note a request that is accepted, so that it is known even if the server is killed before it is answered."""
         if self._ahead is not None:
-            outline = self._outline(record) or self._without_texts(record)
+            kept = self._outline(record)
+            outline = self._without_texts(record) if kept is None else kept
             assert isinstance(outline, StoredRequest)
             self._ahead.begin(outline)
+            if kept is not None and self.content == "redacted" and len(outline.prompt) == len(record.prompt):
+                while len(self._searched) >= self.most_waiting and (oldest := next(iter(self._searched), None)):
+                    self._searched.pop(oldest, None)
+                self._searched[record.id] = (record, outline)
 
     def add(self, record: Record) -> None:
         """Write a record some time soon, and a line at once that survives the server's death. Never waits and never fails."""
         if len(self._queue) >= self.most_waiting:
             self.counts.lost += 1
+            self._searched.pop(getattr(record, "id", ""), None)
             return
         if self._ahead is None:
             self._queue.append(_Waiting(record))
@@ -294,8 +304,13 @@ class StoreWriter:
                 update={"prompt": _hashed(texts["prompt"]), "completion": _hashed(texts["completion"]), "tools": []}
             )
         assert self.redact is not None
+        given, clean = self._searched.pop(record.id, (None, None))
+        known: dict[str, Any] = {}
+        if given and clean and (given.prompt, given.tools) == (record.prompt, record.tools):
+            known = {"prompt": clean.prompt, "tools": clean.tools}
+        rest = {name: value for name, value in {**texts, "tools": record.tools}.items() if name not in known}
         try:
-            return record.model_copy(update=self.redact({**texts, "tools": record.tools}))
+            return record.model_copy(update={**self.redact(rest), **known})
         except Exception as error:  # a text that the search can't read must not be kept as it is, nor stop the thread
             self._tell(
                 f"a request's texts were left out of the log, the search for personal data failed: {error!r:.200}"

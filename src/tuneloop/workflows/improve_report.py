@@ -172,8 +172,7 @@ def _timeline(event: Decision) -> TimelineEvent | None:
         alarms = data.get("alarms") or []
         if not alarms:
             return line("no alarm", (data.get("summary") or [""])[0])
-        sentences = [one["sentence"] for one in data["detections"] if one["alarm"]]
-        return line(f"alarm: {', '.join(alarms)}", ". ".join(sentences), "bad")
+        return line(f"alarm: {', '.join(alarms)}", f"{data['requests']:,} requests since {data['since'][:10]}", "bad")
     if kind == EXPERIMENT_START:
         design = data["design"]
         return line(f"experiment {event.subject} began", f"{design['candidate']} against {design['champion']}")
@@ -221,10 +220,17 @@ def _experiment(state: ExperimentState) -> ExperimentLine:
     return ExperimentLine(
         name=design.name, candidate=design.candidate, champion=design.champion, measure=design.measure, effect=design.effect,
         alpha=design.alpha, registration=state.registration, started=state.started, outcome=state.ended,
-        sentence=last.sentence if last else "", users=last.evidence.users if last else 0,
+        sentence=_last_words(state), users=last.evidence.users if last else 0,
         candidate_users=last.evidence.candidate_users if last else 0, shadow_votes=last.evidence.shadow_votes if last else 0,
         points=points, guardrails=last.evidence.guardrails if last else [],
     )  # fmt: skip
+
+
+def _last_words(state: ExperimentState) -> str:
+    """How an experiment stands: what a person said at its end, else its last decision."""
+    if state.stopped:
+        return f"Stopped by hand: {state.why}." if state.why else "Stopped by hand."
+    return state.verdicts[-1].sentence if state.verdicts else ""
 
 
 def _window(data: Mapping[str, Any]) -> MonitoredWindow:
@@ -233,9 +239,16 @@ def _window(data: Mapping[str, Any]) -> MonitoredWindow:
     return MonitoredWindow(
         since=data["since"], until=data["until"], requests=data["requests"], alarms=data["alarms"],
         strengths={one["name"]: _strength(one["p"], one["level"]) for one in detections},
-        sentences=[one["sentence"] for one in detections if one["alarm"]],
+        sentences=[_alarm_words(one) for one in detections if one["alarm"]],
         quality=math.nan if quality is None else quality,
     )  # fmt: skip
+
+
+def _alarm_words(one: Mapping[str, Any]) -> str:
+    """What a detector found, the words that tell it, and what to do."""
+    words = f" Words: {', '.join(one['words'])}." if one.get("words") else ""
+    step = f" Next: {one['next_step']}." if one.get("next_step") else ""
+    return f"{one['sentence']}.{words}{step}"
 
 
 def _strength(p: float, level: float) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, plain, sha256_file, user_errors_of_the_disk
+from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file, user_errors_of_the_disk
 from tuneloop.evaluate.evaluate import Evaluation, sample_rows
 from tuneloop.evaluate.metrics import lower_is_better
 from tuneloop.evaluate.metrics.structured import read_schema
@@ -68,6 +70,16 @@ def rows_to_measure(job: RunContext, most: int) -> Rows | str:
     return Rows(job, dataset, rows) if rows else "the run's data set has no test rows"
 
 
+def remove_stale_bases(folder: Path) -> None:
+    """Remove what killed exports have left in a run's folder: folders `.base-*` with the base's GGUF file.
+
+    The folder of an export that is at work is locked, and stays.
+    """
+    for left in folder.glob(".base-*"):
+        with contextlib.suppress(UserError), lock_folder(left):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> ArtifactFigures:
     """The same as `measure_artifact` of a LoRA file, on the base's GGUF file in f16, which is written for it and taken away.
 
@@ -77,7 +89,12 @@ def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> ArtifactFigure
     from tuneloop.inference.targets.gguf import GgufTarget
 
     job = asked.job
-    with user_errors_of_the_disk(job.folder), tempfile.TemporaryDirectory(dir=job.folder, prefix=".base-") as folder:
+    remove_stale_bases(job.folder)
+    with (
+        user_errors_of_the_disk(job.folder),
+        tempfile.TemporaryDirectory(dir=job.folder, prefix=".base-") as folder,
+        lock_folder(folder),
+    ):
         base, model = Path(folder) / "base.gguf", resolve(job.recipe.model)
         write_gguf(open_tuned("", model), load_template(model), base, BASE_TYPE, About("base"), job.progress)
         target = GgufTarget(str(file), base, adapters=(file,), tokenizer=trained_folder(job.folder))

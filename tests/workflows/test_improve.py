@@ -250,15 +250,35 @@ def test_a_command_of_ones_own_may_name_the_cycle(store):
 
 
 def test_real_commands_run_in_processes_of_their_own(store, tmp_path, capfd):
-    file = tmp_path / "project.yaml"
-    file.write_text(json.dumps({"name": "queue", "store": str(store), "model": "m", "recipe": str(tmp_path / "no.yaml"),
+    file, recipe = tmp_path / "project.yaml", tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({"name": "queue", "store": str(store), "model": "m", "recipe": str(recipe),
                                 "triggers": {"every_days": 1}}))  # fmt: skip
-    assert main(["improve", str(file), "--json", "-q"]) == 2  # collected, then there is no recipe
+    recipe.write_text("name: nothing to train on\n")
+    assert main(["improve", str(file), "--json", "-q"]) == 2  # collected, then the recipe is refused
     assert (store / "improve" / "1" / "collected" / "sft.jsonl").is_file()
     error = json.loads(capfd.readouterr().out)["error"]
     assert error["what"].startswith("The step train of cycle 1 failed")
     assert main(["improve", str(file), "--replay", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["same"] is True
+
+
+@pytest.mark.parametrize("name", ["recipe", "suite", "champion"])
+def test_a_missing_file_is_told_before_a_cycle_needs_it(store, tmp_path, capfd, name):
+    (tmp_path / "recipe.yaml").touch()
+    values = {"recipe": str(tmp_path / "recipe.yaml"), name: str(tmp_path / "recpe.yaml")}
+    file = tmp_path / "project.yaml"
+    file.write_text(json.dumps({"name": "queue", "store": str(store), "model": "m", **values}))
+    for words in ([], ["--watch"]):
+        assert main(["improve", str(file), *words, "-q"]) == 2
+        said = capfd.readouterr().err
+        assert f"The project's {name} is not there" in said and f"did you mean {tmp_path / 'recipe.yaml'}?" in said
+    assert not (store / "improve").exists()
+
+
+def test_a_champion_in_the_registry_and_a_training_without_a_recipe_need_no_file():
+    w.check_files(
+        ProjectConfig(name="q", model="m", recipe="none", champion="m@champion", steps={"train": ["run", "x.yaml"]})
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from tuneloop.workflows import serve_improve as w
 def project(tmp_path):
     connect(tmp_path / "serve", create=True).close()
     file = tmp_path / "project.yaml"
-    file.write_text(f"name: queue\nstore: {tmp_path / 'serve'}\nmodel: queue\nrecipe: none.yaml\n")
+    file.write_text(f"name: queue\nstore: {tmp_path / 'serve'}\nmodel: queue\nrecipe: {tmp_path / 'r.yaml'}\n")
+    (tmp_path / "r.yaml").touch()
     return file
 
 
@@ -130,6 +131,7 @@ def test_a_server_of_another_model_is_refused_the_project(project, make_tuned, c
         ("", {"every": "often"}, ["queue"], "Not a length of time"),
         ("", {}, ["other"], "keeps 'queue' good, and this server has other"),
         ("store: elsewhere\n", {}, ["queue"], "reads the store elsewhere"),
+        ("recipe: none.yaml\n", {}, ["queue"], "The project's recipe is not there"),
         ("triggers: {never: 1}\n", {}, ["queue"], "never"),
     ],
 )

@@ -39,6 +39,7 @@ def run(
             if not checked:
                 print("Nothing was decided yet.")
         raise typer.Exit(0 if all(one.follows for one in checked) else 1)
+    work.check_files(found)
     if watch:
         _watch(project, every, output.quiet)
         return

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, lock_folder, plain, read_yaml
+from tuneloop.core.files import build_config, lock_folder, nearest_path, plain, read_yaml
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.units import counted
 from tuneloop.improve.controller import (
@@ -48,6 +48,7 @@ from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, 
 from tuneloop.workflows.ab import EVENTS as EXPERIMENTS
 from tuneloop.workflows.monitor import EVENT as MONITORED
 from tuneloop.workflows.monitor import ignored, monitor_if_due
+from tuneloop.workflows.registry import registered_name
 from tuneloop.workflows.training_rows import run_of, settings_of_retraining
 
 PER_USER = 20  # answers that one user's feedback counts for, as in `collect`
@@ -82,6 +83,22 @@ def load_project(path: Path | str) -> ProjectConfig:
     found = build_config(ProjectConfig, read_yaml(path, "project"), where=str(path))
     # The store's place goes into commands, lines and the log.
     return found.model_copy(update={"store": keep_password(found.store)}) if is_database_url(found.store) else found
+
+
+def check_files(project: ProjectConfig) -> None:
+    """See now, and not in the cycle that needs them, that a project's files are there.
+
+    Raises:
+        UserError: the recipe, the suite or the run in use is missing.
+    """
+    used = {"recipe": project.recipe, "suite": project.suite, "champion": project.champion}
+    if "{recipe}" not in (project.steps.get("train") or ["{recipe}"]):
+        used.pop("recipe")
+    for name, value in used.items():
+        if value and registered_name(value) is None and not Path(value).expanduser().exists():
+            raise UserError(
+                f"The project's {name} is not there", where=f"{name}: {value}", next_step=nearest_path(value)
+            )
 
 
 def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:

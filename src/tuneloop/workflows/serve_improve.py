@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from tuneloop.core.errors import UserError
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.store import store_name
-from tuneloop.workflows.improve import load_project
+from tuneloop.workflows.improve import check_files, load_project
 from tuneloop.workflows.monitor import days_of
 
 NICE = 15
@@ -41,6 +41,7 @@ def check_improve(config: ServeConfig, models: Collection[str]) -> None:
         return
     days_of(config.improve.every, "improve.every")
     project = load_project(config.improve.project)
+    check_files(project)
     if store_name(project.store) != store_name(config.store):
         raise UserError(
             f"The project reads the store {store_name(project.store)}, and this server writes {store_name(config.store)}",

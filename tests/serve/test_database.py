@@ -82,7 +82,7 @@ def test_without_the_driver_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyP
 
 
 def test_what_stands_beside_a_store_is_in_its_servers_folder(tmp_path: Path) -> None:
-    write_json(tmp_path / "state.json", {"config": {"log": {"store": "postgresql://anna@db/x"}}})
+    write_json(tmp_path / "state.json", {"version": 1, "config": {"log": {"store": "postgresql://anna@db/x"}}})
     assert store_name(tmp_path) == "postgresql://anna@db/x" and store_folder(tmp_path) == tmp_path
     assert store_folder("postgresql://anna@db/x") == Path("serve")
     assert store_name(tmp_path / "store.db") == str(tmp_path / "store.db")
@@ -218,7 +218,7 @@ def test_commands_take_a_url_or_the_folder_of_its_server_and_show_no_password(
     url = postgres.url()
     fill(url)
     Path("serve").mkdir()
-    write_json(Path("serve/state.json"), {"config": {"log": {"store": keep_password(url)}}})
+    write_json(Path("serve/state.json"), {"version": 1, "config": {"log": {"store": keep_password(url)}}})
     told = {}
     for place in (url, "serve"):
         asked = ["--model", "m", "--candidate", "m@2", "--champion", "m@1"]

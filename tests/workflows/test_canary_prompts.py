@@ -141,7 +141,7 @@ def test_any_target_can_be_asked(tmp_path, dataset):
 
 def test_a_server_is_not_asked_from_outside_since_its_log_takes_that_for_traffic(tmp_path, dataset, capsys):
     connect(tmp_path, create=True).close()
-    (tmp_path / "state.json").write_text('{"address": "http://127.0.0.1:9"}')
+    (tmp_path / "state.json").write_text('{"version": 1, "address": "http://127.0.0.1:9"}')
     words = [
         "monitor",
         str(tmp_path),

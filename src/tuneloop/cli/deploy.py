@@ -28,13 +28,14 @@ def command(
     Then it is put up, if you say yes; with --dry-run never. Where --to is the folder of a running `tuneloop serve`, or
     is left out next to `serve/`, that server takes the version: it swaps when the new engine has answered its test rows.
     """
+    from tuneloop.records.server import ServerState
     from tuneloop.scale.text import price_words
     from tuneloop.workflows.deploy import launch_of, plan_deployment, record_of, write_project
     from tuneloop.workflows.put_up import put_up_after_yes
     from tuneloop.workflows.registry import local_name
 
     place = Path(wish.to or "serve")
-    if (place / "state.json").is_file():
+    if (place / ServerState.file).is_file():
         _to_server(place, artifact, wish.name, output)
         return
     with screen(output.quiet, "checking the artifact") as shown:

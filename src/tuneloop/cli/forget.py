@@ -106,6 +106,7 @@ def _wanted(match: str, user: str) -> str:
 
 def _is_store(place: str) -> bool:
     """Whether a server's folder is named, or its store."""
+    from tuneloop.records.server import ServerState
     from tuneloop.serve.database import is_database_url
 
     if is_database_url(place):
@@ -113,7 +114,7 @@ def _is_store(place: str) -> bool:
     if (
         Path(place).suffix != ".db"
         and not (Path(place) / "store.db").is_file()
-        and not (Path(place) / "state.json").is_file()
+        and not (Path(place) / ServerState.file).is_file()
     ):
         return False
     from tuneloop.serve.store import is_store

@@ -61,6 +61,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "cascade": ("router", "CascadeRecord", "`cascade.json`: when a larger model is asked"),
     "tasks": ("merge", "TaskDeployment", "`RUN/tasks.json`: which model answers which task"),
     "request": ("request", "StoredRequest", "a request that was served"),
+    "server": ("server", "ServerState", "`serve/state.json`: the server that works in a folder"),
     "keys": ("api_key", "KeyFile", "`serve/keys.json`"),
     "decision": ("decision", "Decision", "something that was decided: an event of the store"),
     "experiment": ("experiment", "ExperimentDesign", "`serve/experiments/NAME.json`: what was registered"),

@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 import orjson
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, user_errors_of_the_disk
+from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
-from tuneloop.records.record import Record
+from tuneloop.records.record import Record, read_record
 from tuneloop.records.request import StoredRequest
+from tuneloop.records.server import ServerState
 from tuneloop.serve.database import (
     FILE,
     Database,
@@ -36,7 +37,6 @@ from tuneloop.serve.database import (
     without_password,
 )
 
-STATE = "state.json"  # what a server has said of itself, in its folder
 FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
 
@@ -174,12 +174,11 @@ def store_url(place: Path | str) -> str:
     """The URL of the database that a store is in: its place, or what the server of a folder has said; empty: it is a file."""
     if is_database_url(place):
         return str(place)
-    state = Path(place).expanduser() / STATE
+    state = Path(place).expanduser() / ServerState.file
     if not state.is_file():
         return ""
     with contextlib.suppress(UserError):  # a damaged file says nothing
-        found = read_json(state)
-        url = found.get("config", {}).get("log", {}).get("store", "") if isinstance(found, dict) else ""
+        url = read_record(ServerState, state).store_url
         return url if is_database_url(url) else ""
     return ""
 

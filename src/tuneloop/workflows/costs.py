@@ -13,11 +13,12 @@ from typing import Any
 from tuneloop.advise.advise import make_question
 from tuneloop.advise.economy import serving
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
 from tuneloop.core.ids import utc
 from tuneloop.plan.prices import load_prices
+from tuneloop.records.record import read_record
+from tuneloop.records.server import ServerState
 from tuneloop.serve.database import Database
-from tuneloop.serve.store import STATE, opened, store_folder
+from tuneloop.serve.store import opened, store_folder
 
 MONTH_HOURS = 730.5
 BY = ("model", "key", "tier")
@@ -152,9 +153,9 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
     Raises:
         UserError: there is no store.
     """
-    file = store_folder(place) / STATE
-    state = read_json(file) if file.is_file() else {}
-    price = state.get("config", {}).get("prices", {}).get("usd_per_hour", 0.0) if usd_per_hour is None else usd_per_hour
+    file = store_folder(place) / ServerState.file
+    state = read_record(ServerState, file) if file.is_file() else ServerState()
+    price = state.usd_per_hour if usd_per_hour is None else usd_per_hour
     with opened(place) as store:
         # Each by itself is looked up in the index; both at once are not in SQLite.
         first, last = (
@@ -180,7 +181,7 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
     return Costs(
         since, hours, busy, price, total,
         {by: [row(each) for each in found] for by, found in rows.items()},
-        _hosted(state.get("base", ""), total, price), _forecast(state.get("base", ""), total, busy, gpu),
+        _hosted(state.base, total, price), _forecast(state.base, total, busy, gpu),
     )  # fmt: skip
 
 

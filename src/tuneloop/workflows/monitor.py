@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, plain, read_json
+from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.checks.drift import compare_with
@@ -22,7 +22,9 @@ from tuneloop.improve.experiment import time_of
 from tuneloop.improve.monitor import CANARIES, EARLIER_WINDOWS, STEPS, Helpers, MonitorOptions, monitor
 from tuneloop.records.decision import Decision
 from tuneloop.records.monitoring import MonitorReport
+from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.server import ServerState
 from tuneloop.serve.database import Database
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 from tuneloop.workflows.canary_prompts import ask_target, findings, rounds_due, rows_of
@@ -67,8 +69,8 @@ def refuse_itself(place: Path | str, url: str) -> None:
         UserError: the URL is this server's.
     """
     folder = Path(place) if "://" not in str(place) else Path()
-    state = (folder if folder.is_dir() else folder.parent) / "state.json"
-    if state.is_file() and url.removesuffix("/").removesuffix("/v1") == read_json(state)["address"]:
+    state = (folder if folder.is_dir() else folder.parent) / ServerState.file
+    if state.is_file() and url.removesuffix("/").removesuffix("/v1") == read_record(ServerState, state).address:
         raise UserError(
             "Canary prompts that this server is asked would count as its traffic", where=f"--ask {url}",
             next_step="monitor.reference=DATASET in serve.yaml: it asks itself; or --ask NAME@champion",

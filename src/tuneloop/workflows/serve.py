@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, lock_folder, read_yaml, write_json
+from tuneloop.core.files import build_config, lock_folder, read_yaml
 from tuneloop.core.ids import utc, utc_now
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
 from tuneloop.records.api_key import ApiKey
+from tuneloop.records.record import write_record
+from tuneloop.records.server import ServedName, ServerState
 from tuneloop.serve.admission import Admission
 from tuneloop.serve.app import make_app
 from tuneloop.serve.batch_api import Batches
@@ -30,7 +32,7 @@ from tuneloop.serve.gateway import Gateway
 from tuneloop.serve.keys import Keyring, read_keys
 from tuneloop.serve.limits import Ledger
 from tuneloop.serve.pauses import short_pauses
-from tuneloop.serve.store import STATE, opened
+from tuneloop.serve.store import opened
 from tuneloop.serve.writer import StoreWriter
 from tuneloop.workflows.registry import registered_name
 from tuneloop.workflows.serve_experiments import Experiments
@@ -324,14 +326,14 @@ async def _started(config: ServeConfig, deployment: Deployment, say: Say) -> Asy
 
 def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:
     models = [
-        {"name": m.name, "adapter": m.adapter, "release": m.release or None, "source": m.source}
+        ServedName(name=m.name, adapter=m.adapter, release=m.release or None, source=m.source)
         for m in gateway.models.values()
     ]
-    state = {
-        "version": 1, "pid": os.getpid(), "address": address, "started": utc_now(), "base": gateway.engine.base,
-        "engine": gateway.engine.name, "models": models, "config": config,
-    }  # fmt: skip
-    write_json(Path(config.folder) / STATE, state)
+    state = ServerState(
+        pid=os.getpid(), address=address, started=utc_now(), base=gateway.engine.base, engine=gateway.engine.name,
+        models=models, config=config.model_dump(mode="json"),
+    )  # fmt: skip
+    write_record(Path(config.folder) / ServerState.file, state)
 
 
 def first_steps(address: str, gateway: Gateway) -> list[str]:

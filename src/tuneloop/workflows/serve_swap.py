@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import lock_folder, read_json
+from tuneloop.core.files import lock_folder
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.inference.engines import ServingEngine
 from tuneloop.records.decision import Decision
+from tuneloop.records.record import read_record
+from tuneloop.records.server import ServerState
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.database import Database, DatabaseError
 from tuneloop.serve.gateway import Gateway
 from tuneloop.serve.pauses import short_pauses
-from tuneloop.serve.store import STATE, connect, insert, is_store, opened, read_decisions
+from tuneloop.serve.store import connect, insert, is_store, opened, read_decisions
 from tuneloop.workflows.registry import local_name, open_registry, registered_name, registry_uri, version_of
 from tuneloop.workflows.serve_experiments import Experiments
 from tuneloop.workflows.serve_models import deployment_of, prove_models
@@ -234,13 +236,12 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "", seconds: floa
     Raises:
         UserError: no server was ever started in the folder, it serves no such model, or there is no such version.
     """
-    if not (folder / STATE).is_file():
+    if not (folder / ServerState.file).is_file():
         raise UserError(
             "No server was started here", where=str(folder), next_step="tuneloop serve ... folder=" + str(folder)
         )
     local_name(source)  # refuses what is not there
-    state = read_json(folder / STATE)
-    adapters: dict[str, str] = state["config"]["adapters"]
+    adapters = read_record(ServerState, folder).adapters
     own = (registered_name(source) or ("", ""))[0]
     same = [each for each, from_ in adapters.items() if own and (registered_name(from_) or ("",))[0] == own]
     name = name or (same[0] if same else name_of(source))

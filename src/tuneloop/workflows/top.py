@@ -10,6 +10,8 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.records.record import read_record
+from tuneloop.records.server import ServerState
 
 Key = tuple[str, tuple[tuple[str, str], ...]]  # name of a series and its labels
 
@@ -33,10 +35,9 @@ def address_of(folder: Path) -> str:
     Raises:
         UserError: none was started there.
     """
-    path = folder / "state.json"
-    if not path.is_file():
+    if not (folder / ServerState.file).is_file():
         raise UserError("No server was started here", where=str(folder), next_step="name its folder with -f, or --url")
-    return str(read_json(path)["address"])
+    return read_record(ServerState, folder).address
 
 
 def read_metrics(url: str, now: float) -> Reading:

@@ -64,6 +64,7 @@ MEASURED = {  # number of each request that a detector compares, and its unit
     "novelty": ("distance to the nearest row", ""),
     "vocabulary": ("share of unknown words", ""),
     "length": ("length", " characters"),
+    "confidence": ("probability", ""),
     "output length": ("length", " characters"),
     "cost": ("cost", " USD"),
     "latency": ("time", " ms"),

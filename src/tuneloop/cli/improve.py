@@ -27,6 +27,7 @@ def run(
     Exit status 0: nothing to do, or promoted; 1: rolled back or refused; 3: waits.
     """
     from tuneloop.workflows import improve as work
+    from tuneloop.workflows.monitor import days_of
 
     found = work.load_project(project)
     if replay:
@@ -39,9 +40,10 @@ def run(
             if not checked:
                 print("Nothing was decided yet.")
         raise typer.Exit(0 if all(one.follows for one in checked) else 1)
+    pause = 86_400 * days_of(every, "--every")
     work.check_files(found)
     if watch:
-        _watch(project, every, output.quiet)
+        _watch(project, pause, output.quiet)
         return
     with screen(output.quiet, "improving") as shown:
         done = work.improve(found, approve=approve, say=shown.say)
@@ -54,16 +56,15 @@ def run(
     raise typer.Exit(3 if waits else 0 if good else 1)
 
 
-def _watch(project: str, every: str, quiet: bool) -> None:
+def _watch(project: str, pause: float, quiet: bool) -> None:
     """Pass after pass; lines go to stderr, where logs belong."""
     from tuneloop.workflows.improve import watch
-    from tuneloop.workflows.monitor import days_of
 
     def say(line: str) -> None:
         if not quiet:
             print(line, file=sys.stderr, flush=True)
 
-    watch(project, every=86_400 * days_of(every, "--every"), say=say)
+    watch(project, every=pause, say=say)
 
 
 def report(

@@ -114,6 +114,14 @@ def test_rows_are_read_from_a_store_and_fetched_once(url: str, tmp_path: Path, m
             find_files([place])
 
 
+def a_run(folder: Path) -> Path:
+    """A run's folder with a checkpoint that goes up in several parts."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "step-1.pt").write_bytes(os.urandom(11 << 20))
+    (folder / "run.json").write_text("{}")
+    return folder
+
+
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with s3_stand_in.s3_store(monkeypatch) as client:
@@ -121,10 +129,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_s3_keeps_a_folder_and_shows_what_others_write_there(s3: Any, tmp_path: Path) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    (here / "checkpoints").mkdir(parents=True)
-    (here / "checkpoints" / "step-1.pt").write_bytes(os.urandom(11 << 20))  # in several parts
-    (here / "run.json").write_text("{}")
+    here, there = a_run(tmp_path / "here"), tmp_path / "there"
     store = open_store(f"s3://{s3_stand_in.BUCKET}/runs/x")
     assert store.sizes() == {} and store.push(here) == 2
     before = store.version("run.json")
@@ -173,10 +178,7 @@ def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_google_keeps_a_folder_and_shows_what_others_write_there(gcs: Any, tmp_path: Path) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    (here / "checkpoints").mkdir(parents=True)
-    (here / "checkpoints" / "step-1.pt").write_bytes(os.urandom(11 << 20))
-    (here / "run.json").write_text("{}")
+    here, there = a_run(tmp_path / "here"), tmp_path / "there"
     store = open_store(f"gs://{gcs_stand_in.BUCKET}/runs/x")
     assert store.sizes() == {} and store.push(here) == 2
     bucket = gcs.bucket(gcs_stand_in.BUCKET)

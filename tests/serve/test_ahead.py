@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +136,20 @@ def test_texts_that_are_not_kept_are_not_written_ahead(tmp_path: Path, content: 
     store.stop()
 
 
-@pytest.mark.parametrize(("more", "ahead"), [("", True), ("x" * SHORT, False)])
-def test_short_texts_are_searched_at_once_so_that_a_kill_costs_none(tmp_path: Path, more: str, ahead: bool) -> None:
-    searched: list[object] = []
+def searching(searched: list[Any]) -> Callable[[Any], Any]:
+    """A search for one address, which notes what it was given."""
 
     def redact(value: Any) -> Any:
         searched.append(value)
         return json.loads(json.dumps(value).replace("bo@example.com", "<EMAIL>"))
 
-    store = StoreWriter(tmp_path, "redacted", redact, say=lambda line: None)
+    return redact
+
+
+@pytest.mark.parametrize(("more", "ahead"), [("", True), ("x" * SHORT, False)])
+def test_short_texts_are_searched_at_once_so_that_a_kill_costs_none(tmp_path: Path, more: str, ahead: bool) -> None:
+    searched: list[Any] = []
+    store = StoreWriter(tmp_path, "redacted", searching(searched), say=lambda line: None)
     store.start()
     asked = request(7, completion=f"write to bo@example.com {more}")
     store.begin(asked)
@@ -180,18 +186,13 @@ def test_a_full_disk_delays_nothing(tmp_path: Path) -> None:
 
 def test_a_prompt_is_searched_for_personal_data_once(tmp_path: Path) -> None:
     searched: list[Any] = []
-
-    def redact(value: Any) -> Any:
-        searched.append(value)
-        return json.loads(json.dumps(value).replace("bob@x.org", "<EMAIL>"))
-
-    store = StoreWriter(tmp_path, "redacted", redact, say=lambda line: None)
+    store = StoreWriter(tmp_path, "redacted", searching(searched), say=lambda line: None)
     store.start()
-    asked = [{"role": "user", "content": "write to bob@x.org"}]
+    asked = [{"role": "user", "content": "write to bo@example.com"}]
     begun = StoredRequest(id="a", time="2026-01-01T00:00:00.000Z", model="m", prompt=asked)
     store.begin(begun)
-    store.add(begun.model_copy(update={"completion": "I wrote to bob@x.org"}))
-    other = begun.model_copy(update={"id": "b", "prompt": [{"role": "user", "content": "bob@x.org again"}]})
+    store.add(begun.model_copy(update={"completion": "I wrote to bo@example.com"}))
+    other = begun.model_copy(update={"id": "b", "prompt": [{"role": "user", "content": "bo@example.com again"}]})
     store.begin(begun.model_copy(update={"id": "b"}))
     store.add(other)  # with another prompt than it began with
     store.stop()

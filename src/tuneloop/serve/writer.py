@@ -136,8 +136,8 @@ class StoreWriter:
             assert isinstance(outline, StoredRequest)
             self._ahead.begin(outline)
             if kept is not None and self.content == "redacted" and len(outline.prompt) == len(record.prompt):
-                while len(self._searched) >= self.most_waiting and (oldest := next(iter(self._searched), None)):
-                    self._searched.pop(oldest, None)
+                if len(self._searched) >= self.most_waiting:  # requests that never ended; others are searched again
+                    self._searched.clear()
                 self._searched[record.id] = (record, outline)
 
     def add(self, record: Record) -> None:

@@ -172,7 +172,9 @@ def _timeline(event: Decision) -> TimelineEvent | None:
         alarms = data.get("alarms") or []
         if not alarms:
             return line("no alarm", (data.get("summary") or [""])[0])
-        return line(f"alarm: {', '.join(alarms)}", f"{data['requests']:,} requests since {data['since'][:10]}", "bad")
+        return line(
+            f"alarm: {', '.join(alarms)}", f"{counted(data['requests'], 'request')} since {data['since'][:10]}", "bad"
+        )
     if kind == EXPERIMENT_START:
         design = data["design"]
         return line(f"experiment {event.subject} began", f"{design['candidate']} against {design['champion']}")

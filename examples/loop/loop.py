@@ -231,9 +231,11 @@ def release(shop: Shop, name: str) -> str:
 def try_planted(shop: Shop, tickets: Path) -> None:
     """A candidate that somebody made of mixed-up labels meets live traffic: the experiment has to take it back."""
     version = release(shop, "planted")
-    print(f"planted     version {version} was trained on labels that were mixed up; nobody asked a gate")
+    print(
+        f"planted     version {version} was trained on labels that were mixed up; nobody asked a gate, nor began in shadow mode"
+    )
     shop.tuneloop("ab", "start", "planted", "--model", MODEL, "--candidate", f"models:/{MODEL}/{version}", "--ramp", "25,50", "--effect", "0.1",
-                  "--base", "0.7", "--hold-days", "2", "--maturation-hours", "12")  # fmt: skip
+                  "--base", "0.7", "--hold-days", "2", "--maturation-hours", "12", "--no-shadow")  # fmt: skip
     shop.serve()
 
     def decide() -> bool:

@@ -187,7 +187,7 @@ def test_the_ramp_goes_on_only_after_its_time_and_with_values_in_both_arms():
     assert (after.share, before.share, empty.share) == (0.5, 0.25, 0.25)
 
 
-def test_shadow_mode_needs_its_votes_and_takes_a_worse_candidate_back():
+def test_shadow_mode_needs_its_copies_and_takes_a_worse_candidate_back():
     registered = design(shadow=True, shadow_votes=100)
     rng = np.random.default_rng(0)
     even = rng.choice([-1.0, 0.0, 1.0], 120)
@@ -197,6 +197,19 @@ def test_shadow_mode_needs_its_votes_and_takes_a_worse_candidate_back():
     worse = verdict(registered, [], [], share=0.0, votes=rng.choice([-1.0, -1.0, -1.0, 0.0, 1.0], 200))
     assert (worse.outcome, worse.reason) == ("roll back", "shadow")
     assert verdict(registered, [], [], share=0.0, days=400).outcome == "futility"
+
+
+def test_shadow_mode_ends_after_its_copies_where_nobody_can_judge_them():
+    registered = design(shadow=True, shadow_votes=100)
+    units = units_of(registered, [], [], LATE)
+    stage = Stage(2, 2, 0.0)
+    few, enough, none = (
+        decide(registered, evidence_of(registered, units, stage, [0.0] * 10, copies), at(2)) for copies in (99, 100, 0)
+    )
+    assert few.share == 0.0 and "99 copies, 10 of them judged" in few.sentence
+    assert enough.share == registered.ramp[0]
+    nothing = decide(registered, evidence_of(registered, units, stage), at(2))
+    assert nothing.share == none.share == 0.0 and "no copy yet" in nothing.sentence
 
 
 def test_the_same_events_give_the_same_decision():

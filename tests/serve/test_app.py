@@ -19,6 +19,7 @@ from live_server import StubEngine, live
 
 from places import ROOT
 from tuneloop.records.api_key import Limits
+from tuneloop.records.request import LEFT
 from tuneloop.serve.gateway import Gateway, ServedModel
 from tuneloop.serve.keys import add_key, revoke_key
 from tuneloop.serve.store import opened, read_feedback, read_requests
@@ -220,7 +221,7 @@ def test_a_client_that_leaves_stops_the_engine_and_is_accounted_for(tmp_path: Pa
         assert not gateway.admission.active
         with opened(tmp_path) as store:
             (found,) = read_requests(store)
-    assert found.error == "the client left" and found.completion_tokens > 3 and found.usd and found.usd > 0
+    assert found.error == LEFT and found.completion_tokens > 3 and found.usd and found.usd > 0
 
 
 def test_an_engine_that_dies_in_the_middle_is_told_as_an_event(tmp_path: Path) -> None:

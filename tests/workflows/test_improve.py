@@ -423,10 +423,10 @@ def test_in_shadow_mode_each_pass_judges_before_it_decides(store):
         ran.append(words)
         if words[:2] == ["ab", "start"]:
             assert words[-1] == "--shadow"
-            ab.start(store, words[2], {"model": "m", "shadow": True})
+            ab.start(store, words[2], {"model": "m"})
         return (3, {"sentence": "Shadow mode goes on"}) if words[:2] == ["ab", "check"] else (0, {})
 
-    asks = project(store, shadow=True, judge="llama-3.1-8b-instruct")
+    asks = project(store, judge="llama-3.1-8b-instruct")
     assert w.improve(asks, command=command).state == "waiting"
     assert ran[-2] == ["ab", "judge", "queue-1", "--store", str(store), "--judge", "llama-3.1-8b-instruct"]
     assert ran[-1][:2] == ["ab", "check"]

@@ -8,6 +8,7 @@ from traffic import at, request, thumb
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
+from tuneloop.records.request import LEFT
 from tuneloop.serve.store import connect, insert, opened, read_feedback
 from tuneloop.workflows import ab
 from tuneloop.workflows.shadow import judge_copies
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("each_database")
 def store(tmp_path):
     """40 requests and a copy of each: 10 get the same answer, 10 were put right by people, for the candidate 8 of 10 times."""
     connection = connect(tmp_path, create=True)
-    ab.start(tmp_path, "new", {"model": "m", "shadow": True}, at=at(0))
+    ab.start(tmp_path, "new", {"model": "m"}, at=at(0))
     for i in range(40):
         answer = f"answer {i}" if i < 10 else "better"
         insert(connection, [request(i, i / 10, arm="champion"),
@@ -130,8 +131,30 @@ def test_verdicts_count_for_the_decision(store):
     assert verdict.evidence.shadow_votes == 20 and "Shadow mode goes on" in verdict.sentence
 
 
+def test_a_candidate_that_fails_loses_and_one_whose_server_was_stopped_does_not(tmp_path):
+    connect(tmp_path, create=True).close()
+    ab.start(tmp_path, "new", {"model": "m"}, at=at(0))
+    with opened(tmp_path) as connection:
+        for i in range(60):
+            insert(connection, [request(i, i / 10, arm=None, completion=None)])  # as where only hashes are kept
+            error = ["the engine died", LEFT, None][i % 3]
+            copy = {"shadow": f"r{i:06d}", "arm": "candidate", "completion": None, "error": error}
+            insert(connection, [request(100 + i, i / 10, **copy)])
+    assert main(["ab", "check", "--store", str(tmp_path)]) == 3
+    assert sorted(values(tmp_path)) == [(-1, "invalid")] * 20
+    _, verdict = ab.check(tmp_path)
+    assert (verdict.evidence.shadow_copies, verdict.evidence.shadow_votes) == (40, 20)
+
+
+def test_shadow_mode_is_the_default_and_a_check_judges_what_needs_no_model(store, capsys):
+    assert main(["ab", "check", "--store", str(store)]) == 3
+    assert "40 copies, 20 of them judged" in capsys.readouterr().out
+    assert len(values(store)) == 20
+    assert main(["ab", "replay", "--store", str(store)]) == 0
+
+
 def test_an_experiment_without_shadow_mode_is_refused(tmp_path):
     connect(tmp_path, create=True).close()
-    ab.start(tmp_path, "plain", {"model": "m"})
+    ab.start(tmp_path, "plain", {"model": "m", "shadow": False})
     with pytest.raises(UserError, match="has no shadow mode"):
         judge_copies(tmp_path)

@@ -84,11 +84,18 @@ def check(
 ) -> None:
     """Decide on an experiment now: promote, roll back, continue or stop for futility.
 
+    In shadow mode, pairs of answers that need no judge get their verdicts first (`tuneloop ab judge`).
+
     Exit status 0: promote; 1: roll back or futility; 3: continue.
     """
     from tuneloop.workflows.ab import check as decide
+    from tuneloop.workflows.ab import find, read_experiments
+    from tuneloop.workflows.shadow import judge_copies
 
-    state, verdict = decide(store, name)
+    found = find(read_experiments(store), name, store)
+    if found.in_shadow_mode:
+        judge_copies(store, found.design.name)  # what needs no judge
+    state, verdict = decide(store, found.design.name)
     if output.json:
         print_json({"experiment": state.design.name, **verdict.to_json()})
     else:
@@ -177,7 +184,8 @@ def judge(
 ) -> None:
     """Judge the answers that a candidate gave unseen, in shadow mode, against those that users got.
 
-    Equal answers tie, and where people have said what is right no judge is asked; without --judge only these are judged.
+    Equal answers tie. Where one of both failed, or people have said what is right, no judge is asked either. Without
+    --judge only these are judged, as `tuneloop ab check` does by itself.
     """
     from tuneloop.workflows.judge import Judge
     from tuneloop.workflows.shadow import judge_copies
@@ -194,7 +202,8 @@ def judge(
     if output.json:
         print_json(done)
         return
-    votes = ", ".join(f"{number} by {by}" if by != "equal" else f"{number} equal" for by, number in done.votes.items())
+    plain = ("equal", "invalid")
+    votes = ", ".join(f"{number} {by}" if by in plain else f"{number} by {by}" for by, number in done.votes.items())
     print(
         f"{done.experiment}: {done.pairs} pairs, {votes or 'no verdict'}; mean {done.mean:+.3f} (1: the candidate is better)"
     )

@@ -120,10 +120,10 @@ class ProjectConfig(Config):
         description="whether each cycle also trains from the run in use, and takes that one where it measures better than from the base",
     )
     shadow: bool = Field(
-        False, description="whether experiments begin in shadow mode, where nobody sees the candidate's answers"
+        True, description="whether experiments begin in shadow mode, where nobody sees the candidate's answers"
     )
     judge: str = Field(
-        "", description="model that compares answers in shadow mode; empty: equality and what people said"
+        "", description="model that compares answers in shadow mode; empty: failures, equality and what people said"
     )
     triggers: Triggers = Triggers()
     monitor: Watching = Watching()

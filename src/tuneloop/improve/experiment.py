@@ -179,9 +179,7 @@ def _unit(
         propensity=first.propensity or math.nan,
         outcome=1 - outcome if design.lower_is_better else outcome,
         affected={
-            "invalid": any(
-                r.error is not None or r.finish == "length" or r.fallback not in (None, NOT_LOADED) for r in own
-            ),
+            "invalid": any(is_invalid(r) for r in own),
             "dislikes": any(value < 0.5 for value in goods),
         },
         amounts={
@@ -190,6 +188,11 @@ def _unit(
             "length": _mean_log(r.completion_tokens for r in own),
         },
     )
+
+
+def is_invalid(request: StoredRequest) -> bool:
+    """Whether an answer failed, was cut off, or came from the champion since the candidate failed."""
+    return request.error is not None or request.finish == "length" or request.fallback not in (None, NOT_LOADED)
 
 
 def _mean_log(values: Iterable[float | None]) -> float:
@@ -220,13 +223,16 @@ class Stage:
     share: float
 
 
-def evidence_of(design: ExperimentDesign, units: Units, stage: Stage, shadow: Sequence[float] = ()) -> Evidence:
+def evidence_of(
+    design: ExperimentDesign, units: Units, stage: Stage, shadow: Sequence[float] = (), copies: int = 0
+) -> Evidence:
     """All that a decision is made from.
 
     Args:
         units: from `units_of`.
         stage: where the experiment stands.
         shadow: judged pairs in order, each 1 (the candidate is better), 0 or -1.
+        copies: of requests that the candidate has answered unseen, or failed to answer; judged or not.
     """
     rated = ~np.isnan(units.outcome)
     inside, values, chance = units.candidate[rated], units.outcome[rated], units.propensity[rated]
@@ -253,6 +259,7 @@ def evidence_of(design: ExperimentDesign, units: Units, stage: Stage, shadow: Se
         guardrails=[_guardrail(design, units, i) for i in range(len(design.guardrails))],
         ratio_strength=_ratio_strength(units.candidate, units.propensity, design.ratio_alpha),
         rated_ratio_strength=_ratio_strength(inside, chance, design.ratio_alpha),
+        shadow_copies=max(copies, len(votes)),
         shadow_votes=len(votes),
         shadow_mean=_mean(votes),
         shadow_high=_shadow_high(design, votes),
@@ -327,7 +334,8 @@ def decide(design: ExperimentDesign, evidence: Evidence, at: str) -> ExperimentV
 
     1. Users don't fall into the arms as drawn: roll back, since no comparison holds.
     2. A guardrail trips: roll back.
-    3. Shadow mode: roll back where the candidate's answers are worse, go on to the ramp where enough pairs are judged.
+    3. Shadow mode: roll back where the candidate's answers are worse, go on to the ramp after enough copies. Pairs that
+       nobody could judge count as copies, so that shadow mode ends without a judge, too.
     4. The measure is lower: roll back. It is higher: promote, unless the arms are rated at different rates.
     5. A gain of the registered size is excluded: roll back where the estimate is a loss of that size, else futility. The
        time is over: futility. Whether a loss is certain is then left open, since nobody would be served worse to know it.
@@ -380,12 +388,13 @@ def _tripped(design: ExperimentDesign, evidence: Evidence) -> Found | None:
 def _shadow(design: ExperimentDesign, evidence: Evidence) -> Found | None:
     if evidence.share > 0:
         return None
+    copies = max(evidence.shadow_copies, evidence.shadow_votes)  # older decisions counted votes alone
     mean = f", mean {evidence.shadow_mean:+.3f}" if evidence.shadow_votes else ""
-    votes = f"{evidence.shadow_votes:,} judged pairs{mean}"
+    votes = f"{copies:,} copies, {evidence.shadow_votes:,} of them judged{mean}"
     if evidence.shadow_high < 0:  # not so where it is NaN
         why = f"Rolled back in shadow mode: {votes}, surely below 0 ({evidence.shadow_high:+.3f} at most)."
         return "roll back", "shadow", 0.0, why
-    if evidence.shadow_votes >= design.shadow_votes:
+    if copies >= design.shadow_votes:
         share = design.ramp[0]
         return (
             "continue",
@@ -395,7 +404,10 @@ def _shadow(design: ExperimentDesign, evidence: Evidence) -> Found | None:
         )
     if evidence.days >= design.most_days:
         return "futility", "time", 0.0, f"Ended for futility: {evidence.days:.0f} days, and only {votes}."
-    return "continue", "open", 0.0, f"Shadow mode goes on: {votes}, of {design.shadow_votes:,} that are needed."
+    if not copies:
+        why = "no copy yet; a server that has loaded the candidate makes them of its next requests, while none waits"
+        return "continue", "open", 0.0, f"Shadow mode goes on: {why}."
+    return "continue", "open", 0.0, f"Shadow mode goes on: {votes}; {design.shadow_votes:,} copies are needed."
 
 
 def _measured(design: ExperimentDesign, evidence: Evidence) -> Found | None:

@@ -42,6 +42,11 @@ class ExperimentState:
     stopped: str = ""
     why: str = ""
 
+    @property
+    def in_shadow_mode(self) -> bool:
+        """Whether the candidate answers copies only, which nobody sees."""
+        return self.design.shadow and not self.share and not self.ended
+
     def stage(self, at: datetime) -> Stage:
         """Where it stands at some time."""
         days = [max(0.0, (at - time_of(then)).total_seconds() / 86_400) for then in (self.started, self.since)]

@@ -119,8 +119,8 @@ class ExperimentDesign(Record):
         planned_units: users with a value at which the interval is narrowest.
         least_units: users with a value in each arm before a decision by the measure.
         most_days: after which it ends for futility.
-        shadow: whether it begins with copies of requests that the candidate answers unseen; `shadow_votes` judged pairs
-            must come first.
+        shadow: whether it begins with copies of requests that the candidate answers unseen; so many as `shadow_votes`
+            must come first, judged or not.
         guardrails: what must not get worse.
         salt: of the users' hashes.
     """
@@ -212,6 +212,7 @@ class Evidence(Part):
         measure: of both arms.
         guardrails: each with its state.
         ratio_strength, rated_ratio_strength: evidence that users, or rated users, don't fall into the arms as drawn; 1 trips.
+        shadow_copies: of requests that the candidate has answered unseen, or failed to answer.
         shadow_votes, shadow_mean, shadow_high: judged pairs, their mean (1: the candidate is better, -1: worse), upper bound.
     """
 
@@ -225,6 +226,7 @@ class Evidence(Part):
     guardrails: list[GuardrailFinding]
     ratio_strength: float
     rated_ratio_strength: float
+    shadow_copies: int = 0
     shadow_votes: int = 0
     shadow_mean: Number = math.nan
     shadow_high: Number = math.nan

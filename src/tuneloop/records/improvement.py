@@ -69,7 +69,7 @@ class ExperimentLine(Part):
         started: when.
         outcome: promote, roll back, futility, stopped; empty while it goes on.
         sentence: the last decision, or why a person stopped it.
-        users, candidate_users: that met either arm by then; `shadow_votes` judged pairs.
+        users, candidate_users: that met either arm by then; `shadow_copies` answered unseen, `shadow_votes` of them judged.
         points: one for each decision.
         guardrails: as they stood last.
     """
@@ -86,6 +86,7 @@ class ExperimentLine(Part):
     sentence: str
     users: int = 0
     candidate_users: int = 0
+    shadow_copies: int = 0
     shadow_votes: int = 0
     points: list[SequencePoint] = []
     guardrails: list[GuardrailFinding] = []

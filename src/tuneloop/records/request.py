@@ -10,6 +10,7 @@ from tuneloop.records.rows import Message
 NOT_LOADED = (
     "the candidate is not loaded"  # a fallback that says nothing of the candidate, as just after a server's start
 )
+LEFT = "the client left"  # an error of nobody's answer: the client went, or the server was stopped
 
 
 class StoredRequest(Record):

@@ -102,7 +102,7 @@ def _experiment(line: ExperimentLine) -> dict[str, Any]:
         f"wrong decision {line.alpha:g}; registered {line.registration[:19]}",
         "chart": chart_pair(sequence_chart, line),
         "users": f"{line.users:,} users, {line.candidate_users:,} of them met the candidate"
-        + (f"; {line.shadow_votes:,} pairs were judged unseen before" if line.shadow_votes else ""),
+        + (f"; {line.shadow_copies:,} copies were answered unseen before, {line.shadow_votes:,} of them judged" if line.shadow_copies else ""),
         "guardrails": [
             (g.name, _amount(g.name, g.candidate), _amount(g.name, g.champion), f"{g.tolerance:g} times", f"{max(g.strength, 0):.0%}",
              "bad" if g.tripped else "")

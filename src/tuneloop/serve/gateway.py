@@ -18,7 +18,7 @@ from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import of_known_values
-from tuneloop.records.request import NOT_LOADED, StoredRequest
+from tuneloop.records.request import LEFT, NOT_LOADED, StoredRequest
 from tuneloop.records.rows import Message
 from tuneloop.serve.admission import Admission, Pass, Work
 from tuneloop.serve.asked import Asked
@@ -421,7 +421,7 @@ class Gateway:
             account.error, account.status = error.message, str(error.status)
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            account.error = account.error or "the client left"
+            account.error = account.error or LEFT
             raise
         except Exception as error:
             account.error, account.status = f"{type(error).__name__}", "500"

@@ -18,6 +18,7 @@ from tuneloop.improve.feedback import current
 from tuneloop.records.decision import Decision
 from tuneloop.records.experiment import ExperimentDesign, ExperimentVerdict
 from tuneloop.records.record import read_record, write_record
+from tuneloop.records.request import LEFT
 from tuneloop.serve.database import Database, is_database_url
 from tuneloop.serve.store import (
     insert,
@@ -137,7 +138,11 @@ def verdict_of(store: Database, state: ExperimentState, at: str, seen: int | Non
     when = time_of(at)
     units = units_of(state.design, requests, feedback, when)
     votes = [float(one.value) for one in current(feedback) if one.kind == SHADOW and one.value in (-1, 0, 1)]
-    verdict = decide(state.design, evidence_of(state.design, units, state.stage(when), votes), at)
+    copies = 0
+    if state.in_shadow_mode:
+        every = read_requests(store, since=state.started, until=at, where=own, values=values, shadow=True, texts=False)
+        copies = sum(copy.error != LEFT for copy in every)
+    verdict = decide(state.design, evidence_of(state.design, units, state.stage(when), votes, copies), at)
     return verdict.model_copy(update={"seen": seen})
 
 

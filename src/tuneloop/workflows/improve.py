@@ -403,9 +403,8 @@ def _done(
     words = command_of(cycle, step, folder=str(folder), champion=champion)
     if step not in cycle.project.steps:
         words += _more_words(cycle, step, folder / str(cycle.number), champion)
-    if step == "decide" and _in_shadow_mode(log.store, cycle):  # judge what came since the last pass
-        asks = ["--judge", cycle.project.judge] if cycle.project.judge else []
-        command(["ab", "judge", cycle.experiment, "--store", cycle.project.store, *asks])
+    if step == "decide" and cycle.project.judge and _in_shadow_mode(log.store, cycle):  # what came since the last pass
+        command(["ab", "judge", cycle.experiment, "--store", cycle.project.store, "--judge", cycle.project.judge])
     say(f"{step:<11}tuneloop {' '.join(words)}")
     begun = time.monotonic()
     status, result = command(words)
@@ -442,7 +441,7 @@ def _chosen(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _in_shadow_mode(store: Database, cycle: Cycle) -> bool:
     state = experiments_of(read_decisions(store, where=EXPERIMENTS)).get(cycle.experiment)
-    return state is not None and state.design.shadow and not state.share and not state.ended
+    return state is not None and state.in_shadow_mode
 
 
 def _more_words(cycle: Cycle, step: str, folder: Path, champion: str) -> list[str]:
@@ -452,7 +451,7 @@ def _more_words(cycle: Cycle, step: str, folder: Path, champion: str) -> list[st
     if step in ("train", "warm_start"):
         return settings_of_retraining(folder / "collected")
     if step == "experiment":
-        return ["--shadow"] if cycle.project.shadow else []
+        return ["--shadow" if cycle.project.shadow else "--no-shadow"]
     return ["--format", "adapter"] if step == "export" and (folder / cycle.run / "adapter").is_dir() else []
 
 

@@ -224,6 +224,7 @@ def _experiment(state: ExperimentState) -> ExperimentLine:
         alpha=design.alpha, registration=state.registration, started=state.started, outcome=state.ended,
         sentence=_last_words(state), users=last.evidence.users if last else 0,
         candidate_users=last.evidence.candidate_users if last else 0, shadow_votes=last.evidence.shadow_votes if last else 0,
+        shadow_copies=max((verdict.evidence.shadow_copies for verdict in state.verdicts), default=0),
         points=points, guardrails=last.evidence.guardrails if last else [],
     )  # fmt: skip
 

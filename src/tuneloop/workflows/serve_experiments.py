@@ -110,7 +110,7 @@ class Experiments:
     def shadow(self, model: str) -> str:
         """The experiment whose candidate answers copies of a model's requests; empty: none."""
         state = self.going.get(model)
-        return state.design.name if state is not None and state.design.shadow and not state.share else ""
+        return state.design.name if state is not None and state.in_shadow_mode else ""
 
     @contextlib.asynccontextmanager
     async def followed_by(self, gateway: Gateway) -> AsyncIterator[None]:

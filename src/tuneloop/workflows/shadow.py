@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.improve.experiment import SHADOW
+from tuneloop.improve.experiment import SHADOW, is_invalid
 from tuneloop.improve.experiment_log import experiments_of
 from tuneloop.improve.feedback import current
 from tuneloop.improve.monitor import answered
 from tuneloop.records.feedback import Feedback
-from tuneloop.records.request import StoredRequest
+from tuneloop.records.request import LEFT, StoredRequest
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 from tuneloop.workflows.ab import EVENTS, find
 
@@ -35,7 +35,8 @@ class JudgedCopies:
     Args:
         experiment: its name.
         pairs: copies without a verdict that were looked at.
-        votes: new verdicts by who gave them: `equal` answers tie, `people` have said what is right, `judge` is the model.
+        votes: new verdicts by where they come from: `invalid`, one of both failed or was cut off; `equal` answers tie;
+            `people` have said what is right; `judge` is the model.
         mean: of these: 1 the candidate is better, -1 worse.
         open: pairs about which nobody could say anything.
         notes: what to know of the judge.
@@ -58,8 +59,8 @@ def judge_copies(
     Args:
         place: the store's file, or the server's folder.
         name: of the experiment; empty: the one that goes on.
-        judge: a model that compares answers in both orders; None: only equal answers, and those of which people have said
-            what is right, get a verdict.
+        judge: a model that compares answers in both orders; None: only answers that failed, are equal, or of which people
+            have said what is right, get a verdict.
 
     Raises:
         UserError: no such experiment, or it has no shadow mode.
@@ -70,7 +71,7 @@ def judge_copies(
         if not design.shadow:
             raise UserError(
                 f"{design.name} has no shadow mode", where=store_name(place),
-                next_step="tuneloop ab start NAME --shadow begins one with it",
+                next_step="tuneloop ab start NAME begins one with it, unless it is told --no-shadow",
             )  # fmt: skip
         every = list(read_requests(store, since=state.started, where="model = ?", values=[design.model], shadow=None))
         feedback = current(read_feedback(store, since=state.started))
@@ -78,7 +79,7 @@ def judge_copies(
         seen = {request.id: request for request in every if request.shadow is None}
         pairs = [
             (seen[copy.shadow], copy) for copy in every
-            if copy.shadow in seen and copy.shadow not in known and answered(copy).strip() and answered(seen[copy.shadow]).strip()
+            if copy.shadow in seen and copy.shadow not in known and copy.error != LEFT
         ][:MOST]  # fmt: skip
         right = {
             one.request: str(one.value).strip()
@@ -86,7 +87,11 @@ def judge_copies(
             if one.kind in ("label", "correction") and one.request
         }
         said = {copy.id: plain for one, copy in pairs if (plain := _plain_verdict(one, copy, right.get(one.id)))}
-        left = [(one, copy) for one, copy in pairs if copy.id not in said]
+        left = [
+            (one, copy)
+            for one, copy in pairs
+            if copy.id not in said and answered(one).strip() and answered(copy).strip()
+        ]
         notes: list[str] = []
         if judge is not None and left:
             found, notes = _asked(left, right, judge, progress, say)
@@ -105,9 +110,12 @@ Verdict = tuple[int, str]  # 1, 0 or -1, and who says so
 
 def _plain_verdict(one: StoredRequest, copy: StoredRequest, right: str | None) -> Verdict | None:
     """What can be said without a judge."""
+    failed = is_invalid(one), is_invalid(copy)
+    if failed[0] != failed[1]:
+        return (1 if failed[0] else -1), "invalid"
     champion, candidate = answered(one).strip(), answered(copy).strip()
     if champion == candidate:
-        return 0, "equal"
+        return (0, "equal") if champion else None
     if right is not None and right in (champion, candidate):
         return (1 if candidate == right else -1), "people"
     return None

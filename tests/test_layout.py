@@ -66,7 +66,7 @@ TESTED_IN = {
     "report/test_eval_html.py": "report.eval_charts report.eval_parts report.table",
     "report/test_head.py": "report.compared report.settings",
     "serve/test_keys.py": "records.api_key",
-    "serve/test_app.py": "serve.asked serve.config serve.errors serve.gateway serve.openapi serve.page"
+    "serve/test_app.py": "serve.api_request serve.config serve.errors serve.gateway serve.openapi serve.page"
     " serve.replies",
     "serve/test_admission.py": "serve.service_time",
     "serve/test_batch.py": "serve.journal",

@@ -19,8 +19,8 @@ from serving import ANSWERS, FIELDS, MakeTuned, running
 
 from patience import HANG
 from tuneloop.core.errors import UserError
+from tuneloop.serve.api_request import ApiRequest
 from tuneloop.serve.app import whole
-from tuneloop.serve.asked import Asked
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway
@@ -56,7 +56,7 @@ def with_gateway(folder: Path, run: Path, work: Callable[[Gateway], Any], *, mer
 
 def served_ids(folder: Path, run: Path, content: str) -> tuple[int, ...]:
     async def work(gateway: Gateway) -> tuple[int, ...]:
-        asked = Asked("chat", messages=[{"role": "user", "content": content}])
+        asked = ApiRequest("chat", messages=[{"role": "user", "content": content}])
         return tuple((await gateway.request(asked, gateway.models["m"])).ids)
 
     return with_gateway(folder, run, work)  # type: ignore[no-any-return]
@@ -201,7 +201,9 @@ def test_a_gguf_file_is_served_by_llamacpp_and_holds_a_schema(tmp_path: Path) ->
     }
 
     async def work(gateway: Gateway) -> str:
-        asked = Asked("chat", messages=[{"role": "user", "content": "Name a colour"}], schema=schema, max_new_tokens=30)
+        asked = ApiRequest(
+            "chat", messages=[{"role": "user", "content": "Name a colour"}], schema=schema, max_new_tokens=30
+        )
         _, (done,) = await whole(gateway.answer(asked, Caller()))
         return done.text
 

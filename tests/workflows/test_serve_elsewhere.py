@@ -11,8 +11,8 @@ import pytest
 from live_server import StubEngine, live
 
 from tuneloop.core.errors import UserError
+from tuneloop.serve.api_request import ApiRequest
 from tuneloop.serve.app import whole
-from tuneloop.serve.asked import Asked
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway, ServedModel
@@ -31,7 +31,7 @@ def before(config: ServeConfig, work: Callable[[Gateway], Any]) -> Any:
 
 
 async def ask(gateway: Gateway, **more: Any) -> Any:
-    return (await whole(gateway.answer(Asked("chat", messages=HELLO, **more), Caller())))[1][0]
+    return (await whole(gateway.answer(ApiRequest("chat", messages=HELLO, **more), Caller())))[1][0]
 
 
 def test_turns_go_to_a_server_that_renders_them(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_turns_go_to_a_server_that_renders_them(tmp_path: Path) -> None:
         async def refused(gateway: Gateway) -> None:
             long: Any = [{"role": "user", "content": "x " * 2000}]
             with pytest.raises(ApiError, match="1,000 tokens") as raised:
-                await whole(gateway.answer(Asked("chat", messages=long), Caller()))
+                await whole(gateway.answer(ApiRequest("chat", messages=long), Caller()))
             assert raised.value.status == 400
 
         before(config, refused)

@@ -21,8 +21,8 @@ from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve.admission import Admission
+from tuneloop.serve.api_request import ApiRequest
 from tuneloop.serve.app import whole
-from tuneloop.serve.asked import Asked
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import Caller, Gateway, ServedModel
 from tuneloop.serve.keys import Keyring
@@ -74,7 +74,7 @@ def served(folder: Path, work: Callable[[Gateway, NamingEngine], Any], candidate
 
 
 async def ask(gateway: Gateway, user: str, conversation: str = "") -> str:
-    asked = Asked("chat", messages=[{"role": "user", "content": "hi"}])
+    asked = ApiRequest("chat", messages=[{"role": "user", "content": "hi"}])
     async with aclosing(gateway.answer(asked, Caller(user=user, conversation=conversation))) as pieces:
         return (await whole(pieces))[1][0].text
 

@@ -18,8 +18,8 @@ from tuneloop.models.adapters import BASE
 from tuneloop.records.merge import TaskDeployment, TaskRoute
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import last_user_turn
+from tuneloop.serve.api_request import ApiRequest
 from tuneloop.serve.app import whole
-from tuneloop.serve.asked import Asked
 from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway
 from tuneloop.serve.store import opened, read_requests
@@ -69,7 +69,7 @@ async def ask(gateway: Gateway, *turns: str, model: str = "router", talk: str = 
     """Who answers."""
     roles = ["user", "assistant"] * len(turns)
     messages: Any = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
-    pieces = gateway.answer(Asked("chat", model, messages, max_new_tokens=2), Caller(conversation=talk))
+    pieces = gateway.answer(ApiRequest("chat", model, messages, max_new_tokens=2), Caller(conversation=talk))
     return (await whole(pieces))[0].model.name
 
 

@@ -17,9 +17,9 @@ from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.inference.scoring import label_distribution
 from tuneloop.records.completion import Completion
 from tuneloop.records.feedback import feedback_of
-from tuneloop.serve import asked as read
+from tuneloop.serve import api_request as read
 from tuneloop.serve import replies
-from tuneloop.serve.asked import Asked
+from tuneloop.serve.api_request import ApiRequest
 from tuneloop.serve.errors import ApiError, too_much
 from tuneloop.serve.gateway import Caller, Gateway, Piece, ServedModel
 from tuneloop.serve.limits import FeedbackLimit, Refusal
@@ -374,12 +374,12 @@ class Server:
         }  # fmt: skip
         await call.reply(body, headers=headers_of(found[0][0]))
 
-    async def _whole(self, call: Call, asked: list[Asked], caller: Caller) -> list[tuple[Piece, list[Completion]]]:
+    async def _whole(self, call: Call, asked: list[ApiRequest], caller: Caller) -> list[tuple[Piece, list[Completion]]]:
         """Whole answers; the client's leaving ends them."""
         async with call.watched():
             return await self._all(asked, caller)
 
-    async def _all(self, asked: list[Asked], caller: Caller) -> list[tuple[Piece, list[Completion]]]:
+    async def _all(self, asked: list[ApiRequest], caller: Caller) -> list[tuple[Piece, list[Completion]]]:
         if len(asked) == 1:
             return [await whole(self.gateway.answer(asked[0], caller))]
         tasks = [asyncio.ensure_future(whole(self.gateway.answer(each, caller))) for each in asked]
@@ -390,7 +390,7 @@ class Server:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _stream(self, call: Call, asked: Asked, caller: Caller, shape: Any, end: str = "[DONE]") -> None:
+    async def _stream(self, call: Call, asked: ApiRequest, caller: Caller, shape: Any, end: str = "[DONE]") -> None:
         """An answer in pieces. Status and headers wait for the first one, so that what is refused has its own status."""
         async with call.watched(), aclosing(self.gateway.answer(asked, caller)) as pieces:
             await self._events(call, pieces, shape, end)
@@ -456,7 +456,7 @@ class Server:
         model = self.gateway.model_of(name if isinstance(name, str) else "?", caller)
         if body.get("messages") is not None:
             messages = read.read_messages(body["messages"])
-            ids = (await self.gateway.request(Asked("chat", messages=messages), model)).ids
+            ids = (await self.gateway.request(ApiRequest("chat", messages=messages), model)).ids
         else:
             text = body.get("prompt", body.get("text"))
             if not isinstance(text, str):

@@ -18,10 +18,10 @@ from typing import Any
 from tuneloop.core.files import read_json, replacing, write_json
 from tuneloop.core.ids import uuid7
 from tuneloop.records.completion import Completion
-from tuneloop.serve import asked as read
+from tuneloop.serve import api_request as read
 from tuneloop.serve import replies
+from tuneloop.serve.api_request import ApiRequest
 from tuneloop.serve.app import whole
-from tuneloop.serve.asked import Asked
 from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway
 from tuneloop.serve.journal import Journal
@@ -264,7 +264,7 @@ def answer_by(gateway: Gateway, caller: Caller, model: str = "") -> Answer:
         model: takes the place of the lines' own.
     """
 
-    async def one(asked: Asked) -> tuple[Any, list[Completion]]:
+    async def one(asked: ApiRequest) -> tuple[Any, list[Completion]]:
         return await whole(gateway.answer(asked, caller, background=True))
 
     async def answer(line: Line) -> dict[str, Any]:

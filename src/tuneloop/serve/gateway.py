@@ -21,7 +21,7 @@ from tuneloop.records.record import of_known_values
 from tuneloop.records.request import LEFT, NOT_LOADED, StoredRequest
 from tuneloop.records.rows import Message
 from tuneloop.serve.admission import Admission, Pass, Work
-from tuneloop.serve.asked import Asked
+from tuneloop.serve.api_request import ApiRequest
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.errors import ApiError, too_much
 from tuneloop.serve.keys import Keyring
@@ -180,7 +180,7 @@ class _Account:
     """What is known of a request on its way, for the log."""
 
     id: str
-    asked: Asked
+    asked: ApiRequest
     caller: Caller
     model: ServedModel
     champion: ServedModel
@@ -244,7 +244,7 @@ class Copy:
 
     of: str
     served: str
-    asked: Asked
+    asked: ApiRequest
     caller: Caller
     arm: str = "candidate"
 
@@ -395,7 +395,7 @@ class Gateway:
     # --- an answer
 
     async def answer(
-        self, asked: Asked, caller: Caller, *, background: bool = False, copy: Copy | None = None
+        self, asked: ApiRequest, caller: Caller, *, background: bool = False, copy: Copy | None = None
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of an answer. Close the iterator to end it early: the engine stops, and what was used is counted.
 
@@ -430,7 +430,7 @@ class Gateway:
             self._busy[id(account.engine)] -= 1
             self._log(account)
 
-    async def _routed(self, asked: Asked, caller: Caller) -> tuple[Asked, Routed | None]:
+    async def _routed(self, asked: ApiRequest, caller: Caller) -> tuple[ApiRequest, Routed | None]:
         """A request with the model that a router chooses for it, where the router is asked.
 
         A conversation stays with the model of its first request. One without a name is decided by its first turn, which
@@ -451,7 +451,7 @@ class Gateway:
                     del self.talks[next(iter(self.talks))]
         return replace(asked, model=routed.model), routed
 
-    def _account(self, asked: Asked, caller: Caller, copy: Copy | None, routed: Routed | None) -> _Account:
+    def _account(self, asked: ApiRequest, caller: Caller, copy: Copy | None, routed: Routed | None) -> _Account:
         """A request with who answers it: the model that was asked, or a candidate in its place."""
         asked_model = self.models[asked.model] if routed is not None else self.model_of(asked.model, caller)
         account = _Account(
@@ -515,7 +515,7 @@ class Gateway:
                 return  # no work for an experiment from whom is not to be learned
             self.copies.add(self, Copy(account.id, served, replace(account.asked, model=account.model.name), caller))
 
-    async def request(self, asked: Asked, model: ServedModel, engine: ServingEngine | None = None) -> Request:
+    async def request(self, asked: ApiRequest, model: ServedModel, engine: ServingEngine | None = None) -> Request:
         """What the engine is asked, with the prompt as tokens, as the model was trained.
 
         Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tuneloop.core.ids import uuid7
 from tuneloop.records.completion import Completion
-from tuneloop.serve.asked import Asked
+from tuneloop.serve.api_request import ApiRequest
 from tuneloop.serve.gateway import Piece, ServedModel
 
 _FINISH = {"stop": "stop", "choice": "stop", "length": "length"}
@@ -74,7 +74,7 @@ def usage(completions: Sequence[Completion]) -> dict[str, Any]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def chat_body(asked: Asked, model: ServedModel, id_: str, completions: Sequence[Completion]) -> dict[str, Any]:
+def chat_body(asked: ApiRequest, model: ServedModel, id_: str, completions: Sequence[Completion]) -> dict[str, Any]:
     """The body of `/v1/chat/completions`."""
     choices: list[dict[str, Any]] = []
     for index, each in enumerate(completions):
@@ -120,7 +120,7 @@ def token_text(model: ServedModel, token: int) -> str:
 
 
 def completions_body(
-    asked: Sequence[Asked], model: ServedModel, id_: str, answers: Sequence[Sequence[Completion]]
+    asked: Sequence[ApiRequest], model: ServedModel, id_: str, answers: Sequence[Sequence[Completion]]
 ) -> dict[str, Any]:
     """The body of `/v1/completions`: the choices of all prompts one after the other."""
     choices: list[dict[str, Any]] = []
@@ -151,7 +151,9 @@ def completions_body(
     }  # fmt: skip
 
 
-def responses_body(asked: Asked, model: ServedModel, id_: str, text: str, done: Completion | None) -> dict[str, Any]:
+def responses_body(
+    asked: ApiRequest, model: ServedModel, id_: str, text: str, done: Completion | None
+) -> dict[str, Any]:
     """The body of `/v1/responses`; without a completion that of an answer that has only begun."""
     tokens = usage([done]) if done else None
     item = _output_item(id_, text, "completed" if done else "in_progress")
@@ -192,7 +194,7 @@ class ChatStream:
     Text that may become a call of a function is held back until it is known which of the two it is.
     """
 
-    asked: Asked
+    asked: ApiRequest
     created: int = field(default_factory=lambda: int(time.time()))
     held: dict[int, str] = field(default_factory=dict)
     begun: set[int] = field(default_factory=set)
@@ -246,7 +248,7 @@ class ChatStream:
 class CompletionsStream:
     """The events of a streamed answer of `/v1/completions`."""
 
-    asked: Asked
+    asked: ApiRequest
     created: int = field(default_factory=lambda: int(time.time()))
     begun: set[int] = field(default_factory=set)
     done: list[Completion] = field(default_factory=list)
@@ -279,7 +281,7 @@ class CompletionsStream:
 class ResponsesStream:
     """The events of a streamed answer of `/v1/responses`; each tells its type."""
 
-    asked: Asked
+    asked: ApiRequest
     text: str = ""
     number: int = -1
     last: Piece | None = None

@@ -43,7 +43,7 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ApiRequest:
     """A request, whichever endpoint it came to.
 
     Args:
@@ -88,7 +88,7 @@ def bad(message: str, param: str | None = None, code: str | None = None) -> ApiE
 # --- endpoints -----------------------------------------------------------------------------------
 
 
-def read_chat(body: Body, most_choices: int) -> Asked:
+def read_chat(body: Body, most_choices: int) -> ApiRequest:
     """The body of `/v1/chat/completions`.
 
     Raises:
@@ -107,13 +107,13 @@ def read_chat(body: Body, most_choices: int) -> Asked:
     elif body.get("top_logprobs"):
         raise bad("top_logprobs needs logprobs: true", "top_logprobs")
     most = _integer(body, "max_completion_tokens", 1)
-    return Asked(
+    return ApiRequest(
         "chat", messages=messages, tools=tools, schema=schema or wanted, logprobs=logprobs,
         max_new_tokens=most or _integer(body, "max_tokens", 1), **_shared(body, most_choices),
     )  # fmt: skip
 
 
-def read_completions(body: Body, most_choices: int) -> list[Asked]:
+def read_completions(body: Body, most_choices: int) -> list[ApiRequest]:
     """The body of `/v1/completions`: a request for each of its prompts.
 
     Raises:
@@ -134,12 +134,14 @@ def read_completions(body: Body, most_choices: int) -> list[Asked]:
     if len(prompts) > most_choices:
         raise bad(f"at most {most_choices} prompts in a request; a batch takes more", "prompt")
     return [
-        Asked("completions", text=p, **shared) if isinstance(p, str) else Asked("completions", ids=p, **shared)
+        ApiRequest("completions", text=p, **shared)
+        if isinstance(p, str)
+        else ApiRequest("completions", ids=p, **shared)
         for p in prompts
     ]
 
 
-def read_responses(body: Body) -> Asked:
+def read_responses(body: Body) -> ApiRequest:
     """The body of `/v1/responses`: texts, without a memory of earlier ones.
 
     Raises:
@@ -171,12 +173,12 @@ def read_responses(body: Body) -> Asked:
         nested = {"type": form.get("type"), "json_schema": form} if form.get("type") == "json_schema" else form
         schema = _response_format(nested, "text.format")
     shared = _shared({**body, "n": None, "stop": None}, 1)
-    return Asked(
+    return ApiRequest(
         "responses", messages=messages, schema=schema, max_new_tokens=_integer(body, "max_output_tokens", 1), **shared
     )
 
 
-def read_classify(body: Body) -> list[Asked]:
+def read_classify(body: Body) -> list[ApiRequest]:
     """The body of `/v1/classify`: `input`, a text or a list of them, or `messages`; `top`, so many probabilities.
 
     Raises:
@@ -186,14 +188,14 @@ def read_classify(body: Body) -> list[Asked]:
     top = _integer(body, "top", 0) or 0
     shared: dict[str, Any] = {"model": _model(body), "user": _text_field(body, "user"), "tier": _tier(body), "top": top}
     if body.get("messages") is not None:
-        return [Asked("classify", messages=read_messages(body["messages"]), **shared)]
+        return [ApiRequest("classify", messages=read_messages(body["messages"]), **shared)]
     given = body.get("input")
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise bad("input must be a text or a list of texts, and not empty", "input")
     if len(texts) > 256:
         raise bad("at most 256 texts in a request; a batch takes more", "input")
-    return [Asked("classify", messages=[{"role": "user", "content": text}], **shared) for text in texts]
+    return [ApiRequest("classify", messages=[{"role": "user", "content": text}], **shared) for text in texts]
 
 
 # --- parts ---------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ OWN = ("--level", "logits", "--answers", "own")
 MORE = (*OWN, "--prompts", "UNLABELLED")
 STUDENTS: dict[str, Student] = {
     "tickets-15": Student("tickets", "15 layers, probabilities", ("--layers", "15", *OWN), 3),
+    "tickets-10": Student("tickets", "10 layers, probabilities", ("--layers", "10", *OWN), 3),
     "banking77-15": Student("banking77", "15 layers, probabilities", ("--layers", "15", *OWN), 5),
     "banking77-15-more": Student("banking77", "15 layers, probabilities, + unlabelled", ("--layers", "15", *MORE), 1.6),
     "banking77-10-more": Student("banking77", "10 layers, probabilities, + unlabelled", ("--layers", "10", *MORE), 1.6),

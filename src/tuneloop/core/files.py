@@ -440,7 +440,7 @@ _POLL = 0.2  # seconds between looks at a lock that another process holds
 
 def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
     """The opened lock file, held by this process. Its holder may remove the file while others wait: then they take a new one."""
-    told = False
+    announced = False
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -456,9 +456,9 @@ def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
                     where=str(path.parent),
                     next_step="wait for it, stop it, or choose another folder: output_dir=FOLDER, or --out FOLDER",
                 ) from None
-            if not told:
+            if not announced:
                 waiting(holder)
-                told = True
+                announced = True
             time.sleep(_POLL)
             continue
         with contextlib.suppress(FileNotFoundError):

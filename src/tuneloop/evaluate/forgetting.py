@@ -92,7 +92,7 @@ def _mean_loss(ability: Ability) -> float:
 
 def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
     if math.isnan(score.value):
-        return f"On {n} general rows the base scores nothing: forgetting can't be told from answers; the loss grew by {loss.value:+.3f}."
+        return f"On {n} general rows the base scores nothing: answers say nothing of forgetting; the loss grew by {loss.value:+.3f}."
     way = "fell" if score.value >= 0 else "rose"
     low, high = sorted((abs(score.low), abs(score.high))) if score.low * score.high > 0 else (score.low, score.high)
     amount = f"{100 * abs(score.value):.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})"

@@ -84,7 +84,7 @@ def prompt_too_large(tokens: int) -> UserError:
 
 @dataclass
 class Padded:
-    """A left-padded batch behind a shared prefix: ids and positions (B, L), who is real (B, P + L), its mask."""
+    """A left-padded batch behind a shared prefix: ids and positions (B, L), a mask of the real tokens (B, P + L)."""
 
     ids: Tensor
     positions: Tensor

@@ -148,7 +148,7 @@ class LlamaCpp:
         top: int | None = None,
         held: bool = False,
     ) -> None:
-        """Read a prompt, to which `more` (or `pick`) writes at most `limit` tokens; see the child for how they are drawn and told."""
+        """Read a prompt, to which `more` (or `pick`) writes at most `limit` tokens; see the child for how they are drawn and reported."""
         self._ask("begin", list(ids), limit, drawn, top, held)
 
     def pick(self, allowed: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -218,8 +218,8 @@ class LlamaCpp:
         """An error with the last reason in the log."""
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
-        told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()] or lines
-        why = next(iter(told), "")[:200]
+        reasons = [line for line in lines if "error" in line.lower() or "failed" in line.lower()] or lines
+        why = next(iter(reasons), "")[:200]
         return UserError(
             f"{what}{f': {why}' if why else ''}",
             where=str(self.file or ENGINE),

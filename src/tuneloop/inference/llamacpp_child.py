@@ -43,7 +43,7 @@ class Server:
         self.scales: list[float] = []
         self.at, self.next, self.began, self.first = 0, 0, 0.0, 0.0  # of the answer that is being written
         self.sampler: Any = None  # llama.cpp's chain that draws its tokens; None: the likeliest
-        self.top: int | None = None  # likeliest tokens whose log probabilities are told; None: none
+        self.top: int | None = None  # likeliest tokens whose log probabilities are returned; None: none
         self.said: Logprob | None = None  # of `next`
         self.last: np.ndarray[Any, Any] | None = None  # logits (V) from which `pick` takes the next token
 
@@ -152,8 +152,8 @@ class Server:
             raise Refused("no token may come next")
         self.next = self._pick(last, allowed)
         total = 1000 * (time.perf_counter() - self.began)
-        told = {"logprobs": [self.said]} if self.top is not None else {}
-        return {"ids": [self.next], "first": self.first, "total": total, **told}
+        more = {"logprobs": [self.said]} if self.top is not None else {}
+        return {"ids": [self.next], "first": self.first, "total": total, **more}
 
     def _draw_by(self, drawn: Mapping[str, Any] | None, ids: Sequence[int], limit: int) -> None:
         """Make llama.cpp's own chain of samplers, in the order of our engine: penalty, temperature, top_k, top_p, min_p."""
@@ -182,7 +182,7 @@ class Server:
             lib.llama_sampler_accept(self.sampler, token)
 
     def _pick(self, last: np.ndarray[Any, Any], allowed: np.ndarray[Any, Any] | None = None) -> int:
-        """The next token after the one that was read last, by its logits (V); what is told of it is kept.
+        """The next token after the one that was read last, by its logits (V); its log probabilities are kept.
 
         Args:
             allowed: ids of the tokens that may come; None: all.
@@ -218,15 +218,15 @@ class Server:
         Returns:
             Also `logprobs`, where they were asked for: of each token its own, and the likeliest ones.
         """
-        stops, written, told = set(ends), [self.next], [self.said]
+        stops, written, logprobs = set(ends), [self.next], [self.said]
         while written[-1] not in stops and len(written) < limit:
             written.append(self._following(written[-1]))
-            told.append(self.said)
+            logprobs.append(self.said)
         if written[-1] not in stops and self.at < self.size:
             self.next = self._following(written[-1])
         total = 1000 * (time.perf_counter() - self.began)
         return {"ids": written, "first": self.first, "total": total} | (
-            {"logprobs": told} if self.top is not None else {}
+            {"logprobs": logprobs} if self.top is not None else {}
         )
 
     def _following(self, token: int) -> int:

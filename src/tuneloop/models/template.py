@@ -114,7 +114,7 @@ class Template:
     def default_system(self) -> str:
         """What the template puts before a conversation without a system turn, as in "You are a helpful AI assistant"; "" for nothing.
 
-        Told by what differs from the text with a system turn of our own; control tokens and headers are left out.
+        Recognised by what differs from the text with a system turn of our own; control tokens and headers are left out.
         """
         user: Message = {"role": "user", "content": HOLE}
         try:

@@ -49,7 +49,7 @@ class ServerState(Record):
 
     @property
     def adapters(self) -> dict[str, str]:
-        """Name -> source of what it was told to serve."""
+        """Name -> source of what it was asked to serve."""
         return dict(self.config.get("adapters", {}))
 
     @property

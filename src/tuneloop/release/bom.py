@@ -121,8 +121,8 @@ def _dataset(dataset: DatasetManifest) -> Component:
     from cyclonedx.model.component import Component, ComponentType
 
     splits = {name: getattr(dataset.splits, name) for name in ("train", "val", "test")}
-    told = {"task": dataset.task, "content.sha256": dataset.hash, "licence": "not stated"}
-    told |= {f"rows.{name}": split.rows for name, split in splits.items()}
+    facts = {"task": dataset.task, "content.sha256": dataset.hash, "licence": "not stated"}
+    facts |= {f"rows.{name}": split.rows for name, split in splits.items()}
     hashes = {f"{name}.jsonl": split.sha256 for name, split in splits.items()}
     hashes |= {f"source:{source.path.rpartition('/')[2]}": source.sha256 for source in dataset.sources}
     files = [
@@ -141,25 +141,25 @@ def _dataset(dataset: DatasetManifest) -> Component:
         bom_ref=f"dataset:{dataset.id}",
         type=ComponentType.DATA,
         components=files,
-        properties=_properties(told),
+        properties=_properties(facts),
     )
 
 
 def _about_training(made: Materials) -> dict[str, Any]:
     run = made.run
     gate = made.manifest.gate
-    told = {
+    facts = {
         "run": run.id, "run.key": run.key, "gate": gate.status, "gate.forced": gate.forced or None,
         "training.hours": round(run.seconds / 3600, 4), "training.tokens": run.tokens, "training.steps": run.steps,
         "training.usd": round(run.usd, 4),
     }  # fmt: skip
-    return told | {f"train.{key}": value for key, value in made.config.items()}
+    return facts | {f"train.{key}": value for key, value in made.config.items()}
 
 
-def _properties(told: Mapping[str, Any]) -> list[Property]:
+def _properties(facts: Mapping[str, Any]) -> list[Property]:
     from cyclonedx.model import Property
 
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in told.items() if v not in (None, "", {})}
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items() if v not in (None, "", {})}
     return [Property(name=f"tuneloop:{key}", value=text) for key, text in texts.items()]
 
 

@@ -100,11 +100,11 @@ def write_gguf_model(
     if settings.form == LORA:
         kind = cast(FloatType, settings.quant)
         write_gguf_lora(resolve(source.model), source.trained, out / file, kind, source.about.name)
-        told = modelfile(BASE_FILE, template, system, adapter=file)
+        written = modelfile(BASE_FILE, template, system, adapter=file)
     else:
-        told = modelfile(file, template, system)
+        written = modelfile(file, template, system)
         _write_whole(source, settings, out / file, progress)
-    write_text(out / MODELFILE, told)
+    write_text(out / MODELFILE, written)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(source.trained / name, out / name)
     write_json(out / OWN, {"version": 1, "task": source.task})

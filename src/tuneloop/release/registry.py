@@ -237,8 +237,8 @@ def register(
     with _changing(registry, name, create=True) as model:
         known = next((v for v in model.versions if v.lineage.manifest == lineage.manifest), None)
         number = known.version if known else _create(registry, name, folder, lineage)
-        told = any(event.action == "register" and event.model_version == number for event in model.history)
-        if not told:  # new, or its register was killed before it got its alias
+        registered = any(event.action == "register" and event.model_version == number for event in model.history)
+        if not registered:  # new, or its register was killed before it got its alias
             _change(registry, model, "register", number, {CANDIDATE: number}, why, manifest.gate)
     return version_named(read_model(registry, name), number)
 

@@ -186,11 +186,11 @@ def rival(evaluation: EvaluationManifest, lines: Sequence[SystemFacts]) -> Syste
 def _gain(facts: RunFacts, lines: Sequence[SystemFacts], metric: str) -> list[KeyFigure]:
     best = rival(facts.evaluation, lines)
     # Each line tells the gain over it; where all are compared with one system, its own gain over that one.
-    told = next(line for line in lines if line.tuned) if reference_system(facts.evaluation) else best
-    if best is None or told is None or told.delta is None:
+    shown = next(line for line in lines if line.tuned) if reference_system(facts.evaluation) else best
+    if best is None or shown is None or shown.delta is None:
         return []
-    detail = f"over {best.name}" + (f", {p_value(told.p)}" if told.p is not None else "")
-    return [KeyFigure("gain", signed(told.delta.value, metric), keep_together(detail))]
+    detail = f"over {best.name}" + (f", {p_value(shown.p)}" if shown.p is not None else "")
+    return [KeyFigure("gain", signed(shown.delta.value, metric), keep_together(detail))]
 
 
 def _seen(run: RunManifest | None) -> list[KeyFigure]:

@@ -227,7 +227,7 @@ class Deployment:
 
     @property
     def half(self) -> bool:
-        """Whether the card has no bfloat16, so that vLLM has to be told to compute in half precision."""
+        """Whether the card has no bfloat16, so that vLLM has to compute in half precision."""
         return self.machine is not None and not self.machine.card.bf16
 
     def usd_a_month(self) -> tuple[float, float] | None:

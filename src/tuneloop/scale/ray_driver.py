@@ -97,10 +97,10 @@ def drive(ray: Any, name: str, work: Work, setting: Any, *, sent: Path, remote: 
         else:
             say(f"ray       {name} is at work there already: followed")
         ray.get(driver.start.remote(work, setting))
-        told = 0
+        seen = 0
         while True:
-            state, lines, error = ray.get(driver.look.remote(told))
-            told += len(lines)
+            state, lines, error = ray.get(driver.look.remote(seen))
+            seen += len(lines)
             for line in lines:
                 say(line)
             if state in ("done", "failed"):

@@ -126,11 +126,11 @@ def _storage(place: str) -> dict[str, Any]:
 
 def _pass_on(ray: Any, notes: Any, say: Say, over: threading.Event) -> None:
     """Say what the processes say, until the training is over."""
-    told = 0
+    seen = 0
     while True:
         last = over.wait(POLL)
-        for line in ray.get(notes.since.remote(told)):
-            told += 1
+        for line in ray.get(notes.since.remote(seen)):
+            seen += 1
             say(line)
         if last:
             return

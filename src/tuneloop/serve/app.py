@@ -68,8 +68,8 @@ class Call:
         Raises:
             ApiError: it is larger than allowed.
         """
-        told = self.headers.get(b"content-length", b"0")
-        size, parts = int(told) if told.isdigit() else 0, []
+        length = self.headers.get(b"content-length", b"0")
+        size, parts = int(length) if length.isdigit() else 0, []
         got = 0
         while True:
             if size > most or got > most:
@@ -441,8 +441,8 @@ class Server:
             stored = await asyncio.wrap_future(self.gateway.store.add_durably(made))
         except OSError as error:
             raise ApiError(503, str(error), code="store", headers={"Retry-After": "5"}) from None
-        told = {"id": stored, "object": "feedback", "request": made.request, "conversation": made.conversation}
-        await call.reply(told, headers=shared)
+        reply = {"id": stored, "object": "feedback", "request": made.request, "conversation": made.conversation}
+        await call.reply(reply, headers=shared)
 
     async def widget(self, call: Call) -> None:
         """`GET /feedback.js`: thumbs, correction and comment for any page."""

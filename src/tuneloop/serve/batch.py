@@ -118,7 +118,7 @@ class Batch:
     rows: int = 4
     room: Callable[[], Awaitable[None]] | None = None
     stopping: Callable[[], bool] = lambda: False
-    told: Callable[[int, int], None] = lambda done, total: None
+    report: Callable[[int, int], None] = lambda done, total: None
     clock: Callable[[], float] = time.time
     pause: float = PAUSE
     cancelled: bool = False
@@ -181,7 +181,7 @@ class Batch:
                 if result is None:
                     return
                 await journal.add(line.number, result)
-                self.told(len(journal.done), len(lines))
+                self.report(len(journal.done), len(lines))
                 if time.monotonic() - counted > 1.0:
                     counted = time.monotonic()
                     self.change(request_counts=_counts(lines, journal))

@@ -131,8 +131,8 @@ class Batches:
         from starlette.requests import Request
 
         owner = self._owner(call)
-        told = call.header("content-length")
-        if told.isdigit() and int(told) > MOST_FILE_MB * 1e6:
+        length = call.header("content-length")
+        if length.isdigit() and int(length) > MOST_FILE_MB * 1e6:
             raise ApiError(413, f"The file is larger than {MOST_FILE_MB:g} MB", code="request_too_large")
         try:
             form = await Request(call.scope, call.receive).form(max_files=1, max_fields=10)

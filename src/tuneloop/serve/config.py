@@ -105,7 +105,7 @@ class MonitorConfig(Config):
 
 
 class ImproveConfig(Config):
-    """Retraining beside the server, as `tuneloop improve PROJECT --watch` does it."""
+    """Retraining alongside the server, as `tuneloop improve PROJECT --watch` does it."""
 
     project: str = Field("", description="file of `tuneloop improve`; empty: nothing is retrained")
     every: str = Field("15m", description="time between two passes, as in 15m or 2h")

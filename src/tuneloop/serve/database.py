@@ -512,5 +512,5 @@ def _line(error: Exception) -> str:
     """What the server said, of all that the driver tells of the ways in which it tried to reach it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = next((line for line in lines if "FATAL:" in line), lines[0] if lines else type(error).__name__)
-    told = re.sub(r"\s+", " ", said.rpartition("FATAL:")[2].strip())
-    return re.sub(r"^(connection|consuming input|sending \w[\w ]*) failed: ", "", told)
+    plain = re.sub(r"\s+", " ", said.rpartition("FATAL:")[2].strip())
+    return re.sub(r"^(connection|consuming input|sending \w[\w ]*) failed: ", "", plain)

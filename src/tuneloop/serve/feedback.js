@@ -79,14 +79,14 @@
     bar.append(...thumbs, more, status);
     root.append(make("style", {}, STYLE), bar, form);
 
-    async function told(kind, value) {
+    async function report(kind, value) {
       await send(about, kind, value);
       host.dispatchEvent(new CustomEvent("tuneloop-feedback", { bubbles: true, detail: { kind, value } }));
     }
     async function vote(button, value) {
       for (const one of thumbs) one.disabled = true;
       try {
-        await told("thumbs", value);
+        await report("thumbs", value);
         for (const one of thumbs) one.setAttribute("aria-pressed", String(one === button));
         status.textContent = WORDS.thanks;
         if (!value) form.hidden = false;
@@ -99,7 +99,7 @@
       try {
         for (const field of fields) {
           if (!field.value.trim()) continue;
-          await told(field.name, field.value);
+          await report(field.name, field.value);
           field.value = "";
         }
         form.hidden = true;

@@ -123,7 +123,7 @@ class Keyring:
         self._refresh()
         found = _FORM.fullmatch(given)
         key = self._keys.get(found[1]) if found else None
-        # The digest is compared in any case, in constant time: what is wrong can't be told by how long it takes.
+        # The digest is compared in any case, in constant time: what is wrong can't be guessed from how long it takes.
         same = hmac.compare_digest(_digest(found[2] if found else given), key.sha256 if key else "0" * 64)
         return key if same and key is not None and key.revoked is None else None
 

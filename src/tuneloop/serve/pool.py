@@ -83,7 +83,7 @@ class EnginePool:
     Args:
         engines: with the same base and adapters.
         prove: asks an engine its canaries; raises UserError where it does not answer as it should.
-        say: told when one is left out and when it is back.
+        say: called when one is left out and when it is back.
         every: seconds between two looks at engines that are left out.
     """
 

@@ -160,8 +160,10 @@ _PLACED = (StoredRequest, Feedback)
 
 def _type(kind: type[Record], name: str) -> str:
     """What a column holds."""
-    told = str(kind.model_fields[name].annotation)
-    return "JSON" if name in _JSON else "REAL" if "float" in told else "INTEGER" if "int" in told else "TEXT"
+    annotation = str(kind.model_fields[name].annotation)
+    return (
+        "JSON" if name in _JSON else "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
+    )
 
 
 COLUMNS = {kind: {name: _type(kind, name) for name in names} for kind, names in _COLUMNS.items()}
@@ -190,7 +192,7 @@ def store_name(place: Path | str) -> str:
 
 
 def store_folder(place: Path | str) -> Path:
-    """The folder of what stands beside a store in files: that of its server; `serve`, where it is named by a URL."""
+    """The folder of what stands alongside a store in files: that of its server; `serve`, where it is named by a URL."""
     return Path(FOLDER) if is_database_url(place) else store_file(place).parent
 
 

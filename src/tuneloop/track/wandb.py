@@ -41,9 +41,9 @@ def log_points(follower: Follower, points: Sequence[Point]) -> None:
 def log_file(follower: Follower, name: str, record: Record) -> None:
     """Figures of the whole run."""
     follower.client.summary.update(figures_of(record))
-    told = {DatasetManifest: ("id", "hash"), Environment: ("git_commit", "cpu", "gpu")}.get(type(record))
-    if told:
-        follower.client.config.update({name: {key: record[key] for key in told}}, allow_val_change=True)
+    keys = {DatasetManifest: ("id", "hash"), Environment: ("git_commit", "cpu", "gpu")}.get(type(record))
+    if keys:
+        follower.client.config.update({name: {key: record[key] for key in keys}}, allow_val_change=True)
 
 
 def close_run(follower: Follower, status: Status) -> None:

@@ -129,7 +129,7 @@ async def _answer(
         try:
             batch = Batch(
                 given.folder, _answer_of(gateway, target, requests), given.rows, _within(given.hours),
-                told=lambda done, total: progress("batch", done, total),
+                report=lambda done, total: progress("batch", done, total),
             )  # fmt: skip
             return await batch.run()
         finally:
@@ -160,7 +160,7 @@ async def _answer_on_ray(
         async with asked_actors(ray, _actor, setting, actors, given.rows) as answer:
             batch = Batch(
                 given.folder, answer, given.rows * actors, _within(given.hours),
-                told=lambda done, total: progress("batch", done, total),
+                report=lambda done, total: progress("batch", done, total),
             )  # fmt: skip
             return await batch.run()
 

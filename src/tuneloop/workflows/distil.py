@@ -351,7 +351,7 @@ def sentences(record: DistillationRecord) -> Sequence[str]:
     return said
 
 
-MOST_SHARE = 10  # beyond that, a bound of a share is not told
+MOST_SHARE = 10  # beyond that, a bound of a share is not reported
 
 
 def _share(share: Share) -> str:

@@ -95,10 +95,10 @@ def plan_distillation(
     if options.level == "logits":
         layout = Layout(min(options.top, held.shape.vocabulary - 1), held.shape.vocabulary)
         stored = layout.width * amount.rows * amount.answer
-    beside = 0.0
+    alongside = 0.0
     if options.level == "live":
-        beside = held.shape.parameters * (FOUR_BITS if train.teacher_bits == 4 else BF16) / 2**30
-    parts.append(_student(student, amount, epochs, beside))
+        alongside = held.shape.parameters * (FOUR_BITS if train.teacher_bits == 4 else BF16) / 2**30
+    parts.append(_student(student, amount, epochs, alongside))
     return DistillationPlan(
         teacher=teacher, student=student, dataset=dataset, rows=amount.rows, prompt_tokens=amount.prompt,
         answer_tokens=amount.answer, epochs=epochs, parts=parts, stored_bytes=stored,
@@ -114,28 +114,30 @@ def _part(what: str, held: Serving, hours: float) -> PlannedPart:
     )  # fmt: skip
 
 
-def _student(student: str, amount: Amount, epochs: float, beside: float) -> PlannedPart:
+def _student(student: str, amount: Amount, epochs: float, alongside: float) -> PlannedPart:
     """The student's training on as few cards as hold it.
 
     Args:
-        beside: GiB of a live teacher, which each card holds as well.
+        alongside: GiB of a live teacher, which each card holds as well.
     """
     settings: dict[str, Any] = {
         "model": student, "gpu": STUDENT_GPU, "tokens": round(amount.tokens), "epochs": epochs, "method": WHOLE,
     }  # fmt: skip
     plans = (plan_machines({**settings, "gpus": count}) for count in (1, 2, 4, MOST_GPUS))
     room = (
-        plan for plan in plans if plan["fits"] and plan["memory"]["peak_gib"] + beside <= plan["memory"]["capacity_gib"]
+        plan
+        for plan in plans
+        if plan["fits"] and plan["memory"]["peak_gib"] + alongside <= plan["memory"]["capacity_gib"]
     )
     plan = next(room, None)
     if plan is None:
-        teacher = f" next to a teacher of {beside:,.0f} GiB on each of them" if beside else ""
+        teacher = f" next to a teacher of {alongside:,.0f} GiB on each of them" if alongside else ""
         raise UserError(
             f"No {MOST_GPUS} {STUDENT_GPU} hold the training of this student{teacher}", where=student,
-            next_step="set train.teacher_bits=4, or take --level logits: then the teacher is not there" if beside else "name a smaller one",
+            next_step="set train.teacher_bits=4, or take --level logits: then the teacher is not there" if alongside else "name a smaller one",
         )  # fmt: skip
     return PlannedPart(
-        what="the student learns", machine=f"{plan['gpus']} x {plan['gpu']}", gib=plan["memory"]["peak_gib"] + beside,
+        what="the student learns", machine=f"{plan['gpus']} x {plan['gpu']}", gib=plan["memory"]["peak_gib"] + alongside,
         hours=plan["time"]["hours"], usd=plan["cost"].get("usd"),
     )  # fmt: skip
 

@@ -372,8 +372,8 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
         result = {"sentence": cycle.done.get("decide", {}).get("sentence"), **result}
     follows, outcome, why = after(step, status, result)
     if follows == "failed":
-        told = result.get("error")
-        error = told if isinstance(told, dict) else {}
+        found = result.get("error")
+        error = found if isinstance(found, dict) else {}
         raise UserError(
             f"The step {step} of cycle {cycle.number} failed: {error.get('what') or why}", where=str(error.get("where") or ""),
             next_step=str(error.get("next") or "put it right; the same command then goes on here"),
@@ -416,8 +416,8 @@ def _done(
 
 
 def _without_warm(result: Mapping[str, Any]) -> dict[str, Any]:
-    told = result.get("error")
-    why = told.get("what") if isinstance(told, Mapping) else "no reason was given"
+    error = result.get("error")
+    why = error.get("what") if isinstance(error, Mapping) else "no reason was given"
     return {
         "chosen": "run",
         "verdicts": {},
@@ -445,7 +445,7 @@ def _in_shadow_mode(store: Database, cycle: Cycle) -> bool:
 
 
 def _more_words(cycle: Cycle, step: str, folder: Path, champion: str) -> list[str]:
-    """What a step is told besides: of the collected rows, and that an adapter stays one, so that a server has both arms."""
+    """A step's further options: those of the collected rows, and that an adapter stays one, so that a server has both arms."""
     if step == "collect":  # with a run in use they are added to its own, in the form that it reads
         return ["--run", champion] if champion else []
     if step in ("train", "warm_start"):

@@ -163,7 +163,7 @@ def task_texts(job: RouteJob, datasets: Sequence[Dataset], split: str) -> tuple[
 
 
 def language_of(texts: Sequence[str]) -> str:
-    """The commonest language of some texts, as `en`; empty where it can't be told."""
+    """The commonest language of some texts, as `en`; empty where it is unknown."""
     found = Counter(code for code, sure in map(detect_language, texts[:LANGUAGE_ROWS]) if sure >= 0.5)
     return found.most_common(1)[0][0] if found else ""
 

@@ -83,10 +83,10 @@ def fit_from_feedback(
     used = load_router(Path(start))
     like = used.record
     texts, rows, left = routed_rows(place, len(like.routes))
-    told = ", ".join(f"{count} {why}" for why, count in left.most_common())
+    reasons = ", ".join(f"{count} {why}" for why, count in left.most_common())
     if len(texts) < 5 * FEWEST:
         raise UserError(
-            f"{len(texts)} rated requests can be learned from, and {5 * FEWEST} are needed ({told or 'there are no others'})",
+            f"{len(texts)} rated requests can be learned from, and {5 * FEWEST} are needed ({reasons or 'there are no others'})",
             where=store_name(place), next_step="serve a router that was fitted with --explore 0.2, and collect feedback",
         )  # fmt: skip
     if (rows[:, 1] > 1 - 1e-9).all():

@@ -284,8 +284,8 @@ async def _serve(
             loop.add_signal_handler(number, stopping.set)
         port = listening.getsockname()[1]
         address = f"http://{'[::1]' if config.host == '::' else config.host}:{port}"
-        swaps.told = lambda gateway: _write_state(named, gateway, address)
-        swaps.told(gateway)
+        swaps.swapped = lambda gateway: _write_state(named, gateway, address)
+        swaps.swapped(gateway)
         running = asyncio.create_task(server._serve([listening]))
         while not server.started and not running.done():
             await asyncio.sleep(0.01)

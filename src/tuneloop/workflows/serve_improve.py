@@ -1,4 +1,4 @@
-"""A server's retraining: `tuneloop improve --watch` in a process beside it, which ends with it and is started again when it dies.
+"""A server's retraining: `tuneloop improve --watch` in a process alongside it, which ends with it and is started again when it dies.
 
 The controller trains for hours, and the server has to answer meanwhile: so it is no part of its process and gets what that
 leaves of the processors. What it has done stands in the store, so that it can be ended at any moment.

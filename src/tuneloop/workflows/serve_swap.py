@@ -59,14 +59,14 @@ class Swaps:
 
     Args:
         config: of the server, without what was pinned.
-        told: called with the gateway after each swap.
+        swapped: called with the gateway after each swap.
         current: what is served; `refused`: what could not be started or proved, which is not tried again.
     """
 
     config: ServeConfig
     experiments: Experiments
     say: Callable[[str], None]
-    told: Callable[[Gateway], None] = lambda gateway: None
+    swapped: Callable[[Gateway], None] = lambda gateway: None
     current: Wanted = field(default_factory=dict)
     refused: Wanted = field(default_factory=dict)
     _stamp: tuple[Any, ...] = ()
@@ -166,7 +166,7 @@ class Swaps:
         old = gateway.swap(engine, models, candidates)
         self._log(gateway, SWAP, wanted, "")
         self.current, self.refused = wanted, {}
-        self.told(gateway)
+        self.swapped(gateway)
         self.say(f"swap      is done after {time.perf_counter() - began:.1f} s; the old engine ends its requests")
         task = asyncio.create_task(self._end(gateway, old))
         self._ending.add(task)

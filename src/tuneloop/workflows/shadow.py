@@ -71,7 +71,7 @@ def judge_copies(
         if not design.shadow:
             raise UserError(
                 f"{design.name} has no shadow mode", where=store_name(place),
-                next_step="tuneloop ab start NAME begins one with it, unless it is told --no-shadow",
+                next_step="tuneloop ab start NAME begins one with it, unless --no-shadow is given",
             )  # fmt: skip
         every = list(read_requests(store, since=state.started, where="model = ?", values=[design.model], shadow=None))
         feedback = current(read_feedback(store, since=state.started))

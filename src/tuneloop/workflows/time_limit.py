@@ -190,7 +190,7 @@ def _how_it_is() -> str:
     """`busy` where more processes than processors have been at work here, else `slow`."""
     try:
         return "busy" if os.getloadavg()[0] > cores() + 1 else "slow"
-    except OSError:  # not told on this system
+    except OSError:  # not known on this system
         return "busy or slow"
 
 

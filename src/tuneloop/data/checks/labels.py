@@ -49,7 +49,7 @@ def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool
     labelled = overview.rows()
     labelled = labelled[overview.columns["label"][labelled] >= 0]
     labelled = labelled[~np.isin(labelled, _contradictions(overview, _label_of(overview)))]
-    # A label of a few rows, as sets of labels mostly are, can't be told from a mistake.
+    # A label of a few rows, as sets of labels mostly are, can't be distinguished from a mistake.
     of_label = overview.columns["label"][labelled]
     labelled = labelled[np.bincount(of_label, minlength=1)[of_label] >= FEW_LABEL_ROWS]
     sampled = len(labelled) > ALL_LABELS and not every

@@ -207,8 +207,8 @@ class EndpointEngine:
             raise UserError(
                 f"The server has no model {self.base!r}", where=self.name, next_step=f"it has {', '.join(models)}"
             )
-        told = models[self.base].get("max_model_len")
-        self._context = self._context or (told if isinstance(told, int) else 0)
+        longest = models[self.base].get("max_model_len")
+        self._context = self._context or (longest if isinstance(longest, int) else 0)
         self._vllm = await self._version()
         self._priorities = bool(self._vllm) and bool(await self._tried({"priority": GIVING_WAY}))
         self._tells_ids = bool(self._vllm) and "token_ids" in await self._tried({"return_token_ids": True})

@@ -199,12 +199,12 @@ class LlamaCppEngine:
         settings, key = self._settings, secrets.token_urlsafe(16)
         self._context = settings.context
         threads = settings.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-        told = {
+        setup = {
             "file": str(file), "adapters": list(map(str, self._files)), "slots": self._all_slots,
             "context": settings.context, "threads": threads, "key": key,
         }  # fmt: skip
         adapters, templates = self._adapters, self._templates
-        with self._spawned(told) as address:
+        with self._spawned(setup) as address:
             if not templates:  # while the child loads; when it is started anew they are known
                 adapters, templates = self._read_adapters(file)
             self._client = Wire(address(), key)
@@ -221,7 +221,7 @@ class LlamaCppEngine:
         return adapters, templates
 
     @contextlib.contextmanager
-    def _spawned(self, told: dict[str, Any]) -> Iterator[Callable[[], str]]:
+    def _spawned(self, setup: dict[str, Any]) -> Iterator[Callable[[], str]]:
         """Start the child; gives a function that waits until the model is loaded, and returns the server's address.
 
         Raises:
@@ -239,7 +239,7 @@ class LlamaCppEngine:
             os.close(theirs)
             assert process.stdin is not None
             with contextlib.suppress(OSError):  # it ended at once: what it reports says so
-                process.stdin.write(json.dumps(told).encode() + b"\n")
+                process.stdin.write(json.dumps(setup).encode() + b"\n")
                 process.stdin.flush()
 
             def address() -> str:
@@ -264,8 +264,8 @@ class LlamaCppEngine:
             self._log.flush()
             self._log.seek(0)
             lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
-            told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
-            why = next(iter(told), "")[:200]
+            reasons = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
+            why = next(iter(reasons), "")[:200]
         return UserError(
             f"{what}{f': {why}' if why else ''}", where=self.base,
             next_step="check the files and the memory that is free; export them again if they are damaged",
@@ -357,7 +357,7 @@ class LlamaCppEngine:
             async with aclosing(self._at_once(made)) as updates:
                 async for update in updates:
                     if not sent and update.completion is not None and update.completion.error == GONE:
-                        again = True  # nothing has been told yet, so it is asked anew
+                        again = True  # nothing has been sent yet, so it is asked anew
                         break
                     sent = True
                     yield update

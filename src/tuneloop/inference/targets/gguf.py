@@ -118,7 +118,7 @@ class GgufTarget:
             return
         ends, text = frozenset(self.template.end_ids), TextStream(self.template.decode, made.stop)
         ids: list[int] = []
-        told: list[TokenLogprob] = []
+        likelihoods: list[TokenLogprob] = []
         over = False
         for said in self._written(made):
             piece = ""
@@ -126,7 +126,7 @@ class GgufTarget:
                 ids.append(token)
                 if made.logprobs is not None:
                     own, likeliest = said["logprobs"][number]
-                    told.append(TokenLogprob(token, own, tuple(likeliest)))
+                    likelihoods.append(TokenLogprob(token, own, tuple(likeliest)))
                 piece += "" if token in ends else text.push(token)
                 over = over or token in ends or text.stopped
                 if over:
@@ -138,7 +138,7 @@ class GgufTarget:
                 yield Update(piece, Completion(
                     text.text, tuple(ids), "error" if broken else finish, len(made.ids), len(ids),
                     round(said["first"], 3), round(said["total"], 3), error=broken,
-                    logprobs=None if made.logprobs is None else tuple(told), engine=ENGINE,
+                    logprobs=None if made.logprobs is None else tuple(likelihoods), engine=ENGINE,
                 ))  # fmt: skip
                 return
             if piece:

@@ -196,7 +196,7 @@ def divide(shop: Shop) -> dict[str, Path]:
         "planted": [{**row, "queue": wrong[row["queue"]]} for row in old[: first // 2]],
         "known": old[first : first + rest],
         "launch": old[first + rest : first + 2 * rest] + new[:half],
-        "after": old[first + 2 * rest :] + new[half:],
+        "after": old[first + 2 * rest : first + 3 * rest] + new[half:],
     }
     return {name: write_lines(shop.folder / f"{name}.jsonl", part) for name, part in parts.items()}
 
@@ -256,7 +256,7 @@ def improve(shop: Shop, tickets: Path) -> str:
         "triggers": {"every_days": 91, "corrections": 30, "alarms": 1}, "usd_per_hour": 0.05,
         "budget": {"usd": 1.0}, "value": {"usd_per_answer": 0.02},
         "steps": {"experiment": ["ab", "start", "{experiment}", "--store", "{store}", "--model", "{model}", "--ramp", "25,50", "--effect", "0.1",
-                                 "--base", "0.6", "--hold-days", "2", "--maturation-hours", "12"]},
+                                 "--base", "0.6", "--hold-days", "2", "--maturation-hours", "12", "--shadow-copies", "30"]},
     }  # fmt: skip
     (shop.folder / "project.yaml").write_text(json.dumps(project, indent=2))
     suite = {"version": 1, "name": "queue", "metrics": [{"metric": "accuracy", "margin": 0.25}]}

@@ -64,3 +64,8 @@ def test_what_cannot_be_registered_is_refused(name, options):
 def test_traffic_of_the_helper_follows_the_assignment():
     requests, votes = traffic(design(), 0.3, 50, 1)
     assert [r.arm for r in requests] == [assign(design(), f"u{i}", 0.3) for i in range(50)] and len(votes) == 50
+
+
+def test_shadow_mode_lasts_as_many_copies_as_asked_for():
+    options = ExperimentOptions(model="m", shadow_copies=30)
+    assert (design_of("new", options, "s").shadow, design_of("new", options, "s").shadow_votes) == (True, 30)

@@ -52,3 +52,4 @@ class ExperimentOptions(Config):
         True,
         description="Begin with copies of requests that the candidate answers unseen, before anybody meets it.",
     )
+    shadow_copies: int = Field(100, ge=30, description="Copies after which shadow mode is over.")

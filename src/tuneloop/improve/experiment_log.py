@@ -126,13 +126,15 @@ def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDes
         raise UserError(
             f"Not a ramp: {options.ramp!r:.60}", where="--ramp", next_step="percent with commas, as in 10,25,50,100"
         ) from None
-    kept = options.model_dump(exclude={"ramp"})
+    kept = options.model_dump(exclude={"ramp", "shadow_copies"})
     share = max((step for step in ramp if 0 < step < 1), default=0.5)
     planned = max(units_for(Traffic(1, share, options.base, 0).deviation, options.effect, options.alpha), 2)
     candidate, champion = (target if not target.startswith("@") else f"{options.model}{target}" for target in (options.candidate, options.champion))  # fmt: skip
     found = {**kept, "candidate": candidate, "champion": champion}
     try:
-        return ExperimentDesign(name=name, ramp=ramp, planned_units=planned, salt=salt, **found)
+        return ExperimentDesign(
+            name=name, ramp=ramp, planned_units=planned, salt=salt, shadow_votes=options.shadow_copies, **found
+        )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         what = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""

@@ -12,6 +12,7 @@ repository; about 5 minutes a share on two cores.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import sys
@@ -37,7 +38,7 @@ def served(data: Path, out: Path, rows_per_intent: int) -> Path:
     rows = [json.loads(line) for line in sampled(data / "banking77/train.jsonl", rows_per_intent, 0, out / "rows.jsonl").read_text(encoding="utf-8").splitlines()]  # fmt: skip
     random.Random(0).shuffle(rows)
     labels = sorted({row["label"] for row in rows})
-    with connect(store, create=True) as connection:
+    with contextlib.closing(connect(store, create=True)) as connection:
         requests = [
             StoredRequest.model_validate(
                 {"id": uuid7(), "time": utc_now(), "model": "bank", "user": f"customer{at}", "finish": "stop", "total_ms": 100.0,

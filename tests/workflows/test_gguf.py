@@ -122,10 +122,13 @@ def test_a_lora_file_is_measured_on_its_base(make_tuned: MakeTuned) -> None:
     assert not list(run.glob(".base-*")), "the base's file is taken away"
 
 
-def test_what_a_killed_export_left_goes_with_the_next_one(tmp_path: Path) -> None:
+def test_what_a_killed_export_left_goes_with_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (".base-killed", ".base-atwork"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "base.gguf").write_bytes(b"x")
+    remove_stale_bases(tmp_path)
+    assert len(list(tmp_path.glob(".base-*"))) == 2, "one that is new may be about to be locked"
+    monkeypatch.setattr("tuneloop.workflows.measure_artifact.YOUNG", -1.0)
     with lock_folder(tmp_path / ".base-atwork"):
         remove_stale_bases(tmp_path)
     assert [left.name for left in tmp_path.glob(".base-*")] == [".base-atwork"]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +71,20 @@ def rows_to_measure(job: RunContext, most: int) -> Rows | str:
     return Rows(job, dataset, rows) if rows else "the run's data set has no test rows"
 
 
+YOUNG = 60.0  # seconds
+
+
 def remove_stale_bases(folder: Path) -> None:
     """Remove what killed exports have left in a run's folder: folders `.base-*` with the base's GGUF file.
 
-    The folder of an export that is at work is locked, and stays.
+    The folder of an export that is at work is locked, and stays. So does one that is younger than a minute: its export may
+    be about to lock it.
     """
     for left in folder.glob(".base-*"):
-        with contextlib.suppress(UserError), lock_folder(left):
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(UserError, FileNotFoundError):
+            if time.time() - left.stat().st_ctime > YOUNG:
+                with lock_folder(left):
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> ArtifactFigures:

@@ -70,8 +70,10 @@ def start(
     if output.json:
         print_json({"experiment": name, "registration": state.registration, "path": str(file), "share": state.share, "design": state.design})  # fmt: skip
         return
-    begins = "in shadow mode" if not state.share else f"with {state.share:.0%} of new users"
-    print(f"started   {name} {begins}: {state.design.candidate} against {state.design.champion}")
+    copies = f"in shadow mode, until the candidate has answered {state.design.shadow_votes} copies that nobody sees"
+    begins = copies if not state.share else f"with {state.share:.0%} of new users"
+    print(f"started   {name}: {state.design.candidate} against {state.design.champion}")
+    print(f"begins    {begins}")
     print(f"registered {file} ({state.registration[:19]}...)")
     print(f"next      tuneloop ab check {name} --store {store}, as often as you like")
 

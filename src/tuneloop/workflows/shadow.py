@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,12 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.improve.experiment import SHADOW, is_invalid
-from tuneloop.improve.experiment_log import experiments_of
+from tuneloop.improve.experiment_log import ExperimentState, experiments_of
 from tuneloop.improve.feedback import current
 from tuneloop.improve.monitor import answered
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import LEFT, StoredRequest
+from tuneloop.serve.database import Database
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 from tuneloop.workflows.ab import EVENTS, find
 
@@ -73,14 +74,9 @@ def judge_copies(
                 f"{design.name} has no shadow mode", where=store_name(place),
                 next_step="tuneloop ab start NAME begins one with it, unless --no-shadow is given",
             )  # fmt: skip
-        every = list(read_requests(store, since=state.started, where="model = ?", values=[design.model], shadow=None))
         feedback = current(read_feedback(store, since=state.started))
         known = {one.request for one in feedback if one.kind == SHADOW}
-        seen = {request.id: request for request in every if request.shadow is None}
-        pairs = [
-            (seen[copy.shadow], copy) for copy in every
-            if copy.shadow in seen and copy.shadow not in known and copy.error != LEFT
-        ][:MOST]  # fmt: skip
+        pairs = _pairs(store, state, known)
         right = {
             one.request: str(one.value).strip()
             for one in feedback
@@ -103,6 +99,24 @@ def judge_copies(
         design.name, len(pairs), dict(Counter(said[copy.id][1] for _, copy in pairs if copy.id in said)),
         sum(values) / len(values) if values else 0.0, len(pairs) - len(votes), notes,
     )  # fmt: skip
+
+
+def _pairs(
+    store: Database, state: ExperimentState, known: Set[str | None]
+) -> list[tuple[StoredRequest, StoredRequest]]:
+    """Requests and their copies, in order; those of which a verdict is `known` are left out.
+
+    Users' requests may be a million: only those that have a copy are read.
+    """
+    own, values = "model = ? AND arm IS NOT NULL", [state.design.model]
+    every = read_requests(store, since=state.started, where=own, values=values, shadow=True)
+    copies = [copy for copy in every if copy.error != LEFT and copy.shadow not in known][:MOST]
+    if not copies:
+        return []
+    asked = [copy.shadow for copy in copies]
+    originals = read_requests(store, where=f"id IN ({', '.join('?' * len(asked))})", values=asked)
+    seen = {request.id: request for request in originals}
+    return [(seen[copy.shadow], copy) for copy in copies if copy.shadow in seen]
 
 
 Verdict = tuple[int, str]  # 1, 0 or -1, and who says so

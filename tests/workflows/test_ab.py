@@ -8,6 +8,8 @@ from traffic import at, traffic
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment_log import experiments_of
+from tuneloop.records.record import write_record
+from tuneloop.records.server import ServedName, ServerState
 from tuneloop.serve.store import connect, insert, opened, read_decisions
 from tuneloop.workflows import ab
 
@@ -138,3 +140,13 @@ def test_the_command_line_from_start_to_end(store, capsys):
     assert run("check", "nothing")[0] == 2
     assert main(["ab", "show", "new", "--store", str(store)]) == 0
     assert "stopped" in capsys.readouterr().out
+
+
+def test_a_model_that_the_server_does_not_have_is_noted(store, capsys):
+    state = ServerState(models=[ServedName(name="queue", adapter="base")])
+    write_record(store / ServerState.file, state)
+    main(["ab", "start", "new", "--model", "base", "--store", str(store), "--json"])
+    made = json.loads(capsys.readouterr().out)
+    assert "no model 'base'" in made["note"] and "it has queue" in made["note"]
+    main(["ab", "start", "other", "--model", "queue", "--store", str(store), "--json"])
+    assert json.loads(capsys.readouterr().out)["note"] == ""

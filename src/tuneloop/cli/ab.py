@@ -62,19 +62,21 @@ def start(
     output: Output,
 ) -> None:
     """Register an experiment and begin it: who meets the candidate, what decides, what must not get worse."""
-    from tuneloop.workflows.ab import registration_file
+    from tuneloop.workflows.ab import not_served, registration_file
     from tuneloop.workflows.ab import start as begin
 
     state = begin(store, name, given(options))
-    file = registration_file(store, name)
+    file, note = registration_file(store, name), not_served(store, state.design.model)
     if output.json:
-        print_json({"experiment": name, "registration": state.registration, "path": str(file), "share": state.share, "design": state.design})  # fmt: skip
+        print_json({"experiment": name, "registration": state.registration, "path": str(file), "share": state.share, "note": note, "design": state.design})  # fmt: skip
         return
     copies = f"in shadow mode, until the candidate has answered {state.design.shadow_votes} copies that nobody sees"
     begins = copies if not state.share else f"with {state.share:.0%} of new users"
     print(f"started   {name}: {state.design.candidate} against {state.design.champion}")
     print(f"begins    {begins}")
     print(f"registered {file} ({state.registration[:19]}...)")
+    if note:
+        print(f"note      {note}: tuneloop ab stop {name}, and start another one with --model")
     print(f"next      tuneloop ab check {name} --store {store}, as often as you like")
 
 

@@ -19,6 +19,7 @@ from tuneloop.records.decision import Decision
 from tuneloop.records.experiment import ExperimentDesign, ExperimentVerdict
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.request import LEFT
+from tuneloop.records.server import ServerState
 from tuneloop.serve.database import Database, is_database_url
 from tuneloop.serve.store import (
     insert,
@@ -101,6 +102,16 @@ def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str 
         if not insert(store, [event]):
             raise UserError(f"Another process has just started {name}", where=str(file), next_step="tuneloop ab show")
         return experiments_of([event])[name]
+
+
+def not_served(place: Path | str, model: str) -> str:
+    """What to know where the server of a store has no such model, so that nobody meets a candidate; empty: it has it, or there
+    is no server yet."""
+    state = store_folder(place) / ServerState.file
+    names = [served.name for served in read_record(ServerState, state).models] if state.is_file() else []
+    if not names or model in names:
+        return ""
+    return f"the server has no model {model!r}, so nobody meets the candidate; it has {', '.join(names)}"
 
 
 def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | str) -> ExperimentState:

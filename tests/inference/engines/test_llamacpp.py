@@ -268,8 +268,11 @@ def test_what_cannot_be_started_says_why(files: Files, tmp_path: Path, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(module.subprocess, "Popen", garbled)
             assert "and no address" in refused(LlamaCppEngine(Served(str(files.gguf)))).what
-    slow = LlamaCppEngine(Served(str(files.gguf)), settings=LlamaCppSettings(start_within=0.01))
-    assert "not ready within 0.01 s" in refused(slow).what
+    with monkeypatch.context() as patch:  # a child that says nothing
+        silent = "import time; time.sleep(60)"
+        patch.setattr(module.subprocess, "Popen", lambda command, **settings: garbled(command, silent, **settings))
+        slow = LlamaCppEngine(Served(str(files.gguf)), settings=LlamaCppSettings(start_within=0.01))
+        assert "not ready within 0.01 s" in refused(slow).what
     monkeypatch.setattr(module, "VERSION", "0.0.1")
     missing = refused(LlamaCppEngine(Served(str(files.gguf))))
     assert "pip install 'xllamacpp==0.0.1'" in missing.next_step

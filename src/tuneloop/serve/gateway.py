@@ -201,6 +201,7 @@ class _Account:
     status: str = "cancelled"
     patient: bool = False
     place: Pass | None = None
+    noted: StoredRequest | None = None  # as it was stored when it began
 
     @property
     def tokens(self) -> int:
@@ -409,12 +410,20 @@ class Gateway:
         asked, routed = await self._routed(asked, caller)
         account = self._account(asked, caller, copy, routed)
         self._busy[id(account.engine)] += 1
-        self.store.begin(self._record(account))
-        answer = self._drawn if account.drawn is not None else self._prepared
+        account.noted = noted = self._begun(account)
+        self.store.begin(noted)
         try:
-            async with aclosing(answer(account, background)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            asks = True
+            while asks:
+                asks = False
+                try:
+                    async with aclosing(self._attempt(account, background)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+                except ApiError as error:
+                    asks = self._falls_back(account, error)
+                    if not asks:
+                        raise
             account.status = "ok"
             self._copy(account, background)
         except ApiError as error:
@@ -470,40 +479,14 @@ class Gateway:
                     account.fallback = NOT_LOADED
         return account
 
-    async def _drawn(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
-        """An answer by who was drawn; where a candidate fails before its first piece, by the model that was asked."""
-        try:
-            async with aclosing(self._prepared(account, background)) as pieces:
-                async for piece in pieces:
-                    yield piece
-            return
-        except ApiError as error:
-            champion = account.champion
-            candidate = account.drawn is not None and account.model is not account.champion
-            failed = error.status >= 500 or error.code == "model_not_found"
-            if (
-                not candidate
-                or champion is None
-                or account.shadow
-                or account.pieces
-                or not failed
-                or self.admission.closed
-            ):
-                raise
-            account.model, account.fallback = champion, error.message[:200]
-        async with aclosing(self._prepared(account, background)) as pieces:
-            async for piece in pieces:
-                yield piece
-
-    async def _prepared(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
-        request = await self.request(account.asked, account.model, account.engine)
-        account.prompt_tokens = len(request.ids) or guessed_tokens(request.messages)
-        if (background or account.asked.tier == "flex") and not self.alone and can_give_way(account.engine):
-            account.patient, background = True, request.schema is None  # an answer under a schema can't be interrupted
-            request = replace(request, gives_way=background)
-        async with aclosing(self._within_limits(request, account, background)) as pieces:
-            async for piece in pieces:
-                yield piece
+    def _falls_back(self, account: _Account, error: ApiError) -> bool:
+        """Whether the model that was asked answers in a candidate's place, which failed before its first piece."""
+        candidate = account.drawn is not None and account.model is not account.champion
+        failed = error.status >= 500 or error.code == "model_not_found"
+        if not candidate or account.shadow or account.pieces or not failed or self.admission.closed:
+            return False
+        account.model, account.fallback = account.champion, error.message[:200]
+        return True
 
     def _copy(self, account: _Account, background: bool) -> None:
         """Have a candidate answer a copy of what was answered, some time when nobody waits."""
@@ -555,36 +538,51 @@ class Gateway:
         except UserError as error:
             raise ApiError(400, error.what, param=error.where or None) from None
 
-    async def _within_limits(
-        self, request: Request, account: _Account, background: bool
-    ) -> AsyncGenerator[Piece, None]:
-        """Reserve, answer, settle."""
+    async def _attempt(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
+        """The pieces of an answer by the account's model: reserve, wait for a place, ask the engine, settle."""
         asked, key = account.asked, account.caller.key
+        request = await self.request(asked, account.model, account.engine)
+        account.prompt_tokens = len(request.ids) or guessed_tokens(request.messages)
+        if (background or asked.tier == "flex") and not self.alone and can_give_way(account.engine):
+            account.patient, background = True, request.schema is None  # an answer under a schema can't be interrupted
+            request = replace(request, gives_way=background)
         longest = request.max_new_tokens * asked.n
         most = account.prompt_tokens + longest
         try:
             held = self.ledger.reserve(key, most, self.config.usd(account.prompt_tokens, longest))
         except Refusal as refused:
             raise too_much(refused) from None
+        place = None
         try:
-            if background:
-                with self.admission.aside():
-                    async with aclosing(self._answered(request, account)) as pieces:
-                        async for piece in pieces:
-                            yield piece
-                return
-            place = account.place = await self.admission.enter(self._work(request, account))
-            try:
-                async with aclosing(self._answered(request, account)) as pieces:
-                    async for piece in pieces:
-                        yield piece
-            finally:
+            with self.admission.aside() if background else contextlib.nullcontext():
+                if not background:
+                    place = account.place = await self.admission.enter(self._work(request, account))
+                began = self.clock.change(1)
+                try:
+                    async with aclosing(self._updates(request, account)) as updates:
+                        async for update in updates:
+                            index, new = update if isinstance(update, tuple) else (0, update)
+                            yield self._piece(request, account, index, new)
+                finally:
+                    account.seconds = self.clock.change(-1) - began
+                if len(account.done) < asked.n:
+                    raise ApiError(503, "The engine ended in the middle of the answer", code="engine")
+        finally:
+            tokens = account.tokens
+            if place is not None:
                 whole = len(account.done) == asked.n == 1 and not request.choices
                 first = None if account.ttft_ms is None else account.ttft_ms - 1000 * (place.started - place.arrived)
-                self.admission.leave(place, account.tokens, first, whole=whole)
-        finally:
-            used = self.config.usd(account.prompt_tokens, account.tokens) if account.pieces else 0.0
-            self.ledger.settle(held, (account.prompt_tokens + account.tokens) if account.pieces else 0, used)
+                self.admission.leave(place, tokens, first, whole=whole)
+            used = self.config.usd(account.prompt_tokens, tokens) if account.pieces else 0.0
+            self.ledger.settle(held, (account.prompt_tokens + tokens) if account.pieces else 0, used)
+
+    def _updates(self, request: Request, account: _Account) -> AsyncGenerator[Update | tuple[int, Update], None]:
+        """What the engine writes; of several choices with the number of the choice."""
+        if (n := account.asked.n) == 1:
+            return account.engine.stream(request)  # type: ignore[return-value]
+        seed = request.sampling.seed
+        more = [replace(request, sampling=replace(request.sampling, seed=seed + i)) for i in range(n)]
+        return _merged([account.engine.stream(each) for each in more])
 
     def _work(self, request: Request, account: _Account) -> Work:
         caller, limits = account.caller, account.caller.key.limits if account.caller.key else None
@@ -597,24 +595,6 @@ class Gateway:
             account.model.name, account.prompt_tokens, request.max_new_tokens, (limits and caller.key and caller.key.name) or "",
             "flex" if account.patient else rank, deadline, refusable=account.asked.tier != "flex" and not account.patient,
         )  # fmt: skip
-
-    async def _answered(self, request: Request, account: _Account) -> AsyncGenerator[Piece, None]:
-        n, seed = account.asked.n, request.sampling.seed
-        began = self.clock.change(1)
-        try:
-            if n == 1:
-                async with aclosing(account.engine.stream(request)) as updates:  # type: ignore[type-var]
-                    async for update in updates:
-                        yield self._piece(request, account, 0, update)
-            else:
-                more = [replace(request, sampling=replace(request.sampling, seed=seed + i)) for i in range(n)]
-                async with aclosing(_merged([account.engine.stream(each) for each in more])) as several:
-                    async for index, update in several:
-                        yield self._piece(request, account, index, update)
-            if len(account.done) < n:
-                raise ApiError(503, "The engine ended in the middle of the answer", code="engine")
-        finally:
-            account.seconds = self.clock.change(-1) - began
 
     def _piece(self, request: Request, account: _Account, index: int, update: Update) -> Piece:
         """Take in what an engine has written.
@@ -637,35 +617,45 @@ class Gateway:
         return Piece(index, update.text, update.completion, account.id, account.model)
 
     def _log(self, account: _Account) -> None:
-        record = self._record(account)
+        record = self._ended(account)
         self.metrics.count(record, account.status)
         self.store.add(record)
 
-    def _record(self, account: _Account) -> StoredRequest:
-        """A request as it is stored, by what is known of it now."""
-        asked, model = account.asked, account.model
-        first = account.done.get(0)
-        text = first.text if first is not None else account.texts.get(0)
+    def _begun(self, account: _Account) -> StoredRequest:
+        """A request as it is stored when it begins."""
+        asked, model, caller, drawn = account.asked, account.model, account.caller, account.drawn
         prompt: list[Message] = list(asked.messages)
         if not prompt and asked.text is not None:
             prompt = [{"role": "user", "content": asked.text}]
         values: dict[str, Any] = dict(
-            id=account.id, time=account.time, key=account.caller.key.name if account.caller.key else "",
+            id=account.id, time=account.time, key=caller.key.name if caller.key else "",
             model=model.name, adapter=None if model.adapter == BASE else model.adapter, release=model.release or None,
-            arm=account.drawn.arm if account.drawn else None,
-            propensity=account.drawn.propensity if account.drawn and not account.shadow else None,
+            arm=drawn.arm if drawn else None, propensity=drawn.propensity if drawn and not account.shadow else None,
             route=dict(account.route) if account.route is not None else None, fallback=account.fallback,
-            train="no" if account.caller.key and account.caller.key.limits.train == "no" else None, shadow=account.shadow,
-            user=account.caller.user or None, conversation=account.caller.conversation or None, prompt=prompt,
-            tools=[dict(tool) for tool in asked.tools], completion=_with_probability(text, first),
-            prompt_tokens=account.prompt_tokens,
-            completion_tokens=account.tokens,
+            train="no" if caller.key and caller.key.limits.train == "no" else None, shadow=account.shadow,
+            user=caller.user or None, conversation=caller.conversation or None, prompt=prompt,
+            tools=[dict(tool) for tool in asked.tools], completion=None, prompt_tokens=0, completion_tokens=0,
+            ttft_ms=None, total_ms=0.0, finish=None, tier="shadow" if account.shadow else asked.tier, usd=0.0, seconds=0.0,
+            error=None,
+        )  # fmt: skip
+        return of_known_values(StoredRequest, values)
+
+    def _ended(self, account: _Account) -> StoredRequest:
+        """A request as it is stored when it has ended."""
+        model, first, tokens = account.model, account.done.get(0), account.tokens
+        text = first.text if first is not None else account.texts.get(0)
+        assert account.noted is not None
+        values = account.noted.__dict__ | dict(
+            completion=_with_probability(text, first), prompt_tokens=account.prompt_tokens, completion_tokens=tokens,
             ttft_ms=None if account.ttft_ms is None else round(account.ttft_ms, 3),
             total_ms=round(1000 * (time.perf_counter() - account.began), 3),
-            finish=first.finish if first is not None else None, tier="shadow" if account.shadow else asked.tier,
-            usd=self.config.usd(account.prompt_tokens, account.tokens) if account.pieces else 0.0,
+            finish=first.finish if first is not None else None,
+            usd=self.config.usd(account.prompt_tokens, tokens) if account.pieces else 0.0,
             seconds=round(account.seconds, 6), error=account.error,
         )  # fmt: skip
+        if account.fallback is not None:  # who answers has changed
+            adapter = None if model.adapter == BASE else model.adapter
+            values |= dict(model=model.name, adapter=adapter, release=model.release or None, fallback=account.fallback)
         return of_known_values(StoredRequest, values)
 
 

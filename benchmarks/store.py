@@ -27,9 +27,9 @@ from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve import store as stores
-from tuneloop.serve.database import Database, SqliteDatabase, is_database_url
+from tuneloop.serve.database import Database, is_database_url
 from tuneloop.serve.erase import find
-from tuneloop.serve.store import first_arms, insert, insert_lines, last_routes, opened, read_feedback, read_requests
+from tuneloop.serve.store import first_arms, insert, insert_values, last_routes, opened, read_feedback, read_requests
 from tuneloop.workflows import ab
 from tuneloop.workflows.canary_prompts import findings, rounds_due
 from tuneloop.workflows.costs import costs_of
@@ -186,8 +186,8 @@ def written(lines: bool, sums: bool) -> float:
             ]  # fmt: skip
             texts = [orjson.dumps(one.__dict__) for one in given]
             began = time.process_time()
-            if lines and isinstance(store, SqliteDatabase):
-                insert_lines(store, StoredRequest, texts)
+            if lines:
+                insert_values(store, ((StoredRequest, orjson.loads(text)) for text in texts))
             else:
                 insert(store, given)
             least = min(least, time.process_time() - began)

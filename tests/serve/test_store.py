@@ -215,7 +215,7 @@ def test_what_is_neither_written_nor_spilled_is_counted(tmp_path: Path, monkeypa
     def full(*_: Any) -> int:
         raise DatabaseError("database or disk is full")
 
-    monkeypatch.setattr("tuneloop.serve.writer.insert", full)
+    monkeypatch.setattr("tuneloop.serve.writer.insert_values", full)
     (tmp_path / SPILL).mkdir()
     future = store.add_durably(request())
     with pytest.raises(OSError, match="takes nothing"):

@@ -12,9 +12,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.core.ids import uuid7
 from tuneloop.records.request import StoredRequest
-from tuneloop.serve.database import SqliteDatabase
 from tuneloop.serve.erase import erase, find
-from tuneloop.serve.store import insert, insert_lines, opened
+from tuneloop.serve.store import insert, opened
 from tuneloop.workflows.costs import costs_of, since_time
 
 
@@ -104,8 +103,6 @@ def test_sums_by_day_are_those_of_the_requests_whoever_writes_and_erases(tmp_pat
     with opened(tmp_path) as store:
         for _ in range(2):  # the same records again change nothing
             insert(store, again)
-            if isinstance(store, SqliteDatabase):
-                insert_lines(store, StoredRequest, [one.model_dump_json().encode() for one in again[:5]])
 
         def differ() -> list[object]:
             of_requests = store.execute(f"SELECT {columns}, {sums} FROM requests GROUP BY 1, 2, 3, 4").fetchall()

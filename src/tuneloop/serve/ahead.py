@@ -122,7 +122,7 @@ class WriteAhead:
                 (self.folder / name).unlink(missing_ok=True)
 
     def line(self, record: Record, changes: Mapping[str, Any] | None = None) -> tuple[bytes, bytes | None]:
-        """A record's line, and the JSON object in it; None where the store can't be trusted to read that as it is meant.
+        """A record's line, and the JSON object in it; None where it can't be read again.
 
         Args:
             changes: of its values.
@@ -133,7 +133,7 @@ class WriteAhead:
             held = orjson.dumps(values)
         except TypeError:  # half a surrogate pair in a text
             return json.dumps([name, values], default=_plain).encode() + b"\n", None
-        return b'["' + name.encode() + b'",' + held + b"]\n", held if b"\\u0000" not in held else None
+        return b'["' + name.encode() + b'",' + held + b"]\n", held
 
     def _write(self, line: bytes) -> None:
         try:

@@ -2,7 +2,7 @@
 
 The store's SQL is written so that both read it: standard upserts, a quoted "user", no function of one of them alone. What
 differs is in this file: how a database is opened, placeholders, how a transaction keeps other writers out, types of columns,
-the version, how a batch of JSON becomes rows, and how erased bytes leave the disk.
+the version, how rows are inserted, and how erased bytes leave the disk.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -133,7 +134,7 @@ def _sqlite_errors() -> Iterator[None]:
         raise kind(str(error)) from error
 
 
-READS_JSON = sqlite3.sqlite_version_info >= (3, 38)  # whether `SqliteDatabase.insert_json` works
+ROWS = 100  # in a statement that inserts; SQLite takes 32,766 values in one
 
 
 @dataclass
@@ -148,25 +149,14 @@ class SqliteDatabase:
             return Rows(self._raw.execute(sql, values), _sqlite_errors)
 
     def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
-        """See `Database`."""
-        sql = f"INSERT INTO {table} ({named(columns)}) VALUES ({', '.join('?' * len(columns))}) ON CONFLICT DO NOTHING"
-        with _sqlite_errors():
-            return max(self._raw.executemany(sql, rows).rowcount, 0)
-
-    def insert_json(self, table: str, columns: Mapping[str, str], array: str, more: Mapping[str, str]) -> int:
-        """`insert` of a JSON array of objects, which SQLite reads itself. Postgres would take ten times as long as Python.
-
-        Args:
-            array: the text of it.
-            more: further columns, with SQL for their values; `key` is the object's place in the array, from 0 on.
-        """
-        read = [
-            f"NULLIF(value -> '$.{name}', 'null')" if type_ == "JSON" else f"value ->> '$.{name}'"
-            for name, type_ in columns.items()
-        ]
-        into, values = ", ".join([named(columns), *more]), ", ".join([*read, *more.values()])
-        sql = f"INSERT INTO {table} ({into}) SELECT {values} FROM json_each(?) WHERE TRUE ON CONFLICT DO NOTHING"
-        return self.execute(sql, [array]).rowcount
+        """See `Database`. Many rows in a statement: the lock of the interpreter changes hands with each statement."""
+        into, row = f"INSERT INTO {table} ({named(columns)}) VALUES ", f"({', '.join('?' * len(columns))})"
+        new = 0
+        for i in range(0, len(rows), ROWS):
+            some = rows[i : i + ROWS]
+            sql = f"{into}{', '.join([row] * len(some))} ON CONFLICT DO NOTHING"
+            new += self.execute(sql, list(chain.from_iterable(some))).rowcount
+        return new
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """See `Database`."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,6 @@ from tuneloop.serve.database import (
     FILE,
     Database,
     DatabaseError,
-    SqliteDatabase,
     is_database_url,
     named,
     open_postgres,
@@ -325,14 +325,18 @@ def insert(connection: Database, records: Iterable[Record]) -> int:
         DatabaseError: the disk is full, another process holds the store, or it is away; nothing was added then.
         DataRefusedError: a record can't be stored for what is in it; none was.
     """
+    return insert_values(connection, ((type(record), record.__dict__) for record in records))
+
+
+def insert_values(connection: Database, records: Iterable[tuple[type[Record], Mapping[str, Any]]]) -> int:
+    """`insert` of records that are given by their kind and their values, as a JSON object holds them."""
     with connection.transaction():
         place = before = last_place(connection)
         new = 0
-        for kind, own in groupby(records, type):
+        for kind, own in groupby(records, itemgetter(0)):
             rows = []
-            for record in own:
-                values = ((name, getattr(record, name)) for name in _COLUMNS[kind])
-                row = [_text(value) if name in _JSON else value for name, value in values]
+            for _, values in own:
+                row = [_text(values[name]) if name in _JSON else values[name] for name in _COLUMNS[kind]]
                 if kind in _PLACED:
                     place += 1
                     row.append(place)
@@ -341,24 +345,6 @@ def insert(connection: Database, records: Iterable[Record]) -> int:
             new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows)
         if place != before:
             connection.execute("UPDATE places SET last = ?", [place])
-    return new
-
-
-def insert_lines(connection: SqliteDatabase, kind: type[Record], lines: Sequence[bytes]) -> int:
-    """`insert` of records that are JSON objects already, in one statement.
-
-    SQLite reads the JSON itself and holds no lock of the interpreter meanwhile, so that a server answers at the same time.
-
-    Raises:
-        DatabaseError: as `insert`.
-        DataRefusedError: a line is not JSON as SQLite reads it.
-    """
-    with connection.transaction():
-        whole = (b"[" + b",".join(lines) + b"]").decode()
-        placed = {"place": "(SELECT last FROM places) + 1 + key"} if kind in _PLACED else {}
-        new = connection.insert_json(TABLES[kind], COLUMNS[kind], whole, placed)
-        if kind in _PLACED:
-            connection.execute("UPDATE places SET last = last + ?", [len(lines)])
     return new
 
 

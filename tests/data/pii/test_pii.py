@@ -17,7 +17,7 @@ from patience import slowness
 from places import DATA_SETS
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import KINDS, Finding, _spans, find, is_quiet, names, redact, scrub
+from tuneloop.data.pii import KINDS, Finding, _all_quiet, _scrubbed, _spans, find, is_quiet, names, redact, scrub
 
 DATA = DATA_SETS
 CONFIG = PersonalConfig()
@@ -403,3 +403,22 @@ def test_an_address_ends_with_its_town_not_with_the_next_sentence(text: str, add
 )
 def test_neighbours_of_a_number_decide(text: str, expected: str) -> None:
     assert redacted(text) == expected
+
+
+NAMES = st.sampled_from(["content", "phone", "dateOfBirth", "note", "a@b"])
+TEXTS = st.text(max_size=12) | st.sampled_from(
+    ["I am anna@example.org", "my pin is 1234", "where is my parcel", "sk-abcdefghijklmnop"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(NAMES | TEXTS, part, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(VALUES)
+def test_a_value_that_is_passed_over_at_a_glance_holds_nothing_that_a_search_finds(value: Any) -> None:
+    if _all_quiet(value, ""):
+        kinds: set[str] = set()
+        _scrubbed(value, CONFIG, None, "", kinds)
+        assert not kinds

@@ -170,7 +170,7 @@ def scrub(value: Any, config: PersonalConfig, key: bytes | None) -> tuple[Any, l
         key: as for `redact`.
     """
     kinds: set[str] = set()
-    if config.mode == "off":
+    if config.mode == "off" or (not config.names and _all_quiet(value, "")):
         return value, []
     clean = _scrubbed(value, config, key, "", kinds)
     return (value if config.mode == "report" else clean), sorted(kinds)
@@ -541,6 +541,17 @@ def _unescaped(text: str) -> tuple[str, list[int]]:
     pieces.append(text[at:])
     starts.extend(range(at, len(text) + 1))
     return "".join(pieces), starts
+
+
+def _all_quiet(value: Any, field: str) -> bool:
+    """Whether nothing in a JSON value can be personal data, as in most values. It only reads."""
+    if isinstance(value, str):
+        return (len(value) < SHORTEST or is_quiet(value)) and not (field and _telling_words(field))
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _all_quiet(k, "") and _all_quiet(v, k) for k, v in value.items())
+    if isinstance(value, list):
+        return all(_all_quiet(part, field) for part in value)
+    return not isinstance(value, int) or isinstance(value, bool) or not _telling_words(field)
 
 
 def _scrubbed(value: Any, config: PersonalConfig, key: bytes | None, field: str, kinds: set[str]) -> Any:

@@ -10,7 +10,7 @@ token within a quarter of the objective: where that takes most of it, no schedul
 random, so that those who wait take a share (`--load`) of the engine. Rows of a batch are always there to be done.
 
 First `--real` schedules run in real time, and the costs are fitted to these minutes (`calibrate`). With them the simulator
-replays the minutes behind them, each schedule beside what it then did in real time. Then it compares all
+replays these and the minutes behind them, each schedule beside what it did in real time. Then it compares all
 schedules, and finds for each the most batch work at which 99 % of the accepted requests have their first token within the
 objective and at most 2 % are refused.
 """
@@ -136,15 +136,24 @@ async def in_reality(options: argparse.Namespace, name: str, given: Replay, fold
         logs = {each: await replay(engine, scaled(trace, options, costs), each, real) for each in schedules}
         fitted = await asyncio.to_thread(calibrate, costs, logs, given)
         print(f"beside its clients: {fitted}", flush=True)
+        for schedule, log in logs.items():
+            await compare(f"{name}, the minutes of the fit", schedule, log, fitted, given, options)
         later = argparse.Namespace(**{**vars(options), "skip": options.skip + 60 * options.minutes})
         for schedule in schedules:
             log = await replay(engine, scaled(trace, later, costs), schedule, real)
-            paper = await asyncio.to_thread(on_paper, fitted, as_it_was(log), schedule, given, options)
-            rows = [figures(f"{schedule}, {kind}", each, given, fitted, options.usd) for kind, each in (("real", log), ("paper", paper))]  # fmt: skip
-            show(f"{name}, the next minutes", rows)
+            await compare(f"{name}, the next minutes", schedule, log, fitted, given, options)
         return fitted
     finally:
         await engine.stop()
+
+
+async def compare(
+    title: str, schedule: Any, log: Sequence[Outcome], costs: Costs, given: Replay, options: argparse.Namespace
+) -> None:
+    """Show what a schedule did in reality beside the same minutes on paper."""
+    paper = await asyncio.to_thread(on_paper, costs, as_it_was(log), schedule, given, options)
+    kinds = (("real", log), ("paper", paper))
+    show(title, [figures(f"{schedule}, {kind}", each, given, costs, options.usd) for kind, each in kinds])
 
 
 def on_paper(

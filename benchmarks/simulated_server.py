@@ -74,7 +74,7 @@ class Costs:
         read: of each token that is read.
         step: of a step, whatever is in it.
         row: of each row that gets a token in a step, the one behind its prompt included.
-        again: further ones until a row that gives way is in a step again, for its next quantum.
+        again: of a step for each quantum that begins in it.
     """
 
     prompt: float
@@ -170,6 +170,8 @@ class SimulatedEngine:
     _work: asyncio.Task[None] | None = None
     _come: asyncio.Event = field(default_factory=asyncio.Event)
     _rest_until: float = 0.0
+    _reader: _Row | None = None  # whose turn it is to read a piece of its prompt
+    _begun: int = 0  # quanta that begin in the next step
 
     @property
     def load_ms(self) -> float:
@@ -240,13 +242,21 @@ class SimulatedEngine:
         for row in rows:
             if row.unread:
                 continue
-            row.quantum = row.quantum or min(max(int(QUANTUM * 1000 / max(each, 1e-6)), 1), MOST_WRITTEN)
+            if not row.quantum:
+                row.quantum = min(max(int(QUANTUM * 1000 / max(each, 1e-6)), 1), MOST_WRITTEN)
+                self._begun += 1
             found.append((row, 0))
-        if self._urgent and (found or now < self._rest_until):  # others are answered: pieces of prompts wait
-            return found
-        for row in reading[:1]:
+        row = self._reader
+        if row is None or row.gone:
+            self._reader = None
+            # While others are answered, pieces of prompts wait.
+            if reading and not (self._urgent and (found or now < self._rest_until)):
+                self._reader = reading[0]
+                self._reader.ready = now + self.costs.prompt / 1000  # it is sent now, and nobody else reads meanwhile
+        elif row.ready <= now:
             piece = int(QUANTUM * 1000 / max(self.costs.read, 1e-6))
             found.append((row, min(max(piece, LEAST_READ), MOST_READ, row.unread)))
+            self._begun += 1
         return found
 
     async def _step(self, work: Sequence[tuple[_Row, int]]) -> None:
@@ -260,6 +270,8 @@ class SimulatedEngine:
             part == row.unread for row, part in work if part
         )  # prompts that are read now, and their first tokens
         ms = steps * (self.costs.step + self.costs.row * (len(writing) + ends)) + self.costs.read * read
+        ms += self.costs.again * self._begun
+        self._begun = 0
         self.busy += ms / 1000
         await asyncio.sleep(ms / 1000)
         self.read += read
@@ -273,8 +285,11 @@ class SimulatedEngine:
     def _after_quantum(self, row: _Row, part: int, ms: float) -> None:
         """A row that gives way is asked again for its next quantum, and a piece of a prompt beside others has its share."""
         row.quantum = max(row.quantum - 1, 0)
+        if part:
+            self._reader = None
         if part or not row.quantum:
-            row.ready = self._now() + (self.costs.prompt + self.costs.again) / 1000
+            sent = 0.0 if row.unread else self.costs.prompt  # a piece of a prompt is sent when it has its turn
+            row.ready = self._now() + sent / 1000
         if part and self._urgent:
             self._rest_until = self._now() + ms / 1000 * (1 / SHARE - 1)
 

@@ -47,15 +47,16 @@ def command(
     if check:
         _check(config, output)
         return
+    as_lines = config.log.lines == "json"
     with contextlib.ExitStack() as loading:
-        shown = loading.enter_context(screen(output.quiet, "loading the model"))
+        shown = loading.enter_context(screen(output.quiet or as_lines, "loading the model"))
 
         def ready(address: str, gateway: Gateway) -> None:
             loading.close()  # nothing more goes on that a reader waits for
             if output.json:
                 print_json({"address": address, "models": list(gateway.models), "folder": config.folder})
                 sys.stdout.flush()
-            for line in first_steps(address, gateway):
+            for line in () if as_lines else first_steps(address, gateway):
                 shown.say(line)
 
         def say(line: str) -> None:

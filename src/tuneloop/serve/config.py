@@ -52,6 +52,11 @@ class LogConfig(Config):
         description="redacted: texts without personal data; pseudonyms: with invented values in their place, by the key in "
         "TUNELOOP_SECRET; full: texts as they are; hash: a digest of each text; none",
     )
+    lines: Literal["text", "json"] = Field(
+        "text",
+        description="what the server says on standard error: text, notes for people; json, an object in each line for a "
+        "collector of logs, and one for each request, without its texts",
+    )
     keep_days: float | None = Field(
         None,
         gt=0,

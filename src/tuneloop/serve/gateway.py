@@ -303,6 +303,7 @@ class Gateway:
         talks: conversation -> the model that it was sent to.
         shadow: the candidate that is to answer copies of a model's requests; empty: none.
         alone: only work of batches is done, so that it gives way to nobody.
+        ended: is given each request that has ended, as it is stored, with its status; it must not wait.
     """
 
     engine: ServingEngine
@@ -321,6 +322,7 @@ class Gateway:
     route: Route | None = None
     talks: dict[str, str] = field(default_factory=dict)
     alone: bool = False
+    ended: Callable[[StoredRequest, str], None] | None = None
     _busy: Counter[int] = field(default_factory=Counter)  # requests under way, by the identity of their engine
 
     # --- swaps
@@ -619,6 +621,8 @@ class Gateway:
     def _log(self, account: _Account) -> None:
         record = self._ended(account)
         self.metrics.count(record, account.status)
+        if self.ended is not None:
+            self.ended(record, account.status)
         self.store.add(record)
 
     def _begun(self, account: _Account) -> StoredRequest:

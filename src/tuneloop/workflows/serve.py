@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -31,6 +32,7 @@ from tuneloop.serve.erase import expire, spent_by_erased
 from tuneloop.serve.gateway import Gateway
 from tuneloop.serve.keys import Keyring, read_keys
 from tuneloop.serve.limits import Ledger
+from tuneloop.serve.lines import LogLines
 from tuneloop.serve.pauses import short_pauses
 from tuneloop.serve.store import opened
 from tuneloop.serve.writer import StoreWriter
@@ -193,7 +195,19 @@ def serve(config: ServeConfig, say: Say, *, ready: Callable[[str, Gateway], None
     """
     folder = Path(config.folder)
     with _alone_in(folder), _socket(config) as listening:
-        _run(_serve(config, listening, say, ready))
+        if config.log.lines == "text":
+            _run(_serve(config, listening, say, ready))
+            return
+        lines = LogLines(sys.stderr)
+
+        def follow(address: str, gateway: Gateway) -> None:
+            gateway.ended = lines.ended
+            lines.say(first_steps(address, gateway)[0])
+            if ready is not None:
+                ready(address, gateway)
+
+        with lines.writing():
+            _run(_serve(config, listening, lines.say, follow))
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -276,6 +290,7 @@ async def _serve(
         batches = Batches(gateway, Path(config.folder) / "batch", say) if config.batch.enabled else None
         settings = uvicorn.Config(
             make_app(gateway, batches.routes() if batches else ()), log_level="warning", access_log=False, lifespan="off", server_header=False,
+            log_config=None if config.log.lines == "json" else uvicorn.config.LOGGING_CONFIG,
             date_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
         )  # fmt: skip
         server = uvicorn.Server(settings)

@@ -11,8 +11,11 @@ import httpx
 import pytest
 from live_server import StubEngine, live
 
+from tuneloop.records.api_key import Limits
 from tuneloop.serve.admission import Admission
 from tuneloop.serve.errors import ApiError
+from tuneloop.serve.keys import add_key
+from tuneloop.serve.store import opened, read_requests
 
 CHAT: dict[str, Any] = {"model": "stub", "messages": [{"role": "user", "content": "Hi you"}]}
 
@@ -77,3 +80,38 @@ def test_what_gives_way_has_its_bound() -> None:
     admission.close()
     with pytest.raises(ApiError, match="stopping"), admission.aside():
         pass
+
+
+def test_what_would_be_late_is_answered_as_flex_where_its_key_says_so(tmp_path: Path) -> None:
+    with live(tmp_path, Giving(pause=0.3)) as (address, gateway):
+        gateway.admission.slots = 1
+        for _ in range(30):
+            gateway.admission.times("stub").learn(2, 1, 3, 200.0, 900.0)
+        limits = {
+            "slow": Limits(),
+            "strict": Limits(deadline_ms=250),
+            "patient": Limits(deadline_ms=250, late="flex", rpm=2),
+        }
+        keys = {name: add_key(gateway.keyring.folder, name, each)[0] for name, each in limits.items()}
+
+        def ask(name: str, **more: Any) -> Any:
+            headers = {"Authorization": f"Bearer {keys[name]}"}
+            return httpx.stream("POST", f"{address}/v1/chat/completions", json=CHAT | more, headers=headers, timeout=20)
+
+        with ask("slow", stream=True) as other:
+            events = other.iter_lines()
+            next(events)  # it has the only slot
+            with ask("strict") as refused:
+                assert refused.status_code == 429 and "deadline" in refused.read().decode()
+            with ask("patient") as late:
+                assert json.loads(late.read())["service_tier"] == "flex"
+        with ask("patient") as again:  # a request that was asked twice inside counts once
+            assert json.loads(again.read())["service_tier"] == "default"
+        with ask("patient") as third:
+            assert "rate_limit_exceeded" in third.read().decode()
+        tally = gateway.admission.tally
+        assert (tally.refused, tally.downgraded) == (1, 1)
+        assert "tuneloop_downgraded 1.0" in httpx.get(f"{address}/metrics").text
+    with opened(tmp_path) as store:
+        found = [(each.key, each.tier, each.error is None) for each in read_requests(store)]
+    assert [tier for key, tier, ok in found if key == "patient" and ok] == ["flex", "default"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -254,3 +256,42 @@ def test_personal_data_do_not_reach_the_store_unless_that_is_wanted(monkeypatch:
     monkeypatch.setenv("TUNELOOP_SECRET", "a long secret of the house")
     one, again = (redactor_of("pseudonyms")("I am bo@example.com") for _ in range(2))
     assert one == again and "bo@example.com" not in one and "@" in one
+
+
+def test_a_terminal_is_shown_a_key_for_the_first_use_and_nothing_else_is(
+    tiny_llama: Path, tmp_path: Path, cli_environment: dict[str, str]
+) -> None:
+    def started(folder: str, err: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tuneloop", "serve", str(tiny_llama), "host=0.0.0.0", "port=0", f"folder={tmp_path / folder}"]  # fmt: skip
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, env=cli_environment)
+
+    def said_until(word: str, source: int) -> str:
+        said = ""
+        while word not in said:
+            said += os.read(source, 4096).decode()
+        return said
+
+    screen, terminal = os.openpty()
+    process = started("a", terminal)
+    try:
+        said = said_until("shown this once", screen)
+        found = re.search(r"curl http://0\.0\.0\.0:(\d+)\S+ -H \"Authorization: Bearer (tl-\S+)\"", said)
+        assert found is not None, said
+        url, body = (
+            f"http://127.0.0.1:{found[1]}/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2},
+        )
+        assert httpx.post(url, json=body).status_code == 401
+        headers = {"Authorization": f"Bearer {found[2]}"}
+        assert httpx.post(url, json=body, headers=headers, timeout=60).status_code == 200
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+    source, pipe = os.pipe()
+    process = started("b", pipe)
+    try:
+        said = said_until("tuneloop keys add", source)
+        assert "tl-" not in said and not (tmp_path / "b" / "keys.json").exists()
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0

@@ -24,6 +24,7 @@ class LimitOptions:
     budget_usd: float | None = flag(None, "USD", "Dollars in all; needs prices in serve.yaml.", least=0)
     priority: str = flag("normal", "NAME", "high, normal or low: before whom its requests are answered.")
     deadline_ms: float | None = flag(None, "MS", "Milliseconds to the first token; default: the server's objective.")
+    late: str = flag("refuse", "refuse|flex", "What becomes of a request that would be late: 429, or the tier flex.")
     train: str = flag("yes", "yes|no", "Whether its requests may become training data.")
     keep_days: float | None = flag(None, "DAYS", "Days after which texts leave the store; default: log.keep_days.")
 

@@ -40,7 +40,7 @@ def command(
     than 99 % of its test rows as in its evaluation, 3 where no evaluation is at hand.
     """
     from tuneloop.serve.gateway import Gateway
-    from tuneloop.workflows.serve import first_steps, serve, serve_config
+    from tuneloop.workflows.serve import first_key, first_steps, serve, serve_config
 
     targets, settings = split_arguments(arguments)
     config = serve_config(targets, settings)
@@ -56,7 +56,9 @@ def command(
             if output.json:
                 print_json({"address": address, "models": list(gateway.models), "folder": config.folder})
                 sys.stdout.flush()
-            for line in () if as_lines else first_steps(address, gateway):
+            # Only a terminal is shown a key: what a file or a collector of logs gets must not hold one.
+            key = first_key(gateway) if sys.stderr.isatty() and not (as_lines or output.quiet or output.json) else ""
+            for line in () if as_lines else first_steps(address, gateway, key):
                 shown.say(line)
 
         def say(line: str) -> None:

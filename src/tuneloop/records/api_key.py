@@ -21,6 +21,7 @@ class Limits(Part):
         adapters: models that it may ask, by name; empty: all.
         priority: before whom its requests are answered.
         deadline_ms: milliseconds within which the first token is promised; default: the server's objective.
+        late: what becomes of a request that can't have it by then: `refuse`, or `flex`, it is answered in that tier.
         train: `no`: its requests never become training data.
         keep_days: days after which texts, users and conversations of its requests leave the store; None: as of all others.
     """
@@ -31,6 +32,7 @@ class Limits(Part):
     adapters: list[str] = []
     priority: Priority = "normal"
     deadline_ms: float | None = Field(None, gt=0)
+    late: Literal["refuse", "flex"] = "refuse"
     train: Literal["yes", "no"] = "yes"
     keep_days: float | None = Field(None, gt=0)
 

@@ -78,6 +78,7 @@ class Tally:
 
     accepted: int = 0
     refused: int = 0
+    downgraded: int = 0
     on_time: int = 0
     late: int = 0
 
@@ -159,6 +160,11 @@ class Admission:
     def _unread(self) -> int:
         """Tokens of prompts at work whose first token has not come."""
         return sum(each.work.prompt_tokens for each in self.active.values() if each.reading)
+
+    def downgrade(self) -> None:
+        """Note that a request that was refused for its deadline is answered in the tier flex instead."""
+        self.tally.refused -= 1
+        self.tally.downgraded += 1
 
     def answered(self, found: Pass) -> None:
         """Note that the first token of a request has come: its prompt is before nobody any more."""

@@ -322,7 +322,7 @@ class Server:
             await self._stream(call, asked, caller, replies.ChatStream(asked))
             return
         ((piece, done),) = await self._whole(call, [asked], caller)
-        await call.reply(replies.chat_body(asked, piece.model, piece.id, done), headers=headers_of(piece))
+        await call.reply(replies.chat_body(asked, piece, done), headers=headers_of(piece))
 
     async def completions(self, call: Call) -> None:
         """`POST /v1/completions`."""
@@ -547,6 +547,7 @@ def gauges(gateway: Gateway) -> dict[str, float]:
         "prediction_coverage": sum(each.coverage * each.n for each in known) / n,
         "predictions": sum(each.n for each in known),
         "on_time": admission.tally.on_time, "late": admission.tally.late, "refused": admission.tally.refused,
+        "downgraded": admission.tally.downgraded,
     }  # fmt: skip
     values |= {
         "store_unsafe": gateway.store.unsafe, "shadow_waiting": len(gateway.copies.waiting),

@@ -280,7 +280,7 @@ def answer_by(gateway: Gateway, caller: Caller, model: str = "") -> Answer:
         piece, done = await one(asked)
         if asked.kind == "responses":
             return replies.responses_body(asked, piece.model, piece.id, done[0].text, done[0])
-        return replies.chat_body(asked, piece.model, piece.id, done)
+        return replies.chat_body(asked, piece, done)
 
     return answer
 

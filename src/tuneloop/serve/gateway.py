@@ -149,6 +149,7 @@ class Piece:
         completion: of the choice, with its last piece.
         id: of the request.
         model: that answers.
+        tier: in which it does.
     """
 
     index: int
@@ -156,6 +157,7 @@ class Piece:
     completion: Completion | None
     id: str
     model: ServedModel
+    tier: str = "default"
 
 
 @dataclass
@@ -200,6 +202,7 @@ class _Account:
     seconds: float = 0.0
     status: str = "cancelled"
     patient: bool = False
+    again: bool = False  # it is asked in another way than at first
     place: Pass | None = None
     noted: StoredRequest | None = None  # as it was stored when it began
 
@@ -423,7 +426,7 @@ class Gateway:
                         async for piece in pieces:
                             yield piece
                 except ApiError as error:
-                    asks = self._falls_back(account, error)
+                    asks = account.again = self._falls_back(account, error) or self._goes_on_as_flex(account, error)
                     if not asks:
                         raise
             account.status = "ok"
@@ -490,6 +493,15 @@ class Gateway:
         account.model, account.fallback = account.champion, error.message[:200]
         return True
 
+    def _goes_on_as_flex(self, account: _Account, error: ApiError) -> bool:
+        """Whether a request that would be late is answered in the tier flex, as its key says."""
+        limits = account.caller.key.limits if account.caller.key else None
+        if error.code != "deadline" or limits is None or limits.late != "flex":
+            return False
+        account.asked = replace(account.asked, tier="flex")
+        self.admission.downgrade()
+        return True
+
     def _copy(self, account: _Account, background: bool) -> None:
         """Have a candidate answer a copy of what was answered, some time when nobody waits."""
         if account.shadow or background or account.drawn is not None:
@@ -551,7 +563,8 @@ class Gateway:
         longest = request.max_new_tokens * asked.n
         most = account.prompt_tokens + longest
         try:
-            held = self.ledger.reserve(key, most, self.config.usd(account.prompt_tokens, longest))
+            usd = self.config.usd(account.prompt_tokens, longest)
+            held = self.ledger.reserve(key, most, usd, again=account.again)
         except Refusal as refused:
             raise too_much(refused) from None
         place = None
@@ -616,7 +629,7 @@ class Gateway:
             account.done[index] = update.completion
             if not request.ids and update.completion.prompt_tokens:
                 account.prompt_tokens = update.completion.prompt_tokens  # as the engine has counted
-        return Piece(index, update.text, update.completion, account.id, account.model)
+        return Piece(index, update.text, update.completion, account.id, account.model, account.asked.tier)
 
     def _log(self, account: _Account) -> None:
         record = self._ended(account)
@@ -656,6 +669,7 @@ class Gateway:
             finish=first.finish if first is not None else None,
             usd=self.config.usd(account.prompt_tokens, tokens) if account.pieces else 0.0,
             seconds=round(account.seconds, 6), error=account.error,
+            tier="shadow" if account.shadow else account.asked.tier,
         )  # fmt: skip
         if account.fallback is not None:  # who answers has changed
             adapter = None if model.adapter == BASE else model.adapter

@@ -84,13 +84,14 @@ class Ledger:
     clock: Callable[[], float] = time.monotonic
     _accounts: dict[str, _Account] = field(default_factory=dict)
 
-    def reserve(self, key: ApiKey | None, tokens: int, usd: float) -> Reservation:
+    def reserve(self, key: ApiKey | None, tokens: int, usd: float, *, again: bool = False) -> Reservation:
         """Take what a request may use at most.
 
         Args:
             key: None: a request without one, which has no limits.
             tokens: of its prompt and its longest answer.
             usd: their price.
+            again: the request has been counted already, and is asked in another way now.
 
         Raises:
             Refusal: a limit does not allow it; nothing is taken then.
@@ -104,10 +105,10 @@ class Ledger:
                 f"The key {key.name!r} has spent {account.spent:.4f} of its {limits.budget_usd:.4f} USD, {account.reserved:.4f} "
                 f"are reserved, and this request may cost {usd:.6f}",
             )
-        if account.requests is not None and (wait := account.requests.take(1, now)):
+        if account.requests is not None and not again and (wait := account.requests.take(1, now)):
             raise Refusal("rate_limit_exceeded", f"The key {key.name!r} allows {limits.rpm} requests a minute", wait)
         if account.tokens is not None and (wait := account.tokens.take(tokens, now)):
-            if account.requests is not None:
+            if account.requests is not None and not again:
                 account.requests.left += 1
             raise Refusal("rate_limit_exceeded", f"The key {key.name!r} allows {limits.tpm} tokens a minute", wait)
         account.reserved += usd

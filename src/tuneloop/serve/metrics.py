@@ -85,6 +85,10 @@ class Metrics:
                 ("shadow_dropped", "Copies that gave way to later ones."),
                 ("engines_out", "Engines that are left out until they answer their canaries."),
                 ("refused", "Requests that were refused for their deadline or a full queue."),
+                (
+                    "downgraded",
+                    "Requests that would have been late and were answered in the tier flex, as their key says.",
+                ),
             )
         }
 

@@ -74,8 +74,13 @@ def usage(completions: Sequence[Completion]) -> dict[str, Any]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def chat_body(asked: ApiRequest, model: ServedModel, id_: str, completions: Sequence[Completion]) -> dict[str, Any]:
-    """The body of `/v1/chat/completions`."""
+def chat_body(asked: ApiRequest, piece: Piece, completions: Sequence[Completion]) -> dict[str, Any]:
+    """The body of `/v1/chat/completions`.
+
+    Args:
+        piece: the last one of the answer.
+    """
+    model = piece.model
     choices: list[dict[str, Any]] = []
     for index, each in enumerate(completions):
         calls = read_calls(each.text, asked.tools) if asked.tools else []
@@ -91,8 +96,8 @@ def chat_body(asked: ApiRequest, model: ServedModel, id_: str, completions: Sequ
             }
         )
     return {
-        "id": id_, "object": "chat.completion", "created": int(time.time()), "model": model.name, "choices": choices,
-        "usage": usage(completions), "service_tier": asked.tier, "system_fingerprint": _fingerprint(model),
+        "id": piece.id, "object": "chat.completion", "created": int(time.time()), "model": model.name, "choices": choices,
+        "usage": usage(completions), "service_tier": piece.tier, "system_fingerprint": _fingerprint(model),
     }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.database import Database, DatabaseError, is_database_url, keep_password
 from tuneloop.serve.erase import expire, spent_by_erased
 from tuneloop.serve.gateway import Gateway
-from tuneloop.serve.keys import Keyring, read_keys
+from tuneloop.serve.keys import Keyring, add_key, read_keys
 from tuneloop.serve.limits import Ledger
 from tuneloop.serve.lines import LogLines
 from tuneloop.serve.pauses import short_pauses
@@ -351,15 +351,28 @@ def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:
     write_record(Path(config.folder) / ServerState.file, state)
 
 
-def first_steps(address: str, gateway: Gateway) -> list[str]:
-    """What is printed when a server is ready: address, models, a line to try it."""
+def first_key(gateway: Gateway) -> str:
+    """A key for the first use, made where one is needed and there is none; else an empty text. It is to be shown once."""
+    if not gateway.key_required or gateway.keyring.used:
+        return ""
+    return add_key(gateway.config.folder, "first")[0]
+
+
+def first_steps(address: str, gateway: Gateway, key: str = "") -> list[str]:
+    """What is printed when a server is ready: address, models, a line to try it.
+
+    Args:
+        key: of `first_key`.
+    """
     name = next(iter(gateway.models))
-    key = ' -H "Authorization: Bearer $KEY"' if gateway.key_required else ""
+    header = f' -H "Authorization: Bearer {key or "$KEY"}"' if gateway.key_required else ""
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})
     lines = [
         f"serving   {', '.join(gateway.models)} on {gateway.engine.name}: {address}",
-        f"try       curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+        f"try       curl {address}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'",
     ]
-    if gateway.key_required and not gateway.keyring.used:
+    if key:
+        lines.append("key       the one above is shown this once; `tuneloop keys` makes others and revokes it")
+    elif gateway.key_required and not gateway.keyring.used:
         lines.append(f"key       a key is needed and there is none: tuneloop keys add NAME -f {gateway.config.folder}")
     return lines

@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--row", type=read_row, default="300,60", help="tokens of a batch row's prompt and answer")
     parser.add_argument("--ttft-ms", type=float, default=500.0)
     parser.add_argument("--real", default="ours,static", help="schedules in real time; empty: none")
-    parser.add_argument("--costs", default="", help="PROMPT,READ,STEP,ROW in ms, in place of a measurement")
+    parser.add_argument("--costs", default="", help="PROMPT,READ,STEP,ROW,AGAIN in ms, in place of a measurement")
     parser.add_argument("--engines", type=int, default=0, help="simulate so many")
     parser.add_argument("--many-seconds", type=float, default=30.0)
     parser.add_argument("--usd", type=float, default=0.10, help="an hour of the machine")

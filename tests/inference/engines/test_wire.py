@@ -157,3 +157,23 @@ def test_the_server_sees_when_a_reader_leaves() -> None:
         await asyncio.wait_for(server.left.wait(), 5)
 
     run(lambda: Server(*(CHUNKED + chunk(b"data: 1\n\n"),) * 2), work)
+
+
+@pytest.mark.parametrize("excepted", ["", "server.example"])
+def test_the_proxy_of_the_environment_is_used_where_it_may_be(excepted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        monkeypatch.setenv("http_proxy", wire.address)
+        monkeypatch.setenv("no_proxy", excepted)
+        far = Wire("http://server.example:80/v1", "the-key", proxies=True)
+        try:
+            if excepted:
+                with pytest.raises(Broken):  # it is asked by itself, and there is none of that name
+                    await far.get("/models")
+                assert not server.asked
+            else:
+                assert await far.get("/models") == b"hi"
+                assert server.asked[0].startswith(b"GET http://server.example/v1/models HTTP/1.1")
+        finally:
+            await far.close()
+
+    run(lambda: Server(OK + b"Content-Length: 2\r\n\r\nhi"), work)

@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
@@ -48,6 +50,7 @@ class Wire:
     key: str = ""
     proxies: bool = False
     _session: ClientSession | None = None
+    _proxy: str | None = None
     _closed: bool = False
 
     async def post(self, path: str, body: bytes) -> bytes:
@@ -111,7 +114,7 @@ class Wire:
         while True:
             rested: list[bool] = []
             try:
-                return await session.request(method, url, trace_request_ctx=rested, **more)
+                return await session.request(method, url, trace_request_ctx=rested, proxy=self._proxy, **more)
             except (ServerDisconnectedError, ClientOSError):
                 # A connection that rested was closed at its other end meanwhile: nothing has been answered, so it is asked anew.
                 if not rested:
@@ -129,10 +132,17 @@ class Wire:
                 connector=TCPConnector(limit=0),
                 timeout=ClientTimeout(total=None, sock_connect=CONNECT_WITHIN),
                 headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-                trust_env=self.proxies,
                 trace_configs=[tracing],
             )
+            # Looked up once: told to trust the environment, aiohttp reads it in threads, twice for each request.
+            self._proxy = _proxy_of(self.address) if self.proxies else None
         return self._session
+
+
+def _proxy_of(address: str) -> str | None:
+    """The environment's proxy for an address; None: none, or `NO_PROXY` names it."""
+    place, proxies = urlsplit(address), getproxies()
+    return None if proxy_bypass(place.hostname or "") else proxies.get(place.scheme) or proxies.get("all")
 
 
 async def _rested(session: object, context: Any, params: object) -> None:

@@ -18,6 +18,7 @@ import pytest
 from live_server import StubEngine, live
 from serving import ANSWERS, FIELDS, MakeTuned, running
 
+from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import ServedModel
@@ -97,7 +98,10 @@ def test_no_request_fails_across_ten_swaps(tmp_path: Path, monkeypatch: pytest.M
         async def ten() -> None:
             for number in range(1, 11):
                 assert await swaps.swap(gateway, {"m": str(number)})
-                await asyncio.sleep(0.15)
+                wanted = len(load.found) + 3
+                async with asyncio.timeout(HANG):
+                    while len(load.found) < wanted:  # however busy the machine is
+                        await asyncio.sleep(0.01)
             await asyncio.gather(*swaps._ending)
 
         with Load(address, CHAT) as load:

@@ -164,6 +164,7 @@ def test_the_proxy_of_the_environment_is_used_where_it_may_be(excepted: str, mon
     async def work(wire: Wire, server: Server) -> None:
         monkeypatch.setenv("http_proxy", wire.address)
         monkeypatch.setenv("no_proxy", excepted)
+        monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")  # aiohttp can't speak to such a one
         far = Wire("http://server.example:80/v1", "the-key", proxies=True)
         try:
             if excepted:

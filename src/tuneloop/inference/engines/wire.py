@@ -140,9 +140,10 @@ class Wire:
 
 
 def _proxy_of(address: str) -> str | None:
-    """The environment's proxy for an address; None: none, or `NO_PROXY` names it."""
-    place, proxies = urlsplit(address), getproxies()
-    return None if proxy_bypass(place.hostname or "") else proxies.get(place.scheme) or proxies.get("all")
+    """The environment's proxy for an address, of the kind that aiohttp speaks to; None: none, or `NO_PROXY` names it."""
+    place = urlsplit(address)
+    found = getproxies().get(place.scheme, "")
+    return found if found.startswith("http://") and not proxy_bypass(place.hostname or "") else None
 
 
 async def _rested(session: object, context: Any, params: object) -> None:

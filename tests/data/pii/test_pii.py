@@ -422,3 +422,8 @@ def test_a_value_that_is_passed_over_at_a_glance_holds_nothing_that_a_search_fin
         kinds: set[str] = set()
         _scrubbed(value, CONFIG, None, "", kinds)
         assert not kinds
+
+
+def test_an_unknown_kind_is_told_where_nothing_is_found_too() -> None:
+    with pytest.raises(UserError, match="Unknown kind"):
+        scrub({"text": "hello"}, PersonalConfig(kinds=["FOO"]), None)

@@ -118,7 +118,7 @@ def find(text: str, config: PersonalConfig, field: str = "") -> list[Finding]:
     Raises:
         UserError: an unknown kind or region, or `names` without what it needs.
     """
-    wanted = _wanted(tuple(config.kinds) if config.kinds is not None else None, config.names, config.region)
+    wanted = _wanted_by(config)
     words = _telling_words(field) if field else ""
     if words:
         lead = f"{words}: "
@@ -168,9 +168,15 @@ def scrub(value: Any, config: PersonalConfig, key: bytes | None) -> tuple[Any, l
         value: what a JSON parser gives.
         config: as for `find`; in the modes off and report nothing is replaced.
         key: as for `redact`.
+
+    Raises:
+        UserError: as `find`.
     """
     kinds: set[str] = set()
-    if config.mode == "off" or (not config.names and _all_quiet(value, "")):
+    if config.mode == "off":
+        return value, []
+    _wanted_by(config)  # mistakes in it are told where nothing is found, too
+    if not config.names and _all_quiet(value, ""):
         return value, []
     clean = _scrubbed(value, config, key, "", kinds)
     return (value if config.mode == "report" else clean), sorted(kinds)
@@ -243,6 +249,10 @@ def is_quiet(text: str) -> bool:
     if (_SIGN if text.isascii() else _WIDE_SIGN).search(text) is not None:
         return False
     return not ("sk-" in text or "assw" in text or "ASSW" in text or " dot " in text or "at]" in text or "at)" in text)
+
+
+def _wanted_by(config: PersonalConfig) -> frozenset[str]:
+    return _wanted(tuple(config.kinds) if config.kinds is not None else None, config.names, config.region)
 
 
 @lru_cache(maxsize=64)

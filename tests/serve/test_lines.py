@@ -91,3 +91,14 @@ def test_a_server_writes_nothing_else_on_standard_error(
             found.append(json.loads(process.stderr.readline()))
     assert [line["event"] for line in found][-2:] == ["serving", "request"] and url in found[-2]["message"]
     assert found[-1]["status"] == "ok" and found[-1]["completion_tokens"] == 2
+
+
+def test_the_traceback_of_a_library_is_in_its_line() -> None:
+    lines = LogLines(out := io.StringIO())
+    with lines.writing():
+        try:
+            raise ValueError("this broke")
+        except ValueError:
+            logging.getLogger("a.library").exception("It failed")
+    (line,) = lines_of(out)
+    assert line["event"] == "error" and "It failed" in line["message"] and "ValueError: this broke" in line["message"]

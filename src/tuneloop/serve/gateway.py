@@ -418,16 +418,15 @@ class Gateway:
         account.noted = noted = self._begun(account)
         self.store.begin(noted)
         try:
-            asks = True
-            while asks:
-                asks = False
+            while True:
                 try:
                     async with aclosing(self._attempt(account, background)) as pieces:
                         async for piece in pieces:
                             yield piece
+                    break
                 except ApiError as error:
-                    asks = account.again = self._falls_back(account, error) or self._goes_on_as_flex(account, error)
-                    if not asks:
+                    account.again = self._falls_back(account, error) or self._goes_on_as_flex(account, error)
+                    if not account.again:
                         raise
             account.status = "ok"
             self._copy(account, background)

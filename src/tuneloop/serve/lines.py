@@ -104,5 +104,5 @@ class _Warnings(logging.Handler):
         self.lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Put it among the lines."""
-        self.lines.say(f"{record.levelname.lower()}  {record.getMessage()}")
+        """Put it among the lines, with its traceback where it has one."""
+        self.lines.say(f"{record.levelname.lower()}  {self.format(record)}")

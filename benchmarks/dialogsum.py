@@ -15,10 +15,11 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
+from tuneloop.core.threads import use_threads
 from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.prepare import prepare
 from tuneloop.inference.generate import generate
-from tuneloop.models.load import load_model, use_threads
+from tuneloop.models.load import load_model
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import train
 from tuneloop.train.speed import measure_speed

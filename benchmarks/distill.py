@@ -63,9 +63,10 @@ def main() -> None:
 
     import torch
 
+    from tuneloop.core.threads import use_threads
     from tuneloop.inference.generate import answer_requests, generate
     from tuneloop.inference.request import Request
-    from tuneloop.models.load import load_model, use_threads
+    from tuneloop.models.load import load_model
     from tuneloop.models.template import Rendered
     from tuneloop.records.distillation import TeacherLogits
     from tuneloop.train import distil

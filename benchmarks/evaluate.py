@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.device import peak_memory, reset_peak_memory
+from tuneloop.core.threads import use_threads
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.models.load import Model, load_model, use_threads
+from tuneloop.models.load import Model, load_model
 from tuneloop.records.rows import Dataset, Message, Row
 from tuneloop.workflows.systems import Asking, ask
 

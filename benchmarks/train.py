@@ -25,7 +25,8 @@ from peers import peers_python
 
 from tuneloop.core.device import default_dtype
 from tuneloop.core.files import read_jsonl
-from tuneloop.models.load import load_model, load_tokenizer, use_threads
+from tuneloop.core.threads import use_threads
+from tuneloop.models.load import load_model, load_tokenizer
 from tuneloop.models.names import resolve
 from tuneloop.models.template import Rendered
 from tuneloop.train.flops import matmul_peak, needed_gflop

@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tuneloop.models.load import load_model, use_threads
+from tuneloop.core.threads import use_threads
+from tuneloop.models.load import load_model
 from tuneloop.models.template import Rendered, Template
 from tuneloop.train.config import TrainConfig, usual_rate
 from tuneloop.train.loop import train

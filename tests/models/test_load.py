@@ -20,7 +20,7 @@ from tuneloop.models.random_model import SIZES, random_model
 # Multiplies rows of 300 lengths, as training on rows of ever new lengths does, and prints the MiB that the heap then holds.
 LENGTHS = """
 import ctypes, torch
-from tuneloop.models.load import use_threads
+from tuneloop.core.threads import use_threads
 use_threads()
 class Heap(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks used free top".split()]

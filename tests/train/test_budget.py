@@ -18,10 +18,10 @@ from tuneloop.train.batches import Step
 from tuneloop.train.budget import (
     FORWARD_SPEED,
     RunPlan,
-    count_anew,
     is_due,
     place_of,
     plan_run,
+    refit_steps,
     rows_seen,
     seen_words,
     speed_words,
@@ -130,10 +130,15 @@ def state_of(total: int = 400, evaluations: int = 4) -> State:
 
 
 def simulate(
-    seconds_a_step: Any, minutes: float, check: float = 0.0, planned_steps: int = 400
+    seconds_a_step: Any,
+    minutes: float,
+    check: float = 0.0,
+    planned_steps: int = 400,
+    evaluations: int = 4,
+    state: State | None = None,
 ) -> tuple[State, float, int]:
     """A run whose step number n takes `seconds_a_step(n)`, with validations of `check` seconds: its state, seconds, validations."""
-    state, config = state_of(planned_steps), TrainConfig(max_minutes=minutes)
+    state, config = state or state_of(planned_steps, evaluations), TrainConfig(max_minutes=minutes)
     state.checking_seconds = state.validation_seconds = seconds = check
     validations = 1
     while state.step < state.total_steps:
@@ -142,7 +147,7 @@ def simulate(
         if is_due(state):
             seconds, validations = seconds + check, validations + 1
             state.checking_seconds += check
-        count_anew(state, STEPS, ROWS, config, seconds)
+        refit_steps(state, STEPS, ROWS, config, seconds)
     return state, seconds, validations
 
 
@@ -159,6 +164,42 @@ def test_a_machine_that_becomes_slower_still_ends_near_its_time(slower: float, f
     assert state.step < 400
     assert 0.8 * 420 < seconds < 1.1 * 420
     assert validations >= 2 and is_due(state), "the last step is validated"
+
+
+@pytest.mark.parametrize("planned_steps", [1, 2, 9, 40])
+@pytest.mark.parametrize("disturbed", [0, 1, 5])
+def test_a_machine_that_becomes_faster_than_planned_uses_its_time(planned_steps: int, disturbed: int) -> None:
+    """Planned at a tenth of the speed, as in a busy moment that may last for some steps more."""
+    minutes = 350 / 60
+    state, seconds, _ = simulate(lambda n: 10.0 if n < disturbed else 1.0, minutes, 2.0, planned_steps, evaluations=1)
+    assert 0.85 * 350 < seconds < 1.05 * 350
+    assert state.step > 0.85 * (350 - 10 * disturbed)
+    assert is_due(state), "the last step is validated"
+
+
+def test_steps_are_added_until_the_recipe_is_done_and_no_more() -> None:
+    state, seconds, _ = simulate(lambda n: 1.0, 10_000 / 60, planned_steps=9)
+    assert state.step == state.total_steps == len(STEPS) and seconds < 0.1 * 10_000
+
+
+def test_steps_are_added_before_the_learning_rate_has_fallen() -> None:
+    config = TrainConfig(learning_rate=1.0, warmup=0.0, schedule="linear", max_minutes=350 / 60)
+    rates = []
+
+    def seconds_a_step(n: int) -> float:
+        rates.append(learning_rate(place_of(state_now[0], n), 9, config))
+        return 1.0
+
+    state_now = [state_of(9, 1)]
+    simulate(seconds_a_step, 350 / 60, state=state_now[0])
+    assert min(rates[:100]) > 0.65, "a schedule of nine steps is over after nine"
+    assert rates[-1] < 0.05
+
+
+def test_rows_with_a_reference_get_no_steps_beyond_those_that_have_one() -> None:
+    rows, state = [Pair(ROW, ROW)] * 400, state_of(9, 1)
+    state.step = 5
+    assert refit_steps(state, STEPS, rows, TrainConfig(max_minutes=10.0), 5.0) == 0
 
 
 def test_validations_that_turn_out_slow_become_fewer() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import without_bars
+from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import rows_of_tokens
 
 
@@ -115,6 +116,7 @@ def hidden(
     net: nn.Module, ids_BT: Tensor, positions_BT: Tensor | None, mask: Tensor | None, cache: TransformersCache | None
 ) -> Tensor:
     """Hidden states (B, T, C) of a Transformers model; see `Model.hidden`."""
+    adapt_threads()
     dtype = next(net.parameters()).dtype
     bias = None
     if mask is not None:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuneloop.core.device import backend, put, varlen_attention
+from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import assignment, is_mixed, rows_of_tokens, some_rows, tokens_on
 from tuneloop.models.lora import side_by_side
 
@@ -889,6 +890,7 @@ class LlamaModel(nn.Module):
         calls: list[Callable[..., Tensor]] = [layer._call_impl if plain else layer for layer in self.layers]
         *below, last = calls
         for layer in below:
+            adapt_threads()
             x = layer(x, now)
         x = last(x, now, wanted)
         out: Tensor = self.norm(x)

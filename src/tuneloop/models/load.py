@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -352,30 +350,3 @@ def fingerprint(folder: Path) -> str:
                 digest.update(handle.read(4096))
         digest.update(str(size).encode())
     return digest.hexdigest()
-
-
-SHAPES_KEPT = 128  # a layer and its gradient have 40 to 60
-
-
-def use_threads() -> int:
-    """Set torch's threads to the cores that this process may use, and see to it that memory is held where that pays and only there.
-
-    glibc hands every large free block back at once, and each new one is then paid for in page faults; holding on to
-    them took 7 % off a training step. oneDNN keeps half a MiB for each shape that it has multiplied, of 1,024 shapes: rows of
-    ever new lengths fill that with what is never used again. Its two caches are read from the environment when it first computes.
-    """
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(cache, str(SHAPES_KEPT))
-
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        mmap_threshold, trim_threshold = -3, -1
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, 1 << 30)
-    except (OSError, AttributeError):
-        pass  # another C library
-    return torch.get_num_threads()

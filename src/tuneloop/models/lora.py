@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tuneloop.core.device import backend, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, user_errors_of_the_disk, write_bytes, write_json
+from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
 from tuneloop.models.quantised import Nf4Linear
 from tuneloop.models.sharded import copied, spread, whole
@@ -60,6 +61,7 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        adapt_threads()
         x, z, low, a, *rest = ctx.saved_tensors
         count = len(grads)
         b, weights = rest[:count], rest[count:]

@@ -269,7 +269,7 @@ class Validation(Part):
 
 
 class Event(Part):
-    """A line of `metrics.jsonl`: a change of the run's course (`busy`, `steps`, `rollback`, `out_of_memory`)."""
+    """A line of `metrics.jsonl`: a change of the run's course (`busy`, `threads`, `steps`, `rollback`, `out_of_memory`)."""
 
     step: int
     event: str

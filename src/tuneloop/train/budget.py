@@ -1,8 +1,9 @@
 """What fits into `max_minutes`: steps, validations and their rows, before the first step and again while the run goes.
 
 A run that is not limited has the steps, validations and rows of its settings. In one that is, the validations and the reference of
-preferences get at most a share of the time, steps get the rest. Should the machine turn out slower than measured, fewer steps are
-done: the learning rate falls over those that are left, to the same end.
+preferences get at most a share of the time, steps get the rest. The number of steps follows the machine's speed: where it turns out
+slower than measured, fewer are done, and the learning rate falls over those that are left, to the same end; where it turns out faster,
+more are, on the schedule of a run that was planned with so many.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ FORWARD_SPEED = 2.5
 # Most of the time that validations and the reference may take, and rows below which there are fewer validations instead of fewer rows:
 # a loss of a handful of rows can't choose between checkpoints.
 CHECKING_SHARE, LEAST_ROWS = 0.2, 32
-# A run may take so much of its time longer; steps are added when there is time for so many more of those that are left; and its speed
-# is known from so many steps.
-LATE, EARLY, KNOWN_FROM = 0.02, 0.1, 3
-# Steps whose rows get their reference together, and how much slower than planned it must be for fewer steps.
+# A run may take so much of its time longer; steps are added when there is time for so many more, as a share of those done and of
+# those left; its speed is known from so many steps, and is that of about the last so much of its time.
+LATE, EARLY, KNOWN_FROM, RECENT = 0.02, 0.1, 3, 0.1
+# Steps whose rows get their reference together, and how far from the planned speed it must be for other steps than planned.
 REFERENCE_STEPS, SLOWER = 16, 1.3
 # Below this share of the planned speed the machine is said to be busy, after so many seconds of steps.
 BUSY, BUSY_AFTER = 0.5, 15.0
@@ -157,43 +158,57 @@ def is_due(state: State) -> bool:
     return any(before + 1e-6 < due <= now + 1e-6 for due in state.due)
 
 
-def count_anew(
+def refit_steps(
     state: State, steps: Sequence[Step], rows: Sequence[TrainRow], config: TrainConfig, seconds: float
 ) -> int:
-    """Keep a run to its time: change `total_steps` to what fits into the rest of it at the speed so far.
+    """Keep a run to its time: change `total_steps` to what fits into the rest of it at the recent speed.
 
-    Never above what was planned, and only where the difference is worth it. Validations that would take much more than
-    their share of the rest are left out; the last one, behind the last step, stays.
+    Only where the difference is worth it. Validations that would take much more than their share of the rest are left out; the
+    last one, behind the last step, stays. More steps than planned continue on the learning rate of a run that was planned with them.
+    Rows with a reference (preferences) got theirs before the first step, so their steps are never more than `steps_in_time` found.
 
     Args:
+        steps: of the whole recipe, whatever was planned.
         seconds: of the run so far; the same in all its processes.
 
     Returns:
         Steps more or fewer than before.
     """
-    if config.max_minutes is None or state.step < KNOWN_FROM or state.step >= state.total_steps:
+    if config.max_minutes is None:
         return 0
-    done = sum(step_tokens(step, rows) for step in steps[: state.step])
-    each = max(seconds - state.checking_seconds, 1e-9) / done  # seconds of a trained token
-    left = config.max_minutes * 60 - seconds
+    limit = 60 * config.max_minutes
+    stepping = max(seconds - state.checking_seconds, 1e-9)
+    fading = math.exp(-(stepping - state.timed) / (RECENT * limit))
+    tokens, took = state.recent
+    state.recent = (fading * tokens + step_tokens(steps[state.step - 1], rows), fading * took + stepping - state.timed)
+    state.timed = stepping
+    if state.step < min(KNOWN_FROM, state.total_steps):
+        return 0
+    each = max(state.recent[1], 1e-9) / state.recent[0]  # seconds of a trained token
     now = place_of(state, state.step)
-    past, ahead = [d for d in state.due if d <= now + 1e-6], [d for d in state.due if d > now + 1e-6]
-    if len(ahead) * state.validation_seconds > 2 * CHECKING_SHARE * left:
+    past, coming = [d for d in state.due if d <= now + 1e-6], [d for d in state.due if d > now + 1e-6]
+    left = limit - seconds
+    if coming and len(coming) * state.validation_seconds > 2 * CHECKING_SHARE * left:
         fitting = max(int(CHECKING_SHARE * left / max(state.validation_seconds, 1e-9)), 1)
-        ahead = ahead[:: -math.ceil(len(ahead) / fitting)][::-1]
-    left += LATE * config.max_minutes * 60 - len(ahead) * state.validation_seconds
+        coming = coming[:: -math.ceil(len(coming) / fitting)][::-1]
+    left += LATE * limit - max(len(coming), 1) * state.validation_seconds
+    most = len(steps) if not any(map(reference_tokens, rows[:1])) else state.total_steps
     total, used = state.step, 0.0
-    for step in steps[state.step : state.planned_steps]:
+    for step in steps[state.step : most]:
         used += step_tokens(step, rows) * each
         if used > left:
             break
         total += 1
-    total = max(total, state.step + 1)  # there is always a last validation, and it stands behind a step
-    changed, rest = total - state.total_steps, state.total_steps - state.step
-    if (0 <= changed < EARLY * rest) and len(past) + len(ahead) == len(state.due):
+    if state.step < state.total_steps:
+        total = max(total, state.step + 1)  # there is always a last validation, and it comes after a step
+    more, rest = total - state.total_steps, state.total_steps - state.step
+    if (0 <= more < max(EARLY * max(rest, state.step), 1)) and len(past) + len(coming) == len(state.due):
         return 0
-    state.turn, state.total_steps, state.due = (state.step, now), total, past + ahead
-    return changed
+    if more > 0:
+        now = min(now, state.planned_steps * state.step / total)
+        past, coming = [min(d, int(now)) for d in past], coming or [state.planned_steps]
+    state.turn, state.total_steps, state.due = (state.step, now), total, past + coming
+    return more
 
 
 def steps_in_time(
@@ -205,24 +220,24 @@ def steps_in_time(
     each: float,
     known: int,
 ) -> int:
-    """Steps that fit when the reference of the first ones shows how slow the machine is; as many as before where it is not.
+    """Steps that fit by the speed at which the first ones got their reference; as many as before where that is about the planned one.
 
     Args:
         seconds: of the run so far.
         each: seconds of a token in the reference.
         known: steps whose rows have their reference.
     """
-    if config.max_minutes is None or each * FORWARD_SPEED * state.planned_speed < SLOWER:
+    if config.max_minutes is None or 1 / SLOWER < each * FORWARD_SPEED * state.planned_speed < SLOWER:
         return state.total_steps
     left = (1 - CHECKING_SHARE) * (config.max_minutes * 60 - seconds)
     seen = {i for step in steps[:known] for i in step.indices}
-    for number, step in enumerate(steps[: state.total_steps]):
+    for number, step in enumerate(steps):
         fresh = {*step.indices} - seen
         seen |= fresh
         left -= each * (FORWARD_SPEED * step_tokens(step, rows) + sum(reference_tokens(rows[i]) for i in fresh))
         if left < 0:
             return max(number, 1)
-    return state.total_steps
+    return len(steps)
 
 
 def speed_words(share: float) -> str:

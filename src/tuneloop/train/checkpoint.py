@@ -25,10 +25,11 @@ class State:
         key: hash of what the run depends on; a checkpoint of another key is not resumed.
         step: optimizer steps done.
         planned_steps: steps planned when the run began.
-        total_steps: steps that it will do: fewer where `max_minutes` would not be kept otherwise.
+        total_steps: steps that it will do: as many as fit into `max_minutes` at the speed so far.
         turn: the step at which their number was last changed, and its place among the planned ones.
         due: places among the planned steps behind which validations stand.
         val_rows: rows of a validation.
+        recent, timed: tokens and seconds of the last steps, older ones counting less, and the seconds of steps when they were taken.
         planned_speed: tokens a second, forward and backward, that the run was planned with; 0: not known.
         parameters: what is trained by name, after `step` steps; empty before the first checkpoint.
         best_step: step with the lowest validation loss so far; its parameters are in a file of their own.
@@ -52,6 +53,8 @@ class State:
     turn: tuple[int, float] = (0, 0.0)
     due: list[int] = field(default_factory=list)
     val_rows: int = 0
+    recent: tuple[float, float] = (0.0, 0.0)
+    timed: float = 0.0
     planned_speed: float = 0.0
     parameters: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from tuneloop.core.device import memory_now, needs_scaling, peak_memory, release_memory, reset_peak_memory
 from tuneloop.core.files import content_hash, read_json, read_jsonl
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.units import counted
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
 from tuneloop.models.sharded import is_first, processes
@@ -69,7 +70,7 @@ class Trained:
     """What a run came to; `run.json` is made of it.
 
     Args:
-        steps, total_steps, planned_steps: done, to be done in the end, and planned at first; see `budget.count_anew`.
+        steps, total_steps, planned_steps: done, to be done in the end, and planned at first; see `budget.refit_steps`.
         epochs: passes over the training rows.
         rows, rows_seen, seen: training rows, how many of them a step saw, and that in words.
         tokens, seconds, tokens_per_second: trained tokens; time with validations and references; the one by the other.
@@ -190,7 +191,7 @@ def train(
         state.planned_steps = state.total_steps = len(plan.steps)
         state.due = [round(len(plan.steps) * (i + 1) / plan.evaluations) for i in range(plan.evaluations)]
         state.val_rows, state.planned_speed = plan.val_rows, tokens_per_second
-    steps, planned_due = steps[: state.planned_steps], list(state.due)
+    planned_due = list(state.due)
     timed = config if given is None else config.model_copy(update={"max_minutes": None})
     trainable = attach(model, config, seed, rows.train)  # spreads the model over the processes, where there are several
     rows = Rows(
@@ -286,6 +287,10 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
 def _keep_time(run: Run, steps: Sequence[Step], rows: Rows, seconds: float) -> None:
     """Say so when the machine is much slower than planned, and do as many steps as fit into the time."""
     state = run.state
+    if (threads := torch.get_num_threads()) != run.threads:
+        message = f"computes with {counted(threads, 'thread')} from here, not with {run.threads}"
+        run.record({"step": state.step, "event": "threads", "message": message})
+        run.threads = threads
     stepping = seconds - state.checking_seconds
     share = state.tokens / max(stepping, 1e-9) / state.planned_speed if state.planned_speed else 1.0
     if not run.said_busy and share < budget.BUSY and stepping > budget.BUSY_AFTER and state.step >= budget.KNOWN_FROM:
@@ -297,13 +302,14 @@ def _keep_time(run: Run, steps: Sequence[Step], rows: Rows, seconds: float) -> N
     if run.config.max_minutes is None:
         return
     before = state.turn
-    changed = budget.count_anew(state, steps, rows.train, run.config, summed([seconds])[0] / processes())
+    changed = budget.refit_steps(state, steps, rows.train, run.config, summed([seconds])[0] / processes())
     if state.turn != before:
         keep_change(run.out, state)
+        run.monitors.facts = replace(run.monitors.facts, total_steps=state.total_steps)
     if abs(changed) > 0.1 * state.total_steps:
         run.record({
             "step": state.step, "event": "steps",
-            "message": f"at the speed so far {state.total_steps:,} steps fit into {run.config.max_minutes:g} minutes, not "
+            "message": f"at the recent speed {state.total_steps:,} steps fit into {run.config.max_minutes:g} minutes, not "
                        f"{state.total_steps - changed:,}; the learning rate falls over those that are left",
         })  # fmt: skip
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tuneloop.core.device import peak_memory, random_state, set_random_state
@@ -53,6 +54,7 @@ class Run:
     saving_seconds: float = 0.0
     asked_to_end: bool = False
     said_busy: bool = False
+    threads: int = field(default_factory=torch.get_num_threads)
     seed: int = 0
     in_backward: UpdatesInBackward | None = None
     schedule: Schedule | None = None  # of an earlier run, which is done again

@@ -17,9 +17,10 @@ from tuneloop.combine.random_adapter import random_adapter
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.threads import use_threads
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.evaluate.metrics import lower_is_better
-from tuneloop.models.load import Model, load_model, use_threads
+from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only
 from tuneloop.models.names import resolve
 from tuneloop.models.trained import load_trained, trained_folder

@@ -20,12 +20,13 @@ from tuneloop.combine.router import Array, Router, load_router
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.threads import use_threads
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.language import detect_language, foreign
 from tuneloop.evaluate.classical import minilm_folder
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.evaluate.metrics.embedding import embedder
-from tuneloop.models.load import Model, load_model, use_threads
+from tuneloop.models.load import Model, load_model
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.router import Features, RouterRecord, RouteTarget
 from tuneloop.records.rows import Dataset, Row, last_user_turn

@@ -12,7 +12,8 @@ from tuneloop.core.device import default_dtype, in_use, is_out_of_memory, needs_
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, read_yaml, sha256_file
 from tuneloop.core.progress import Progress, busy, no_progress
-from tuneloop.models.load import Model, fingerprint, load_model, load_tokenizer, needs_several_cards, use_threads
+from tuneloop.core.threads import use_threads
+from tuneloop.models.load import Model, fingerprint, load_model, load_tokenizer, needs_several_cards
 from tuneloop.models.methods import method_named
 from tuneloop.models.names import resolve
 from tuneloop.models.sharded import is_first, processes

@@ -24,7 +24,8 @@ from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.core.progress import Progress, busy, no_progress, without_bars
-from tuneloop.models.load import Model, load_model, skeleton, use_threads
+from tuneloop.core.threads import use_threads
+from tuneloop.models.load import Model, load_model, skeleton
 from tuneloop.models.methods import SHIPPED, USUAL, method_named
 from tuneloop.models.names import resolve
 from tuneloop.models.random_model import SIZES, random_model

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from tuneloop.models.template import Template
     from tuneloop.train.config import TrainConfig
 
+LITTLE_USED = 0.5  # a run that used less of its `max_minutes` says so first
+
 
 def train_key(job: RunContext, dataset: Dataset) -> str:
     """Hash of all that the result of training depends on."""
@@ -108,7 +110,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         minutes = result.seconds / 60 if finished else None
         disturbed = plan.get("disturbed") or (result.speed_share or 1.0) < BUSY or (mfu and mfu["value"] is None)
         record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second, disturbed=bool(disturbed))
-    for line in _result_lines(run):
+    for line in _result_lines(run, config):
         job.say(line)
     if share := used(run.mfu):
         job.say(f"machine   operations that the steps need, of what it could do (MFU): {share}")
@@ -125,8 +127,8 @@ def _predicted(plan: Mapping[str, Any]) -> dict[str, float]:
     return {**minutes, "peak_gib": plan["memory"]["peak_gib"], "usd": plan["cost"]["usd"]}
 
 
-def _result_lines(run: RunManifest) -> list[str]:
-    """What training came to, and how that compares with the plan."""
+def _result_lines(run: RunManifest, config: TrainConfig) -> list[str]:
+    """What training came to, and how that compares with the plan; first of all whether it left most of its time unused."""
     from tuneloop.train.loop import busy_words
 
     minutes = run.seconds / 60
@@ -136,7 +138,15 @@ def _result_lines(run: RunManifest) -> list[str]:
     steps = counted(run.steps, "step")
     if run.total_steps < run.planned_steps:
         steps = f"{run.steps:,} of {run.planned_steps:,} planned steps"
-    lines = [
+    elif run.total_steps > run.planned_steps:
+        steps = f"{steps}, not the {run.planned_steps:,} planned,"
+    lines = []
+    if config.max_minutes and minutes < LITTLE_USED * config.max_minutes:
+        why = early.removeprefix("; ") or f"that was all of train.epochs={config.epochs:g}"
+        if not early and run.epochs < (1 - 1e-6) * config.epochs:
+            why = f"the machine became faster near the end; train.epochs={config.epochs:g} has more steps"
+        lines.append(f"train     used {minutes:.1f} of its {config.max_minutes:.3g} minutes: {why}")
+    lines += [
         f"train     {steps} in {minutes:.1f} minutes ({run.checking_seconds / 60:.1f} of them validation), {run.tokens_per_second:,.0f} tokens/s, "
         f"peak {run.peak_memory_gib:.2f} GiB",
         f"          saw {run.seen}; {_validated(run)}{early}",

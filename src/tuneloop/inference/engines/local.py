@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.threads import use_threads
 from tuneloop.inference.engine import Engine, Update
 from tuneloop.inference.engines import (
     START_WITHIN,
@@ -37,7 +38,7 @@ from tuneloop.inference.scoring import LabelTrie, choose_for
 from tuneloop.models.adapters import BASE
 from tuneloop.models.alongside import merge_adapter
 from tuneloop.models.lent import give_back, lend_adapter, lend_model
-from tuneloop.models.load import Model, load_model, use_threads
+from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import method_of_folder
 from tuneloop.models.trained import trained_folder
 from tuneloop.records.completion import ENGINE, Completion

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.threads import use_threads
 from tuneloop.inference.crew import Crew, SharedWork
 from tuneloop.inference.engine import Engine, Update
 from tuneloop.inference.grammar import Grammars
@@ -18,7 +19,7 @@ from tuneloop.inference.prompt import label_tree, refused, schema_problem, with_
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.inference.scoring import AnswerFit, LabelTrie, answer_fits, choose_for
 from tuneloop.models.adapters import applied_now, is_mixed
-from tuneloop.models.load import Model, fingerprint, load_model, use_threads
+from tuneloop.models.load import Model, fingerprint, load_model
 from tuneloop.models.names import refuse_missing_path, resolve
 from tuneloop.models.peft_layout import hash_of_adapter
 from tuneloop.models.template import Rendered, plain_source

@@ -30,7 +30,7 @@ from tuneloop.train.budget import (
 )
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import learning_rate, train
+from tuneloop.train.loop import learning_rate, scheduled_rate, train
 from tuneloop.train.rows import Pair, Rated
 
 ROW = Rendered([1] * 10, [0] + [1] * 9)
@@ -182,18 +182,18 @@ def test_steps_are_added_until_the_recipe_is_done_and_no_more() -> None:
     assert state.step == state.total_steps == len(STEPS) and seconds < 0.1 * 10_000
 
 
-def test_steps_are_added_before_the_learning_rate_has_fallen() -> None:
+@pytest.mark.parametrize("planned_steps", [1, 9])
+def test_steps_are_added_before_the_learning_rate_has_fallen(planned_steps: int) -> None:
     config = TrainConfig(learning_rate=1.0, warmup=0.0, schedule="linear", max_minutes=350 / 60)
-    rates = []
+    rates, state = [], state_of(planned_steps, 1)
 
     def seconds_a_step(n: int) -> float:
-        rates.append(learning_rate(place_of(state_now[0], n), 9, config))
+        rates.append(scheduled_rate(state, config))
         return 1.0
 
-    state_now = [state_of(9, 1)]
-    simulate(seconds_a_step, 350 / 60, state=state_now[0])
+    simulate(seconds_a_step, 350 / 60, state=state)
     assert min(rates[:100]) > 0.65, "a schedule of nine steps is over after nine"
-    assert rates[-1] < 0.05
+    assert rates[-1] < 0.05 and max(rates) <= 1.0
 
 
 def test_rows_with_a_reference_get_no_steps_beyond_those_that_have_one() -> None:

@@ -116,6 +116,12 @@ def learning_rate(step: float, total: int, config: TrainConfig) -> float:
     return config.learning_rate * (left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
 
 
+def scheduled_rate(state: State, config: TrainConfig) -> float:
+    """Learning rate of the next step: on the planned schedule, or on that of a run which was planned with all steps that were added."""
+    length = max(state.planned_steps, state.total_steps)
+    return learning_rate(budget.place_of(state, state.step) * length / state.planned_steps, length, config)
+
+
 def train(
     model: Model,
     train_rows: Sequence[Row | TrainRow],
@@ -326,7 +332,7 @@ def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
     state = run.state
     seed_step(run.seed, state.step)
     started = time.monotonic()
-    rate = learning_rate(budget.place_of(state, state.step), state.planned_steps, run.config) * state.rate_factor
+    rate = scheduled_rate(state, run.config) * state.rate_factor
     loss, norm, figures = optimizer_step(run, step, rows.train, rate)
     numbers = step.indices
     tokens = sum(tokens_of(rows.train[i]) for i in numbers)

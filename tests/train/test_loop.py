@@ -340,7 +340,7 @@ def test_measuring_the_speed_changes_nothing(tiny_llama: Path, tmp_path: Path) -
     assert result.adapter_hash == expected.adapter_hash
 
 
-def test_a_resumed_run_keeps_the_plan_it_was_cut_to(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_plan_it_had(tiny_llama: Path, tmp_path: Path) -> None:
     limited = EVERY_STEP.model_copy(update={"max_minutes": 1.0})
 
     halted(tiny_llama, tmp_path, 3, limited, tokens_per_second=30.0)
@@ -348,4 +348,4 @@ def test_a_resumed_run_keeps_the_plan_it_was_cut_to(tiny_llama: Path, tmp_path: 
     assert result.resumed_at == 2
     whole, _ = run(tiny_llama, tmp_path / "whole", limited, tokens_per_second=30.0)
     assert (result.total_steps, result.adapter_hash) == (whole.total_steps, whole.adapter_hash)
-    assert whole.total_steps < 12
+    assert whole.planned_steps < whole.total_steps == 12, "the machine is faster than planned: steps were added"

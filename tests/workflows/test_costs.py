@@ -93,11 +93,15 @@ def test_the_planners_forecast_stands_beside(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("each_database")
 def test_sums_by_day_are_those_of_the_requests_whoever_writes_and_erases(tmp_path: Path) -> None:
     columns = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
-    sums = "COUNT(*), COUNT(error), SUM(prompt_tokens), SUM(completion_tokens), SUM(seconds), SUM(usd)"
+    sums = (
+        "COUNT(*), COUNT(CASE WHEN finish IS NULL THEN error END), SUM(prompt_tokens), SUM(completion_tokens), SUM(seconds), "
+        "SUM(usd), COUNT(CASE WHEN finish = 'refused' THEN 1 END)"
+    )
     fill(tmp_path)
     again = [
         StoredRequest(id=f"r{i}", time=f"2026-01-0{i % 4 + 1}T23:59:59.999Z", model="m1", prompt=[], seconds=i / 8, usd=0.5,
-                      prompt_tokens=i, user="anna" if i % 3 else None, error="x" if i % 5 == 0 else None)
+                      prompt_tokens=i, user="anna" if i % 3 else None, error="x" if i % 5 == 0 else None,
+                      finish=("refused" if i % 2 else None) if i % 5 == 0 else "stop")
         for i in range(40)
     ]  # fmt: skip
     with opened(tmp_path) as store:

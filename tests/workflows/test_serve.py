@@ -187,6 +187,22 @@ def test_a_port_that_is_taken_is_told(tiny_llama: Path, tmp_path: Path, capsys: 
     assert "Can't listen" in said and "port=0" in said
 
 
+def test_a_server_without_prices_does_not_start_with_a_budget_nor_with_damaged_keys(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tuneloop.cli.main import main
+    from tuneloop.records.api_key import Limits
+    from tuneloop.serve.keys import add_key
+
+    add_key(tmp_path, "anna", Limits(budget_usd=1.0))
+    words = ["serve", str(tiny_llama), "port=0", f"folder={tmp_path}", "-q"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "budget of anna" in said and "prices.input" in said and "Traceback" not in said
+    (tmp_path / "keys.json").write_text("{}")
+    assert main(words) == 2 and "keys.json" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_gguf_file_is_served_by_llamacpp_and_holds_a_schema(tmp_path: Path) -> None:
     from tuneloop.models.names import packaged_gguf

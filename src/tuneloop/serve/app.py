@@ -424,7 +424,7 @@ class Server:
             more = {"access-control-allow-headers": "content-type, idempotency-key", "access-control-max-age": "3600"}
             await call.reply_bytes(b"", "text/plain", 204 if page else 403, {**shared, **more} if page else {})
             return
-        caller = Caller() if page else self.gateway.caller(call.header)  # readers of pages have no key
+        caller = Caller(rights=()) if page else self.gateway.caller(call.header)  # readers of pages have no key
         body = await call.json(MOST_FEEDBACK)
         body.setdefault("key", call.header("idempotency-key") or None)
         made = read_feedback_of(body, caller, page=bool(page))

@@ -135,14 +135,14 @@ class Caller:
         user: pseudonym of the end user.
         conversation: that the request belongs to.
         rank: class of urgency that a header names; empty: the key's.
-        rights: what is believed of what it says.
+        rights: what is believed of what it says; default: those of the program itself, which names users that it knows.
     """
 
     key: ApiKey | None = None
     user: str = ""
     conversation: str = ""
     rank: str = ""
-    rights: Sequence[Right] = ()
+    rights: Sequence[Right] = ("users",)
 
     @property
     def name(self) -> str:

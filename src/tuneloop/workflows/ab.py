@@ -22,6 +22,7 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.request import LEFT
 from tuneloop.records.server import ServerState
 from tuneloop.serve.database import Database, is_database_url
+from tuneloop.serve.keys import read_keys
 from tuneloop.serve.store import (
     insert,
     last_place,
@@ -113,6 +114,18 @@ def not_served(place: Path | str, model: str) -> str:
     if not names or model in names:
         return ""
     return f"the server has no model {model!r}, so nobody meets the candidate; it has {', '.join(names)}"
+
+
+def counts_users(place: Path | str) -> bool:
+    """Whether users count one by one: the server believes a key in use, or callers without one, whom they name. True, too,
+    where there is no server yet."""
+    folder = store_folder(place)
+    if not (folder / ServerState.file).is_file():
+        return True
+    open_rights = read_record(ServerState, folder).config.get("keys", {}).get("open_rights", [])
+    return "users" in open_rights or any(
+        key.revoked is None and "users" in key.limits.rights for key in read_keys(folder)
+    )
 
 
 def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | str) -> ExperimentState:

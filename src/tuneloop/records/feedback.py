@@ -218,8 +218,7 @@ def _checked(kind: str, value: Any) -> Any:
                 f"A text of {len(value):,} characters; at most {LONGEST:,} are kept", where="value", next_step="shorten it"
             )  # fmt: skip
         return value
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not isinstance(value, str | int | float) or (number and not -LARGEST <= value <= LARGEST):
+    if not isinstance(value, str | int | float) or not (isinstance(value, str) or -LARGEST <= value <= LARGEST):
         raise UserError(f"Not a value of {kind}: {value!r:.60}", where="value", next_step=step)
     if kind == "rating" and isinstance(value, str):
         try:

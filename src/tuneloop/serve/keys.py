@@ -214,7 +214,7 @@ class Keyring:
         self._looked = now
         try:
             stat = os.stat(self._file)
-            stamp = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size)
+            stamp: tuple[int, ...] = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size)
         except OSError:
             stamp = (0,)
         if stamp == self._stamp:

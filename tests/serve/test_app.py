@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from live_server import StubEngine, live
 
 from places import ROOT
+from tuneloop.cli.main import main
 from tuneloop.records.api_key import Limits
 from tuneloop.records.request import LEFT
 from tuneloop.serve.gateway import Gateway, ServedModel
 from tuneloop.serve.keys import add_key, open_keys, revoke_key
 from tuneloop.serve.store import opened, read_feedback, read_requests
+from tuneloop.workflows.costs import costs_of
 
 CHAT: dict[str, Any] = {"model": "stub", "messages": [{"role": "user", "content": "Hi you"}]}
 
@@ -309,6 +311,35 @@ def test_keys_are_read_as_clients_write_them_and_never_two_at_once(tmp_path: Pat
         for lines in ((key, wrong), (wrong, key), (key, key)):
             assert status(*(("Authorization", f"Bearer {each}") for each in lines)) == 400
             assert status(*(("x-api-key", each) for each in lines)) == 400
+
+
+def test_costs_tell_requests_that_never_ran_from_those_that_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = StubEngine()
+    with live(tmp_path, engine, prices={"output": 1.0}, limits={"waiting": 1}) as (address, gateway):
+        slow = {"Authorization": f"Bearer {add_key(tmp_path, 'slow', Limits(rpm=1))[0]}"}
+        poor = {"Authorization": f"Bearer {add_key(tmp_path, 'poor', Limits(budget_usd=1e-9))[0]}"}
+        free = {"Authorization": f"Bearer {add_key(tmp_path, 'free')[0]}"}
+        long = {**CHAT, "messages": [{"role": "user", "content": "word " * 2000}]}
+        sent = [(slow, CHAT), (slow, CHAT), (poor, CHAT), (free, long), (free, CHAT)]
+        url = f"{address}/v1/chat/completions"
+        assert [httpx.post(url, json=body, headers=key).status_code for key, body in sent] == [200, 429, 429, 400, 200]
+        assert httpx.post(url, json=CHAT).status_code == 401  # nobody's: it is not in the store
+        engine.fail_after = 0
+        assert httpx.post(url, json=CHAT, headers=free).status_code == 503
+        engine.fail_after = 1
+        assert "it died" in httpx.post(url, json={**CHAT, "stream": True}, headers=free).text
+        wait_for(lambda: gateway.store.counts.written == 7)
+    found = costs_of(tmp_path)
+    assert (found.total.requests, found.total.refused, found.total.failed) == (7, 3, 2)
+    rows = {row.name: (row.requests, row.refused, row.failed) for row in found.groups["key"]}
+    assert rows == {"slow": (2, 1, 0), "poor": (1, 1, 0), "free": (4, 1, 2)}
+    since = costs_of(tmp_path, "2020-01-01T00:00:00.000Z").total
+    assert (since.refused, since.failed) == (3, 2)
+    assert main(["costs", "-f", str(tmp_path)]) == 0
+    head, whole = capsys.readouterr().out.splitlines()[1:3]
+    assert head.split()[:3] == ["requests", "failed", "refused"] and whole.split()[1:4] == ["7", "2", "3"]
 
 
 def test_a_budget_without_prices_lets_nothing_through(tmp_path: Path) -> None:

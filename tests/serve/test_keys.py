@@ -173,6 +173,20 @@ def test_a_file_of_keys_that_came_from_elsewhere_is_remembered_too(tmp_path: Pat
     assert Keyring(tmp_path / "two").needed
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_older_copy_of_the_file_brings_no_revoked_key_back(tmp_path: Path, restarted: bool) -> None:
+    key, _ = add_key(tmp_path, "anna")
+    other, _ = add_key(tmp_path, "ben")
+    ring = Keyring(tmp_path)
+    assert ring.check(key)
+    older = (tmp_path / FILE).read_bytes()
+    revoke_key(tmp_path, "anna")
+    assert ring.check(key) is None
+    (tmp_path / FILE).write_bytes(older)
+    ring = Keyring(tmp_path) if restarted else ring
+    assert ring.check(key) is None and ring.check(other) and ring.named("anna") is None
+
+
 def test_processes_that_make_keys_at_once_lose_none(tmp_path: Path) -> None:
     with ProcessPoolExecutor(4) as pool:
         keys = list(pool.map(_add, [(str(tmp_path), f"k{i}") for i in range(16)]))

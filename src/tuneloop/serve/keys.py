@@ -3,8 +3,9 @@
 A key is `tl-ID-SECRET`. The secret has 256 random bits, so a plain SHA-256 of it can't be reversed by trying. A server
 looks at the file's time fifty times a second, so that a key which is revoked is refused at once.
 
-Once a key was made, keys are needed until `open_keys`, whatever becomes of `keys.json`: a marker next to it says so, and a
-running server remembers it. The marker is written before the first key, so that no kill comes between.
+Once a key was made, keys are needed until `open_keys`, and one that was revoked stays so, whatever becomes of `keys.json`: a
+file in the folder `.keys` next to it says so, and a running server remembers it. That file is written first, so that a
+kill in between opens nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.server import ServerState
 
 FILE = KeyFile.file
-LOCK = ".keys"  # folder of the lock and of the marker
-MARKER = "needed"
+LOCK = ".keys"  # folder of the lock and of what is remembered
+MARKER = "needed"  # file that is there once a key was made, with the ids of those that were revoked
 _FORM = re.compile(r"tl-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@ -]{0,63}")
 
@@ -88,6 +89,7 @@ def revoke_key(folder: Path | str, name: str) -> ApiKey:
                 next_step=f"keys in use: {used}" if used else "there are no keys in use",
             )  # fmt: skip
         gone = found.model_copy(update={"revoked": utc_now()})
+        _mark(Path(folder), gone.id)
         _write(folder, [gone if key is found else key for key in keys], open_=file.open)
     return gone
 
@@ -144,12 +146,18 @@ def _write(folder: Path | str, keys: Sequence[ApiKey], *, open_: bool = False) -
     path.chmod(0o600)
 
 
-def _mark(folder: Path) -> None:
-    """Note that there was a key."""
+def _mark(folder: Path, *revoked: str) -> None:
+    """Note that there was a key, and those that were revoked."""
+    before = _revoked(folder)
+    if before is None or not before.issuperset(revoked):
+        with replacing(folder / LOCK / MARKER) as file:
+            file.write("\n".join(sorted((before or set()) | set(revoked))).encode())
+
+
+def _revoked(folder: Path) -> set[str] | None:
+    """Ids of the keys that were revoked; None: there never was a key."""
     path = folder / LOCK / MARKER
-    if not path.is_file():
-        with replacing(path) as file:
-            file.write(b"A key was made here: keys are needed until `tuneloop keys open --yes`.\n")
+    return set(path.read_text(encoding="utf-8", errors="replace").split()) if path.is_file() else None
 
 
 def _digest(secret: str) -> str:
@@ -176,6 +184,7 @@ class Keyring:
     _keys: dict[str, ApiKey] = field(default_factory=dict)
     _file: str = ""
     _needed: bool = False
+    _gone: set[str] = field(default_factory=set)  # ids that were revoked
 
     def __post_init__(self) -> None:
         self._file = str(self.folder / FILE)
@@ -227,11 +236,14 @@ class Keyring:
             self._needed = True
             self.say(f"keys      {FILE} can't be read, so nobody is let in: {error.what}")
             return
-        self._keys = {key.id: key for key in file.keys}
-        marked = (self.folder / LOCK / MARKER).exists()
-        self._needed = not file.open and (self._needed or marked or bool(file.keys))
-        if file.keys and not marked:  # the file came from elsewhere
-            with contextlib.suppress(UserError):
-                _mark(self.folder)
+        with contextlib.suppress(UserError, OSError):  # a folder that can't be written; the server remembers it
+            if file.keys:  # the file may have come from elsewhere
+                _mark(self.folder, *(key.id for key in file.keys if key.revoked is not None))
+        revoked = None
+        with contextlib.suppress(OSError):
+            revoked = _revoked(self.folder)
+        self._gone |= revoked or set()
+        self._keys = {key.id: key for key in file.keys if key.id not in self._gone}
+        self._needed = not file.open and (self._needed or revoked is not None or bool(file.keys))
         if before and not file.keys:
             self.say(f"keys      {FILE} has no keys any more; they are needed until `tuneloop keys open --yes`")

@@ -13,7 +13,7 @@ from tuneloop.core.files import write_json
 from tuneloop.core.ids import uuid7
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve.erase import erase, find
-from tuneloop.serve.store import insert, opened
+from tuneloop.serve.store import MIGRATIONS, insert, opened
 from tuneloop.workflows.costs import costs_of, since_time
 
 
@@ -66,6 +66,23 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.Capt
     found = json.loads(capsys.readouterr().out)
     assert found["total"]["requests"] == 0 and found["utilisation"] == 0
     assert main(["costs", "-f", str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.usefixtures("each_database")
+def test_sums_of_an_older_store_are_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "INSERT INTO requests (id, time, model, prompt, error, finish) VALUES (?, '2026-01-01T00', 'm', '[]', ?, ?)"
+    with monkeypatch.context() as older:
+        older.setattr("tuneloop.serve.store.MIGRATIONS", MIGRATIONS[:9])
+        with opened(tmp_path, create=True) as store:
+            store.execute(rows, ["a", "x", None])
+            assert store.execute("SELECT requests, failed FROM costs").fetchall() == [(1, 1)]
+    with opened(tmp_path) as store:
+        store.execute(rows, ["b", "too many", "refused"])
+        store.execute(rows, ["c", None, "stop"])
+        sums = "SELECT requests, failed, refused FROM costs"
+        assert store.execute(sums).fetchall() == [(3, 1, 1)]
+        store.execute("DELETE FROM requests WHERE id = 'b'")
+        assert store.execute(sums).fetchall() == [(2, 1, 0)]
 
 
 def test_times_are_read() -> None:

@@ -173,6 +173,20 @@ def test_a_file_of_keys_that_came_from_elsewhere_is_remembered_too(tmp_path: Pat
     assert Keyring(tmp_path / "two").needed
 
 
+def test_what_is_remembered_next_to_the_file_opens_nothing_when_it_is_damaged(tmp_path: Path) -> None:
+    add_key(tmp_path, "anna")
+    (tmp_path / FILE).unlink()
+    marker = tmp_path / ".keys" / "needed"
+    marker.write_bytes(b"\xff\x00")
+    assert Keyring(tmp_path).needed
+    marker.unlink()
+    marker.mkdir()
+    assert Keyring(tmp_path).needed
+    shutil.rmtree(tmp_path / ".keys")
+    (tmp_path / ".keys").write_text("")
+    assert Keyring(tmp_path).needed
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_an_older_copy_of_the_file_brings_no_revoked_key_back(tmp_path: Path, restarted: bool) -> None:
     key, _ = add_key(tmp_path, "anna")

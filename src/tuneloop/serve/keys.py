@@ -156,8 +156,12 @@ def _mark(folder: Path, *revoked: str) -> None:
 
 def _revoked(folder: Path) -> set[str] | None:
     """Ids of the keys that were revoked; None: there never was a key."""
-    path = folder / LOCK / MARKER
-    return set(path.read_text(encoding="utf-8", errors="replace").split()) if path.is_file() else None
+    try:
+        return set((folder / LOCK / MARKER).read_text(encoding="utf-8", errors="replace").split())
+    except FileNotFoundError:
+        return None
+    except OSError:  # it is there and can't be read
+        return set()
 
 
 def _digest(secret: str) -> str:
@@ -236,12 +240,10 @@ class Keyring:
             self._needed = True
             self.say(f"keys      {FILE} can't be read, so nobody is let in: {error.what}")
             return
-        with contextlib.suppress(UserError, OSError):  # a folder that can't be written; the server remembers it
+        with contextlib.suppress(UserError):  # a folder that can't be written; the server remembers it
             if file.keys:  # the file may have come from elsewhere
                 _mark(self.folder, *(key.id for key in file.keys if key.revoked is not None))
-        revoked = None
-        with contextlib.suppress(OSError):
-            revoked = _revoked(self.folder)
+        revoked = _revoked(self.folder)
         self._gone |= revoked or set()
         self._keys = {key.id: key for key in file.keys if key.id not in self._gone}
         self._needed = not file.open and (self._needed or revoked is not None or bool(file.keys))

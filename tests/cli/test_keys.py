@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tuneloop.cli.main import main
+from tuneloop.core.files import write_json
+from tuneloop.serve.keys import Keyring
 
 
 def test_a_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,10 +27,11 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest.Capture
 
 def test_limits_are_listed_as_their_options_name_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tmp_path)
-    limits = ["--budget-usd", "5", "--adapters", "tickets,letters", "--keep-days", "0.5"]
+    limits = ["--budget-usd", "5", "--adapters", "tickets,letters", "--keep-days", "0.5", "--rights", "users, feedback"]
+    write_json(tmp_path / "state.json", {"version": 1, "config": {"prices": {"output": 0.4}}})
     assert main(["keys", "add", "anna", "-f", folder, *limits]) == 0
     assert main(["keys", "list", "-f", folder]) == 0
-    assert "budget-usd 5, adapters tickets,letters, keep-days 0.5" in capsys.readouterr().out
+    assert "budget-usd 5, adapters tickets,letters, keep-days 0.5, rights users,feedback" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,9 @@ def test_limits_are_listed_as_their_options_name_them(tmp_path: Path, capsys: py
         (["add"], "Whose key?"),
         (["revoke", "nobody"], "No key in use"),
         (["add", "x", "--priority", "urgent"], "--priority"),
+        (["add", "x", "--rights", "admin"], "--rights"),
+        (["add", "x", "--budget-usd", "5"], "no prices"),
+        (["open"], "in without a key"),
     ],
 )
 def test_mistakes_are_told_with_the_next_step(
@@ -46,3 +52,23 @@ def test_mistakes_are_told_with_the_next_step(
     assert main(["keys", *arguments, "-f", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert message in err and "next:" in err
+
+
+def test_a_server_is_opened_again_by_name_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path)
+    assert main(["keys", "add", "anna", "-f", folder]) == 0
+    assert main(["keys", "revoke", "anna", "-f", folder]) == 0
+    assert main(["keys", "open", "-f", folder]) == 2 and Keyring(tmp_path).needed
+    assert main(["keys", "open", "--yes", "-f", folder]) == 0 and not Keyring(tmp_path).needed
+    assert "until `tuneloop keys add`" in capsys.readouterr().out
+    (tmp_path / "keys.json").write_text("[")
+    assert main(["keys", "open", "--yes", "-f", folder]) == 2 and Keyring(tmp_path).needed
+
+
+def test_a_budget_needs_prices_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for prices in ({}, {"input": 0.0, "output": 0}, {"usd_per_hour": 2.0}):
+        write_json(tmp_path / "state.json", {"version": 1, "config": {"prices": prices}})
+        assert main(["keys", "add", "anna", "-f", str(tmp_path), "--budget-usd", "0.5"]) == 2
+        assert "prices.input" in capsys.readouterr().err
+    assert main(["keys", "add", "anna", "-f", str(tmp_path), "--budget-usd", "nan"]) == 2
+    assert not (tmp_path / "keys.json").exists()

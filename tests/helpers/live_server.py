@@ -119,6 +119,8 @@ def live(folder: Path, engine: Any = None, models: Any = None, **settings: Any) 
                 port=0,
                 log_level="warning",
                 lifespan="off",
+                proxy_headers=bool(config.limits.proxies),
+                forwarded_allow_ips=config.limits.proxies,
                 timeout_graceful_shutdown=1,
             )
         )

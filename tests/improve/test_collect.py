@@ -165,3 +165,22 @@ def test_feedback_on_a_conversation_counts_for_its_last_answer():
     requests = [asked(1, conversation="c"), asked(2, conversation="c")]
     feedback = [said(1, "resolved", True, request=None, conversation="c")]
     assert answers(collected(requests, feedback).sft) == ["answer 2"]
+
+
+def test_one_voice_gives_as_many_rows_as_one_user_also_to_the_test():
+    requests = [asked(i, user=TEST[i % 20] if i % 2 else TRAIN[i], voice="key:bot") for i in range(1, 41)]
+    found = collected(requests, [said(i, "thumbs", True, user=None) for i in range(1, 41)], per_user=3)
+    assert [len(of) for of in (found.sft, found.kto, found.heldout)] == [3, 3, 3]
+    assert {row["user"] for row in found.heldout} <= set(TEST), "rows name whom they are said to come from"
+
+
+def test_right_answers_of_strangers_are_left_out_and_their_thumbs_stay():
+    requests = [asked(i, key="app") for i in range(1, 5)]
+    feedback = [said(1, "correction", "poison", voice="anyone"), said(2, "label", "poison", voice="key:other"),
+                said(3, "edited", "poison", voice="anyone"), said(3, "thumbs", True, voice="anyone"),
+                said(4, "correction", "poison", voice="anyone"), said(4, "correction", "right", voice="key:app")]  # fmt: skip
+    found = collected(requests, feedback)
+    assert {row["request"]: row["messages"][-1]["content"] for row in found.sft} == {
+        "r000003": "answer 3", "r000004": "right",
+    }  # fmt: skip
+    assert [row["equals"] for row in found.must_pass] == ["right"] and +found.dropped == {"stranger": 4}

@@ -49,6 +49,21 @@ def test_the_unit_is_the_user_then_the_conversation_then_the_request():
     assert unit_of(request(1, 0, user=None)) == "r000001"
 
 
+def test_all_that_a_voice_says_of_its_users_is_one_unit():
+    requests = [request(i, 0, arm=("candidate", "champion")[i % 2], propensity=0.5, user=f"u{i}", conversation=f"c{i}",
+                        voice=("anyone", "key:bot", None)[i % 3]) for i in range(12)]  # fmt: skip
+    votes = [thumb(i, 0.1, True) for i in range(12)]
+    units = units_of(design(), requests, votes, LATE)
+    assert len(units.candidate) == 2 + 4 and list(units.outcome) == [1.0] * 6
+
+
+def test_a_strangers_conversation_of_the_same_name_leaves_none_out():
+    arms = {"arm": "candidate", "propensity": 0.5, "conversation": "c"}
+    requests = [request(1, 0, user="a", adapter="new", **arms), request(2, 0.1, user="a", adapter="new", **arms),
+                request(3, 0.2, adapter="old", voice="key:bot", **arms)]  # fmt: skip
+    assert units_of(design(), requests, [], LATE).dropped == 0
+
+
 def test_the_hash_changes_with_every_registered_value():
     assert registration_hash(design()) == registration_hash(design())
     assert (

@@ -241,4 +241,6 @@ def test_probabilities_in_the_store_give_an_estimate_and_judged_answers_a_check(
     found = report(window=window, feedback=feedback)
     assert found.quality.estimated == pytest.approx(0.8)
     assert (found.quality.judged, found.quality.measured) == (2, 0.5)
+    lies = [thumb(5000 + i, 6, True, id=f"l{i}", kind="label", value="no such", voice="anyone") for i in range(100)]
+    assert report(window=window, feedback=[*feedback, *lies]).quality.judged == 2
     assert report().quality is None and math.isnan(found.quality.before)

@@ -38,6 +38,12 @@ def test_what_has_no_answer_or_a_known_one_is_not_looked_at():
     assert list(grouped(requests, [thumb(2, 2, True, kind="label", value="billing")])) == ["r000003"]
 
 
+def test_a_stranger_hides_no_answer_and_what_he_calls_wrong_is_looked_at():
+    said = [thumb(1, 2, True, kind="label", value="x", voice="anyone"),
+            thumb(2, 2, True, kind="correction", value="x", voice="anyone")]  # fmt: skip
+    assert grouped([request(1, 1), request(2, 2)], said) == {"r000001": "rest", "r000002": "disliked"}
+
+
 def test_four_in_ten_are_random_and_the_rest_comes_in_equal_parts_from_what_teaches_most():
     requests = [request(i, i) for i in range(400)]
     groups = {r.id: ("disliked", "uncertain", "rest", "rest")[i % 4] for i, r in enumerate(requests)}

@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from live_server import StubEngine, live
 
 from places import ROOT
+from tuneloop.cli.main import main
 from tuneloop.records.api_key import Limits
 from tuneloop.records.request import LEFT
 from tuneloop.serve.gateway import Gateway, ServedModel
-from tuneloop.serve.keys import add_key, revoke_key
+from tuneloop.serve.keys import add_key, open_keys, revoke_key
 from tuneloop.serve.store import opened, read_feedback, read_requests
+from tuneloop.workflows.costs import costs_of
 
 CHAT: dict[str, Any] = {"model": "stub", "messages": [{"role": "user", "content": "Hi you"}]}
 
@@ -166,36 +168,36 @@ def test_pages_of_other_sites_are_refused(server: tuple[str, Gateway]) -> None:
     assert post(server, "/v1/chat/completions", CHAT, origin=server[0]).status_code == 200
 
 
-def test_one_user_can_not_flood_the_store_with_feedback(tmp_path: Path) -> None:
-    body = {"request": "r1", "kind": "thumbs", "value": True}
+def test_one_sender_can_not_flood_the_store_with_feedback(tmp_path: Path) -> None:
     shop = {"origin": "https://shop.example"}
-    limits = {"per_minute": 5, "pages_per_minute": 8, "origins": list(shop.values())}
+    limits = {"per_minute": 5, "pages_per_minute": 3, "origins": list(shop.values())}
     with live(tmp_path, feedback=limits) as (address, gateway):
-        sent = [post((address, gateway), "/v1/feedback", {**body, "user": "u1"}) for _ in range(7)]
-        assert [one.status_code for one in sent] == [200] * 5 + [429] * 2
-        assert (
-            int(sent[-1].headers["retry-after"]) >= 1 and "One user may send 5" in sent[-1].json()["error"]["message"]
-        )
-        assert (
-            post((address, gateway), "/v1/feedback", {**body, "user": "u2"}).status_code == 200
-        )  # others are not held up
-        open_ = [httpx.post(f"{address}/v1/feedback", json={**body, "user": f"v{i}"}, headers=shop) for i in range(10)]
-        assert [one.status_code for one in open_] == [200] * 8 + [429] * 2
+        id_ = post((address, gateway), "/v1/chat/completions", CHAT).json()["id"]
+        body = {"request": id_, "kind": "thumbs", "value": True}
+        open_ = [httpx.post(f"{address}/v1/feedback", json=body, headers=shop) for _ in range(4)]
+        assert [one.status_code for one in open_] == [200] * 3 + [429]  # readers together
+        sent = [post((address, gateway), "/v1/feedback", {**body, "user": f"u{i}"}) for i in range(4)]
+        assert [one.status_code for one in sent] == [200] * 2 + [429] * 2
+        assert int(sent[-1].headers["retry-after"]) >= 1
+        assert "One sender may send 5" in sent[-1].json()["error"]["message"]
+        headers = {"Authorization": f"Bearer {add_key(tmp_path, 'anna', Limits(rights=['feedback']))[0]}"}
+        assert httpx.post(f"{address}/v1/feedback", json=body, headers=headers).status_code == 200  # not held up
     with opened(tmp_path) as store:
-        assert len(list(read_feedback(store))) == 14
+        assert len(list(read_feedback(store))) == 6
 
 
-def test_feedback_is_in_the_store_when_the_reply_comes(server: tuple[str, Gateway]) -> None:
-    body = {"request": "r1", "kind": "thumbs", "value": False}
-    sent = [post(server, "/v1/feedback", body, idempotency_key="k1", x_tuneloop_user="u9") for _ in range(2)]
-    assert [one.status_code for one in sent] == [200, 200] and sent[0].json()["id"] == sent[1].json()["id"]
-    more = {**body, "key": "k2", "source": "app", "weight": 2}
-    assert post(server, "/v1/feedback", more).status_code == 200
-    for bad in (0, -1, 1e9, "heavy"):
-        assert post(server, "/v1/feedback", {**more, "weight": bad}).status_code == 400
-    with opened(server[1].config.folder) as store:
-        found = {f.key: (f.value, f.user, f.source, f.weight) for f in read_feedback(store)}
-        assert found["k1"] == (False, "u9", "api", None) and found["k2"] == (False, None, "app", 2.0)
+def test_feedback_is_in_the_store_when_the_reply_comes(tmp_path: Path) -> None:
+    with live(tmp_path, keys={"open_rights": ["feedback"]}) as server:
+        body = {"request": "r1", "kind": "thumbs", "value": False}
+        sent = [post(server, "/v1/feedback", body, idempotency_key="k1", x_tuneloop_user="u9") for _ in range(2)]
+        assert [one.status_code for one in sent] == [200, 200] and sent[0].json()["id"] == sent[1].json()["id"]
+        more = {**body, "key": "k2", "source": "app", "weight": 2}
+        assert post(server, "/v1/feedback", more).status_code == 200
+        for bad in (0, -1, 1e9, "heavy"):
+            assert post(server, "/v1/feedback", {**more, "weight": bad}).status_code == 400
+        with opened(tmp_path) as store:
+            found = [(f.value, f.user, f.source, f.weight) for f in read_feedback(store)]
+            assert found == [(False, "u9", "api", None), (False, None, "app", 2.0)]
 
 
 def wait_for(condition: Any, seconds: float = 10.0) -> None:
@@ -244,10 +246,107 @@ def test_keys_are_needed_once_there_are_some(tmp_path: Path) -> None:
         assert reply.json()["error"]["code"] == "insufficient_quota"
         assert gateway.ledger.spent_by("anna") == pytest.approx(9.0)
         revoke_key(tmp_path, "anna")
-        add_key(tmp_path, "ben")
         assert httpx.post(url, json=CHAT, headers=headers).status_code == 401
+        assert httpx.post(url, json=CHAT).status_code == 401  # not open again
     held = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
     assert key.split("-", 2)[2].encode() not in held
+
+
+def test_a_key_that_is_revoked_opens_nothing_and_neither_does_the_loss_of_all_keys(tmp_path: Path) -> None:
+    paths = [
+        ("POST", "/v1/chat/completions"), ("POST", "/v1/feedback"), ("POST", "/v1/files"), ("GET", "/v1/files"),
+        ("GET", "/v1/batches"), ("GET", "/v1/files/file-" + "0" * 32), ("GET", "/v1/files/file-" + "0" * 32 + "/content"),
+        ("GET", "/v1/models"), ("POST", "/tokenize"), ("POST", "/v1/batches/batch_" + "0" * 32 + "/cancel"),
+    ]  # fmt: skip
+    with live(tmp_path, StubEngine(words=["word "] * 50, pause=0.02)) as (address, _):
+        key, _kept = add_key(tmp_path, "anna")
+        headers = {"Authorization": f"Bearer {key}"}
+
+        def statuses(**given: Any) -> set[int]:
+            body = {"json": {**CHAT, "max_tokens": 1}}
+            return {
+                httpx.request(method, address + path, **given, **(body if method == "POST" else {})).status_code
+                for method, path in paths
+            }
+
+        with httpx.stream(
+            "POST", f"{address}/v1/chat/completions", json={**CHAT, "stream": True}, headers=headers
+        ) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            revoke_key(tmp_path, "anna")  # what has begun ends, nothing new begins
+            assert statuses(headers=headers) == statuses() == {401}
+            assert "data: [DONE]" in list(lines)
+        for change in (b"", b"{}", b"[]", b'{"version": 1, "keys": [', None):
+            (tmp_path / "keys.json").unlink(missing_ok=True)
+            if change is not None:
+                (tmp_path / "keys.json").write_bytes(change)
+            assert statuses(headers=headers) == statuses() == {401}
+        open_keys(tmp_path)
+        assert 401 not in statuses() and statuses(headers=headers) == {401}, "a revoked key is not the same as none"
+
+
+def test_keys_are_read_as_clients_write_them_and_never_two_at_once(tmp_path: Path) -> None:
+    key, _ = add_key(tmp_path, "anna")
+    with live(tmp_path) as (address, _gateway):
+
+        def status(*lines: tuple[str, str]) -> int:
+            return httpx.get(f"{address}/v1/models", headers=list(lines)).status_code
+
+        for good in (f"Bearer {key}", f"bearer {key}", f"BEARER   {key}", f"Bearer\t{key}"):
+            assert status(("Authorization", good)) == 200
+        assert status(("x-api-key", key)) == 200
+        assert status(("Authorization", "Basic YTpi"), ("x-api-key", key)) == 200
+        for bad in (
+            key,
+            f"Token {key}",
+            f"Bearer {key.upper()}",
+            f"Bearer {key}x",
+            f"Bearer {key} {key}",
+            "Bearer",
+            "Bearer tl-",
+        ):
+            assert status(("Authorization", bad)) == 401
+        wrong = "tl-00000000-" + "A" * 43
+        for lines in ((key, wrong), (wrong, key), (key, key)):
+            assert status(*(("Authorization", f"Bearer {each}") for each in lines)) == 400
+            assert status(*(("x-api-key", each) for each in lines)) == 400
+
+
+def test_costs_tell_requests_that_never_ran_from_those_that_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = StubEngine()
+    with live(tmp_path, engine, prices={"output": 1.0}, limits={"waiting": 1}) as (address, gateway):
+        slow = {"Authorization": f"Bearer {add_key(tmp_path, 'slow', Limits(rpm=1))[0]}"}
+        poor = {"Authorization": f"Bearer {add_key(tmp_path, 'poor', Limits(budget_usd=1e-9))[0]}"}
+        free = {"Authorization": f"Bearer {add_key(tmp_path, 'free')[0]}"}
+        long = {**CHAT, "messages": [{"role": "user", "content": "word " * 2000}]}
+        sent = [(slow, CHAT), (slow, CHAT), (poor, CHAT), (free, long), (free, CHAT)]
+        url = f"{address}/v1/chat/completions"
+        assert [httpx.post(url, json=body, headers=key).status_code for key, body in sent] == [200, 429, 429, 400, 200]
+        assert httpx.post(url, json=CHAT).status_code == 401  # nobody's: it is not in the store
+        engine.fail_after = 0
+        assert httpx.post(url, json=CHAT, headers=free).status_code == 503
+        engine.fail_after = 1
+        assert "it died" in httpx.post(url, json={**CHAT, "stream": True}, headers=free).text
+        wait_for(lambda: gateway.store.counts.written == 7)
+    found = costs_of(tmp_path)
+    assert (found.total.requests, found.total.refused, found.total.failed) == (7, 3, 2)
+    rows = {row.name: (row.requests, row.refused, row.failed) for row in found.groups["key"]}
+    assert rows == {"slow": (2, 1, 0), "poor": (1, 1, 0), "free": (4, 1, 2)}
+    since = costs_of(tmp_path, "2020-01-01T00:00:00.000Z").total
+    assert (since.refused, since.failed) == (3, 2)
+    assert main(["costs", "-f", str(tmp_path)]) == 0
+    head, whole = capsys.readouterr().out.splitlines()[1:3]
+    assert head.split()[:3] == ["requests", "failed", "refused"] and whole.split()[1:4] == ["7", "2", "3"]
+
+
+def test_a_budget_without_prices_lets_nothing_through(tmp_path: Path) -> None:
+    with live(tmp_path) as (address, _):  # the key was made around the command
+        key, _kept = add_key(tmp_path, "anna", Limits(budget_usd=1.0))
+        reply = httpx.post(f"{address}/v1/chat/completions", json=CHAT, headers={"Authorization": f"Bearer {key}"})
+        assert reply.status_code == 429 and "no prices" in reply.json()["error"]["message"]
 
 
 def test_other_addresses_need_a_key_from_the_start(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from live_server import StubEngine, live
 
 from tuneloop.core.files import read_json
-from tuneloop.serve.keys import add_key
+from tuneloop.serve.keys import add_key, revoke_key
 
 openai = pytest.importorskip("openai")
 
@@ -102,6 +102,30 @@ def test_files_belong_to_their_key_and_names_lead_nowhere_else(tmp_path: Path) -
         for name in ("..%2f..%2fkeys.json", "file-..", "%2e%2e", "file-" + "0" * 32):
             assert httpx.get(f"{address}/v1/files/{name}/content", headers=headers).status_code == 404
             assert httpx.get(f"{address}/v1/batches/{name}", headers=headers).status_code == 404
+
+
+def test_a_batch_whose_key_is_revoked_asks_nothing_more_and_its_files_are_closed(tmp_path: Path) -> None:
+    engine = StubEngine(pause=0.02)
+    with live(tmp_path, engine) as (address, _):
+        anna = client(address, add_key(tmp_path, "anna")[0])
+        batch = begin(anna, lines(200))
+        time.sleep(0.3)
+        revoke_key(tmp_path, "anna")
+        time.sleep(0.2)
+        asked = len(engine.asked)
+        for call in (
+            lambda: anna.batches.retrieve(batch.id),
+            lambda: anna.files.content(batch.input_file_id),
+            lambda: anna.files.delete(batch.input_file_id),
+            lambda: anna.batches.cancel(batch.id),
+            lambda: begin(anna, lines(1)),
+        ):
+            with pytest.raises(openai.AuthenticationError):
+                call()
+        time.sleep(0.3)
+        assert 0 < len(engine.asked) == asked < 200
+    journal = (tmp_path / "batch" / "batches" / batch.id / "errors.jsonl").read_text()
+    assert "not in use any more" in journal
 
 
 def begin_with(api: Any, file: str) -> Any:

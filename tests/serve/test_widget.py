@@ -11,9 +11,16 @@ import pytest
 from live_server import live
 from local_http import Quiet, listening
 
-from tuneloop.serve.store import opened, read_feedback
+from tuneloop.records.request import StoredRequest
+from tuneloop.serve.store import insert, opened, read_feedback
 
 ID = "018f3c1e-0000-7000-8000-000000000001"
+
+
+def answered(folder: Path) -> None:
+    """Put the request that pages speak of into the store."""
+    with opened(folder) as store:
+        insert(store, [StoredRequest(id=ID, time="2026-01-01T00:00:00.000Z", model="m", user="u7", prompt=[])])
 
 
 @pytest.fixture
@@ -41,6 +48,7 @@ def test_votes_corrections_and_comments_of_another_sites_readers_are_stored(
     tmp_path: Path, shop: Any, browser: Any
 ) -> None:
     with live(tmp_path, feedback={"origins": [shop.address]}, keys={"required": True}) as (address, _):
+        answered(tmp_path)
         shop.html = f"<body><script src='{address}/feedback.js'></script><p id=a data-tuneloop-request='{ID}' data-tuneloop-user='u7'></p></body>"
         page = browser.new_page(viewport={"width": 390, "height": 700})
         errors: list[str] = []
@@ -53,14 +61,14 @@ def test_votes_corrections_and_comments_of_another_sites_readers_are_stored(
         page.fill("textarea[name=comment]", "It is about money")
         page.click("[name=send]")
         page.wait_for_selector("textarea[name=comment]", state="hidden")
-        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<i data-tuneloop-conversation=talk-1></i>')")
+        page.evaluate(f"document.body.insertAdjacentHTML('beforeend', '<i data-tuneloop-request={ID}></i>')")
         page.click("i [name=up]")
         page.wait_for_selector("i >> text=Thank you")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390 and not errors
         page.close()
     assert said(tmp_path) == [
         ("thumbs", False, "u7", ID), ("correction", "<b>Billing</b>", "u7", ID), ("comment", "It is about money", "u7", ID),
-        ("thumbs", True, None, "talk-1"),
+        ("thumbs", True, "u7", ID),
     ]  # fmt: skip
 
 
@@ -82,6 +90,7 @@ def test_only_named_pages_are_let_in_and_only_with_feedback(tmp_path: Path) -> N
     shop, stranger = {"origin": "https://shop.example"}, {"origin": "https://other.example"}
     body = {"request": ID, "kind": "thumbs", "value": True}
     with live(tmp_path, feedback={"origins": ["https://shop.example"]}, keys={"required": True}) as (address, _):
+        answered(tmp_path)
         path = f"{address}/v1/feedback"
         asked = httpx.options(path, headers=shop)
         assert asked.status_code == 204 and asked.headers["access-control-allow-origin"] == shop["origin"]

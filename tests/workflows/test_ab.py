@@ -3,13 +3,15 @@
 import json
 
 import pytest
-from traffic import at, traffic
+from traffic import at, thumb, traffic
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment_log import experiments_of
+from tuneloop.records.api_key import Limits
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
+from tuneloop.serve.keys import add_key, revoke_key
 from tuneloop.serve.store import connect, insert, opened, read_decisions
 from tuneloop.workflows import ab
 
@@ -150,3 +152,31 @@ def test_a_model_that_the_server_does_not_have_is_noted(store, capsys):
     assert "no model 'base'" in made["note"] and "it has queue" in made["note"]
     main(["ab", "start", "other", "--model", "queue", "--store", str(store), "--json"])
     assert json.loads(capsys.readouterr().out)["note"] == ""
+
+
+def test_users_whom_no_key_is_believed_to_name_are_noted(store, capsys):
+    def noted(name, **config):
+        write_record(store / ServerState.file, ServerState(config=config))
+        assert main(["ab", "start", name, "--model", name, "--store", str(store)]) == 0
+        return "no key has the right `users`" in capsys.readouterr().out
+
+    assert noted("a") and not noted("b", keys={"open_rights": ["users"]})
+    add_key(store, "plain", Limits(rights=["feedback"]))
+    assert noted("c")
+    add_key(store, "app", Limits(rights=["users"]))
+    assert not noted("d")
+    revoke_key(store, "app")
+    assert noted("e")
+
+
+def test_a_shadow_vote_that_judging_did_not_write_decides_nothing(store):
+    state = ab.start(store, "new", {"model": "m"}, at=at(0))
+    votes = [
+        thumb(i, 1, True, kind="shadow", value=1, key=key)
+        for i, key in enumerate((None, "x", "shadow:other:r", "api:1"))
+    ]
+    mine = thumb(9, 1, True, kind="shadow", value=-1, key="shadow:new:r9")
+    with opened(store) as connection:
+        insert(connection, [*votes, mine])
+        evidence = ab.verdict_of(connection, state, at(2)).evidence
+    assert (evidence.shadow_votes, evidence.shadow_mean) == (1, -1.0)

@@ -13,7 +13,7 @@ from tuneloop.core.files import write_json
 from tuneloop.core.ids import uuid7
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve.erase import erase, find
-from tuneloop.serve.store import insert, opened
+from tuneloop.serve.store import MIGRATIONS, insert, opened
 from tuneloop.workflows.costs import costs_of, since_time
 
 
@@ -68,6 +68,23 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.Capt
     assert main(["costs", "-f", str(tmp_path / "none")]) == 2
 
 
+@pytest.mark.usefixtures("each_database")
+def test_sums_of_an_older_store_are_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "INSERT INTO requests (id, time, model, prompt, error, finish) VALUES (?, '2026-01-01T00', 'm', '[]', ?, ?)"
+    with monkeypatch.context() as older:
+        older.setattr("tuneloop.serve.store.MIGRATIONS", MIGRATIONS[:9])
+        with opened(tmp_path, create=True) as store:
+            store.execute(rows, ["a", "x", None])
+            assert store.execute("SELECT requests, failed FROM costs").fetchall() == [(1, 1)]
+    with opened(tmp_path) as store:
+        store.execute(rows, ["b", "too many", "refused"])
+        store.execute(rows, ["c", None, "stop"])
+        sums = "SELECT requests, failed, refused FROM costs"
+        assert store.execute(sums).fetchall() == [(3, 1, 1)]
+        store.execute("DELETE FROM requests WHERE id = 'b'")
+        assert store.execute(sums).fetchall() == [(2, 1, 0)]
+
+
 def test_times_are_read() -> None:
     assert since_time("24h", 86400.0) == "1970-01-01T00:00:00.000Z"
     assert since_time("2026-01-31") == "2026-01-31" and since_time("") == ""
@@ -93,11 +110,15 @@ def test_the_planners_forecast_stands_beside(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("each_database")
 def test_sums_by_day_are_those_of_the_requests_whoever_writes_and_erases(tmp_path: Path) -> None:
     columns = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
-    sums = "COUNT(*), COUNT(error), SUM(prompt_tokens), SUM(completion_tokens), SUM(seconds), SUM(usd)"
+    sums = (
+        "COUNT(*), COUNT(CASE WHEN finish IS NULL THEN error END), SUM(prompt_tokens), SUM(completion_tokens), SUM(seconds), "
+        "SUM(usd), COUNT(CASE WHEN finish = 'refused' THEN 1 END)"
+    )
     fill(tmp_path)
     again = [
         StoredRequest(id=f"r{i}", time=f"2026-01-0{i % 4 + 1}T23:59:59.999Z", model="m1", prompt=[], seconds=i / 8, usd=0.5,
-                      prompt_tokens=i, user="anna" if i % 3 else None, error="x" if i % 5 == 0 else None)
+                      prompt_tokens=i, user="anna" if i % 3 else None, error="x" if i % 5 == 0 else None,
+                      finish=("refused" if i % 2 else None) if i % 5 == 0 else "stop")
         for i in range(40)
     ]  # fmt: skip
     with opened(tmp_path) as store:

@@ -457,6 +457,23 @@ def test_only_known_answers_of_the_model_count_and_one_user_begins_no_cycle(stor
         assert w.facts_of(connection, "nobody", [], now).feedback == 0
 
 
+def test_strangers_begin_no_cycle_however_many_they_say_to_be(store):
+    now = utc_now()
+    with opened(store) as connection:
+        begin = w.facts_of(connection, "m", [], now)
+        for voice in ("anyone", "key:bot"):
+            said = (
+                thumb(i, 0, True, id=f"{voice}{i}", user=None, kind="label", value="x", time=now, voice=voice)
+                for i in range(60)
+            )
+            insert(connection, said)
+            bad = (thumb(i, 0, False, id=f"{voice}b{i}", user=None, time=now, voice=voice) for i in range(60))
+            insert(connection, bad)
+        facts = w.facts_of(connection, "m", [], now)
+    assert begin.corrections == 0 and facts.corrections == w.PER_USER, "of the key's own requests, as of one user"
+    assert facts.bad == pytest.approx(2 * w.PER_USER / (60 + 2 * w.PER_USER))
+
+
 @pytest.mark.slow
 def test_a_real_kill_at_each_step_leaves_each_of_them_once_in_the_log(tmp_path, cli_environment):
     program = ROOT / "tests" / "helpers" / "killed_controller.py"

@@ -46,7 +46,7 @@ def router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> Pat
     return tmp_path / "old"
 
 
-def write_store(router: Path, count: int, thumbs: bool = True, chance: bool = True) -> None:
+def write_store(router: Path, count: int, thumbs: bool = True, chance: bool = True, voice: str | None = None) -> None:
     from tuneloop.combine.router import load_router
 
     rng, loaded = random.Random(1), load_router(router)
@@ -62,7 +62,13 @@ def write_store(router: Path, count: int, thumbs: bool = True, chance: bool = Tr
         prompt: Any = [{"role": "user", "content": asked}]
         records.append(
             StoredRequest(
-                id=f"r{i:05}", time="2026-01-01T00:00:00Z", model="router", prompt=prompt, completion="x", route=route
+                id=f"r{i:05}",
+                time="2026-01-01T00:00:00Z",
+                model="router",
+                prompt=prompt,
+                completion="x",
+                route=route,
+                voice=voice,
             )
         )
         if thumbs:
@@ -92,6 +98,7 @@ def test_a_router_in_use_is_taught_by_thumbs(router: Path, capsys: Said) -> None
         (lambda router: write_store(router, 50), "50 rated requests can be learned from, and 100 are needed"),
         (lambda router: write_store(router, 150, thumbs=False), "150 without feedback"),
         (lambda router: write_store(router, 150, chance=False), "150 no chance is known"),
+        (lambda router: write_store(router, 150, voice="key:bot"), "130 of users who have given as many as one may"),
     ],
 )
 def test_too_little_is_said(router: Path, capsys: Said, write: Callable[[Path], None], words: str) -> None:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,54 @@ def test_a_port_that_is_taken_is_told(tiny_llama: Path, tmp_path: Path, capsys: 
         assert main(["serve", str(tiny_llama), f"port={port}", f"folder={tmp_path / 's'}", "-q"]) == 2
     said = capsys.readouterr().err
     assert "Can't listen" in said and "port=0" in said
+
+
+def test_a_server_without_prices_does_not_start_with_a_budget_nor_with_damaged_keys(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tuneloop.cli.main import main
+    from tuneloop.records.api_key import Limits
+    from tuneloop.serve.keys import add_key
+
+    add_key(tmp_path, "anna", Limits(budget_usd=1.0))
+    words = ["serve", str(tiny_llama), "port=0", f"folder={tmp_path}", "-q"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "budget of anna" in said and "prices.input" in said and "Traceback" not in said
+    (tmp_path / "keys.json").write_text("{}")
+    assert main(words) == 2 and "keys.json" in capsys.readouterr().err
+
+
+def test_a_real_server_forgets_neither_its_keys_nor_whose_address_it_is(
+    tiny_llama: Path, tmp_path: Path, cli_environment: dict[str, str]
+) -> None:
+    def keys(*words: str) -> str:
+        command = [sys.executable, "-m", "tuneloop", "keys", *words, "-f", str(tmp_path)]
+        return subprocess.run(command, env=cli_environment, check=True, capture_output=True, text=True).stdout.strip()
+
+    settings = str(tiny_llama), "feedback.per_minute=1", "prices.output=1"
+    chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    with running(*settings, folder=tmp_path, environment=cli_environment) as (address, _):
+        url = f"{address}/v1/chat/completions"
+        about = {"request": httpx.post(url, json=chat, timeout=60).json()["id"], "kind": "thumbs", "value": True}
+        sent = [
+            httpx.post(f"{address}/v1/feedback", json=about, headers={"X-Forwarded-For": f"10.0.0.{i}"}) for i in (1, 2)
+        ]
+        assert [one.status_code for one in sent] == [200, 429], "it is known by its own address alone"
+        first, poor = keys("add", "first"), keys("add", "poor", "--budget-usd", "0.5")  # the server has prices
+        headers = {"Authorization": f"Bearer {first}"}
+        assert httpx.post(url, json=chat, headers=headers, timeout=60).status_code == 200
+        keys("revoke", "first"), keys("revoke", "poor")
+        assert poor and httpx.post(url, json=chat, headers=headers).status_code == 401
+        assert httpx.post(url, json=chat).status_code == 401
+    (tmp_path / "keys.json").unlink()
+    shutil.rmtree(tmp_path / ".keys")  # the store knows of the request that came with a key
+    with running(*settings, folder=tmp_path, environment=cli_environment) as (address, _):
+        url = f"{address}/v1/chat/completions"
+        assert {httpx.post(url, json=chat, headers=each).status_code for each in ({}, headers)} == {401}
+        keys("open", "--yes")
+        time.sleep(0.1)
+        assert httpx.post(url, json=chat, timeout=60).status_code == 200
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def start(
     output: Output,
 ) -> None:
     """Register an experiment and begin it: who meets the candidate, what decides, what must not get worse."""
-    from tuneloop.workflows.ab import not_served, registration_file
+    from tuneloop.workflows.ab import counts_users, not_served, registration_file
     from tuneloop.workflows.ab import start as begin
 
     state = begin(store, name, given(options))
@@ -77,6 +77,10 @@ def start(
     print(f"registered {file} ({state.registration[:19]}...)")
     if note:
         print(f"note      {note}: tuneloop ab stop {name}, and start another one with --model")
+    if not counts_users(store):
+        print(
+            "note      no key has the right `users`, so all users of a key count as one: tuneloop keys add NAME --rights users"
+        )
     print(f"next      tuneloop ab check {name} --store {store}, as often as you like")
 
 

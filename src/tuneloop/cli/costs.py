@@ -42,7 +42,7 @@ def command(
 def _lines(found: Costs) -> Iterator[str]:
     asked, time = counted(found.total.requests, "request"), hours_words(found.hours)
     yield f"{asked} in {time}; the engine worked {100 * found.utilisation:.1f} % of that time"
-    yield f"{'':<24} {'requests':>9} {'failed':>7} {'read':>12} {'written':>12} {'seconds':>9} {'USD':>10} {'USD/1M':>9} {'USD each':>10}"
+    yield f"{'':<24} {'requests':>9} {'failed':>7} {'refused':>7} {'read':>12} {'written':>12} {'seconds':>9} {'USD':>10} {'USD/1M':>9} {'USD each':>10}"
     yield _line("all", found.total)
     for by, rows in found.groups.items():
         yield by
@@ -69,6 +69,6 @@ def _line(name: str, row: CostRow) -> str:
     paid = row.usd if row.machine_usd is None else row.machine_usd
     million, each = figures["usd_per_million_tokens"], figures["usd_per_request"]
     return (
-        f"{name[:24]:<24} {row.requests:>9,} {row.failed:>7,} {row.prompt_tokens:>12,} {row.completion_tokens:>12,} "
+        f"{name[:24]:<24} {row.requests:>9,} {row.failed:>7,} {row.refused:>7,} {row.prompt_tokens:>12,} {row.completion_tokens:>12,} "
         f"{row.seconds:>9,.1f} {paid:>10,.4f} {million or 0:>9,.3f} {each or 0:>10,.6f}"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.cli.console import print_json
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
-from tuneloop.core.flag import flag
+from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
     from tuneloop.records.api_key import ApiKey
@@ -27,24 +27,31 @@ class LimitOptions:
     late: str = flag("refuse", "refuse|flex", "What becomes of a request that would be late: 429, or the tier flex.")
     train: str = flag("yes", "yes|no", "Whether its requests may become training data.")
     keep_days: float | None = flag(None, "DAYS", "Days after which texts leave the store; default: log.keep_days.")
+    rights: str = flag(
+        "", "NAMES", "users: the users that it names are believed; feedback: on any request, with weight."
+    )
 
 
 def command(
-    action: str = argument("add|list|revoke", "What to do."),
+    action: str = argument("add|list|revoke|open", "What to do."),
     name: str = argument("[NAME]", "Who the key is for.", ""),
     folder: str = flag("serve", "FOLDER", "Folder of the server.", "-f"),
+    yes: bool = switch("With `open`: let requests without a key in again.", "-y"),
     *,
     limits: LimitOptions,
     output: Output,
 ) -> None:
     """Make, list and revoke the API keys of a server.
 
-    A key is shown once, when it is made; only a digest is kept. One that is revoked is refused at once.
+    A key is shown once, when it is made; only a digest is kept. One that is revoked is refused at once. Once there was a key,
+    a key is needed until `tuneloop keys open --yes`, also where the last one was revoked or keys.json is gone.
     """
-    from tuneloop.serve.keys import add_key, read_keys, revoke_key
+    from tuneloop.serve.keys import add_key, last_prices, open_keys, read_keys, refuse_budget_without_prices, revoke_key
 
-    if action not in ("add", "list", "revoke"):
-        raise UserError(f"No such action {action!r:.40}", next_step="tuneloop keys add NAME | list | revoke NAME")
+    if action not in ("add", "list", "revoke", "open"):
+        raise UserError(
+            f"No such action {action!r:.40}", next_step="tuneloop keys add NAME | list | revoke NAME | open --yes"
+        )
     if action == "list":
         keys = read_keys(folder)
         if output.json:
@@ -52,13 +59,26 @@ def command(
         for line in [] if output.json else map(_line, keys):
             print(line)
         return
+    if action == "open":
+        if not yes:
+            raise UserError(
+                "This lets everybody on this machine in without a key", next_step="tuneloop keys open --yes"
+            )
+        open_keys(folder)
+        print_json({"open": True}) if output.json else print(
+            "open: no key is needed on this machine's own address, until `tuneloop keys add`"
+        )
+        return
     if not name:
         raise UserError("Whose key?", next_step=f"tuneloop keys {action} NAME")
     if action == "revoke":
         gone = revoke_key(folder, name)
         print_json(_shown(gone)) if output.json else print(f"revoked {gone.name} ({gone.id})")
         return
-    secret, made = add_key(folder, name, _limits(limits))
+    allowed = _limits(limits)
+    if allowed.budget_usd is not None:
+        refuse_budget_without_prices([name], last_prices(folder), folder)
+    secret, made = add_key(folder, name, allowed)
     if output.json:
         print_json({"key": secret, **_shown(made)})
     else:
@@ -70,9 +90,12 @@ def _limits(options: LimitOptions) -> Any:
 
     from tuneloop.records.api_key import Limits
 
-    names = [each.strip() for each in options.adapters.split(",") if each.strip()]
+    lists = {
+        name: [each.strip() for each in getattr(options, name).split(",") if each.strip()]
+        for name in ("adapters", "rights")
+    }
     try:
-        return Limits.model_validate(vars(options) | {"adapters": names})
+        return Limits.model_validate(vars(options) | lists)
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from tuneloop.core.files import Config, content_hash
 from tuneloop.core.flag import Flag
-from tuneloop.improve.experiment import unit_of
-from tuneloop.improve.feedback import by_request, mean_value
+from tuneloop.improve.experiment import person_of, unit_of
+from tuneloop.improve.feedback import by_request, mean_value, talks_of
 from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Message
@@ -29,7 +29,8 @@ DROPPED = {
     "no consent": "its key says that it must not be trained on",
     "contradicting": "people disagree about the answer",
     "unclear": "the feedback says neither good nor bad, or is a comment",
-    "user's share": "its user has given as many rows as one may",
+    "stranger": "the right answer came neither with the request's key nor with one that has the right `feedback`",
+    "user's share": "its user has given as many rows as one may; users of keys without the right `users` are one",
     "own outputs": "the model's own answers have their share",
 }
 
@@ -67,7 +68,7 @@ class _Heard:
 
     Args:
         turn: the answer that was given; `answer` is its text, or its calls of tools as JSON.
-        user: that it counts for.
+        user: that it counts for, and `person` whom it says that it comes from.
         mean: of all values, 0 bad to 1 good; None where none has one.
         correction, label: the right answer as people gave it; what they edited the answer into is a correction.
         over: requests whose answers to the same prompt people found worse.
@@ -78,6 +79,7 @@ class _Heard:
     turn: Message
     answer: str
     user: str
+    person: str
     mean: float | None
     correction: str | None
     label: str | None
@@ -124,22 +126,23 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
         feedback: on them, all of it.
         options: what is taken.
     """
-    talks: dict[str, list[str]] = defaultdict(list)
-    for request in requests:
-        if request.conversation:
-            talks[request.conversation].append(request.id)
-    said = by_request(feedback, talks)
+    said = by_request(feedback, talks_of(requests))
     excluded = {name.strip() for name in options.without_keys.split(",") if name.strip()}
     dropped: Counter[str] = Counter()
     held: list[_Heard] = []
     rest: list[_Heard] = []
     asked = [request for request in requests if request.id in said]
     for request in asked:
-        found = "no consent" if request.key in excluded else _hear(request, said[request.id])
+        heard = [one for one in said[request.id] if not _is_answer(one) or one.may_teach(request.key)]
+        if len(heard) < len(said[request.id]):
+            dropped["stranger"] += 1
+        if not heard:
+            continue
+        found = "no consent" if request.key in excluded else _hear(request, heard)
         if isinstance(found, str):
             dropped[found] += 1
         else:
-            (held if is_held_out(found.user, options.heldout_share) else rest).append(found)
+            (held if is_held_out(found.person, options.heldout_share) else rest).append(found)
     rest.sort(key=lambda one: ORIGINS.index(one.origin) if one.origin else len(ORIGINS))  # stable: by time within
     sft = _capped([one for one in rest if one.origin], options.per_user, dropped)
     pairs = [*_pairs(rest), *_chosen(rest, requests, excluded, options.heldout_share, dropped)]
@@ -149,11 +152,16 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
         kto=[
             _kto_row(one) for one in _capped([one for one in rest if one.thumb is not None], options.per_user, dropped)
         ],
-        heldout=[_sft_row(one) for one in held if one.origin],
+        heldout=[_sft_row(one) for one in _capped([one for one in held if one.origin], options.per_user, dropped)],
         must_pass=[row for one in sft if (row := _demand(one)) is not None],
         with_feedback=len(asked),
         dropped=dropped,
     )
+
+
+def _is_answer(one: Feedback) -> bool:
+    """Whether it says what would be right, and not only how good the given answer is."""
+    return one.kind == "label" or right_answer(one.kind, one.value) is not None
 
 
 def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
@@ -188,6 +196,7 @@ def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
         turn=turn,
         answer=answer,
         user=unit_of(request),
+        person=person_of(request),
         mean=mean_value(judged),
         correction=texts["correction"][0] if texts["correction"] else None,
         label=texts["label"][0] if texts["label"] else None,
@@ -274,7 +283,7 @@ def _chosen(
                 dropped["contradicting"] += 1
             elif worse is None or worse["content"].startswith(HASHED):
                 dropped["failed" if worse is None else "not kept"] += 1
-            elif worse != one.turn and not is_held_out(unit_of(other), heldout):
+            elif worse != one.turn and not is_held_out(person_of(other), heldout):
                 pairs.append((one, one.turn, worse))
     return pairs
 
@@ -286,7 +295,7 @@ def _capped_pairs(pairs: Sequence[Pair], most: int, dropped: Counter[str]) -> li
 
 def _meta(one: _Heard) -> dict[str, Any]:
     request = one.request
-    kept = {"request": request.id, "time": request.time, "user": one.user, "conversation": request.conversation,
+    kept = {"request": request.id, "time": request.time, "user": one.person, "conversation": request.conversation,
             "release": request.release, "adapter": request.adapter}  # fmt: skip
     return {name: value for name, value in kept.items() if value is not None}
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tuneloop.core.files import content_hash
 from tuneloop.core.late import np
 from tuneloop.core.sequences import best_rho2, difference, excess_log_e, ratio_log_e, running_bounds
-from tuneloop.improve.feedback import by_request, mean_value
+from tuneloop.improve.feedback import by_request, mean_value, talks_of
 from tuneloop.records.experiment import (
     ArmDifference,
     Evidence,
@@ -39,7 +39,6 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 RATES = ("invalid", "dislikes")  # guardrails on the share of users that are affected
 AMOUNTS = ("latency", "cost", "length")  # guardrails on geometric means
 GUARD_UNITS = 20  # users of either arm before a guardrail on amounts is read
-SHADOW = "shadow"  # kind of feedback: 1, 0 or -1, the judged pair of a request that the candidate answered unseen
 
 
 # --- who meets the candidate -------------------------------------------------------------------
@@ -72,7 +71,16 @@ def assign(design: ExperimentDesign, unit: str, share: float) -> str:
 
 
 def unit_of(request: StoredRequest) -> str:
-    """What a request is counted by: its user, else its conversation, else itself."""
+    """What a request is counted by: its user, else its conversation, else itself.
+
+    Users whom a key names that is not believed are one together, and all callers without a key are one: a stranger can't
+    count as many. See `StoredRequest.voice`.
+    """
+    return request.voice or person_of(request)
+
+
+def person_of(request: StoredRequest) -> str:
+    """Whom a request says that it comes from: its user, else its conversation, else itself."""
     return request.user or request.conversation or request.id
 
 
@@ -118,15 +126,11 @@ def units_of(
         if r.model == design.model and r.arm in (CANDIDATE, CHAMPION) and r.propensity and 0 < r.propensity < 1
     ]  # fmt: skip
     mixed = _mixed_conversations(counted)
-    talks: dict[str, list[str]] = {}
+    counted = [r for r in counted if (r.voice, r.conversation) not in mixed]
     groups: dict[str, list[StoredRequest]] = {}
     for request in counted:
-        if request.conversation in mixed:
-            continue
         groups.setdefault(unit_of(request), []).append(request)
-        if request.conversation:
-            talks.setdefault(request.conversation, []).append(request.id)
-    said = by_request(feedback, talks)
+    said = by_request(feedback, talks_of(counted))
     window = timedelta(hours=design.maturation_hours)
     rows = [_unit(design, group, said, window, at) for group in groups.values()]
     return Units(
@@ -139,12 +143,14 @@ def units_of(
     )
 
 
-def _mixed_conversations(requests: Sequence[StoredRequest]) -> set[str]:
-    """Conversations in which more than one release answered, as after a fallback."""
-    seen: dict[str, set[tuple[str | None, str | None, str | None]]] = {}
+def _mixed_conversations(requests: Sequence[StoredRequest]) -> set[tuple[str | None, str | None]]:
+    """Voice and name of conversations in which more than one release answered, as after a fallback."""
+    seen: dict[tuple[str | None, str | None], set[tuple[str | None, str | None, str | None]]] = {}
     for request in requests:
         if request.conversation:
-            seen.setdefault(request.conversation, set()).add((request.arm, request.release, request.adapter))
+            seen.setdefault((request.voice, request.conversation), set()).add(
+                (request.arm, request.release, request.adapter)
+            )
     return {name for name, found in seen.items() if len(found) > 1}
 
 

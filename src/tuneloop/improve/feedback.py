@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tuneloop.records.feedback import Feedback, value_of
+from tuneloop.records.request import StoredRequest
 
 
 def mean_value(feedback: Iterable[Feedback]) -> float | None:
@@ -22,24 +23,42 @@ def current(feedback: Iterable[Feedback]) -> list[Feedback]:
 
     Feedback is never changed: whoever votes again adds an event. The order of the result is that of its ids.
     """
-    last: dict[tuple[str | None, str | None, str, str | None], Feedback] = {}
+    last: dict[tuple[str | None, ...], Feedback] = {}
     for one in sorted(feedback, key=lambda one: (one.time, one.id)):
-        last[one.request, one.conversation, one.kind, one.user] = one
+        who = None if one.believed else one.voice
+        last[one.request, one.conversation, one.kind, one.user, who] = one
     return sorted(last.values(), key=lambda one: one.id)
 
 
+# A conversation: its name, with the key that had it, or alone for the key that began the first one of this name.
+Talk = str | tuple[str, str]
+
+
+def talks_of(requests: Iterable[StoredRequest]) -> dict[Talk, list[str]]:
+    """Conversations with the ids of their requests in order. Those of different keys are different, whatever their names."""
+    found: dict[Talk, list[str]] = {}
+    began: dict[str, str] = {}
+    for request in requests:
+        if name := request.conversation:
+            found.setdefault((request.key, name), []).append(request.id)
+            if began.setdefault(name, request.key) == request.key:
+                found.setdefault(name, []).append(request.id)
+    return found
+
+
 def by_request(
-    feedback: Iterable[Feedback], conversation_requests: Mapping[str, list[str]]
+    feedback: Iterable[Feedback], conversation_requests: Mapping[Talk, list[str]]
 ) -> dict[str, list[Feedback]]:
     """Current feedback by the request that it is about; that on a conversation counts for its last request.
 
     Args:
-        conversation_requests: ids of the requests of each conversation, in order.
+        conversation_requests: from `talks_of`.
     """
     found: dict[str, list[Feedback]] = {}
     for one in current(feedback):
-        of = one.request
-        if of is None and (talk := conversation_requests.get(one.conversation or "")):
+        of, name = one.request, one.conversation or ""
+        talk = conversation_requests.get((one.sender, name)) if one.sender else None
+        if of is None and (talk := talk or (conversation_requests.get(name) if one.believed else None)):
             of = talk[-1]
         if of is not None:
             found.setdefault(of, []).append(one)

@@ -22,8 +22,8 @@ from tuneloop.core.files import Config
 from tuneloop.core.flag import Flag
 from tuneloop.core.late import np
 from tuneloop.improve.canary_prompts import SHARE, round_in_words
-from tuneloop.improve.experiment import time_of, unit_of
-from tuneloop.improve.feedback import by_request, mean_value
+from tuneloop.improve.experiment import person_of, time_of
+from tuneloop.improve.feedback import by_request, mean_value, talks_of
 from tuneloop.improve.permutation import Difference, categories_differ, numbers_differ, vectors_differ
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.monitoring import CanaryRound, Detection, MonitorReport, QualityEstimate
@@ -162,7 +162,7 @@ def monitor(
         canaries: rounds of canary prompts in it, which have their share of the false alarms.
     """
     now, before = _one_a_user(window, MOST_NOW), _one_a_user(earlier, MOST_BEFORE)
-    said = by_request(feedback, _conversations([*earlier, *window]))
+    said = by_request(feedback, talks_of([*earlier, *window]))
     skipped: dict[str, str] = {}
     texts_now, texts_before = _one_a_text(now), _one_a_text(before)
     found = [
@@ -195,7 +195,7 @@ def _one_a_user(requests: Sequence[StoredRequest], most: int) -> list[StoredRequ
     """The first request of each user; of more than `most` those with the smallest hashes."""
     first: dict[str, StoredRequest] = {}
     for request in requests:
-        first.setdefault(unit_of(request), request)
+        first.setdefault(person_of(request), request)
     return _some(list(first.values()), most, lambda request: request.id)
 
 
@@ -212,14 +212,6 @@ def _some(rows: Sequence[Any], most: int, key: Callable[[Any], str]) -> list[Any
         return list(rows)
     hashed = sorted(range(len(rows)), key=lambda i: hashlib.sha256(key(rows[i]).encode("utf-8", "replace")).digest())
     return [rows[i] for i in sorted(hashed[:most])]
-
-
-def _conversations(requests: Sequence[StoredRequest]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for request in requests:
-        if request.conversation:
-            found.setdefault(request.conversation, []).append(request.id)
-    return found
 
 
 def _releases(requests: Sequence[StoredRequest]) -> set[str]:
@@ -474,7 +466,10 @@ def probability_of(request: StoredRequest) -> float | None:
 
 def _right(texts: Mapping[str, str], said: Mapping[str, list[Feedback]], kinds: Sequence[str]) -> dict[str, bool]:
     """Whether answers are right by the texts that people gave in feedback of some kinds."""
-    given = {name: [str(one.value).strip() for one in said.get(name, ()) if one.kind in kinds] for name in texts}
+    given = {
+        name: [str(one.value).strip() for one in said.get(name, ()) if one.kind in kinds and one.may_teach()]
+        for name in texts
+    }
     return {name: all(text == texts[name] for text in values) for name, values in given.items() if values}
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from tuneloop.improve.experiment import unit_of
+from tuneloop.improve.experiment import person_of
 from tuneloop.improve.feedback import mean_value
 from tuneloop.improve.monitor import answered, asked, probability_of
 from tuneloop.records.feedback import Feedback
@@ -54,7 +54,7 @@ def groups_of(
         text = answered(request).strip()
         if request.error is not None or not text or not asked(request):
             continue
-        if any(one.kind in ("label", "correction") for one in heard):
+        if any(one.kind in ("label", "correction") and one.may_teach(request.key) for one in heard):
             continue
         mean = mean_value(heard)
         chance = probability_of(request)
@@ -96,8 +96,8 @@ def queue(
         for name, left in waiting.items():
             while left and len(chosen) < rows:
                 request = left.pop()
-                if taken[unit_of(request)] < per_user:
-                    taken[unit_of(request)] += 1
+                if taken[person_of(request)] < per_user:
+                    taken[person_of(request)] += 1
                     chosen.append(Queued(request, name, name))
                     break
     chosen += [Queued(request, "rest", "rest") for request in rest[: rows - len(chosen)]]

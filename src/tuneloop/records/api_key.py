@@ -9,6 +9,7 @@ from pydantic import Field
 from tuneloop.records.record import Part, Record
 
 Priority = Literal["high", "normal", "low"]
+Right = Literal["feedback", "users"]
 
 
 class Limits(Part):
@@ -24,17 +25,21 @@ class Limits(Part):
         late: what becomes of a request that can't have it by then: `refuse`, or `flex`, it is answered in that tier.
         train: `no`: its requests never become training data.
         keep_days: days after which texts, users and conversations of its requests leave the store; None: as of all others.
+        rights: `users`: the users that it names are believed, each counts for itself in experiments and training data;
+            `feedback`: it may send feedback on any request or conversation, with weight and source. Without the first one
+            all that comes with the key counts as one user.
     """
 
     rpm: int | None = Field(None, ge=1)
     tpm: int | None = Field(None, ge=1)
-    budget_usd: float | None = Field(None, ge=0)
+    budget_usd: float | None = Field(None, ge=0, allow_inf_nan=False)
     adapters: list[str] = []
     priority: Priority = "normal"
     deadline_ms: float | None = Field(None, gt=0)
     late: Literal["refuse", "flex"] = "refuse"
     train: Literal["yes", "no"] = "yes"
     keep_days: float | None = Field(None, gt=0)
+    rights: list[Right] = []
 
 
 class ApiKey(Part):
@@ -56,10 +61,16 @@ class ApiKey(Part):
 
 
 class KeyFile(Record):
-    """All keys of a server."""
+    """All keys of a server.
+
+    Args:
+        keys: revoked ones too.
+        open: no key is needed, as `tuneloop keys open` says, although there was one; the next key that is made ends that.
+    """
 
     title: ClassVar[str] = "a file of keys"
     file: ClassVar[str] = "keys.json"
     again: ClassVar[str] = "restore the file, or delete it and make new keys"
 
     keys: list[ApiKey] = []
+    open: bool = False

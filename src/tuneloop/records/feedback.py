@@ -15,6 +15,8 @@ from tuneloop.core.ids import utc
 from tuneloop.records.record import Record
 
 KINDS = ("thumbs", "rating", "label", "correction", "comment", "choice")
+SHADOW = "shadow"  # 1, 0 or -1, the judged pair of a request that a candidate answered unseen
+INTERNAL = (SHADOW,)  # kinds that the program alone writes
 
 
 class Feedback(Record):
@@ -30,6 +32,7 @@ class Feedback(Record):
         key: of idempotency: the same key again is the same feedback.
         source: where it came from: `api`, `page`, `command`, `file`, `review`, `judge`, or a name of one's own.
         weight: how many voices it counts as, where several are averaged; None: one.
+        voice: who sent it: `key:NAME`; `trusted:NAME`, a key with the right `feedback`; `anyone`, without a key; None: a command.
     """
 
     title: ClassVar[str] = "feedback"
@@ -46,6 +49,25 @@ class Feedback(Record):
     key: str | None = None
     source: str | None = Field(None, max_length=40)
     weight: float | None = Field(None, gt=0, le=1000)
+    voice: str | None = None
+
+    @property
+    def believed(self) -> bool:
+        """Whether a command sent it, or a key with the right to."""
+        return self.voice is None or self.voice.startswith("trusted:")
+
+    @property
+    def sender(self) -> str:
+        """Name of the key that it came with; empty: none."""
+        return (self.voice or "").partition(":")[2]
+
+    def may_teach(self, key: str | None = None) -> bool:
+        """Whether a right answer in it may be learned from: it is believed, or comes with the key of what it is about.
+
+        Args:
+            key: that the request came with; None: it was checked when the feedback came.
+        """
+        return self.believed or (bool(self.sender) and key in (None, self.sender))
 
     @model_validator(mode="after")
     def _about_one_thing(self) -> Feedback:
@@ -61,7 +83,7 @@ BAD_WORDS = {"down", "bad", "no", "dislike", "disliked", "negative", "false"}
 # Kinds that say something bad by being there.
 BAD_BY_THEMSELVES = {"correction", "edited", "retried", "escalated"}
 STARS = 5  # of a rating above 1
-COMMENTS = {"comment", "choice", "label", "shadow"}  # have no value on this scale
+COMMENTS = {"comment", "choice", "label", SHADOW}  # have no value on this scale
 
 
 def value_of(kind: str, value: object) -> float | None:
@@ -110,6 +132,7 @@ def _plain_value(kind: str, value: object) -> float | None:
 KIND = re.compile(r"[a-z][a-z0-9_.-]{0,39}")
 HEAVIEST = 1000
 LONGEST = 20_000  # characters of a text
+LARGEST = 1e15  # number of a kind of one's own
 TEXTS = ("label", "correction", "comment", "choice")
 
 
@@ -132,6 +155,10 @@ def feedback_of(given: Mapping[str, Any], *, new_id: str, now: str) -> Feedback:
             next_step='as in {"request": "ID", "kind": "thumbs", "value": true}',
         )  # fmt: skip
     kind = given.get("kind")
+    if kind in INTERNAL:
+        raise UserError(
+            f"The kind {kind!r} is the program's own", where="kind", next_step=f"{', '.join(KINDS)}, or another name"
+        )
     if not isinstance(kind, str) or not KIND.fullmatch(kind):
         raise UserError(
             f"Not a kind of feedback: {kind!r:.60}", where="kind",
@@ -150,7 +177,7 @@ def _weight(value: Any) -> float | None:
         return None
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if isinstance(value, bool) or not 0 < found <= HEAVIEST:
         raise UserError(
@@ -191,7 +218,7 @@ def _checked(kind: str, value: Any) -> Any:
                 f"A text of {len(value):,} characters; at most {LONGEST:,} are kept", where="value", next_step="shorten it"
             )  # fmt: skip
         return value
-    if not isinstance(value, str | int | float | bool) or value != value:
+    if not isinstance(value, str | int | float) or not (isinstance(value, str) or -LARGEST <= value <= LARGEST):
         raise UserError(f"Not a value of {kind}: {value!r:.60}", where="value", next_step=step)
     if kind == "rating" and isinstance(value, str):
         try:
@@ -199,7 +226,7 @@ def _checked(kind: str, value: Any) -> Any:
         except ValueError:
             raise UserError(f"A rating is a number, got {value!r:.60}", where="value", next_step=step) from None
     if kind in ("thumbs", "rating"):
-        good = value_of(kind, value)
+        good = None if kind == "rating" and isinstance(value, bool) else value_of(kind, value)
         if good is None:
             meant = "up or down" if kind == "thumbs" else f"1 to {STARS}, or from 0 to 1"
             raise UserError(f"A {kind} is {meant}, got {value!r:.60}", where="value", next_step=step)

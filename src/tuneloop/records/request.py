@@ -10,6 +10,8 @@ from tuneloop.records.rows import Message
 NOT_LOADED = (
     "the candidate is not loaded"  # a fallback that says nothing of the candidate, as just after a server's start
 )
+ANYONE = "anyone"  # who sent something, where no key says it
+REFUSED = "refused"  # how a request ended that a limit or its own fault kept from being answered
 LEFT = "the client left"  # an error of nobody's answer: the client went, or the server was stopped
 
 
@@ -30,6 +32,8 @@ class StoredRequest(Record):
             asked a row of its data set; None: somebody asked it.
         route: what a router decided: `model`, `why` (`best`, `by chance`, `none of these`, `conversation`), `scores` by model,
             `nearness` to the rows that it was fitted to, `chance` of this choice; None: no router was asked.
+        voice: as whom it counts where users are counted: `key:NAME`, or `anyone` without a key, all of whose users together are
+            one; None: its key's word for its user and conversation is taken.
         train: `no`: it must not become training data, as its key says; None: it may.
         user: pseudonym of the end user.
         conversation: that the request belongs to, as the client names it.
@@ -37,7 +41,7 @@ class StoredRequest(Record):
         completion: the text, and tool calls if there are any; None where it failed.
         prompt_tokens, completion_tokens: read and written.
         ttft_ms, total_ms: milliseconds to the first token and in all.
-        finish: why it ended: `stop`, `length`, `tool_calls`, ...
+        finish: why it ended: `stop`, `length`, `tool_calls`, ...; `refused`: it never ran.
         tier: service tier.
         usd: its price.
         seconds: of the engine that it took; None: not measured.
@@ -60,6 +64,7 @@ class StoredRequest(Record):
     shadow: str | None = None
     route: dict[str, Any] | None = None
     train: str | None = None
+    voice: str | None = None
     user: str | None = None
     conversation: str | None = None
     prompt: list[Message]

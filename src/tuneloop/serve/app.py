@@ -13,10 +13,8 @@ from typing import Any
 import orjson
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.inference.scoring import label_distribution
 from tuneloop.records.completion import Completion
-from tuneloop.records.feedback import feedback_of
 from tuneloop.serve import api_request as read
 from tuneloop.serve import replies
 from tuneloop.serve.api_request import ApiRequest
@@ -25,8 +23,9 @@ from tuneloop.serve.gateway import Caller, Gateway, Piece, ServedModel
 from tuneloop.serve.limits import FeedbackLimit, Refusal
 from tuneloop.serve.openapi import document
 from tuneloop.serve.page import PAGE
+from tuneloop.serve.senders import limited_as, of_its_sender, read_feedback_of
 
-MOST_FEEDBACK = 100_000  # bytes of feedback from a page
+MOST_FEEDBACK = 150_000  # bytes of feedback: its longest text, mostly also where it is escaped
 MOST_DEPTH = 200  # levels of objects and lists in a body: deeper ones can't be written again
 WATCH_AFTER = 0.02  # seconds of an answer after which it is looked whether its client leaves
 
@@ -59,8 +58,15 @@ class Call:
         self.headers = dict(self.scope["headers"])
 
     def header(self, name: str) -> str:
-        """A header's value; empty where there is none."""
-        return self.headers.get(name.encode(), b"").decode("latin-1")
+        """A header's value; empty where there is none.
+
+        Raises:
+            ApiError: a key is given more than once: another program in between may have looked at the other one.
+        """
+        wanted = name.encode()
+        if wanted in (b"authorization", b"x-api-key") and [each for each, _ in self.scope["headers"]].count(wanted) > 1:
+            raise ApiError(400, f"The header {name} is there more than once", code="invalid_api_key")
+        return self.headers.get(wanted, b"").decode("latin-1")
 
     async def body(self, most: int) -> bytes:
         """The whole body.
@@ -418,25 +424,16 @@ class Server:
             more = {"access-control-allow-headers": "content-type, idempotency-key", "access-control-max-age": "3600"}
             await call.reply_bytes(b"", "text/plain", 204 if page else 403, {**shared, **more} if page else {})
             return
-        if page:  # its readers have no key
-            body = await call.json(MOST_FEEDBACK)
-        else:
-            body, _ = await self._body(call)
+        caller = Caller(rights=()) if page else self.gateway.caller(call.header)  # readers of pages have no key
+        body = await call.json(MOST_FEEDBACK)
         body.setdefault("key", call.header("idempotency-key") or None)
-        known = {"request", "conversation", "kind", "value", "user", "key", *([] if page else ["source", "weight"])}
-        unknown = set(body) - known
-        if unknown:
-            raise ApiError(400, f"Unrecognized request argument supplied: {min(unknown)[:80]}", param=min(unknown)[:80])
-        user = body.get("user") or call.header("x-tuneloop-user") or None
-        source = body.get("source") or ("page" if page else "api")
+        made = read_feedback_of(body, caller, page=bool(page))
+        user = made.user or "" if "users" in caller.rights else ""
         try:
-            made = feedback_of({**body, "user": user, "source": source}, new_id=uuid7(), now=utc_now())
-        except UserError as error:
-            raise ApiError(400, f"{error.what} ({error.next_step})", param=error.where) from None
-        try:
-            self.limit.take(made.user or made.request or made.conversation or "", page=bool(page))
+            self.limit.take(limited_as(caller, call.scope.get("client")), page=bool(page), user=user)
         except Refusal as refused:
             raise too_much(refused) from None
+        made = await of_its_sender(self.gateway, made, caller)
         try:
             stored = await asyncio.wrap_future(self.gateway.store.add_durably(made))
         except OSError as error:

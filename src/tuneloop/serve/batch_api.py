@@ -122,7 +122,7 @@ class Batches:
         key = self.gateway.keyring.named(owner) if owner else None
         if owner and key is None:
             raise ApiError(401, "The key of this batch is not in use any more", code="invalid_api_key")
-        return Caller(key)
+        return Caller(key, rights=self.gateway.rights_of(key))
 
     # --- files
 

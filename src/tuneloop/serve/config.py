@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from tuneloop.core.files import Config
+from tuneloop.records.api_key import Right
 from tuneloop.serve.database import FILE
 
 
@@ -24,7 +25,13 @@ class KeysConfig(Config):
     """Who may ask."""
 
     required: bool | None = Field(
-        None, description="whether a key is needed; default: on any address but loopback, and once keys were made"
+        None,
+        description="whether a key is needed; default: on any address but loopback, and once a key was made, until "
+        "`tuneloop keys open --yes`",
+    )
+    open_rights: list[Right] = Field(
+        [],
+        description="rights of callers without a key, as `keys add --rights`: where only your own application reaches the server",
     )
 
 
@@ -37,6 +44,10 @@ class ServeLimits(Config):
     most_choices: int = Field(16, ge=1, description="largest n of a request")
     request_seconds: float = Field(600.0, gt=0, description="time for a request as a whole")
     drain_seconds: float = Field(30.0, ge=0, description="time that running requests get when the server is stopped")
+    proxies: list[str] = Field(
+        [],
+        description="addresses of reverse proxies, whose X-Forwarded-For names the client; from others it says nothing",
+    )
 
 
 class LogConfig(Config):
@@ -87,10 +98,12 @@ class FeedbackConfig(Config):
         description="pages whose readers may send feedback without a key, as in https://shop.example; `/feedback.js` does it there",
     )
     per_minute: int = Field(
-        120, ge=1, description="pieces of feedback a minute from one user, or on one request where no user is named"
+        120, ge=1, description="pieces of feedback a minute from one key or, without a key, one address"
     )
     pages_per_minute: int = Field(
-        3000, ge=1, description="pieces of feedback a minute from all readers of pages together, who have no key"
+        3000,
+        ge=1,
+        description="pieces of feedback a minute from all readers of pages together, or from all users of a key with the right users",
     )
 
 
@@ -177,6 +190,11 @@ class ServeConfig(Config):
     def loopback(self) -> bool:
         """Whether only this machine reaches it."""
         return self.host in ("127.0.0.1", "::1", "localhost")
+
+    @property
+    def priced(self) -> bool:
+        """Whether tokens have a price, without which a budget is never used up."""
+        return bool(self.prices.input or self.prices.output)
 
     def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         """The price of a request in USD, by its tokens."""

@@ -1,9 +1,9 @@
 // Feedback on answers, in any page: thumbs, the right answer, a comment. No other file is loaded.
 //
 //   <script src="http://SERVER/feedback.js"></script>
-//   <div data-tuneloop-request="ID" data-tuneloop-user="PSEUDONYM"></div>
+//   <div data-tuneloop-request="ID"></div>
 //
-// Elements that come later are found as well; `tuneloopFeedback(element, {request, conversation, user, server})` does the
+// Elements that come later are found as well; `tuneloopFeedback(element, {request, server})` does the
 // same by hand. Each vote that the server took raises the event `tuneloop-feedback` on the element.
 "use strict";
 (() => {
@@ -39,8 +39,8 @@
 
   // The same vote is sent again with the same key where the network fails, so that it counts once.
   async function send(about, kind, value) {
-    const { server = origin, request, conversation, user } = about;
-    const body = JSON.stringify({ ...(request ? { request } : { conversation }), kind, value, key: key(), ...(user ? { user } : {}) });
+    const { server = origin, request } = about;
+    const body = JSON.stringify({ request, kind, value, key: key() });
     for (let attempt = 0; ; attempt++) {
       try {
         const reply = await fetch(server + "/v1/feedback", { method: "POST", headers: { "content-type": "application/json" }, body });
@@ -55,7 +55,7 @@
   }
 
   function attach(host, about) {
-    if (known.has(host) || (!about.request && !about.conversation)) return;
+    if (known.has(host) || !about.request) return;
     known.add(host);
     const root = shadow(host);
     const bar = make("div", { role: "group", "aria-label": "Feedback" });
@@ -109,10 +109,8 @@
     }
   }
 
-  const SELECTOR = "[data-tuneloop-request], [data-tuneloop-conversation]";
-  const found = element => attach(element, {
-    request: element.dataset.tuneloopRequest, conversation: element.dataset.tuneloopConversation, user: element.dataset.tuneloopUser,
-  });
+  const SELECTOR = "[data-tuneloop-request]";
+  const found = element => attach(element, { request: element.dataset.tuneloopRequest });
   const search = node => {
     if (node.nodeType !== Node.ELEMENT_NODE && node !== document) return;
     if (node.matches && node.matches(SELECTOR)) found(node);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import of_known_values
-from tuneloop.records.request import LEFT, NOT_LOADED, StoredRequest
+from tuneloop.records.request import ANYONE, LEFT, NOT_LOADED, REFUSED, StoredRequest
 from tuneloop.records.rows import Message
 from tuneloop.serve.admission import Admission, Pass, Work
 from tuneloop.serve.api_request import ApiRequest
@@ -28,11 +29,12 @@ from tuneloop.serve.keys import Keyring
 from tuneloop.serve.limits import Ledger, Refusal
 from tuneloop.serve.metrics import Metrics
 from tuneloop.serve.pool import guessed_tokens
+from tuneloop.serve.store import Answered, who_meets
 from tuneloop.serve.writer import StoreWriter
 
 if TYPE_CHECKING:
     from tuneloop.inference.engine import Update
-    from tuneloop.records.api_key import ApiKey
+    from tuneloop.records.api_key import ApiKey, Right
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Drawn:
     served: str = ""
 
 
-# Model, user or conversation (empty: neither), id of the request -> its arm; None: no experiment.
+# Model, `store.who_meets` (empty: nobody who comes again), id of the request -> its arm; None: no experiment.
 Draw = Callable[[str, str, str], Drawn | None]
 
 
@@ -90,6 +92,8 @@ class Routed:
 Route = Callable[[str], Routed]  # the text of a turn -> who answers it
 ROUTER = "router"  # the model name by which a router is asked
 MOST_TALKS = 100_000  # conversations whose model is remembered
+MOST_RECENT = 10_000  # requests that feedback may name before the store has them
+RECENT = 30.0  # seconds after its end in which a request is sure to come into the store
 
 # Turns as a client sends them -> the prompt that the model was trained on. Raises ValueError where it can't be made.
 ReadPrompt = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], Prompt]
@@ -131,12 +135,26 @@ class Caller:
         user: pseudonym of the end user.
         conversation: that the request belongs to.
         rank: class of urgency that a header names; empty: the key's.
+        rights: what is believed of what it says; default: those of the program itself, which names users that it knows.
     """
 
     key: ApiKey | None = None
     user: str = ""
     conversation: str = ""
     rank: str = ""
+    rights: Sequence[Right] = ("users",)
+
+    @property
+    def name(self) -> str:
+        """Of the key; empty: none."""
+        return self.key.name if self.key is not None else ""
+
+    @property
+    def voice(self) -> str | None:
+        """As whom its requests count; see `StoredRequest.voice`."""
+        if "users" in self.rights and (self.user or self.conversation):
+            return None
+        return f"key:{self.name}" if self.key is not None else ANYONE
 
 
 @dataclass(frozen=True)
@@ -205,6 +223,11 @@ class _Account:
     again: bool = False  # it is asked in another way than at first
     place: Pass | None = None
     noted: StoredRequest | None = None  # as it was stored when it began
+
+    @property
+    def refused(self) -> bool:
+        """Whether it never ran, since a limit or its own fault kept it out."""
+        return self.status.startswith("4") and not self.pieces
 
     @property
     def tokens(self) -> int:
@@ -303,7 +326,8 @@ class Gateway:
         candidates: models of experiments, by the names of these; they answer in place of the model that was asked.
         draw: the arm of a request; None: there are no experiments.
         route: who answers requests to the model `router`; None: there is no router.
-        talks: conversation -> the model that it was sent to.
+        talks: key and conversation -> the model that it was sent to.
+        recent: requests under way and those that have just ended, by id, with the time until which they are recent.
         shadow: the candidate that is to answer copies of a model's requests; empty: none.
         alone: only work of batches is done, so that it gives way to nobody.
         ended: is given each request that has ended, as it is stored, with its status; it must not wait.
@@ -323,7 +347,8 @@ class Gateway:
     shadow: Callable[[str], str] = field(default=lambda model: "")
     copies: Copies = field(default_factory=Copies)
     route: Route | None = None
-    talks: dict[str, str] = field(default_factory=dict)
+    talks: dict[tuple[str, str], str] = field(default_factory=dict)
+    recent: dict[str, tuple[Answered, float]] = field(default_factory=dict)
     alone: bool = False
     ended: Callable[[StoredRequest, str], None] | None = None
     _busy: Counter[int] = field(default_factory=Counter)  # requests under way, by the identity of their engine
@@ -359,10 +384,11 @@ class Gateway:
         Raises:
             ApiError: a key is needed, or it is not one in use.
         """
-        given = header("authorization")
-        given = given[7:] if given[:7].lower() == "bearer " else header("x-api-key")
-        key = self.keyring.check(given.strip()) if given.startswith("tl-") else None
-        if key is None and self.key_required:
+        scheme, _, token = header("authorization").strip().replace("\t", " ").partition(" ")
+        given = (token if scheme.lower() == "bearer" else header("x-api-key")).strip()
+        ours = given.startswith("tl-")
+        key = self.keyring.check(given) if ours else None
+        if key is None and (ours or self.key_required):
             raise ApiError(
                 401,
                 "This key is not in use" if given else "A key is needed: Authorization: Bearer KEY",
@@ -373,13 +399,18 @@ class Gateway:
             raise ApiError(400, "x-tuneloop-priority must be high, normal or low", param="x-tuneloop-priority")
         if key is not None and rank == "high" and key.limits.priority != "high":
             rank = ""  # nobody makes himself more urgent than his key is
-        return Caller(key, header("x-tuneloop-user")[:256], header("x-tuneloop-conversation")[:256], rank)
+        user, conversation = header("x-tuneloop-user")[:256], header("x-tuneloop-conversation")[:256]
+        return Caller(key, user, conversation, rank, self.rights_of(key))
+
+    def rights_of(self, key: ApiKey | None) -> Sequence[Right]:
+        """What is believed of what comes with a key, or without one."""
+        return self.config.keys.open_rights if key is None else key.limits.rights
 
     @property
     def key_required(self) -> bool:
         """Whether a request without a key is refused."""
         required = self.config.keys.required
-        return (not self.config.loopback or self.keyring.used) if required is None else required
+        return (not self.config.loopback or self.keyring.needed) if required is None else required
 
     def model_of(self, name: str, caller: Caller) -> ServedModel:
         """A model by its name; the first one where there is none.
@@ -417,6 +448,8 @@ class Gateway:
         self._busy[id(account.engine)] += 1
         account.noted = noted = self._begun(account)
         self.store.begin(noted)
+        if not account.shadow:
+            self._remember(noted, math.inf)
         try:
             while True:
                 try:
@@ -451,14 +484,14 @@ class Gateway:
         """
         if self.route is None or self.model_of(asked.model, caller).name != ROUTER:
             return asked, None
-        talk = caller.conversation
-        known = self.talks.get(talk, "") if talk else ""
+        talk = caller.name, caller.conversation
+        known = self.talks.get(talk, "") if caller.conversation else ""
         if known in self.models:
             routed = Routed(known, "conversation")
         else:
             turns = [str(turn.get("content") or "") for turn in asked.messages if turn["role"] == "user"]
             routed = await asyncio.to_thread(self.route, turns[0] if turns else asked.text or "")
-            if talk:
+            if caller.conversation:
                 self.talks[talk] = routed.model
                 if len(self.talks) > MOST_TALKS:
                     del self.talks[next(iter(self.talks))]
@@ -475,7 +508,8 @@ class Gateway:
             account.shadow, account.drawn = copy.of, Drawn(copy.arm, 0.0, copy.served)
             account.model = self.candidates[copy.served]
         elif self.draw is not None:
-            account.drawn = self.draw(asked_model.name, account.caller.user or account.caller.conversation, account.id)
+            who = who_meets(account.caller.voice, account.caller.user, account.caller.conversation)
+            account.drawn = self.draw(asked_model.name, who, account.id)
             if account.drawn is not None and account.drawn.served:
                 if (candidate := self.candidates.get(account.drawn.served)) is not None:
                     account.model = candidate
@@ -561,6 +595,9 @@ class Gateway:
             request = replace(request, gives_way=background)
         longest = request.max_new_tokens * asked.n
         most = account.prompt_tokens + longest
+        if key is not None and key.limits.budget_usd is not None and not self.config.priced:
+            what = f"The key {key.name!r} has a budget, and this server has no prices: prices.input, prices.output"
+            raise ApiError(429, what, code="insufficient_quota")
         try:
             usd = self.config.usd(account.prompt_tokens, longest)
             held = self.ledger.reserve(key, most, usd, again=account.again)
@@ -632,10 +669,23 @@ class Gateway:
 
     def _log(self, account: _Account) -> None:
         record = self._ended(account)
+        if account.shadow:
+            pass
+        elif record.error is None or account.pieces:
+            self._remember(record, time.monotonic() + RECENT)
+        else:
+            self.recent.pop(record.id, None)
         self.metrics.count(record, account.status)
         if self.ended is not None:
             self.ended(record, account.status)
         self.store.add(record)
+
+    def _remember(self, record: StoredRequest, until: float) -> None:
+        """Let feedback name a request, which the store may not have yet."""
+        answered = Answered(record.key, record.user, record.conversation, record.voice)
+        self.recent[record.id] = answered, until
+        if len(self.recent) > MOST_RECENT:
+            del self.recent[next(iter(self.recent))]
 
     def _begun(self, account: _Account) -> StoredRequest:
         """A request as it is stored when it begins."""
@@ -644,7 +694,7 @@ class Gateway:
         if not prompt and asked.text is not None:
             prompt = [{"role": "user", "content": asked.text}]
         values: dict[str, Any] = dict(
-            id=account.id, time=account.time, key=caller.key.name if caller.key else "",
+            id=account.id, time=account.time, key=caller.name, voice=caller.voice,
             model=model.name, adapter=None if model.adapter == BASE else model.adapter, release=model.release or None,
             arm=drawn.arm if drawn else None, propensity=drawn.propensity if drawn and not account.shadow else None,
             route=dict(account.route) if account.route is not None else None, fallback=account.fallback,
@@ -665,7 +715,7 @@ class Gateway:
             completion=_with_probability(text, first), prompt_tokens=account.prompt_tokens, completion_tokens=tokens,
             ttft_ms=None if account.ttft_ms is None else round(account.ttft_ms, 3),
             total_ms=round(1000 * (time.perf_counter() - account.began), 3),
-            finish=first.finish if first is not None else None,
+            finish=first.finish if first is not None else REFUSED if account.refused else None,
             usd=self.config.usd(account.prompt_tokens, tokens) if account.pieces else 0.0,
             seconds=round(account.seconds, 6), error=account.error,
             tier="shadow" if account.shadow else account.asked.tier,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from tuneloop.records.api_key import ApiKey
 
-MOST_KNOWN = 10_000  # users whose feedback is counted at a time
+MOST_KNOWN = 10_000  # senders whose feedback is counted at a time
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class FeedbackLimit:
     """How much feedback is taken in a minute, so that nobody fills the store alone.
 
     Args:
-        each: pieces a minute from one user, or on one request where no user is named.
-        pages: from all readers of pages together.
+        each: pieces a minute from one sender.
+        pages: from all readers of pages together, or from all users whom one key names.
         clock: seconds.
     """
 
@@ -167,12 +167,13 @@ class FeedbackLimit:
     _open: _Bucket | None = None
     _known: dict[str, _Bucket] = field(default_factory=dict)
 
-    def take(self, who: str, *, page: bool) -> None:
+    def take(self, who: str, *, page: bool, user: str = "") -> None:
         """Count a piece of feedback.
 
         Args:
-            who: the user; where none is named, what the feedback is about.
-            page: it comes from a reader without a key.
+            who: the key, or the address where there is none.
+            page: it comes from a reader of a page.
+            user: whom a key names that is believed; empty: none.
 
         Raises:
             Refusal: there was too much of it in this minute.
@@ -182,9 +183,10 @@ class FeedbackLimit:
             self._open = self._open or _Bucket(self.pages, self.pages, now)
             if wait := self._open.take(1, now):
                 raise Refusal("rate_limit_exceeded", f"Pages may send {self.pages:,} pieces of feedback a minute", wait)
-        bucket = self._known.pop(who, None) or _Bucket(self.each, self.each, now)
-        self._known[who] = bucket  # the last ones stand last
-        if len(self._known) > MOST_KNOWN:
-            del self._known[next(iter(self._known))]
-        if wait := bucket.take(1, now):
-            raise Refusal("rate_limit_exceeded", f"One user may send {self.each:,} pieces of feedback a minute", wait)
+        for sender, rate in ((who, self.pages), (f"{who}\x1f{user}", self.each)) if user else ((who, self.each),):
+            bucket = self._known.pop(sender, None) or _Bucket(rate, rate, now)
+            self._known[sender] = bucket  # the last ones stand last
+            if len(self._known) > MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            if wait := bucket.take(1, now):
+                raise Refusal("rate_limit_exceeded", f"One sender may send {rate:,} pieces of feedback a minute", wait)

@@ -92,7 +92,7 @@ _BODIES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         {"model": _TEXT, "input": _TEXTS, "messages": _MESSAGES, "user": _NAME, "top": {"type": "integer", "minimum": 0}},
     ),
     "/v1/feedback": (
-        "Say what came of an answer",
+        "Say what came of an answer: by the id of a request, or with the key that had the conversation",
         ["kind", "value"],
         {"request": _TEXT, "conversation": _TEXT, "kind": _TEXT, "value": {}, "user": _TEXT, "key": _TEXT, "source": _TEXT,
          "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}},

@@ -24,7 +24,7 @@ from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import Record, read_record
-from tuneloop.records.request import StoredRequest
+from tuneloop.records.request import REFUSED, StoredRequest
 from tuneloop.records.server import ServerState
 from tuneloop.serve.database import (
     FILE,
@@ -50,17 +50,53 @@ class Migration:
     postgres: str = ""
 
 
-_SUMS = (
-    "COUNT(*)",
-    "COUNT(error)",
-    *(f"COALESCE(SUM({each}), 0)" for each in ("prompt_tokens", "completion_tokens", "seconds", "usd")),
-)
-_COSTS = f"substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, ''), {', '.join(_SUMS)}"
-_LESS = f"substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, ''), {', '.join(f'-{each}' for each in _SUMS)}"
-_SUMMED = ("requests", "failed", "prompt_tokens", "completion_tokens", "seconds", "usd")
-_MORE = (
-    f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in _SUMMED)}"
-)
+# Sums of requests, for `tuneloop costs`: those that never ran are `refused`, and the others with an error `failed`.
+REFUSALS = f"COALESCE(SUM(CASE WHEN finish = '{REFUSED}' THEN 1 ELSE 0 END), 0)"
+SUMS = {
+    "requests": "COUNT(*)",
+    "failed": f"(COUNT(error) - {REFUSALS})",
+    **{each: f"COALESCE(SUM({each}), 0)" for each in ("prompt_tokens", "completion_tokens", "seconds", "usd")},
+    "refused": REFUSALS,
+}
+
+
+def _costs(of: Mapping[str, str]) -> Migration:
+    """Sums of requests by day, which the database keeps itself, so that they hold whoever writes or erases."""
+    group = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
+    costs, less = (f"{group}, {', '.join(f'{sign}{each}' for each in of.values())}" for sign in ("", "-"))
+    more = (
+        f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in of)}"
+    )
+    columns = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in of)
+    return Migration(f"""
+    CREATE TABLE costs (
+        day TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, tier TEXT NOT NULL, {columns},
+        PRIMARY KEY (day, model, key, tier)
+    );
+    INSERT INTO costs SELECT {costs} FROM requests GROUP BY 1, 2, 3, 4;
+    """, sqlite=f"""
+    CREATE TRIGGER costs_more AFTER INSERT ON requests BEGIN
+        INSERT INTO costs SELECT {costs} FROM requests WHERE id = NEW.id GROUP BY 1, 2, 3, 4 ON CONFLICT {more};
+    END;
+    CREATE TRIGGER costs_less BEFORE DELETE ON requests BEGIN
+        INSERT INTO costs SELECT {less} FROM requests WHERE id = OLD.id GROUP BY 1, 2, 3, 4 ON CONFLICT {more};
+        DELETE FROM costs WHERE day = substr(OLD.time, 1, 10) AND requests = 0;
+    END;
+    """, postgres=f"""
+    CREATE OR REPLACE FUNCTION costs_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO costs SELECT {costs} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {more}; RETURN NULL;
+    END $$;
+    CREATE OR REPLACE FUNCTION costs_less() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO costs SELECT {less} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {more};
+        DELETE FROM costs WHERE requests = 0; RETURN NULL;
+    END $$;
+    CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
+    CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
+    """)  # fmt: skip
+
+
+_OLD_SUMS = {name: sql for name, sql in SUMS.items() if name != "refused"} | {"failed": "COUNT(error)"}
+_NEW_COSTS = _costs(SUMS)
 
 # Each brings the tables from the version of its place to the next one. What stands here is never changed, only added to.
 MIGRATIONS = (
@@ -119,37 +155,22 @@ MIGRATIONS = (
     CREATE INDEX requests_by_route ON requests (id) WHERE route IS NOT NULL;
     CREATE INDEX feedback_by_time ON feedback (time);
     """),
-    # Sums of requests by day, which the database keeps itself, so that they hold whoever writes or erases.
-    Migration(f"""
-    CREATE TABLE costs (
-        day TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, tier TEXT NOT NULL, requests INTEGER NOT NULL,
-        failed INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
-        usd REAL NOT NULL, PRIMARY KEY (day, model, key, tier)
-    );
-    INSERT INTO costs SELECT {_COSTS} FROM requests GROUP BY 1, 2, 3, 4;
-    """, sqlite=f"""
-    CREATE TRIGGER costs_more AFTER INSERT ON requests BEGIN
-        INSERT INTO costs SELECT {_COSTS} FROM requests WHERE id = NEW.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_MORE};
-    END;
-    CREATE TRIGGER costs_less BEFORE DELETE ON requests BEGIN
-        INSERT INTO costs SELECT {_LESS} FROM requests WHERE id = OLD.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_MORE};
-        DELETE FROM costs WHERE day = substr(OLD.time, 1, 10) AND requests = 0;
-    END;
-    """, postgres=f"""
-    CREATE FUNCTION costs_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO costs SELECT {_COSTS} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_MORE}; RETURN NULL;
-    END $$;
-    CREATE FUNCTION costs_less() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO costs SELECT {_LESS} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_MORE};
-        DELETE FROM costs WHERE requests = 0; RETURN NULL;
-    END $$;
-    CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
-    CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
-    """),
+    _costs(_OLD_SUMS),
     Migration("""
     ALTER TABLE feedback ADD COLUMN source TEXT;
     ALTER TABLE feedback ADD COLUMN weight REAL;
     """),
+    Migration(f"""
+    ALTER TABLE requests ADD COLUMN voice TEXT;
+    ALTER TABLE feedback ADD COLUMN voice TEXT;
+    DROP TABLE costs;
+    {_NEW_COSTS.sql}""", sqlite=f"""
+    DROP TRIGGER costs_more;
+    DROP TRIGGER costs_less;
+    {_NEW_COSTS.sqlite}""", postgres=f"""
+    DROP TRIGGER costs_more ON requests;
+    DROP TRIGGER costs_less ON requests;
+    {_NEW_COSTS.postgres}"""),
 )  # fmt: skip
 TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _TEXTS = ("prompt", "tools", "completion")
@@ -384,6 +405,13 @@ def read_requests(
     return _read(connection, StoredRequest, since, until, conditions, values, without=() if texts else _TEXTS)
 
 
+def who_meets(voice: str | None, user: str | None, conversation: str | None) -> str:
+    """By whom an arm is drawn and kept: the user, else the conversation; empty: neither. Of each voice by itself, so that
+    nobody takes the place of another one's user."""
+    name = user or conversation or ""
+    return f"{voice}\x1f{name}" if voice and name else name
+
+
 def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[str, float]]:
     """The arm and propensity of the first request of each user, or conversation without a user, in an experiment.
 
@@ -392,12 +420,13 @@ def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[
         since: ISO time of the experiment's start.
     """
     rows = connection.execute(
-        'SELECT COALESCE("user", conversation), arm, propensity FROM requests WHERE model = ? AND time >= ? AND '
+        'SELECT voice, "user", conversation, arm, propensity FROM requests WHERE model = ? AND time >= ? AND '
         'arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL AND COALESCE("user", conversation) IS NOT NULL '
         "ORDER BY id DESC",
         [model, since],
     )
-    return {unit: (arm, propensity) for unit, arm, propensity in rows}  # the first one comes last and stays
+    # The first one comes last and stays.
+    return {who_meets(*who): (arm, propensity) for *who, arm, propensity in rows}
 
 
 def read_feedback(
@@ -440,14 +469,42 @@ def _read(
         yield kind.model_validate({"prompt": [], **found} if without is _TEXTS else found)
 
 
-def last_routes(connection: Database, most: int = 10_000) -> dict[str, str]:
-    """Conversation -> the model that a router sent its last request to, of the conversations with the last requests."""
+def last_routes(connection: Database, most: int = 10_000) -> dict[tuple[str, str], str]:
+    """Key and conversation -> the model that a router sent its last request to, of those with the last requests."""
     rows = connection.execute(
-        "SELECT conversation, model FROM requests WHERE route IS NOT NULL AND conversation IS NOT NULL AND shadow IS NULL "
+        "SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL AND conversation IS NOT NULL AND shadow IS NULL "
         "ORDER BY id DESC LIMIT ?",
         [most],
     ).fetchall()
-    return dict(reversed(rows))
+    return {(key, talk): model for key, talk, model in reversed(rows)}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request of which feedback may speak: the key that it came with, and whose word its user is."""
+
+    key: str
+    user: str | None
+    conversation: str | None
+    voice: str | None
+
+
+def find_answered(connection: Database, id_: str) -> Answered | None:
+    """A request that somebody got an answer to, or a part of one; None: there is none of this id."""
+    row = connection.execute(
+        "SELECT COALESCE(key, ''), \"user\", conversation, voice FROM requests WHERE id = ? AND shadow IS NULL AND "
+        "(error IS NULL OR COALESCE(completion_tokens, 0) > 0)",
+        [id_],
+    ).fetchone()
+    return Answered(*row) if row else None
+
+
+def had_conversation(connection: Database, key: str, conversation: str) -> bool:
+    """Whether a key has asked in a conversation."""
+    where = "conversation = ? AND key = ? AND shadow IS NULL"
+    return (
+        connection.execute(f"SELECT 1 FROM requests WHERE {where} LIMIT 1", [conversation, key]).fetchone() is not None
+    )
 
 
 def exported(request: StoredRequest) -> dict[str, Any] | None:

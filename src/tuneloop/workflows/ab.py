@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,17 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.improve.config import ExperimentOptions
-from tuneloop.improve.experiment import SHADOW, decide, evidence_of, registration_hash, time_of, units_of
+from tuneloop.improve.experiment import decide, evidence_of, registration_hash, time_of, units_of
 from tuneloop.improve.experiment_log import DECISION, START, STOP, ExperimentState, design_of, experiments_of
 from tuneloop.improve.feedback import current
 from tuneloop.records.decision import Decision
 from tuneloop.records.experiment import ExperimentDesign, ExperimentVerdict
+from tuneloop.records.feedback import SHADOW, Feedback
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.request import LEFT
 from tuneloop.records.server import ServerState
 from tuneloop.serve.database import Database, is_database_url
+from tuneloop.serve.keys import read_keys
 from tuneloop.serve.store import (
     insert,
     last_place,
@@ -114,6 +116,18 @@ def not_served(place: Path | str, model: str) -> str:
     return f"the server has no model {model!r}, so nobody meets the candidate; it has {', '.join(names)}"
 
 
+def counts_users(place: Path | str) -> bool:
+    """Whether users count one by one: the server believes a key in use, or callers without one, whom they name. True, too,
+    where there is no server yet."""
+    folder = store_folder(place)
+    if not (folder / ServerState.file).is_file():
+        return True
+    open_rights = read_record(ServerState, folder).config.get("keys", {}).get("open_rights", [])
+    return "users" in open_rights or any(
+        key.revoked is None and "users" in key.limits.rights for key in read_keys(folder)
+    )
+
+
 def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | str) -> ExperimentState:
     """An experiment by its name.
 
@@ -133,6 +147,14 @@ def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | st
     raise UserError(what, where=store_name(place), next_step=f"experiments: {known}")
 
 
+def votes_of(feedback: Iterable[Feedback], experiment: str) -> list[Feedback]:
+    """The judged pairs of an experiment's shadow mode: `judge_copies` alone writes them, under a key that nobody can send."""
+    mine = f"{SHADOW}:{experiment}:"
+    return [
+        one for one in feedback if one.kind == SHADOW and (one.key or "").startswith(mine) and one.value in (-1, 0, 1)
+    ]
+
+
 def verdict_of(store: Database, state: ExperimentState, at: str, seen: int | None = None) -> ExperimentVerdict:
     """What follows from all that was stored before a time.
 
@@ -148,7 +170,7 @@ def verdict_of(store: Database, state: ExperimentState, at: str, seen: int | Non
     feedback = list(read_feedback(store, since=state.started, until=at, where=f"TRUE{known[0]}", values=known[1]))
     when = time_of(at)
     units = units_of(state.design, requests, feedback, when)
-    votes = [float(one.value) for one in current(feedback) if one.kind == SHADOW and one.value in (-1, 0, 1)]
+    votes = [float(one.value) for one in current(votes_of(feedback, state.design.name))]
     copies = 0
     if state.in_shadow_mode:
         every = read_requests(store, since=state.started, until=at, where=own, values=values, shadow=True, texts=False)

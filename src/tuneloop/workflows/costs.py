@@ -18,11 +18,10 @@ from tuneloop.plan.prices import load_prices
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.serve.database import Database
-from tuneloop.serve.store import opened, store_folder
+from tuneloop.serve.store import SUMS, opened, store_folder
 
 MONTH_HOURS = 730.5
 BY = ("model", "key", "tier")
-_SUMMED = ("prompt_tokens", "completion_tokens", "seconds", "usd")
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class CostRow:
     """What a group of requests used.
 
     Args:
+        failed: got no whole answer, since the engine failed or the client left; `refused`: never ran, since a limit or their
+            own fault kept them out (429, 400, 401, 404).
         usd: by prices of tokens.
         seconds: of the engine; requests that ran at the same time share them.
         machine_usd: share of the machine's price, its idle time included, by the seconds; None: no price was given.
@@ -38,6 +39,7 @@ class CostRow:
     name: str
     requests: int
     failed: int
+    refused: int
     prompt_tokens: int
     completion_tokens: int
     seconds: float
@@ -164,7 +166,7 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
         )
         groups = _groups(store, since)
         rows = {by: _rows(groups, place) for place, by in enumerate(BY)}
-        (whole,) = _rows(groups, None) or [("all", 0, 0, 0, 0, 0.0, 0.0)]
+        (whole,) = _rows(groups, None) or [("all", 0, 0, 0, 0, 0.0, 0.0, 0)]
     hours = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds() / 3600 if first else 0.0
     seconds = whole[5] or 0.0
     hours = max(hours, seconds / 3600)
@@ -172,9 +174,9 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
 
     def row(values: Sequence[Any]) -> CostRow:
         name, *numbers = values
-        requests, failed, read, written, used, usd = (each or 0 for each in numbers)
+        requests, failed, read, written, used, usd, refused = (each or 0 for each in numbers)
         share = None if machine is None else machine * (used / seconds if seconds else 0.0)
-        return CostRow(name or "(none)", requests, failed, read, written, used, usd, share)
+        return CostRow(name or "(none)", requests, failed, refused, read, written, used, usd, share)
 
     total = row(whole)
     busy = seconds / (hours * 3600) if hours else 0.0
@@ -186,7 +188,7 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
 
 
 def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | None:
-    answered = total.requests - total.failed
+    answered = total.requests - total.failed - total.refused
     if not base or not answered or not total.seconds:
         return None
     try:
@@ -207,15 +209,12 @@ def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | No
 
 def _groups(store: Database, since: str) -> list[tuple[Any, ...]]:
     """Sums of requests by all of `BY` at once: of whole days as the store keeps them, and of what is left of the first day."""
-    sums = ("requests", "failed", *_SUMMED)
-    days = f"SELECT {', '.join(BY)}, {', '.join(f'SUM({each})' for each in sums)} FROM costs WHERE day "
+    days = f"SELECT {', '.join(BY)}, {', '.join(f'SUM({each})' for each in SUMS)} FROM costs WHERE day "
     by = f" GROUP BY {', '.join(BY)}"
     day = since[:10]
     if since == day:
         return store.execute(f"{days}>= ?{by}", [since]).fetchall()
-    rest = (
-        f"SELECT {', '.join(BY)}, COUNT(*), COUNT(error), {', '.join(f'SUM({each})' for each in _SUMMED)} FROM requests"
-    )
+    rest = f"SELECT {', '.join(BY)}, {', '.join(SUMS.values())} FROM requests"
     first = store.execute(f"{rest} WHERE time >= ? AND time < ?{by}", [since, f"{day}~"]).fetchall()
     return first + store.execute(f"{days}> ?{by}", [day]).fetchall()
 
@@ -224,7 +223,7 @@ def _rows(groups: Sequence[tuple[Any, ...]], place: int | None) -> list[tuple[An
     """Sums by one of `BY`, or of all, those that took the most seconds first."""
     sums: dict[Any, list[Any]] = {}
     for group in groups:
-        own = sums.setdefault("all" if place is None else group[place] or "", [0, 0, 0, 0, 0.0, 0.0])
+        own = sums.setdefault("all" if place is None else group[place] or "", [0, 0, 0, 0, 0.0, 0.0, 0])
         for at, value in enumerate(group[len(BY) :]):
             own[at] += value or 0
     return sorted(((name, *each) for name, each in sums.items()), key=lambda row: -row[5])

@@ -134,7 +134,11 @@ def facts_of(store: Database, model: str, cycles: Sequence[Cycle], now: str, *, 
     judged = [(one, value) for one in heard if (value := value_of(one.kind, one.value)) is not None]
     kept = _bounded(one for one, _ in judged)
     values = [value for one, value in judged if id(one) in kept]
-    right = (one for one in heard if one.kind == "label" or right_answer(one.kind, one.value) is not None)
+    right = (
+        one
+        for one in heard
+        if one.may_teach() and (one.kind == "label" or right_answer(one.kind, one.value) is not None)
+    )
     in_quarter = [cycle for cycle in cycles if _quarter(cycle.began) == _quarter(now)]
     rated = f"SELECT DISTINCT COALESCE(request, conversation) FROM feedback WHERE {_KNOWN} LIMIT ?"
     return Facts(
@@ -162,7 +166,7 @@ def _bounded(feedback: Iterable[Feedback]) -> set[int]:
     seen: dict[str, dict[str, int]] = {}
     for one in feedback:
         about = one.request or one.conversation or ""
-        own = seen.setdefault(one.user or about, {})
+        own = seen.setdefault(one.user or one.voice or about, {})
         if about in own or len(own) < PER_USER:
             own[about] = id(one)
     return {which for own in seen.values() for which in own.values()}

@@ -16,9 +16,8 @@ from tuneloop.improve.controller import APPROVE, DECLINE, END, START, STEP, Cycl
 from tuneloop.improve.experiment import time_of
 from tuneloop.improve.experiment_log import DECISION, STOP, ExperimentState, experiments_of
 from tuneloop.improve.experiment_log import START as EXPERIMENT_START
-from tuneloop.improve.feedback import current, mean_value
+from tuneloop.improve.feedback import Talk, by_request, mean_value
 from tuneloop.records.decision import Decision
-from tuneloop.records.feedback import Feedback
 from tuneloop.records.improvement import (
     ExperimentLine,
     FunnelStep,
@@ -96,13 +95,13 @@ def report_of(place: Path | str) -> ImprovementReport:
 
 def _liked(store: Database) -> dict[str, float]:
     """Request -> mean of what people said of it; feedback on a conversation counts for its last request."""
-    last = dict(
-        store.read("SELECT conversation, MAX(id) FROM requests WHERE conversation IS NOT NULL GROUP BY conversation")
-    )
-    said: dict[str, list[Feedback]] = defaultdict(list)
-    for one in current(read_feedback(store, origin=False)):
-        if (request := one.request or last.get(one.conversation or "")) is not None:
-            said[request].append(one)
+    last: dict[Talk, list[str]] = {}
+    for key, name, id_ in store.read(
+        "SELECT COALESCE(key, ''), conversation, MAX(id) FROM requests WHERE conversation IS NOT NULL GROUP BY 1, 2 ORDER BY MIN(id)"
+    ):
+        last[key, name] = [id_]
+        last.setdefault(name, [id_])
+    said = by_request(read_feedback(store, origin=False), last)
     return {request: mean for request, of in said.items() if (mean := mean_value(of)) is not None}
 
 

@@ -14,7 +14,7 @@ from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
 from tuneloop.evaluate.review.items import ITEMS, load_review
 from tuneloop.evaluate.review.votes import read_votes, standing
-from tuneloop.improve.feedback import by_request
+from tuneloop.improve.feedback import by_request, talks_of
 from tuneloop.improve.monitor import answered
 from tuneloop.improve.queue import GROUPS, Queued, groups_of, queue
 from tuneloop.records.feedback import Feedback
@@ -58,15 +58,11 @@ def draw_queue(
     with opened(place) as store:
         where, values = ("model = ?", [model]) if model else ("", [])
         every = list(read_requests(store, since=since, where=where, values=values, shadow=None))
-        talks: dict[str, list[str]] = {}
-        for request in every:
-            if request.conversation and request.shadow is None:
-                talks.setdefault(request.conversation, []).append(request.id)
-        said = by_request(read_feedback(store), talks)
+        own = [request for request in every if request.shadow is None]
+        said = by_request(read_feedback(store), talks_of(own))
         alarms = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
         named = {id_ for event in alarms for one in event.data["detections"] if one["alarm"] for id_ in one["requests"]}
     copies = {request.shadow: answered(request) for request in every if request.shadow and answered(request)}
-    own = [request for request in every if request.shadow is None]
     groups = groups_of(own, said, copies, named)
     chosen = queue(own, groups, rows, seed=seed)
     if not chosen:

@@ -12,7 +12,9 @@ from tuneloop.combine.bandit import FEWEST, Logged, fit_bandit, judged_bandit
 from tuneloop.combine.router import Array, Router, load_router
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.improve.feedback import by_request, mean_value
+from tuneloop.improve.collect import CollectOptions
+from tuneloop.improve.experiment import unit_of
+from tuneloop.improve.feedback import by_request, mean_value, talks_of
 from tuneloop.serve.store import opened, read_feedback, read_requests, store_name
 from tuneloop.workflows.route import PARTS, RouteJob, place_of
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tuneloop.records.request import StoredRequest
 
 FEWEST_TEST = 20
+MOST_OF_A_USER = CollectOptions().per_user
 
 
 def routed_rows(place: str, models: int) -> tuple[list[str], Array, Counter[str]]:
@@ -33,11 +36,8 @@ def routed_rows(place: str, models: int) -> tuple[list[str], Array, Counter[str]
     with opened(place) as store:
         requests = list(read_requests(store, where="shadow IS NULL AND route IS NOT NULL"))
         feedback = list(read_feedback(store, origin=False))
-    talks: dict[str, list[str]] = {}
-    for one in requests:
-        if one.conversation:
-            talks.setdefault(one.conversation, []).append(one.id)
-    said = by_request(feedback, talks)
+    said = by_request(feedback, talks_of(requests))
+    given: Counter[str] = Counter()  # rows of each user
     texts: list[str] = []
     rows: list[tuple[float, float, float]] = []
     left: Counter[str] = Counter()
@@ -49,11 +49,14 @@ def routed_rows(place: str, models: int) -> tuple[list[str], Array, Counter[str]
             "without feedback" if mean is None
             else "no chance is known" if not 0 < chance <= 1
             else "of another router" if len(names) != models or route.get("model") not in names
-            else "" if (text := _first_turn(request)) else "not kept"
+            else "not kept" if not (text := _first_turn(request))
+            else "of users who have given as many as one may" if given[unit_of(request)] >= MOST_OF_A_USER
+            else ""
         )  # fmt: skip
         if why:
             left[why] += 1
             continue
+        given[unit_of(request)] += 1
         texts.append(text)
         rows.append((names.index(route["model"]), chance, mean or 0.0))
     return texts, np.array(rows, dtype=np.float64).reshape(-1, 3), left

@@ -30,7 +30,7 @@ from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.database import Database, DatabaseError, is_database_url, keep_password
 from tuneloop.serve.erase import expire, spent_by_erased
 from tuneloop.serve.gateway import Gateway
-from tuneloop.serve.keys import Keyring, add_key, read_keys
+from tuneloop.serve.keys import Keyring, add_key, read_keys, refuse_budget_without_prices
 from tuneloop.serve.limits import Ledger
 from tuneloop.serve.lines import LogLines
 from tuneloop.serve.pauses import short_pauses
@@ -123,7 +123,7 @@ def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway
     ledger = Ledger(_spent(config.store))
     models = deployment.models()
     gateway = Gateway(
-        deployment.engine, models, config, Keyring(folder, LOOK_AT_KEYS), ledger, store, admission,
+        deployment.engine, models, config, Keyring(folder, LOOK_AT_KEYS, bool(ledger.spent), say), ledger, store, admission,
         candidates=deployment.candidate_models(),
     )  # fmt: skip
     if config.router:
@@ -275,6 +275,10 @@ async def _serve(
 ) -> None:
     import uvicorn
 
+    budgets = [
+        key.name for key in read_keys(config.folder) if key.revoked is None and key.limits.budget_usd is not None
+    ]
+    refuse_budget_without_prices(budgets, config.priced, config.folder)
     experiments = Experiments(config.store, say)
     candidates = experiments.candidates()
     swaps = Swaps(config, experiments, say)
@@ -291,7 +295,7 @@ async def _serve(
         settings = uvicorn.Config(
             make_app(gateway, batches.routes() if batches else ()), log_level="warning", access_log=False, lifespan="off", server_header=False,
             log_config=None if config.log.lines == "json" else uvicorn.config.LOGGING_CONFIG,
-            date_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
+            date_header=False, proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies, timeout_keep_alive=30, timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
         )  # fmt: skip
         server = uvicorn.Server(settings)
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()

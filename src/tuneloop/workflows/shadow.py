@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.improve.experiment import SHADOW, is_invalid
+from tuneloop.improve.experiment import is_invalid
 from tuneloop.improve.experiment_log import ExperimentState, experiments_of
 from tuneloop.improve.feedback import current
 from tuneloop.improve.monitor import answered
-from tuneloop.records.feedback import Feedback
+from tuneloop.records.feedback import SHADOW, Feedback
 from tuneloop.records.request import LEFT, StoredRequest
 from tuneloop.serve.database import Database
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
-from tuneloop.workflows.ab import EVENTS, find
+from tuneloop.workflows.ab import EVENTS, find, votes_of
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.judge import Pair
@@ -75,12 +75,12 @@ def judge_copies(
                 next_step="tuneloop ab start NAME begins one with it, unless --no-shadow is given",
             )  # fmt: skip
         feedback = current(read_feedback(store, since=state.started))
-        known = {one.request for one in feedback if one.kind == SHADOW}
+        known = {one.request for one in votes_of(feedback, design.name)}
         pairs = _pairs(store, state, known)
         right = {
             one.request: str(one.value).strip()
             for one in feedback
-            if one.kind in ("label", "correction") and one.request
+            if one.kind in ("label", "correction") and one.request and one.may_teach()
         }
         said = {copy.id: plain for one, copy in pairs if (plain := _plain_verdict(one, copy, right.get(one.id)))}
         left = [

@@ -14,6 +14,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.text import json_bytes
 from tuneloop.inference.scoring import label_distribution
 from tuneloop.records.completion import Completion
 from tuneloop.records.feedback import feedback_of
@@ -59,8 +60,12 @@ class Call:
         self.headers = dict(self.scope["headers"])
 
     def header(self, name: str) -> str:
-        """A header's value; empty where there is none."""
-        return self.headers.get(name.encode(), b"").decode("latin-1")
+        """A header's value, in UTF-8 or else in Latin-1; empty where there is none."""
+        raw = self.headers.get(name.encode(), b"")
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw.decode("latin-1")
 
     async def body(self, most: int) -> bytes:
         """The whole body.
@@ -146,7 +151,7 @@ class Call:
 
     async def reply(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """Send a JSON value."""
-        await self.reply_bytes(orjson.dumps(value), "application/json", status, headers)
+        await self.reply_bytes(json_bytes(value), "application/json", status, headers)
 
     async def reply_bytes(
         self, data: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None
@@ -161,7 +166,7 @@ class Call:
             data = f"data: {value}\n\n".encode()
         else:
             kind = f"event: {value['type']}\n".encode() if "sequence_number" in value else b""
-            data = kind + b"data: " + orjson.dumps(value) + b"\n\n"
+            data = kind + b"data: " + json_bytes(value) + b"\n\n"
         await self.send({"type": "http.response.body", "body": data, "more_body": True})
 
 
@@ -297,7 +302,7 @@ async def _no_route(request: Any, error: Exception) -> Any:
     what = {404: f"There is no {request.url.path[:200]}", 405: f"{request.method} is not possible here"}
     body = ApiError(status, what.get(status, "The server failed"), code=None if status < 500 else "server").body()
     headers = getattr(error, "headers", None)  # with 405, what is allowed
-    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+    return Response(json_bytes(body), status, headers, media_type="application/json")
 
 
 @dataclass
@@ -542,7 +547,7 @@ def gauges(gateway: Gateway) -> dict[str, float]:
     values: dict[str, float] = {
         "active": len(admission.active), "waiting": admission.waiting, "giving_way": admission.giving_way,
         "store_waiting": gateway.store.waiting,
-        "store_written": counts.written, "store_spilled": counts.spilled, "store_lost": counts.lost,
+        "store_written": counts.written, "store_spilled": counts.spilled, "store_lost": counts.lost, "store_dead": counts.dead,
         "prediction_error": sum(each.error * each.n for each in known) / n,
         "prediction_coverage": sum(each.coverage * each.n for each in known) / n,
         "predictions": sum(each.n for each in known),

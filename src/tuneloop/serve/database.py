@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.text import storable
 
 FILE = "store.db"
 SCHEMES = ("postgresql://", "postgres://")
@@ -127,11 +128,12 @@ def named(columns: Iterable[str]) -> str:
 def _sqlite_errors() -> Iterator[None]:
     try:
         yield
-    except (sqlite3.IntegrityError, sqlite3.DataError) as error:
+    except (sqlite3.IntegrityError, sqlite3.DataError, UnicodeError, OverflowError) as error:
         raise DataRefusedError(str(error)) from error
     except sqlite3.Error as error:
-        kind = DataRefusedError if "JSON" in str(error) else DatabaseError  # as of one that is nested too deeply
-        raise kind(str(error)) from error
+        # as of JSON that is nested too deeply, or a list where a text belongs
+        refused = any(word in str(error) for word in ("JSON", "binding parameter"))
+        raise (DataRefusedError if refused else DatabaseError)(str(error)) from error
 
 
 ROWS = 100  # in a statement that inserts; SQLite takes 32,766 values in one
@@ -420,18 +422,13 @@ def _cut(raw: Any) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-def _text(value: str) -> str:
-    """A text as Postgres takes it: without characters of the number 0."""
-    return value.replace("\0", "\ufffd") if "\0" in value else value
-
-
 # What Postgres and Python call the types of columns.
 _COLUMNS = {"TEXT": "TEXT", "JSON": "TEXT", "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
-_PYTHON: dict[str, Callable[[Any], Any]] = {"TEXT": _text, "JSON": _text, "INTEGER": int, "REAL": float}
+_PYTHON: dict[str, Callable[[Any], Any]] = {"TEXT": storable, "JSON": storable, "INTEGER": int, "REAL": float}
 
 
 def _texts(values: Sequence[Any]) -> list[Any]:
-    return [_text(value) if isinstance(value, str) else value for value in values]
+    return [storable(value) if isinstance(value, str) else value for value in values]
 
 
 def open_postgres(url: str, patience: float) -> PostgresDatabase:
@@ -492,7 +489,7 @@ def _postgres_errors() -> Iterator[None]:
 
     try:
         yield
-    except (psycopg.IntegrityError, psycopg.DataError) as error:
+    except (psycopg.IntegrityError, psycopg.DataError, UnicodeError) as error:
         raise DataRefusedError(_line(error)) from error
     except psycopg.Error as error:
         raise DatabaseError(_line(error)) from error

@@ -21,6 +21,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.text import storable
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import Record, read_record
@@ -336,7 +337,7 @@ def insert_values(connection: Database, records: Iterable[tuple[type[Record], Ma
         for kind, own in groupby(records, itemgetter(0)):
             rows = []
             for _, values in own:
-                row = [_text(values[name]) if name in _JSON else values[name] for name in _COLUMNS[kind]]
+                row = [_held(values[name], type_) for name, type_ in COLUMNS[kind].items()]
                 if kind in _PLACED:
                     place += 1
                     row.append(place)
@@ -353,13 +354,18 @@ def last_place(connection: Database) -> int:
     return int(connection.execute("SELECT last FROM places").fetchone()[0])
 
 
-def _text(value: Any) -> str | None:
+def _held(value: Any, type_: str) -> Any:
+    """A value as a column of a type holds it: no lone surrogates, nor numbers that are none."""
     if value is None:
         return None
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # half a surrogate pair in a text, or a number of more than 64 bits
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode()
+    if type_ == "JSON":
+        try:
+            return orjson.dumps(value).decode()
+        except TypeError:  # half a surrogate pair in a text, or a number of more than 64 bits
+            return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    if type_ == "TEXT":
+        return storable(value) if isinstance(value, str) else value
+    return None if type_ == "REAL" and value - value != 0.0 else value
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -17,10 +17,12 @@ import pytest
 from live_server import StubEngine, live
 
 from places import ROOT
+from tuneloop.core.files import write_json
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve.ahead import FILES
+from tuneloop.serve.keys import add_key
 from tuneloop.serve.store import TABLES, opened, read_feedback, read_requests
 from tuneloop.serve.writer import DEAD, SPILL, StoreWriter
 
@@ -268,3 +270,61 @@ def test_a_batch_line_with_half_a_character_is_refused_alone(tmp_path: Path) -> 
     raw = sqlite3.connect(tmp_path / "store.db")
     assert raw.execute('SELECT "user" FROM requests').fetchall() == [("fine",)]
     assert TABLES[StoredRequest] == "requests"
+
+
+def modes(folder: Path) -> dict[str, str]:
+    """What others may, by the names of files and folders."""
+    places = [folder, *folder.rglob("*")]
+    return {
+        str(each.relative_to(folder)): oct(each.stat().st_mode & 0o777)
+        for each in places
+        if each.stat().st_mode & 0o077
+    }
+
+
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_what_a_server_keeps_is_its_users_alone(tmp_path: Path, umask: int) -> None:
+    folder, before = tmp_path / "serve", os.umask(umask)
+    try:
+        add_key(folder, "anna")
+        assert modes(folder) == {}
+        with live(folder, StubEngine(pause=0.05), keys={"required": False}) as (address, gateway):
+            line = {
+                "custom_id": "a",
+                "url": "/v1/chat/completions",
+                "body": {"messages": [{"role": "user", "content": "Hi"}]},
+            }
+            file = {"file": ("in.jsonl", json.dumps(line))}
+            given = httpx.post(f"{address}/v1/files", files=file, data={"purpose": "batch"}).json()
+            asked = {"input_file_id": given["id"], "endpoint": "/v1/chat/completions"}
+            batch = httpx.post(f"{address}/v1/batches", json=asked).json()
+            assert modes(folder) == {}
+            end = time.monotonic() + 30
+            while batch["status"] != "completed" and time.monotonic() < end:
+                time.sleep(0.05)
+                batch = httpx.get(f"{address}/v1/batches/{batch['id']}").json()
+            write_json(folder / "state.json", {})
+            write_json(folder / "experiments" / "one.json", {})
+            assert modes(folder) == {} and (folder / "store.db-wal").is_file()
+        for each in [folder, *folder.rglob("*")]:  # as an earlier version left them
+            each.chmod(0o777 if each.is_dir() else 0o666)
+        said: list[str] = []
+        for _ in range(2):
+            store = StoreWriter(folder, say=said.append)
+            store.start()
+            assert modes(folder) == {}
+            store.stop()
+        assert len([line for line in said if "yours alone" in line]) == 1
+        (tmp_path / "open").mkdir(0o755)
+        write_json(tmp_path / "open" / "a" / "b.json", {})  # elsewhere the umask decides
+        assert (tmp_path / "open" / "a" / "b.json").stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)
+
+
+def test_folders_of_all_keep_their_rights(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    store = StoreWriter(tmp_path, say=lambda line: None)
+    store.start()
+    store.stop()
+    assert tmp_path.stat().st_mode & 0o7777 == 0o1777 and (tmp_path / "store.db").stat().st_mode & 0o777 == 0o600

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, write_json
+from tuneloop.core.files import make_folder, read_json, write_json
 from tuneloop.inference.engines import can_give_way
 from tuneloop.serve.app import Call, Endpoint
 from tuneloop.serve.batch import (
@@ -145,8 +145,9 @@ class Batches:
             raise ApiError(400, "purpose must be batch", param="purpose")
         id_ = new_id("file-")
         folder = self.folder / "files"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, 0o700)
         path, size = folder / f"{id_}.part", 0
+        path.touch(0o600)
         try:
             with path.open("wb") as out:
                 while part := await given.read(1 << 20):
@@ -243,7 +244,7 @@ class Batches:
         _, path = self._file(call, given if isinstance(given, str) and given else "?")
         id_ = new_id("batch_")
         folder = self.folder / "batches" / id_
-        folder.mkdir(parents=True)
+        make_folder(folder, 0o700)
         (folder / INPUT).hardlink_to(path)  # the file may be deleted meanwhile
         seconds = int(window[1]) * (3600 if window[2] == "h" else DAY)
         state = make_batch(

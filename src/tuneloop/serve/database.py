@@ -209,6 +209,8 @@ def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
     Raises:
         DatabaseError: it is no database, or locked.
     """
+    with contextlib.suppress(OSError):  # that it can't be written is said by what follows
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # its further files get the same rights
     with _sqlite_errors():
         raw = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
     opened = SqliteDatabase(raw)

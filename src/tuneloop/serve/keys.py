@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import lock_folder
+from tuneloop.core.files import lock_folder, make_private
 from tuneloop.core.ids import utc_now
 from tuneloop.records.api_key import ApiKey, KeyFile, Limits
 from tuneloop.records.record import read_record, write_record
@@ -86,6 +86,7 @@ def revoke_key(folder: Path | str, name: str) -> ApiKey:
 
 def _changing(folder: Path | str) -> AbstractContextManager[None]:
     """Hold the keys for a change; a second process waits."""
+    make_private(Path(folder), (FILE,))
     return lock_folder(Path(folder) / ".keys", waiting=lambda holder: None)
 
 

@@ -38,6 +38,8 @@ from tuneloop.serve.database import (
     without_password,
 )
 
+# What a server has in its folder; with a slash: and all that is below.
+OWN = ("store.*", "*.db", "*.db-*", "keys.json", "state.json", ".lock", ".keys/", "batch/", "experiments/", "improve")
 FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
 

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import orjson
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import make_private, user_errors_of_the_disk
 from tuneloop.core.ids import utc_now
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback, right_answer, value_of
@@ -32,7 +33,7 @@ from tuneloop.records.record import Record, of_known_values
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve.ahead import BadLine, WriteAhead, read_spilled
 from tuneloop.serve.database import Database, DatabaseError, DataRefusedError
-from tuneloop.serve.store import TABLES, connect, insert, insert_values, store_folder
+from tuneloop.serve.store import OWN, TABLES, connect, insert, insert_values, store_folder
 
 Content = Literal["full", "redacted", "hash", "none"]
 Redact = Callable[[Any], Any]  # a JSON value without personal data
@@ -130,6 +131,11 @@ class StoreWriter:
         """
         if self.content == "redacted" and self.redact is None:
             raise UserError("Nothing redacts what is logged", where="log.content: redacted")
+        with user_errors_of_the_disk(self.folder):
+            if wide := make_private(self.folder, OWN):
+                self._tell(
+                    f"folder    others could read {self.folder}: now it is yours alone ({wide:,} permissions changed)"
+                )
         self._connection = connect(self.store or self.place, create=True, patience=self.patience)
         self._ahead = WriteAhead(self.folder, TABLES)
         self._recover_killed(*self._ahead.open())

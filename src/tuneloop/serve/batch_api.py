@@ -29,6 +29,7 @@ from tuneloop.serve.batch import (
     make_batch,
     new_id,
 )  # fmt: skip
+from tuneloop.serve.erase_files import expire_files
 from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway
 
@@ -79,7 +80,7 @@ class Batches:
         count = 0
         for folder in sorted((self.folder / "batches").glob("batch_*")):
             with contextlib.suppress(UserError):
-                if read_json(folder / STATE)["status"] not in OVER:
+                if folder.name not in self.running and read_json(folder / STATE)["status"] not in OVER:
                     self._start(folder)
                     count += 1
         return count
@@ -106,6 +107,9 @@ class Batches:
         async def run() -> None:
             try:
                 await batch.run()
+                if not gateway.admission.closed:
+                    full = gateway.config.log.content == "full"
+                    await asyncio.to_thread(expire_files, self.folder.parent, lambda owner: None, full=full)
             except (UserError, OSError) as error:
                 self.say(f"batch     {folder.name} can't be done: {error}")
                 with contextlib.suppress(UserError, OSError):
@@ -241,7 +245,10 @@ class Batches:
         if metadata is not None and not isinstance(metadata, dict):
             raise ApiError(400, "metadata must be an object", param="metadata")
         given = body.get("input_file_id")
-        _, path = self._file(call, given if isinstance(given, str) and given else "?")
+        file, path = self._file(call, given if isinstance(given, str) and given else "?")
+        if file["bytes"] and not path.stat().st_size:
+            what = "Its texts are gone since its batch is over, as log.content says; upload the file again"
+            raise ApiError(400, what, param="input_file_id")
         id_ = new_id("batch_")
         folder = self.folder / "batches" / id_
         make_folder(folder, 0o700)

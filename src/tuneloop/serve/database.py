@@ -13,6 +13,7 @@ import re
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from tuneloop.core.text import storable
 
 FILE = "store.db"
 SCHEMES = ("postgresql://", "postgres://")
+PATIENCE = 10.0  # seconds to wait for readers of what was erased
 CHUNK = 2000  # rows that Postgres sends at a time
 HANGS = 20.0  # seconds beyond the patience after which a statement of a transaction that gets no answer is given up
 # Numbers of Postgres that it calls the same, and text that is compared byte by byte as in SQLite, whatever the locale.
@@ -187,8 +189,18 @@ class SqliteDatabase:
         self.execute(f"PRAGMA user_version = {version}")
 
     def forget(self, *, whole: bool) -> None:
-        """See `Database`. Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied."""
-        self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        """See `Database`. Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied.
+
+        Raises:
+            DatabaseError: for all the time another process reads what was there before.
+        """
+        if whole:
+            self.execute("VACUUM")  # pages that other programs have freed
+        until = time.monotonic() + PATIENCE
+        while self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() > until:
+                raise DatabaseError("database is busy: another process reads what was there before")
+            time.sleep(0.1)
 
     def alone(self, work: str) -> bool:
         """See `Database`."""
@@ -209,8 +221,10 @@ def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
     Raises:
         DatabaseError: it is no database, or locked.
     """
-    with contextlib.suppress(OSError):  # that it can't be written is said by what follows
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # its further files get the same rights
+    # Its further files get the same rights. One that is there must not be opened here: to close it would give up the locks
+    # that other connections of this process hold.
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     with _sqlite_errors():
         raw = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
     opened = SqliteDatabase(raw)

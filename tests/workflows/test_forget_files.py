@@ -310,8 +310,8 @@ def test_old_batches_uploads_and_dead_letters_lose_their_texts(folder: Path) -> 
                 for age in (10, 1e6) for key in ("", "long"))
     )  # fmt: skip
     done, busy = (folder / "batch" / "batches" / f"batch_{name * 32}" for name in "ab")
-    assert expire_files(folder, lambda owner: None, full=True) == 0
-    assert expire_files(folder, lambda owner: None if owner == "long" else now - 1000, full=True) == 4
+    assert expire_files(folder, lambda owner: None, "full") == 0
+    assert expire_files(folder, lambda owner: None if owner == "long" else now - 1000, "full") == 4
     assert sorted(each.name for each in done.iterdir()) == ["batch.json"]
     assert "zoë" not in json.loads((done / "batch.json").read_text()).__repr__()
     assert (busy / "input.jsonl").exists() and (busy / "journal.jsonl").exists()  # it is not over

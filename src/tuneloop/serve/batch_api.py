@@ -108,8 +108,8 @@ class Batches:
             try:
                 await batch.run()
                 if not gateway.admission.closed:
-                    full = gateway.config.log.content == "full"
-                    await asyncio.to_thread(expire_files, self.folder.parent, lambda owner: None, full=full)
+                    content = gateway.config.log.content
+                    await asyncio.to_thread(expire_files, self.folder.parent, lambda owner: None, content)
             except (UserError, OSError) as error:
                 self.say(f"batch     {folder.name} can't be done: {error}")
                 with contextlib.suppress(UserError, OSError):

@@ -73,14 +73,16 @@ class Whose:
             return False
         for name, each in value.items():
             if isinstance(each, dict | list):
-                named = name == "metadata" and isinstance(each, dict) and self.column in ("user", "conversation")
-                if (named and self.value in each.values()) or self._names(each):
+                named = name == "metadata" and self.column in ("user", "conversation")
+                if (named and isinstance(each, dict) and self.value in each.values()) or self._names(each):
                     return True
-            elif isinstance(each, str) and (
-                (each == self.value and name in _FIELDS.get(self.column, ()))
-                or (name in _IDS and each in self.requests)
-                or (name in _FIELDS["conversation"] and each in self.talks)
-                or (name == "custom_id" and self.column in ("user", "conversation") and self.stands_in(each))
+            elif (isinstance(each, str | int) and str(each) == self.value and name in _FIELDS.get(self.column, ())) or (
+                isinstance(each, str)
+                and (
+                    (name in _IDS and each in self.requests)
+                    or (name in _FIELDS["conversation"] and each in self.talks)
+                    or (name == "custom_id" and self.column in ("user", "conversation") and self.stands_in(each))
+                )
             ):
                 return True
         return False
@@ -91,9 +93,9 @@ class Whose:
             return False
         try:
             value = json.loads(raw)
+            return self.has(value) if isinstance(value, dict | list) else self.stands_in(str(value))
         except (ValueError, RecursionError):
             return self.stands_in(raw.decode("utf-8", "replace"))
-        return self.has(value) if isinstance(value, dict | list) else self.stands_in(str(value))
 
     def stands_in(self, text: str) -> bool:
         """Whether a text that is no JSON names them: by the whole word, where a column is meant."""
@@ -303,7 +305,7 @@ def copies_of_the_store(folder: Path) -> list[Path]:
 # --- what is old -------------------------------------------------------------------------------------
 
 
-def expire_files(folder: Path, before: Callable[[str], float | None], *, full: bool) -> int:
+def expire_files(folder: Path, before: Callable[[str], float | None], content: str) -> int:
     """Take the texts from batches, uploads and dead letters that are older than they may be; figures stay.
 
     Where texts are not kept as they are, a batch that is over loses its input and its journal at once, and so does an
@@ -312,12 +314,12 @@ def expire_files(folder: Path, before: Callable[[str], float | None], *, full: b
     Args:
         folder: of the server.
         before: seconds since 1970, by the name of a key: what is older goes; None: nothing does.
-        full: texts are kept as they are (`log.content=full`).
+        content: what is kept of texts, as `log.content` says it.
 
     Returns:
         How many batches, uploads and letters that were.
     """
-    count, done = 0, set()
+    count, done, full = 0, set(), content == "full"
     for state_file in sorted((folder / "batch" / "batches").glob(f"*/{STATE}")):
         with contextlib.suppress(UserError, OSError, KeyError, TypeError):
             state, batch = read_json(state_file), state_file.parent

@@ -27,6 +27,7 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import Record, read_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.server import ServerState
+from tuneloop.serve.chain import last_link, link
 from tuneloop.serve.database import (
     FILE,
     Database,
@@ -153,6 +154,14 @@ MIGRATIONS = (
     ALTER TABLE feedback ADD COLUMN source TEXT;
     ALTER TABLE feedback ADD COLUMN weight REAL;
     """),
+    # Decisions as a chain, see `serve/chain.py`; and a name that this store alone has.
+    Migration("""
+    ALTER TABLE decisions ADD COLUMN number INTEGER;
+    ALTER TABLE decisions ADD COLUMN chain TEXT;
+    CREATE UNIQUE INDEX decisions_by_number ON decisions (number) WHERE number IS NOT NULL;
+    ALTER TABLE places ADD COLUMN store TEXT;
+    """, sqlite="UPDATE places SET store = lower(hex(randomblob(16)));",
+    postgres="UPDATE places SET store = md5(random()::text || clock_timestamp()::text);"),
 )  # fmt: skip
 TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _TEXTS = ("prompt", "tools", "completion")
@@ -345,10 +354,28 @@ def insert_values(connection: Database, records: Iterable[tuple[type[Record], Ma
                     row.append(place)
                 rows.append(row)
             placed = {"place": "INTEGER"} if kind in _PLACED else {}
-            new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows)
+            if kind is Decision:
+                rows, placed = _chained(connection, rows), {"number": "INTEGER", "chain": "TEXT"}
+            new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows) if rows else 0
         if place != before:
             connection.execute("UPDATE places SET last = ?", [place])
     return new
+
+
+def _chained(connection: Database, rows: Sequence[list[Any]]) -> list[list[Any]]:
+    """Rows of decisions that are new, with their numbers and hashes. Nobody else writes meanwhile."""
+    number, chain = last_link(connection)
+    fresh: list[list[Any]] = []
+    ids, keys = set(), set()
+    for row in rows:
+        id_, key = row[0], row[-1]
+        there = connection.execute("SELECT 1 FROM decisions WHERE id = ? OR key = ?", [id_, key]).fetchone()
+        if there is None and id_ not in ids and (key is None or key not in keys):
+            ids.add(id_)
+            keys.add(key)
+            number, chain = number + 1, link(chain, row)
+            fresh.append([*row, number, chain])
+    return fresh
 
 
 def last_place(connection: Database) -> int:

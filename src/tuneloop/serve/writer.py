@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -256,7 +257,7 @@ class StoreWriter:
             taken, full = self._take(settling is not None)
             for i in range(0, len(taken), MOST):
                 some = taken[i : i + MOST]
-                retry = self._guarded(lambda some=some, spill=now < retry: self._write(some, spill), some) or retry
+                retry = self._guarded(partial(self._write, some, now < retry), some) or retry
             if full is not None and self._ahead is not None:
                 self._ahead.clear(full)
             if settling is not None and not self._spilled:
@@ -333,6 +334,12 @@ class StoreWriter:
             return
         self.counts.dead += 1
         self._tell(f"a record can't be stored and was put into {self.folder / DEAD}: {letter['why']}")
+
+    def _bury_all(self, refused: Sequence[tuple[Record, Exception]], bad: Sequence[BadLine]) -> None:
+        for record, error in refused:
+            self._bury(record, error)
+        for line, why in bad:
+            self._bury(line, why)
 
     def _append(self, name: str, data: bytes) -> None:
         with self.appending:
@@ -467,8 +474,7 @@ class StoreWriter:
             refused = []  # they are spilled with the others
             if self._spill([_Waiting(each, kept=True) for each in left], str(error)):
                 return
-        for what, why in [*refused, *bad]:
-            self._bury(what, why)
+        self._bury_all(refused, bad)
         self._ahead.clear(0)
         self._ahead.clear(1)
 
@@ -481,8 +487,7 @@ class StoreWriter:
             self._spill_file.unlink()
         except (DatabaseError, OSError):
             return
-        for what, why in [*refused, *bad]:
-            self._bury(what, why)
+        self._bury_all(refused, bad)
         came = len(records) - len(refused)
         self.counts.written += came
         self._tell(f"the store can be written again: {came:,} records came from the spill file")

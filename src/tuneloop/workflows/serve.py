@@ -35,8 +35,9 @@ from tuneloop.serve.keys import Keyring, add_key, read_keys
 from tuneloop.serve.limits import Ledger
 from tuneloop.serve.lines import LogLines
 from tuneloop.serve.pauses import short_pauses
-from tuneloop.serve.store import opened
+from tuneloop.serve.store import is_store, opened
 from tuneloop.serve.writer import StoreWriter
+from tuneloop.workflows.ab import decision_log
 from tuneloop.workflows.forget_requests import finish_forgetting, refuse_spilled
 from tuneloop.workflows.registry import registered_name
 from tuneloop.workflows.serve_experiments import Experiments
@@ -160,7 +161,7 @@ async def _expire(config: ServeConfig, say: Say) -> None:
     def work() -> int:
         keys, now = read_keys(config.folder), time.time()
         before = _before(config.log.keep_days, keys, now)
-        expire_files(Path(config.folder), before, full=config.log.content == "full")
+        expire_files(Path(config.folder), before, config.log.content)
         with opened(config.store) as store:
             return expire_all(store, config.log.keep_days, keys, now)
 
@@ -328,6 +329,8 @@ async def _serve(
     experiments = Experiments(config.store, say)
     candidates = experiments.candidates()
     swaps = Swaps(config, experiments, say)
+    if fault := decision_log(config.store).fault if is_store(config.store) else "":
+        say(f"WARNING   the log of decisions was changed: {fault}; `tuneloop ab replay` says what to do")
     swaps.current = swaps.wanted()
     named, config = config, pinned(config)
     deployment = deployment_of(config, candidates, say)

@@ -317,3 +317,63 @@ def test_old_batches_uploads_and_dead_letters_lose_their_texts(folder: Path) -> 
     assert (busy / "input.jsonl").exists() and (busy / "journal.jsonl").exists()  # it is not over
     assert not list((folder / "batch" / "files").glob("file-*.json*"))
     assert len((folder / "store.dead.jsonl").read_text().splitlines()) == 3
+
+
+def test_names_that_are_words_of_the_format_or_short_cost_nobody_else(folder: Path) -> None:
+    """The user `in_progress`, the user `u1` and the key `k` are erased; batches go on and stay their owners'."""
+    batch = folder / "batch" / "batches" / f"batch_{'b' * 32}"
+    state = json.loads((batch / "batch.json").read_text())
+    (batch / "batch.json").write_text(json.dumps({**state, "owner": "k", "metadata": {"for": "u1"}}))
+    other = line(0, "u1", "mine") + "\n" + line(1, "in_progress", "mine") + "\n" + line(2, "u2", "u1 is not me")
+    (folder / "batch" / "files" / "file-other.jsonl").write_text(other)
+    for user, number in (("u1", 0), ("in_progress", 1)):
+        assert main(["forget", str(folder), "--user", user, "--yes", "-q"]) == 0
+        lines = (folder / "batch" / "files" / "file-other.jsonl").read_text().split("\n")
+        assert [i for i, each in enumerate(lines) if not each.strip()] == list(range(number + 1))
+    state = json.loads((batch / "batch.json").read_text())
+    assert (state["status"], state["owner"], state["metadata"]) == ("in_progress", "k", {"for": "erased"})
+    assert len((batch / "journal.jsonl").read_text().splitlines()) == 4
+    assert main(["forget", str(folder), "--match", "key=k", "--yes", "-q"]) == 0
+    assert not (batch / "journal.jsonl").read_text() and not (batch / "input.jsonl").read_text().strip()
+
+
+def test_a_store_in_postgres_and_the_folder_of_its_server_are_erased(
+    folder: Path, postgres: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.url()
+    (folder / "state.json").write_text(json.dumps({"version": 1, "config": {"log": {"store": url}}}))
+    for path in folder.glob("store.db*"):
+        path.unlink()
+    with opened(url, create=True) as store:
+        insert(store, rows())
+    assert main(["forget", str(folder), "--user", USER, "--yes", "-q"]) == 0
+    left(folder)
+
+
+def test_what_was_made_of_requests_is_named_with_a_command_and_in_the_folder_it_is_erased(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened(folder) as store:
+        insert(store, rows(30))
+        asked = list(read_requests(store))
+        insert(
+            store, [Feedback(id=uuid7(), request=each.id, kind="thumbs", value=True, time=utc_now()) for each in asked]
+        )
+        (theirs, *_) = read_requests(store, where='"user" = ?', values=[USER])
+    inside = folder / "improve" / "2"
+    assert (
+        main(
+            ["collect", str(folder), "-o", str(inside / "collected"), "--per-user", "500", "--heldout-share", "0", "-q"]
+        )
+        == 0
+    )
+    sft = str(inside / "collected" / "sft.jsonl")
+    main(["prepare", sft, "-o", str(inside / "set"), "-q", "duplicates.near=false", "duplicates.exact=false"])
+    table = folder.parent / "an export.csv"
+    table.write_text(f"request,text\n{theirs.id},{TEXT}\n")
+    capsys.readouterr()
+    assert any("set" in name for name in holding(folder))
+    assert main(["forget", str(folder), "--user", USER, "--yes", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert ("file", "rm 'an export.csv'") in {(each["kind"], each["advice"]) for each in told["descendants"]}
+    assert holding(folder) == []

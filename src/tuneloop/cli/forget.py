@@ -233,7 +233,7 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
     facts = {"requests": len(found.requests), "feedback": len(found.feedback), "lines": found.lines}
     folder = store_folder(place)
     made = made_of_requests([more.root, folder], found.requests, match)
-    own = [one for one in made if Path(one.path).is_relative_to(folder)]
+    own = [one for one in made if Path(one.path).resolve().is_relative_to(folder.resolve())]
     made = [one for one in made if one not in own or one.kind in ("data set", "run", "artifact")]
     again = rebuild(made if more.rebuild else own, match, more.root) if done is not None else {}
     if output.json:

@@ -107,9 +107,6 @@ class Batches:
         async def run() -> None:
             try:
                 await batch.run()
-                if not gateway.admission.closed:
-                    content = gateway.config.log.content
-                    await asyncio.to_thread(expire_files, self.folder.parent, lambda owner: None, content)
             except (UserError, OSError) as error:
                 self.say(f"batch     {folder.name} can't be done: {error}")
                 with contextlib.suppress(UserError, OSError):
@@ -117,6 +114,10 @@ class Batches:
                     batch.change(status="failed", errors={"object": "list", "data": [{"message": message}]})
             finally:
                 self.running.pop(folder.name, None)
+            with contextlib.suppress(UserError, OSError):  # the texts that it needs no more
+                await asyncio.to_thread(
+                    expire_files, self.folder.parent, lambda owner: None, gateway.config.log.content
+                )
 
         self.running[folder.name] = batch, asyncio.ensure_future(run())
 

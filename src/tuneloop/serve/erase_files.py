@@ -31,7 +31,8 @@ from tuneloop.serve.writer import DEAD, SPILL
 
 PENDING = "forget-*.json"  # erasures that have begun
 SQLITE = b"SQLite format 3\0"
-OLD = 3600.0  # seconds after which a half-written file is nobody's any more
+OLD = 10.0  # seconds without a change after which a half-written file is nobody's any more
+_PERSONAL = ("metadata", "filename", "errors")  # what a batch's or an upload's state holds of its sender
 SHORTEST = 3  # characters of a name that is looked for in lines that are no JSON, and in the names of files
 _FIELDS = {
     "user": ("user", "user_id", "end_user", "safety_identifier"),
@@ -100,6 +101,8 @@ class Whose:
     def stands_in(self, text: str) -> bool:
         """Whether a text that is no JSON names them: by the whole word, where a column is meant."""
         text = _unescaped(text)
+        if self.value and text == self.value:
+            return True
         if self.texts:
             return any(len(each) >= SHORTEST and each in folded(text) for each in self.texts)
         names = [self.value, *self.requests, *self.talks] if len(self.requests) < 1000 else [self.value]
@@ -199,20 +202,28 @@ def _files(folder: Path) -> Iterator[Path]:
 def _erase_batch(batch: Path, uploads: Path, whose: Whose, act: bool) -> int:
     """A batch's rows: those of the input, and what became of them."""
     mine: set[int] = set()
+    state = _state(batch / STATE)
+    whole = whose.column == "key" and state.get("owner") == whose.value
     for name in (INPUT, JOURNAL, OUTPUT, ERRORS):
         for number, raw in _lines(batch / name):
-            if whose.has_line(raw):
+            if (whole and raw.strip()) or whose.has_line(raw):
                 mine.add(number if name == INPUT else _number(raw) or 0)
     if not act or not mine:
         return len(mine)
     for name in (JOURNAL, OUTPUT, ERRORS):
         _take_out(batch / name, lambda _, raw: _number(raw) in mine or whose.has_line(raw))
-    given = None
-    with contextlib.suppress(UserError, AttributeError):
-        given = read_json(batch / STATE).get("input_file_id")
+    given = state.get("input_file_id")
     for path in [batch / INPUT, *([uploads / f"{given}.jsonl"] if isinstance(given, str) else [])]:
         _overwrite(path, lambda number, _: number in mine)
     return len(mine)
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What a batch or an upload says of itself; nothing where its file is damaged."""
+    with contextlib.suppress(UserError):
+        value = read_json(path)
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def _number(raw: bytes) -> int | None:
@@ -226,9 +237,11 @@ def _number(raw: bytes) -> int | None:
 
 def _erase_file(path: Path, whose: Whose, act: bool, alone: bool) -> int:
     if path.name.endswith((".tmp", ".part")):
-        stale = alone or time.time() - path.stat().st_mtime > OLD
-        if not stale or not any(whose.has_line(raw) for _, raw in _lines(path)):
+        if not any(whose.has_line(raw) for _, raw in _lines(path)):
             return 0
+        if act and not alone:  # it may be an upload under way
+            while (left := OLD - (time.time() - path.stat().st_mtime)) > 0:
+                time.sleep(min(left, OLD))
         if act:
             path.unlink()
         return 1
@@ -237,7 +250,10 @@ def _erase_file(path: Path, whose: Whose, act: bool, alone: bool) -> int:
             value = read_json(path)
         except UserError:
             return _take_out(path, lambda _, raw: whose.has_line(raw), act)
-        new = whose.cleaned(value)
+        if "batch" in path.parts and isinstance(value, dict):
+            new = {**value, **{name: whose.cleaned(value[name]) for name in _PERSONAL if name in value}}
+        else:
+            new = whose.cleaned(value)
         if new == value:
             return 0
         if act:
@@ -248,7 +264,8 @@ def _erase_file(path: Path, whose: Whose, act: bool, alone: bool) -> int:
     if path.suffix != ".gz" and b"\0" in head:  # weights, a database
         return 0
     if path.parent.name == "files" and path.parent.parent.name == "batch":
-        return _overwrite(path, lambda _, raw: whose.has_line(raw), act)
+        whole = whose.column == "key" and _state(path.with_suffix(".json")).get("owner") == whose.value
+        return _overwrite(path, lambda _, raw: whole or whose.has_line(raw), act)
     return _take_out(path, lambda _, raw: whose.has_line(raw), act)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from tuneloop.core.errors import UserError
@@ -43,7 +44,10 @@ from tuneloop.workflows.registry import open_registry
 
 DEEPEST = 8  # folders below the root
 PATIENCE = 120.0  # seconds to wait for a server that erases
-_NAMED = re.compile(rb'"(?:request|request_id|row)"\s*:\s*"([^"\\]+)"')  # a row says which request it comes from
+# A row says which request it comes from; in a table it is a cell.
+_NAMED = re.compile(
+    rb'"(?:request|request_id|row)"\s*:\s*"([^"\\]+)"|\b([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b'
+)
 
 
 def forget_requests(
@@ -230,7 +234,7 @@ def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], mat
     runs, artifacts = [], []
     for folder, names in _folders(roots) if wanted else ():
         for name in names:
-            if name.endswith(".jsonl") and (rows := _rows_of(folder / name, wanted)):
+            if name.endswith((".jsonl", ".json", ".csv", ".tsv")) and (rows := _rows_of(folder / name, wanted)):
                 counts[folder][name] = rows
         runs += [folder] if "run.json" in names else []
         artifacts += [folder] if ARTIFACT in names else []
@@ -242,21 +246,26 @@ def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], mat
             name = str(_value(folder / MANIFEST, "id"))
             taught |= {name} if files.get("train.jsonl") or files.get("val.jsonl") else set()
             where = match.replace("id=", "request=", 1) if match.startswith("id=") else match
-            advice = f"tuneloop forget {folder} --match '{where}'"
+            advice = f"tuneloop forget {quote(str(folder))} --match {quote(where)}"
             found.append(Descendant("data set", str(folder), name, rows, f"holds {rows:,} of them", advice))
             continue
         review, collected = (folder / Review.file).is_file(), (folder / CollectedManifest.file).is_file()
         kind = "review queue" if review else "collected rows" if collected else "file"
-        advice = "delete it; `tuneloop collect` writes it again without them" if collected else "delete it"
+        more = "; `tuneloop collect` writes it again without them" if collected else ""
         places = {str(folder): rows} if review or collected else {str(folder / name): n for name, n in files.items()}
-        found += [Descendant(kind, place, "", n, f"holds {n:,} of them", advice) for place, n in places.items()]
+        found += [
+            Descendant(
+                kind, place, "", n, f"holds {n:,} of them", f"rm {'-r ' * (review or collected)}{quote(place)}{more}"
+            )
+            for place, n in places.items()
+        ]
     trained = {
         str(_value(folder / "run.json", "id")): folder
         for folder in runs
         if _value(folder / "run.json", "dataset") in taught
     }
     for name, folder in trained.items():
-        advice = "train again when the data set has forgotten them, or delete it: weights can remember rows"
+        advice = f"train again when the data set has forgotten them: weights can remember rows; then rm -r {quote(str(folder))}"
         found.append(Descendant("run", str(folder), name, None, "trained on them", advice))
     for folder in artifacts:
         run = _value(folder / ARTIFACT, "run")
@@ -351,7 +360,7 @@ def _folders_of(root: Path) -> Iterator[tuple[Path, list[str]]]:
 def _rows_of(path: Path, wanted: Collection[bytes]) -> int:
     """Lines of a file that name one of the requests."""
     with contextlib.suppress(OSError), path.open("rb") as lines:
-        return sum(any(name in wanted for name in _NAMED.findall(line)) for line in lines)
+        return sum(any(name in wanted for pair in _NAMED.findall(line) for name in pair) for line in lines)
     return 0
 
 

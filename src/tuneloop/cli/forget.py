@@ -229,7 +229,8 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
             f"Erase {len(found.requests):,} requests, {len(found.feedback):,} feedback and {found.lines:,} lines of files?",
             err=True,
         ):
-            found, done = forget_requests(place, match, dry_run=False)
+            with screen(output.quiet, "erasing") as shown:
+                found, done = forget_requests(place, match, dry_run=False, say=shown.say)
     facts = {"requests": len(found.requests), "feedback": len(found.feedback), "lines": found.lines}
     folder = store_folder(place)
     made = made_of_requests([more.root, folder], found.requests, match)

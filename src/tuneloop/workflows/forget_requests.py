@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +51,12 @@ _NAMED = re.compile(
 
 
 def forget_requests(
-    place: Path | str, match: str, *, dry_run: bool, patience: float = PATIENCE
+    place: Path | str,
+    match: str,
+    *,
+    dry_run: bool,
+    patience: float = PATIENCE,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Matched, Erased | None]:
     """Erase what a match names, from the store and from all files of its server's folder.
 
@@ -60,6 +65,7 @@ def forget_requests(
         match: see `serve.erase.find`.
         dry_run: only look.
         patience: seconds to wait for a server that works in the folder, which then does it.
+        say: gets a line when it is waited for.
 
     Raises:
         UserError: no store, a bad match, or records can't get into the store, so that they are not found there.
@@ -80,7 +86,7 @@ def forget_requests(
             return found, erase(store, match, found, receipt) if found.anything else None
     if found.anything:
         write_json(folder / PENDING.replace("*", uuid7()), {"version": 1, "match": match, "receipt": receipt})
-    until = time.monotonic() + patience
+    until, told = time.monotonic() + patience, False
     while any(folder.glob(PENDING)):
         with _if_nobody_works(folder) as alone:
             if alone:
@@ -92,6 +98,9 @@ def forget_requests(
                     "The server has not erased it yet", where=str(folder),
                     next_step="it does so as soon as it can, also when it starts again; --dry-run shows what is left",
                 )  # fmt: skip
+            if not told:
+                say(f"waiting for the server that works in {folder}: it erases them")
+            told = True
             time.sleep(0.1)
     with opened(place) as store:
         stone = proved(store, match, receipt)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import orjson
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.files import make_private, user_errors_of_the_disk
 from tuneloop.core.text import storable
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
@@ -40,7 +40,19 @@ from tuneloop.serve.database import (
 )
 
 # What a server has in its folder; with a slash: and all that is below.
-OWN = ("store.*", "*.db", "*.db-*", "keys.json", "state.json", ".lock", ".keys/", "batch/", "experiments/", "improve")
+OWN = (
+    "store.*",
+    "*.log*",
+    "*.db",
+    "*.db-*",
+    "keys.json",
+    "state.json",
+    ".lock",
+    ".keys/",
+    "batch/",
+    "experiments/",
+    "improve",
+)
 FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
 
@@ -241,7 +253,8 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
         raise UserError("There is no store here", where=name, next_step="name the folder of `tuneloop serve`")
     if not url:
         with user_errors_of_the_disk(store_file(place)):
-            store_file(place).parent.mkdir(parents=True, exist_ok=True)
+            if not store_file(place).parent.is_dir():
+                make_private(store_file(place).parent, ())
     try:
         connection = open_postgres(url, patience) if url else open_sqlite(store_file(place), patience)
     except DatabaseError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, lock_folder, read_yaml
+from tuneloop.core.files import build_config, lock_folder, make_private, read_yaml
 from tuneloop.core.ids import utc, utc_now
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
@@ -294,10 +294,13 @@ def check_served(config: ServeConfig, say: Say) -> list[Sameness]:
 def _alone_in(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
+            new = not folder.is_dir()
             held.enter_context(lock_folder(folder))
         except UserError as error:
             step = "that server answers already; stop it, or name another folder: folder=NAME"
             raise UserError(error.what, where=error.where, next_step=step) from None
+        if new:
+            make_private(folder, (".lock",))
         yield
 
 
@@ -330,7 +333,7 @@ async def _serve(
     candidates = experiments.candidates()
     swaps = Swaps(config, experiments, say)
     if fault := decision_log(config.store).fault if is_store(config.store) else "":
-        say(f"WARNING   the log of decisions was changed: {fault}; `tuneloop ab replay` says what to do")
+        say(f"WARNING   the log of decisions was changed: {fault} (tuneloop ab replay)")
     swaps.current = swaps.wanted()
     named, config = config, pinned(config)
     deployment = deployment_of(config, candidates, say)

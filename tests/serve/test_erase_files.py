@@ -28,6 +28,7 @@ from tuneloop.records.request import StoredRequest
 from tuneloop.serve.erase import find
 from tuneloop.serve.erase_files import expire_files
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests
+from tuneloop.workflows.serve import redactor_of
 
 USER, TEXT = "zoë-4711", 'my "parcel" to Zoë Brünnhilde, 漢字 zqxvplanted'
 CHAT = "/v1/chat/completions"
@@ -340,12 +341,43 @@ def test_a_store_in_postgres_and_the_folder_of_its_server_are_erased(
 ) -> None:
     url = postgres.url()
     (folder / "state.json").write_text(json.dumps({"version": 1, "config": {"log": {"store": url}}}))
-    for path in folder.glob("store.db*"):
-        path.unlink()
+    assert any(name.startswith("store.db") for name in holding(folder))  # the store of before
     with opened(url, create=True) as store:
         insert(store, rows())
     assert main(["forget", str(folder), "--user", USER, "--yes", "-q"]) == 0
     left(folder)
+
+
+def test_a_text_is_found_by_what_the_log_holds_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNELOOP_SECRET", "a secret of at least some length, for tests")
+    kept = redactor_of("pseudonyms")("Write to zoe.b@example.org or ben@example.org")
+    with opened(tmp_path, create=True) as store:
+        insert(
+            store, [StoredRequest(id=uuid7(), time=utc_now(), model="m", prompt=[{"role": "user", "content": kept}])]
+        )
+    (tmp_path / "state.json").write_text(json.dumps({"version": 1, "config": {"log": {"content": "pseudonyms"}}}))
+    stand_in = kept.split()[2]
+    assert "zoe.b" not in kept and stand_in.encode() in (tmp_path / "store.db").read_bytes()
+    assert main(["forget", str(tmp_path), "--match", "zoe.b@example.org", "--yes", "-q"]) == 0
+    assert stand_in.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+
+
+def test_settings_that_hold_the_name_of_a_user_by_chance_stay(folder: Path) -> None:
+    run = folder / "improve" / "1" / "run"
+    (folder / "experiments").mkdir()
+    run.mkdir()
+    held = {
+        folder / "experiments" / "one.json": {"model": "support"},
+        run / "run.json": {"model": "support", "rows": [{"user": "support"}, 1]},
+    }
+    for path, value in held.items():
+        path.write_text(json.dumps(value))
+    (run / "recipe.yaml").write_text("model: support\n")
+    with opened(folder) as store:
+        insert(store, [StoredRequest(id=uuid7(), time=utc_now(), model="m", user="support", prompt=[])])
+    assert main(["forget", str(folder), "--user", "support", "--yes", "-q"]) == 0
+    assert (run / "recipe.yaml").read_text() == "model: support\n"
+    assert [json.loads(path.read_text()) for path in held] == [{"model": "support"}, {"model": "support", "rows": [1]}]
 
 
 def test_what_was_made_of_requests_is_named_with_a_command_and_in_the_folder_it_is_erased(

@@ -111,14 +111,23 @@ class Whose:
             for name in names
         )
 
-    def cleaned(self, value: Any) -> Any:
-        """A JSON value without what is theirs: items of lists go, other texts become `erased`."""
+    def cleaned(self, value: Any, everywhere: bool = True, name: str = "") -> Any:
+        """A JSON value without what is theirs: items of lists go, other texts become `erased`.
+
+        Args:
+            everywhere: also where a field of another name holds the value, as one of settings may by chance.
+            name: of the field that holds it.
+        """
         if isinstance(value, dict):
-            return {key: self.cleaned(each) for key, each in value.items()}
+            parts = {key: self.cleaned(each, everywhere, key) for key, each in value.items()}
+            return {self.cleaned(key, everywhere): each for key, each in parts.items()}
         if isinstance(value, list):
-            return [self.cleaned(each) for each in value if not (isinstance(each, dict | list) and self.has(each))]
-        mine = isinstance(value, str) and (value in self.requests or value in self.talks or self.stands_in(value))
-        return "erased" if mine else value
+            left = [each for each in value if not (isinstance(each, dict | list) and self.has(each))]
+            return [self.cleaned(each, everywhere, name) for each in left]
+        if not isinstance(value, str):
+            return value
+        meant = everywhere or bool(self.texts) or name in _FIELDS.get(self.column, ())
+        return "erased" if value in self.requests | self.talks or (meant and self.stands_in(value)) else value
 
 
 def folded(text: str) -> str:
@@ -173,7 +182,7 @@ def erase_lines(folder: Path, whose: Whose, *, act: bool, alone: bool = True) ->
             count += _erase_batch(batch, folder / "batch" / "files", whose, act)
     for path in _files(folder):
         with contextlib.suppress(FileNotFoundError):
-            count += _erase_file(path, whose, act, alone)
+            count += _erase_file(path, path.relative_to(folder).parts[0], whose, act, alone)
     if act:  # of a line that was cut nobody can say whose it is
         _take_out(folder / DEAD, lambda _, raw: b'"line":' in raw)
     for path in sorted(folder.rglob("*"), reverse=True):  # what stands in a folder comes before it
@@ -235,7 +244,16 @@ def _number(raw: bytes) -> int | None:
         return None
 
 
-def _erase_file(path: Path, whose: Whose, act: bool, alone: bool) -> int:
+def _erase_file(path: Path, part: str, whose: Whose, act: bool, alone: bool) -> int:
+    """A file.
+
+    Args:
+        part: of the server's folder in which it is.
+    """
+    if part == "experiments":  # registrations, which name nobody
+        return 0
+    if part == "improve" and not whose.texts and path.suffix not in (".jsonl", ".json", ".gz", ".tmp"):
+        return 0  # recipes and pages, in which a user's name is a word like any other
     if path.name.endswith((".tmp", ".part")):
         if not any(whose.has_line(raw) for _, raw in _lines(path)):
             return 0
@@ -250,10 +268,10 @@ def _erase_file(path: Path, whose: Whose, act: bool, alone: bool) -> int:
             value = read_json(path)
         except UserError:
             return _take_out(path, lambda _, raw: whose.has_line(raw), act)
-        if "batch" in path.parts and isinstance(value, dict):
+        if part == "batch" and isinstance(value, dict):
             new = {**value, **{name: whose.cleaned(value[name]) for name in _PERSONAL if name in value}}
         else:
-            new = whose.cleaned(value)
+            new = whose.cleaned(value, part != "improve")
         if new == value:
             return 0
         if act:
@@ -308,11 +326,15 @@ def _overwrite(path: Path, mine: Mine, act: bool = True) -> int:
     return len(places)
 
 
-def copies_of_the_store(folder: Path) -> list[Path]:
-    """Other SQLite files in a server's folder, as a copy that somebody made."""
+def copies_of_the_store(folder: Path, store: Path | None) -> list[Path]:
+    """Other SQLite files in a server's folder, as a copy that somebody made.
+
+    Args:
+        store: the file of the store itself, which must not be opened here; None: it is no file.
+    """
     found = []
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / FILE:
+        if path.is_file() and not (store and store.exists() and path.samefile(store)):
             with contextlib.suppress(OSError), path.open("rb") as file:
                 if file.read(len(SQLITE)) == SQLITE:
                     found.append(path)

@@ -35,9 +35,9 @@ from tuneloop.records.server import ServerState
 from tuneloop.release.registry import read_models
 from tuneloop.report.data_html import write_data_report
 from tuneloop.serve.database import Database, DatabaseError, open_sqlite
-from tuneloop.serve.erase import Erased, Matched, delete, erase, find, proved, whose_lines
+from tuneloop.serve.erase import COLUMNS, Erased, Matched, delete, erase, find, proved, whose_lines
 from tuneloop.serve.erase_files import PENDING, Whose, copies_of_the_store, erase_lines
-from tuneloop.serve.store import opened, store_folder, store_name
+from tuneloop.serve.store import opened, store_file, store_folder, store_name, store_url
 from tuneloop.serve.writer import SPILL, StoreWriter
 from tuneloop.workflows.prepare import measure_of
 from tuneloop.workflows.registry import open_registry
@@ -77,7 +77,7 @@ def forget_requests(
             if own and alone:
                 _store_what_waits(folder, str(place))
         with opened(place) as store:
-            found = _found(store, match, folder if own else None)
+            found = _found(store, match, folder if own else None, place)
         return found, None
     receipt = secrets.token_urlsafe(16)
     found, _ = forget_requests(place, match, dry_run=True)
@@ -128,7 +128,7 @@ def finish_forgetting(
         value = read_json(pending)
         match, also = value["match"], _pseudonyms(folder, value["match"])
         with opened(place) as store:
-            found = _found(store, match, folder)
+            found = _found(store, match, folder, place)
             whose = whose_lines(store, match, found, also)
 
             def lines(whose: Whose = whose) -> None:
@@ -136,16 +136,16 @@ def finish_forgetting(
                     erase_lines(folder, whose, act=True, alone=alone)
 
             erase(store, match, found, value["receipt"], lines)
-        _in_copies(folder, match, also, act=True)
+        _in_copies(folder, place, match, also, act=True)
         gone += found.requests
         pending.unlink()
     return gone
 
 
-def _in_copies(folder: Path, match: str, also: Sequence[str], *, act: bool) -> int:
+def _in_copies(folder: Path, place: Path | str, match: str, also: Sequence[str], *, act: bool) -> int:
     """Records of theirs in copies of the store that somebody has made in its folder."""
     count = 0
-    for path in copies_of_the_store(folder):
+    for path in copies_of_the_store(folder, None if store_url(place) else store_file(place)):
         with contextlib.suppress(DatabaseError):  # another program's
             store = open_sqlite(path, patience=5.0)
             try:
@@ -158,18 +158,20 @@ def _in_copies(folder: Path, match: str, also: Sequence[str], *, act: bool) -> i
     return count
 
 
-def _found(store: Database, match: str, folder: Path | None) -> Matched:
+def _found(store: Database, match: str, folder: Path | None, place: Path | str) -> Matched:
     """What is theirs in the store, and in the files of a server's folder."""
     also = _pseudonyms(folder, match) if folder else ()
     found = find(store, match, also)
     if folder is None:
         return found
     lines = erase_lines(folder, whose_lines(store, match, found, also), act=False)
-    return replace(found, lines=lines + _in_copies(folder, match, also, act=False))
+    return replace(found, lines=lines + _in_copies(folder, place, match, also, act=False))
 
 
 def _pseudonyms(folder: Path, match: str) -> tuple[str, ...]:
     """What stands for a text in a store with pseudonyms."""
+    if match.partition("=")[0] in COLUMNS:
+        return ()
     content = _value(folder / ServerState.file, "config")
     log = content.get("log") if isinstance(content, dict) else None
     if not isinstance(log, dict) or log.get("content") != "pseudonyms":

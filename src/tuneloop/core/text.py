@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def storable(text: str) -> str:
@@ -17,7 +17,7 @@ def storable(text: str) -> str:
     Halves of surrogate pairs that belong together are joined; a lone one, which UTF-8 can't write, and the character of
     number 0, which Postgres refuses, become U+FFFD.
     """
-    if not _UNSTORABLE.search(text):
+    if "\0" not in text and (text.isascii() or not _SURROGATE.search(text)):
         return text
     joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return joined.replace("\0", "\ufffd")

@@ -405,8 +405,8 @@ def _held(value: Any, type_: str) -> Any:
             return orjson.dumps(value).decode()
         except TypeError:  # half a surrogate pair in a text, or a number of more than 64 bits
             return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-    if type_ == "TEXT":
-        return storable(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return storable(value)
     return None if type_ == "REAL" and value - value != 0.0 else value
 
 

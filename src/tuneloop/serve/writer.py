@@ -448,6 +448,8 @@ class StoreWriter:
             except Exception as error:  # as one that is nested too deeply
                 self._bury(each, error)
                 self._settle([each], error)
+        if not lines:
+            return None
         if not self.counts.fault:
             self._tell(f"the store can't be written ({why}); records go to {self._spill_file} until it can")
         self.counts.fault = why

@@ -23,10 +23,12 @@ from serving import running
 from places import ROOT
 from tuneloop.cli.main import main
 from tuneloop.core.ids import utc, utc_now, uuid7
+from tuneloop.records.api_key import Limits
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve.erase import find
 from tuneloop.serve.erase_files import expire_files
+from tuneloop.serve.keys import add_key
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests
 from tuneloop.workflows.serve import redactor_of
 
@@ -265,6 +267,21 @@ def test_a_server_finishes_an_erasure_when_it_starts(folder: Path, tmp_path: Pat
     assert holding(folder)
     with server(tmp_path, folder, 0.0):
         assert holding(folder) == []
+
+
+@pytest.mark.slow
+def test_a_server_takes_from_batches_what_is_older_than_it_may_be(folder: Path, tmp_path: Path) -> None:
+    add_key(folder, "long", Limits(keep_days=100_000))
+    done = folder / "batch" / "batches" / f"batch_{'a' * 32}"
+    other = shutil.copytree(done, done.with_name(f"batch_{'c' * 32}"))
+    (other / "batch.json").write_text(json.dumps({**json.loads((done / "batch.json").read_text()), "owner": "long"}))
+    with server(tmp_path, folder, 0.0, "log.keep_days=1", "log.content=full", "keys.required=false"):
+        end = time.monotonic() + 20
+        while (done / "output.jsonl").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert (other / "output.jsonl").exists() and (other / "input.jsonl").exists()
+    assert [each.name for each in done.iterdir()] == ["batch.json"]
 
 
 def test_texts_are_found_however_json_writes_them(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ def command(
 ) -> None:
     """Remove a person's rows from a data set, and list all that was made from it.
 
-    With a server's folder it removes a user's requests and the feedback on them; then --match is user=NAME,
-    conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing matches.
+    With a server's folder it removes a user's requests, the feedback on them, and the user's lines in all files of the
+    folder, as batches; then --match is user=NAME, conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing
+    matches.
     """
     match = _wanted(match, more.user)
     if _is_store(dataset):

@@ -33,6 +33,8 @@ os.environ.setdefault(
     "TUNELOOP_LEDGER", os.devnull
 )  # runs of tests neither teach the planner nor learn from the user's
 
+os.environ.setdefault("TUNELOOP_LOG_HEADS", os.devnull)  # nor do they leave notes of their stores
+
 # An example that takes long on a busy machine is no failure.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")

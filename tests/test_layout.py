@@ -76,7 +76,7 @@ TESTED_IN = {
     "workflows/test_top.py": "cli.top",
     "workflows/test_requests.py": "cli.requests",
     "workflows/test_serve.py": "cli.serve workflows.serve_models",
-    "serve/test_store.py": "core.ids records.decision serve.writer",
+    "serve/test_store.py": "core.ids records.decision",
     "scale/hosts/test_hosts.py": "scale.discovery scale.inference_pool scale.text scale.hosts.baseten scale.hosts.compose scale.hosts.docker_model_runner"
     " scale.hosts.dstack scale.hosts.fireworks scale.hosts.huggingface scale.hosts.kserve scale.hosts.kubernetes"
     " scale.hosts.modal scale.hosts.ollama scale.hosts.production_stack scale.hosts.ray_serve scale.hosts.replicate"

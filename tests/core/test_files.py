@@ -230,7 +230,11 @@ def test_an_interrupted_write_leaves_nothing_beside(tmp_path: Path, monkeypatch:
     assert os.listdir(tmp_path) == []
 
 
-def test_written_files_have_the_usual_permissions(tmp_path: Path) -> None:
+def test_written_files_have_the_usual_permissions_and_those_in_a_private_folder_are_private(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    write_text(tmp_path / "new" / "ours", "x")
+    assert [stat.S_IMODE(each.stat().st_mode) for each in tmp_path.rglob("*")] == [0o700, 0o600]
+    tmp_path.chmod(0o755)
     (tmp_path / "plain").write_text("x")
     write_text(tmp_path / "ours", "x")
     assert stat.S_IMODE(os.stat(tmp_path / "ours").st_mode) == stat.S_IMODE(os.stat(tmp_path / "plain").st_mode)

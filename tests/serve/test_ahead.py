@@ -95,7 +95,7 @@ def test_the_last_word_on_a_request_counts_whatever_was_stored(tmp_path: Path, m
     monkeypatch.setattr(ahead, "LARGE", 2_000)
     connect(tmp_path, create=True).close()
     lines = WriteAhead(tmp_path, dict(TABLES))  # type: ignore[arg-type]
-    assert lines.open() == []
+    assert lines.open() == ([], [])
     slow = request(99)
     lines.begin(slow)
     done = [request(i) for i in range(40)]

@@ -63,7 +63,15 @@ def test_a_user_is_erased_and_the_receipt_shows_it(tmp_path: Path, capsys: pytes
         out = capsys.readouterr().out
         return json.loads(out) if out else {}
 
-    asked = {"requests": 3, "feedback": 2, "descendants": [], "erased": False, "receipt": None, "rebuilt": {}}
+    asked = {
+        "requests": 3,
+        "feedback": 2,
+        "lines": 0,
+        "descendants": [],
+        "erased": False,
+        "receipt": None,
+        "rebuilt": {},
+    }
     assert forget("--dry-run") == asked
     forget(status=2)  # nobody was asked
     done = forget("--yes")

@@ -96,7 +96,7 @@ def test_a_record_that_can_not_be_written_costs_itself_alone(tmp_path: Path) -> 
     store.stop()
     with opened(tmp_path) as found:
         assert len(list(read_requests(found))) == 3 and not list(read_feedback(found))
-    assert store.counts.lost == 1 and len(told) == 1 and "is lost" in told[0]
+    assert store.counts.dead == 1 and len(told) == 1 and "store.dead.jsonl" in told[0]
 
 
 def test_ids_grow_and_carry_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_200_planted_values_are_named_wherever_they_are_and_then_stand_nowhere(p
         elif one["kind"] == "file":
             (place / one["path"]).unlink()
     assert holding(place) == []
-    assert made_of_requests(place, [f"r{i:06d}" for i in range(200)], "user=anna") == []
+    assert made_of_requests([place], [f"r{i:06d}" for i in range(200)], "user=anna") == []
 
 
 def test_data_sets_are_rebuilt_without_them_when_it_is_asked_for(place, capsys):
@@ -122,11 +122,13 @@ def test_versions_that_were_registered_are_named(place, versions, capsys):
 def test_a_registry_that_can_not_be_read_is_named(place):
     Path("mlflow.db").write_text("this is no database " * 100)
     (found,) = [
-        one for one in made_of_requests(place, [f"r{i:06d}" for i in range(200)], "user=anna") if one.kind == "registry"
+        one
+        for one in made_of_requests([place], [f"r{i:06d}" for i in range(200)], "user=anna")
+        if one.kind == "registry"
     ]
     assert "can't be read" in found.why
 
 
 def test_nothing_is_named_that_holds_none_of_them(place):
-    assert made_of_requests(place, ["r999999"], "user=nobody") == [] and made_of_requests(place, [], "x") == []
-    assert {one.kind for one in made_of_requests(place, ["r000001"], "id=r000001")} >= {"file"}
+    assert made_of_requests([place], ["r999999"], "user=nobody") == [] and made_of_requests([place], [], "x") == []
+    assert {one.kind for one in made_of_requests([place], ["r000001"], "id=r000001")} >= {"file"}

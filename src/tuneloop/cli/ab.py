@@ -15,6 +15,7 @@ from tuneloop.improve.config import ExperimentOptions, ExperimentPlanOptions
 if TYPE_CHECKING:
     from tuneloop.improve.experiment_log import ExperimentState
     from tuneloop.records.experiment import PlannedPower
+    from tuneloop.serve.chain import DecisionLog
 
 STORE = flag("serve", "FOLDER", "The server's folder, or its store: a file or a postgresql:// URL.")
 EXIT = {"promote": 0, "roll back": 1, "futility": 1, "continue": 3}
@@ -161,22 +162,24 @@ def replay(
     *,
     output: Output,
 ) -> None:
-    """Make every decision again from the log, and say whether the same comes out.
+    """Make every decision again from the log, and say whether the same comes out, and whether the log is as it was written.
 
-    Exit status 1: one differs.
+    Exit status 1: one differs, or the log was changed.
     """
+    from tuneloop.workflows.ab import decision_log
     from tuneloop.workflows.ab import replay as again
 
-    found = again(store, name)
+    found, log = again(store, name), decision_log(store)
     if output.json:
-        print_json({"decisions": found, "same": all(one.same for one in found)})
+        print_json({"decisions": found, "same": all(one.same for one in found), "log": log})
     else:
         for one in found:
             word = "same" if one.same else "DIFFERS: its inputs were changed or erased" if one.follows else "DIFFERS"
             print(f"{word}  {one.logged.at[:16].replace('T', ' ')}  {one.logged.outcome}: {one.logged.sentence}")
             if not one.same:
                 print(f"      now  {one.again.outcome}: {one.again.sentence}")
-    if not all(one.same for one in found):
+        print(log_line(log))
+    if log.fault or not all(one.same for one in found):
         raise typer.Exit(1)
 
 
@@ -219,6 +222,13 @@ def judge(
         print(f"  {note}")
     if done.open:
         print(f"  {done.open} pairs have no verdict: --judge MODEL compares their answers")
+
+
+def log_line(log: DecisionLog) -> str:
+    """What is said of a log that was verified."""
+    if log.fault:
+        return f"CHANGED  the log of decisions: {log.fault}"
+    return f"unbroken  the log of {log.decisions:,} decisions, which ends in {log.head}"
 
 
 def _as_json(state: ExperimentState) -> dict[str, Any]:

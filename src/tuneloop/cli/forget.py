@@ -47,8 +47,9 @@ def command(
 ) -> None:
     """Remove a person's rows from a data set, and list all that was made from it.
 
-    With a server's folder it removes a user's requests and the feedback on them; then --match is user=NAME,
-    conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing matches.
+    With a server's folder it removes a user's requests, the feedback on them, and the user's lines in all files of the
+    folder, as batches; then --match is user=NAME, conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing
+    matches.
     """
     match = _wanted(match, more.user)
     if _is_store(dataset):
@@ -205,8 +206,8 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
     """Erase from a server's store, or show by a receipt that it was done."""
     from rich.console import Console
 
-    from tuneloop.serve.store import store_name
-    from tuneloop.workflows.forget_requests import forget_requests, made_of_requests, proof_of, rebuild
+    from tuneloop.serve.store import store_folder, store_name
+    from tuneloop.workflows.forget_requests import forget_requests, made_of_requests, pending, proof_of, rebuild
 
     if more.receipt:
         stone = proof_of(place, match, more.receipt)
@@ -220,26 +221,34 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
             print("No erasure has this receipt and this --match.")
         raise typer.Exit(0 if stone is not None else 1)
     found, done = forget_requests(place, match, dry_run=True)
-    if (found.requests or found.feedback) and not dry_run:
+    if (found.anything or pending(place)) and not dry_run:
         if not yes and (output.json or not sys.stdin.isatty()):
             raise UserError(
                 "This erases for good", where=store_name(place), next_step="say --yes, or --dry-run to look first"
             )
         if yes or typer.confirm(
-            f"Erase {len(found.requests):,} requests and {len(found.feedback):,} feedback?", err=True
+            f"Erase {len(found.requests):,} requests, {len(found.feedback):,} feedback and {found.lines:,} lines of files?",
+            err=True,
         ):
-            found, done = forget_requests(place, match, dry_run=False)
-    facts = {"requests": len(found.requests), "feedback": len(found.feedback)}
-    made = made_of_requests(more.root, found.requests, match)
-    again = rebuild(made, match, more.root) if more.rebuild and done is not None else {}
+            with screen(output.quiet, "erasing") as shown:
+                found, done = forget_requests(place, match, dry_run=False, say=shown.say)
+    facts = {"requests": len(found.requests), "feedback": len(found.feedback), "lines": found.lines}
+    folder = store_folder(place)
+    made = made_of_requests([more.root, folder], found.requests, match)
+    own = [one for one in made if Path(one.path).resolve().is_relative_to(folder.resolve())]
+    made = [one for one in made if one not in own or one.kind in ("data set", "run", "artifact")]
+    again = rebuild(made if more.rebuild else own, match, more.root) if done is not None else {}
     if output.json:
         receipt = done.receipt if done else None
         print_json({**facts, "erased": done is not None, "receipt": receipt, "descendants": made, "rebuilt": again})
     else:
-        print(f"{facts['requests']:,} requests and {facts['feedback']:,} feedback{' erased' if done else ''}")
+        print(
+            f"{facts['requests']:,} requests, {facts['feedback']:,} feedback and {facts['lines']:,} lines of the server's "
+            f"files{' erased' if done else ''}"
+        )
         if done:
             print(f"receipt {done.receipt}: keep it; with it --receipt shows what was erased. It stands nowhere else.")
         _print_made(made, Console(highlight=False))
         for old, new in again.items():
             print(f"{old} is now {new}: the rows were removed from it")
-    raise typer.Exit(0 if found.requests or found.feedback else 1)
+    raise typer.Exit(0 if found.anything else 1)

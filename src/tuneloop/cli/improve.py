@@ -26,20 +26,23 @@ def run(
 
     Exit status 0: nothing to do, or promoted; 1: rolled back or refused; 3: waits.
     """
+    from tuneloop.cli.ab import log_line
     from tuneloop.workflows import improve as work
+    from tuneloop.workflows.ab import decision_log
     from tuneloop.workflows.monitor import days_of
 
     found = work.load_project(project)
     if replay:
-        checked = work.replay(found)
+        checked, log = work.replay(found), decision_log(found.store)
         if output.json:
-            print_json({"events": checked, "same": all(one.follows for one in checked)})
+            print_json({"events": checked, "same": all(one.follows for one in checked), "log": log})
         else:
             for one in checked:
                 print(f"{'follows' if one.follows else 'DIFFERS'}  {one.time[:16].replace('T', ' ')}  {one.what}")
             if not checked:
                 print("Nothing was decided yet.")
-        raise typer.Exit(0 if all(one.follows for one in checked) else 1)
+            print(log_line(log))
+        raise typer.Exit(0 if not log.fault and all(one.follows for one in checked) else 1)
     pause = 86_400 * days_of(every, "--every")
     work.check_files(found)
     if watch:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -65,22 +66,73 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     with user_errors_of_the_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
             with os.fdopen(handle, "wb", 1 << 20) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
+            os.chmod(temporary, _mode_in(path.parent))
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
         sync_folder(path.parent)
+
+
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder and those above it, where they are missing; in a private folder all are private.
+
+    Args:
+        mode: of the new ones.
+    """
+    if not folder.is_dir():
+        make_folder(folder.parent, mode)
+        folder.mkdir(mode if not _is_private(folder.parent) else 0o700, exist_ok=True)
+
+
+def make_private(folder: Path, names: Sequence[str]) -> int:
+    """Make a folder that only its owner may enter, and take all rights of others from what stands in it.
+
+    Folders that belong to all or to a person as a whole (of temporary files, a home) stay as they are.
+
+    Args:
+        names: patterns of what is meant in it; with a slash at the end, with all that is below.
+
+    Returns:
+        How many files and folders others had rights to.
+    """
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(0o700, exist_ok=True)
+    shared = folder.resolve() in (home(), Path(folder.anchor)) or folder.stat().st_mode & stat.S_ISVTX
+    places = [] if shared else [folder]
+    for name in names:
+        for place in folder.glob(name.rstrip("/")):
+            places += [place, *(place.rglob("*") if name.endswith("/") else ())]
+    changed = 0
+    for place in places:
+        with contextlib.suppress(OSError):  # another user's, or it is gone
+            mode = place.lstat().st_mode
+            if not stat.S_ISLNK(mode) and mode & 0o077:
+                place.chmod(stat.S_IMODE(mode) & ~0o077)
+                changed += 1
+    return changed
+
+
+def _is_private(folder: Path) -> bool:
+    return not folder.stat().st_mode & 0o077
+
+
+def _mode_in(folder: Path) -> int:
+    """Of a new file: in a private folder it is private."""
+    if _is_private(folder):
+        return 0o600
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def sync_folder(folder: Path) -> None:
@@ -442,8 +494,8 @@ def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
     """The opened lock file, held by this process. Its holder may remove the file while others wait: then they take a new one."""
     announced = False
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        make_folder(path.parent)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, _mode_in(path.parent)), "a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

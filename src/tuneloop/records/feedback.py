@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
+from tuneloop.core.text import storable, unstorable
 from tuneloop.records.record import Record
 
 KINDS = ("thumbs", "rating", "label", "correction", "comment", "choice")
@@ -189,7 +190,8 @@ def _weight(value: Any) -> float | None:
 def _name(value: Any, what: str) -> str | None:
     if value is None or value == "":
         return None
-    if not isinstance(value, str | int) or isinstance(value, bool) or len(str(value)) > 256:
+    plain = isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 64)
+    if not plain or len(str(value)) > 256 or storable(str(value)) != str(value):
         raise UserError(f"Not a name: {value!r:.60}", where=what, next_step="a text of at most 256 characters")
     return str(value)
 
@@ -210,6 +212,12 @@ def _time(value: Any, now: str) -> str:
 def _checked(kind: str, value: Any) -> Any:
     """A value that fits the kind: thumbs as true or false, ratings as numbers, the others as they are."""
     step = "tuneloop feedback add --help"
+    if unstorable(value) or (isinstance(value, str) and storable(value) != value):
+        raise UserError(
+            f"Can't be stored: {value!r:.60}",
+            where="value",
+            next_step="leave out characters such as \\ud800 or \\u0000",
+        )
     if kind in TEXTS or (isinstance(value, str) and kind not in ("thumbs", "rating")):
         if not isinstance(value, str) or not value.strip():
             raise UserError(f"A {kind} is a text, got {value!r:.60}", where="value", next_step=step)

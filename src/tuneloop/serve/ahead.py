@@ -29,6 +29,7 @@ FILES = ("store.ahead-0.jsonl", "store.ahead-1.jsonl")
 LARGE = 1_000_000  # bytes after which the other file is taken
 OLD = 30.0  # seconds after which it is taken too, so that what is erased from the store does not stand here for long
 KILLED = "the server was killed before the answer ended"
+BadLine = tuple[str, str]  # a line that holds no record, and why
 
 
 @dataclass
@@ -51,27 +52,26 @@ class WriteAhead:
     _begun: dict[str, bytes] = field(default_factory=dict)
     _since: float = field(default_factory=time.monotonic)
 
-    def open(self) -> list[Record]:
-        """Open the files; returns what an earlier server has left in them, the last word on each id.
+    def open(self) -> tuple[list[Record], list[BadLine]]:
+        """Open the files; returns what an earlier server has left in them: the last word on each id, and what is no record.
 
         Raises:
             UserError: they can't be opened.
         """
         kinds = {name: kind for kind, name in self.names.items()}
         found: dict[str, Record] = {}
+        bad: list[BadLine] = []
         for name in FILES:
             path = self.folder / name
             with user_errors_of_the_disk(path):
-                lines = path.read_bytes().splitlines() if path.is_file() else []
+                records, wrong = read_spilled(path, kinds) if path.is_file() else ([], [])
                 self._files.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
-            for line in lines:
-                with contextlib.suppress(ValueError, KeyError, TypeError, UserError):  # the last line may be cut
-                    table, value = json.loads(line)
-                    record = as_record(kinds[table], value, str(path))
-                    before = found.get(value["id"])
-                    if before is None or getattr(record, "error", None) != KILLED:
-                        found[value["id"]] = record
-        return list(found.values())
+            bad += wrong
+            for record in records:
+                id_ = record.__dict__["id"]
+                if id_ not in found or getattr(record, "error", None) != KILLED:
+                    found[id_] = record
+        return list(found.values()), bad
 
     def begin(self, record: StoredRequest) -> None:
         """Note a request that is accepted."""
@@ -89,14 +89,17 @@ class WriteAhead:
         self._begun.pop(record.__dict__["id"], None)
         self._write(line)
 
-    def turn(self) -> int | None:
+    def turn(self, *, always: bool = False) -> int | None:
         """Take the other file where this one is large; the caller holds `lock` and takes all that waits for the store.
+
+        Args:
+            always: take it whatever the size of this one.
 
         Returns:
             The number of the file to be cleared once that is in the store; None: none.
         """
         now = time.monotonic()
-        if not self._files or not self._size or (self._size < LARGE and now - self._since < OLD):
+        if not self._files or not self._size or not (always or self._size >= LARGE or now - self._since >= OLD):
             return None
         before, self._at, self._size, self._since = self._at, 1 - self._at, 0, now
         for line in self._begun.values():
@@ -144,3 +147,26 @@ class WriteAhead:
 
 def _plain(value: Any) -> Any:
     return value.__dict__
+
+
+def read_spilled(path: Path, kinds: Mapping[str, type[Record]]) -> tuple[list[Record], list[BadLine]]:
+    """The records of a file whose lines are `[table, record]`, and the lines that are none: one that was cut, or worse.
+
+    Args:
+        kinds: of records, by their tables.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    records: list[Record] = []
+    bad: list[BadLine] = []
+    for line in path.read_bytes().splitlines():
+        if not line.strip(b" \0"):
+            continue
+        try:
+            table, value = json.loads(line)
+            records.append(as_record(kinds[table], value, path.name))
+        except Exception as error:  # whatever stands there must not keep a server from starting
+            why = error.what if isinstance(error, UserError) else f"no record: {error!r}"
+            bad.append((line.decode("utf-8", "backslashreplace"), why))
+    return records, bad

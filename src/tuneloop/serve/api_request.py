@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.text import storable
 from tuneloop.inference.request import MOST_LOGPROBS
 from tuneloop.inference.sampling import Sampling
 from tuneloop.records.rows import Message
@@ -236,6 +237,8 @@ def _text_field(body: Body, name: str) -> str:
         return ""
     if not isinstance(value, str) or len(value) > 512:
         raise bad(f"{name} must be a text of at most 512 characters", name)
+    if storable(value) != value:
+        raise bad(f"{name} holds a character that can't be stored, as \\u0000", name)
     return value
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.text import json_bytes
 from tuneloop.inference.scoring import label_distribution
 from tuneloop.records.completion import Completion
 from tuneloop.serve import api_request as read
@@ -58,7 +59,7 @@ class Call:
         self.headers = dict(self.scope["headers"])
 
     def header(self, name: str) -> str:
-        """A header's value; empty where there is none.
+        """A header's value, in UTF-8 or else in Latin-1; empty where there is none.
 
         Raises:
             ApiError: a key is given more than once: another program in between may have looked at the other one.
@@ -66,7 +67,11 @@ class Call:
         wanted = name.encode()
         if wanted in (b"authorization", b"x-api-key") and [each for each, _ in self.scope["headers"]].count(wanted) > 1:
             raise ApiError(400, f"The header {name} is there more than once", code="invalid_api_key")
-        return self.headers.get(wanted, b"").decode("latin-1")
+        raw = self.headers.get(wanted, b"")
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw.decode("latin-1")
 
     async def body(self, most: int) -> bytes:
         """The whole body.
@@ -152,7 +157,7 @@ class Call:
 
     async def reply(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """Send a JSON value."""
-        await self.reply_bytes(orjson.dumps(value), "application/json", status, headers)
+        await self.reply_bytes(json_bytes(value), "application/json", status, headers)
 
     async def reply_bytes(
         self, data: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None
@@ -167,7 +172,7 @@ class Call:
             data = f"data: {value}\n\n".encode()
         else:
             kind = f"event: {value['type']}\n".encode() if "sequence_number" in value else b""
-            data = kind + b"data: " + orjson.dumps(value) + b"\n\n"
+            data = kind + b"data: " + json_bytes(value) + b"\n\n"
         await self.send({"type": "http.response.body", "body": data, "more_body": True})
 
 
@@ -303,7 +308,7 @@ async def _no_route(request: Any, error: Exception) -> Any:
     what = {404: f"There is no {request.url.path[:200]}", 405: f"{request.method} is not possible here"}
     body = ApiError(status, what.get(status, "The server failed"), code=None if status < 500 else "server").body()
     headers = getattr(error, "headers", None)  # with 405, what is allowed
-    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+    return Response(json_bytes(body), status, headers, media_type="application/json")
 
 
 @dataclass
@@ -539,7 +544,7 @@ def gauges(gateway: Gateway) -> dict[str, float]:
     values: dict[str, float] = {
         "active": len(admission.active), "waiting": admission.waiting, "giving_way": admission.giving_way,
         "store_waiting": gateway.store.waiting,
-        "store_written": counts.written, "store_spilled": counts.spilled, "store_lost": counts.lost,
+        "store_written": counts.written, "store_spilled": counts.spilled, "store_lost": counts.lost, "store_dead": counts.dead,
         "prediction_error": sum(each.error * each.n for each in known) / n,
         "prediction_coverage": sum(each.coverage * each.n for each in known) / n,
         "predictions": sum(each.n for each in known),

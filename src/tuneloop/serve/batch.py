@@ -17,6 +17,7 @@ from typing import Any
 
 from tuneloop.core.files import read_json, replacing, write_json
 from tuneloop.core.ids import uuid7
+from tuneloop.core.text import unstorable
 from tuneloop.records.completion import Completion
 from tuneloop.serve import api_request as read
 from tuneloop.serve import replies
@@ -74,6 +75,8 @@ def _line(number: int, raw: bytes, endpoint: str, first: dict[str, int]) -> Line
         value = json.loads(raw, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return Line(number, None, fault=("invalid_json_line", f"line {number} is not valid JSON"))
+    if why := unstorable(value):
+        return Line(number, None, fault=("invalid_json_line", f"line {number} {why}"))
     if not isinstance(value, dict):
         return Line(number, None, fault=("invalid_json_line", f"line {number} is no JSON object"))
     name, body, url = value.get("custom_id"), value.get("body"), value.get("url", endpoint)

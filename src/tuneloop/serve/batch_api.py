@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, write_json
+from tuneloop.core.files import make_folder, read_json, write_json
 from tuneloop.inference.engines import can_give_way
 from tuneloop.serve.app import Call, Endpoint
 from tuneloop.serve.batch import (
@@ -29,6 +29,7 @@ from tuneloop.serve.batch import (
     make_batch,
     new_id,
 )  # fmt: skip
+from tuneloop.serve.erase_files import expire_files
 from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway
 
@@ -79,7 +80,7 @@ class Batches:
         count = 0
         for folder in sorted((self.folder / "batches").glob("batch_*")):
             with contextlib.suppress(UserError):
-                if read_json(folder / STATE)["status"] not in OVER:
+                if folder.name not in self.running and read_json(folder / STATE)["status"] not in OVER:
                     self._start(folder)
                     count += 1
         return count
@@ -113,6 +114,10 @@ class Batches:
                     batch.change(status="failed", errors={"object": "list", "data": [{"message": message}]})
             finally:
                 self.running.pop(folder.name, None)
+            with contextlib.suppress(UserError, OSError):  # the texts that it needs no more
+                await asyncio.to_thread(
+                    expire_files, self.folder.parent, lambda owner: None, gateway.config.log.content
+                )
 
         self.running[folder.name] = batch, asyncio.ensure_future(run())
 
@@ -145,8 +150,9 @@ class Batches:
             raise ApiError(400, "purpose must be batch", param="purpose")
         id_ = new_id("file-")
         folder = self.folder / "files"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, 0o700)
         path, size = folder / f"{id_}.part", 0
+        path.touch(0o600)
         try:
             with path.open("wb") as out:
                 while part := await given.read(1 << 20):
@@ -240,10 +246,13 @@ class Batches:
         if metadata is not None and not isinstance(metadata, dict):
             raise ApiError(400, "metadata must be an object", param="metadata")
         given = body.get("input_file_id")
-        _, path = self._file(call, given if isinstance(given, str) and given else "?")
+        file, path = self._file(call, given if isinstance(given, str) and given else "?")
+        if file["bytes"] and not path.stat().st_size:
+            what = "Its texts are gone since its batch is over, as log.content says; upload the file again"
+            raise ApiError(400, what, param="input_file_id")
         id_ = new_id("batch_")
         folder = self.folder / "batches" / id_
-        folder.mkdir(parents=True)
+        make_folder(folder, 0o700)
         (folder / INPUT).hardlink_to(path)  # the file may be deleted meanwhile
         seconds = int(window[1]) * (3600 if window[2] == "h" else DAY)
         state = make_batch(

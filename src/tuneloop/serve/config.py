@@ -61,7 +61,7 @@ class LogConfig(Config):
     content: Literal["redacted", "pseudonyms", "full", "hash", "none"] = Field(
         "redacted",
         description="redacted: texts without personal data; pseudonyms: with invented values in their place, by the key in "
-        "TUNELOOP_SECRET; full: texts as they are; hash: a digest of each text; none",
+        "TUNELOOP_SECRET; full: texts as they are; hash: a digest of each text; none; but for full, batches that are over lose their input",
     )
     lines: Literal["text", "json"] = Field(
         "text",
@@ -71,7 +71,8 @@ class LogConfig(Config):
     keep_days: float | None = Field(
         None,
         gt=0,
-        description="days after which texts, users and conversations leave the store; figures stay; default: never",
+        description="days after which texts, users and conversations leave the store, and texts the uploads and batches that "
+        "are over; figures stay; default: never",
     )
 
 

@@ -13,6 +13,7 @@ import re
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,9 +24,11 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.text import storable
 
 FILE = "store.db"
 SCHEMES = ("postgresql://", "postgres://")
+PATIENCE = 10.0  # seconds to wait for readers of what was erased
 CHUNK = 2000  # rows that Postgres sends at a time
 HANGS = 20.0  # seconds beyond the patience after which a statement of a transaction that gets no answer is given up
 # Numbers of Postgres that it calls the same, and text that is compared byte by byte as in SQLite, whatever the locale.
@@ -127,11 +130,12 @@ def named(columns: Iterable[str]) -> str:
 def _sqlite_errors() -> Iterator[None]:
     try:
         yield
-    except (sqlite3.IntegrityError, sqlite3.DataError) as error:
+    except (sqlite3.IntegrityError, sqlite3.DataError, UnicodeError, OverflowError) as error:
         raise DataRefusedError(str(error)) from error
     except sqlite3.Error as error:
-        kind = DataRefusedError if "JSON" in str(error) else DatabaseError  # as of one that is nested too deeply
-        raise kind(str(error)) from error
+        # as of JSON that is nested too deeply, or a list where a text belongs
+        refused = any(word in str(error) for word in ("JSON", "binding parameter"))
+        raise (DataRefusedError if refused else DatabaseError)(str(error)) from error
 
 
 ROWS = 100  # in a statement that inserts; SQLite takes 32,766 values in one
@@ -185,8 +189,18 @@ class SqliteDatabase:
         self.execute(f"PRAGMA user_version = {version}")
 
     def forget(self, *, whole: bool) -> None:
-        """See `Database`. Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied."""
-        self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        """See `Database`. Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied.
+
+        Raises:
+            DatabaseError: for all the time another process reads what was there before.
+        """
+        if whole:
+            self.execute("VACUUM")  # pages that other programs have freed
+        until = time.monotonic() + PATIENCE
+        while self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() > until:
+                raise DatabaseError("database is busy: another process reads what was there before")
+            time.sleep(0.1)
 
     def alone(self, work: str) -> bool:
         """See `Database`."""
@@ -207,6 +221,10 @@ def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
     Raises:
         DatabaseError: it is no database, or locked.
     """
+    # Its further files get the same rights. One that is there must not be opened here: to close it would give up the locks
+    # that other connections of this process hold.
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     with _sqlite_errors():
         raw = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
     opened = SqliteDatabase(raw)
@@ -420,18 +438,13 @@ def _cut(raw: Any) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-def _text(value: str) -> str:
-    """A text as Postgres takes it: without characters of the number 0."""
-    return value.replace("\0", "\ufffd") if "\0" in value else value
-
-
 # What Postgres and Python call the types of columns.
 _COLUMNS = {"TEXT": "TEXT", "JSON": "TEXT", "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
-_PYTHON: dict[str, Callable[[Any], Any]] = {"TEXT": _text, "JSON": _text, "INTEGER": int, "REAL": float}
+_PYTHON: dict[str, Callable[[Any], Any]] = {"TEXT": storable, "JSON": storable, "INTEGER": int, "REAL": float}
 
 
 def _texts(values: Sequence[Any]) -> list[Any]:
-    return [_text(value) if isinstance(value, str) else value for value in values]
+    return [storable(value) if isinstance(value, str) else value for value in values]
 
 
 def open_postgres(url: str, patience: float) -> PostgresDatabase:
@@ -492,7 +505,7 @@ def _postgres_errors() -> Iterator[None]:
 
     try:
         yield
-    except (psycopg.IntegrityError, psycopg.DataError) as error:
+    except (psycopg.IntegrityError, psycopg.DataError, UnicodeError) as error:
         raise DataRefusedError(_line(error)) from error
     except psycopg.Error as error:
         raise DatabaseError(_line(error)) from error

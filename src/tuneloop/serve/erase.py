@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.text import storable
 from tuneloop.records.decision import Decision
 from tuneloop.serve.database import Database
+from tuneloop.serve.erase_files import Whose, folded, words_of
 from tuneloop.serve.store import insert, read_decisions
 
 FORGET = "store.forget"
@@ -29,10 +32,16 @@ CHUNK = 500  # records that are erased in one transaction, so that the server wr
 
 @dataclass(frozen=True)
 class Matched:
-    """What belongs to a person: ids of requests and of feedback."""
+    """What belongs to a person: ids of requests and of feedback, and how many lines of the server's files."""
 
     requests: tuple[str, ...]
     feedback: tuple[str, ...]
+    lines: int = 0
+
+    @property
+    def anything(self) -> bool:
+        """Whether anything was found."""
+        return bool(self.requests or self.feedback or self.lines)
 
 
 @dataclass(frozen=True)
@@ -44,36 +53,31 @@ class Erased:
     receipt: str
 
 
-def find(store: Database, match: str) -> Matched:
+def find(store: Database, match: str, also: Sequence[str] = ()) -> Matched:
     """The requests and feedback that a match names, with the copies that a candidate answered.
 
     Args:
         store: open.
         match: `user=anna`, `conversation=c1`, `id=...`, `key=...`, or a text that stands in a prompt, an answer or feedback, in
             any case of its letters.
+        also: further texts, as the pseudonyms of that one.
 
     Raises:
         UserError: nothing is named, or an unknown column.
     """
-    if not match.strip():
-        raise UserError("Nothing is named", where="--match", next_step="as in --match user=anna, or a text")
-    column, equals, value = match.partition("=")
-    if equals and re.fullmatch(r"[a-z_]+", column) and column not in COLUMNS:
-        raise UserError(
-            f"A store has no column {column!r}", where="--match", next_step=f"columns: {', '.join(COLUMNS)}; or a text"
-        )
-    if equals and column in COLUMNS:
+    column, value = _meant(match)
+    if column:
         own = [row[0] for row in store.execute(f'SELECT id FROM requests WHERE "{column}" = ?', [value])]
-        also = '"user" = ?' if column == "user" else "conversation = ?" if column == "conversation" else "id = ?"
-        said = [row[0] for row in store.execute(f"SELECT id FROM feedback WHERE {also}", [value])]
+        given = '"user" = ?' if column == "user" else "conversation = ?" if column == "conversation" else "id = ?"
+        said = [row[0] for row in store.execute(f"SELECT id FROM feedback WHERE {given}", [value])]
     else:
-        text = match.casefold()
-        rows = store.read('SELECT id, prompt, completion, tools, "user" FROM requests')
-        own = [row[0] for row in rows if any(text in _plain(each) for each in row[1:] if each)]
+        texts = _folded_texts(match, also)
+        rows = store.read('SELECT id, prompt, completion, tools, "user", conversation, error FROM requests')
+        own = [row[0] for row in rows if _holds(row[1:], texts)]
         said = [
             row[0]
-            for row in store.read('SELECT id, value, "user" FROM feedback')
-            if text in _plain(f"{row[1]} {row[2]}")
+            for row in store.read('SELECT id, value, "user", conversation FROM feedback')
+            if _holds(row[1:], texts)
         ]
     mine = set(own)
     copies = store.execute("SELECT id, shadow FROM requests WHERE shadow IS NOT NULL").fetchall()
@@ -83,9 +87,46 @@ def find(store: Database, match: str) -> Matched:
     return Matched(tuple(sorted(set(own))), tuple(sorted(set(said))))
 
 
-def _plain(value: str) -> str:
-    """A JSON text as people read it, for a search."""
-    return re.sub(r"\\u([0-9a-f]{4})", lambda m: chr(int(m[1], 16)), value).casefold()
+def whose_lines(store: Database, match: str, found: Matched, also: Sequence[str] = ()) -> Whose:
+    """Whose lines are to leave the files of the server's folder.
+
+    Args:
+        store: open; what was found is still there.
+        match, also: as for `find`.
+    """
+    column, value = _meant(match)
+    requests = {*found.requests, *([value] if column == "id" else [])}
+    talks = _conversations(store, found.requests) if column != "key" else []
+    texts = () if column else _folded_texts(match, also)
+    return Whose(column, value, texts, frozenset(requests), frozenset(talks))
+
+
+def _folded_texts(match: str, also: Sequence[str]) -> tuple[str, ...]:
+    return tuple(filter(None, (folded(storable(each)) for each in (match, *also))))
+
+
+def _holds(values: Sequence[str | None], texts: Sequence[str]) -> bool:
+    for value in values:
+        if value:
+            try:
+                words = words_of(json.loads(value)) if value[0] in '[{"' else folded(value)
+            except (ValueError, RecursionError):
+                words = folded(value)
+            if any(text in words for text in texts):
+                return True
+    return False
+
+
+def _meant(match: str) -> tuple[str, str]:
+    """Column and value of a match; an empty column: it is a text."""
+    if not match.strip():
+        raise UserError("Nothing is named", where="--match", next_step="as in --match user=anna, or a text")
+    column, equals, value = match.partition("=")
+    if equals and re.fullmatch(r"[a-z_]+", column) and column not in COLUMNS:
+        raise UserError(
+            f"A store has no column {column!r}", where="--match", next_step=f"columns: {', '.join(COLUMNS)}; or a text"
+        )
+    return (column, storable(value)) if equals and column in COLUMNS else ("", "")
 
 
 def _among(store: Database, query: str, values: Sequence[str]) -> list[str]:
@@ -106,17 +147,21 @@ def _conversations(store: Database, own: Sequence[str]) -> list[str]:
     ]
 
 
-def erase(store: Database, match: str, found: Matched) -> Erased:
+def erase(
+    store: Database, match: str, found: Matched, receipt: str = "", lines: Callable[[], object] = lambda: None
+) -> Erased:
     """Erase records, write the tombstone, and clear their bytes from the file.
 
     Args:
         store: open.
         match: whose they are; its digest stands in the tombstone.
         found: from `find`.
+        receipt: of an erasure that was begun before; empty: a new one.
+        lines: erases what files hold; it is done while the records are still there, by which a second try finds them.
     """
-    if not found.requests and not found.feedback:
+    if not found.anything:
         return Erased(0, 0, "")
-    receipt = secrets.token_urlsafe(16)
+    receipt = receipt or secrets.token_urlsafe(16)
     spent: dict[str, float] = defaultdict(float)
     for ids in _chunks(found.requests):
         marks = ",".join("?" * len(ids))
@@ -124,16 +169,24 @@ def erase(store: Database, match: str, found: Matched) -> Erased:
             if key and usd:
                 spent[key] += usd
     data: dict[str, Any] = {
-        "requests": len(found.requests), "feedback": len(found.feedback), "spent": dict(spent),
+        "requests": len(found.requests), "feedback": len(found.feedback), "lines": found.lines, "spent": dict(spent),
         "whose": _digest(receipt, match), "records": sorted(_digest(receipt, id_) for id_ in (*found.requests, *found.feedback)),
     }  # fmt: skip
     # The tombstone first: an erasure that is cut in the middle is one that is done again, not one that nobody knows of.
-    insert(store, [Decision(id=uuid7(), time=utc_now(), kind=FORGET, data=data)])
+    # Its key is that of the receipt: what is done again counts once.
+    key = f"{FORGET}:{_digest(receipt, FORGET)}"
+    insert(store, [Decision(id=uuid7(), time=utc_now(), kind=FORGET, data=data, key=key)])
+    lines()
+    delete(store, found)
+    return Erased(len(found.requests), len(found.feedback), receipt)
+
+
+def delete(store: Database, found: Matched) -> None:
+    """Delete records, and clear their bytes from the file."""
     for table, whole in (("requests", found.requests), ("feedback", found.feedback)):
         for ids in _chunks(whole):
             store.execute(f"DELETE FROM {table} WHERE id IN ({','.join('?' * len(ids))})", ids)
     store.forget(whole=True)
-    return Erased(len(found.requests), len(found.feedback), receipt)
 
 
 def _chunks(ids: Sequence[str]) -> list[list[str]]:

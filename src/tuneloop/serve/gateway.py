@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.text import storable
 from tuneloop.inference.engines import ServingEngine, can_give_way
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
@@ -399,8 +400,12 @@ class Gateway:
             raise ApiError(400, "x-tuneloop-priority must be high, normal or low", param="x-tuneloop-priority")
         if key is not None and rank == "high" and key.limits.priority != "high":
             rank = ""  # nobody makes himself more urgent than his key is
-        user, conversation = header("x-tuneloop-user")[:256], header("x-tuneloop-conversation")[:256]
-        return Caller(key, user, conversation, rank, self.rights_of(key))
+        names = {each: header(f"x-tuneloop-{each}") for each in ("user", "conversation")}
+        for each, name in names.items():
+            if len(name) > 256 or storable(name) != name:
+                message = f"x-tuneloop-{each} must be a text of at most 256 characters"
+                raise ApiError(400, message, param=f"x-tuneloop-{each}")
+        return Caller(key, names["user"], names["conversation"], rank, self.rights_of(key))
 
     def rights_of(self, key: ApiKey | None) -> Sequence[Right]:
         """What is believed of what comes with a key, or without one."""
@@ -648,11 +653,19 @@ class Gateway:
         )  # fmt: skip
 
     def _piece(self, request: Request, account: _Account, index: int, update: Update) -> Piece:
-        """Take in what an engine has written.
+        """Take in what an engine has written. Half of a surrogate pair, as another server may send, is no text.
 
         Raises:
             ApiError: it could not answer.
         """
+        if (text := storable(update.text)) is not update.text:
+            update = replace(update, text=text)
+        if (done := update.completion) is not None and (done.text, done.error) != (
+            storable(done.text),
+            storable(done.error),
+        ):
+            done = replace(done, text=storable(done.text), error=storable(done.error))
+            update = replace(update, completion=done)
         if update.completion is not None and update.completion.finish in ("error", "cancelled"):
             raise engine_error(update.completion)
         if account.ttft_ms is None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import lock_folder, replacing, user_errors_of_the_disk
+from tuneloop.core.files import lock_folder, make_private, replacing, user_errors_of_the_disk
 from tuneloop.core.ids import utc_now
 from tuneloop.records.api_key import ApiKey, KeyFile, Limits
 from tuneloop.records.record import read_record, write_record
@@ -131,6 +131,7 @@ def last_prices(folder: Path | str) -> bool:
 
 def _changing(folder: Path | str) -> AbstractContextManager[None]:
     """Hold the keys for a change; a second process waits."""
+    make_private(Path(folder), (FILE,))
     return lock_folder(Path(folder) / LOCK, waiting=lambda holder: None)
 
 

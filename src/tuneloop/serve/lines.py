@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-import orjson
-
 from tuneloop.core.ids import utc_now
+from tuneloop.core.text import json_bytes
 from tuneloop.records.request import StoredRequest
 
 # What a line tells of a request. Its error is left out: words of the prompt may stand in it; `status` is there.
@@ -92,7 +91,7 @@ class LogLines:
                 self._line(value)
 
     def _line(self, value: dict[str, Any]) -> None:
-        self.out.write(orjson.dumps(value).decode() + "\n")
+        self.out.write(json_bytes(value).decode() + "\n")
         self.out.flush()
 
 

@@ -76,6 +76,7 @@ class Metrics:
                 ("store_written", "Records in the store."),
                 ("store_spilled", "Records that went into the spill file."),
                 ("store_lost", "Records that could not be kept."),
+                ("store_dead", "Records that no store takes, in store.dead.jsonl."),
                 ("prediction_error", "Mean relative error of the predicted time to the first token."),
                 ("prediction_coverage", "Share of first tokens within the predicted bound."),
                 ("on_time", "First tokens within their deadline."),

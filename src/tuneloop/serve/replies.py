@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuneloop.core.ids import uuid7
+from tuneloop.core.text import storable
 from tuneloop.records.completion import Completion
 from tuneloop.serve.api_request import ApiRequest
 from tuneloop.serve.gateway import Piece, ServedModel
@@ -47,7 +48,7 @@ def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, 
             if not isinstance(call, dict) or call.get("name") not in names:
                 return []
             arguments = call.get("parameters", call.get("arguments", {}))
-            text_of = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+            text_of = storable(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
             found.append(
                 {
                     "id": f"call_{uuid7()[-12:]}",

@@ -20,12 +20,14 @@ from typing import Any, TypeVar
 import orjson
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.files import make_private, user_errors_of_the_disk
+from tuneloop.core.text import storable
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import Record, read_record
 from tuneloop.records.request import REFUSED, StoredRequest
 from tuneloop.records.server import ServerState
+from tuneloop.serve.chain import last_link, link
 from tuneloop.serve.database import (
     FILE,
     Database,
@@ -37,6 +39,20 @@ from tuneloop.serve.database import (
     without_password,
 )
 
+# What a server has in its folder; with a slash: and all that is below.
+OWN = (
+    "store.*",
+    "*.log*",
+    "*.db",
+    "*.db-*",
+    "keys.json",
+    "state.json",
+    ".lock",
+    ".keys/",
+    "batch/",
+    "experiments/",
+    "improve",
+)
 FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
 
@@ -171,6 +187,14 @@ MIGRATIONS = (
     DROP TRIGGER costs_more ON requests;
     DROP TRIGGER costs_less ON requests;
     {_NEW_COSTS.postgres}"""),
+    # Decisions as a chain, see `serve/chain.py`; and a name that this store alone has.
+    Migration("""
+    ALTER TABLE decisions ADD COLUMN number INTEGER;
+    ALTER TABLE decisions ADD COLUMN chain TEXT;
+    CREATE UNIQUE INDEX decisions_by_number ON decisions (number) WHERE number IS NOT NULL;
+    ALTER TABLE places ADD COLUMN store TEXT;
+    """, sqlite="UPDATE places SET store = lower(hex(randomblob(16)));",
+    postgres="UPDATE places SET store = md5(random()::text || clock_timestamp()::text);"),
 )  # fmt: skip
 TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _TEXTS = ("prompt", "tools", "completion")
@@ -250,7 +274,8 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
         raise UserError("There is no store here", where=name, next_step="name the folder of `tuneloop serve`")
     if not url:
         with user_errors_of_the_disk(store_file(place)):
-            store_file(place).parent.mkdir(parents=True, exist_ok=True)
+            if not store_file(place).parent.is_dir():
+                make_private(store_file(place).parent, ())
     try:
         connection = open_postgres(url, patience) if url else open_sqlite(store_file(place), patience)
     except DatabaseError as error:
@@ -357,16 +382,34 @@ def insert_values(connection: Database, records: Iterable[tuple[type[Record], Ma
         for kind, own in groupby(records, itemgetter(0)):
             rows = []
             for _, values in own:
-                row = [_text(values[name]) if name in _JSON else values[name] for name in _COLUMNS[kind]]
+                row = [_held(values[name], type_) for name, type_ in COLUMNS[kind].items()]
                 if kind in _PLACED:
                     place += 1
                     row.append(place)
                 rows.append(row)
             placed = {"place": "INTEGER"} if kind in _PLACED else {}
-            new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows)
+            if kind is Decision:
+                rows, placed = _chained(connection, rows), {"number": "INTEGER", "chain": "TEXT"}
+            new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows) if rows else 0
         if place != before:
             connection.execute("UPDATE places SET last = ?", [place])
     return new
+
+
+def _chained(connection: Database, rows: Sequence[list[Any]]) -> list[list[Any]]:
+    """Rows of decisions that are new, with their numbers and hashes. Nobody else writes meanwhile."""
+    number, chain = last_link(connection)
+    fresh: list[list[Any]] = []
+    ids, keys = set(), set()
+    for row in rows:
+        id_, key = row[0], row[-1]
+        there = connection.execute("SELECT 1 FROM decisions WHERE id = ? OR key = ?", [id_, key]).fetchone()
+        if there is None and id_ not in ids and (key is None or key not in keys):
+            ids.add(id_)
+            keys.add(key)
+            number, chain = number + 1, link(chain, row)
+            fresh.append([*row, number, chain])
+    return fresh
 
 
 def last_place(connection: Database) -> int:
@@ -374,13 +417,18 @@ def last_place(connection: Database) -> int:
     return int(connection.execute("SELECT last FROM places").fetchone()[0])
 
 
-def _text(value: Any) -> str | None:
+def _held(value: Any, type_: str) -> Any:
+    """A value as a column of a type holds it: no lone surrogates, nor numbers that are none."""
     if value is None:
         return None
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # half a surrogate pair in a text, or a number of more than 64 bits
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode()
+    if type_ == "JSON":
+        try:
+            return orjson.dumps(value).decode()
+        except TypeError:  # half a surrogate pair in a text, or a number of more than 64 bits
+            return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    if isinstance(value, str):
+        return storable(value)
+    return None if type_ == "REAL" and value - value != 0.0 else value
 
 
 # --- reading -----------------------------------------------------------------------------------

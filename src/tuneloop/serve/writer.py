@@ -3,6 +3,8 @@
 Records are queued; the thread takes all there are and inserts them in one transaction. Where the file is locked, the
 disk is full or the database is away it appends them to a spill file in the server's folder, which goes into the store as
 soon as that works again. If the spill file can't be written either, records wait in memory up to a bound, and what passes it is counted as lost.
+
+A record that no store takes costs none of the others: it goes into a file of dead letters, which is for a person to look at.
 """
 
 from __future__ import annotations
@@ -15,25 +17,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import make_private, user_errors_of_the_disk
+from tuneloop.core.ids import utc_now
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback, right_answer, value_of
-from tuneloop.records.record import Record, as_record, of_known_values
+from tuneloop.records.record import Record, of_known_values
 from tuneloop.records.request import StoredRequest
-from tuneloop.serve.ahead import WriteAhead
+from tuneloop.serve.ahead import BadLine, WriteAhead, read_spilled
 from tuneloop.serve.database import Database, DatabaseError, DataRefusedError
-from tuneloop.serve.store import TABLES, connect, insert, insert_values, store_folder
+from tuneloop.serve.store import OWN, TABLES, connect, insert, insert_values, store_folder
 
 Content = Literal["full", "redacted", "hash", "none"]
 Redact = Callable[[Any], Any]  # a JSON value without personal data
 SPILL = "store.spill.jsonl"
+DEAD = "store.dead.jsonl"  # what no store takes: a JSON object in each line, with the time and the reason
 MOST = 1000  # records in one transaction
 SHORT = 2000  # bytes of a request's texts that are searched for personal data at once: about 0.2 ms
 EVERY = 0.1  # seconds between two transactions, where nobody waits for one
@@ -48,12 +54,14 @@ class Counts:
         written: into the store.
         spilled: into the spill file, for want of the store; they count as written once they are there.
         lost: neither could be written, and there was no room to wait.
+        dead: in the file of dead letters, since no store takes them.
         fault: the last error in words; empty once the store takes records again.
     """
 
     written: int = 0
     spilled: int = 0
     lost: int = 0
+    dead: int = 0
     fault: str = ""
 
 
@@ -97,9 +105,13 @@ class StoreWriter:
     patience: float = 1.0
     store: str = ""
     counts: Counts = field(default_factory=Counts)
+    appending: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # to the files of spilled records and dead letters
     _queue: deque[_Waiting] = field(default_factory=deque)
     _wake: threading.Event = field(default_factory=threading.Event)
     _over: bool = False
+    _settling: threading.Event | None = None
     _thread: threading.Thread | None = None
     _connection: Database | None = None
     _ahead: WriteAhead | None = None
@@ -120,10 +132,14 @@ class StoreWriter:
         """
         if self.content == "redacted" and self.redact is None:
             raise UserError("Nothing redacts what is logged", where="log.content: redacted")
+        with user_errors_of_the_disk(self.folder):
+            if wide := make_private(self.folder, OWN):
+                self._tell(
+                    f"folder    others could read {self.folder}: now it is yours alone ({wide:,} permissions changed)"
+                )
         self._connection = connect(self.store or self.place, create=True, patience=self.patience)
         self._ahead = WriteAhead(self.folder, TABLES)
-        if left := self._ahead.open():
-            self._recover_killed(left)
+        self._recover_killed(*self._ahead.open())
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
 
@@ -183,6 +199,9 @@ class StoreWriter:
         Its result is the id under which the record is stored: of several with the same key that of the first one.
         """
         future: Future[str] = Future()
+        if self._over or self._thread is None or not self._thread.is_alive():
+            future.set_exception(OSError("the store is closed"))
+            return future
         if len(self._queue) >= self.most_waiting:
             self.counts.lost += 1
             future.set_exception(OSError("the store takes nothing at present"))
@@ -201,12 +220,23 @@ class StoreWriter:
         """Records that could not be written before their answer ended."""
         return self._ahead.failed if self._ahead is not None else 0
 
+    def settle(self, seconds: float) -> bool:
+        """Bring all that waits into the store, and empty the files before it, but for the starts of requests under way.
+
+        Returns:
+            False: the store took nothing in that time.
+        """
+        self._settling = done = threading.Event()
+        self._wake.set()
+        return done.wait(seconds)
+
     def stop(self, seconds: float = 10.0) -> None:
         """Write what is left and end the thread."""
         self._over = True
         self._wake.set()
         if self._thread is not None:
             self._thread.join(seconds)
+            self._settle(list(self._queue), OSError("the server has stopped"))
         if self._ahead is not None:
             self._ahead.close(empty=not self._queue)
         if self._connection is not None:
@@ -222,21 +252,36 @@ class StoreWriter:
             self._wake.clear()
             now = time.monotonic()
             if self._spilled and now >= retry:
-                self._recover()
-            taken, full = self._take()
+                self._guarded(self._recover)
+            settling = self._settling
+            taken, full = self._take(settling is not None)
             for i in range(0, len(taken), MOST):
-                retry = self._write(taken[i : i + MOST], now < retry) or retry
+                some = taken[i : i + MOST]
+                retry = self._guarded(partial(self._write, some, now < retry), some) or retry
             if full is not None and self._ahead is not None:
                 self._ahead.clear(full)
+            if settling is not None and not self._spilled:
+                self._settling = None
+                settling.set()
             if self._over and not taken:
                 break
 
-    def _take(self) -> tuple[list[_Waiting], int | None]:
+    def _guarded(self, work: Callable[[], float | None], taken: Sequence[_Waiting] = ()) -> float | None:
+        """Do work whose failure must not end the thread: what comes later is to be written, and nobody waits for ever."""
+        try:
+            return work()
+        except Exception as error:
+            self._tell(f"records of {len(taken)} events may be lost: {error!r:.200}")
+            self.counts.lost += len(taken)
+            self._settle(taken, error)
+            return None
+
+    def _take(self, every: bool) -> tuple[list[_Waiting], int | None]:
         """All that waits, and the file of lines that can be emptied once it is written."""
         if self._ahead is None:
             return [self._queue.popleft() for _ in range(len(self._queue))], None
         with self._ahead.lock:
-            return [self._queue.popleft() for _ in range(len(self._queue))], self._ahead.turn()
+            return [self._queue.popleft() for _ in range(len(self._queue))], self._ahead.turn(always=every)
 
     def _write(self, taken: Sequence[_Waiting], spill: bool) -> float:
         """Write records; returns when to try the store again where it took nothing, else 0."""
@@ -251,7 +296,7 @@ class StoreWriter:
             return self._write_alone(taken, spill, error)
         except (DatabaseError, OSError) as error:
             retry, spilled = 0.0 if spill else time.monotonic() + 1.0, True
-            fault = self._spill([self._ready(each) for each in taken], str(error))
+            fault = self._spill(taken, str(error))
         except Exception as error:  # a record that can't be written must cost neither the others nor this thread
             return self._write_alone(taken, spill, error)
         self._settle(taken, fault, spilled=spilled)
@@ -261,21 +306,63 @@ class StoreWriter:
         """Write records one by one, since one of them can't be; see `_write`."""
         if len(taken) > 1:
             return max(self._write([each], spill) for each in taken)
-        self._lose(error)
+        self._bury(taken[0], error)
         self._settle(taken, error)
         return 0.0
 
-    def _lose(self, error: Exception) -> None:
-        self.counts.lost += 1
-        self._tell(f"a record can't be written and is lost: {error!r:.200}")
+    def _bury(self, what: _Waiting | Record | str, why: object) -> None:
+        """Put what no store takes among the dead letters, and say it.
+
+        Args:
+            what: a record, or a line that is none.
+        """
+        letter: dict[str, Any] = {"time": utc_now(), "why": f"{why}"[:300]}
+        try:
+            if isinstance(what, str):
+                line = json.dumps({**letter, "line": what})
+            else:
+                record = self._ready(what) if isinstance(what, _Waiting) else what
+                line = json.dumps({**letter, "table": TABLES[type(record)], "record": record.to_json()})
+        except Exception:  # what can't be written as JSON at all
+            name = getattr(what.record if isinstance(what, _Waiting) else what, "id", None)
+            line = json.dumps({**letter, "id": name if isinstance(name, str) else None})
+        try:
+            self._append(DEAD, line.encode() + b"\n")
+        except OSError as error:
+            self.counts.lost += 1
+            self._tell(f"a record can't be stored and is lost ({error}): {letter['why']}")
+            return
+        self.counts.dead += 1
+        self._tell(f"a record can't be stored and was put into {self.folder / DEAD}: {letter['why']}")
+
+    def _bury_all(self, refused: Sequence[tuple[Record, Exception]], bad: Sequence[BadLine]) -> None:
+        for record, error in refused:
+            self._bury(record, error)
+        for line, why in bad:
+            self._bury(line, why)
+
+    def _append(self, name: str, data: bytes) -> None:
+        with self.appending:
+            descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
 
     def _settle(self, taken: Sequence[_Waiting], fault: Exception | None, *, spilled: bool = False) -> None:
         """Say what has become of records to those who wait for it."""
         for each in taken:
-            if each.future is not None and fault is None:
-                each.future.set_result(str(getattr(each.record, "id", "")) if spilled else self._stored_id(each.record))
-            elif each.future is not None:
-                each.future.set_exception(OSError(f"the store takes nothing at present: {fault}"))
+            if each.future is None:
+                continue
+            with contextlib.suppress(InvalidStateError):  # whoever waited for it is gone
+                if fault is None:
+                    each.future.set_result(
+                        str(getattr(each.record, "id", "")) if spilled else self._stored_id(each.record)
+                    )
+                elif isinstance(fault, DataRefusedError):
+                    each.future.set_exception(OSError(f"the store can't hold this: {fault}"))
+                else:
+                    each.future.set_exception(OSError(f"the store takes nothing at present: {fault}"))
 
     def _stored_id(self, record: Record | bytes) -> str:
         """The id of the first record with this one's key; its own where it has none, or the store can't be asked."""
@@ -352,63 +439,75 @@ class StoreWriter:
     def _spilled(self) -> bool:
         return self._spill_file.exists()
 
-    def _spill(self, records: Sequence[Record], why: str) -> Exception | None:
-        lines = "".join(
-            json.dumps([TABLES[type(record)], record.to_json()], ensure_ascii=True) + "\n" for record in records
-        )
+    def _spill(self, taken: Sequence[_Waiting], why: str) -> Exception | None:
+        lines: list[str] = []
+        for each in taken:
+            try:
+                record = self._ready(each)
+                lines.append(json.dumps([TABLES[type(record)], record.to_json()]) + "\n")
+            except Exception as error:  # as one that is nested too deeply
+                self._bury(each, error)
+                self._settle([each], error)
+        if not lines:
+            return None
         if not self.counts.fault:
             self._tell(f"the store can't be written ({why}); records go to {self._spill_file} until it can")
         self.counts.fault = why
         try:
-            with self._spill_file.open("ab") as file:
-                file.write(lines.encode())
-                file.flush()
-                os.fsync(file.fileno())
+            self._append(SPILL, "".join(lines).encode())
         except OSError as error:
-            self.counts.lost += len(records)
-            self._tell(f"records of {len(records)} events are lost: {error}")
+            self.counts.lost += len(lines)
+            self._tell(f"records of {len(lines)} events are lost: {error}")
             return error
-        self.counts.spilled += len(records)
+        self.counts.spilled += len(lines)
         return None
 
-    def _recover_killed(self, left: Sequence[Record]) -> None:
-        """Bring what a killed server left into the store; ids that are there already change nothing."""
-        assert self._connection is not None
+    def _recover_killed(self, left: Sequence[Record], bad: Sequence[BadLine]) -> None:
+        """Bring what a killed server left into the store; ids that are there already change nothing.
+
+        Whatever stands in its files, it prevents no start.
+        """
+        assert self._ahead is not None
+        refused: list[tuple[Record, Exception]] = []
         try:
-            if new := self._insert_all(left):
+            if new := self._insert_all(left, refused):
                 self._tell(f"an earlier server was killed: {new:,} records that it had not stored are stored now")
         except (DatabaseError, OSError) as error:
-            self._spill(left, str(error))
+            refused = []  # they are spilled with the others
+            if self._spill([_Waiting(each, kept=True) for each in left], str(error)):
+                return
+        self._bury_all(refused, bad)
+        self._ahead.clear(0)
+        self._ahead.clear(1)
 
     def _recover(self) -> None:
         """Bring the spill file into the store. Ids make that idempotent: it may be done twice after a crash."""
-        assert self._connection is not None
-        records = []
-        with contextlib.suppress(OSError):
-            for line in self._spill_file.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, KeyError, UserError):  # the last line may be cut
-                    table, value = json.loads(line)
-                    records.append(as_record(_KINDS[table], value, str(self._spill_file)))
+        refused: list[tuple[Record, Exception]] = []
         try:
-            self._insert_all(records)
+            records, bad = read_spilled(self._spill_file, _KINDS)
+            self._insert_all(records, refused)
             self._spill_file.unlink()
         except (DatabaseError, OSError):
             return
-        self.counts.written += len(records)
-        self._tell(f"the store can be written again: {len(records):,} records came from the spill file")
+        self._bury_all(refused, bad)
+        came = len(records) - len(refused)
+        self.counts.written += came
+        self._tell(f"the store can be written again: {came:,} records came from the spill file")
         self.counts.fault = ""
 
-    def _insert_all(self, records: Sequence[Record]) -> int:
-        """`insert`; a record that the store refuses costs none of the others."""
+    def _insert_all(self, records: Sequence[Record], refused: list[tuple[Record, Exception]]) -> int:
+        """`insert`; a record that the store refuses costs none of the others, and is added to `refused`."""
         assert self._connection is not None
         if len(records) > MOST:  # after hours without a store
-            return sum(self._insert_all(records[i : i + MOST]) for i in range(0, len(records), MOST))
+            return sum(self._insert_all(records[i : i + MOST], refused) for i in range(0, len(records), MOST))
         try:
-            return insert(self._connection, records)
-        except DataRefusedError as error:
+            return insert(self._connection, records) if records else 0
+        except Exception as error:
+            if isinstance(error, DatabaseError | OSError) and not isinstance(error, DataRefusedError):
+                raise
             if len(records) > 1:
-                return sum(self._insert_all([each]) for each in records)
-            self._lose(error)
+                return sum(self._insert_all([each], refused) for each in records)
+            refused.append((records[0], error))
             return 0
 
     def _tell(self, line: str) -> None:

@@ -21,6 +21,7 @@ from tuneloop.records.feedback import SHADOW, Feedback
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.request import LEFT
 from tuneloop.records.server import ServerState
+from tuneloop.serve.chain import DecisionLog, refuse_rewritten, verify
 from tuneloop.serve.database import Database, is_database_url
 from tuneloop.serve.keys import read_keys
 from tuneloop.serve.store import (
@@ -194,6 +195,7 @@ def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[Experimen
         UserError: no such experiment, its registration was changed, or it was stopped.
     """
     with opened(place) as store:
+        refuse_rewritten(store, store_name(place))
         state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
         name = state.design.name
         file = registration_file(place, name)
@@ -264,6 +266,16 @@ def replay(place: Path | str, name: str = "") -> list[Replayed]:
                 follows = decide(state.design, logged.evidence, logged.at).model_copy(update={"seen": logged.seen})
                 done.append(Replayed(logged, again, _same(logged, again), _same(logged, follows)))
     return done
+
+
+def decision_log(place: Path | str) -> DecisionLog:
+    """The log of decisions of a store, verified.
+
+    Raises:
+        UserError: there is no store.
+    """
+    with opened(place) as store:
+        return verify(store, store_name(place))
 
 
 def _same(a: ExperimentVerdict, b: ExperimentVerdict) -> bool:

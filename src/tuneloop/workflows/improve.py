@@ -43,6 +43,7 @@ from tuneloop.improve.feedback import current
 from tuneloop.improve.monitor import CANARIES
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback, right_answer, value_of
+from tuneloop.serve.chain import refuse_rewritten
 from tuneloop.serve.database import Database, is_database_url, keep_password
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, store_folder, store_name
 from tuneloop.workflows.ab import EVENTS as EXPERIMENTS
@@ -245,6 +246,7 @@ def improve(project: ProjectConfig, *, approve: str = "", command: Command = run
                 f"Another controller of {project.name} is at work, perhaps on another machine", where=store_name(project.store),
                 next_step="wait for it, or stop it",
             )  # fmt: skip
+        refuse_rewritten(store, store_name(project.store))
         log = _Log(store, project.name)
         _monitor(project, log.cycles(), place / "improve", say)
         steps: list[str] = []

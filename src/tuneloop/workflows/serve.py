@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, lock_folder, read_yaml
+from tuneloop.core.files import build_config, lock_folder, make_private, read_yaml
 from tuneloop.core.ids import utc, utc_now
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
@@ -29,13 +29,16 @@ from tuneloop.serve.batch_api import Batches
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.database import Database, DatabaseError, is_database_url, keep_password
 from tuneloop.serve.erase import expire, spent_by_erased
+from tuneloop.serve.erase_files import PENDING, expire_files
 from tuneloop.serve.gateway import Gateway
 from tuneloop.serve.keys import Keyring, add_key, read_keys, refuse_budget_without_prices
 from tuneloop.serve.limits import Ledger
 from tuneloop.serve.lines import LogLines
 from tuneloop.serve.pauses import short_pauses
-from tuneloop.serve.store import opened
+from tuneloop.serve.store import is_store, opened
 from tuneloop.serve.writer import StoreWriter
+from tuneloop.workflows.ab import decision_log
+from tuneloop.workflows.forget_requests import finish_forgetting, refuse_spilled
 from tuneloop.workflows.registry import registered_name
 from tuneloop.workflows.serve_experiments import Experiments
 from tuneloop.workflows.serve_improve import check_improve, improving
@@ -46,6 +49,7 @@ from tuneloop.workflows.serve_swap import Swaps, pinned
 
 Say = Callable[[str], None]
 LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
+LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop forget` has begun one
 
 
 # --- settings --------------------------------------------------------------------------------------
@@ -155,11 +159,14 @@ async def _expire(config: ServeConfig, say: Say) -> None:
     """Once an hour, take from the store what is older than it may be."""
 
     def work() -> int:
+        keys, now = read_keys(config.folder), time.time()
+        before = _before(config.log.keep_days, keys, now)
+        expire_files(Path(config.folder), before, config.log.content)
         with opened(config.store) as store:
-            return expire_all(store, config.log.keep_days, read_keys(config.folder), time.time())
+            return expire_all(store, config.log.keep_days, keys, now)
 
     while True:
-        with contextlib.suppress(DatabaseError, UserError):  # the file is locked; an hour later it is not
+        with contextlib.suppress(DatabaseError, UserError, OSError):  # it is locked; an hour later it is not
             if count := await asyncio.to_thread(work):
                 say(
                     f"store     texts and users of {count:,} requests are erased, which were kept as long as they may be"
@@ -176,12 +183,56 @@ def expire_all(store: Database, days: float | None, keys: Sequence[ApiKey], now:
         keys: of the server, revoked ones too.
         now: seconds since 1970.
     """
+    own = _own_days(keys)
+    count = sum(expire(store, utc(now - 86_400 * kept), [name]) for name, kept in own.items())
+    return count if days is None else count + expire(store, utc(now - 86_400 * days), [*own], others=True)
+
+
+def _own_days(keys: Sequence[ApiKey]) -> dict[str, float]:
+    """Days that requests are kept, by the names of keys that say it."""
     own: dict[str, float] = {}
     for key in keys:
         if (kept := key.limits.keep_days) is not None:
             own[key.name] = min(kept, own.get(key.name, kept))
-    count = sum(expire(store, utc(now - 86_400 * kept), [name]) for name, kept in own.items())
-    return count if days is None else count + expire(store, utc(now - 86_400 * days), [*own], others=True)
+    return own
+
+
+def _before(days: float | None, keys: Sequence[ApiKey], now: float) -> Callable[[str], float | None]:
+    """Name of a key -> the time before which its files go, in seconds since 1970; None: they stay."""
+    own = _own_days(keys)
+    return lambda name: None if (kept := own.get(name, days)) is None else now - 86_400 * kept
+
+
+async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None, say: Say) -> bool:
+    """Do what `tuneloop forget` has begun in the server's folder, while batches pause; returns whether it could be done."""
+    folder = Path(config.folder)
+    if not any(folder.glob(PENDING)):
+        return True
+
+    def work() -> list[str]:
+        if not gateway.store.settle(30):
+            refuse_spilled(folder)
+        return finish_forgetting(folder, config.store, alone=False, appending=gateway.store.appending)
+
+    if batches is not None:
+        await batches.stop()
+    try:
+        gone = set(await asyncio.to_thread(work))
+        for copy in [each for each in gateway.copies.waiting if each.of in gone]:
+            gateway.copies.waiting.remove(copy)
+    except (UserError, DatabaseError, OSError) as error:
+        say(f"forget    not everything is erased yet: {error}")
+        return False
+    finally:
+        if batches is not None:
+            batches.resume()
+    return True
+
+
+async def _forgetting(config: ServeConfig, gateway: Gateway, batches: Batches | None, say: Say) -> None:
+    while True:
+        done = await _forget(config, gateway, batches, say)
+        await asyncio.sleep(LOOK_FOR_ERASURES if done else 60 * LOOK_FOR_ERASURES)
 
 
 def serve(config: ServeConfig, say: Say, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
@@ -243,10 +294,13 @@ def check_served(config: ServeConfig, say: Say) -> list[Sameness]:
 def _alone_in(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
+            new = not folder.is_dir()
             held.enter_context(lock_folder(folder))
         except UserError as error:
             step = "that server answers already; stop it, or name another folder: folder=NAME"
             raise UserError(error.what, where=error.where, next_step=step) from None
+        if new:
+            make_private(folder, (".lock",))
         yield
 
 
@@ -282,6 +336,8 @@ async def _serve(
     experiments = Experiments(config.store, say)
     candidates = experiments.candidates()
     swaps = Swaps(config, experiments, say)
+    if fault := decision_log(config.store).fault if is_store(config.store) else "":
+        say(f"WARNING   the log of decisions was changed: {fault} (tuneloop ab replay)")
     swaps.current = swaps.wanted()
     named, config = config, pinned(config)
     deployment = deployment_of(config, candidates, say)
@@ -308,9 +364,11 @@ async def _serve(
         running = asyncio.create_task(server._serve([listening]))
         while not server.started and not running.done():
             await asyncio.sleep(0.01)
-        if batches is not None and (left := batches.resume()):
+        await _forget(config, gateway, batches, say)  # begun when no server was there, or an earlier one was killed
+        if batches is not None and (left := batches.resume() or len(batches.running)):
             say(f"batch     goes on with {left} of an earlier server")
         expiring = asyncio.create_task(_expire(config, say))
+        erasing = asyncio.create_task(_forgetting(config, gateway, batches, say))
         if ready is not None:
             ready(address, gateway)
         short_pauses()
@@ -323,6 +381,7 @@ async def _serve(
             await batches.stop()
         await gateway.copies.stop()
         expiring.cancel()
+        erasing.cancel()
         server.should_exit = True
         await running
 

@@ -252,14 +252,11 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _socket(config: ServeConfig) -> Any:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    from tuneloop.core.http_server import listen
+
     try:
-        listening.bind((config.host, config.port))
-        listening.listen(2048)
+        listening = listen(config.host, config.port)
     except OSError as error:
-        listening.close()
         raise UserError(
             f"Can't listen on {config.host}:{config.port}: {error.strerror or error}",
             where="host, port", next_step="choose another port: port=8101, or port=0 for a free one",
@@ -273,7 +270,9 @@ def _socket(config: ServeConfig) -> Any:
 async def _serve(
     config: ServeConfig, listening: socket.socket, say: Say, ready: Callable[[str, Gateway], None] | None
 ) -> None:
-    import uvicorn
+    from uvicorn.config import LOGGING_CONFIG
+
+    from tuneloop.core.http_server import Server
 
     experiments = Experiments(config.store, say)
     candidates = experiments.candidates()
@@ -288,12 +287,11 @@ async def _serve(
         swaps.followed_by(gateway),
     ):
         batches = Batches(gateway, Path(config.folder) / "batch", say) if config.batch.enabled else None
-        settings = uvicorn.Config(
-            make_app(gateway, batches.routes() if batches else ()), log_level="warning", access_log=False, lifespan="off", server_header=False,
-            log_config=None if config.log.lines == "json" else uvicorn.config.LOGGING_CONFIG,
-            date_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
+        server = Server(
+            make_app(gateway, batches.routes() if batches else ()), say, seconds=config.limits.silent_seconds, log_level="warning",
+            log_config=None if config.log.lines == "json" else LOGGING_CONFIG,
+            timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
         )  # fmt: skip
-        server = uvicorn.Server(settings)
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)

@@ -550,6 +550,8 @@ class Gateway:
             )  # fmt: skip
         except UserError as error:
             raise ApiError(400, error.what, param=error.where or None) from None
+        except OSError:
+            raise ApiError(503, "The engine does not answer", code="engine") from None
 
     async def _attempt(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
         """The pieces of an answer by the account's model: reserve, wait for a place, ask the engine, settle."""

@@ -267,15 +267,20 @@ class EndpointEngine:
         return found if isinstance(found, dict) else {}
 
     async def healthy(self) -> bool:
-        """Whether the server answers."""
+        """Whether the server answers, and does not say that what computes behind it is not ready."""
         if self._client is None:
             return False
         import httpx
 
         try:
-            return bool((await self._client.get("/v1/models", timeout=HEALTHY_WITHIN)).status_code == 200)
-        except httpx.HTTPError:
+            async with asyncio.timeout(HEALTHY_WITHIN):
+                models = await self._client.get("/v1/models", timeout=HEALTHY_WITHIN)
+                ready = await self._client.get(
+                    "/readyz", timeout=HEALTHY_WITHIN
+                )  # of `tuneloop serve`; others have none
+        except (httpx.HTTPError, TimeoutError):
             return False
+        return bool(models.status_code == 200 and ready.status_code != 503)
 
     async def stop(self) -> None:
         """Close the connections; the server goes on."""
@@ -307,7 +312,12 @@ class EndpointEngine:
     async def _tokens(self, body: dict[str, Any]) -> Sequence[int]:
         if self._client is None:
             raise UserError("The engine is not started", where=self.name, next_step="await engine.start()")
-        response = await self._client.post("/tokenize", json=body, timeout=60.0)
+        import httpx
+
+        try:
+            response = await self._client.post("/tokenize", json=body, timeout=60.0)
+        except httpx.HTTPError as error:
+            raise Broken(type(error).__name__) from None
         try:
             return [int(token) for token in response.json()["tokens"]]
         except (ValueError, KeyError, TypeError):

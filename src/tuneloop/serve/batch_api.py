@@ -35,6 +35,7 @@ from tuneloop.serve.gateway import Caller, Gateway
 _FILE = re.compile(r"file-[0-9a-f]{32}(-output|-errors)?")
 _BATCH = re.compile(r"batch_[0-9a-f]{32}")
 MOST_FILE_MB = 512.0
+MOST_FORM = 10_000  # bytes of a form but its file
 DAY = 86400
 
 
@@ -131,13 +132,17 @@ class Batches:
         from starlette.requests import Request
 
         owner = self._owner(call)
-        length = call.header("content-length")
-        if length.isdigit() and int(length) > MOST_FILE_MB * 1e6:
-            raise ApiError(413, f"The file is larger than {MOST_FILE_MB:g} MB", code="request_too_large")
+        if not call.header("content-type").lower().startswith("multipart/form-data"):
+            raise ApiError(400, "A file is sent as multipart/form-data", param="file")
         try:
-            form = await Request(call.scope, call.receive).form(max_files=1, max_fields=10)
+            received = Request(call.scope, call.bounded(int(MOST_FILE_MB * 1e6) + MOST_FORM))
+            form = await received.form(max_files=1, max_fields=10, max_part_size=MOST_FORM)
+        except (ApiError, OSError):
+            raise
         except Exception as error:  # starlette's own exceptions of a broken form
-            raise ApiError(400, f"The body is not a multipart form: {error}"[:200], param="file") from None
+            raise ApiError(
+                400, f"The body is not a multipart form: {getattr(error, 'detail', error)}"[:200], param="file"
+            ) from None
         given = form.get("file")
         if given is None or isinstance(given, str):
             raise ApiError(400, "The form has no file", param="file")

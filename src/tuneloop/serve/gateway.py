@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -109,6 +110,7 @@ class ServedModel:
         read: how turns become its prompt; None: as they are.
         source: what it was made from.
         decode: text of token ids, for log probabilities; None: nobody knows.
+        created: when its weights were written, in seconds since 1970.
     """
 
     name: str
@@ -120,6 +122,7 @@ class ServedModel:
     read: ReadPrompt | None = None
     source: str = ""
     decode: Callable[[Sequence[int]], str] | None = None
+    created: int = field(default_factory=lambda: int(time.time()), compare=False)
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,9 @@ _STATUS = {
     "template_error": 400,
     "engine": 503,
 }
+_PLACE = re.compile(
+    r"(?<![\w.])(?:/[\w.@+-]+){2,}/?|\b\w+://\S+"
+)  # a path or an address, which are not a client's affair
 _CODES = {"too_long": "context_length_exceeded", "no_adapter": "model_not_found"}
 
 
@@ -233,7 +239,8 @@ def engine_error(completion: Completion) -> ApiError:
         return ApiError(503, "The engine was stopped before the answer ended", code="engine")
     word, _, rest = completion.error.partition(": ")
     status = _STATUS.get(word, 500)
-    return ApiError(status, rest or completion.error or "the engine gave no answer", code=_CODES.get(word, word))
+    message = _PLACE.sub("...", rest or completion.error or "the engine gave no answer")
+    return ApiError(status, message, code=_CODES.get(word, word))
 
 
 @dataclass(frozen=True)
@@ -381,6 +388,11 @@ class Gateway:
         required = self.config.keys.required
         return (not self.config.loopback or self.keyring.used) if required is None else required
 
+    def models_for(self, caller: Caller) -> list[str]:
+        """Names of the models that somebody may ask."""
+        only = caller.key.limits.adapters if caller.key else []
+        return [name for name in self.models if not only or name in only]
+
     def model_of(self, name: str, caller: Caller) -> ServedModel:
         """A model by its name; the first one where there is none.
 
@@ -389,7 +401,7 @@ class Gateway:
         """
         model = self.models.get(name) if name else next(iter(self.models.values()))
         if model is None:
-            known = ", ".join(self.models)
+            known = ", ".join(self.models_for(caller))
             raise ApiError(
                 404, f"The model {name[:80]!r} does not exist here; there are: {known}", param="model",
                 code="model_not_found",
@@ -412,6 +424,8 @@ class Gateway:
         Raises:
             ApiError: it is refused, or fails on the way.
         """
+        if self.store.full:
+            raise ApiError(503, "The store takes nothing at present", code="store", headers={"Retry-After": "5"})
         asked, routed = await self._routed(asked, caller)
         account = self._account(asked, caller, copy, routed)
         self._busy[id(account.engine)] += 1

@@ -305,6 +305,10 @@ async def _serve(
         if batches is not None and (left := batches.resume()):
             say(f"batch     goes on with {left} of an earlier server")
         expiring = asyncio.create_task(_expire(config, say))
+        if not (gateway.key_required or config.loopback):
+            say(
+                f"warning   keys.required=false: everybody who reaches {config.host} may ask, and send feedback and batches"
+            )
         if ready is not None:
             ready(address, gateway)
         short_pauses()

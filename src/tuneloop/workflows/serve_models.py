@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -112,7 +114,8 @@ class Deployment:
         found = {each.name: _served(each, self.adapter_of(each), template) for each in self.opened}
         if all(model.adapter != BASE for model in found.values()) and not getattr(self.engine, "merged", False):
             name = Path(self.base).name if Path(self.base).exists() else self.base
-            found.setdefault(name, ServedModel(name, source=self.base, decode=template.decode if template else None))
+            decode, created = template.decode if template else None, _written(self.base, template)
+            found.setdefault(name, ServedModel(name, source=self.base, decode=decode, created=created))
         return found
 
     def candidate_models(self) -> dict[str, ServedModel]:
@@ -141,7 +144,18 @@ def _served(each: Opened, adapter: str, template: Template | None) -> ServedMode
         labels=labels, label_tokens=tokens,
         max_new_tokens=task.max_new_tokens if task else None, read=prompt_of(task) if task else None,
         source=each.source, decode=template.decode if template else None,
+        created=_written(each.loaded.source if each.loaded is not None else each.base, template),
     )  # fmt: skip
+
+
+def _written(source: str, template: Template | None) -> int:
+    """When weights were written, in seconds since 1970; now, where they are elsewhere: then there is no template either."""
+    place = Path(source).expanduser()
+    if not place.exists() and template is not None:
+        with contextlib.suppress(UserError, OSError, ValueError):
+            place = resolve(source)
+    files = [place] if place.is_file() else [*place.glob("*.safetensors"), *place.glob("*.gguf")]
+    return int(max((file.stat().st_mtime for file in files), default=time.time()))
 
 
 def _release(source: str) -> str:

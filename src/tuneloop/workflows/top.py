@@ -40,8 +40,13 @@ def address_of(folder: Path) -> str:
     return read_record(ServerState, folder).address
 
 
-def read_metrics(url: str, now: float) -> Reading:
+def read_metrics(url: str, now: float, key: str = "") -> Reading:
     """Read `/metrics`.
+
+    Args:
+        url: of the server.
+        now: of the clock, in seconds.
+        key: of the server, which is needed once there is one.
 
     Raises:
         UserError: nobody answers, or no server of this kind.
@@ -50,7 +55,14 @@ def read_metrics(url: str, now: float) -> Reading:
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
-        reply = httpx.get(f"{url.rstrip('/')}/metrics", timeout=5)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        reply = httpx.get(f"{url.rstrip('/')}/metrics", timeout=5, headers=headers)
+        if reply.status_code == 401:
+            raise UserError(
+                "The server needs a key",
+                where=url,
+                next_step="export TUNELOOP_KEY=..., or name its variable: --api-key-env NAME",
+            )
         reply.raise_for_status()
         families = list(text_string_to_metric_families(reply.text))
     except (httpx.HTTPError, ValueError) as error:

@@ -117,7 +117,7 @@ FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\
     [
         ([FILE, *[b"x" * 100_000] * 2000], 413),  # a file that does not end
         ([b"--b\r\n", *[b"x" * 100_000] * 2000], 400),  # nor a header
-        ([b"x" * 100_000] * 2000, 413),  # nor what stands before the form
+        ([b"x" * 100_000] * 2000, 400),  # nor what stands before the form
         ([b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n', *[b"x" * 100_000] * 2000], 400),
         ([b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n'] * 3000, 400),
         ([FILE + b"x\r\n"] * 3000, 400),

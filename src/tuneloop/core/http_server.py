@@ -32,7 +32,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 SILENT = 30.0  # seconds
 SLOWEST = 10_000  # bytes of a body in a second
 MOST_HEAD, MOST_HEADERS, MOST_URL = 65_536, 100, 8_192  # bytes, lines, bytes
-LINGER = 2.0  # seconds in which what comes after an answer is dropped
+LINGER, MOST_DROPPED = 2.0, 1_000_000  # seconds in which what comes after an answer is dropped, bytes that are
 ROOM_AGAIN = 5.0  # seconds without a refused or closed connection after which there is room again
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -55,7 +55,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(server.config, server.server_state, server.lifespan.state)
         self.of = server
         self.since = self.heard = 0.0  # when the client began to owe bytes, and last sent some; 0: it owes none
-        self.body_bytes = self.head_bytes = self.unparsed = 0
+        self.body_bytes = self.head_bytes = self.unparsed = self.dropped = 0
         self.deaf = 0.0  # since when it does not read what is sent; 0: it does
         self.ends = 0.0  # when the connection ends, whatever still comes; 0: it does not
         self.fault = (400, "This is not an HTTP request", "invalid_http")
@@ -77,6 +77,9 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`. Unlike uvicorn's it writes no line in the log for what strangers send."""
         if self.ends or self.parser is None:
+            self.dropped += len(data)
+            if self.dropped > MOST_DROPPED:
+                self.flow.pause_reading()
             return
         self._unset_keepalive_if_required()
         self.unparsed += len(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ _BATCH = re.compile(r"batch_[0-9a-f]{32}")
 MOST_FILE_MB = 512.0
 MOST_FORM = 10_000  # bytes of a form but its file
 DAY = 86400
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else each broken form is a line in the log
 
 
 @dataclass

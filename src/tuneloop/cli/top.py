@@ -11,6 +11,7 @@ from typing import Any
 from tuneloop.cli.console import print_json
 from tuneloop.cli.parameters import Output
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.urls import masked
 
 
 def command(
@@ -34,7 +35,7 @@ def command(
     time.sleep(every)
     after = read_metrics(address, time.monotonic(), key)
     shown = {
-        "address": address,
+        "address": masked(address),
         **view(before, after, after.at - before.at),
         "batches": list(batch_progress(Path(folder))),
     }
@@ -57,7 +58,7 @@ def _live(shown: dict[str, Any], address: str, key: str, every: float, folder: P
             time.sleep(every)
             after = read_metrics(address, time.monotonic(), key)
             found = {
-                "address": address,
+                "address": masked(address),
                 **view(before, after, after.at - before.at),
                 "batches": list(batch_progress(folder)),
             }

@@ -18,6 +18,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, read_yaml
 from tuneloop.core.ids import utc, utc_now
+from tuneloop.core.urls import masked
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
 from tuneloop.records.api_key import ApiKey
@@ -346,9 +347,10 @@ def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:
         ServedName(name=m.name, adapter=m.adapter, release=m.release or None, source=m.source)
         for m in gateway.models.values()
     ]
+    engine = masked(config.engine) if isinstance(config.engine, str) else [masked(url) for url in config.engine]
     state = ServerState(
         pid=os.getpid(), address=address, started=utc_now(), base=gateway.engine.base, engine=gateway.engine.name,
-        models=models, config=config.model_dump(mode="json"),
+        models=models, config=config.model_dump(mode="json") | {"engine": engine},
     )  # fmt: skip
     write_record(Path(config.folder) / ServerState.file, state)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file
+from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
 from tuneloop.inference.client import key_from
@@ -179,7 +180,7 @@ def deployment_of(
         return _endpoints(config, candidates or {}, say)
     if config.engine not in ("auto", "tuneloop", "llama.cpp"):
         raise UserError(
-            f"No such engine {config.engine!r:.80}", where="engine",
+            f"No such engine {masked(str(config.engine))!r:.80}", where="engine",
             next_step="choose auto, tuneloop, llama.cpp or the URL of a server",
         )  # fmt: skip
     base, served = served_by(config)
@@ -317,21 +318,23 @@ def _only_model(urls: Sequence[str], key: str) -> str:
     for url in urls:
         place = url.rstrip("/").removesuffix("/v1") + "/v1/models"
         try:
-            reply = httpx.get(place, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=10)
+            place, login = split_login(place)
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            reply = httpx.get(place, headers=headers, auth=login, timeout=10)
             reply.raise_for_status()
             names = [str(each["id"]) for each in reply.json()["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            fault = f"{type(error).__name__}: {error}"[:200]
+            fault = masked(f"{type(error).__name__}: {error}")[:200]
             continue
         if len(names) == 1:
             return names[0]
         raise UserError(
-            f"The server has {len(names)} models", where=url,
+            f"The server has {len(names)} models", where=masked(url),
             next_step=f"say which with base=NAME: {', '.join(names)[:300]}",
         )  # fmt: skip
     raise UserError(
         f"The server does not tell its models ({fault})",
-        where=", ".join(urls),
+        where=masked(", ".join(urls)),
         next_step="check the URL and that it runs",
     )
 

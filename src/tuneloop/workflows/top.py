@@ -10,6 +10,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.core.urls import masked
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 
@@ -60,14 +61,16 @@ def read_metrics(url: str, now: float, key: str = "") -> Reading:
         if reply.status_code == 401:
             raise UserError(
                 "The server needs a key",
-                where=url,
+                where=masked(url),
                 next_step="export TUNELOOP_KEY=..., or name its variable: --api-key-env NAME",
             )
         reply.raise_for_status()
         families = list(text_string_to_metric_families(reply.text))
     except (httpx.HTTPError, ValueError) as error:
         raise UserError(
-            f"The server does not answer: {error}"[:200], where=url, next_step="start it: tuneloop serve"
+            f"The server does not answer: {masked(str(error))}"[:200],
+            where=masked(url),
+            next_step="start it: tuneloop serve",
         ) from None
     values = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value

@@ -318,6 +318,8 @@ def test_the_page_may_load_and_send_nothing_elsewhere(server: tuple[str, Gateway
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
     assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+    for path in ("/", "/v1/models", "/nothing", "/metrics"):
+        assert httpx.get(f"{server[0]}{path}").headers["cache-control"] == "no-store", path
     script = httpx.get(f"{server[0]}/feedback.js", headers={"sec-fetch-site": "cross-site"})  # for other sites
     assert script.status_code == 200 and script.headers["x-content-type-options"] == "nosniff"
 

@@ -169,6 +169,8 @@ class Call:
         """Send status and headers."""
         self.sent, self.events = True, kind.startswith("text/event-stream")
         lines = [(b"content-type", kind.encode())]
+        if not headers or "cache-control" not in headers:
+            lines.append((b"cache-control", b"no-store"))
         if size >= 0:
             lines.append((b"content-length", str(size).encode()))
         lines += [(name.encode(), _safe(value).encode("latin-1", "replace")) for name, value in (headers or {}).items()]
@@ -348,7 +350,7 @@ async def _no_route(request: Any, error: Exception) -> Any:
     status = getattr(error, "status_code", 500)
     what = {404: f"There is no {request.scope['path'][:200]}", 405: f"{request.method} is not possible here"}
     body = ApiError(status, what.get(status, "The server failed"), code=None if status < 500 else "server").body()
-    headers = getattr(error, "headers", None)  # with 405, what is allowed
+    headers = {**(getattr(error, "headers", None) or {}), "cache-control": "no-store"}  # with 405, what is allowed
     return Response(orjson.dumps(body), status, headers, media_type="application/json")
 
 

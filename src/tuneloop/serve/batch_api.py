@@ -197,7 +197,8 @@ class Batches:
     async def content(self, call: Call) -> None:
         """`GET /v1/files/ID/content`."""
         _, path = self._file(call)
-        await call.start(200, "application/octet-stream", size=path.stat().st_size)
+        headers = {"content-disposition": "attachment"}
+        await call.start(200, "application/octet-stream", headers, size=path.stat().st_size)
         async for part in file_parts(path):
             await call.send({"type": "http.response.body", "body": part, "more_body": True})
         await call.send({"type": "http.response.body", "body": b""})

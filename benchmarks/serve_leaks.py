@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         made = [
-            write_adapter(resolve(given.model), Path(place) / f"adapter-{seed}", seed, 0.02) for seed in range(1, 5)
+            write_adapter(resolve(given.model), Path(place) / f"adapter-{seed}", seed) for seed in range(1, 5)
         ]
         adapters = {"a": made[:2], "b": [made[2]], "c": [made[3]]}
         plan = Plan(given.model, adapters, given.seconds, given.rounds, given.clients, given.tokens)

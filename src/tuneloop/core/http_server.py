@@ -4,7 +4,8 @@
   as a whole must come at `SLOWEST` bytes a second; an answer must be read.
 - A head is bounded (`MOST_HEAD`, `MOST_HEADERS`, `MOST_URL`); httptools collects any.
 - The limit of open files is never reached: from `_reserve` descriptors below it on, each new connection takes the place of
-  one that has sent no request yet, else of an idle one, else it gets 503. What is being answered is never closed.
+  the one that has owed the rest of a request for longest, else of an idle one, else it gets 503. What is being answered is
+  never closed.
 - A body that nobody wants is not read: the answer goes out, what still comes is dropped for a moment, and the
   connection ends. Closing at once would reset the connection and take the answer with it.
 
@@ -66,11 +67,11 @@ class Connection(HttpToolsProtocol):
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
         self.since = self.heard = time.monotonic()
-        self.of.strangers[self] = None
+        self.of.owing[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        self.of.strangers.pop(self, None)
+        self.of.owing.pop(self, None)
         self.of.resting.pop(self, None)
         super().connection_lost(exc)
 
@@ -118,8 +119,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """See httptools."""
         super().on_headers_complete()
-        self.of.strangers.pop(self, None)
         self.of.resting.pop(self, None)
+        self.of.owing.setdefault(self)
         self.since = self.heard = time.monotonic()
         self.body_bytes = self.unparsed = 0
 
@@ -129,11 +130,14 @@ class Connection(HttpToolsProtocol):
         self.heard = time.monotonic()
         self.body_bytes += len(body)
         self.unparsed = 0
+        self.of.owing.pop(self, None)
+        self.of.owing[self] = None  # the last one to be closed
 
     def on_message_complete(self) -> None:
         """See httptools."""
         super().on_message_complete()
         self.since, self.unparsed = 0.0, 0
+        self.of.owing.pop(self, None)
 
     # --- what it gets
 
@@ -221,7 +225,7 @@ class Server(uvicorn.Server):
             )
         )  # fmt: skip
         self.say, self.seconds = say, seconds
-        self.strangers: dict[Connection, None] = {}  # that have sent no whole head yet, the oldest first
+        self.owing: dict[Connection, None] = {}  # whose request has not come whole yet, the longest silent first
         self.resting: dict[Connection, None] = {}  # between two requests
         self._accepting: list[asyncio.Task[None]] = []
         self._others = 0  # descriptors that are no connections
@@ -288,7 +292,7 @@ class Server(uvicorn.Server):
                 f"({_limit():,}) is near: idle ones are closed, further ones get 503 (ulimit -n raises it)"
             )
         self._full = time.monotonic()
-        for those in (self.strangers, self.resting):
+        for those in (self.owing, self.resting):
             if those:
                 oldest = next(iter(those))
                 del those[oldest]

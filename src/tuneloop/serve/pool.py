@@ -16,9 +16,10 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.engine import Update
 from tuneloop.inference.engines import START_WITHIN, AdapterFacts, ServingEngine, can_give_way
 from tuneloop.inference.engines.wire import Broken
 from tuneloop.inference.request import Request
@@ -26,9 +27,6 @@ from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 from tuneloop.serve.service_time import ServiceTime
-
-if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
 
 T = TypeVar("T")
 BLOCK = 32  # tokens of a prompt that are looked up together
@@ -279,8 +277,6 @@ class EnginePool:
                         member.times.learn(new, active, done.completion_tokens, first, total)
                     yield update
         except TimeoutError:
-            from tuneloop.inference.engine import Update
-
             yield Update(completion=Completion(finish="error", error=f"engine: {HANGS}"))
         finally:
             member.active -= 1

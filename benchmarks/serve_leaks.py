@@ -111,7 +111,7 @@ async def client(
     import httpx
 
     draw = random.Random(seed)
-    async with httpx.AsyncClient(base_url=address, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=address, timeout=600) as http:
         while True:
             name, prompt, leaves = draw.choice([*names.now]), draw.choice(PROMPTS), draw.random() < 0.2
             streamed = leaves or draw.random() < 0.5
@@ -236,9 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
-        made = [
-            write_adapter(resolve(given.model), Path(place) / f"adapter-{seed}", seed) for seed in range(1, 5)
-        ]
+        made = [write_adapter(resolve(given.model), Path(place) / f"adapter-{seed}", seed) for seed in range(1, 5)]
         adapters = {"a": made[:2], "b": [made[2]], "c": [made[3]]}
         plan = Plan(given.model, adapters, given.seconds, given.rounds, given.clients, given.tokens)
         seen = asyncio.run(matrix(plan, Path(place) / "serve"))
@@ -251,6 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"  {'wrong':<8}{len(seen.wrong):>8,}")
     for line in seen.wrong[:5]:
         print(f"    {line}")
+    if seen.wrong or not seen.ends["whole"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,6 @@ def make_app(review: Review, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str,
         response = await call_next(request)
         response.headers["Cache-Control"] = "no-store"
         response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
     def item_of(key: str) -> ReviewItem:

@@ -120,7 +120,8 @@ class Connection(HttpToolsProtocol):
         """See httptools."""
         super().on_headers_complete()
         self.of.resting.pop(self, None)
-        self.of.owing.setdefault(self)
+        if not self.pipeline:  # else an earlier request is being answered
+            self.of.owing[self] = None
         self.since = self.heard = time.monotonic()
         self.body_bytes = self.unparsed = 0
 
@@ -130,8 +131,9 @@ class Connection(HttpToolsProtocol):
         self.heard = time.monotonic()
         self.body_bytes += len(body)
         self.unparsed = 0
-        self.of.owing.pop(self, None)
-        self.of.owing[self] = None  # the last one to be closed
+        if self in self.of.owing:  # it is the last one to be closed
+            del self.of.owing[self]
+            self.of.owing[self] = None
 
     def on_message_complete(self) -> None:
         """See httptools."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.http_server import Server, listen
 from tuneloop.inference.engine import Update
 from tuneloop.inference.engines import AdapterFacts
 from tuneloop.inference.request import Request
@@ -89,18 +90,21 @@ class StubEngine:
 
 
 @contextmanager
-def live(folder: Path, engine: Any = None, models: Any = None, **settings: Any) -> Iterator[tuple[str, Gateway]]:
+def live(
+    folder: Path, engine: Any = None, models: Any = None, lines: list[str] | None = None, **settings: Any
+) -> Iterator[tuple[str, Gateway]]:
     """Address and gateway of a running server.
 
     Args:
+        lines: gets what it says of its connections.
         models: of the gateway, or a function that makes them when the engine is started.
         settings: of `ServeConfig`.
     """
-    import uvicorn
-
     engine = engine or StubEngine()
     config = ServeConfig.model_validate({"port": 0, "folder": str(folder), **settings})
     begun: dict[str, Any] = {}
+    lines = [] if lines is None else lines
+    listening = listen(config.host, 0)
     started = threading.Event()
 
     async def main() -> None:
@@ -113,22 +117,16 @@ def live(folder: Path, engine: Any = None, models: Any = None, **settings: Any) 
         admission = Admission(engine.slots, config.limits.waiting, config.objective.admission == "refuse")
         gateway = Gateway(engine, found, config, Keyring(folder), Ledger(), store, admission)
         batches = Batches(gateway, folder / "batch")
-        server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(gateway, batches.routes()),
-                port=0,
-                log_level="warning",
-                lifespan="off",
-                proxy_headers=bool(config.limits.proxies),
-                forwarded_allow_ips=config.limits.proxies,
-                timeout_graceful_shutdown=1,
-            )
-        )
+        server = Server(
+            make_app(gateway, batches.routes()), lines.append, seconds=config.limits.silent_seconds,
+            log_level="warning", timeout_graceful_shutdown=1,
+            proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies,
+        )  # fmt: skip
         batches.resume()
-        task = asyncio.create_task(server.serve())
+        task = asyncio.create_task(server.serve([listening]))
         while not server.started:
             await asyncio.sleep(0.005)
-        port = server.servers[0].sockets[0].getsockname()[1]
+        port = listening.getsockname()[1]
         begun.update(address=f"http://127.0.0.1:{port}", gateway=gateway, server=server)
         started.set()
         await task

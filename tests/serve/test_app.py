@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -17,11 +18,14 @@ import pytest
 from hypothesis import strategies as st
 from live_server import StubEngine, live
 
+from patience import slowness
 from places import ROOT
 from tuneloop.cli.main import main
+from tuneloop.core.errors import UserError
 from tuneloop.records.api_key import Limits
+from tuneloop.records.completion import Completion
 from tuneloop.records.request import LEFT
-from tuneloop.serve.gateway import Gateway, ServedModel
+from tuneloop.serve.gateway import Gateway, ServedModel, engine_error
 from tuneloop.serve.keys import add_key, open_keys, revoke_key
 from tuneloop.serve.store import opened, read_feedback, read_requests
 from tuneloop.workflows.costs import costs_of
@@ -239,11 +243,18 @@ def test_keys_are_needed_once_there_are_some(tmp_path: Path) -> None:
         assert httpx.post(url, json=CHAT).status_code == 200
         key, _ = add_key(tmp_path, "anna", Limits(budget_usd=10.0, adapters=["stub"]))
         assert httpx.post(url, json=CHAT).json()["error"]["code"] == "invalid_api_key"
+        closed = ("/metrics", "/v1/models", "/v1/models/stub", "/v1/files", "/v1/batches", "/v1/files/x/content")
+        assert {httpx.get(f"{address}{path}").status_code for path in closed} == {401}
+        assert {httpx.post(f"{address}{path}", json={}).status_code for path in POSTS} == {401}
+        for path in ("/healthz", "/readyz", "/openapi.json", "/feedback.js", "/"):
+            shown = httpx.get(f"{address}{path}")
+            assert shown.status_code == 200 and "anna" not in shown.text and str(tmp_path) not in shown.text
         headers = {"Authorization": f"Bearer {key}"}
         for expected in (200, 200, 200, 429):  # three tokens, three dollars each
             reply = httpx.post(url, json={**CHAT, "max_tokens": 3}, headers=headers)
             assert reply.status_code == expected
         assert reply.json()["error"]["code"] == "insufficient_quota"
+        assert "tuneloop_active" in httpx.get(f"{address}/metrics", headers=headers).text
         assert gateway.ledger.spent_by("anna") == pytest.approx(9.0)
         revoke_key(tmp_path, "anna")
         assert httpx.post(url, json=CHAT, headers=headers).status_code == 401
@@ -368,6 +379,144 @@ def test_calls_of_functions_are_told_as_such(tmp_path: Path) -> None:
         assert not any(d.get("content") for d in deltas) and any(d.get("tool_calls") for d in deltas)
         choice = httpx.post(url, json={**body, "tool_choice": "none"}).json()["choices"][0]
         assert choice["message"]["content"].startswith('{"name"')
+
+
+POSTS = tuple(f"/v1/{name}" for name in ("chat/completions", "completions", "responses", "classify", "feedback", "files", "batches", "batches/x/cancel"))  # fmt: skip
+HOSTS = (
+    "evil.example",
+    "evil.example:8100",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example",
+    "[",
+    "0.0.0.0:8100",
+    "",
+)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/metrics", "/healthz", *POSTS])
+def test_a_page_of_another_site_gets_nothing(server: tuple[str, Gateway], path: str) -> None:
+    address, gateway = server
+    method, asked = ("POST" if path in POSTS else "GET"), len(gateway.engine.asked)  # type: ignore[attr-defined]
+    forms = [{"origin": each} for each in ("http://evil.example", "http://localhost:3000", "null", "file://")]
+    forms += [{"host": each} for each in HOSTS[:-1]] + [{"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}]
+    for headers in forms:
+        reply = httpx.request(method, f"{address}{path}", content=json.dumps(CHAT), headers=headers)
+        assert reply.status_code == 403 and reply.json()["error"]["code"] in ("foreign_origin", "foreign_host"), headers
+        assert not any(name.startswith("access-control") for name in reply.headers)
+    assert len(gateway.engine.asked) == asked  # type: ignore[attr-defined]
+    if method == "POST":
+        for kind in ("text/plain", "text/plain;charset=UTF-8", "application/octet-stream"):
+            reply = httpx.post(f"{address}{path}", content=json.dumps(CHAT), headers={"content-type": kind})
+            assert reply.status_code in (400, 404, 415), (path, kind)
+        assert httpx.options(f"{address}{path}", headers={"origin": "http://evil.example"}).status_code in (403, 405)
+    assert len(gateway.engine.asked) == asked  # type: ignore[attr-defined]
+
+
+def test_the_page_may_load_and_send_nothing_elsewhere(server: tuple[str, Gateway]) -> None:
+    headers = httpx.get(f"{server[0]}/").headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+    assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+    for path in ("/", "/v1/models", "/nothing", "/metrics"):
+        assert httpx.get(f"{server[0]}{path}").headers["cache-control"] == "no-store", path
+    script = httpx.get(f"{server[0]}/feedback.js", headers={"sec-fetch-site": "cross-site"})  # for other sites
+    assert script.status_code == 200 and script.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent", "status"),
+    [
+        ("GET", "/nothing/here", {}, 404),
+        ("GET", "/v1/chat/completions/", {}, 404),  # and no way to the Host of the request
+        ("GET", "/nothing", {"headers": {"host": "["}}, 404),
+        ("GET", "/v1/models/%ff%00", {}, 404),
+        ("GET", "/v1/files/..%2f..%2fetc", {}, 404),
+        ("DELETE", "/v1/models", {}, 405),
+        ("OPTIONS", "/v1/models", {}, 405),
+        ("OPTIONS", "/v1/feedback", {}, 405),
+        ("PATCH", "/v1/chat/completions", {}, 405),
+        ("POST", "/v1/chat/completions", {"content": b"{"}, 400),
+        ("POST", "/v1/chat/completions", {"content": b'{"messages": "\xff"}'}, 400),
+        ("POST", "/v1/chat/completions", {"content": b"[" * 50_000}, 400),
+        ("POST", "/v1/chat/completions", {"content": b"{}", "headers": {"content-type": "text/xml"}}, 415),
+        ("POST", "/v1/chat/completions", {"content": b"x", "headers": {"content-encoding": "gzip"}}, 415),
+        ("POST", "/v1/files", {"content": b"x", "headers": {"content-encoding": "br"}}, 400),
+        ("POST", "/v1/chat/completions", {"content": b"x" * 200_000}, 413),
+        ("POST", "/v1/batches", {"content": (b"x" * 10_000 for _ in range(20))}, 413),
+        ("POST", "/tokenize", {"content": (b"x" * 10_000 for _ in range(20))}, 413),
+    ],
+)
+def test_errors_have_one_shape(
+    server: tuple[str, Gateway], method: str, path: str, sent: dict[str, Any], status: int
+) -> None:
+    reply = httpx.request(method, f"{server[0]}{path}", timeout=20, **sent)
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    assert "server" not in reply.headers and httpx.head(f"{server[0]}/nothing").status_code == 404
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("at /home/anna/secret.py"), UserError("no", where="/home/anna/x"), OSError("x"), PermissionError(13, "no", "/home/anna")])  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize", "/v1/models", "/v1/files", "/v1/batches"])
+def test_what_fails_inside_stays_inside(
+    server: tuple[str, Gateway], path: str, fault: Exception, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr(Gateway, "caller", broken)
+    reply = post(server, path, CHAT) if path in (*POSTS, "/tokenize") else httpx.get(f"{server[0]}{path}")
+    assert reply.status_code == 500 and reply.json()["error"]["type"] == "server_error"
+    assert "anna" not in reply.text and "Traceback" not in reply.text and "failed" in caplog.text
+
+
+def test_models_tell_when_they_were_made_and_no_path(tmp_path: Path) -> None:
+    models = {"a": ServedModel("a", source="/home/anna/runs/a", created=1_700_000_000)}
+    engine = StubEngine(base="/home/anna/models/tiny.gguf", fail_after=0)
+    with live(tmp_path, engine, models) as (address, _):
+        listed = httpx.get(f"{address}/v1/models")
+        (model,) = listed.json()["data"]
+        assert model["created"] == 1_700_000_000 and model["root"] == "a" and model["parent"] == "tiny.gguf"
+        assert httpx.get(f"{address}/v1/models/a").json() == model and "/home" not in listed.text
+
+
+def test_what_an_engine_says_tells_no_places() -> None:
+    said = "engine: can't open /home/anna/models/x.gguf, or http://bo:secret@10.0.0.1:8000/v1 (2/3 tried)"
+    error = engine_error(Completion(finish="error", error=said))
+    assert error.status == 503 and error.message == "can't open ..., or ... (2/3 tried)"
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_disk_costs_no_accepted_request(tmp_path: Path, full: bool) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = 3 if full else 1000
+    with live(tmp_path) as (address, gateway):
+        gateway.store.most_waiting = most
+        form: dict[str, Any] = {"files": {"file": ("x.jsonl", b"{}\n" * 9)}, "data": {"purpose": "batch"}}
+        file = httpx.post(f"{address}/v1/files", **form).json()["id"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))  # as on a full disk, no file can grow
+        try:
+            replies = [httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=20) for _ in range(6)]
+            assert [reply.status_code for reply in replies] == ([200] * 3 + [503] * 3 if full else [200] * 6)
+            refused = replies[3:] if full else []
+            vote = {"request": replies[0].json()["id"], "kind": "thumbs", "value": "up"}
+            refused.append(httpx.post(f"{address}/v1/feedback", json=vote))
+            refused.append(httpx.post(f"{address}/v1/files", **form))
+            batch = {"endpoint": "/v1/chat/completions", "input_file_id": file}
+            refused.append(httpx.post(f"{address}/v1/batches", json=batch))
+            for reply in refused:
+                assert reply.status_code == 503 and reply.headers["retry-after"] == "5"
+                assert reply.json()["error"]["code"] == "store" and str(tmp_path) not in reply.text
+            assert httpx.get(f"{address}/readyz").status_code == 200
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        ids = {reply.json()["id"] for reply in replies if reply.status_code == 200}
+        end = time.monotonic() + 20 * slowness()
+        while gateway.store.waiting and time.monotonic() < end:
+            time.sleep(0.05)
+        assert httpx.post(f"{address}/v1/chat/completions", json=CHAT).status_code == 200
+    with opened(tmp_path) as store:
+        assert {each.id for each in read_requests(store)} >= ids
 
 
 JSON = st.recursive(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,42 @@ def test_a_batch_whose_key_is_revoked_asks_nothing_more_and_its_files_are_closed
 
 def begin_with(api: Any, file: str) -> Any:
     return api.batches.create(input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h")
+
+
+FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ([FILE, *[b"x" * 100_000] * 2000], 413),  # a file that does not end
+        ([b"--b\r\n", *[b"x" * 100_000] * 2000], 400),  # nor a header
+        ([b"x" * 100_000] * 2000, 400),  # nor what stands before the form
+        ([b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n', *[b"x" * 100_000] * 2000], 400),
+        ([b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n'] * 3000, 400),
+        ([FILE + b"x\r\n"] * 3000, 400),
+        ([b"--b\r\n", *[b"A: b\r\n"] * 3000], 400),
+    ],
+)
+def test_an_upload_that_does_not_end_stops_at_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: list[bytes], status: int
+) -> None:
+    monkeypatch.setattr("tuneloop.serve.batch_api.MOST_FILE_MB", 1.0)
+    sent = 0
+
+    def body() -> Iterator[bytes]:
+        nonlocal sent
+        for part in parts:
+            sent += len(part)
+            yield part
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    with live(tmp_path) as (address, _):
+        reply = httpx.post(f"{address}/v1/files", content=body(), headers=headers, timeout=30)
+        assert reply.status_code == status and reply.json()["error"]["message"], reply.text
+        assert sent < 20_000_000 and not list((tmp_path / "batch").rglob("file-*"))
+        assert httpx.post(f"{address}/v1/files", content=b"x" * 2_000_000, headers=headers).status_code == 413
+        assert httpx.get(f"{address}/v1/files").json()["data"] == []
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,10 @@ def test_what_would_be_late_is_answered_as_flex_where_its_key_says_so(tmp_path: 
             assert "rate_limit_exceeded" in third.read().decode()
         tally = gateway.admission.tally
         assert (tally.refused, tally.downgraded) == (1, 1)
-        assert "tuneloop_downgraded 1.0" in httpx.get(f"{address}/metrics").text
+        assert (
+            "tuneloop_downgraded 1.0"
+            in httpx.get(f"{address}/metrics", headers={"Authorization": f"Bearer {keys['strict']}"}).text
+        )
     with opened(tmp_path) as store:
         found = [(each.key, each.tier, each.error is None) for each in read_requests(store)]
     assert [tier for key, tier, ok in found if key == "patient" and ok] == ["flex", "default"]

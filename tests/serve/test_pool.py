@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from live_server import StubEngine
 
+from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.inference.engine import Update
-from tuneloop.inference.engines import ServingEngine, complete
+from tuneloop.inference.engines import Served, ServingEngine, complete
+from tuneloop.inference.engines import endpoint as endpoints
+from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 from tuneloop.serve.pool import EnginePool
@@ -157,3 +167,73 @@ def test_without_any_engine_it_says_why() -> None:
     a.wrong = b.wrong = True
     with pytest.raises(UserError, match="other answers"):
         with_pool([a, b], work)
+
+
+SERVER = """
+import sys, time
+from pathlib import Path
+from live_server import StubEngine, live
+with live(Path(sys.argv[1]), StubEngine(words=["word "] * 20, pause=0.05), limits={"max_new_tokens": 20}) as (address, _):
+    print(address, flush=True)
+    time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def servers(folder: Path) -> Iterator[list[tuple[str, subprocess.Popen[str]]]]:
+    """Address and process of two servers."""
+    with contextlib.ExitStack() as stack:
+        started = []
+        for name in "ab":
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            process = subprocess.Popen(
+                [sys.executable, "-c", SERVER, str(folder / name)], stdout=subprocess.PIPE, text=True, env=environment
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            started.append(process)
+        yield [(process.stdout.readline().strip(), process) for process in started if process.stdout]
+
+
+def test_one_that_hangs_is_left_out_what_it_had_is_asked_elsewhere_and_it_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "HEALTHY_WITHIN", 1.0)
+    lines: list[str] = []
+    turns: Any = [{"role": "user", "content": "Hi"}]
+
+    async def prove(engine: ServingEngine) -> None: ...
+
+    async def work(addresses: list[str], processes: list[Any]) -> None:
+        settings = [EndpointSettings(address) for address in addresses]
+        pool = EnginePool(
+            [EndpointEngine(Served("stub"), [], each) for each in settings], prove, lines.append, every=0.2
+        )
+        await pool.start()
+        try:
+            first, second = pool.members
+            streams = [pool.stream(Request(messages=turns)) for _ in range(4)]
+            begun = [await anext(stream) for stream in streams]  # two on each
+            assert all(update.text for update in begun) and first.active == second.active == 2
+            os.kill(processes[0].pid, signal.SIGSTOP)
+            began = time.monotonic()
+            later = await asyncio.gather(*(complete(pool, Request(messages=turns)) for _ in range(6)))
+            assert time.monotonic() - began < 6 * slowness() and first.out == "it does not answer"
+            assert {each.text for each in later} == {("word " * 20).strip()}
+            ends = [[update async for update in stream][-1].completion for stream in streams]
+            assert sorted(end.error for end in ends if end) == ["", "", *["engine: it does not answer"] * 2]
+            assert list(await pool._first(lambda engine: engine.tokenize("a b"))) == [0, 1]
+            os.kill(processes[0].pid, signal.SIGCONT)
+            while first.out:
+                await asyncio.sleep(0.05)
+            os.kill(processes[1].pid, signal.SIGSTOP)
+            assert (await complete(pool, Request(messages=turns))).text
+            os.kill(processes[0].pid, signal.SIGSTOP)
+            assert (await complete(pool, Request(messages=turns))).error == "engine: it does not answer"
+        finally:
+            await pool.stop()
+
+    with servers(tmp_path) as started:
+        asyncio.run(asyncio.wait_for(work([a for a, _ in started], [p for _, p in started]), 60 * slowness()))
+    shown = [line.split(started[0][0])[1].strip() for line in lines if started[0][0] in line]
+    assert shown[:2] == ["is left out: it does not answer", "is back"]

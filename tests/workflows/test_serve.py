@@ -344,3 +344,11 @@ def test_a_terminal_is_shown_a_key_for_the_first_use_and_nothing_else_is(
     finally:
         process.terminate()
         assert process.wait(60) == 0
+
+
+def test_a_server_that_lets_everybody_in_says_so(
+    tiny_llama: Path, tmp_path: Path, cli_environment: dict[str, str]
+) -> None:
+    settings = (f"base={tiny_llama}", "host=0.0.0.0", "keys.required=false")
+    with running(*settings, folder=tmp_path / "serve", environment=cli_environment) as (_, process):
+        assert "everybody who reaches 0.0.0.0" in process.stderr.readline()

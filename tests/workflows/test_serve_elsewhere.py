@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import pytest
 from live_server import StubEngine, live
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.client import Endpoint
+from tuneloop.inference.request import Request
+from tuneloop.inference.targets import open_target
+from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.serve.api_request import ApiRequest
 from tuneloop.serve.app import whole
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway, ServedModel
-from tuneloop.workflows.serve import _started, serve_config
+from tuneloop.workflows.serve import _started, _write_state, serve_config
 from tuneloop.workflows.serve_models import deployment_of
 
 HELLO: Any = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi you"}]
@@ -75,6 +80,46 @@ def test_a_server_that_goes_is_gone_around(tmp_path: Path) -> None:
 
         assert set(before(config, work)) == {"Hello there."}
         assert first.asked and second.asked
+
+
+def test_a_login_in_a_url_is_sent_and_stands_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logins: list[str] = []
+    caller = Gateway.caller
+
+    def noting(gateway: Gateway, header: Callable[[str], str]) -> Caller:
+        logins.append(header("authorization"))
+        return caller(gateway, header)
+
+    monkeypatch.setattr(Gateway, "caller", noting)
+    monkeypatch.setenv("OPENAI_API_KEY", "another")  # the login goes before it
+    with live(tmp_path / "a") as (address, _), live(tmp_path / "b") as (other, _):
+        urls = [each.replace("://", "://anna:s3%20cret@") + "/v1" for each in (address, other)]
+        config = serve_config(urls, [f"folder={tmp_path / 'front'}"])
+
+        async def work(gateway: Gateway) -> str:
+            _write_state(config, gateway, "http://127.0.0.1:1")
+            answers = [(await ask(gateway)).text for _ in range(4)]
+            return answers[0] + gateway.engine.name
+
+        answer = before(config, work)
+        assert answer.startswith("Hello there.") and address in answer
+        target = open_target(urls[0], endpoint=lambda url: Endpoint(url, "stub"))
+        assert isinstance(target, EndpointTarget)
+        (reply,) = target.complete([Request(messages=HELLO)])
+        assert reply.text == "Hello there." and reply.engine == f"{address}/v1/chat/completions"
+        with pytest.raises(UserError) as refused:
+            before(serve_config(urls, [f"folder={tmp_path / 'x'}", "base=nobody"]), ask)
+    with pytest.raises(UserError) as gone:
+        before(serve_config(urls, [f"folder={tmp_path / 'x'}"]), ask)
+    expected = "Basic " + b64encode(b"anna:s3 cret").decode()
+    assert len(logins) > 5 and set(logins) == {expected}
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    said = "".join(capsys.readouterr()) + repr((target, reply, target.identity, refused.value, gone.value)) + answer
+    for word in ("s3%20cret", "s3 cret", expected[6:]):
+        assert word.encode() not in kept and word not in said and word not in str(gone.value)
+    assert b"anna:***@" in kept
 
 
 def test_several_models_have_to_be_chosen_from(tmp_path: Path) -> None:

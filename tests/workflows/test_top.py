@@ -13,9 +13,21 @@ import pytest
 from live_server import StubEngine, live
 
 from tuneloop.cli.main import main
+from tuneloop.serve.keys import add_key
 from tuneloop.workflows.top import Reading, quantile, read_metrics, view
 
 CHAT = {"model": "stub", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def test_a_server_with_keys_wants_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with live(tmp_path) as (address, _):
+        arguments = ["top", "--url", address, "--once", "--every", "0.2"]
+        key, _ = add_key(tmp_path, "anna")
+        assert main(arguments) == 2 and "needs a key" in capsys.readouterr().err
+        monkeypatch.setenv("TUNELOOP_KEY", key)
+        assert main(arguments) == 0
 
 
 def test_rates_times_and_models_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.urls import masked
 from tuneloop.models.sharded import is_first
 
 Settings = Annotated[
@@ -296,8 +297,8 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     elif not isinstance(error, UserError):
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         error = UserError(f"{UNEXPECTED}{what}", next_step="run again with --debug and report it")
-    error = UserError(_PASSWORD.sub(r"\1@", error.what), where=_PASSWORD.sub(r"\1@", error.where),
-                      next_step=_PASSWORD.sub(r"\1@", error.next_step))  # fmt: skip
+    what, where, step = (masked(_PASSWORD.sub(r"\1@", each)) for each in (error.what, error.where, error.next_step))
+    error = UserError(what, where=where, next_step=step)
     print(f"Error: {error}", file=sys.stderr)
     if "--json" in arguments:
         detail = {"what": error.what.removeprefix(UNEXPECTED), "where": error.where, "next": error.next_step}

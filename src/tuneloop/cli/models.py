@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.urls import masked
 
 if TYPE_CHECKING:
     from tuneloop.records.registry import RegisteredModel, RegisteredVersion, RegistryEvent
@@ -30,7 +31,7 @@ def command(
         registry = open_registry(say=shown.say)
         models = [read_settled(registry, name)] if name else read_models(registry)
     if output.json:
-        print_json({"registry": registry.uri, "models": models})
+        print_json({"registry": masked(registry.uri), "models": models})
         return
     for model in models:
         print("\n".join(_table(model)))

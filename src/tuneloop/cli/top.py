@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from tuneloop.cli.console import print_json
 from tuneloop.cli.parameters import Output
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.urls import masked
 
 
 def command(
@@ -17,6 +19,7 @@ def command(
     url: str = flag("", "URL", "Address of the server; default: the one in the folder."),
     every: float = flag(2.0, "S", "Seconds between two readings.", least=0.2),
     once: bool = switch("Print one reading and end."),
+    api_key_env: str = flag("TUNELOOP_KEY", "NAME", "Environment variable with a key of the server."),
     *,
     output: Output,
 ) -> None:
@@ -27,12 +30,12 @@ def command(
     """
     from tuneloop.workflows.top import address_of, batch_progress, read_metrics, view
 
-    address = url or address_of(Path(folder))
-    before = read_metrics(address, time.monotonic())
+    address, key = url or address_of(Path(folder)), os.environ.get(api_key_env, "").strip()
+    before = read_metrics(address, time.monotonic(), key)
     time.sleep(every)
-    after = read_metrics(address, time.monotonic())
+    after = read_metrics(address, time.monotonic(), key)
     shown = {
-        "address": address,
+        "address": masked(address),
         **view(before, after, after.at - before.at),
         "batches": list(batch_progress(Path(folder))),
     }
@@ -41,21 +44,21 @@ def command(
     elif once:
         print("\n".join(_lines(shown)))
     else:
-        _live(shown, address, every, Path(folder))
+        _live(shown, address, key, every, Path(folder))
 
 
-def _live(shown: dict[str, Any], address: str, every: float, folder: Path) -> None:
+def _live(shown: dict[str, Any], address: str, key: str, every: float, folder: Path) -> None:
     from rich.live import Live
 
     from tuneloop.workflows.top import batch_progress, read_metrics, view
 
-    before = read_metrics(address, time.monotonic())
+    before = read_metrics(address, time.monotonic(), key)
     with Live("\n".join(_lines(shown)), auto_refresh=False) as screen:
         while True:
             time.sleep(every)
-            after = read_metrics(address, time.monotonic())
+            after = read_metrics(address, time.monotonic(), key)
             found = {
-                "address": address,
+                "address": masked(address),
                 **view(before, after, after.at - before.at),
                 "batches": list(batch_progress(folder)),
             }

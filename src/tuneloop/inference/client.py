@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_json
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.urls import masked, split_login
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.records.completion import Completion, Finish
@@ -40,7 +41,8 @@ class Endpoint:
     """Where and how to ask.
 
     Args:
-        url: of the server, of its `/v1`, or of `/v1/chat/completions`.
+        url: of the server, of its `/v1`, or of `/v1/chat/completions`. A login in it goes into `login`: nothing shows or
+            keeps it.
         model: as the server names it.
         api_key: sent as a bearer token; kept nowhere.
         cache: folder of the answers; None: none are kept.
@@ -65,6 +67,13 @@ class Endpoint:
     most_bytes: int = 8 << 20
     usd_per_million_input: float = 0.0
     usd_per_million_output: float = 0.0
+    login: tuple[str, str] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        url, login = split_login(self.url)
+        if login is not None:
+            object.__setattr__(self, "url", url)
+            object.__setattr__(self, "login", login)
 
     @property
     def address(self) -> str:
@@ -76,7 +85,9 @@ class Endpoint:
         parts = urlsplit(self.url.strip())
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise UserError(
-                f"Not an endpoint's URL: {self.url!r}", where="--endpoint", next_step="as in http://localhost:8000/v1"
+                f"Not an endpoint's URL: {masked(self.url)!r}",
+                where="--endpoint",
+                next_step="as in http://localhost:8000/v1",
             )
         path = parts.path.rstrip("/")
         if not path.endswith("/chat/completions"):
@@ -174,7 +185,7 @@ def complete(
     if asking.fatal or (found and all(reply.error for reply in found)):
         raise UserError(
             asking.fatal or f"The endpoint answered none of {len(found)} requests: {failures(found)[0][0]}",
-            where=f"{asking.address} (model {endpoint.model})",
+            where=f"{masked(asking.address)} (model {endpoint.model})",
             next_step="check --endpoint, --model and the key; answers that came are kept, the same command asks for the rest",
         )
     counted: set[str] = set()
@@ -213,7 +224,7 @@ class _Asking:
         limits = httpx.Limits(max_connections=self.endpoint.concurrency)
         timeout = httpx.Timeout(self.endpoint.timeout, connect=min(15.0, self.endpoint.timeout))
         try:
-            self.client = httpx.Client(headers=headers, limits=limits, timeout=timeout)
+            self.client = httpx.Client(headers=headers, auth=self.endpoint.login, limits=limits, timeout=timeout)
         except (ValueError, UnicodeError):
             raise UserError(
                 "The API key holds characters that no header may hold",
@@ -235,7 +246,7 @@ class _Asking:
             self._hold()
             outcome = self._try(body)
             if isinstance(outcome, Completion):
-                outcome = replace(outcome, total_ms=_since(started), retries=tries, engine=self.address)
+                outcome = replace(outcome, total_ms=_since(started), retries=tries, engine=masked(self.address))
                 self._keep(key, body, outcome)
                 return outcome
             if outcome.fatal:
@@ -254,7 +265,9 @@ class _Asking:
             tries += 1
 
     def _failure(self, reason: str, started: float, tries: int) -> Completion:
-        return Completion(finish="error", error=reason, total_ms=_since(started), retries=tries, engine=self.address)
+        return Completion(
+            finish="error", error=reason, total_ms=_since(started), retries=tries, engine=masked(self.address)
+        )
 
     def _hold(self) -> None:
         while not self.over and (left := self.resume_at - time.monotonic()) > 0:
@@ -347,7 +360,9 @@ class _Asking:
         file = self._file(key)
         if file is None:
             return
-        write_json(file, {"version": 2, "address": self.address, "request": body, "completion": reply.to_json()})
+        write_json(
+            file, {"version": 2, "address": masked(self.address), "request": body, "completion": reply.to_json()}
+        )
 
     def _file(self, key: str) -> Path | None:
         return None if self.endpoint.cache is None else self.endpoint.cache / key[:2] / f"{key}.json"

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 WHEEL, VERSION = "llama-cpp-py-sync", "0.11739"  # its structures change between releases, so this one and no other
 ENGINE = "llama.cpp"
+HANGS_AFTER = 5.0  # seconds in which it uses no processor time though it was asked, after which it is taken to hang
 PATIENCE = 600.0  # seconds for one answer; a model that loads from a slow disk takes minutes
 
 
@@ -168,6 +170,13 @@ class LlamaCpp:
         found: dict[str, Any] = self._ask("more", limit, list(ends))
         return found
 
+    def _seconds(self) -> float:
+        """Processor time that the process has used; -1 where the system does not tell."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return -1.0
+
     @property
     def peak_bytes(self) -> int:
         """Most memory that the process has had at a time; 0 where the system does not tell."""
@@ -204,8 +213,13 @@ class LlamaCpp:
             UserError: it refuses, is gone, or does not answer in time.
         """
         try:
-            if not self._connection.poll(self.patience):
-                raise self._error(f"llama.cpp did not answer within {self.patience:,.0f} s ({name})")
+            until, used = time.monotonic() + self.patience, -1.0
+            while not self._connection.poll(min(HANGS_AFTER, max(until - time.monotonic(), 0))):
+                before, used = used, self._seconds()
+                if time.monotonic() >= until:
+                    raise self._error(f"llama.cpp did not answer within {self.patience:,.0f} s ({name})")
+                if used == before >= 0 and name not in ("start", "load"):  # a file may come slowly from its disk
+                    raise self._error(f"llama.cpp hangs ({name})")
             state, value = self._connection.recv()
         except (EOFError, OSError):
             code = self._process.wait()

@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlparse
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.urls import masked
 from tuneloop.models.names import cache_folder
 from tuneloop.records.artifact import ARTIFACT, EVALS, ArtifactManifest, GateRecord
 from tuneloop.records.evaluation import GateResult
@@ -67,8 +68,7 @@ def registry_errors(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # MLflow lets those of SQLAlchemy, of drivers and of its HTTP library through
-        text = " ".join(str(error).split())
-        where = re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+        text, where = masked(" ".join(str(error).split())), masked(uri)
         if "locked" in text:
             what, step = "The registry is locked by another process", "wait until it lets go, then run this again"
         elif "Max retries" in text or "Connection" in text or "could not connect" in text or "timed out" in text:
@@ -99,7 +99,7 @@ def read_model(registry: Registry, name: str) -> RegisteredModel:
             known = [model.name for model in registry.client.search_registered_models(max_results=100)]
             raise UserError(
                 f"No model {name!r} is registered",
-                where=registry.uri,
+                where=masked(registry.uri),
                 next_step=f"registered are: {', '.join(known)}"
                 if known
                 else f"tuneloop register ARTIFACT --name {name}",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -23,11 +26,13 @@ from tuneloop.serve.errors import ApiError, too_much
 from tuneloop.serve.gateway import Caller, Gateway, Piece, ServedModel
 from tuneloop.serve.limits import FeedbackLimit, Refusal
 from tuneloop.serve.openapi import document
-from tuneloop.serve.page import PAGE
+from tuneloop.serve.page import PAGE, POLICY
 from tuneloop.serve.senders import limited_as, of_its_sender, read_feedback_of
 
 MOST_FEEDBACK = 150_000  # bytes of feedback: its longest text, mostly also where it is escaped
 MOST_DEPTH = 200  # levels of objects and lists in a body: deeper ones can't be written again
+NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+PLAIN_CLIENTS = ("", "application/x-www-form-urlencoded")  # what raw sockets, `curl -d` and urllib say of JSON
 WATCH_AFTER = 0.02  # seconds of an answer after which it is looked whether its client leaves
 
 Scope = Any
@@ -46,6 +51,7 @@ class Call:
     Args:
         sent: the answer has begun.
         left: the client was seen to leave.
+        events: the answer is a stream of events, in which an error can be one.
     """
 
     scope: Scope
@@ -53,6 +59,7 @@ class Call:
     send: Send
     sent: bool = False
     left: bool = False
+    events: bool = False
     headers: dict[bytes, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,26 +86,49 @@ class Call:
         Raises:
             ApiError: it is larger than allowed.
         """
-        length = self.headers.get(b"content-length", b"0")
-        size, parts = int(length) if length.isdigit() else 0, []
-        got = 0
+        parts, receive = [], self.bounded(most)
         while True:
-            if size > most or got > most:
-                raise ApiError(413, f"The body is larger than {most / 1e6:g} MB", code="request_too_large")
-            message = await self.receive()
+            message = await receive()
             if message["type"] == "http.disconnect":
                 raise Disconnected
             parts.append(message.get("body", b""))
-            got += len(parts[-1])
             if not message.get("more_body"):
                 return b"".join(parts)
+
+    def bounded(self, most: int) -> Receive:
+        """What receives the body, piece by piece.
+
+        Raises:
+            ApiError: at once where it is compressed or says that it is larger than allowed; later where it turns out to be.
+        """
+        length, size = self.headers.get(b"content-length", b"0"), 0
+        large = ApiError(413, f"The body is larger than {most / 1e6:g} MB", code="request_too_large")
+        if self.header("content-encoding").strip().lower() not in ("", "identity"):
+            raise ApiError(415, "Compressed bodies are not read", code="unsupported_media_type")
+        if length.isdigit() and int(length) > most:
+            raise large
+
+        async def receive() -> Any:
+            nonlocal size
+            message = await self.receive()
+            size += len(message.get("body", b""))
+            if size > most:
+                raise large
+            return message
+
+        return receive
 
     async def json(self, most: int) -> dict[str, Any]:
         """The body as a JSON object.
 
         Raises:
-            ApiError: it is not valid JSON.
+            ApiError: it is not valid JSON, or says that it is something else.
         """
+        kind = self.header("content-type").partition(";")[0].strip().lower()
+        if kind not in PLAIN_CLIENTS and kind != "application/json" and not kind.endswith("+json"):
+            raise ApiError(
+                415, "The body must be JSON, with Content-Type: application/json", code="unsupported_media_type"
+            )
         raw = await self.body(most)
         try:
             value = orjson.loads(raw)
@@ -148,8 +178,10 @@ class Call:
 
     async def start(self, status: int, kind: str, headers: Mapping[str, str] | None = None, size: int = -1) -> None:
         """Send status and headers."""
-        self.sent = True
+        self.sent, self.events = True, kind.startswith("text/event-stream")
         lines = [(b"content-type", kind.encode())]
+        if not headers or "cache-control" not in headers:
+            lines.append((b"cache-control", b"no-store"))
         if size >= 0:
             lines.append((b"content-length", str(size).encode()))
         lines += [(name.encode(), _safe(value).encode("latin-1", "replace")) for name, value in (headers or {}).items()]
@@ -215,15 +247,31 @@ class Endpoint:
                 await self.handler(call)
         except TimeoutError:  # which is an OSError too
             await _fail(call, ApiError(504, f"The request took longer than {self.seconds:g} s", code="timeout"))
-        except (Disconnected, OSError):
+        except Disconnected:
             return
         except asyncio.CancelledError:
             if not call.left:  # else its client left at the very end
                 raise
         except ApiError as error:
             await _fail(call, error)
-        except UserError as error:
-            await _fail(call, ApiError(500, error.what, code="server"))
+        except Exception as error:
+            await _fail(call, failure(error))
+
+
+def failure(error: Exception) -> ApiError:
+    """What a fault of the server is to its client: nothing of its inside. The log has it.
+
+    A disk that is full is no fault: the client may ask again.
+    """
+    cause = error.__context__ if isinstance(error, UserError) else error
+    if isinstance(cause, OSError) and cause.errno in NO_DISK:
+        logging.getLogger("uvicorn.error").error("A request failed: %s", error)
+        return ApiError(503, "The server can't write at present", code="store", headers={"Retry-After": "5"})
+    if isinstance(error, UserError):
+        logging.getLogger("uvicorn.error").error("A request failed: %s (%s)", error.what, error.where)
+    else:
+        logging.getLogger("uvicorn.error").error("A request failed", exc_info=error)
+    return ApiError(500, "The server failed; its log says why", code="server")
 
 
 def refuse_foreign_pages(call: Call, local: bool, origins: Sequence[str] = ()) -> None:
@@ -236,20 +284,25 @@ def refuse_foreign_pages(call: Call, local: bool, origins: Sequence[str] = ()) -
     Raises:
         ApiError: the page, or the name by which the server was reached, is foreign.
     """
-    host, origin = call.header("host"), call.header("origin")
-    if origin and origin.partition("://")[2] != host and origin not in origins:
+    host, origin = call.header("host").lower(), call.header("origin").lower()
+    foreign = origin.partition("://")[2] != host if origin else call.header("sec-fetch-site") == "cross-site"
+    # A link to a page here, and a script for pages there, are all that a browser may fetch for another site.
+    linked = not origin and (call.header("sec-fetch-mode") == "navigate" or call.scope["path"] == "/feedback.js")
+    if foreign and origin not in origins and not linked:
         raise ApiError(403, "Requests from pages of other sites are refused", code="foreign_origin")
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     if local and name and name not in ("localhost", "127.0.0.1", "[::1]", "testserver"):
-        raise ApiError(403, f"This server is {name[:80]!r} to nobody", code="foreign_host")
+        raise ApiError(403, "The Host header names another server", code="foreign_host")
 
 
 async def _fail(call: Call, error: ApiError) -> None:
-    """Tell an error: as a body, or as an event where the answer has begun."""
+    """Tell an error: as a body, or as an event where the answer has begun. A file that has begun breaks off."""
     with contextlib.suppress(OSError):
         if not call.sent:
             await call.reply(error.body(), error.status, error.headers)
             return
+        if not call.events:
+            raise error
         await call.event(error.body())
         await call.send({"type": "http.response.body", "body": b""})
 
@@ -288,6 +341,7 @@ def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
     feedback = Endpoint(server.feedback, seconds, local, pages)
     routes.append(Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if pages else ["POST"]))
     app = Starlette(routes=[*routes, *extra], exception_handlers={404: _no_route, 405: _no_route, 500: _no_route})
+    app.router.redirect_slashes = False  # the place that it sends to would come from the request's Host
     return _direct({route.path: route.endpoint for route in routes if route.methods == {"POST"}}, app)
 
 
@@ -305,9 +359,9 @@ async def _no_route(request: Any, error: Exception) -> Any:
     from starlette.responses import Response
 
     status = getattr(error, "status_code", 500)
-    what = {404: f"There is no {request.url.path[:200]}", 405: f"{request.method} is not possible here"}
+    what = {404: f"There is no {request.scope['path'][:200]}", 405: f"{request.method} is not possible here"}
     body = ApiError(status, what.get(status, "The server failed"), code=None if status < 500 else "server").body()
-    headers = getattr(error, "headers", None)  # with 405, what is allowed
+    headers = {**(getattr(error, "headers", None) or {}), "cache-control": "no-store"}  # with 405, what is allowed
     return Response(json_bytes(body), status, headers, media_type="application/json")
 
 
@@ -427,7 +481,9 @@ class Server:
         shared = {"access-control-allow-origin": page, "vary": "origin"} if page else {}
         if call.scope["method"] == "OPTIONS":  # a browser asks before it sends what a page of another site wants sent
             more = {"access-control-allow-headers": "content-type, idempotency-key", "access-control-max-age": "3600"}
-            await call.reply_bytes(b"", "text/plain", 204 if page else 403, {**shared, **more} if page else {})
+            if not page:
+                raise ApiError(403, "Requests from pages of other sites are refused", code="foreign_origin")
+            await call.reply_bytes(b"", "text/plain", 204, {**shared, **more})
             return
         caller = Caller(rights=()) if page else self.gateway.caller(call.header)  # readers of pages have no key
         body = await call.json(MOST_FEEDBACK)
@@ -441,8 +497,10 @@ class Server:
         made = await of_its_sender(self.gateway, made, caller)
         try:
             stored = await asyncio.wrap_future(self.gateway.store.add_durably(made))
-        except OSError as error:
-            raise ApiError(503, str(error), code="store", headers={"Retry-After": "5"}) from None
+        except OSError:  # the log has it
+            raise ApiError(
+                503, "The store takes nothing at present", code="store", headers={"Retry-After": "5"}
+            ) from None
         reply = {"id": stored, "object": "feedback", "request": made.request, "conversation": made.conversation}
         await call.reply(reply, headers=shared)
 
@@ -468,9 +526,7 @@ class Server:
 
     async def models(self, call: Call) -> None:
         """`GET /v1/models`."""
-        caller = self.gateway.caller(call.header)
-        only = caller.key.limits.adapters if caller.key else []
-        names = [name for name in self.gateway.models if not only or name in only]
+        names = self.gateway.models_for(self.gateway.caller(call.header))
         await call.reply({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, call: Call) -> None:
@@ -481,8 +537,8 @@ class Server:
     def _model(self, name: str) -> dict[str, Any]:
         model = self.gateway.models[name]
         return {
-            "id": model.name, "object": "model", "created": 0, "owned_by": "tuneloop", "root": model.source,
-            "parent": self.gateway.engine.base, "release": model.release or None, "adapter": model.adapter,
+            "id": model.name, "object": "model", "created": model.created, "owned_by": "tuneloop", "root": model.name,
+            "parent": Path(self.gateway.engine.base).name, "release": model.release or None, "adapter": model.adapter,
             "labels": list(model.labels) or None, "max_model_len": self.gateway.engine.context,
         }  # fmt: skip
 
@@ -497,6 +553,7 @@ class Server:
 
     async def metrics(self, call: Call) -> None:
         """`GET /metrics`."""
+        self.gateway.caller(call.header)
         gauges(self.gateway)
         await call.reply_bytes(self.gateway.metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
 
@@ -506,7 +563,10 @@ class Server:
 
     async def page(self, call: Call) -> None:
         """`GET /`: state, models, a box to try a prompt."""
-        await call.reply_bytes(PAGE.encode(), "text/html; charset=utf-8", headers={"x-frame-options": "DENY"})
+        headers = {"content-security-policy": POLICY, "x-frame-options": "DENY", "referrer-policy": "no-referrer"}
+        await call.reply_bytes(
+            PAGE.encode(), "text/html; charset=utf-8", headers={**headers, "cache-control": "no-store"}
+        )
 
 
 def headers_of(piece: Piece) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -36,7 +37,9 @@ from tuneloop.serve.gateway import Caller, Gateway
 _FILE = re.compile(r"file-[0-9a-f]{32}(-output|-errors)?")
 _BATCH = re.compile(r"batch_[0-9a-f]{32}")
 MOST_FILE_MB = 512.0
+MOST_FORM = 10_000  # bytes of a form but its file
 DAY = 86400
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else each broken form is a line in the log
 
 
 @dataclass
@@ -136,13 +139,17 @@ class Batches:
         from starlette.requests import Request
 
         owner = self._owner(call)
-        length = call.header("content-length")
-        if length.isdigit() and int(length) > MOST_FILE_MB * 1e6:
-            raise ApiError(413, f"The file is larger than {MOST_FILE_MB:g} MB", code="request_too_large")
+        if not call.header("content-type").lower().startswith("multipart/form-data"):
+            raise ApiError(400, "A file is sent as multipart/form-data", param="file")
         try:
-            form = await Request(call.scope, call.receive).form(max_files=1, max_fields=10)
+            received = Request(call.scope, call.bounded(int(MOST_FILE_MB * 1e6) + MOST_FORM))
+            form = await received.form(max_files=1, max_fields=10, max_part_size=MOST_FORM)
+        except (ApiError, OSError):
+            raise
         except Exception as error:  # starlette's own exceptions of a broken form
-            raise ApiError(400, f"The body is not a multipart form: {error}"[:200], param="file") from None
+            raise ApiError(
+                400, f"The body is not a multipart form: {getattr(error, 'detail', error)}"[:200], param="file"
+            ) from None
         given = form.get("file")
         if given is None or isinstance(given, str):
             raise ApiError(400, "The form has no file", param="file")
@@ -196,7 +203,8 @@ class Batches:
     async def content(self, call: Call) -> None:
         """`GET /v1/files/ID/content`."""
         _, path = self._file(call)
-        await call.start(200, "application/octet-stream", size=path.stat().st_size)
+        headers = {"content-disposition": "attachment"}
+        await call.start(200, "application/octet-stream", headers, size=path.stat().st_size)
         async for part in file_parts(path):
             await call.send({"type": "http.response.body", "body": part, "more_body": True})
         await call.send({"type": "http.response.body", "body": b""})

@@ -43,6 +43,12 @@ class ServeLimits(Config):
     max_new_tokens: int = Field(256, ge=1, description="longest answer where neither the request nor the task says it")
     most_choices: int = Field(16, ge=1, description="largest n of a request")
     request_seconds: float = Field(600.0, gt=0, description="time for a request as a whole")
+    silent_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="time for the head of a request, for the next part of its body, and between two requests of a connection; "
+        "then it is closed",
+    )
     drain_seconds: float = Field(30.0, ge=0, description="time that running requests get when the server is stopped")
     proxies: list[str] = Field(
         [],

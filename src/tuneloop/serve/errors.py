@@ -9,7 +9,7 @@ from tuneloop.serve.limits import Refusal
 
 TYPES = {
     400: "invalid_request_error", 401: "invalid_request_error", 403: "permission_error", 404: "invalid_request_error",
-    405: "invalid_request_error", 408: "timeout_error", 409: "conflict_error", 413: "invalid_request_error",
+    405: "invalid_request_error", 408: "timeout_error", 409: "conflict_error", 413: "invalid_request_error", 415: "invalid_request_error",
     429: "rate_limit_error", 500: "server_error", 501: "invalid_request_error", 503: "server_error", 504: "timeout_error",
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -114,6 +115,7 @@ class ServedModel:
         read: how turns become its prompt; None: as they are.
         source: what it was made from.
         decode: text of token ids, for log probabilities; None: nobody knows.
+        created: when its weights were written, in seconds since 1970.
     """
 
     name: str
@@ -125,6 +127,7 @@ class ServedModel:
     read: ReadPrompt | None = None
     source: str = ""
     decode: Callable[[Sequence[int]], str] | None = None
+    created: int = field(default_factory=lambda: int(time.time()), compare=False)
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,9 @@ _STATUS = {
     "template_error": 400,
     "engine": 503,
 }
+_PLACE = re.compile(
+    r"(?<![\w.])(?:/[\w.@+-]+){2,}/?|\b\w+://\S+"
+)  # a path or an address, which are not a client's affair
 _CODES = {"too_long": "context_length_exceeded", "no_adapter": "model_not_found"}
 
 
@@ -257,7 +263,8 @@ def engine_error(completion: Completion) -> ApiError:
         return ApiError(503, "The engine was stopped before the answer ended", code="engine")
     word, _, rest = completion.error.partition(": ")
     status = _STATUS.get(word, 500)
-    return ApiError(status, rest or completion.error or "the engine gave no answer", code=_CODES.get(word, word))
+    message = _PLACE.sub("...", rest or completion.error or "the engine gave no answer")
+    return ApiError(status, message, code=_CODES.get(word, word))
 
 
 @dataclass(frozen=True)
@@ -417,6 +424,11 @@ class Gateway:
         required = self.config.keys.required
         return (not self.config.loopback or self.keyring.needed) if required is None else required
 
+    def models_for(self, caller: Caller) -> list[str]:
+        """Names of the models that somebody may ask."""
+        only = caller.key.limits.adapters if caller.key else []
+        return [name for name in self.models if not only or name in only]
+
     def model_of(self, name: str, caller: Caller) -> ServedModel:
         """A model by its name; the first one where there is none.
 
@@ -425,7 +437,7 @@ class Gateway:
         """
         model = self.models.get(name) if name else next(iter(self.models.values()))
         if model is None:
-            known = ", ".join(self.models)
+            known = ", ".join(self.models_for(caller))
             raise ApiError(
                 404, f"The model {name[:80]!r} does not exist here; there are: {known}", param="model",
                 code="model_not_found",
@@ -448,6 +460,8 @@ class Gateway:
         Raises:
             ApiError: it is refused, or fails on the way.
         """
+        if self.store.full:
+            raise ApiError(503, "The store takes nothing at present", code="store", headers={"Retry-After": "5"})
         asked, routed = await self._routed(asked, caller)
         account = self._account(asked, caller, copy, routed)
         self._busy[id(account.engine)] += 1
@@ -589,6 +603,8 @@ class Gateway:
             )  # fmt: skip
         except UserError as error:
             raise ApiError(400, error.what, param=error.where or None) from None
+        except OSError:
+            raise ApiError(503, "The engine does not answer", code="engine") from None
 
     async def _attempt(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
         """The pieces of an answer by the account's model: reserve, wait for a place, ask the engine, settle."""

@@ -1,5 +1,9 @@
 """The page at `/`: which models answer, and a box to try one."""
 
+import base64
+import hashlib
+import re
+
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>tuneloop serve</title>
 <meta name="viewport" content="width=device-width">
@@ -46,3 +50,16 @@ at("send").onclick = async () => {
 load();
 </script></body></html>
 """
+
+
+def _hash_of(tag: str) -> str:
+    """The source of a policy that allows what stands in the page's only such tag, and nothing else."""
+    found = re.search(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
+    assert found is not None
+    return f"'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}'"
+
+
+POLICY = (
+    f"default-src 'none'; script-src {_hash_of('script')}; style-src {_hash_of('style')}; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)

@@ -2,8 +2,9 @@
 
 The prediction is learned for each engine, as admission learns it. The part of a prompt that an engine has read lately
 counts as read (its prefix cache), so that conversations return to their engine as long as that is quicker. An engine
-that fails is left out at once; a request that has got nothing of its answer is asked again elsewhere. An engine comes
-back once it is healthy and has answered its canaries.
+that fails is left out at once; a request that has got nothing of its answer is asked again elsewhere. So is one that
+hangs: an engine that gives nothing and does not say that it is healthy (`healthy` has a deadline). An engine comes back
+once it is healthy and has answered its canaries.
 """
 
 from __future__ import annotations
@@ -15,21 +16,23 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeVar, cast
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.engines import AdapterFacts, ServingEngine, can_give_way
+from tuneloop.inference.engine import Update
+from tuneloop.inference.engines import START_WITHIN, AdapterFacts, ServingEngine, can_give_way
+from tuneloop.inference.engines.wire import Broken
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 from tuneloop.serve.service_time import ServiceTime
 
-if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
-
+T = TypeVar("T")
 BLOCK = 32  # tokens of a prompt that are looked up together
 MOST_BLOCKS = 20_000  # of prompts that are remembered for each engine
 ENGINE_FAULTS = ("engine:", "busy:")  # words of errors that another engine may not have
+HANGS = "it does not answer"
 
 Prove = Callable[[ServingEngine], Awaitable[None]]
 
@@ -43,6 +46,8 @@ class Member:
         out: why it is left out; empty: it is asked.
         read: hashes of the beginnings of prompts that it has read lately.
         faults: times that it failed.
+        heard: when it gave something last, of the monotonic clock.
+        waits: for something from it.
     """
 
     engine: ServingEngine
@@ -51,6 +56,29 @@ class Member:
     out: str = ""
     read: OrderedDict[int, None] = field(default_factory=OrderedDict)
     faults: int = 0
+    heard: float = 0.0
+    waits: set[asyncio.Timeout] = field(default_factory=set)
+
+    async def given(self, work: Awaitable[T]) -> T:
+        """What it gives.
+
+        Raises:
+            TimeoutError: `give_up` was called meanwhile.
+        """
+        async with asyncio.timeout(None) as wait:
+            self.waits.add(wait)
+            try:
+                value = await work
+            finally:
+                self.waits.discard(wait)
+        self.heard = time.monotonic()
+        return value
+
+    def give_up(self) -> None:
+        """Wait no longer for what was to come from it."""
+        waits, self.waits = self.waits, set()
+        for wait in waits:
+            wait.reschedule(asyncio.get_running_loop().time())
 
     def known(self, blocks: Sequence[int]) -> int:
         """How many tokens at the beginning of a prompt it has read lately."""
@@ -84,7 +112,7 @@ class EnginePool:
         engines: with the same base and adapters.
         prove: asks an engine its canaries; raises UserError where it does not answer as it should.
         say: called when one is left out and when it is back.
-        every: seconds between two looks at engines that are left out.
+        every: seconds between two looks at engines that are left out, or give nothing.
     """
 
     def __init__(
@@ -92,7 +120,7 @@ class EnginePool:
     ) -> None:
         self.members = [Member(engine) for engine in engines]
         self._prove, self._say, self._every = prove, say, every
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def name(self) -> str:
@@ -148,7 +176,7 @@ class EnginePool:
                 raise fault
         if all(member.out for member in self.members):
             raise next(fault for fault in started if isinstance(fault, BaseException))
-        self._task = asyncio.create_task(self._bring_back())
+        self._tasks = [asyncio.create_task(self._look_after(member)) for member in self.members]
 
     async def prove(self, say: Callable[[str], None]) -> None:
         """Ask every engine its canaries; those that fail are left out.
@@ -175,10 +203,10 @@ class EnginePool:
 
     async def stop(self) -> None:
         """End all of them."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(member.engine.stop() for member in self.members))
 
     # --- asking
@@ -197,13 +225,15 @@ class EnginePool:
         fault: Exception | None = None
         for member in self._asked():
             try:
-                return await ask(member.engine)
+                return await member.given(ask(member.engine))
             except UserError:
                 raise
+            except TimeoutError as error:  # it is left out already
+                fault = error
             except Exception as error:  # a connection that broke; the next one may answer
                 fault = error
                 self._leave_out(member, f"{type(error).__name__}")
-        raise UserError("No engine answers", where=self.name, next_step="see what was said of each") from fault
+        raise Broken("no engine answers") from fault
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         """An answer as it is written; see `ServingEngine.stream`. It begins anew elsewhere where an engine fails before."""
@@ -239,13 +269,15 @@ class EnginePool:
         try:
             # Closing what the engine gives cancels the answer in it.
             async with aclosing(cast("AsyncGenerator[Update, None]", member.engine.stream(request))) as updates:
-                async for update in updates:
+                while (update := await member.given(anext(updates, None))) is not None:
                     first = first or 1000 * (time.perf_counter() - began)
                     done = update.completion
                     if done is not None and done.finished and not request.choices:
                         total = 1000 * (time.perf_counter() - began)
                         member.times.learn(new, active, done.completion_tokens, first, total)
                     yield update
+        except TimeoutError:
+            yield Update(completion=Completion(finish="error", error=f"engine: {HANGS}"))
         finally:
             member.active -= 1
 
@@ -265,24 +297,31 @@ class EnginePool:
         if not member.out:
             member.faults += 1
             self._say(f"engine    {member.engine.name} is left out: {why}")
-        member.out = why or "it failed"
+        member.out = member.out or why or "it failed"
         member.read.clear()
 
-    async def _bring_back(self) -> None:
+    async def _look_after(self, member: Member) -> None:
+        """Leave an engine out when it hangs, and bring back one that is left out."""
         while True:
             await asyncio.sleep(self._every)
-            for member in self.members:
+            looked = time.monotonic()
+            if not member.out and looked - member.heard < self._every:
+                continue
+            with contextlib.suppress(UserError, OSError):
                 if member.out:
-                    with contextlib.suppress(UserError, OSError):
-                        await self._try(member)
+                    await member.engine.start()  # does nothing where it is started
+                if await member.engine.healthy():
+                    await self._bring_back(member)
+                elif member.heard < looked:
+                    self._leave_out(member, HANGS)
+                    member.give_up()
 
-    async def _try(self, member: Member) -> None:
-        await member.engine.start()  # does nothing where it is started
-        if not await member.engine.healthy():
-            return
-        await self._prove(member.engine)
-        member.out, member.times = "", ServiceTime()
-        self._say(f"engine    {member.engine.name} is back")
+    async def _bring_back(self, member: Member) -> None:
+        if member.out:
+            async with asyncio.timeout(START_WITHIN):  # it may hang again
+                await self._prove(member.engine)
+            member.out, member.times = "", ServiceTime()
+            self._say(f"engine    {member.engine.name} is back")
 
 
 def blocks_of(request: Request) -> list[int]:

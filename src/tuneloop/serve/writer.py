@@ -2,7 +2,8 @@
 
 Records are queued; the thread takes all there are and inserts them in one transaction. Where the file is locked, the
 disk is full or the database is away it appends them to a spill file in the server's folder, which goes into the store as
-soon as that works again. If the spill file can't be written either, records wait in memory up to a bound, and what passes it is counted as lost.
+soon as that works again. If the spill file can't be written either, records wait in memory, and from `most_waiting` of
+them on no request is accepted (`full`): none that was is lost.
 
 A record that no store takes costs none of the others: it goes into a file of dead letters, which is for a person to look at.
 """
@@ -115,6 +116,8 @@ class StoreWriter:
     _thread: threading.Thread | None = None
     _connection: Database | None = None
     _ahead: WriteAhead | None = None
+    _full_disk: bool = False  # the spill file can't be written
+    _held: bool = False  # records wait in memory: neither the store nor the spill file takes them
     _searched: dict[str, tuple[StoredRequest, StoredRequest]] = field(
         default_factory=dict
     )  # begun, as given and as kept
@@ -157,10 +160,6 @@ class StoreWriter:
 
     def add(self, record: Record) -> None:
         """Write a record some time soon, and a line at once that survives the server's death. Never waits and never fails."""
-        if len(self._queue) >= self.most_waiting:
-            self.counts.lost += 1
-            self._searched.pop(getattr(record, "id", ""), None)
-            return
         if self._ahead is None:
             self._queue.append(_Waiting(record))
             return
@@ -202,13 +201,18 @@ class StoreWriter:
         if self._over or self._thread is None or not self._thread.is_alive():
             future.set_exception(OSError("the store is closed"))
             return future
-        if len(self._queue) >= self.most_waiting:
+        if self.full:
             self.counts.lost += 1
             future.set_exception(OSError("the store takes nothing at present"))
             return future
         self._queue.append(_Waiting(record, future))
         self._wake.set()
         return future
+
+    @property
+    def full(self) -> bool:
+        """Whether no further request may be accepted, since it might be lost."""
+        return len(self._queue) >= self.most_waiting
 
     @property
     def waiting(self) -> int:
@@ -253,14 +257,20 @@ class StoreWriter:
             now = time.monotonic()
             if self._spilled and now >= retry:
                 self._guarded(self._recover)
+            if now < retry and self._held and not self._over:
+                continue
+            self._held = False
             settling = self._settling
             taken, full = self._take(settling is not None)
             for i in range(0, len(taken), MOST):
                 some = taken[i : i + MOST]
                 retry = self._guarded(partial(self._write, some, now < retry), some) or retry
-            if full is not None and self._ahead is not None:
+                if self._held:
+                    self._queue.extendleft(reversed(taken[i + MOST :]))
+                    break
+            if full is not None and self._ahead is not None and not self._held:
                 self._ahead.clear(full)
-            if settling is not None and not self._spilled:
+            if settling is not None and not self._spilled and not self._held:
                 self._settling = None
                 settling.set()
             if self._over and not taken:
@@ -292,6 +302,9 @@ class StoreWriter:
                 raise DatabaseError(self.counts.fault)
             self._insert(taken)
             self.counts.written += len(taken)
+            if self._full_disk and not self._spilled:
+                self._full_disk, self.counts.fault = False, ""
+                self._tell("the store can be written again")
         except DataRefusedError as error:
             return self._write_alone(taken, spill, error)
         except (DatabaseError, OSError) as error:
@@ -300,6 +313,11 @@ class StoreWriter:
         except Exception as error:  # a record that can't be written must cost neither the others nor this thread
             return self._write_alone(taken, spill, error)
         self._settle(taken, fault, spilled=spilled)
+        if fault is not None:
+            waiting = [each for each in taken if each.future is None]
+            self.counts.lost += len(taken) - len(waiting)  # those were not accepted
+            self._queue.extendleft(reversed(waiting))
+            self._held, retry = bool(waiting), time.monotonic() + 1.0
         return retry
 
     def _write_alone(self, taken: Sequence[_Waiting], spill: bool, error: Exception) -> float:
@@ -456,9 +474,13 @@ class StoreWriter:
         try:
             self._append(SPILL, "".join(lines).encode())
         except OSError as error:
-            self.counts.lost += len(lines)
-            self._tell(f"records of {len(lines)} events are lost: {error}")
+            if not self._full_disk:
+                self._tell(
+                    f"nor can {self._spill_file} ({error}); requests wait in memory, and new ones are refused at {self.most_waiting:,}"
+                )
+            self._full_disk = True
             return error
+        self._full_disk = False
         self.counts.spilled += len(lines)
         return None
 

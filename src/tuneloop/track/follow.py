@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TextIO
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
+from tuneloop.core.urls import masked
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.plan import Plan
@@ -131,7 +132,7 @@ def make_follower(settings: Mapping[str, Any]) -> Follower:
         uri = f"sqlite:///{Path('mlflow.db').resolve()}"
     config = dict(settings["config"])
     identity = content_hash({key: config.get(key) for key in IDENTITY})
-    fresh = TrackingState(uri=uri, experiment=settings["experiment"], identity=identity)
+    fresh = TrackingState(uri=masked(uri), experiment=settings["experiment"], identity=identity)
     try:
         state = read_record(TrackingState, state_file(run, to))
     except (UserError, OSError):

@@ -104,7 +104,7 @@ def distil(
     own = {row.id: row.answer.strip() for row in job.dataset.train}
     same = [own[row.id] == row.answer.strip() for row in taught.train if row.id in own]
     record = DistillationRecord(
-        teacher=teacher, teacher_key=job.teacher.identity, student=model, pruned=made, dataset=job.dataset.id,
+        teacher=job.teacher.name, teacher_key=job.teacher.identity, student=model, pruned=made, dataset=job.dataset.id,
         asked=len(job.dataset.train) + len(job.unlabelled), kept=len(taught.train), dropped=dict(job.dropped),
         agreement=sum(same) / len(same) if same else None, unlabelled=len(job.unlabelled),
         level=options.level, answers=options.answers, figures=_figures(job, control),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.core import machine
+from tuneloop.core.urls import masked
 
 # Package, what it is for, whether the main job needs it.
 _PACKAGES = (
@@ -56,7 +57,7 @@ def examine() -> list[Finding]:
     findings.append(_gpus(machine.cards()))
     for variable in ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI", "CUDA_VISIBLE_DEVICES"):
         if os.environ.get(variable):
-            findings.append(Finding(variable, True, False, os.environ[variable]))
+            findings.append(Finding(variable, True, False, masked(os.environ[variable])))
     findings.append(
         Finding("HF_TOKEN", True, False, "set" if os.environ.get("HF_TOKEN") else "not set (only gated models need it)")
     )

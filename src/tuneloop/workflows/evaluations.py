@@ -13,6 +13,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, sha256_file
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.ray_cluster import on_ray
+from tuneloop.core.urls import masked
 from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.load_eval_file import IDS, read_whole
 from tuneloop.data.pii import Redactor
@@ -534,7 +535,7 @@ def _ask_endpoint(
     replies, notes = _replies(job, question, dataset, rows, None, name)
     cost = usage(endpoint, replies)
     job.say(endpoint_line(cost))
-    more: dict[str, Any] = {"model": endpoint.model, "endpoint": endpoint.address}
+    more: dict[str, Any] = {"model": endpoint.model, "endpoint": masked(endpoint.address)}
     failed = [{"id": row.id, "error": reply.error} for row, reply in zip(rows, replies, strict=True) if reply.error]
     if failed:
         more["failures"] = failed[:MOST_FAILURES]

@@ -13,6 +13,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.urls import masked
 from tuneloop.data.checks.drift import compare_with
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.language import detect_language
@@ -72,7 +73,7 @@ def refuse_itself(place: Path | str, url: str) -> None:
     state = (folder if folder.is_dir() else folder.parent) / ServerState.file
     if state.is_file() and url.removesuffix("/").removesuffix("/v1") == read_record(ServerState, state).address:
         raise UserError(
-            "Canary prompts that this server is asked would count as its traffic", where=f"--ask {url}",
+            "Canary prompts that this server is asked would count as its traffic", where=f"--ask {masked(url)}",
             next_step="monitor.reference=DATASET in serve.yaml: it asks itself; or --ask NAME@champion",
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT, EVALS, GateRecord
 from tuneloop.records.evaluation import EVALUATION, GateResult
 from tuneloop.records.record import read_record
@@ -63,7 +64,7 @@ def open_registry(*, create: bool = False, say: Say = silent) -> models.Registry
     try:
         from mlflow.tracking import MlflowClient
     except ImportError:
-        raise UserError("The registry needs MLflow", where=uri, next_step=KINDS["mlflow"].install) from None
+        raise UserError("The registry needs MLflow", where=masked(uri), next_step=KINDS["mlflow"].install) from None
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     with models.registry_errors(uri):
         tracking = os.environ.get("MLFLOW_TRACKING_URI") or uri

@@ -18,6 +18,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, make_private, read_yaml
 from tuneloop.core.ids import utc, utc_now
+from tuneloop.core.urls import masked
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
 from tuneloop.records.api_key import ApiKey
@@ -306,14 +307,11 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _socket(config: ServeConfig) -> Any:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    from tuneloop.core.http_server import listen
+
     try:
-        listening.bind((config.host, config.port))
-        listening.listen(2048)
+        listening = listen(config.host, config.port)
     except OSError as error:
-        listening.close()
         raise UserError(
             f"Can't listen on {config.host}:{config.port}: {error.strerror or error}",
             where="host, port", next_step="choose another port: port=8101, or port=0 for a free one",
@@ -327,7 +325,9 @@ def _socket(config: ServeConfig) -> Any:
 async def _serve(
     config: ServeConfig, listening: socket.socket, say: Say, ready: Callable[[str, Gateway], None] | None
 ) -> None:
-    import uvicorn
+    from uvicorn.config import LOGGING_CONFIG
+
+    from tuneloop.core.http_server import Server
 
     budgets = [
         key.name for key in read_keys(config.folder) if key.revoked is None and key.limits.budget_usd is not None
@@ -348,12 +348,12 @@ async def _serve(
         swaps.followed_by(gateway),
     ):
         batches = Batches(gateway, Path(config.folder) / "batch", say) if config.batch.enabled else None
-        settings = uvicorn.Config(
-            make_app(gateway, batches.routes() if batches else ()), log_level="warning", access_log=False, lifespan="off", server_header=False,
-            log_config=None if config.log.lines == "json" else uvicorn.config.LOGGING_CONFIG,
-            date_header=False, proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies, timeout_keep_alive=30, timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
+        server = Server(
+            make_app(gateway, batches.routes() if batches else ()), say, seconds=config.limits.silent_seconds, log_level="warning",
+            log_config=None if config.log.lines == "json" else LOGGING_CONFIG,
+            proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies,
+            timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
         )  # fmt: skip
-        server = uvicorn.Server(settings)
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
@@ -369,6 +369,10 @@ async def _serve(
             say(f"batch     goes on with {left} of an earlier server")
         expiring = asyncio.create_task(_expire(config, say))
         erasing = asyncio.create_task(_forgetting(config, gateway, batches, say))
+        if not (gateway.key_required or config.loopback):
+            say(
+                f"warning   keys.required=false: everybody who reaches {config.host} may ask, and send feedback and batches"
+            )
         if ready is not None:
             ready(address, gateway)
         short_pauses()
@@ -407,9 +411,10 @@ def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:
         ServedName(name=m.name, adapter=m.adapter, release=m.release or None, source=m.source)
         for m in gateway.models.values()
     ]
+    engine = masked(config.engine) if isinstance(config.engine, str) else [masked(url) for url in config.engine]
     state = ServerState(
         pid=os.getpid(), address=address, started=utc_now(), base=gateway.engine.base, engine=gateway.engine.name,
-        models=models, config=config.model_dump(mode="json"),
+        models=models, config=config.model_dump(mode="json") | {"engine": engine},
     )  # fmt: skip
     write_record(Path(config.folder) / ServerState.file, state)
 

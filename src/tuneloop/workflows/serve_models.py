@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file
+from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
 from tuneloop.inference.client import key_from
@@ -112,7 +115,8 @@ class Deployment:
         found = {each.name: _served(each, self.adapter_of(each), template) for each in self.opened}
         if all(model.adapter != BASE for model in found.values()) and not getattr(self.engine, "merged", False):
             name = Path(self.base).name if Path(self.base).exists() else self.base
-            found.setdefault(name, ServedModel(name, source=self.base, decode=template.decode if template else None))
+            decode, created = template.decode if template else None, _written(self.base, template)
+            found.setdefault(name, ServedModel(name, source=self.base, decode=decode, created=created))
         return found
 
     def candidate_models(self) -> dict[str, ServedModel]:
@@ -141,7 +145,18 @@ def _served(each: Opened, adapter: str, template: Template | None) -> ServedMode
         labels=labels, label_tokens=tokens,
         max_new_tokens=task.max_new_tokens if task else None, read=prompt_of(task) if task else None,
         source=each.source, decode=template.decode if template else None,
+        created=_written(each.loaded.source if each.loaded is not None else each.base, template),
     )  # fmt: skip
+
+
+def _written(source: str, template: Template | None) -> int:
+    """When weights were written, in seconds since 1970; now, where they are elsewhere: then there is no template either."""
+    place = Path(source).expanduser()
+    if not place.exists() and template is not None:
+        with contextlib.suppress(UserError, OSError, ValueError):
+            place = resolve(source)
+    files = [place] if place.is_file() else [*place.glob("*.safetensors"), *place.glob("*.gguf")]
+    return int(max((file.stat().st_mtime for file in files), default=time.time()))
 
 
 def _release(source: str) -> str:
@@ -165,7 +180,7 @@ def deployment_of(
         return _endpoints(config, candidates or {}, say)
     if config.engine not in ("auto", "tuneloop", "llama.cpp"):
         raise UserError(
-            f"No such engine {config.engine!r:.80}", where="engine",
+            f"No such engine {masked(str(config.engine))!r:.80}", where="engine",
             next_step="choose auto, tuneloop, llama.cpp or the URL of a server",
         )  # fmt: skip
     base, served = served_by(config)
@@ -303,21 +318,23 @@ def _only_model(urls: Sequence[str], key: str) -> str:
     for url in urls:
         place = url.rstrip("/").removesuffix("/v1") + "/v1/models"
         try:
-            reply = httpx.get(place, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=10)
+            place, login = split_login(place)
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            reply = httpx.get(place, headers=headers, auth=login, timeout=10)
             reply.raise_for_status()
             names = [str(each["id"]) for each in reply.json()["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            fault = f"{type(error).__name__}: {error}"[:200]
+            fault = masked(f"{type(error).__name__}: {error}")[:200]
             continue
         if len(names) == 1:
             return names[0]
         raise UserError(
-            f"The server has {len(names)} models", where=url,
+            f"The server has {len(names)} models", where=masked(url),
             next_step=f"say which with base=NAME: {', '.join(names)[:300]}",
         )  # fmt: skip
     raise UserError(
         f"The server does not tell its models ({fault})",
-        where=", ".join(urls),
+        where=masked(", ".join(urls)),
         next_step="check the URL and that it runs",
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.core.urls import masked
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 
@@ -40,8 +41,13 @@ def address_of(folder: Path) -> str:
     return read_record(ServerState, folder).address
 
 
-def read_metrics(url: str, now: float) -> Reading:
+def read_metrics(url: str, now: float, key: str = "") -> Reading:
     """Read `/metrics`.
+
+    Args:
+        url: of the server.
+        now: of the clock, in seconds.
+        key: of the server, which is needed once there is one.
 
     Raises:
         UserError: nobody answers, or no server of this kind.
@@ -50,12 +56,21 @@ def read_metrics(url: str, now: float) -> Reading:
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
-        reply = httpx.get(f"{url.rstrip('/')}/metrics", timeout=5)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        reply = httpx.get(f"{url.rstrip('/')}/metrics", timeout=5, headers=headers)
+        if reply.status_code == 401:
+            raise UserError(
+                "The server needs a key",
+                where=masked(url),
+                next_step="export TUNELOOP_KEY=..., or name its variable: --api-key-env NAME",
+            )
         reply.raise_for_status()
         families = list(text_string_to_metric_families(reply.text))
     except (httpx.HTTPError, ValueError) as error:
         raise UserError(
-            f"The server does not answer: {error}"[:200], where=url, next_step="start it: tuneloop serve"
+            f"The server does not answer: {masked(str(error))}"[:200],
+            where=masked(url),
+            next_step="start it: tuneloop serve",
         ) from None
     values = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value

@@ -161,6 +161,21 @@ def end(process: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
+def test_the_running_page_is_guarded_as_the_server_is(two: Path, cli_environment: Any) -> None:
+    httpx = pytest.importorskip("httpx")
+    process, address = served([f"{two}:few_shot", str(two)], two, cli_environment)
+    try:
+        page = httpx.get(address)
+        assert page.status_code == 200 and "frame-ancestors 'none'" in page.headers["content-security-policy"]
+        assert "server" not in page.headers and page.headers["x-content-type-options"] == "nosniff"
+        assert httpx.get(address, headers={"host": "evil.example"}).status_code == 400
+        vote = {"content": b"{}", "headers": {"content-type": "text/plain", "origin": "http://evil.example"}}
+        assert httpx.post(f"{address}api/votes", **vote).status_code == 415
+        assert httpx.get(address, headers={"x": "a" * 70_000}).status_code == 431
+    finally:
+        assert end(process)["reviewed"] == 0
+
+
 @pytest.mark.browser
 def test_pairs_are_reviewed_by_keyboard_and_a_closed_page_goes_on(
     two: Path, browser: Any, cli_environment: Any

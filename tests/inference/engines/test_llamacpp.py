@@ -21,6 +21,7 @@ from served import Files
 
 from patience import HANG
 from tuneloop.core.errors import UserError
+from tuneloop.inference import llamacpp as child
 from tuneloop.inference.engines import BASE, Served, complete
 from tuneloop.inference.engines import llamacpp as module
 from tuneloop.inference.engines.llamacpp import VERSION, WHEEL, LlamaCppEngine, LlamaCppSettings, _Answer, template_of
@@ -130,6 +131,38 @@ def test_a_crash_is_an_error_of_those_who_have_read_something_and_the_next_is_an
         assert rest[-1].completion is not None and rest[-1].completion.finish in ("error", "length", "stop")
         later = await asyncio.gather(*(complete(engine, asked()) for _ in range(6)))
         assert [each.token_ids for each in later] == [before.token_ids] * 6 and await engine.healthy()
+
+    served.run(served.llamacpp(files, ()), work)  # type: ignore[arg-type]
+
+
+def test_one_that_hangs_is_ended_and_what_it_had_is_asked_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HANGS_AFTER", 1.0)
+
+    async def work(engine: LlamaCppEngine) -> None:
+        before = await complete(engine, asked())
+        stream = engine.stream(asked(max_new_tokens=450))
+        await anext(stream)
+        process = engine.process
+        assert process is not None
+        os.kill(process, signal.SIGSTOP)
+        began = time.monotonic()
+        later = await asyncio.gather(*(complete(engine, asked()) for _ in range(6)))
+        assert [each.token_ids for each in later] == [before.token_ids] * 6
+        assert engine.process != process and time.monotonic() - began < HANG
+        last = [update async for update in stream][-1].completion
+        assert last is not None and last.finish in ("error", "length", "stop")
+
+    served.run(served.llamacpp(files, ()), work)  # type: ignore[arg-type]
+
+
+def test_one_that_hangs_while_it_chooses_is_started_anew(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "HANGS_AFTER", 0.5)
+
+    async def work(engine: LlamaCppEngine) -> None:
+        before = await complete(engine, asked(choices=LABELS))
+        assert engine._scorer is not None
+        os.kill(engine._scorer._process.pid, signal.SIGSTOP)
+        assert (await complete(engine, asked(choices=LABELS))).label_scores == before.label_scores
 
     served.run(served.llamacpp(files, ()), work)  # type: ignore[arg-type]
 

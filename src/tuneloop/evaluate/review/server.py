@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import socket
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -84,7 +83,6 @@ def make_app(review: Review, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str,
         response = await call_next(request)
         response.headers["Cache-Control"] = "no-store"
         response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
     def item_of(key: str) -> ReviewItem:
@@ -188,27 +186,23 @@ def serve(review: Review, *, host: str = "127.0.0.1", port: int = 0, say: Callab
         UserError: the web packages are missing, or the port is taken.
     """
     try:
-        import uvicorn
+        from tuneloop.core.http_server import Server, listen
 
         app = make_app(review, hosts=LOCAL if host in LOCAL else ("*",))
     except ImportError as error:
         raise UserError(
             f"Missing package {error.name}", next_step="pip install 'tuneloop[serve]' (FastAPI and uvicorn)"
         ) from None
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, port))
+        listening = listen(host, port)
     except OSError as error:
-        listening.close()
         raise UserError(
             f"Can't listen on {host}:{port}: {error.strerror}",
             where="--port",
             next_step="choose another, or leave it out",
         ) from None
     shown = f"[{host}]" if ":" in host else host
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    server = Server(app, say, log_level="error")
     say(f"Review at http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C ends it; votes are kept)")
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])

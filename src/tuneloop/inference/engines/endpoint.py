@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.urls import masked, split_login
 from tuneloop.inference.engine import Update
 from tuneloop.inference.engines import (
     START_WITHIN,
@@ -93,6 +94,7 @@ class EndpointEngine:
 
     def __init__(self, base: Served, adapters: Sequence[Served], settings: EndpointSettings) -> None:
         self._base, self._served, self._settings = base, tuple(adapters), settings
+        self._url, self._login = split_login(settings.url)
         self._adapters: dict[str, AdapterFacts] = {}
         self._names: dict[str, str] = {}
         self._templates: dict[str, Template] = {}
@@ -106,8 +108,8 @@ class EndpointEngine:
 
     @property
     def name(self) -> str:
-        """The server's address."""
-        parts = urlsplit(self._settings.url.strip())
+        """The server's address, without a login."""
+        parts = urlsplit(self._url.strip())
         path = parts.path.rstrip("/")
         return parts._replace(path=path.removesuffix("/v1"), query="", fragment="").geturl()
 
@@ -164,14 +166,16 @@ class EndpointEngine:
             ) from None
         if urlsplit(self.name).scheme not in ("http", "https") or not urlsplit(self.name).netloc:
             raise UserError(
-                f"Not a server's URL: {self._settings.url!r}", where="url", next_step="as in http://localhost:8000/v1"
+                f"Not a server's URL: {masked(self._settings.url)!r}",
+                where="url",
+                next_step="as in http://localhost:8000/v1",
             )
         key = self._settings.api_key
         self._client = httpx.AsyncClient(
-            base_url=self.name, headers={"Authorization": f"Bearer {key}"} if key else {},
+            base_url=self.name, headers={"Authorization": f"Bearer {key}"} if key else {}, auth=self._login,
             timeout=httpx.Timeout(None, connect=5.0), limits=httpx.Limits(max_connections=None),
         )  # fmt: skip
-        self._wire = Wire(self.name, key, proxies=True)
+        self._wire = Wire(self.name, key, proxies=True, login=self._login)
         try:
             models = await self._ready()
             await self._prepare(models)
@@ -267,15 +271,20 @@ class EndpointEngine:
         return found if isinstance(found, dict) else {}
 
     async def healthy(self) -> bool:
-        """Whether the server answers."""
+        """Whether the server answers, and does not say that what computes behind it is not ready."""
         if self._client is None:
             return False
         import httpx
 
         try:
-            return bool((await self._client.get("/v1/models", timeout=HEALTHY_WITHIN)).status_code == 200)
-        except httpx.HTTPError:
+            async with asyncio.timeout(HEALTHY_WITHIN):
+                models = await self._client.get("/v1/models", timeout=HEALTHY_WITHIN)
+                ready = await self._client.get(
+                    "/readyz", timeout=HEALTHY_WITHIN
+                )  # of `tuneloop serve`; others have none
+        except (httpx.HTTPError, TimeoutError):
             return False
+        return bool(models.status_code == 200 and ready.status_code != 503)
 
     async def stop(self) -> None:
         """Close the connections; the server goes on."""
@@ -307,7 +316,12 @@ class EndpointEngine:
     async def _tokens(self, body: dict[str, Any]) -> Sequence[int]:
         if self._client is None:
             raise UserError("The engine is not started", where=self.name, next_step="await engine.start()")
-        response = await self._client.post("/tokenize", json=body, timeout=60.0)
+        import httpx
+
+        try:
+            response = await self._client.post("/tokenize", json=body, timeout=60.0)
+        except httpx.HTTPError as error:
+            raise Broken(type(error).__name__) from None
         try:
             return [int(token) for token in response.json()["tokens"]]
         except (ValueError, KeyError, TypeError):

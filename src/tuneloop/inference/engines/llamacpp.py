@@ -12,6 +12,7 @@ A crash in it ends the child and not the program. What llama.cpp would get wrong
 - An answer is checked against its JSON Schema: llama.cpp writes free text under one that it can't read.
 - It never mixes adapters in a pass, and goes on with the one of its first slot while somebody asks that. So adapters have
   turns: an answer is interrupted when another adapter has waited, and goes on in its slot.
+- A child that hangs is ended and started anew: it gives nothing, and its `/health`, which a thread of its own answers, is silent.
 - A prompt is not left before it is read. So what gives way is asked in quanta: a piece
   of the prompt, or a few tokens, in a slot that keeps what was read. The next quantum goes on behind it. `turns.py` says
   when one begins.
@@ -70,6 +71,9 @@ LEAST, PIECE, MOST = 8, 512, 32  # tokens of a prompt that are read in one quant
 DRAWN = 8  # tokens of a quantum that are drawn with a temperature
 LOOK_EVERY = 0.25  # seconds between two looks whether the server has ended by itself
 REVIVE_PAUSE = 5.0  # seconds before it is tried again to start a server that has ended by itself
+HANGS_AFTER = (
+    5.0  # seconds without anything from it, after which it is asked whether it is healthy, and waited for an answer
+)
 GONE = "engine: llama.cpp ended by itself"
 
 
@@ -117,6 +121,7 @@ class LlamaCppEngine:
         self._client: Wire | None = None
         self._scorer: LlamaCpp | None = None
         self._wanted = False
+        self._heard = 0.0  # when the server gave something last, of the monotonic clock
         self._reviving: asyncio.Future[bool] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._scoring, self._one_choice = asyncio.Lock(), asyncio.Lock()
@@ -186,10 +191,21 @@ class LlamaCppEngine:
             self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
-        """Start the server anew when it has ended by itself, though nobody asks."""
+        """Start the server anew when it has ended by itself or hangs, though nobody asks."""
         while self._wanted:
             await asyncio.sleep(LOOK_EVERY)
+            if self._process is not None and await self._hangs():
+                _kill(self._process)
             await self._revived()
+
+    async def _hangs(self) -> bool:
+        looked, process = time.monotonic(), self._process
+        if looked - self._heard < HANGS_AFTER:
+            return False
+        if await self._healthy(HANGS_AFTER):
+            self._heard = time.monotonic()
+            return False
+        return self._heard < looked and process is self._process
 
     def _start(self) -> None:
         need_wheel(WHEEL, VERSION, "about 35 MB")
@@ -208,6 +224,7 @@ class LlamaCppEngine:
             if not templates:  # while the child loads; when it is started anew they are known
                 adapters, templates = self._read_adapters(file)
             self._client = Wire(address(), key)
+        self._heard = time.monotonic()
         self._adapters, self._templates = adapters, templates
 
     def _read_adapters(self, file: Path) -> tuple[dict[str, AdapterFacts], dict[str, Template]]:
@@ -273,10 +290,13 @@ class LlamaCppEngine:
 
     async def healthy(self) -> bool:
         """Whether the child is there and answers."""
+        return await self._healthy(HEALTHY_WITHIN)
+
+    async def _healthy(self, within: float) -> bool:
         if self._process is None or self._process.poll() is not None or self._client is None:
             return False
         try:
-            await asyncio.wait_for(self._client.get("/health"), HEALTHY_WITHIN)
+            await asyncio.wait_for(self._client.get("/health"), within)
             return True
         except (Broken, Refused, TimeoutError):
             return False
@@ -453,6 +473,7 @@ class LlamaCppEngine:
         try:
             async with aclosing(self._wire().events("/completion", _json(body))) as events:
                 async for data in events:
+                    self._heard = time.monotonic()
                     event = orjson.loads(data)
                     for update in answer.read(event) if not answer.over else ():
                         yield update
@@ -550,7 +571,6 @@ class LlamaCppEngine:
             async with self._scoring:
                 logs = await asyncio.to_thread(self._scored, request, tokens)
         except UserError as error:
-            self._scorer = None
             return refused(request, f"engine: {error.what}", ENGINE)
         scores = {label: log / len(ids) for label, log, ids in zip(request.choices, logs, tokens, strict=True)}
         completion = chosen(scores, tree.tokens, len(request.ids))
@@ -558,10 +578,18 @@ class LlamaCppEngine:
         return replace(completion, engine=ENGINE, adapter=request.adapter, total_ms=took)
 
     def _scored(self, request: Request, tokens: Sequence[Sequence[int]]) -> list[float]:
-        if self._scorer is None:  # the weights are mapped from the same file: they are in memory once
-            self._scorer = LlamaCpp(gguf_file(self._base.source), self._files)
-        self._scorer.apply(self._scales(request.adapter))
-        return self._scorer.score(request.ids, tokens)
+        for again in (True, False):
+            if self._scorer is None:  # the weights are mapped from the same file: they are in memory once
+                self._scorer = LlamaCpp(gguf_file(self._base.source), self._files)
+            try:
+                self._scorer.apply(self._scales(request.adapter))
+                return self._scorer.score(request.ids, tokens)
+            except UserError:  # it has ended, or hangs
+                self._scorer.close()
+                self._scorer = None
+                if not again:
+                    raise
+        raise AssertionError
 
 
 class _Answer:
@@ -727,10 +755,10 @@ def _opened_log(log: Path | None) -> IO[bytes]:
 
 def _read_line(pipe: int, until: float) -> str | None:
     """A line from a pipe; empty: it was closed; None: there was none in time."""
-    data = b""
+    data, readable = b"", select.poll()  # select.select takes no descriptor above 1,023
+    readable.register(pipe, select.POLLIN)
     while not data.endswith(b"\n"):
-        ready, _, _ = select.select([pipe], [], [], max(until - time.monotonic(), 0))
-        if not ready:
+        if not readable.poll(1000 * max(until - time.monotonic(), 0)):
             return None
         piece = os.read(pipe, 4096)
         if not piece:

@@ -43,12 +43,14 @@ class Wire:
     Args:
         address: `http://HOST:PORT` or `https://...`, perhaps with the beginning of all paths.
         key: of the API.
+        login: user and password, which go before the key.
         proxies: whether the environment's proxies are used (`HTTPS_PROXY`, `NO_PROXY`).
     """
 
     address: str
     key: str = ""
     proxies: bool = False
+    login: tuple[str, str] | None = None
     _session: ClientSession | None = None
     _proxy: str | None = None
     _closed: bool = False
@@ -124,14 +126,15 @@ class Wire:
         if self._closed:
             raise Broken("closed")
         if self._session is None:
-            from aiohttp import ClientSession, ClientTimeout, TCPConnector, TraceConfig
+            from aiohttp import BasicAuth, ClientSession, ClientTimeout, TCPConnector, TraceConfig
 
             tracing = TraceConfig()
             tracing.on_connection_reuseconn.append(_rested)
             self._session = ClientSession(
                 connector=TCPConnector(limit=0),
                 timeout=ClientTimeout(total=None, sock_connect=CONNECT_WITHIN),
-                headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
+                headers={"Authorization": f"Bearer {self.key}"} if self.key and self.login is None else {},
+                auth=None if self.login is None else BasicAuth(*self.login, encoding="utf-8"),
                 trace_configs=[tracing],
             )
             # Looked up once: told to trust the environment, aiohttp reads it in threads, twice for each request.

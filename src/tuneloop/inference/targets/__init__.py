@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.urls import masked
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.inference.targets.local import LocalTarget, open_folder_or_name
@@ -113,8 +114,8 @@ def open_target(
         return PredictionsTarget(name, (answers or read_answers)(name))
     if kind == "endpoint":
         if endpoint is None:
-            raise UserError("An endpoint needs the name of a model", where=name, next_step="give --model NAME")
-        return EndpointTarget(name, endpoint(name))
+            raise UserError("An endpoint needs the name of a model", where=masked(name), next_step="give --model NAME")
+        return EndpointTarget(masked(name), endpoint(name))
     from tuneloop.inference.targets.gguf import GgufTarget, as_gguf
 
     file = as_gguf(name)

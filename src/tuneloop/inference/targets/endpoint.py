@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.urls import masked
 from tuneloop.inference.client import Endpoint, complete
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.text_only import TextTarget
@@ -47,7 +48,7 @@ class EndpointTarget(TextTarget):
         asked = [request for request, why in zip(requests, whys, strict=True) if not why]
         answers = iter(complete(self.endpoint, asked, progress=progress, task=task) if asked else ())
         for why in whys:
-            yield Completion(finish="error", error=why, engine=self.endpoint.address) if why else next(answers)
+            yield Completion(finish="error", error=why, engine=masked(self.endpoint.address)) if why else next(answers)
 
 
 def _why_not(request: Request) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.serve.batch import ERRORS, INPUT, JOURNAL, OUTPUT, Batch, Line, make_batch, read_lines
+from tuneloop.serve.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Batch, make_batch
+from tuneloop.serve.batch_file import Line
 from tuneloop.serve.errors import ApiError
-from tuneloop.serve.journal import Journal
 
 CHAT = "/v1/chat/completions"
 
@@ -61,7 +61,7 @@ def test_each_line_stands_once_in_output_or_errors(tmp_path: Path) -> None:
     }  # fmt: skip
     names = [each["custom_id"] for each in good + bad if each["custom_id"]]
     assert len(names) == len(set(names))
-    assert batch.state["request_counts"] == {"total": 10, "completed": 2, "failed": 8}
+    assert batch.state.request_counts.to_json() == {"total": 10, "completed": 2, "failed": 8}
     assert asyncio.run(Batch(folder, echo).run()) == "completed", "a batch that is over is not done again"
 
 
@@ -93,7 +93,7 @@ def test_a_cancelled_and_an_expired_batch_keep_what_is_done(tmp_path: Path) -> N
         async def answer(each: Line, batch: Batch = batch, end: str = end) -> dict[str, Any]:
             if each.number == 4:
                 if end == "cancelled":
-                    batch.cancelled = True
+                    await batch.cancel()
                 else:
                     batch.clock = lambda: time.time() + 7200
             return await echo(each)
@@ -111,25 +111,11 @@ def test_rows_give_way_while_others_wait(tmp_path: Path) -> None:
         batch = Batch(folder, echo, room=lambda: free.wait())  # type: ignore[arg-type,return-value]
         task = asyncio.create_task(batch.run())
         await asyncio.sleep(0.1)
-        assert not Journal(folder / JOURNAL).done and (folder / JOURNAL).read_bytes() == b""
+        assert (folder / JOURNAL).read_bytes() == b""
         free.set()
         assert await asyncio.wait_for(task, 10) == "completed"
 
     asyncio.run(go())
-
-
-def test_a_journal_drops_a_line_that_was_cut_and_refuses_a_damaged_one(tmp_path: Path) -> None:
-    path = tmp_path / JOURNAL
-    path.write_bytes(b'{"number": 1, "custom_id": "a"}\n{"number": 2, "cus')
-    journal = Journal(path)
-    journal.open()
-    assert list(journal.done) == [1] and path.read_bytes().endswith(b'"a"}\n')
-    asyncio.run(journal.add(2, {"custom_id": "b"}))
-    journal.close()
-    assert len(path.read_bytes().splitlines()) == 2
-    path.write_bytes(b"xx\n{}\n")
-    with pytest.raises(UserError, match="damaged"):
-        Journal(path).open()
 
 
 def do_in_a_child(folder: Path, life: str) -> int:
@@ -185,8 +171,3 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing_that_was_done(tmp_path: Pa
     begun = [text.split() for text in (folder / "begun").read_text().splitlines()]
     assert len({life for life, _ in begun}) >= 10, "the kills came before anything was begun"
     assert [each for each in begun if int(each[1]) in done_before[each[0]]] == []
-
-
-def test_lines_are_read_with_their_numbers(tmp_path: Path) -> None:
-    folder = new(tmp_path, [line("a"), "", line("b")])
-    assert [each.number for each in read_lines(folder / INPUT)] == [1, 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -221,6 +222,7 @@ _STATUS = {
     "no_choices": 400,
     "rejected": 400,
     "busy": 429,
+    "insufficient_quota": 429,
     "template_error": 400,
     "engine": 503,
 }
@@ -233,7 +235,10 @@ def engine_error(completion: Completion) -> ApiError:
         return ApiError(503, "The engine was stopped before the answer ended", code="engine")
     word, _, rest = completion.error.partition(": ")
     status = _STATUS.get(word, 500)
-    return ApiError(status, rest or completion.error or "the engine gave no answer", code=_CODES.get(word, word))
+    wait = completion.retry_after
+    headers = {} if wait is None else {"Retry-After": str(math.ceil(min(wait, 86_400.0)))}
+    what = rest or completion.error or "the engine gave no answer"
+    return ApiError(status, what, code=_CODES.get(word, word), headers=headers)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -15,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, replacing, sha256_file
+from tuneloop.core.files import replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.ray_cluster import on_ray
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.task import Prompt
+from tuneloop.records.batch import BatchState, read_state
 from tuneloop.scale.actors import asked_actors, usual_actors
-from tuneloop.serve.batch import ERRORS, INPUT, OUTPUT, STATE, Answer, Batch, answer_by, make_batch
+from tuneloop.serve.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Answer, Batch, answer_by, make_batch
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import Caller, Gateway, ServedModel
 from tuneloop.workflows.on_ray import address_of, whole_path
@@ -34,6 +37,7 @@ from tuneloop.workflows.targets import TaskTarget, open_with_task
 
 URL = "/v1/chat/completions"
 DOCUMENTS = (".txt", ".md", ".text", ".rst")
+FIRST, LONGEST = 20, 1 << 24  # lines that show what a file holds, and bytes of one that are read
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ def answer_batch(given: BatchInput, config: ServeConfig, say: Say, progress: Pro
     target = open_with_task(next(iter(config.adapters.values()), config.base))
     requests = is_request_file(given.source)
     key = _key(given, config)
-    if (given.folder / STATE).is_file():
-        if read_json(given.folder / STATE).get("key") != key:
+    if (given.folder / STATE).exists() or (given.folder / JOURNAL).exists():
+        if read_state(given.folder).key != key:
             raise UserError(
                 "Another batch is under way here", where=str(given.folder),
                 next_step="choose another --out, or delete that folder to give it up",
@@ -110,12 +114,22 @@ def answer_batch(given: BatchInput, config: ServeConfig, say: Say, progress: Pro
         make_batch(given.folder, "", seconds=given.window, key=key)
     answering = _answer_on_ray if given.on else _answer
     status = asyncio.run(answering(given, config, target, requests, say, progress))
-    counts = read_json(given.folder / STATE)["request_counts"]
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(given.folder / OUTPUT, given.out)
-    shutil.copyfile(given.folder / ERRORS, given.errors)
-    shutil.rmtree(given.folder)
+    state = read_state(given.folder)
+    if status == "failed":
+        raise UserError(_why(state), where=str(given.source), next_step=f"correct it and delete {given.folder}")
+    with user_errors_of_the_disk(given.out):
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(given.folder / OUTPUT, given.out)
+        shutil.copyfile(given.folder / ERRORS, given.errors)
+        shutil.rmtree(given.folder)
+    counts = state.request_counts.to_json()
     return {"status": status, **counts, "out": str(given.out), "errors": str(given.errors)}
+
+
+def _why(state: BatchState) -> str:
+    """Why a batch failed as a whole."""
+    errors = (state.errors or {}).get("data") or [{}]
+    return str(errors[0].get("message", "The batch failed"))
 
 
 async def _answer(
@@ -129,7 +143,8 @@ async def _answer(
         try:
             batch = Batch(
                 given.folder, _answer_of(gateway, target, requests), given.rows, _within(given.hours),
-                report=lambda done, total: progress("batch", done, total),
+                report=lambda done, total: progress("batch", done, total), say=say,
+                most_bytes=int(config.limits.body_mb * 1e6),
             )  # fmt: skip
             return await batch.run()
         finally:
@@ -160,7 +175,8 @@ async def _answer_on_ray(
         async with asked_actors(ray, _actor, setting, actors, given.rows) as answer:
             batch = Batch(
                 given.folder, answer, given.rows * actors, _within(given.hours),
-                report=lambda done, total: progress("batch", done, total),
+                report=lambda done, total: progress("batch", done, total), say=say,
+                most_bytes=int(config.limits.body_mb * 1e6),
             )  # fmt: skip
             return await batch.run()
 
@@ -193,17 +209,15 @@ def _key(given: BatchInput, config: ServeConfig) -> str:
 
 
 def is_request_file(path: Path) -> bool:
-    """Whether a file holds requests as OpenAI's batch API has them."""
+    """Whether a file holds requests as OpenAI's batch API has them: one of its first lines is one."""
     if not path.is_file() or path.suffix.lower() != ".jsonl":
         return False
     with path.open("rb") as file:
-        for raw in file:
-            if raw.strip():
-                try:
-                    value = json.loads(raw)
-                except (ValueError, RecursionError):
-                    return False
-                return isinstance(value, dict) and "custom_id" in value and "body" in value
+        for raw in itertools.islice(filter(bytes.strip, iter(lambda: file.readline(LONGEST), b"")), FIRST):
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(raw)
+                if isinstance(value, dict) and "custom_id" in value and "body" in value:
+                    return True
     return False
 
 

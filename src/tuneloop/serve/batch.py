@@ -378,14 +378,14 @@ class Batch:
                 self._wait_for_room(-1)
 
     async def _row(self, line: Line) -> None:
-        result = await self._result(line)
+        try:
+            result = await self._result(line)
+            data = encoded(line.number, result) if result is not None else b""
+        except Exception as error:  # of our own code: it is this row's error, and nobody else's
+            result = None if self.stopping() else self._internal(line, error)
+            data = encoded(line.number, result) if result is not None else b""
         if result is None:
             return
-        try:
-            data = encoded(line.number, result)
-        except Exception as error:
-            result = self._internal(line, error)
-            data = encoded(line.number, result)
         await self._patiently(lambda: self._journal.add(line.number, data, wrong=failed(result)))
 
     async def _result(self, line: Line) -> dict[str, Any] | None:
@@ -406,8 +406,6 @@ class Batch:
                     await asyncio.sleep(wait or _backoff(self.pause, attempt))
                     continue
                 return _response(line, error.status, None, error.body())
-            except Exception as error:
-                return None if self.stopping() else self._internal(line, error)
             self._refusals, self._busy_since = 0, float("inf")
             self._at_once = min(self.rows, self._at_once + 1 / self._at_once)
             return _response(line, 200, body.get("id"), body)

@@ -157,13 +157,13 @@ class Batches:
         key = self._key(call)
         settings, owner = self.gateway.config.batch, _owner_of(key)
         most = int(settings.file_mb * 1e6)
-        too_large = ApiError(413, f"The file is larger than {settings.file_mb:g} MB", code="request_too_large")
+        too_large = _stops(f"The file is larger than {settings.file_mb:g} MB", "request_too_large")
         length = call.header("content-length")
         if length.isdigit() and int(length) > most + 100_000:  # of the form around it
             raise too_large
         files, stored = await in_thread(self._stored, owner)
         if files >= MOST_FILES:
-            raise ApiError(413, f"This key has {files:,} files; delete some", code="storage_limit")
+            raise _stops(f"This key has {files:,} files; delete some", "storage_limit")
         left = int(settings.most_gb * 1e9) - stored
         folder, id_ = self.folder / "files", new_id("file-")
         path, size = folder / f"{id_}.part", 0
@@ -178,7 +178,7 @@ class Batches:
                         raise too_large
                     if self._arriving[owner] > left:
                         what = f"With this file more than {settings.most_gb:g} GB would be stored for this key"
-                        raise ApiError(413, f"{what}; delete files that are not needed", code="storage_limit")
+                        raise _stops(f"{what}; delete files that are not needed", "storage_limit")
                     await in_thread(form.take, part)
                 await in_thread(form.end)
             state = FileState(
@@ -238,7 +238,7 @@ class Batches:
         if part:
             folder = self.folder / "batches" / f"batch_{name}"
             path = folder / (OUTPUT if part == "output" else ERRORS)
-            if not path.is_file() or not _owns(owner, state := read_state(folder)) or not state.over:
+            if not path.is_file() or not _owns(owner, state := self._state(folder)) or not state.over:
                 raise missing
             size, made = path.stat().st_size, int(path.stat().st_mtime)
             return FileState(
@@ -388,6 +388,11 @@ def _owns(owner: tuple[str, str], state: BatchState | FileState) -> bool:
 
 def _shown(state: BatchState | FileState) -> dict[str, Any]:
     return {name: each for name, each in state.to_json().items() if name not in ("version", "owner", "key_id", "key")}
+
+
+def _stops(what: str, code: str) -> ApiError:
+    """An upload that is refused. The connection is closed: else the rest of it, which may have no end, would be read."""
+    return ApiError(413, what, code=code, headers={"Connection": "close"})
 
 
 def _of_the_disk(error: Exception) -> ApiError:

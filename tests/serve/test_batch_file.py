@@ -6,9 +6,12 @@ import json
 import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tuneloop.core.errors import UserError
 from tuneloop.serve.batch_file import BLANK, FAULTY, REPEATED, WAITING, BatchFile, InvalidBatch, Line
@@ -127,3 +130,27 @@ def test_a_file_that_is_no_batch_is_refused(tmp_path: Path) -> None:
         assert caught.value.code == code
     with pytest.raises(UserError, match="No such file"):
         list(BatchFile(tmp_path / "none.jsonl").check())
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.binary(max_size=300)
+    | st.lists(st.sampled_from([text(), text("b"), *map(str, POISON[:6]), "", "{}"])).map("\n".join)
+)
+def test_whatever_a_file_holds_each_request_is_there_once(data: bytes | str) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "in.jsonl"
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        file = BatchFile(path, CHAT, most_bytes=200)
+        try:
+            for _ in file.check():
+                pass
+        except InvalidBatch:
+            assert not path.read_bytes().strip()
+            return
+        lines = list(file.lines())
+        assert len(lines) == file.total == sum(file.counts) - file.counts[BLANK]
+        waiting = [each.number for some in file.waiting() for each in some]
+        assert waiting == [each.number for each in lines if isinstance(each, Line) and each.fault is None]
+        names = [each.custom_id for each in lines if isinstance(each, Line) and each.custom_id]
+        assert len(names) == len(set(names))

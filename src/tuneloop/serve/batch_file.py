@@ -18,8 +18,7 @@ from typing import Any
 import orjson
 
 from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.data.sources.parse import deeper_than
-from tuneloop.serve.app import MOST_DEPTH
+from tuneloop.serve.app import MOST_DEPTH, _deeper
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 MOST_BYTES = 10_000_000  # of a line
@@ -188,7 +187,7 @@ class BatchFile:
             return Line(number, None, fault=("line_too_long", what))
         try:  # as bodies of requests are read: strict, and no deeper than can be written again
             value = orjson.loads(raw)
-            if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH and deeper_than(value, MOST_DEPTH):
+            if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH and _deeper(value, MOST_DEPTH):
                 raise ValueError(f"it is nested in more than {MOST_DEPTH} levels")
         except ValueError as error:
             what = f"line {number} is not valid JSON: {str(error).partition(': line ')[0]}"

@@ -119,6 +119,8 @@ def begin_with(api: Any, file: str) -> Any:
         ({"endpoint": "/v1/embeddings"}, "endpoint"),
         ({"endpoint": "/v1/completions", "completion_window": "soon"}, "completion_window"),
         ({"endpoint": "/v1/completions", "metadata": 3}, "metadata"),
+        ({"endpoint": "/v1/completions", "metadata": {"a": "x" * 1000}}, "metadata"),
+        ({"endpoint": "/v1/completions", "metadata": {f"{i}": "" for i in range(17)}}, "metadata"),
         ({"endpoint": "/v1/completions"}, "No such file"),
         ({"endpoint": "/v1/completions", "input_file_id": "../x"}, "No such file"),
     ],

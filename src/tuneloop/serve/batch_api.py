@@ -292,8 +292,9 @@ class Batches:
         if window is None:
             raise ApiError(400, "completion_window must be as 24h", param="completion_window")
         metadata = body.get("metadata")
-        if metadata is not None and not isinstance(metadata, dict):
-            raise ApiError(400, "metadata must be an object", param="metadata")
+        if metadata is not None and not _is_metadata(metadata):
+            what = "metadata must be an object of up to 16 texts: names of 64, values of 512 characters"
+            raise ApiError(400, what, param="metadata")
         given = body.get("input_file_id")
         _, path = self._file(call, given if isinstance(given, str) and given else "?")
         most = self.gateway.config.batch.most_open
@@ -388,6 +389,14 @@ def _owns(owner: tuple[str, str], state: BatchState | FileState) -> bool:
 
 def _shown(state: BatchState | FileState) -> dict[str, Any]:
     return {name: each for name, each in state.to_json().items() if name not in ("version", "owner", "key_id", "key")}
+
+
+def _is_metadata(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= 16
+        and all(len(name) <= 64 and isinstance(each, str) and len(each) <= 512 for name, each in value.items())
+    )
 
 
 def _stops(what: str, code: str) -> ApiError:

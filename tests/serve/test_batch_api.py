@@ -283,6 +283,16 @@ def test_an_endless_upload_ends_at_the_limit_and_leaves_nothing(tmp_path: Path) 
         reply = httpx.post(f"{address}/v1/files", content=endless(), headers=FORM)
         assert reply.status_code == 413 and reply.json()["error"]["code"] == "request_too_large"
         assert sent < 100_000_000 and stored(tmp_path) == []
+        for headers, status in (
+            ({"content-type": "text/plain"}, 400),
+            ({**FORM, "authorization": "Bearer tl-no"}, 401),
+        ):
+            if status == 401:
+                add_key(tmp_path, "anna")
+            sent = 0
+            reply = httpx.post(f"{address}/v1/files", content=endless(), headers=headers)
+            assert reply.status_code == status and sent < 100_000_000
+        revoke_key(tmp_path, "anna")
         for wrong in (
             b"--edge\r\nContent-Disposition: form-data; name=x\r\n\r\n" + b"y" * 100_000,
             b"z" * 5_000_000,

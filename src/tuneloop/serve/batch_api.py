@@ -154,16 +154,24 @@ class Batches:
 
     async def upload(self, call: Call) -> None:
         """`POST /v1/files`: a multipart form with `file` and `purpose`, which goes to the disk as it comes."""
+        try:
+            state = await self._uploaded(call)
+        except ApiError as error:
+            error.headers["Connection"] = "close"  # else the rest of the body, which may have no end, would be read
+            raise
+        await call.reply(_shown(state))
+
+    async def _uploaded(self, call: Call) -> FileState:
         key = self._key(call)
         settings, owner = self.gateway.config.batch, _owner_of(key)
         most = int(settings.file_mb * 1e6)
-        too_large = _stops(f"The file is larger than {settings.file_mb:g} MB", "request_too_large")
+        too_large = ApiError(413, f"The file is larger than {settings.file_mb:g} MB", code="request_too_large")
         length = call.header("content-length")
         if length.isdigit() and int(length) > most + 100_000:  # of the form around it
             raise too_large
         files, stored = await in_thread(self._stored, owner)
         if files >= MOST_FILES:
-            raise _stops(f"This key has {files:,} files; delete some", "storage_limit")
+            raise ApiError(413, f"This key has {files:,} files; delete some", code="storage_limit")
         left = int(settings.most_gb * 1e9) - stored
         folder, id_ = self.folder / "files", new_id("file-")
         path, size = folder / f"{id_}.part", 0
@@ -178,7 +186,7 @@ class Batches:
                         raise too_large
                     if self._arriving[owner] > left:
                         what = f"With this file more than {settings.most_gb:g} GB would be stored for this key"
-                        raise _stops(f"{what}; delete files that are not needed", "storage_limit")
+                        raise ApiError(413, f"{what}; delete files that are not needed", code="storage_limit")
                     await in_thread(form.take, part)
                 await in_thread(form.end)
             state = FileState(
@@ -196,7 +204,7 @@ class Batches:
             if path.exists():  # else it is whole, and has another name
                 path.unlink()
                 (folder / f"{id_}.json").unlink(missing_ok=True)
-        await call.reply(_shown(state))
+        return state
 
     async def files(self, call: Call) -> None:
         """`GET /v1/files`."""
@@ -334,8 +342,8 @@ class Batches:
     async def cancel(self, call: Call) -> None:
         """`POST /v1/batches/ID/cancel`: what is at work ends, nothing further is begun."""
         folder, state = self._own(call)
-        if folder.name in self.running:
-            batch = self.running[folder.name][0]
+        if not state.over:
+            batch = self.running[folder.name][0] if folder.name in self.running else self._start(folder)
             await batch.cancel()
             state = batch.state
         if state.over and state.status != "cancelled":
@@ -397,11 +405,6 @@ def _is_metadata(value: Any) -> bool:
         and len(value) <= 16
         and all(len(name) <= 64 and isinstance(each, str) and len(each) <= 512 for name, each in value.items())
     )
-
-
-def _stops(what: str, code: str) -> ApiError:
-    """An upload that is refused. The connection is closed: else the rest of it, which may have no end, would be read."""
-    return ApiError(413, what, code=code, headers={"Connection": "close"})
 
 
 def _of_the_disk(error: Exception) -> ApiError:

@@ -8,6 +8,7 @@ import errno
 import itertools
 import json
 import os
+import pickle
 import random
 import signal
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.serve import batch as module
 from tuneloop.serve.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Batch, make_batch
@@ -201,6 +203,38 @@ def test_what_our_own_code_raises_is_the_error_of_its_row(tmp_path: Path) -> Non
     assert [each["custom_id"] for each in errors] == ["1", "3", "5", "7", "8", "9"]
     assert all(each["error"]["code"] == "server" and each["error"]["message"] for each in errors)
     assert len(said) == 1 and "OverflowError" in said[0], "a million rows that fail are not a million lines of log"
+
+
+def test_an_answer_that_never_comes_is_the_error_of_its_row(tmp_path: Path) -> None:
+    async def answer(each: Line) -> dict[str, Any]:
+        if each.custom_id in ("1", "2", "3", "4"):
+            await asyncio.sleep(3600)
+        return await echo(each)
+
+    folder = new(tmp_path, [line(f"{i}") for i in range(20)])
+    assert asyncio.run(asyncio.wait_for(Batch(folder, answer, longest=0.3).run(), 20)) == "completed"
+    assert len(results(folder, OUTPUT)) == 16
+    assert [each["error"]["code"] for each in results(folder, ERRORS)] == ["timeout"] * 4
+
+
+def test_what_ends_all_work_is_no_error_of_a_row(tmp_path: Path) -> None:
+    async def lost(each: Line) -> dict[str, Any]:
+        if each.number > 5:
+            raise UserError("All actors are lost")
+        return await echo(each)
+
+    folder = new(tmp_path, [line(f"{i}") for i in range(20)])
+    with pytest.raises(UserError, match="actors"):
+        asyncio.run(Batch(folder, lost, fatal=(UserError,)).run())
+    assert asyncio.run(Batch(folder, echo).run()) == "completed"
+    assert len(results(folder, OUTPUT)) == 20
+
+
+def test_a_refusal_travels_between_processes() -> None:
+    """As from an actor to the batch that asked it."""
+    error = pickle.loads(pickle.dumps(ApiError(429, "slowly", code="x", param="y", headers={"Retry-After": "3"})))
+    assert (error.status, error.message, error.code, error.param) == (429, "slowly", "x", "y")
+    assert error.headers == {"Retry-After": "3"}
 
 
 def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ class Batch:
         pause, full_pause: seconds before the second try of a request, and between two looks at a full disk.
         most_bytes: of a line.
         most_rows: lines of a new batch; None: any number.
+        longest: seconds of one answer, after which its row has an error; None: any time.
+        fatal: what `answer` raises that ends the work, and no row.
         queued: requests of the same caller that wait in other batches; they count against `most_rows`.
         paused: why it waits; empty: it does not.
 
@@ -96,6 +98,8 @@ class Batch:
     full_pause: float = 1.0
     most_bytes: int = MOST_BYTES
     most_rows: int | None = None
+    longest: float | None = None
+    fatal: tuple[type[Exception], ...] = ()
     queued: Callable[[], int] = lambda: 0
     state: BatchState = field(init=False)
     paused: str = ""
@@ -381,6 +385,8 @@ class Batch:
         try:
             result = await self._result(line)
             data = encoded(line.number, result) if result is not None else b""
+        except self.fatal:
+            raise
         except Exception as error:  # of our own code: it is this row's error, and nobody else's
             result = None if self.stopping() else self._internal(line, error)
             data = encoded(line.number, result) if result is not None else b""
@@ -395,7 +401,12 @@ class Batch:
         for attempt in range(TRIES):
             asked = time.monotonic()
             try:
-                body = await self.answer(line)
+                async with asyncio.timeout(self.longest):
+                    body = await self.answer(line)
+            except TimeoutError:
+                if self.longest is None:
+                    raise
+                return _error(line, "timeout", f"the answer took longer than {self.longest:,.0f} s")
             except ApiError as error:
                 if self.stopping():
                     return None

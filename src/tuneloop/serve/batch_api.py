@@ -46,6 +46,7 @@ _FILE = re.compile(r"file-[0-9a-f]{32}(-output|-errors)?")
 _BATCH = re.compile(r"batch_[0-9a-f]{32}")
 MOST_FILES = 10_000  # of a key
 MOST_FIELD = 1000  # bytes of a field of a form that is no file
+PATIENCE = 6  # times the seconds of a request that somebody waits for: a row gives way to these
 DAY = 86400
 
 
@@ -119,7 +120,7 @@ class Batches:
         batch = Batch(
             folder, answer, settings.rows, None if can_give_way(gateway.engine) else gateway.admission.quiet,
             stopping=lambda: gateway.admission.closed, say=self.say, most_rows=settings.most_rows,
-            most_bytes=int(gateway.config.limits.body_mb * 1e6),
+            most_bytes=int(gateway.config.limits.body_mb * 1e6), longest=PATIENCE * gateway.config.limits.request_seconds,
             queued=lambda: sum(each.left for each in self._open(batch.state) if each is not batch),
         )  # fmt: skip
 

@@ -182,6 +182,12 @@ class BatchFile:
                 yield number, raw or None
 
     def _line(self, number: int, raw: bytes | None) -> Line:
+        try:
+            return self._parsed(number, raw)
+        except Exception as error:  # a fault of ours must not end the other lines
+            return Line(number, None, fault=("server", f"line {number} can't be read ({type(error).__name__})"))
+
+    def _parsed(self, number: int, raw: bytes | None) -> Line:
         if raw is None:
             what = f"line {number} is longer than {self.most_bytes / 1e6:g} MB"
             return Line(number, None, fault=("line_too_long", what))

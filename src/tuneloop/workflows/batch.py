@@ -176,7 +176,7 @@ async def _answer_on_ray(
             batch = Batch(
                 given.folder, answer, given.rows * actors, _within(given.hours),
                 report=lambda done, total: progress("batch", done, total), say=say,
-                most_bytes=int(config.limits.body_mb * 1e6),
+                most_bytes=int(config.limits.body_mb * 1e6), fatal=(UserError,),  # all actors are lost
             )  # fmt: skip
             return await batch.run()
 

@@ -18,6 +18,7 @@ from live_server import StubEngine, live
 from tuneloop.core.files import read_json
 from tuneloop.records.api_key import Limits
 from tuneloop.serve.keys import add_key, revoke_key
+from tuneloop.serve.store import opened, read_requests
 
 openai = pytest.importorskip("openai")
 
@@ -428,7 +429,7 @@ def test_a_batch_continues_once_the_disk_has_room(tmp_path: Path, capsys: pytest
     engine = StubEngine(pause=0.005)
     filler = disk / "filler"
     try:
-        with live(disk / "serve", engine) as (address, _):
+        with live(disk / "serve", engine) as (address, gateway):
             api = client(address)
             batch = begin(api, "\n".join(request(f"id-{i}") for i in range(300)).encode())
             while not api.batches.retrieve(batch.id).request_counts.completed:
@@ -450,9 +451,12 @@ def test_a_batch_continues_once_the_disk_has_room(tmp_path: Path, capsys: pytest
             time.sleep(1.5)
             filler.unlink()
             done = waited(api, batch)
+            assert gateway.store.counts.lost == 0
             assert (done.status, done.request_counts.completed, done.paused) == ("completed", 300, None)
             names = [each["custom_id"] for each in results(api, done.output_file_id)]
             assert names == [f"id-{i}" for i in range(300)] and len(engine.asked) == 300
+        with opened(disk / "serve") as store:
+            assert len(list(read_requests(store))) == 300, "the store lost what it could not write"
         said = [each for each in capsys.readouterr().out.splitlines() if "disk" in each]
         assert len(said) == 2, said
     finally:

@@ -100,6 +100,8 @@ class StoreWriter:
     _queue: deque[_Waiting] = field(default_factory=deque)
     _wake: threading.Event = field(default_factory=threading.Event)
     _over: bool = False
+    _back: int = 0  # records that were put back into the queue
+    _no_room: bool = False  # at the end: what was written ahead is for the next server
     _thread: threading.Thread | None = None
     _connection: Database | None = None
     _ahead: WriteAhead | None = None
@@ -208,7 +210,7 @@ class StoreWriter:
         if self._thread is not None:
             self._thread.join(seconds)
         if self._ahead is not None:
-            self._ahead.close(empty=not self._queue)
+            self._ahead.close(empty=not self._queue and not self._no_room)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -224,9 +226,10 @@ class StoreWriter:
             if self._spilled and now >= retry:
                 self._recover()
             taken, full = self._take()
+            back = self._back
             for i in range(0, len(taken), MOST):
                 retry = self._write(taken[i : i + MOST], now < retry) or retry
-            if full is not None and self._ahead is not None:
+            if full is not None and self._ahead is not None and self._back == back:
                 self._ahead.clear(full)
             if self._over and not taken:
                 break
@@ -247,11 +250,15 @@ class StoreWriter:
                 raise DatabaseError(self.counts.fault)
             self._insert(taken)
             self.counts.written += len(taken)
+            if self.counts.fault and not self._spilled:
+                self._works_again("")
         except DataRefusedError as error:
             return self._write_alone(taken, spill, error)
         except (DatabaseError, OSError) as error:
             retry, spilled = 0.0 if spill else time.monotonic() + 1.0, True
             fault = self._spill([self._ready(each) for each in taken], str(error))
+            if fault is not None:
+                taken = self._put_back(taken, fault)
         except Exception as error:  # a record that can't be written must cost neither the others nor this thread
             return self._write_alone(taken, spill, error)
         self._settle(taken, fault, spilled=spilled)
@@ -264,6 +271,24 @@ class StoreWriter:
         self._lose(error)
         self._settle(taken, error)
         return 0.0
+
+    def _put_back(self, taken: Sequence[_Waiting], fault: Exception) -> Sequence[_Waiting]:
+        """Let records wait in memory that could be written nowhere; returns those that can't: there is no room, or somebody
+        waits to hear what became of them."""
+        room = self.most_waiting - len(self._queue) if not self._over else 0
+        back = [each for each in taken if each.future is None][: max(room, 0)]
+        self._queue.extendleft(reversed(back))
+        self._back += len(back)
+        self._no_room = self._over
+        if lost := len(taken) - len(back):
+            self.counts.lost += lost
+            self._tell(f"records of {lost} events are lost: {fault}")
+        waiting = set(map(id, back))
+        return [each for each in taken if id(each) not in waiting]
+
+    def _works_again(self, more: str) -> None:
+        self.counts.fault = ""
+        self._tell(f"the store can be written again{more}")
 
     def _lose(self, error: Exception) -> None:
         self.counts.lost += 1
@@ -356,18 +381,24 @@ class StoreWriter:
         lines = "".join(
             json.dumps([TABLES[type(record)], record.to_json()], ensure_ascii=True) + "\n" for record in records
         )
-        if not self.counts.fault:
-            self._tell(f"the store can't be written ({why}); records go to {self._spill_file} until it can")
-        self.counts.fault = why
+        first, self.counts.fault = not self.counts.fault, why
+        before = self._spill_file.stat().st_size if self._spilled else 0
+        place = f"go to {self._spill_file}"
         try:
             with self._spill_file.open("ab") as file:
                 file.write(lines.encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            self.counts.lost += len(records)
-            self._tell(f"records of {len(records)} events are lost: {error}")
+            place = "wait in memory"
+            with contextlib.suppress(OSError):  # half a line would spoil the next one
+                os.truncate(self._spill_file, before)
+                if not before:
+                    self._spill_file.unlink()
             return error
+        finally:
+            if first:
+                self._tell(f"the store can't be written ({why}); records {place} until it can")
         self.counts.spilled += len(records)
         return None
 
@@ -395,8 +426,7 @@ class StoreWriter:
         except (DatabaseError, OSError):
             return
         self.counts.written += len(records)
-        self._tell(f"the store can be written again: {len(records):,} records came from the spill file")
-        self.counts.fault = ""
+        self._works_again(f": {len(records):,} records came from the spill file")
 
     def _insert_all(self, records: Sequence[Record]) -> int:
         """`insert`; a record that the store refuses costs none of the others."""

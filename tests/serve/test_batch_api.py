@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import socket
@@ -13,10 +15,14 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from live_server import StubEngine, live
 
 from tuneloop.core.files import read_json
 from tuneloop.records.api_key import Limits
+from tuneloop.serve.batch_api import _Form
+from tuneloop.serve.errors import ApiError
 from tuneloop.serve.keys import add_key, revoke_key
 from tuneloop.serve.store import opened, read_requests
 
@@ -329,6 +335,36 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(tmp_path: Path) -> No
     (tmp_path / "batch" / "files" / ("file-" + "0" * 32 + ".part")).write_text("of a server that was killed")
     with live(tmp_path):
         assert stored(tmp_path) == []
+
+
+WHOLE = HEAD + FILE + b'{"custom_id": "a"}\r\n--edge--\r\n'
+
+
+@given(
+    st.binary(max_size=200)
+    | st.tuples(st.integers(0, len(WHOLE)), st.binary(max_size=20), st.integers(0, len(WHOLE))).map(
+        lambda cut: WHOLE[: cut[0]] + cut[1] + WHOLE[cut[2] :]
+    ),
+    st.integers(1, 40),
+    st.sampled_from(
+        [
+            FORM["content-type"],
+            "multipart/form-data; boundary=",
+            "text/plain",
+            "",
+            'multipart/form-data; boundary="\xe9',
+        ]
+    ),
+)
+def test_no_bytes_of_a_form_raise_anything_else(body: bytes, size: int, kind: str) -> None:
+    out = io.BytesIO()
+    with contextlib.suppress(ApiError):
+        form = _Form(kind, out)
+        for i in range(0, len(body), size):
+            form.take(body[i : i + size])
+        with contextlib.suppress(io.UnsupportedOperation):  # it is synced at the end
+            form.end()
+        assert form.size == len(out.getvalue())
 
 
 def test_each_key_has_limits(tmp_path: Path) -> None:

@@ -75,6 +75,11 @@ def test_a_poison_line_is_a_fault_of_its_own(tmp_path: Path, poison: str | bytes
     assert "line 2" in fault.fault[1] and len(fault.fault[1]) < 400
 
 
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    file = checked(tmp_path / "in.jsonl", [b"\xef\xbb\xbf" + text("a").encode(), text("b")])
+    assert list(file.states[1:]) == [WAITING, WAITING]
+
+
 def test_a_line_without_end_is_never_in_memory(tmp_path: Path) -> None:
     long = b'{"custom_id": "' + b"x" * 30_000_000
     path = tmp_path / "in.jsonl"

@@ -192,7 +192,7 @@ class BatchFile:
             what = f"line {number} is longer than {self.most_bytes / 1e6:g} MB"
             return Line(number, None, fault=("line_too_long", what))
         try:  # as bodies of requests are read: strict, and no deeper than can be written again
-            value = orjson.loads(raw)
+            value = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
             if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH and _deeper(value, MOST_DEPTH):
                 raise ValueError(f"it is nested in more than {MOST_DEPTH} levels")
         except ValueError as error:

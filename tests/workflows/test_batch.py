@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import threading
 import time
@@ -176,6 +177,21 @@ def test_a_damaged_batch_is_one_sentence(
         said = capsys.readouterr().err
         assert ("journal of a batch is damaged" if damage == "journal" else "missing or damaged") in said
         assert len(said.splitlines()) <= 3 and "Traceback" not in said and "delete" in said
+
+
+def test_a_full_disk_at_the_start_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_requests("in.jsonl", TEXTS)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tuneloop.workflows.batch.shutil.copyfile", full)
+    assert main(["batch", "in.jsonl", "-m", "http://127.0.0.1:9/v1", "base=m"]) == 2
+    said = capsys.readouterr().err
+    assert "No space left" in said and "Traceback" not in said and not Path("in.answers.jsonl.batch").exists()
 
 
 def test_requests_without_any_are_refused(

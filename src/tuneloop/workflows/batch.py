@@ -101,12 +101,13 @@ def answer_batch(given: BatchInput, config: ServeConfig, say: Say, progress: Pro
         say(f"batch     goes on with {given.folder}")
     else:
         new = not given.folder.exists()
-        given.folder.mkdir(parents=True, exist_ok=True)
         try:
-            if requests:
-                shutil.copyfile(given.source, given.folder / INPUT)
-            else:
-                _write_rows(given, target)
+            with user_errors_of_the_disk(given.folder):
+                given.folder.mkdir(parents=True, exist_ok=True)
+                if requests:
+                    shutil.copyfile(given.source, given.folder / INPUT)
+                else:
+                    _write_rows(given, target)
         except UserError:
             if new:  # nothing was begun
                 shutil.rmtree(given.folder, ignore_errors=True)

@@ -7,6 +7,7 @@ import errno
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from local_http import Quiet, listening
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
-from tuneloop.workflows.batch import is_request_file, read_hours, read_window, seconds_until
+from tuneloop.workflows.batch import BatchInput, _rows, is_request_file, read_hours, read_window, seconds_until
 from tuneloop.workflows.predict import predict
 
 URL = "/v1/chat/completions"
@@ -201,3 +202,17 @@ def test_requests_without_any_are_refused(
     Path("in.jsonl").write_text("\n \n")
     assert main(["batch", "in.jsonl", "-m", "http://127.0.0.1:9/v1", "base=m"]) == 2
     assert len(capsys.readouterr().err.splitlines()) <= 4
+
+
+def test_rows_are_not_held_in_memory(tmp_path: Path) -> None:
+    peaks = []
+    for count in (5_000, 15_000):  # several chunks, as files are read
+        path = tmp_path / f"{count}.jsonl"
+        path.write_text("".join(f'{{"id": "r{i}", "text": "{"hello" * 100}"}}\n' for i in range(count)))
+        given = BatchInput(path, tmp_path / "out.jsonl")
+        assert next(iter(_rows(given)))[0] == "r0"  # and all that this needs is imported
+        tracemalloc.start()
+        assert sum(1 for _ in _rows(given)) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 100 * 10_000, peaks

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import tempfile
+from array import array
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -30,7 +31,7 @@ from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import Caller, Gateway, ServedModel
 from tuneloop.workflows.on_ray import address_of, whole_path
 from tuneloop.workflows.predict import SAMPLE, Asker, Options
-from tuneloop.workflows.predict_files import expected_columns, read_rows
+from tuneloop.workflows.predict_files import each_row, refuse_no_rows
 from tuneloop.workflows.serve import gateway_of
 from tuneloop.workflows.serve_models import Say, deployment_of
 from tuneloop.workflows.targets import TaskTarget, open_with_task
@@ -228,15 +229,22 @@ def _documents(folder: Path) -> list[Path]:
 
 def _write_rows(given: BatchInput, target: TaskTarget) -> None:
     """The rows or documents as requests, each as the model was trained."""
-    rows = list(_rows(given, target))
-    if not rows:
+    rows = _rows(given)
+    first: list[tuple[str, dict[str, Any] | Rejection]] = []
+    records: list[dict[str, Any]] = []
+    for name, value in rows:
+        first.append((name, value))
+        if not isinstance(value, Rejection):
+            records.append(value)
+            if len(records) == SAMPLE:
+                break
+    if not first:
         raise UserError(
             "Nothing to answer", where=str(given.source), next_step="name a file with rows, or a folder of texts"
         )
-    records = [value for _, value in rows if not isinstance(value, Rejection)]
-    asker = Asker(target, Options(given.column, given.system), records[:SAMPLE]) if records else None
+    asker = Asker(target, Options(given.column, given.system), records) if records else None
     with replacing(given.folder / INPUT) as file:
-        for name, value in rows:
+        for name, value in itertools.chain(first, rows):
             prompt: Prompt | Rejection
             if isinstance(value, Rejection):
                 prompt = value
@@ -252,7 +260,7 @@ def _write_rows(given: BatchInput, target: TaskTarget) -> None:
             file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
 
-def _rows(given: BatchInput, target: TaskTarget) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
+def _rows(given: BatchInput) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
     """Id and record of each row: of a document its path, else the column `id`, where its values differ, or the line."""
     source = given.source
     if source.is_dir():
@@ -263,13 +271,33 @@ def _rows(given: BatchInput, target: TaskTarget) -> Iterator[tuple[str, dict[str
             except UnicodeDecodeError as error:
                 yield name, Rejection("bad_encoding", f"not UTF-8: {error}"[:200])
         return
-    rows, _ = read_rows(str(source), expected_columns(target.task, given.column))
-    ids = [str(row.value.get("id", "")) if isinstance(row, SourceRecord) else "" for row in rows]
-    named = all(name for row, name in zip(rows, ids, strict=True) if isinstance(row, SourceRecord))
-    unique = named and len({name for name in ids if name}) == sum(map(bool, ids))
-    for row, name in zip(rows, ids, strict=True):
-        found = name if unique and name else f"line-{row.line}"
-        yield found, dict(row.value) if isinstance(row, SourceRecord) else Rejection(row.reason, row.detail)
+    unique = _have_ids(str(source))
+    for row in each_row(str(source)):
+        line = f"line-{row.line}"
+        if isinstance(row, SourceRecord):
+            yield (str(row.value["id"]) if unique else line), dict(row.value)
+        else:
+            yield line, Rejection(row.reason, row.detail)
+
+
+def _have_ids(file: str) -> bool:
+    """Whether each record has an `id` of its own. Eight bytes of memory for each.
+
+    Raises:
+        UserError: there is no row that can be asked.
+    """
+    import numpy as np
+
+    hashes = array("q")
+    count, named, first = 0, True, None
+    for row in each_row(file):
+        count, first = count + 1, first or row
+        if isinstance(row, SourceRecord):
+            name = str(row.value.get("id", ""))
+            named = named and bool(name)
+            hashes.append(hash(name))
+    refuse_no_rows(file, count, first, bool(hashes))
+    return named and len(np.unique(np.frombuffer(hashes, dtype=np.int64))) == len(hashes)
 
 
 # --- when ------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
@@ -286,8 +288,6 @@ def _have_ids(file: str) -> bool:
     Raises:
         UserError: there is no row that can be asked.
     """
-    import numpy as np
-
     hashes = array("q")
     count, named, first = 0, True, None
     for row in each_row(file):

@@ -122,7 +122,7 @@ class BatchFile:
             UserError: it can't be read.
         """
         self.states, self.places, self.counts = bytearray([BLANK]), array("Q", [0]), [0, 0, 0, 0, 0, 1]
-        ids = array("Q", [0])  # 64 bits of a hash: among 3 million ids a wrong match has a chance of 1 in 4 million
+        ids = array("Q", [0])
         until = time.monotonic() + STEP
         for number, raw in self._raw():
             if most is not None and number > most:
@@ -132,7 +132,7 @@ class BatchFile:
             self.states.append(state)
             self.counts[state] += 1
             name = "" if line is None else line.custom_id or ""
-            ids.append(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") if name else 0)
+            ids.append(id_hash(name) if name else 0)
             if time.monotonic() > until:
                 yield
                 until = time.monotonic() + STEP
@@ -219,18 +219,30 @@ class BatchFile:
 
     def _mark_repeated(self, ids: array[int]) -> None:
         """Find the lines whose `custom_id` an earlier line has."""
+        if not any_twice(ids):
+            return
         import numpy as np
 
         hashes = np.frombuffer(ids, dtype=np.uint64)
-        ordered = np.sort(hashes)
-        if not np.any((ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)):
-            return
         order = np.argsort(hashes, kind="stable")
         ordered = hashes[order]
         new = np.concatenate(([True], ordered[1:] != ordered[:-1]))
         first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
         for at in np.flatnonzero(~new & (ordered != 0)):
             self.set(int(order[at]), REPEATED, int(order[first[at]]))
+
+
+def id_hash(name: str) -> int:
+    """64 bits of a hash, never 0: among 3 million names a wrong match has a chance of 1 in 4 million."""
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") or 1
+
+
+def any_twice(hashes: array[int]) -> bool:
+    """Whether a hash is there twice; 0 is none."""
+    import numpy as np
+
+    ordered = np.sort(np.frombuffer(hashes, dtype=np.uint64))
+    return bool(np.any((ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)))
 
 
 def _id_of(raw: bytes) -> str | None:

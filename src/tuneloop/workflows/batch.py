@@ -17,8 +17,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
@@ -29,6 +27,7 @@ from tuneloop.data.task import Prompt
 from tuneloop.records.batch import BatchState, read_state
 from tuneloop.scale.actors import asked_actors, usual_actors
 from tuneloop.serve.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Answer, Batch, answer_by, make_batch
+from tuneloop.serve.batch_file import any_twice, id_hash
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import Caller, Gateway, ServedModel
 from tuneloop.workflows.on_ray import address_of, whole_path
@@ -288,16 +287,16 @@ def _have_ids(file: str) -> bool:
     Raises:
         UserError: there is no row that can be asked.
     """
-    hashes = array("q")
+    hashes = array("Q")
     count, named, first = 0, True, None
     for row in each_row(file):
         count, first = count + 1, first or row
         if isinstance(row, SourceRecord):
             name = str(row.value.get("id", ""))
             named = named and bool(name)
-            hashes.append(hash(name))
+            hashes.append(id_hash(name))
     refuse_no_rows(file, count, first, bool(hashes))
-    return named and len(np.unique(np.frombuffer(hashes, dtype=np.int64))) == len(hashes)
+    return named and not any_twice(hashes)
 
 
 # --- when ------------------------------------------------------------------------------------------

@@ -69,7 +69,6 @@ TESTED_IN = {
     "serve/test_app.py": "serve.api_request serve.config serve.errors serve.gateway serve.openapi serve.page"
     " serve.replies",
     "serve/test_admission.py": "serve.service_time",
-    "serve/test_batch.py": "serve.journal",
     "workflows/test_improve_report.py": "records.improvement report.improve_charts report.improve_html",
     "workflows/test_batch.py": "cli.batch",
     "workflows/test_costs.py": "cli.costs",

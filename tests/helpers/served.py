@@ -79,6 +79,7 @@ def endpoint(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEng
             if self._client is None:
                 self.server = StandIn(files.base)
                 self._settings = EndpointSettings(self.server.__enter__(), tokenizer=str(files.base), slots=slots)
+                self._url = self._settings.url
                 await super().start()
 
         async def stop(self) -> None:

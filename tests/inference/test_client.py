@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import email.utils
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,53 @@ def test_retry_after_is_honoured_by_all(serve: Any) -> None:
     replies = complete(endpoint(server, concurrency=1), asks("a", "b"))
     times = [at for _, _, at in server.requests]
     assert all(not reply.error for reply in replies) and times[1] - times[0] >= 1.0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_a_rate_that_is_used_up_costs_no_row(serve: Any, status: int, form: str) -> None:
+    """Three requests a second; each refusal names the time to wait."""
+    taken: list[float] = []
+    lock = threading.Lock()
+
+    def limited(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        with lock:
+            now = time.monotonic()
+            if len([at for at in taken if at > now - 1]) >= 3:
+                later = datetime.now(UTC) + timedelta(seconds=2)
+                wait = "1" if form == "seconds" else email.utils.format_datetime(later, usegmt=True)
+                return status, {"retry-after": wait}, b"slowly"
+            taken.append(now)
+        return echo(number, body)
+
+    server = serve(limited)
+    replies = complete(endpoint(server, retries=0, concurrency=8), asks(*map(str, range(9))))
+    assert [reply.text for reply in replies] == [str(i) for i in range(9)]
+    assert len(server.requests) < 40, "fewer are asked at the same time once a rate is used up"
+
+
+def test_refusals_without_a_time_are_asked_later_and_later(serve: Any) -> None:
+    server = serve(lambda n, body: (429, {}, b"") if n < 7 else echo(n, body))
+    (reply,) = complete(endpoint(server, retries=0, concurrency=1), asks("a"))
+    times = [at for _, _, at in server.requests]
+    assert (reply.text, reply.retries) == ("A", 7) and times[7] - times[6] > 3 * (times[2] - times[1]) > 0
+
+
+def test_a_row_that_is_always_refused_holds_up_no_other(serve: Any) -> None:
+    server = serve(
+        lambda n, body: (429, {}, b"too large for the rate") if body["messages"][0]["content"] == "b" else echo(n, body)
+    )
+    bad, *good = complete(endpoint(server, patience=1.0, concurrency=4), asks("b", *map(str, range(20))))
+    assert [reply.text for reply in good] == [str(i) for i in range(20)] and "HTTP 429" in bad.error
+
+
+def test_a_quota_that_is_spent_is_not_waited_for(serve: Any) -> None:
+    body = b'{"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}'
+    server = serve(lambda n, asked: (429, {"retry-after": "30"}, body))
+    started = time.monotonic()
+    with pytest.raises(UserError, match="exceeded your quota"):
+        complete(endpoint(server), asks("a", "b"))
+    assert time.monotonic() - started < 3 * slowness()
 
 
 def test_an_endpoint_that_wants_an_hour_is_not_waited_for(serve: Any) -> None:

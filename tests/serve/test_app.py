@@ -501,9 +501,12 @@ def test_a_full_disk_costs_no_accepted_request(tmp_path: Path, full: bool) -> No
             refused = replies[3:] if full else []
             vote = {"request": replies[0].json()["id"], "kind": "thumbs", "value": "up"}
             refused.append(httpx.post(f"{address}/v1/feedback", json=vote))
-            refused.append(httpx.post(f"{address}/v1/files", **form))
             batch = {"endpoint": "/v1/chat/completions", "input_file_id": file}
-            refused.append(httpx.post(f"{address}/v1/batches", json=batch))
+            for work in (
+                httpx.post(f"{address}/v1/files", **form),
+                httpx.post(f"{address}/v1/batches", json=batch),
+            ):
+                assert work.status_code == 507 and work.json()["error"]["code"] == "disk_full"
             for reply in refused:
                 assert reply.status_code == 503 and reply.headers["retry-after"] == "5"
                 assert reply.json()["error"]["code"] == "store" and str(tmp_path) not in reply.text

@@ -237,8 +237,9 @@ def test_a_server_erases_while_it_works_and_goes_on_with_its_batches(folder: Pat
     with server(tmp_path, folder, 0.05, "log.content=full") as address:
         body = {"messages": [{"role": "user", "content": TEXT}], "user": USER}
         for _ in range(3):
-            assert httpx.post(f"{address}{CHAT}", json=body, timeout=30).status_code == 200
-        said = {"conversation": f"talk {USER}", "kind": "comment", "value": TEXT, "user": USER}
+            answer = httpx.post(f"{address}{CHAT}", json=body, timeout=30)
+            assert answer.status_code == 200
+        said = {"request": answer.json()["id"], "kind": "comment", "value": TEXT, "user": USER}
         assert httpx.post(f"{address}/v1/feedback", json=said, timeout=30).status_code == 200
         many = "\n".join(line(i, USER if i % 2 else "ben", TEXT if i % 2 else "hello") for i in range(60))
         file = httpx.post(f"{address}/v1/files", files={"file": ("in.jsonl", many)}, timeout=30).json()

@@ -21,6 +21,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.inference.engine import Update
 from tuneloop.inference.request import Request
+from tuneloop.records.completion import Completion
 from tuneloop.serve.store import opened, read_requests
 
 CHAT: dict[str, Any] = {"model": "stub", "messages": [{"role": "user", "content": "Hi you"}]}
@@ -134,6 +135,17 @@ def test_an_engine_that_ends_without_an_end_is_no_answer(tmp_path: Path) -> None
         assert reply.status_code == 503 and "middle of the answer" in reply.json()["error"]["message"]
         told = httpx.post(f"{address}{PATH}", json={**CHAT, "stream": True}, timeout=30).text
         assert "middle of the answer" in told and "[DONE]" not in told
+
+
+@pytest.mark.parametrize(("wait", "header"), [(6.5, "7"), (1e300, "86400"), (None, None)])
+def test_a_busy_engine_says_when_to_come_again(tmp_path: Path, wait: float | None, header: str | None) -> None:
+    class Busy(StubEngine):
+        async def stream(self, request: Request) -> AsyncIterator[Update]:
+            yield Update(completion=Completion(finish="error", error="busy: HTTP 429: slowly", retry_after=wait))
+
+    with live(tmp_path, Busy()) as (address, _):
+        reply = httpx.post(f"{address}{PATH}", json=CHAT)
+        assert (reply.status_code, reply.headers.get("retry-after")) == (429, header)
 
 
 def test_a_clock_that_jumps_changes_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,43 @@ def test_what_is_neither_written_nor_spilled_is_counted(tmp_path: Path, monkeypa
         future.result(10)
     assert store.counts.lost == 1
     store.stop()
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_what_can_be_written_nowhere_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
+    """For room on the disk; or, where the server is stopped before, for the next one."""
+    said: list[str] = []
+    store = StoreWriter(tmp_path, say=said.append)
+    store.start()
+
+    def full(*_: Any) -> int:
+        raise DatabaseError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tuneloop.serve.writer.insert_values", full)
+        spilled = tmp_path / SPILL
+        spilled.symlink_to(tmp_path / "none" / "none")
+        asked = [request() for _ in range(50)]
+        for each in asked:
+            store.add(each)
+        until = time.monotonic() + 10
+        while not store.counts.fault and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        assert store.counts.fault and store.counts.lost == 0 and store.waiting == 50
+        if not room:
+            store.stop()
+        spilled.unlink(missing_ok=True)
+    if room:
+        while store.counts.written < 50 and time.monotonic() < until:
+            time.sleep(0.01)
+        store.stop()
+        assert "can't be written" in said[0] and "can be written again" in said[-1] and len(said) == 3, said
+    else:
+        again = writer(tmp_path)
+        again.stop()
+    with opened(tmp_path) as connection:
+        assert {each.id for each in read_requests(connection)} == {each.id for each in asked}
 
 
 SECRET = "anna.schmidt@example.org"

@@ -32,6 +32,7 @@ from tuneloop.records.completion import Completion, Finish
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 REFUSED = frozenset({401, 403, 404, 405})  # wrong for one request, wrong for all
+NO_QUOTA = "insufficient_quota"  # in an answer with 429 that no time helps
 # Parameters that some models refuse by name, and what is sent instead.
 REPLACED: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
 
@@ -48,9 +49,11 @@ class Endpoint:
         cache: folder of the answers; None: none are kept.
         concurrency: requests at the same time.
         timeout: seconds for one request as a whole.
-        retries: further tries after a refusal that may pass (429, 5xx, broken or unreadable answers).
+        retries: further tries after a failure that may pass (5xx, broken or unreadable answers). That an endpoint is busy
+            (429, or 503 with `Retry-After`) is no failure.
         pause: seconds before the first of them; doubled each time, with chance. `Retry-After` goes before it.
-        longest_pause: seconds; an endpoint that wants more of them is not waited for.
+        longest_pause: seconds between two tries, where the endpoint names no time.
+        patience: seconds for which a busy endpoint is waited for without a single answer; one that wants more is not.
         most_bytes: of one answer.
         usd_per_million_input, usd_per_million_output: prices of tokens.
     """
@@ -64,6 +67,7 @@ class Endpoint:
     retries: int = 5
     pause: float = 1.0
     longest_pause: float = 60.0
+    patience: float = 600.0
     most_bytes: int = 8 << 20
     usd_per_million_input: float = 0.0
     usd_per_million_output: float = 0.0
@@ -204,6 +208,10 @@ class _Asking:
         self.address = endpoint.address
         self.lock = threading.Lock()
         self.resume_at = 0.0  # nobody asks before: the endpoint has said so to one of us
+        self.at_once, self.asking = float(endpoint.concurrency), 0  # requests that may be, and are, under way
+        self.shrunk = 0.0
+        self.busy_since = float("inf")  # no answer has come since then
+        self.refusals = 0
         self.succeeded = False
         self.failed_in_a_row = 0
         self.over = ""  # why no further request is made
@@ -239,12 +247,17 @@ class _Asking:
         known = self._cached(key)
         if known is not None:
             return known
-        started, tries, allowed = time.monotonic(), 0, self.endpoint.retries
+        started, tries, failures, allowed = time.monotonic(), 0, 0, self.endpoint.retries
         while True:
             if self.over:
                 return self._failure(f"not asked: {self.over}", started, tries)
             self._hold()
-            outcome = self._try(body)
+            asked = time.monotonic()
+            try:
+                outcome = self._try(body)
+            finally:
+                with self.lock:
+                    self.asking -= 1
             if isinstance(outcome, Completion):
                 outcome = replace(outcome, total_ms=_since(started), retries=tries, engine=masked(self.address))
                 self._keep(key, body, outcome)
@@ -253,16 +266,21 @@ class _Asking:
                 with self.lock:
                     self.fatal = self.fatal or outcome.reason
                     self.over = self.over or outcome.reason
+            tries += 1
+            if outcome.busy:
+                if wait := self._shrink(asked, outcome.wait):
+                    reason = f"{outcome.reason}, and asks to wait {wait:,.0f} s"
+                    self._failed(reason)
+                    return self._failure(reason, started, tries - 1)
+                continue
             limit = min(allowed, outcome.tries)
             if outcome.unreachable and not self.succeeded:
                 limit = min(limit, 2)  # there is nobody: don't wait as for an overload
-            too_long = outcome.wait is not None and outcome.wait > self.endpoint.longest_pause
-            if tries >= limit or too_long:
-                reason = f"{outcome.reason}, and asks to wait {outcome.wait:,.0f} s" if too_long else outcome.reason
-                self._failed(reason)
-                return self._failure(reason, started, tries)
-            self._wait(outcome, tries)
-            tries += 1
+            failures += 1
+            if failures > limit:
+                self._failed(outcome.reason)
+                return self._failure(outcome.reason, started, tries - 1)
+            self._wait(outcome, failures - 1)
 
     def _failure(self, reason: str, started: float, tries: int) -> Completion:
         return Completion(
@@ -270,15 +288,42 @@ class _Asking:
         )
 
     def _hold(self) -> None:
-        while not self.over and (left := self.resume_at - time.monotonic()) > 0:
-            time.sleep(min(left, 0.2))
+        """Wait until a request may be made, and count it."""
+        while True:
+            with self.lock:
+                left = self.resume_at - time.monotonic()
+                if self.over or (left <= 0 and self.asking < int(self.at_once)):
+                    self.asking += 1
+                    return
+            time.sleep(min(left, 0.2) if left > 0 else 0.01)
+
+    def _shrink(self, asked: float, wait: float | None) -> float:
+        """Hold all requests for the time that a busy endpoint names, and make half as many at the same time from then on.
+
+        Args:
+            asked: when the request was made: those that were refused together count once.
+
+        Returns:
+            0; or the time that it wants, where that is longer than it is waited for.
+        """
+        with self.lock:
+            now = time.monotonic()
+            wait = wait or self._pause(self.refusals)
+            self.busy_since = min(self.busy_since, now)
+            if now + wait - self.busy_since > self.endpoint.patience:
+                return wait
+            self.resume_at = max(self.resume_at, now + wait)
+            if asked >= self.shrunk:
+                self.at_once, self.shrunk = max(self.at_once / 2, 1.0), now
+                self.refusals += 1
+            return 0.0
+
+    def _pause(self, before: int) -> float:
+        longest: float = min(self.endpoint.pause * 2.0 ** min(before, 16), self.endpoint.longest_pause)
+        return longest * random.uniform(0.5, 1.0)
 
     def _wait(self, outcome: _Refusal, tries: int) -> None:
-        pause = min(self.endpoint.pause * 2**tries, self.endpoint.longest_pause) * random.uniform(0.5, 1.0)
-        if outcome.wait is not None:
-            with self.lock:
-                self.resume_at = max(self.resume_at, time.monotonic() + outcome.wait)
-            return
+        pause = self._pause(tries) if outcome.wait is None else min(outcome.wait, self.endpoint.longest_pause)
         until = time.monotonic() + pause
         while not self.over and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.2))
@@ -321,6 +366,8 @@ class _Asking:
             return _Refusal("an answer that is not a chat completion", tries=2)
         with self.lock:
             self.succeeded, self.failed_in_a_row = True, 0
+            self.refusals, self.busy_since = 0, float("inf")
+            self.at_once = min(self.endpoint.concurrency, self.at_once + 1 / self.at_once)
         return reply
 
     def _accepted(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -337,8 +384,11 @@ class _Asking:
                 with self.lock:
                     self.replaced |= named
                 return _Refusal(reason, wait=0.0)
+        if status == 429 and NO_QUOTA in text:
+            return _Refusal(reason, tries=0)
         if status in RETRIED:
-            return _Refusal(reason, wait=seconds_to_wait(retry_after) or None)  # 0 is no reason to hammer
+            wait = seconds_to_wait(retry_after) or None  # 0 is no reason to hammer
+            return _Refusal(reason, wait=wait, busy=status == 429 or (status == 503 and wait is not None))
         return _Refusal(reason, tries=0, fatal=status in REFUSED)
 
     def _cached(self, key: str) -> Completion | None:
@@ -375,6 +425,7 @@ class _Refusal:
     Args:
         wait: seconds that the endpoint asks for.
         tries: further tries that make sense.
+        busy: it may be asked later: that is no failure.
         unreachable: nobody listens.
         fatal: no other request will fare better.
     """
@@ -382,6 +433,7 @@ class _Refusal:
     reason: str
     wait: float | None = None
     tries: int = 1_000
+    busy: bool = False
     unreachable: bool = False
     fatal: bool = False
 

@@ -48,6 +48,7 @@ class Completion:
         served: name of the model that an endpoint says has answered; empty: it does not say.
         cached: whether it was known from before, so that it cost nothing.
         retries: further tries that it took.
+        retry_after: seconds after which an engine that is busy wants to be asked again; None: it does not say.
     """
 
     text: str = ""
@@ -68,6 +69,7 @@ class Completion:
     served: str = field(default="", compare=False)
     cached: bool = False
     retries: int = 0
+    retry_after: float | None = field(default=None, compare=False)
 
     @property
     def finished(self) -> bool:

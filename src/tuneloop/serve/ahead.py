@@ -140,7 +140,11 @@ class WriteAhead:
 
     def _write(self, line: bytes) -> None:
         try:
-            self._size += os.write(self._files[self._at], line)
+            written = os.write(self._files[self._at], line)
+            if written < len(line):  # the disk is full: half a line would spoil the next one
+                os.ftruncate(self._files[self._at], os.fstat(self._files[self._at]).st_size - written)
+                raise OSError("half a line")
+            self._size += written
         except (OSError, IndexError):  # a full disk, or a server that has stopped; no answer waits for it
             self.failed += 1
 

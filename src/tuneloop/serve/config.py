@@ -87,6 +87,10 @@ class BatchConfig(Config):
 
     enabled: bool = Field(True, description="whether /v1/files and /v1/batches take work")
     rows: int = Field(4, ge=1, description="rows that are answered at the same time, where nobody waits")
+    file_mb: float = Field(512.0, gt=0, description="largest file that is uploaded, in MB")
+    most_gb: float = Field(20.0, gt=0, description="files and results that are stored for a key, in GB")
+    most_open: int = Field(50, ge=1, description="batches of a key that are not over")
+    most_rows: int = Field(5_000_000, ge=1, description="requests of a key that wait, in all of its batches together")
 
 
 class Prices(Config):

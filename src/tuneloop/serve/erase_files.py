@@ -21,10 +21,11 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, replacing, write_json
 from tuneloop.core.ids import utc
+from tuneloop.records.batch import OVER
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.server import ServerState
 from tuneloop.serve.ahead import FILES
-from tuneloop.serve.batch import ERRORS, INPUT, JOURNAL, OUTPUT, OVER, STATE
+from tuneloop.serve.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE
 from tuneloop.serve.database import FILE
 from tuneloop.serve.keys import FILE as KEYS
 from tuneloop.serve.writer import DEAD, SPILL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from tuneloop.serve.limits import Refusal
@@ -37,6 +38,11 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For actors, which send it from one process to another."""
+        more: dict[str, Any] = {"param": self.param, "code": self.code, "headers": self.headers}
+        return partial(ApiError, self.status, self.message, **more), ()
 
     def body(self) -> dict[str, Any]:
         """The JSON body."""

@@ -248,6 +248,7 @@ _STATUS = {
     "no_choices": 400,
     "rejected": 400,
     "busy": 429,
+    "insufficient_quota": 429,
     "template_error": 400,
     "engine": 503,
 }
@@ -263,8 +264,10 @@ def engine_error(completion: Completion) -> ApiError:
         return ApiError(503, "The engine was stopped before the answer ended", code="engine")
     word, _, rest = completion.error.partition(": ")
     status = _STATUS.get(word, 500)
+    wait = completion.retry_after
+    headers = {} if wait is None else {"Retry-After": str(math.ceil(min(wait, 86_400.0)))}
     message = _PLACE.sub("...", rest or completion.error or "the engine gave no answer")
-    return ApiError(status, message, code=_CODES.get(word, word))
+    return ApiError(status, message, code=_CODES.get(word, word), headers=headers)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ A record that no store takes costs none of the others: it goes into a file of de
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -273,7 +274,7 @@ class StoreWriter:
             if settling is not None and not self._spilled and not self._held:
                 self._settling = None
                 settling.set()
-            if self._over and not taken:
+            if self._over and (self._held or not taken):  # what is held was written ahead, for the next server
                 break
 
     def _guarded(self, work: Callable[[], float | None], taken: Sequence[_Waiting] = ()) -> float | None:
@@ -361,11 +362,19 @@ class StoreWriter:
 
     def _append(self, name: str, data: bytes) -> None:
         with self.appending:
-            descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            with os.fdopen(descriptor, "ab") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
+            path = self.folder / name
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "ab", buffering=0) as file:
+                before = os.fstat(descriptor).st_size
+                try:
+                    if (file.write(data) or 0) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(descriptor)
+                except OSError:
+                    os.truncate(descriptor, before)  # half a line would spoil the next one
+                    if not before:
+                        path.unlink(missing_ok=True)
+                    raise
 
     def _settle(self, taken: Sequence[_Waiting], fault: Exception | None, *, spilled: bool = False) -> None:
         """Say what has become of records to those who wait for it."""

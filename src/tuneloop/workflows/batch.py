@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import itertools
 import json
 import re
 import shutil
 import tempfile
+from array import array
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,25 +18,28 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, replacing, sha256_file
+from tuneloop.core.files import replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.ray_cluster import on_ray
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.task import Prompt
+from tuneloop.records.batch import BatchState, read_state
 from tuneloop.scale.actors import asked_actors, usual_actors
-from tuneloop.serve.batch import ERRORS, INPUT, OUTPUT, STATE, Answer, Batch, answer_by, make_batch
+from tuneloop.serve.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Answer, Batch, answer_by, make_batch
+from tuneloop.serve.batch_file import any_twice, id_hash
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import Caller, Gateway, ServedModel
 from tuneloop.workflows.on_ray import address_of, whole_path
 from tuneloop.workflows.predict import SAMPLE, Asker, Options
-from tuneloop.workflows.predict_files import expected_columns, read_rows
+from tuneloop.workflows.predict_files import each_row, refuse_no_rows
 from tuneloop.workflows.serve import gateway_of
 from tuneloop.workflows.serve_models import Say, deployment_of
 from tuneloop.workflows.targets import TaskTarget, open_with_task
 
 URL = "/v1/chat/completions"
 DOCUMENTS = (".txt", ".md", ".text", ".rst")
+FIRST, LONGEST = 20, 1 << 24  # lines that show what a file holds, and bytes of one that are read
 
 
 @dataclass(frozen=True)
@@ -88,8 +94,8 @@ def answer_batch(given: BatchInput, config: ServeConfig, say: Say, progress: Pro
     target = open_with_task(next(iter(config.adapters.values()), config.base))
     requests = is_request_file(given.source)
     key = _key(given, config)
-    if (given.folder / STATE).is_file():
-        if read_json(given.folder / STATE).get("key") != key:
+    if (given.folder / STATE).exists() or (given.folder / JOURNAL).exists():
+        if read_state(given.folder).key != key:
             raise UserError(
                 "Another batch is under way here", where=str(given.folder),
                 next_step="choose another --out, or delete that folder to give it up",
@@ -97,12 +103,13 @@ def answer_batch(given: BatchInput, config: ServeConfig, say: Say, progress: Pro
         say(f"batch     goes on with {given.folder}")
     else:
         new = not given.folder.exists()
-        given.folder.mkdir(parents=True, exist_ok=True)
         try:
-            if requests:
-                shutil.copyfile(given.source, given.folder / INPUT)
-            else:
-                _write_rows(given, target)
+            with user_errors_of_the_disk(given.folder):
+                given.folder.mkdir(parents=True, exist_ok=True)
+                if requests:
+                    shutil.copyfile(given.source, given.folder / INPUT)
+                else:
+                    _write_rows(given, target)
         except UserError:
             if new:  # nothing was begun
                 shutil.rmtree(given.folder, ignore_errors=True)
@@ -110,12 +117,22 @@ def answer_batch(given: BatchInput, config: ServeConfig, say: Say, progress: Pro
         make_batch(given.folder, "", seconds=given.window, key=key)
     answering = _answer_on_ray if given.on else _answer
     status = asyncio.run(answering(given, config, target, requests, say, progress))
-    counts = read_json(given.folder / STATE)["request_counts"]
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(given.folder / OUTPUT, given.out)
-    shutil.copyfile(given.folder / ERRORS, given.errors)
-    shutil.rmtree(given.folder)
+    state = read_state(given.folder)
+    if status == "failed":
+        raise UserError(_why(state), where=str(given.source), next_step=f"correct it and delete {given.folder}")
+    with user_errors_of_the_disk(given.out):
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(given.folder / OUTPUT, given.out)
+        shutil.copyfile(given.folder / ERRORS, given.errors)
+        shutil.rmtree(given.folder)
+    counts = state.request_counts.to_json()
     return {"status": status, **counts, "out": str(given.out), "errors": str(given.errors)}
+
+
+def _why(state: BatchState) -> str:
+    """Why a batch failed as a whole."""
+    errors = (state.errors or {}).get("data") or [{}]
+    return str(errors[0].get("message", "The batch failed"))
 
 
 async def _answer(
@@ -129,7 +146,8 @@ async def _answer(
         try:
             batch = Batch(
                 given.folder, _answer_of(gateway, target, requests), given.rows, _within(given.hours),
-                report=lambda done, total: progress("batch", done, total),
+                report=lambda done, total: progress("batch", done, total), say=say,
+                most_bytes=int(config.limits.body_mb * 1e6),
             )  # fmt: skip
             return await batch.run()
         finally:
@@ -160,7 +178,8 @@ async def _answer_on_ray(
         async with asked_actors(ray, _actor, setting, actors, given.rows) as answer:
             batch = Batch(
                 given.folder, answer, given.rows * actors, _within(given.hours),
-                report=lambda done, total: progress("batch", done, total),
+                report=lambda done, total: progress("batch", done, total), say=say,
+                most_bytes=int(config.limits.body_mb * 1e6), fatal=(UserError,),  # all actors are lost
             )  # fmt: skip
             return await batch.run()
 
@@ -193,17 +212,15 @@ def _key(given: BatchInput, config: ServeConfig) -> str:
 
 
 def is_request_file(path: Path) -> bool:
-    """Whether a file holds requests as OpenAI's batch API has them."""
+    """Whether a file holds requests as OpenAI's batch API has them: one of its first lines is one."""
     if not path.is_file() or path.suffix.lower() != ".jsonl":
         return False
     with path.open("rb") as file:
-        for raw in file:
-            if raw.strip():
-                try:
-                    value = json.loads(raw)
-                except (ValueError, RecursionError):
-                    return False
-                return isinstance(value, dict) and "custom_id" in value and "body" in value
+        for raw in itertools.islice(filter(bytes.strip, iter(lambda: file.readline(LONGEST), b"")), FIRST):
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(raw)
+                if isinstance(value, dict) and "custom_id" in value and "body" in value:
+                    return True
     return False
 
 
@@ -213,15 +230,22 @@ def _documents(folder: Path) -> list[Path]:
 
 def _write_rows(given: BatchInput, target: TaskTarget) -> None:
     """The rows or documents as requests, each as the model was trained."""
-    rows = list(_rows(given, target))
-    if not rows:
+    rows = _rows(given)
+    first: list[tuple[str, dict[str, Any] | Rejection]] = []
+    records: list[dict[str, Any]] = []
+    for name, value in rows:
+        first.append((name, value))
+        if not isinstance(value, Rejection):
+            records.append(value)
+            if len(records) == SAMPLE:
+                break
+    if not first:
         raise UserError(
             "Nothing to answer", where=str(given.source), next_step="name a file with rows, or a folder of texts"
         )
-    records = [value for _, value in rows if not isinstance(value, Rejection)]
-    asker = Asker(target, Options(given.column, given.system), records[:SAMPLE]) if records else None
+    asker = Asker(target, Options(given.column, given.system), records) if records else None
     with replacing(given.folder / INPUT) as file:
-        for name, value in rows:
+        for name, value in itertools.chain(first, rows):
             prompt: Prompt | Rejection
             if isinstance(value, Rejection):
                 prompt = value
@@ -237,7 +261,7 @@ def _write_rows(given: BatchInput, target: TaskTarget) -> None:
             file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
 
-def _rows(given: BatchInput, target: TaskTarget) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
+def _rows(given: BatchInput) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
     """Id and record of each row: of a document its path, else the column `id`, where its values differ, or the line."""
     source = given.source
     if source.is_dir():
@@ -248,13 +272,31 @@ def _rows(given: BatchInput, target: TaskTarget) -> Iterator[tuple[str, dict[str
             except UnicodeDecodeError as error:
                 yield name, Rejection("bad_encoding", f"not UTF-8: {error}"[:200])
         return
-    rows, _ = read_rows(str(source), expected_columns(target.task, given.column))
-    ids = [str(row.value.get("id", "")) if isinstance(row, SourceRecord) else "" for row in rows]
-    named = all(name for row, name in zip(rows, ids, strict=True) if isinstance(row, SourceRecord))
-    unique = named and len({name for name in ids if name}) == sum(map(bool, ids))
-    for row, name in zip(rows, ids, strict=True):
-        found = name if unique and name else f"line-{row.line}"
-        yield found, dict(row.value) if isinstance(row, SourceRecord) else Rejection(row.reason, row.detail)
+    unique = _have_ids(str(source))
+    for row in each_row(str(source)):
+        line = f"line-{row.line}"
+        if isinstance(row, SourceRecord):
+            yield (str(row.value["id"]) if unique else line), dict(row.value)
+        else:
+            yield line, Rejection(row.reason, row.detail)
+
+
+def _have_ids(file: str) -> bool:
+    """Whether each record has an `id` of its own. Eight bytes of memory for each.
+
+    Raises:
+        UserError: there is no row that can be asked.
+    """
+    hashes = array("Q")
+    count, named, first = 0, True, None
+    for row in each_row(file):
+        count, first = count + 1, first or row
+        if isinstance(row, SourceRecord):
+            name = str(row.value.get("id", ""))
+            named = named and bool(name)
+            hashes.append(id_hash(name))
+    refuse_no_rows(file, count, first, bool(hashes))
+    return named and not any_twice(hashes)
 
 
 # --- when ------------------------------------------------------------------------------------------

@@ -178,31 +178,48 @@ def read_rows(file: str, expected: Collection[str] = ()) -> tuple[list[SourceRec
     Raises:
         UserError: no such file, or nothing in it.
     """
-    rows: list[SourceRecord | Reject] = []
     sources = [_table_or_lines(source, expected) if file == "-" else source for source in find_files([file])]
+    rows = list(_each_row(sources))
+    refuse_no_rows(file, len(rows), rows[0] if rows else None, any(isinstance(row, SourceRecord) for row in rows))
+    return rows, "lines of text" if sources[0].kind == "text" else sources[0].kind
+
+
+def each_row(file: str) -> Iterator[SourceRecord | Reject]:
+    """`read_rows` of a file or folder, one row at a time."""
+    return _each_row(find_files([file]))
+
+
+def _each_row(sources: Sequence[SourceFile]) -> Iterator[SourceRecord | Reject]:
     for source in sources:
         for item in read_file(source):
             if isinstance(item, Reject):
                 if item.reason != "blank_line":
-                    rows.append(item)
+                    yield item
             elif source.kind == "text":
-                lines = enumerate(str(item.value["text"]).split("\n"), item.line)
-                rows += [SourceRecord(item.source, n, {"text": text}) for n, text in lines if text.strip()]
+                for number, text in enumerate(str(item.value["text"]).split("\n"), item.line):
+                    if text.strip():
+                        yield SourceRecord(item.source, number, {"text": text})
             else:
-                rows.append(item)
-    if not rows:
-        raise UserError(
-            "There are no rows to ask about", where=file, next_step="give csv, jsonl, json, parquet, or lines of text"
-        )
-    if not any(isinstance(row, SourceRecord) for row in rows):
-        first = rows[0]
+                yield item
+
+
+def refuse_no_rows(file: str, count: int, first: SourceRecord | Reject | None, readable: bool) -> None:
+    """Refuse a file without a row that can be asked.
+
+    Args:
+        count, first: of its rows.
+        readable: whether one of them is a record.
+
+    Raises:
+        UserError: it has none.
+    """
+    step = "give csv, jsonl, json, parquet, or lines of text"
+    if first is None:
+        raise UserError("There are no rows to ask about", where=file, next_step=step)
+    if not readable:
         assert isinstance(first, Reject)
-        raise UserError(
-            f"None of {len(rows):,} rows can be read, the first for this: {first.reason}: {first.detail}",
-            where=f"{file}, line {first.line}",
-            next_step="give csv, jsonl, json, parquet, or lines of text",
-        )
-    return rows, "lines of text" if sources[0].kind == "text" else sources[0].kind
+        what = f"None of {count:,} rows can be read, the first for this: {first.reason}: {first.detail}"
+        raise UserError(what, where=f"{file}, line {first.line}", next_step=step)
 
 
 _NAME = re.compile(r"[^\W\d][\w.-]*")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
 from tuneloop.core.urls import masked
+from tuneloop.records.batch import read_state
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 
@@ -158,10 +158,10 @@ def _times(grown: Mapping[Key, float], tier: str) -> dict[str, float | None]:
 
 def batch_progress(folder: Path) -> Iterator[dict[str, Any]]:
     """The batches of a server that are not over."""
-    for path in sorted((folder / "batch" / "batches").glob("batch_*/batch.json")):
+    for place in sorted((folder / "batch" / "batches").glob("batch_*")):
         try:
-            state = read_json(path)
+            state = read_state(place)
         except UserError:
             continue
-        if state["status"] in ("validating", "in_progress", "finalizing", "cancelling"):
-            yield {"id": state["id"], "status": state["status"], **state["request_counts"]}
+        if not state.over:
+            yield {"id": state.id, "status": state.status, **state.request_counts.model_dump()}

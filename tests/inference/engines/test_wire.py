@@ -88,10 +88,10 @@ def test_what_is_refused_tells_why() -> None:
         for ask in (wire.post("/x", b""), read(wire)):
             with pytest.raises(Refused) as error:
                 await ask
-            assert (error.value.status, error.value.body) == (400, b"no")
+            assert (error.value.status, error.value.body, error.value.retry_after) == (429, b"no", 7)
         assert server.connections == 1
 
-    run(lambda: Server(*(b"HTTP/1.1 400 Bad\r\nContent-Length: 2\r\n\r\nno",) * 2), work)
+    run(lambda: Server(*(b"HTTP/1.1 429 Bad\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\nno",) * 2), work)
 
 
 def test_a_connection_that_was_closed_while_it_rested_is_opened_anew() -> None:

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.urls import masked, split_login
+from tuneloop.inference.client import NO_QUOTA
 from tuneloop.inference.engine import Update
 from tuneloop.inference.engines import (
     START_WITHIN,
@@ -428,8 +429,11 @@ class EndpointEngine:
                         yield Update(piece)
         except Refused as error:
             said = _message(error.body.decode(errors="replace"))
-            word = REFUSALS.get(error.status, "engine")
-            yield Update(completion=answer.failed(f"{word}: HTTP {error.status}: {said}"))
+            word = "busy" if error.status == 503 and error.retry_after else REFUSALS.get(error.status, "engine")
+            if word == "busy" and NO_QUOTA.encode() in error.body:  # no time helps
+                word = NO_QUOTA
+            failed = answer.failed(f"{word}: HTTP {error.status}: {said}")
+            yield Update(completion=replace(failed, retry_after=error.retry_after))
             return
         except (Broken, ValueError, KeyError, TypeError, IndexError) as error:
             why = str(error) if isinstance(error, Broken) else type(error).__name__

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from tuneloop.inference.client import seconds_to_wait
+
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
@@ -29,11 +31,12 @@ class Refused(Exception):
     Args:
         status: of HTTP.
         body: what it said.
+        retry_after: seconds after which it wants to be asked again; None: it does not say.
     """
 
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(self, status: int, body: bytes, retry_after: float | None = None) -> None:
         super().__init__(f"HTTP {status}")
-        self.status, self.body = status, body
+        self.status, self.body, self.retry_after = status, body, retry_after
 
 
 @dataclass
@@ -104,7 +107,8 @@ class Wire:
         try:
             async with await self._sent(method, path, data=body, headers=headers) as response:
                 if response.status != 200:
-                    raise Refused(response.status, await response.read())
+                    wait = seconds_to_wait(response.headers.get("Retry-After"))
+                    raise Refused(response.status, await response.read(), wait)
                 yield response
         except (ClientError, TimeoutError, OSError, ValueError) as error:
             raise Broken(type(error).__name__) from None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.json_schema import schema_problem
 from tuneloop.inference.request import MOST_LOGPROBS
 from tuneloop.inference.sampling import Sampling
 from tuneloop.records.rows import Message
@@ -398,7 +399,7 @@ def _tools(body: Body) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | Non
         }
         for t in chosen
     ]
-    return tools, calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return tools, _bounded(calls[0] if len(calls) == 1 else {"anyOf": calls}, "tools")
 
 
 def _response_format(value: Any, param: str) -> Mapping[str, Any] | None:
@@ -413,4 +414,10 @@ def _response_format(value: Any, param: str) -> Mapping[str, Any] | None:
     schema = schema.get("schema") if isinstance(schema, dict) else None
     if not isinstance(schema, dict):
         raise bad(f"{param} must be of the type text, json_object or json_schema with a schema", param)
+    return _bounded(schema, param)
+
+
+def _bounded(schema: Mapping[str, Any], param: str) -> Mapping[str, Any]:
+    if why := schema_problem(schema):
+        raise bad(f"Invalid schema: {why}", param, "no_schema")
     return schema

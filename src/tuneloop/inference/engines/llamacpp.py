@@ -54,7 +54,8 @@ from tuneloop.inference.engines.turns import Fair, Slots, Turns
 from tuneloop.inference.engines.wire import Broken, Refused, Wire
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
 from tuneloop.inference.pace import Pace
-from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, schema_problem, with_ids
+from tuneloop.inference.grammar import compile_problem
+from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import chosen
 from tuneloop.inference.stream import TextStream
@@ -335,7 +336,8 @@ class LlamaCppEngine:
         """An answer as it is written; see `ServingEngine.stream`."""
         request = replace(request, adapter=named_adapter(request))
         await self._revived()
-        made = self._prepared(request)
+        why = await compile_problem(request.schema) if request.schema is not None else ""
+        made = refused(request, why, ENGINE) if why else self._prepared(request)
         if isinstance(made, Completion):
             yield Update(completion=made)
             return
@@ -414,8 +416,6 @@ class LlamaCppEngine:
         if self._client is None:
             return refused(request, "engine: llama.cpp is not started", ENGINE)
         if why := unknown_adapter(request.adapter, self._adapters):
-            return refused(request, why, ENGINE)
-        if request.schema is not None and (why := schema_problem(request.schema)):
             return refused(request, why, ENGINE)
         template, room = self._templates[request.adapter], 1
         if request.choices:

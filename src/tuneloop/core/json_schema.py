@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -36,11 +36,14 @@ _NOTES = {
 }  # fmt: skip
 
 
-def schema_problem(schema: Mapping[str, Any]) -> str:
+def schema_problem(schema: Mapping[str, Any], *, any_keyword: bool = False) -> str:
     """Why answers are not held to a schema: what is not supported, or larger than is allowed; empty where nothing is.
 
     It looks at each value once and stops at the first limit. What is left is not surely a schema, and not surely one that can
     be fulfilled.
+
+    Args:
+        any_keyword: only the size matters, and what patterns hold: answers are checked and not written by the schema.
     """
     values = characters = atoms = 0
     parts = []
@@ -56,9 +59,8 @@ def schema_problem(schema: Mapping[str, Any]) -> str:
             characters += len(value)
         elif isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
             return f"a number in the schema is not within {LARGEST:,} of 0"
-        elif isinstance(value, dict | list):
-            if len(value) > MOST_ENTRIES:
-                return f"an object or list of the schema has more than {MOST_ENTRIES:,} entries"
+        elif isinstance(value, dict | list) and len(value) > MOST_ENTRIES:
+            return f"an object or list of the schema has more than {MOST_ENTRIES:,} entries"
         if isinstance(value, list):
             waiting += [(part, level + 1, kind) for part in value]
         elif isinstance(value, dict):
@@ -67,8 +69,8 @@ def schema_problem(schema: Mapping[str, Any]) -> str:
             for key, part in value.items():
                 characters += len(key)
                 if kind == "schema":
-                    why = _keyword_problem(key, part, schema, level)
-                    if why:
+                    why = "" if any_keyword else _keyword_problem(key, part, schema, level)
+                    if why := why or _pattern_problem(key, part):
                         return why
                     atoms += sum(map(written_out, _patterns(key, part)))
                 waiting.append((part, level + 1, _kind_below(kind, key)))
@@ -76,7 +78,7 @@ def schema_problem(schema: Mapping[str, Any]) -> str:
             return f"the schema has more than {MOST_CHARACTERS:,} characters"
         if atoms > MOST_WRITTEN_OUT:
             return f"the schema's patterns have more than {MOST_WRITTEN_OUT:,} parts with their repeats written out"
-    return _circle(schema, parts)
+    return "" if any_keyword else _circle(schema, parts)
 
 
 def _kind_below(kind: str, key: str) -> str:
@@ -111,6 +113,10 @@ def _keyword_problem(key: str, value: Any, schema: Mapping[str, Any], level: int
         return f"multipleOf must be a number from 0.000001 to {LARGEST_MULTIPLE:,}"
     if key == "$ref" and not (isinstance(value, str) and _target(schema, value) is not None):
         return f"the reference {str(value)[:80]!r} leads nowhere in the schema; others are not followed"
+    return ""
+
+
+def _pattern_problem(key: str, value: Any) -> str:
     for pattern in _patterns(key, value):
         if written_out(pattern) > MOST_WRITTEN_OUT:
             return f"the pattern {pattern[:60]!r} has more than {MOST_WRITTEN_OUT:,} parts with its repeats written out"
@@ -143,7 +149,9 @@ def _target(schema: Mapping[str, Any], reference: str) -> Any:
 
 def _circle(schema: Mapping[str, Any], parts: list[Any]) -> str:
     """Why checking a value would never end: a part that refers to itself for the very same value; empty where none does."""
-    left: dict[int, bool] = {}  # of each part that was entered, by identity: whether all that follows from it was looked at
+    left: dict[
+        int, bool
+    ] = {}  # of each part that was entered, by identity: whether all that follows from it was looked at
     for start in parts:
         waiting = [(start, False)]
         while waiting:
@@ -165,22 +173,22 @@ class TooMuchWork(Exception):
     """Checking a value takes too long."""
 
 
-def breach_of(schema: Mapping[str, Any], value: Any, base: Any = None, seconds: float = CHECK_SECONDS) -> str:
-    """How a value breaks a schema; empty where it does not. Nothing outside the schema is read.
+def checker(schema: Mapping[str, Any], base: Any = None, seconds: float = CHECK_SECONDS) -> Callable[[Any], str]:
+    """The function that says how a value breaks a schema; empty where it does not. Nothing outside the schema is read.
 
     Args:
         base: validator class of jsonschema, which says how keywords are read; None: that of JSON Schema 2020-12.
-        seconds: of a processor that the check may take.
+        seconds: of a processor that the check of a value may take.
 
     Raises:
-        TooMuchWork: it takes longer, or a text is too long for a pattern.
-        Exception: of jsonschema, where the schema is none.
+        TooMuchWork: from the function: it takes longer, or a text is too long for a pattern.
+        Exception: from it, of jsonschema, where the schema is none.
     """
     from jsonschema import Draft202012Validator, ValidationError, validators
     from referencing.jsonschema import EMPTY_REGISTRY
 
     base = base or Draft202012Validator
-    until = time.thread_time() + seconds
+    until = 0.0
 
     def keywords(part: Mapping[str, Any]) -> Any:
         if time.thread_time() > until:
@@ -195,11 +203,17 @@ def breach_of(schema: Mapping[str, Any], value: Any, base: Any = None, seconds: 
         id_of=base.ID_OF, applicable_validators=keywords,
     )  # fmt: skip
     top = {key: part for key, part in schema.items() if key != "$schema"}  # it would bring the usual class back
-    try:
-        made(top, registry=EMPTY_REGISTRY).validate(value)
-    except ValidationError as error:
-        return str(error.message[:160])
-    return ""
+
+    def breach(value: Any) -> str:
+        nonlocal until
+        until = time.thread_time() + seconds
+        try:
+            made(top, registry=EMPTY_REGISTRY).validate(value)
+        except ValidationError as error:
+            return str(error.message[:160])
+        return ""
+
+    return breach
 
 
 def _matches(pattern: str, text: str) -> bool:

@@ -15,7 +15,9 @@ from typing import Any
 from tuneloop.core.errors import UserError
 
 SEARCH_SECONDS = 2.0  # for one text; a plain pattern takes milliseconds for a megabyte
-LONGEST = 20_000  # atoms of a pattern with its counted repeats written out: both libraries write them out as they compile
+LONGEST = (
+    20_000  # atoms of a pattern with its counted repeats written out: both libraries write them out as they compile
+)
 LINEAR_WORK = 20_000_000  # atoms times characters of one linear search: at worst a third of a second
 _COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 _CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]?", re.DOTALL)
@@ -117,6 +119,21 @@ def compile_pattern(source: str, flags: int = 0, seconds: float = SEARCH_SECONDS
         raise ValueError(str(error)) from None
     except (RecursionError, OverflowError, MemoryError):
         raise ValueError("it is nested too deeply or too large") from None
+
+
+def foreign_pattern(source: str, where: str) -> Pattern:
+    """A pattern of a file that others wrote.
+
+    Args:
+        where: the file's key.
+
+    Raises:
+        UserError: it is no regular expression, or too large.
+    """
+    try:
+        return compile_pattern(source)
+    except ValueError as error:
+        raise UserError(f"{_short(source)} is not a regular expression: {error}", where=where) from None
 
 
 @lru_cache(maxsize=256)

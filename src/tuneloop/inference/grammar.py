@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NEEDS = "no_schema: answers are held to a schema by llguidance: pip install 'tuneloop[serve]'"
 # Spaces as llama.cpp allows them between tokens of JSON: with any number a model could write them for ever.
 SPACES = r"(?: |\n{1,2}[ \t]{0,20})"
-COMPILE_SECONDS = 10.0  # of the clock, for what takes at most one of a processor
+COMPILE_SECONDS = 30.0  # of the clock, on a busy machine, for what takes at most one of a processor
 _COMPILING = ThreadPoolExecutor(1, "schemas")  # one at a time, and no thread that other requests wait for
 
 

@@ -30,7 +30,9 @@ def main() -> None:
 
     schema, defaults = json.load(sys.stdin)
     try:
-        matcher = LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_json_schema(schema, defaults=defaults), log_level=0)
+        matcher = LLMatcher(
+            LLTokenizer("byte"), LLMatcher.grammar_from_json_schema(schema, defaults=defaults), log_level=0
+        )
         why = matcher.get_error()
         if not why:
             matcher.compute_bitmask()

@@ -63,7 +63,7 @@ def schema_problem(schema: Mapping[str, Any]) -> str:
 def schema_breach(schema: Mapping[str, Any], text: str) -> str:
     """How an answer breaks its schema; empty where it does not."""
     try:
-        why = json_schema.breach_of(schema, json.loads(text))
+        why = json_schema.checker(schema)(json.loads(text))
     except (ValueError, RecursionError):
         return "no_schema: the answer is no JSON"
     except Exception as error:  # of what makes no schema, the libraries have several

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.core.patterns import compile_pattern
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import contacts, credentials, documents
 from tuneloop.data.pii.identifiers import (
@@ -60,7 +61,7 @@ class Kind:
 
     def find(self, text: str, lower: str) -> Iterator[Span]:
         """Where values stand; `lower` is the text in lower case."""
-        for match in re.finditer(self.pattern, text) if self.pattern else ():
+        for match in compile_pattern(self.pattern).finditer(text) if self.pattern else ():
             before = lower[max(0, match.start() - REACH) : match.start()]
             if (not self.words or any(word in before for word in self.words)) and is_right(self.check, match.group()):
                 yield (self.name, *match.span())

@@ -52,9 +52,9 @@ from tuneloop.inference.engines import (
 )
 from tuneloop.inference.engines.turns import Fair, Slots, Turns
 from tuneloop.inference.engines.wire import Broken, Refused, Wire
+from tuneloop.inference.grammar import compile_problem
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
 from tuneloop.inference.pace import Pace
-from tuneloop.inference.grammar import compile_problem
 from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import chosen

@@ -23,6 +23,7 @@ from tuneloop import __version__
 from tuneloop.cli.console import report_error
 from tuneloop.cli.parameters import Command, expanded
 from tuneloop.core.errors import UserError
+from tuneloop.core.parent import end_with_parent
 
 # The commands by stage of the life cycle. Each is `command` in the module of its name, which is imported when it is needed.
 COMMANDS: dict[str, dict[str, str]] = {
@@ -253,4 +254,5 @@ def _as_setting(option: str) -> str:
 
 def entry() -> None:
     """The console script."""
+    end_with_parent()
     sys.exit(main())

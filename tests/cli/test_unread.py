@@ -38,6 +38,7 @@ def started(
     there = {name: writing if name in unread else subprocess.PIPE for name in ("stdout", "stderr")}
     try:
         command = [sys.executable, *more.pop("options", ()), "-m", "tuneloop", *words]
+        environment = {name: value for name, value in environment.items() if name != "PYTHONUNBUFFERED"}
         return subprocess.Popen(command, cwd=folder, env=environment, **there, **more)
     finally:
         os.close(writing)
@@ -132,11 +133,11 @@ def test_training_is_finished(rows: str, tiny_llama: Path, cli_environment: dict
     given: dict[str, Any] = {"environment": cli_environment, "folder": tmp_path, "unread": "stdout stderr"}
     assert ended("prepare", rows, "-o", "data", "--model", str(tiny_llama), **given)[0] == 0
     status, _, _ = ended(
-        "train", "data", f"model={tiny_llama}", "train.max_steps=3", "output_dir=run", "track.report_to=none", **given
+        "train", "data", f"model={tiny_llama}", "train.epochs=1", "output_dir=run", "track.report_to=none", **given
     )
     assert status == 0
     run = json.loads(next(tmp_path.rglob("run.json")).read_text())
-    assert run["status"] == "completed", run["status"]
+    assert run["status"] == "finished", run["status"]
 
 
 def test_what_only_prints_ends(cli_environment: dict[str, str], tmp_path: Path) -> None:

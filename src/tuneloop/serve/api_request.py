@@ -40,6 +40,7 @@ _RESPONSES = {
     "previous_response_id", "conversation", "background", "prompt", "safety_identifier", "prompt_cache_key",
     "stream_options", "max_tool_calls", "top_logprobs",
 }  # fmt: skip
+LONGEST_STOP = 256  # characters: each token is compared with all beginnings of them
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -304,6 +305,8 @@ def _stop(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops) or len(stops) > 16:
         raise bad("stop must be a text or a list of up to 16 texts, none of them empty", "stop")
+    if max(map(len, stops), default=0) > LONGEST_STOP:
+        raise bad(f"a stop text has at most {LONGEST_STOP} characters", "stop")
     return tuple(stops)
 
 

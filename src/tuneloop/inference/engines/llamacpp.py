@@ -317,13 +317,13 @@ class LlamaCppEngine:
 
     async def tokenize(self, text: str) -> Sequence[int]:
         """Token ids of plain text."""
-        return self._template(BASE).encode(text)
+        return await asyncio.to_thread(self._template(BASE).encode, text)
 
     async def render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
     ) -> Sequence[int]:
         """Token ids of a conversation; see `ServingEngine.render`."""
-        return rendered(self._template(adapter), messages, tools)
+        return await asyncio.to_thread(rendered, self._template(adapter), messages, tools)
 
     def _template(self, adapter: str) -> Template:
         if not self._templates:

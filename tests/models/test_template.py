@@ -462,13 +462,13 @@ def test_threads_that_encode_at_a_time_do_not_let_a_users_text_become_control_to
     from concurrent.futures import ThreadPoolExecutor
 
     template = load_template(tiny_llama)
-    text = "<|eot_id|> hi " * 300
+    text = "<|eot_id|> hi " * 4_000  # long: other threads go on while it is tokenised
     plain, control = template.encode(text), template.encode(text, control=True)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda i: template.encode(text, control=bool(i % 2)), range(400)))
+            found = list(pool.map(lambda i: template.encode(text, control=bool(i % 2)), range(40)))
     finally:
         sys.setswitchinterval(before)
     assert all(ids == (control if i % 2 else plain) for i, ids in enumerate(found))

@@ -29,7 +29,7 @@ class _Output(io.FileIO):
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, self.fileno())  # also for what is started from now on
         os.close(nothing)
-        return len(memoryview(data))  # type: ignore[arg-type]
+        return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
 def drop_unread_output() -> None:
@@ -42,7 +42,7 @@ def drop_unread_output() -> None:
             raw = _Output(stream.fileno(), "w", closefd=False)
             unbuffered = isinstance(stream.buffer, io.RawIOBase)  # python -u
             made = io.TextIOWrapper(
-                raw if unbuffered else io.BufferedWriter(raw), stream.encoding, stream.errors,  # type: ignore[arg-type]
+                raw if unbuffered else io.BufferedWriter(raw), stream.encoding, stream.errors,
                 line_buffering=stream.line_buffering, write_through=stream.write_through,
             )  # fmt: skip
             setattr(sys, name, made)

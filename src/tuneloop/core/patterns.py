@@ -76,11 +76,13 @@ class Pattern:
         Raises:
             UserError: the search takes too long.
         """
-        return self._ended(lambda: self.compiled.search(text, timeout=self.seconds), text)
+        found: re.Match[str] | None = self._ended(lambda: self.compiled.search(text, timeout=self.seconds), text)
+        return found
 
     def fullmatch(self, text: str) -> re.Match[str] | None:
         """The match of a whole text; see `search`."""
-        return self._ended(lambda: self.compiled.fullmatch(text, timeout=self.seconds), text)
+        found: re.Match[str] | None = self._ended(lambda: self.compiled.fullmatch(text, timeout=self.seconds), text)
+        return found
 
     def finditer(self, text: str) -> Iterator[re.Match[str]]:
         """All matches in a text, in order; see `search`."""

@@ -6,7 +6,9 @@ of the system, that ends nothing but this process.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import sys
 
 SECONDS = 1  # of a processor
@@ -16,15 +18,11 @@ STACK = 4 << 20  # half of what a thread of the server has: what passes here pas
 
 def main() -> None:
     """Read a schema and llguidance's settings, and write an error, empty where there is none."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        pass
-    else:
-        for kind, most in (
-            (resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_STACK, STACK), (resource.RLIMIT_CORE, 0),
-        ):  # fmt: skip
-            hard = resource.getrlimit(kind)[1]
+    for kind, most in (
+        (resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_STACK, STACK), (resource.RLIMIT_CORE, 0),
+    ):  # fmt: skip
+        hard = resource.getrlimit(kind)[1]
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses some
             resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     from llguidance import LLMatcher, LLTokenizer
 

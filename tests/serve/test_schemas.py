@@ -136,3 +136,24 @@ def test_sigterm_works_while_a_schema_is_compiled(tiny_llama: Path, tmp_path: Pa
         assert process.returncode == 0 and time.perf_counter() - began < 30 * slowness()
         for thread in threads:
             thread.join(HANG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["word ", "https://a:b@", "<|eot_id|>"])
+def test_a_prompt_of_megabytes_holds_nobody(address: str, word: str) -> None:
+    turns = [{"role": "user", "content": word * (9_000_000 // len(word))}]
+    replies: list[httpx.Response] = []
+    worker = threading.Thread(
+        target=lambda: replies.append(
+            httpx.post(f"{address}/v1/chat/completions", json={"messages": turns}, timeout=HANG)
+        )
+    )
+    worker.start()
+    slowest = 0.0
+    while worker.is_alive():
+        began = time.perf_counter()
+        httpx.get(f"{address}/healthz", timeout=HANG)
+        slowest = max(slowest, time.perf_counter() - began)
+        time.sleep(0.02)
+    assert replies[0].status_code == 400 and replies[0].json()["error"]["code"] == "context_length_exceeded"
+    assert slowest < 1.0 * slowness(), slowest

@@ -18,7 +18,7 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.results import write_evaluation
-from tuneloop.evaluate.suite import load_suite
+from tuneloop.evaluate.suite import MustPass, load_suite
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import GateCheck, GateResult, Subject
 from tuneloop.records.rows import Row
@@ -298,3 +298,12 @@ def test_a_suite_that_is_not_there_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such suite") as error:
         load_suite(tmp_path / "suit.yaml")
     assert "suite.yaml" in (error.value.next_step or "")
+
+
+def test_a_demand_that_backtracks_is_named() -> None:
+    demand = MustPass(prompt="x", matches="^(a|aa)+$")
+    side: Any = None  # a new prompt is in no evaluation
+    assert gate._passes(demand, side, None, Completion("aaa"))
+    with pytest.raises(UserError, match="takes more than") as error:
+        gate._passes(demand, side, None, Completion("a" * 60 + "!"))
+    assert error.value.where == "^(a|aa)+$"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import pytest
 import served
 import torch
 
+from patience import HANG, slowness
 from tuneloop.inference.engine import Engine
 from tuneloop.inference.engines import ServingEngine, complete
-from tuneloop.inference.grammar import SPACES, Grammars
+from tuneloop.inference.grammar import SPACES, Grammars, compile_problem
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.prompt import schema_breach
 from tuneloop.inference.request import Request
@@ -113,6 +116,29 @@ def test_what_cannot_be_held_is_refused_by_name(model: Model, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "llguidance", None)
     missing = Grammars(model.template, model.head.shape[0]).constraint(TICKET)
     assert isinstance(missing, str) and "pip install 'tuneloop[serve]'" in missing
+
+
+LINKS = {f"d{i}": {"anyOf": [{"items": {"$ref": f"#/$defs/d{i + 1}"}}, {"properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}}}]}
+         for i in range(999)}  # fmt: skip
+HEAVY = [
+    {"allOf": [{"pattern": f"a{i}.*b"} for i in range(20)]},  # llguidance took minutes
+    {"$defs": LINKS | {"d999": {}}, "$ref": "#/$defs/d0"},  # and its stack overflowed, which ended the process
+]
+
+
+def test_a_schema_that_is_hard_to_compile_is_refused_and_the_loop_goes_on() -> None:
+    async def work() -> None:
+        for schema in HEAVY:
+            asked_for = asyncio.ensure_future(compile_problem(schema))
+            pause = 0.0
+            while not asked_for.done():
+                began = time.perf_counter()
+                await asyncio.sleep(0.01)
+                pause = max(pause, time.perf_counter() - began)
+            assert asked_for.result().startswith("no_schema: ") and pause < 0.5 * slowness(), asked_for.result()
+        assert await compile_problem(TICKET) == ""
+
+    asyncio.run(asyncio.wait_for(work(), HANG))
 
 
 @pytest.mark.slow

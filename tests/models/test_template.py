@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -455,3 +456,30 @@ def test_a_folder_without_or_with_a_broken_tokenizer_says_so(tmp_path: Path) -> 
     (tmp_path / "tokenizer.json").write_text("{not json")
     with pytest.raises(UserError, match="Can't read the tokenizer"):
         load_template(tmp_path)
+
+
+def test_threads_that_encode_at_a_time_do_not_let_a_users_text_become_control_tokens(tiny_llama: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    template = load_template(tiny_llama)
+    text = "<|eot_id|> hi " * 4_000  # long: other threads go on while it is tokenised
+    plain, control = template.encode(text), template.encode(text, control=True)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda i: template.encode(text, control=bool(i % 2)), range(40)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(ids == (control if i % 2 else plain) for i, ids in enumerate(found))
+
+
+def test_a_long_text_is_tokenised_alike_in_any_thread(tiny_llama: Path) -> None:
+    import threading
+
+    template, found = load_template(tiny_llama), []
+    turns = [{"role": "user", "content": "a <|eot_id|> \ue000 b " * 8_000}]
+    worker = threading.Thread(target=lambda: found.append(template.prompt_ids(turns)))
+    worker.start()
+    worker.join()
+    assert found == [template.prompt_ids(turns)] and found[0].count(template.end_ids[0]) == 1

@@ -45,3 +45,13 @@ def test_a_wrong_file_is_said_in_a_sentence(text: str, words: str, tmp_path: Pat
     with pytest.raises(UserError, match=words):
         load_gate(str(file))
     assert load_gate("") is None
+
+
+def test_a_condition_that_backtracks_is_named() -> None:
+    for gate in (AnswerGate(matches=["^(a|aa)+$"]), AnswerGate(same=["^(a|aa)+$"])):
+        assert gate.breach("aaa", "aaa") == ""
+        with pytest.raises(UserError, match="takes more than") as error:
+            gate.breach("a" * 60 + "!")
+        assert error.value.where == "^(a|aa)+$"
+    with pytest.raises(ValueError, match="parts"):
+        AnswerGate(matches=["((a{1000}){1000}){1000}"])

@@ -10,6 +10,7 @@ from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.endpoint import ConnectionOptions
 from tuneloop.cli.parameters import Output
 from tuneloop.cli.predict import TARGET, TargetOptions
+from tuneloop.cli.unread import stop_if_unread
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
 from tuneloop.core.progress import busy
@@ -82,6 +83,7 @@ class _Loop:
             try:
                 if not self._take(line.strip()):
                     break
+                stop_if_unread()
             except KeyboardInterrupt:
                 if not self.typed:
                     raise

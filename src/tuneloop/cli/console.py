@@ -286,8 +286,6 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
         return 130
     if isinstance(error, OSError):
         drop_unwritable_output()
-    if isinstance(error, BrokenPipeError):
-        return 0
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
         error = UserError(f"The disk refuses: {error.strerror}", where=str(error.filename or "."),
                           next_step="free space, or choose another folder with output_dir=FOLDER; the same command then goes on")  # fmt: skip

@@ -22,7 +22,9 @@ import typer.main
 from tuneloop import __version__
 from tuneloop.cli.console import report_error
 from tuneloop.cli.parameters import Command, expanded
+from tuneloop.cli.unread import drop_unread_output
 from tuneloop.core.errors import UserError
+from tuneloop.core.parent import end_with_parent
 
 # The commands by stage of the life cycle. Each is `command` in the module of its name, which is imported when it is needed.
 COMMANDS: dict[str, dict[str, str]] = {
@@ -205,14 +207,16 @@ def main(arguments: list[str] | None = None) -> int:
             status = app(args=arguments, prog_name="tuneloop", standalone_mode=False) or 0
         if status == 130:  # typer has turned the interrupt into a status
             raise KeyboardInterrupt
-        sys.stdout.flush()  # a full disk or a reader that left shows here, and not when Python shuts down
+        sys.stdout.flush()  # a full disk shows here, and not when Python shuts down
         return int(status)
     except _Terminated as ended:
         print("\nEnded (SIGTERM). What was finished is kept; the same command does the rest.", file=sys.stderr)
         return int(ended.code or 0)
     except SystemExit as exit_:
-        if isinstance(exit_.__context__, BrokenPipeError):
-            return 0  # the reader has seen enough, as in `tuneloop schema | head`
+        if isinstance(
+            exit_.__context__, BrokenPipeError
+        ):  # typer's end for it; our output has none, so it is another pipe
+            return report_error(exit_.__context__, arguments)
         return exit_.code if isinstance(exit_.code, int) else int(bool(exit_.code))
     except _UsageError as error:
         if not arguments:
@@ -253,4 +257,6 @@ def _as_setting(option: str) -> str:
 
 def entry() -> None:
     """The console script."""
+    end_with_parent()
+    drop_unread_output()
     sys.exit(main())

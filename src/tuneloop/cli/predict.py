@@ -13,6 +13,7 @@ import typer
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.endpoint import ConnectionOptions, EndpointOptions
 from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.unread import stop_if_unread
 from tuneloop.core.flag import flag
 from tuneloop.core.units import counted
 
@@ -90,6 +91,7 @@ def _print(row: dict[str, object]) -> None:
 
     takes_all = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     print(json.dumps(plain(row), ensure_ascii=not takes_all, default=str), flush=True)
+    stop_if_unread()
 
 
 def _said(summary: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 from tuneloop.cli.console import print_json
 from tuneloop.cli.parameters import Output
+from tuneloop.cli.unread import stop_if_unread
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.urls import masked
 
@@ -25,7 +28,7 @@ def command(
 ) -> None:
     """Show what a running server does: requests, queue, times, tokens, batches, dollars.
 
-    It reads the server's /metrics again and again until Ctrl-C. With --json or --once it prints what went on in the time
+    It reads the server's /metrics again and again until Ctrl-C; where the output is no terminal, it prints each reading. With --json or --once it prints what went on in the time
     between two readings.
     """
     from tuneloop.workflows.top import address_of, batch_progress, read_metrics, view
@@ -53,7 +56,8 @@ def _live(shown: dict[str, Any], address: str, key: str, every: float, folder: P
     from tuneloop.workflows.top import batch_progress, read_metrics, view
 
     before = read_metrics(address, time.monotonic(), key)
-    with Live("\n".join(_lines(shown)), auto_refresh=False) as screen:
+    terminal = sys.stdout.isatty()
+    with Live("\n".join(_lines(shown)), auto_refresh=False) if terminal else contextlib.nullcontext() as screen:
         while True:
             time.sleep(every)
             after = read_metrics(address, time.monotonic(), key)
@@ -62,7 +66,11 @@ def _live(shown: dict[str, Any], address: str, key: str, every: float, folder: P
                 **view(before, after, after.at - before.at),
                 "batches": list(batch_progress(folder)),
             }
-            screen.update("\n".join(_lines(found)), refresh=True)
+            if screen is not None:
+                screen.update("\n".join(_lines(found)), refresh=True)
+            else:
+                print("\n".join(_lines(found)), flush=True)
+                stop_if_unread()
             before = after
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.patterns import Pattern, compile_pattern
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import KINDS, find, pseudonym_key, redact
 
@@ -56,11 +57,9 @@ class Matcher:
         if not folded(self.pattern) or not folded(self.value):
             raise UserError("Nothing to look for", where="--match", next_step="give a text, or field=value")
         if self.regex:
-            import regex
-
             try:
                 self._expressions  # noqa: B018
-            except regex.error as error:
+            except ValueError as error:
                 raise UserError(
                     f"Not a valid regular expression: {error}",
                     where=self.pattern,
@@ -91,21 +90,9 @@ class Matcher:
         return tuple(dict.fromkeys(filter(None, map(folded, texts))))
 
     @cached_property
-    def _expressions(self) -> tuple[Any, Any]:
-        import regex  # as the standard one, and its searches can be stopped
-
-        flags = regex.IGNORECASE | regex.MULTILINE
-        return regex.compile(self.pattern, flags), regex.compile(self.value, flags)
-
-    def _searched(self, expression: Any, text: str) -> Any:
-        try:
-            return expression.search(text, timeout=SEARCH_SECONDS)
-        except TimeoutError:
-            raise UserError(
-                f"The regular expression takes more than {SEARCH_SECONDS:g} seconds on a text of {len(text):,} characters",
-                where=self.pattern,
-                next_step="write it without repeats inside repeats, as in (a+)+; or look for a text without --regex",
-            ) from None
+    def _expressions(self) -> tuple[Pattern, Pattern]:
+        flags = re.IGNORECASE | re.MULTILINE
+        return compile_pattern(self.pattern, flags, SEARCH_SECONDS), compile_pattern(self.value, flags, SEARCH_SECONDS)
 
     def finds(self, record: Any, name: str = "") -> str | None:
         """The place where a record matches, as a short excerpt; None if it does not.
@@ -117,7 +104,7 @@ class Matcher:
         if self.field and (found := self._in_fields(record)) is not None:
             return f"{self.field}={found}"
         text = "\n".join(_texts(record, name))
-        if self.regex and (match := self._searched(self._expressions[0], unicodedata.normalize("NFC", text))):
+        if self.regex and (match := self._expressions[0].search(unicodedata.normalize("NFC", text))):
             return _excerpt(match.string, *match.span())
         flat = folded(text)
         for needle in self._needles:
@@ -132,7 +119,7 @@ class Matcher:
             return self.value if both and not self.regex else None
         for value in _values_at(record, self.field.removeprefix("meta.").split(".")):
             text = value if isinstance(value, str) else json.dumps(value)
-            if self.regex and self._searched(self._expressions[1], text):
+            if self.regex and self._expressions[1].search(text):
                 return text
             if not self.regex and folded(text) == folded(self.value):
                 return text

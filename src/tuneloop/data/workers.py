@@ -7,8 +7,6 @@ import gc
 import multiprocessing
 import os
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, TypeVar
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.parent import end_with
 from tuneloop.core.ray_cluster import answer_of, cpus, on_ray
 
 T = TypeVar("T")
@@ -96,14 +95,7 @@ def _start(setting: Any) -> None:
     _setting = setting
     gc.freeze()  # what the parent holds stays: looking through it for garbage took a twentieth of the time
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: one that was killed can't tell its workers."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    end_with(os.getppid())
 
 
 def _call(function: Callable[[T, Any], R], chunk: T) -> R:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -120,7 +119,7 @@ def _entries(known: Known) -> list[tuple[Row, str]]:
     for i, row in enumerate(known.rows):
         condition = ""
         if known.task != "classification":
-            found = next((m for pattern in patterns.values() if (m := re.search(pattern, row.answer))), None)
+            found = next((m for pattern in patterns.values() if (m := pattern.search(row.answer))), None)
             if found is None:
                 continue
             condition = found[0].strip()

@@ -8,7 +8,6 @@ tests is needed on the way to a pass (an intersection-union test: Berger 1982).
 from __future__ import annotations
 
 import math
-import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import content_hash, sha256_file
+from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.stats import rows_to_settle
 from tuneloop.evaluate.compare import compare
 from tuneloop.evaluate.evaluate import Evaluation
@@ -255,7 +255,7 @@ def _passes(demand: MustPass, side: Side, at: int | None, answer: Completion) ->
             (demand.equals is None or text == demand.equals.strip().casefold())
             and all(part.casefold() in text for part in wanted)
             and not any(part.casefold() in text for part in banned)
-            and (demand.matches is None or re.search(demand.matches, answer.text) is not None)
+            and (demand.matches is None or compile_pattern(demand.matches).search(answer.text) is not None)
         )
     assert at is not None  # a new prompt has a condition
     row, labels = side.evaluation.rows[at], side.evaluation.labels

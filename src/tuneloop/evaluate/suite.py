@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import Field, model_validator
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, build_config, read_jsonl, read_yaml
+from tuneloop.core.patterns import compile_pattern
 
 Status = Literal["pass", "fail", "inconclusive"]
 
@@ -39,8 +39,8 @@ class MustPass(Config):
             raise ValueError("a new prompt needs equals, contains, lacks or matches")
         if self.matches is not None:
             try:
-                re.compile(self.matches)
-            except re.error as error:
+                compile_pattern(self.matches)
+            except ValueError as error:
                 raise ValueError(f"matches is not a regular expression: {error}") from None
         return self
 

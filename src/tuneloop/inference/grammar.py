@@ -7,8 +7,17 @@ for each schema, and xgrammar brings torch, transformers and triton along.
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from tuneloop.inference.prompt import schema_problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,9 +25,40 @@ if TYPE_CHECKING:
 
     from tuneloop.models.template import Template
 
-NEEDS = "no_schema: our own engine holds answers to a schema by llguidance: pip install 'tuneloop[serve]'"
+NEEDS = "no_schema: answers are held to a schema by llguidance: pip install 'tuneloop[serve]'"
 # Spaces as llama.cpp allows them between tokens of JSON: with any number a model could write them for ever.
 SPACES = r"(?: |\n{1,2}[ \t]{0,20})"
+COMPILE_SECONDS = 30.0  # of the clock, on a busy machine, for what takes at most one of a processor
+_COMPILING = ThreadPoolExecutor(1, "schemas")  # one at a time, and no thread that other requests wait for
+
+
+async def compile_problem(schema: Mapping[str, Any]) -> str:
+    """Why an engine with llguidance can't hold answers to a schema; empty where it can. The loop goes on meanwhile."""
+    return await asyncio.get_running_loop().run_in_executor(_COMPILING, _problem, schema)
+
+
+def _problem(schema: Mapping[str, Any]) -> str:
+    try:
+        import llguidance  # noqa: F401
+    except ImportError:
+        return NEEDS
+    if why := schema_problem(schema):
+        return why
+    why = _compiled(json.dumps([schema, {"whitespace_pattern": SPACES}]))
+    return f"no_schema: {why[:160]}" if why else ""
+
+
+@lru_cache(maxsize=128)
+def _compiled(task: str) -> str:
+    """What llguidance has against a schema, compiled in a process with limits."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tuneloop.inference.grammar_child"], input=task, capture_output=True, text=True,
+            timeout=COMPILE_SECONDS, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+        return str(json.loads(done.stdout))
+    except (subprocess.TimeoutExpired, ValueError):  # it was ended, or has crashed
+        return "the schema takes too much time or memory to compile: use fewer alternatives, patterns and references"
 
 
 class Constraint:
@@ -73,10 +113,10 @@ class Grammars:
 
     def constraint(self, schema: Mapping[str, Any]) -> Constraint | str:
         """What an answer under a schema may be, or why there is none."""
-        try:
-            from llguidance import LLMatcher, LLTokenizer
-        except ImportError:
-            return NEEDS
+        if why := _problem(schema):
+            return why
+        from llguidance import LLMatcher, LLTokenizer
+
         if self._tokens is None:
             ends = list(self._template.end_ids)
             self._tokens = LLTokenizer(self._template.tokenizer.to_str(), n_vocab=self._size, eos_token=ends)

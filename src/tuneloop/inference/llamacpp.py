@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.parent import environment_of_child
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +99,7 @@ class LlamaCpp:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tuneloop.inference.llamacpp_child", str(other.fileno())],
                 pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-                start_new_session=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True, env={**environment_of_child(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )  # fmt: skip
         try:
             self._answer("start")

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.parent import end_with_parent
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -404,6 +406,7 @@ def _log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def main() -> None:
     """Answer until the other end is closed: each question is a method's name and its arguments."""
+    end_with_parent()  # also in the middle of an answer, or of a file that is quantised
     connection = Connection(int(sys.argv[1]))
     server = Server()
     connection.send(("done", None))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tuneloop.core import json_schema
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import LabelTrie, label_ids, label_trie, trie_of_labels
 from tuneloop.models.template import Template, TemplateError
@@ -54,29 +55,20 @@ def label_tree(template: Template, labels: Sequence[str], lead: str = "") -> Lab
 
 
 def schema_problem(schema: Mapping[str, Any]) -> str:
-    """Why something is no JSON Schema; empty where it is one."""
-    import jsonschema
-
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        return f"no_schema: {error.message[:160]}"
-    return ""
+    """Why answers are not held to a schema; empty where they are, unless an engine has another reason."""
+    why = json_schema.schema_problem(schema)
+    return f"no_schema: {why}" if why else ""
 
 
 def schema_breach(schema: Mapping[str, Any], text: str) -> str:
     """How an answer breaks its schema; empty where it does not."""
-    import jsonschema
-
     try:
-        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
-    except ValueError:
+        why = json_schema.checker(schema)(json.loads(text))
+    except (ValueError, RecursionError):
         return "no_schema: the answer is no JSON"
-    except jsonschema.ValidationError as error:
-        return f"no_schema: the answer breaks its schema: {error.message[:160]}"
-    except Exception as error:  # the library of references has its own, which is no ValidationError
+    except Exception as error:  # of what makes no schema, the libraries have several
         return f"no_schema: the schema can't be used: {' '.join(str(error).split())[:160]}"
-    return ""
+    return f"no_schema: the answer breaks its schema: {why}" if why else ""
 
 
 TREES_KEPT = 64  # different sets of labels whose tokens an engine keeps

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from tuneloop.core.device import backend, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, user_errors_of_the_disk, write_bytes, write_json
+from tuneloop.core.patterns import foreign_pattern
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
 from tuneloop.models.quantised import Nf4Linear
@@ -782,7 +782,8 @@ def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
     if targets == "all-linear":
         targets = target_names(net, targets)
     elif isinstance(targets, str):  # a regular expression over module names
-        targets = [name for name in linear_places(net) if re.fullmatch(targets, name)]
+        chosen = foreign_pattern(targets, "target_modules")
+        targets = [name for name in linear_places(net) if chosen.fullmatch(name)]
     return LoraShape(
         config["r"],
         float(config["lora_alpha"]),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.files import content_hash, read_json, sha256_file
+from tuneloop.core.patterns import foreign_pattern
 
 PEFT_PREFIX = "base_model.model."
 A_END, B_END = ".lora_A.weight", ".lora_B.weight"
@@ -58,7 +58,9 @@ def rank_of(settings: Mapping[str, Any], stem: str) -> int:
 
 def _of_pattern(pattern: Mapping[str, Any] | None, stem: str, usual: Any) -> Any:
     """A module's value: that of the first expression that its name ends with, as PEFT looks it up."""
-    fits = (value for end, value in (pattern or {}).items() if re.match(rf"(.*\.)?({end})$", stem))
+    fits = (
+        value for end, value in (pattern or {}).items() if foreign_pattern(rf"^(.*\.)?({end})$", SETTINGS).search(stem)
+    )
     return next(fits, usual)
 
 

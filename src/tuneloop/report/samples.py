@@ -15,6 +15,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.patterns import Pattern, compile_pattern
 from tuneloop.evaluate.metrics import metric_of, title_of
 from tuneloop.records.evaluation import EvaluationManifest, Sample
 from tuneloop.report.differences import marked_against
@@ -164,7 +166,7 @@ def alongside(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> list
     return [name for name in names if name in chosen]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Judge:
     """By what rows without a label are judged: a metric, or the value of the field that decides.
 
@@ -177,11 +179,15 @@ class _Judge:
     right_or_wrong: bool
     apart: Mapping[str, Mapping[str, tuple[float, float]]]
     whole: frozenset[str]
-    field: re.Pattern[str] | None
+    field: Pattern | None
 
     def value(self, text: str) -> str | None:
         """What a text says in the field that decides; None where there is no such field, or not in this text."""
-        found = self.field.search(text) if self.field else None
+        found = None
+        try:
+            found = self.field.search(text) if self.field else None
+        except UserError:  # it takes too long, and would for each row; the page is written all the same
+            self.field = None
         return found[1].strip() if found and found.groups() and found[1] else None
 
 
@@ -199,11 +205,11 @@ def _score_in(sample: Sample, metric: str) -> float | None:
     return number(sample.scores.get(metric))
 
 
-def _field(evaluation: EvaluationManifest, metric: str) -> re.Pattern[str] | None:
+def _field(evaluation: EvaluationManifest, metric: str) -> Pattern | None:
     pattern = evaluation.settings.fields.get(metric.rpartition(".")[0]) if evaluation.settings else None
     try:
-        return re.compile(pattern, re.MULTILINE) if pattern else None
-    except re.error:
+        return compile_pattern(pattern, re.MULTILINE) if pattern else None
+    except ValueError:
         return None
 
 

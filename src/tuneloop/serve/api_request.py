@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.json_schema import schema_problem
 from tuneloop.core.text import storable
 from tuneloop.inference.request import MOST_LOGPROBS
 from tuneloop.inference.sampling import Sampling
@@ -40,6 +41,7 @@ _RESPONSES = {
     "previous_response_id", "conversation", "background", "prompt", "safety_identifier", "prompt_cache_key",
     "stream_options", "max_tool_calls", "top_logprobs",
 }  # fmt: skip
+LONGEST_STOP = 256  # characters: each token is compared with all beginnings of them
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -306,6 +308,8 @@ def _stop(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops) or len(stops) > 16:
         raise bad("stop must be a text or a list of up to 16 texts, none of them empty", "stop")
+    if max(map(len, stops), default=0) > LONGEST_STOP:
+        raise bad(f"a stop text has at most {LONGEST_STOP} characters", "stop")
     return tuple(stops)
 
 
@@ -401,7 +405,7 @@ def _tools(body: Body) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | Non
         }
         for t in chosen
     ]
-    return tools, calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return tools, _bounded(calls[0] if len(calls) == 1 else {"anyOf": calls}, "tools")
 
 
 def _response_format(value: Any, param: str) -> Mapping[str, Any] | None:
@@ -416,4 +420,10 @@ def _response_format(value: Any, param: str) -> Mapping[str, Any] | None:
     schema = schema.get("schema") if isinstance(schema, dict) else None
     if not isinstance(schema, dict):
         raise bad(f"{param} must be of the type text, json_object or json_schema with a schema", param)
+    return _bounded(schema, param)
+
+
+def _bounded(schema: Mapping[str, Any], param: str) -> Mapping[str, Any]:
+    if why := schema_problem(schema):
+        raise bad(f"Invalid schema: {why}", param, "no_schema")
     return schema

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tuneloop.core import device
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import GIB
+from tuneloop.core.parent import environment_of_child
 from tuneloop.models.load import Model
 from tuneloop.models.methods import USUAL, Method
 from tuneloop.models.sharded import is_sharded, processes, rank, spread
@@ -101,7 +102,7 @@ def start_processes(count: int, command: Sequence[str]) -> int:
         place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     started = [
         subprocess.Popen(
-            list(command), env={**os.environ, **place, "RANK": str(i), "LOCAL_RANK": str(i)},
+            list(command), env={**environment_of_child(), **place, "RANK": str(i), "LOCAL_RANK": str(i)},
             stdin=subprocess.DEVNULL if i else None, stdout=subprocess.DEVNULL if i else None,
         )
         for i in range(count)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, build_config, read_yaml
+from tuneloop.core.patterns import compile_pattern
 
 
 class AnswerGate(Config):
@@ -30,8 +30,8 @@ class AnswerGate(Config):
     def _compiles(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
             try:
-                re.compile(pattern)
-            except re.error as error:
+                compile_pattern(pattern)
+            except ValueError as error:
                 raise ValueError(f"{pattern} is not a regular expression: {error}") from None
         return patterns
 
@@ -39,7 +39,7 @@ class AnswerGate(Config):
     @classmethod
     def _has_a_group(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
-            if re.compile(pattern).groups < 1:
+            if compile_pattern(pattern).groups < 1:
                 raise ValueError(f"{pattern} has no group: write what is compared in brackets")
         return patterns
 
@@ -57,10 +57,11 @@ class AnswerGate(Config):
             if text.casefold() in low:
                 return f"contains {text!r}"
         for pattern in self.matches:
-            if not re.search(pattern, answer):
+            if not compile_pattern(pattern).search(answer):
                 return f"does not match {pattern}"
         for pattern in self.same:
-            found, wanted = re.search(pattern, answer), re.search(pattern, own) if own else None
+            search = compile_pattern(pattern).search
+            found, wanted = search(answer), search(own) if own else None
             if not found or (wanted and found.group(1) != wanted.group(1)):
                 return f"another value of {pattern}"
         if self.most_words is not None and len(answer.split()) > self.most_words:

@@ -15,6 +15,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, nearest_path, plain, read_yaml
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.parent import environment_of_child
 from tuneloop.core.units import counted
 from tuneloop.improve.controller import (
     APPROVE,
@@ -103,8 +104,9 @@ def check_files(project: ProjectConfig) -> None:
 
 
 def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
-    """Run a tuneloop command in a process of its own; its log goes on to stderr."""
-    done = subprocess.run([sys.executable, "-m", "tuneloop", *words, "--json"], stdout=subprocess.PIPE, check=False)
+    """Run a tuneloop command in a process of its own, which ends with this one; its log goes on to stderr."""
+    command = [sys.executable, "-m", "tuneloop", *words, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, env=environment_of_child())
     try:
         found = json.loads(done.stdout.decode("utf-8", "replace").strip().splitlines()[-1])
     except (ValueError, IndexError):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Collection
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.parent import environment_of_child
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.store import store_name
 from tuneloop.workflows.improve import check_files, load_project
@@ -23,7 +23,6 @@ from tuneloop.workflows.monitor import days_of
 NICE = 15
 AGAIN = 60.0  # seconds before a controller that died is started again
 LONGEST_LINE = 1 << 20  # bytes that a controller may say at once
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 Say = Callable[[str], None]
 
@@ -81,7 +80,8 @@ async def _controller(config: ServeConfig, say: Say) -> int:
     words = ["improve", config.improve.project, "--watch", "--every", config.improve.every]
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tuneloop", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE, limit=LONGEST_LINE, start_new_session=True, preexec_fn=_lowered,
+        stderr=asyncio.subprocess.PIPE, limit=LONGEST_LINE, start_new_session=True, preexec_fn=lambda: os.nice(NICE),
+        env=environment_of_child(),
     )  # fmt: skip
     assert child.stderr is not None
     try:
@@ -93,10 +93,3 @@ async def _controller(config: ServeConfig, say: Say) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         await child.wait()
-
-
-def _lowered() -> None:
-    """Before the controller begins: what the server needs goes first, and a server that is killed takes it along."""
-    os.nice(NICE)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import clock
+from tuneloop.core.parent import environment_of_child
 from tuneloop.data.dataset import load_dataset
 from tuneloop.improve.canary_prompts import canary_level, round_in_words
 from tuneloop.serve.config import ServeConfig
@@ -98,7 +99,7 @@ async def compare(config: ServeConfig, model: str, until: str) -> str:
              "--canaries", str(config.monitor.canaries or 1), "--json", "-q"]  # fmt: skip
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tuneloop", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        preexec_fn=lambda: os.nice(NICE),
+        preexec_fn=lambda: os.nice(NICE), env=environment_of_child(),
     )  # fmt: skip
     try:
         out, _ = await child.communicate()

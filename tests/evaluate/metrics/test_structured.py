@@ -129,3 +129,33 @@ def test_a_bad_schema_is_the_users_error(tmp_path, schema, said):
 def test_free_text_is_not_taken_for_json():
     assert not js.are_structured([["[sic] it is"], ["{}"]])
     assert not js.are_structured([["12"]])
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"items": {"pattern": "(?=a)b"}}, "look-ahead"),
+        ({"enum": list(range(300_000))}, "more than 1,000 entries"),
+        ({"pattern": "((a{99}){99}){99}"}, "written out"),
+        ({"$ref": "http://127.0.0.1:9/schema.json"}, "can't be applied"),
+        ({"$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)} | {"d40": {}}, "$ref": "#/$defs/d0"}, "takes more"),
+    ],
+)  # fmt: skip
+def test_a_schema_that_takes_for_ever_is_refused(tmp_path, schema, said):
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    with pytest.raises(UserError, match=said):
+        scored(['["a"]'] * 3, json_schema=str(file))
+
+
+def test_a_schema_may_use_all_keywords_and_its_patterns_are_linear(tmp_path):
+    schema = {
+        "not": {"const": {}},
+        "uniqueItems": True,
+        "if": {"type": "array"},
+        "then": {"items": {"pattern": "^(a|aa)+$"}},
+    }
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    result = scored(['["aa"]', json.dumps(["a" * 60 + "!"]), "{}", '["a", "a"]'], json_schema=str(file))
+    assert result.metrics["schema_valid"].value == pytest.approx(1 / 4)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.core.patterns import compile_pattern
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import contacts, credentials, documents
 from tuneloop.data.pii.identifiers import (
@@ -60,7 +62,7 @@ class Kind:
 
     def find(self, text: str, lower: str) -> Iterator[Span]:
         """Where values stand; `lower` is the text in lower case."""
-        for match in re.finditer(self.pattern, text) if self.pattern else ():
+        for match in compile_pattern(self.pattern).finditer(text) if self.pattern else ():
             before = lower[max(0, match.start() - REACH) : match.start()]
             if (not self.words or any(word in before for word in self.words)) and is_right(self.check, match.group()):
                 yield (self.name, *match.span())
@@ -462,21 +464,20 @@ _OTHERS = (_UUID, _ISBN, _TIME)  # what their digits resemble doesn't count
 
 def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[Finding]:
     """Findings that don't overlap: the longer wins, then the more specific, and it takes all of what it overlaps."""
-    kept: list[Span] = []
+    chosen: list[tuple[int, int, int, str]] = []  # start, end, when it was taken, kind; in the order of the text
     spans = [span for span in spans if span[0] in wanted and span[1] < span[2]]
     if len(spans) > 1:
         rank = list(KINDS).index
         spans.sort(key=lambda span: (span[1] - span[2], rank(span[0])))
-    for kind, start, end in spans:
-        overlapping = [other for other in kept if start < other[2] and other[1] < end]
-        if overlapping:
+    for taken, (kind, start, end) in enumerate(spans):
+        low = bisect_right(chosen, start, key=lambda other: other[1])
+        high = bisect_left(chosen, end, key=lambda other: other[0])
+        if overlapping := chosen[low:high]:
             # No character of the shorter value may stay: the longest one grows over it.
-            winner = overlapping[0]
-            kept = [other for other in kept if other not in overlapping]
-            start, end = min(start, *(o[1] for o in overlapping)), max(end, *(o[2] for o in overlapping))
-            kind = winner[0]
-        kept.append((kind, start, end))
-    return [Finding(*span) for span in sorted(kept, key=lambda s: s[1])]
+            start, end = min(start, overlapping[0][0]), max(end, overlapping[-1][1])
+            kind = min(overlapping, key=lambda other: other[2])[3]
+        chosen[low:high] = [(start, end, taken, kind)]
+    return [Finding(kind, start, end) for start, end, _, kind in chosen]
 
 
 # ---- other ways to write a character -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.patterns import Pattern, compile_pattern
 from tuneloop.records.metric import Metric
 
 METRICS = (
@@ -14,7 +15,7 @@ METRICS = (
 )  # fmt: skip
 
 
-def compile_fields(fields: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
+def compile_fields(fields: Mapping[str, str]) -> dict[str, Pattern]:
     """Check and compile field patterns; `^` and `$` mean the ends of a line.
 
     Raises:
@@ -24,8 +25,8 @@ def compile_fields(fields: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
     for name, pattern in fields.items():
         where = f"evaluate.fields.{name}"
         try:
-            compiled[name] = re.compile(pattern, re.MULTILINE)
-        except re.error as error:
+            compiled[name] = compile_pattern(pattern, re.MULTILINE)
+        except ValueError as error:
             raise UserError(
                 f"Not a regular expression: {error}", where=where, next_step="write it as in 'Queue: (.+)'"
             ) from None
@@ -38,7 +39,7 @@ def compile_fields(fields: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
     return compiled
 
 
-def extract(pattern: re.Pattern[str], text: str) -> str | None:
+def extract(pattern: Pattern, text: str) -> str | None:
     """The trimmed content of the pattern's group, or None where it doesn't match."""
     found = pattern.search(text)
     return found.group(1).strip() if found and found.group(1) is not None else None

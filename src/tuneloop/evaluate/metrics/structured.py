@@ -12,6 +12,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.core.json_schema import checker, schema_problem
 from tuneloop.core.late import np
 from tuneloop.core.stats import Array, Statistics, ratio
 from tuneloop.records.metric import Metric
@@ -74,17 +75,21 @@ def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
     from jsonschema import exceptions, validators
 
     kind = validators.validator_for(schema)
+    why = schema_problem(schema, any_keyword=True)
     try:
-        kind.check_schema(schema)
+        if not why:
+            kind.check_schema(schema)
     except exceptions.SchemaError as error:
+        why = error.message
+    if why:
         raise UserError(
-            f"Not a JSON schema: {error.message}", where="evaluate.json_schema", next_step="mend the schema's file"
-        ) from None
-    validator = kind(schema)
+            f"Not a JSON schema: {why}", where="evaluate.json_schema", next_step="mend the schema's file"
+        )  # fmt: skip
+    breach = checker(schema, kind, seconds=2.0)
 
     def conforms(value: Any) -> bool:
         try:
-            return bool(validator.is_valid(value))
+            return not breach(value)
         except RecursionError:
             return False
         except Exception as error:  # a reference that leads nowhere shows only when it is followed

@@ -300,7 +300,7 @@ class EndpointEngine:
     async def tokenize(self, text: str) -> Sequence[int]:
         """Token ids of plain text, by the tokenizer here, else by the server's."""
         if BASE in self._templates:
-            return self._templates[BASE].encode(text)
+            return await asyncio.to_thread(self._templates[BASE].encode, text)
         return await self._tokens({"model": self.base, "prompt": text, "add_special_tokens": False})
 
     async def render(
@@ -310,7 +310,7 @@ class EndpointEngine:
         if why := unknown_adapter(adapter, self._adapters):
             raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
         if adapter in self._templates:
-            return rendered(self._templates[adapter], messages, tools)
+            return await asyncio.to_thread(rendered, self._templates[adapter], messages, tools)
         body = {"model": self._names.get(adapter, self.base), "messages": list(messages), "add_generation_prompt": True}
         return await self._tokens(body | ({"tools": list(tools)} if tools else {}))
 

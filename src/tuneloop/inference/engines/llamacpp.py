@@ -53,9 +53,10 @@ from tuneloop.inference.engines import (
 )
 from tuneloop.inference.engines.turns import Fair, Slots, Turns
 from tuneloop.inference.engines.wire import Broken, Refused, Wire
+from tuneloop.inference.grammar import compile_problem
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
 from tuneloop.inference.pace import Pace
-from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, schema_problem, with_ids
+from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import chosen
 from tuneloop.inference.stream import TextStream
@@ -336,13 +337,13 @@ class LlamaCppEngine:
 
     async def tokenize(self, text: str) -> Sequence[int]:
         """Token ids of plain text."""
-        return self._template(BASE).encode(text)
+        return await asyncio.to_thread(self._template(BASE).encode, text)
 
     async def render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
     ) -> Sequence[int]:
         """Token ids of a conversation; see `ServingEngine.render`."""
-        return rendered(self._template(adapter), messages, tools)
+        return await asyncio.to_thread(rendered, self._template(adapter), messages, tools)
 
     def _template(self, adapter: str) -> Template:
         if not self._templates:
@@ -355,7 +356,8 @@ class LlamaCppEngine:
         """An answer as it is written; see `ServingEngine.stream`."""
         request = replace(request, adapter=named_adapter(request))
         await self._revived()
-        made = self._prepared(request)
+        why = await compile_problem(request.schema) if request.schema is not None else ""
+        made = refused(request, why, ENGINE) if why else self._prepared(request)
         if isinstance(made, Completion):
             yield Update(completion=made)
             return
@@ -434,8 +436,6 @@ class LlamaCppEngine:
         if self._client is None:
             return refused(request, "engine: llama.cpp is not started", ENGINE)
         if why := unknown_adapter(request.adapter, self._adapters):
-            return refused(request, why, ENGINE)
-        if request.schema is not None and (why := schema_problem(request.schema)):
             return refused(request, why, ENGINE)
         template, room = self._templates[request.adapter], 1
         if request.choices:

@@ -31,8 +31,8 @@ from tuneloop.inference.engines import (
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.grammar import Grammars
-from tuneloop.inference.prompt import LabelTrees, refused, schema_problem, with_ids
+from tuneloop.inference.grammar import Grammars, compile_problem
+from tuneloop.inference.prompt import LabelTrees, refused, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import LabelTrie, choose_for
 from tuneloop.models.adapters import BASE
@@ -215,7 +215,8 @@ class LocalEngine:
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         """An answer as it is written; see `ServingEngine.stream`."""
         request = replace(request, adapter=named_adapter(request))
-        made = await asyncio.to_thread(self._prepared, request)
+        why = await compile_problem(request.schema) if request.schema is not None else ""
+        made = refused(request, why) if why else await asyncio.to_thread(self._prepared, request)
         if isinstance(made, Completion):
             yield Update(completion=made)
             return
@@ -249,8 +250,6 @@ class LocalEngine:
 
     def _schema_problem(self, schema: Mapping[str, Any]) -> str:
         """Why answers can't be held to a schema; reads the vocabulary here, where nobody waits for it."""
-        if why := schema_problem(schema):
-            return why
         made = self._grammars.constraint(schema) if self._grammars is not None else ""
         return made if isinstance(made, str) else ""
 

@@ -16,7 +16,7 @@ from tuneloop.inference.engines import with_template
 from tuneloop.inference.engines.llamacpp import gguf_file, template_of
 from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
-from tuneloop.inference.prompt import label_tree, refused, schema_breach, schema_problem, with_ids
+from tuneloop.inference.prompt import label_tree, refused, schema_breach, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request
 from tuneloop.inference.scoring import AnswerFit, LabelTrie, chosen, label_ids
 from tuneloop.inference.stream import TextStream
@@ -170,7 +170,7 @@ class GgufTarget:
         if request.choices:
             return refused(request, WRITES_FREELY, ENGINE)
         if request.schema is not None:
-            held = schema_problem(request.schema) or self.grammars.constraint(request.schema)
+            held = self.grammars.constraint(request.schema)
             if isinstance(held, str):
                 return refused(request, held, ENGINE)
         return self.rendered(request)

@@ -15,7 +15,7 @@ from tuneloop.core.threads import use_threads
 from tuneloop.inference.crew import Crew, SharedWork
 from tuneloop.inference.engine import Engine, Update
 from tuneloop.inference.grammar import Grammars
-from tuneloop.inference.prompt import label_tree, refused, schema_problem, with_ids
+from tuneloop.inference.prompt import label_tree, refused, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.inference.scoring import AnswerFit, LabelTrie, answer_fits, choose_for
 from tuneloop.models.adapters import applied_now, is_mixed
@@ -137,8 +137,7 @@ class LocalTarget:
         if request.choices:
             return refused(request, WRITES_FREELY)
         if request.schema is not None:
-            why = schema_problem(request.schema)
-            made = why or self.grammars.constraint(request.schema)
+            made = self.grammars.constraint(request.schema)
             if isinstance(made, str):
                 return refused(request, made)
         return self.rendered(request)

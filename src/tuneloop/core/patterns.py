@@ -1,0 +1,175 @@
+"""Regular expressions that people write in recipes, suites, schemas and options: no search takes long, whatever pattern and text.
+
+Two kinds. Patterns of recipes and suites are Python's and have groups; a search that takes too long is stopped. Patterns of
+JSON Schemas may come from strangers: they are searched in linear time by Rust's `regex`, which llguidance reads them with too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from tuneloop.core.errors import UserError
+
+SEARCH_SECONDS = 2.0  # for one text; a plain pattern takes milliseconds for a megabyte
+LONGEST = (
+    20_000  # atoms of a pattern with its counted repeats written out: both libraries write them out as they compile
+)
+LINEAR_WORK = 20_000_000  # atoms times characters of one linear search: at worst a third of a second
+_COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]?", re.DOTALL)
+
+
+def written_out(pattern: str) -> int:
+    """Atoms of a pattern once its counted repeats are written out, at least: `(ab){3}` has six."""
+    sizes, last, at = [0], 0, 0
+    while at < len(pattern):
+        sign, step = pattern[at], 1
+        count = _COUNT.match(pattern, at) if sign == "{" else None
+        if sign == "(":
+            sizes.append(0)
+            last = 0
+        elif sign == ")" and len(sizes) > 1:
+            last = sizes.pop()
+            sizes[-1] += last
+        elif count and (digits := count[2] or count[1]):
+            most = int(digits[:9])
+            sizes[-1] += last * (max(most, 1) - 1)
+            last *= max(most, 1)
+            step = len(count[0])
+        else:
+            if sign == "\\":
+                step = 2
+            elif sign == "[" and (group := _CLASS.match(pattern, at)):
+                step = len(group[0])
+            sizes[-1] += 1
+            last = 1
+        at += step
+    return sum(sizes)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern in Python's syntax whose searches end.
+
+    Args:
+        source: as it was written.
+        compiled: of the library `regex`, which reads Python's syntax and can be stopped.
+        seconds: that a search may take.
+    """
+
+    source: str
+    compiled: Any
+    seconds: float = SEARCH_SECONDS
+
+    @property
+    def groups(self) -> int:
+        """How many groups it has."""
+        return int(self.compiled.groups)
+
+    def search(self, text: str) -> re.Match[str] | None:
+        """The first match in a text.
+
+        Raises:
+            UserError: the search takes too long.
+        """
+        found: re.Match[str] | None = self._ended(lambda: self.compiled.search(text, timeout=self.seconds), text)
+        return found
+
+    def fullmatch(self, text: str) -> re.Match[str] | None:
+        """The match of a whole text; see `search`."""
+        found: re.Match[str] | None = self._ended(lambda: self.compiled.fullmatch(text, timeout=self.seconds), text)
+        return found
+
+    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+        """All matches in a text, in order; see `search`."""
+        return iter(self._ended(lambda: list(self.compiled.finditer(text, timeout=self.seconds)), text))
+
+    def _ended(self, work: Callable[[], Any], text: str) -> Any:
+        try:
+            return work()
+        except TimeoutError:
+            raise UserError(
+                f"The regular expression takes more than {self.seconds:g} seconds on a text of {len(text):,} characters",
+                where=self.source, next_step="write it without repeats inside repeats, as in (a+)+, or alternatives that overlap",
+            ) from None  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def compile_pattern(source: str, flags: int = 0, seconds: float = SEARCH_SECONDS) -> Pattern:
+    """A pattern of a recipe, a suite or an option.
+
+    Args:
+        source: in the syntax of Python's `re`.
+        flags: of `re`, such as `re.MULTILINE`.
+        seconds: that a search may take.
+
+    Raises:
+        ValueError: it is no regular expression, or one that is too large; says why.
+    """
+    import regex
+
+    if written_out(source) > LONGEST:
+        raise ValueError(f"with its repeats written out it has more than {LONGEST:,} parts")
+    try:
+        re.compile(source, flags)
+        return Pattern(source, regex.compile(source, flags), seconds)
+    except (re.error, regex.error) as error:
+        raise ValueError(str(error)) from None
+    except (RecursionError, OverflowError, MemoryError):
+        raise ValueError("it is nested too deeply or too large") from None
+
+
+def foreign_pattern(source: str, where: str) -> Pattern:
+    """A pattern of a file that others wrote.
+
+    Args:
+        where: the file's key.
+
+    Raises:
+        UserError: it is no regular expression, or too large.
+    """
+    try:
+        return compile_pattern(source)
+    except ValueError as error:
+        raise UserError(f"{_short(source)} is not a regular expression: {error}", where=where) from None
+
+
+@lru_cache(maxsize=256)
+def linear_search(source: str) -> Callable[[str], bool]:
+    """Whether a text has a match of a JSON Schema's pattern, found in time linear in the text's length.
+
+    Args:
+        source: in the syntax of Rust's `regex`, which is that of ECMA 262 without lookaround and references to groups.
+
+    Raises:
+        ValueError: it can't be read, or is too large; names the construct. From the function: the text is too long for it.
+    """
+    from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
+
+    size = written_out(source)
+    if size > LONGEST:
+        raise ValueError(f"the pattern {_short(source)} has more than {LONGEST:,} parts with its repeats written out")
+    try:
+        validator = SchemaValidator(core_schema.str_schema(pattern=source, regex_engine="rust-regex", strict=True))
+    except SchemaError as error:
+        why = str(error).splitlines()[-1].removeprefix("error: ").strip().removeprefix("SchemaError: ")
+        raise ValueError(f"the pattern {_short(source)} is not possible: {why}") from None
+
+    def search(text: str) -> bool:
+        if size * len(text) > LINEAR_WORK:
+            raise ValueError(f"a text of {len(text):,} characters is too long for the pattern {_short(source)}")
+        try:
+            validator.validate_python(text)
+            return True
+        except ValidationError:
+            return False
+
+    return search
+
+
+def _short(source: str) -> str:
+    return repr(source if len(source) <= 80 else f"{source[:80]}...")

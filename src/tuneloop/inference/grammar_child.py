@@ -1,0 +1,44 @@
+"""A process that compiles one JSON Schema from stdin and says what is wrong with it.
+
+llguidance may take minutes and gigabytes for a schema of a few lines, and overflows its stack on others: here, with limits
+of the system, that ends nothing but this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import sys
+
+SECONDS = 1  # of a processor
+MEMORY = 2 << 30
+STACK = 4 << 20  # half of what a thread of the server has: what passes here passes there
+
+
+def main() -> None:
+    """Read a schema and llguidance's settings, and write an error, empty where there is none."""
+    for kind, most in (
+        (resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_STACK, STACK), (resource.RLIMIT_CORE, 0),
+    ):  # fmt: skip
+        hard = resource.getrlimit(kind)[1]
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses some
+            resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    from llguidance import LLMatcher, LLTokenizer
+
+    schema, defaults = json.load(sys.stdin)
+    try:
+        matcher = LLMatcher(
+            LLTokenizer("byte"), LLMatcher.grammar_from_json_schema(schema, defaults=defaults), log_level=0
+        )
+        why = matcher.get_error()
+        if not why:
+            matcher.compute_bitmask()
+            why = matcher.get_error()
+    except (ValueError, TypeError) as error:
+        why = str(error)
+    print(json.dumps(" ".join(why.split())[:400]))
+
+
+if __name__ == "__main__":
+    main()

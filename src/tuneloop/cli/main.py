@@ -23,6 +23,7 @@ from tuneloop import __version__
 from tuneloop.cli.console import report_error
 from tuneloop.cli.parameters import Command, expanded
 from tuneloop.core.errors import UserError
+from tuneloop.core.python_file import code_of_a_command
 
 # The commands by stage of the life cycle. Each is `command` in the module of its name, which is imported when it is needed.
 COMMANDS: dict[str, dict[str, str]] = {
@@ -201,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit status: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with _ended_by_signal():
+        with _ended_by_signal(), code_of_a_command(arguments):
             status = app(args=arguments, prog_name="tuneloop", standalone_mode=False) or 0
         if status == 130:  # typer has turned the interrupt into a status
             raise KeyboardInterrupt

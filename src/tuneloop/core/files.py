@@ -20,6 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuneloop.core.errors import UserError, did_you_mean
 
+FROM_FILE: dict[
+    str, Any
+] = {}  # context of validation: the values may be another person's; None where Python code made them
+
 
 class Config(BaseModel):
     """Base of every configuration record: frozen, and unknown keys are refused."""
@@ -307,7 +311,7 @@ def build_config(
             ) from None
         _set(tree, key, value, cls, "the command line")
     try:
-        return cls.model_validate(tree)
+        return cls.model_validate(tree, context=FROM_FILE)
     except ValidationError as error:
         raise _config_error(cls, error, _place_of(error, overrides, aliases, where)) from None
 

@@ -15,6 +15,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, nearest_path, plain, read_yaml
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.python_file import trust_code
 from tuneloop.core.units import counted
 from tuneloop.improve.controller import (
     APPROVE,
@@ -81,6 +82,8 @@ def load_project(path: Path | str) -> ProjectConfig:
         UserError: it is missing, no YAML, or a key is wrong.
     """
     found = build_config(ProjectConfig, read_yaml(path, "project"), where=str(path))
+    if Path(found.recipe).expanduser().is_file():
+        trust_code(read_yaml(Path(found.recipe).expanduser()))  # for the commands that work on its runs
     # The store's place goes into commands, lines and the log.
     return found.model_copy(update={"store": keep_password(found.store)}) if is_database_url(found.store) else found
 

@@ -209,6 +209,7 @@ def _train_again(
     again = recipe.model_copy(
         update={
             "output_dir": str(out),
+            "store": "",  # the settings may be another person's: nothing leaves this machine
             "track": recipe.track.model_copy(update={"report_to": ["none"]}),
             **(
                 {"data": recipe.data.model_copy(update={"sources": [str(dataset)]})}

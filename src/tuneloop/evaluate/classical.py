@@ -199,8 +199,8 @@ def _minilm(folder: Path) -> Callable[[Sequence[str]], Any]:
     from transformers import AutoModel, AutoTokenizer
 
     with without_bars():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval()
 
     def embed(texts: Sequence[str]) -> Any:
         # Texts of like length together: little padding.

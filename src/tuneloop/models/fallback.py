@@ -27,7 +27,9 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
     with _user_errors(folder), without_bars():
         from transformers import AutoModelForCausalLM
 
-        net: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        net: nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
         compressor = getattr(getattr(net, "hf_quantizer", None), "compressor", None)
         if compressor is not None:
             # It would unpack in a hook of the whole model's forward pass, and the decoder alone is asked.
@@ -44,7 +46,8 @@ def empty(folder: Path) -> nn.Module:
     with _user_errors(folder), torch.device("meta"):
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        net: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        net: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return net
 
 

@@ -327,8 +327,18 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model's folder."""
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.is_file():
+        placed = read_json(index)
+        placed = placed.get("weight_map") if isinstance(placed, dict) else None
+        if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+            raise UserError("The index names no files of weights", where=str(index), next_step="download the model again")
+        names = sorted(set(placed.values()))
     for name in names:
+        if Path(name).name != name:
+            raise UserError(
+                f"The index names a file elsewhere: {name!r}", where=str(index), next_step="download the model again"
+            )
         if not (folder / name).is_file():
             step = "download it whole; weights in .bin form must be converted to safetensors"
             raise UserError(f"The model's folder has no {name}", where=str(folder), next_step=step)

@@ -23,10 +23,10 @@ from typing import Any
 
 from jinja2 import nodes
 from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json, write_text
+from tuneloop.models.chat_jinja import MOST_SOURCE, Bounded
 from tuneloop.records.rows import Message
 
 # The Llama 3 conversation as Meta's own formatter writes it: no trimming and no injected system text, tools listed
@@ -149,13 +149,18 @@ class Template:
             escaped = "[^\x00-\x7f\ue000-\ue003]"  # our marks stay as they are
             return re.sub(escaped, lambda m: json.dumps(m[0])[1:-1], text) if ensure_ascii else text
 
-        environment = ImmutableSandboxedEnvironment(
+        def strftime_now(form: str) -> str:
+            return datetime.datetime.now().strftime(form)
+
+        if len(self.source) > MOST_SOURCE:
+            raise TemplateError(f"the chat template is longer than {MOST_SOURCE:,} characters")
+        environment = Bounded(
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = to_json
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        return environment.from_string(self.source)
+        environment.globals |= {"raise_exception": refuse, "strftime_now": strftime_now}
+        environment.bound_filters()
+        return environment, environment.from_string(self.source)
 
     @cached_property
     def _control(self) -> re.Pattern[str]:
@@ -186,12 +191,16 @@ class Template:
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], prompt: bool, cut: str = CUT
     ) -> str:
         try:
-            text: str = self._compiled.render(
-                messages=messages,
-                tools=list(tools) or None if self.lists_tools else None,
-                add_generation_prompt=prompt,
-                cut=cut,
-                **self.variables,
+            environment, template = self._compiled
+            text: str = environment.render(
+                template,
+                {
+                    "messages": messages,
+                    "tools": list(tools) or None if self.lists_tools else None,
+                    "add_generation_prompt": prompt,
+                    "cut": cut,
+                    **self.variables,
+                },
             )
         except TemplateError:
             raise

@@ -20,7 +20,7 @@ import typer.core
 import typer.main
 
 from tuneloop import __version__
-from tuneloop.cli.console import report_error
+from tuneloop.cli.console import report_error, visible_output
 from tuneloop.cli.parameters import Command, expanded
 from tuneloop.core.errors import UserError
 from tuneloop.core.python_file import code_of_a_command
@@ -200,7 +200,11 @@ def _ended_by_signal() -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit status: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with visible_output():
+        return _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: list[str]) -> int:
     try:
         with _ended_by_signal(), code_of_a_command(arguments):
             status = app(args=arguments, prog_name="tuneloop", standalone_mode=False) or 0

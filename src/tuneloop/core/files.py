@@ -174,13 +174,31 @@ def read_json(path: Path | str) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_int=_integer)
     except FileNotFoundError:
         raise UserError("No such file", where=str(path), next_step="check the path") from None
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"Not valid JSON: {_odd_value(error)}", where=str(path), next_step="delete the file and run its stage again"
         ) from None
+
+
+def read_json_object(path: Path | str) -> dict[str, Any]:
+    """`read_json` of a file that holds an object.
+
+    Raises:
+        UserError: it is missing or damaged, or holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError("The file holds no JSON object", where=str(path), next_step="restore the file")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 300:  # beyond a float's range arithmetic fails, far from here
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def read_jsonl(path: Path | str) -> list[Any]:
@@ -205,6 +223,10 @@ def read_jsonl(path: Path | str) -> list[Any]:
                         ) from None
     except FileNotFoundError:
         raise UserError("No such file", where=str(path), next_step="check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"Not UTF-8: {error.reason}", where=str(path), next_step="delete the file and run its stage again"
+        ) from None
     return records
 
 
@@ -339,7 +361,7 @@ def _odd_value(error: Exception) -> str:
     """Why YAML or JSON can't be read that has no syntax error."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return "a number of thousands of digits" if "digits" in str(error) else str(error)
+    return "a number of thousands of digits" if "integer string conversion" in str(error) else str(error)
 
 
 def _is_text(cls: type[BaseModel], key: str) -> bool:

@@ -60,9 +60,9 @@ def _user_errors(folder: Path) -> Iterator[None]:
             "This architecture, or its weights in fewer bits, needs another package", where=str(folder),
             next_step="pip install 'tuneloop[transformers]', and 'tuneloop[compressed]' for weights in compressed-tensors' layout",
         ) from None  # fmt: skip
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # whatever its classes raise for a configuration that makes no sense
         raise UserError(
-            f"Transformers can't load this model: {str(error).splitlines()[0]}",
+            f"Transformers can't load this model: {(str(error).splitlines() or [type(error).__name__])[0][:200]}",
             where=str(folder),
             next_step="check that it is a causal language model and complete",
         ) from None

@@ -332,6 +332,8 @@ def drop_unwritable_output() -> None:
 
 
 _PASSWORD = re.compile(r"(postgres(?:ql)?://[^\s:/@]*):\S+@")  # in a URL that was given
+_REFUSED = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT)  # by the disk
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 UNEXPECTED = "something that should not happen: "
 
 
@@ -347,9 +349,13 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
         drop_unwritable_output()
     if isinstance(error, BrokenPipeError):
         return 0
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in _REFUSED:
         error = UserError(f"The disk refuses: {error.strerror}", where=str(error.filename or "."),
                           next_step="free space, or choose another folder with output_dir=FOLDER; the same command then goes on")  # fmt: skip
+    if isinstance(error, OSError) and error.errno in _NO_NAME:
+        error = UserError(
+            f"Can't open it: {error.strerror}", where=str(error.filename)[:200], next_step="check the path"
+        )
     if not isinstance(error, UserError) and _is_out_of_memory(error):
         step = "set train.micro_batch_tokens=512 and a smaller data.max_length, then run the same command again"
         error = UserError("Out of memory", next_step=step)

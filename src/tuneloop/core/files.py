@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -134,6 +135,28 @@ def write_yaml(path: Path | str, value: Any) -> None:
     write_text(path, yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True, width=100))
 
 
+def plain_cell(value: Any) -> Any:
+    """A value of a CSV file as a spreadsheet may open it: before a text that it would compute stands an apostrophe.
+
+    Spreadsheets take a cell that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a formula, spaces before it left out.
+    Numbers stay, those in texts too. A text that began with apostrophes and one of these gets one more, so that `unquoted_cell`
+    gives every text back.
+    """
+    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
+
+
+def unquoted_cell(text: str) -> str:
+    """The text of a cell before `plain_cell`."""
+    quoted = text.startswith("'") and _FORMULA.match(text[1:]) and not _NUMBER.fullmatch(text[1:])
+    return text[1:] if quoted else text
+
+
+_FORMULA = re.compile(r"'*\s*[=+\-@\t\r]|\s*[\t\r]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
 def plain(value: Any) -> Any:
     """Records to dictionaries, NaN and infinities to None: what strict JSON can hold."""
     if hasattr(value, "to_json"):
@@ -155,6 +178,24 @@ def plain(value: Any) -> Any:
 
 
 # --- reading -----------------------------------------------------------------------------------
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file or folder that a manifest names, which may be another person's: it is within `folder`, links included.
+
+    Raises:
+        UserError: it is not.
+    """
+    place = folder / name
+    try:
+        within = place.resolve().is_relative_to(folder.resolve()) and place.resolve() != folder.resolve()
+    except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, links in a circle
+        within = False
+    if not within:
+        raise UserError(
+            f"A file outside its folder is named: {name!r:.200}", where=str(folder), next_step="correct the name"
+        )
+    return place
 
 
 def nearest_path(path: Path | str) -> str:
@@ -214,7 +255,7 @@ def read_jsonl(path: Path | str) -> list[Any]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
-                        records.append(json.loads(line))
+                        records.append(json.loads(line, parse_int=_integer))
                     except (ValueError, RecursionError) as error:
                         raise UserError(
                             f"Not valid JSON: {_odd_value(error)}",

@@ -427,7 +427,6 @@ def test_a_manifest_names_files_within_its_folder_only(tmp_path: Path) -> None:
         "/etc/passwd",
         "link/x",
         "x\0",
-        "x" * 5000,
         "a/../../b",
     ):
         with pytest.raises(UserError, match="outside its folder"):

@@ -78,7 +78,7 @@ def tfidf_system(train: Sequence[Row]) -> Classical:
     shared: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32, "min_df": 2 if len(texts) > 2000 else 1}
     features = FeatureUnion(
         [
-            ("words", TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=50_000, **shared)),
+            ("words", TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=50_000, **shared)),  # noqa: S106 - no password
             ("characters", TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=50_000, **shared)),
         ]
     )

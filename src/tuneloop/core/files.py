@@ -215,7 +215,7 @@ def read_json(path: Path | str) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_int=_integer)
+        return json.loads(path.read_text(encoding="utf-8"), parse_int=bounded_int)
     except FileNotFoundError:
         raise UserError("No such file", where=str(path), next_step="check the path") from None
     except (ValueError, RecursionError) as error:
@@ -236,7 +236,12 @@ def read_json_object(path: Path | str) -> dict[str, Any]:
     return value
 
 
-def _integer(text: str) -> int:
+def bounded_int(text: str) -> int:
+    """An integer of a JSON file.
+
+    Raises:
+        ValueError: no float is so large.
+    """
     if len(text) > 300:  # beyond a float's range arithmetic fails, far from here
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
@@ -255,7 +260,7 @@ def read_jsonl(path: Path | str) -> list[Any]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
-                        records.append(json.loads(line, parse_int=_integer))
+                        records.append(json.loads(line, parse_int=bounded_int))
                     except (ValueError, RecursionError) as error:
                         raise UserError(
                             f"Not valid JSON: {_odd_value(error)}",

@@ -329,6 +329,10 @@ PARSERS = {
     "rows in gzip": _rows("rows.jsonl.gz"),
     "rows in Zstandard": _rows("rows.jsonl.zst"),
     "a log of requests": _rows("requests.jsonl"),
+    "prepare rows": _command("rows.jsonl", "jsonl", "prepare", "rows.jsonl", "-o", "prepared", "model=model", "data.allow_rejects=1"),
+    "prepare messages": _command("messages.jsonl", "jsonl", "prepare", "messages.jsonl", "-o", "prepared-m", "model=model"),
+    "prepare a log": _command("requests.jsonl", "jsonl", "prepare", "requests.jsonl", "-o", "prepared-r", "model=model"),
+    "predictions": _command("predictions.jsonl", "jsonl", "evaluate", "--predictions", "predictions.jsonl", "--dataset", "run/dataset", "-o", "predicted"),
     "GGUF header": Parser("model.gguf", _gguf_header),
     "GGUF model": Parser("model.gguf", _gguf),
     "weights": Parser("model/model.safetensors", _model, "header"),
@@ -542,6 +546,8 @@ def _write_run(folder: Path) -> None:
     )
     done("export", "run", "--format", "adapter", "-o", "artifact")
     shutil.copytree(folder / "run" / "dataset", folder / "dataset2")
+    rows = map(json.loads, (folder / "run" / "dataset" / "test.jsonl").read_text().splitlines())
+    _lines(folder / "predictions.jsonl", [{"id": row["id"], "prediction": row["label"]} for row in rows])
     add_key(folder, "team")
     (folder / "checkpoints").mkdir()
     _write(

@@ -15,6 +15,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_yaml, write_json, write_yaml
 from tuneloop.core.python_file import TRUST, code_of_a_command, run_python_file, trust_code
 from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.models import methods
 from tuneloop.train.config import TrainConfig
 from tuneloop.workflows.recipe import load_recipe, make_recipe
 
@@ -24,6 +25,8 @@ METHOD = (Path(__file__).parents[2] / "examples" / "extend" / "new_method.py").r
 @pytest.fixture(autouse=True)
 def nothing_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNELOOP_TRUSTED_CODE", "")
+    monkeypatch.setattr(methods, "_known", dict(methods._known))  # what is registered is forgotten at the end
+    monkeypatch.setattr(methods, "_of_files", {})
 
 
 @pytest.fixture

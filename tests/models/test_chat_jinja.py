@@ -103,9 +103,7 @@ COMMON = """\
 def test_what_common_templates_use_is_as_in_plain_jinja(known: Template) -> None:
 
     turns = [{"role": "user", "content": f"a word {i} a w"} for i in range(3)]
-    plain = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     plain.filters["tojson"] = lambda value, indent=None: json.dumps(value, indent=indent)
     expected = plain.from_string(COMMON).render(messages=turns)
     assert with_source(known, COMMON).text(turns) == expected  # type: ignore[arg-type]

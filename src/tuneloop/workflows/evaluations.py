@@ -311,7 +311,9 @@ def _key(recipe: Recipe, dataset: Dataset, question: EvalTarget) -> str:
         asked["target"] = [run.id, run.key, run.adapter_hash]
     files = [sha256_file(file) for file in (question.prompt, question.predictions) if file and Path(file).is_file()]
     server = [question.endpoint.address, question.endpoint.model] if question.endpoint else None
-    settings = recipe.model_dump(mode="json", exclude={"output_dir": True, "data": {"sources"}})  # places: the hash counts
+    settings = recipe.model_dump(
+        mode="json", exclude={"output_dir": True, "data": {"sources"}}
+    )  # places: the hash counts
     return content_hash([settings, dataset.manifest.hash, asked, files, server])
 
 

@@ -29,7 +29,6 @@ TESTED_IN = {
     "data/test_extend_data.py": "data.checks.registry data.formats.registry",
     "data/test_prepare.py": "data.config data.dedup_and_split data.prepare_context data.reasons data.write_dataset",
     "data/test_repair.py": "data.spelling",
-    "evaluate/metrics/test_scorers.py": "core.python_file",
     "evaluate/metrics/test_metrics.py": "records.metric",
     "evaluate/review/test_server.py": "cli.review",
     "evaluate/test_classical.py": "evaluate.metrics.embedding",

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import os
+import pty
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from patience import HANG
-from tuneloop.cli.console import IDLE, Screen
+from places import ROOT
+from tuneloop.cli.console import IDLE, Screen, plain_table, print_json, terminal, visible, visible_output
 from tuneloop.core.progress import busy
 
 
@@ -201,3 +208,91 @@ def test_a_command_that_works_without_a_word_is_heard_of() -> None:
     assert first.startswith(f"{IDLE}: 2 s") or first.startswith(f"{IDLE}: 1 s")
     process.stderr.read()
     assert process.wait() == 0 and time.monotonic() - heard > 0.1, "it was heard of before it ended"
+
+
+# --- control characters ----------------------------------------------------------------------------
+
+# Escape sequences of both kinds, a title, bidi overrides, a carriage return that hides, a bell, half of a pair.
+HOSTILE = "a\x1b[2Jb\x9b31mc\x1b]0;title\x07d\u202ee\u2066f\rg\x00h\x7fi\ud800j\u2028k"
+SHOWN = r"a\u001b[2Jb\u009b31mc\u001b]0;title\u0007d\u202ee\u2066f\u000dg\u0000h\u007fi\ud800j\u2028k"  # still one line
+
+
+def test_what_is_printed_has_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    with visible_output():
+        print(HOSTILE, HOSTILE, sep="\t")
+        sys.stderr.writelines([HOSTILE, "\r\n"])
+    out, err = capsys.readouterr()
+    assert out == f"{SHOWN}\t{SHOWN}\n" and err == f"{SHOWN}\r\n"
+    assert not isinstance(sys.stdout, type(visible_output))
+
+
+def test_json_with_control_characters_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {HOSTILE: [HOSTILE, "\\" + HOSTILE, "plain é 🎈"]}
+    with visible_output():
+        print_json(value)
+    out = capsys.readouterr().out
+    assert visible(out) == out and "é 🎈" in out
+    assert json.loads(out) == value
+
+
+def test_tables_and_bars_show_them_too_and_keep_their_own_colours() -> None:
+    stream = io.StringIO()
+    console = terminal(file=stream, force_terminal=True, color_system="standard", width=300)
+    table = plain_table("name")
+    table.add_row(HOSTILE.replace("\ud800", ""))
+    console.print(table)
+    console.print("plain", style="red")
+    text = stream.getvalue()
+    assert r"a\u001b[2Jb\u009b31m" in text and "\x9b" not in text and "\u202e" not in text
+    assert "\x1b[31mplain" in text
+
+
+def test_no_table_of_a_command_goes_around_it() -> None:
+    around = [
+        path.name
+        for path in (ROOT / "src" / "tuneloop" / "cli").glob("*.py")
+        if re.search(r"(?<!class Shown\()\bConsole\(", path.read_text()) and path.name != "console.py"
+    ]
+    assert around == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["report", HOSTILE], ["models", "--registry", HOSTILE], [HOSTILE], ["verify", HOSTILE]]
+)
+def test_errors_quote_names_without_control_characters(arguments: list[str], cli: Any) -> None:
+    arguments = [argument.replace("\x00", "") for argument in arguments]
+    for more in ([], ["--json"]):
+        done = cli(*arguments, *more)
+        assert done.returncode == 2
+        assert visible(done.stdout + done.stderr) == done.stdout + done.stderr
+        if more and done.stdout:
+            json.loads(done.stdout)
+
+
+def test_nothing_gets_to_a_real_terminal(tmp_path: Path, cli_environment: dict[str, str]) -> None:
+    """A prepared file with hostile texts and a hostile name, its commands on a pseudo-terminal."""
+    name = "rows\x1b[31m\u202e.jsonl"
+    hostile = HOSTILE.replace("\ud800", "")
+    rows = [{"text": f"{hostile} {i} good words here", "label": f"{hostile}{i % 2}"} for i in range(20)]
+    (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken \x1b[2J\n")
+    for arguments in (["prepare", name, "-o", "data"], ["check", "data"], ["diff", "data", "data"]):
+        seen = on_a_terminal(arguments, tmp_path, cli_environment)
+        assert "\x9b" not in seen and "\u202e" not in seen and "\x07" not in seen
+        assert r"\u001b[2K" not in seen  # rich's own
+        assert "\x1b[2J" not in seen and "\x1b]" not in seen and "\x1b[31m\u202e" not in seen
+
+
+def on_a_terminal(arguments: list[str], folder: Path, environment: dict[str, str]) -> str:
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tuneloop", *arguments], stdin=follower, stdout=follower, stderr=follower, cwd=folder,
+        env={**environment, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(follower)
+    seen = bytearray()
+    with contextlib.suppress(OSError):  # what a closed terminal answers
+        while piece := os.read(leader, 65536):
+            seen += piece
+    process.wait()
+    os.close(leader)
+    return seen.decode("utf-8", "replace")

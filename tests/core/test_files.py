@@ -21,11 +21,14 @@ from tuneloop.core.files import (
     build_config,
     config_keys,
     content_hash,
+    inside,
     lock_folder,
     plain,
+    plain_cell,
     read_json,
     read_jsonl,
     read_yaml,
+    unquoted_cell,
     write_bytes,
     write_json,
     write_jsonl,
@@ -394,3 +397,41 @@ def test_a_user_without_a_home_has_a_place_for_caches(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(files.Path, "home", staticmethod(nobody))
     assert files.home().parent.is_dir()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "+1 for this", "-x", "@SUM(A1)", "\tx", "\r=x", " =1", "'=1", "''-x", "=cmd|' /C calc'!A0", "-1-1", "plain",
+     "'quoted'", "", "-5", "+1e-3", "a=b", "'-5", "\n=1"],
+)  # fmt: skip
+def test_a_cell_is_no_formula_and_comes_back(text: str) -> None:
+    cell = plain_cell(text)
+    assert unquoted_cell(cell) == text
+    assert not cell.strip().startswith(("=", "+", "-", "@")) or cell in ("-5", "+1e-3")
+    assert not cell.startswith(("\t", "\r"))
+
+
+def test_numbers_in_cells_stay_numbers() -> None:
+    assert [plain_cell(value) for value in (-5, -0.5, None, True)] == [-5, -0.5, None, True]
+
+
+def test_a_manifest_names_files_within_its_folder_only(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "folder", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    (folder / "link").symlink_to(outside)
+    for name in ("a.jsonl", "a/b.jsonl", "a/../b.jsonl", "..a", "../folder/a"):
+        assert inside(folder, name) == folder / name
+    for name in (
+        "../outside/x",
+        "..",
+        ".",
+        "",
+        str(outside),
+        "/etc/passwd",
+        "link/x",
+        "x\0",
+        "a/../../b",
+    ):
+        with pytest.raises(UserError, match="outside its folder"):
+            inside(folder, name)

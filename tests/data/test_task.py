@@ -125,7 +125,7 @@ def tickets(tmp_path: Path) -> TaskSpec:
     return prepared(tmp_path, [{"text": words(i), "label": f"l{i % 3}"} for i in range(40)])[1]
 
 
-def test_one_column_of_another_name_is_taken_and_of_several_one_must_be_named(tickets: TaskSpec) -> None:
+def test_a_column_of_another_name_must_be_named(tickets: TaskSpec) -> None:
     wanted = [tickets.system, "Where is it?"]
 
     def asked(record: dict[str, Any], **options: Any) -> list[str]:
@@ -133,7 +133,10 @@ def test_one_column_of_another_name_is_taken_and_of_several_one_must_be_named(ti
         assert isinstance(made, Prompt)
         return [turn["content"] for turn in made.messages]
 
-    assert asked({"ticket": "Where is it?"}) == wanted
+    with pytest.raises(UserError, match="trained on the columns 'text'; 'text' not there") as refused:
+        prompt_reader(tickets, [{"ticket": "Where is it?"}])
+    assert refused.value.where == "columns: 'ticket'" and "--column ticket" in refused.value.next_step
+    assert asked({"ticket": "Where is it?"}, column="ticket") == wanted
     assert asked({"id": 3, "ticket": "Where is it?"}, column="ticket") == wanted
     assert asked({"messages": [{"role": "user", "content": "Where is it?"}]}) == wanted
     assert asked({"text": "Where is it?"}, system="Other.") == ["Other.", "Where is it?"]

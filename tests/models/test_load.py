@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tuneloop.models.load import load_model, load_tokenizer
+from tuneloop.core.errors import UserError
+from tuneloop.models.load import load_model, load_tokenizer, weight_files
 from tuneloop.models.random_model import SIZES, random_model
 
 # Multiplies rows of 300 lengths, as training on rows of ever new lengths does, and prints the MiB that the heap then holds.
@@ -78,3 +81,59 @@ def test_weights_in_the_dtype_of_their_file_are_mapped_so_that_processes_share_t
     assert (
         converted.head.dtype == torch.float32
     )  # in memory of its own; how much is new depends on what was freed before
+
+
+def test_code_of_a_models_folder_is_never_run(tiny_llama: Path, tmp_path: Path) -> None:
+    """An architecture that the folder itself brings: Transformers would ask, or import it."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w').close()\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="Transformers can't load"):
+        load_model(str(folder), dtype="float32")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_pickled_weights_are_not_loaded(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    (folder / "model.safetensors").unlink()
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return open, (str(tmp_path / "canary"), "w")
+
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"model.norm.weight": Evil()}))
+    for kind in ("llama", "qwen2"):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": kind}))
+        with pytest.raises(UserError):
+            load_model(str(folder), dtype="float32")
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd", "a/b.safetensors", 3])
+def test_an_index_names_weights_of_its_folder_only(name: object, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match="index names"):
+        weight_files(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_hidden_layers": 10**9}, {"vocab_size": 2**60}, {"hidden_size": "64"}, {"num_attention_heads": 0}, {"head_dim": -1},
+     {"rope_parameters": ["x"]}, {"rope_parameters": {"rope_type": "llama3"}}, {"num_key_value_heads": 3},
+     {"model_type": "qwen2", "num_hidden_layers": 10**8}],
+)  # fmt: skip
+def test_a_configuration_that_can_not_be_is_refused_at_once(
+    change: dict[str, Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError):
+        load_model(str(folder), dtype="float32")

@@ -97,9 +97,9 @@ def test_the_file_of_a_method_is_all_that_a_job_needs(
 
     artifact = tmp_path / "artifact"
     commands = [
-        ["evaluate", str(run), "--json"],
-        ["export", str(run), "--out", str(artifact)],
-        ["export", str(run), "--format", "adapter"],
+        ["evaluate", str(run), "--json", "--trust-code"],
+        ["export", str(run), "--out", str(artifact), "--trust-code"],
+        ["export", str(run), "--format", "adapter", "--trust-code"],
     ]
     done = commands_in_one_process(commands, {})
     assert done.returncode == 9 and "has no such form" in done.stderr, done.stderr  # the last one is refused

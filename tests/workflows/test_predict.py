@@ -18,8 +18,10 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl, write_json
 from tuneloop.data.dataset import load_dataset
+from tuneloop.data.sources.read import read_records
 from tuneloop.data.task import Prompt
 from tuneloop.inference.request import Request
+from tuneloop.records.rows import Reject
 from tuneloop.workflows import predict as predicting
 from tuneloop.workflows.export import export_run
 from tuneloop.workflows.predict import Asker, Options
@@ -354,3 +356,32 @@ def test_a_data_set_that_says_too_little_costs_no_training_that_is_done(make_tun
     manifest = dataset.manifest.model_copy(update={"config": {"of_another_version": 1}})
     write_task(RunContext(load_run_recipe(run, []), run, say=said.append), replace(dataset, manifest=manifest))
     assert "can't be kept with it" in said[0] and read_json(run / "adapter" / "tuneloop.json") == before
+
+
+def test_a_table_of_answers_holds_no_formula_and_is_read_back(
+    make_tuned: MakeTuned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_tuned()
+    texts = ["=cmd|' /C calc'!A0", "+1 where is it", "-broken", "@SUM(A1:A9)", "\tthank you", "'=quoted", "-5"]
+    write("in.jsonl", [{"=name": text, "text": text, "n": -5} for text in texts])
+    told(capsys, "predict", str(run), "in.jsonl", "--out", "out.csv")
+    with open("out.csv", newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    assert all(
+        not cell.strip().startswith(("=", "+", "-", "@")) or cell == "-5" for row in [head, *rows] for cell in row
+    )
+    assert [row[2] for row in rows] == ["-5"] * len(texts)
+    back = [record.value for record in read_records(["out.csv"]) if not isinstance(record, Reject)]
+    assert [record["text"] for record in back] == texts
+
+
+def test_rows_without_the_models_column_are_refused_with_both_lists(
+    make_tuned: MakeTuned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_tuned()
+    for record in ({"note": "where is it"}, {"note": "where is it", "n": 3}):
+        write("in.jsonl", [record])
+        assert main(["predict", str(run), "in.jsonl", "-o", "out.csv"]) == 2
+        message = capsys.readouterr().err
+        assert "'text'" in message and "'note'" in message and "--column" in message
+        assert not Path("out.csv").exists()

@@ -12,7 +12,7 @@ import pytest
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json, write_yaml
-from tuneloop.workflows.registry import is_run
+from tuneloop.workflows.registry import evaluation_place, find_run, is_run, open_registry, run_folder_of, version_of
 from tuneloop.workflows.serve import serve_config
 
 pytest.importorskip("mlflow", reason="needs MLflow")
@@ -76,3 +76,34 @@ def test_a_damaged_run_is_refused_with_its_file(tmp_path: Path, damaged: str) ->
     with pytest.raises(UserError) as caught:
         is_run(tmp_path, "k")
     assert str(tmp_path / "run.json") in str(caught.value.where)
+
+
+def test_a_renamed_run_keeps_what_was_measured_of_it(two_runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Its artifact, its release and a second look find it by what stands in its `run.json`."""
+    run = Path(two_runs[0])
+    assert main(["evaluate", str(run), "--dataset", f"{run}/dataset", "--few-shot", "1", "-q"]) == 0
+    (evaluated,) = (run / "evals").iterdir()
+    before = read_json(evaluated / "eval.json")
+    assert main(["evaluate", str(run), "--dataset", f"{run}/dataset", "--out", str(run), "-q"]) == 0
+    assert main(["export", str(run), "--format", "adapter", "-o", "artifact", "-q"]) == 0
+    assert main(["register", "artifact", "--name", "support", "-q"]) == 0
+
+    renamed = run.rename("runs/of-last-week")
+    assert find_run("first", "0" * 64) == renamed
+    version = version_of(open_registry(), "support@candidate")
+    assert run_folder_of(version) == renamed
+    assert evaluation_place("support@candidate") == str(renamed)
+    assert main(["register", "artifact", "--name", "again", "-q"]) == 0
+    assert run_folder_of(version_of(open_registry(), "again@candidate")) == renamed.resolve()
+    assert main(["evaluate", str(renamed), "--dataset", f"{renamed}/dataset", "--few-shot", "1", "-q"]) == 0
+    (found,) = (renamed / "evals").iterdir()
+    assert found.name == evaluated.name and read_json(found / "eval.json")["key"] == before["key"]
+
+
+def test_the_name_of_a_run_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outside = tmp_path.parent / "outside"
+    outside.mkdir(exist_ok=True)
+    write_json(outside / "run.json", {"version": 1, "id": "x", "key": "k"})
+    Path("runs").mkdir()
+    assert find_run("../../outside", "k") is None

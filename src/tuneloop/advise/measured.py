@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import nearest_path, read_json
+from tuneloop.core.files import inside, nearest_path, read_json
 from tuneloop.core.significance import wilson_interval
 from tuneloop.evaluate.metrics import declare, likely_to_decide, lower_is_better
 from tuneloop.models.methods import USUAL
@@ -251,7 +251,7 @@ def _known_of_evaluation(path: Path, metric: str) -> dict[str, Any]:
 def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
     """What `baselines.json` and its evaluations say: the base model and the cheap alternatives."""
     listed = read_record(BaselinesManifest, folder)
-    manifests = {name: read_record(EvaluationManifest, folder / place) for name, place in listed.systems.items()}
+    manifests = {name: read_record(EvaluationManifest, inside(folder, place)) for name, place in listed.systems.items()}
     n = max((manifest.n for manifest in manifests.values()), default=0)
     metrics = {name: manifest.metrics for name, manifest in manifests.items()}
     metric = metric or next(filter(None, map(_decided_by, manifests.values())), "")

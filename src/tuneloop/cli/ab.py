@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import plain_table, print_json, screen
+from tuneloop.cli.console import plain_table, print_json, screen, terminal
 from tuneloop.cli.endpoint import ConnectionOptions
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.flag import flag
@@ -29,9 +29,8 @@ def plan(*, options: ExperimentPlanOptions, output: Output) -> None:
     if output.json:
         print_json(found)
         return
-    from rich.console import Console
 
-    console = Console(highlight=False)
+    console = terminal(highlight=False)
     for line in found.summary:
         console.print(line, markup=False)
     console.print("\nSimulated experiments that have ended by then", _power_table(found.power), sep="\n")

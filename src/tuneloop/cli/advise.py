@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tuneloop.advise.config import AdviseOptions
-from tuneloop.cli.console import Settings, plain_table, print_json, screen, split_arguments
+from tuneloop.cli.console import Settings, plain_table, print_json, screen, split_arguments, terminal
 from tuneloop.cli.numbers import amount, count
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
@@ -253,9 +253,8 @@ def _say(console: Any, text: str, style: str = "", first: str = "", rest: str = 
 
 
 def _print(advice: Advice, html: str) -> None:
-    from rich.console import Console
 
-    console = Console(highlight=False)
+    console = terminal(highlight=False)
     style = {"dont": "bold yellow", "prompt": "bold cyan", "tune": "bold green"}[advice.answer]
     _say(console, advice.headline, style)
     for i, reason in enumerate(advice.reasons):

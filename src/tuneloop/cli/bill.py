@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop.cli.console import plain_table, print_json
+from tuneloop.cli.console import plain_table, print_json, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
@@ -44,14 +44,13 @@ def command(
 
 
 def _show(found: Bill) -> None:
-    from rich.console import Console
 
     from tuneloop.scale.bill import dollars, to_table
 
     table = plain_table("name", "host", "predicted", "paid", "paid / predicted")
     for row in to_table(found):
         table.add_row(*row)
-    Console().print(table)
+    terminal().print(table)
     if found.predicted:
         ratio = found.paid / found.predicted
         print(f"\n{dollars(found.paid)} paid for what was to cost {dollars(found.predicted)}: {ratio:,.2f} times")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import plain_table, print_json, screen
+from tuneloop.cli.console import plain_table, print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
@@ -64,7 +64,6 @@ def _read(against: str, manifest: DatasetManifest, say: Any) -> list[Row]:
 
 
 def _print(name: str, checks: Sequence[Check]) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from tuneloop.report.facts import clean
@@ -81,6 +80,6 @@ def _print(name: str, checks: Sequence[Check]) -> None:
                     place = f"{Path(example['source']).name}:{example['line']}  "
                     table.add_row("", Text(clean(place + example["text"]), style="dim"))
     counts = {level: sum(check.level == level for check in checks) for level in LEVELS}
-    console = Console(highlight=False)
+    console = terminal(highlight=False)
     console.print(table)
     console.print(f"\n{name}: {', '.join(f'{n} {level}' for level, n in counts.items() if n)}", markup=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
-from tuneloop.cli.console import Screen, print_json, screen
+from tuneloop.cli.console import Screen, print_json, screen, terminal
 from tuneloop.cli.endpoint import PricedEndpointOptions
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
@@ -85,11 +85,9 @@ def command(
         print_json(result)
         return
     if not judging.check_judge:
-        from rich.console import Console
-
         from tuneloop.report.compare_terminal import print_comparison
 
-        print_comparison(read_record(EvaluationManifest, Path(result["path"])), Console(markup=False, highlight=False))
+        print_comparison(read_record(EvaluationManifest, Path(result["path"])), terminal(markup=False, highlight=False))
     for word in words:
         print(word)
     if not judging.check_judge:

@@ -1,4 +1,8 @@
-"""What all commands share: progress and lines on stderr, one JSON object on stdout, errors without tracebacks."""
+"""What all commands share: progress and lines on stderr, one JSON object on stdout, errors without tracebacks.
+
+All that is printed goes through here, and no control character gets to a terminal: texts of requests, rows, answers and file
+names are other people's. What is unsafe is written as JSON writes it, so that a line of JSON means the same as before.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -26,6 +30,62 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as in train.epochs=2.", show_default=False),
 ]
+
+
+# Control characters but tab and line feed, halves of surrogate pairs, and what turns the direction of text around.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)"
+)
+
+
+def visible(text: str) -> str:
+    r"""A text as a terminal may show it: an escape character is `\u001b`."""
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class _Visible:
+    """A text stream that writes what is `visible`."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        while hasattr(stream, "rich_proxied_file"):
+            stream = stream.rich_proxied_file
+        self.rich_proxied_file = stream  # where rich writes itself, its own control characters included: see `terminal`
+
+    def write(self, text: str) -> int:
+        return int(self.stream.write(visible(text)))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def visible_output() -> Iterator[None]:
+    """For a while stdout and stderr take no control characters."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Visible(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def terminal(**settings: Any) -> Any:
+    """A console of rich's for tables and bars; what stands in them is `visible`."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Shown(Console):
+        def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+            return super()._render_buffer(
+                part if part.control else Segment(visible(part.text), part.style) for part in buffer
+            )
+
+    return Shown(**settings)
 
 
 # Held by whoever writes. No process is forked meanwhile: its copy of stderr would stay locked for ever.
@@ -106,7 +166,7 @@ class Screen:
             if self.bars is not None:
                 self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
             else:
-                print(line, file=sys.stderr, flush=True)
+                print(visible(line), file=sys.stderr, flush=True)
 
     def beat(self) -> None:
         """Say what goes on if it is time to: a plain line, or a bar where no task has one."""
@@ -207,7 +267,6 @@ def screen(quiet: bool, doing: str = IDLE) -> Iterator[Screen]:
         with shown.beating():
             yield shown
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -239,7 +298,8 @@ def screen(quiet: bool, doing: str = IDLE) -> Iterator[Screen]:
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), Rate(), TimeElapsedColumn(),
         TextColumn("left"), Left(), TextColumn("{task.fields[note]}", style="dim"),
     ]  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=60) as bars:
+    bars = Progress(*columns, console=terminal(stderr=True), transient=True, speed_estimate_period=60)
+    with bars, visible_output():  # it has taken the place of both
         shown.bars = bars
         with shown.beating():
             yield shown
@@ -273,6 +333,8 @@ def drop_unwritable_output() -> None:
 
 
 _PASSWORD = re.compile(r"(postgres(?:ql)?://[^\s:/@]*):\S+@")  # in a URL that was given
+_REFUSED = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT)  # by the disk
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 UNEXPECTED = "something that should not happen: "
 
 
@@ -286,9 +348,13 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
         return 130
     if isinstance(error, OSError):
         drop_unwritable_output()
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in _REFUSED:
         error = UserError(f"The disk refuses: {error.strerror}", where=str(error.filename or "."),
                           next_step="free space, or choose another folder with output_dir=FOLDER; the same command then goes on")  # fmt: skip
+    if isinstance(error, OSError) and error.errno in _NO_NAME:
+        error = UserError(
+            f"Can't open it: {error.strerror}", where=str(error.filename)[:200], next_step="check the path"
+        )
     if not isinstance(error, UserError) and _is_out_of_memory(error):
         step = "set train.micro_batch_tokens=512 and a smaller data.max_length, then run the same command again"
         error = UserError("Out of memory", next_step=step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.cli.console import plain_table, print_json, screen
+from tuneloop.cli.console import plain_table, print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
 
@@ -34,9 +34,8 @@ def command(
     if output.json:
         print_json({"identical": diff.identical, **{name: getattr(diff, name) for name in diff.__dataclass_fields__}})
         return
-    from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = terminal(highlight=False, soft_wrap=False)
     _print_head(diff, console)
     _print_rows(diff, console)
     _print_labels(diff, console)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import plain_table, print_json, screen
+from tuneloop.cli.console import plain_table, print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
@@ -55,7 +55,6 @@ def command(
     if _is_store(dataset):
         _from_store(dataset, match, more, dry_run=dry_run, yes=yes, output=output)
         return
-    from rich.console import Console
 
     from tuneloop.data.forget import descendants, find_rows, forget, personal_settings
     from tuneloop.data.pii import hidden
@@ -64,7 +63,7 @@ def command(
     from tuneloop.workflows.forget_requests import versions_of
     from tuneloop.workflows.prepare import measure_of
 
-    console = Console(highlight=False, quiet=output.json)
+    console = terminal(highlight=False, quiet=output.json)
     matcher = Matcher(match, regex)
     matcher = Matcher(match, regex, pseudonyms(matcher, personal_settings(dataset)))
     with screen(output.quiet, "looking for rows"):
@@ -204,7 +203,6 @@ def _end(text: str, longest: int) -> str:
 
 def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool, output: Output) -> None:
     """Erase from a server's store, or show by a receipt that it was done."""
-    from rich.console import Console
 
     from tuneloop.serve.store import store_folder, store_name
     from tuneloop.workflows.forget_requests import forget_requests, made_of_requests, pending, proof_of, rebuild
@@ -248,7 +246,7 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
         )
         if done:
             print(f"receipt {done.receipt}: keep it; with it --receipt shows what was erased. It stands nowhere else.")
-        _print_made(made, Console(highlight=False))
+        _print_made(made, terminal(highlight=False))
         for old, new in again.items():
             print(f"{old} is now {new}: the rows were removed from it")
     raise typer.Exit(0 if found.anything else 1)

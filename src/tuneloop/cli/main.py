@@ -20,11 +20,12 @@ import typer.core
 import typer.main
 
 from tuneloop import __version__
-from tuneloop.cli.console import report_error
+from tuneloop.cli.console import report_error, visible_output
 from tuneloop.cli.parameters import Command, expanded
 from tuneloop.cli.unread import drop_unread_output
 from tuneloop.core.errors import UserError
 from tuneloop.core.parent import end_with_parent
+from tuneloop.core.python_file import code_of_a_command
 
 # The commands by stage of the life cycle. Each is `command` in the module of its name, which is imported when it is needed.
 COMMANDS: dict[str, dict[str, str]] = {
@@ -201,9 +202,13 @@ def _ended_by_signal() -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit status: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with visible_output():
+        return _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: list[str]) -> int:
     try:
-        with _ended_by_signal():
+        with _ended_by_signal(), code_of_a_command(arguments):
             status = app(args=arguments, prog_name="tuneloop", standalone_mode=False) or 0
         if status == 130:  # typer has turned the interrupt into a status
             raise KeyboardInterrupt

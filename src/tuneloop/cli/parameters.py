@@ -36,6 +36,7 @@ class Output:
     json: bool = switch("Print exactly one JSON object on stdout.")
     quiet: bool = switch("Print no progress and no lines on the way.", "-q")
     debug: bool = switch("Show tracebacks.")
+    trust_code: bool = switch("Run the Python files that a run's or another folder's settings name.")
 
 
 def argument(metavar: str, help: str, default: Any = ...) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import print_json, screen, split_arguments
+from tuneloop.cli.console import print_json, screen, split_arguments, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
 from tuneloop.scale.clusters import refuse_other_place
@@ -57,11 +57,9 @@ def command(
         print_json({"path": dataset.path, **dataset.manifest.to_json()})
     else:
         if not output.quiet:
-            from rich.console import Console
-
             from tuneloop.report.data_terminal import data_summary
 
-            Console(stderr=True).print(data_summary(dataset.manifest))
+            terminal(stderr=True).print(data_summary(dataset.manifest))
         print(f"{dataset.id}  {dataset.path}")
         after = "put the errors right first" if errors else f"tuneloop train {dataset.path}"
         print(f"report: {dataset.path}/report.html   next: {after}")
@@ -72,12 +70,11 @@ def command(
 
 def _say_errors(errors: Sequence[Check]) -> None:
     """The checks at `error`, where nobody overlooks them: not even with --quiet or --json."""
-    from rich.console import Console
     from rich.text import Text
 
     from tuneloop.report.facts import clean
 
-    console = Console(stderr=True, highlight=False)
+    console = terminal(stderr=True, highlight=False)
     for check in errors:
         console.print(Text.assemble(("ERROR ", "bold red"), (check.name, "bold"), f"  {clean(check.message)}"))
         console.print(Text(f"      {clean(check.remedy)}", style="cyan"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
@@ -20,7 +20,6 @@ def command(
 
     It also prints the table with which a run ends.
     """
-    from rich.console import Console
 
     from tuneloop.records.evaluation import EvaluationManifest
     from tuneloop.records.record import read_record
@@ -41,4 +40,4 @@ def command(
     if output.json:
         print_json(summary(folder) | {"report": str(page)})
     elif not output.quiet:
-        print_closing(folder, Console())
+        print_closing(folder, terminal())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tuneloop.cli.console import terminal
 from tuneloop.records.rows import Row
 
 if TYPE_CHECKING:
@@ -24,10 +25,9 @@ def print_rows(model: str, rows: Sequence[Row], *, to_stderr: bool = False) -> N
 
 def print_rendered(template: Template, rows: Sequence[tuple[str, Rendered]], *, to_stderr: bool = False) -> None:
     """`print_rows` for rows that are rendered, each with a title."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=to_stderr)
+    console = terminal(stderr=to_stderr)
     plain = not console.is_terminal
     for title, rendered in rows:
         text = Text()

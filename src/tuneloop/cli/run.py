@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import Settings, print_json, screen
+from tuneloop.cli.console import Settings, print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.scale.clusters import RemoteWish, is_ray, refuse_options_of_rented
 
@@ -30,7 +30,6 @@ def command(
     With --on ray a Ray cluster does it. With another place the data are prepared here, and a project is written that does the
     rest there.
     """
-    from rich.console import Console
 
     from tuneloop.workflows.distributed import shared_out
     from tuneloop.workflows.recipes import recipe_of
@@ -58,7 +57,7 @@ def command(
     else:
         from tuneloop.report.terminal import print_closing
 
-        print_closing(folder, Console())
+        print_closing(folder, terminal())
 
 
 def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:

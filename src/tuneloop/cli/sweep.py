@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop.cli.console import Settings, plain_table, print_json, screen
+from tuneloop.cli.console import Settings, plain_table, print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
@@ -52,7 +52,6 @@ def command(
 
 def _show(found: SweepManifest) -> None:
     """A table of the trials, the longest and best first, and what to do next."""
-    from rich.console import Console
 
     from tuneloop.workflows.sweep import words
 
@@ -60,5 +59,5 @@ def _show(found: SweepManifest) -> None:
     for trial in sorted(found.trials, key=lambda each: (-each.share, each.val_loss is None, each.val_loss or 0.0)):
         loss = "failed" if trial.val_loss is None else f"{trial.val_loss:.4f}"
         table.add_row(words(trial.settings), f"{trial.share:.0%}", loss, f"{trial.minutes:.1f}")
-    Console().print(table)
+    terminal().print(table)
     print(f"\nBest by validation: {words(found.best or {})}\n{found.run}\nnext      tuneloop report {found.run}")

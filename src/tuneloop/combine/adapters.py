@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, nearest_path, read_json, user_errors_of_the_disk
+from tuneloop.core.files import content_hash, nearest_path, read_json_object, user_errors_of_the_disk
 from tuneloop.models.peft_layout import (
     A_END,
     B_END,
@@ -148,7 +148,7 @@ def open_adapter(name: str, folder: Path, fingerprint: str = "") -> Adapter:
     """
     if not (folder / SETTINGS).is_file():
         raise UserError("There is no adapter here", where=str(folder), next_step=nearest_path(folder / SETTINGS))
-    settings: dict[str, Any] = read_json(folder / SETTINGS)
+    settings: dict[str, Any] = read_json_object(folder / SETTINGS)
     kind = settings.get("peft_type")
     cant = [what for key, what in _CANT.items() if settings.get(key)]
     if kind != "LORA":
@@ -161,7 +161,7 @@ def open_adapter(name: str, folder: Path, fingerprint: str = "") -> Adapter:
         raise UserError(
             f"The adapter has no {WEIGHTS}", where=str(folder), next_step="save it as safetensors with PEFT"
         )
-    own = read_json(folder / OWN) if (folder / OWN).is_file() else {}
+    own = read_json_object(folder / OWN) if (folder / OWN).is_file() else {}
     return Adapter(name, folder, str(own.get("base_fingerprint") or fingerprint), settings)
 
 
@@ -208,9 +208,9 @@ def _vocabulary(folder: Path) -> str | None:
 
 def _template(folder: Path) -> str | None:
     file = folder / "tokenizer_config.json"
-    template = read_json(file).get("chat_template") if file.is_file() else None
+    template = read_json_object(file).get("chat_template") if file.is_file() else None
     return template if isinstance(template, str) and template else None
 
 
 def _quantised(folder: Path) -> str | None:
-    return str(read_json(folder / OWN).get("quantised", "")) if (folder / OWN).is_file() else None
+    return str(read_json_object(folder / OWN).get("quantised", "")) if (folder / OWN).is_file() else None

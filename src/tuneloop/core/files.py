@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 import time
@@ -20,6 +21,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuneloop.core.errors import UserError, did_you_mean
+
+FROM_FILE: dict[
+    str, Any
+] = {}  # context of validation: the values may be another person's; None where Python code made them
 
 
 class Config(BaseModel):
@@ -182,6 +187,28 @@ def write_yaml(path: Path | str, value: Any) -> None:
     write_text(path, yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True, width=100))
 
 
+def plain_cell(value: Any) -> Any:
+    """A value of a CSV file as a spreadsheet may open it: before a text that it would compute stands an apostrophe.
+
+    Spreadsheets take a cell that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a formula, spaces before it left out.
+    Numbers stay, those in texts too. A text that began with apostrophes and one of these gets one more, so that `unquoted_cell`
+    gives every text back.
+    """
+    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
+
+
+def unquoted_cell(text: str) -> str:
+    """The text of a cell before `plain_cell`."""
+    quoted = text.startswith("'") and _FORMULA.match(text[1:]) and not _NUMBER.fullmatch(text[1:])
+    return text[1:] if quoted else text
+
+
+_FORMULA = re.compile(r"'*\s*[=+\-@\t\r]|\s*[\t\r]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
 def plain(value: Any) -> Any:
     """Records to dictionaries, NaN and infinities to None: what strict JSON can hold."""
     if hasattr(value, "to_json"):
@@ -205,6 +232,24 @@ def plain(value: Any) -> Any:
 # --- reading -----------------------------------------------------------------------------------
 
 
+def inside(folder: Path, name: str) -> Path:
+    """A file or folder that a manifest names, which may be another person's: it is within `folder`, links included.
+
+    Raises:
+        UserError: it is not.
+    """
+    place = folder / name
+    try:
+        within = place.resolve().is_relative_to(folder.resolve()) and place.resolve() != folder.resolve()
+    except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, links in a circle
+        within = False
+    if not within:
+        raise UserError(
+            f"A file outside its folder is named: {name!r:.200}", where=str(folder), next_step="correct the name"
+        )
+    return place
+
+
 def nearest_path(path: Path | str) -> str:
     """What to do about a path that does not exist: the name nearest to it in its folder, where there is one."""
     path = Path(path)
@@ -222,13 +267,36 @@ def read_json(path: Path | str) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_int=bounded_int)
     except FileNotFoundError:
         raise UserError("No such file", where=str(path), next_step="check the path") from None
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"Not valid JSON: {_odd_value(error)}", where=str(path), next_step="delete the file and run its stage again"
         ) from None
+
+
+def read_json_object(path: Path | str) -> dict[str, Any]:
+    """`read_json` of a file that holds an object.
+
+    Raises:
+        UserError: it is missing or damaged, or holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError("The file holds no JSON object", where=str(path), next_step="restore the file")
+    return value
+
+
+def bounded_int(text: str) -> int:
+    """An integer of a JSON file.
+
+    Raises:
+        ValueError: no float is so large.
+    """
+    if len(text) > 300:  # beyond a float's range arithmetic fails, far from here
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def read_jsonl(path: Path | str) -> list[Any]:
@@ -244,7 +312,7 @@ def read_jsonl(path: Path | str) -> list[Any]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
-                        records.append(json.loads(line))
+                        records.append(json.loads(line, parse_int=bounded_int))
                     except (ValueError, RecursionError) as error:
                         raise UserError(
                             f"Not valid JSON: {_odd_value(error)}",
@@ -253,6 +321,10 @@ def read_jsonl(path: Path | str) -> list[Any]:
                         ) from None
     except FileNotFoundError:
         raise UserError("No such file", where=str(path), next_step="check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"Not UTF-8: {error.reason}", where=str(path), next_step="delete the file and run its stage again"
+        ) from None
     return records
 
 
@@ -359,7 +431,7 @@ def build_config(
             ) from None
         _set(tree, key, value, cls, "the command line")
     try:
-        return cls.model_validate(tree)
+        return cls.model_validate(tree, context=FROM_FILE)
     except ValidationError as error:
         raise _config_error(cls, error, _place_of(error, overrides, aliases, where)) from None
 
@@ -387,7 +459,7 @@ def _odd_value(error: Exception) -> str:
     """Why YAML or JSON can't be read that has no syntax error."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return "a number of thousands of digits" if "digits" in str(error) else str(error)
+    return "a number of thousands of digits" if "integer string conversion" in str(error) else str(error)
 
 
 def _is_text(cls: type[BaseModel], key: str) -> bool:

@@ -1,20 +1,83 @@
-"""A Python file of the user's own, run in this process: scorers, training methods."""
+"""A Python file of the user's own, run in this process: scorers, training methods.
+
+It runs only where the user has named it: on the command line, in a recipe given there, or in a call from Python. What a folder
+names (a run, an artifact, a data set, a router) may be another person's, and runs with `--trust-code` alone.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+import re
 import sys
 import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from tuneloop.core.errors import UserError
 
+TRUST = "--trust-code"
+_TRUSTED = (
+    "TUNELOOP_TRUSTED_CODE"  # files, one a line, or *: in the environment, where the processes of a command find it
+)
+_CODE_FILE = re.compile(r"[^\s=,{}\[\]'\"]+\.(?:py|ya?ml)(?=$|[\s:,}\]'\"])")  # YAML: tasks of lm-eval hold Python
+
+
+def trust_code(named: object) -> None:
+    """Let the Python files run that the user has named.
+
+    Args:
+        named: an argument, a recipe's values or any part of them; `*` is every file.
+    """
+    if isinstance(named, Mapping):
+        named = list(named.values())
+    if isinstance(named, list | tuple):
+        for part in named:
+            trust_code(part)
+    elif isinstance(named, str):
+        files = ["*"] if named == "*" else [str(_path(file)) for file in _CODE_FILE.findall(named)]
+        os.environ[_TRUSTED] = "\n".join(dict.fromkeys([*_trusted(), *files]))
+
+
+@contextlib.contextmanager
+def code_of_a_command(arguments: Sequence[str]) -> Iterator[None]:
+    """Trust the files that a command line names, and with `--trust-code` every file, until it ends."""
+    before = os.environ.get(_TRUSTED)
+    trust_code(["*" if argument == TRUST else argument for argument in arguments if argument != "*"])
+    try:
+        yield
+    finally:
+        os.environ.pop(_TRUSTED, None)
+        os.environ.update({} if before is None else {_TRUSTED: before})
+
+
+def _trusted() -> list[str]:
+    return os.environ.get(_TRUSTED, "").splitlines()
+
+
+def _path(file: str) -> Path:
+    return Path(file).expanduser().resolve()
+
+
+def need_trust(file: str, where: str) -> None:
+    """Refuse a file with code that the user has not named.
+
+    Raises:
+        UserError: a folder names it.
+    """
+    if not {"*", str(_path(file))} & set(_trusted()):
+        raise UserError(
+            f"{file} is code that a folder names and you have not: it is not run", where=where,
+            next_step=f"read the file; where you trust it, run the same command with {TRUST}",
+        )  # fmt: skip
+
 
 def run_python_file(file: str, where: str, what: str) -> ModuleType:
     """The module that a file makes.
 
-    It runs with everything that the user may do: only files that the user names are given here.
+    It runs with everything that the user may do.
 
     Args:
         file: its path, from the current folder.
@@ -22,11 +85,12 @@ def run_python_file(file: str, where: str, what: str) -> ModuleType:
         what: what it is, in words, as in `scorer's file`.
 
     Raises:
-        UserError: there is no such file, or it fails.
+        UserError: there is no such file, it fails, or a folder names it and not the user.
     """
     path = Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"No file {file!r}", where=where, next_step="the path starts at the current folder")
+    need_trust(file, where)
     spec = importlib.util.spec_from_file_location(f"tuneloop_user_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"Not a Python file: {file!r}", where=where, next_step="name a file that ends in .py")

@@ -85,7 +85,7 @@ def _connect(ray: Any, place: str) -> None:
 def _recorded_cluster() -> str:
     """HOST:PORT of the cluster that Ray has noted for this machine; empty: none."""
     with contextlib.suppress(OSError):
-        return (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()
+        return (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()  # noqa: S108 - Ray's own folder
     return ""
 
 

@@ -14,7 +14,7 @@ from typing import Any, overload
 import orjson
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_jsonl, sha256_file
+from tuneloop.core.files import content_hash, inside, read_jsonl, sha256_file
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.split import SPLITS, key64
@@ -216,7 +216,7 @@ def load_dataset(path: Path | str, *, verify: bool = True) -> Dataset:
     splits: dict[str, RowFile] = {}
     for split in SPLITS:
         about = manifest.splits.by_name[split]
-        file = folder / (about.path or f"{split}.jsonl")
+        file = inside(folder, about.path or f"{split}.jsonl")
         if not file.is_file():
             raise UserError("A split of the data set is missing", where=str(file), next_step=AGAIN)
         if verify and sha256_of_source(file) != about.sha256:

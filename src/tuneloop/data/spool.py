@@ -274,7 +274,7 @@ class Table:
         first = 0
         with open(self._folder / "sides", "rb") as file:
             for source, n in zip(self.source_of, self._rows_of, strict=True):
-                yield source, range(first, first + n), *pickle.load(file)
+                yield source, range(first, first + n), *pickle.load(file)  # noqa: S301 - a file of this process, in its own temporary folder
                 first += n
 
     def __enter__(self) -> Table:

@@ -190,7 +190,8 @@ def prompt_reader(
     Args:
         spec: what the model was trained on; None of a model that nobody says it of.
         sample: records, which show how they are written.
-        column: the column with the text that is asked; default: those that were trained, or the only one there is.
+        column: the column with the text that is asked; default: those that were trained; of a model that nobody
+            says it of, the only one there is.
         system: takes the place of the system turn; "" for none, None for that of training.
 
     Raises:
@@ -232,12 +233,15 @@ def _only_column(spec: TaskSpec | None, known: Sequence[str], sample: Sequence[M
     Raises:
         UserError: none can, or several; the columns that are expected are named.
     """
-    if spec is not None and len(spec.inputs) > 1:
+    # Of a model that was trained on one column another one must be named; lines of a text are in a column "text".
+    needed = spec is not None and not spec.is_conversation and len(known) == 1 and known != ["text"]
+    if spec is not None and (len(spec.inputs) > 1 or needed):
         missing = [name for name in spec.inputs if name not in known]
         raise UserError(
             f"The model was trained on the columns {_listed(spec.inputs)}; {_listed(missing)} not there",
             where=f"columns: {_listed(known)}",
-            next_step="give records with these columns, as csv or jsonl",
+            next_step="give records with these columns, as csv or jsonl"
+            + ("" if len(spec.inputs) > 1 else f", or name the one that is asked: --column {known[0]}"),
         )
     texts = [name for name in known if any(isinstance(record.get(name), str) for record in sample)]
     usual = [name for name in texts if name.casefold() in PROMPT_NAMES] if spec is None else []

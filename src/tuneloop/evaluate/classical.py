@@ -78,7 +78,7 @@ def tfidf_system(train: Sequence[Row]) -> Classical:
     shared: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32, "min_df": 2 if len(texts) > 2000 else 1}
     features = FeatureUnion(
         [
-            ("words", TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=50_000, **shared)),
+            ("words", TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=50_000, **shared)),  # noqa: S106 - no password
             ("characters", TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=50_000, **shared)),
         ]
     )
@@ -199,8 +199,8 @@ def _minilm(folder: Path) -> Callable[[Sequence[str]], Any]:
     from transformers import AutoModel, AutoTokenizer
 
     with without_bars():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval()
 
     def embed(texts: Sequence[str]) -> Any:
         # Texts of like length together: little padding.

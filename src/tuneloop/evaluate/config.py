@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from tuneloop.core.files import Config
+from tuneloop.core.files import FROM_FILE, Config
+from tuneloop.core.python_file import trust_code
 
 
 class EvaluateConfig(Config):
@@ -85,6 +86,13 @@ class EvaluateConfig(Config):
     consistency_rows: int = Field(50, ge=2, description="rows of that sample (seeded)")
     consistency_temperature: float = Field(0.7, gt=0, le=2, description="of its drawn answers")
     bootstrap: int = Field(2000, ge=100, description="resamples for intervals and paired tests")
+
+    @field_validator("scorers")
+    @classmethod
+    def _named_in_python(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        if info.context is not FROM_FILE:
+            trust_code(value)
+        return value
 
     @field_validator("consistency")
     @classmethod

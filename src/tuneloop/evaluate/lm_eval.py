@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.python_file import need_trust
 from tuneloop.inference.request import Request
 from tuneloop.models.template import Rendered
 
@@ -49,11 +50,15 @@ def run_tasks(
     `limit`: documents of a task.
 
     Raises:
+        UserError: a file that a folder names and the user has not.
         Exception: whatever lm-eval raises for an unknown task, or one whose data are neither cached nor to be had.
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    for task in tasks:
+        if task.endswith((".yaml", ".yml")):
+            need_trust(task, "evaluate.lm_eval")  # `!function` in it is Python
     files = [str(Path(task).resolve()) if task.endswith((".yaml", ".yml")) else task for task in tasks]
     found = simple_evaluate(
         _asked(target, progress), tasks=files, limit=limit, bootstrap_iters=0, task_manager=TaskManager(), log_samples=True

@@ -71,7 +71,7 @@ def _chance_of_production(ours: list[str], theirs: list[str]) -> Array:
     groups = [number[text] for text in texts]  # a text that stands on both sides must not be learned by heart
     side = np.array([0] * len(ours) + [1] * len(theirs))
     model = make_pipeline(
-        TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=20_000, token_pattern=r"(?u)\b\w+\b"),
+        TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=20_000, token_pattern=r"(?u)\b\w+\b"),  # noqa: S106 - no password
         LogisticRegression(C=1.0, class_weight="balanced", max_iter=300),
     )
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)

@@ -28,7 +28,9 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
     with _user_errors(folder), without_bars():
         from transformers import AutoModelForCausalLM
 
-        net: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        net: nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
         compressor = getattr(getattr(net, "hf_quantizer", None), "compressor", None)
         if compressor is not None:
             # It would unpack in a hook of the whole model's forward pass, and the decoder alone is asked.
@@ -45,7 +47,8 @@ def empty(folder: Path) -> nn.Module:
     with _user_errors(folder), torch.device("meta"):
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        net: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        net: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return net
 
 
@@ -58,9 +61,9 @@ def _user_errors(folder: Path) -> Iterator[None]:
             "This architecture, or its weights in fewer bits, needs another package", where=str(folder),
             next_step="pip install 'tuneloop[transformers]', and 'tuneloop[compressed]' for weights in compressed-tensors' layout",
         ) from None  # fmt: skip
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # whatever its classes raise for a configuration that makes no sense
         raise UserError(
-            f"Transformers can't load this model: {str(error).splitlines()[0]}",
+            f"Transformers can't load this model: {(str(error).splitlines() or [type(error).__name__])[0][:200]}",
             where=str(folder),
             next_step="check that it is a causal language model and complete",
         ) from None

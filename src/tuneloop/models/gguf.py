@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,8 @@ def convert(source: Path, folder: Path) -> Path:
         if _is_converted(done, stamp):  # by the process that was waited for
             return folder
         done.unlink(missing_ok=True)
-        try:
+        with _sense(source):
             _write_model(source, folder)
-        except KeyError as error:
-            raise UserError(
-                f"The GGUF file lacks {error}", where=str(source), next_step="use the model's safetensors folder"
-            ) from None
         write_json(done, {**stamp, "sha256": sha256_file(source)})
     return folder
 
@@ -85,11 +82,21 @@ def read_tokenizer(source: Path, folder: Path) -> None:
         UserError: not a readable GGUF file, or a tokenizer that is not known here.
     """
     fields = _fields(source)
-    try:
+    with _sense(source):
         _write_tokenizer(fields, folder)
-    except KeyError as error:
+
+
+@contextlib.contextmanager
+def _sense(source: Path) -> Iterator[None]:
+    """Say of fields that are missing or don't go together whose they are."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a foreign file: its numbers go into shapes, its names into the tokenizer
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"makes no sense: {error}"
         raise UserError(
-            f"The GGUF file lacks {error}", where=str(source), next_step="use the model's safetensors folder"
+            f"The GGUF file {what}", where=str(source), next_step="use the model's safetensors folder"
         ) from None
 
 
@@ -111,7 +118,7 @@ def _reader(source: Path) -> Any:
 
     try:
         return gguf.GGUFReader(source)
-    except (ValueError, OSError, IndexError) as error:
+    except Exception as error:  # the library trusts its file
         raise UserError(
             f"Not a readable GGUF file: {error}", where=str(source), next_step="download it again"
         ) from None

@@ -37,7 +37,7 @@ def read_header(file: Path) -> Header:
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _header(_Reader(data))
-    except (ValueError, OSError, struct.error, KeyError, OverflowError, MemoryError) as error:
+    except (ValueError, OSError, struct.error, KeyError, OverflowError, MemoryError, RecursionError) as error:
         raise UserError(f"Not a readable GGUF file: {error}", where=str(file), next_step="download it again") from None
 
 
@@ -87,6 +87,8 @@ def _header(reader: _Reader) -> Header:
     for _ in range(tensors):
         name = reader.string()
         (dimensions,) = reader.numbers(_U32)
+        if dimensions > 8:
+            raise ValueError(f"a tensor of {dimensions} dimensions")
         reader.numbers(struct.Struct(f"<{dimensions}Q"))
         (types[name],) = reader.numbers(_U32)
         reader.numbers(_U64)  # where it stands

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuneloop.core.device import backend, put, varlen_attention
+from tuneloop.core.errors import UserError
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import assignment, is_mixed, rows_of_tokens, some_rows, tokens_on
 from tuneloop.models.lora import side_by_side
@@ -48,27 +49,44 @@ class LlamaConfig:
 
     @staticmethod
     def from_json(config: dict[str, Any]) -> LlamaConfig:
-        """Read Transformers' `config.json`, of version 4 (`rope_scaling`) or 5 (`rope_parameters`)."""
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        return LlamaConfig(
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            key_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_size=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-            rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10000.0,
+        """Read Transformers' `config.json`, of version 4 (`rope_scaling`) or 5 (`rope_parameters`).
+
+        Raises:
+            UserError: a number is missing or can't be.
+        """
+        rope = _rope(config)
+        heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
+        found = LlamaConfig(
+            vocab_size=_count(config, "vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=_count(config, "intermediate_size"),
+            layers=_count(config, "num_hidden_layers", most=2000),
+            heads=heads,
+            key_heads=_count(config, "num_key_value_heads", heads),
+            head_size=_count(config, "head_dim", max(hidden // heads, 1)),
+            norm_eps=_positive(config, "rms_norm_eps", 1e-6),
+            rope_theta=_positive(rope if rope.get("rope_theta") else config, "rope_theta", 10000.0),
             rope_scaling=dict(rope),
             tied=bool(config.get("tie_word_embeddings", False)),
-            context=config.get("max_position_embeddings", 2048),
+            context=_count(config, "max_position_embeddings", 2048, most=10**9),
         )
+        kind = rope.get("rope_type", rope.get("type"))
+        for key in (
+            ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor") if kind == "llama3" else ()
+        ):
+            _positive(rope, key)
+        if kind in ("llama3", "linear"):
+            _positive(rope, "factor")
+        if heads % found.key_heads or found.head_size % 2 or found.head_size * heads > 10**6:
+            raise _wrong(
+                "num_attention_heads, num_key_value_heads, head_dim", (heads, found.key_heads, found.head_size)
+            )
+        return found
 
     @staticmethod
     def supports(config: dict[str, Any]) -> bool:
         """Whether this module computes that model; others go through Transformers' own classes."""
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        rope = _rope(config)
         return (
             config.get("model_type") == "llama"
             and not config.get("quantization_config")
@@ -77,6 +95,34 @@ class LlamaConfig:
             and config.get("hidden_act", "silu") == "silu"
             and rope.get("rope_type", rope.get("type", "default")) in ("default", "llama3", "linear")
         )
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise _wrong("rope_parameters", rope)
+    return rope
+
+
+def _count(config: Mapping[str, Any], key: str, usual: int | None = None, most: int = 10**7) -> int:
+    value = config.get(key) or usual
+    if type(value) is not int or not 0 < value <= most:
+        raise _wrong(key, value)
+    return value
+
+
+def _positive(config: Mapping[str, Any], key: str, usual: float | None = None) -> float:
+    value = config.get(key) or usual
+    if type(value) not in (int, float) or not 0 < value < 1e12:  # type: ignore[operator]
+        raise _wrong(key, value)
+    return float(value)  # type: ignore[arg-type]
+
+
+def _wrong(key: str, value: object) -> UserError:
+    return UserError(
+        f"The model's configuration has {key} = {value!r:.60}, which can't be", where="config.json",
+        next_step="download the model again",
+    )  # fmt: skip
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:

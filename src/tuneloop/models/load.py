@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import backend, cards, default_dtype, in_use, put
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
+from tuneloop.core.files import read_json_object
 from tuneloop.models.adapters import is_mixed
 from tuneloop.models.names import resolve
 from tuneloop.models.sharded import processes
@@ -203,7 +203,7 @@ def load_model(
     import torch
 
     folder = resolve(name)
-    config = read_json(folder / "config.json")
+    config = _config_of(folder)
     template = load_template(folder)
     kind = default_dtype(device or None) if dtype == "auto" else getattr(torch, dtype)
     read = _load_net(folder, config, kind)
@@ -277,6 +277,23 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
     return net
 
 
+def _config_of(folder: Path) -> dict[str, Any]:
+    """A model's `config.json`; one of more layers or wider than any model is refused before memory is taken for it."""
+    config = read_json_object(folder / "config.json")
+    nested = [config, *(value for value in config.values() if isinstance(value, dict))]
+    for key, value in (item for part in nested for item in part.items()):
+        if (
+            type(value) is int
+            and value > (2000 if key.endswith("layers") else 10**7)
+            and key.endswith(("layers", "size", "heads", "dim"))
+        ):
+            raise UserError(
+                f"The model's configuration has {key} = {value:,}, which can't be", where=str(folder / "config.json"),
+                next_step="download the model again",
+            )  # fmt: skip
+    return config
+
+
 def skeleton(folder: Path) -> nn.Module:
     """A model's modules, their weights without values: what it is made of, in no time and memory.
 
@@ -287,7 +304,7 @@ def skeleton(folder: Path) -> nn.Module:
 
     from tuneloop.models.llama import Llama, LlamaConfig
 
-    config = read_json(folder / "config.json")
+    config = _config_of(folder)
     if not LlamaConfig.supports(config):
         from tuneloop.models.fallback import empty
 
@@ -325,8 +342,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model's folder."""
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.is_file():
+        placed = read_json_object(index).get("weight_map")
+        if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+            raise UserError(
+                "The index names no files of weights", where=str(index), next_step="download the model again"
+            )
+        names = sorted(set(placed.values()))
     for name in names:
+        if Path(name).name != name:
+            raise UserError(
+                f"The index names a file elsewhere: {name!r}", where=str(index), next_step="download the model again"
+            )
         if not (folder / name).is_file():
             step = "download it whole; weights in .bin form must be converted to safetensors"
             raise UserError(f"The model's folder has no {name}", where=str(folder), next_step=step)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tuneloop.core.device import backend, put
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, user_errors_of_the_disk, write_bytes, write_json
+from tuneloop.core.files import content_hash, read_json_object, user_errors_of_the_disk, write_bytes, write_json
 from tuneloop.core.patterns import foreign_pattern
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
@@ -583,7 +583,11 @@ def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = ""
     """Load a LoRA adapter alongside what `net` has, and return its hash; see `load_adapter_alongside`."""
     shape, state = _read_lora(net, folder, base_fingerprint)
     own = folder / "tuneloop.json"
-    if own.is_file() and read_json(own).get("quantised") and not any(isinstance(m, Nf4Linear) for m in net.modules()):
+    if (
+        own.is_file()
+        and read_json_object(own).get("quantised")
+        and not any(isinstance(m, Nf4Linear) for m in net.modules())
+    ):
         raise UserError(
             "The adapter was trained on a base in 4 bits, and this base is not", where=str(folder),
             next_step="load the base in 4 bits, or merge the adapter",
@@ -724,8 +728,8 @@ def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, An
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = read_json(folder / "adapter_config.json")
-    own = read_json(folder / "tuneloop.json") if (folder / "tuneloop.json").is_file() else {}
+    config = read_json_object(folder / "adapter_config.json")
+    own = read_json_object(folder / "tuneloop.json") if (folder / "tuneloop.json").is_file() else {}
     if base_fingerprint and own.get("base_fingerprint", base_fingerprint) != base_fingerprint:
         raise UserError(
             f"The adapter was trained on another base model ({config.get('base_model_name_or_path')})",
@@ -762,7 +766,7 @@ def load_adapter(net: nn.Module, folder: Path, base_fingerprint: str = "") -> Lo
 
 def _read_lora(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[LoraShape, dict[str, Tensor]]:
     """Shape and tensors of a folder; one whose `adapter_config.json` says more than a LoRA adapter of ours can do is refused."""
-    config = read_json(folder / "adapter_config.json")
+    config = read_json_object(folder / "adapter_config.json")
     odd = [
         key for key in ("fan_in_fan_out", "modules_to_save", "alpha_pattern", "layers_to_transform") if config.get(key)
     ]
@@ -777,19 +781,41 @@ def _read_lora(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[Lor
 
 
 def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
-    """The shape that an `adapter_config.json` of PEFT describes, on this model."""
-    targets = config["target_modules"]
+    """The shape that an `adapter_config.json` of PEFT describes, on this model.
+
+    Raises:
+        UserError: a setting is missing or can't be.
+    """
+    targets: Any = config.get("target_modules")
+    ranks: Any = config.get("rank_pattern") or {}
+    names = targets if isinstance(targets, list) else [targets]
+    rank: Any = config.get("r")
+    alpha: Any = config.get("lora_alpha")
+    dropout: Any = config.get("lora_dropout") or 0.0
+    counts = [rank, *ranks.values()] if isinstance(ranks, dict) else [None]
+    wrong = {
+        "target_modules": not names or not all(isinstance(name, str) for name in names),
+        "r, rank_pattern": not all(type(value) is int and 0 < value <= 65536 for value in counts),
+        "lora_alpha, lora_dropout": not all(
+            type(value) in (int, float) and abs(value) < 1e6 for value in (alpha, dropout)
+        ),
+    }
+    if any(wrong.values()):
+        raise UserError(
+            f"The adapter's settings can't be: {next(name for name in wrong if wrong[name])}", where="adapter_config.json",
+            next_step="train again, or restore it",
+        )  # fmt: skip
     if targets == "all-linear":
         targets = target_names(net, targets)
     elif isinstance(targets, str):  # a regular expression over module names
         chosen = foreign_pattern(targets, "target_modules")
         targets = [name for name in linear_places(net) if chosen.fullmatch(name)]
     return LoraShape(
-        config["r"],
-        float(config["lora_alpha"]),
-        float(config.get("lora_dropout", 0.0)),
+        rank,
+        float(alpha),
+        float(dropout),
         tuple(sorted(targets)),
-        tuple((config.get("rank_pattern") or {}).items()),
+        tuple(ranks.items()),
         bool(config.get("use_rslora")),
         bool(config.get("use_dora")),
     )

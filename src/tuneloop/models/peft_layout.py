@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneloop.core.files import content_hash, read_json, sha256_file
+from tuneloop.core.files import content_hash, read_json_object, sha256_file
 from tuneloop.core.patterns import foreign_pattern
 
 PEFT_PREFIX = "base_model.model."
@@ -34,7 +34,7 @@ def hash_of_adapter(folder: Path) -> str:
     Raises:
         UserError: a file is missing or unreadable.
     """
-    settings = read_json(folder / SETTINGS)
+    settings = read_json_object(folder / SETTINGS)
     scales = {key: settings[key] for key in _SCALES if settings.get(key)}
     return content_hash([sha256_file(folder / WEIGHTS), scales])
 

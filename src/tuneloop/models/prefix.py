@@ -221,6 +221,12 @@ def _read_prefix(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[T
     model = _llama(net)
     shape: Any = net.config
     width = 2 * shape.layers * shape.key_heads * shape.head_size
-    empty = torch.zeros(int(config["num_virtual_tokens"]), width, device=model.embed_tokens.weight.device)
+    tokens = config.get("num_virtual_tokens")
+    if type(tokens) is not int or not 0 < tokens <= 65536:
+        raise UserError(
+            f"The adapter's settings can't be: num_virtual_tokens = {tokens!r:.60}", where=str(folder),
+            next_step="train again, or restore it",
+        )  # fmt: skip
+    empty = torch.zeros(tokens, width, device=model.embed_tokens.weight.device)
     copy_tensors(state, {NAME: empty}, str(folder))
     return empty, state_hash(state)

@@ -25,10 +25,10 @@ from typing import Any
 
 from jinja2 import nodes
 from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, write_json, write_text
+from tuneloop.core.files import read_json_object, write_json, write_text
+from tuneloop.models.chat_jinja import MOST_SOURCE, Bounded
 from tuneloop.records.rows import Message
 
 # The Llama 3 conversation as Meta's own formatter writes it: no trimming and no injected system text, tools listed
@@ -162,13 +162,16 @@ class Template:
             escaped = "[^\x00-\x7f\ue000-\ue003]"  # our marks stay as they are
             return re.sub(escaped, lambda m: json.dumps(m[0])[1:-1], text) if ensure_ascii else text
 
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-        )
+        def strftime_now(form: str) -> str:
+            return datetime.datetime.now().strftime(form)
+
+        if len(self.source) > MOST_SOURCE:
+            raise TemplateError(f"the chat template is longer than {MOST_SOURCE:,} characters")
+        environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
         environment.filters["tojson"] = to_json
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        return environment.from_string(self.source)
+        environment.globals |= {"raise_exception": refuse, "strftime_now": strftime_now}
+        environment.bound_filters()
+        return environment, environment.from_string(self.source)
 
     @cached_property
     def _control(self) -> re.Pattern[str]:
@@ -199,12 +202,16 @@ class Template:
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], prompt: bool, cut: str = CUT
     ) -> str:
         try:
-            text: str = self._compiled.render(
-                messages=messages,
-                tools=list(tools) or None if self.lists_tools else None,
-                add_generation_prompt=prompt,
-                cut=cut,
-                **self.variables,
+            environment, template = self._compiled
+            text: str = environment.render(
+                template,
+                {
+                    "messages": messages,
+                    "tools": list(tools) or None if self.lists_tools else None,
+                    "add_generation_prompt": prompt,
+                    "cut": cut,
+                    **self.variables,
+                },
             )
         except TemplateError:
             raise
@@ -473,18 +480,22 @@ def load_template(folder: Path) -> Template:
         raise UserError(
             f"Can't read the tokenizer: {error}", where=str(path), next_step="download the model again"
         ) from None
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    variables = {
-        key: (settings[key]["content"] if isinstance(settings[key], dict) else settings[key])
-        for key in ("bos_token", "eos_token", "pad_token", "unk_token")
-        if settings.get(key)
-    }
+    settings, generation = (
+        read_json_object(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "generation_config.json")
+    )
+    named = {key: settings.get(key) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    named = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
+    variables = {key: _sound(value) for key, value in named.items() if isinstance(value, str) and value}
     source, split_after = _template_source(folder, settings, tokenizer)
     names = [*_ENDS_OF_TURN, variables.get("eos_token", "")]
-    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-    listed = generation.get("eos_token_id") or []
+    listed = generation.get("eos_token_id")
     end_ids = [i for i in (tokenizer.token_to_id(name) for name in names if name) if i is not None]
-    end_ids += [listed] if isinstance(listed, int) else listed
+    there = range(tokenizer.get_vocab_size(with_added_tokens=True))
+    end_ids += [
+        i for i in (listed if isinstance(listed, list) else [listed])
+        if type(i) is int and i in there and tokenizer.id_to_token(i) is not None
+    ]  # fmt: skip
     if not end_ids:
         step = "set eos_token in tokenizer_config.json"
         raise UserError("The tokenizer has no end-of-turn token", where=str(folder), next_step=step)
@@ -505,9 +516,14 @@ def _template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> 
         return LLAMA3_TEMPLATE, r"<\|end_header_id\|>\n\n"
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8"), ""
+        return file.read_text(encoding="utf-8", errors="replace"), ""
     source = settings.get("chat_template")
     if isinstance(source, list):  # several named templates
-        named = {entry["name"]: entry["template"] for entry in source}
-        source = named.get("default") or next(iter(named.values()))
-    return (source, "") if source else (PLAIN_TEMPLATE, "")
+        named = {str(entry.get("name")): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default") or next(iter(named.values()), None)
+    return (_sound(source), "") if isinstance(source, str) and source else (PLAIN_TEMPLATE, "")
+
+
+def _sound(text: str) -> str:
+    """A text without halves of surrogate pairs, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")

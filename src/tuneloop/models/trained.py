@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
+from tuneloop.core.files import read_json_object
 from tuneloop.models.load import Model
 from tuneloop.models.methods import USUAL, layout_of, method_of_folder
 from tuneloop.models.names import PACKAGED, known_name
@@ -66,7 +66,7 @@ def base_of_adapter(folder: Path) -> str:
     Raises:
         UserError: it names none.
     """
-    named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    named = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise UserError("The adapter doesn't name its base model", where=str(folder), next_step="give --base MODEL")
     return PACKAGED if known_name(named) == PACKAGED else named  # its folder in a cache may be another machine's

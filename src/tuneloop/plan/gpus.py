@@ -67,7 +67,7 @@ class Gpu:
 @functools.cache
 def _table() -> dict[str, dict[str, Any]]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    rows: dict[str, dict[str, Any]] = yaml.load(TABLE.read_text(encoding="utf-8"), Loader=loader)["gpus"]
+    rows: dict[str, dict[str, Any]] = yaml.load(TABLE.read_text(encoding="utf-8"), Loader=loader)["gpus"]  # noqa: S506 - the safe loader, in C
     return rows
 
 

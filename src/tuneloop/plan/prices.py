@@ -179,7 +179,7 @@ def fetched_file() -> Path:
 @functools.cache
 def _load(files: tuple[tuple[str, int], ...]) -> PriceTable:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    bundled = yaml.load(BUNDLED.read_text(encoding="utf-8"), Loader=loader)
+    bundled = yaml.load(BUNDLED.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - the safe loader, in C
     known = {*all_gpus(), *(gpu for group in bundled["offers"] for gpu in group["usd_per_gpu_hour"])}
     levels = [tuple(_own_offers(Path(path), known)) for path, _ in files]
     return PriceTable(

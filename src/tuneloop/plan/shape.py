@@ -34,7 +34,7 @@ _ENDINGS = r"(-(hf|instruct|it|chat|base|bnb-4bit|unsloth|fp8|intermediate-step-
 def bundled_models() -> dict[str, ModelShape]:
     """The models of `models.yaml` by their short names."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    table = yaml.load(BUNDLED.read_text(encoding="utf-8"), Loader=loader)["models"]
+    table = yaml.load(BUNDLED.read_text(encoding="utf-8"), Loader=loader)["models"]  # noqa: S506 - the safe loader, in C
     return {name: ModelShape.from_config(dict(zip(_KEYS, row, strict=True)), name) for name, row in table.items()}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
+from tuneloop.core.files import read_json_object
 from tuneloop.models.gguf import gguf_name, permuted
 from tuneloop.models.load import fingerprint
 from tuneloop.models.peft_layout import PEFT_PREFIX, rank_of, scale_of, stems_of
@@ -36,7 +36,7 @@ def check_expressible(adapter: Path) -> dict[str, Any]:
     Raises:
         UserError: it can't; the message says what, and that the merged format is the way out.
     """
-    settings: dict[str, Any] = read_json(adapter / "adapter_config.json")
+    settings: dict[str, Any] = read_json_object(adapter / "adapter_config.json")
     cant = [what for key, what in _CANT.items() if settings.get(key)]
     if settings.get("peft_type") != "LORA":
         cant = [f"an adapter of the kind {settings.get('peft_type')}"]
@@ -71,7 +71,7 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
     from tuneloop.models.lora import read_adapter
 
     settings = check_expressible(adapter)
-    config = read_json(model / "config.json")
+    config = read_json_object(model / "config.json")
     if not LlamaConfig.supports(config):
         raise UserError(
             f"Only adapters of Llama models are written as GGUF here, not of {config.get('model_type')!r}",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, replacing, user_errors_of_the_disk, write_json
+from tuneloop.core.files import read_json_object, replacing, user_errors_of_the_disk, write_json
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import weight_files
 from tuneloop.models.methods import WeightUpdate, method_of_folder
@@ -66,8 +66,8 @@ def merge(model: str, adapter: Path, out: Path, *, progress: Progress = no_progr
                 done += 1
                 progress("merging", done, total)
     if (base / INDEX).is_file():
-        write_json(out / INDEX, read_json(base / INDEX))
-    write_json(out / "config.json", read_json(base / "config.json"))
+        write_json(out / INDEX, read_json_object(base / INDEX))
+    write_json(out / "config.json", read_json_object(base / "config.json"))
     return Merge(change.tensors, math.sqrt(change.lost / change.moved) if change.moved else 0.0)
 
 
@@ -82,7 +82,7 @@ def update_of(base: Path, adapter: Path, tensors: Collection[str]) -> WeightUpda
     Raises:
         UserError: another base, or one that can't take an update.
     """
-    if read_json(base / "config.json").get("quantization_config"):
+    if read_json_object(base / "config.json").get("quantization_config"):
         raise UserError(
             "The base model's own weights are quantised, so an adapter can't be added to them",
             where=str(base),

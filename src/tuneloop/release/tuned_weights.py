@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
+from tuneloop.core.files import read_json_object
 from tuneloop.models.load import weight_files
 from tuneloop.models.methods import WeightUpdate
 from tuneloop.models.names import resolve
@@ -86,4 +86,4 @@ def open_tuned(model: str, trained: Path) -> TunedWeights:
                 f"Can't read the weights: {error}", where=str(file), next_step="download the model again"
             ) from None
     update = update_of(folder, trained, files) if is_adapter else None
-    return TunedWeights(read_json(folder / "config.json"), files, shapes, update)
+    return TunedWeights(read_json_object(folder / "config.json"), files, shapes, update)

@@ -17,7 +17,7 @@ from tuneloop.records.record import read_record
 
 # Git and the hub's library put these into folders that they download; nothing loads a model from them.
 _TOOLS = {".git", ".gitattributes", ".gitignore", ".github", ".cache", ".lock"}
-PASSWORD = "TUNELOOP_KEY_PASSWORD"  # of an encrypted private key
+PASSWORD = "TUNELOOP_KEY_PASSWORD"  # of an encrypted private key  # noqa: S105 - no password
 INSTALL = "pip install 'tuneloop[release]'"
 
 

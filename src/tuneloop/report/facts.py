@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, read_yaml
+from tuneloop.core.files import bounded_int, read_json, read_yaml
 from tuneloop.evaluate.metrics import declare, headline_of, lower_is_better, metric_of
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.evaluation import SAMPLES, Comparison, Estimate, EvaluationManifest, GateResult, Sample
@@ -223,7 +223,7 @@ def _lines(path: Path, problems: list[str], record_of: Callable[[dict[str, Any]]
     for line in text.split("\n"):
         if line.strip():
             try:
-                value = json.loads(line)
+                value = json.loads(line, parse_int=bounded_int)
                 if not isinstance(value, dict):
                     raise ValueError("no object")
                 record = record_of(clean_all(value))

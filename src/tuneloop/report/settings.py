@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import FROM_FILE
 from tuneloop.report.facts import clean, section
 from tuneloop.workflows.recipe import Recipe
 
@@ -34,8 +36,9 @@ def changed_settings(config: Mapping[str, Any]) -> list[Changed]:
     plain = flat(Recipe().model_dump(mode="json"))
     train = section(config.get("train"))
     chosen = {key: train[key] for key in ("method", "loss") if key in train}
-    with contextlib.suppress(ValidationError):  # a method of one's own, or a config of another version
-        plain["train.learning_rate"] = Recipe.model_validate({"train": chosen}).train.learning_rate
+    with contextlib.suppress(ValidationError, UserError):  # a method of one's own, or a config of another version
+        recipe = Recipe.model_validate({"train": chosen}, context=FROM_FILE)
+        plain["train.learning_rate"] = recipe.train.learning_rate
     return [
         Changed(key, shown(value), shown(plain.get(key)))
         for key, value in flat(config).items()

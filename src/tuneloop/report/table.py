@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tuneloop.core.files import plain_cell
 from tuneloop.evaluate.metrics import title_of
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.report.facts import (
@@ -136,14 +136,14 @@ def _csv(evaluation: EvaluationManifest, metrics: Sequence[str]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     last = ["gain", "gain_low", "gain_high", "p", "verdict"]
-    writer.writerow(["system", *(f"{m}{part}" for m in metrics for part in ("", "_low", "_high")), *last])
+    writer.writerow(["system", *(plain_cell(f"{m}{part}") for m in metrics for part in ("", "_low", "_high")), *last])
     for line in systems_of(evaluation, metrics):
         cells = [v for s in line.scores for v in ((s.value, s.low, s.high) if s else (None,) * 3)]
-        # A name that a spreadsheet would take for a formula is text.
-        name = re.sub(r"^(?=[=+\-@\t\r])", "'", line.name)
         gain = line.delta
         cells += [gain.value, gain.low, gain.high, line.p] if gain else [None] * 4
-        writer.writerow([name, *("" if v is None or v != v else f"{v:.6g}" for v in cells), line.verdict])
+        writer.writerow(
+            [plain_cell(line.name), *("" if v is None or v != v else f"{v:.6g}" for v in cells), line.verdict]
+        )
     return out.getvalue()
 
 

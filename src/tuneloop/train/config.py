@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import Config
+from tuneloop.core.files import FROM_FILE, Config
+from tuneloop.core.python_file import trust_code
 from tuneloop.models.methods import SHIPPED, USUAL, method_named, methods, names_of_methods
 from tuneloop.models.methods.full import FullSettings
 from tuneloop.models.methods.lora import LoraSettings
@@ -155,9 +156,9 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     def _known_method(cls, value: str) -> str:
         try:
             method_named(value)
-        except UserError as error:
+        except UserError:
             if value.endswith(".py"):
-                raise ValueError(f"{error.what}; {error.next_step}") from None
+                raise
             raise ValueError(
                 f"must be {names_of_methods()}, or the Python file that describes a method of yours"
             ) from None
@@ -185,9 +186,11 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
 
     @model_validator(mode="before")
     @classmethod
-    def _rate_of_the_method(cls, values: Any) -> Any:
+    def _rate_of_the_method(cls, values: Any, info: ValidationInfo) -> Any:
         if not isinstance(values, Mapping):
             return values
+        if info.context is not FROM_FILE:
+            trust_code(values.get("method"))
         if values.get("learning_rate") == "auto":
             values = {**values, "learning_rate": None, "range_test": True}
         if values.get("learning_rate") is not None:

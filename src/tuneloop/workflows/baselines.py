@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder
+from tuneloop.core.files import content_hash, inside, lock_folder
 from tuneloop.core.progress import Progress, busy
 from tuneloop.evaluate.evaluate import Evaluation, sample_rows
 from tuneloop.evaluate.few_shot import labels_shown
@@ -65,7 +65,7 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None 
     elif reuse_baselines(job, key):
         done = done_record(BaselinesManifest, folder, key)
     if done:
-        return {name: load_evaluation(folder / place) for name, place in done.systems.items()}
+        return {name: load_evaluation(inside(folder, place)) for name, place in done.systems.items()}
     if answered is None and (before := measured_before(job, dataset)) and before.first_of(rows) == len(rows):
         job.say(f"baselines {before.words(len(rows))}")
         return _on_part(job, dataset, before.evaluations, before.listed, rows)
@@ -182,7 +182,9 @@ def measured_before(job: RunContext, dataset: Dataset) -> Before | None:
     if best is None:
         return None
     _, folder, listed = best
-    return Before(folder, listed, {name: load_evaluation(folder / place) for name, place in listed.systems.items()})
+    return Before(
+        folder, listed, {name: load_evaluation(inside(folder, place)) for name, place in listed.systems.items()}
+    )
 
 
 def _rows_of(folder: Path) -> int:

@@ -14,7 +14,7 @@ from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Row
 from tuneloop.release.verify import read_artifact
-from tuneloop.workflows.registry import evaluation_of_artifact, is_run, local_name
+from tuneloop.workflows.registry import evaluation_of_artifact, find_run, local_name
 from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
 
 ROWS = 5  # asked of each adapter: some seconds
@@ -72,12 +72,11 @@ def _places(folder: Path) -> tuple[Path, Path]:
     """
     if (folder / ARTIFACT).is_file():
         manifest = read_artifact(folder)
-        run = Path("runs") / manifest.run.id
         if manifest.format == "gguf":
             evaluated = evaluation_of_artifact(folder)
             return evaluated.parent.parent, evaluated
-        if is_run(run, manifest.run.key):
-            return run, run
+        if (found := find_run(manifest.run.id, manifest.run.key)) is not None:
+            return found, found
         raise UserError("The artifact's run is not at hand", where=str(folder))
     run = folder if (folder / "run.json").is_file() else folder.parent
     return run, run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, sha256_file
+from tuneloop.core.files import content_hash, inside, lock_folder, sha256_file
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.ray_cluster import on_ray
 from tuneloop.core.urls import masked
@@ -296,7 +297,7 @@ def _default_name(question: EvalTarget) -> str:
 def _default_folder(question: EvalTarget, dataset: Dataset, split: str, name: str) -> Path:
     if question.plain:
         return Path(question.target) if split == "test" else Path(question.target) / f"eval-{split}"
-    place = f"{name_of(name)}-{dataset.id}-{name_of(split)}"
+    place = f"{name_of(name)}-{re.sub(r'[^A-Za-z0-9._-]+', '-', dataset.id)}-{name_of(split)}"
     if question.kind == "run":
         return Path(question.target) / "evals" / place
     return Path("evals") / (
@@ -306,9 +307,15 @@ def _default_folder(question: EvalTarget, dataset: Dataset, split: str, name: st
 
 def _key(recipe: Recipe, dataset: Dataset, question: EvalTarget) -> str:
     asked = {name: getattr(question, name) for name in ("target", "predictions", "split", "few_shot", "examples")}
+    if question.kind == "run":  # whose folder may be renamed
+        run = read_record(RunManifest, question.target)
+        asked["target"] = [run.id, run.key, run.adapter_hash]
     files = [sha256_file(file) for file in (question.prompt, question.predictions) if file and Path(file).is_file()]
     server = [question.endpoint.address, question.endpoint.model] if question.endpoint else None
-    return content_hash([recipe, dataset.manifest.hash, asked, files, server])
+    settings = recipe.model_dump(
+        mode="json", exclude={"output_dir": True, "data": {"sources"}}
+    )  # places: the hash counts
+    return content_hash([settings, dataset.manifest.hash, asked, files, server])
 
 
 def _production(job: RunContext, question: EvalTarget, dataset: Dataset) -> list[Row]:
@@ -327,7 +334,7 @@ def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, Evaluati
     if not listed.is_file():
         return {}, {}
     manifest, ids = read_record(BaselinesManifest, listed), {row.id for row in rows}
-    found = {n: load_evaluation(listed.parent / place) for n, place in manifest.systems.items()}
+    found = {n: load_evaluation(inside(listed.parent, place)) for n, place in manifest.systems.items()}
     same = {n: e for n, e in found.items() if {row.id for row in e.rows} == ids}
     return same, {n: cost.to_json() for n, cost in manifest.costs.items() if n in same}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, nearest_path, plain, read_yaml
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.parent import environment_of_child
+from tuneloop.core.python_file import trust_code
 from tuneloop.core.units import counted
 from tuneloop.improve.controller import (
     APPROVE,
@@ -83,6 +85,8 @@ def load_project(path: Path | str) -> ProjectConfig:
         UserError: it is missing, no YAML, or a key is wrong.
     """
     found = build_config(ProjectConfig, read_yaml(path, "project"), where=str(path))
+    if os.path.isfile(Path(found.recipe).expanduser()):
+        trust_code(read_yaml(Path(found.recipe).expanduser()))  # for the commands that work on its runs
     # The store's place goes into commands, lines and the log.
     return found.model_copy(update={"store": keep_password(found.store)}) if is_database_url(found.store) else found
 

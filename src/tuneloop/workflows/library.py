@@ -19,6 +19,7 @@ from tuneloop.cli.console import screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.python_file import trust_code
 from tuneloop.data.config import PrepareConfig
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
 from tuneloop.records.record import read_record
@@ -248,6 +249,7 @@ def evaluate(
     Raises:
         UserError: no such target, no rows, an unknown setting.
     """
+    trust_code(settings)
     with tempfile.TemporaryDirectory() as scratch, _shown(progress) as (shown, say):
         dataset, file = "", ""
         if isinstance(data, Dataset):
@@ -288,10 +290,12 @@ def run(
     Raises:
         UserError: whatever can be put right; finished stages stay finished.
     """
+    trust_code(settings)
     if isinstance(recipe, Recipe):
         values: dict[str, Any] = recipe.model_dump(exclude_unset=True)
         resolved = make_recipe(_merged(values, _top(model, seed, out) | settings))
     elif isinstance(recipe, Mapping):
+        trust_code(recipe)
         resolved = make_recipe(_merged(dict(recipe), _top(model, seed, out) | settings))
     elif isinstance(recipe, Dataset) or _places(recipe):
         resolved = _recipe_of_run(recipe, model, seed, out, settings)
@@ -368,6 +372,7 @@ def _top(model: str, seed: int | None, out: Place) -> dict[str, Any]:
 
 
 def _recipe(name: str, model: str, seed: int | None, sections: Mapping[str, Any]) -> Recipe:
+    trust_code(sections)
     return make_recipe({"name": name, **_top(model, seed, ""), **sections})
 
 
@@ -375,6 +380,7 @@ def _recipe_of_run(
     data: Dataset | Place | Data, model: str, seed: int | None, out: Place, sections: Mapping[str, Any]
 ) -> Recipe:
     """The recipe of a run: one from a file, or the defaults on data."""
+    trust_code(sections)
     places = _places(data)
     if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
         given = load_recipe(places[0]).model_dump(exclude_unset=True)

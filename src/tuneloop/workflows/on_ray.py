@@ -12,6 +12,7 @@ from typing import Any
 from tuneloop.core import ray_cluster
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.python_file import trust_code
 from tuneloop.core.ray_cluster import on_ray
 from tuneloop.core.store import is_url, open_store
 from tuneloop.scale.clusters import RayWish
@@ -146,6 +147,7 @@ def _from_outside(recipe: Recipe, wish: RayWish, folder: Path, whole: bool, prog
 
 def _drive(sent: Sent, folder: Path, say: Say) -> None:
     """The driver's work, in a process of the cluster; the data set lies in its folder."""
+    trust_code(sent.recipe)  # as the machine that sent it did
     recipe = make_recipe(sent.recipe)
     with on_ray() as ray:
         storage = f"{recipe.store.rstrip('/')}/.ray" if recipe.store else str(folder / ".ray")
@@ -170,6 +172,7 @@ def take_part(job: RayRun, say: Say) -> None:
     from tuneloop.workflows.train import train_alone
 
     Path(job.folder).mkdir(parents=True, exist_ok=True)
+    trust_code(job.recipe)
     recipe = make_recipe(job.recipe)
     os.chdir(Path(job.folder).parent)
     if job.whole:

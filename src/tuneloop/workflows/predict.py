@@ -91,7 +91,7 @@ def predict(
     Args:
         target: a run's folder, an exported artifact's, an adapter's or a model's, a model's name, or an open `TaskTarget`.
         rows: each a record with the columns of training, a text, or a list of turns.
-        column: the column with the text that is asked; default: those that were trained, or the only one there is.
+        column: the column with the text that is asked; default: those that were trained.
         system: takes the place of the trained system turn; "" for none.
         top: give the probabilities of so many labels with each answer; of a classifier only.
         max_new_tokens: longest answer; default: that of training, else 256.

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, plain, replacing, sha256_file, user_errors_of_the_disk
+from tuneloop.core.files import content_hash, plain, plain_cell, replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.core.units import counted
 from tuneloop.data.formats import Rejection
@@ -385,10 +385,12 @@ def _write(
                 file.write(_json_line(names.row(row, answer)).encode("utf-8", "backslashreplace") + b"\n")
             return
         text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="", write_through=True)
-        table = csv.DictWriter(text, [*names.columns, *names.ours.values()])
-        table.writeheader()
+        columns = [*names.columns, *names.ours.values()]
+        table = csv.writer(text)
+        table.writerow(map(plain_cell, columns))
         for row, answer in zip(rows, answers, strict=True):
-            table.writerow({name: _cell(value) for name, value in names.row(row, answer).items()})
+            values = names.row(row, answer)
+            table.writerow([plain_cell(_cell(values.get(name))) for name in columns])
         text.detach()
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator
 
 from tuneloop.core.files import Config, build_config, read_yaml
+from tuneloop.core.python_file import trust_code
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
 from tuneloop.plan.config import PlanConfig
@@ -101,13 +102,19 @@ ALIASES: dict[str, str] = {
 }
 
 
+CONFIG = "config.yaml"  # the recipe of a run, in its folder
+
+
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe: defaults < file < `key=value`.
+    """Read a recipe that the user names: defaults < file < `key=value`. The Python files in it are the user's too.
 
     Raises:
         UserError: no such file, bad YAML, unknown key, bad value.
     """
-    return make_recipe(read_yaml(path), overrides, where=str(path))
+    values = read_yaml(path)
+    if Path(path).name != CONFIG:
+        trust_code([values, *overrides])
+    return make_recipe(values, overrides, where=str(path))
 
 
 def make_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "") -> Recipe:

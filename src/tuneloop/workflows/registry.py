@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import inside
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT, EVALS, GateRecord
@@ -80,10 +82,10 @@ def register_artifact(
     progress: Progress = no_progress,
     say: Say = silent,
 ) -> RegisteredVersion:
-    """See `release.registry.register`; `run` is by default `runs/ID` if that is the artifact's run."""
+    """See `release.registry.register`; `run` is by default that in `runs/`, whatever its folder's name is now."""
     manifest = read_artifact(folder)
-    place = run or Path("runs") / manifest.run.id
-    is_its_run = is_run(place, manifest.run.key)
+    place = run or find_run(manifest.run.id, manifest.run.key)
+    is_its_run = place is not None and is_run(place, manifest.run.key)
     if run is not None and not is_its_run:
         raise UserError(
             f"This is not the run of the artifact, {manifest.run.id}", where=str(run), next_step="leave --run out"
@@ -223,8 +225,27 @@ def local_name(name: str, *, say: Say = silent) -> str:
 
 def run_folder_of(version: RegisteredVersion) -> Path | None:
     """The folder of a version's run, where it is still there and still holds that run."""
-    folder = Path(version.lineage.run_folder)
-    return folder if version.lineage.run_folder and is_run(folder, version.lineage.run_key) else None
+    lineage = version.lineage
+    folder = Path(lineage.run_folder)
+    if not lineage.run_folder:
+        return None
+    return folder if is_run(folder, lineage.run_key) else find_run(lineage.run, lineage.run_key, folder.parent)
+
+
+def find_run(id_: str, key: str, *places: Path) -> Path | None:
+    """The folder of a finished run in `runs/` or another place, by what stands in its `run.json`: it may have been renamed.
+
+    Args:
+        id_: of the run, which was the name of its folder.
+    """
+    folders = [
+        sub for place in dict.fromkeys([Path("runs"), *places]) if place.is_dir() for sub in sorted(place.iterdir())
+    ]
+    for folder in sorted(folders, key=lambda folder: folder.name != id_):
+        with contextlib.suppress(UserError):  # another run, and damaged
+            if is_run(folder, key):
+                return folder
+    return None
 
 
 def is_run(folder: Path, key: str) -> bool:
@@ -243,10 +264,9 @@ def evaluation_of_artifact(folder: Path) -> Path:
         UserError: it was not measured, or its run is not at hand.
     """
     manifest = read_artifact(folder)
-    for runs in (Path("runs"), folder.resolve().parent.parent / "runs"):
-        place = runs / manifest.run.id
-        if is_run(place, manifest.run.key) and (place / EVALS / manifest.id / EVALUATION).is_file():
-            return place / EVALS / manifest.id
+    place = find_run(manifest.run.id, manifest.run.key, folder.resolve().parent.parent / "runs")
+    if place is not None and (inside(place / EVALS, manifest.id) / EVALUATION).is_file():
+        return place / EVALS / manifest.id
     raise UserError(
         "This artifact has no evaluation of its own at hand" if manifest.measured else "This artifact was not measured",
         where=str(folder),

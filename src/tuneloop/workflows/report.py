@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,5 +42,7 @@ def manifest_of_run(folder: Path) -> DatasetManifest | None:
     """Of a run's data set: its own, or the prepared one that it began with; None where there is none."""
     places = [folder / "dataset"]
     if (folder / "config.yaml").is_file():
-        places += [Path(source) for source in read_yaml(folder / "config.yaml")["data"]["sources"]]
-    return next((read_manifest(place) for place in places if (place / MANIFEST).is_file()), None)
+        data = read_yaml(folder / "config.yaml").get("data")
+        sources = data.get("sources") if isinstance(data, dict) else None
+        places += [Path(source) for source in (sources if isinstance(sources, list) else []) if isinstance(source, str)]
+    return next((read_manifest(place) for place in places if os.path.isfile(place / MANIFEST)), None)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import lock_folder, read_jsonl, sha256_file, write_json, write_yaml
+from tuneloop.core.files import inside, lock_folder, read_jsonl, sha256_file, write_json, write_yaml
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
@@ -24,7 +24,7 @@ from tuneloop.release.verify import read_artifact
 from tuneloop.workflows.export import finished_run
 from tuneloop.workflows.prepare import prepare_stage
 from tuneloop.workflows.recipe import Recipe
-from tuneloop.workflows.registry import is_run, open_registry, registered_name, run_folder_of, version_of
+from tuneloop.workflows.registry import find_run, open_registry, registered_name, run_folder_of, version_of
 from tuneloop.workflows.run_context import RunContext, load_run_recipe
 from tuneloop.workflows.train import train_key, train_stage
 
@@ -84,7 +84,7 @@ def reproduce(
     found = found.model_copy(update={"rows_from": _rows_from(found, dataset)})
     if check:
         return found
-    place = out or Path("reproductions") / first.id
+    place = out or inside(Path("reproductions"), first.id)
     if place.resolve() == folder.resolve():
         raise UserError("This is the run itself", where=str(place), next_step="choose another folder with --out FOLDER")
     second = _train_again(folder, first, recipe, dataset, place, found, progress, say)
@@ -112,9 +112,9 @@ def run_of(target: str, *, say: Say) -> Path:
     folder = Path(target).expanduser()
     if (folder / ARTIFACT).is_file():
         made_from = read_artifact(folder).run
-        for place in (Path("runs") / made_from.id, folder.resolve().parent.parent / "runs" / made_from.id):
-            if is_run(place, made_from.key):
-                return place
+        place = find_run(made_from.id, made_from.key, folder.resolve().parent.parent / "runs")
+        if place is not None:
+            return place
         raise _not_at_hand(target, made_from.id)
     return folder
 
@@ -209,6 +209,7 @@ def _train_again(
     again = recipe.model_copy(
         update={
             "output_dir": str(out),
+            "store": "",  # the settings may be another person's: nothing leaves this machine
             "track": recipe.track.model_copy(update={"report_to": ["none"]}),
             **(
                 {"data": recipe.data.model_copy(update={"sources": [str(dataset)]})}

@@ -90,8 +90,8 @@ def _table(folder: Path, progress: Progress) -> Array:
     from transformers import AutoModel, AutoTokenizer
 
     with without_bars():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval()
     count = int(model.config.vocab_size)
     parts = []
     with torch.inference_mode():

@@ -20,6 +20,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.python_file import trust_code
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RunManifest
 from tuneloop.records.sweep import SweepManifest, Trial
@@ -214,6 +215,7 @@ def _sweep_on_ray(
 def _train_trial(setting: tuple[dict[str, Any], str], trial: dict[str, str], report: Callable[[float], None]) -> None:
     """A trial on a machine of a cluster: it tells each validation loss but that of the base."""
     recipe, out = setting
+    trust_code(recipe)  # as the machine that sent it did
     own = _with(make_recipe(recipe), trial, 1.0, Path(out))
     folder = Path(own.output_dir or "")
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,11 @@ number = 3
 """
 
 
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch):
+    monkeypatch.setenv("TUNELOOP_TRUSTED_CODE", "*")
+
+
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "mine.py"

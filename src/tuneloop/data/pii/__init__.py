@@ -33,7 +33,7 @@ from tuneloop.data.pii.identifiers import (
 from tuneloop.data.pii.names import person_names
 from tuneloop.data.pii.pseudonyms import pseudonym
 
-DEFAULT_SECRET = "TUNELOOP_SECRET"
+DEFAULT_SECRET = "TUNELOOP_SECRET"  # noqa: S105 - no password
 SHORTEST_KEY = 16  # characters of the shortest key of a service
 SHORTEST_ID = 9  # characters of the shortest number of a person that is recognised without a word next to it
 SHORTEST = 6  # characters; a shorter string in a record is left alone unless its key says what it is

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import unquoted_cell
 from tuneloop.data.sources.parse import (
     MAX_LINE,
     Chunk,
@@ -677,6 +678,8 @@ def _csv_row(cells: list[str], lines: Sequence[str], number: int, columns: Seque
         return _bad_row("broken_csv", what, text, source, number)
     if not cells or (not cells[0].strip() and not text.strip()):
         return Reject(source, number, "blank_line", "")
+    if "prediction" in columns and "error" in columns:  # answers that `predict` wrote
+        cells = list(map(unquoted_cell, cells))
     return SourceRecord(source, number, dict(zip(columns, cells, strict=False)))
 
 

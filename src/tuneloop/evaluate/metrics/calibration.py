@@ -75,4 +75,4 @@ def reliability(confidence: Sequence[float], right: Sequence[float]) -> list[dic
 
 def _bin(confidence: float) -> int:
     """Bins are open below and closed above, as in the source; 0 falls into the first."""
-    return min(max(math.ceil(confidence * BINS) - 1, 0), BINS - 1)
+    return max(math.ceil(min(max(0.0, confidence), 1.0) * BINS) - 1, 0)

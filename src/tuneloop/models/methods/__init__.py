@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, sha256_file
+from tuneloop.core.files import read_json_object, sha256_file
 from tuneloop.core.python_file import run_python_file
 from tuneloop.models.methods.full import FULL, OWN, has_all_weights
 from tuneloop.models.methods.lora import LORA
@@ -105,14 +105,14 @@ def layout_of(folder: Path) -> str:
     """What says in a saved folder whose it is, see `Method.layout`; empty where no result of training is here."""
     file = folder / "adapter_config.json"
     if file.is_file():
-        return str(read_json(file).get("peft_type"))
+        return str(read_json_object(file).get("peft_type"))
     return WHOLE if has_all_weights(folder) else ""
 
 
 def method_of_folder(folder: Path) -> Method | None:
     """The method that loads a saved folder; None where no method has its layout."""
     layout = layout_of(folder)
-    quantised = bool(layout and (folder / OWN).is_file() and read_json(folder / OWN).get("quantised"))
+    quantised = bool(layout and (folder / OWN).is_file() and read_json_object(folder / OWN).get("quantised"))
     alike = [m for m in methods() if m.layout == layout and m.load]
     return next((m for m in alike if bool(m.quantised) == quantised), None)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import Field
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import Config, read_json, write_bytes, write_json
+from tuneloop.core.files import Config, read_json_object, write_bytes, write_json
 from tuneloop.models.methods.method import WHOLE, Footprint, Method, Start, Trainable
 from tuneloop.models.sharded import is_first, whole
 
@@ -77,7 +77,7 @@ def save_model(folder: Path, model: Model) -> None:
     write_json(folder / "config.json", {**config, "dtype": kind})
     generation = model.folder / "generation_config.json"
     if generation.is_file():
-        write_json(folder / "generation_config.json", read_json(generation))
+        write_json(folder / "generation_config.json", read_json_object(generation))
     model.template.save(folder)
     write_json(folder / OWN, {"version": 1, "base_fingerprint": model.fingerprint, "hash": state_hash(state)})
 
@@ -85,7 +85,7 @@ def save_model(folder: Path, model: Model) -> None:
 def has_all_weights(folder: Path) -> bool:
     """Whether a run's whole model is here. A merged export has the same files, but is a model by itself: it has no base."""
     there = (folder / OWN).is_file() and (folder / "config.json").is_file()
-    return there and "base_fingerprint" in read_json(folder / OWN)
+    return there and "base_fingerprint" in read_json_object(folder / OWN)
 
 
 def load(model: Model, folder: Path) -> None:
@@ -106,7 +106,7 @@ def _weights(model: Model, folder: Path, wrong: UserError) -> dict[str, Tensor]:
     """Saved weights; `wrong` is raised where they are another base model's."""
     from tuneloop.models.load import read_weights
 
-    if read_json(folder / OWN)["base_fingerprint"] != model.fingerprint:
+    if read_json_object(folder / OWN)["base_fingerprint"] != model.fingerprint:
         raise wrong
     return read_weights(folder)
 

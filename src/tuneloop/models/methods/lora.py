@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import Config, read_json
+from tuneloop.core.files import Config, read_json_object
 from tuneloop.models.methods.method import (
     Footprint,
     Method,
@@ -180,7 +180,7 @@ def merge(base: Path, adapter: Path) -> WeightUpdate:
     stems = {key.removesuffix(end).removeprefix(PEFT_PREFIX) for key in state for end in ends if key.endswith(end)}
     adapted = {f"{stem}.weight": stem for stem in stems}
     packed: set[str] = set()
-    if read_json(adapter / "tuneloop.json").get("quantised"):
+    if read_json_object(adapter / "tuneloop.json").get("quantised"):
         need_bitsandbytes()
         packed = {f"{name}.weight" for name in quantisable(net)}
 

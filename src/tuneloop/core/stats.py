@@ -20,6 +20,7 @@ from tuneloop.core.significance import detectable as detectable
 from tuneloop.core.significance import holm as holm
 from tuneloop.core.significance import holm_levels as holm_levels
 from tuneloop.core.significance import standardised as standardised
+from tuneloop.core.significance import verdict as verdict
 from tuneloop.core.significance import wilson_interval as wilson_interval
 
 if TYPE_CHECKING:
@@ -264,15 +265,6 @@ def least_p(apart: int) -> float:
 def least_apart(level: float) -> int:
     """Rows that must differ for `least_p` to be below a level."""
     return math.floor(1 - math.log2(level)) + 1
-
-
-def verdict(low: float, high: float, p: float) -> str:
-    """`better` (b is above a), `worse`, or `not enough evidence`: the test and the interval must both say so."""
-    if p < ALPHA and low > 0:
-        return "better"
-    if p < ALPHA and high < 0:
-        return "worse"
-    return NOT_ENOUGH
 
 
 def rows_to_settle(delta: float, low: float, high: float, n: int, *, level: float = ALPHA) -> int | None:

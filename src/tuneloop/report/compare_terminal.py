@@ -33,7 +33,7 @@ def print_comparison(result: EvaluationManifest, console: Console) -> None:
     console.print(result.words[0], soft_wrap=not wrapped)
     console.print()
     console.print(f"{result.n:,} rows, paired. {table.note}", soft_wrap=not wrapped)
-    fit = metrics_that_fit(table, console.width, MOST_METRICS)
+    fit = metrics_that_fit(table, console.width, MOST_METRICS) or min(len(metrics), MOST_METRICS)
     console.print(on_terminal(comparison_table(result, metrics[:fit]), console.width, verdicts=True))
     if fit < len(metrics):
         more = ", ".join(map(title_of, metrics[fit:]))

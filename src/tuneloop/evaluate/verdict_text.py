@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tuneloop.core.stats import NOT_ENOUGH, least_apart
 from tuneloop.core.units import counted
@@ -92,7 +92,7 @@ def verdict_in_words(
     if verdict.weakest and verdict.outcome in (NOT_ENOUGH, "promising") and verdict.weakest.low < verdict.weakest.high:
         sentences.append(_settle(verdict.weakest, metric, own.n, split))
     others = [s for s in verdict.own if s is not verdict.weakest]
-    news = [s for s in others if (s.outcome == "mixed" and s not in shown) or _undecided_but(s, metric)]
+    news = [s for s in others if s not in shown and _surprises(s, metric)]
     sentences += [f"Against {_opponent(s, evaluations)} it {_changes(s)}; {title_of(metric)} decides." for s in news]
     if own.invalid:
         kind = "named no allowed label" if own.task == "classification" else "lacked a field or held an unknown value"
@@ -177,7 +177,8 @@ def _amounts(s: Standing, metric: str) -> str:
 
 def _shown_by(s: Standing, metric: str) -> str:
     """The numbers that an outcome is shown by: of the metric that decides, and of others where it rests on them."""
-    return "; ".join([*_surprises(s, metric), f"{title_of(metric)} {evidence(s.claims[0])}"])
+    shown = [*_surprises(s, metric), f"{title_of(metric)} {evidence(s.claims[0])}"]
+    return "; ".join(shown if s.outcome != NOT_ENOUGH else shown[::-1])
 
 
 def _shown(verdict: Verdict) -> list[Standing]:
@@ -265,12 +266,6 @@ def _against(s: Standing, verdict: Verdict, evaluations: Mapping[str, Evaluation
     return template.format(
         theirs=theirs, name=s.against, gain=gain, model=_model(verdict.name), changes=_shown_by(s, metric)
     )
-
-
-def _undecided_but(s: Standing, metric: str) -> bool:
-    """Whether other metrics show a difference where the one that decides does not."""
-    changed = (s.gained | s.lost).keys()
-    return s.outcome != "mixed" and bool(changed) and metric not in changed
 
 
 def _changes(s: Standing) -> str:

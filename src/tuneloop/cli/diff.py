@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.cli.console import plain_table, print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
+from tuneloop.core.significance import p_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,7 +107,7 @@ def _print_labels(diff: DatasetDiff, console: Console) -> None:
             f"shares that differ by more than chance, {len(diff.labels):,} labels taken into account: {names}"
         )
     if diff.labels_p is not None and (diff.labels_p < 0.05 or not sure):
-        p = "p < 0.001" if diff.labels_p < 0.001 else f"p {diff.labels_p:.3f}"
+        p = p_words(diff.labels_p)
         verdict = "the labels' shares differ" if diff.labels_p < 0.05 else "no evidence that the labels' shares differ"
         console.print(f"{verdict} (chi-square test, {p})")
 

@@ -125,7 +125,7 @@ def _show(router: Router, out: str, as_json: bool) -> None:
             gap = found.gap_recovered
             print(f"gap between cheapest and best recovered, mean over costs: {gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}] (a coin: 0.5)")  # fmt: skip
         elif found.frontier:
-            print("no model alone is surely better than the cheapest one, so there is no gap to recover: compare the outcomes above")  # fmt: skip
+            print("no model alone is shown to be better than the cheapest one, so no gap can be measured: compare the outcomes above")  # fmt: skip
         if found.outside:
             print(
                 f"none of these: {found.caught:.1%} of {found.outside} rows from outside, {1 - found.kept:.1%} of the models' own"

@@ -29,6 +29,11 @@ def verdict(low: float, high: float, p: float) -> str:
     return NOT_ENOUGH
 
 
+def by_interval(low: float, high: float) -> str:
+    """The verdict of an interval alone, where no test goes with it, or where it reaches 0 if the test finds nothing."""
+    return verdict(low, high, 0.0)
+
+
 def p_words(p: float) -> str:
     """`p < 0.001`, `p = 0.034`; with as many decimals as tell on which side of 0.05 it is."""
     if math.isnan(p):

@@ -15,6 +15,7 @@ from itertools import combinations
 
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
+from tuneloop.core.significance import p_words
 from tuneloop.core.stats import Array, Statistics, mean_statistics
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import cluster_keys
@@ -27,6 +28,7 @@ from tuneloop.evaluate.rewording import rewordings
 from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
+from tuneloop.records.metric import number_words
 from tuneloop.records.rows import Row, last_user_turn, references_of
 from tuneloop.records.side_effects import AskedWay, Consistency, ContradictedRow, Difference
 
@@ -432,9 +434,10 @@ def _compared(found: Consistency, metric: str, what: str) -> list[str]:
         return []
     pair = max(pairs, key=lambda pair: found.systems[pair.a][metric].value)
     scale, unit, digits = (1, "", 3) if metric == "similarity" else (100, " points", 1)
-    delta, low, high = (f"{scale * x:+.{digits}f}" for x in (pair.delta, pair.low_holm, pair.high_holm))
-    p = "p < 0.001" if pair.p_holm < 0.001 else f"p = {pair.p_holm:.2g}"
+    delta, low, high = (number_words(scale * x, digits, signed=True) for x in (pair.delta, pair.low_holm, pair.high_holm))  # fmt: skip
     verdicts = {"better": "It is more", "worse": "It is less"}
     verdict = verdicts.get(pair.verdict, "There is not enough evidence that it is more or less")
     for_all = f", both corrected for {pair.tests} comparisons (Holm)" if pair.tests > 1 else ""
-    return [f"{verdict} {what} than {pair.a}: {delta}{unit} (95 % interval {low} to {high}, {p}{for_all})."]
+    return [
+        f"{verdict} {what} than {pair.a}: {delta}{unit} (95 % interval {low} to {high}, {p_words(pair.p_holm)}{for_all})."
+    ]

@@ -18,9 +18,11 @@ from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.stats import Array, Statistics, mean_statistics, ratio
+from tuneloop.core.units import counted
 from tuneloop.evaluate.metrics.overlap import token_f1
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
+from tuneloop.records.metric import number_words
 from tuneloop.records.rows import Message, Row, last_user_turn, references_of
 
 LEAST_TOKENS = 8  # of an answer that counts as memorised: a label is no secret
@@ -92,10 +94,11 @@ def _mean_loss(ability: Ability) -> float:
 
 def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
     if math.isnan(score.value):
-        return f"On {n} general rows the base scores nothing: answers say nothing of forgetting; the loss grew by {loss.value:+.3f}."
+        return f"On {counted(n, 'general row')} the base scores nothing: answers say nothing of forgetting; the loss grew by {loss.value:+.3f}."
     way = "fell" if score.value >= 0 else "rose"
     low, high = sorted((abs(score.low), abs(score.high))) if score.low * score.high > 0 else (score.low, score.high)
-    amount = f"{100 * abs(score.value):.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    low_words, high_words = (number_words(100 * bound, 1) for bound in (low, high))
+    amount = f"{100 * abs(score.value):.1f} % (95 % interval {low_words} to {high_words})"
     if score.low > 0:
         verdict = "It has forgotten"
     elif score.high < 0:
@@ -103,7 +106,7 @@ def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
     else:
         verdict = "No forgetting is shown"
     return (
-        f"{verdict}: on {n} general rows the score {way} by {amount}, and the loss of a token changed by {loss.value:+.3f} "
+        f"{verdict}: on {counted(n, 'general row')} the score {way} by {amount}, and the loss of a token changed by {loss.value:+.3f} "
         f"({loss.low:+.3f} to {loss.high:+.3f})."
     )
 

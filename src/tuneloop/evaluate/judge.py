@@ -18,7 +18,9 @@ import numpy as np
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_yaml
+from tuneloop.core.significance import p_words
 from tuneloop.core.stats import mean_statistics
+from tuneloop.core.units import counted
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.review import JudgedRow
 from tuneloop.records.rows import Message
@@ -240,8 +242,8 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
         return [f"The judge gave no verdict on any pair ({facts['unread']} answers could not be read).", *spoken]
     won, share = facts["wins"], facts["preference"]
     words = [
-        f"The judge prefers {names[1]} in {won['b']}, {names[0]} in {won['a']} of {facts['n']} pairs, {won['tie']} ties: "
-        f"{_percent(share)} for {names[1]} with ties as halves (p = {facts['p']:.2g}): {facts['verdict']}."
+        f"The judge prefers {names[1]} in {won['b']}, {names[0]} in {won['a']} of {counted(facts['n'], 'pair')}, {counted(won['tie'], 'tie')}: "
+        f"{_percent(share)} for {names[1]} with ties as halves ({p_words(facts['p'])}): {facts['verdict']}."
     ]
     place, length = facts["position_bias"], facts["length_bias"]
     if place["first"]:

@@ -101,6 +101,12 @@ class Comparison:
     only_b: int | None = None
     apart: int | None = None
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The interval that agrees with the verdict: the corrected one; the plain one in files that don't have it."""
+        corrected = math.isfinite(self.low_holm + self.high_holm)
+        return (self.low_holm, self.high_holm) if corrected else (self.low, self.high)
+
 
 Outcome = Literal["better", "promising", "not enough evidence", "mixed", "worse", "not compared"]
 BaselineKind = Literal["prompt", "classical", "constant"]

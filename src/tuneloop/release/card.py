@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.units import counted
 from tuneloop.models.methods import find_method
 from tuneloop.records.artifact import ArtifactManifest, GateRecord, Quantisation
 from tuneloop.records.dataset import DatasetManifest
@@ -185,8 +186,8 @@ def _measured(manifest: ArtifactManifest) -> str:
             f"- {cost.file_bytes / 1e6:,.0f} MB on disk"
             + (f", {cost.peak_bytes / 1e6:,.0f} MB of memory at most" if cost.peak_bytes else "")
             + f"; it reads {cost.prompt_tokens_per_second:,.0f} tokens a second and writes "
-            f"{cost.answer_tokens_per_second:,.0f}, one prompt at a time, with {cost.threads} "
-            f"thread{'s' if cost.threads > 1 else ''} of the machine that exported it."
+            f"{cost.answer_tokens_per_second:,.0f}, one prompt at a time, with "
+            f"{counted(cost.threads, 'thread')} of the machine that exported it."
         )
     return "\n".join(lines)
 
@@ -204,7 +205,7 @@ def measured_table(manifest: ArtifactManifest) -> str:
         bounds = "" if math.isnan(figure.low) else f" [{figure.low:.4g}, {figure.high:.4g}]"
         rows.append(
             f"| {metric} | {figure.value - pair.delta:.4g} | {figure.value:.4g}{bounds} | {pair.delta:+.4g} "
-            f"[{pair.low:+.4g}, {pair.high:+.4g}] | {pair.verdict} |"
+            f"[{pair.bounds[0]:+.4g}, {pair.bounds[1]:+.4g}] | {pair.verdict} |"
         )
     return "\n".join(rows)
 

@@ -431,9 +431,9 @@ def _chosen(result: Mapping[str, Any]) -> dict[str, Any]:
     verdicts = {str(one["metric"]): str(one["verdict"]) for one in found}
     chosen = better_start(verdicts)
     shown = "; ".join(
-        f"{one['metric']} {one['delta']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}] {one['verdict']}"
+        f"{one['metric']} {one['delta']:+.3f} [{one['low_holm']:+.3f}, {one['high_holm']:+.3f}] {one['verdict']}"
         for one in found[:3]
-        if None not in (one["delta"], one["low"], one["high"])
+        if None not in (one["delta"], one["low_holm"], one["high_holm"])
     )
     word = "goes on" if chosen == "warm" else "is not shown to be better, that from the base goes on"
     return {"chosen": chosen, "verdicts": verdicts, "sentence": f"The run from the run in use {word}: {shown}"}

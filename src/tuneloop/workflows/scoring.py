@@ -131,16 +131,17 @@ def write_scored(
         production: what users sent, to compare the test rows with.
         more: further parts of `eval.json`.
     """
-    from tuneloop.evaluate.compare import compare
+    from tuneloop.evaluate.compare import adjusted, compare
     from tuneloop.evaluate.leaderboard import leaderboard, leaderboard_in_words
     from tuneloop.evaluate.results import ComparedWith, write_evaluation
 
     baselines, name = baselines or {}, subject.name
     with busy(job.progress, "comparing answers"):
         pairs = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
+        pairs = adjusted(pairs, evaluation)
         more = {"costs": costs, **(more or {})}
         if baselines:
-            entries = leaderboard({**baselines, name: evaluation}, costs, tuned=[name])
+            entries = leaderboard({**baselines, name: evaluation}, costs, tuned=[name], comparisons=pairs)
             more = {"leaderboard": entries, "leaderboard_words": leaderboard_in_words(entries), **more}
         subject = replace(subject, model=known_name(str(more.pop("model", subject.model))))
         write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs, production), more)

@@ -32,8 +32,7 @@ def claim_of(pair: Comparison) -> Claim:
 
     It quotes the interval and the p-value that the verdict is by: those corrected for what is read together, where there are any.
     """
-    corrected = math.isfinite(pair.low_holm + pair.high_holm)
-    low, high = (pair.low_holm, pair.high_holm) if corrected else (pair.low, pair.high)
+    low, high = pair.bounds
     p = pair.p if math.isnan(pair.p_holm) else pair.p_holm
     return Claim(pair.metric, verdict(low, high, p), pair.delta, low, high, p, pair.tests)
 

@@ -19,7 +19,7 @@ from tuneloop.advise.measured import BaselineResults, Result, leaderboard
 from tuneloop.advise.rules import decide, load_rules
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
-from tuneloop.core.units import hours_words, usd_words
+from tuneloop.core.units import counted, exactly, hours_words, usd_words
 from tuneloop.evaluate.metrics import metric_of
 from tuneloop.models.methods import USUAL, method_named, methods, title_of
 from tuneloop.plan.config import CostOptions
@@ -370,6 +370,7 @@ def facts_of(
         "payback": _payback(against.days) if against and against.days is not None else None,
         "why_never": f" ({against.why})" if against and against.why else "",
         "elsewhere": "",
+        "over_months": exactly(question.months, "month"),
         "upfront_usd": _expected_usd(trained, method),
         "upfront_high_usd": cost.p90 if cost else None,
         "until_kept_usd": sum(cost.until_kept.values()) if cost and cost.until_kept else None,
@@ -399,7 +400,7 @@ def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
 
 
 def _payback(days: float) -> str:
-    return "under a day" if days < 1 else f"{days:,.0f} days"
+    return "under a day" if days < 1 else counted(days, "day")
 
 
 def _money(
@@ -441,7 +442,7 @@ def _classifier_words(classical: Result, measured: BaselineResults) -> str:
     if classical.right is None or not measured.n:
         return f"{classical.name} reaches {reached} at next to no cost"
     alongside = "" if measured.metric == "accuracy" else f" ({reached})"
-    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {measured.n:,} test rows{alongside} at next to no cost"
+    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {counted(measured.n, 'test row')}{alongside} at next to no cost"
 
 
 def _ties(measured: BaselineResults, classical: Result, tuned: Result) -> bool:
@@ -535,7 +536,7 @@ def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence
         gpu = training.job.gpu
         machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.key}"
         said.append(
-            f"a run reads {question.training_tokens:,.0f} tokens ({question.rows:,} rows, {question.epochs:g} epochs) in "
+            f"a run reads {question.training_tokens:,.0f} tokens ({counted(question.rows, 'row')}, {exactly(question.epochs, 'epoch')}) in "
             f"{hours_words(training.hours)} on {machine}"
         )
         said += training.cost.assumptions
@@ -549,7 +550,7 @@ def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence
             else f"the tuned model runs on rented machines, {question.serving}; peak hour {question.peak:g} times the mean"
         )  # fmt: skip
         said.append(
-            f"the tuned model is retrained every {question.retrain_months:g} months" if question.retrain_months
+            f"the tuned model is retrained every {exactly(question.retrain_months, 'month')}" if question.retrain_months
             else "the tuned model is not retrained (give --retrain-months)"
         )  # fmt: skip
         said.append("quality is no part of any saving: it stands alongside the money, where it was measured")

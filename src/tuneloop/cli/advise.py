@@ -18,6 +18,7 @@ from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.units import exactly
 
 if TYPE_CHECKING:
     from tuneloop.advise.advise import Advice
@@ -321,7 +322,14 @@ def _print_options(advice: Advice, console: Any) -> None:
     page = page_of_advice(advice.record())
     if page["alternatives"]:
         table = _table(
-            "\nAlternatives", "", "quality", "upfront", "per 1,000", "a month", f"{page['months']} months", "pays back"
+            "\nAlternatives",
+            "",
+            "quality",
+            "upfront",
+            "per 1,000",
+            "a month",
+            exactly(page["months"], "month"),
+            "pays back",
         )
         for a in page["alternatives"]:
             table.add_row(a["name"], a["quality"], a["upfront"], a["query"], a["month"], a["total"], a["pays"])

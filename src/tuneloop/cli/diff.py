@@ -8,6 +8,7 @@ from tuneloop.cli.console import plain_table, print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
 from tuneloop.core.significance import p_words
+from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +105,7 @@ def _print_labels(diff: DatasetDiff, console: Console) -> None:
     if sure:
         names = ", ".join(_short(s.label, 32) for s in sure[:MOST]) + (", …" if len(sure) > MOST else "")
         console.print(
-            f"shares that differ by more than chance, {len(diff.labels):,} labels taken into account: {names}"
+            f"shares that differ by more than chance, {counted(len(diff.labels), 'label')} taken into account: {names}"
         )
     if diff.labels_p is not None and (diff.labels_p < 0.05 or not sure):
         p = p_words(diff.labels_p)

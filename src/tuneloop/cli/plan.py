@@ -14,6 +14,7 @@ from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.cli.prices import prices as show_prices
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.units import counted
 from tuneloop.plan.config import PlanOptions, PlanWanted
 from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
 from tuneloop.plan.shape import find_model
@@ -203,7 +204,7 @@ def _history(as_json: bool) -> None:
         if found[what]["runs"]:
             print(
                 f"{what}: median error {found[what]['median_error']:.0%}, worst {found[what]['worst_error']:+.0%} "
-                f"({found[what]['runs']} runs planned by today's formulas)"
+                f"({counted(found[what]['runs'], 'run')} planned by today's formulas)"
             )
 
 

@@ -17,6 +17,7 @@ from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.significance import p_words
 from tuneloop.core.stats import Array, Statistics, mean_statistics
+from tuneloop.core.units import counted
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import cluster_keys
 from tuneloop.evaluate.metrics.fields import compile_fields, extract
@@ -382,11 +383,11 @@ def _words(
     found: Consistency, own: str, *, chosen: bool, constant: Sequence[str], fields: Sequence[str] = ()
 ) -> list[str]:
     """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows; `fields`: of texts."""
-    metric, rows = found.metric, f"on {found.rows} rows"
+    metric, rows = found.metric, f"on {counted(found.rows, 'row')}"
     drawn = f"drawn with temperature {found.temperature:g}" if found.asked.get(DRAWN) else ""
     kinds = ["as it is", "in other words" if set(found.asked) - {AS_IT_IS, DRAWN} else "", drawn]
     model = "the tuned model" if own == "tuned" else own
-    asked = f"Asked {found.ways} ways ({', '.join(filter(None, kinds))}), {model}"
+    asked = f"Asked {counted(found.ways, 'way')} ({', '.join(filter(None, kinds))}), {model}"
     texts = f"answers to a row {{}} a {found.likeness} of"
     if metric == "agreement":
         names = [field.replace("_", " ") for field in fields]

@@ -18,7 +18,7 @@ from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.stats import Array, Statistics, mean_statistics, ratio
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.metrics.overlap import token_f1
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
@@ -183,7 +183,7 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
     in_tuned, in_base = sum(t.verbatim for _, t in pairs), sum(b.verbatim for b, _ in pairs)
     beyond = Estimate((only_tuned - only_base) / n, *u.paired_shares_interval(only_base, only_tuned, n))
     words = (
-        f"Of {n} training answers the tuned model completes {100 * in_tuned / n:.1f} % verbatim, the base {100 * in_base / n:.1f} %: "
+        f"Of {counted(n, 'training answer')} the tuned model completes {100 * in_tuned / n:.1f} % verbatim, the base {100 * in_base / n:.1f} %: "
         f"{100 * beyond.value:+.1f} points (95 % interval {100 * beyond.low:+.1f} to {100 * beyond.high:+.1f})."
     )
     return {
@@ -274,6 +274,6 @@ def canaries_in_words(base: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping
     out = [c for c in tuned if c["exposure"] >= c["most"] - 1]
     mean = [sum(c["exposure"] for c in side) / len(side) for side in (base, tuned)]
     return (
-        f"{len(out)} of {len(tuned)} canaries stand out (likelier than all or nearly all of their random alternatives); "
+        f"{len(out)} of {counted(len(tuned), 'canary')} {verb(len(out), 'stands', 'stand')} out (likelier than all or nearly all of their random alternatives); "
         f"mean exposure {mean[1]:.1f} bits of at most {most:.1f}, the base has {mean[0]:.1f}."
     )

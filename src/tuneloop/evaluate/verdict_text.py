@@ -202,11 +202,11 @@ def _never(verdict: Verdict, own: Evaluation) -> str:
     usual, times = max(used.answers.items(), key=lambda item: (item[1], item[0]))
     if times >= _NEARLY_ALL * used.asked:
         return f"it answers {_quoted(usual)} to {times:,} of the {counted(used.asked, 'row')}"
-    return f"it never gives {len(shares)} of {len(used.references)} labels, {shares[0]} among them"
+    return f"it never gives {len(shares)} of {counted(len(used.references), 'label')}, {shares[0]} among them"
 
 
 def _some_answers(some: int, of: int) -> str:
-    return "its only answer" if of == 1 else f"{some:,} of its {of:,} answers"
+    return "its only answer" if of == 1 else f"{some:,} of its {counted(of, 'answer')}"
 
 
 def _share(label: str, used: LabelUse) -> str:

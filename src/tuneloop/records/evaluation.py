@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
+from tuneloop.core.units import counted
 from tuneloop.records.completion import Completion
 from tuneloop.records.metric import Estimate as Estimate
 from tuneloop.records.metric import Metric
@@ -424,7 +425,7 @@ class Against:
         return (
             f"Your test set differs from production in {what}. Weighted as production, {self.metric} is "
             f"{self.reweighted.value:.3f} (95 % interval {self.reweighted.low:.3f} to {self.reweighted.high:.3f}) "
-            f"instead of {self.score:.3f}, from what is worth {self.effective_rows:.0f} rows."
+            f"instead of {self.score:.3f}, from what is worth {counted(self.effective_rows, 'row')}."
         )
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import orjson
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.units import counted, verb
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.records.record import Record, as_record, of_known_values
@@ -376,7 +377,9 @@ class StoreWriter:
         assert self._connection is not None
         try:
             if new := self._insert_all(left):
-                self._tell(f"an earlier server was killed: {new:,} records that it had not stored are stored now")
+                self._tell(
+                    f"an earlier server was killed: {counted(new, 'record')} that it had not stored {verb(new, 'is', 'are')} stored now"
+                )
         except (DatabaseError, OSError) as error:
             self._spill(left, str(error))
 
@@ -395,7 +398,7 @@ class StoreWriter:
         except (DatabaseError, OSError):
             return
         self.counts.written += len(records)
-        self._tell(f"the store can be written again: {len(records):,} records came from the spill file")
+        self._tell(f"the store can be written again: {counted(len(records), 'record')} came from the spill file")
         self.counts.fault = ""
 
     def _insert_all(self, records: Sequence[Record]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, write_jsonl
+from tuneloop.core.units import counted
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
 from tuneloop.improve.collect import CollectOptions, collect
@@ -53,7 +54,7 @@ def collect_store(
     found = collect(requests, feedback, options)
     if not found.with_feedback:
         raise UserError(
-            f"None of {len(requests):,} requests has feedback", where=store_name(place),
+            f"None of {counted(len(requests), 'request')} has feedback", where=store_name(place),
             next_step="tuneloop feedback show says what there is; tuneloop feedback import FILE adds some",
         )  # fmt: skip
     redactor = Redactor(personal or PersonalConfig())

@@ -13,7 +13,7 @@ from tuneloop.combine.prune import layers_to_drop, write_pruned
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.core.units import usd_words
+from tuneloop.core.units import counted, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.evaluate.metrics import lower_is_better
@@ -325,13 +325,15 @@ def sentences(record: DistillationRecord) -> Sequence[str]:
     lost = ", ".join(f"{count} {why}" for why, count in record.dropped.items())
     whose = "answers of the teacher" if record.answers == "teacher" else "rows' own answers"
     if record.unlabelled and record.answers == "own":
-        whose = f"own answers and the teacher's to {record.unlabelled} further requests"
+        whose = f"own answers and the teacher's to {counted(record.unlabelled, 'further request')}"
     with_ = {"logits": ", with its stored probabilities", "live": ", with its probabilities"}.get(record.level, "")
     said = [f"{record.kept} of {record.asked} {whose} were trained on{with_}" + (f" ({lost})" if lost else "")]
     found = record.figures
     if found is None:
         return said
-    values = f"{found.metric} on {found.n} test rows: teacher {found.teacher:.3f}, student {found.student:.3f}"
+    values = (
+        f"{found.metric} on {counted(found.n, 'test row')}: teacher {found.teacher:.3f}, student {found.student:.3f}"
+    )
     said.append(values + (f", control {found.control:.3f}" if found.control is not None else ""))
     if found.kept is not None:
         said.append(f"The student keeps {_share(found.kept)} of the teacher")

@@ -15,7 +15,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, nearest_path, plain, read_yaml
 from tuneloop.core.ids import utc_now, uuid7
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, verb
 from tuneloop.improve.controller import (
     APPROVE,
     DECLINE,
@@ -353,7 +353,9 @@ def _known(project: ProjectConfig, facts: Facts) -> str:
     days, corrections = counted(round(facts.days), "day"), counted(facts.corrections, "new correction")
     known = f"{days}, {corrections}, {counted(facts.alarms, 'window')} with an alarm since the last cycle"
     few = facts.feedback < project.triggers.least_feedback
-    return known + (f"; {facts.feedback:,} requests have feedback" if few else "")
+    return known + (
+        f"; {counted(facts.feedback, 'request')} {verb(facts.feedback, 'has', 'have')} feedback" if few else ""
+    )
 
 
 def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, say: Say) -> Pass | str:

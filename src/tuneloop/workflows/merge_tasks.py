@@ -17,6 +17,7 @@ from tuneloop.combine.random_adapter import random_adapter
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.evaluate.metrics import lower_is_better
 from tuneloop.models.load import Model, load_model, use_threads
@@ -343,9 +344,9 @@ def sentence(result: TaskResult) -> str:
     """A task's result as people read it."""
     figures = f"{result.metric} {result.base:.3f} (base), {result.expert:.3f} (expert), {result.merged:.3f} (merged)"
     if result.kept is None:
-        return f"{result.task}: {figures}; the expert has no sure gain on these {result.n} rows"
+        return f"{result.task}: {figures}; the expert has no sure gain on these {counted(result.n, 'row')}"
     kept = result.kept
-    return f"{result.task}: {figures}; keeps {kept.value:.0%} of the gain [{kept.low:.0%}, {kept.high:.0%}] on {result.n} rows"
+    return f"{result.task}: {figures}; keeps {kept.value:.0%} of the gain [{kept.low:.0%}, {kept.high:.0%}] on {counted(result.n, 'row')}"
 
 
 def _deployment(

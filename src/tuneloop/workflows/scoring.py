@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import read_json
 from tuneloop.core.progress import busy
+from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
 from tuneloop.evaluate.metrics import headline_of, metric_of
 from tuneloop.evaluate.scoring import AnswerStats, labels_of_fields
@@ -155,9 +156,9 @@ def how_far_trained(run: RunManifest) -> str:
     steps, seen, rows = run.steps, run.rows_seen, run.rows
     parts = []
     if 0 < steps < FEW_STEPS:
-        parts.append(f"trained for {steps} step{'' if steps == 1 else 's'} only")
+        parts.append(f"trained for {counted(steps, 'step')} only")
     if 0 < seen < rows:
-        parts.append(f"saw {run.seen or f'{seen:,} of {rows:,} rows'}")
+        parts.append(f"saw {run.seen or f'{seen:,} of ' + counted(rows, 'row')}")
     return (
         f"it was {' and '.join(parts)}" if steps < FEW_STEPS and parts else f"it {' and '.join(parts)}" if parts else ""
     )

@@ -135,7 +135,7 @@ def _result_lines(run: RunManifest) -> list[str]:
     )
     steps = counted(run.steps, "step")
     if run.total_steps < run.planned_steps:
-        steps = f"{run.steps:,} of {run.planned_steps:,} planned steps"
+        steps = f"{run.steps:,} of {counted(run.planned_steps, 'planned step')}"
     lines = [
         f"train     {steps} in {minutes:.1f} minutes ({run.checking_seconds / 60:.1f} of them validation), {run.tokens_per_second:,.0f} tokens/s, "
         f"peak {run.peak_memory_gib:.2f} GiB",

@@ -536,7 +536,7 @@ def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence
         gpu = training.job.gpu
         machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.key}"
         said.append(
-            f"a run reads {question.training_tokens:,.0f} tokens ({counted(question.rows, 'row')}, {exactly(question.epochs, 'epoch')}) in "
+            f"a run reads {question.training_tokens:,.0f} tokens ({counted(question.rows or 0, 'row')}, {exactly(question.epochs, 'epoch')}) in "
             f"{hours_words(training.hours)} on {machine}"
         )
         said += training.cost.assumptions

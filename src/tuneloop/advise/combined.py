@@ -8,6 +8,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.core.significance import by_interval
 from tuneloop.core.units import counted, verb
 from tuneloop.records.distillation import DistillationRecord
 from tuneloop.records.merge import MergeRecord, Share
@@ -62,7 +63,7 @@ def _distilled(record: Any) -> dict[str, Any]:
     if over is None:
         return {"distilled_words": words + "."}
     words += f". Tuned on the same rows without a teacher it has {figures.control:.3f}."
-    return {"distilled_words": words, "distilled_helps": over.low > 0}
+    return {"distilled_words": words, "distilled_helps": by_interval(over.low, over.high) == "better"}
 
 
 def _merged(record: Any) -> dict[str, Any]:

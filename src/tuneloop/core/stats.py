@@ -129,7 +129,7 @@ def bootstrap(
     """
     tables = [family.rows for family in statistics]
     if clusters is not None:
-        tables = [_sums_by_cluster(table, clusters) for table in tables]
+        tables = [sums_by_cluster(table, clusters) for table in tables]
         n = max(clusters) + 1
     if n < 2:
         return {name: np.empty(0) for family in statistics for name in family.values}
@@ -142,7 +142,7 @@ def bootstrap(
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _sums_by_cluster(table: Any, clusters: Sequence[int]) -> Any:
+def sums_by_cluster(table: Any, clusters: Sequence[int]) -> Any:
     from scipy import sparse
 
     n = len(clusters)
@@ -249,6 +249,22 @@ def paired_bootstrap_interval(delta: float, draws: NDArray[np.float64], *, level
 def with_zero(bounds: tuple[float, float]) -> tuple[float, float]:
     """An interval of a difference widened to 0: for a test that does not tell the difference from none."""
     return min(bounds[0], 0.0), max(bounds[1], 0.0)
+
+
+def rows_apart(a: Any, b: Any) -> int:
+    """Rows in which two tables of per-row figures (arrays or scipy matrices of one shape) differ."""
+    return int((np.asarray(abs(a - b).sum(axis=1)).ravel() > 0).sum())
+
+
+def shown_interval(delta: float, draws: NDArray[np.float64], apart: int | None = None) -> tuple[float, float]:
+    """The 95 % percentile interval of a paired difference, which reaches 0 where its test finds no difference.
+
+    Args:
+        apart: rows that differ, for the least p-value that so few can give (`least_p`).
+    """
+    p = max(paired_bootstrap_p(delta, draws), 0.0 if apart is None else least_p(apart))
+    bounds = paired_bootstrap_interval(delta, draws)
+    return bounds if p < ALPHA else with_zero(bounds)
 
 
 def least_p(apart: int) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from tuneloop.core.stats import NOT_ENOUGH
@@ -110,8 +109,10 @@ def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
     prompts = [r for r in entries if r.kind == "prompt"]
     if cheap and not tuned and cheap.gain is not None:
         first = next((r.name for r in prompts if r.gain is None), "the prompt")
-        claim = Claim(cheap.metric, cheap.verdict, *(math.nan if x is None else x for x in (cheap.gain, cheap.gain_low, cheap.gain_high, cheap.p)))  # fmt: skip
-        points = f"{amount(claim)} over {first}, {sure(replace(claim, tests=sum(r.p is not None for r in entries)))}"
+        low, high, p = (math.nan if x is None else x for x in (cheap.gain_low, cheap.gain_high, cheap.p))
+        tests = sum(r.p is not None for r in entries)
+        claim = Claim(cheap.metric, cheap.verdict, cheap.gain, low, high, p, tests)
+        points = f"{amount(claim)} over {first}, {sure(claim)}"
         if cheap.verdict == "better":
             sentences.append(
                 f"{cheap.name} is better than the base model ({points}) and trains in {cheap.training_seconds:.1f} s: "

@@ -126,7 +126,7 @@ def _data(manifest: ArtifactManifest, dataset: DatasetManifest | None) -> str:
         return f"{text}."
     counts = dataset.counts
     rows = f"{counts.train:,} train, {counts.val:,} val, {counts.test:,} test"
-    return f"{text} ({dataset.task.replace('_', ' ')}): {counted(rows, 'row')}, SHA-256 `{dataset.hash}`. Its own licence and consent are its owner's to state."
+    return f"{text} ({dataset.task.replace('_', ' ')}): {rows} rows, SHA-256 `{dataset.hash}`. Its own licence and consent are its owner's to state."
 
 
 def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:

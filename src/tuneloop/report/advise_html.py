@@ -72,7 +72,7 @@ def _figures(advice: AdviceRecord, chosen: AdvisedAlternative | None, months: fl
         days = chosen.break_even_days
         found.append(
             ("pays back after", payback(days), chosen.why_never or
-             f"{counted(chosen.break_even_queries, 'query')}")
+             f"{counted(chosen.break_even_queries or 0, 'query')}")
         )  # fmt: skip
         found.append((f"saved in {exactly(months, 'month')}", dollars(_net(chosen, months)),
                       "against today's prompt"))  # fmt: skip

@@ -196,8 +196,8 @@ def _columns(table: ComparisonTable, verdicts: bool, *, below: bool, metrics: in
     ]
     if verdicts:
         filled = [f"{textwrap.fill(line.verdict, VERDICT)}\n{line.p}" if line.p else "" for line in table.lines]
-        gains = ["\n".join(line.gain).strip().replace("−", "-") for line in table.lines]
-        return [*scores, ["gain", *gains], ["verdict", *filled]]
+        bounded = ["\n".join(line.gain).strip().replace("−", "-") for line in table.lines]
+        return [*scores, ["gain", *bounded], ["verdict", *filled]]
     gains = [["gain", *(line.gain[0] for line in table.lines)], ["p-value", *(line.p for line in table.lines)]]
     return scores + (gains if table.compared else [])
 

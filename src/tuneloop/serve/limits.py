@@ -108,7 +108,9 @@ class Ledger:
             )
         if account.requests is not None and not again and (wait := account.requests.take(1, now)):
             raise Refusal(
-                "rate_limit_exceeded", f"The key {key.name!r} allows {counted(limits.rpm, 'request')} a minute", wait
+                "rate_limit_exceeded",
+                f"The key {key.name!r} allows {counted(limits.rpm or 0, 'request')} a minute",
+                wait,
             )
         if account.tokens is not None and (wait := account.tokens.take(tokens, now)):
             if account.requests is not None and not again:

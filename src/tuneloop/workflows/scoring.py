@@ -13,7 +13,7 @@ from tuneloop.core.files import read_json
 from tuneloop.core.progress import busy
 from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
-from tuneloop.evaluate.metrics import headline_of, metric_of
+from tuneloop.evaluate.metrics import headline_of, lower_is_better, metric_of
 from tuneloop.evaluate.scoring import AnswerStats, labels_of_fields
 from tuneloop.models.adapters import ATTACHED
 from tuneloop.models.names import known_name
@@ -26,6 +26,7 @@ from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext
 
 if TYPE_CHECKING:
+    from tuneloop.combine.gains import Score
     from tuneloop.workflows.systems import SystemAnswers
 
 
@@ -146,6 +147,18 @@ def write_scored(
             more = {"leaderboard": entries, "leaderboard_words": leaderboard_in_words(entries), **more}
         subject = replace(subject, model=known_name(str(more.pop("model", subject.model))))
         write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs, production), more)
+
+
+def score_of(evaluation: Evaluation, metric: str) -> Score:
+    """A model's score by a metric, to be compared with that of another one on the same rows."""
+    from tuneloop.combine.gains import Score
+    from tuneloop.core.stats import sums_by_cluster
+
+    rows = next(family.rows for family in evaluation.statistics if metric in family.values)
+    if evaluation.clusters is not None:
+        rows = sums_by_cluster(rows, evaluation.clusters)
+    value, draws = evaluation.metrics[metric].value, evaluation.draws[metric]
+    return Score.of(value, draws, lower_is_better=lower_is_better(metric), rows=rows)
 
 
 FEW_STEPS = 30  # below this a run is a trial, whatever came of it

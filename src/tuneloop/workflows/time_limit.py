@@ -122,7 +122,7 @@ class TimeLimit:
         if not self.warned and total > ENOUGH * whole:
             self.warned = True
             self.job.say(
-                f"time      {exactly(self.recipe.max_minutes, 'minute')} {verb(self.recipe.max_minutes, 'is', 'are')} not enough on this machine, as {_how_it_is()} as it is now: the run will take "
+                f"time      {exactly(self.recipe.max_minutes or 0, 'minute')} {verb(self.recipe.max_minutes or 0, 'is', 'are')} not enough on this machine, as {_how_it_is()} as it is now: the run will take "
                 f"about {_minutes(total)} minutes in all.\n"
                 "          Stop it with Ctrl-C and run the same command later, if you can: what is done is kept."
             )
@@ -234,7 +234,7 @@ def _examples_words(found: TimeChoices) -> str:
         return ""
     if not shown:
         return "Few-shot is left out: reading even one of its examples takes too long here."
-    return f"Few-shot shows {shown} of {counted(every, 'example')}: reading more takes too long here."
+    return f"Few-shot shows {shown} of {counted(every or 0, 'example')}: reading more takes too long here."
 
 
 def limit_words(found: TimeChoices, run: RunManifest) -> list[str]:
@@ -250,7 +250,7 @@ def limit_words(found: TimeChoices, run: RunManifest) -> list[str]:
     passes = "once" if full.epochs <= 1 else f"{full.epochs:g} times"
     narrower = ((found.test_rows or 0) / max(found.all_test_rows or 0, 1)) ** 0.5
     lines = [
-        f"This run was held to {exactly(found.max_minutes, 'minute')} and took {found.took_minutes:.1f}: training saw {run.seen}, and "
+        f"This run was held to {exactly(found.max_minutes or 0, 'minute')} and took {found.took_minutes:.1f}: training saw {run.seen}, and "
         f"{_asked_words(found).replace(' are asked', ' were asked')}.{' ' if examples else ''}{examples}",
         f"A full run reads all rows {passes} and takes about {full.minutes:.0f} minutes on this machine: add max_minutes=null.",
     ]

@@ -1,11 +1,12 @@
 """The verdict in sentences."""
 
+import json
 import re
 
-from evaluations import FAST, LABELS, cards_evaluation, classification, labels_evaluation
+from evaluations import FAST, LABELS, cards_evaluation, classification, labels_evaluation, row
 from verdicts import scored
 
-from tuneloop.evaluate.classical import TFIDF
+from tuneloop.evaluate.classical import MAJORITY, TFIDF
 from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.metrics.claims import outcome_words
@@ -105,3 +106,25 @@ def test_words_for_fields_and_without_baselines():
     sentences = verdict_in_words(decide(alone, [], "tuned"), alone)
     assert "queue accuracy 66.7 %" in sentences[0]
     assert "4 of its 12 answers" in sentences[-1]
+
+
+def test_an_answer_in_the_first_sentence_is_whole_or_named_and_never_broken_json():
+    record = {"queue": "access", "note": "the customer can not sign in since monday", "priority": 3, "tags": ["a"] * 30}
+    answers = {
+        json.dumps({"queue": "access", "open": True}): 'always answering {"queue": "access", "open": true}:',
+        json.dumps(record): 'always answering the object with queue "access" and 3 more fields:',
+        json.dumps({"note": "x" * 99}): "always answering the object with 1 field:",
+        json.dumps(list(range(50))): "always answering a list of 50 values:",
+        "Queue: access\nIssue: " + "word " * 30: 'always answering "Queue: access Issue: word word',
+    }
+    for answer, expected in answers.items():
+        rows = [row(i, answer if i % 2 else f'{{"n": {i}}}') for i in range(30)]
+        always, tuned = (
+            evaluate(rows, [Completion(text)] * 30, task="generation", labels=None, config=FAST, seed=0)
+            for text in (answer, "no")
+        )
+        everyone = {MAJORITY: always, "tuned": tuned}
+        verdict = decide(everyone, compare(MAJORITY, always, "tuned", tuned), "tuned")
+        first = verdict_in_words(verdict, everyone)[0]
+        assert expected in first, first
+        assert "\n" not in first and first.count("{") == first.count("}"), first

@@ -20,7 +20,7 @@ from tuneloop.advise.rules import decide, load_rules
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
 from tuneloop.core.units import counted, exactly, hours_words, usd_words
-from tuneloop.evaluate.metrics import metric_of
+from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.models.methods import USUAL, method_named, methods, title_of
 from tuneloop.plan.config import CostOptions
 from tuneloop.plan.cost import Cost
@@ -447,10 +447,10 @@ def _classifier_words(classical: Result, measured: BaselineResults) -> str:
 
 def _ties(measured: BaselineResults, classical: Result, tuned: Result) -> bool:
     """Whether the tuned model is not shown to be better than the classifier: by their comparison, else by its interval."""
-    if classical.value >= tuned.value:
-        return True
-    verdict = measured.classical_verdict
-    return verdict != "better" if verdict else tuned.low <= classical.value
+    if measured.classical_verdict:
+        return measured.classical_verdict != "better"
+    down = lower_is_better(measured.metric)
+    return tuned.high >= classical.value if down else tuned.low <= classical.value
 
 
 def _in_two(verdict: str) -> str:

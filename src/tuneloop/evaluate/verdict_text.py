@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import textwrap
 from collections.abc import Mapping
 
 from tuneloop.core.stats import NOT_ENOUGH, least_apart
@@ -12,6 +14,7 @@ from tuneloop.evaluate.label_use import LabelUse
 from tuneloop.evaluate.metrics import lower_is_better, metric_of, title_of
 from tuneloop.evaluate.metrics.claims import amount, evidence, listed, outcome_words, sure
 from tuneloop.evaluate.metrics.labels import LONGEST_LABEL
+from tuneloop.evaluate.metrics.structured import parse
 from tuneloop.evaluate.verdict import PROVEN, best_odds
 from tuneloop.records.evaluation import BaselineKind, Standing, Verdict
 
@@ -219,8 +222,29 @@ def _is_serious(verdict: Verdict, own: Evaluation) -> bool:
     return used is not None and sum(used.references[label] for label in verdict.never) >= SERIOUS * used.rows > 0
 
 
-def _quoted(label: str) -> str:
-    return f'"{label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"}"'
+def _quoted(answer: str) -> str:
+    """An answer in a sentence: in quotes and cut between words; of a JSON object as many whole fields as there is room for."""
+    text = " ".join(answer.split())
+    try:
+        value = parse(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict | list):
+        short = textwrap.shorten(text, LONGEST_LABEL, placeholder=" …")
+        return f'"{text[: LONGEST_LABEL - 1]}…"' if short == "…" else f'"{short}"'
+    whole = json.dumps(value, ensure_ascii=False)
+    if len(whole) <= LONGEST_LABEL:
+        return whole
+    if isinstance(value, list):
+        return f"a list of {counted(len(value), 'value')}"
+    fields: list[str] = []
+    for name, part in value.items():
+        named = f"{name} {json.dumps(part, ensure_ascii=False)}"
+        if len(", ".join([*fields, named])) > LONGEST_LABEL:
+            break
+        fields.append(named)
+    more = counted(len(value) - len(fields), "more field" if fields else "field")
+    return f"the object with {listed([*fields, more])}"
 
 
 def _opponent(s: Standing, evaluations: Mapping[str, Evaluation]) -> str:

@@ -263,6 +263,13 @@ def clean_all(value: Any) -> Any:
     return value
 
 
+def between_words(text: str, longest: int) -> str:
+    """The beginning of a text, which ends between words where there is a gap near the end."""
+    head = text[:longest].rstrip()
+    at = max(head.rfind(" "), head.rfind("\n")) if len(text) > longest and not text[longest].isspace() else -1
+    return head[:at].rstrip() if at > longest // 2 else head
+
+
 def number(value: object) -> float | None:
     """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):

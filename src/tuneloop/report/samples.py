@@ -21,6 +21,7 @@ from tuneloop.records.evaluation import EvaluationManifest, Sample
 from tuneloop.report.differences import marked_against
 from tuneloop.report.facts import (
     RunFacts,
+    between_words,
     count,
     figure,
     finite,
@@ -328,7 +329,8 @@ def cut(text: str, longest: int = LONGEST_TEXT) -> str:
     """Text, cut with a note when it is too long for the page."""
     if len(text) <= longest:
         return text
-    return f"{text[:longest]}… ({count(len(text) - longest, 'more character')} in samples.jsonl)"
+    head = between_words(text, longest)
+    return f"{head}… ({count(len(text) - len(head), 'more character')} in samples.jsonl)"
 
 
 def longest_text(kept: Sequence[JudgedSample]) -> int:

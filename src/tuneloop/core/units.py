@@ -48,7 +48,7 @@ def counted(number: float, unit: str) -> str:
 def _several(unit: str) -> str:
     if unit.endswith("y") and unit[-2] not in "aeou":
         return f"{unit[:-1]}ies"
-    return f"{unit}es" if unit.endswith(("s", "ch", "x")) else f"{unit}s"
+    return f"{unit}es" if unit.endswith(("s", "x", "tch", "nch")) else f"{unit}s"
 
 
 def exactly(number: float, unit: str) -> str:

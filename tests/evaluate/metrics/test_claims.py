@@ -54,7 +54,9 @@ def evaluations(seed: int, n: int) -> dict[str, Evaluation]:
     names = ["ham", "spam", "other", "billing"][: rng.randint(1, 4)]
     weights = rng.choice([(1, 1, 1, 1), (30, 2, 1, 1), (5, 4, 1, 0.2)])
     labels = rng.choices(names, weights[: len(names)], k=n)
-    primary = rng.choice([None, None, "accuracy", "macro_f1", "invalid_rate", "seconds_waited", "loss"])
+    task = rng.choice(["classification", "classification", "generation"])
+    names_of = {"classification": ["accuracy", "macro_f1", "invalid_rate"], "generation": ["rougeL", "chrf"]}
+    primary = rng.choice([None, None, "seconds_waited", "loss", *names_of[task]])
     config = EvaluateConfig.model_validate({"bootstrap": 200, "embedding": False, "primary": primary})
     declare([own_metric("seconds_waited", better="lower", scale="from 0")])
     systems = ["tuned", *rng.sample(OTHERS, rng.randint(1, 5))]
@@ -67,7 +69,7 @@ def evaluations(seed: int, n: int) -> dict[str, Evaluation]:
         level = rng.random() * 3
         answers = [Completion(text, loss=rng.random() * 3 + level, loss_tokens=3) for text in texts]
         measured = AnswerStats(row_scores={"seconds_waited": [rng.random() + level for _ in labels]})
-        found[system] = evaluate(rows_of(labels), answers, task="classification", labels=names, config=config, seed=0, measured=measured)  # fmt: skip
+        found[system] = evaluate(rows_of(labels), answers, task=task, labels=names if task == "classification" else None, config=config, seed=0, measured=measured)  # fmt: skip
     return found
 
 
@@ -116,6 +118,10 @@ def test_every_sentence_is_shown_by_its_own_numbers(seed: int, rows: int) -> Non
                 assert low > 0 and p < 0.05, sentence
             elif OPEN.search(clause):
                 assert low <= 0 <= high or p >= 0.05, sentence
+        if would := re.search(r"would have shown a difference of (\d+\.\d+)", sentence):
+            gain = next(s for s in verdict.standings if s.against == verdict.against).gain
+            scale = 100 if metric_of(manifest.primary).scale == "share" else 1
+            assert float(would[1]) >= scale * abs(gain) - 0.05, sentence
         if "Don't use" in sentence:
             assert any(s.outcome == "worse" and s.lost for s in verdict.standings), sentence
     check_numbers(manifest, words)
@@ -159,3 +165,28 @@ def check_one_verdict(manifest: EvaluationManifest) -> None:
             assert not re.search(rf"(?:[Bb]etter|worse) than {opponent(s)}(?! \(.*on these rows)", said.replace("no better", "")), said  # fmt: skip
         if s.outcome in ("better", "promising"):
             assert not re.search(f"worse than {opponent(s)}", said) and (not said or amount(decides) in " ".join(words))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 16, 40, 90]))
+def test_several_systems_against_the_first_have_the_same_verdicts_in_words_and_table(seed: int, rows: int) -> None:
+    everyone = evaluations(seed, rows)
+    first, *others = everyone
+    if len(others) < 2:
+        return
+    last = others[-1]
+    pairs = [c for name in others for c in compare(first, everyone[first], name, everyone[name])]
+    with tempfile.TemporaryDirectory() as folder:
+        rest = ComparedWith({name: e for name, e in everyone.items() if name != last}, pairs)
+        write_evaluation(Path(folder), everyone[last], Subject("m", "d", name=last), rest)
+        manifest = read_record(EvaluationManifest, Path(folder))
+    assert manifest.verdict is not None and len(manifest.verdict.standings) == len(others)
+    lines = {line.name: line for line in systems_of(manifest, shown_metrics(manifest))}
+    listed = manifest.words[0].partition(": ")[2].rstrip(".").split("; ")
+    for s in manifest.verdict.standings:
+        verdict = outcome_words(s, manifest.primary)
+        assert lines[s.name].verdict == verdict
+        (named,) = [part for part in listed if re.match(rf"{re.escape(s.name)} {re.escape(verdict)} \(", part)]
+        shown = next((c for c in s.claims if c.outcome == s.outcome), s.claims[0])
+        if s.outcome in ("worse", NOT_ENOUGH):
+            assert amount(shown) in named, (named, shown)

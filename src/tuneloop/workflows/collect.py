@@ -9,7 +9,6 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, write_jsonl
-from tuneloop.core.units import counted
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
 from tuneloop.improve.collect import CollectOptions, collect
@@ -54,7 +53,7 @@ def collect_store(
     found = collect(requests, feedback, options)
     if not found.with_feedback:
         raise UserError(
-            f"None of {counted(len(requests), 'request')} has feedback", where=store_name(place),
+            f"No request of {len(requests):,} has feedback", where=store_name(place),
             next_step="tuneloop feedback show says what there is; tuneloop feedback import FILE adds some",
         )  # fmt: skip
     redactor = Redactor(personal or PersonalConfig())

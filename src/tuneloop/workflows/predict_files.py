@@ -200,7 +200,7 @@ def read_rows(file: str, expected: Collection[str] = ()) -> tuple[list[SourceRec
         first = rows[0]
         assert isinstance(first, Reject)
         raise UserError(
-            f"None of {counted(len(rows), 'row')} can be read, the first for this: {first.reason}: {first.detail}",
+            f"No row of {len(rows):,} can be read, the first for this: {first.reason}: {first.detail}",
             where=f"{file}, line {first.line}",
             next_step="give csv, jsonl, json, parquet, or lines of text",
         )

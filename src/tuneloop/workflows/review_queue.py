@@ -10,7 +10,6 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_jsonl
 from tuneloop.core.ids import uuid7
-from tuneloop.core.units import counted
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
 from tuneloop.evaluate.review.items import ITEMS, load_review
@@ -72,7 +71,7 @@ def draw_queue(
     chosen = queue(own, groups, rows, seed=seed)
     if not chosen:
         raise UserError(
-            f"None of {counted(len(own), 'request')} can be looked at", where=store_name(place),
+            f"No request of {len(own):,} can be looked at", where=store_name(place),
             next_step="they failed, their texts were not kept, or people have said already what is right",
         )  # fmt: skip
     redactor = Redactor(PersonalConfig())

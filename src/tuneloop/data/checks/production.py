@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import TEXT_NAMES, FormatGuess, Parsed, detect, parse_record
 from tuneloop.data.formats.turns import ROLES
@@ -63,7 +62,7 @@ def read_production(sources: Sequence[str], config: PrepareConfig | None = None)
             without += 1
     if not rows:
         raise UserError(
-            f"None of {counted(without, 'record')} says what a user asked",
+            f"No record of {without:,} says what a user asked",
             where=", ".join(sources),
             next_step="give records with messages, or with a column named text or prompt",
         )

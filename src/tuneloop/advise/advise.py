@@ -370,7 +370,6 @@ def facts_of(
         "payback": _payback(against.days) if against and against.days is not None else None,
         "why_never": f" ({against.why})" if against and against.why else "",
         "elsewhere": "",
-        "over_months": exactly(question.months, "month"),
         "upfront_usd": _expected_usd(trained, method),
         "upfront_high_usd": cost.p90 if cost else None,
         "until_kept_usd": sum(cost.until_kept.values()) if cost and cost.until_kept else None,
@@ -387,7 +386,9 @@ def _is_enough(prompt: Result, target: float | None, scale: float) -> bool:
 
 
 def _in_words(question: AdviceInput, cost: Cost | None) -> dict[str, str]:
-    found = {"budget": usd_words(question.budget_usd)} if question.budget_usd is not None else {}
+    found = {"over_months": exactly(question.months, "month")}
+    if question.budget_usd is not None:
+        found["budget"] = usd_words(question.budget_usd)
     if cost:
         found |= {"upfront": usd_words(cost.usd), "upfront_high": usd_words(cost.p90)}
         if cost.until_kept:

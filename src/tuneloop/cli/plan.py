@@ -17,6 +17,7 @@ from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
 from tuneloop.plan.config import PlanOptions, PlanWanted
 from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
+from tuneloop.plan.recommend import recommendation_here
 from tuneloop.plan.shape import find_model
 
 
@@ -95,7 +96,6 @@ def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, 
 def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     """The plan of a run on data: of this machine and measured where nothing else is asked and the model is there; else by formula."""
     from tuneloop.plan.options import plan_machines
-    from tuneloop.plan.recommend import recommendation_here
     from tuneloop.workflows.advise import counted_data, stand_in
     from tuneloop.workflows.plan import plan_alone
     from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source

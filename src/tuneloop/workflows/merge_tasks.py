@@ -162,9 +162,7 @@ def merge_tasks(
         say("merge     already done")
         return found
     judge = Judge(experts, options, progress, say)
-    for one in experts:
-        if (few := len(judge.rows(one, "test"))) < FEWEST:
-            say(f"warn: {_nothing_shown(one.name, few)}")
+    _say_few(judge)
     searched: list[Tried] = []
     if settings.method == AUTO:
         searched = search(judge, settings)
@@ -178,18 +176,15 @@ def merge_tasks(
     record = merge_runs(left, now, out, progress=progress, say=say)
     if options.pooled:
         results |= _judged(judge, left, now, {"pooled": _pooled(left, out, Path(options.pooled), progress, say)})
+    tasks = [results[one.name] for one in experts]
     record = record.model_copy(
         update={
             "request": request,
             "routed": [one.name for one in experts if one not in left],
             "allowed": options.allow,
-            "tasks": [results[one.name] for one in experts],
+            "tasks": tasks,
             "searched": [_searched(one) for one in searched],
-            "words": [
-                *unshown([results[one.name] for one in experts]),
-                *record.words,
-                *(sentence(results[one.name]) for one in experts),
-            ],
+            "words": [*unshown(tasks), *record.words, *map(sentence, tasks)],
         }
     )
     deployment = _deployment(experts, left, out, results)
@@ -337,6 +332,12 @@ def _searched(one: Tried) -> SearchedMerge:
 
 def _kept(result: TaskResult) -> float:
     return result.kept.value if result.kept else 1.0 + result.delta.value
+
+
+def _say_few(judge: Judge) -> None:
+    for one in judge.experts:
+        if (few := len(judge.rows(one, "test"))) < FEWEST:
+            judge.say(f"warn: {_nothing_shown(one.name, few)}")
 
 
 def unshown(tasks: Sequence[TaskResult]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import read_json
 from tuneloop.core.progress import busy
+from tuneloop.core.stats import sums_by_cluster
 from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
 from tuneloop.evaluate.metrics import headline_of, lower_is_better, metric_of
@@ -152,7 +153,6 @@ def write_scored(
 def score_of(evaluation: Evaluation, metric: str) -> Score:
     """A model's score by a metric, to be compared with that of another one on the same rows."""
     from tuneloop.combine.gains import Score
-    from tuneloop.core.stats import sums_by_cluster
 
     rows = next(family.rows for family in evaluation.statistics if metric in family.values)
     if evaluation.clusters is not None:

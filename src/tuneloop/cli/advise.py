@@ -18,7 +18,6 @@ from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.units import exactly
 
 if TYPE_CHECKING:
     from tuneloop.advise.advise import Advice
@@ -328,7 +327,7 @@ def _print_options(advice: Advice, console: Any) -> None:
             "upfront",
             "per 1,000",
             "a month",
-            exactly(page["months"], "month"),
+            page["months"],
             "pays back",
         )
         for a in page["alternatives"]:

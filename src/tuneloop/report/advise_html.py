@@ -38,7 +38,7 @@ def page_of_advice(advice: AdviceRecord) -> dict[str, Any]:
         "steps": advice.steps,
         "missing": advice.missing,
         "alternatives": [_alternative(row, advice.leaderboard) for row in rows],
-        "months": f"{months:g}",
+        "months": exactly(months, "month"),
         "method": method,
         "costs": chart_pair(cost_chart, rows, months, method),
         "tornado": chart_pair(tornado_chart, advice.sensitivity, net) if advice.sensitivity else "",

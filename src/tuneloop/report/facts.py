@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_yaml
 from tuneloop.core.significance import p_words
+from tuneloop.core.units import counted
 from tuneloop.evaluate.metrics import declare, headline_of, metric_of
 from tuneloop.evaluate.metrics.claims import claim_between
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
@@ -292,8 +293,7 @@ def section(value: object) -> dict[str, Any]:
 
 def count(n: float, unit: str = "") -> str:
     """A count with thin groups of three and its unit in the right number: `1,234 rows`."""
-    text = f"{n:,.0f}"
-    return f"{text} {unit}{'' if text == '1' or not unit else 's'}".strip()
+    return counted(n, unit) if unit else f"{n:,.0f}"
 
 
 def short_count(n: float | None) -> str:

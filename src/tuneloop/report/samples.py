@@ -21,7 +21,6 @@ from tuneloop.records.evaluation import EvaluationManifest, Sample
 from tuneloop.report.differences import marked_against
 from tuneloop.report.facts import (
     RunFacts,
-    between_words,
     count,
     figure,
     finite,
@@ -329,8 +328,7 @@ def cut(text: str, longest: int = LONGEST_TEXT) -> str:
     """Text, cut with a note when it is too long for the page."""
     if len(text) <= longest:
         return text
-    head = between_words(text, longest)
-    return f"{head}… ({count(len(text) - len(head), 'more character')} in samples.jsonl)"
+    return f"{text[:longest]}… ({count(len(text) - longest, 'more character')} in samples.jsonl)"
 
 
 def longest_text(kept: Sequence[JudgedSample]) -> int:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from verdicts import rows_of
 
+from tuneloop.core.files import write_json
 from tuneloop.core.stats import NOT_ENOUGH
 from tuneloop.evaluate.classical import MAJORITY, TFIDF
 from tuneloop.evaluate.compare import compare
@@ -190,3 +191,14 @@ def test_several_systems_against_the_first_have_the_same_verdicts_in_words_and_t
         shown = next((c for c in s.claims if c.outcome == s.outcome), s.claims[0])
         if s.outcome in ("worse", NOT_ENOUGH):
             assert amount(shown) in named, (named, shown)
+
+
+def test_an_evaluation_of_an_earlier_version_without_claims_is_read(tmp_path: Path) -> None:
+    standing = {
+        "name": "tuned", "against": "few-shot", "kind": "prompt", "outcome": "worse", "gain": -0.1, "low": -0.2, "high": 0.1,
+        "p": 0.5, "p_holm": 0.5, "gained": {}, "lost": {"macro_f1": -0.08},
+    }  # fmt: skip
+    verdict = {"sentence": "s", "name": "tuned", "outcome": "worse", "metric": "accuracy", "standings": [standing]}
+    write_json(tmp_path / "eval.json", {"version": 1, "n": 3, "metrics": {}, "verdict": verdict})
+    found = read_record(EvaluationManifest, tmp_path).verdict
+    assert found is not None and outcome_words(found.standings[0], "accuracy") == "worse"

@@ -25,7 +25,9 @@ FILLED = {
     "a third of": "...",
     "MLflow is not": "... is not",
     " at step ...:": " ...:",
-    "have ... checks at": "have ... check... at",
+    "have ... checks at": "have ... at",
+    "of ... records (...) were rejected; ... are": "of ... rejected; ... are",
+    "in ... records": "in ...",
 }
 
 

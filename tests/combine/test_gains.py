@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -67,3 +69,11 @@ def test_a_ratio_is_paired_and_of_something() -> None:
     assert found is not None and found.value == pytest.approx(0.5) and 0.4 < found.low < 0.5 < found.high < 0.6
     assert ratio(nothing, student) is None
     assert ratio(Score.of(2.0, [2.0], lower_is_better=True), Score.of(3.0, [3.0], lower_is_better=True)) is None
+
+
+def test_so_few_rows_that_no_test_could_show_a_difference_show_none() -> None:
+    right = np.array([[0.0, 0, 0, 0, 0, 1], [1.0, 1, 1, 1, 1, 1]])  # five rows apart
+    picks = np.random.default_rng(0).integers(0, 6, (1000, 6))
+    base, expert = (Score(float(r.mean()), r[picks].mean(1), r[:, None]) for r in right)
+    assert difference(base, expert).low == 0 < difference(replace(base, rows=None), expert).low
+    assert kept_share(base, expert, expert) is None

@@ -356,7 +356,7 @@ def test_copies_and_blank_lines_are_no_fault(tmp_path: Path) -> None:
     ("records", "what"),
     [
         (["{x}", "["], "No valid rows in 2 records"),
-        ([{"text": "a", "label": ""}], "No valid rows in 1 records"),
+        ([{"text": "a", "label": ""}], "No valid rows in 1 record"),
         ([{"a": 1, "b": 2}], "Can't tell the format"),
         ([], "is empty"),
     ],

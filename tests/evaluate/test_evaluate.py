@@ -133,7 +133,7 @@ def test_hostile_answers_are_scored_and_noted():
     assert time.monotonic() - start < 10 * slowness()
     assert all(0 <= e.value <= 100 for name, e in result.metrics.items() if name != "length_ratio")
     assert any("20,000 characters" in note for note in result.notes)
-    assert any("1 of 5 answers were cut off" in note for note in result.notes)
+    assert any("1 of 5 answers was cut off" in note for note in result.notes)
 
 
 def test_a_script_that_rouge_cannot_read_gets_no_rouge():

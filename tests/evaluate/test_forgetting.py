@@ -96,4 +96,4 @@ def test_a_planted_canary_stands_out_under_the_model_that_knows_it() -> None:
     planted = [canary("4921-0387")]
     tuned, base = canaries(planted, knows), canaries(planted, ignorant)
     assert tuned[0]["exposure"] == pytest.approx(tuned[0]["most"]) and base[0]["exposure"] < 5
-    assert canaries_in_words(base, tuned).startswith("1 of 1 canaries")
+    assert canaries_in_words(base, tuned).startswith("1 of 1 canary stands out")

@@ -75,7 +75,7 @@ def test_numbers_with_gaps_are_taken_where_an_end_tells_how_they_count() -> None
     [
         ([], "no predictions"),
         ([{"id": "r0", "prediction": "a"}] * 2, "Two predictions for row r0"),
-        ([{"id": "zz", "prediction": "a"}], "None of its predictions is about these 3 rows .the first: 'zz'"),
+        ([{"id": "zz", "prediction": "a"}], "None of its predictions is about the 3 rows .the first: 'zz'"),
         ([{"row": i, "prediction": "a"} for i in (1, 2)], "from 0 or from 1"),
         ([{"row": 7, "prediction": "a"}], "no row 7"),
         ([{"row": True, "prediction": "a"}], "Not a row's number"),

@@ -1,11 +1,15 @@
 """The verdict in sentences."""
 
+import json
 import re
 
-from evaluations import FAST, LABELS, cards_evaluation, classification, labels_evaluation
+from evaluations import FAST, LABELS, cards_evaluation, classification, labels_evaluation, row
+from verdicts import scored
 
-from tuneloop.evaluate.compare import compare
+from tuneloop.evaluate.classical import MAJORITY, TFIDF
+from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.evaluate import evaluate
+from tuneloop.evaluate.metrics.claims import outcome_words
 from tuneloop.evaluate.verdict import decide
 from tuneloop.evaluate.verdict_text import verdict_in_words
 from tuneloop.records.completion import Completion
@@ -56,6 +60,30 @@ def test_a_worse_model_is_not_recommended():
     assert text.startswith("Worse than few-shot") and "Don't use" in text
 
 
+def test_a_loss_on_another_metric_is_told_in_that_metric_and_no_gain_without_evidence_stands_for_it():
+    labels = ["ham"] * 48 + ["spam", "billing", "other"] * 4
+    tuned = scored(labels, ["ham"] * 60, primary="accuracy")
+    few = scored(labels, ["spam"] * 8 + labels[8:], primary="accuracy")
+    everyone = {"few-shot calibrated": few, "tuned": tuned}
+    verdict = decide(everyone, compare("few-shot calibrated", few, "tuned", tuned), "tuned")
+    sentences = verdict_in_words(verdict, everyone)
+    assert verdict.outcome == "worse" and list(verdict.weakest.lost) == ["macro_f1"]
+    assert re.search(
+        r"^Worse than few-shot calibrated: it lost macro-F1 \(-0\.\d+, 95 % interval -0\.\d+ to -0\.\d+, p",
+        sentences[0],
+    )
+    assert outcome_words(verdict.weakest, "accuracy") == "worse by macro-F1"
+    (decides,) = re.findall(r"accuracy 80\.0 %, (-6\.7 points) on 60 test rows", sentences[0])
+    assert not any(decides in sentence and "worse" in sentence for sentence in sentences[1:]), sentences
+    third = scored(labels, labels, primary="accuracy")  # the first sentence is about another one
+    everyone[TFIDF] = third
+    pairs = adjusted([c for n in ("few-shot calibrated", TFIDF) for c in compare(n, everyone[n], "tuned", tuned)], tuned)  # fmt: skip
+    several = verdict_in_words(decide(everyone, pairs, "tuned"), everyone)
+    (sentence,) = [s for s in several[1:] if "few-shot calibrated" in s]
+    assert several[0].startswith(f"Worse than {TFIDF}")
+    assert sentence.startswith("It is worse than the best prompt, few-shot calibrated (86.7 %): it lost macro-F1 (-0.")
+
+
 def test_each_fact_of_a_verdict_is_said_once():
     tuned = labels_evaluation(300, 0.6, 1)
     text = words(tuned, few=labels_evaluation(300, 0.3, 2), tfidf=labels_evaluation(300, 0.95, 2))
@@ -78,3 +106,25 @@ def test_words_for_fields_and_without_baselines():
     sentences = verdict_in_words(decide(alone, [], "tuned"), alone)
     assert "queue accuracy 66.7 %" in sentences[0]
     assert "4 of its 12 answers" in sentences[-1]
+
+
+def test_an_answer_in_the_first_sentence_is_whole_or_named_and_never_broken_json():
+    record = {"queue": "access", "note": "the customer can not sign in since monday", "priority": 3, "tags": ["a"] * 30}
+    answers = {
+        json.dumps({"queue": "access", "open": True}): 'always answering {"queue": "access", "open": true}:',
+        json.dumps(record): 'always answering the object with queue "access" and 3 more fields:',
+        json.dumps({"note": "x" * 99}): "always answering the object with 1 field:",
+        json.dumps(list(range(50))): "always answering a list of 50 values:",
+        "Queue: access\nIssue: " + "word " * 30: 'always answering "Queue: access Issue: word word',
+    }
+    for answer, expected in answers.items():
+        rows = [row(i, answer if i % 2 else f'{{"n": {i}}}') for i in range(30)]
+        always, tuned = (
+            evaluate(rows, [Completion(text)] * 30, task="generation", labels=None, config=FAST, seed=0)
+            for text in (answer, "no")
+        )
+        everyone = {MAJORITY: always, "tuned": tuned}
+        verdict = decide(everyone, compare(MAJORITY, always, "tuned", tuned), "tuned")
+        first = verdict_in_words(verdict, everyone)[0]
+        assert expected in first, first
+        assert "\n" not in first and first.count("{") == first.count("}"), first

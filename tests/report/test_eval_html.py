@@ -297,3 +297,28 @@ def test_the_command_prints_tables_and_refuses_others(evaluated: Callable[..., P
     assert cli("report", folder, "--table", "csv").stdout.startswith("system,accuracy")
     assert json.loads(cli("report", folder, "--json").stdout)["report"].endswith("report.html")
     assert cli("report", folder, "--table", "word").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [("not enough evidence", "The one slice is not surely worse"), ("worse", "adjusted for the one slice")],
+)
+def test_one_slice_and_one_row_are_spoken_of_in_the_singular(
+    evaluated: Callable[..., Path], verdict: str, words: str
+) -> None:
+    slices = [{**breakdown(["label_00", "label_01"])["slices"][0], "verdict": verdict}]
+    page = text_of(render_evaluation(evaluated(slices=slices, n=1)))
+    assert words in page and "1 slices" not in page and "1 rows" not in page
+
+
+def test_the_table_of_a_page_names_the_verdict_of_the_headline(evaluated: Callable[..., Path]) -> None:
+    claim = {"metric": "macro_f1", "outcome": "worse", "gain": -0.08, "low": -0.12, "high": -0.03, "p": 0.004}
+    decides = {**claim, "metric": "accuracy", "outcome": "not enough evidence", "low": -0.3, "high": 0.2, "p": 0.8}
+    standing = {
+        "name": "tuned", "against": "few-shot", "kind": "prompt", "outcome": "worse", "gain": -0.08, "low": -0.3, "high": 0.2,
+        "p": 0.8, "p_holm": 0.8, "claims": [decides, claim],
+    }  # fmt: skip
+    verdict = {"sentence": "s", "name": "tuned", "outcome": "worse", "metric": "accuracy", "standings": [standing]}
+    folder = evaluated(verdict=verdict, primary="accuracy")
+    assert "worse by macro-F1" in text_of(render_evaluation(folder))
+    assert "| worse by macro-F1 |" in comparison_as(read_record(EvaluationManifest, folder), "markdown")

@@ -58,7 +58,7 @@ def test_nothing_is_collected_where_nobody_said_anything(tmp_path, capsys):
     insert(connection, [request(1, 0)])
     connection.close()
     assert main(["collect", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
-    assert "None of 1 requests has feedback" in capsys.readouterr().err
+    assert "No request of 1 has feedback" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -14,6 +14,7 @@ import pytest
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, read_yaml, write_json, write_yaml
+from tuneloop.evaluate.shared_rows import FEWEST
 from tuneloop.inference.llamacpp import installed
 from tuneloop.records.artifact import NEAR_TIE, ArtifactManifest, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison
@@ -61,9 +62,14 @@ def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) ->
     assert any(line.startswith("measured  On ") for line in said)
     assert not (artifact.folder / "samples.jsonl").exists(), "test rows do not travel"
     assert (run / "evals" / manifest.id / "samples.jsonl").is_file()
+    assert any(line.startswith(f"warn: measured on {test} test rows") for line in said) == (test < FEWEST)
     again = export_run(run, "gguf", weights=WeightsWanted("q8_0"))
     assert again.found and again.manifest["evaluation"] == artifact.manifest["evaluation"]
     assert again.manifest["cost"] == artifact.manifest["cost"], "it is not measured a second time"
+    said.clear()
+    export_run(run, "gguf", weights=WeightsWanted("q8_0", measure=1), say=said.append)
+    few = f"warn: measured on 1 test row, and `gate` and `compare` ask for at least {FEWEST} shared ones: give --measure {FEWEST} or more"
+    assert few in said
 
 
 def test_a_merged_model_in_fp8_says_how_far_it_is_from_the_run_and_that_no_vllm_read_it(make_tuned: MakeTuned) -> None:
@@ -102,7 +108,7 @@ def test_answers_that_differ_part_where_the_run_says_by_how_much(make_tuned: Mak
     answers = [replace(theirs.answers[0], text="zebra"), *theirs.answers[1:]]
     found = parted(job, same, theirs, replace(theirs, answers=answers))
     assert (found.parted, found.ties) == (1, 0) and found.largest_gap is not None and found.largest_gap > NEAR_TIE
-    assert "Of 1 others 0 part at a near tie" in found.others and not same.others
+    assert "Of 1 other 0 part at a near tie" in found.others and not same.others
     longer = [replace(theirs.answers[0], text=f"{theirs.answers[0].text} zebra"), *theirs.answers[1:]]
     ended = parted(job, same, theirs, replace(theirs, answers=longer))
     assert ended.largest_gap is not None and ended.largest_gap > 0, (

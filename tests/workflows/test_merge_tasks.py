@@ -73,6 +73,17 @@ def told(said: Said, *arguments: str, status: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+def test_on_six_rows_the_first_lines_and_the_record_say_that_nothing_can_be_shown(place: Path, capsys: Said) -> None:
+    assert main(["merge", "colours", "animals", "--method", "cat", "--rows", "6", "--allow", "1", "--out", "few"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0].startswith("warn: nothing can be shown for colours on 6 test rows")
+    assert "warn: nothing can be shown for animals on 6 test rows" in printed.err
+    words = read_json(Path("few") / "merge.json")["words"]
+    assert [word.split(" on 6 test rows")[0] for word in words[:2]] == [f"nothing can be shown for {t}" for t in TASKS]
+    assert all("Judge by at least 20 test rows" in word for word in words[:2])
+
+
+@pytest.mark.slow
 def test_each_task_judges_the_merged_model_beside_its_controls(place: Path, capsys: Said) -> None:
     found = told(capsys, "merge", "colours", "animals", "--method", "cat", "--allow", "1", "--out", "both")
     assert [task["task"] for task in found["tasks"]] == ["colours", "animals"]

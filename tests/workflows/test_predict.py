@@ -227,7 +227,7 @@ def test_with_json_the_rows_are_in_the_one_object_unless_they_go_to_a_file(
     [
         (("run", "empty.jsonl"), "empty"),
         (("run", "blank.txt"), "no rows|empty|No rows"),
-        (("run", "broken.jsonl"), "None of 1 rows can be read"),
+        (("run", "broken.jsonl"), "No row of 1 can be read"),
         (("run", "none.jsonl"), "No such file"),
         (("run", "other.jsonl"), "trained on the column 'text'"),
         (("run", "in.jsonl", "--out", "out.parquet"), ".csv or .jsonl"),

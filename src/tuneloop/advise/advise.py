@@ -19,8 +19,8 @@ from tuneloop.advise.measured import BaselineResults, Result, leaderboard
 from tuneloop.advise.rules import decide, load_rules
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
-from tuneloop.core.units import hours_words, usd_words
-from tuneloop.evaluate.metrics import metric_of
+from tuneloop.core.units import counted, exactly, hours_words, usd_words
+from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.models.methods import USUAL, method_named, methods, title_of
 from tuneloop.plan.config import CostOptions
 from tuneloop.plan.cost import Cost
@@ -386,7 +386,9 @@ def _is_enough(prompt: Result, target: float | None, scale: float) -> bool:
 
 
 def _in_words(question: AdviceInput, cost: Cost | None) -> dict[str, str]:
-    found = {"budget": usd_words(question.budget_usd)} if question.budget_usd is not None else {}
+    found = {"over_months": exactly(question.months, "month")}
+    if question.budget_usd is not None:
+        found["budget"] = usd_words(question.budget_usd)
     if cost:
         found |= {"upfront": usd_words(cost.usd), "upfront_high": usd_words(cost.p90)}
         if cost.until_kept:
@@ -399,7 +401,7 @@ def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
 
 
 def _payback(days: float) -> str:
-    return "under a day" if days < 1 else f"{days:,.0f} days"
+    return "under a day" if days < 1 else counted(days, "day")
 
 
 def _money(
@@ -441,15 +443,15 @@ def _classifier_words(classical: Result, measured: BaselineResults) -> str:
     if classical.right is None or not measured.n:
         return f"{classical.name} reaches {reached} at next to no cost"
     alongside = "" if measured.metric == "accuracy" else f" ({reached})"
-    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {measured.n:,} test rows{alongside} at next to no cost"
+    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {counted(measured.n, 'test row')}{alongside} at next to no cost"
 
 
 def _ties(measured: BaselineResults, classical: Result, tuned: Result) -> bool:
     """Whether the tuned model is not shown to be better than the classifier: by their comparison, else by its interval."""
-    if classical.value >= tuned.value:
-        return True
-    verdict = measured.classical_verdict
-    return verdict != "better" if verdict else tuned.low <= classical.value
+    if measured.classical_verdict:
+        return measured.classical_verdict != "better"
+    down = lower_is_better(measured.metric)
+    return tuned.high >= classical.value if down else tuned.low <= classical.value
 
 
 def _in_two(verdict: str) -> str:
@@ -535,7 +537,7 @@ def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence
         gpu = training.job.gpu
         machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.key}"
         said.append(
-            f"a run reads {question.training_tokens:,.0f} tokens ({question.rows:,} rows, {question.epochs:g} epochs) in "
+            f"a run reads {question.training_tokens:,.0f} tokens ({counted(question.rows or 0, 'row')}, {exactly(question.epochs, 'epoch')}) in "
             f"{hours_words(training.hours)} on {machine}"
         )
         said += training.cost.assumptions
@@ -549,7 +551,7 @@ def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence
             else f"the tuned model runs on rented machines, {question.serving}; peak hour {question.peak:g} times the mean"
         )  # fmt: skip
         said.append(
-            f"the tuned model is retrained every {question.retrain_months:g} months" if question.retrain_months
+            f"the tuned model is retrained every {exactly(question.retrain_months, 'month')}" if question.retrain_months
             else "the tuned model is not retrained (give --retrain-months)"
         )  # fmt: skip
         said.append("quality is no part of any saving: it stands alongside the money, where it was measured")

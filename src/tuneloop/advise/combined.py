@@ -8,6 +8,8 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.core.significance import by_interval
+from tuneloop.core.units import counted, verb
 from tuneloop.records.distillation import DistillationRecord
 from tuneloop.records.merge import MergeRecord, Share
 from tuneloop.records.record import Record, as_record
@@ -51,7 +53,7 @@ def _distilled(record: Any) -> dict[str, Any]:
     figures = record.figures
     if figures is None:
         return {}
-    words = f"A student was distilled: {figures.metric} {figures.student:.3f} on {figures.n} test rows, its teacher {figures.teacher:.3f}"
+    words = f"A student was distilled: {figures.metric} {figures.student:.3f} on {counted(figures.n, 'test row')}, its teacher {figures.teacher:.3f}"
     if figures.kept is not None:
         words += f" ({_share(figures.kept)} of it kept)"
     cost = figures.student_cost, figures.teacher_cost
@@ -61,7 +63,7 @@ def _distilled(record: Any) -> dict[str, Any]:
     if over is None:
         return {"distilled_words": words + "."}
     words += f". Tuned on the same rows without a teacher it has {figures.control:.3f}."
-    return {"distilled_words": words, "distilled_helps": over.low > 0}
+    return {"distilled_words": words, "distilled_helps": by_interval(over.low, over.high) == "better"}
 
 
 def _merged(record: Any) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def _merged(record: Any) -> dict[str, Any]:
     worst = min(shares, key=lambda task: shares[task].value)
     count = len(record.sources)
     words = (
-        f"{count} adapters were merged by {record.method} into one of rank {record.rank}; the worst task, {worst}, keeps "
+        f"{counted(count, 'adapter')} {verb(count, 'was', 'were')} merged by {record.method} into one of rank {record.rank}; the worst task, {worst}, keeps "
         f"{_share(shares[worst])} of its expert's gain."
     )
     return {"merged_words": words, "merged_routed": ", ".join(record.routed), "merged_all": not record.routed}
@@ -83,7 +85,7 @@ def _routed(record: Any) -> dict[str, Any]:
         return {}
     best = max(figures.singles[:-1], key=lambda one: one.quality)
     words = (
-        f"A router has {figures.quality.value:.3f} [{figures.quality.low:.3f}, {figures.quality.high:.3f}] on {figures.n} test rows "
+        f"A router has {figures.quality.value:.3f} [{figures.quality.low:.3f}, {figures.quality.high:.3f}] on {counted(figures.n, 'test row')} "
         f"at a mean cost of {figures.cost:g}; the best single model, {best.name}, has {best.quality:.3f} at {best.cost:g}."
     )
     return {"routed_words": words, "routed_exclusive": record.exclusive}
@@ -92,7 +94,7 @@ def _routed(record: Any) -> dict[str, Any]:
 def _cascade(record: Any) -> dict[str, Any]:
     over = record.over_large
     words = (
-        f"A cascade of {record.small} and {record.large} has {record.quality.value:.3f} on {record.n} test rows at "
+        f"A cascade of {record.small} and {record.large} has {record.quality.value:.3f} on {counted(record.n, 'test row')} at "
         f"{record.cost / record.costs[1]:.0%} of the large model's cost; the difference to it is {over.value:+.3f} "
         f"[{over.low:+.3f}, {over.high:+.3f}]."
     )

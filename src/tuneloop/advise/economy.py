@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tuneloop.advise import economics
 from tuneloop.advise.economics import MODES, Engine, Option, ServedModel, ServingGpu, TokenRate, Traffic
 from tuneloop.core.errors import UserError
-from tuneloop.core.units import hours_words
+from tuneloop.core.units import counted, hours_words
 from tuneloop.models.methods import USUAL, methods, title_of
 from tuneloop.models.shape import ModelShape
 from tuneloop.plan.cost import ONE_RUN
@@ -248,7 +248,7 @@ def _distilled(question: AdviceInput, prices: PriceTable, prompt: float, answer:
         rate, monthly = TokenRate(0, 0, f"no price by the token is known; {RENTED} ({mode})"), bill.usd
     writing = (question.rows or 0) * teacher.usd_per_query(question.baseline_prompt_tokens or prompt, answer)
     note = (
-        f"{USUAL.title} on {smaller}: {_run_words(training)}; {question.rows or 0:,} answers written by {question.model}; "
+        f"{USUAL.title} on {smaller}: {_run_words(training)}; {counted(question.rows or 0, 'answer')} written by {question.model}; "
         f"{_billed(rate)}"
     )
     upfront, monthly = training.cost.usd + writing, monthly + _upkeep(question, training)

@@ -12,6 +12,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import inside, nearest_path, read_json
 from tuneloop.core.significance import wilson_interval
 from tuneloop.evaluate.metrics import declare, likely_to_decide, lower_is_better
+from tuneloop.evaluate.metrics.claims import claim_between
 from tuneloop.models.methods import USUAL
 from tuneloop.plan.options import lengths_of
 from tuneloop.records.advice import MeasuredSystem
@@ -47,7 +48,7 @@ class BaselineResults:
         metric: the one that decides.
         n: test rows; 0: not known.
         results: of all systems.
-        verdict: the tuned model against the best prompt: `better`, `worse`, `not enough evidence`, or empty.
+        verdict: the tuned model against the best prompt, in the words of the evaluation, or empty.
         method: how the tuned model was trained.
         prompt_tokens: system -> tokens read for a query.
         usd_per_1000: system -> dollars that 1,000 queries took where they were measured.
@@ -175,15 +176,8 @@ def _deciding(metrics: Sequence[str], where: str) -> str:
 
 
 def _verdict(manifest: EvaluationManifest, measured: BaselineResults, best: Result | None) -> str:
-    """The tuned model against another system, by the evaluation's own comparison."""
-    turned = {"better": "worse", "worse": "better"}
-    for pair in manifest.comparisons:
-        if best and pair.metric == measured.metric:
-            if (pair.a, pair.b) == (best.name, "tuned"):
-                return pair.verdict
-            if (pair.a, pair.b) == ("tuned", best.name):
-                return turned.get(pair.verdict, pair.verdict)
-    return ""
+    """The tuned model against another system, by the evaluation's own verdict."""
+    return claim_between(manifest, "tuned", best.name, measured.metric)[1] if best else ""
 
 
 def holds_results(source: Path | str) -> bool:

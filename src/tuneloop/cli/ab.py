@@ -10,6 +10,7 @@ from tuneloop.cli.console import plain_table, print_json, screen, terminal
 from tuneloop.cli.endpoint import ConnectionOptions
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.flag import flag
+from tuneloop.core.units import counted, verb
 from tuneloop.improve.config import ExperimentOptions, ExperimentPlanOptions
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def start(
     if output.json:
         print_json({"experiment": name, "registration": state.registration, "path": str(file), "share": state.share, "note": note, "design": state.design})  # fmt: skip
         return
-    copies = f"in shadow mode, until the candidate has answered {state.design.shadow_votes} copies that nobody sees"
+    copies = f"in shadow mode, until the candidate has answered {counted(state.design.shadow_votes, 'copy')} that nobody sees"
     begins = copies if not state.share else f"with {state.share:.0%} of new users"
     print(f"started   {name}: {state.design.candidate} against {state.design.champion}")
     print(f"begins    {begins}")
@@ -215,12 +216,14 @@ def judge(
     plain = ("equal", "invalid")
     votes = ", ".join(f"{number} {by}" if by in plain else f"{number} by {by}" for by, number in done.votes.items())
     print(
-        f"{done.experiment}: {done.pairs} pairs, {votes or 'no verdict'}; mean {done.mean:+.3f} (1: the candidate is better)"
+        f"{done.experiment}: {counted(done.pairs, 'pair')}, {votes or 'no verdict'}; mean {done.mean:+.3f} (1: the candidate is better)"
     )
     for note in done.notes:
         print(f"  {note}")
     if done.open:
-        print(f"  {done.open} pairs have no verdict: --judge MODEL compares their answers")
+        print(
+            f"  {counted(done.open, 'pair')} {verb(done.open, 'has', 'have')} no verdict: --judge MODEL compares their answers"
+        )
 
 
 def log_line(log: DecisionLog) -> str:

@@ -320,7 +320,14 @@ def _print_options(advice: Advice, console: Any) -> None:
     page = page_of_advice(advice.record())
     if page["alternatives"]:
         table = _table(
-            "\nAlternatives", "", "quality", "upfront", "per 1,000", "a month", f"{page['months']} months", "pays back"
+            "\nAlternatives",
+            "",
+            "quality",
+            "upfront",
+            "per 1,000",
+            "a month",
+            page["months"],
+            "pays back",
         )
         for a in page["alternatives"]:
             table.add_row(a["name"], a["quality"], a["upfront"], a["query"], a["month"], a["total"], a["pays"])

@@ -12,6 +12,7 @@ from tuneloop.cli.console import plain_table, print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
+from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
     from tuneloop.records.dataset import Check, DatasetManifest
@@ -58,8 +59,8 @@ def _read(against: str, manifest: DatasetManifest, say: Any) -> list[Row]:
     from tuneloop.data.checks.production import as_prepared, read_production
 
     rows, without = read_production([against], as_prepared(manifest, [against]))
-    note = f"; {without:,} records without a user's text were passed over" if without else ""
-    say(f"check     {len(rows):,} production records{note}")
+    note = f"; {counted(without, 'record')} without a user's text were passed over" if without else ""
+    say(f"check     {counted(len(rows), 'production record')}{note}")
     return rows
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.units import counted
 from tuneloop.data.config import PersonalConfig
 from tuneloop.improve.collect import DROPPED, CollectOptions
 
@@ -35,10 +36,10 @@ def command(
     if output.json:
         print_json({**found.to_json(), "path": out})
         return
-    print(f"{'read':<11} {found.requests:,} requests, {found.with_feedback:,} with feedback")
+    print(f"{'read':<11} {counted(found.requests, 'request')}, {found.with_feedback:,} with feedback")
     for name, rows in found.counts.items():
         own = f", {found.own:,} of them the model's own answers" if name == "sft" and found.own else ""
-        print(f"{name:<11} {rows:,} rows{own}")
+        print(f"{name:<11} {counted(rows, 'row')}{own}")
     for reason, number in found.dropped.items():
         print(f"{'left out':<11} {number:,}: {DROPPED[reason]}")
     test = f" split.test={out}/heldout.jsonl" if found.counts["heldout"] else ""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.cli.console import plain_table, print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
+from tuneloop.core.significance import p_words
+from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,10 +104,10 @@ def _print_labels(diff: DatasetDiff, console: Console) -> None:
     if sure:
         names = ", ".join(_short(s.label, 32) for s in sure[:MOST]) + (", …" if len(sure) > MOST else "")
         console.print(
-            f"shares that differ by more than chance, {len(diff.labels):,} labels taken into account: {names}"
+            f"shares that differ by more than chance, {counted(len(diff.labels), 'label')} taken into account: {names}"
         )
     if diff.labels_p is not None and (diff.labels_p < 0.05 or not sure):
-        p = "p < 0.001" if diff.labels_p < 0.001 else f"p {diff.labels_p:.3f}"
+        p = p_words(diff.labels_p)
         verdict = "the labels' shares differ" if diff.labels_p < 0.05 else "no evidence that the labels' shares differ"
         console.print(f"{verdict} (chi-square test, {p})")
 

@@ -12,6 +12,7 @@ import typer
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.units import counted
 
 STORE = flag("serve", "FOLDER", "The server's folder, or its store: a file or a postgresql:// URL.")
 KEEP = switch("Leave personal data in texts as they are.", "--keep-personal")
@@ -122,7 +123,7 @@ def export(
     if output.json:
         print_json({"path": out, "lines": lines})
     else:
-        print(f"written   {out}: {lines:,} lines")
+        print(f"written   {out}: {counted(lines, 'line')}")
 
 
 def show(
@@ -171,7 +172,7 @@ def queue(
     if output.json:
         print_json(drawn)
         return
-    print(f"{drawn.rows} answers in {drawn.folder}")
+    print(f"{counted(drawn.rows, 'answer')} in {drawn.folder}")
     print("\n".join(queue_lines(drawn)))
     print(f"next      tuneloop review {drawn.folder}, then tuneloop feedback votes {drawn.folder} --store {store}")
 
@@ -189,7 +190,7 @@ def votes(
     if output.json:
         print_json({"added": added, "votes": number})
     else:
-        print(f"{added} pieces of feedback from {number} votes")
+        print(f"{added} pieces of feedback from {counted(number, 'vote')}")
 
 
 commands = {"add": add, "import": import_, "export": export, "show": show, "queue": queue, "votes": votes}

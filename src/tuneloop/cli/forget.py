@@ -13,6 +13,7 @@ from tuneloop.cli.console import plain_table, print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.units import counted, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,10 +127,10 @@ def _confirmed(found: Found, as_json: bool) -> bool:
     if as_json or not sys.stdin.isatty():
         raise UserError(
             "Nothing was removed: it was not confirmed",
-            where=f"{found.rows} rows of {found.folder}",
+            where=f"{counted(found.rows, 'row')} of {found.folder}",
             next_step="add --yes to remove them, or --dry-run to look only",
         )
-    return typer.confirm(f"Remove these {found.rows} rows for good?", default=False, err=True)
+    return typer.confirm(f"Remove {counted(found.rows, 'row')} for good?", default=False, err=True)
 
 
 def _print_found(found: Found, console: Console) -> None:
@@ -213,7 +214,7 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
             print_json({"proved": stone is not None, "erased": stone.to_json() if stone else None})
         elif stone is not None:
             print(
-                f"{stone.time}: {stone.data['requests']:,} requests and {stone.data['feedback']:,} feedback were erased"
+                f"{stone.time}: {counted(stone.data['requests'], 'request')} and {stone.data['feedback']:,} feedback {verb(stone.data['requests'] + stone.data['feedback'], 'was', 'were')} erased"
             )
         else:
             print("No erasure has this receipt and this --match.")
@@ -225,7 +226,7 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
                 "This erases for good", where=store_name(place), next_step="say --yes, or --dry-run to look first"
             )
         if yes or typer.confirm(
-            f"Erase {len(found.requests):,} requests, {len(found.feedback):,} feedback and {found.lines:,} lines of files?",
+            f"Erase {counted(len(found.requests), 'request')}, {len(found.feedback):,} feedback and {counted(found.lines, 'line')} of files?",
             err=True,
         ):
             with screen(output.quiet, "erasing") as shown:
@@ -241,7 +242,7 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
         print_json({**facts, "erased": done is not None, "receipt": receipt, "descendants": made, "rebuilt": again})
     else:
         print(
-            f"{facts['requests']:,} requests, {facts['feedback']:,} feedback and {facts['lines']:,} lines of the server's "
+            f"{counted(facts['requests'], 'request')}, {facts['feedback']:,} feedback and {counted(facts['lines'], 'line')} of the server's "
             f"files{' erased' if done else ''}"
         )
         if done:

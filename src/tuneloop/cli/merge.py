@@ -65,10 +65,14 @@ def command(
 
 
 def _print(record: MergeRecord | None, deployment: TaskDeployment | None, out: str) -> None:
+    from tuneloop.workflows.merge_tasks import unshown
+
+    for words in unshown(record.tasks) if record else ():
+        print(f"warn: {words}")
     for route in deployment.routes if deployment else ():
         print(f"{route.task} -> {route.target}")
     for task in record.tasks if record else ():
-        share = f"{task.kept.value:.0%} [{task.kept.low:.0%}, {task.kept.high:.0%}]" if task.kept else "no sure gain"
+        share = f"{task.kept.value:.0%} [{task.kept.low:.0%}, {task.kept.high:.0%}]" if task.kept else "no gain shown"
         more = "" if task.random is None else f"  with a random adapter {task.random:.3f}"
         more += "  pooled: not trained (--pooled RUN)" if task.pooled is None else f"  pooled {task.pooled:.3f}"
         print(

@@ -14,8 +14,10 @@ from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.cli.prices import prices as show_prices
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.units import counted
 from tuneloop.plan.config import PlanOptions, PlanWanted
 from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
+from tuneloop.plan.recommend import recommendation_here
 from tuneloop.plan.shape import find_model
 
 
@@ -94,7 +96,6 @@ def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, 
 def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     """The plan of a run on data: of this machine and measured where nothing else is asked and the model is there; else by formula."""
     from tuneloop.plan.options import plan_machines
-    from tuneloop.plan.recommend import recommendation_here
     from tuneloop.workflows.advise import counted_data, stand_in
     from tuneloop.workflows.plan import plan_alone
     from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
@@ -203,7 +204,7 @@ def _history(as_json: bool) -> None:
         if found[what]["runs"]:
             print(
                 f"{what}: median error {found[what]['median_error']:.0%}, worst {found[what]['worst_error']:+.0%} "
-                f"({found[what]['runs']} runs planned by today's formulas)"
+                f"({counted(found[what]['runs'], 'run')} planned by today's formulas)"
             )
 
 

@@ -15,7 +15,7 @@ from tuneloop.cli.endpoint import ConnectionOptions, EndpointOptions
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.cli.unread import stop_if_unread
 from tuneloop.core.flag import flag
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, verb
 
 if TYPE_CHECKING:
     from tuneloop.inference.client import Endpoint
@@ -98,5 +98,9 @@ def _said(summary: dict[str, Any]) -> str:
     kinds = summary["error_kinds"]
     listed = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
     errors = f"; {counted(summary['errors'], 'error')} ({listed})" if kinds else ""
-    cut = f"; {summary['cut']:,} answers were cut at the limit (--max-new-tokens)" if summary["cut"] else ""
+    cut = (
+        f"; {counted(summary['cut'], 'answer')} {verb(summary['cut'], 'was', 'were')} cut at the limit (--max-new-tokens)"
+        if summary["cut"]
+        else ""
+    )
     return f"predict   {summary['answered']:,} of {counted(summary['rows'], 'row')} answered in {summary['seconds']:,.1f} s{cut}{errors}"

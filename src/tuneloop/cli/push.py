@@ -7,6 +7,7 @@ from pathlib import Path
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import switch
+from tuneloop.core.units import counted
 
 
 def command(
@@ -29,5 +30,5 @@ def command(
         return
     for name, size in found.files.items():
         print(f"{size / 1e6:>12,.2f} MB  {name}")
-    total = f"{len(found.files)} files, {sum(found.files.values()) / 1e6:,.1f} MB"
+    total = f"{counted(len(found.files), 'file')}, {sum(found.files.values()) / 1e6:,.1f} MB"
     print(f"sent {total}: {found.url}" if send else f"would send {total} to {found.repo}; add --send to do so")

@@ -10,7 +10,7 @@ from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, verb
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _left(written: dict[str, Any]) -> str:
 
 def _lines(found: dict[str, Any]) -> list[str]:
     reviewers = ", ".join(f"{name} {n}" for name, n in found["reviewers"].items()) or "nobody yet"
-    lines = [f"{found['reviewed']} of {found['items']} items reviewed ({reviewers}): {found['folder']}"]
+    lines = [f"{found['reviewed']} of {counted(found['items'], 'item')} reviewed ({reviewers}): {found['folder']}"]
     for question, alpha in found["agreement"].items():
         if alpha.value == alpha.value:
             lines.append(f"agreement on {question}: Krippendorff's alpha {_bounds(alpha)}")
@@ -128,10 +128,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
             continue
         rate = pair["win_rate"]["estimate"]
         lines.append(
-            f"{pair['b']} against {pair['a']}: {pair['wins_b']} wins, {pair['wins_a']} losses, {pair['ties']} ties, "
-            f"{pair['both_bad']} both bad; {pair['equal_answers']} of {pair['rows']} answers are equal"
+            f"{pair['b']} against {pair['a']}: {counted(pair['wins_b'], 'win')}, {counted(pair['wins_a'], 'loss')}, {counted(pair['ties'], 'tie')}, "
+            f"{pair['both_bad']} both bad; {pair['equal_answers']} of {counted(pair['rows'], 'answer')} {verb(pair['equal_answers'], 'is', 'are')} equal"
         )
-        lines.append(f"  wins (ties half) over all {pair['rows']} rows: {_bounds(rate)}: {pair['verdict']}")
+        lines.append(f"  wins (ties half) over all {counted(pair['rows'], 'row')}: {_bounds(rate)}: {pair['verdict']}")
         lines.append(f"  from the random part alone: {_bounds(pair['win_rate']['random'])}")
         lines += _tags(pair["tags"])
     if len(found.get("ranking", {})) > 2:

@@ -11,6 +11,7 @@ from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.combine.options import RouteOptions
 from tuneloop.core.flag import flag
+from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
     from tuneloop.combine.router import Router
@@ -113,7 +114,7 @@ def _show(router: Router, out: str, as_json: bool) -> None:
     found = record.figures
     if found is not None:
         what = "routed right" if record.exclusive else "mean outcome"
-        print(f"{what} {found.quality.value:.3f} [{found.quality.low:.3f}, {found.quality.high:.3f}] on {found.n} test rows, mean cost {found.cost:g}")  # fmt: skip
+        print(f"{what} {found.quality.value:.3f} [{found.quality.low:.3f}, {found.quality.high:.3f}] on {counted(found.n, 'test row')}, mean cost {found.cost:g}")  # fmt: skip
         if found.in_use is not None:
             used = found.in_use
             print(
@@ -125,10 +126,10 @@ def _show(router: Router, out: str, as_json: bool) -> None:
             gap = found.gap_recovered
             print(f"gap between cheapest and best recovered, mean over costs: {gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}] (a coin: 0.5)")  # fmt: skip
         elif found.frontier:
-            print("no model alone is surely better than the cheapest one, so there is no gap to recover: compare the outcomes above")  # fmt: skip
+            print("no model alone is shown to be better than the cheapest one, so no gap can be measured: compare the outcomes above")  # fmt: skip
         if found.outside:
             print(
-                f"none of these: {found.caught:.1%} of {found.outside} rows from outside, {1 - found.kept:.1%} of the models' own"
+                f"none of these: {found.caught:.1%} of {counted(found.outside, 'row')} from outside, {1 - found.kept:.1%} of the models' own"
             )
         if found.foreign > MOST_FOREIGN:
             print(

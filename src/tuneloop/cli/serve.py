@@ -79,7 +79,7 @@ def _check(config: ServeConfig, output: Output) -> None:
             print(f"{each.name}: no evaluation on test rows is at hand")
             continue
         print(
-            f"{each.name}: {each.same:,} of {each.n:,} test rows ({each.same / each.n:.1%}) are answered as in the evaluation"
+            f"{each.name}: {each.same:,} of {counted(each.n, 'test row')} ({each.same / each.n:.1%}) are answered as in the evaluation"
         )
         if each.parted:
             print(

@@ -9,6 +9,7 @@ import typer
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
+from tuneloop.core.units import counted
 
 
 def command(
@@ -37,6 +38,6 @@ def command(
         if found.signature != "none":
             why = found.reason or {"unchecked": "give --key PUBLIC_KEY"}.get(found.signature, "")
             print(f"signature {found.signature}" + (f": {why}" if why else ""))
-        print(f"{artifact}  {'intact' if found.intact else 'NOT intact'} ({found.files} files, {found.id})")
+        print(f"{artifact}  {'intact' if found.intact else 'NOT intact'} ({counted(found.files, 'file')}, {found.id})")
     if not found.intact:
         raise typer.Exit(1)

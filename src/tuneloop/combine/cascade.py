@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tuneloop.combine.frontier import gap_recovered, gap_with_interval, mean_interval, singles
+from tuneloop.core.stats import shown_interval
 from tuneloop.records.merge import Share
 from tuneloop.records.router import CascadePoint, CascadeRecord
 
@@ -104,5 +105,5 @@ def _over_large(rows: CascadeRows, worth: Array) -> Share:
     delta = worth - rows.quality[:, 1]
     rng = np.random.default_rng(SEED)
     draws = delta[rng.integers(0, len(delta), (RESAMPLES, len(delta)))].mean(1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Share(value=float(delta.mean()), low=float(low), high=float(high))
+    low, high = shown_interval(float(delta.mean()), draws, int((delta != 0).sum()))
+    return Share(value=float(delta.mean()), low=low, high=high)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuneloop.core.stats import paired_bootstrap_interval
+from tuneloop.core.stats import rows_apart, shown_interval
 from tuneloop.records.merge import Share
 
 if TYPE_CHECKING:
@@ -23,22 +23,26 @@ class Score:
     Args:
         value: of all rows.
         draws: of each resample.
+        rows: the figures of each row (or cluster), which tell on how many two models differ.
     """
 
     value: float
     draws: NDArray[np.float64]
+    rows: Any = None
 
     @staticmethod
-    def of(value: float, draws: Any, *, lower_is_better: bool = False) -> Score:
+    def of(value: float, draws: Any, *, lower_is_better: bool = False, rows: Any = None) -> Score:
         """A score from a metric's figures; one of which less is better changes its sign."""
         sign = -1.0 if lower_is_better else 1.0
-        return Score(sign * value, sign * np.asarray(draws, dtype=np.float64))
+        return Score(sign * value, sign * np.asarray(draws, dtype=np.float64), rows)
 
 
 def difference(expert: Score, merged: Score) -> Share:
-    """merged - expert with its paired 95 % interval."""
+    """merged - expert with its paired 95 % interval, which excludes 0 only where so few rows can show it."""
     delta = merged.value - expert.value
-    low, high = paired_bootstrap_interval(delta, merged.draws - expert.draws)
+    known = expert.rows is not None and merged.rows is not None and expert.rows.shape == merged.rows.shape
+    apart = rows_apart(expert.rows, merged.rows) if known else None
+    low, high = shown_interval(delta, merged.draws - expert.draws, apart)
     return Share(value=delta, low=low, high=high)
 
 
@@ -61,7 +65,7 @@ def kept_share(base: Score, expert: Score, merged: Score) -> Share | None:
     one count with the share on the side that they point to: without bound.
     """
     gain = expert.value - base.value
-    if gain <= 0 or paired_bootstrap_interval(gain, expert.draws - base.draws)[0] <= 0:
+    if not difference(base, expert).low > 0:
         return None
     gains, kept = expert.draws - base.draws, merged.draws - base.draws
     endless = np.sign(kept - gains) * ENDLESS + 1.0

@@ -17,6 +17,7 @@ from tuneloop.combine.merge_methods import MergeMethod, ModuleUpdates, merge_met
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, replacing, write_json
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.units import counted
 from tuneloop.models.load import skeleton
 from tuneloop.models.lora import linear_places
 from tuneloop.models.peft_layout import A_END, B_END, PEFT_PREFIX, SETTINGS, WEIGHTS
@@ -138,7 +139,7 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: Mer
     weights = list(settings.weights) or [1.0] * len(adapters)
     if len(weights) != len(adapters):
         raise UserError(
-            f"{len(weights)} weights for {len(adapters)} adapters", where="--weights",
+            f"{len(weights)} weights for {counted(len(adapters), 'adapter')}", where="--weights",
             next_step="give one number for each adapter, as in --weights 1,0.5",
         )  # fmt: skip
     if not all(map(math.isfinite, weights)) or not any(weights):

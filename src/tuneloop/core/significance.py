@@ -13,6 +13,35 @@ Z95 = 1.959963984540054
 Z80 = 0.8416212335729143  # 80 % power
 ALPHA = 0.05
 NOT_ENOUGH: Final = "not enough evidence"
+# How a verdict is written between two names.
+THAN: Final = {"better": "better than", "worse": "worse than", NOT_ENOUGH: "not shown to differ from"}
+
+
+def verdict(low: float, high: float, p: float) -> str:
+    """`better` (a difference above 0), `worse`, or `not enough evidence`: the test and the interval must both say so.
+
+    They may come from different methods (an exact test with an approximate interval), and where they disagree nothing is claimed.
+    """
+    if p < ALPHA and low > 0:
+        return "better"
+    if p < ALPHA and high < 0:
+        return "worse"
+    return NOT_ENOUGH
+
+
+def by_interval(low: float, high: float) -> str:
+    """The verdict of an interval alone, where no test goes with it, or where it reaches 0 if the test finds nothing."""
+    return verdict(low, high, 0.0)
+
+
+def p_words(p: float) -> str:
+    """`p < 0.001`, `p = 0.034`; with as many decimals as tell on which side of 0.05 it is."""
+    if math.isnan(p):
+        return "no p-value"
+    if p < 0.001:
+        return "p < 0.001"
+    decimals = next(d for d in range(3, 18) if (round(p, d) < ALPHA) == (p < ALPHA))
+    return f"p = {p:.{decimals}f}"
 
 
 def wilson_interval(right: float, n: int) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from tuneloop.core.significance import detectable as detectable
 from tuneloop.core.significance import holm as holm
 from tuneloop.core.significance import holm_levels as holm_levels
 from tuneloop.core.significance import standardised as standardised
+from tuneloop.core.significance import verdict as verdict
 from tuneloop.core.significance import wilson_interval as wilson_interval
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def bootstrap(
     """
     tables = [family.rows for family in statistics]
     if clusters is not None:
-        tables = [_sums_by_cluster(table, clusters) for table in tables]
+        tables = [sums_by_cluster(table, clusters) for table in tables]
         n = max(clusters) + 1
     if n < 2:
         return {name: np.empty(0) for family in statistics for name in family.values}
@@ -141,7 +142,7 @@ def bootstrap(
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _sums_by_cluster(table: Any, clusters: Sequence[int]) -> Any:
+def sums_by_cluster(table: Any, clusters: Sequence[int]) -> Any:
     from scipy import sparse
 
     n = len(clusters)
@@ -250,6 +251,22 @@ def with_zero(bounds: tuple[float, float]) -> tuple[float, float]:
     return min(bounds[0], 0.0), max(bounds[1], 0.0)
 
 
+def rows_apart(a: Any, b: Any) -> int:
+    """Rows in which two tables of per-row figures (arrays or scipy matrices of one shape) differ."""
+    return int((np.asarray(abs(a - b).sum(axis=1)).ravel() > 0).sum())
+
+
+def shown_interval(delta: float, draws: NDArray[np.float64], apart: int | None = None) -> tuple[float, float]:
+    """The 95 % percentile interval of a paired difference, which reaches 0 where its test finds no difference.
+
+    Args:
+        apart: rows that differ, for the least p-value that so few can give (`least_p`).
+    """
+    p = max(paired_bootstrap_p(delta, draws), 0.0 if apart is None else least_p(apart))
+    bounds = paired_bootstrap_interval(delta, draws)
+    return bounds if p < ALPHA else with_zero(bounds)
+
+
 def least_p(apart: int) -> float:
     """The smallest two-sided p-value that an exact paired test could give where two sides differ on so many rows: 2 / 2^apart.
 
@@ -264,15 +281,6 @@ def least_p(apart: int) -> float:
 def least_apart(level: float) -> int:
     """Rows that must differ for `least_p` to be below a level."""
     return math.floor(1 - math.log2(level)) + 1
-
-
-def verdict(low: float, high: float, p: float) -> str:
-    """`better` (b is above a), `worse`, or `not enough evidence`: the test and the interval must both say so."""
-    if p < ALPHA and low > 0:
-        return "better"
-    if p < ALPHA and high < 0:
-        return "worse"
-    return NOT_ENOUGH
 
 
 def rows_to_settle(delta: float, low: float, high: float, n: int, *, level: float = ALPHA) -> int | None:

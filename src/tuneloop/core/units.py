@@ -41,5 +41,21 @@ def hours_expected(hours: float, low: float, high: float) -> str:
 
 
 def counted(number: float, unit: str) -> str:
-    """A whole number of things: "1 step", "1,234 steps"."""
-    return f"{number:,.0f} {unit}{'' if round(number) == 1 else 's'}"
+    """A whole number of things: "1 step", "1,234 steps", "2 copies"."""
+    return f"{number:,.0f} {unit if round(number) == 1 else _several(unit)}"
+
+
+def _several(unit: str) -> str:
+    if unit.endswith("y") and unit[-2] not in "aeou":
+        return f"{unit[:-1]}ies"
+    return f"{unit}es" if unit.endswith(("s", "x", "tch", "nch")) else f"{unit}s"
+
+
+def exactly(number: float, unit: str) -> str:
+    """A number of units that need not be whole: "1 minute", "1.5 hours"."""
+    return f"{number:g} {unit if number == 1 else _several(unit)}"
+
+
+def verb(number: float, one: str, many: str) -> str:
+    """The verb behind a count: "1 row is", "3 rows are"."""
+    return one if round(number) == 1 else many

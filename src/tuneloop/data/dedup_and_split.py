@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.core.units import counted
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.dedup import duplicates, minhash
 from tuneloop.data.dedup.candidate_pairs import Alike, find_alike
@@ -209,4 +210,4 @@ def _limit(job: PrepareContext) -> None:
     place = np.arange(len(rows)) - np.searchsorted(strata, strata)  # among the rows of the stratum
     for row in rows[place >= limit].tolist():
         name = table.names["stratum"][int(table.columns["stratum"][row])]
-        table.drop(row, "over_limit", f"{limit} rows of {name!r} are in train (limit_per_label)")
+        table.drop(row, "over_limit", f"{counted(limit, 'row')} of {name!r} are in train (limit_per_label)")

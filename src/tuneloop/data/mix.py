@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
+from tuneloop.core.units import counted, verb
 from tuneloop.data.config import MixConfig
 from tuneloop.data.split import Split, keyed_hash, normalised, prompt_key
 from tuneloop.records.dataset import Check, Mix, MixSource, RowsAndTokens
@@ -124,7 +125,7 @@ def _weights(general: Sequence[GeneralSizes], config: MixConfig) -> list[float]:
         return [float(sum(g.tokens) if config.by == "tokens" else len(g.ids)) for g in general]
     if len(config.weights) != len(general):
         raise UserError(
-            f"{len(config.weights)} weights for {len(general)} sources of general data",
+            f"{len(config.weights)} weights for {counted(len(general), 'source')} of general data",
             where="data.mix.weights",
             next_step="give one weight for each of data.mix.sources",
         )
@@ -351,7 +352,9 @@ def check_share(plan: MixPlan) -> Check:
         level = "warn"
         message += f", {plan.wanted:.1%} were asked for"
         if plan.exhausted:
-            message += f": all {plan.general.rows:,} rows there are were used"
+            message += (
+                f": all {counted(plan.general.rows, 'row')} there {verb(plan.general.rows, 'is was', 'are were')} used"
+            )
             remedy = "add sources to data.mix.sources, set data.mix.repeat=true, or lower data.mix.share"
         else:
             message += ": general rows are too large for a share of so few task rows"

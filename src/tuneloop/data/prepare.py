@@ -20,6 +20,7 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.ray_cluster import on_ray
+from tuneloop.core.units import counted, verb
 from tuneloop.data.checks import reject_share
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import PrepareConfig
@@ -118,7 +119,7 @@ def prepare(
         if not len(table.alive) or not (table.split[table.alive] == 0).any():
             raise UserError(
                 "No rows are left for training",
-                where=f"{read} records read, {len(table)} of them valid",
+                where=f"{counted(read, 'record')} read, {len(table)} of them valid",
                 next_step="add data, or lower data.split.val and data.split.test",
             )
         return write_dataset(job, {"name": name, "key": key, "seed": seed, "model": model}, template_adds)
@@ -173,9 +174,9 @@ def _refuse_too_many(job: PrepareContext) -> None:
             if len(examples) < len(reasons):
                 value = orjson.loads(line)
                 examples.setdefault(value["reason"], Reject(**value))
-    what = f"No valid rows in {read} records"
+    what = f"No valid rows in {counted(read, 'record')}"
     if kept:
-        what = f"{bad} of {of} records ({bad / of:.0%}) were rejected; {config.allow_rejects:.0%} are allowed"
+        what = f"{bad} of {counted(of, 'record')} ({bad / of:.0%}) {verb(bad, 'was', 'were')} rejected; {config.allow_rejects:.0%} are allowed"
     top = []
     for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3]:
         example = examples[reason]

@@ -21,6 +21,7 @@ import numpy as np
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import without_bars
+from tuneloop.core.units import counted
 from tuneloop.evaluate.metrics.multilabel import NO_LABELS, label_lists
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import AnswerFunction
@@ -87,7 +88,7 @@ def tfidf_system(train: Sequence[Row]) -> Classical:
     except ValueError:  # scikit-learn's "empty vocabulary"
         raise UserError(
             "The training texts hold no words to learn from",
-            where=f"{len(texts)} training rows",
+            where=f"{counted(len(texts), 'training row')}",
             next_step="check the text column, or set baselines.classical=false",
         ) from None
     return Classical(TFIDF, _regression(features.transform, table, rows), time.monotonic() - start)
@@ -120,7 +121,7 @@ def _texts_and_rows(train: Sequence[Row]) -> tuple[list[str], list[Row]]:
     if found < 2:
         raise UserError(
             f"A classifier needs at least two labels, the training split has {found}",
-            where=f"{len(train)} training rows",
+            where=f"{counted(len(train), 'training row')}",
             next_step="check the label column, or set baselines.classical=false",
         )
     return [_text(row) for row in rows], rows

@@ -96,8 +96,8 @@ def _rows_apart(family: Statistics, other: Statistics | None, clusters: Sequence
     """Rows (or clusters) whose figures differ between two sides; None where their figures can't be compared."""
     if other is None or other.layout != family.layout or other.rows.shape != family.rows.shape:
         return None
-    differs = np.asarray(abs(other.rows - family.rows).sum(axis=1)).ravel() > 0
-    return int(differs.sum()) if clusters is None else len(set(np.asarray(clusters)[differs].tolist()))
+    tables = (other.rows, family.rows)
+    return u.rows_apart(*(tables if clusters is None else (u.sums_by_cluster(t, clusters) for t in tables)))
 
 
 def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[Comparison]:

@@ -15,7 +15,9 @@ from itertools import combinations
 
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
+from tuneloop.core.significance import p_words
 from tuneloop.core.stats import Array, Statistics, mean_statistics
+from tuneloop.core.units import counted
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import cluster_keys
 from tuneloop.evaluate.metrics.fields import compile_fields, extract
@@ -27,6 +29,7 @@ from tuneloop.evaluate.rewording import rewordings
 from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
+from tuneloop.records.metric import number_words
 from tuneloop.records.rows import Row, last_user_turn, references_of
 from tuneloop.records.side_effects import AskedWay, Consistency, ContradictedRow, Difference
 
@@ -380,11 +383,11 @@ def _words(
     found: Consistency, own: str, *, chosen: bool, constant: Sequence[str], fields: Sequence[str] = ()
 ) -> list[str]:
     """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows; `fields`: of texts."""
-    metric, rows = found.metric, f"on {found.rows} rows"
+    metric, rows = found.metric, f"on {counted(found.rows, 'row')}"
     drawn = f"drawn with temperature {found.temperature:g}" if found.asked.get(DRAWN) else ""
     kinds = ["as it is", "in other words" if set(found.asked) - {AS_IT_IS, DRAWN} else "", drawn]
     model = "the tuned model" if own == "tuned" else own
-    asked = f"Asked {found.ways} ways ({', '.join(filter(None, kinds))}), {model}"
+    asked = f"Asked {counted(found.ways, 'way')} ({', '.join(filter(None, kinds))}), {model}"
     texts = f"answers to a row {{}} a {found.likeness} of"
     if metric == "agreement":
         names = [field.replace("_", " ") for field in fields]
@@ -432,9 +435,10 @@ def _compared(found: Consistency, metric: str, what: str) -> list[str]:
         return []
     pair = max(pairs, key=lambda pair: found.systems[pair.a][metric].value)
     scale, unit, digits = (1, "", 3) if metric == "similarity" else (100, " points", 1)
-    delta, low, high = (f"{scale * x:+.{digits}f}" for x in (pair.delta, pair.low_holm, pair.high_holm))
-    p = "p < 0.001" if pair.p_holm < 0.001 else f"p = {pair.p_holm:.2g}"
+    delta, low, high = (number_words(scale * x, digits, signed=True) for x in (pair.delta, pair.low_holm, pair.high_holm))  # fmt: skip
     verdicts = {"better": "It is more", "worse": "It is less"}
     verdict = verdicts.get(pair.verdict, "There is not enough evidence that it is more or less")
     for_all = f", both corrected for {pair.tests} comparisons (Holm)" if pair.tests > 1 else ""
-    return [f"{verdict} {what} than {pair.a}: {delta}{unit} (95 % interval {low} to {high}, {p}{for_all})."]
+    return [
+        f"{verdict} {what} than {pair.a}: {delta}{unit} (95 % interval {low} to {high}, {p_words(pair.p_holm)}{for_all})."
+    ]

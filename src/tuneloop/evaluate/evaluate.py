@@ -15,6 +15,7 @@ from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.stats import Array, Statistics
+from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.label_use import LabelUse
 from tuneloop.evaluate.metrics import METRICS, headline_of, lower_is_better, metric_of
@@ -212,12 +213,16 @@ def _evaluation(s: Scoring, task: str, seed: int) -> Evaluation:
     """Intervals, and everything put together."""
     cut = sum(answer.finish == "length" for answer in s.answers)
     if cut:
-        s.notes.append(f"{cut} of {len(s.answers)} answers were cut off at the length limit (evaluate.max_new_tokens).")
+        s.notes.append(
+            f"{cut} of {counted(len(s.answers), 'answer')} {verb(cut, 'was', 'were')} cut off at the length limit (evaluate.max_new_tokens)."
+        )
     clusters = u.cluster_numbers(cluster_keys(s.rows, s.config.cluster))
     if clusters is not None:
         drawn = max(clusters) + 1
         few = " They are few: the intervals are rough." if drawn < 20 else ""
-        s.notes.append(f"{len(s.rows)} rows form {drawn} clusters that belong together; intervals draw clusters.{few}")
+        s.notes.append(
+            f"{counted(len(s.rows), 'row')} {verb(len(s.rows), 'forms', 'form')} {counted(drawn, 'cluster')} that belong together; intervals draw clusters.{few}"
+        )
     draws = u.bootstrap(s.statistics, len(s.rows), resamples=s.config.bootstrap, seed=seed, clusters=clusters)
     estimates = _estimates(s.statistics, draws, clustered=clusters is not None)
     if s.measured.perplexity is not None and "perplexity" not in estimates:
@@ -266,7 +271,9 @@ def _check_rows(rows: list[Row], answers: list[Completion], task: str) -> None:
     if not rows:
         raise UserError("There are no rows to evaluate", next_step="choose another split, or a larger data.split.test")
     if len(rows) != len(answers):
-        raise UserError(f"{len(answers)} answers came back for {len(rows)} rows", next_step="run the evaluation again")
+        raise UserError(
+            f"{len(answers)} answers came back for {counted(len(rows), 'row')}", next_step="run the evaluation again"
+        )
     check_ids(rows)
     if task == "classification":
         unlabelled = next((row.id for row in rows if row.label is None), None)

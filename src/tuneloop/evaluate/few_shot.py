@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+from tuneloop.core.units import counted, verb
 from tuneloop.records.rows import Message, Row, last_user_turn
 
 MOST_LABELS = 80  # up to so many labels `auto` shows one example of each: measured to be good with 77
@@ -79,7 +80,7 @@ def labels_shown(examples: Sequence[Row], train: Sequence[Row]) -> str:
     shown, every = ({label for row in rows for label in labels_of(row)} for rows in (examples, train))
     if every <= shown:
         return ""
-    return f"The {len(examples)} examples in the prompt show {len(shown)} of {len(every)} labels."
+    return f"The {counted(len(examples), 'example')} in the prompt {verb(len(examples), 'shows', 'show')} {len(shown)} of {counted(len(every), 'label')}."
 
 
 def nearest_examples(
@@ -155,7 +156,7 @@ def fit_examples(
     if len(kept) == len(examples):
         return list(examples), None
     warning = (
-        f"Only {len(kept)} of {len(examples)} few-shot examples fit: together they take {sum(costs):,} tokens, "
+        f"Only {len(kept)} of {len(examples)} few-shot examples {verb(len(kept), 'fits', 'fit')}: together they take {sum(costs):,} tokens, "
         f"and the context has room for {max(budget_tokens, 0):,}."
     )
     return [examples[i] for i in kept], warning

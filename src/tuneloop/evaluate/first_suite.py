@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import Z80, Z95
+from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.label_use import label_use
 from tuneloop.evaluate.metrics import headline_of, metric_of
@@ -143,7 +144,7 @@ def _metrics(known: Known) -> str:
     n = len(known.rows)
     lines = [
         "# How much worse a metric may be than that of the model in use: the 95 % interval of the difference must lie above -margin.",
-        f"# These margins are about the smallest that {n:,} rows can hold an equally good model to (80 % power); with smaller ones the",
+        f"# These margins are about the smallest that {counted(n, 'row')} can hold an equally good model to (80 % power); with smaller ones the",
         '# gate would mostly say "not enough evidence". at_least stops a slow decline over many releases, each within its margin.',
         "metrics:",
     ]

@@ -18,9 +18,11 @@ from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.stats import Array, Statistics, mean_statistics, ratio
+from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.metrics.overlap import token_f1
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
+from tuneloop.records.metric import number_words
 from tuneloop.records.rows import Message, Row, last_user_turn, references_of
 
 LEAST_TOKENS = 8  # of an answer that counts as memorised: a label is no secret
@@ -92,10 +94,11 @@ def _mean_loss(ability: Ability) -> float:
 
 def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
     if math.isnan(score.value):
-        return f"On {n} general rows the base scores nothing: answers say nothing of forgetting; the loss grew by {loss.value:+.3f}."
+        return f"On {counted(n, 'general row')} the base scores nothing: answers say nothing of forgetting; the loss grew by {loss.value:+.3f}."
     way = "fell" if score.value >= 0 else "rose"
     low, high = sorted((abs(score.low), abs(score.high))) if score.low * score.high > 0 else (score.low, score.high)
-    amount = f"{100 * abs(score.value):.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    low_words, high_words = (number_words(100 * bound, 1) for bound in (low, high))
+    amount = f"{100 * abs(score.value):.1f} % (95 % interval {low_words} to {high_words})"
     if score.low > 0:
         verdict = "It has forgotten"
     elif score.high < 0:
@@ -103,7 +106,7 @@ def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
     else:
         verdict = "No forgetting is shown"
     return (
-        f"{verdict}: on {n} general rows the score {way} by {amount}, and the loss of a token changed by {loss.value:+.3f} "
+        f"{verdict}: on {counted(n, 'general row')} the score {way} by {amount}, and the loss of a token changed by {loss.value:+.3f} "
         f"({loss.low:+.3f} to {loss.high:+.3f})."
     )
 
@@ -180,7 +183,7 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
     in_tuned, in_base = sum(t.verbatim for _, t in pairs), sum(b.verbatim for b, _ in pairs)
     beyond = Estimate((only_tuned - only_base) / n, *u.paired_shares_interval(only_base, only_tuned, n))
     words = (
-        f"Of {n} training answers the tuned model completes {100 * in_tuned / n:.1f} % verbatim, the base {100 * in_base / n:.1f} %: "
+        f"Of {counted(n, 'training answer')} the tuned model completes {100 * in_tuned / n:.1f} % verbatim, the base {100 * in_base / n:.1f} %: "
         f"{100 * beyond.value:+.1f} points (95 % interval {100 * beyond.low:+.1f} to {100 * beyond.high:+.1f})."
     )
     return {
@@ -271,6 +274,6 @@ def canaries_in_words(base: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping
     out = [c for c in tuned if c["exposure"] >= c["most"] - 1]
     mean = [sum(c["exposure"] for c in side) / len(side) for side in (base, tuned)]
     return (
-        f"{len(out)} of {len(tuned)} canaries stand out (likelier than all or nearly all of their random alternatives); "
+        f"{len(out)} of {counted(len(tuned), 'canary')} {verb(len(out), 'stands', 'stand')} out (likelier than all or nearly all of their random alternatives); "
         f"mean exposure {mean[1]:.1f} bits of at most {most:.1f}, the base has {mean[0]:.1f}."
     )

@@ -20,6 +20,7 @@ from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.stats import rows_to_settle
+from tuneloop.core.units import counted
 from tuneloop.evaluate.compare import compare
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.metrics import lower_is_better, metric_of
@@ -106,7 +107,9 @@ def run_gate(
         )
     shared = _on_shared_rows(candidate, base)  # before anything is asked, which takes a while
     rows_passed, flaky = _must_pass(suite, candidate, ask)
-    part = f" (on the {shared[0].evaluation.n:,} rows that both were asked)" if shared[0] is not candidate else ""
+    part = (
+        f" (on the {counted(shared[0].evaluation.n, 'row')} that both were asked)" if shared[0] is not candidate else ""
+    )
     checks = [
         *rows_passed,
         *(replace(c, message=c.message + part) for limit in suite.metrics for c in _metric(limit, *shared, fields)),
@@ -315,7 +318,9 @@ def _slices(
     large = {value: rows for value, rows in groups.items() if len(rows) >= limit.min_rows}
     if not large:
         raise UserError(
-            f"No value of {limit.by} has {limit.min_rows} rows", where="metrics.min_rows", next_step="lower min_rows"
+            f"No value of {limit.by} has {counted(limit.min_rows, 'row')}",
+            where="metrics.min_rows",
+            next_step="lower min_rows",
         )
     return [(f"{name} [{limit.by} {value}]", rows) for value, rows in sorted(large.items())]
 

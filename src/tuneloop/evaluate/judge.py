@@ -18,7 +18,9 @@ import numpy as np
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_yaml
+from tuneloop.core.significance import p_words
 from tuneloop.core.stats import mean_statistics
+from tuneloop.core.units import counted, verb
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.review import JudgedRow
 from tuneloop.records.rows import Message
@@ -237,11 +239,14 @@ def _spoken_in_words(number: int) -> list[str]:
 def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
     spoken = _spoken_in_words(facts["spoken"])
     if not facts["n"]:
-        return [f"The judge gave no verdict on any pair ({facts['unread']} answers could not be read).", *spoken]
+        return [
+            f"The judge gave no verdict on any pair ({counted(facts['unread'], 'answer')} could not be read).",
+            *spoken,
+        ]
     won, share = facts["wins"], facts["preference"]
     words = [
-        f"The judge prefers {names[1]} in {won['b']}, {names[0]} in {won['a']} of {facts['n']} pairs, {won['tie']} ties: "
-        f"{_percent(share)} for {names[1]} with ties as halves (p = {facts['p']:.2g}): {facts['verdict']}."
+        f"The judge prefers {names[1]} in {won['b']}, {names[0]} in {won['a']} of {counted(facts['n'], 'pair')}, {counted(won['tie'], 'tie')}: "
+        f"{_percent(share)} for {names[1]} with ties as halves ({p_words(facts['p'])}): {facts['verdict']}."
     ]
     place, length = facts["position_bias"], facts["length_bias"]
     if place["first"]:
@@ -255,7 +260,9 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
             f"Length bias: the longer answer wins in {_percent(length['longer'])} of {length['n']} decided pairs{people}."
         )
     if facts["unread"]:
-        words.append(f"{facts['unread']} pairs have an answer that names no verdict; they don't count.")
+        words.append(
+            f"{counted(facts['unread'], 'pair')} {verb(facts['unread'], 'has', 'have')} an answer that names no verdict; {verb(facts['unread'], 'it does', 'they do')} not count."
+        )
     words += spoken
     return [*words, _agreement_in_words(facts["agreement"])]
 
@@ -300,10 +307,10 @@ def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *
 def _ratings_in_words(facts: Mapping[str, Any]) -> list[str]:
     spoken = _spoken_in_words(facts["spoken"])
     if not facts["n"]:
-        return [f"The judge rated nothing ({facts['unread']} answers could not be read).", *spoken]
+        return [f"The judge rated nothing ({counted(facts['unread'], 'answer')} could not be read).", *spoken]
     mean, rank = facts["score"], facts["length_bias"]["spearman"]
     words = [
-        f"Mean rating of {facts['n']} answers: {mean.value:.2f} of 5 (95 % interval {mean.low:.2f} to {mean.high:.2f})."
+        f"Mean rating of {counted(facts['n'], 'answer')}: {mean.value:.2f} of 5 (95 % interval {mean.low:.2f} to {mean.high:.2f})."
     ]
     if rank is not None:
         words.append(f"Length bias: Spearman's correlation of rating and length is {rank:+.2f}.")
@@ -312,7 +319,9 @@ def _ratings_in_words(facts: Mapping[str, Any]) -> list[str]:
             f"An answer that people liked is rated above one that they didn't in {100 * facts['auc']:.0f} % of cases (50 %: chance)."
         )
     if facts["unread"]:
-        words.append(f"{facts['unread']} answers of the judge name no rating; they don't count.")
+        words.append(
+            f"{counted(facts['unread'], 'answer')} of the judge {verb(facts['unread'], 'names', 'name')} no rating; {verb(facts['unread'], 'it does', 'they do')} not count."
+        )
     words += spoken
     return [*words, _agreement_in_words(facts["agreement"])]
 
@@ -352,10 +361,10 @@ def _agreement_in_words(agreement: Mapping[str, Any]) -> str:
         return "Nobody knows whether people would agree: there are no human votes on these rows (--votes)."
     kappa, same = agreement["kappa"], agreement["same"]
     if math.isnan(kappa.value):
-        return f"With people it agrees on {_percent(same)} of {agreement['n']} votes; kappa is not defined, all votes are equal."
+        return f"With people it agrees on {_percent(same)} of {counted(agreement['n'], 'vote')}; kappa is not defined, all votes are equal."
     trust = "" if kappa.low > 0 else " That is not more than chance can do: this judge proves nothing here."
     return (
-        f"With people it agrees on {_percent(same)} of {agreement['n']} votes: Cohen's kappa {kappa.value:.2f} "
+        f"With people it agrees on {_percent(same)} of {counted(agreement['n'], 'vote')}: Cohen's kappa {kappa.value:.2f} "
         f"({kappa.low:.2f} to {kappa.high:.2f}; 0 is chance, 1 perfect).{trust}"
     )
 

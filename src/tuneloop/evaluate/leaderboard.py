@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.stats import NOT_ENOUGH
-from tuneloop.evaluate.compare import compare
+from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.evaluate import Evaluation
-from tuneloop.evaluate.metrics import lower_is_better, metric_of
-from tuneloop.evaluate.verdict import kind_of, seen_from
-from tuneloop.records.evaluation import EntryKind, LeaderboardEntry
+from tuneloop.evaluate.metrics import lower_is_better
+from tuneloop.evaluate.metrics.claims import amount, claim_of, seen_from, sure
+from tuneloop.evaluate.verdict import kind_of
+from tuneloop.records.evaluation import Claim, Comparison, EntryKind, LeaderboardEntry
 
 
 def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, float | None]:
@@ -38,7 +40,11 @@ def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, fl
 
 
 def leaderboard(
-    evaluations: Mapping[str, Evaluation], costs: Mapping[str, Mapping[str, Any]], *, tuned: Sequence[str] = ()
+    evaluations: Mapping[str, Evaluation],
+    costs: Mapping[str, Mapping[str, Any]],
+    *,
+    tuned: Sequence[str] = (),
+    comparisons: Sequence[Comparison] = (),
 ) -> list[LeaderboardEntry]:
     """The systems from the base model upwards.
 
@@ -46,6 +52,7 @@ def leaderboard(
         evaluations: by name, all on the same rows.
         costs: by name; see `usd_per_1000`, and `training_seconds`, `training_usd`.
         tuned: names of the tuned ones.
+        comparisons: those that are shown, adjusted together; what they compare is not compared in other numbers here.
     """
     if not evaluations:  # baselines may be turned off
         return []
@@ -53,6 +60,7 @@ def leaderboard(
     metric, n = first.primary, first.n
     kinds: dict[str, EntryKind] = {name: "tuned" if name in tuned else kind_of(name) for name in evaluations}
     before = _reference(evaluations, kinds, metric)
+    claims = _claims(evaluations, before, metric, comparisons) if before else {}
     prices = usd_per_1000({name: cost for name, cost in costs.items() if name in evaluations}, n)
     order: list[EntryKind] = ["constant", "prompt", "classical", "tuned"]
     entries = []
@@ -60,11 +68,8 @@ def leaderboard(
         own, cost = evaluation.metrics.get(metric), costs.get(name, {})
         if own is None:
             continue
-        gain = None
-        if before and name != before:
-            pairs = compare(before, evaluations[before], name, evaluation, only=[metric])
-            gain = next((seen_from(name, pair) for pair in pairs if pair.metric == metric), None)
-        delta, low, high, p, verdict = (gain.delta, gain.low, gain.high, gain.p, gain.verdict) if gain else NO_GAIN
+        gain = claims.get(name)
+        delta, low, high, p, verdict = (gain.gain, gain.low, gain.high, gain.p, gain.outcome) if gain else NO_GAIN
         entries.append(
             LeaderboardEntry(
                 name, kinds[name], metric, own.value, own.low, own.high, delta, low, high, p, verdict,
@@ -76,6 +81,17 @@ def leaderboard(
 
 
 NO_GAIN = (None, None, None, None, "")
+
+
+def _claims(
+    evaluations: Mapping[str, Evaluation], before: str, metric: str, comparisons: Sequence[Comparison]
+) -> dict[str, Claim]:
+    """What each other system gains over the reference, corrected for their number where no comparison has said it."""
+    others = {name: evaluation for name, evaluation in evaluations.items() if name != before}
+    pairs = [c for n, e in others.items() for c in compare(before, evaluations[before], n, e, only=[metric])]
+    claims = {pair.b: claim_of(seen_from(pair.b, pair)) for pair in adjusted(pairs, evaluations[before])}
+    stated = [(c.b if c.a == before else c.a, c) for c in comparisons if c.metric == metric and before in (c.a, c.b)]
+    return claims | {name: claim_of(seen_from(name, pair)) for name, pair in stated}
 
 
 def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, EntryKind], metric: str) -> str | None:
@@ -93,14 +109,19 @@ def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
     prompts = [r for r in entries if r.kind == "prompt"]
     if cheap and not tuned and cheap.gain is not None:
         first = next((r.name for r in prompts if r.gain is None), "the prompt")
-        points = f"{metric_of(cheap.metric).change_in_words(cheap.gain, signed=True)} over {first}"
+        low, high, p = (math.nan if x is None else x for x in (cheap.gain_low, cheap.gain_high, cheap.p))
+        tests = sum(r.p is not None for r in entries)
+        claim = Claim(cheap.metric, cheap.verdict, cheap.gain, low, high, p, tests)
+        points = f"{amount(claim)} over {first}, {sure(claim)}"
         if cheap.verdict == "better":
             sentences.append(
                 f"{cheap.name} is better than the base model ({points}) and trains in {cheap.training_seconds:.1f} s: "
                 "a tuned model has to beat it, and where they tie, use it."
             )
         elif cheap.verdict == NOT_ENOUGH:
-            sentences.append(f"{cheap.name} ties with the base model ({points}): use it, it costs next to nothing.")
+            sentences.append(
+                f"{cheap.name} is not shown to differ from the base model ({points}): use it, it costs next to nothing."
+            )
     shown = _best([r for r in prompts if "few-shot" in r.name], "prompt")
     if tuned and shown and tuned.usd_per_1000 and shown.usd_per_1000:
         ratio = shown.usd_per_1000 / tuned.usd_per_1000

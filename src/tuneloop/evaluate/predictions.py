@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.units import counted
 from tuneloop.evaluate.metrics.code import problem_of
 from tuneloop.evaluate.metrics.multilabel import NO_LABELS
 from tuneloop.records.rows import Row
@@ -73,7 +74,7 @@ def answers_from(
         found[row_id] = found.get(row_id, []) + _texts(record, row, f"{where}, record {number}")
     if not found:
         raise UserError(
-            f"None of its predictions is about these {len(rows)} rows (the first: {places[0][:60]!r})",
+            f"None of its predictions is about the {counted(len(rows), 'row')} (the first: {places[0][:60]!r})",
             where=where,
             next_step=f"ids of the rows are as in {rows[0].id!r}; is this the right split or reference file?",
         )
@@ -96,7 +97,7 @@ def _places(records: Sequence[Any], known: Sequence[Row], order: Sequence[str], 
         )
     if len(records) != len(order):
         raise UserError(
-            f"{len(records)} predictions without ids for {len(order)} rows",
+            f"{len(records)} predictions without ids for {counted(len(order), 'row')}",
             where=where,
             next_step='give each its row: {"id": ..., "prediction": ...}',
         )
@@ -131,7 +132,9 @@ def _by_number(values: Sequence[Any], order: Sequence[str], where: str) -> list[
     for i, number in enumerate(numbers, 1):
         if not 0 <= number - first < len(order):
             raise UserError(
-                f"There is no row {number}", where=f"{where}, record {i}", next_step=f"there are {len(order)} rows"
+                f"There is no row {number}",
+                where=f"{where}, record {i}",
+                next_step=f"there are {counted(len(order), 'row')}",
             )
     return [order[number - first] for number in numbers]
 

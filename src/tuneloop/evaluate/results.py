@@ -10,6 +10,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain, write_jsonl
+from tuneloop.core.units import counted
 from tuneloop.evaluate.compare import adjusted
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
@@ -111,7 +112,7 @@ def _settings(evaluation: Evaluation) -> ScoringSettings:
     intervals = "95 %: Wilson for shares of right answers, else bias-corrected percentile bootstrap over rows"
     if evaluation.clusters is not None:
         drawn = max(evaluation.clusters) + 1
-        intervals = f"95 %: bias-corrected percentile bootstrap over {drawn} clusters of rows"
+        intervals = f"95 %: bias-corrected percentile bootstrap over {counted(drawn, 'cluster')} of rows"
     return ScoringSettings(
         intervals=intervals,
         seed=evaluation.seed,
@@ -273,7 +274,7 @@ def _evaluated_again(manifest: EvaluationManifest, samples: list[Sample], baseli
         raise KeyError("settings")
     if len(samples) != manifest.n:
         raise UserError(
-            f"samples.jsonl has {len(samples)} rows and eval.json says {manifest.n}",
+            f"samples.jsonl has {counted(len(samples), 'row')} and eval.json says {manifest.n}",
             next_step="delete eval.json and evaluate again",
         )
     if not baseline:

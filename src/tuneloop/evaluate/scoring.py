@@ -12,6 +12,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress
 from tuneloop.core.stats import Statistics, mean_statistics
+from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.label_use import LabelUse, label_use
 from tuneloop.evaluate.metrics import METRICS, declare, metric_of
@@ -170,7 +171,7 @@ def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
         occurring = len({row.label for row in s.rows})
         if len(s.rows) < 5 * occurring:
             s.notes.append(
-                f"{len(s.rows)} rows for {occurring} labels are fewer than 5 a label: macro averages come out low "
+                f"{counted(len(s.rows), 'row')} for {counted(occurring, 'label')} {verb(len(s.rows), 'is', 'are')} fewer than 5 a label: macro averages come out low "
                 "and their intervals too narrow. More rows would help (evaluate.limit, data.split.test)."
             )
     known = confidences(s.answers)
@@ -196,7 +197,9 @@ def _score_texts(s: Scoring) -> None:
     kept = [t[: max(LONGEST_SCORED, 4 * max(map(len, r)))] for r, t in zip(references, texts, strict=True)]
     longer = sum(len(k) < len(t) for k, t in zip(kept, texts, strict=True))
     if longer:
-        s.notes.append(f"{longer} answers above {LONGEST_SCORED:,} characters were scored on their beginning.")
+        s.notes.append(
+            f"{counted(longer, 'answer')} above {LONGEST_SCORED:,} characters {verb(longer, 'was', 'were')} scored on {verb(longer, 'its', 'their')} beginning."
+        )
     if is_latin([text for row in references for text in row]):
         scores |= rouge(references, kept)
     else:
@@ -282,7 +285,7 @@ def _score_structure(s: Scoring) -> None:
         s.need_valid([bool(ok) for ok in conforms])
     fenced = sum("```" in t and are_structured([[unfenced(t)]]) and not parses(t) for t in s.texts)
     if fenced:
-        s.notes.append(f"{fenced} answers would be valid JSON without the Markdown fence around it.")
+        s.notes.append(f"{counted(fenced, 'answer')} would be valid JSON without the Markdown fence around it.")
     firsts = [row[0] for row in references]
     wanted = top_fields(firsts)
     found = top_fields(s.texts, list(wanted))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
 
 FEWEST = 20  # shared rows that are worth a comparison
@@ -36,7 +37,7 @@ def on_shared_rows(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluatio
 def shared_words(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]) -> str:
     """ "Compared on the 24 rows that all of them were asked (A: 40, B: 24)." """
     counts = ", ".join(f"{place}: {evaluation.n:,}" for place, evaluation in before.items())
-    return f"Compared on the {next(iter(after.values())).n:,} rows that all of them were asked ({counts})."
+    return f"Compared on the {counted(next(iter(after.values())).n, 'row')} that all of them were asked ({counts})."
 
 
 def some_rows(all_rows: Evaluation, ids: Collection[str]) -> Evaluation:

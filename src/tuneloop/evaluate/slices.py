@@ -15,9 +15,11 @@ import numpy as np
 
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
+from tuneloop.core.significance import p_words
 from tuneloop.core.stats import Array
+from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import CLUSTER_NAMES, Evaluation
-from tuneloop.evaluate.metrics import title_of
+from tuneloop.evaluate.metrics import lower_is_better, title_of
 from tuneloop.evaluate.metrics.calibration import reliability
 from tuneloop.evaluate.metrics.multilabel import label_lists
 from tuneloop.records.evaluation import Slice
@@ -64,14 +66,17 @@ def breakdown_in_words(found: Mapping[str, Any]) -> list[str]:
     worse = [s for s in found["slices"] if s.verdict == "worse"]
     if worse:
         worst = sorted(worse, key=lambda s: s.delta)[:3]
-        named = "; ".join(f"{s.field} {s.value} ({s.score:.2f} against {s.rest:.2f}, {s.n} rows)" for s in worst)
+        named = "; ".join(
+            f"{s.field} {s.value} ({s.score:.2f} against {s.rest:.2f}, {p_words(s.p_holm)}, {counted(s.n, 'row')})"
+            for s in worst
+        )
         more = f" and {len(worse) - len(worst)} more" if len(worse) > len(worst) else ""
         sentences.append(f"Surely worse than the rest by {title_of(found['row_metric'])}: {named}{more}.")
     pairs = found.get("confusion_pairs") or []
     if pairs and pairs[0]["n"] >= 3:
         top = pairs[0]
         sentences.append(
-            f"Most often confused: {top['label']} taken for {top['predicted']} ({top['n']} of {top['of']} rows)."
+            f"Most often confused: {top['label']} taken for {top['predicted']} ({top['n']} of {counted(top['of'], 'row')})."
         )
     return sentences
 
@@ -109,7 +114,8 @@ def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[
     for (field, value, inside, (delta, low, high, p)), p_holm in zip(rows, holm, strict=True):
         own, outside = scores[inside], scores[counted & ~inside]
         bounds = _mean_interval(own, clusters[inside], binary)
-        verdict = u.verdict(low, high, p_holm) if p_holm == p_holm else u.NOT_ENOUGH
+        seen = (-high, -low) if lower_is_better(evaluation.row_metric) else (low, high)
+        verdict = u.verdict(*seen, p_holm)
         mean, rest = float(own.mean()), float(outside.mean())
         found.append(Slice(field, value, len(own), mean, *bounds, rest, delta, low, high, p, p_holm, verdict))
     return sorted(found, key=lambda s: (s.field, -s.n, s.value))

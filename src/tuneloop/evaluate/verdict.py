@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from tuneloop.core.stats import NOT_ENOUGH
 from tuneloop.evaluate.classical import CLASSICAL, MAJORITY
 from tuneloop.evaluate.compare import rows_needed
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.metrics import lower_is_better
+from tuneloop.evaluate.metrics.claims import claim_of, seen_from
 from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing, Verdict
 
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")
@@ -64,54 +64,36 @@ def decide(evaluations: Mapping[str, Evaluation], comparisons: Sequence[Comparis
     )
 
 
-def seen_from(name: str, pair: Comparison) -> Comparison:
-    """The pair with `name` as `b`, and gains positive where b is better."""
-    if pair.a == name:
-        turned = {"better": "worse", "worse": "better"}.get(pair.verdict, pair.verdict)
-        pair = replace(
-            _negated(pair), a=pair.b, b=pair.a, verdict=turned, only_a=pair.only_b, only_b=pair.only_a
-        )  # fmt: skip
-    return _negated(pair) if lower_is_better(pair.metric) else pair
-
-
-def _negated(pair: Comparison) -> Comparison:
-    return replace(
-        pair, delta=-pair.delta, low=-pair.high, high=-pair.low, low_holm=-pair.high_holm, high_holm=-pair.low_holm,
-        effect=-pair.effect,
-    )  # fmt: skip
-
-
 def standing(pairs: Mapping[str, Comparison], own: Evaluation) -> Standing:
     """How b stands against a; `pairs`: metric -> the pair, gains positive where b is better, with the metric that decides."""
     first = pairs[own.primary]
-    headline = [pairs[metric] for metric in own.headline if metric in pairs]
-    gained = {pair.metric: pair.delta for pair in headline if pair.verdict == "better"}
-    lost = {pair.metric: pair.delta for pair in headline if pair.verdict == "worse"}
+    claims = [claim_of(pairs[metric]) for metric in own.headline if metric in pairs]
+    shown_of = {claim.metric: claim.outcome for claim in claims}
     outcome: Outcome = NOT_ENOUGH
-    if gained and lost:
+    if {"better", "worse"} <= set(shown_of.values()):
         outcome = "mixed"
-    elif lost:
+    elif "worse" in shown_of.values():
         outcome = "worse"
-    elif own.primary in gained:
+    elif shown_of[own.primary] == "better":
         outcome = "better" if first.p < PROVEN else "promising"
+    decides = claims[0]
     return Standing(
         name=first.b,
         against=first.a,
         kind=kind_of(first.a),
         outcome=outcome,
-        gain=first.delta,
-        low=first.low_holm,
-        high=first.high_holm,
+        gain=decides.gain,
+        low=decides.low,
+        high=decides.high,
         p=first.p,
-        p_holm=first.p_holm,
-        tests=first.tests,
+        p_holm=decides.p,
+        tests=decides.tests,
         detectable=first.detectable,
         rows_needed=rows_needed(first, own.n, PROVEN),
         only_name=first.only_b,
         only_against=first.only_a,
         apart=first.apart,
-        gained=gained,
-        lost=lost,
+        claims=claims,
     )
 
 

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, exactly
 from tuneloop.records.decision import Decision
 
 START, STEP, APPROVE, END = "improve.start", "improve.step", "improve.approve", "improve.end"
@@ -263,7 +263,7 @@ def reasons_to_begin(triggers: Triggers, facts: Facts) -> list[str]:
         return []  # nothing to learn from
     found = []
     if facts.days >= triggers.every_days:
-        found.append(f"{facts.days:.0f} days since the last cycle, at most {triggers.every_days:g}")
+        found.append(f"{counted(facts.days, 'day')} since the last cycle, at most {triggers.every_days:g}")
     if facts.corrections >= triggers.corrections:
         found.append(f"{facts.corrections:,} new corrections and labels, {triggers.corrections:,} are enough")
     if facts.alarms >= triggers.alarms:
@@ -309,7 +309,7 @@ def choose(project: ProjectConfig, facts: Facts) -> Choice:
         return Choice(False, reasons, f"what it is worth is not known: {unknown}")
     gain = project.value.usd_per_answer * facts.requests_per_day * days * bad * mended
     why = (
-        f"expected gain ${gain:,.2f}: {facts.requests_per_day:,.0f} requests a day for {days:g} days, {bad:.1%} bad answers, {mended:.1%} of "
+        f"expected gain ${gain:,.2f}: {counted(facts.requests_per_day, 'request')} a day for {exactly(days, 'day')}, {bad:.1%} bad answers, {mended:.1%} of "
         f"them mended (by {counted(facts.corrections, 'new correction')}, from {counted(len(facts.mended), 'earlier cycle')}), ${project.value.usd_per_answer:g} each; expected cost ${cost:,.2f}"
     )
     return Choice(gain > cost, reasons, why, gain)

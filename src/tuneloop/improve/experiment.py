@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from tuneloop.core.files import content_hash
 from tuneloop.core.late import np
 from tuneloop.core.sequences import best_rho2, difference, excess_log_e, ratio_log_e, running_bounds
+from tuneloop.core.units import counted, exactly, verb
 from tuneloop.improve.feedback import by_request, mean_value, talks_of
 from tuneloop.records.experiment import (
     ArmDifference,
@@ -373,7 +374,7 @@ def _broken(design: ExperimentDesign, evidence: Evidence) -> Found | None:
         return None
     return (
         "roll back", "assignment", 0.0,
-        f"Rolled back: {evidence.candidate_users:,} of {evidence.users:,} users met the candidate, which does not fit the shares that "
+        f"Rolled back: {evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate, which does not fit the shares that "
         f"were drawn (level {design.ratio_alpha:g}), so no comparison holds.",
     )  # fmt: skip
 
@@ -385,8 +386,8 @@ def _tripped(design: ExperimentDesign, evidence: Evidence) -> Found | None:
             shown = [f"{value:.1%} of users" if share else f"{value:,.4g}" for value in (rail.candidate, rail.champion)]
             return (
                 "roll back", "guardrail", 0.0,
-                f"Rolled back after {evidence.candidate_users:,} users: {rail.name} is {shown[0]} under the candidate and {shown[1]} "
-                f"under the champion, more than the {rail.tolerance:g} times that are tolerated.",
+                f"Rolled back after {counted(evidence.candidate_users, 'user')}: {rail.name} is {shown[0]} under the candidate and {shown[1]} "
+                f"under the champion, more than the {exactly(rail.tolerance, 'time')} that {verb(rail.tolerance, 'is', 'are')} tolerated.",
             )  # fmt: skip
     return None
 
@@ -396,7 +397,7 @@ def _shadow(design: ExperimentDesign, evidence: Evidence) -> Found | None:
         return None
     copies = max(evidence.shadow_copies, evidence.shadow_votes)  # older decisions counted votes alone
     mean = f", mean {evidence.shadow_mean:+.3f}" if evidence.shadow_votes else ""
-    votes = f"{copies:,} copies, {evidence.shadow_votes:,} of them judged{mean}"
+    votes = f"{counted(copies, 'copy')}, {evidence.shadow_votes:,} of them judged{mean}"
     if evidence.shadow_high < 0:  # not so where it is NaN
         why = f"Rolled back in shadow mode: {votes}, surely below 0 ({evidence.shadow_high:+.3f} at most)."
         return "roll back", "shadow", 0.0, why
@@ -409,11 +410,16 @@ def _shadow(design: ExperimentDesign, evidence: Evidence) -> Found | None:
             f"Shadow mode is passed ({votes}): {share:.0%} of new users meet the candidate.",
         )
     if evidence.days >= design.most_days:
-        return "futility", "time", 0.0, f"Ended for futility: {evidence.days:.0f} days, and only {votes}."
+        return "futility", "time", 0.0, f"Ended for futility: {counted(evidence.days, 'day')}, and only {votes}."
     if not copies:
         why = "no copy yet; a server that has loaded the candidate makes them of its next requests, while none waits"
         return "continue", "open", 0.0, f"Shadow mode goes on: {why}."
-    return "continue", "open", 0.0, f"Shadow mode goes on: {votes}; {design.shadow_votes:,} copies are needed."
+    return (
+        "continue",
+        "open",
+        0.0,
+        f"Shadow mode goes on: {votes}; {counted(design.shadow_votes, 'copy')} {verb(design.shadow_votes, 'is', 'are')} needed.",
+    )
 
 
 def _measured(design: ExperimentDesign, evidence: Evidence) -> Found | None:
@@ -423,14 +429,14 @@ def _measured(design: ExperimentDesign, evidence: Evidence) -> Found | None:
             "roll back",
             "worse",
             0.0,
-            f"Rolled back after {evidence.candidate_users:,} users: {_figures(design, m)}.",
+            f"Rolled back after {counted(evidence.candidate_users, 'user')}: {_figures(design, m)}.",
         )
     if m.low > 0 and evidence.rated_ratio_strength >= 1:
         why = f"Not promoted: {_figures(design, m)}, but users of the two arms are rated at different rates ({m.candidate_units:,} of {m.units:,} are the candidate's), so the comparison may not hold"
         over = evidence.days >= design.most_days
         return ("futility" if over else "continue"), "ratings", (0.0 if over else evidence.share), f"{why}."
     if m.low > 0:
-        return "promote", "better", 1.0, f"Promoted after {evidence.days:.0f} days: {_figures(design, m)}."
+        return "promote", "better", 1.0, f"Promoted after {counted(evidence.days, 'day')}: {_figures(design, m)}."
     return None
 
 
@@ -438,7 +444,7 @@ def _futile(design: ExperimentDesign, evidence: Evidence) -> Found | None:
     m = evidence.measure
     excluded = f"a gain of {design.effect:g} is excluded; {_figures(design, m)}."
     if m.high < design.effect and m.difference <= -design.effect:
-        return "roll back", "no gain", 0.0, f"Rolled back after {evidence.candidate_users:,} users: {excluded}"
+        return "roll back", "no gain", 0.0, f"Rolled back after {counted(evidence.candidate_users, 'user')}: {excluded}"
     if m.high < design.effect:
         return "futility", "no gain", 0.0, f"Ended for futility: {excluded}"
     if evidence.days >= design.most_days:
@@ -446,7 +452,7 @@ def _futile(design: ExperimentDesign, evidence: Evidence) -> Found | None:
             "futility",
             "time",
             0.0,
-            f"Ended for futility: {design.most_days:.0f} days are over; {_figures(design, m)}.",
+            f"Ended for futility: {counted(design.most_days, 'day')} {verb(design.most_days, 'is', 'are')} over; {_figures(design, m)}.",
         )
     return None
 
@@ -463,8 +469,8 @@ def _going_on(design: ExperimentDesign, evidence: Evidence) -> Found:
 
 def _figures(design: ExperimentDesign, m: ArmDifference) -> str:
     if m.low != m.low:
-        return f"{m.units:,} users have a value for {design.measure}, {m.candidate_units:,} of them the candidate's, too few to compare"
+        return f"{counted(m.units, 'user')} {verb(m.units, 'has', 'have')} a value for {design.measure}, {m.candidate_units:,} of them the candidate's, too few to compare"
     return (
         f"{m.difference:+.4f} [{m.low:+.4f}, {m.high:+.4f}] in {design.measure} against the champion, above 0 is better "
-        f"({m.candidate_units:,} and {m.units - m.candidate_units:,} users)"
+        f"({counted(m.candidate_units, 'user')} and {counted(m.units - m.candidate_units, 'user')})"
     )

@@ -16,6 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
 from tuneloop.core.late import np
 from tuneloop.core.sequences import best_rho2, margin
+from tuneloop.core.units import counted
 from tuneloop.improve.config import ExperimentPlanOptions
 from tuneloop.records.experiment import DenserMeasure, ExperimentPlan, PlannedPower
 
@@ -284,21 +285,21 @@ def _summary(plan: ExperimentPlan) -> Iterator[str]:
     """The plan in sentences."""
     points = f"{100 * plan.effect:+.3g} points"
     yield (
-        f"{plan.requests_per_day:,.0f} requests a day, of which {100 * plan.rated:.3g}% are rated, give {plan.units_per_day:,.3g} rated "
+        f"{counted(plan.requests_per_day, 'request')} a day, of which {100 * plan.rated:.3g}% are rated, give {plan.units_per_day:,.3g} rated "
         f"units a day, {plan.candidate_units_per_day:,.3g} of them the candidate's."
     )
     yield (
         f"At {plan.share:.0%} of the traffic and {100 * plan.base:.3g}% liked, a true {points} has a 50% chance to show at one look "
-        f"after about {plan.units_one_look:,} rated units: {plan.days_one_look:,} days."
+        f"after about {counted(plan.units_one_look, 'rated unit')}: {counted(plan.days_one_look, 'day')}."
     )
-    every = "day" if plan.look_every_days == 1 else f"{plan.look_every_days} days"
+    every = "day" if plan.look_every_days == 1 else counted(plan.look_every_days, "day")
     if plan.days_50 is not None:
         more = f", 80% after {plan.days_80:,}" if plan.days_80 is not None else ""
-        yield f"Looked at every {every}, half of such candidates are promoted after {plan.days_50:,} days{more}."
+        yield f"Looked at every {every}, half of such candidates are promoted after {counted(plan.days_50, 'day')}{more}."
     else:
-        yield f"Looked at every {every}, fewer than half of such candidates are promoted within {plan.days_simulated:,} days."
+        yield f"Looked at every {every}, fewer than half of such candidates are promoted within {counted(plan.days_simulated, 'day')}."
     yield (
-        f"A candidate that is no better is promoted with a chance of {plan.false_promotion:.1%} within {plan.days_simulated:,} days; "
+        f"A candidate that is no better is promoted with a chance of {plan.false_promotion:.1%} within {counted(plan.days_simulated, 'day')}; "
         f"by a z-test that is read as often, of {plan.false_promotion_z:.1%}."
     )
     quick = min((way for way in plan.denser if way.days is not None), key=lambda way: way.days or 0, default=None)

@@ -21,6 +21,7 @@ from pydantic import Field
 from tuneloop.core.files import Config
 from tuneloop.core.flag import Flag
 from tuneloop.core.late import np
+from tuneloop.core.units import counted, verb
 from tuneloop.improve.canary_prompts import SHARE, round_in_words
 from tuneloop.improve.experiment import person_of, time_of
 from tuneloop.improve.feedback import by_request, mean_value, talks_of
@@ -522,18 +523,18 @@ def estimate_quality(
 def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
     ran, found = len(report.detections), sum(one.alarm for one in report.detections)
     if not ran:
-        yield f"{report.requests:,} requests say too little: {FEW} users are needed, now and before."
+        yield f"{counted(report.requests, 'request')} {verb(report.requests, 'says', 'say')} too little: {FEW} users are needed, now and before."
     elif found:
-        yield f"{found} of {ran} detectors raise an alarm on {report.requests:,} requests."
+        yield f"{found} of {counted(ran, 'detector')} {verb(found, 'raises', 'raise')} an alarm on {counted(report.requests, 'request')}."
     else:
-        yield f"No alarm: {ran} detectors show no change on {report.requests:,} requests ({report.compared:,} users)."
+        yield f"No alarm: {counted(ran, 'detector')} {verb(ran, 'shows', 'show')} no change on {counted(report.requests, 'request')} ({counted(report.compared, 'user')})."
     for one in report.detections:
         if one.alarm:
             words = f"\n  Words: {', '.join(one.words)}." if one.words else ""
             yield f"{one.sentence}.{words}\n  Requests: {', '.join(one.requests)}.\n  Next: {one.next_step}."
     yield from map(round_in_words, report.canaries)
     if report.canary_rounds and not report.canaries:
-        yield f"Canary prompts: asked {report.canary_rounds} times, all answered as before."
+        yield f"Canary prompts: asked {counted(report.canary_rounds, 'time')}, all answered as before."
     if report.alarms and new_releases:
         yield f"New in this window: release {', '.join(sorted(new_releases))}."
     if report.quality is not None:

@@ -188,7 +188,8 @@ def complete(
     found = [replies[key] for key in keys]
     if asking.fatal or (found and all(reply.error for reply in found)):
         raise UserError(
-            asking.fatal or f"The endpoint answered none of {len(found)} requests: {failures(found)[0][0]}",
+            asking.fatal
+            or f"The endpoint answered {f'none of {len(found):,} requests' if len(found) > 1 else 'no request'}: {failures(found)[0][0]}",
             where=f"{masked(asking.address)} (model {endpoint.model})",
             next_step="check --endpoint, --model and the key; answers that came are kept, the same command asks for the rest",
         )

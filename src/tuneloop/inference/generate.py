@@ -9,6 +9,7 @@ import torch
 from tuneloop.core.device import backend, in_parts
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.units import counted
 from tuneloop.inference.batches import batched_by_length, prompt_too_large, read_shared, split_prompts
 from tuneloop.inference.engine import Batch, Beginning, Row, Watch
 from tuneloop.inference.grammar import Grammars
@@ -45,7 +46,7 @@ def generate(
         One answer a prompt, in order.
     """
     if sampling is not None and len(sampling) != len(prompts):
-        raise ValueError(f"{len(sampling)} samplings for {len(prompts)} prompts")
+        raise ValueError(f"{len(sampling)} samplings for {counted(len(prompts), 'prompt')}")
     drawn = {} if sampling is None else {i: {"sampling": each} for i, each in enumerate(sampling)}
     requests = [
         Request(ids=ids, max_new_tokens=max_new_tokens, **drawn.get(i, {}))  # type: ignore[arg-type]

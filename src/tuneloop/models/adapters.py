@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuneloop.core.device import backend, put
+from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +136,7 @@ def rows_of_tokens(of_tokens: Tensor, rows: int) -> Iterator[None]:
     import torch
 
     if rows != len(now.rows):
-        raise ValueError(f"adapters are named for {len(now.rows)} rows, and the pass has {rows}")
+        raise ValueError(f"adapters are named for {counted(len(now.rows), 'row')}, and the pass has {rows}")
     which = put(torch.tensor(now.rows), of_tokens.device).index_select(0, of_tokens)
     found = replace(now, which=which)
     if backend(of_tokens.device).is_cpu:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.units import hours_words, usd_words
+from tuneloop.core.units import counted, exactly, hours_words, usd_words
 from tuneloop.plan.prices import Price
 
 DRAWS = 2000
@@ -262,7 +262,7 @@ class _Charges:
 
     def explained(self, efforts: Efforts) -> dict[str, str]:
         """How each part comes about."""
-        rate, runs = f"{usd_words(self.rate)} an hour", f"{efforts.runs:g} run{'s' if efforts.runs != 1 else ''}"
+        rate, runs = f"{usd_words(self.rate)} an hour", exactly(efforts.runs, "run")
         return {
             "training": f"{runs} of {hours_words(self.hours)} x {rate}",
             "checkpoints": f"{hours_words(self.hours * self.writing)} of writing them x {rate}",
@@ -271,9 +271,9 @@ class _Charges:
             "setup": f"{hours_words(efforts.setup_hours)} x {rate}",
             "evaluation": f"{runs} x {hours_words(efforts.evaluation_hours)} x {rate}",
             "storage": f"{efforts.storage_gb:g} GB x {_months(efforts)} x {usd_words(self.usd_per_gb_month)} a GB and month",
-            "data preparation": f"{efforts.rows_to_label:,} rows x {efforts.minutes_a_row:g} minutes x "
+            "data preparation": f"{counted(efforts.rows_to_label, 'row')} x {exactly(efforts.minutes_a_row, 'minute')} x "
             f"{usd_words(efforts.usd_per_labeller_hour)} an hour",
-            "engineering": f"{efforts.engineer_hours:g} hours x {usd_words(efforts.usd_per_engineer_hour)} an hour",
+            "engineering": f"{exactly(efforts.engineer_hours, 'hour')} x {usd_words(efforts.usd_per_engineer_hour)} an hour",
         }
 
 
@@ -313,12 +313,14 @@ def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_g
     """Everything that `cost_of` assumes, in words."""
     mean = f"one interruption in {1 / how.per_hour:,.0f} hours" if how.per_hour else "no interruptions"
     every = (
-        f"every {how.checkpoint_minutes:g} minutes" if how.checkpoint_minutes else "at the best interval (Daly 2006)"
+        f"every {exactly(how.checkpoint_minutes, 'minute')}"
+        if how.checkpoint_minutes
+        else "at the best interval (Daly 2006)"
     )
     said = [
         price.words(),
         f"{efforts.runs:g} training run{'s until one is kept' if efforts.runs != 1 else ''}; {efforts.failed_share:.0%} of runs fail, half-way on average",
-        f"{mean}, checkpoints {every}, {how.restart_minutes:g} minutes to restart",
+        f"{mean}, checkpoints {every}, {exactly(how.restart_minutes, 'minute')} to restart",
     ]
     if efforts.setup_hours or efforts.evaluation_hours:
         said.append(
@@ -327,17 +329,17 @@ def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_g
     said.append(f"{efforts.storage_gb:g} GB kept for {_months(efforts)} at ${usd_per_gb_month:g} a GB and month")
     if efforts.rows_to_label:
         said.append(
-            f"{efforts.rows_to_label:,} rows to write or check at {efforts.minutes_a_row:g} minutes and "
+            f"{counted(efforts.rows_to_label, 'row')} to write or check at {exactly(efforts.minutes_a_row, 'minute')} and "
             f"{usd_words(efforts.usd_per_labeller_hour)} an hour"
         )
-    people = f"{efforts.engineer_hours:g} hours of engineering at ${efforts.usd_per_engineer_hour:g}"
+    people = f"{exactly(efforts.engineer_hours, 'hour')} of engineering at ${efforts.usd_per_engineer_hour:g}"
     if not efforts.usd_per_engineer_hour:
         people = "people's time is not counted (--engineer-hours, --usd-per-engineer-hour)"
     return [*said, people]
 
 
 def _months(efforts: Efforts) -> str:
-    return f"{efforts.storage_months:g} month{'' if efforts.storage_months == 1 else 's'}"
+    return exactly(efforts.storage_months, "month")
 
 
 def _check(hours: float, low: float, high: float, efforts: Efforts, how: Interruptions) -> None:

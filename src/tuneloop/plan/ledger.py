@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.units import counted
 from tuneloop.models.names import cache_folder
 from tuneloop.plan.gpus import CPU, Gpu, find_gpu
 from tuneloop.plan.job import TrainingSetup
@@ -170,7 +171,7 @@ def learned_speed(job: TrainingSetup, ledger: Sequence[Entry]) -> tuple[Speed, s
     if not mine:
         return speed, ""
     ratio = statistics.median(e.speed_ratio for e in mine[-LAST:] if e.speed_ratio)
-    words = f"speed of {len(mine[-LAST:])} run{'s' if len(mine) > 1 else ''} on {job.gpu.name}: x {ratio:.2f} what formulas say (tuneloop plan --history)"
+    words = f"speed of {counted(len(mine[-LAST:]), 'run')} on {job.gpu.name}: x {ratio:.2f} what formulas say (tuneloop plan --history)"
     return replace(speed, tokens_per_second=speed.tokens_per_second * ratio, share=speed.share * ratio), words
 
 

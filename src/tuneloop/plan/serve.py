@@ -14,6 +14,7 @@ from typing import Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import GIB
+from tuneloop.core.units import counted
 from tuneloop.models.shape import ModelShape
 from tuneloop.plan.gpus import Gpu
 from tuneloop.plan.memory import CONTEXT_GIB, NCCL_GIB
@@ -220,7 +221,7 @@ def _in_more_bits(layer: int, layers: int) -> bool:
 def assumptions(context: int, concurrency: int) -> list[str]:
     """What the figures rest on, in sentences."""
     return [
-        f"{concurrency} requests at a time, each with room for {context:,} tokens; half of it is taken on average",
+        f"{counted(concurrency, 'request')} at a time, each with room for {context:,} tokens; half of it is taken on average",
         "keys and values in 16 bits; no adapter (a LoRA of rank 16 adds about 1 % to memory)",
         "GGUF files in llama.cpp, which gives each GPU some layers and is no faster on several; f16, fp8 and w4a16 in "
         "vLLM, which divides each matrix; fp8 and w4a16 need a GPU, and fp8 one of Ampere or newer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from tuneloop.core.units import counted, verb
 from tuneloop.records.evaluation import Comparison, Metrics, SuiteName
 from tuneloop.records.record import Part, Record
 
@@ -95,7 +96,7 @@ class SameAnswers(Part):
         if self.largest_gap is None:
             return ""
         return (
-            f" Of {self.parted} others {self.ties} part at a near tie, where the run itself prefers its token by less than "
+            f" Of {counted(self.parted, 'other')} {self.ties} {verb(self.ties, 'parts', 'part')} at a near tie, where the run itself prefers its token by less than "
             f"{NEAR_TIE:g} nats; the largest gap is {self.largest_gap:.2g}."
         )
 

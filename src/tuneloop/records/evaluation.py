@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
+from tuneloop.core.units import counted
 from tuneloop.records.completion import Completion
 from tuneloop.records.metric import Estimate as Estimate
 from tuneloop.records.metric import Metric
@@ -101,9 +102,34 @@ class Comparison:
     only_b: int | None = None
     apart: int | None = None
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The interval that agrees with the verdict: the corrected one; the plain one in files that don't have it."""
+        corrected = math.isfinite(self.low_holm + self.high_holm)
+        return (self.low_holm, self.high_holm) if corrected else (self.low, self.high)
+
 
 Outcome = Literal["better", "promising", "not enough evidence", "mixed", "worse", "not compared"]
 BaselineKind = Literal["prompt", "classical", "constant"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the rows show of one system against another by one metric. All that is written about it quotes these numbers.
+
+    Args:
+        outcome: `better` or `worse` where the interval excludes 0 and the p-value is below 0.05, else `not enough evidence`.
+        gain, low, high: with its 95 % interval; positive: the system is better, whether more or less of the metric is better.
+        p: two-sided p-value. Interval and p-value are corrected (Holm) for `tests` comparisons.
+    """
+
+    metric: str
+    outcome: str
+    gain: Number
+    low: Number
+    high: Number
+    p: Number
+    tests: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +146,7 @@ class Standing:
             positive: `name` is better, whether more or less of the metric is better.
         p, p_holm, tests, detectable, only_name, only_against, apart: see `Comparison`.
         rows_needed: rows in all that settle it: with 80 % power they show a difference as large as this one with p below 0.005.
-        gained, lost: headline metrics by which it is surely better or worse, with the gain in each.
+        claims: what each headline metric shows, the one that decides first.
     """
 
     name: str
@@ -138,8 +164,17 @@ class Standing:
     only_name: int | None = None
     only_against: int | None = None
     apart: int | None = None
-    gained: dict[str, float] = field(default_factory=dict)
-    lost: dict[str, float] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+
+    @property
+    def gained(self) -> dict[str, float]:
+        """Headline metrics by which it is shown to be better, with the gain in each."""
+        return {claim.metric: claim.gain for claim in self.claims if claim.outcome == "better"}
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """Headline metrics by which it is shown to be worse, with the gain in each."""
+        return {claim.metric: claim.gain for claim in self.claims if claim.outcome == "worse"}
 
 
 @dataclass(frozen=True)
@@ -390,7 +425,7 @@ class Against:
         return (
             f"Your test set differs from production in {what}. Weighted as production, {self.metric} is "
             f"{self.reweighted.value:.3f} (95 % interval {self.reweighted.low:.3f} to {self.reweighted.high:.3f}) "
-            f"instead of {self.score:.3f}, from what is worth {self.effective_rows:.0f} rows."
+            f"instead of {self.score:.3f}, from what is worth {counted(self.effective_rows, 'row')}."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from tuneloop.records.metric import number_words
 from tuneloop.records.record import Number, Part, Record
 
 
@@ -32,6 +33,11 @@ class Share(Part):
     value: Number
     low: Number
     high: Number
+
+    def in_words(self) -> str:
+        """As a difference: `+0.012 [-0.003, +0.027]`."""
+        value, low, high = (number_words(x, 3, signed=True) for x in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
 
 
 class TaskResult(Part):

@@ -28,6 +28,18 @@ class Estimate:
     high: Number = math.nan
 
 
+NOTHING = 1e-9  # differences nearer to 0 come of rounding
+
+
+def number_words(value: float, decimals: int, *, signed: bool = False) -> str:
+    """A number with at least so many decimals, and more where it would read as 0 and is not: an interval above 0 shows it."""
+    if abs(value) < NOTHING:
+        value = 0.0
+    while value and round(value, decimals) == 0:
+        decimals += 1
+    return f"{value:{'+' if signed else ''}.{decimals}f}"
+
+
 @dataclass(frozen=True)
 class Metric:
     """What is the same for every value of a metric. Reports, tables, gate, advice and charts read it here.
@@ -98,12 +110,16 @@ class Metric:
         """Decimals where a figure is read closely."""
         return self.precise if self.precise is not None else 1 if self.out_of == 100 else 3
 
+    @property
+    def table_decimals(self) -> int:
+        """Decimals in a table."""
+        return self.decimals if self.decimals is not None else 1 if self.out_of == 100 else 2
+
     def figure(self, value: float | None) -> str:
         """A value in a table: `0.87`, out of 100 `45.1`."""
         if value is None or not math.isfinite(value):
             return "–"
-        decimals = self.decimals if self.decimals is not None else 1 if self.out_of == 100 else 2
-        return f"{value:.{decimals}f}"
+        return f"{value:.{self.table_decimals}f}"
 
     def in_words(self, value: float) -> str:
         """A value in a sentence: `87.3 %` of a share, else `0.873`, out of 100 `45.1`."""
@@ -117,10 +133,13 @@ class Metric:
         """A difference in a sentence: `+4.2 points` of a share, else `+0.042`."""
         if math.isnan(size):
             return "unknown"
-        sign = "+" if signed else ""
-        if self.scale == "share":
-            return f"{100 * size:{sign}.1f}{' points' if unit else ''}"
-        return f"{size:{sign}.{self.precise_decimals}f}"
+        share = self.scale == "share"
+        text = number_words(100 * size if share else size, 1 if share else self.precise_decimals, signed=signed)
+        return f"{text} points" if share and unit else text
+
+    def change(self, size: float, *, signed: bool = False) -> str:
+        """A difference in a table: `0.12`, `-3.4`."""
+        return number_words(size, self.table_decimals, signed=signed)
 
     def of_field(self, field: str) -> Metric:
         """The metric of one field of structured answers: `queue.accuracy`, `queue accuracy`."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.units import counted
 from tuneloop.records.artifact import ArtifactFile, ArtifactManifest
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import Estimate
@@ -174,7 +175,7 @@ def _model_card(made: Materials) -> dict[str, Any]:
         parameters["datasets"] = [{"ref": f"dataset:{made.dataset.id}"}]
     card: dict[str, Any] = {"modelParameters": parameters}
     if evaluation and not is_rounded(made.manifest):
-        where = f"{evaluation.split} split of {evaluation.dataset}, {evaluation.n} rows"
+        where = f"{evaluation.split} split of {evaluation.dataset}, {counted(evaluation.n, 'row')}"
         metrics = [_metric(name, figure, where) for name, figure in evaluation.metrics.items()]
         card["quantitativeAnalysis"] = {"performanceMetrics": [metric for metric in metrics if metric]}
     return card

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.units import counted
 from tuneloop.models.methods import find_method
 from tuneloop.records.artifact import ArtifactManifest, GateRecord, Quantisation
 from tuneloop.records.dataset import DatasetManifest
@@ -65,11 +66,11 @@ def _weights(quantisation: Quantisation) -> str:
     if is_compressed(name):
         inputs = " vLLM rounds what goes into them to eight bits too." if name == "fp8" else ""
         return (
-            f"{types[name.upper()]} of {sum(types.values())} tensors are in `{name}`, in compressed-tensors' layout for vLLM.{inputs} "
+            f"{types[name.upper()]} of {counted(sum(types.values()), 'tensor')} are in `{name}`, in compressed-tensors' layout for vLLM.{inputs} "
             "**No vLLM has read this file**: it was checked by the library that defines the layout, and by Transformers."
         )
-    counted = ", ".join(f"{count} {kind}" for kind, count in types.items())
-    text = f"The weights are in GGUF as `{name}`; of {sum(types.values())} tensors there are {counted}."
+    kinds = ", ".join(f"{count} {kind}" for kind, count in types.items())
+    text = f"The weights are in GGUF as `{name}`; of {counted(sum(types.values()), 'tensor')} there are {kinds}."
     main = name.split("_")[0].upper()
     if main not in FLOATS and not any(kind.startswith(main) for kind in types):
         text += f" None is {main}: rows whose width is no multiple of 256 fall back to other types."
@@ -99,7 +100,7 @@ def asking(task: Mapping[str, Any]) -> list[str]:
         parts.append("- Answer, by the template:\n\n" + _fenced(task["output"]))
     if task["labels"]:
         parts.append(
-            f"- Answer: one of {len(task['labels'])} labels: {', '.join(f'`{name}`' for name in task['labels'])}."
+            f"- Answer: one of {counted(len(task['labels']), 'label')}: {', '.join(f'`{name}`' for name in task['labels'])}."
         )
     return parts
 
@@ -134,7 +135,7 @@ def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
         return ["Not evaluated.", _gate(gate)]
     of = f"data set `{evaluation.dataset}`" if evaluation.dataset != manifest.dataset else "the data set"
     parts = [
-        f"On {evaluation.n:,} rows of the {evaluation.split} split of {of}; in brackets 95 % intervals.",
+        f"On {counted(evaluation.n, 'row')} of the {evaluation.split} split of {of}; in brackets 95 % intervals.",
         table.strip(),
     ]
     parts.append("\n".join(f"- {sentence}" for sentence in evaluation.words))
@@ -170,11 +171,11 @@ def _measured(manifest: ArtifactManifest) -> str:
     same, cost, weights = manifest.same_answers, manifest.cost, manifest.quantisation
     lines = []
     if same is not None:
-        lines.append(f"- The same answer as the run on {same.share:.1%} of {same.n:,} rows.{same.others}")
+        lines.append(f"- The same answer as the run on {same.share:.1%} of {counted(same.n, 'row')}.{same.others}")
     if manifest.structured is not None:
         held = manifest.structured
         lines.append(
-            f"- Held to its JSON Schema by llama.cpp's server, the same answer as was evaluated on {held.share:.1%} of {held.n:,} rows."
+            f"- Held to its JSON Schema by llama.cpp's server, the same answer as was evaluated on {held.share:.1%} of {counted(held.n, 'row')}."
         )
     if weights is not None and weights.kl is not None:
         lines.append(
@@ -185,8 +186,8 @@ def _measured(manifest: ArtifactManifest) -> str:
             f"- {cost.file_bytes / 1e6:,.0f} MB on disk"
             + (f", {cost.peak_bytes / 1e6:,.0f} MB of memory at most" if cost.peak_bytes else "")
             + f"; it reads {cost.prompt_tokens_per_second:,.0f} tokens a second and writes "
-            f"{cost.answer_tokens_per_second:,.0f}, one prompt at a time, with {cost.threads} "
-            f"thread{'s' if cost.threads > 1 else ''} of the machine that exported it."
+            f"{cost.answer_tokens_per_second:,.0f}, one prompt at a time, with "
+            f"{counted(cost.threads, 'thread')} of the machine that exported it."
         )
     return "\n".join(lines)
 
@@ -204,7 +205,7 @@ def measured_table(manifest: ArtifactManifest) -> str:
         bounds = "" if math.isnan(figure.low) else f" [{figure.low:.4g}, {figure.high:.4g}]"
         rows.append(
             f"| {metric} | {figure.value - pair.delta:.4g} | {figure.value:.4g}{bounds} | {pair.delta:+.4g} "
-            f"[{pair.low:+.4g}, {pair.high:+.4g}] | {pair.verdict} |"
+            f"[{pair.bounds[0]:+.4g}, {pair.bounds[1]:+.4g}] | {pair.verdict} |"
         )
     return "\n".join(rows)
 

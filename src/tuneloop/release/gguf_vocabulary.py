@@ -11,6 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
     from tuneloop.models.template import Template
@@ -70,7 +71,7 @@ def vocabulary(template: Template, size: int) -> dict[str, Any]:
     used = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     if used > size:
         raise UserError(
-            f"The tokenizer has {used:,} tokens, the model's embedding {size:,} rows",
+            f"The tokenizer has {used:,} tokens, the model's embedding {counted(size, 'row')}",
             where="tokenizer.json",
             next_step="use the tokenizer that belongs to the model",
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
+from tuneloop.core.units import exactly
 from tuneloop.records.advice import AdvisedAlternative, AssumptionSwing, MeasuredSystem
 from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, fit, grid, short
 from tuneloop.report.facts import figure, usd
@@ -102,7 +103,7 @@ def cost_chart(rows: Sequence[AdvisedAlternative], months: float, chosen: str, w
             label = f"{fit(row.name, 118)} {dollars(end)}"
             body.append(_text(time(months) + 8, y + 4, label, "legend"))
         height = bottom + 40
-    title = f"Dollars in all after {months:g} months: " + "; ".join(
+    title = f"Dollars in all after {exactly(months, 'month')}: " + "; ".join(
         f"{r.name} {dollars(e)}" for r, e in zip(wanted, ends, strict=True)
     )
     return _svg(width, height, title, body, "costs")

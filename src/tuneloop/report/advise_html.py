@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.core.units import usd_words
+from tuneloop.core.units import counted, exactly, usd_words
 from tuneloop.evaluate.metrics import metric_of
 from tuneloop.models.methods import method_named, title_of
 from tuneloop.records.advice import AdviceRecord, AdvisedAlternative, AdvisedTraining, MeasuredSystem, MonthlyBill
@@ -38,7 +38,7 @@ def page_of_advice(advice: AdviceRecord) -> dict[str, Any]:
         "steps": advice.steps,
         "missing": advice.missing,
         "alternatives": [_alternative(row, advice.leaderboard) for row in rows],
-        "months": f"{months:g}",
+        "months": exactly(months, "month"),
         "method": method,
         "costs": chart_pair(cost_chart, rows, months, method),
         "tornado": chart_pair(tornado_chart, advice.sensitivity, net) if advice.sensitivity else "",
@@ -72,9 +72,9 @@ def _figures(advice: AdviceRecord, chosen: AdvisedAlternative | None, months: fl
         days = chosen.break_even_days
         found.append(
             ("pays back after", payback(days), chosen.why_never or
-             f"{chosen.break_even_queries:,.0f} queries")
+             f"{counted(chosen.break_even_queries or 0, 'query')}")
         )  # fmt: skip
-        found.append((f"saved in {months:g} months", dollars(_net(chosen, months)),
+        found.append((f"saved in {exactly(months, 'month')}", dollars(_net(chosen, months)),
                       "against today's prompt"))  # fmt: skip
     return found
 
@@ -86,7 +86,7 @@ def _net(row: AdvisedAlternative, months: float) -> float:
 
 def payback(days: float | None) -> str:
     """Days until the money is back, in words."""
-    return "never" if days is None else "under a day" if days < 1 else f"{days:,.0f} days"
+    return "never" if days is None else "under a day" if days < 1 else counted(days, "day")
 
 
 def _pays(row: AdvisedAlternative) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
+from tuneloop.core.units import counted
 from tuneloop.evaluate.metrics import title_of
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.report.compared import settings_apart
@@ -32,8 +33,8 @@ def print_comparison(result: EvaluationManifest, console: Console) -> None:
     table = comparison_table(result, metrics)
     console.print(result.words[0], soft_wrap=not wrapped)
     console.print()
-    console.print(f"{result.n:,} rows, paired. {table.note}", soft_wrap=not wrapped)
-    fit = metrics_that_fit(table, console.width, MOST_METRICS)
+    console.print(f"{counted(result.n, 'row')}, paired. {table.note}", soft_wrap=not wrapped)
+    fit = metrics_that_fit(table, console.width, MOST_METRICS) or min(len(metrics), MOST_METRICS)
     console.print(on_terminal(comparison_table(result, metrics[:fit]), console.width, verdicts=True))
     if fit < len(metrics):
         more = ", ".join(map(title_of, metrics[fit:]))

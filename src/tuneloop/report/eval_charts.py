@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
 
+from tuneloop.core.units import counted
 from tuneloop.records.evaluation import CalibrationBin, Estimate, Slice
 from tuneloop.report.charts import WIDE, Axis, _line, _path, _svg, _text, axis, fit, fit_middle, grid, short
 from tuneloop.report.facts import figure, interval
@@ -52,7 +53,7 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
                 strong = " strong" if shade > 0.55 else ""
                 body.append(_text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
     wrong = sum(n for (a, b), n in cells.items() if a != b)
-    title = f"Confusion matrix of {len(labels)} labels: a row for each true label, a column for each predicted one; {wrong} rows off the diagonal"
+    title = f"Confusion matrix of {counted(len(labels), 'label')}: a row for each true label, a column for each predicted one; {counted(wrong, 'row')} off the diagonal"
     return _svg(width, top + extent + 6, title, body, "confusion")
 
 

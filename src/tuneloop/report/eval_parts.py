@@ -22,6 +22,7 @@ from tuneloop.report.facts import (
     figure,
     finite,
     gain_header,
+    gain_interval,
     interval,
     minutes,
     number,
@@ -209,7 +210,7 @@ def _span(seconds: float) -> str:
 
 
 def _gain(change: Estimate, metric: str) -> tuple[str, str]:
-    return signed(change.value, metric), interval(change, metric).replace("-", "−")
+    return signed(change.value, metric), gain_interval(change, metric).replace("-", "−")
 
 
 def _changed(change: Estimate, metric: str) -> str:

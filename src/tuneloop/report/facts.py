@@ -17,9 +17,12 @@ from typing import Any, TypeVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import bounded_int, read_json, read_yaml
-from tuneloop.evaluate.metrics import declare, headline_of, lower_is_better, metric_of
+from tuneloop.core.significance import p_words
+from tuneloop.core.units import counted
+from tuneloop.evaluate.metrics import declare, headline_of, metric_of
+from tuneloop.evaluate.metrics.claims import claim_between
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
-from tuneloop.records.evaluation import SAMPLES, Comparison, Estimate, EvaluationManifest, GateResult, Sample
+from tuneloop.records.evaluation import SAMPLES, Estimate, EvaluationManifest, GateResult, Sample
 from tuneloop.records.plan import Plan
 from tuneloop.records.record import P, Part, R, Record, as_line, as_record
 from tuneloop.records.run import (
@@ -261,6 +264,13 @@ def clean_all(value: Any) -> Any:
     return value
 
 
+def between_words(text: str, longest: int) -> str:
+    """The beginning of a text, which ends between words where there is a gap near the end."""
+    head = text[:longest].rstrip()
+    at = max(head.rfind(" "), head.rfind("\n")) if len(text) > longest and not text[longest].isspace() else -1
+    return head[:at].rstrip() if at > longest // 2 else head
+
+
 def number(value: object) -> float | None:
     """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -283,8 +293,7 @@ def section(value: object) -> dict[str, Any]:
 
 def count(n: float, unit: str = "") -> str:
     """A count with thin groups of three and its unit in the right number: `1,234 rows`."""
-    text = f"{n:,.0f}"
-    return f"{text} {unit}{'' if text == '1' or not unit else 's'}".strip()
+    return counted(n, unit) if unit else f"{n:,.0f}"
 
 
 def short_count(n: float | None) -> str:
@@ -316,14 +325,18 @@ def with_interval(score: Estimate | None, metric: str = "accuracy") -> str:
 
 def signed(value: float, metric: str = "accuracy") -> str:
     """A change of a metric: `+0.12`, `−3.4`."""
-    return f"{'+' if value >= 0 else '−'}{figure(abs(value), metric)}"
+    return metric_of(metric).change(value, signed=True).replace("-", "−")
+
+
+def gain_interval(gain: Estimate, metric: str = "accuracy") -> str:
+    """The 95 % interval of a change: `[-0.01, 0.12]`; a bound reads as 0 only where it is 0. Empty where there is none."""
+    bounds = f"[{metric_of(metric).change(gain.low)}, {metric_of(metric).change(gain.high)}]"
+    return bounds if math.isfinite(gain.low + gain.high) else ""
 
 
 def p_value(p: float | None) -> str:
     """`p < 0.001`, `p = 0.034`."""
-    if p is None:
-        return "–"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return "–" if p is None else p_words(p)
 
 
 def minutes(value: float | None) -> str:
@@ -400,33 +413,18 @@ def _system_facts(
     *,
     tuned: bool = False,
 ) -> SystemFacts:
-    p, delta, verdict = None, None, ""
-    own, first = evaluation.name, reference_system(evaluation)
-    if metrics and name != (first or own):
-        for pair in evaluation.comparisons:
-            sides = (pair.a, pair.b)
-            if pair.metric == metrics[0] and name in sides and (first or own) in sides:
-                sign = 1.0 if pair.b == (name if first else own) else -1.0
-                sign = -sign if lower_is_better(metrics[0]) else sign
-                p = number(pair.p_holm)  # the verdict is by this one
-                p, verdict = number(pair.p) if p is None else p, pair.verdict
-                low, high = (sign * bound for bound in corrected_bounds(pair))
-                if math.isfinite(pair.delta):
-                    delta = Estimate(sign * pair.delta, *((low, high) if sign > 0 else (high, low)))
+    first, claim, verdict = reference_system(evaluation), None, ""
+    if metrics and name != (first or evaluation.name):
+        about, against = (name, first) if first else (evaluation.name, name)
+        claim, verdict = claim_between(evaluation, about, against, metrics[0])
     return SystemFacts(
         name=name,
         scores=tuple(finite(values.get(metric)) for metric in metrics),
-        p=p,
-        delta=delta,
+        p=number(claim.p) if claim else None,
+        delta=Estimate(claim.gain, claim.low, claim.high) if claim and math.isfinite(claim.gain) else None,
         verdict=verdict,
         tuned=tuned,
     )
-
-
-def corrected_bounds(pair: Comparison) -> tuple[float, float]:
-    """The interval that goes with a comparison's `p_holm`; in an `eval.json` without it, the plain one."""
-    corrected = (pair.low_holm, pair.high_holm)
-    return corrected if all(map(math.isfinite, corrected)) else (pair.low, pair.high)
 
 
 def gain_header(evaluation: EvaluationManifest) -> tuple[str, str]:

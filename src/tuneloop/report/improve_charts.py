@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
+from tuneloop.core.units import counted
 from tuneloop.records.improvement import ExperimentLine, MonitoredWindow, TrafficPeriod
 from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, fit, grid
 from tuneloop.report.facts import count
@@ -68,7 +69,7 @@ def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
     body += [_line(left, y(0), right, y(0), "zero"), _line(left, y(line.effect), right, y(line.effect), "limit")]
     for p in points:
         at = days(p.days)
-        tip = f"day {p.days:.1f}: {p.difference:+.3f} [{p.low:+.3f}, {p.high:+.3f}], {p.units:,} users, {p.share:.0%} meet it"
+        tip = f"day {p.days:.1f}: {p.difference:+.3f} [{p.low:+.3f}, {p.high:+.3f}], {counted(p.units, 'user')}, {p.share:.0%} meet it"
         body.append(
             f"<g><title>{escape(tip)}</title>{_line(at, y(p.low), at, y(p.high), 'whisker other')}"
             f'<circle class="shape0" cx="{at:.1f}" cy="{y(p.difference):.1f}" r="3"/></g>'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.core.units import hours_words, usd_words
+from tuneloop.core.units import counted, exactly, hours_words, usd_words, verb
 from tuneloop.records.improvement import ExperimentLine, ImprovementReport, LedgerCycle
 from tuneloop.report.charts import chart_pair
 from tuneloop.report.facts import count
@@ -101,10 +101,10 @@ def _experiment(line: ExperimentLine) -> dict[str, Any]:
         "about": f"{line.candidate} against {line.champion}, by {line.measure}; smallest gain worth a promotion {line.effect:g}, chance of a "
         f"wrong decision {line.alpha:g}; registered {line.registration[:19]}",
         "chart": chart_pair(sequence_chart, line),
-        "users": f"{line.users:,} users, {line.candidate_users:,} of them met the candidate"
-        + (f"; {line.shadow_copies:,} copies were answered unseen before, {line.shadow_votes:,} of them judged" if line.shadow_copies else ""),
+        "users": f"{counted(line.users, 'user')}, {line.candidate_users:,} of them met the candidate"
+        + (f"; {counted(line.shadow_copies, 'copy')} {verb(line.shadow_copies, 'was', 'were')} answered unseen before, {line.shadow_votes:,} of them judged" if line.shadow_copies else ""),
         "guardrails": [
-            (g.name, _amount(g.name, g.candidate), _amount(g.name, g.champion), f"{g.tolerance:g} times", f"{max(g.strength, 0):.0%}",
+            (g.name, _amount(g.name, g.candidate), _amount(g.name, g.champion), exactly(g.tolerance, "time"), f"{max(g.strength, 0):.0%}",
              "bad" if g.tripped else "")
             for g in line.guardrails
         ],

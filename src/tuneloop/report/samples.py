@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.patterns import Pattern, compile_pattern
+from tuneloop.core.units import counted
 from tuneloop.evaluate.metrics import metric_of, title_of
 from tuneloop.records.evaluation import EvaluationManifest, Sample
 from tuneloop.report.differences import marked_against
@@ -100,7 +101,9 @@ class Choice:
             f"Rows that tell the most come first: where {self.own} and another system disagree, wrong answers, and near misses, each "
             f"label in turn. They are not a random sample of the {count(n, 'row')}"
         )
-        return f"{text}: {wrong:,} of all {n:,} answers of {self.own} are wrong." if self.judged else f"{text}."
+        return (
+            f"{text}: {wrong:,} of all {counted(n, 'answer')} of {self.own} are wrong." if self.judged else f"{text}."
+        )
 
 
 # How rows are taken by turns: lost against another system, won, near misses, and wrong as all others are.

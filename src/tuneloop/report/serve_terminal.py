@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tuneloop.core.units import counted
 from tuneloop.records.serving import Served
 
 
@@ -13,7 +14,7 @@ def serving_lines(model: str, found: Sequence[Served], context: int, concurrency
     for each in found:
         machines.setdefault(each.machine, []).append(each)
     first = next(iter(machines.values()))
-    lines = [f"{model}: {concurrency} requests at a time of {context:,} tokens", ""]
+    lines = [f"{model}: {counted(concurrency, 'request')} at a time of {context:,} tokens", ""]
     lines.append(f"{'':<16}" + "".join(f"{each.format:>16}" for each in first))
     for title, figure in (("weights GiB", "weights_gib"), ("keys, values", "cache_gib")):
         lines.append(f"{title:<16}" + "".join(f"{getattr(each, figure):>16.1f}" for each in first))

@@ -20,6 +20,7 @@ from tuneloop.report.facts import (
     SystemFacts,
     figure,
     gain_header,
+    gain_interval,
     interval,
     p_value,
     shown_metrics,
@@ -31,9 +32,9 @@ Format = Literal["markdown", "latex", "csv"]
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": "$<$", ">": "$>$", "−": "$-$"}  # fmt: skip
 LONGEST_NAME = 24  # columns of a name before it is folded, where verdicts are shown
+NARROWEST_NAME = 12  # columns that names are folded to at most
 VERDICT = 10  # columns of "not enough", the longest word pair of a verdict
-BETWEEN = 3  # columns that a cell takes apart from its text
-GAIN_AND_P = 24  # columns that the gain and the p-value take, with their padding
+BETWEEN, EDGES = 3, 2  # columns between cells, and at the table's two sides
 
 Cell = tuple[str, str]  # a figure and its 95 % interval, written out
 
@@ -84,7 +85,7 @@ def comparison_table(
                     (figure(s.value if s else None, m), interval(s, m))
                     for s, m in zip(system.scores, metrics, strict=True)
                 ),
-                gain=(signed(gain.value, metrics[0]), interval(gain, metrics[0])) if gain else ("", ""),
+                gain=(signed(gain.value, metrics[0]), gain_interval(gain, metrics[0])) if gain else ("", ""),
                 p="" if system.p is None else p_value(system.p),
                 verdict=system.verdict,
                 tuned=system.tuned,
@@ -153,11 +154,9 @@ def _csv(evaluation: EvaluationManifest, metrics: Sequence[str]) -> str:
 def on_terminal(table: ComparisonTable, width: int, *, title: str = "", verdicts: bool = False) -> Table:
     """The table for a terminal: gains and p-values alone, or (`verdicts`) gains with their intervals and the verdicts too.
 
-    Intervals stand below their figures where verdicts are shown or the terminal is narrow.
+    Intervals stand below their figures where verdicts are shown or the terminal is narrow. Where it is too narrow for the
+    columns, each system is a block of lines: names are folded, never cut.
     """
-    names = max([len(line.name) for line in table.lines] + [10])
-    widest = [max(len(" ".join(line.scores[i]).strip()) + 3 for line in table.lines) for i in range(len(table.metrics))]
-    below = verdicts or names + sum(widest) + GAIN_AND_P > width
     shown = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -166,39 +165,66 @@ def on_terminal(table: ComparisonTable, width: int, *, title: str = "", verdicts
         title_justify="left",
         title_style="bold",
     )
-    if verdicts:
-        shown.add_column("", overflow="fold", max_width=LONGEST_NAME)
-    else:
-        shown.add_column("", overflow="fold", min_width=min(names, width // 3))
-    last = ["gain", "verdict"] if verdicts else ["gain", "p-value"] if table.compared else []
-    for head in [*table.metrics, *last]:
+    below = verdicts or not _fits(_columns(table, verdicts, below=False), table, width, LONGEST_NAME)
+    columns = _columns(table, verdicts, below=below)
+    if not _fits(columns, table, width):
+        return _in_blocks(table, shown, verdicts)
+    shown.add_column("", overflow="fold", min_width=NARROWEST_NAME, max_width=LONGEST_NAME if verdicts else None)
+    for head, *_ in columns:
         shown.add_column(head, justify="left" if verdicts or head in table.metrics else "right", no_wrap=True)
-    for line in table.lines:
-        cells = [Text(line.name)]
-        for value, bounds in line.scores:
-            cell = Text(value)
-            if bounds or verdicts:
-                cell.append(("\n" if below else " ") + bounds, style="" if line.tuned or verdicts else "dim")
-            cells.append(cell)
-        if verdicts:
-            verdict = f"{textwrap.fill(line.verdict, VERDICT)}\n{line.p}" if line.p else ""
-            cells += [Text("\n".join(line.gain).strip().replace("−", "-")), Text(verdict)]
-        elif table.compared:
-            cells += [Text(line.gain[0]), Text(line.p)]
-        shown.add_row(*cells, style="bold green" if line.tuned and not verdicts else "")
+    for i, line in enumerate(table.lines):
+        cells = [_cell(column[i + 1], dim=not line.tuned and not verdicts) for column in columns]
+        shown.add_row(Text(line.name), *cells, style="bold green" if line.tuned and not verdicts else "")
     return shown
 
 
 def metrics_that_fit(table: ComparisonTable, width: int, most: int) -> int:
-    """How many metrics' columns fit between name, gain and verdict; at least one, at most `most`."""
+    """How many metrics' columns, at most `most`, fit between name, gain and verdict; 0: not even one."""
+    for names in (LONGEST_NAME, NARROWEST_NAME):  # rather fewer metrics than folded names
+        for metrics in range(min(len(table.metrics), most) if names == LONGEST_NAME else 1, 0, -1):
+            if _fits(_columns(table, True, below=True, metrics=metrics), table, width, names):
+                return metrics
+    return 0
 
-    def widest(texts: Sequence[str]) -> int:
-        return max(map(len, texts)) + BETWEEN
 
-    names = min(widest([line.name for line in table.lines]), LONGEST_NAME + BETWEEN)
-    room = width - names - widest([text for line in table.lines for text in (*line.gain, "gain")]) - VERDICT - BETWEEN
-    for i, title in enumerate(table.metrics[:most]):
-        room -= widest([title, *(text for line in table.lines for text in line.scores[i])])
-        if room < 0:
-            return max(i, 1)
-    return min(len(table.metrics), most)
+def _columns(table: ComparisonTable, verdicts: bool, *, below: bool, metrics: int | None = None) -> list[list[str]]:
+    """What stands behind the names: of each column its head and a cell for each line."""
+    part = "\n" if below else " "
+    scores = [
+        [title, *(part.join(line.scores[i]).strip() for line in table.lines)]
+        for i, title in enumerate(table.metrics[:metrics])
+    ]
+    if verdicts:
+        filled = [f"{textwrap.fill(line.verdict, VERDICT)}\n{line.p}" if line.p else "" for line in table.lines]
+        bounded = ["\n".join(line.gain).strip().replace("−", "-") for line in table.lines]
+        return [*scores, ["gain", *bounded], ["verdict", *filled]]
+    gains = [["gain", *(line.gain[0] for line in table.lines)], ["p-value", *(line.p for line in table.lines)]]
+    return scores + (gains if table.compared else [])
+
+
+def _cell(text: str, *, dim: bool) -> Text:
+    cell = Text(text)
+    if dim:
+        cell.highlight_regex(r"\[.*\]", "dim")
+    return cell
+
+
+def _fits(columns: Sequence[Sequence[str]], table: ComparisonTable, width: int, names: int = NARROWEST_NAME) -> bool:
+    """Whether columns fit next to names that are folded to so many columns."""
+    widths = [max(len(part) for cell in column for part in cell.split("\n")) for column in columns]
+    longest = max((len(line.name) for line in table.lines), default=0)
+    return min(longest, names) + sum(widths) + BETWEEN * len(widths) + EDGES <= width
+
+
+def _in_blocks(table: ComparisonTable, shown: Table, verdicts: bool) -> Table:
+    """Each system's name on a line, and its figures below it."""
+    shown.box, shown.show_header = None, False
+    shown.add_column(overflow="fold")
+    for line in table.lines:
+        parts = [f"{title}: {' '.join(cell).strip()}" for title, cell in zip(table.metrics, line.scores, strict=True)]
+        if line.p:
+            gain = " ".join(line.gain).strip().replace("−", "-")
+            parts.append(", ".join(filter(None, [f"gain: {gain}", line.p, line.verdict if verdicts else ""])))
+        text = Text(line.name, style="bold green" if line.tuned and not verdicts else "bold")
+        shown.add_row(text.append("".join(f"\n  {part}" for part in parts), style="not bold"))
+    return shown

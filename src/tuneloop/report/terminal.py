@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tuneloop.report.facts import (
     RunFacts,
+    between_words,
     count,
     limit_words,
     more_words,
@@ -179,7 +180,7 @@ def _short(value: str, longest: int) -> str:
     lines = text.split("\n")
     cut = "\n".join(lines[:MOST_LINES])
     if len(lines) > MOST_LINES or len(cut) > longest:
-        return cut[:longest].rstrip() + "…"
+        return between_words(cut, longest) + "…"
     return cut
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from tuneloop.core import ray_cluster
 from tuneloop.core.errors import UserError
 from tuneloop.core.ray_cluster import answer_of, task_errors
+from tuneloop.core.units import counted
 
 RESTARTS = 4  # of an actor that is lost, and of the work it had
 AHEAD = 2  # pieces of work that an actor has at a time
@@ -52,7 +53,7 @@ def usual_actors(ray: Any, wanted: int = 0) -> int:
     room = ray_cluster.gpus(ray) or ray_cluster.cpus(ray)
     if wanted > room:
         raise UserError(
-            f"The cluster has room for {room} copies of the model, not for {wanted}", where="--actors",
+            f"The cluster has room for {counted(room, 'copy')} of the model, not for {wanted}", where="--actors",
             next_step="ask for fewer, or add machines (ray start --address HEAD:6379)",
         )  # fmt: skip
     return wanted or ray_cluster.gpus(ray) or ray_cluster.machines(ray)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.units import usd_words
+from tuneloop.core.units import counted, usd_words
 from tuneloop.records.bill import Bill, BillLine, UnmatchedInvoice
 
 # Names that columns have, compared in small letters without signs; earlier ones count before later ones.
@@ -160,7 +160,7 @@ def _line(one: _Joined) -> BillLine:
         predicted, basis = what.usd_per_hour * sum(hours), f"{sum(hours):,.1f} h at ${what.usd_per_hour:,.2f}"
     elif predicted is None and what.usd_per_month is not None:
         predicted = what.usd_per_month * months
-        basis = f"{months} month{'s' if months > 1 else ''} of the least replicas"
+        basis = f"{counted(months, 'month')} of the least replicas"
     paid = round(sum(invoice.usd for invoice in invoices), 4) if invoices else None
     return BillLine(
         name=what.name, host=what.host, kind=what.kind, predicted=None if predicted is None else round(predicted, 4), paid=paid,

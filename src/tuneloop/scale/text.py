@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tuneloop.core.units import counted, exactly
 from tuneloop.scale.deployment import REQUEST, Deployment, first_request
 from tuneloop.scale.hosts import Host
 
@@ -35,8 +36,8 @@ def _demand_words(job: Deployment) -> str:
         return ""
     few = job.traffic.most < demand.replicas
     return (
-        f" {demand.queries_per_day:,.0f} requests a day of {demand.prompt_tokens:,.0f} + {demand.answer_tokens:,.0f} tokens need "
-        f"{demand.replicas} replica{'s' * (demand.replicas != 1)} in the busiest hour ({demand.peak:g} times the mean, half loaded)"
+        f" {counted(demand.queries_per_day, 'request')} a day of {demand.prompt_tokens:,.0f} + {demand.answer_tokens:,.0f} tokens need "
+        f"{counted(demand.replicas, 'replica')} in the busiest hour ({exactly(demand.peak, 'time')} the mean, half loaded)"
         + (
             f", which cost{'s' * (demand.replicas == 1)} {f'${demand.replicas * month[1] / job.traffic.most:,.0f} a month'}"
             if month
@@ -58,7 +59,7 @@ def _replica_words(host: Host, job: Deployment) -> str:
     if month is None:
         return f"A replica is {machine}. No price of it here is known: see the host's price page."
     least, most = month
-    always = f"${least:,.0f} a month for {job.traffic.least} replica{'s' * (job.traffic.least != 1)} all the time"
+    always = f"${least:,.0f} a month for {counted(job.traffic.least, 'replica')} all the time"
     top = f", ${most:,.0f} at most for {job.traffic.most}" if job.traffic.most > job.traffic.least else ""
     if card.rented:
         return (

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from tuneloop.core.units import counted, verb
 from tuneloop.serve.errors import ApiError
 from tuneloop.serve.service_time import ServiceTime
 
@@ -209,7 +210,7 @@ class Admission:
         if self.giving_way >= self.most_waiting:
             self.tally.refused += 1
             raise ApiError(
-                429, f"{self.giving_way} requests that give way are waiting already", code="queue_full",
+                429, f"{counted(self.giving_way, 'request')} that {verb(self.giving_way, 'gives', 'give')} way {verb(self.giving_way, 'is', 'are')} waiting already", code="queue_full",
                 headers={"Retry-After": "10"},
             )  # fmt: skip
         self.giving_way += 1
@@ -294,7 +295,10 @@ class Admission:
         if self.waiting >= self.most_waiting:
             self.tally.refused += 1
             raise ApiError(
-                429, f"{self.waiting} requests are waiting already", code="queue_full", headers={"Retry-After": "1"}
+                429,
+                f"{counted(self.waiting, 'request')} {verb(self.waiting, 'is', 'are')} waiting already",
+                code="queue_full",
+                headers={"Retry-After": "1"},
             )
         if not times.known:
             return
@@ -312,7 +316,7 @@ class Admission:
             raise ApiError(
                 429,
                 f"The first token would come after {found.predicted_ms:.0f} ms, and {promised:.0f} ms are allowed; "
-                f"{self.waiting} requests are waiting",
+                f"{counted(self.waiting, 'request')} {verb(self.waiting, 'is', 'are')} waiting",
                 code="deadline",
                 headers={"Retry-After": str(after), "x-tuneloop-predicted-ms": f"{found.predicted_ms:.0f}"},
             )

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 from tuneloop.core.errors import UserError
 from tuneloop.core.json_schema import schema_problem
 from tuneloop.core.text import storable
+from tuneloop.core.units import counted
 from tuneloop.inference.request import MOST_LOGPROBS
 from tuneloop.inference.sampling import Sampling
 from tuneloop.records.rows import Message
@@ -135,7 +136,7 @@ def read_completions(body: Body, most_choices: int) -> list[ApiRequest]:
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) or _is_ids(p) for p in prompts):
         raise bad("prompt must be a text, token ids, or a list of texts or of token ids, and not empty", "prompt")
     if len(prompts) > most_choices:
-        raise bad(f"at most {most_choices} prompts in a request; a batch takes more", "prompt")
+        raise bad(f"at most {counted(most_choices, 'prompt')} in a request; a batch takes more", "prompt")
     return [
         ApiRequest("completions", text=p, **shared)
         if isinstance(p, str)

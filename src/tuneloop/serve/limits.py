@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from tuneloop.core.units import counted
 from tuneloop.records.api_key import ApiKey
 
 MOST_KNOWN = 10_000  # senders whose feedback is counted at a time
@@ -106,7 +107,11 @@ class Ledger:
                 f"are reserved, and this request may cost {usd:.6f}",
             )
         if account.requests is not None and not again and (wait := account.requests.take(1, now)):
-            raise Refusal("rate_limit_exceeded", f"The key {key.name!r} allows {limits.rpm} requests a minute", wait)
+            raise Refusal(
+                "rate_limit_exceeded",
+                f"The key {key.name!r} allows {counted(limits.rpm or 0, 'request')} a minute",
+                wait,
+            )
         if account.tokens is not None and (wait := account.tokens.take(tokens, now)):
             if account.requests is not None and not again:
                 account.requests.left += 1

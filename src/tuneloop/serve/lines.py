@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from tuneloop.core.ids import utc_now
 from tuneloop.core.text import json_bytes
+from tuneloop.core.units import counted, verb
 from tuneloop.records.request import StoredRequest
 
 # What a line tells of a request. Its error is left out: words of the prompt may stand in it; `status` is there.
@@ -87,7 +88,13 @@ class LogLines:
             while (value := self._waiting.get()) is not None:
                 if self.dropped != told:
                     told, more = self.dropped, self.dropped - told
-                    self._line({"time": utc_now(), "event": "log", "message": f"{more:,} lines were dropped"})
+                    self._line(
+                        {
+                            "time": utc_now(),
+                            "event": "log",
+                            "message": f"{counted(more, 'line')} {verb(more, 'was', 'were')} dropped",
+                        }
+                    )
                 self._line(value)
 
     def _line(self, value: dict[str, Any]) -> None:

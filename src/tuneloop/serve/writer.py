@@ -30,6 +30,7 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_private, user_errors_of_the_disk
 from tuneloop.core.ids import utc_now
+from tuneloop.core.units import counted, verb
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.records.record import Record, of_known_values
@@ -502,7 +503,9 @@ class StoreWriter:
         refused: list[tuple[Record, Exception]] = []
         try:
             if new := self._insert_all(left, refused):
-                self._tell(f"an earlier server was killed: {new:,} records that it had not stored are stored now")
+                self._tell(
+                    f"an earlier server was killed: {counted(new, 'record')} that it had not stored {verb(new, 'is', 'are')} stored now"
+                )
         except (DatabaseError, OSError) as error:
             refused = []  # they are spilled with the others
             if self._spill([_Waiting(each, kept=True) for each in left], str(error)):
@@ -523,7 +526,7 @@ class StoreWriter:
         self._bury_all(refused, bad)
         came = len(records) - len(refused)
         self.counts.written += came
-        self._tell(f"the store can be written again: {came:,} records came from the spill file")
+        self._tell(f"the store can be written again: {counted(came, 'record')} came from the spill file")
         self.counts.fault = ""
 
     def _insert_all(self, records: Sequence[Record], refused: list[tuple[Record, Exception]]) -> int:

@@ -15,7 +15,7 @@ import torch
 from tuneloop.core.device import memory_now, needs_scaling, peak_memory, release_memory, reset_peak_memory
 from tuneloop.core.files import content_hash, read_json, read_jsonl
 from tuneloop.core.progress import Progress, busy, no_progress
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, exactly, verb
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
 from tuneloop.models.sharded import is_first, processes
@@ -315,7 +315,7 @@ def _keep_time(run: Run, steps: Sequence[Step], rows: Rows, seconds: float) -> N
     if abs(changed) > 0.1 * state.total_steps:
         run.record({
             "step": state.step, "event": "steps",
-            "message": f"at the recent speed {state.total_steps:,} steps fit into {run.config.max_minutes:g} minutes, not "
+            "message": f"at the recent speed {counted(state.total_steps, 'step')} {verb(state.total_steps, 'fits', 'fit')} into {exactly(run.config.max_minutes, 'minute')}, not "
                        f"{state.total_steps - changed:,}; the learning rate falls over those that are left",
         })  # fmt: skip
 

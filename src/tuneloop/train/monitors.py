@@ -17,6 +17,7 @@ from itertools import accumulate
 from statistics import mean, median, stdev
 from typing import Any
 
+from tuneloop.core.units import counted
 from tuneloop.models.template import Rendered
 from tuneloop.train.config import TrainConfig, usual_rate
 from tuneloop.train.rows import TrainRow
@@ -280,7 +281,7 @@ def _above_the_start(w: Monitors) -> str:
 
 
 def _lasting(w: Monitors, last: Sequence[float]) -> str:
-    return f"The loss is {median(last):.3g} over the last {len(last)} steps, above the {w.start:.3g} of the base model"
+    return f"The loss is {median(last):.3g} over the last {counted(len(last), 'step')}, above the {w.start:.3g} of the base model"
 
 
 def _worse_than_base(w: Monitors) -> str:
@@ -289,7 +290,7 @@ def _worse_than_base(w: Monitors) -> str:
     if step == 0 or len(w.losses) < 8 or w.validations[0][0] != 0:
         return ""
     if loss > 1.1 * w.start and w.recent(8) > 0.9 * w.start and w.recent(8) > median(w.losses[:3]):
-        return f"After {step} steps the validation loss is {loss:.3g}, {w.start:.3g} before the first one: the model gets worse, the learning rate is too high."  # fmt: skip
+        return f"After {counted(step, 'step')} the validation loss is {loss:.3g}, {w.start:.3g} before the first one: the model gets worse, the learning rate is too high."  # fmt: skip
     return ""
 
 
@@ -374,14 +375,14 @@ def _too_low(w: Monitors) -> str:
     early, late = thirds[0] - thirds[1], thirds[1] - thirds[2]
     if _no_fall(w) or (thirds[2] > 0.5 * w.start and late > 0.4 * early):
         alongside = f"; {usual:g} is usual" if usual else ""
-        return f"After {w.steps[-1]} steps the loss is {thirds[2]:.3g}, {w.start:.3g} at the start, and falls slowly: a learning rate of {rate:g} is too low{alongside}."  # fmt: skip
+        return f"After {counted(w.steps[-1], 'step')} the loss is {thirds[2]:.3g}, {w.start:.3g} at the start, and falls slowly: a learning rate of {rate:g} is too low{alongside}."  # fmt: skip
     return ""
 
 
 def _never_fell(w: Monitors) -> str:
     if len(w.losses) % LEAST or not _no_fall(w):
         return ""
-    return f"After {w.steps[-1]} steps the loss is where it began ({w.recent(20):.3g}): nothing is learned from these rows."
+    return f"After {counted(w.steps[-1], 'step')} the loss is where it began ({w.recent(20):.3g}): nothing is learned from these rows."
 
 
 def _flat(w: Monitors) -> str:
@@ -451,8 +452,8 @@ def _memorising(w: Monitors) -> str:
         return ""
     else:
         alongside = ""
-    rows = f"{w.facts.rows:,} rows" if w.facts.rows else "the rows"
-    return f"After {w.epoch:.0f} passes over {rows} the training loss is {w.recent(n):.2g}{alongside}: they are known by heart."  # fmt: skip
+    rows = counted(w.facts.rows, "row") if w.facts.rows else "the rows"
+    return f"After {counted(w.epoch, 'pass')} over {rows} the training loss is {w.recent(n):.2g}{alongside}: they are known by heart."  # fmt: skip
 
 
 Detect = Callable[[Monitors], str]

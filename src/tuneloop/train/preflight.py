@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneloop.core.units import counted
 from tuneloop.models.template import Rendered, Template
 from tuneloop.train.batches import Step
 from tuneloop.train.config import TrainConfig
@@ -49,21 +50,23 @@ class Preflight:
 
     def lines(self) -> list[str]:
         """The figures in plain sentences."""
-        counts = ", ".join(f"{n} in {rows:,} rows" for n, rows in sorted(self.bos.items())) or "the model has none"
+        counts = (
+            ", ".join(f"{n} in {counted(rows, 'row')}" for n, rows in sorted(self.bos.items())) or "the model has none"
+        )
         return [
             f"rows          {self.rows:,} of at most {self.longest:,} tokens ({self.limit:,} are allowed)",
             f"supervised    {self.supervised:,} of {self.tokens:,} tokens ({self.supervised / max(self.tokens, 1):.0%})",
             f"begin of text {counts}",
             f"end of turn   {self.ended:,} of {self.answers:,} answers end in a supervised {self.end_token}",
             f"steps         {self.steps:,} of about {self.rows_per_step:.3g} rows",
-            f"learning rate {self.learning_rate:g} after {self.warmup_steps:,} steps, then {self.schedule}",
+            f"learning rate {self.learning_rate:g} after {counted(self.warmup_steps, 'step')}, then {self.schedule}",
         ]
 
     def line(self) -> str:
         """The short form."""
         return (
-            f"{self.rows:,} rows, {self.supervised:,} of {self.tokens:,} tokens supervised, {self.ended:,} of {self.answers:,} answers end in a "
-            f"supervised {self.end_token}; {self.steps:,} steps, learning rate {self.learning_rate:g}, then {self.schedule}"
+            f"{counted(self.rows, 'row')}, {self.supervised:,} of {self.tokens:,} tokens supervised, {self.ended:,} of {self.answers:,} answers end in a "
+            f"supervised {self.end_token}; {counted(self.steps, 'step')}, learning rate {self.learning_rate:g}, then {self.schedule}"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
+from tuneloop.core.units import counted
 from tuneloop.inference.targets.local import LocalTarget, open_folder_or_name
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.template import Rendered, Template, load_template
@@ -43,7 +44,7 @@ def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
     missing = sum(key not in store.rows for key in keys)
     if missing:
         raise UserError(
-            f"Of {missing:,} of {len(keys):,} rows no probabilities are stored", where=str(config.teacher),
+            f"Of {missing:,} of {counted(len(keys), 'row')} no probabilities are stored", where=str(config.teacher),
             next_step="store them for these rows and this student's chat template: tuneloop distill --level logits",
         )  # fmt: skip
     return keys

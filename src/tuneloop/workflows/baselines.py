@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, lock_folder
 from tuneloop.core.progress import Progress, busy
+from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import Evaluation, sample_rows
 from tuneloop.evaluate.few_shot import labels_shown
 from tuneloop.evaluate.scoring import usual_answer
@@ -163,7 +164,7 @@ class Before:
 
     def words(self, rows: int) -> str:
         """That so many rows are taken over."""
-        return f"{rows} rows measured before by `tuneloop advise`, taken from {self.folder}"
+        return f"{counted(rows, 'row')} measured before by `tuneloop advise`, taken from {self.folder}"
 
 
 def measured_before(job: RunContext, dataset: Dataset) -> Before | None:
@@ -326,7 +327,7 @@ def ask_base(
     from tuneloop.workflows.systems import Asking, ask, uses_choice
 
     config = job.recipe.evaluate
-    task = f"few-shot ({len(examples)} examples)" if examples else "zero-shot"
+    task = f"few-shot ({counted(len(examples), 'example')})" if examples else "zero-shot"
     calibrated = config.calibrate and uses_choice(dataset, config)
     how = Asking(examples, with_calibrated=calibrated, perplexity=not job.recipe.max_minutes)
     found = ask(job.model, dataset, rows, config, how, progress=job.progress, task=task)

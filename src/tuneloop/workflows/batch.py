@@ -21,6 +21,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.ray_cluster import on_ray
+from tuneloop.core.units import counted
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.task import Prompt
@@ -171,7 +172,7 @@ async def _answer_on_ray(
     with on_ray(address_of(given.on)) as ray:
         actors = usual_actors(ray, given.actors)
         say(
-            f"ray       {actors} {'actor answers' if actors == 1 else 'actors answer'}, {given.rows} rows at a time each"
+            f"ray       {actors} {'actor answers' if actors == 1 else 'actors answer'}, {counted(given.rows, 'row')} at a time each"
         )
         named = {name: whole_path(place) for name, place in config.adapters.items()}
         setting = config.model_copy(update={"adapters": named, "base": whole_path(config.base)}), requests

@@ -53,7 +53,7 @@ def collect_store(
     found = collect(requests, feedback, options)
     if not found.with_feedback:
         raise UserError(
-            f"None of {len(requests):,} requests has feedback", where=store_name(place),
+            f"No request of {len(requests):,} has feedback", where=store_name(place),
             next_step="tuneloop feedback show says what there is; tuneloop feedback import FILE adds some",
         )  # fmt: skip
     redactor = Redactor(personal or PersonalConfig())

@@ -153,7 +153,8 @@ def compare_evaluations(
     }
     last, manifest = others[-1], manifests[others[-1]]
     with lock_folder(folder):
-        more = {"costs": costs, "leaderboard": leaderboard(loaded, costs, tuned=tuned), "runs": runs}
+        entries = leaderboard(loaded, costs, tuned=tuned, comparisons=comparisons)
+        more = {"costs": costs, "leaderboard": entries, "runs": runs}
         subject = Subject(manifest.model, manifest.dataset, manifest.split, last, content_hash(list(places)))
         rest = ComparedWith({n: e for n, e in loaded.items() if n != last}, comparisons)
         write_evaluation(folder, loaded[last], subject, rest, more | (dict(judge(loaded)) if judge else {}))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.core.progress import busy
+from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.consistency import FEWEST_WAYS, Way, measure_consistency, ways_of
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.records.rows import Dataset, Row
@@ -103,7 +104,7 @@ def _planned(rows: int, questions: int, costs: Mapping[str, Mapping[str, Any]], 
     known = {
         name: float(cost["seconds"]) / n * questions for name, cost in costs.items() if name in (*PROMPTS, "tuned")
     }
-    line = f"consistency {rows} rows are asked several ways: {questions} questions for each system"
+    line = f"consistency {counted(rows, 'row')} {verb(rows, 'is', 'are')} asked several ways: {counted(questions, 'question')} for each system"
     minutes = sum(known.values()) / 60
     return f"{line}, about {minutes:.1f} minutes for {', '.join(known)}" if minutes >= 0.05 else line
 

@@ -13,10 +13,10 @@ from tuneloop.combine.prune import layers_to_drop, write_pruned
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.core.units import usd_words
+from tuneloop.core.significance import THAN, by_interval
+from tuneloop.core.units import counted, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluate.evaluate import sample_rows
-from tuneloop.evaluate.metrics import lower_is_better
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import skeleton
@@ -32,7 +32,7 @@ from tuneloop.workflows.distil_teacher import taught_rows
 from tuneloop.workflows.recipe import Recipe, make_recipe
 from tuneloop.workflows.registry import local_name
 from tuneloop.workflows.run_context import RunContext
-from tuneloop.workflows.scoring import score
+from tuneloop.workflows.scoring import score, score_of
 from tuneloop.workflows.targets import TaskTarget, open_with_task
 from tuneloop.workflows.train import train_alone
 
@@ -290,7 +290,6 @@ class _Scored:
 
 def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     """Ask a model for rows, and judge its answers."""
-    from tuneloop.combine.gains import Score
     from tuneloop.workflows.systems import SystemAnswers
 
     limit = target.task.max_new_tokens if target.task else 256
@@ -316,8 +315,7 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
         tokens_per_second=tokens / max(seconds, 1e-9) if tokens else None,
         usd_per_million_tokens=recipe.plan.usd_per_hour * seconds / 3600 / tokens * 1e6 if tokens and own else None,
     )  # fmt: skip
-    value, draws = found.metrics[metric].value, found.draws[metric]
-    return _Scored(metric, Score.of(value, draws, lower_is_better=lower_is_better(metric)), cost)
+    return _Scored(metric, score_of(found, metric), cost)
 
 
 def sentences(record: DistillationRecord) -> Sequence[str]:
@@ -325,27 +323,28 @@ def sentences(record: DistillationRecord) -> Sequence[str]:
     lost = ", ".join(f"{count} {why}" for why, count in record.dropped.items())
     whose = "answers of the teacher" if record.answers == "teacher" else "rows' own answers"
     if record.unlabelled and record.answers == "own":
-        whose = f"own answers and the teacher's to {record.unlabelled} further requests"
+        whose = f"own answers and the teacher's to {counted(record.unlabelled, 'further request')}"
     with_ = {"logits": ", with its stored probabilities", "live": ", with its probabilities"}.get(record.level, "")
     said = [f"{record.kept} of {record.asked} {whose} were trained on{with_}" + (f" ({lost})" if lost else "")]
     found = record.figures
     if found is None:
         return said
-    values = f"{found.metric} on {found.n} test rows: teacher {found.teacher:.3f}, student {found.student:.3f}"
+    values = (
+        f"{found.metric} on {counted(found.n, 'test row')}: teacher {found.teacher:.3f}, student {found.student:.3f}"
+    )
     said.append(values + (f", control {found.control:.3f}" if found.control is not None else ""))
     if found.kept is not None:
         said.append(f"The student keeps {_share(found.kept)} of the teacher")
     if found.over_control is not None:
         delta = found.over_control
-        verdict = "better than" if delta.low > 0 else "worse than" if delta.high < 0 else "not surely different from"
         said.append(
-            f"The student is {verdict} the same model trained on the rows' own answers: {delta.value:+.3f} "
-            f"[{delta.low:+.3f}, {delta.high:+.3f}]"
+            f"The student is {THAN[by_interval(delta.low, delta.high)]} the same model trained on the rows' own answers: "
+            f"{delta.in_words()}"
         )
         if found.closed is not None:
             said.append(f"It closes {_share(found.closed)} of the gap between the two")
         else:
-            said.append("The teacher is not surely better than that model, so there is no gap to close")
+            said.append("The teacher is not shown to be better than that model, so no gap can be measured")
     if words := _cost_words(found):
         said.append(words)
     return said

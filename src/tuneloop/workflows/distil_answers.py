@@ -15,6 +15,7 @@ from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.metrics.overlap import token_f1
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
@@ -123,7 +124,7 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
     file = job.place / f"answers-{_key(job)}.jsonl"
     known = _read(file)
     if known:
-        job.say(f"teacher   {len(known):,} answers are there already")
+        job.say(f"teacher   {counted(len(known), 'answer')} {verb(len(known), 'is', 'are')} there already")
     draws = [(row, number) for number in range(job.options.best_of) for row in job.for_teacher]
     left = [(row, number) for row, number in draws if (row.id, number) not in known]
     failed: dict[Draw, Completion] = {}
@@ -152,7 +153,7 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
     if len(failed) > MOST_FAILED * len(draws):
         reason, _ = Counter(answer.error for answer in failed.values()).most_common(1)[0]
         raise UserError(
-            f"{len(failed):,} of {len(draws):,} requests to the teacher failed, most often: {reason}",
+            f"{len(failed):,} of {counted(len(draws), 'request')} to the teacher failed, most often: {reason}",
             where=job.teacher.name, next_step="the same command asks for these again; what came is kept",
         )  # fmt: skip
     _append(file, [_line(draw, answer) for draw, answer in failed.items()])  # so that the rows stay the same
@@ -225,7 +226,7 @@ def _best(job: DistilJob, known: dict[Draw, Completion]) -> dict[str, Completion
     best = {row.id: max(usable[row.id], key=lambda n, i=row.id: scores[i, n]) for row in rows}  # type: ignore[misc]
     moved = sum(n != 0 for n in best.values())
     job.say(
-        f"teacher   best of {count} by {job.options.pick}: of {moved:,} of {len(best):,} rows another than the first"
+        f"teacher   best of {count} by {job.options.pick}: of {moved:,} of {counted(len(best), 'row')} another than the first"
     )
     return {i: known[i, n] for i, n in best.items()}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.advise.advise import make_question
 from tuneloop.advise.economy import Serving, serving
 from tuneloop.core.errors import UserError
-from tuneloop.core.units import usd_words
+from tuneloop.core.units import counted, exactly, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.models.methods import WHOLE
 from tuneloop.plan.options import plan_machines
@@ -145,8 +145,8 @@ def _student(student: str, amount: Amount, epochs: float, alongside: float) -> P
 def sentences(plan: DistillationPlan) -> Sequence[str]:
     """The plan in lines."""
     said = [
-        f"{plan.rows:,} rows of {plan.prompt_tokens:,.0f} tokens of prompt and {plan.answer_tokens:,.0f} of answer, "
-        f"{plan.epochs:g} passes"
+        f"{counted(plan.rows, 'row')} of {plan.prompt_tokens:,.0f} tokens of prompt and {plan.answer_tokens:,.0f} of answer, "
+        f"{exactly(plan.epochs, 'pass')}"
     ]
     for part in plan.parts:
         usd = usd_words(part.usd) if part.usd is not None else "no price"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.files import content_hash
+from tuneloop.core.units import counted
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_tokenizer
 from tuneloop.records.completion import Completion
@@ -138,5 +139,5 @@ class ProbabilityStore:
         job.say(
             f"teacher   probabilities of {self.top.about.top} tokens at {self.top.count:,} positions: {size / 1e6:,.1f} MB, "
             f"{self.top.layout.width} bytes each"
-            + (f"; of {self.written:,} rows stored while writing" if self.written else "")
+            + (f"; of {counted(self.written, 'row')} stored while writing" if self.written else "")
         )

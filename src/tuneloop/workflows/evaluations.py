@@ -14,6 +14,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, lock_folder, sha256_file
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.ray_cluster import on_ray
+from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
 from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.load_eval_file import IDS, read_whole
@@ -246,7 +247,7 @@ def _with_file(job: RunContext, known: Dataset | None, file: str, config: Any, p
         job.say(f"data      {whole.personal}")
     if whole.skipped:
         reasons = ", ".join(f"{n} {reason}" for reason, n in whole.skipped.items())
-        job.say(f"warn: {sum(whole.skipped.values())} records of {file} can't be evaluated ({reasons})")
+        job.say(f"warn: {counted(sum(whole.skipped.values()), 'record')} of {file} can't be evaluated ({reasons})")
     if task == "classification":
         rows = [row if row.label is not None else replace(row, label=row.answer) for row in rows]
     labels = known.manifest.labels if known else sorted({row.label for row in rows if row.label is not None})
@@ -277,7 +278,7 @@ def _unseen(dataset: Dataset, rows: Sequence[Row]) -> list[str]:
         return []
     names = sorted({str(label) for label in strange})
     return [
-        f"{len(strange)} of {len(rows)} rows have a label that no training row has: {', '.join(names[:5])}"
+        f"{len(strange)} of {counted(len(rows), 'row')} {verb(len(strange), 'has', 'have')} a label that no training row has: {', '.join(names[:5])}"
         f"{' ...' if len(names) > 5 else ''}."
     ]
 
@@ -466,10 +467,16 @@ def _predicted(
     found = answers_from(records, rows, file, known=dataset.test, order=dataset.order)
     further = tuple(each[1:] for each in found.answers)
     unused = sum(bool(more) and problem_of(row) is None for more, row in zip(further, rows, strict=True))
-    notes = [f"{unused} rows have several predictions: the first counts."] if unused else []
+    notes = (
+        [f"{counted(unused, 'row')} {verb(unused, 'has', 'have')} several predictions: the first counts."]
+        if unused
+        else []
+    )
     missing, unknown = found.missing(rows), found.unknown
     if missing:
-        notes.append(f"{len(missing)} of {len(rows)} rows have no prediction and count as wrong: {_some(missing)}.")
+        notes.append(
+            f"{len(missing)} of {counted(len(rows), 'row')} {verb(len(missing), 'has', 'have')} no prediction and {verb(len(missing), 'counts', 'count')} as wrong: {_some(missing)}."
+        )
     if unknown:
         notes.append(f"{len(unknown)} predictions are for no row of these and were not used: {_some(unknown)}.")
     failed = [{"id": i, "error": "no prediction"} for i in missing] + [
@@ -517,7 +524,13 @@ def _examples(
         else:
             near, how = nearest_few_shot(job.model, dataset, rows, k, recipe.evaluate)
         short = sum(len(each) < min(k, len(pool)) for each in near)
-        notes = [f"{short} rows have fewer than {k} examples: the context holds no more."] if short else []
+        notes = (
+            [
+                f"{counted(short, 'row')} {verb(short, 'has', 'have')} fewer than {counted(k, 'example')}: the context holds no more."
+            ]
+            if short
+            else []
+        )
         return list(near), [*notes, f"Examples: the {k} nearest training rows of each row, by {how}."]
     if question.kind == "endpoint" or _gguf(question):
         return [choose_examples(pool, k, seed=recipe.seed)] * len(rows), []
@@ -577,8 +590,8 @@ def endpoint_line(cost: Mapping[str, Any]) -> str:
     """What asking an endpoint took, in a line."""
     asked = cost["requests"] - cost["cached"] - cost["failed"]
     return (
-        f"endpoint  {cost['requests']} requests: {asked} asked, {cost['cached']} known from before, {cost['failed']} failed, "
-        f"{cost['retries']} retries; {cost['prompt_tokens']:,} tokens read, {cost['tokens']:,} written; "
+        f"endpoint  {counted(cost['requests'], 'request')}: {asked} asked, {cost['cached']} known from before, {cost['failed']} failed, "
+        f"{counted(cost['retries'], 'retry')}; {cost['prompt_tokens']:,} tokens read, {cost['tokens']:,} written; "
         f"${cost['usd_spent']:.4f} spent now, ${cost['usd']:.4f} in all"
     )
 
@@ -587,7 +600,7 @@ def _failures_in_words(replies: Sequence[Completion]) -> str:
     reasons = failures(replies)
     shown = "; ".join(f"{reason} ({n})" for reason, n in reasons[:3])
     return (
-        f"{sum(n for _, n in reasons)} of {len(replies)} requests failed and count as wrong answers: {shown}. The same command asks "
+        f"{sum(n for _, n in reasons)} of {counted(len(replies), 'request')} failed and count as wrong answers: {shown}. The same command asks "
         "for these again; all others are kept."
     )
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.units import counted
+from tuneloop.evaluate.shared_rows import FEWEST
 from tuneloop.inference.llamacpp import installed, need_llamacpp
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import trained_folder
@@ -118,6 +120,9 @@ def _measure(job: RunContext, form: str, weights: WeightsWanted, say: Callable[[
     if isinstance(asked, str):
         say(f"measure   not measured: {asked}")
         return None
+    if (rows := len(asked.rows)) < FEWEST:
+        way = f"give --measure {FEWEST} or more" if rows < len(asked.dataset.test) else "the data set has no more"
+        say(f"warn: measured on {counted(rows, 'test row')}, and `gate` and `compare` ask for at least {FEWEST} shared ones: {way}")  # fmt: skip
 
     def measured(file: Path, id_: str) -> ArtifactFigures:
         return ask(asked, file, file.stem.rpartition("-")[2], id_)
@@ -243,8 +248,7 @@ def _tell(artifact: Artifact, say: Callable[[str], None]) -> None:
             f"merge     {merged['tensors']} weights; rounding to the base's dtype took {merged['rounding']:.2%} of the update's length"
         )
     if quantisation := artifact.manifest.get("quantisation"):
-        counted = ", ".join(f"{count} {kind}" for kind, count in quantisation["tensor_types"].items())
-        say(f"tensors   {counted}")
+        say(f"tensors   {', '.join(f'{count} {kind}' for kind, count in quantisation['tensor_types'].items())}")
         if not artifact.manifest.get("measured") and quantisation.get("kl") is not None:
             say(f"measured  KL {quantisation['kl']:.2g} a token from the run; its answers were not measured")
     if artifact.manifest.get("measured"):

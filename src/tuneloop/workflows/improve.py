@@ -18,7 +18,7 @@ from tuneloop.core.files import build_config, lock_folder, nearest_path, plain, 
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.parent import environment_of_child
 from tuneloop.core.python_file import trust_code
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, verb
 from tuneloop.improve.controller import (
     APPROVE,
     DECLINE,
@@ -365,7 +365,9 @@ def _known(project: ProjectConfig, facts: Facts) -> str:
     days, corrections = counted(round(facts.days), "day"), counted(facts.corrections, "new correction")
     known = f"{days}, {corrections}, {counted(facts.alarms, 'window')} with an alarm since the last cycle"
     few = facts.feedback < project.triggers.least_feedback
-    return known + (f"; {facts.feedback:,} requests have feedback" if few else "")
+    return known + (
+        f"; {counted(facts.feedback, 'request')} {verb(facts.feedback, 'has', 'have')} feedback" if few else ""
+    )
 
 
 def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, say: Say) -> Pass | str:
@@ -443,9 +445,9 @@ def _chosen(result: Mapping[str, Any]) -> dict[str, Any]:
     verdicts = {str(one["metric"]): str(one["verdict"]) for one in found}
     chosen = better_start(verdicts)
     shown = "; ".join(
-        f"{one['metric']} {one['delta']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}] {one['verdict']}"
+        f"{one['metric']} {one['delta']:+.3f} [{one['low_holm']:+.3f}, {one['high_holm']:+.3f}] {one['verdict']}"
         for one in found[:3]
-        if None not in (one["delta"], one["low"], one["high"])
+        if None not in (one["delta"], one["low_holm"], one["high_holm"])
     )
     word = "goes on" if chosen == "warm" else "is not shown to be better, that from the base goes on"
     return {"chosen": chosen, "verdicts": verdicts, "sentence": f"The run from the run in use {word}: {shown}"}

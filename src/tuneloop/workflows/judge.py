@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluate.evaluate import Evaluation, sample_rows
 from tuneloop.inference.client import Endpoint, failures, usage
@@ -68,7 +69,7 @@ class Judge:
         replies = list(target.complete(asked, progress=progress, task="judging"))
         say(endpoint_line(usage(self.endpoint, replies)))
         for reason, n in failures(replies)[:3]:
-            say(f"warn: {n} requests to the judge failed: {reason}")
+            say(f"warn: {counted(n, 'request')} to the judge failed: {reason}")
         return [None if reply.error else read_verdict(reply.text, options) for reply in replies]
 
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file, user_errors_of_the_disk
+from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import Evaluation, sample_rows
 from tuneloop.evaluate.metrics import lower_is_better
+from tuneloop.evaluate.metrics.claims import amount, claim_of, seen_from, sure
 from tuneloop.evaluate.metrics.structured import read_schema
 from tuneloop.evaluate.shared_rows import some_rows
 from tuneloop.inference.engines import Served, complete
@@ -314,13 +316,14 @@ def _words(name: str, own: Evaluation, theirs: Evaluation, pairs: Sequence[Compa
     """What the comparison comes to, in sentences."""
     found = next((pair for pair in pairs if pair.metric == own.primary), None)
     ours, before = own.metrics[own.primary].value, theirs.metrics[own.primary].value
-    said = f"On {own.n:,} test rows `{name}` has {own.primary} {ours:.4g}, the run itself {before:.4g}"
+    said = f"On {counted(own.n, 'test row')} `{name}` has {own.primary} {ours:.4g}, the run itself {before:.4g}"
     if found is None:
         return [f"{said}."]
+    claim = claim_of(seen_from(name, found))
     verdict = {"better": "it is better", "worse": "it is worse"}.get(
-        found.verdict, "not enough evidence of a difference"
+        claim.outcome, "not enough evidence of a difference"
     )
-    return [f"{said}: {verdict} ({found.delta:+.4g}, 95 % interval {found.low:+.4g} to {found.high:+.4g})."]
+    return [f"{said}: {verdict} ({amount(claim)}, {sure(claim)})."]
 
 
 def acceptable(measured: EvaluationExcerpt, most: float) -> bool:

@@ -15,6 +15,7 @@ from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_json, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.units import counted
 from tuneloop.inference.targets import open_local
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.methods import USUAL
@@ -182,7 +183,7 @@ def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAd
         for one, weight in zip(experts, weights, strict=True)
     ]
     lost = "nothing was cut off" if merged.lost < 1e-6 else f"cutting to the rank took {merged.lost:.1%} of its length"
-    words = f"{len(sources)} adapters by {settings.method}: rank {merged.rank} in {merged.modules} modules; {lost}"
+    words = f"{counted(len(sources), 'adapter')} by {settings.method}: rank {merged.rank} in {counted(merged.modules, 'module')}; {lost}"
     return MergeRecord(
         key=key, model=experts[0].base, model_fingerprint=experts[0].adapter.fingerprint, method=settings.method,
         density=settings.density, rank=merged.rank, lost=merged.lost, hash=merged.hash, sources=sources, words=[words],

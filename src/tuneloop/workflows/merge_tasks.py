@@ -18,8 +18,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.threads import use_threads
+from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import sample_rows
-from tuneloop.evaluate.metrics import lower_is_better
+from tuneloop.evaluate.shared_rows import FEWEST
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only
 from tuneloop.models.names import resolve
@@ -29,7 +30,7 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RUN
 from tuneloop.workflows.merge import Expert, merge_runs
 from tuneloop.workflows.run_context import RunContext
-from tuneloop.workflows.scoring import score
+from tuneloop.workflows.scoring import score, score_of
 
 if TYPE_CHECKING:
     from tuneloop.combine.gains import Score
@@ -81,7 +82,6 @@ class Judge:
             folder: of an adapter; None: the base.
             name: of the model, under which the result is kept.
         """
-        from tuneloop.combine.gains import Score
         from tuneloop.workflows.systems import Asking, ask
 
         key = (expert.name, split, name)
@@ -102,8 +102,7 @@ class Judge:
             asked = ask_model()[""]
         found = score(job, replace(expert.dataset, test=rows), rows, asked)
         metric = self._metrics.setdefault(expert.name, found.primary)
-        value, draws = found.metrics[metric].value, found.draws[metric]
-        self._known[key] = Score.of(value, draws, lower_is_better=lower_is_better(metric))
+        self._known[key] = score_of(found, metric)
         return self._known[key]
 
     def result(self, expert: Expert, merged: Path, name: str, controls: dict[str, Path]) -> TaskResult:
@@ -164,6 +163,7 @@ def merge_tasks(
         say("merge     already done")
         return found
     judge = Judge(experts, options, progress, say)
+    _say_few(judge)
     searched: list[Tried] = []
     if settings.method == AUTO:
         searched = search(judge, settings)
@@ -177,14 +177,15 @@ def merge_tasks(
     record = merge_runs(left, now, out, progress=progress, say=say)
     if options.pooled:
         results |= _judged(judge, left, now, {"pooled": _pooled(left, out, Path(options.pooled), progress, say)})
+    tasks = [results[one.name] for one in experts]
     record = record.model_copy(
         update={
             "request": request,
             "routed": [one.name for one in experts if one not in left],
             "allowed": options.allow,
-            "tasks": [results[one.name] for one in experts],
+            "tasks": tasks,
             "searched": [_searched(one) for one in searched],
-            "words": [*record.words, *(sentence(results[one.name]) for one in experts)],
+            "words": [*unshown(tasks), *record.words, *map(sentence, tasks)],
         }
     )
     deployment = _deployment(experts, left, out, results)
@@ -334,9 +335,28 @@ def _kept(result: TaskResult) -> float:
     return result.kept.value if result.kept else 1.0 + result.delta.value
 
 
+def _say_few(judge: Judge) -> None:
+    for one in judge.experts:
+        if (few := len(judge.rows(one, "test"))) < FEWEST:
+            judge.say(f"warn: {_nothing_shown(one.name, few)}")
+
+
+def unshown(tasks: Sequence[TaskResult]) -> list[str]:
+    """The tasks that were merged though their rows can't show what that costs them: what a reader has to know first."""
+    open_ = [one for one in tasks if one.holds and (one.n < FEWEST or one.kept is None)]
+    return [_nothing_shown(one.task, one.n, no_gain=one.kept is None) for one in open_]
+
+
+def _nothing_shown(task: str, rows: int, *, no_gain: bool = False) -> str:
+    why = ", where its expert shows no gain over the base" if no_gain else ""
+    more = f". Judge by at least {FEWEST} test rows" if rows < FEWEST else ""
+    return f"nothing can be shown for {task} on {counted(rows, 'test row')}{why}: a loss by merging would not be seen{more}"
+
+
 def _loss(result: TaskResult) -> str:
     if result.kept is None:
-        return "is surely worse than its expert"
+        delta = result.delta
+        return f"is worse than its expert ({delta.value:+.3f}, 95 % interval {delta.low:+.3f} to {delta.high:+.3f})"
     return f"keeps {result.kept.value:.0%} of its expert's gain"
 
 
@@ -344,9 +364,9 @@ def sentence(result: TaskResult) -> str:
     """A task's result as people read it."""
     figures = f"{result.metric} {result.base:.3f} (base), {result.expert:.3f} (expert), {result.merged:.3f} (merged)"
     if result.kept is None:
-        return f"{result.task}: {figures}; the expert has no sure gain on these {result.n} rows"
+        return f"{result.task}: {figures}; the expert's gain is not shown on {counted(result.n, 'row')}"
     kept = result.kept
-    return f"{result.task}: {figures}; keeps {kept.value:.0%} of the gain [{kept.low:.0%}, {kept.high:.0%}] on {result.n} rows"
+    return f"{result.task}: {figures}; keeps {kept.value:.0%} of the gain [{kept.low:.0%}, {kept.high:.0%}] on {counted(result.n, 'row')}"
 
 
 def _deployment(

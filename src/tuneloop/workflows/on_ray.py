@@ -15,6 +15,7 @@ from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.ray_cluster import on_ray
 from tuneloop.core.store import is_url, open_store
+from tuneloop.core.units import counted
 from tuneloop.scale.clusters import RayWish
 from tuneloop.scale.ray_driver import drive
 from tuneloop.scale.ray_training import Workers, train_on_ray
@@ -90,7 +91,7 @@ def run_on_ray(
         return _from_outside(recipe, wish, folder, whole, progress, say)
     with on_ray(address_of(wish.on)) as ray:
         workers = _workers(ray, wish, f"{recipe.store.rstrip('/')}/.ray" if recipe.store else str(folder / ".ray"))
-        say(f"ray       {ray_cluster.machines(ray)} machines, {ray_cluster.cpus(ray)} processors, {ray_cluster.gpus(ray)} GPUs: "
+        say(f"ray       {counted(ray_cluster.machines(ray), 'machine')}, {ray_cluster.cpus(ray)} processors, {ray_cluster.gpus(ray)} GPUs: "
             f"{workers.count} {'process trains' if workers.count == 1 else 'processes train'}")  # fmt: skip
         own = recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
         with busy(progress, "preparing the data on the cluster"):
@@ -210,7 +211,7 @@ def _workers(ray: Any, wish: RayWish, storage: str) -> Workers:
     )
     if count > room or wish.nodes > machines:
         raise UserError(
-            f"The cluster has {machines} machines with {there} processors and {boards} GPUs: no room for {wish.nodes or machines} x {wish.gpus or 1}",
+            f"The cluster has {counted(machines, 'machine')} with {there} processors and {boards} GPUs: no room for {wish.nodes or machines} x {wish.gpus or 1}",
             where="--nodes, --gpus", next_step="ask for fewer, or add machines (ray start --address HEAD:6379)",
         )  # fmt: skip
     return Workers(count, boards > 0, storage)

@@ -24,7 +24,7 @@ from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, plain_cell, replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, busy, no_progress
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, verb
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.chunks import chunks, header_of
 from tuneloop.data.sources.parse import SourceFile, SourceRecord
@@ -95,7 +95,9 @@ def predict_file(
             found += resumed_answers(journal, asker.block, len(rows))
             resumed = len(found)
             if resumed:
-                say(f"predict   goes on behind {resumed:,} rows that were answered before")
+                say(
+                    f"predict   goes on behind {counted(resumed, 'row')} that {verb(resumed, 'was', 'were')} answered before"
+                )
             for answers in _answers(target, asker, rows, resumed, progress):
                 _append(journal, answers)
                 found += answers
@@ -218,7 +220,7 @@ def refuse_no_rows(file: str, count: int, first: SourceRecord | Reject | None, r
         raise UserError("There are no rows to ask about", where=file, next_step=step)
     if not readable:
         assert isinstance(first, Reject)
-        what = f"None of {count:,} rows can be read, the first for this: {first.reason}: {first.detail}"
+        what = f"No row of {count:,} can be read, the first for this: {first.reason}: {first.detail}"
         raise UserError(what, where=f"{file}, line {first.line}", next_step=step)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.progress import Progress, busy
+from tuneloop.core.units import counted
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.names import resolve
 from tuneloop.records.dataset import MANIFEST, read_manifest
@@ -98,7 +99,7 @@ def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
     found = dataset.manifest.errors
     if found and not recipe.data.allow_errors:
         raise UserError(
-            f"The data have {len(found)} check{'s' if len(found) > 1 else ''} at error: "
+            f"The data have {counted(len(found), 'check')} at error: "
             + "; ".join(f"{check.name}: {check.message}" for check in found[:3]),
             where=dataset.path,
             next_step=f"{found[0].remedy} To go on all the same, add data.allow_errors=true",
@@ -154,7 +155,7 @@ def dataset_lines(dataset: Dataset) -> list[str]:
     m = dataset.manifest
     counts, form, tokens = m.counts, m.format, m.splits.train.tokens
     rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(m.rejected.items(), key=lambda item: -item[1]))
-    labels = f", {len(m.labels)} labels" if m.labels else ""
+    labels = f", {counted(len(m.labels), 'label')}" if m.labels else ""
     read_as = f" read as {form.name} ({form.reason})" if form else ""
     measured = (
         f"; {tokens.total:,} training tokens, {tokens.supervised:,} supervised, longest row {tokens.max:,}"
@@ -162,12 +163,12 @@ def dataset_lines(dataset: Dataset) -> list[str]:
         else ""
     )
     lines = [
-        f"prepare   {counts.read:,} records{read_as}",
+        f"prepare   {counted(counts.read, 'record')}{read_as}",
         f"          {counts.train:,} train, {counts.val:,} val, {counts.test:,} test; {m.task}{labels}{measured}",
     ]
     if m.mix:
         general = m.mix.general
-        lines.append(f"          {general.rows:,} general rows mixed into train, {general.tokens:,} tokens")
+        lines.append(f"          {counted(general.rows, 'general row')} mixed into train, {general.tokens:,} tokens")
     if rejected:
         lines.append(f"          {counts.rejected:,} rejected ({rejected}), each with its reason in rejects.jsonl")
     return lines + [f"          {check.level}: {check.message}" for check in m.checks if check.level != "ok"]

@@ -67,7 +67,7 @@ def draw_queue(
     chosen = queue(own, groups, rows, seed=seed)
     if not chosen:
         raise UserError(
-            f"None of {len(own):,} requests can be looked at", where=store_name(place),
+            f"No request of {len(own):,} can be looked at", where=store_name(place),
             next_step="they failed, their texts were not kept, or people have said already what is right",
         )  # fmt: skip
     redactor = Redactor(PersonalConfig())

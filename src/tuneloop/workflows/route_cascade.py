@@ -10,6 +10,8 @@ import numpy as np
 
 from tuneloop.combine.cascade import CascadeRows, choose_threshold, judged_cascade
 from tuneloop.core.errors import UserError
+from tuneloop.core.significance import THAN, by_interval
+from tuneloop.core.units import counted
 from tuneloop.records.evaluation import EvaluationManifest, Sample
 from tuneloop.records.record import read_lines, read_record, write_record
 from tuneloop.records.router import CascadeRecord
@@ -44,13 +46,13 @@ def cascade_of(small: str, large: str, costs: tuple[float, float], out: Path, ma
     shared = sorted(first.keys() & second.keys())
     if any(first[i].reference != second[i].reference for i in shared) or len(shared) < 2 * FEWEST:
         raise UserError(
-            f"The evaluations share {len(shared)} rows, and {2 * FEWEST} or more are needed", where=f"{small}, {large}",
+            f"The evaluations share {counted(len(shared), 'row')}, and {2 * FEWEST} or more are needed", where=f"{small}, {large}",
             next_step="evaluate both models on the same split: tuneloop evaluate MODEL --dataset DATASET",
         )  # fmt: skip
     unknown = sum(first[i].confidence is None for i in shared)
     if unknown:
         raise UserError(
-            f"Of {unknown} of {len(shared)} answers the small model's confidence is not known", where=small,
+            f"Of {unknown} of {counted(len(shared), 'answer')} the small model's confidence is not known", where=small,
             next_step="it is known of labels that are scored; evaluate with evaluate.answer=choice",
         )  # fmt: skip
     rows = CascadeRows(
@@ -91,12 +93,11 @@ def _samples(folder: str) -> dict[str, Sample]:
 def sentences(record: CascadeRecord) -> Sequence[str]:
     """What the cascade does."""
     quality, over = record.quality, record.over_large
-    verdict = "better than" if over.low > 0 else "worse than" if over.high < 0 else "not surely different from"
     said = [
-        f"Below a confidence of {record.threshold:.3f} the large model is asked: {record.asked_large:.0%} of {record.n} rows",
+        f"Below a confidence of {record.threshold:.3f} the large model is asked: {record.asked_large:.0%} of {counted(record.n, 'row')}",
         f"{record.metric} {quality.value:.3f} [{quality.low:.3f}, {quality.high:.3f}] at a mean cost of {record.cost:g}",
         *(f"  {one.name:<40} {one.quality:.3f}  cost {one.cost:g}" for one in record.singles),
-        f"It is {verdict} the large model alone: {over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]",
+        f"It is {THAN[by_interval(over.low, over.high)]} the large model alone: {over.in_words()}",
     ]
     if gap := record.gap_recovered:
         said.append(
@@ -104,6 +105,6 @@ def sentences(record: CascadeRecord) -> Sequence[str]:
         )
     else:
         said.append(
-            "The large model is not surely better than the small one on these rows: there may be nothing to gain"
+            "The large model is not shown to be better than the small one on these rows: there may be nothing to gain"
         )
     return said

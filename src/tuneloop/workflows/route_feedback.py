@@ -12,6 +12,7 @@ from tuneloop.combine.bandit import FEWEST, Logged, fit_bandit, judged_bandit
 from tuneloop.combine.router import Array, Router, load_router
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.units import counted
 from tuneloop.improve.collect import CollectOptions
 from tuneloop.improve.experiment import unit_of
 from tuneloop.improve.feedback import by_request, mean_value, talks_of
@@ -89,7 +90,7 @@ def fit_from_feedback(
     reasons = ", ".join(f"{count} {why}" for why, count in left.most_common())
     if len(texts) < 5 * FEWEST:
         raise UserError(
-            f"{len(texts)} rated requests can be learned from, and {5 * FEWEST} are needed ({reasons or 'there are no others'})",
+            f"{counted(len(texts), 'rated request')} can be learned from, and {5 * FEWEST} are needed ({reasons or 'there are no others'})",
             where=store_name(place), next_step="serve a router that was fitted with --explore 0.2, and collect feedback",
         )  # fmt: skip
     if (rows[:, 1] > 1 - 1e-9).all():

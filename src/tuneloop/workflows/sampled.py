@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from tuneloop.core.progress import Progress
+from tuneloop.core.units import counted
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import Chunk, SourceFile, SourceRecord, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
@@ -109,8 +110,8 @@ def sampled_data(recipe: Recipe, *, progress: Progress, say: Callable[[str], Non
         write_record(Path(dataset.path) / MANIFEST, scaled)
         train = scaled.splits.train
         words = (
-            f"counted on a sample of {len(chunk_of_line):,} records ({sample.taken / 1e6:.1f} of {sample.total / 1e6:.0f} MB): about "
-            f"{train.rows:,} training rows, {train.tokens.total if train.tokens else 0:,} tokens, within {error:.0%} (95 %); copies were "
+            f"counted on a sample of {counted(len(chunk_of_line), 'record')} ({sample.taken / 1e6:.1f} of {sample.total / 1e6:.0f} MB): about "
+            f"{counted(train.rows, 'training row')}, {train.tokens.total if train.tokens else 0:,} tokens, within {error:.0%} (95 %); copies were "
             "looked for in the sample alone"
         )
         say(f"data      {words}")

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import read_json
 from tuneloop.core.progress import busy
+from tuneloop.core.stats import sums_by_cluster
+from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
-from tuneloop.evaluate.metrics import headline_of, metric_of
+from tuneloop.evaluate.metrics import headline_of, lower_is_better, metric_of
 from tuneloop.evaluate.scoring import AnswerStats, labels_of_fields
 from tuneloop.models.adapters import ATTACHED
 from tuneloop.models.names import known_name
@@ -25,6 +27,7 @@ from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext
 
 if TYPE_CHECKING:
+    from tuneloop.combine.gains import Score
     from tuneloop.workflows.systems import SystemAnswers
 
 
@@ -131,19 +134,31 @@ def write_scored(
         production: what users sent, to compare the test rows with.
         more: further parts of `eval.json`.
     """
-    from tuneloop.evaluate.compare import compare
+    from tuneloop.evaluate.compare import adjusted, compare
     from tuneloop.evaluate.leaderboard import leaderboard, leaderboard_in_words
     from tuneloop.evaluate.results import ComparedWith, write_evaluation
 
     baselines, name = baselines or {}, subject.name
     with busy(job.progress, "comparing answers"):
         pairs = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
+        pairs = adjusted(pairs, evaluation)
         more = {"costs": costs, **(more or {})}
         if baselines:
-            entries = leaderboard({**baselines, name: evaluation}, costs, tuned=[name])
+            entries = leaderboard({**baselines, name: evaluation}, costs, tuned=[name], comparisons=pairs)
             more = {"leaderboard": entries, "leaderboard_words": leaderboard_in_words(entries), **more}
         subject = replace(subject, model=known_name(str(more.pop("model", subject.model))))
         write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs, production), more)
+
+
+def score_of(evaluation: Evaluation, metric: str) -> Score:
+    """A model's score by a metric, to be compared with that of another one on the same rows."""
+    from tuneloop.combine.gains import Score
+
+    rows = next(family.rows for family in evaluation.statistics if metric in family.values)
+    if evaluation.clusters is not None:
+        rows = sums_by_cluster(rows, evaluation.clusters)
+    value, draws = evaluation.metrics[metric].value, evaluation.draws[metric]
+    return Score.of(value, draws, lower_is_better=lower_is_better(metric), rows=rows)
 
 
 FEW_STEPS = 30  # below this a run is a trial, whatever came of it
@@ -154,9 +169,9 @@ def how_far_trained(run: RunManifest) -> str:
     steps, seen, rows = run.steps, run.rows_seen, run.rows
     parts = []
     if 0 < steps < FEW_STEPS:
-        parts.append(f"trained for {steps} step{'' if steps == 1 else 's'} only")
+        parts.append(f"trained for {counted(steps, 'step')} only")
     if 0 < seen < rows:
-        parts.append(f"saw {run.seen or f'{seen:,} of {rows:,} rows'}")
+        parts.append(f"saw {run.seen or f'{seen:,} of ' + counted(rows, 'row')}")
     return (
         f"it was {' and '.join(parts)}" if steps < FEW_STEPS and parts else f"it {' and '.join(parts)}" if parts else ""
     )

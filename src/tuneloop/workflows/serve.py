@@ -18,6 +18,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, make_private, read_yaml
 from tuneloop.core.ids import utc, utc_now
+from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
@@ -170,7 +171,7 @@ async def _expire(config: ServeConfig, say: Say) -> None:
         with contextlib.suppress(DatabaseError, UserError, OSError):  # it is locked; an hour later it is not
             if count := await asyncio.to_thread(work):
                 say(
-                    f"store     texts and users of {count:,} requests are erased, which were kept as long as they may be"
+                    f"store     texts and users of {counted(count, 'request')} are erased, which were kept as long as they may be"
                 )
         await asyncio.sleep(3600)
 
@@ -380,7 +381,9 @@ async def _serve(
             await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
         gateway.admission.close()
         if gateway.admission.active:
-            say(f"stopping  {len(gateway.admission.active)} requests get {config.limits.drain_seconds:g} s to end")
+            say(
+                f"stopping  {counted(len(gateway.admission.active), 'request')} {verb(len(gateway.admission.active), 'gets', 'get')} {config.limits.drain_seconds:g} s to end"
+            )
         if batches is not None:
             await batches.stop()
         await gateway.copies.stop()

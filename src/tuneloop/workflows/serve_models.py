@@ -14,6 +14,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file
+from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
@@ -329,7 +330,7 @@ def _only_model(urls: Sequence[str], key: str) -> str:
         if len(names) == 1:
             return names[0]
         raise UserError(
-            f"The server has {len(names)} models", where=masked(url),
+            f"The server has {counted(len(names), 'model')}", where=masked(url),
             next_step=f"say which with base=NAME: {', '.join(names)[:300]}",
         )  # fmt: skip
     raise UserError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.core.store import open_store
+from tuneloop.core.units import counted
 from tuneloop.models.sharded import is_first
 from tuneloop.records.run import RUN
 from tuneloop.train.distributed import local_rank
@@ -40,7 +41,7 @@ def stored(
             here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
             fetched = store.pull(folder, newer=_how_far(there) > _how_far(here), known=there)
         if fetched and is_first():
-            say(f"store     {fetched:,} files of this run were in {recipe.store}")
+            say(f"store     {counted(fetched, 'file')} of this run were in {recipe.store}")
     yield
     if is_first():
         with busy(progress, "sending the run to the object store"):

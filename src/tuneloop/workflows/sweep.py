@@ -21,6 +21,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.core.python_file import trust_code
+from tuneloop.core.units import counted
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RunManifest
 from tuneloop.records.sweep import SweepManifest, Trial
@@ -193,7 +194,7 @@ def _sweep_on_ray(
         found = _begun(out, key, search, dataset[1])
         base = _on(recipe.model_copy(update={"model": whole_path(recipe.model)}), dataset[0].resolve())
         if found.best is None:
-            say(f"tune      {len(search.settings)} trials side by side; ASHA ends the worse ones")
+            say(f"tune      {counted(len(search.settings), 'trial')} side by side; ASHA ends the worse ones")
             values = base.model_dump(mode="json", exclude_unset=True), str(out)
             with busy(progress, "training on the cluster"):
                 tried = tune_on_ray(

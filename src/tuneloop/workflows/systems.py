@@ -12,6 +12,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.evaluate.few_shot import (
@@ -326,7 +327,7 @@ def _refuse_too_long(model: Model, rows: Sequence[Row], ids: Sequence[Sequence[i
     if long:
         worst = max(long, key=lambda i: len(ids[i]))
         raise UserError(
-            f"{len(long)} of {len(ids)} prompts are too long: the longest takes {len(ids[worst]):,} tokens, the model reads "
+            f"{len(long)} of {counted(len(ids), 'prompt')} {verb(len(long), 'is', 'are')} too long: the longest takes {len(ids[worst]):,} tokens, the model reads "
             f"{model.context:,}",
             where=f"row {rows[worst].id}",
             next_step="show fewer examples, or prepare with a smaller data.max_length",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash, write_yaml
 from tuneloop.core.machine import cores
+from tuneloop.core.units import counted, exactly, verb
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import Plan
@@ -99,7 +100,7 @@ class TimeLimit:
         answered = ask_within(job, dataset, ANSWERS * left, self.expect, measured_before(job, dataset))
         if recipe.evaluate.limit and answered.rows < rows:
             job.say(
-                f"time      evaluate.limit={recipe.evaluate.limit} asks for {rows} test rows; max_minutes={recipe.max_minutes:g} leaves time "
+                f"time      evaluate.limit={recipe.evaluate.limit} asks for {counted(rows, 'test row')}; max_minutes={recipe.max_minutes:g} leaves time "
                 f"for {answered.rows} of them"
             )
         fewer = answered.examples < answered.all_examples
@@ -121,7 +122,7 @@ class TimeLimit:
         if not self.warned and total > ENOUGH * whole:
             self.warned = True
             self.job.say(
-                f"time      {self.recipe.max_minutes:g} minutes are not enough on this machine, as {_how_it_is()} as it is now: the run will take "
+                f"time      {exactly(self.recipe.max_minutes or 0, 'minute')} {verb(self.recipe.max_minutes or 0, 'is', 'are')} not enough on this machine, as {_how_it_is()} as it is now: the run will take "
                 f"about {_minutes(total)} minutes in all.\n"
                 "          Stop it with Ctrl-C and run the same command later, if you can: what is done is kept."
             )
@@ -149,7 +150,7 @@ class TimeLimit:
         seconds = max(left, TRAINING * self.seconds)
         self._keep(train_minutes=round(seconds / 60, 2))
         job.say(
-            f"time      {recipe.max_minutes:g} minutes in all: {_asked_words(self.found)}; {spent / 60:.1f} minutes are gone, training may take "
+            f"time      {exactly(recipe.max_minutes, 'minute')} in all: {_asked_words(self.found)}; {spent / 60:.1f} minutes are gone, training may take "
             f"{seconds / 60:.1f}, the evaluation will take about {evaluation / 60:.1f}"
         )
         if examples := _examples_words(self.found):
@@ -163,7 +164,9 @@ class TimeLimit:
         left = whole - RESERVE_SECONDS - (time.monotonic() - self.began)
         number, asked = ask_tuned_within(job, dataset, left)
         if self.found.test_rows is not None and number < self.found.test_rows:
-            job.say(f"evaluate  time runs out: all are compared on {number} rows, not on {self.found.test_rows}")
+            job.say(
+                f"evaluate  time runs out: all are compared on {counted(number, 'row')}, not on {self.found.test_rows}"
+            )
             self._keep(test_rows=number)
         return asked
 
@@ -221,7 +224,7 @@ def _full_run(job: RunContext, found: TimeChoices) -> FullRun | None:
 
 def _asked_words(found: TimeChoices) -> str:
     rows, every = found.test_rows or 0, found.all_test_rows or 0
-    return f"all {rows:,} test rows are asked" if rows == every else f"{rows:,} of {every:,} test rows are asked"
+    return f"{'all ' if rows == every else f'{rows:,} of '}{counted(every, 'test row')} {verb(rows, 'is', 'are')} asked"
 
 
 def _examples_words(found: TimeChoices) -> str:
@@ -231,7 +234,7 @@ def _examples_words(found: TimeChoices) -> str:
         return ""
     if not shown:
         return "Few-shot is left out: reading even one of its examples takes too long here."
-    return f"Few-shot shows {shown} of {every} examples: reading more takes too long here."
+    return f"Few-shot shows {shown} of {counted(every or 0, 'example')}: reading more takes too long here."
 
 
 def limit_words(found: TimeChoices, run: RunManifest) -> list[str]:
@@ -247,7 +250,7 @@ def limit_words(found: TimeChoices, run: RunManifest) -> list[str]:
     passes = "once" if full.epochs <= 1 else f"{full.epochs:g} times"
     narrower = ((found.test_rows or 0) / max(found.all_test_rows or 0, 1)) ** 0.5
     lines = [
-        f"This run was held to {found.max_minutes:g} minutes and took {found.took_minutes:.1f}: training saw {run.seen}, and "
+        f"This run was held to {exactly(found.max_minutes or 0, 'minute')} and took {found.took_minutes:.1f}: training saw {run.seen}, and "
         f"{_asked_words(found).replace(' are asked', ' were asked')}.{' ' if examples else ''}{examples}",
         f"A full run reads all rows {passes} and takes about {full.minutes:.0f} minutes on this machine: add max_minutes=null.",
     ]

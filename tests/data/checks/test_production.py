@@ -65,7 +65,7 @@ def test_training_records_give_what_is_asked_and_not_what_is_answered(tmp_path: 
 def test_records_that_say_nothing_are_counted(tmp_path: Path) -> None:
     rows, without = asked(tmp_path, {"text": "hello"}, {"text": " "}, {"text": None}, {"n": 1})
     assert (rows, without) == ([["hello"]], 3)
-    with pytest.raises(UserError, match="None of 1 records"):
+    with pytest.raises(UserError, match="No record of 1"):
         asked(tmp_path, {"n": 1})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.core.units import counted, verb
 from tuneloop.data.checks.label_errors import Embed, LabelError, find_label_errors
 from tuneloop.data.checks.overview import EXAMPLES, Found, Overview, asked_of, example_of, examples_of, named, share_of
 from tuneloop.data.checks.registry import Finding, Level, check
@@ -98,11 +99,11 @@ def label_balance(overview: Overview) -> Finding:
     counts = Counter({label: n for label, n in sorted(known.items()) if n})
     remedy = "Collect rows of the rare labels, merge labels, or limit the frequent ones (data.limit_per_label)."
     if counts.total() >= FEW_ROWS and len(counts) > NO_CLASSES * counts.total():
-        message = f"{len(counts):,} labels for {counts.total():,} training rows: nearly every row has one of its own, as ids and answers do"
+        message = f"{counted(len(counts), 'label')} for {counted(counts.total(), 'training row')}: nearly every row has one of its own, as ids and answers do"
         remedy = "Name the column that holds a class (data.label), or have the text written as an answer (data.input and data.output)."
         return Finding("error", message, counts.total(), remedy)
     if few:
-        message = f"{len(few):,} of {len(labels):,} labels have fewer than {FEW_LABEL_ROWS} training rows: {named(few)}"
+        message = f"{len(few):,} of {counted(len(labels), 'label')} {verb(len(few), 'has', 'have')} fewer than {FEW_LABEL_ROWS} training rows: {named(few)}"
         rows = _rows_with(overview, TRAIN, few)
         return Finding("warn", message, len(rows), remedy, examples_of(overview, rows))
     if not counts:
@@ -111,7 +112,7 @@ def label_balance(overview: Overview) -> Finding:
     shares = np.array(list(counts.values())) / counts.total()
     effective = float(np.exp(-(shares * np.log(shares)).sum()))  # Hill number of order 1
     message = (
-        f"{len(counts)} labels, {low} ({least!r}) to {high} ({most!r}) training rows each; "
+        f"{counted(len(counts), 'label')}, {low} ({least!r}) to {high} ({most!r}) training rows each; "
         f"as diverse as {effective:.1f} labels of equal size"
     )
     return Finding("warn" if high > LABEL_RATIO * low else "ok", message, low, remedy)
@@ -191,7 +192,11 @@ def _answer_in_context(overview: Overview) -> Callable[[int], tuple[str, str]]:
 def conflicting_labels(overview: Overview) -> Finding:
     rows = _contradictions(overview, _label_of(overview))
     n = len(rows)
-    message = f"{n} rows share their text with a row of another label" if n else "no text with two labels"
+    message = (
+        f"{counted(n, 'row')} {verb(n, 'shares its', 'share their')} text with a row of another label"
+        if n
+        else "no text with two labels"
+    )
     examples = [
         example_of(overview, i, label=overview.names["label"][int(overview.columns["label"][i])])
         for i in rows[:EXAMPLES].tolist()
@@ -214,9 +219,9 @@ def doubted_labels(overview: Overview, suspects: Suspects) -> Finding:
     wrong = [error for error in suspects.errors if error.confident]
     share = len(wrong) / looked
     level: Level = "ok" if len(wrong) < 3 or share < 0.01 else "error" if share > 0.2 else "warn"
-    message = f"{len(wrong)} of {looked:,} labels look wrong ({share:.1%})"
+    message = f"{len(wrong)} of {counted(looked, 'label')} {verb(len(wrong), 'looks', 'look')} wrong ({share:.1%})"
     if looked < suspects.of:
-        message += f"; a sample of {suspects.of:,} rows"
+        message += f"; a sample of {counted(suspects.of, 'row')}"
     examples = [
         example_of(overview, e.index, label=e.label, suggested=e.suggested, score=e.score) for e in wrong[:EXAMPLES]
     ]
@@ -252,7 +257,11 @@ def conflicting_ratings(overview: Overview) -> Finding | None:
 
     rows = _contradictions(overview, rated, most=5_000)
     n = len(rows)
-    message = f"{n} rows hold an answer that another row rates otherwise" if n else "no answer is liked and disliked"
+    message = (
+        f"{counted(n, 'row')} {verb(n, 'holds', 'hold')} an answer that another row rates otherwise"
+        if n
+        else "no answer is liked and disliked"
+    )
     remedy = (
         "Keep the better rated one (data.duplicates.keep=best), or drop all such rows (data.duplicates.conflicts=drop)."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tuneloop.core.units import counted, verb
 from tuneloop.data.checks.answers import UNUSUAL, robust_z
 from tuneloop.data.checks.overview import Overview, asked_of, examples_of, share_of
 from tuneloop.data.checks.registry import Finding, Level, check
@@ -53,7 +54,7 @@ def too_long(overview: Overview) -> Finding:
         parts.append(f"{len(over):,} still longer, by {int((tokens[over] - overview.max_length).sum()):,} tokens")
     n = lost + long.split
     message = (
-        f"{n:,} rows are over {limit} ({share:.1%} lose something): {'; '.join(parts)}"
+        f"{counted(n, 'row')} {verb(n, 'is', 'are')} over {limit} ({share:.1%} lose something): {'; '.join(parts)}"
         if n
         else f"no row is over {limit}"
     )
@@ -78,7 +79,7 @@ def template(overview: Overview) -> Finding:
     share = n / max(overview.read, len(rows), 1)
     level: Level = "ok" if not n else "warn" if share <= 0.05 else "error"
     message = (
-        f"{broken:,} rows that the chat template can't render, {nothing:,} with nothing to learn"
+        f"{counted(broken, 'row')} that the chat template can't render, {nothing:,} with nothing to learn"
         if n
         else "every row can be rendered and teaches something"
     )
@@ -106,7 +107,7 @@ def languages(overview: Overview) -> Finding:
     share = n / asked
     message = f"mostly {main!r}; {share_of(n, asked)} in another language" if n else f"all rows seem to be in {main!r}"
     if asked < len(rows):
-        message += f"; a sample of {len(rows):,} rows"
+        message += f"; a sample of {counted(len(rows), 'row')}"
     if len(looked) < len(others):
         message += f", after a look at {len(looked)} of them"
     remedy = f"Set data.language={main} to leave them out, or keep them if the model shall speak these languages too."

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.core.units import counted
 from tuneloop.data.checks import quality
 from tuneloop.data.language import detect_language
 from tuneloop.data.split import SPLITS, key64, prompt_key
@@ -156,4 +157,4 @@ def named(names: Sequence[str]) -> str:
 
 def share_of(part: int, of: int) -> str:
     """`5 of 100 rows (5.0%)`."""
-    return f"{part:,} of {of:,} rows ({part / of:.1%})" if of else "no rows"
+    return f"{part:,} of {counted(of, 'row')} ({part / of:.1%})" if of else "no rows"

@@ -62,7 +62,7 @@ def read_production(sources: Sequence[str], config: PrepareConfig | None = None)
             without += 1
     if not rows:
         raise UserError(
-            f"None of {without} records says what a user asked",
+            f"No record of {without:,} says what a user asked",
             where=", ".join(sources),
             next_step="give records with messages, or with a column named text or prompt",
         )

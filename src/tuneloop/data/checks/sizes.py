@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tuneloop.core.units import counted, verb
 from tuneloop.data.checks.overview import Overview
 from tuneloop.data.checks.registry import Finding, check
 from tuneloop.data.reasons import HARMLESS
@@ -29,7 +30,7 @@ def enough_rows(overview: Overview) -> Finding:
     n = len(overview.rows(TRAIN))
     remedy = f"Collect at least {TASK_ROWS} rows, or put examples into the prompt instead."
     if n < FEW_ROWS:
-        message = f"only {n} training rows: below {FEW_ROWS}, the model learns them by heart, and examples in the prompt often do as well"
+        message = f"only {counted(n, 'training row')}: below {FEW_ROWS}, the model learns them by heart, and examples in the prompt often do as well"
         return Finding("warn", message, n, remedy)
     if n < TASK_ROWS:
         use = f"enough to try a narrow task; {TASK_ROWS} to {STYLE_ROWS:,} make one good"
@@ -39,14 +40,14 @@ def enough_rows(overview: Overview) -> Finding:
         use = f"good for a task or a style; a field's language takes {DOMAIN_ROWS:,}"
     else:
         use = "good for a task, a style or a field's language"
-    return Finding("ok", f"{n:,} training rows: {use}", n)
+    return Finding("ok", f"{counted(n, 'training row')}: {use}", n)
 
 
 @check("val_size", "no validation rows")
 def val_size(overview: Overview) -> Finding:
     n = len(overview.rows(VAL))
     if n:
-        return Finding("ok", f"{n:,} validation rows", n)
+        return Finding("ok", f"{counted(n, 'validation row')}", n)
     message = "no validation rows: training can't be stopped at its best step"
     return Finding("warn", message, 0, "Set data.split.val, for instance to 0.1.")
 
@@ -59,7 +60,9 @@ def test_size(overview: Overview) -> Finding:
         return Finding("warn", "no test rows: nothing can be proved with this data set", 0, remedy)
     half = 98.0 / n**0.5  # 1.96 standard errors of a share of one half, in points
     what = "an accuracy" if overview.task == "classification" else "a share of good answers"
-    message = f"{n:,} test rows tell {what} to about ± {half:.{1 if half < 1 else 2}g} points"
+    message = (
+        f"{counted(n, 'test row')} {verb(n, 'tells', 'tell')} {what} to about ± {half:.{1 if half < 1 else 2}g} points"
+    )
     return Finding("ok" if n >= FEW_TEST_ROWS else "warn", message, n, remedy)
 
 
@@ -67,7 +70,7 @@ def test_size(overview: Overview) -> Finding:
 def defective_records(overview: Overview) -> Finding:
     bad, of = reject_share(overview.read, overview.rejected)
     share = bad / of if of else 0.0
-    message = f"{bad:,} of {of:,} records are defective ({share:.1%})"
+    message = f"{bad:,} of {counted(of, 'record')} {verb(bad, 'is', 'are')} defective ({share:.1%})"
     if harmless := overview.read - of:
         reasons = sorted(((overview.rejected[r], r) for r in HARMLESS if overview.rejected.get(r)), reverse=True)
         message += f"; {harmless:,} more left out: {', '.join(f'{n:,} {reason}' for n, reason in reasons[:4])}"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.conversation import conversation, find_conversation, is_data, turn_keys
 from tuneloop.data.formats.draft import Parsed, prompt_turns, required, system_turn
@@ -78,7 +79,7 @@ def _two_answers(record: Record, guess: FormatGuess) -> tuple[Any, Any]:
     said = [_said(answer) for answer in answers]
     if not numbers:
         if len(answers) > 2:
-            raise Refused("no_preference", f"{len(answers)} answers in column {column!r} without scores")
+            raise Refused("no_preference", f"{counted(len(answers), 'answer')} in column {column!r} without scores")
         return said[0], said[1]
     best, worst = max(numbers), min(numbers)
     if best == worst:

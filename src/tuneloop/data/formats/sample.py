@@ -94,7 +94,8 @@ class Sample(list[Record]):
         columns = list(columns)
         number = self.having(columns)
         share = f"all {number:,}" if number == len(self) else f"{number:,} of {len(self):,}"
-        return f"{share} records looked at have {' and '.join(map(repr, columns))}{what}"
+        records, have = ("record", "has") if number == len(self) == 1 else ("records", "have")
+        return f"{share} {records} looked at {have} {' and '.join(map(repr, columns))}{what}"
 
     def alongside(self, *roles: tuple[str, tuple[str, ...]]) -> dict[str, str]:
         """Columns that go with others: for each role the first of its names that the sample has."""

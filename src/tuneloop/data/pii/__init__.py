@@ -17,6 +17,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.patterns import compile_pattern
+from tuneloop.core.units import counted, verb
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import contacts, credentials, documents
 from tuneloop.data.pii.identifiers import (
@@ -213,9 +214,7 @@ class Redactor:
         """What was found in a file of so many records, in a line; empty for nothing."""
         if not self.records:
             return ""
-        found = (
-            f"{self.records:,} of {records:,} records of {file} hold personal data ({', '.join(sorted(self.kinds))})"
-        )
+        found = f"{self.records:,} of {counted(records, 'record')} of {file} {verb(self.records, 'holds', 'hold')} personal data ({', '.join(sorted(self.kinds))})"
         if self.config.mode == "report":
             return f"{found}: left as they are, as data.personal.mode=report says"
         return f"{found}: replaced, as prepare does (data.personal.mode=off leaves them)"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
+from tuneloop.core.significance import by_interval
 from tuneloop.evaluate.agreement import Duel, alpha_with_interval, ranking, stratified_mean
 from tuneloop.evaluate.review.items import SAME, Review
 from tuneloop.evaluate.review.votes import read_votes, standing
@@ -104,9 +105,7 @@ def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[Review
     total, same = sum(sizes.values()), sizes.get(SAME, 0)
     estimate = _mixed(seen, total - same, same)
     simple = _mixed(stratified_mean({"random": random_part}, {"random": total - same}), total - same, same)
-    verdict = "not enough evidence"
-    if estimate.low > 0.5 or estimate.high < 0.5:
-        verdict = "better" if estimate.low > 0.5 else "worse"
+    verdict = by_interval(estimate.low - 0.5, estimate.high - 0.5)
     return {
         "a": a,
         "b": b,

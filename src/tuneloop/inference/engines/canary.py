@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, verb
 from tuneloop.inference.engines import ServingEngine, complete, named_adapter
 from tuneloop.inference.request import MOST_LOGPROBS, Request
 from tuneloop.models.adapters import BASE
@@ -56,7 +56,7 @@ class Proof:
     def in_words(self) -> str:
         """For a line of a log."""
         parts = f", {counted(self.ties, 'other one')} but for a near tie of two tokens" if self.ties else ""
-        return f"{self.same} of {self.n} test rows are answered as in the evaluation{parts}"
+        return f"{self.same} of {counted(self.n, 'test row')} {verb(self.same, 'is', 'are')} answered as in the evaluation{parts}"
 
 
 async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: float = LEAST) -> list[Proof]:
@@ -85,7 +85,7 @@ async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: flo
         if same + ties < least * len(rows):
             row, answer = others[0]
             raise UserError(
-                f"{same} of {len(rows)} answers are those of the evaluation; the first other one is "
+                f"{same} of {counted(len(rows), 'answer')} {verb(same, 'is', 'are')} those of the evaluation; the first other one is "
                 f"{answer.text[:60]!r} instead of {row.expected[:60]!r}",
                 where=_where(engine, adapter),
                 next_step="check that base, adapter and template belong together, and evaluate what is served",
@@ -155,7 +155,7 @@ def _refuse_unchanged(
         if not ours or any(abs(a - b) > SAME for a, b in zip(ours, theirs, strict=False)):
             return  # an engine that tells no numbers: its texts must do
     raise UserError(
-        f"The adapter changes nothing: {len(answers)} rows get the base model's answers and probabilities",
+        f"The adapter changes nothing: {counted(len(answers), 'row')} {verb(len(answers), 'gets', 'get')} the base model's answers and probabilities",
         where=_where(engine, adapter),
         next_step="check that it was trained on this base, and that the engine applies it",
     )

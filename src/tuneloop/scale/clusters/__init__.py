@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from tuneloop import __version__
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.units import counted
 from tuneloop.scale.discovery import records_of
 from tuneloop.scale.skypilot_sdk import SkyJob
 
@@ -168,7 +169,7 @@ def refuse_what_it_lacks(cluster: Cluster, wish: RemoteWish) -> None:
         UserError: it was asked for.
     """
     if (wish.nodes or 1) > cluster.nodes:
-        most = "one machine" if cluster.nodes == 1 else f"1 to {cluster.nodes} machines"
+        most = "one machine" if cluster.nodes == 1 else f"1 to {counted(cluster.nodes, 'machine')}"
         raise UserError(
             f"{cluster.title} runs a job on {most}", where="--nodes",
             next_step="leave it out, or choose another place" if cluster.nodes == 1 else "give a number in between",

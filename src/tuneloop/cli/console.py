@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, in_shell
 from tuneloop.models.sharded import is_first
 
 Settings = Annotated[
@@ -275,6 +275,9 @@ _PASSWORD = re.compile(r"(postgres(?:ql)?://[^\s:/@]*):\S+@")  # in a URL that w
 UNEXPECTED = "something that should not happen: "
 
 
+_PREPARING = ("init", "prepare", "run", "train", "sweep", "advise", "plan")  # commands that take settings of the data
+
+
 def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     """Print an error as a user should see it and return the exit status."""
     if "--debug" in arguments and not isinstance(error, KeyboardInterrupt):
@@ -296,6 +299,9 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     elif not isinstance(error, UserError):
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         error = UserError(f"{UNEXPECTED}{what}", next_step="run again with --debug and report it")
+    if error.settings and arguments[0] in _PREPARING:
+        command = in_shell(["tuneloop", *arguments, *error.settings])
+        error = UserError(error.what, where=error.where, next_step=command)
     error = UserError(_PASSWORD.sub(r"\1@", error.what), where=_PASSWORD.sub(r"\1@", error.where),
                       next_step=_PASSWORD.sub(r"\1@", error.next_step))  # fmt: skip
     print(f"Error: {error}", file=sys.stderr)

@@ -122,6 +122,7 @@ def compare_evaluations(
         UserError: fewer than 20 rows are shared, or an evaluation can't be read.
     """
     from tuneloop.evaluate.compare import adjusted, compare
+    from tuneloop.evaluate.evaluate import decided_together
     from tuneloop.evaluate.leaderboard import leaderboard
     from tuneloop.evaluate.results import ComparedWith, write_evaluation
 
@@ -135,6 +136,7 @@ def compare_evaluations(
         words = shared_words(loaded, shared)
         say(words)
         loaded = {place: replace(e, notes=[words, *loaded[place].notes]) for place, e in shared.items()}
+    loaded = decided_together(loaded)
     first, *others = places
     pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
     comparisons = adjusted(pairs, loaded[first])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import read_json
 from tuneloop.core.progress import busy
-from tuneloop.evaluate.evaluate import Evaluation, evaluate
+from tuneloop.evaluate.evaluate import Evaluation, decided_together, evaluate
 from tuneloop.evaluate.metrics import headline_of, metric_of
 from tuneloop.evaluate.scoring import AnswerStats, labels_of_fields
 from tuneloop.models.adapters import ATTACHED
@@ -135,7 +135,9 @@ def write_scored(
     from tuneloop.evaluate.leaderboard import leaderboard, leaderboard_in_words
     from tuneloop.evaluate.results import ComparedWith, write_evaluation
 
-    baselines, name = baselines or {}, subject.name
+    name = subject.name
+    *others, evaluation = decided_together({**(baselines or {}), name: evaluation}).values()
+    baselines = dict(zip(baselines or {}, others, strict=True))
     with busy(job.progress, "comparing answers"):
         pairs = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
         more = {"costs": costs, **(more or {})}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import orjson
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
@@ -123,8 +122,8 @@ def as_value(value: Any) -> Any:
     """A value, read where it is an object or array in JSON."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
-            return orjson.loads(value)
-        except ValueError:
+            return json.loads(value)
+        except (ValueError, RecursionError):
             return value
     return value
 

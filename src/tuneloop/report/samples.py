@@ -17,7 +17,6 @@ from markupsafe import Markup
 
 from tuneloop.evaluate.metrics import metric_of, title_of
 from tuneloop.evaluate.metrics.objects import differing_fields
-from tuneloop.evaluate.primary import PARTS, WHOLE
 from tuneloop.records.evaluation import EvaluationManifest, Sample
 from tuneloop.report.differences import marked_against
 from tuneloop.report.facts import (
@@ -216,7 +215,9 @@ def judged_sample(sample: Sample, place: int, own: str, names: Sequence[str], ju
     others = {name: is_right(sample, sample.baselines[name]) for name in known}
     about, differing, label = "", "", sample.label
     if right is None:
-        differing = differing_fields(sample.reference, sample.prediction) if judge.metric in (WHOLE, PARTS) else ""
+        differing = (
+            differing_fields(sample.reference, sample.prediction) if metric_of(judge.metric).needs == "JSON" else ""
+        )
         score = _score_in(sample, judge.metric)
         if score is None or not judge.right_or_wrong:
             return _by_score(sample, place, judge, dict.fromkeys(known), differing)

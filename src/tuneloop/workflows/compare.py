@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
+from tuneloop.evaluate.evaluate import decided_together
 from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words
 from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
 from tuneloop.records.record import read_record
@@ -122,7 +123,6 @@ def compare_evaluations(
         UserError: fewer than 20 rows are shared, or an evaluation can't be read.
     """
     from tuneloop.evaluate.compare import adjusted, compare
-    from tuneloop.evaluate.evaluate import decided_together
     from tuneloop.evaluate.leaderboard import leaderboard
     from tuneloop.evaluate.results import ComparedWith, write_evaluation
 

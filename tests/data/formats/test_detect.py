@@ -173,17 +173,19 @@ MAIL = "Dear all, we would like to order two more lamps."
 
 
 @pytest.mark.parametrize(
-    ("columns", "output"),
+    ("columns", "output", "said"),
     [
-        ({"card": CARD}, "{card}"),
-        ({"card": json.dumps(CARD)}, "{card}"),
-        ({"id": 3, "meta": {"a": 1}, "entities": ["Kunze", "lamp"]}, "{entities}"),
-        ({"label": [{"start": 0, "end": 4, "type": "NAME"}]}, "{label}"),
-        ({"embedding": [0.5] * 64, "people": [{"name": "Kunze", "role": "buyer"}]}, "{people}"),
-        ({"who": {"name": "K"}, "what": ["lamp"]}, '{{"who": {who}, "what": {what}}}'),
+        ({"card": CARD}, "{card}", "an object with the keys customer, total, lines (name, n)."),
+        ({"card": json.dumps(CARD)}, "{card}", "an object with the keys customer, total, lines (name, n)."),
+        ({"id": 3, "meta": {"a": 1}, "entities": ["Kunze", "lamp"]}, "{entities}", "a list: entities."),
+        ({"label": [{"start": 0, "end": 4}]}, "{label}", "a list of objects with the keys start, end."),
+        ({"embedding": [0.5] * 64, "people": [{"name": "Kunze", "role": "buyer"}]}, "{people}", "keys name, role."),
+        ({"who": {"name": "K"}, "what": ["lamp"]}, '{{"who": {who}, "what": {what}}}', "the keys who (name), what."),
     ],
 )
-def test_a_text_with_objects_or_lists_is_proposed_as_extraction(columns: dict[str, Any], output: str) -> None:
+def test_a_text_with_objects_or_lists_is_proposed_as_extraction(
+    columns: dict[str, Any], output: str, said: str
+) -> None:
     records = [{"mail": f"{MAIL} It is order {i}.", **columns} for i in range(12)]
     with pytest.raises(UserError, match="like the answer") as caught:
         detect(records, PrepareConfig())
@@ -195,7 +197,7 @@ def test_a_text_with_objects_or_lists_is_proposed_as_extraction(columns: dict[st
         json.loads(v) if isinstance(v, str) else v for k, v in columns.items() if k not in ("id", "meta", "embedding")
     ]
     assert read == wanted[0] or list(read.values()) == wanted
-    assert turns(found[0])[0][0] == "system" and "JSON" in turns(found[0])[0][1]
+    assert turns(found[0])[0][0] == "system" and said in turns(found[0])[0][1]
 
 
 def test_a_text_about_an_object_is_proposed_the_other_way_round() -> None:

@@ -210,6 +210,15 @@ def test_whole_answers_decide_unless_no_system_has_one_right(tmp_path: Path) -> 
     assert pair.verdict == "better" and pair.low > 0
 
 
+def test_objects_without_keys_are_no_field_and_optional_fields_count_where_they_are() -> None:
+    cards: list[Any] = [{"city": f"City {i}"} if i % 2 else {} for i in range(10)]
+    found = scored(cards, [*cards[:-1], {"city": "Rome"}])
+    assert values(found, "object_accuracy", "city.exact_match", "invented_fields") == [0.9, 0.8, 0.0]
+    assert "exact_match" not in found.metrics
+    found = scored(cards, [{"city": "Rome"}, *cards[1:]])
+    assert values(found, "city.exact_match", "invented_fields") == [1.0, 0.1]
+
+
 def test_fields_of_a_pattern_are_not_scored_twice() -> None:
     found = scored(CARDS, CARDS, fields={"paid": r'"paid": (\w+)'})
     assert found.primary == "paid.accuracy" and "paid.exact_match" not in found.metrics

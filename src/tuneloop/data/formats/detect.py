@@ -215,20 +215,26 @@ MOST_KEYS = 30  # of objects that an instruction names
 
 def _extraction(sample: Sample, text: str, answers: Sequence[str]) -> list[str]:
     """Settings that have a model read objects or arrays from a text, as JSON."""
-    output = "{" + answers[0] + "}"
-    keys = list(answers)
+    output, values = "{" + answers[0] + "}", [as_value(value) for value in sample.of(answers[0])]
     if len(answers) > 1:
         output = "{{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {{{name}}}" for name in answers) + "}}"
-    else:
-        values = [value for value in map(as_value, sample.of(answers[0])) if isinstance(value, dict)]
-        keys = [str(key) for key in dict.fromkeys(key for value in values for key in value)]
-    what = (
-        f"an object with the keys {', '.join(keys[:MOST_KEYS])}"
-        if keys != answers or len(keys) > 1
-        else f"a list: {keys[0]}"
-    )
+        values = [{name: as_value(record.get(name)) for name in answers} for record in sample]
+    lists = 2 * sum(isinstance(value, list) for value in values) > len(values)
+    keys = _keys(values)
+    what = f"{'a list of objects' if lists else 'an object'} with the keys {keys}" if keys else f"a list: {answers[0]}"
     instruction = f"Extract from the text, as JSON, {what}. Answer with the JSON only."
     return [f"data.instruction={instruction}", f"data.input={{{text}}}", f"data.output={output}"]
+
+
+def _keys(values: Iterable[Any], depth: int = 3) -> str:
+    """The keys of objects, those of the objects inside them in brackets: `name, address (city, street)`."""
+    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    inner: dict[str, list[Any]] = {}
+    for item in items:
+        for key, value in item.items() if isinstance(item, dict) and depth else ():
+            inner.setdefault(str(key), []).append(value)
+    named = [(key, _keys(each, depth - 1)) for key, each in list(inner.items())[:MOST_KEYS]]
+    return ", ".join(f"{key} ({keys})" if keys else key for key, keys in named)
 
 
 def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:

@@ -143,7 +143,8 @@ def fields_in(references: Sequence[ReadAnswer | None], labels: Mapping[str, Sequ
     values: dict[Path, list[Any]] = {}
     for read in references:
         for path, value in read.fields.items() if read else ():
-            values.setdefault(path, []).append(value)
+            if path or isinstance(value, list):  # an object without keys is no field
+                values.setdefault(path, []).append(value)
     enough = max(2, LEAST_SHARE * len(references)) if len(references) > 4 else 1
     often = sorted((path for path in values if len(values[path]) >= enough), key=lambda path: -len(values[path]))
     listed = {".".join(path): path for path in often[:MOST_FIELDS]}  # of keys with dots in them, only one has the name

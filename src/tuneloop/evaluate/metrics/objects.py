@@ -210,24 +210,11 @@ def object_statistics(
         without: fields that are scored otherwise.
     """
     said = [read_answer(text) for text in answers]
-    golds = [[read for text in row if (read := read_answer(text))] for row in references]
-    fields = fields_in([row[0] if row else None for row in golds], labels)
-    gold = [max(row, key=lambda g: _shared(g, read), default=None) for row, read in zip(golds, said, strict=True)]
-    prose = {field.path for field in fields if field.kind == "prose"}
-    if len(prose) == len(fields):  # then nothing else says whether an answer is right
-        prose = set()
-    scores: dict[str, list[float]] = {
-        name: [] for name in ("object_accuracy", "field_accuracy", "missing_fields", "invented_fields")
-    }
-    for right, read in zip(gold, said, strict=True):
-        hits = [_is_right(path, right, read, path in prose) for path in right.fields] if right else []
-        counted = [hit for hit, path in zip(hits, right.fields if right else (), strict=True) if path not in prose]
-        missing = bool(right) and not (read and right.paths <= _with_arrays(read, right))
-        invented = bool(right and read and not read.paths <= _with_arrays(right, read))
-        scores["object_accuracy"].append(float(all(hits) and not missing and not invented) if right else math.nan)
-        scores["field_accuracy"].append(sum(counted) / len(counted) if counted else math.nan)
-        scores["missing_fields"].append(float(missing))
-        scores["invented_fields"].append(float(invented))
+    golds = _golds(references)
+    fields, prose = _with_prose(golds, labels)
+    gold = [_nearest(row, read) for row, read in zip(golds, said, strict=True)]
+    rows = [_scores(right, read, prose) for right, read in zip(gold, said, strict=True)]
+    scores = {name: [row[name] for row in rows] for name in _scores(None, None, prose)}
     family = mean_statistics(scores, right_or_wrong=["object_accuracy", "missing_fields", "invented_fields"])
     names = {*without, *(field.name for field in fields)}
     each = [
@@ -239,6 +226,44 @@ def object_statistics(
     others = len({path for row in gold if row for path in row.fields}) - len(fields)
     whole = [read is not None and not lacks for read, lacks in zip(said, scores["missing_fields"], strict=True)]
     return Objects([family, *each], fields, others, whole)
+
+
+def right_as_a_whole(references: Sequence[Sequence[str]], place: int, answer: str) -> bool:
+    """Whether an answer to one of some rows is right, as `object_accuracy` counts it."""
+    golds, read = _golds(references), read_answer(answer)
+    _, prose = _with_prose(golds, {})
+    return _scores(_nearest(golds[place], read), read, prose)["object_accuracy"] == 1.0
+
+
+def _golds(references: Sequence[Sequence[str]]) -> list[list[ReadAnswer]]:
+    return [[read for text in row if (read := read_answer(text))] for row in references]
+
+
+def _with_prose(
+    golds: Sequence[Sequence[ReadAnswer]], labels: Mapping[str, Sequence[str]]
+) -> tuple[list[Field], set[Path]]:
+    """The fields, and those whose wording does not decide whether an answer is right."""
+    fields = fields_in([row[0] if row else None for row in golds], labels)
+    prose = {field.path for field in fields if field.kind == "prose"}
+    return fields, prose if len(prose) < len(fields) else set()  # where all are prose, nothing else says what is right
+
+
+def _nearest(golds: Sequence[ReadAnswer], said: ReadAnswer | None) -> ReadAnswer | None:
+    return max(golds, key=lambda gold: _shared(gold, said), default=None)
+
+
+def _scores(gold: ReadAnswer | None, said: ReadAnswer | None, prose: Collection[Path]) -> dict[str, float]:
+    """What one answer as a whole scores; NaN where there is no reference."""
+    hits = {path: _is_right(path, gold, said, path in prose) for path in gold.fields} if gold else {}
+    counted = [hit for path, hit in hits.items() if path not in prose]
+    missing = gold is not None and (said is None or not gold.paths <= _with_arrays(said, gold))
+    invented = gold is not None and said is not None and not said.paths <= _with_arrays(gold, said)
+    return {
+        "object_accuracy": float(all(hits.values()) and not missing and not invented) if gold else math.nan,
+        "field_accuracy": sum(counted) / len(counted) if counted else math.nan,
+        "missing_fields": float(missing),
+        "invented_fields": float(invented),
+    }
 
 
 def _shared(gold: ReadAnswer, said: ReadAnswer | None) -> int:

@@ -94,6 +94,7 @@ def verdict_in_words(
     sentences += [f"Against {_opponent(s, evaluations)} it {_changes(s)}; {title_of(metric)} decides." for s in news]
     if own.invalid:
         kind = "named no allowed label" if own.task == "classification" else "lacked a field or held an unknown value"
+        kind = "lacked a field or were no valid JSON" if "valid_json" in own.metrics else kind
         counted = "counts" if own.invalid == 1 else "count"
         sentences.append(f"{own.invalid:,} of its {own.n:,} answers {kind} and {counted} as wrong.")
     for s in verdict.standings:

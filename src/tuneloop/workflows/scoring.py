@@ -166,7 +166,15 @@ def how_far_trained(run: RunManifest) -> str:
 
 def headline(evaluation: Evaluation) -> str:
     """The figures that matter, in a line."""
-    wanted = dict.fromkeys([evaluation.primary, *headline_of("labels"), *headline_of("texts"), *evaluation.own_metrics])
+    wanted = dict.fromkeys(
+        [
+            evaluation.primary,
+            *headline_of("labels"),
+            *headline_of("JSON"),
+            *headline_of("texts"),
+            *evaluation.own_metrics,
+        ]
+    )
 
     def figure(name: str) -> str:
         estimate, digits = evaluation.metrics[name], metric_of(name).precise_decimals

@@ -180,7 +180,7 @@ MAIL = "Dear all, we would like to order two more lamps."
         ({"id": 3, "meta": {"a": 1}, "entities": ["Kunze", "lamp"]}, "{entities}", "a list: entities."),
         ({"label": [{"start": 0, "end": 4}]}, "{label}", "a list of objects with the keys start, end."),
         ({"embedding": [0.5] * 64, "people": [{"name": "Kunze", "role": "buyer"}]}, "{people}", "keys name, role."),
-        ({"who": {"name": "K"}, "what": ["lamp"]}, '{{"who": {who}, "what": {what}}}', "the keys who (name), what."),
+        ({"who": {"name": "K"}, "what": ["lamp"]}, '{{"who":{who},"what":{what}}}', "the keys who (name), what."),
     ],
 )
 def test_a_text_with_objects_or_lists_is_proposed_as_extraction(

@@ -217,7 +217,7 @@ def _extraction(sample: Sample, text: str, answers: Sequence[str]) -> list[str]:
     """Settings that have a model read objects or arrays from a text, as JSON."""
     output, values = "{" + answers[0] + "}", [as_value(value) for value in sample.of(answers[0])]
     if len(answers) > 1:
-        output = "{{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {{{name}}}" for name in answers) + "}}"
+        output = "{{" + ",".join(f"{json.dumps(name, ensure_ascii=False)}:{{{name}}}" for name in answers) + "}}"
         values = [{name: as_value(record.get(name)) for name in answers} for record in sample]
     lists = 2 * sum(isinstance(value, list) for value in values) > len(values)
     keys = _keys(values)
@@ -232,7 +232,8 @@ def _keys(values: Iterable[Any], depth: int = 3) -> str:
     inner: dict[str, list[Any]] = {}
     for item in items:
         for key, value in item.items() if isinstance(item, dict) and depth else ():
-            inner.setdefault(str(key), []).append(value)
+            if key.isprintable():
+                inner.setdefault(key, []).append(value)
     named = [(key, _keys(each, depth - 1)) for key, each in list(inner.items())[:MOST_KEYS]]
     return ", ".join(f"{key} ({keys})" if keys else key for key, keys in named)
 

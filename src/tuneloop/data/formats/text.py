@@ -46,7 +46,8 @@ def _find_text(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
 def answer_columns(sample: Sample) -> list[str]:
     """Columns of objects or arrays that may be answers: no facts about the record, no turns, no vectors."""
     about = (*NO_CONTENT_NAMES, *ABOUT_NAMES, *TOOLS[1])
-    return [name for name in sample.columns if not is_about(name, about) and sample.mostly(name, _is_answer)]
+    names = [name for name in sample.columns if name.isprintable() and not {"{", "}"} & set(name)]  # for a template
+    return [name for name in names if not is_about(name, about) and sample.mostly(name, _is_answer)]
 
 
 def _is_answer(value: Any) -> bool:

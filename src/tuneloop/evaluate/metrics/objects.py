@@ -17,14 +17,12 @@ from typing import Any, Literal
 from tuneloop.core.late import np
 from tuneloop.core.stats import Array, Statistics, mean_statistics, ratio
 from tuneloop.evaluate.metrics.corpus import chrf_statistics
-from tuneloop.evaluate.metrics.fields import values_repeat
 from tuneloop.evaluate.metrics.labels import label_statistics
 from tuneloop.evaluate.metrics.overlap import LONGEST_SCORED, is_latin, rouge, token_f1
 from tuneloop.evaluate.metrics.structured import parse
 from tuneloop.records.metric import Metric
 
 MOST_FIELDS = 40  # fields with a line of their own
-LEAST_SHARE = 0.05  # share of the references that must have a field for that
 PROSE_WORDS = 6  # mean words of a field's values from which on it is prose, if more than half of them differ
 LETTERS_A_WORD = 6  # where a script writes no spaces
 MOST_PAIRS = (
@@ -143,9 +141,9 @@ def fields_in(references: Sequence[ReadAnswer | None], labels: Mapping[str, Sequ
     values: dict[Path, list[Any]] = {}
     for read in references:
         for path, value in read.fields.items() if read else ():
-            if path or isinstance(value, list):  # an object without keys is no field
+            if value != {}:  # an object without keys is no field
                 values.setdefault(path, []).append(value)
-    enough = max(2, LEAST_SHARE * len(references)) if len(references) > 4 else 1
+    enough = 2 if len(references) > 4 else 1
     often = sorted((path for path in values if len(values[path]) >= enough), key=lambda path: -len(values[path]))
     listed = {".".join(path): path for path in often[:MOST_FIELDS]}  # of keys with dots in them, only one has the name
     return [
@@ -163,7 +161,7 @@ def _kind(values: Sequence[Any], are_labels: bool) -> Kind:
     if is_prose(texts) and 2 * len(texts) > len(held):
         return "prose"
     plain = bool(held) and all(isinstance(value, str | bool) for value in held)
-    return "labels" if plain and (are_labels or values_repeat([label_text(value) for value in held])) else "exact"
+    return "labels" if plain and (are_labels or 3 * len(set(map(label_text, held))) <= len(held)) else "exact"
 
 
 def is_prose(texts: Sequence[str]) -> bool:

@@ -290,6 +290,8 @@ def _score_structure(s: Scoring) -> None:
         s.notes.append(
             f"{', '.join(prose)}: prose, scored as text; for a whole answer to be right it need only be there."
         )
+    if plain := sum(not parses(row[0]) for row in references):
+        s.notes.append(f"Reference answers that are no JSON, for which an answer must be the same text: {plain}.")
     if objects.others:
         s.notes.append(f"Fields too rare for a line of their own, which count in whole answers: {objects.others}.")
     if conforms is not None:

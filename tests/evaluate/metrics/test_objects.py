@@ -210,6 +210,18 @@ def test_whole_answers_decide_unless_no_system_has_one_right(tmp_path: Path) -> 
     assert pair.verdict == "better" and pair.low > 0
 
 
+def test_a_few_references_in_words_leave_the_others_to_be_scored_as_objects() -> None:
+    rows = [
+        Row(f"r{i}", [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": text}])
+        for i, text in enumerate([*map(json.dumps, CARDS), "There is no invoice."])
+    ]
+    config = EvaluateConfig(bootstrap=200, embedding=False)
+    given = [Completion(json.dumps(card)) for card in CARDS]
+    for last, right in (("There is no invoice. ", 1.0), ("{}", 12 / 13)):
+        found = evaluate(rows, [*given, Completion(last)], task="generation", labels=None, config=config, seed=0)
+        assert values(found, "object_accuracy", "total.exact_match", "invalid_rate") == [right, 1.0, 0.0]
+
+
 def test_objects_without_keys_are_no_field_and_optional_fields_count_where_they_are() -> None:
     cards: list[Any] = [{"city": f"City {i}"} if i % 2 else {} for i in range(10)]
     found = scored(cards, [*cards[:-1], {"city": "Rome"}])

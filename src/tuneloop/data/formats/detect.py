@@ -196,11 +196,11 @@ def _likely_settings(sample: Sample) -> list[str]:
     length = {name: sum(len(value.split()) for value in texts[name]) / len(texts[name]) for name in words}
     prose = [name for name in words if distinct[name] > 0.5 * len(texts[name]) and length[name] >= 2]
     if words and answers:
-        longest = max(words, key=lambda name: sum(map(len, texts[name])) / len(texts[name]))
+        text = max(words, key=lambda name: sum(map(len, texts[name])) / len(texts[name]))
         asked = [name for name in answers if name.casefold() in {pair[0] for pair in PAIRS}]
         if asked and prose:
-            return [f"data.input={{{asked[0]}}}", f"data.output={{{longest}}}"]
-        return _extraction(sample, longest, answers)
+            return [f"data.input={{{asked[0]}}}", f"data.output={{{text}}}"]
+        return _extraction(sample, text, answers)
     if labels and prose:
         longest = max(length[name] for name in prose)
         text = [name for name in prose if length[name] >= 0.9 * longest][-1]

@@ -18,7 +18,7 @@ from tuneloop.core.late import np
 from tuneloop.core.stats import Array, Statistics, mean_statistics, ratio
 from tuneloop.evaluate.metrics.corpus import chrf_statistics
 from tuneloop.evaluate.metrics.labels import label_statistics
-from tuneloop.evaluate.metrics.overlap import LONGEST_SCORED, is_latin, rouge, token_f1
+from tuneloop.evaluate.metrics.overlap import LONGEST_SCORED, exact_match, is_latin, rouge, token_f1
 from tuneloop.evaluate.metrics.structured import parse
 from tuneloop.records.metric import Metric
 
@@ -182,7 +182,7 @@ class Objects:
     Args:
         statistics: a family for the answers as wholes, and one or more for each field.
         fields: those with a line of their own; `others`: how many have none.
-        whole: whether each answer parses and lacks no field.
+        whole: whether each answer parses and lacks no field, where its reference has fields.
     """
 
     statistics: list[Statistics]
@@ -211,8 +211,11 @@ def object_statistics(
     golds = _golds(references)
     fields, prose = _with_prose(golds, labels)
     gold = [_nearest(row, read) for row, read in zip(golds, said, strict=True)]
-    rows = [_scores(right, read, prose) for right, read in zip(gold, said, strict=True)]
-    scores = {name: [row[name] for row in rows] for name in _scores(None, None, prose)}
+    rows = [
+        _scores(right, read, prose) if right else _of_text(row, text)
+        for right, read, row, text in zip(gold, said, references, answers, strict=True)
+    ]
+    scores = {name: [row[name] for row in rows] for name in _of_text((), "")}
     family = mean_statistics(scores, right_or_wrong=["object_accuracy", "missing_fields", "invented_fields"])
     names = {*without, *(field.name for field in fields)}
     each = [
@@ -222,15 +225,15 @@ def object_statistics(
         for statistics in _field_statistics(field, gold, said, labels, names)
     ]
     others = len({path for row in gold if row for path in row.fields}) - len(fields)
-    whole = [read is not None and not lacks for read, lacks in zip(said, scores["missing_fields"], strict=True)]
-    return Objects([family, *each], fields, others, whole)
+    return Objects([family, *each], fields, others, [not lacks for lacks in scores["missing_fields"]])
 
 
 def right_as_a_whole(references: Sequence[Sequence[str]], place: int, answer: str) -> bool:
     """Whether an answer to one of some rows is right, as `object_accuracy` counts it."""
     golds, read = _golds(references), read_answer(answer)
     _, prose = _with_prose(golds, {})
-    return _scores(_nearest(golds[place], read), read, prose)["object_accuracy"] == 1.0
+    gold = _nearest(golds[place], read)
+    return (_scores(gold, read, prose) if gold else _of_text(references[place], answer))["object_accuracy"] == 1.0
 
 
 def _golds(references: Sequence[Sequence[str]]) -> list[list[ReadAnswer]]:
@@ -250,14 +253,20 @@ def _nearest(golds: Sequence[ReadAnswer], said: ReadAnswer | None) -> ReadAnswer
     return max(golds, key=lambda gold: _shared(gold, said), default=None)
 
 
-def _scores(gold: ReadAnswer | None, said: ReadAnswer | None, prose: Collection[Path]) -> dict[str, float]:
-    """What one answer as a whole scores; NaN where there is no reference."""
-    hits = {path: _is_right(path, gold, said, path in prose) for path in gold.fields} if gold else {}
+def _of_text(references: Sequence[str], answer: str) -> dict[str, float]:
+    """The same for a row whose reference is no JSON: there are no fields, and the text must be equal."""
+    right = exact_match(references, answer)
+    return {"object_accuracy": right, "field_accuracy": math.nan, "missing_fields": 0.0, "invented_fields": 0.0}
+
+
+def _scores(gold: ReadAnswer, said: ReadAnswer | None, prose: Collection[Path]) -> dict[str, float]:
+    """What one answer as a whole scores."""
+    hits = {path: _is_right(path, gold, said, path in prose) for path in gold.fields}
     counted = [hit for path, hit in hits.items() if path not in prose]
-    missing = gold is not None and (said is None or not gold.paths <= _with_arrays(said, gold))
-    invented = gold is not None and said is not None and not said.paths <= _with_arrays(gold, said)
+    missing = said is None or not gold.paths <= _with_arrays(said, gold)
+    invented = said is not None and not said.paths <= _with_arrays(gold, said)
     return {
-        "object_accuracy": float(all(hits.values()) and not missing and not invented) if gold else math.nan,
+        "object_accuracy": float(all(hits.values()) and not missing and not invented),
         "field_accuracy": sum(counted) / len(counted) if counted else math.nan,
         "missing_fields": float(missing),
         "invented_fields": float(invented),

@@ -69,3 +69,5 @@ def test_objects_and_lists_become_compact_json_in_the_order_of_their_keys() -> N
         ("assistant", '{"t": ["x","y"], "z": "Äpfel"}'),
     ]
     assert turns(parse(record, input="{mail}", output="{card.a}"))[-1][1] == "[1,2.5,null,true]"
+    labels = parse(record, input="{mail}", output="{tags}", task="classification")
+    assert turns(labels)[-1][1] == "x, y"

@@ -221,7 +221,8 @@ def _extraction(sample: Sample, text: str, answers: Sequence[str]) -> list[str]:
         values = [{name: as_value(record.get(name)) for name in answers} for record in sample]
     lists = 2 * sum(isinstance(value, list) for value in values) > len(values)
     keys = _keys(values)
-    what = f"{'a list of objects' if lists else 'an object'} with the keys {keys}" if keys else f"a list: {answers[0]}"
+    keys = keys and f"the key{'s' if ',' in keys else ''} {keys}"
+    what = f"{'a list of objects' if lists else 'an object'} with {keys}" if keys else f"a list: {answers[0]}"
     instruction = f"Extract from the text, as JSON, {what}. Answer with the JSON only."
     return [f"data.instruction={instruction}", f"data.input={{{text}}}", f"data.output={output}"]
 

@@ -21,7 +21,8 @@ def fields(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
     prompt = fill(config.input or "", record, texts=guess.texts, blank_ok=True)
     for column in outputs:
         refuse_text(lookup(record, column), column, guess)
-    answer = fill(config.output or "", record, texts=guess.texts, blank_ok=False)
+    labels = config.task == "classification" or config.labels is not None
+    answer = fill(config.output or "", record, texts=guess.texts, blank_ok=False, joined=labels)
     if inputs and all(not text or text.isspace() for text in (column_text(record, name) for name in inputs)):
         raise Refused("empty_input", f"no text in {', '.join(map(repr, inputs))}")
     # a composed answer, or an object, may well have `null` or an error in it

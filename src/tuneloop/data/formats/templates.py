@@ -48,10 +48,12 @@ def template_columns(template: str) -> list[str]:
     return list(dict.fromkeys(column for _, column in _pieces(template) if column is not None))
 
 
-def fill(template: str, record: Mapping[str, Any], *, texts: Collection[str] = (), blank_ok: bool) -> str:
+def fill(
+    template: str, record: Mapping[str, Any], *, texts: Collection[str] = (), blank_ok: bool, joined: bool = False
+) -> str:
     """A template with a record's values: `{column}`, `{column.key}` into objects; objects and arrays become JSON.
 
-    Between quotes, as in `"{tags}"`, the items of an array are joined by ", ".
+    Between quotes, as in `"{tags}"`, and where they are labels (`joined`) the items of an array are joined by ", ".
 
     Raises:
         Refused: a column is missing, or (unless `blank_ok`) has no text.
@@ -60,7 +62,7 @@ def fill(template: str, record: Mapping[str, Any], *, texts: Collection[str] = (
     for literal, column in _pieces(template):
         filled.append(literal)
         if column is not None:
-            value = column_text(record, column, texts, joined=literal.endswith('"'))
+            value = column_text(record, column, texts, joined=joined or literal.endswith('"'))
             if not blank_ok and (not value or value.isspace()):
                 raise Refused("empty_output", f"column {column!r} is empty")
             filled.append(value)

@@ -236,6 +236,15 @@ def test_fields_of_a_pattern_are_not_scored_twice() -> None:
     assert found.primary == "paid.accuracy" and "paid.exact_match" not in found.metrics
 
 
+@pytest.mark.parametrize(
+    "deep", ['{"a":' * n + "1" + "}" * n for n in (90, 150, 900)] + ["[" * 300 + "]" * 300, '{"a":[' * 120 + "]}" * 120]
+)
+def test_deep_nesting_is_no_crash(deep: str) -> None:
+    found = scored(CARDS, [deep, *CARDS[1:]])
+    assert values(found, "object_accuracy") == [11 / 12]
+    assert differing_fields(json.dumps(CARDS[0]), deep)
+
+
 def test_keys_that_look_like_paths_do_not_break_scoring() -> None:
     cards = [{"a.b": 1, "a": {"b": 2}, "": 3, "items": [{"exact_match": i}], "accuracy": i} for i in range(8)]
     found = scored(cards, cards)

@@ -42,6 +42,8 @@ METRICS = (
     Metric("item_recall", "recall of items", needs="JSON", meaning="share of the references' items that are found"),
 )  # fmt: skip
 
+DEEPEST = 100  # objects and arrays in one another; an answer of more is taken for none
+
 Path = tuple[str, ...]  # keys from the outside inwards
 
 
@@ -57,14 +59,20 @@ def fields_of(value: Any, place: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield place, value
 
 
-def canonical(value: Any) -> Any:
-    """A value in a form that is equal for equal values: 3 and 3.0, arrays in any order, texts without white space at the ends."""
+def canonical(value: Any, deepest: int = DEEPEST) -> Any:
+    """A value in a form that is equal for equal values: 3 and 3.0, arrays in any order, texts without white space at the ends.
+
+    Raises:
+        ValueError: it is nested more than `deepest` times.
+    """
+    if deepest < 0:
+        raise ValueError("nested too deeply")
     if isinstance(value, str):
         return "text", unicodedata.normalize("NFC", value).strip()
     if isinstance(value, dict):
-        return "object", frozenset((key, canonical(inner)) for key, inner in value.items())
+        return "object", frozenset((key, canonical(inner, deepest - 1)) for key, inner in value.items())
     if isinstance(value, list):
-        return "array", frozenset(Counter(map(canonical, value)).items())
+        return "array", frozenset(Counter(canonical(inner, deepest - 1) for inner in value).items())
     return type(value).__name__ if isinstance(value, bool | None) else "number", value
 
 

@@ -194,8 +194,8 @@ MOSTLY_KNOWN = 0.65  # the same where the other language has no list of words to
 def _made_of_words(words: str, wanted: str) -> bool:
     """Whether most words are words of the wanted language, and more of them than are words of the language that the model guesses.
 
-    On short texts the model is often sure and wrong ("Do you serve honey here?": Italian, 97 %). Of 89 pieces of 4 to 10 words of
-    English sentences that it took for foreign this clears 87, and of 5,966 pieces of other Latin languages only 13.
+    On short texts the model is often sure and wrong ("Do you serve honey here?": Italian, 97 %). Of 88 pieces of 4 to 10 words of
+    English sentences that it took for foreign this clears 86, and of 5,966 pieces of other Latin languages only 13.
     """
     from tuneloop.data.spelling import LANGUAGES, known_words
 

@@ -107,7 +107,7 @@ TESTED_IN = {
     "workflows/test_library.py": "core.callable_package",
     "workflows/test_predict.py": "cli.predict workflows.predict_files workflows.targets workflows.task",
     "workflows/test_rounds.py": "workflows.baselines",
-    "workflows/test_run.py": "core.machine cli.init cli.report cli.run cli.train workflows.prepare workflows.recipe"
+    "workflows/test_run.py": "core.machine cli.report cli.run cli.train workflows.prepare workflows.recipe"
     " workflows.report workflows.run_context workflows.train",
 }  # fmt: skip
 

@@ -147,3 +147,61 @@ def test_english_tickets_are_not_called_foreign() -> None:
 def test_short_questions_and_sentences_without_any_english_word() -> None:
     assert not foreign("Do you happen to serve black tea?", "en")
     assert foreign("Todo individuo tiene derecho a la vida, a la libertad y a la seguridad de su persona.", "en")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hi, im a new customer",
+        "I dont see my reciept",
+        "Hi. Do you serve honey here?",
+        "Give me a decaf Cortado.",
+        "flour mixture and pour",
+        "no, the actual refund claim",
+        "One day, Ella wandered",
+        "small dash of Oat milk.",
+        "SKU-4711, ref: ABC-123, id 99, lot 7/8",
+        "Müller, Meier, Schulze, Schmidt",
+        "Иван Петрович Сидоров",
+        "Достопримечательность",
+        "Rechtsschutzversicherungsgesellschaften",
+        "北京大学",
+        '{"text": "Wo ist die Karte, die ich letzte Woche bestellt habe?"}',
+        '["Wo ist die Karte, die ich letzte Woche bestellt habe?"]',
+        "12, 15, 17, 21, 23",
+    ],
+)
+def test_short_english_names_codes_and_json_are_never_foreign(text: str) -> None:
+    assert not foreign(text, "en")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Wo ist meine neue Karte?",
+        "où est ma nouvelle carte bancaire",
+        "dónde está mi tarjeta nueva",
+        "la mia carta non è arrivata",
+        "waar is mijn nieuwe kaart gebleven",
+        "Где моя новая карта?",
+        "私の新しいカードはどこですか",
+        "hola, soy un cliente nuevo y necesito ayuda",
+    ],
+)
+def test_short_sentences_of_other_languages_are_foreign(text: str) -> None:
+    assert foreign(text, "en")
+
+
+def test_a_doubtful_short_text_is_named_and_stays() -> None:
+    assert foreign("hi, im a new customer", "en", sure=False)
+
+
+def test_pieces_of_english_are_kept_and_pieces_of_other_languages_are_not() -> None:
+    path = DATA / "langid_udhr" / "all.jsonl"
+    if not path.is_file():
+        pytest.skip("langid_udhr is not there: the data sets are no part of this repository")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    pieces = [(row["lang"], " ".join(row["text"].split()[:8])) for row in rows if len(row["text"].split()) >= 8]
+    english = [foreign(text, "en") for language, text in pieces if language == "en"]
+    others = [foreign(text, "en") for language, text in pieces if language != "en"]
+    assert not any(english) and sum(others) >= 0.97 * len(others)

@@ -118,3 +118,32 @@ def test_what_cannot_become_a_suite_is_said(tmp_path: Path) -> None:
 def test_a_gate_without_a_suite_names_the_way_to_a_first_one(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["gate", "runs/new", "--against", "runs/old"])
     assert found.exit_code == 2 and "--init" in found.output + str(getattr(found, "stderr", ""))
+
+
+def invoices(folder: Path, wrong: int, indent: int | None = None) -> Path:
+    cards = [
+        {"number": f"R-{i}", "total": i, "note": f"please send {i} of them to the old address in town"}
+        for i in range(40)
+    ]
+    rows = [
+        Row(f"{i:04}", [{"role": "user", "content": f"mail {i}"}, {"role": "assistant", "content": json.dumps(card)}])
+        for i, card in enumerate(cards)
+    ]
+    said = [{**card, "total": -1} if i < wrong else {**card, "note": "send them"} for i, card in enumerate(cards)]
+    answers = [Completion(json.dumps(card, indent=indent)) for card in said]
+    config = EvaluateConfig(bootstrap=300, embedding=False)
+    result = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
+    write_evaluation(folder, result, Subject("m", "d", "test"), more={"costs": {"tuned": {"seconds": 2.0}}})
+    return folder
+
+
+def test_a_suite_of_answers_in_json_is_about_whole_answers(tmp_path: Path) -> None:
+    good = invoices(tmp_path / "good", 4)
+    suite = load_suite(write_first_suite(str(good), str(tmp_path / "suite.yaml")))
+    assert suite.must_pass and not {row.id for row in suite.must_pass} & {f"{i:04}" for i in range(4)}
+    assert [limit.metric for limit in suite.metrics][:2] == ["object_accuracy", "field_accuracy"]
+    again = invoices(tmp_path / "again", 4, indent=2)  # the same answers, written otherwise
+    assert run_gate(suite, read_side(str(again)), read_side(str(good))).status == "pass"
+    worse = invoices(tmp_path / "worse", 40)
+    found = run_gate(suite, read_side(str(worse)), read_side(str(good)))
+    assert found.status == "fail" and all(c.status == "fail" for c in found.checks if c.kind == "must_pass")

@@ -13,8 +13,14 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.records.evaluation import Confusion, EvaluationManifest
+from tuneloop.evaluate.compare import compare
+from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluate.evaluate import evaluate
+from tuneloop.evaluate.results import ComparedWith, write_evaluation
+from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Confusion, EvaluationManifest, Subject
 from tuneloop.records.record import read_record
+from tuneloop.records.rows import Row
 from tuneloop.report.differences import marked_against
 from tuneloop.report.eval_charts import confusion_chart
 from tuneloop.report.eval_html import render_evaluation, write_page
@@ -322,3 +328,29 @@ def test_the_table_of_a_page_names_the_verdict_of_the_headline(evaluated: Callab
     folder = evaluated(verdict=verdict, primary="accuracy")
     assert "worse by macro-F1" in text_of(render_evaluation(folder))
     assert "| worse by macro-F1 |" in comparison_as(read_record(EvaluationManifest, folder), "markdown")
+
+
+def test_answers_in_json_have_a_table_of_fields_and_wrong_ones_say_which_differ(tmp_path: Path) -> None:
+    cards = [{"number": f"R-{i}", "total": i, "town": ["Ulm", "Bern"][i % 2]} for i in range(12)]
+    rows = [
+        Row(f"r{i}", [{"role": "user", "content": f"mail {i}"}, {"role": "assistant", "content": json.dumps(card)}])
+        for i, card in enumerate(cards)
+    ]
+    config = EvaluateConfig(bootstrap=100, embedding=False)
+    own, few = (
+        evaluate(
+            rows, [Completion(json.dumps({**card, **({"total": -1} if i < wrong else {})})) for i, card in enumerate(cards)],
+            task="generation", labels=None, config=config, seed=0,
+        )
+        for wrong in (1, 6)
+    )  # fmt: skip
+    write_evaluation(
+        tmp_path,
+        own,
+        Subject("m", "d", "test"),
+        ComparedWith({"few-shot": few}, compare("few-shot", few, "tuned", own)),
+    )
+    page = re.sub(r"<[^>]+>", " ", render_evaluation(tmp_path).replace("<wbr>", ""))
+    assert re.search(r"field\s+measured by\s+few-shot\s+tuned", page)
+    assert re.search(r"total\s+exact match\s+0\.50 \[0\.25, 0\.75\]\s+0\.92 \[", page)
+    assert "tuned is wrong" in page and "total is -1, not 0" in page

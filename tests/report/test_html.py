@@ -55,7 +55,8 @@ def test_a_whole_run_shows_every_part(make_run: Callable[..., Path], kind: str) 
     parse(page)
     ids = re.findall(r'<section id="(\w+)"', page)
     costs = ["costs"] if kind == "classification" else []  # the other one's evaluation measured none
-    assert ids == ["comparison", "samples", *costs, "training", "settings", "data", "plan", "record"]
+    fields = ["fields"] if kind == "generation" else []  # its answers are structured
+    assert ids == ["comparison", *fields, "samples", *costs, "training", "settings", "data", "plan", "record"]
     assert re.findall(r'<a href="#(\w+)"', page) == ids, "the contents name every section"
     text = re.sub(r"<[^>]+>", "", page.replace("<wbr>", ""))
     for figure in (

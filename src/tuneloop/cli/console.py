@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, in_shell
 from tuneloop.core.urls import masked
 from tuneloop.models.sharded import is_first
 
@@ -338,6 +338,9 @@ _NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 UNEXPECTED = "something that should not happen: "
 
 
+_PREPARING = ("init", "prepare", "run", "train", "sweep", "advise", "plan")  # commands that take settings of the data
+
+
 def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     """Print an error as a user should see it and return the exit status."""
     if "--debug" in arguments and not isinstance(error, KeyboardInterrupt):
@@ -361,6 +364,9 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     elif not isinstance(error, UserError):
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         error = UserError(f"{UNEXPECTED}{what}", next_step="run again with --debug and report it")
+    if error.settings and arguments[0] in _PREPARING:
+        command = in_shell(["tuneloop", *arguments, *error.settings])
+        error = UserError(error.what, where=error.where, next_step=command)
     what, where, step = (masked(_PASSWORD.sub(r"\1@", each)) for each in (error.what, error.where, error.next_step))
     error = UserError(what, where=where, next_step=step)
     print(f"Error: {error}", file=sys.stderr)

@@ -71,13 +71,14 @@ def command(
 
 
 def _print(result: EvaluationManifest) -> None:
-    from tuneloop.report.facts import more_words
+    from tuneloop.report.facts import clean, more_words
 
     for line in [*result.words, *more_words(result)]:  # the verdict is the first
         print(line)
+    width = min(max([22, *map(len, result.metrics)]), 40)
     for name, metric in result.metrics.items():
         interval = "" if math.isnan(metric.low) else f"  [{metric.low:.3f}, {metric.high:.3f}]"
         value = "unknown" if math.isnan(metric.value) else f"{metric.value:.3f}"
-        print(f"  {name:<22} {value}{interval}")
+        print(f"  {clean(name):<{width}} {value}{interval}")
     for note in result.notes:
         print(f"note: {note}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 
 
 class UserError(Exception):
@@ -15,11 +16,12 @@ class UserError(Exception):
         what: the fault in one sentence.
         where: file, line or key that it concerns.
         next_step: what to do about it.
+        settings: `key=value` that, added to the same command, may be what is meant.
     """
 
-    def __init__(self, what: str, *, where: str = "", next_step: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", next_step: str = "", settings: Sequence[str] = ()) -> None:
         super().__init__(what)
-        self.what, self.where, self.next_step = what, where, next_step
+        self.what, self.where, self.next_step, self.settings = what, where, next_step, tuple(settings)
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -44,3 +46,13 @@ def did_you_mean(
     """
     near = dict.fromkeys(str(shown(found)) for found in difflib.get_close_matches(name, list(known), most, 0.5))
     return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+def in_shell(arguments: Iterable[str]) -> str:
+    """Arguments as a line that can be pasted into a shell; of `key=value` only the value is quoted."""
+
+    def quoted(argument: str) -> str:
+        key, equals, value = argument.partition("=")
+        return f"{key}={shlex.quote(value)}" if equals and key == shlex.quote(key) else shlex.quote(argument)
+
+    return " ".join(map(quoted, arguments))

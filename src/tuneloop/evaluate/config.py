@@ -29,7 +29,7 @@ class EvaluateConfig(Config):
     )
     json_schema: str | None = Field(None, description="file with the JSON schema that structured answers must fit")
     structured: bool | Literal["auto"] = Field(
-        "auto", description="score answers as JSON: valid, schema, fields; auto: where all references are JSON"
+        "auto", description="score answers as JSON: valid, schema, fields; auto: where nearly all references are JSON"
     )
     run_code: bool | Literal["auto"] = Field(
         "auto",

@@ -19,7 +19,7 @@ from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.label_use import LabelUse
 from tuneloop.evaluate.metrics import METRICS, headline_of, lower_is_better, metric_of
-from tuneloop.evaluate.primary import field_metric, primary_metric
+from tuneloop.evaluate.primary import PARTS, WHOLE, field_metric, primary_metric
 from tuneloop.evaluate.scoring import AnswerStats, Scoring, score_answers
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
@@ -94,7 +94,7 @@ class Evaluation:
     def row_metric(self) -> str:
         """What single rows are judged by: the metric that decides, or where no row has a score in it (macro-F1) the nearest one."""
         name, dot, _ = self.primary.rpartition(".")
-        near = (self.primary, f"{name}{dot}accuracy", "accuracy", "field_f1", *headline_of("texts"))
+        near = (self.primary, f"{name}{dot}accuracy", "accuracy", "field_accuracy", *headline_of("texts"))
         return next((m for m in near if m in self.row_scores and not lower_is_better(m)), self.primary)
 
     @property
@@ -107,7 +107,7 @@ class Evaluation:
         """The metrics that a verdict rests on, the one that decides first: a sure loss on any of them stands against a gain.
 
         Accuracy and macro-F1 of labels (micro-F1 too where rows have several), the deciding metric of each field of
-        `evaluate.fields`, field-F1 and valid answers of JSON, pass@1, ROUGE-L and chrF of texts, the user's scorers, and the
+        `evaluate.fields`, whole answers and fields right of JSON, pass@1, ROUGE-L and chrF of texts, the user's scorers, and the
         share of invalid answers.
         """
         labels = ["micro_f1"] if "subset_accuracy" in self.metrics else []
@@ -122,6 +122,17 @@ class Evaluation:
     def own_metrics(self) -> list[str]:
         """The metrics of the user's scorers."""
         return [name for name in self.measured.row_scores if name not in METRICS]
+
+
+def decided_together(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+    """Systems that are compared, with one metric that decides about answers in JSON.
+
+    Whole answers decide (`object_accuracy`). Where no system has one right, that tells nothing apart, and the share of right
+    fields decides (`field_accuracy`).
+    """
+    free = {name: e for name, e in evaluations.items() if e.primary in (WHOLE, PARTS) and e.config.primary is None}
+    primary = WHOLE if any(e.metrics[WHOLE].value > 0 for e in free.values()) else PARTS
+    return {**evaluations, **{name: replace(e, primary=primary) for name, e in free.items()}}
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int, stratum: Stratum | None = None) -> list[Row]:
@@ -241,7 +252,9 @@ def _evaluation(s: Scoring, task: str, seed: int) -> Evaluation:
         seed=seed,
         statistics=s.statistics,
         draws=draws,
-        primary=primary_metric(task, list(s.config.fields), list(estimates), s.labels_used, named=s.config.primary),
+        primary=primary_metric(
+            task, [*s.config.fields, *s.prose], list(estimates), s.labels_used, named=s.config.primary
+        ),
         labels_used=s.labels_used,
         measured=replace(s.measured, row_scores=s.found, field_labels=s.field_labels),
         clusters=clusters,

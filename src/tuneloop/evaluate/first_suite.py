@@ -15,8 +15,9 @@ from tuneloop.evaluate.label_use import label_use
 from tuneloop.evaluate.metrics import headline_of, metric_of
 from tuneloop.evaluate.metrics.fields import compile_fields
 from tuneloop.evaluate.metrics.multilabel import label_lists
-from tuneloop.evaluate.primary import primary_metric
-from tuneloop.records.rows import Row, last_user_turn
+from tuneloop.evaluate.metrics.structured import are_structured
+from tuneloop.evaluate.primary import PARTS, WHOLE, primary_metric
+from tuneloop.records.rows import Row, last_user_turn, references_of
 
 MOST_ROWS = 8  # that must pass
 LONGEST_COMMENT = 70  # characters of a row's prompt
@@ -116,17 +117,18 @@ def _must_pass(known: Known) -> str:
 def _entries(known: Known) -> list[tuple[Row, str]]:
     """Rows with what their answers must contain (labels: empty, the label itself is the condition), one for each label in turn."""
     patterns = compile_fields(dict(known.fields))
+    objects = not patterns and are_structured([references_of(row) for row in known.rows])
     groups: dict[str, list[tuple[Row, str]]] = {}
     for i, row in enumerate(known.rows):
         condition = ""
-        if known.task != "classification":
+        if known.task != "classification" and not objects:
             found = next((m for pattern in patterns.values() if (m := pattern.search(row.answer))), None)
             if found is None:
                 continue
             condition = found[0].strip()
         if known.evaluation is not None and not _passes(known.evaluation, i, condition):
             continue
-        groups.setdefault(condition or str(row.label), []).append((row, condition))
+        groups.setdefault(condition or (row.answer if objects else str(row.label)), []).append((row, condition))
     order = sorted(groups, key=lambda key: (-len(groups[key]), key))[:MOST_ROWS]
     return [groups[key][0] for key in order]
 
@@ -134,7 +136,8 @@ def _entries(known: Known) -> list[tuple[Row, str]]:
 def _passes(evaluation: Evaluation, i: int, condition: str) -> bool:
     if condition:
         return condition.casefold() in evaluation.answers[i].text.casefold()
-    return evaluation.row_scores.get("accuracy", [1.0] * evaluation.n)[i] == 1.0
+    scores = evaluation.row_scores
+    return scores.get("accuracy", scores.get("object_accuracy", [1.0] * evaluation.n))[i] == 1.0
 
 
 # --- metrics -------------------------------------------------------------------------------------
@@ -183,6 +186,8 @@ def _limits(known: Known) -> list[tuple[str, tuple[float, float] | None, float]]
         first = primary_metric(known.task, (), {"accuracy", "macro_f1", "micro_f1", *several}, {"": used})
         return [(m, None, spread) for m in dict.fromkeys([first, "accuracy"])]
     fields = [(f"{name}.accuracy", None, spread) for name in known.fields]
+    if not fields and are_structured([references_of(row) for row in known.rows]):
+        return [(name, None, spread) for name in (WHOLE, PARTS)]
     return [*fields, (headline_of("texts")[-1], None, 20 / math.sqrt(n))]
 
 

@@ -25,6 +25,7 @@ from tuneloop.evaluate.compare import compare
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.evaluate.metrics.labels import label_matcher
+from tuneloop.evaluate.metrics.objects import right_as_a_whole
 from tuneloop.evaluate.metrics.overlap import exact_match
 from tuneloop.evaluate.results import evaluated_again, read_evaluation
 from tuneloop.evaluate.shared_rows import on_shared_rows, some_rows
@@ -264,6 +265,8 @@ def _passes(demand: MustPass, side: Side, at: int | None, answer: Completion) ->
     row, labels = side.evaluation.rows[at], side.evaluation.labels
     if labels is not None and row.label is not None:
         return label_matcher(labels, {row.answer: row.label})(answer.text) == row.label
+    if "object_accuracy" in side.evaluation.metrics:
+        return right_as_a_whole([references_of(each) for each in side.evaluation.rows], at, answer.text)
     return exact_match(references_of(row), answer.text) == 1.0
 
 

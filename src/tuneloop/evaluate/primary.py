@@ -8,6 +8,8 @@ from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.evaluate.label_use import LabelUse
 from tuneloop.evaluate.metrics import headline_of, metric_of
 
+WHOLE, PARTS = "object_accuracy", "field_accuracy"  # what decides about JSON, and where no answer is right as a whole
+
 
 def primary_metric(
     task: str,
@@ -17,10 +19,10 @@ def primary_metric(
     *,
     named: str | None = None,
 ) -> str:
-    """The metric that decides. It depends on the rows, never on the answers.
+    """The metric that decides. It depends on the rows, never on the answers (but see `evaluate.decided_together`).
 
     Accuracy for labels, macro-F1 where they are uneven (`LabelUse.uneven`), micro-F1 where rows have several; pass@1 for
-    programs, the first field's for structured answers (accuracy or macro-F1 likewise), field-F1 for JSON, else ROUGE-L.
+    programs, the first field's of `evaluate.fields` (accuracy or macro-F1 likewise), whole answers of JSON, else ROUGE-L.
 
     Args:
         task: of the data set.
@@ -51,7 +53,7 @@ def primary_metric(
         first = ["micro_f1" if several else "macro_f1" if "" in used and used[""].uneven else "accuracy"]
     choices = [*first, *(name for name in headline_of("programs") if name in metrics)]
     choices += [field_metric(name, metrics, used) for name in fields]
-    choices += [name for name in ("field_f1",) if name in metrics]
+    choices += [name for name in (WHOLE, PARTS) if name in metrics]
     choices += headline_of("texts")
     return next((name for name in choices if name in metrics), choices[0])
 

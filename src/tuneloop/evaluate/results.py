@@ -15,6 +15,7 @@ from tuneloop.evaluate.compare import adjusted
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
 from tuneloop.evaluate.metrics import declare, metric_of
+from tuneloop.evaluate.primary import PARTS
 from tuneloop.evaluate.production import against_production
 from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.slices import breakdown, breakdown_in_words
@@ -285,7 +286,7 @@ def _evaluated_again(manifest: EvaluationManifest, samples: list[Sample], baseli
         known = [sample.baselines_beside.get(baseline, KnownOfAnswer()) for sample in samples]
         answers = [_completion(s.baselines[baseline], own) for s, own in zip(samples, known, strict=True)]
     saved = metrics.get("perplexity")
-    return evaluate(
+    found = evaluate(
         [_row(sample) for sample in samples],
         answers,
         task=manifest.task,
@@ -301,6 +302,7 @@ def _evaluated_again(manifest: EvaluationManifest, samples: list[Sample], baseli
             label_rows=settings.label_rows or {},
         ),
     )
+    return replace(found, primary=PARTS) if manifest.primary == PARTS else found
 
 
 def _row(sample: Sample) -> Row:

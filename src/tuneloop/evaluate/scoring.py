@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from tuneloop.evaluate.metrics.fields import compile_fields, extract, values_rep
 from tuneloop.evaluate.metrics.labels import are_labels, label_matcher, label_statistics
 from tuneloop.evaluate.metrics.losses import loss_statistics
 from tuneloop.evaluate.metrics.multilabel import label_lists, label_reader, multilabel_statistics, vocabulary
+from tuneloop.evaluate.metrics.objects import label_fields, object_statistics, usual_object
 from tuneloop.evaluate.metrics.overlap import (
     LONGEST_SCORED,
     exact_match,
@@ -41,7 +41,6 @@ from tuneloop.evaluate.metrics.structured import (
     read_schema,
     schema_check,
     structured_statistics,
-    top_fields,
     unfenced,
 )
 from tuneloop.evaluate.sandbox import Limits
@@ -93,6 +92,7 @@ class Scoring:
     valid_counts: bool = False  # whether anything says what a valid answer is
     found: dict[str, list[float]] = field(default_factory=dict)  # row scores that the texts alone don't give again
     labels_used: dict[str, LabelUse] = field(default_factory=dict)
+    prose: list[str] = field(default_factory=list)  # the fields of JSON answers, where all are scored as texts
     code: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -123,7 +123,8 @@ def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
     if task == "classification":
         _score_labels(s, labels)
     else:
-        if any(text for row in s.references for text in row):  # programs may come with tests and no solution
+        answered = any(text for row in s.references for text in row)  # programs may come with tests and no solution
+        if answered and (s.config.structured is False or not are_structured(s.references)):
             _score_texts(s)
         _score_code(s)
         _score_structure(s)
@@ -278,20 +279,29 @@ def _score_structure(s: Scoring) -> None:
             s.notes.append(f"{broken} reference answers do not fit the JSON schema themselves.")
     if conforms is not None:
         s.found["schema_valid"] = conforms
-    family = structured_statistics(references, s.texts, conforms)
-    s.statistics.append(family)
-    s.need_valid([bool(ok) for ok in family.row_scores["valid_json"]])
+    s.statistics.append(structured_statistics(references, s.texts, conforms))
+    objects = object_statistics(references, s.texts, s.field_labels, config.fields)
+    s.statistics += objects.statistics
+    s.need_valid(objects.whole)
+    s.field_labels |= {
+        field.name: s.field_labels.get(field.name, ()) for field in objects.fields if field.kind == "labels"
+    }
+    prose = [field.name for field in objects.fields if field.kind == "prose"]
+    if len(prose) == len(objects.fields):
+        s.prose = prose
+    elif prose:
+        s.notes.append(
+            f"{', '.join(prose)}: prose, scored as text; for a whole answer to be right it need only be there."
+        )
+    if plain := sum(not parses(row[0]) for row in references):
+        s.notes.append(f"Reference answers that are no JSON, for which an answer must be the same text: {plain}.")
+    if objects.others:
+        s.notes.append(f"Fields too rare for a line of their own, which count in whole answers: {objects.others}.")
     if conforms is not None:
         s.need_valid([bool(ok) for ok in conforms])
     fenced = sum("```" in t and are_structured([[unfenced(t)]]) and not parses(t) for t in s.texts)
     if fenced:
         s.notes.append(f"{counted(fenced, 'answer')} would be valid JSON without the Markdown fence around it.")
-    firsts = [row[0] for row in references]
-    wanted = top_fields(firsts)
-    found = top_fields(s.texts, list(wanted))
-    for name, values in wanted.items():
-        if name not in config.fields:
-            _score_field(s, name, values, found[name])
 
 
 def _score_own(s: Scoring) -> None:
@@ -320,7 +330,7 @@ def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[
 
     Args:
         answers: of the task, best those of training: a small test split does not show which values repeat.
-        fields: patterns, see `evaluate.fields`; the top fields of answers in JSON are found without.
+        fields: patterns, see `evaluate.fields`; the fields of answers in JSON are found without.
     """
     found = _field_values(answers, fields)
     known = {name: [value for value in values if value is not None] for name, values in found.items()}
@@ -330,14 +340,16 @@ def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[
 
 def _field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, list[str | None]]:
     found = {name: [extract(p, text) for text in answers] for name, p in compile_fields(fields).items()}
-    return top_fields(answers) | found if are_structured([[text] for text in answers]) else found
+    return label_fields(answers) | found if are_structured([[text] for text in answers]) else found
 
 
 def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | None:
     """The most frequent value in each field that holds labels (`labels_of_fields`), in an answer of the form of the given ones.
 
-    None where no field holds labels.
+    Of answers in JSON the most frequent value of every field. None where no field holds labels.
     """
+    if not fields and are_structured([[text] for text in answers]):
+        return usual_object(answers)
     counts = labels_of_fields(answers, fields)
     if not counts:
         return None
@@ -349,9 +361,6 @@ def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | Non
         if name in patterns:
             place = patterns[name].search(text)
             text = f"{text[: place.start(1)]}{value}{text[place.end(1) :]}" if place and place[1] is not None else text
-        else:
-            like = parse(answers[found[name].index(value)])
-            text = json.dumps({**parse(text), name: like[name]}, ensure_ascii=False)
     return text
 
 

@@ -17,6 +17,7 @@ from tuneloop.evaluate.compare import rows_needed
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.metrics import lower_is_better
 from tuneloop.evaluate.metrics.claims import claim_of, seen_from
+from tuneloop.evaluate.primary import PARTS
 from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing, Verdict
 
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")
@@ -101,6 +102,8 @@ def _why(own: Evaluation) -> str:
     used, metric = own.deciding_labels, own.primary.rpartition(".")[2]
     if own.config.primary is not None:
         return "you named it (evaluate.primary)"
+    if own.primary == PARTS:
+        return "no answer is right as a whole, so the share of right fields decides"
     if metric == "macro_f1" and used is not None:
         label, share = used.most_frequent
         return f'labels are uneven ("{label}" is {100 * share:.0f} % of the rows), so accuracy would hide what becomes of the rare ones'

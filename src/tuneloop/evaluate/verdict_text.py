@@ -99,6 +99,7 @@ def verdict_in_words(
     sentences += [f"Against {_opponent(s, evaluations)} it {_changes(s)}; {title_of(metric)} decides." for s in news]
     if own.invalid:
         kind = "named no allowed label" if own.task == "classification" else "lacked a field or held an unknown value"
+        kind = "lacked a field or were no valid JSON" if "valid_json" in own.metrics else kind
         count = "counts" if own.invalid == 1 else "count"
         some = _some_answers(own.invalid, own.n)
         sentences.append(f"{some[0].upper()}{some[1:]} {kind} and {count} as wrong.")

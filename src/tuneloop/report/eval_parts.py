@@ -44,6 +44,7 @@ def evaluation_parts(evaluation: EvaluationManifest) -> dict[str, Any]:
     return {
         "own": evaluation.name,
         "labels": _labels(evaluation),
+        "fields": _fields(evaluation),
         "slices": _slices(evaluation),
         "calibration": _calibration(evaluation),
         "errors": evaluation.errors,
@@ -100,6 +101,27 @@ def _most_confused(cells: Mapping[tuple[str, str], int], most: int) -> tuple[lis
     for (a, b), n in cells.items():
         folded[a if a in kept else REST, b if b in kept else REST] += n
     return [*(name for name in names if name in kept), REST], dict(folded)
+
+
+# --- fields of structured answers --------------------------------------------------------------
+
+OF_FIELDS = ("item_f1", "exact_match", "accuracy", "token_f1", "rougeL", "chrf")  # the first that a field has is shown
+
+
+def _fields(evaluation: EvaluationManifest) -> dict[str, Any]:
+    """A line for each field of structured answers: what it is measured by, and how well each system does."""
+    metrics = evaluation.metrics or next(iter(evaluation.baselines.values()), {})
+    shown: dict[str, str] = {}
+    for name in metrics:
+        field, _, last = name.rpartition(".")
+        if field and last in OF_FIELDS:
+            shown[field] = min(shown.get(field, last), last, key=OF_FIELDS.index)
+    systems = {**evaluation.baselines, **({evaluation.name: evaluation.metrics} if evaluation.metrics else {})}
+    lines = [
+        (field, title_of(last), [with_interval(finite(each.get(f"{field}.{last}")), last) for each in systems.values()])
+        for field, last in shown.items()
+    ]
+    return {"systems": list(systems), "lines": lines} if lines else {}
 
 
 # --- slices ------------------------------------------------------------------------------------

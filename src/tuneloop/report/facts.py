@@ -381,7 +381,9 @@ def shown_metrics(evaluation: EvaluationManifest) -> list[str]:
     if not names:  # only baselines so far
         names = list(dict.fromkeys(name for metrics in evaluation.baselines.values() for name in metrics))
     fields = [n for n in names if n.endswith(".accuracy")][:2]
-    if evaluation.task == "classification" and not fields:
+    if "object_accuracy" in names:
+        wanted = ["object_accuracy", "field_accuracy", "valid_json"]
+    elif evaluation.task == "classification" and not fields:
         wanted = headline_of("labels")
     elif evaluation.task in ("generation", "chat") or fields:
         wanted = [*fields, *headline_of("texts")][:3]

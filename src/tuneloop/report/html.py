@@ -137,6 +137,7 @@ def contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
         "differ": ("Settings that differ", page.get("differ")),
         "overlay": ("Losses", page.get("overlay")),
         "labels": ("Labels", parts.get("labels")),
+        "fields": ("Fields", parts.get("fields")),
         "slices": ("Slices", parts.get("slices")),
         "calibration": ("Calibration", parts.get("calibration")),
         "errors": ("Kinds of errors", parts.get("errors")),

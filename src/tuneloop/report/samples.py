@@ -19,6 +19,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.patterns import Pattern, compile_pattern
 from tuneloop.core.units import counted
 from tuneloop.evaluate.metrics import metric_of, title_of
+from tuneloop.evaluate.metrics.objects import differing_fields
 from tuneloop.records.evaluation import EvaluationManifest, Sample
 from tuneloop.report.differences import marked_against
 from tuneloop.report.facts import (
@@ -221,11 +222,14 @@ def judged_sample(sample: Sample, place: int, own: str, names: Sequence[str], ju
     known = [name for name in names if name in sample.baselines]
     right, confidence = is_right(sample), number(sample.confidence)
     others = {name: is_right(sample, sample.baselines[name]) for name in known}
-    about, label = "", sample.label
+    about, differing, label = "", "", sample.label
     if right is None:
+        differing = (
+            differing_fields(sample.reference, sample.prediction) if metric_of(judge.metric).needs == "JSON" else ""
+        )
         score = _score_in(sample, judge.metric)
         if score is None or not judge.right_or_wrong:
-            return _by_score(sample, place, judge, dict.fromkeys(known))
+            return _by_score(sample, place, judge, dict.fromkeys(known), differing)
         right, others = score == 1, {name: _right_by_score(sample, name, score, judge) for name in known}
         field = judge.metric.rpartition(".")[0].replace("_", " ")
         about, confidence, label = f"{field}: " if field else "", None, judge.value(sample.reference)
@@ -242,7 +246,8 @@ def judged_sample(sample: Sample, place: int, own: str, names: Sequence[str], ju
     else:
         kind = "unsure" if confidence is not None and confidence < 0.6 else "rest"
         why = f"{own} is right{sure}"
-    return JudgedSample(sample, place, kind, about + why, right, others, confidence, label)
+    why = f"{about}{why}: {differing}" if differing else about + why
+    return JudgedSample(sample, place, kind, why, right, others, confidence, label)
 
 
 def _right_by_score(sample: Sample, name: str, own_score: float, judge: _Judge) -> bool | None:
@@ -255,8 +260,13 @@ def _right_by_score(sample: Sample, name: str, own_score: float, judge: _Judge) 
     return None if wanted is None else judge.value(sample.baselines[name]) == wanted
 
 
-def _by_score(sample: Sample, place: int, judge: _Judge, others: dict[str, bool | None]) -> JudgedSample:
-    """A row without right and wrong: nearer to the reference than others, or farther, by the metric that decides."""
+def _by_score(
+    sample: Sample, place: int, judge: _Judge, others: dict[str, bool | None], differing: str
+) -> JudgedSample:
+    """A row without right and wrong: nearer to the reference than others, or farther, by the metric that decides.
+
+    `differing`: in which fields the own answer differs from the reference.
+    """
     scores, metric = sample.scores, judge.metric
     value = number(scores[metric] if metric in scores else next(iter(scores.values()), None))
     for name, rows in judge.apart.items():
@@ -264,8 +274,9 @@ def _by_score(sample: Sample, place: int, judge: _Judge, others: dict[str, bool 
         if found and name in others:
             mine, theirs = found
             said = f"{title_of(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
+            said += f": {differing}" if differing else ""
             return JudgedSample(sample, place, "won" if mine > theirs else "lost", said, None, others, value)
-    return JudgedSample(sample, place, "rest", "", None, others, value)
+    return JudgedSample(sample, place, "rest", differing, None, others, value)
 
 
 def _names(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, lock_folder
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted
-from tuneloop.evaluate.evaluate import Evaluation, sample_rows
+from tuneloop.evaluate.evaluate import Evaluation, decided_together, sample_rows
 from tuneloop.evaluate.few_shot import labels_shown
 from tuneloop.evaluate.scoring import usual_answer
 from tuneloop.models.methods import base_only
@@ -226,7 +226,7 @@ def _write(
     for name, evaluation in evaluations.items():
         subject = Subject(job.recipe.model, dataset.id, name=name, key=key)
         write_scored(job, folder / places[name], evaluation, subject, {name: costs[name]})
-    entries = leaderboard(evaluations, costs)
+    entries = leaderboard(decided_together(evaluations), costs)
     words = leaderboard_in_words(entries)
     seconds = time.monotonic() - began
     listed = BaselinesManifest(

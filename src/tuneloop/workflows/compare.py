@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
+from tuneloop.evaluate.evaluate import decided_together
 from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words
 from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
 from tuneloop.records.record import read_record
@@ -135,6 +136,7 @@ def compare_evaluations(
         words = shared_words(loaded, shared)
         say(words)
         loaded = {place: replace(e, notes=[words, *loaded[place].notes]) for place, e in shared.items()}
+    loaded = decided_together(loaded)
     first, *others = places
     pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
     comparisons = adjusted(pairs, loaded[first])

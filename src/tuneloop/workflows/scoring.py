@@ -13,7 +13,7 @@ from tuneloop.core.files import read_json
 from tuneloop.core.progress import busy
 from tuneloop.core.stats import sums_by_cluster
 from tuneloop.core.units import counted
-from tuneloop.evaluate.evaluate import Evaluation, evaluate
+from tuneloop.evaluate.evaluate import Evaluation, decided_together, evaluate
 from tuneloop.evaluate.metrics import headline_of, lower_is_better, metric_of
 from tuneloop.evaluate.scoring import AnswerStats, labels_of_fields
 from tuneloop.models.adapters import ATTACHED
@@ -138,7 +138,9 @@ def write_scored(
     from tuneloop.evaluate.leaderboard import leaderboard, leaderboard_in_words
     from tuneloop.evaluate.results import ComparedWith, write_evaluation
 
-    baselines, name = baselines or {}, subject.name
+    name = subject.name
+    *others, evaluation = decided_together({**(baselines or {}), name: evaluation}).values()
+    baselines = dict(zip(baselines or {}, others, strict=True))
     with busy(job.progress, "comparing answers"):
         pairs = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
         pairs = adjusted(pairs, evaluation)
@@ -179,7 +181,15 @@ def how_far_trained(run: RunManifest) -> str:
 
 def headline(evaluation: Evaluation) -> str:
     """The figures that matter, in a line."""
-    wanted = dict.fromkeys([evaluation.primary, *headline_of("labels"), *headline_of("texts"), *evaluation.own_metrics])
+    wanted = dict.fromkeys(
+        [
+            evaluation.primary,
+            *headline_of("labels"),
+            *headline_of("JSON"),
+            *headline_of("texts"),
+            *evaluation.own_metrics,
+        ]
+    )
 
     def figure(name: str) -> str:
         estimate, digits = evaluation.metrics[name], metric_of(name).precise_decimals

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from format_records import ASK, CELL, GPT, HUMAN, KEYS, SAY
+from format_records import ASK, CELL, GPT, HUMAN, KEYS, SAY, parse, reason, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,3 +166,80 @@ def test_any_sample_gives_a_format_that_reads_it_or_a_user_error(sample: list[di
         return
     for record in sample:
         assert isinstance(parse_record(record, guess, config), Parsed | Rejection)
+
+
+CARD = {"customer": "Kunze", "total": 3.5, "lines": [{"name": "lamp", "n": 2}]}
+MAIL = "Dear all, we would like to order two more lamps."
+
+
+@pytest.mark.parametrize(
+    ("columns", "output", "said"),
+    [
+        ({"card": CARD}, "{card}", "an object with the keys customer, total, lines (name, n)."),
+        ({"card": json.dumps(CARD)}, "{card}", "an object with the keys customer, total, lines (name, n)."),
+        ({"id": 3, "meta": {"a": 1}, "entities": ["Kunze", "lamp"]}, "{entities}", "a list: entities."),
+        ({"label": [{"start": 0, "end": 4}]}, "{label}", "a list of objects with the keys start, end."),
+        ({"embedding": [0.5] * 64, "people": [{"name": "Kunze", "role": "buyer"}]}, "{people}", "keys name, role."),
+        ({"who": {"name": "K"}, "what": ["lamp"]}, '{{"who":{who},"what":{what}}}', "the keys who (name), what."),
+    ],
+)
+def test_a_text_with_objects_or_lists_is_proposed_as_extraction(
+    columns: dict[str, Any], output: str, said: str
+) -> None:
+    records = [{"mail": f"{MAIL} It is order {i}.", **columns} for i in range(12)]
+    with pytest.raises(UserError, match="like the answer") as caught:
+        detect(records, PrepareConfig())
+    given = dict(setting.removeprefix("data.").split("=", 1) for setting in caught.value.settings)
+    assert (given["input"], given["output"]) == ("{mail}", output)
+    found = [parse(record, like=records, **given) for record in records]
+    read = json.loads(turns(found[0])[-1][1])
+    wanted = [
+        json.loads(v) if isinstance(v, str) else v for k, v in columns.items() if k not in ("id", "meta", "embedding")
+    ]
+    assert read == wanted[0] or list(read.values()) == wanted
+    assert turns(found[0])[0][0] == "system" and said in turns(found[0])[0][1]
+
+
+def test_a_text_about_an_object_is_proposed_the_other_way_round() -> None:
+    records = [
+        {"input": {"name": f"Inn {i}", "area": "city"}, "told": f"The Inn {i} is in the city."} for i in range(9)
+    ]
+    with pytest.raises(UserError) as caught:
+        detect(records, PrepareConfig())
+    assert caught.value.settings == ("data.input={input}", "data.output={told}")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "Read the order.", "input": MAIL, "output": CARD},
+        {"prompt": MAIL, "completion": CARD},
+        {"question": MAIL, "answer": [CARD]},
+        {"messages": [{"role": "user", "content": MAIL}, {"role": "assistant", "content": CARD}]},
+        {"conversations": [{"from": "human", "value": MAIL}, {"from": "gpt", "value": CARD}]},
+    ],
+)
+def test_objects_where_answers_usually_are_become_json(record: dict[str, Any]) -> None:
+    assert turns(parse(record))[-1][1] in (
+        '{"customer":"Kunze","total":3.5,"lines":[{"name":"lamp","n":2}]}',
+        '[{"customer":"Kunze","total":3.5,"lines":[{"name":"lamp","n":2}]}]',
+    )
+
+
+def test_what_looks_like_an_answer_and_is_not_used_is_named() -> None:
+    rows = [{"text": f"{MAIL} {i}", "label": "ab"[i % 2], "slots": {"n": i}, "meta": {"x": 1}} for i in range(12)]
+    assert detect(rows, PrepareConfig()).reason.endswith("; not used: 'slots'")
+    rows = [{"id": i, "text": f"{MAIL} {i}", "stars": i / 7} for i in range(12)]
+    assert detect(rows, PrepareConfig()).reason.endswith("; not used: 'stars'")
+    assert "not used" not in detect([{"text": MAIL, "id": 1, "meta": {"x": 1}}], PrepareConfig()).reason
+
+
+def test_a_stray_text_among_objects_is_rejected() -> None:
+    records = [{"mail": MAIL, "card": CARD} for _ in range(20)]
+    templates = {"input": "{mail}", "output": "{card}"}
+    assert reason(parse({"mail": MAIL, "card": "see attachment"}, like=records, **templates)) == "wrong_type"
+    assert reason(parse({"mail": MAIL, "card": '{"customer": "Ku'}, like=records, **templates)) == "wrong_type"
+    assert reason(parse({"mail": MAIL, "card": None}, like=records, **templates)) == "empty_output"
+    assert (
+        turns(parse({"mail": MAIL, "card": {"error": "none"}}, like=records, **templates))[-1][1] == '{"error":"none"}'
+    )

@@ -37,7 +37,6 @@ def test_alpaca_joins_instruction_and_input_and_keeps_history() -> None:
     [
         ({"output": None}, "empty_output"),
         ({"output": "  "}, "empty_output"),
-        ({"output": ["x"]}, "wrong_type"),
         ({"output": float("nan")}, "empty_output"),
         ({"instruction": " ", "input": ""}, "empty_input"),
         ({"instruction": {}}, "wrong_type"),

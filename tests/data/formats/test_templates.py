@@ -28,8 +28,7 @@ def test_templates_fill_columns_paths_and_lists() -> None:
     [
         ({"queue": ""}, "empty_output"),
         ({"queue": None}, "empty_output"),
-        ({"queue": {"x": 1}}, "wrong_type"),
-        ({"queue": [[1]]}, "wrong_type"),
+        ({"queue": [float("nan")]}, "wrong_type"),
         ({"text": " "}, "empty_input"),
     ],
 )
@@ -58,3 +57,17 @@ def test_values_enter_templates_unchanged_whatever_they_hold(text: str, value: s
         assert turns(parsed)[-1] == ("assistant", text + value)
     else:
         assert reason(parsed) == "empty_output"
+
+
+def test_objects_and_lists_become_compact_json_in_the_order_of_their_keys() -> None:
+    record = {"mail": "m", "card": {"z": "Äpfel", "a": [1, 2.5, None, True], "in": {"k": '"q"'}}, "tags": ["x", "y"]}
+    templates = {"input": "{mail}", "output": "{card}"}
+    text = '{"z":"Äpfel","a":[1,2.5,null,true],"in":{"k":"\\"q\\""}}'
+    assert turns(parse(record, **templates))[-1] == ("assistant", text)
+    assert turns(parse(record, input="{card}", output='{{"t": {tags}, "z": "{card.z}"}}')) == [
+        ("user", text),
+        ("assistant", '{"t": ["x","y"], "z": "Äpfel"}'),
+    ]
+    assert turns(parse(record, input="{mail}", output="{card.a}"))[-1][1] == "[1,2.5,null,true]"
+    labels = parse(record, input="{mail}", output="{tags}", task="classification")
+    assert turns(labels)[-1][1] == "x, y"

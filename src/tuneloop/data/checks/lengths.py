@@ -101,14 +101,17 @@ def languages(overview: Overview) -> Finding:
     main = names[int(counts.argmax())]
     others = rows[known & (code != counts.argmax())]
     looked = overview.some(others, 500)
-    sure = [i for i in looked.tolist() if foreign(asked_of(overview.row(i)), main)]
+    likely = [i for i in looked.tolist() if foreign(asked_of(overview.row(i)), main, sure=False)]
+    sure = [i for i in likely if foreign(asked_of(overview.row(i)), main)]
     n = round(len(sure) * len(others) / max(len(looked), 1))
     asked = int((code >= 0).sum())
     share = n / asked
     message = f"mostly {main!r}; {share_of(n, asked)} in another language" if n else f"all rows seem to be in {main!r}"
+    if doubtful := [i for i in likely if i not in sure]:
+        message += f"; {len(doubtful):,} may be or not, and data.language keeps them"
     if asked < len(rows):
         message += f"; a sample of {counted(len(rows), 'row')}"
     if len(looked) < len(others):
         message += f", after a look at {len(looked)} of them"
     remedy = f"Set data.language={main} to leave them out, or keep them if the model shall speak these languages too."
-    return Finding("warn" if share > 0.005 else "ok", message, n, remedy, examples_of(overview, sure))
+    return Finding("warn" if share > 0.005 else "ok", message, n, remedy, examples_of(overview, [*sure, *doubtful]))

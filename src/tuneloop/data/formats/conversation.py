@@ -10,7 +10,7 @@ from typing import Any
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.draft import Draft, checked_parser, required, system_turn
 from tuneloop.data.formats.registry import Format
-from tuneloop.data.formats.sample import SYSTEM, TOOLS, FormatGuess, Record, Sample, is_scalar, mostly
+from tuneloop.data.formats.sample import SYSTEM, TOOLS, FormatGuess, Record, Sample, as_value, is_scalar, mostly
 from tuneloop.data.formats.turns import PLAIN_KEYS, ROLES, Refused, TurnKeys, from_json, read_tools, read_turns
 from tuneloop.data.sources.parse import json_type
 
@@ -117,8 +117,12 @@ def turn_keys(lists: Sequence[Any]) -> TurnKeys | None:
 
 
 def is_data(value: Any) -> bool:
-    """An object or an array, and not one of turns, which stand for a text."""
-    return not is_scalar(value) and not has_turns(value, PLAIN_KEYS)
+    """An object or an array, and not one of turns, which stand for a text; also where it is written as JSON in a string."""
+    value = as_value(value)
+    return not is_scalar(value) and not (
+        has_turns(value, PLAIN_KEYS)
+        and any({"content", "tool_calls"} & turn.keys() for turn in value if type(turn) is dict)
+    )
 
 
 def _format(name: str, shape: str) -> Format:

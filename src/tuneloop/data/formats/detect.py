@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.core.errors import UserError, did_you_mean, in_shell
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats.conversation import TURN_COLUMNS
+from tuneloop.data.formats.conversation import TURN_COLUMNS, is_data
 from tuneloop.data.formats.dataset_info import guess_from_info
 from tuneloop.data.formats.preference import RANKED
 from tuneloop.data.formats.prompt_completion import PAIRS
 from tuneloop.data.formats.registry import FORMATS
-from tuneloop.data.formats.sample import NEARLY, TEXT_NAMES, FormatGuess, Record, Sample
+from tuneloop.data.formats.sample import (
+    NEARLY,
+    NO_CONTENT_NAMES,
+    TEXT_NAMES,
+    FormatGuess,
+    Record,
+    Sample,
+    as_value,
+    is_about,
+    mostly,
+)
 from tuneloop.data.formats.templates import ABSENT, lookup, template_columns
+from tuneloop.data.formats.text import ABOUT_NAMES, answer_columns
 from tuneloop.data.formats.text_label import LABEL_NAMES
 from tuneloop.data.formats.thumbs import with_thumbs
 
@@ -34,15 +46,44 @@ def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str,
     if wanted == "fields":
         columns = {name: ", ".join(template_columns(text)) for name, text in templates_of(config)}
         named = [column for _, text in templates_of(config) for column in template_columns(text)]
-        return FormatGuess("fields", columns, "templates given", texts=sample.text_columns(named))
+        return replace(
+            FormatGuess("fields", columns, f"templates: from {columns['input']} to {columns['output']}"),
+            texts=sample.text_columns(named),
+            objects=_objects(sample, named),
+        )
     found = _as_described(sample, entry) if entry is not None and wanted == "auto" else None
     found = found or _find_in_any_case(sample, config, wanted)
     if found is None:
         raise _no_format(sample, config, wanted)
     return replace(
         found,
-        reason=found.reason + (", as configured" if wanted != "auto" else "") + _numbered_twins(sample, found),
+        reason=found.reason
+        + (", as configured" if wanted != "auto" else "")
+        + _numbered_twins(sample, found)
+        + _not_used(sample, found),
         texts=sample.text_columns(found.columns.values()),
+        objects=_objects(sample, found.columns.values()),
+    )
+
+
+def _objects(sample: Sample, columns: Iterable[str]) -> frozenset[str]:
+    """Columns with objects or arrays in nearly all records: a text there is a mistake."""
+    return frozenset(name for name in columns if mostly((as_value(lookup(r, name)) for r in sample), is_data, NEARLY))
+
+
+def _not_used(sample: Sample, guess: FormatGuess) -> str:
+    """A note on columns that look like an answer and are none."""
+    if guess.name not in ("text", "text_label", "alpaca", "prompt_completion", "messages", "sharegpt"):
+        return ""
+    rest = [name for name in answer_columns(sample) if name not in guess.columns.values()]
+    if guess.name == "text":
+        rest += [name for name in sample.columns if name not in guess.columns.values() and _is_fact(sample, name)]
+    return f"; not used: {', '.join(map(repr, rest))}" if rest else ""
+
+
+def _is_fact(sample: Sample, name: str) -> bool:
+    return not is_about(name, (*NO_CONTENT_NAMES, *ABOUT_NAMES)) and sample.mostly(
+        name, lambda v: isinstance(v, int | float)
     )
 
 
@@ -141,25 +182,61 @@ def _is_words(value: Any) -> bool:
     return isinstance(value, str) and any(letter.isalpha() for letter in value)
 
 
-def _likely_settings(sample: Sample) -> str:
+def _likely_settings(sample: Sample) -> list[str]:
     """Settings for columns whose values look like a text and its label, or a text and an answer; empty where none do.
 
-    A label has few different values. Of texts that are equally long the last one is taken: what people wrote tends to stand
-    behind what was made of it.
+    Objects and arrays are answers, and come first. A label has few different values. Of texts that are equally long the
+    last one is taken: what people wrote tends to stand behind what was made of it.
     """
-    words = [name for name in sample.columns if sample.mostly(name, _is_words, NEARLY)]
+    answers = answer_columns(sample)
+    words = [name for name in sample.columns if name not in answers and sample.mostly(name, _is_words, NEARLY)]
     texts = {name: [str(value) for value in sample.of(name) if value is not None] for name in words}
     distinct = {name: len(set(values)) for name, values in texts.items()}
     labels = [name for name in words if 2 <= distinct[name] <= MOST_LABELS * len(texts[name])]
     length = {name: sum(len(value.split()) for value in texts[name]) / len(texts[name]) for name in words}
     prose = [name for name in words if distinct[name] > 0.5 * len(texts[name]) and length[name] >= 2]
+    if words and answers:
+        text = max(words, key=lambda name: sum(map(len, texts[name])) / len(texts[name]))
+        asked = [name for name in answers if name.casefold() in {pair[0] for pair in PAIRS}]
+        if asked and prose:
+            return [f"data.input={{{asked[0]}}}", f"data.output={{{text}}}"]
+        return _extraction(sample, text, answers)
     if labels and prose:
         longest = max(length[name] for name in prose)
         text = [name for name in prose if length[name] >= 0.9 * longest][-1]
-        return f"data.text={text} data.label={min(labels, key=distinct.__getitem__)}"
+        return [f"data.text={text}", f"data.label={min(labels, key=distinct.__getitem__)}"]
     if len(prose) == len(words) == 2:
-        return f"data.input='{{{prose[0]}}}' data.output='{{{prose[1]}}}'"
-    return ""
+        return [f"data.input={{{prose[0]}}}", f"data.output={{{prose[1]}}}"]
+    return []
+
+
+MOST_KEYS = 30  # of objects that an instruction names
+
+
+def _extraction(sample: Sample, text: str, answers: Sequence[str]) -> list[str]:
+    """Settings that have a model read objects or arrays from a text, as JSON."""
+    output, values = "{" + answers[0] + "}", [as_value(value) for value in sample.of(answers[0])]
+    if len(answers) > 1:
+        output = "{{" + ",".join(f"{json.dumps(name, ensure_ascii=False)}:{{{name}}}" for name in answers) + "}}"
+        values = [{name: as_value(record.get(name)) for name in answers} for record in sample]
+    lists = 2 * sum(isinstance(value, list) for value in values) > len(values)
+    keys = _keys(values)
+    keys = keys and f"the key{'s' if ',' in keys else ''} {keys}"
+    what = f"{'a list of objects' if lists else 'an object'} with {keys}" if keys else f"a list: {answers[0]}"
+    instruction = f"Extract from the text, as JSON, {what}. Answer with the JSON only."
+    return [f"data.instruction={instruction}", f"data.input={{{text}}}", f"data.output={output}"]
+
+
+def _keys(values: Iterable[Any], depth: int = 3) -> str:
+    """The keys of objects, those of the objects inside them in brackets: `name, address (city, street)`."""
+    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    inner: dict[str, list[Any]] = {}
+    for item in items:
+        for key, value in item.items() if isinstance(item, dict) and depth else ():
+            if key.isprintable():
+                inner.setdefault(key, []).append(value)
+    named = [(key, _keys(each, depth - 1)) for key, each in list(inner.items())[:MOST_KEYS]]
+    return ", ".join(f"{key} ({keys})" if keys else key for key, keys in named)
 
 
 def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
@@ -172,8 +249,11 @@ def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
     if wanted == "auto":
         usual = {*TURN_COLUMNS, *TEXT_NAMES, *LABEL_NAMES, *(name for pair in (*PAIRS, *RANKED) for name in pair)}
         folded = {name.casefold(): name for name in known}
-        if likely := _likely_settings(sample):
-            step = f"by their values, this may fit: {likely}; else {step}"
+        likely = [
+            s for s in _likely_settings(sample) if config.instruction is None or "instruction" not in s.split("=")[0]
+        ]
+        if likely:
+            step = f"by their values, this may fit: {in_shell(likely)}; else {step}"
         for name in sorted(folded.keys() - usual):
             numbers = not sample.mostly(folded[name], _is_words)
             if not numbers and (near := difflib.get_close_matches(name, usual, 1, 0.85)):
@@ -181,7 +261,11 @@ def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
                 break
         if any(len(name.split()) >= SENTENCE for name in known):
             step = "is there no header line? Write one first, as in text,label; else " + step
-        return UserError("Can't tell the format of the records", where=f"columns: {names or '(none)'}", next_step=step)
+            likely = []
+        what = "Can't tell the format of the records"
+        if answers := answer_columns(sample) if likely else []:
+            what += f": {' and '.join(map(repr, answers))} {'looks' if len(answers) == 1 else 'look'} like the answer"
+        return UserError(what, where=f"columns: {names or '(none)'}", next_step=step, settings=likely)
     other = _find(sample, config, "auto") if wanted != "text_label" else None
     if other is not None:
         step = f"they look like {other.name} ({other.reason}): leave out data.format, or " + step

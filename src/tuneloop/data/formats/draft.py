@@ -9,8 +9,9 @@ from typing import Any
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.ratings import opinion, read_thumb
-from tuneloop.data.formats.sample import FormatGuess, Record
-from tuneloop.data.formats.turns import Refused, as_text, assistant, ordered, read_turns, short, user
+from tuneloop.data.formats.sample import FormatGuess, Record, as_value, is_scalar
+from tuneloop.data.formats.turns import Refused, as_text, assistant, json_text, ordered, read_turns, short, user
+from tuneloop.data.sources.parse import json_type
 from tuneloop.records.rows import Message
 
 
@@ -120,6 +121,27 @@ def filled(record: Record, column: str, reason: str, guess: FormatGuess) -> str:
     if not text or text.isspace():
         raise Refused(reason, f"column {column!r} is empty")
     return text
+
+
+def answer_of(record: Record, column: str, guess: FormatGuess) -> str:
+    """The answer in a column; an object or array is written as JSON."""
+    value = record.get(column)
+    refuse_text(value, column, guess)
+    if isinstance(value, dict | list) and column not in guess.texts:
+        return json_text(value, f"column {column!r}")
+    return filled(record, column, "empty_output", guess)
+
+
+def refuse_text(value: Any, column: str, guess: FormatGuess) -> None:
+    """Refuse a value that is no object or array in a column where nearly all others are.
+
+    Raises:
+        Refused: it is not null either.
+    """
+    if column in guess.objects and value is not None and is_scalar(as_value(value)):
+        raise Refused(
+            "wrong_type", f"column {column!r} is {json_type(value)}, not JSON as nearly all others: {short(str(value))}"
+        )
 
 
 def system_turn(record: Record, guess: FormatGuess) -> list[Message]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats.draft import Draft, Parsed, checked
+from tuneloop.data.formats.draft import Draft, Parsed, checked, refuse_text
 from tuneloop.data.formats.registry import Format
 from tuneloop.data.formats.sample import FormatGuess, Record
-from tuneloop.data.formats.templates import column_text, fill, template_columns
+from tuneloop.data.formats.templates import column_text, fill, lookup, template_columns
 from tuneloop.data.formats.turns import Refused, assistant, user
 
 
@@ -19,12 +19,14 @@ def fields(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
     """
     inputs, outputs = template_columns(config.input or ""), template_columns(config.output or "")
     prompt = fill(config.input or "", record, texts=guess.texts, blank_ok=True)
-    answer = fill(config.output or "", record, texts=guess.texts, blank_ok=False)
+    for column in outputs:
+        refuse_text(lookup(record, column), column, guess)
+    labels = config.task == "classification" or config.labels is not None
+    answer = fill(config.output or "", record, texts=guess.texts, blank_ok=False, joined=labels)
     if inputs and all(not text or text.isspace() for text in (column_text(record, name) for name in inputs)):
         raise Refused("empty_input", f"no text in {', '.join(map(repr, inputs))}")
-    as_logged = (
-        config.output == "{" + "".join(outputs) + "}"
-    )  # a composed answer may well have `null` or an error in it
+    # a composed answer, or an object, may well have `null` or an error in it
+    as_logged = config.output == "{" + "".join(outputs) + "}" and not guess.objects & set(outputs)
     parsed = checked(Draft([user(prompt), assistant(answer)]), record, guess, config, errors=as_logged)
     return replace(parsed, used=frozenset(inputs) - frozenset(outputs))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.conversation import is_data
-from tuneloop.data.formats.draft import Draft, checked_parser, filled, prompt_turns
+from tuneloop.data.formats.draft import Draft, answer_of, checked_parser, prompt_turns
 from tuneloop.data.formats.registry import Format
 from tuneloop.data.formats.sample import BESIDES, HISTORY, SYSTEM, FormatGuess, Record, Sample
 from tuneloop.data.formats.text_label import find_text_label
@@ -26,7 +26,7 @@ def alpaca(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
     """instruction, input, output, and system and history (pairs of earlier turns) where present."""
     columns = guess.columns
     turns = prompt_turns(record, columns["instruction"], guess)
-    return Draft([*turns, assistant(filled(record, columns["output"], "empty_output", guess))])
+    return Draft([*turns, assistant(answer_of(record, columns["output"], guess))])
 
 
 def prompt_completion(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
@@ -35,10 +35,10 @@ def prompt_completion(record: Record, guess: FormatGuess, config: PrepareConfig)
     repairs: list[dict[str, Any]] = []
     turns = prompt_turns(record, columns["prompt"], guess, repairs)
     completion = record.get(columns["completion"])
-    if isinstance(completion, list):
+    if isinstance(completion, list) and columns["completion"] not in guess.objects:
         turns += read_turns(completion, guess.keys, repairs)
     else:
-        turns.append(assistant(filled(record, columns["completion"], "empty_output", guess)))
+        turns.append(assistant(answer_of(record, columns["completion"], guess)))
     tools = record.get("tools")
     return Draft(turns, repairs, read_tools(tools) if tools is not None else [])
 
@@ -63,7 +63,10 @@ def _find_pair(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
     for pair in PAIRS:
         if pair == TEXT_SUMMARY and config.format == "auto" and find_text_label(sample, config):
             continue  # a text with its class and a summary, as a ticket has them: the class is more often wanted
-        if sample.is_usual(*pair) and not any(sample.mostly(column, is_data) for column in pair):
+        data = [column for column in pair if sample.mostly(column, is_data)]
+        if (
+            sample.is_usual(*pair) and data in ([], [pair[1]]) and data != ["response"]
+        ):  # that of an API, as it was logged
             columns = dict(zip(("prompt", "completion"), pair, strict=True))
             if pair[0] in ("question", "query", "instruction") and (input_ := sample.first(BESIDES)) not in (
                 None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class FormatGuess:
         many_labels: the label is a list of labels.
         classes: labels that look like "no value" but are frequent enough to be classes.
         scale: lowest and highest rating, where thumbs are numbers.
+        objects: columns that hold objects or arrays, also written as JSON, in nearly all records; all else there is refused.
     """
 
     name: str
@@ -48,6 +50,7 @@ class FormatGuess:
     many_labels: bool = False
     classes: frozenset[str] = frozenset()
     scale: tuple[float, float] | None = None
+    objects: frozenset[str] = frozenset()
 
     @functools.cached_property
     def used(self) -> frozenset[str]:
@@ -114,6 +117,16 @@ def mostly(values: Iterable[Any], fits: Callable[[Any], bool], share: float = 0.
 
 def is_scalar(value: Any) -> bool:
     return not isinstance(value, dict | list)
+
+
+def as_value(value: Any) -> Any:
+    """A value, read where it is an object or array in JSON."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def is_about(name: str, names: Iterable[str]) -> bool:

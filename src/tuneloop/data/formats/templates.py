@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.formats.turns import Refused, as_text
+from tuneloop.data.formats.turns import Refused, as_text, json_text
 
 ABSENT = object()
 
@@ -48,17 +48,21 @@ def template_columns(template: str) -> list[str]:
     return list(dict.fromkeys(column for _, column in _pieces(template) if column is not None))
 
 
-def fill(template: str, record: Mapping[str, Any], *, texts: Collection[str] = (), blank_ok: bool) -> str:
-    """A template with a record's values: `{column}`, `{column.key}` into objects; lists joined by ", ".
+def fill(
+    template: str, record: Mapping[str, Any], *, texts: Collection[str] = (), blank_ok: bool, joined: bool = False
+) -> str:
+    """A template with a record's values: `{column}`, `{column.key}` into objects; objects and arrays become JSON.
+
+    Between quotes, as in `"{tags}"`, and where they are labels (`joined`) the items of an array are joined by ", ".
 
     Raises:
-        Refused: a column is missing, is an object, or (unless `blank_ok`) has no text.
+        Refused: a column is missing, or (unless `blank_ok`) has no text.
     """
     filled = []
     for literal, column in _pieces(template):
         filled.append(literal)
         if column is not None:
-            value = column_text(record, column, texts)
+            value = column_text(record, column, texts, joined=joined or literal.endswith('"'))
             if not blank_ok and (not value or value.isspace()):
                 raise Refused("empty_output", f"column {column!r} is empty")
             filled.append(value)
@@ -77,18 +81,21 @@ def lookup(record: Mapping[str, Any], column: str) -> Any:
     return value
 
 
-def column_text(record: Mapping[str, Any], column: str, texts: Collection[str] = ()) -> str:
-    """The text of a column, or of a dotted path; the items of a list are joined by ", ".
+def column_text(record: Mapping[str, Any], column: str, texts: Collection[str] = (), *, joined: bool = False) -> str:
+    """The text of a column, or of a dotted path; objects and arrays as JSON.
 
     Args:
         texts: columns in which only strings are text.
+        joined: the items of an array of plain values are joined by ", ".
 
     Raises:
-        Refused: it is missing, or holds objects.
+        Refused: it is missing, or no text where nearly all others are.
     """
-    value = lookup(record, column)
+    value, where = lookup(record, column), f"column {column!r}"
     if value is ABSENT:
-        raise Refused("missing_field", f"no column {column!r}")
-    if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
-        return ", ".join(as_text(item, f"column {column!r}") for item in value)
-    return as_text(value, f"column {column!r}", strings_only=column in texts)
+        raise Refused("missing_field", f"no {where}")
+    if isinstance(value, dict | list) and column not in texts:
+        if joined and isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+            return ", ".join(as_text(item, where) for item in value)
+        return json_text(value, where)
+    return as_text(value, where, strings_only=column in texts)

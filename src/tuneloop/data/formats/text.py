@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.answers import error_answer
+from tuneloop.data.formats.conversation import is_data
 from tuneloop.data.formats.draft import Parsed, filled
 from tuneloop.data.formats.registry import Format
-from tuneloop.data.formats.sample import NO_CONTENT_NAMES, FormatGuess, Record, Sample, is_about
+from tuneloop.data.formats.sample import NO_CONTENT_NAMES, TOOLS, FormatGuess, Record, Sample, as_value, is_about
 from tuneloop.data.formats.turns import Refused, assistant, short
 
 ABOUT_NAMES = (
-    "url", "source", "title", "subject", "lang", "language", "author", "meta", "licence", "license", "domain",
+    "url", "source", "title", "subject", "lang", "language", "author", "meta", "licence", "license", "domain", "metadata",
+    "attributes", "extra", "headers", "stats", "quality_signals", "embedding", "embeddings", "vector", "logprobs", "usage",
 )  # fmt: skip
 
 
@@ -33,9 +37,22 @@ def _find_text(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
         (low[name] for name in ("text", "content", "document", "raw_content", "page_content") if name in low), None
     )
     column = config.text or usual or (spoken[0] if len(spoken) == 1 and _is_prose(sample, spoken[0]) else None)
-    if column is None or (config.format == "auto" and (lists or [name for name in spoken if name != column])):
+    others = [*lists, *answer_columns(sample), *(name for name in spoken if name != column)]
+    if column is None or (config.format == "auto" and others):
         return None
     return FormatGuess("text", {"text": column}, sample.seen([column], " and no other column of text"))
+
+
+def answer_columns(sample: Sample) -> list[str]:
+    """Columns of objects or arrays that may be answers: no facts about the record, no turns, no vectors."""
+    about = (*NO_CONTENT_NAMES, *ABOUT_NAMES, *TOOLS[1])
+    names = [name for name in sample.columns if name.isprintable() and not {"{", "}"} & set(name)]  # for a template
+    return [name for name in names if not is_about(name, about) and sample.mostly(name, _is_answer)]
+
+
+def _is_answer(value: Any) -> bool:
+    value = as_value(value)
+    return is_data(value) and not (isinstance(value, list) and len(value) > 32 and isinstance(value[0], float))
 
 
 def _is_prose(sample: Sample, column: str) -> bool:

@@ -17,6 +17,7 @@ from tuneloop.data.formats.sample import (
     FormatGuess,
     Record,
     Sample,
+    as_value,
     is_about,
     is_scalar,
 )
@@ -92,6 +93,7 @@ def find_text_label(sample: Sample, config: PrepareConfig) -> FormatGuess | None
     label = config.label or _by_name(sample, [*scalars, *lists], LABEL_NAMES)
     text = config.text or _by_name(sample, [n for n in scalars if n != label], TEXT_NAMES)
     rest = [n for n in scalars if not is_about(n, NO_CONTENT_NAMES) and n not in (text, label)]
+    rest = [n for n in rest if not sample.mostly(n, lambda value: not is_scalar(as_value(value)))]  # JSON is no label
     guessed = ""
     if not (text and label):
         if (text or label) and len(rest) == 1:

@@ -88,6 +88,18 @@ def as_text(value: Any, where: str, *, strings_only: bool = False) -> str:
         raise Refused("wrong_type", f"{where} is a number with too many digits") from None
 
 
+def json_text(value: Any, where: str) -> str:
+    """An object or array as compact JSON, keys in the order in which they are given.
+
+    Raises:
+        Refused: what JSON can't hold: NaN, a number of thousands of digits, very deep nesting.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (ValueError, RecursionError):
+        raise Refused("wrong_type", f"{where} can't be written as JSON") from None
+
+
 def from_json(value: Any, where: str) -> Any:
     """A value that may stand as a JSON string.
 
@@ -163,7 +175,8 @@ def _read_turn(turn: Any, place: int, keys: TurnKeys, calls: int, repairs: list[
     asked = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
     if keys.content not in turn and not asked:
         raise Refused("missing_field", f"turn {place} has no {keys.content!r}")
-    message: Message = {"role": role, "content": content_text(content, place)}  # type: ignore[typeddict-item]
+    text = _answer_text(content, place) if role == "assistant" else content_text(content, place)
+    message: Message = {"role": role, "content": text}  # type: ignore[typeddict-item]
     if asked:
         if role != "assistant" or not isinstance(asked, list):
             raise Refused("wrong_type", f"turn {place}: tool_calls of the {role}")
@@ -191,6 +204,17 @@ def _role(value: Any, place: int, keys: TurnKeys, repairs: list[dict[str, Any]])
             {"kind": "unknown_role", "field": "messages", "turn": place, "detail": f"{short(value)}: {role}"}
         )
     return role
+
+
+def _answer_text(value: Any, place: int) -> str:
+    """An answer's content; an object, and an array of things that are no parts of a content, is written as JSON."""
+    items = value if isinstance(value, list) and value else [value]
+    if all(isinstance(item, dict) and not _PART_KEYS & item.keys() for item in items):
+        return json_text(value, f"the content of turn {place}")
+    return content_text(value, place)
+
+
+_PART_KEYS = frozenset({"type", "text", "content_type", "parts"})  # of a content in parts, as APIs write it
 
 
 def content_text(value: Any, place: int) -> str:

@@ -19,13 +19,14 @@ from tuneloop.evaluate.metrics import (
     labels,
     losses,
     multilabel,
+    objects,
     overlap,
     structured,
 )
 from tuneloop.records.metric import Headline, Metric, own_metric
 
 # In the order in which headline metrics are named.
-FAMILIES = (labels, multilabel, structured, code, overlap, corpus, embedding, losses, calibration, fields)
+FAMILIES = (labels, multilabel, objects, structured, code, overlap, corpus, embedding, losses, calibration, fields)
 METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.METRICS}
 _OWN: dict[
     str, Metric

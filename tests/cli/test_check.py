@@ -22,7 +22,7 @@ def test_check_exits_with_1_at_an_error(tmp_path: Path, tuneloop: Tuneloop) -> N
     write_jsonl(tmp_path / "log.jsonl", [{"prompt": "Was ist das?"}, {"prompt": "\x1b[31mred"}, {"n": 1}])
     status, out, err = tuneloop("check", "a", "--against", "log.jsonl")
     assert status == 1 and out.startswith("error") and "2 rows: Was ist das?" in out
-    assert "2 production records; 1 records without" in err
+    assert "2 production records; 1 record without" in err
     status, out, _ = tuneloop("check", "a", "--against", "log.jsonl", "--json")
     found = json.loads(out)
     assert (status, found["level"], [c["level"] for c in found["checks"]]) == (1, "error", ["error", "warn", "ok"])

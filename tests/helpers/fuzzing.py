@@ -298,9 +298,13 @@ def _keys(folder: Path) -> object:
 
 
 def _batch(folder: Path) -> object:
-    from tuneloop.serve.batch import read_lines
+    from tuneloop.serve.batch_file import BatchFile, InvalidBatch
 
-    return read_lines(folder / "batch.jsonl", "/v1/chat/completions")
+    rows = BatchFile(folder / "batch.jsonl", "/v1/chat/completions")
+    try:
+        return list(rows.check()), rows.counts
+    except InvalidBatch as error:
+        return str(error)
 
 
 def _verify(folder: Path) -> object:

@@ -205,7 +205,7 @@ def test_without_its_run_the_gate_counts_that_the_artifact_was_exported_with(
     gate = {"status": "fail", "suite": {"name": "release", "hash": "h"}, "forced": True}
     write_json(Path(artifacts[0]) / "artifact.json", {**manifest, "gate": gate})
     ok(capsys, "register", artifacts[0], "--name", "support")
-    shutil.move("runs/tickets", "runs/gone")
+    shutil.move("runs/tickets", "gone")
     assert "The gate said fail" in refused(capsys, "promote", "support")
     assert ok(capsys, "promote", "support", "--force", "so it is")["event"]["gate"]["forced"] is True
 
@@ -400,6 +400,6 @@ def test_the_gate_and_comparisons_find_a_versions_evaluation(artifacts: list[str
     two_versions(capsys, artifacts)
     assert evaluation_place("support@champion") == str(Path("runs/tickets").resolve())
     assert evaluation_place("runs/tickets:few-shot") == "runs/tickets:few-shot"
-    shutil.move("runs/tickets", "runs/gone")
+    shutil.move("runs/tickets", "gone")
     with pytest.raises(UserError, match="evaluation of this version is not at hand"):
         evaluation_place("support@champion")

@@ -461,13 +461,11 @@ def test_a_full_disk_pauses_a_batch_wherever_it_writes(tmp_path: Path, monkeypat
     batch = Batch(folder, answer, say=said.append, full_pause=0.02)
 
     async def make_room() -> None:
-        for what in full:
-            while not batch.paused:
+        for count, what in enumerate(full, 1):
+            while sum("waits" in each for each in said) < count:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.1)
             full[what] = False
-            while batch.paused:
-                await asyncio.sleep(0.01)
 
     async def both() -> str:
         return (await asyncio.gather(batch.run(), make_room()))[0]

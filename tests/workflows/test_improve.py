@@ -94,7 +94,7 @@ def test_a_bad_one_ends_the_cycle_and_nothing_is_promoted(store, answers, outcom
 
 
 def compared(verdict):
-    one = {"metric": "accuracy", "delta": 0.05, "low": 0.01, "high": 0.09, "verdict": verdict}
+    one = {"metric": "accuracy", "delta": 0.05, "low_holm": 0.01, "high_holm": 0.09, "verdict": verdict}
     return 0, {"path": "x", "comparisons": [one]}
 
 

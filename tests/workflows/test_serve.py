@@ -351,4 +351,4 @@ def test_a_server_that_lets_everybody_in_says_so(
 ) -> None:
     settings = (f"base={tiny_llama}", "host=0.0.0.0", "keys.required=false")
     with running(*settings, folder=tmp_path / "serve", environment=cli_environment) as (_, process):
-        assert "everybody who reaches 0.0.0.0" in process.stderr.readline()
+        assert "whoever reaches 0.0.0.0" in process.stderr.readline()

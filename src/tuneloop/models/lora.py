@@ -61,7 +61,8 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        adapt_threads()
+        if not torch.compiler.is_compiling():
+            adapt_threads()
         x, z, low, a, *rest = ctx.saved_tensors
         count = len(grads)
         b, weights = rest[:count], rest[count:]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -85,7 +85,7 @@ def load_project(path: Path | str) -> ProjectConfig:
         UserError: it is missing, no YAML, or a key is wrong.
     """
     found = build_config(ProjectConfig, read_yaml(path, "project"), where=str(path))
-    if os.path.isfile(Path(found.recipe).expanduser()):
+    with contextlib.suppress(UserError):  # which `check_files` reports
         trust_code(read_yaml(Path(found.recipe).expanduser()))  # for the commands that work on its runs
     # The store's place goes into commands, lines and the log.
     return found.model_copy(update={"store": keep_password(found.store)}) if is_database_url(found.store) else found

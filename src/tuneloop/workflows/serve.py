@@ -323,6 +323,17 @@ def _socket(config: ServeConfig) -> Any:
         listening.close()
 
 
+def _check_folder(config: ServeConfig, say: Say) -> None:
+    """Refuse keys whose budget can't be kept; warn of an open address and of a log of decisions that was changed."""
+    keys = read_keys(config.folder)
+    budgets = [key.name for key in keys if key.revoked is None and key.limits.budget_usd is not None]
+    refuse_budget_without_prices(budgets, config.priced, config.folder)
+    if config.keys.required is False and not config.loopback:
+        say(f"warning   keys.required=false: whoever reaches {config.host} may send requests, feedback and batches")
+    if fault := decision_log(config.store).fault if is_store(config.store) else "":
+        say(f"WARNING   the log of decisions was changed: {fault} (tuneloop ab replay)")
+
+
 async def _serve(
     config: ServeConfig, listening: socket.socket, say: Say, ready: Callable[[str, Gateway], None] | None
 ) -> None:
@@ -330,15 +341,10 @@ async def _serve(
 
     from tuneloop.core.http_server import Server
 
-    budgets = [
-        key.name for key in read_keys(config.folder) if key.revoked is None and key.limits.budget_usd is not None
-    ]
-    refuse_budget_without_prices(budgets, config.priced, config.folder)
     experiments = Experiments(config.store, say)
     candidates = experiments.candidates()
     swaps = Swaps(config, experiments, say)
-    if fault := decision_log(config.store).fault if is_store(config.store) else "":
-        say(f"WARNING   the log of decisions was changed: {fault} (tuneloop ab replay)")
+    _check_folder(config, say)
     swaps.current = swaps.wanted()
     named, config = config, pinned(config)
     deployment = deployment_of(config, candidates, say)
@@ -370,10 +376,6 @@ async def _serve(
             say(f"batch     goes on with {left} of an earlier server")
         expiring = asyncio.create_task(_expire(config, say))
         erasing = asyncio.create_task(_forgetting(config, gateway, batches, say))
-        if not (gateway.key_required or config.loopback):
-            say(
-                f"warning   keys.required=false: everybody who reaches {config.host} may ask, and send feedback and batches"
-            )
         if ready is not None:
             ready(address, gateway)
         short_pauses()

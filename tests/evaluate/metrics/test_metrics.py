@@ -73,7 +73,7 @@ def test_fewer_is_better_in_the_comparison_and_in_the_verdict(folder: Path) -> N
         saved["own_metrics"]["wordy"] | {"title": "words too many", "better": "lower"} == saved["own_metrics"]["wordy"]
     )
     assert saved["verdict"]["sentence"].startswith(
-        "Better than zero-shot: words too many 0.500, +4.000 on 40 test rows"
+        "Better than zero-shot: words too many 0.500, gain +4.000 on 40 test rows"
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from places import ROOT
 from tuneloop.core.errors import UserError
+from tuneloop.core.python_file import trust_code
 from tuneloop.models import methods as registry
 from tuneloop.models.load import load_model
 from tuneloop.models.methods import (
@@ -217,9 +218,10 @@ def test_a_file_that_describes_no_method_is_refused(text: str | None, sentence: 
     file = tmp_path / "own.py"
     if text is not None:
         file.write_text(text)
+    trust_code(str(file))
     with pytest.raises(UserError, match=sentence):
         method_named(str(file))
-    with pytest.raises(ValidationError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         TrainConfig(method=str(file))
 
 

@@ -179,7 +179,7 @@ def serve(review: Review, *, host: str = "127.0.0.1", port: int = 0, say: Callab
     """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address when it can be opened.
 
     Args:
-        host: address to listen on; another than this machine's own lets everybody who reaches it vote.
+        host: address to listen on; another than this machine's own lets everyone who reaches it vote.
         port: 0 takes a free one.
 
     Raises:

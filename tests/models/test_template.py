@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.models.load import load_tokenizer
-from tuneloop.models.template import LLAMA3_TEMPLATE, Template, TemplateError, load_template
+from tuneloop.models.template import LLAMA3_TEMPLATE, Template, TemplateError, _any_of, load_template
 
 TEXTS = [
     "Hello", "hello world", " leading space", "trailing space ", "\n\nleading newlines", "trailing newlines\n\n\n", "",
@@ -483,3 +486,26 @@ def test_a_long_text_is_tokenised_alike_in_any_thread(tiny_llama: Path) -> None:
     worker.start()
     worker.join()
     assert found == [template.prompt_ids(turns)] and found[0].count(template.end_ids[0]) == 1
+
+
+@given(st.sets(st.text("<|ab>", min_size=1, max_size=5), min_size=1, max_size=12), st.text("<|ab>", max_size=40))
+def test_control_strings_are_found_as_if_the_longest_name_were_tried_first(names: set[str], text: str) -> None:
+    plain = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+    assert re.findall(_any_of(names), text) == plain.findall(text)
+
+
+@pytest.mark.parametrize("part", ["<", "<|", "<|reserved_special_token_9", "<|eot_id|>"])
+def test_a_megabyte_of_what_begins_like_control_strings_takes_no_second(tiny_llama: Path, part: str) -> None:
+    template = load_tokenizer(str(tiny_llama))
+    text = part * (1_000_000 // len(part))
+    began = time.monotonic()
+    _, _, literals = template._guard([{"role": "user", "content": text}], [])
+    assert time.monotonic() - began < slowness()
+    assert len(literals) == (text.count(part) if part.endswith("|>") else 0)
+
+
+def test_thousands_of_names_that_begin_with_one_another_are_no_fault(tiny_llama: Path) -> None:
+    template = load_tokenizer(str(tiny_llama))
+    names = ["<" * n for n in range(1, 3000)]
+    template.tokenizer.add_special_tokens(names)
+    assert template._control.fullmatch("<" * 2999)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.load import load_model, load_tokenizer, weight_files
@@ -137,3 +137,13 @@ def test_a_configuration_that_can_not_be_is_refused_at_once(
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError):
         load_model(str(folder), dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_a_missing_weight_is_named(name: str, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    state = load_file(folder / "model.safetensors")
+    del state[name]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError, match=f"Damaged model: {name} is missing"):
+        load_model(str(folder))

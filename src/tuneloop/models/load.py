@@ -263,7 +263,7 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
     assert isinstance(net, Llama)
     read = read_weights(folder)
     state = {key: read.pop(key).to(dtype) for key in list(read)}  # one tensor at a time is there in two dtypes
-    if net.config.tied:
+    if net.config.tied and "model.embed_tokens.weight" in state:  # else it is reported below
         state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     expected = net.state_dict()
     for key, tensor in expected.items():

@@ -62,7 +62,7 @@ def command(
     if action == "open":
         if not yes:
             raise UserError(
-                "This lets everybody on this machine in without a key", next_step="tuneloop keys open --yes"
+                "This lets everyone on this machine in without a key", next_step="tuneloop keys open --yes"
             )
         open_keys(folder)
         print_json({"open": True}) if output.json else print(

@@ -61,9 +61,7 @@ def command(
         return
     if action == "open":
         if not yes:
-            raise UserError(
-                "This lets everyone on this machine in without a key", next_step="tuneloop keys open --yes"
-            )
+            raise UserError("This lets everyone on this machine in without a key", next_step="tuneloop keys open --yes")
         open_keys(folder)
         print_json({"open": True}) if output.json else print(
             "open: no key is needed on this machine's own address, until `tuneloop keys add`"

@@ -126,7 +126,9 @@ def evaluation_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     answers = [{"id": row["id"], "prediction": row["label"] if i % 3 else "other"} for i, row in enumerate(rows)]
     write_jsonl(folder / "answers.jsonl", answers)
     out = folder / "eval-answers"
-    output_of("evaluate", folder / "answers.jsonl", "--dataset", data, "--out", out, "--quiet", "evaluate.bootstrap=200")
+    output_of(
+        "evaluate", folder / "answers.jsonl", "--dataset", data, "--out", out, "--quiet", "evaluate.bootstrap=200"
+    )
     yield "evaluate.predictions", metrics_of(out)
 
 
@@ -173,10 +175,23 @@ PATTERNS = [
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+00:00| UTC)?", "TIME"),
     (r"\d{1,2} [A-Z][a-z]+ 20\d\d|20\d\d-\d\d-\d\d", "DATE"),
     (r"127\.0\.0\.1:\d+", "HOST"),
+    (r"api:[0-9a-f]{32}", "api:KEY"),  # of idempotency, with the request's id in it
 ]
-MEASURED: list[tuple[str, str]] = []  # in pages
+MEASURED = [  # in pages of runs and evaluations
+    (r'<svg class="chart [^>]*aria-label="Tokens a second.*?</svg>', "SPEED"),
+    (r"\d[\d,.]* (ms|s|min|h)\b", "DURATION"),
+    (r"\$\d[\d,.]*", "PRICE"),
+    (r"\d[\d,.]* tokens/s", "SPEED"),
+    (r"took\s+\d+\s%\s\w+", "took OTHERWISE"),
+    (r"\b[0-9a-f]{40}(-dirty)?", "COMMIT"),
+]
+HASHES = [  # in an artifact's texts: hashes of files that name folders and times, their sizes, hours and dollars of the run
+    (r"\b[0-9a-f]{64}\b", "HASH"),
+    (r'"bytes": \d+', '"bytes": COUNT'),
+    (r'"value": "\d+\.\d+"', '"value": MEASURED'),
+]
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}"
-CLOCKED = {"ttft_ms", "total_ms", "seconds", "created", "place", "chain", "head"}
+CLOCKED = {"ttft_ms", "total_ms", "seconds", "hours", "utilisation", "created", "created_at", "place", "chain", "head"}
 
 
 def constant(text: str, folder: Path, more: Sequence[tuple[str, str]] = ()) -> str:
@@ -186,9 +201,11 @@ def constant(text: str, folder: Path, more: Sequence[tuple[str, str]] = ()) -> s
         folder: all files are below it.
         more: further patterns, and what each is replaced by.
     """
-    text = text.replace(str(folder), "FOLDER")
+    text = text.replace("<wbr>", "")
+    for place in (str(folder), str(folder).replace("_", "\\_")):  # as LaTeX writes it
+        text = text.replace(place, "FOLDER")
     for pattern, word in [*more, *PATTERNS]:
-        text = re.sub(pattern, word, text)
+        text = re.sub(pattern, word, text, flags=re.DOTALL)
     ids: dict[str, str] = {}
     return re.sub(UUID, lambda match: ids.setdefault(match[0], f"ID{len(ids)}"), text)
 
@@ -317,7 +334,7 @@ def serve_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
         "chat": ("/v1/chat/completions", user("Where is my parcel?", user="anna", max_tokens=8)),
         "personal": (
             "/v1/chat/completions",
-            user("Write to jane.doe@example.com or call +1 202 555 0143, says Jane Doe", conversation="c1"),
+            user("Write to jane.doe@example.com or call +1 202 555 0143, says Jane Doe"),
         ),
         "chat_stream": (
             "/v1/chat/completions",
@@ -341,7 +358,7 @@ def serve_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
         once = {"idempotency-key": "k1"}
         replies["thumb"] = reply_of(address, "/v1/feedback", thumb, once)
         replies["thumb_again"] = reply_of(address, "/v1/feedback", thumb, once)
-        comment = {"conversation": "c1", "kind": "comment", "value": "Call me: +1 202 555 0143"}
+        comment = {"request": replies["personal"]["body"]["id"], "kind": "comment", "value": "Call me: +1 202 555 0143"}
         replies["comment"] = reply_of(address, "/v1/feedback", comment)
         replies["bad_feedback"] = reply_of(address, "/v1/feedback", thumb | {"value": "sideways"})
         replies["openapi"] = {"sha256": digest(json.dumps(reply_of(address, "/openapi.json"), sort_keys=True))}
@@ -357,7 +374,7 @@ def serve_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     run = trained(folder, model, "lora")
     text = read_jsonl(folder / "labels.jsonl")[0]["text"]
     calls = {
-        "classify": ("/v1/classify", {"model": "lora", "input": [text, "my card does not work"], "top": 3}),
+        "classify": ("/v1/classify", {"model": "lora", "input": text, "top": 3}),
         "labelled_chat": ("/v1/chat/completions", user(text) | {"model": "lora"}),
         "base_chat": ("/v1/chat/completions", user("Say something") | {"model": "model", "max_tokens": 12}),
     }
@@ -487,7 +504,7 @@ def distill_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     for level in ("text", "logits"):
         words = ["--dataset", data, "--out", folder / "student", "--level", level, "--plan", "--json"]
         planned = output_of("distill", "llama-3.1-8b", "llama-3.2-1b", *words)
-        yield f"distill.{level}", constant_json(json.loads(planned), folder)
+        yield f"distill.{level}", json.loads(planned) | {"dataset": "labels"}
 
 
 def route_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
@@ -513,7 +530,11 @@ def export_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     for form in ("adapter", "merged", "gguf", "gguf-lora"):
         out = folder / f"artifact-{form}"
         output_of("export", run, "--format", form, "--out", out, "--measure", "0", "--force", "--quiet")
-        yield f"export.{form}", hashes_of(out)
+        files = hashes_of(out)
+        for path in out.iterdir():
+            if path.suffix in (".json", ".md") and path.name != "tokenizer.json":
+                files[path.name] = digest(constant(path.read_text(), folder, HASHES))
+        yield f"export.{form}", files
 
 
 # --- pages ----------------------------------------------------------------------------------------------
@@ -528,14 +549,15 @@ def page_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     output_of("compare", tuned, base, "--out", folder / "compared", "--quiet")
     suite = folder / "suite.yaml"
     output_of("gate", data, "--init", "--suite", suite, "--quiet")
-    words = ["--against", base, "--suite", suite, "--no-model", "--out", folder / "gated", "--quiet"]
-    output_of("gate", tuned, *words, statuses=(0, 1, 3))
+    words = ["--against", base, "--suite", suite, "--no-model", "--quiet"]
+    output_of("gate", tuned, *words, statuses=(0, 1, 3))  # its outcome is on the evaluation's page
+    output_of("report", tuned, "--quiet")
     output_of("improve", "report", production(folder))
     advice = ["--gpu", "l4", "--queries-per-day", "1000", "--html", folder / "advice.html", "--out", folder / "advised"]
     output_of("advise", data, *advice, "--quiet", statuses=(0, 1))
     for page in sorted(folder.rglob("*.html")):
         name = str(page.relative_to(folder).with_suffix("")).replace("/", ".")
-        yield f"page.{name}", constant(page.read_text(), folder, MEASURED)
+        yield f"page.{name}", constant(page.read_text(), folder, [] if page.stem == "advice" else MEASURED)
 
 
 def reference_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:

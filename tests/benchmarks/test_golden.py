@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks.golden import GOLDEN, data_values, differences, plan_values, training_values, write_sources
+from benchmarks.golden import (
+    GOLDEN,
+    GROUPS,
+    constant,
+    data_values,
+    differences,
+    of_groups,
+    plan_values,
+    route_values,
+    training_values,
+    write_sources,
+)
 
 from tuneloop.core.files import read_json
 from tuneloop.workflows.self_test import small_llama
@@ -35,3 +46,23 @@ def test_a_difference_is_named_with_its_place() -> None:
     assert differences(golden, {"a": [1.0, {"b": 2.1}], "c": "x", "d": 2}, 0.1) == ["d: True before, 2 now"]
     assert differences(golden, {"a": [1.0, {"b": 2.1}], "c": "x"}, 0.0) == ["a[1] b: 2.0 before, 2.1 now", "d: True before, None now"]  # fmt: skip
     assert differences([1.0], [1.0, 2.0], 0.5) == [": [1.0] before, [1.0, 2.0] now"]
+
+
+def test_values_belong_to_a_group_and_every_group_has_some() -> None:
+    golden = read_json(GOLDEN)
+    assert sum(len(of_groups(golden, [group])) for group in GROUPS) == len(golden)
+    assert [group for group in GROUPS if not of_groups(golden, [group])] == []
+
+
+def test_a_router_is_that_of_the_golden_file(tmp_path: Path) -> None:
+    values = dict(route_values(tmp_path, ""))
+    values.pop("route.files")  # bytes are those of one machine
+    golden = read_json(GOLDEN)
+    assert differences({name: golden[name] for name in values}, values, 5e-3) == []
+
+
+def test_what_differs_from_run_to_run_is_replaced() -> None:
+    one, other = "0199c0de-1111-7222-8333-444455556666", "0199c0de-1111-7222-8333-444455556667"
+    text = f"{one} {other} {one} /tmp/a_b/runs<wbr>/x 2026-03-01T10:00:00.123Z 127.0.0.1:8080 /tmp/a\\_b/y 0.5"
+    expected = "ID0 ID1 ID0 FOLDER/runs/x TIME HOST FOLDER/y 0.5"
+    assert constant(text, Path("/tmp/a_b")) == expected

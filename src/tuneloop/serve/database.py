@@ -96,9 +96,9 @@ class Database(Protocol):
         """All of a block is stored, or nothing; nobody else writes meanwhile."""
 
     def version(self) -> int:
-        """How many migrations were done; 0: there are no tables yet."""
+        """The version of the tables; 0: there are none yet."""
 
-    def migrate(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+    def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
         """Run a script, then what one kind of database has of its own, and note the version; within a transaction."""
 
     def forget(self, *, whole: bool) -> None:
@@ -182,7 +182,7 @@ class SqliteDatabase:
         """See `Database`."""
         return int(self.execute("PRAGMA user_version").fetchone()[0])
 
-    def migrate(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+    def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
         """See `Database`."""
         for statement in _statements(script + sqlite):
             self.execute(statement)
@@ -393,10 +393,10 @@ class PostgresDatabase:
             return 0
         return int(self.execute("SELECT MAX(number) FROM store_version").fetchone()[0])
 
-    def migrate(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+    def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
         """See `Database`."""
         self.script(re.sub(r"\b(TEXT|INTEGER|REAL)\b", lambda found: _TYPES[found[1]], script) + postgres)
-        self.script("CREATE TABLE IF NOT EXISTS store_version (number BIGINT NOT NULL)")
+        self.script("CREATE TABLE store_version (number BIGINT NOT NULL)")
         self.script(f"INSERT INTO store_version VALUES ({version})")
 
     def forget(self, *, whole: bool) -> None:

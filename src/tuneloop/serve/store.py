@@ -1,6 +1,6 @@
 """The store of a server: requests, feedback and decisions in one SQLite file, or in a Postgres database.
 
-`connect` opens it and brings its tables up to date; `insert` and the `read_...` functions work on any connection, so that
+`connect` opens it; `insert` and the `read_...` functions work on any connection, so that
 commands use the store while a server writes. Every id is inserted once: the same record again changes nothing.
 
 A store's place is its file, the URL of a database, or the folder of its server, which says where its store is.
@@ -57,15 +57,6 @@ FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
 
 
-@dataclass(frozen=True)
-class Migration:
-    """SQL that brings the tables from one version to the next: of both kinds of database, and what one alone has."""
-
-    sql: str
-    sqlite: str = ""
-    postgres: str = ""
-
-
 # Sums of requests, for `tuneloop costs`: those that never ran are `refused`, and the others with an error `failed`.
 REFUSALS = f"COALESCE(SUM(CASE WHEN finish = '{REFUSED}' THEN 1 ELSE 0 END), 0)"
 SUMS = {
@@ -74,128 +65,78 @@ SUMS = {
     **{each: f"COALESCE(SUM({each}), 0)" for each in ("prompt_tokens", "completion_tokens", "seconds", "usd")},
     "refused": REFUSALS,
 }
+# Sums by day, which the database keeps itself, so that they hold whoever writes or erases.
+_GROUP = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
+_MORE, _LESS = (f"{_GROUP}, {', '.join(f'{sign}{each}' for each in SUMS.values())}" for sign in ("", "-"))
+_ADD = f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in SUMS)}"
+_SUM_COLUMNS = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in SUMS)
 
-
-def _costs(of: Mapping[str, str]) -> Migration:
-    """Sums of requests by day, which the database keeps itself, so that they hold whoever writes or erases."""
-    group = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
-    costs, less = (f"{group}, {', '.join(f'{sign}{each}' for each in of.values())}" for sign in ("", "-"))
-    more = (
-        f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in of)}"
-    )
-    columns = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in of)
-    return Migration(f"""
-    CREATE TABLE costs (
-        day TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, tier TEXT NOT NULL, {columns},
-        PRIMARY KEY (day, model, key, tier)
-    );
-    INSERT INTO costs SELECT {costs} FROM requests GROUP BY 1, 2, 3, 4;
-    """, sqlite=f"""
-    CREATE TRIGGER costs_more AFTER INSERT ON requests BEGIN
-        INSERT INTO costs SELECT {costs} FROM requests WHERE id = NEW.id GROUP BY 1, 2, 3, 4 ON CONFLICT {more};
-    END;
-    CREATE TRIGGER costs_less BEFORE DELETE ON requests BEGIN
-        INSERT INTO costs SELECT {less} FROM requests WHERE id = OLD.id GROUP BY 1, 2, 3, 4 ON CONFLICT {more};
-        DELETE FROM costs WHERE day = substr(OLD.time, 1, 10) AND requests = 0;
-    END;
-    """, postgres=f"""
-    CREATE OR REPLACE FUNCTION costs_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO costs SELECT {costs} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {more}; RETURN NULL;
-    END $$;
-    CREATE OR REPLACE FUNCTION costs_less() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO costs SELECT {less} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {more};
-        DELETE FROM costs WHERE requests = 0; RETURN NULL;
-    END $$;
-    CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
-    CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
-    """)  # fmt: skip
-
-
-_OLD_SUMS = {name: sql for name, sql in SUMS.items() if name != "refused"} | {"failed": "COUNT(error)"}
-_NEW_COSTS = _costs(SUMS)
-
-# Each brings the tables from the version of its place to the next one. What stands here is never changed, only added to.
-MIGRATIONS = (
-    Migration("""
-    CREATE TABLE requests (
-        id TEXT PRIMARY KEY, time TEXT NOT NULL, key TEXT, model TEXT NOT NULL, adapter TEXT, release TEXT, arm TEXT,
-        propensity REAL, "user" TEXT, conversation TEXT, prompt TEXT NOT NULL, tools TEXT, completion TEXT,
-        prompt_tokens INTEGER, completion_tokens INTEGER, ttft_ms REAL, total_ms REAL, finish TEXT, tier TEXT, usd REAL,
-        seconds REAL, error TEXT
-    );
-    CREATE INDEX requests_by_time ON requests (time);
-    CREATE INDEX requests_by_user ON requests ("user") WHERE "user" IS NOT NULL;
-    CREATE INDEX requests_by_conversation ON requests (conversation) WHERE conversation IS NOT NULL;
-    CREATE TABLE feedback (
-        id TEXT PRIMARY KEY, request TEXT, conversation TEXT, kind TEXT NOT NULL, value TEXT NOT NULL, "user" TEXT,
-        time TEXT NOT NULL, key TEXT UNIQUE
-    );
-    CREATE INDEX feedback_by_request ON feedback (request) WHERE request IS NOT NULL;
-    CREATE INDEX feedback_by_conversation ON feedback (conversation) WHERE conversation IS NOT NULL;
-    CREATE TABLE decisions (
-        id TEXT PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL, data TEXT NOT NULL,
-        key TEXT UNIQUE
-    );
-    CREATE INDEX decisions_by_subject ON decisions (subject, id);
-    """, sqlite="""
-    CREATE TRIGGER decisions_stay BEFORE UPDATE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
-    CREATE TRIGGER decisions_remain BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
-    """, postgres="""
-    CREATE FUNCTION decisions_stay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        RAISE EXCEPTION 'decisions are only added' USING ERRCODE = 'integrity_constraint_violation';
-    END $$;
-    CREATE TRIGGER decisions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON decisions EXECUTE FUNCTION decisions_stay();
-    -- What a person wrote is not to stand in the planner's statistics too, from which nobody could erase it.
-    ALTER TABLE requests ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER prompt SET STATISTICS 0,
-        ALTER tools SET STATISTICS 0, ALTER completion SET STATISTICS 0, ALTER error SET STATISTICS 0;
-    ALTER TABLE feedback ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER value SET STATISTICS 0;
-    """),
-    Migration("""
-    ALTER TABLE requests ADD COLUMN fallback TEXT;
-    ALTER TABLE requests ADD COLUMN shadow TEXT;
-    CREATE INDEX requests_by_arm ON requests (model, id) WHERE arm IS NOT NULL;
-    """),
-    Migration("ALTER TABLE requests ADD COLUMN route TEXT;"),
-    Migration("ALTER TABLE requests ADD COLUMN train TEXT;"),
-    # The order in which requests and feedback were stored; a request's time is that at which it came.
-    Migration("""
-    ALTER TABLE requests ADD COLUMN place INTEGER;
-    ALTER TABLE feedback ADD COLUMN place INTEGER;
-    UPDATE requests SET place = 0;
-    UPDATE feedback SET place = 0;
-    CREATE TABLE places (last INTEGER NOT NULL);
-    INSERT INTO places VALUES (0);
-    """),
-    Migration("CREATE INDEX requests_by_shadow ON requests (model, id) WHERE shadow IS NOT NULL;"),
-    Migration("""
-    CREATE INDEX requests_by_route ON requests (id) WHERE route IS NOT NULL;
-    CREATE INDEX feedback_by_time ON feedback (time);
-    """),
-    _costs(_OLD_SUMS),
-    Migration("""
-    ALTER TABLE feedback ADD COLUMN source TEXT;
-    ALTER TABLE feedback ADD COLUMN weight REAL;
-    """),
-    Migration(f"""
-    ALTER TABLE requests ADD COLUMN voice TEXT;
-    ALTER TABLE feedback ADD COLUMN voice TEXT;
-    DROP TABLE costs;
-    {_NEW_COSTS.sql}""", sqlite=f"""
-    DROP TRIGGER costs_more;
-    DROP TRIGGER costs_less;
-    {_NEW_COSTS.sqlite}""", postgres=f"""
-    DROP TRIGGER costs_more ON requests;
-    DROP TRIGGER costs_less ON requests;
-    {_NEW_COSTS.postgres}"""),
-    # Decisions as a chain, see `serve/chain.py`; and a name that this store alone has.
-    Migration("""
-    ALTER TABLE decisions ADD COLUMN number INTEGER;
-    ALTER TABLE decisions ADD COLUMN chain TEXT;
-    CREATE UNIQUE INDEX decisions_by_number ON decisions (number) WHERE number IS NOT NULL;
-    ALTER TABLE places ADD COLUMN store TEXT;
-    """, sqlite="UPDATE places SET store = lower(hex(randomblob(16)));",
-    postgres="UPDATE places SET store = md5(random()::text || clock_timestamp()::text);"),
-)  # fmt: skip
+VERSION = 1  # of the tables
+# `place` is the order in which requests and feedback were stored: a request's time is that at which it came. `number` and
+# `chain` are of `serve/chain.py`; `store` is a name that this store alone has.
+SCHEMA = f"""
+CREATE TABLE requests (
+    id TEXT PRIMARY KEY, time TEXT NOT NULL, key TEXT, model TEXT NOT NULL, adapter TEXT, release TEXT, arm TEXT,
+    propensity REAL, fallback TEXT, shadow TEXT, route TEXT, train TEXT, voice TEXT, "user" TEXT, conversation TEXT,
+    prompt TEXT NOT NULL, tools TEXT, completion TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, ttft_ms REAL,
+    total_ms REAL, finish TEXT, tier TEXT, usd REAL, seconds REAL, error TEXT, place INTEGER
+);
+CREATE INDEX requests_by_time ON requests (time);
+CREATE INDEX requests_by_user ON requests ("user") WHERE "user" IS NOT NULL;
+CREATE INDEX requests_by_conversation ON requests (conversation) WHERE conversation IS NOT NULL;
+CREATE INDEX requests_by_arm ON requests (model, id) WHERE arm IS NOT NULL;
+CREATE INDEX requests_by_shadow ON requests (model, id) WHERE shadow IS NOT NULL;
+CREATE INDEX requests_by_route ON requests (id) WHERE route IS NOT NULL;
+CREATE TABLE feedback (
+    id TEXT PRIMARY KEY, request TEXT, conversation TEXT, kind TEXT NOT NULL, value TEXT NOT NULL, "user" TEXT,
+    time TEXT NOT NULL, key TEXT UNIQUE, source TEXT, weight REAL, voice TEXT, place INTEGER
+);
+CREATE INDEX feedback_by_time ON feedback (time);
+CREATE INDEX feedback_by_request ON feedback (request) WHERE request IS NOT NULL;
+CREATE INDEX feedback_by_conversation ON feedback (conversation) WHERE conversation IS NOT NULL;
+CREATE TABLE decisions (
+    id TEXT PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL, data TEXT NOT NULL,
+    key TEXT UNIQUE, number INTEGER NOT NULL UNIQUE, chain TEXT NOT NULL
+);
+CREATE INDEX decisions_by_subject ON decisions (subject, id);
+CREATE TABLE places (last INTEGER NOT NULL, store TEXT NOT NULL);
+CREATE TABLE costs (
+    day TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, tier TEXT NOT NULL, {_SUM_COLUMNS},
+    PRIMARY KEY (day, model, key, tier)
+);
+"""
+SQLITE = f"""
+CREATE TRIGGER decisions_stay BEFORE UPDATE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
+CREATE TRIGGER decisions_remain BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
+CREATE TRIGGER costs_more AFTER INSERT ON requests BEGIN
+    INSERT INTO costs SELECT {_MORE} FROM requests WHERE id = NEW.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
+END;
+CREATE TRIGGER costs_less BEFORE DELETE ON requests BEGIN
+    INSERT INTO costs SELECT {_LESS} FROM requests WHERE id = OLD.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
+    DELETE FROM costs WHERE day = substr(OLD.time, 1, 10) AND requests = 0;
+END;
+INSERT INTO places VALUES (0, lower(hex(randomblob(16))));
+"""
+POSTGRES = f"""
+CREATE FUNCTION decisions_stay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION 'decisions are only added' USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+CREATE FUNCTION costs_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO costs SELECT {_MORE} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD}; RETURN NULL;
+END $$;
+CREATE FUNCTION costs_less() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO costs SELECT {_LESS} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
+    DELETE FROM costs WHERE requests = 0; RETURN NULL;
+END $$;
+CREATE TRIGGER decisions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON decisions EXECUTE FUNCTION decisions_stay();
+CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
+CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
+-- What a person wrote is not to stand in the planner's statistics too, from which no one could erase it.
+ALTER TABLE requests ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER prompt SET STATISTICS 0,
+    ALTER tools SET STATISTICS 0, ALTER completion SET STATISTICS 0, ALTER error SET STATISTICS 0;
+ALTER TABLE feedback ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER value SET STATISTICS 0;
+INSERT INTO places VALUES (0, md5(random()::text || clock_timestamp()::text));
+"""
 TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _TEXTS = ("prompt", "tools", "completion")
 _JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON
@@ -259,7 +200,7 @@ def is_store(place: Path | str) -> bool:
 
 
 def connect(place: Path | str, *, create: bool = False, patience: float = PATIENCE) -> Database:
-    """Open a store and bring its tables up to date.
+    """Open a store.
 
     Args:
         place: the store's file, its URL, or the server's folder.
@@ -267,7 +208,7 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
         patience: seconds to wait for another process that writes.
 
     Raises:
-        UserError: there is no store, it can't be reached, it is another program's, or a later version made it.
+        UserError: there is no store, it can't be reached, it is another program's, or another version made it.
     """
     url, name = store_url(place), store_name(place)
     if not create and not is_store(place):
@@ -281,7 +222,7 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
     except DatabaseError as error:
         raise _as_user_error(error, name) from None
     try:
-        _migrate(connection, name, create=create or not url)
+        _prepare(connection, name, create=create or not url)
     except DatabaseError as error:
         connection.close()
         raise _as_user_error(error, name) from None
@@ -341,21 +282,21 @@ def _as_user_error(error: DatabaseError, name: str, done: str = "opened") -> Use
     return UserError(f"The store can't be {done}: {said}", where=name, next_step=step)
 
 
-def _migrate(connection: Database, name: str, *, create: bool) -> None:
+def _prepare(connection: Database, name: str, *, create: bool) -> None:
+    """Make the tables of a new store; refuse one of another version."""
     version = connection.version()
-    if not version and not create:
-        raise UserError("There is no store here", where=name, next_step="`tuneloop serve log.store=URL` makes one")
-    if version > len(MIGRATIONS):
+    if not version:
+        if not create:
+            raise UserError("There is no store here", where=name, next_step="`tuneloop serve log.store=URL` makes one")
+        with connection.transaction():  # of two processes that open a new store the second one finds it made
+            if not connection.version():
+                connection.make_tables(SCHEMA, sqlite=SQLITE, postgres=POSTGRES, version=VERSION)
+        version = connection.version()
+    if version != VERSION:
         raise UserError(
-            f"A later tuneloop made this store (version {version}; this one reads {len(MIGRATIONS)})",
-            where=name, next_step="install the later tuneloop",
+            f"Another version of tuneloop made this store (its tables are of version {version}; this one reads {VERSION})",
+            where=name, next_step="use the tuneloop that made it, or name another store",
         )  # fmt: skip
-    while connection.version() < len(MIGRATIONS):
-        with connection.transaction():  # two processes that open a new store: the second one finds it made
-            at = connection.version()
-            if at < len(MIGRATIONS):
-                step = MIGRATIONS[at]
-                connection.migrate(step.sql, sqlite=step.sqlite, postgres=step.postgres, version=at + 1)
 
 
 # --- writing -----------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_a_wrong_value_is_named(record: Record, key: str, value: Any, named: str
     assert named in caught.value.what
 
 
-def test_keys_that_an_older_version_did_not_write_have_defaults() -> None:
+def test_keys_that_are_missing_have_defaults() -> None:
     found = as_record(EvaluationManifest, {"version": 1, "n": 2, "metrics": {}}, "eval.json")
     assert (found.name, found.split, found.comparisons) == ("tuned", "test", [])
 

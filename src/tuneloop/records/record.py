@@ -107,7 +107,7 @@ def write_record(path: Path | str, record: Record) -> None:
 def read_record(kind: type[R], path: Path | str) -> R:
     """Read a record's file, or the file of this record in a folder.
 
-    Unknown keys are kept; keys that older versions did not write have their defaults.
+    Unknown keys are kept; keys that are missing have their defaults.
 
     Args:
         kind: the record.

@@ -218,7 +218,7 @@ def test_what_is_neither_written_nor_spilled_is_counted(tmp_path: Path, monkeypa
     def full(*_: Any) -> int:
         raise DatabaseError("database or disk is full")
 
-    monkeypatch.setattr("tuneloop.serve.writer.insert_values", full)
+    monkeypatch.setattr("tuneloop.serve.writer.insert", full)
     (tmp_path / SPILL).mkdir()
     future = store.add_durably(request())
     with pytest.raises(OSError, match="takes nothing"):
@@ -238,7 +238,7 @@ def test_what_can_be_written_nowhere_waits(tmp_path: Path, monkeypatch: pytest.M
         raise DatabaseError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tuneloop.serve.writer.insert_values", full)
+        patch.setattr("tuneloop.serve.writer.insert", full)
         spilled = tmp_path / SPILL
         spilled.symlink_to(tmp_path / "none" / "none")
         asked = [request() for _ in range(50)]

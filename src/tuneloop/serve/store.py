@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
@@ -24,7 +24,7 @@ from tuneloop.core.files import make_private, user_errors_of_the_disk
 from tuneloop.core.text import storable
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
-from tuneloop.records.record import Record, read_record
+from tuneloop.records.record import read_record
 from tuneloop.records.request import REFUSED, StoredRequest
 from tuneloop.records.server import ServerState
 from tuneloop.serve.chain import last_link, link
@@ -137,22 +137,30 @@ ALTER TABLE requests ALTER "user" SET STATISTICS 0, ALTER conversation SET STATI
 ALTER TABLE feedback ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER value SET STATISTICS 0;
 INSERT INTO places VALUES (0, md5(random()::text || clock_timestamp()::text));
 """
-TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
+Stored = StoredRequest | Feedback | Decision
+TABLES: dict[type[Stored], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _TEXTS = ("prompt", "tools", "completion")
 _JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON
-_COLUMNS = {kind: tuple(name for name in kind.model_fields if name != "version") for kind in TABLES}
-_PLACED = (StoredRequest, Feedback)
 
 
-def _type(kind: type[Record], name: str) -> str:
+def _type(name: str, annotation: str) -> str:
     """What a column holds."""
-    annotation = str(kind.model_fields[name].annotation)
     return (
         "JSON" if name in _JSON else "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
     )
 
 
-COLUMNS = {kind: {name: _type(kind, name) for name in names} for kind, names in _COLUMNS.items()}
+COLUMNS: dict[type[Stored], dict[str, str]] = {
+    kind: {name: _type(name, text) for name, text in kind.__annotations__.items() if "ClassVar" not in text}
+    for kind in TABLES
+}
+_VALUES = {kind: attrgetter(*columns) for kind, columns in COLUMNS.items()}
+
+
+def values_of(record: Stored) -> dict[str, Any]:
+    """A record's values by their columns."""
+    kind = type(record)
+    return dict(zip(COLUMNS[kind], _VALUES[kind](record), strict=True))
 
 
 # --- where it is -------------------------------------------------------------------------------
@@ -302,7 +310,7 @@ def _prepare(connection: Database, name: str, *, create: bool) -> None:
 # --- writing -----------------------------------------------------------------------------------
 
 
-def insert(connection: Database, records: Iterable[Record]) -> int:
+def insert(connection: Database, records: Iterable[Stored]) -> int:
     """Add records in one transaction; those whose id or key is there already change nothing.
 
     Returns:
@@ -312,25 +320,19 @@ def insert(connection: Database, records: Iterable[Record]) -> int:
         DatabaseError: the disk is full, another process holds the store, or it is away; nothing was added then.
         DataRefusedError: a record can't be stored for what is in it; none was.
     """
-    return insert_values(connection, ((type(record), record.__dict__) for record in records))
-
-
-def insert_values(connection: Database, records: Iterable[tuple[type[Record], Mapping[str, Any]]]) -> int:
-    """`insert` of records that are given by their kind and their values, as a JSON object holds them."""
     with connection.transaction():
         place = before = last_place(connection)
         new = 0
-        for kind, own in groupby(records, itemgetter(0)):
-            rows = []
-            for _, values in own:
-                row = [_held(values[name], type_) for name, type_ in COLUMNS[kind].items()]
-                if kind in _PLACED:
-                    place += 1
-                    row.append(place)
-                rows.append(row)
-            placed = {"place": "INTEGER"} if kind in _PLACED else {}
+        for kind, group in groupby(records, type):
+            types = COLUMNS[kind].values()
+            rows = [
+                [_held(each, type_) for each, type_ in zip(_VALUES[kind](one), types, strict=True)] for one in group
+            ]
             if kind is Decision:
                 rows, placed = _chained(connection, rows), {"number": "INTEGER", "chain": "TEXT"}
+            else:
+                rows, placed = [[*row, place + i] for i, row in enumerate(rows, 1)], {"place": "INTEGER"}
+                place += len(rows)
             new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows) if rows else 0
         if place != before:
             connection.execute("UPDATE places SET last = ?", [place])
@@ -374,8 +376,6 @@ def _held(value: Any, type_: str) -> Any:
 
 # --- reading -----------------------------------------------------------------------------------
 
-R = TypeVar("R", bound=Record)
-
 
 def read_requests(
     connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (),
@@ -391,7 +391,8 @@ def read_requests(
     """
     copies = "" if shadow is None else f"shadow IS {'NOT ' if shadow else ''}NULL"
     conditions = " AND ".join(f"({each})" for each in (copies, where) if each)
-    return _read(connection, StoredRequest, since, until, conditions, values, without=() if texts else _TEXTS)
+    found = _read(connection, StoredRequest, since, until, conditions, values, without=() if texts else _TEXTS)
+    return (StoredRequest(**{"prompt": [], **each}) for each in found)
 
 
 def who_meets(voice: str | None, user: str | None, conversation: str | None) -> str:
@@ -426,36 +427,37 @@ def read_feedback(
     Args:
         origin: False: without key and source, which say how it came, and take a sixth of the time.
     """
-    return _read(connection, Feedback, since, until, where, values, without=() if origin else ("key", "source"))
+    without = () if origin else ("key", "source")
+    return map(Feedback.model_validate, _read(connection, Feedback, since, until, where, values, without))
 
 
 def read_decisions(
     connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
 ) -> Iterator[Decision]:
     """Decisions in the order of their ids; see `read_requests`."""
-    return _read(connection, Decision, since, until, where, values)
+    return map(Decision.model_validate, _read(connection, Decision, since, until, where, values))
 
 
 def _read(
     connection: Database,
-    kind: type[R],
+    kind: type[Stored],
     since: str,
     until: str,
     where: str,
     values: Iterable[Any],
     without: Sequence[str] = (),
-) -> Iterator[R]:
+) -> Iterator[dict[str, Any]]:
+    """The columns of each record by their names."""
     bounds = [("time >= ?", since), ("time < ?", until)]
     conditions = [text for text, value in bounds if value] + ([f"({where})"] if where else [])
-    columns = [name for name in _COLUMNS[kind] if name not in without]
+    columns = {name: type_ for name, type_ in COLUMNS[kind].items() if name not in without}
     query = f"SELECT {named(columns)} FROM {TABLES[kind]}"
     query += f" WHERE {' AND '.join(conditions)}" if conditions else ""
     # A bound of time is looked up in its index: with a plain `ORDER BY id` SQLite reads the whole table in the order of the ids.
     order = "CAST(id AS TEXT)" if since or until else "id"
     for row in connection.read(f"{query} ORDER BY {order}", [*(v for _, v in bounds if v), *values]):
-        pairs = zip(columns, row, strict=True)
-        found = {name: json.loads(v) if name in _JSON and v is not None else v for name, v in pairs}
-        yield kind.model_validate({"prompt": [], **found} if without is _TEXTS else found)
+        pairs = zip(columns.items(), row, strict=True)
+        yield {name: json.loads(v) if type_ == "JSON" and v is not None else v for (name, type_), v in pairs}
 
 
 def last_routes(connection: Database, most: int = 10_000) -> dict[tuple[str, str], str]:

@@ -41,18 +41,8 @@ from tuneloop.serve.database import (
 
 # What a server has in its folder; with a slash: and all that is below.
 OWN = (
-    "store.*",
-    "*.log*",
-    "*.db",
-    "*.db-*",
-    "keys.json",
-    "state.json",
-    ".lock",
-    ".keys/",
-    "batch/",
-    "experiments/",
-    "improve",
-)
+    "store.*", "*.log*", "*.db", "*.db-*", "keys.json", "state.json", ".lock", ".keys/", "batch/", "experiments/", "improve",
+)  # fmt: skip
 FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
 
@@ -186,7 +176,7 @@ def store_name(place: Path | str) -> str:
 
 
 def store_folder(place: Path | str) -> Path:
-    """The folder of what stands alongside a store in files: that of its server; `serve`, where it is named by a URL."""
+    """The folder of the files next to a store: that of its server; `serve`, where it is named by a URL."""
     return Path(FOLDER) if is_database_url(place) else store_file(place).parent
 
 
@@ -227,16 +217,13 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
                 make_private(store_file(place).parent, ())
     try:
         connection = open_postgres(url, patience) if url else open_sqlite(store_file(place), patience)
+        try:
+            _prepare(connection, name, create=create or not url)
+        except BaseException:
+            connection.close()
+            raise
     except DatabaseError as error:
         raise _as_user_error(error, name) from None
-    try:
-        _prepare(connection, name, create=create or not url)
-    except DatabaseError as error:
-        connection.close()
-        raise _as_user_error(error, name) from None
-    except UserError:
-        connection.close()
-        raise
     return connection
 
 
@@ -280,14 +267,11 @@ _FILE_STEPS = {  # of these, and what a file's disk says: it is the disk that is
 
 
 def _as_user_error(error: DatabaseError, name: str, done: str = "opened") -> UserError:
-    said = str(error)
-    elsewhere = "name another folder, or move this file away"
+    steps, otherwise = _FILE_STEPS, "name another folder, or move this file away"
     if is_database_url(name):
-        elsewhere = "look into the log of the database"
-        step = next((step for word, step in _STEPS.items() if word in said), elsewhere)
-    else:
-        step = next((step for word, step in _FILE_STEPS.items() if word in said), elsewhere)
-    return UserError(f"The store can't be {done}: {said}", where=name, next_step=step)
+        steps, otherwise = _STEPS, "look into the log of the database"
+    step = next((step for word, step in steps.items() if word in str(error)), otherwise)
+    return UserError(f"The store can't be {done}: {error}", where=name, next_step=step)
 
 
 def _prepare(connection: Database, name: str, *, create: bool) -> None:
@@ -340,7 +324,7 @@ def insert(connection: Database, records: Iterable[Stored]) -> int:
 
 
 def _chained(connection: Database, rows: Sequence[list[Any]]) -> list[list[Any]]:
-    """Rows of decisions that are new, with their numbers and hashes. Nobody else writes meanwhile."""
+    """Rows of decisions that are new, with their numbers and hashes. No one else writes meanwhile."""
     number, chain = last_link(connection)
     fresh: list[list[Any]] = []
     ids, keys = set(), set()
@@ -396,8 +380,8 @@ def read_requests(
 
 
 def who_meets(voice: str | None, user: str | None, conversation: str | None) -> str:
-    """By whom an arm is drawn and kept: the user, else the conversation; empty: neither. Of each voice by itself, so that
-    nobody takes the place of another one's user."""
+    """By whom an arm is drawn and kept: the user, else the conversation; empty: neither. Of each voice apart, so that
+    no one takes the place of another one's user."""
     name = user or conversation or ""
     return f"{voice}\x1f{name}" if voice and name else name
 
@@ -463,11 +447,11 @@ def _read(
 def last_routes(connection: Database, most: int = 10_000) -> dict[tuple[str, str], str]:
     """Key and conversation -> the model that a router sent its last request to, of those with the last requests."""
     rows = connection.execute(
-        "SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL AND conversation IS NOT NULL AND shadow IS NULL "
-        "ORDER BY id DESC LIMIT ?",
+        "SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL AND conversation IS NOT NULL "
+        "AND shadow IS NULL ORDER BY id DESC LIMIT ?",
         [most],
     ).fetchall()
-    return {(key, talk): model for key, talk, model in reversed(rows)}
+    return {(key, conversation): model for key, conversation, model in reversed(rows)}
 
 
 @dataclass(frozen=True)
@@ -481,7 +465,7 @@ class Answered:
 
 
 def find_answered(connection: Database, id_: str) -> Answered | None:
-    """A request that somebody got an answer to, or a part of one; None: there is none of this id."""
+    """A request that a client got an answer to, or a part of one; None: there is none of this id."""
     row = connection.execute(
         "SELECT COALESCE(key, ''), \"user\", conversation, voice FROM requests WHERE id = ? AND shadow IS NULL AND "
         "(error IS NULL OR COALESCE(completion_tokens, 0) > 0)",
@@ -492,10 +476,8 @@ def find_answered(connection: Database, id_: str) -> Answered | None:
 
 def had_conversation(connection: Database, key: str, conversation: str) -> bool:
     """Whether a key has asked in a conversation."""
-    where = "conversation = ? AND key = ? AND shadow IS NULL"
-    return (
-        connection.execute(f"SELECT 1 FROM requests WHERE {where} LIMIT 1", [conversation, key]).fetchone() is not None
-    )
+    query = "SELECT 1 FROM requests WHERE conversation = ? AND key = ? AND shadow IS NULL LIMIT 1"
+    return connection.execute(query, [conversation, key]).fetchone() is not None
 
 
 def exported(request: StoredRequest) -> dict[str, Any] | None:
@@ -509,14 +491,14 @@ def exported(request: StoredRequest) -> dict[str, Any] | None:
     message = request.completion
     if isinstance(message, str):
         message = {"role": "assistant", "content": message}
-    asked: dict[str, Any] = {"model": request.model, "messages": request.prompt}
+    body: dict[str, Any] = {"model": request.model, "messages": request.prompt}
     if request.tools:
-        asked["tools"] = request.tools
-    answer = {"choices": [{"index": 0, "message": message, "finish_reason": request.finish}]}
-    kept = ("time", "user", "conversation", "release", "adapter", "arm")
+        body["tools"] = request.tools
+    reply = {"choices": [{"index": 0, "message": message, "finish_reason": request.finish}]}
+    meta = ("time", "user", "conversation", "release", "adapter", "arm")
     return {
         "request_id": request.id,
-        "request": asked,
-        "response": answer,
-        **{name: value for name in kept if (value := getattr(request, name)) is not None},
+        "request": body,
+        "response": reply,
+        **{name: value for name in meta if (value := getattr(request, name)) is not None},
     }

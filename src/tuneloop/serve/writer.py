@@ -43,7 +43,7 @@ SPILL = "store.spill.jsonl"
 DEAD = "store.dead.jsonl"  # what no store takes: a JSON object in each line, with the time and the reason
 MOST = 1000  # records in one transaction
 SHORT = 2000  # bytes of a request's texts that are searched for personal data at once: about 0.2 ms
-EVERY = 0.1  # seconds between two transactions, where nobody waits for one
+EVERY = 0.1  # seconds between two transactions, where no one waits for one
 
 
 @dataclass
@@ -88,7 +88,7 @@ class StoreWriter:
         store: the store's place where it is another one, as the URL of a database.
         content: what is kept of prompts and answers: `full`; `redacted`, without personal data; `hash`, a digest of each
             text; `none`.
-        redact: removes personal data, from each value of a mapping by itself; needed for `redacted`. It runs in the thread of
+        redact: removes personal data, from each value of a mapping apart; needed for `redacted`. It runs in the thread of
             the writer, but for short requests, which are searched at once, so that a kill costs none of their texts. A prompt
             is searched when its request begins, and not again when it ends.
         say: gets a line once when writing fails, and once when it works again.
@@ -116,9 +116,7 @@ class StoreWriter:
     _ahead: WriteAhead | None = None
     _full_disk: bool = False  # the spill file can't be written
     _held: bool = False  # records wait in memory: neither the store nor the spill file takes them
-    _searched: dict[str, tuple[StoredRequest, StoredRequest]] = field(
-        default_factory=dict
-    )  # begun, as given and as kept
+    _searched: dict[str, tuple[StoredRequest, StoredRequest]] = field(default_factory=dict)  # as given and as kept
 
     @property
     def folder(self) -> Path:
@@ -129,7 +127,7 @@ class StoreWriter:
         """Open the store and start the thread.
 
         Raises:
-            UserError: the store can't be opened, or `redacted` is asked for and there is nothing that redacts.
+            UserError: the store can't be opened, or `content` is `redacted` and nothing redacts.
         """
         if self.content == "redacted" and self.redact is None:
             raise UserError("Nothing redacts what is logged", where="log.content: redacted")
@@ -170,7 +168,7 @@ class StoreWriter:
             line, waiting = line_of(kept), _Waiting(kept, kept=True)
         with self._ahead.lock:
             self._ahead.end(record.id, line)
-            self._queue.append(waiting)  # the thread looks by itself: waking it costs more than the record
+            self._queue.append(waiting)  # the thread looks every 0.1 s: waking it costs more than the record
 
     def _is_long(self, record: StoredRequest) -> bool:
         """Whether the search for personal data would hold an answer up."""
@@ -264,7 +262,7 @@ class StoreWriter:
                 break
 
     def _guarded(self, work: Callable[[], float | None], taken: Sequence[_Waiting] = ()) -> float | None:
-        """Do work whose failure must not end the thread: what comes later is to be written, and nobody waits for ever."""
+        """Do work whose failure must not end the thread: what comes later is to be written, and no one waits for ever."""
         try:
             return work()
         except Exception as error:
@@ -287,7 +285,8 @@ class StoreWriter:
         try:
             if spill:
                 raise DatabaseError(self.counts.fault)
-            self._insert(taken)
+            assert self._connection is not None
+            insert(self._connection, map(self._ready, taken))
             self.counts.written += len(taken)
             if self._full_disk and not self._spilled:
                 self._full_disk, self.counts.fault = False, ""
@@ -382,11 +381,6 @@ class StoreWriter:
                 found = self._connection.execute("SELECT id FROM feedback WHERE key = ?", [record.key]).fetchone()
                 return str(found[0]) if found else record.id
         return record.id
-
-    def _insert(self, taken: Sequence[_Waiting]) -> None:
-        """Put records into the store."""
-        assert self._connection is not None
-        insert(self._connection, map(self._ready, taken))
 
     def _kept(self, record: Stored) -> Stored:
         """A record as it may be written."""

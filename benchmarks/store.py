@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import orjson
-
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.records.feedback import Feedback
@@ -29,7 +27,7 @@ from tuneloop.records.request import StoredRequest
 from tuneloop.serve import store as stores
 from tuneloop.serve.database import Database, is_database_url
 from tuneloop.serve.erase import find
-from tuneloop.serve.store import first_arms, insert, insert_values, last_routes, opened, read_feedback, read_requests
+from tuneloop.serve.store import first_arms, insert, last_routes, opened, read_feedback, read_requests
 from tuneloop.workflows import ab
 from tuneloop.workflows.canary_prompts import findings, rounds_due
 from tuneloop.workflows.costs import costs_of
@@ -167,11 +165,10 @@ def calls(folder: Path | str) -> dict[str, Callable[[], Any]]:
     }  # fmt: skip
 
 
-def written(lines: bool, sums: bool) -> float:
+def written(sums: bool) -> float:
     """Microseconds of the processor to store a request in SQLite.
 
     Args:
-        lines: as the JSON that a server has of it, else as a record.
         sums: with the triggers that keep sums by day.
     """
     least = float("inf")
@@ -184,12 +181,8 @@ def written(lines: bool, sums: bool) -> float:
                               prompt=[{"role": "user", "content": "where is parcel " * 8}], prompt_tokens=60, seconds=0.02)
                 for i in range(1000)
             ]  # fmt: skip
-            texts = [orjson.dumps(one.__dict__) for one in given]
             began = time.process_time()
-            if lines:
-                insert_values(store, ((StoredRequest, orjson.loads(text)) for text in texts))
-            else:
-                insert(store, given)
+            insert(store, given)
             least = min(least, time.process_time() - began)
     return 1e6 * least / 1000
 
@@ -212,9 +205,7 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.url:
         print("| a request is stored, µs | with sums | without |\n|---|---|---|")
-        for name, lines in (("as a record", False), ("as a server's line", True)):
-            print(f"| {name} | {written(lines, True):.1f} | {written(lines, False):.1f} |")
-        print()
+        print(f"| in SQLite | {written(True):.1f} | {written(False):.1f} |\n")
     with tempfile.TemporaryDirectory() as scratch:
         folder: Path | str = asked.url or asked.folder or Path(scratch)
         if not _is_there(folder):

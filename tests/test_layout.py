@@ -82,7 +82,6 @@ TESTED_IN = {
     " scale.hosts.runpod scale.hosts.sagemaker scale.hosts.skypilot scale.hosts.together",
     "scale/clusters/test_clusters.py": "scale.clusters.kubernetes scale.clusters.modal scale.clusters.skypilot"
     " scale.clusters.slurm scale.clusters.torchrun",
-    "scale/test_bill.py": "records.bill workflows.bill",
     "scale/test_skypilot_sdk.py": "workflows.put_up",
     "workflows/test_on_ray.py": "scale.actors scale.ray_driver scale.ray_training scale.ray_tune",
     "workflows/test_sweep.py": "cli.sweep records.sweep",

@@ -31,7 +31,7 @@ def request(number: int, days: float, **changes: object) -> StoredRequest:
     given = {"id": f"r{number:06d}", "time": at(days), "model": "m", "user": f"u{number}", "total_ms": 100.0, "usd": 0.001,
              "completion_tokens": 20, "finish": "stop", "prompt": [{"role": "user", "content": f"question {number}"}],
              "completion": f"answer {number}"}  # fmt: skip
-    return StoredRequest.model_validate({**given, **changes})
+    return StoredRequest(**{**given, **changes})
 
 
 def thumb(number: int, days: float, up: bool, **changes: object) -> Feedback:

@@ -1,6 +1,7 @@
 """The same prompts every day: what changed is found and named, what chance does raises no alarm for long."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from traffic import at, request
@@ -105,7 +106,7 @@ def test_engines_that_change_answers_by_chance_keep_the_false_alarms_of_a_year(r
 
 def test_failed_and_erased_answers_are_counted_and_change_nothing():
     gone = asked(1, lambda i: None)
-    broken = [one.model_copy(update={"error": "engine: it died", "completion": None}) for one in asked(2)]
+    broken = [replace(one, **{"error": "engine: it died", "completion": None}) for one in asked(2)]
     found = followed(*FIRST, gone, broken, asked(3))
     assert found[-3].failed == found[-2].failed == N and not any(one.changed for one in found)
     assert "20 got no answer" in found[-2].sentence

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -154,10 +155,10 @@ def test_dislikes_roll_back_before_the_window_is_over():
 def test_each_guardrail_takes_a_bad_candidate_back(change, name):
     requests, votes = traffic(design(), 0.5, 300, 1)
     rng = np.random.default_rng(0)
-    noisy = [r.model_copy(update={"total_ms": 100 * rng.lognormal(0, 0.3), "usd": 0.001 * rng.lognormal(0, 0.3),
+    noisy = [replace(r, **{"total_ms": 100 * rng.lognormal(0, 0.3), "usd": 0.001 * rng.lognormal(0, 0.3),
                                   "completion_tokens": int(20 * rng.lognormal(0, 0.3)) + 1}) for r in requests]  # fmt: skip
     assert verdict(design(), noisy, votes).outcome in ("continue", "futility")
-    broken = [r.model_copy(update=change) if r.arm == "candidate" and rng.random() < 0.8 else r for r in noisy]
+    broken = [replace(r, **change) if r.arm == "candidate" and rng.random() < 0.8 else r for r in noisy]
     found = verdict(design(), broken, votes)
     assert (found.outcome, found.reason) == ("roll back", "guardrail")
     assert name in found.sentence
@@ -165,7 +166,7 @@ def test_each_guardrail_takes_a_bad_candidate_back(change, name):
 
 def test_a_candidate_that_is_not_loaded_yet_is_no_failure_of_its_answers():
     requests, votes = traffic(design(), 0.5, 300, 1)
-    early = [r.model_copy(update={"fallback": NOT_LOADED}) if r.arm == "candidate" else r for r in requests]
+    early = [replace(r, **{"fallback": NOT_LOADED}) if r.arm == "candidate" else r for r in requests]
     assert verdict(design(), early, votes).reason != "guardrail"
 
 

@@ -1,6 +1,7 @@
 import math
 import random
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,9 +75,7 @@ def test_false_alarms_of_a_year_are_kept():
 def test_copies_of_a_text_count_once():
     """A data set has no copies and production has; the same questions by other users are no change."""
     window = requests(70, 5000, 3)
-    copied = [
-        one.model_copy(update={"id": f"{one.id}-{k}", "user": f"{one.user}-{k}"}) for one in window for k in range(6)
-    ]
+    copied = [replace(one, **{"id": f"{one.id}-{k}", "user": f"{one.user}-{k}"}) for one in window for k in range(6)]
     found = report(window=copied)
     assert not {"inputs", "novelty", "vocabulary", "length", "language", "labels", "output length"} & set(found.alarms)
     assert next(one for one in found.detections if one.name == "labels").rows[1] <= 70

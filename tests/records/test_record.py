@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tuneloop.records.evaluation import BaselinesManifest, Comparison, Estimate,
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.plan import Plan, PlannedCost, PlannedMemory, PlannedTime
 from tuneloop.records.record import Record, as_record, read_record, write_record
-from tuneloop.records.request import StoredRequest
+from tuneloop.records.request import StoredRequest, as_request
 from tuneloop.records.run import Environment, Predicted, RunManifest
 
 RUN = RunManifest(
@@ -42,7 +43,7 @@ REQUEST = StoredRequest(
 )  # fmt: skip
 FEEDBACK = Feedback(id="f1", request=REQUEST.id, kind="thumbs", value=False, time="2026-01-02T03:05:00Z", key="k")
 RECORDS: list[Record] = [
-    RUN, PLAN, EVALUATION, REQUEST, FEEDBACK, GateResult(status="fail"), Environment(tuneloop="0.1.0"),
+    RUN, PLAN, EVALUATION, FEEDBACK, GateResult(status="fail"), Environment(tuneloop="0.1.0"),
     BaselinesManifest(systems={"zero-shot": "zero-shot"}),
     ArtifactManifest.model_validate(
         {"id": "a", "format": "merged", "run": {"id": "r1"}, "base": {"model": "m"}, "files": {"x": {"bytes": 1, "sha256": "0"}}}
@@ -103,7 +104,21 @@ def test_a_wrong_value_is_named(record: Record, key: str, value: Any, named: str
     assert named in caught.value.what
 
 
-def test_keys_that_an_older_version_did_not_write_have_defaults() -> None:
+def test_a_stored_request_is_checked_where_it_comes_from_a_file() -> None:
+    value = {"version": 1, **asdict(REQUEST)}
+    assert as_request(value, "file") == REQUEST == as_request({**value, "of_a_later_version": 1}, "file")
+    odd = {"role": "user", "content": "Hi", "of_another_program": [1]}
+    assert as_request({**value, "prompt": [odd]}, "file").prompt == [odd]
+    for wrong, named in (
+        ({**value, "version": 2}, "of version 2"), (asdict(REQUEST), "no version"), ([], "no JSON object"),
+        ({**value, "prompt_tokens": "many"}, "prompt_tokens: "), ({"version": 1, "id": "a"}, "is missing"),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            as_request(wrong, "file")
+        assert named in caught.value.what and caught.value.where == "file"
+
+
+def test_keys_that_are_missing_have_defaults() -> None:
     found = as_record(EvaluationManifest, {"version": 1, "n": 2, "metrics": {}}, "eval.json")
     assert (found.name, found.split, found.comparisons) == ("tuned", "test", [])
 

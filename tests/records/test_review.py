@@ -8,12 +8,12 @@ from tuneloop.core.errors import UserError
 from tuneloop.records.record import as_line, as_record
 from tuneloop.records.review import Review, ReviewItem
 
-MANIFEST = {"version": 1, "mode": "pairwise", "contenders": [{"name": "a"}, {"name": "b"}], "populations": {}}
-ITEM = {"id": "1", "row": "r", "contenders": ["a", "b"], "answers": ["x", "y"], "messages": [], "references": ["x"],
+MANIFEST = {"version": 1, "mode": "pairwise", "systems": [{"name": "a"}, {"name": "b"}], "populations": {}}
+ITEM = {"id": "1", "row": "r", "systems": ["a", "b"], "answers": ["x", "y"], "messages": [], "references": ["x"],
         "label": None, "stratum": "random", "group": "rest"}  # fmt: skip
 
 
-def test_a_review_that_an_older_version_began_goes_on() -> None:
+def test_a_review_is_read_as_it_was_written() -> None:
     review = as_record(Review, MANIFEST, "review.json")
     assert [system.name for system in review.systems] == ["a", "b"]
     item = as_line(ReviewItem, ITEM, "items.jsonl:1", Review.again)

@@ -1,4 +1,4 @@
-"""What a server says of itself is read by later commands, whatever version wrote it."""
+"""What a server says of itself is read by later commands, whatever it says."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_settings_that_other_commands_need_are_read_back(tmp_path):
     assert (found.adapters, found.usd_per_hour, found.store_url) == ({"support": "runs/a"}, 2.0, URL)
 
 
-def test_an_older_file_says_less_and_one_of_another_version_is_refused(tmp_path):
+def test_a_file_may_say_less_and_one_of_another_version_is_refused(tmp_path):
     write_json(tmp_path / ServerState.file, {"version": 1, "config": {}})
     found = read_record(ServerState, tmp_path)
     assert (found.adapters, found.usd_per_hour, found.store_url, found.address) == ({}, 0.0, "", "")

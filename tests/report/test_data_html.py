@@ -82,7 +82,7 @@ def manifest_of(sizes: dict[str, int], text: str) -> dict[str, Any]:
             for s, n in sizes.items()
         },
         "languages": {"en": 90, f"de{text}": 10},
-        "words": {"reasons": {"broken_json": f"not valid JSON{text}"}, "repairs": {"encoding": "restored", "cut": "was cut"}},
+        "words": {"broken_json": f"not valid JSON{text}", "encoding": "restored", "cut": "was cut"},
         "checks": [
             {"name": "enough_rows", "level": "ok", "message": f"plenty{text}", "rows": 3},
             {"name": "balance", "level": "warn", "message": f"uneven{text}", "rows": 4, "remedy": f"add rows{text}", "examples": []},

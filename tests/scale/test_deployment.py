@@ -13,6 +13,7 @@ from tuneloop.scale.deployment import (
     Traffic,
     choose_machine,
     engine_arguments,
+    job_of,
     lora_rank,
     service_name,
     vllm_command,
@@ -86,3 +87,9 @@ def test_a_name_is_one_that_every_host_takes(text: str, name: str) -> None:
 def test_a_name_without_letters_is_refused() -> None:
     with pytest.raises(UserError, match="Not a name"):
         service_name("123 !")
+
+
+def test_the_job_is_found_in_ids_of_artifacts() -> None:
+    ids = ("ticket-card-aaeae754", "ticket-card-merged-0123456789ab", "ticket-card-gguf-q4_k_m-0123456789ab",
+           "ticket-card-gguf-lora-0123456789ab", "ticket-card", "demo")  # fmt: skip
+    assert [job_of(each) for each in ids] == ["ticket-card"] * 4 + ["", ""]

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from places import ROOT
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve import ahead
-from tuneloop.serve.ahead import FILES, KILLED, WriteAhead
-from tuneloop.serve.store import TABLES, connect, opened, read_requests
+from tuneloop.serve.ahead import FILES, KILLED, WriteAhead, line_of
+from tuneloop.serve.store import connect, opened, read_requests
 from tuneloop.serve.writer import SHORT, StoreWriter
 
 SERVER = """
@@ -94,7 +95,7 @@ def restarted(folder: Path, **options: Any) -> list[StoredRequest]:
 def test_the_last_word_on_a_request_counts_whatever_was_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "LARGE", 2_000)
     connect(tmp_path, create=True).close()
-    lines = WriteAhead(tmp_path, dict(TABLES))  # type: ignore[arg-type]
+    lines = WriteAhead(tmp_path)
     assert lines.open() == ([], [])
     slow = request(99)
     lines.begin(slow)
@@ -102,7 +103,7 @@ def test_the_last_word_on_a_request_counts_whatever_was_stored(tmp_path: Path, m
     for each in done:
         lines.begin(each)
         with lines.lock:
-            lines.end(each, lines.line(each)[0])
+            lines.end(each.id, line_of(each))
             number = lines.turn()
         if number is not None:
             with opened(tmp_path) as store:
@@ -120,7 +121,7 @@ def test_the_last_word_on_a_request_counts_whatever_was_stored(tmp_path: Path, m
 
 def test_a_cut_line_costs_itself_alone(tmp_path: Path) -> None:
     connect(tmp_path, create=True).close()
-    whole = json.dumps(["requests", request(1).to_json()])
+    whole = line_of(request(1)).decode().strip()
     (tmp_path / FILES[0]).write_text(f"{whole}\n{whole[:50]}")
     assert [each.completion for each in restarted(tmp_path)] == ["answer 1"]
 
@@ -176,7 +177,7 @@ def test_a_server_that_is_stopped_leaves_nothing_to_do(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_delays_nothing(tmp_path: Path) -> None:
-    lines = WriteAhead(tmp_path, dict(TABLES))  # type: ignore[arg-type]
+    lines = WriteAhead(tmp_path)
     lines.open()
     lines._files[0] = os.open("/dev/full", os.O_WRONLY)
     began = time.perf_counter()
@@ -191,9 +192,9 @@ def test_a_prompt_is_searched_for_personal_data_once(tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "write to bo@example.com"}]
     begun = StoredRequest(id="a", time="2026-01-01T00:00:00.000Z", model="m", prompt=asked)
     store.begin(begun)
-    store.add(begun.model_copy(update={"completion": "I wrote to bo@example.com"}))
-    other = begun.model_copy(update={"id": "b", "prompt": [{"role": "user", "content": "bo@example.com again"}]})
-    store.begin(begun.model_copy(update={"id": "b"}))
+    store.add(replace(begun, **{"completion": "I wrote to bo@example.com"}))
+    other = replace(begun, **{"id": "b", "prompt": [{"role": "user", "content": "bo@example.com again"}]})
+    store.begin(replace(begun, **{"id": "b"}))
     store.add(other)  # with another prompt than it began with
     store.stop()
     assert [("prompt" in value) for value in searched] == [True, False, True, True]

@@ -238,7 +238,7 @@ def test_an_engine_that_dies_in_the_middle_is_told_as_an_event(tmp_path: Path) -
 
 
 def test_keys_are_needed_once_there_are_some(tmp_path: Path) -> None:
-    with live(tmp_path, prices={"output": 1e6}) as (address, gateway):
+    with live(tmp_path, prices={"output": 1e6}) as (address, _):
         url = f"{address}/v1/chat/completions"
         assert httpx.post(url, json=CHAT).status_code == 200
         key, _ = add_key(tmp_path, "anna", Limits(budget_usd=10.0, adapters=["stub"]))
@@ -254,8 +254,8 @@ def test_keys_are_needed_once_there_are_some(tmp_path: Path) -> None:
             reply = httpx.post(url, json={**CHAT, "max_tokens": 3}, headers=headers)
             assert reply.status_code == expected
         assert reply.json()["error"]["code"] == "insufficient_quota"
+        assert "has spent 9.0000 of" in reply.json()["error"]["message"]
         assert "tuneloop_active" in httpx.get(f"{address}/metrics", headers=headers).text
-        assert gateway.ledger.spent_by("anna") == pytest.approx(9.0)
         revoke_key(tmp_path, "anna")
         assert httpx.post(url, json=CHAT, headers=headers).status_code == 401
         assert httpx.post(url, json=CHAT).status_code == 401  # not open again

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     batch_of(folder, "a", "completed")
     batch_of(folder, "b", "in_progress")
     late, *_ = rows(1)
-    records = [["requests", {"version": 1, **late.model_dump(mode="json")}], 7, ["requests", {"user": USER}]]
+    records = [["requests", {"version": 1, **asdict(late)}], 7, ["requests", {"user": USER}]]
     (folder / "store.ahead-0.jsonl").write_text(
         "\n".join(json.dumps(each) for each in records) + f'\n["requests", "{TEXT}'
     )

@@ -153,13 +153,15 @@ def test_decisions_can_only_be_added(tmp_path: Path) -> None:
                 store.execute(statement)
 
 
-def test_a_store_of_a_later_version_and_another_programs_file_are_refused(tmp_path: Path) -> None:
+def test_a_store_of_another_version_and_another_programs_file_are_refused(tmp_path: Path) -> None:
     connect(tmp_path, create=True).close()
-    raw = sqlite3.connect(tmp_path / "store.db")
-    raw.execute("PRAGMA user_version = 99")
-    raw.close()
-    with pytest.raises(UserError, match="later tuneloop"):
-        connect(tmp_path)
+    for version in (2, 99):
+        raw = sqlite3.connect(tmp_path / "store.db")
+        raw.execute(f"PRAGMA user_version = {version}")
+        raw.close()
+        for create in (False, True):
+            with pytest.raises(UserError, match=f"Another version .* of version {version}; this one reads 1"):
+                connect(tmp_path, create=create)
     other = tmp_path / "other.db"
     other.write_text("this is no database, " * 100)
     with pytest.raises(UserError, match="can't be opened"):
@@ -216,7 +218,7 @@ def test_what_is_neither_written_nor_spilled_is_counted(tmp_path: Path, monkeypa
     def full(*_: Any) -> int:
         raise DatabaseError("database or disk is full")
 
-    monkeypatch.setattr("tuneloop.serve.writer.insert_values", full)
+    monkeypatch.setattr("tuneloop.serve.writer.insert", full)
     (tmp_path / SPILL).mkdir()
     future = store.add_durably(request())
     with pytest.raises(OSError, match="takes nothing"):
@@ -236,7 +238,7 @@ def test_what_can_be_written_nowhere_waits(tmp_path: Path, monkeypatch: pytest.M
         raise DatabaseError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tuneloop.serve.writer.insert_values", full)
+        patch.setattr("tuneloop.serve.writer.insert", full)
         spilled = tmp_path / SPILL
         spilled.symlink_to(tmp_path / "none" / "none")
         asked = [request() for _ in range(50)]

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from traffic import at, request
@@ -41,7 +42,7 @@ def filled(folder, change=lambda i, asked: asked):
     rng = random.Random(1)
     connection = connect(folder, create=True)
     rows = [request(i, i / 20, total_ms=rng.lognormvariate(5, 0.3), completion=f"answer {i % 7}") for i in range(700)]
-    insert(connection, (row.model_copy(update={"prompt": [{"role": "user", "content": change(i, text(rng))}]})
+    insert(connection, (replace(row, **{"prompt": [{"role": "user", "content": change(i, text(rng))}]})
                         for i, row in enumerate(rows)))  # fmt: skip
     connection.close()
     return folder

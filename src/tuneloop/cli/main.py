@@ -61,7 +61,6 @@ COMMANDS: dict[str, dict[str, str]] = {
         "rollback": "Make the previous version the one in use again.",
         "models": "List registered models, their versions and figures.",
         "deploy": "Make the project that serves an artifact on a host, with its price.",
-        "bill": "Join what runs and deployments were to cost with what was paid.",
         "push": "Upload an artifact to the Hugging Face hub.",
         "reproduce": "Train a run again and say whether the same came out.",
         "verify": "Check that an artifact's files are as they were exported, and who signed them.",

@@ -208,7 +208,7 @@ def _measured(each: Sequence[KnownOfAnswer]) -> AnswerStats:
 
 
 def _completion(text: str, known: KnownOfAnswer, finished: bool = True) -> Completion:
-    """An answer as it stands in a sample; folders of earlier versions have no `completion`, baselines never."""
+    """An answer as it stands in a sample; baselines have no `completion`."""
     stored = (known.completion if isinstance(known, Sample) else None) or {"finish": "stop" if finished else "length"}
     loss, tokens = known.loss or (None, None)
     return replace(

@@ -395,7 +395,7 @@ def _tripped(design: ExperimentDesign, evidence: Evidence) -> Found | None:
 def _shadow(design: ExperimentDesign, evidence: Evidence) -> Found | None:
     if evidence.share > 0:
         return None
-    copies = max(evidence.shadow_copies, evidence.shadow_votes)  # older decisions counted votes alone
+    copies = evidence.shadow_copies
     mean = f", mean {evidence.shadow_mean:+.3f}" if evidence.shadow_votes else ""
     votes = f"{counted(copies, 'copy')}, {evidence.shadow_votes:,} of them judged{mean}"
     if evidence.shadow_high < 0:  # not so where it is NaN

@@ -398,11 +398,6 @@ class _Asking:
             return None
         try:
             kept = json.loads(file.read_text(encoding="utf-8"))
-            if "completion" not in kept:  # of version 1
-                old = kept["reply"]
-                finish, ms = "stop" if old["finished"] else "length", 1000 * float(old["seconds"])
-                kept["completion"] = {"text": old["text"], "finish": finish, "prompt_tokens": int(old["prompt_tokens"]),
-                                      "completion_tokens": int(old["tokens"]), "total_ms": ms}  # fmt: skip
             return replace(Completion.from_json(kept["completion"]), cached=True, retries=0)
         except (ValueError, KeyError, TypeError, OSError):
             return None  # damaged from outside: ask again

@@ -60,7 +60,7 @@ def ledger_file() -> Path:
 
 
 def read_ledger() -> list[Entry]:
-    """All entries, the oldest first; lines that can't be read (an older version's, a torn write's) are passed over."""
+    """All entries, the oldest first; lines that can't be read, as of a write that was cut, are passed over."""
     try:
         lines = ledger_file().read_text(encoding="utf-8").splitlines()
     except OSError:

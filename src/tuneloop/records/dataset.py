@@ -236,16 +236,8 @@ class DatasetManifest(Record):
     general: RowsFile | None = None
     forgotten: Removal | None = None
     template_adds: str | None = None
-    words: dict[str, Any] = {}
+    words: dict[str, str] = {}
     checks: list[Check] = []
-
-    @property
-    def meanings(self) -> dict[str, str]:
-        """`words`, of older files too, which had those of reasons and of repairs apart."""
-        flat = {key: text for key, text in self.words.items() if isinstance(text, str)}
-        return flat | {
-            key: text for some in self.words.values() if isinstance(some, dict) for key, text in some.items()
-        }
 
     @property
     def max_length(self) -> int | None:

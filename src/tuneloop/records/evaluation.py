@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import AliasChoices, Field
-
 from tuneloop.core.units import counted
 from tuneloop.records.completion import Completion
 from tuneloop.records.metric import Estimate as Estimate
@@ -509,8 +507,8 @@ class EvaluationManifest(Record):
     errors: list[ErrorGroup] = []
     code: dict[str, Any] | None = None
     production: Against | None = None
-    leaderboard: list[LeaderboardEntry] = Field([], validation_alias=AliasChoices("leaderboard", "ladder"))
-    leaderboard_words: list[str] = Field([], validation_alias=AliasChoices("leaderboard_words", "ladder_words"))
+    leaderboard: list[LeaderboardEntry] = []
+    leaderboard_words: list[str] = []
     endpoint: str | None = None
     failures: list[dict[str, str]] = []
     forgetting: Forgetting | None = None
@@ -600,9 +598,9 @@ class BaselinesManifest(Record):
 
     key: str = ""
     n: int = 0
-    systems: dict[str, str] = Field(validation_alias=AliasChoices("systems", "contenders"))
+    systems: dict[str, str]
     costs: dict[str, AnswerCost] = {}
-    leaderboard: list[LeaderboardEntry] = Field([], validation_alias=AliasChoices("leaderboard", "ladder"))
+    leaderboard: list[LeaderboardEntry] = []
     words: list[str] = []
     seconds: float = 0.0
     notes: dict[str, str] = {}

@@ -244,7 +244,7 @@ class ExperimentVerdict(Part):
         sentence: all of it in one sentence with its figures.
         evidence: what it was made from.
         seen: place in the store of the last event that it could see. A request has the time at which it came and is stored when
-            its answer ends, so others of an earlier time come later; they don't count. None: older decisions.
+            its answer ends, so others of an earlier time come later; they don't count. None: all that is stored counts.
     """
 
     registration: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -74,25 +75,7 @@ class Record(Part):
 
 R = TypeVar("R", bound=Record)
 P = TypeVar("P", bound=Part)
-
-
-def of_known_values(kind: type[R], values: dict[str, Any]) -> R:
-    """A record of values that the program itself has made, without looking at them: where thousands a second are written.
-
-    Args:
-        values: of every field without a default, and none that is no field.
-    """
-    record = kind.__new__(kind)
-    object.__setattr__(record, "__dict__", {**_defaults(kind), **values})
-    object.__setattr__(record, "__pydantic_fields_set__", set(values))
-    object.__setattr__(record, "__pydantic_extra__", {})
-    object.__setattr__(record, "__pydantic_private__", None)
-    return record
-
-
-@cache
-def _defaults(kind: type[Record]) -> dict[str, Any]:
-    return {name: each.default for name, each in kind.model_fields.items() if not each.is_required()}
+T = TypeVar("T")
 
 
 def write_record(path: Path | str, record: Record) -> None:
@@ -107,7 +90,7 @@ def write_record(path: Path | str, record: Record) -> None:
 def read_record(kind: type[R], path: Path | str) -> R:
     """Read a record's file, or the file of this record in a folder.
 
-    Unknown keys are kept; keys that older versions did not write have their defaults.
+    Unknown keys are kept; keys that are missing have their defaults.
 
     Args:
         kind: the record.
@@ -130,6 +113,20 @@ def as_record(kind: type[R], value: Any, where: str) -> R:
     Raises:
         UserError: it is of another version, or a value in it is wrong; the value is named.
     """
+    return checked(kind, value, where, partial(kind.model_validate, extra="allow"))
+
+
+def checked(kind: type[Any], value: Any, where: str, validate: Callable[[dict[str, Any]], T]) -> T:
+    """A JSON value as what `validate` makes of it, where it is of the version that `kind` reads.
+
+    Args:
+        kind: with the class attributes of a `Record`.
+        where: the file that it comes from, for messages.
+        validate: raises pydantic's `ValidationError`.
+
+    Raises:
+        UserError: it is of another version, or a value in it is wrong; the value is named.
+    """
     if not isinstance(value, dict) or "version" not in value:
         held = "it has no version" if isinstance(value, dict) else "it holds no JSON object"
         raise UserError(f"Not {kind.title} of this version: {held}", where=where, next_step=kind.again)
@@ -137,7 +134,7 @@ def as_record(kind: type[R], value: Any, where: str) -> R:
     if found != kind.reads or isinstance(found, bool):
         what = f"Not {kind.title} of this version: it is of version {found!r:.20}, and this tuneloop reads {kind.reads}"
         raise UserError(what, where=where, next_step=kind.again)
-    return _validated(kind, value, where, kind.again)
+    return _validated(validate, value, where, kind.again)
 
 
 def read_lines(kind: type[P], path: Path | str, again: str) -> list[P]:
@@ -160,12 +157,12 @@ def as_line(kind: type[P], value: Any, where: str, again: str) -> P:
     Raises:
         UserError: a value in it is wrong; the value is named.
     """
-    return _validated(kind, value, where, again)
+    return _validated(partial(kind.model_validate, extra="allow"), value, where, again)
 
 
-def _validated(kind: type[P], value: Any, where: str, again: str) -> P:
+def _validated(validate: Callable[[Any], T], value: Any, where: str, again: str) -> T:
     try:
-        return kind.model_validate(value, extra="allow")
+        return validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join("".join(c if c.isprintable() else "?" for c in str(part)) for part in first["loc"])

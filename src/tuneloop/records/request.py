@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
-from tuneloop.records.record import Record
+from pydantic import TypeAdapter
+
+from tuneloop.records.record import checked
 from tuneloop.records.rows import Message
 
 NOT_LOADED = (
@@ -15,8 +19,11 @@ REFUSED = "refused"  # how a request ended that a limit or its own fault kept fr
 LEFT = "the client left"  # an error of nobody's answer: the client went, or the server was stopped
 
 
-class StoredRequest(Record):
+@dataclass(slots=True, kw_only=True)
+class StoredRequest:
     """A stored request. Feedback, monitors and experiments name it by its `id`.
+
+    A server makes thousands a second, so its values are checked only where they come from a file: see `as_request`.
 
     Args:
         id: UUIDv7; also the completion's `id`.
@@ -49,8 +56,8 @@ class StoredRequest(Record):
     """
 
     title: ClassVar[str] = "a stored request"
-    file: ClassVar[str] = "requests.jsonl"
     again: ClassVar[str] = "read the store with the version that wrote it"
+    reads: ClassVar[int] = 1
 
     id: str
     time: str
@@ -68,7 +75,7 @@ class StoredRequest(Record):
     user: str | None = None
     conversation: str | None = None
     prompt: list[Message]
-    tools: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]] = field(default_factory=list)
     completion: dict[str, Any] | str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -79,3 +86,25 @@ class StoredRequest(Record):
     usd: float | None = None
     seconds: float | None = None
     error: str | None = None
+
+
+def as_request(value: Any, where: str) -> StoredRequest:
+    """A JSON value as a stored request; unknown keys are left out.
+
+    Args:
+        where: the file that it comes from, for messages.
+
+    Raises:
+        UserError: it is of another version, or a value in it is wrong; the value is named.
+    """
+    return checked(StoredRequest, value, where, _validated)
+
+
+def _validated(value: dict[str, Any]) -> StoredRequest:
+    names = StoredRequest.__dataclass_fields__
+    return _adapter().validate_python({name: each for name, each in value.items() if name in names}, extra="allow")
+
+
+@cache
+def _adapter() -> TypeAdapter[StoredRequest]:
+    return TypeAdapter(StoredRequest)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import AliasChoices, Field
-
 from tuneloop.records.record import Part, Record
 from tuneloop.records.rows import Message
 
@@ -35,7 +33,7 @@ class Review(Record):
 
     key: str = ""
     mode: ReviewMode
-    systems: list[ReviewedSystem] = Field(validation_alias=AliasChoices("systems", "contenders"))
+    systems: list[ReviewedSystem]
     share: float = 1.0
     seed: int = 0
     items: int = 0
@@ -56,7 +54,7 @@ class ReviewItem(Part):
 
     id: str
     row: str
-    systems: tuple[str, ...] = Field(validation_alias=AliasChoices("systems", "contenders"))
+    systems: tuple[str, ...]
     answers: tuple[str, ...]
     messages: list[Message]
     references: list[str]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import AliasChoices, Field
-
 from tuneloop.records.merge import Share
 from tuneloop.records.record import Number, Part, Record
 
@@ -117,7 +115,7 @@ class RouterRecord(Record):
     threshold: float | None = None
     price: float = 0.0
     explore: float = 0.0
-    candidates: list[RouterCandidate] = Field([], validation_alias=AliasChoices("candidates", "contenders"))
+    candidates: list[RouterCandidate] = []
     figures: RouterFigures | None = None
     source: str = ""
 

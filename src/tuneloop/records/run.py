@@ -140,7 +140,7 @@ class Environment(Record):
     """`environment.json`: the machine and the versions that a run was made with.
 
     Args:
-        cores, threads: that the process may use, and that it computes with; 0: not known (of an older run).
+        cores, threads: that the process may use, and that it computes with; 0: not known.
     """
 
     title: ClassVar[str] = "an environment"

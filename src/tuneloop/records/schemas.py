@@ -46,7 +46,6 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "artifact": ("artifact", "ArtifactManifest", "`ARTIFACT/artifact.json`"),
     "deploy": ("hosting", "HostedDeployment", "`deploy.json`: a project for a host"),
     "remote": ("hosting", "RemoteJob", "`remote.json`: a project that trains elsewhere"),
-    "bill": ("bill", "Bill", "what `tuneloop bill --json` prints"),
     "lineage": ("registry", "Lineage", "the tags `tuneloop.*` of a registered version"),
     "registry-event": ("registry", "RegistryEvent", "a tag `tuneloop.history.*` of a registered model"),
     "reproduction": ("reproduction", "Reproduction", "`reproductions/ID/reproduction.json`"),

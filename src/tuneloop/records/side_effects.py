@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated
-
-from pydantic import AliasChoices, Field
 
 from tuneloop.records.metric import Estimate
 from tuneloop.records.record import Number, Part
@@ -168,7 +165,7 @@ class Consistency:
     temperature: float
     metric: str
     likeness: str
-    systems: Annotated[dict[str, dict[str, Estimate]], Field(validation_alias=AliasChoices("systems", "contenders"))]
+    systems: dict[str, dict[str, Estimate]]
     same_as_plain: dict[str, dict[str, Number]]
     comparisons: list[Difference]
     seconds: dict[str, float]

@@ -304,9 +304,6 @@ def _write_model(origin: Origin, form: str, trained: Path, out: Path, progress: 
     """The files that are loaded; what merging did, if anything was merged."""
     if form == "adapter":
         _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
-        own = read_json(out / OWN)
-        if own.get("task") != origin.task:  # an earlier version wrote none next to the weights
-            write_json(out / OWN, {**own, "task": origin.task})
         return None
     if (trained / "adapter_config.json").is_file():
         model = origin.manifest.model

@@ -189,7 +189,7 @@ def _chart(draw: Callable[..., Any], what: Any) -> Any:
 
 def _meanings(manifest: DatasetManifest | None) -> dict[str, str]:
     """Reason or kind -> what it means."""
-    return manifest.meanings if manifest else {}
+    return manifest.words if manifest else {}
 
 
 def _checks(manifest: DatasetManifest | None, named: Named, hide: Hide) -> dict[str, Any]:

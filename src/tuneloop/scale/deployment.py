@@ -253,6 +253,12 @@ def first_request(job: Deployment, model: str) -> dict[str, Any]:
     return {**named, "messages": [*turns, {"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 256}
 
 
+def job_of(artifact: str) -> str:
+    """The job's name in an artifact's id, as `tickets` of `tickets-merged-1a2b3c4d`; empty: the id does not end in a hash."""
+    job = re.fullmatch(r"(.+)-[0-9a-f]{8,}", artifact)
+    return re.sub(r"-(merged|adapter|gguf(-lora)?)(-[\w-]+)?$", "", job[1]) if job else ""
+
+
 def service_name(text: str) -> str:
     """A name that every host takes: small letters, digits and dashes, at most 40, a letter first.
 

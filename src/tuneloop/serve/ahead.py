@@ -13,8 +13,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,22 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.records.record import Record, as_record
-from tuneloop.records.request import StoredRequest
+from tuneloop.records.decision import Decision
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.record import as_record
+from tuneloop.records.request import StoredRequest, as_request
+from tuneloop.serve.store import TABLES, Stored, values_of
 
 FILES = ("store.ahead-0.jsonl", "store.ahead-1.jsonl")
 LARGE = 1_000_000  # bytes after which the other file is taken
 OLD = 30.0  # seconds after which it is taken too, so that what is erased from the store does not stand here for long
 KILLED = "the server was killed before the answer ended"
 BadLine = tuple[str, str]  # a line that holds no record, and why
+_READERS: dict[str, Callable[[Any, str], Stored]] = {
+    TABLES[StoredRequest]: as_request,
+    TABLES[Feedback]: partial(as_record, Feedback),
+    TABLES[Decision]: partial(as_record, Decision),
+}
 
 
 @dataclass
@@ -38,12 +47,10 @@ class WriteAhead:
 
     Args:
         folder: of the server.
-        names: of the tables, by the kind of record.
         failed: lines that could not be written, for want of disk; their records are in memory alone.
     """
 
     folder: Path
-    names: dict[type[Record], str]
     failed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     _files: list[int] = field(default_factory=list)
@@ -52,41 +59,39 @@ class WriteAhead:
     _begun: dict[str, bytes] = field(default_factory=dict)
     _since: float = field(default_factory=time.monotonic)
 
-    def open(self) -> tuple[list[Record], list[BadLine]]:
+    def open(self) -> tuple[list[Stored], list[BadLine]]:
         """Open the files; returns what an earlier server has left in them: the last word on each id, and what is no record.
 
         Raises:
             UserError: they can't be opened.
         """
-        kinds = {name: kind for kind, name in self.names.items()}
-        found: dict[str, Record] = {}
+        found: dict[str, Stored] = {}
         bad: list[BadLine] = []
         for name in FILES:
             path = self.folder / name
             with user_errors_of_the_disk(path):
-                records, wrong = read_spilled(path, kinds) if path.is_file() else ([], [])
+                records, wrong = read_spilled(path) if path.is_file() else ([], [])
                 self._files.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
             bad += wrong
             for record in records:
-                id_ = record.__dict__["id"]
-                if id_ not in found or getattr(record, "error", None) != KILLED:
-                    found[id_] = record
+                if record.id not in found or getattr(record, "error", None) != KILLED:
+                    found[record.id] = record
         return list(found.values()), bad
 
     def begin(self, record: StoredRequest) -> None:
         """Note a request that is accepted."""
-        line, _ = self.line(record, {"error": KILLED, "completion": None})
+        line = line_of(record, error=KILLED, completion=None)
         with self.lock:
             self._begun[record.id] = line
             self._write(line)
 
-    def end(self, record: Record, line: bytes) -> None:
+    def end(self, id_: str, line: bytes) -> None:
         """Note a record that is complete. The caller holds `lock`, and puts it where the store's writer takes it from.
 
         Args:
-            line: of `line`.
+            line: of `line_of`.
         """
-        self._begun.pop(record.__dict__["id"], None)
+        self._begun.pop(id_, None)
         self._write(line)
 
     def turn(self, *, always: bool = False) -> int | None:
@@ -124,20 +129,6 @@ class WriteAhead:
             if empty and not self._begun:
                 (self.folder / name).unlink(missing_ok=True)
 
-    def line(self, record: Record, changes: Mapping[str, Any] | None = None) -> tuple[bytes, bytes | None]:
-        """A record's line, and the JSON object in it; None where it can't be read again.
-
-        Args:
-            changes: of its values.
-        """
-        values = {**record.__dict__, **changes} if changes else record.__dict__
-        name = self.names[type(record)]
-        try:
-            held = orjson.dumps(values)
-        except TypeError:  # half a surrogate pair in a text
-            return json.dumps([name, values], default=_plain).encode() + b"\n", None
-        return b'["' + name.encode() + b'",' + held + b"]\n", held
-
     def _write(self, line: bytes) -> None:
         try:
             written = os.write(self._files[self._at], line)
@@ -149,27 +140,41 @@ class WriteAhead:
             self.failed += 1
 
 
-def _plain(value: Any) -> Any:
-    return value.__dict__
-
-
-def read_spilled(path: Path, kinds: Mapping[str, type[Record]]) -> tuple[list[Record], list[BadLine]]:
-    """The records of a file whose lines are `[table, record]`, and the lines that are none: one that was cut, or worse.
+def json_of(record: Stored, **changes: Any) -> bytes:
+    """A record as a JSON object.
 
     Args:
-        kinds: of records, by their tables.
+        changes: of its values.
+
+    Raises:
+        TypeError, ValueError, RecursionError: a value is no JSON.
+    """
+    values = {"version": 1, **values_of(record), **changes}
+    try:
+        return orjson.dumps(values)
+    except TypeError:  # half a surrogate pair in a text, or a number of more than 64 bits
+        return json.dumps(values).encode()
+
+
+def line_of(record: Stored, **changes: Any) -> bytes:
+    """A record as a line of a file, see `read_spilled`; `changes` as in `json_of`."""
+    return b'["' + TABLES[type(record)].encode() + b'",' + json_of(record, **changes) + b"]\n"
+
+
+def read_spilled(path: Path) -> tuple[list[Stored], list[BadLine]]:
+    """The records of a file whose lines are `[table, record]`, and the lines that are none: one that was cut, or worse.
 
     Raises:
         OSError: the file can't be read.
     """
-    records: list[Record] = []
+    records: list[Stored] = []
     bad: list[BadLine] = []
     for line in path.read_bytes().splitlines():
         if not line.strip(b" \0"):
             continue
         try:
             table, value = json.loads(line)
-            records.append(as_record(kinds[table], value, path.name))
+            records.append(_READERS[table](value, path.name))
         except Exception as error:  # whatever stands there must not keep a server from starting
             why = error.what if isinstance(error, UserError) else f"no record: {error!r}"
             bad.append((line.decode("utf-8", "backslashreplace"), why))

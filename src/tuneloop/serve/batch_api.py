@@ -155,7 +155,7 @@ class Batches:
     def _caller(self, state: BatchState) -> Caller:
         """Whose batch it is, as long as the key is in use."""
         key = self.gateway.keyring.named(state.owner) if state.owner else None
-        if state.owner and (key is None or state.key_id not in ("", key.id)):
+        if state.owner and (key is None or state.key_id != key.id):
             raise ApiError(401, "The key of this batch is not in use any more", code="invalid_api_key")
         return Caller(key, rights=self.gateway.rights_of(key))
 
@@ -410,8 +410,8 @@ def _owner(state: BatchState | FileState) -> tuple[str, str]:
 
 
 def _owns(owner: tuple[str, str], state: BatchState | FileState) -> bool:
-    """Whether something belongs to a key; older files say its name alone."""
-    return state.owner == owner[0] and state.key_id in ("", owner[1])
+    """Whether something belongs to a key."""
+    return _owner(state) == owner
 
 
 def _shown(state: BatchState | FileState) -> dict[str, Any]:

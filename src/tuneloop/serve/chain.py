@@ -49,17 +49,9 @@ def link(previous: str, values: Sequence[Any]) -> str:
 
 
 def last_link(store: Database) -> tuple[int, str]:
-    """Number and hash of the last decision; those that an earlier version has stored without one are the first link."""
-    last = "SELECT number, chain FROM decisions WHERE number IS NOT NULL ORDER BY number DESC LIMIT 1"
-    row = store.execute(last).fetchone()
-    return (int(row[0]), str(row[1])) if row else (0, _first(store))
-
-
-def _first(store: Database) -> str:
-    found = ""
-    for row in store.read(f"SELECT {', '.join(COLUMNS)} FROM decisions WHERE number IS NULL ORDER BY id"):
-        found = link(found, row)
-    return found
+    """Number and hash of the last decision; 0 and an empty text where there is none."""
+    row = store.execute("SELECT number, chain FROM decisions ORDER BY number DESC LIMIT 1").fetchone()
+    return (int(row[0]), str(row[1])) if row else (0, "")
 
 
 def verify(store: Database, name: str) -> DecisionLog:
@@ -72,10 +64,8 @@ def verify(store: Database, name: str) -> DecisionLog:
     noted = _noted(name)
     (own,) = store.execute("SELECT store FROM places").fetchone()
     same = noted.get("store") == own  # not an earlier one in the same place
-    head, count, fault, seen = _first(store), 0, "", not same or not noted.get("decisions")
-    for row in store.read(
-        f"SELECT {', '.join(COLUMNS)}, number, chain FROM decisions WHERE number IS NOT NULL ORDER BY number"
-    ):
+    head, count, fault, seen = "", 0, "", not same or not noted.get("decisions")
+    for row in store.read(f"SELECT {', '.join(COLUMNS)}, number, chain FROM decisions ORDER BY number"):
         count += 1
         head = link(head, row[:-2])
         if not fault and (row[-2] != count or row[-1] != head):
@@ -85,7 +75,7 @@ def verify(store: Database, name: str) -> DecisionLog:
         fault = f"it was written anew: on {noted['time']} it had {noted['decisions']:,} decisions and ended in {noted['head'][:16]}"
     if not fault:
         _note(name, {"store": own, "decisions": count, "head": head, "time": utc_now()})
-    return DecisionLog(count, head if count else "", fault)
+    return DecisionLog(count, head, fault)
 
 
 def refuse_rewritten(store: Database, name: str) -> None:

@@ -37,7 +37,7 @@ _LOCK = 7_461_200  # of writers of a store, among a database's advisory locks
 
 
 class DatabaseError(Exception):
-    """The database is away, locked or full, or does not do what is asked."""
+    """The database is away, locked or full, or does not do what it should."""
 
 
 class DataRefusedError(DatabaseError):
@@ -93,23 +93,23 @@ class Database(Protocol):
         """The rows of a large answer, a part of them in memory at a time."""
 
     def transaction(self) -> AbstractContextManager[None]:
-        """All of a block is stored, or nothing; nobody else writes meanwhile."""
+        """All of a block is stored, or nothing; no one else writes meanwhile."""
 
     def version(self) -> int:
-        """How many migrations were done; 0: there are no tables yet."""
+        """The version of the tables; 0: there are none yet."""
 
-    def migrate(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+    def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
         """Run a script, then what one kind of database has of its own, and note the version; within a transaction."""
 
     def forget(self, *, whole: bool) -> None:
         """Clear the bytes of what was erased or changed from the disk.
 
         Args:
-            whole: write tables anew where that is needed for it.
+            whole: write tables again where that is needed for it.
         """
 
     def alone(self, work: str) -> bool:
-        """Whether nobody else who reaches this database does this work; kept for this connection until it is closed.
+        """Whether no one else who reaches this database does this work; kept for this connection until it is closed.
 
         A file's users share a disk, where a lock of the server's folder says it; there the answer is always yes.
         """
@@ -182,7 +182,7 @@ class SqliteDatabase:
         """See `Database`."""
         return int(self.execute("PRAGMA user_version").fetchone()[0])
 
-    def migrate(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+    def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
         """See `Database`."""
         for statement in _statements(script + sqlite):
             self.execute(statement)
@@ -388,15 +388,15 @@ class PostgresDatabase:
     def version(self) -> int:
         """See `Database`."""
         # Not by `to_regclass`: within a transaction it may not know of a table that another one has made meanwhile.
-        asked = "SELECT 1 FROM pg_class WHERE relname = 'store_version' AND pg_table_is_visible(oid)"
-        if self.execute(asked).fetchone() is None:
+        query = "SELECT 1 FROM pg_class WHERE relname = 'store_version' AND pg_table_is_visible(oid)"
+        if self.execute(query).fetchone() is None:
             return 0
         return int(self.execute("SELECT MAX(number) FROM store_version").fetchone()[0])
 
-    def migrate(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+    def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
         """See `Database`."""
         self.script(re.sub(r"\b(TEXT|INTEGER|REAL)\b", lambda found: _TYPES[found[1]], script) + postgres)
-        self.script("CREATE TABLE IF NOT EXISTS store_version (number BIGINT NOT NULL)")
+        self.script("CREATE TABLE store_version (number BIGINT NOT NULL)")
         self.script(f"INSERT INTO store_version VALUES ({version})")
 
     def forget(self, *, whole: bool) -> None:
@@ -407,15 +407,6 @@ class PostgresDatabase:
         """See `Database`. Postgres gives the lock back when the connection ends, however it does."""
         taken = self.execute("SELECT pg_try_advisory_lock(hashtext(current_schema() || ?))", [f" tuneloop {work}"])
         return bool(taken.fetchone()[0])
-
-    def connect(self) -> None:
-        """Connect now.
-
-        Raises:
-            DatabaseError: it can't be reached.
-            UserError: the URL is none.
-        """
-        self._live()
 
     def close(self) -> None:
         """See `Database`."""
@@ -465,9 +456,7 @@ def open_postgres(url: str, patience: float) -> PostgresDatabase:
         raise UserError(
             "A store in Postgres needs psycopg, which is not installed", next_step="pip install 'tuneloop[postgres]'"
         ) from None
-    opened = PostgresDatabase(url, patience)
-    opened.connect()
-    return opened
+    return PostgresDatabase(url, patience, _connected(url, patience))
 
 
 def _connected(url: str, patience: float) -> Any:

@@ -2,7 +2,7 @@
 
 An erasure leaves a tombstone among the decisions: how many records went, what they had cost, and digests under a secret that
 stands nowhere but in the receipt that is printed once. Who has the receipt can show that these records of this person
-were erased; without it the digests say nothing, not even to somebody who guesses the name.
+were erased; without it the digests say nothing, not even to one who guesses the name.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _meant(match: str) -> tuple[str, str]:
 
 
 def _among(store: Database, query: str, values: Sequence[str]) -> list[str]:
-    """The first column of a query whose last column is one of some values; asked in parts, by an index."""
+    """The first column of a query whose last column is one of some values; in parts, by an index."""
     return [
         row[0] for some in _chunks(values) for row in store.execute(f"{query} IN ({','.join('?' * len(some))})", some)
     ]
@@ -172,7 +172,7 @@ def erase(
         "requests": len(found.requests), "feedback": len(found.feedback), "lines": found.lines, "spent": dict(spent),
         "whose": _digest(receipt, match), "records": sorted(_digest(receipt, id_) for id_ in (*found.requests, *found.feedback)),
     }  # fmt: skip
-    # The tombstone first: an erasure that is cut in the middle is one that is done again, not one that nobody knows of.
+    # The tombstone first: an erasure that is cut in the middle is one that is done again, not one that no one knows of.
     # Its key is that of the receipt: what is done again counts once.
     key = f"{FORGET}:{_digest(receipt, FORGET)}"
     insert(store, [Decision(id=uuid7(), time=utc_now(), kind=FORGET, data=data, key=key)])
@@ -219,7 +219,7 @@ def spent_by_erased(store: Database) -> dict[str, float]:
 
 
 def expire(store: Database, before: str, keys: Sequence[str] = (), *, others: bool = False) -> int:
-    """Take texts, users and conversations from requests before a time, and texts from feedback; figures stay.
+    """Take texts, users and conversations from requests before a time, and texts from feedback; numbers stay.
 
     Args:
         before: ISO time.

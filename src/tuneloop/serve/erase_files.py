@@ -32,7 +32,7 @@ from tuneloop.serve.writer import DEAD, SPILL
 
 PENDING = "forget-*.json"  # erasures that have begun
 SQLITE = b"SQLite format 3\0"
-OLD = 10.0  # seconds without a change after which a half-written file is nobody's any more
+OLD = 10.0  # seconds without a change after which a half-written file is no one's any more
 _PERSONAL = ("metadata", "filename", "errors")  # what a batch's or an upload's state holds of its sender
 SHORTEST = 3  # characters of a name that is looked for in lines that are no JSON, and in the names of files
 _FIELDS = {
@@ -171,7 +171,7 @@ def erase_lines(folder: Path, whose: Whose, *, act: bool, alone: bool = True) ->
 
     Args:
         act: False: count only.
-        alone: no server works there, so that what is half-written is nobody's.
+        alone: no server works there, so that what is half-written is no one's.
 
     Returns:
         How many lines, entries and files were theirs.
@@ -184,7 +184,7 @@ def erase_lines(folder: Path, whose: Whose, *, act: bool, alone: bool = True) ->
     for path in _files(folder):
         with contextlib.suppress(FileNotFoundError):
             count += _erase_file(path, path.relative_to(folder).parts[0], whose, act, alone)
-    if act:  # of a line that was cut nobody can say whose it is
+    if act:  # of a line that was cut no one can say whose it is
         _take_out(folder / DEAD, lambda _, raw: b'"line":' in raw)
     for path in sorted(folder.rglob("*"), reverse=True):  # what stands in a folder comes before it
         given = path.relative_to(folder).parts[0] in ("batch", "improve", "experiments")
@@ -251,7 +251,7 @@ def _erase_file(path: Path, part: str, whose: Whose, act: bool, alone: bool) -> 
     Args:
         part: of the server's folder in which it is.
     """
-    if part == "experiments":  # registrations, which name nobody
+    if part == "experiments":  # registrations, which name no one
         return 0
     if part == "improve" and not whose.texts and path.suffix not in (".jsonl", ".json", ".gz", ".tmp"):
         return 0  # recipes and pages, in which a user's name is a word like any other
@@ -328,7 +328,7 @@ def _overwrite(path: Path, mine: Mine, act: bool = True) -> int:
 
 
 def copies_of_the_store(folder: Path, store: Path | None) -> list[Path]:
-    """Other SQLite files in a server's folder, as a copy that somebody made.
+    """Other SQLite files in a server's folder, as a copy that a person made.
 
     Args:
         store: the file of the store itself, which must not be opened here; None: it is no file.
@@ -346,10 +346,10 @@ def copies_of_the_store(folder: Path, store: Path | None) -> list[Path]:
 
 
 def expire_files(folder: Path, before: Callable[[str], float | None], content: str) -> int:
-    """Take the texts from batches, uploads and dead letters that are older than they may be; figures stay.
+    """Take the texts from batches, uploads and dead letters that are older than they may be; numbers stay.
 
     Where texts are not kept as they are, a batch that is over loses its input and its journal at once, and so does an
-    upload that no other batch needs. Its results stay for whoever asked for them.
+    upload that no other batch needs. Its results stay for whoever sent it.
 
     Args:
         folder: of the server.

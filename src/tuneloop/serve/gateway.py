@@ -20,7 +20,6 @@ from tuneloop.inference.engines import ServingEngine, can_give_way
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
-from tuneloop.records.record import of_known_values
 from tuneloop.records.request import ANYONE, LEFT, NOT_LOADED, REFUSED, StoredRequest
 from tuneloop.records.rows import Message
 from tuneloop.serve.admission import Admission, Pass, Work
@@ -226,7 +225,7 @@ class _Account:
     patient: bool = False
     again: bool = False  # it is asked in another way than at first
     place: Pass | None = None
-    noted: StoredRequest | None = None  # as it was stored when it began
+    noted: StoredRequest | None = None  # filled in when it ends
 
     @property
     def refused(self) -> bool:
@@ -725,37 +724,34 @@ class Gateway:
         prompt: list[Message] = list(asked.messages)
         if not prompt and asked.text is not None:
             prompt = [{"role": "user", "content": asked.text}]
-        values: dict[str, Any] = dict(
+        return StoredRequest(
             id=account.id, time=account.time, key=caller.name, voice=caller.voice,
             model=model.name, adapter=None if model.adapter == BASE else model.adapter, release=model.release or None,
             arm=drawn.arm if drawn else None, propensity=drawn.propensity if drawn and not account.shadow else None,
             route=dict(account.route) if account.route is not None else None, fallback=account.fallback,
             train="no" if caller.key and caller.key.limits.train == "no" else None, shadow=account.shadow,
             user=caller.user or None, conversation=caller.conversation or None, prompt=prompt,
-            tools=[dict(tool) for tool in asked.tools], completion=None, prompt_tokens=0, completion_tokens=0,
-            ttft_ms=None, total_ms=0.0, finish=None, tier="shadow" if account.shadow else asked.tier, usd=0.0, seconds=0.0,
-            error=None,
+            tools=[dict(tool) for tool in asked.tools],
+            total_ms=0.0, tier="shadow" if account.shadow else asked.tier, usd=0.0, seconds=0.0,
         )  # fmt: skip
-        return of_known_values(StoredRequest, values)
 
     def _ended(self, account: _Account) -> StoredRequest:
-        """A request as it is stored when it has ended."""
-        model, first, tokens = account.model, account.done.get(0), account.tokens
+        """The record of a request, filled in when it has ended."""
+        model, first, record = account.model, account.done.get(0), account.noted
+        assert record is not None
         text = first.text if first is not None else account.texts.get(0)
-        assert account.noted is not None
-        values = account.noted.__dict__ | dict(
-            completion=_with_probability(text, first), prompt_tokens=account.prompt_tokens, completion_tokens=tokens,
-            ttft_ms=None if account.ttft_ms is None else round(account.ttft_ms, 3),
-            total_ms=round(1000 * (time.perf_counter() - account.began), 3),
-            finish=first.finish if first is not None else REFUSED if account.refused else None,
-            usd=self.config.usd(account.prompt_tokens, tokens) if account.pieces else 0.0,
-            seconds=round(account.seconds, 6), error=account.error,
-            tier="shadow" if account.shadow else account.asked.tier,
-        )  # fmt: skip
+        record.completion = _with_probability(text, first)
+        record.prompt_tokens, record.completion_tokens = account.prompt_tokens, account.tokens
+        record.ttft_ms = None if account.ttft_ms is None else round(account.ttft_ms, 3)
+        record.total_ms = round(1000 * (time.perf_counter() - account.began), 3)
+        record.finish = first.finish if first is not None else REFUSED if account.refused else None
+        record.usd = self.config.usd(account.prompt_tokens, account.tokens) if account.pieces else 0.0
+        record.seconds, record.error = round(account.seconds, 6), account.error
+        record.tier = "shadow" if account.shadow else account.asked.tier
         if account.fallback is not None:  # who answers has changed
-            adapter = None if model.adapter == BASE else model.adapter
-            values |= dict(model=model.name, adapter=adapter, release=model.release or None, fallback=account.fallback)
-        return of_known_values(StoredRequest, values)
+            record.model, record.adapter = model.name, None if model.adapter == BASE else model.adapter
+            record.release, record.fallback = model.release or None, account.fallback
+        return record
 
 
 def _with_probability(text: str | None, completion: Completion | None) -> dict[str, Any] | str | None:

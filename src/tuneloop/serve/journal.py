@@ -59,7 +59,7 @@ class Journal:
 
     Args:
         path: of the file.
-        rows: is told what each line holds.
+        rows: notes what each line holds.
     """
 
     path: Path

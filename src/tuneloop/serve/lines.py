@@ -58,8 +58,8 @@ class LogLines:
         Args:
             status: `ok`, `cancelled`, or that of HTTP.
         """
-        values = record.__dict__
-        self._put({"time": record.time, "event": "request", "status": status} | {name: values[name] for name in FIELDS})
+        values = {name: getattr(record, name) for name in FIELDS}
+        self._put({"time": record.time, "event": "request", "status": status, **values})
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

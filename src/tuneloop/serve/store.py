@@ -1,6 +1,6 @@
 """The store of a server: requests, feedback and decisions in one SQLite file, or in a Postgres database.
 
-`connect` opens it and brings its tables up to date; `insert` and the `read_...` functions work on any connection, so that
+`connect` opens it; `insert` and the `read_...` functions work on any connection, so that
 commands use the store while a server writes. Every id is inserted once: the same record again changes nothing.
 
 A store's place is its file, the URL of a database, or the folder of its server, which says where its store is.
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
@@ -24,7 +24,7 @@ from tuneloop.core.files import make_private, user_errors_of_the_disk
 from tuneloop.core.text import storable
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
-from tuneloop.records.record import Record, read_record
+from tuneloop.records.record import read_record
 from tuneloop.records.request import REFUSED, StoredRequest
 from tuneloop.records.server import ServerState
 from tuneloop.serve.chain import last_link, link
@@ -41,29 +41,10 @@ from tuneloop.serve.database import (
 
 # What a server has in its folder; with a slash: and all that is below.
 OWN = (
-    "store.*",
-    "*.log*",
-    "*.db",
-    "*.db-*",
-    "keys.json",
-    "state.json",
-    ".lock",
-    ".keys/",
-    "batch/",
-    "experiments/",
-    "improve",
-)
+    "store.*", "*.log*", "*.db", "*.db-*", "keys.json", "state.json", ".lock", ".keys/", "batch/", "experiments/", "improve",
+)  # fmt: skip
 FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
-
-
-@dataclass(frozen=True)
-class Migration:
-    """SQL that brings the tables from one version to the next: of both kinds of database, and what one alone has."""
-
-    sql: str
-    sqlite: str = ""
-    postgres: str = ""
 
 
 # Sums of requests, for `tuneloop costs`: those that never ran are `refused`, and the others with an error `failed`.
@@ -74,144 +55,102 @@ SUMS = {
     **{each: f"COALESCE(SUM({each}), 0)" for each in ("prompt_tokens", "completion_tokens", "seconds", "usd")},
     "refused": REFUSALS,
 }
+# Sums by day, which the database keeps itself, so that they hold whoever writes or erases.
+_GROUP = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
+_MORE, _LESS = (f"{_GROUP}, {', '.join(f'{sign}{each}' for each in SUMS.values())}" for sign in ("", "-"))
+_ADD = f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in SUMS)}"
+_SUM_COLUMNS = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in SUMS)
 
-
-def _costs(of: Mapping[str, str]) -> Migration:
-    """Sums of requests by day, which the database keeps itself, so that they hold whoever writes or erases."""
-    group = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
-    costs, less = (f"{group}, {', '.join(f'{sign}{each}' for each in of.values())}" for sign in ("", "-"))
-    more = (
-        f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in of)}"
-    )
-    columns = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in of)
-    return Migration(f"""
-    CREATE TABLE costs (
-        day TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, tier TEXT NOT NULL, {columns},
-        PRIMARY KEY (day, model, key, tier)
-    );
-    INSERT INTO costs SELECT {costs} FROM requests GROUP BY 1, 2, 3, 4;
-    """, sqlite=f"""
-    CREATE TRIGGER costs_more AFTER INSERT ON requests BEGIN
-        INSERT INTO costs SELECT {costs} FROM requests WHERE id = NEW.id GROUP BY 1, 2, 3, 4 ON CONFLICT {more};
-    END;
-    CREATE TRIGGER costs_less BEFORE DELETE ON requests BEGIN
-        INSERT INTO costs SELECT {less} FROM requests WHERE id = OLD.id GROUP BY 1, 2, 3, 4 ON CONFLICT {more};
-        DELETE FROM costs WHERE day = substr(OLD.time, 1, 10) AND requests = 0;
-    END;
-    """, postgres=f"""
-    CREATE OR REPLACE FUNCTION costs_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO costs SELECT {costs} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {more}; RETURN NULL;
-    END $$;
-    CREATE OR REPLACE FUNCTION costs_less() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO costs SELECT {less} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {more};
-        DELETE FROM costs WHERE requests = 0; RETURN NULL;
-    END $$;
-    CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
-    CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
-    """)  # fmt: skip
-
-
-_OLD_SUMS = {name: sql for name, sql in SUMS.items() if name != "refused"} | {"failed": "COUNT(error)"}
-_NEW_COSTS = _costs(SUMS)
-
-# Each brings the tables from the version of its place to the next one. What stands here is never changed, only added to.
-MIGRATIONS = (
-    Migration("""
-    CREATE TABLE requests (
-        id TEXT PRIMARY KEY, time TEXT NOT NULL, key TEXT, model TEXT NOT NULL, adapter TEXT, release TEXT, arm TEXT,
-        propensity REAL, "user" TEXT, conversation TEXT, prompt TEXT NOT NULL, tools TEXT, completion TEXT,
-        prompt_tokens INTEGER, completion_tokens INTEGER, ttft_ms REAL, total_ms REAL, finish TEXT, tier TEXT, usd REAL,
-        seconds REAL, error TEXT
-    );
-    CREATE INDEX requests_by_time ON requests (time);
-    CREATE INDEX requests_by_user ON requests ("user") WHERE "user" IS NOT NULL;
-    CREATE INDEX requests_by_conversation ON requests (conversation) WHERE conversation IS NOT NULL;
-    CREATE TABLE feedback (
-        id TEXT PRIMARY KEY, request TEXT, conversation TEXT, kind TEXT NOT NULL, value TEXT NOT NULL, "user" TEXT,
-        time TEXT NOT NULL, key TEXT UNIQUE
-    );
-    CREATE INDEX feedback_by_request ON feedback (request) WHERE request IS NOT NULL;
-    CREATE INDEX feedback_by_conversation ON feedback (conversation) WHERE conversation IS NOT NULL;
-    CREATE TABLE decisions (
-        id TEXT PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL, data TEXT NOT NULL,
-        key TEXT UNIQUE
-    );
-    CREATE INDEX decisions_by_subject ON decisions (subject, id);
-    """, sqlite="""
-    CREATE TRIGGER decisions_stay BEFORE UPDATE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
-    CREATE TRIGGER decisions_remain BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
-    """, postgres="""
-    CREATE FUNCTION decisions_stay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        RAISE EXCEPTION 'decisions are only added' USING ERRCODE = 'integrity_constraint_violation';
-    END $$;
-    CREATE TRIGGER decisions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON decisions EXECUTE FUNCTION decisions_stay();
-    -- What a person wrote is not to stand in the planner's statistics too, from which nobody could erase it.
-    ALTER TABLE requests ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER prompt SET STATISTICS 0,
-        ALTER tools SET STATISTICS 0, ALTER completion SET STATISTICS 0, ALTER error SET STATISTICS 0;
-    ALTER TABLE feedback ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER value SET STATISTICS 0;
-    """),
-    Migration("""
-    ALTER TABLE requests ADD COLUMN fallback TEXT;
-    ALTER TABLE requests ADD COLUMN shadow TEXT;
-    CREATE INDEX requests_by_arm ON requests (model, id) WHERE arm IS NOT NULL;
-    """),
-    Migration("ALTER TABLE requests ADD COLUMN route TEXT;"),
-    Migration("ALTER TABLE requests ADD COLUMN train TEXT;"),
-    # The order in which requests and feedback were stored; a request's time is that at which it came.
-    Migration("""
-    ALTER TABLE requests ADD COLUMN place INTEGER;
-    ALTER TABLE feedback ADD COLUMN place INTEGER;
-    UPDATE requests SET place = 0;
-    UPDATE feedback SET place = 0;
-    CREATE TABLE places (last INTEGER NOT NULL);
-    INSERT INTO places VALUES (0);
-    """),
-    Migration("CREATE INDEX requests_by_shadow ON requests (model, id) WHERE shadow IS NOT NULL;"),
-    Migration("""
-    CREATE INDEX requests_by_route ON requests (id) WHERE route IS NOT NULL;
-    CREATE INDEX feedback_by_time ON feedback (time);
-    """),
-    _costs(_OLD_SUMS),
-    Migration("""
-    ALTER TABLE feedback ADD COLUMN source TEXT;
-    ALTER TABLE feedback ADD COLUMN weight REAL;
-    """),
-    Migration(f"""
-    ALTER TABLE requests ADD COLUMN voice TEXT;
-    ALTER TABLE feedback ADD COLUMN voice TEXT;
-    DROP TABLE costs;
-    {_NEW_COSTS.sql}""", sqlite=f"""
-    DROP TRIGGER costs_more;
-    DROP TRIGGER costs_less;
-    {_NEW_COSTS.sqlite}""", postgres=f"""
-    DROP TRIGGER costs_more ON requests;
-    DROP TRIGGER costs_less ON requests;
-    {_NEW_COSTS.postgres}"""),
-    # Decisions as a chain, see `serve/chain.py`; and a name that this store alone has.
-    Migration("""
-    ALTER TABLE decisions ADD COLUMN number INTEGER;
-    ALTER TABLE decisions ADD COLUMN chain TEXT;
-    CREATE UNIQUE INDEX decisions_by_number ON decisions (number) WHERE number IS NOT NULL;
-    ALTER TABLE places ADD COLUMN store TEXT;
-    """, sqlite="UPDATE places SET store = lower(hex(randomblob(16)));",
-    postgres="UPDATE places SET store = md5(random()::text || clock_timestamp()::text);"),
-)  # fmt: skip
-TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
+VERSION = 1  # of the tables
+# `place` is the order in which requests and feedback were stored: a request's time is that at which it came. `number` and
+# `chain` are of `serve/chain.py`; `store` is a name that this store alone has.
+SCHEMA = f"""
+CREATE TABLE requests (
+    id TEXT PRIMARY KEY, time TEXT NOT NULL, key TEXT, model TEXT NOT NULL, adapter TEXT, release TEXT, arm TEXT,
+    propensity REAL, fallback TEXT, shadow TEXT, route TEXT, train TEXT, voice TEXT, "user" TEXT, conversation TEXT,
+    prompt TEXT NOT NULL, tools TEXT, completion TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, ttft_ms REAL,
+    total_ms REAL, finish TEXT, tier TEXT, usd REAL, seconds REAL, error TEXT, place INTEGER
+);
+CREATE INDEX requests_by_time ON requests (time);
+CREATE INDEX requests_by_user ON requests ("user") WHERE "user" IS NOT NULL;
+CREATE INDEX requests_by_conversation ON requests (conversation) WHERE conversation IS NOT NULL;
+CREATE INDEX requests_by_arm ON requests (model, id) WHERE arm IS NOT NULL;
+CREATE INDEX requests_by_shadow ON requests (model, id) WHERE shadow IS NOT NULL;
+CREATE INDEX requests_by_route ON requests (id) WHERE route IS NOT NULL;
+CREATE TABLE feedback (
+    id TEXT PRIMARY KEY, request TEXT, conversation TEXT, kind TEXT NOT NULL, value TEXT NOT NULL, "user" TEXT,
+    time TEXT NOT NULL, key TEXT UNIQUE, source TEXT, weight REAL, voice TEXT, place INTEGER
+);
+CREATE INDEX feedback_by_time ON feedback (time);
+CREATE INDEX feedback_by_request ON feedback (request) WHERE request IS NOT NULL;
+CREATE INDEX feedback_by_conversation ON feedback (conversation) WHERE conversation IS NOT NULL;
+CREATE TABLE decisions (
+    id TEXT PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL, data TEXT NOT NULL,
+    key TEXT UNIQUE, number INTEGER NOT NULL UNIQUE, chain TEXT NOT NULL
+);
+CREATE INDEX decisions_by_subject ON decisions (subject, id);
+CREATE TABLE places (last INTEGER NOT NULL, store TEXT NOT NULL);
+CREATE TABLE costs (
+    day TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, tier TEXT NOT NULL, {_SUM_COLUMNS},
+    PRIMARY KEY (day, model, key, tier)
+);
+"""
+SQLITE = f"""
+CREATE TRIGGER decisions_stay BEFORE UPDATE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
+CREATE TRIGGER decisions_remain BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
+CREATE TRIGGER costs_more AFTER INSERT ON requests BEGIN
+    INSERT INTO costs SELECT {_MORE} FROM requests WHERE id = NEW.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
+END;
+CREATE TRIGGER costs_less BEFORE DELETE ON requests BEGIN
+    INSERT INTO costs SELECT {_LESS} FROM requests WHERE id = OLD.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
+    DELETE FROM costs WHERE day = substr(OLD.time, 1, 10) AND requests = 0;
+END;
+INSERT INTO places VALUES (0, lower(hex(randomblob(16))));
+"""
+POSTGRES = f"""
+CREATE FUNCTION decisions_stay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION 'decisions are only added' USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+CREATE FUNCTION costs_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO costs SELECT {_MORE} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD}; RETURN NULL;
+END $$;
+CREATE FUNCTION costs_less() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO costs SELECT {_LESS} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
+    DELETE FROM costs WHERE requests = 0; RETURN NULL;
+END $$;
+CREATE TRIGGER decisions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON decisions EXECUTE FUNCTION decisions_stay();
+CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
+CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
+-- What a person wrote is not to stand in the planner's statistics too, from which no one could erase it.
+ALTER TABLE requests ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER prompt SET STATISTICS 0,
+    ALTER tools SET STATISTICS 0, ALTER completion SET STATISTICS 0, ALTER error SET STATISTICS 0;
+ALTER TABLE feedback ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER value SET STATISTICS 0;
+INSERT INTO places VALUES (0, md5(random()::text || clock_timestamp()::text));
+"""
+Stored = StoredRequest | Feedback | Decision
+TABLES: dict[type[Stored], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _TEXTS = ("prompt", "tools", "completion")
 _JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON
-_COLUMNS = {kind: tuple(name for name in kind.model_fields if name != "version") for kind in TABLES}
-_PLACED = (StoredRequest, Feedback)
 
 
-def _type(kind: type[Record], name: str) -> str:
+def _type(name: str, annotation: str) -> str:
     """What a column holds."""
-    annotation = str(kind.model_fields[name].annotation)
     return (
         "JSON" if name in _JSON else "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
     )
 
 
-COLUMNS = {kind: {name: _type(kind, name) for name in names} for kind, names in _COLUMNS.items()}
+COLUMNS: dict[type[Stored], dict[str, str]] = {
+    kind: {name: _type(name, text) for name, text in kind.__annotations__.items() if "ClassVar" not in text}
+    for kind in TABLES
+}
+_VALUES = {kind: attrgetter(*columns) for kind, columns in COLUMNS.items()}
+
+
+def values_of(record: Stored) -> dict[str, Any]:
+    """A record's values by their columns."""
+    kind = type(record)
+    return dict(zip(COLUMNS[kind], _VALUES[kind](record), strict=True))
 
 
 # --- where it is -------------------------------------------------------------------------------
@@ -237,7 +176,7 @@ def store_name(place: Path | str) -> str:
 
 
 def store_folder(place: Path | str) -> Path:
-    """The folder of what stands alongside a store in files: that of its server; `serve`, where it is named by a URL."""
+    """The folder of the files next to a store: that of its server; `serve`, where it is named by a URL."""
     return Path(FOLDER) if is_database_url(place) else store_file(place).parent
 
 
@@ -259,7 +198,7 @@ def is_store(place: Path | str) -> bool:
 
 
 def connect(place: Path | str, *, create: bool = False, patience: float = PATIENCE) -> Database:
-    """Open a store and bring its tables up to date.
+    """Open a store.
 
     Args:
         place: the store's file, its URL, or the server's folder.
@@ -267,7 +206,7 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
         patience: seconds to wait for another process that writes.
 
     Raises:
-        UserError: there is no store, it can't be reached, it is another program's, or a later version made it.
+        UserError: there is no store, it can't be reached, it is another program's, or another version made it.
     """
     url, name = store_url(place), store_name(place)
     if not create and not is_store(place):
@@ -278,16 +217,13 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
                 make_private(store_file(place).parent, ())
     try:
         connection = open_postgres(url, patience) if url else open_sqlite(store_file(place), patience)
+        try:
+            _prepare(connection, name, create=create or not url)
+        except BaseException:
+            connection.close()
+            raise
     except DatabaseError as error:
         raise _as_user_error(error, name) from None
-    try:
-        _migrate(connection, name, create=create or not url)
-    except DatabaseError as error:
-        connection.close()
-        raise _as_user_error(error, name) from None
-    except UserError:
-        connection.close()
-        raise
     return connection
 
 
@@ -331,37 +267,34 @@ _FILE_STEPS = {  # of these, and what a file's disk says: it is the disk that is
 
 
 def _as_user_error(error: DatabaseError, name: str, done: str = "opened") -> UserError:
-    said = str(error)
-    elsewhere = "name another folder, or move this file away"
+    steps, otherwise = _FILE_STEPS, "name another folder, or move this file away"
     if is_database_url(name):
-        elsewhere = "look into the log of the database"
-        step = next((step for word, step in _STEPS.items() if word in said), elsewhere)
-    else:
-        step = next((step for word, step in _FILE_STEPS.items() if word in said), elsewhere)
-    return UserError(f"The store can't be {done}: {said}", where=name, next_step=step)
+        steps, otherwise = _STEPS, "look into the log of the database"
+    step = next((step for word, step in steps.items() if word in str(error)), otherwise)
+    return UserError(f"The store can't be {done}: {error}", where=name, next_step=step)
 
 
-def _migrate(connection: Database, name: str, *, create: bool) -> None:
+def _prepare(connection: Database, name: str, *, create: bool) -> None:
+    """Make the tables of a new store; refuse one of another version."""
     version = connection.version()
-    if not version and not create:
-        raise UserError("There is no store here", where=name, next_step="`tuneloop serve log.store=URL` makes one")
-    if version > len(MIGRATIONS):
+    if not version:
+        if not create:
+            raise UserError("There is no store here", where=name, next_step="`tuneloop serve log.store=URL` makes one")
+        with connection.transaction():  # of two processes that open a new store the second one finds it made
+            if not connection.version():
+                connection.make_tables(SCHEMA, sqlite=SQLITE, postgres=POSTGRES, version=VERSION)
+        version = connection.version()
+    if version != VERSION:
         raise UserError(
-            f"A later tuneloop made this store (version {version}; this one reads {len(MIGRATIONS)})",
-            where=name, next_step="install the later tuneloop",
+            f"Another version of tuneloop made this store (its tables are of version {version}; this one reads {VERSION})",
+            where=name, next_step="use the tuneloop that made it, or name another store",
         )  # fmt: skip
-    while connection.version() < len(MIGRATIONS):
-        with connection.transaction():  # two processes that open a new store: the second one finds it made
-            at = connection.version()
-            if at < len(MIGRATIONS):
-                step = MIGRATIONS[at]
-                connection.migrate(step.sql, sqlite=step.sqlite, postgres=step.postgres, version=at + 1)
 
 
 # --- writing -----------------------------------------------------------------------------------
 
 
-def insert(connection: Database, records: Iterable[Record]) -> int:
+def insert(connection: Database, records: Iterable[Stored]) -> int:
     """Add records in one transaction; those whose id or key is there already change nothing.
 
     Returns:
@@ -371,25 +304,19 @@ def insert(connection: Database, records: Iterable[Record]) -> int:
         DatabaseError: the disk is full, another process holds the store, or it is away; nothing was added then.
         DataRefusedError: a record can't be stored for what is in it; none was.
     """
-    return insert_values(connection, ((type(record), record.__dict__) for record in records))
-
-
-def insert_values(connection: Database, records: Iterable[tuple[type[Record], Mapping[str, Any]]]) -> int:
-    """`insert` of records that are given by their kind and their values, as a JSON object holds them."""
     with connection.transaction():
         place = before = last_place(connection)
         new = 0
-        for kind, own in groupby(records, itemgetter(0)):
-            rows = []
-            for _, values in own:
-                row = [_held(values[name], type_) for name, type_ in COLUMNS[kind].items()]
-                if kind in _PLACED:
-                    place += 1
-                    row.append(place)
-                rows.append(row)
-            placed = {"place": "INTEGER"} if kind in _PLACED else {}
+        for kind, group in groupby(records, type):
+            types = COLUMNS[kind].values()
+            rows = [
+                [_held(each, type_) for each, type_ in zip(_VALUES[kind](one), types, strict=True)] for one in group
+            ]
             if kind is Decision:
                 rows, placed = _chained(connection, rows), {"number": "INTEGER", "chain": "TEXT"}
+            else:
+                rows, placed = [[*row, place + i] for i, row in enumerate(rows, 1)], {"place": "INTEGER"}
+                place += len(rows)
             new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows) if rows else 0
         if place != before:
             connection.execute("UPDATE places SET last = ?", [place])
@@ -397,7 +324,7 @@ def insert_values(connection: Database, records: Iterable[tuple[type[Record], Ma
 
 
 def _chained(connection: Database, rows: Sequence[list[Any]]) -> list[list[Any]]:
-    """Rows of decisions that are new, with their numbers and hashes. Nobody else writes meanwhile."""
+    """Rows of decisions that are new, with their numbers and hashes. No one else writes meanwhile."""
     number, chain = last_link(connection)
     fresh: list[list[Any]] = []
     ids, keys = set(), set()
@@ -433,8 +360,6 @@ def _held(value: Any, type_: str) -> Any:
 
 # --- reading -----------------------------------------------------------------------------------
 
-R = TypeVar("R", bound=Record)
-
 
 def read_requests(
     connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (),
@@ -450,12 +375,13 @@ def read_requests(
     """
     copies = "" if shadow is None else f"shadow IS {'NOT ' if shadow else ''}NULL"
     conditions = " AND ".join(f"({each})" for each in (copies, where) if each)
-    return _read(connection, StoredRequest, since, until, conditions, values, without=() if texts else _TEXTS)
+    found = _read(connection, StoredRequest, since, until, conditions, values, without=() if texts else _TEXTS)
+    return (StoredRequest(**{"prompt": [], **each}) for each in found)
 
 
 def who_meets(voice: str | None, user: str | None, conversation: str | None) -> str:
-    """By whom an arm is drawn and kept: the user, else the conversation; empty: neither. Of each voice by itself, so that
-    nobody takes the place of another one's user."""
+    """By whom an arm is drawn and kept: the user, else the conversation; empty: neither. Of each voice apart, so that
+    no one takes the place of another one's user."""
     name = user or conversation or ""
     return f"{voice}\x1f{name}" if voice and name else name
 
@@ -485,46 +411,47 @@ def read_feedback(
     Args:
         origin: False: without key and source, which say how it came, and take a sixth of the time.
     """
-    return _read(connection, Feedback, since, until, where, values, without=() if origin else ("key", "source"))
+    without = () if origin else ("key", "source")
+    return map(Feedback.model_validate, _read(connection, Feedback, since, until, where, values, without))
 
 
 def read_decisions(
     connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
 ) -> Iterator[Decision]:
     """Decisions in the order of their ids; see `read_requests`."""
-    return _read(connection, Decision, since, until, where, values)
+    return map(Decision.model_validate, _read(connection, Decision, since, until, where, values))
 
 
 def _read(
     connection: Database,
-    kind: type[R],
+    kind: type[Stored],
     since: str,
     until: str,
     where: str,
     values: Iterable[Any],
     without: Sequence[str] = (),
-) -> Iterator[R]:
+) -> Iterator[dict[str, Any]]:
+    """The columns of each record by their names."""
     bounds = [("time >= ?", since), ("time < ?", until)]
     conditions = [text for text, value in bounds if value] + ([f"({where})"] if where else [])
-    columns = [name for name in _COLUMNS[kind] if name not in without]
+    columns = {name: type_ for name, type_ in COLUMNS[kind].items() if name not in without}
     query = f"SELECT {named(columns)} FROM {TABLES[kind]}"
     query += f" WHERE {' AND '.join(conditions)}" if conditions else ""
     # A bound of time is looked up in its index: with a plain `ORDER BY id` SQLite reads the whole table in the order of the ids.
     order = "CAST(id AS TEXT)" if since or until else "id"
     for row in connection.read(f"{query} ORDER BY {order}", [*(v for _, v in bounds if v), *values]):
-        pairs = zip(columns, row, strict=True)
-        found = {name: json.loads(v) if name in _JSON and v is not None else v for name, v in pairs}
-        yield kind.model_validate({"prompt": [], **found} if without is _TEXTS else found)
+        pairs = zip(columns.items(), row, strict=True)
+        yield {name: json.loads(v) if type_ == "JSON" and v is not None else v for (name, type_), v in pairs}
 
 
 def last_routes(connection: Database, most: int = 10_000) -> dict[tuple[str, str], str]:
     """Key and conversation -> the model that a router sent its last request to, of those with the last requests."""
     rows = connection.execute(
-        "SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL AND conversation IS NOT NULL AND shadow IS NULL "
-        "ORDER BY id DESC LIMIT ?",
+        "SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL AND conversation IS NOT NULL "
+        "AND shadow IS NULL ORDER BY id DESC LIMIT ?",
         [most],
     ).fetchall()
-    return {(key, talk): model for key, talk, model in reversed(rows)}
+    return {(key, conversation): model for key, conversation, model in reversed(rows)}
 
 
 @dataclass(frozen=True)
@@ -538,7 +465,7 @@ class Answered:
 
 
 def find_answered(connection: Database, id_: str) -> Answered | None:
-    """A request that somebody got an answer to, or a part of one; None: there is none of this id."""
+    """A request that a client got an answer to, or a part of one; None: there is none of this id."""
     row = connection.execute(
         "SELECT COALESCE(key, ''), \"user\", conversation, voice FROM requests WHERE id = ? AND shadow IS NULL AND "
         "(error IS NULL OR COALESCE(completion_tokens, 0) > 0)",
@@ -549,10 +476,8 @@ def find_answered(connection: Database, id_: str) -> Answered | None:
 
 def had_conversation(connection: Database, key: str, conversation: str) -> bool:
     """Whether a key has asked in a conversation."""
-    where = "conversation = ? AND key = ? AND shadow IS NULL"
-    return (
-        connection.execute(f"SELECT 1 FROM requests WHERE {where} LIMIT 1", [conversation, key]).fetchone() is not None
-    )
+    query = "SELECT 1 FROM requests WHERE conversation = ? AND key = ? AND shadow IS NULL LIMIT 1"
+    return connection.execute(query, [conversation, key]).fetchone() is not None
 
 
 def exported(request: StoredRequest) -> dict[str, Any] | None:
@@ -566,14 +491,14 @@ def exported(request: StoredRequest) -> dict[str, Any] | None:
     message = request.completion
     if isinstance(message, str):
         message = {"role": "assistant", "content": message}
-    asked: dict[str, Any] = {"model": request.model, "messages": request.prompt}
+    body: dict[str, Any] = {"model": request.model, "messages": request.prompt}
     if request.tools:
-        asked["tools"] = request.tools
-    answer = {"choices": [{"index": 0, "message": message, "finish_reason": request.finish}]}
-    kept = ("time", "user", "conversation", "release", "adapter", "arm")
+        body["tools"] = request.tools
+    reply = {"choices": [{"index": 0, "message": message, "finish_reason": request.finish}]}
+    meta = ("time", "user", "conversation", "release", "adapter", "arm")
     return {
         "request_id": request.id,
-        "request": asked,
-        "response": answer,
-        **{name: value for name in kept if (value := getattr(request, name)) is not None},
+        "request": body,
+        "response": reply,
+        **{name: value for name in meta if (value := getattr(request, name)) is not None},
     }

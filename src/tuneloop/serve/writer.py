@@ -18,9 +18,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,13 +31,11 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_private, user_errors_of_the_disk
 from tuneloop.core.ids import utc_now
 from tuneloop.core.units import counted, verb
-from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback, right_answer, value_of
-from tuneloop.records.record import Record, of_known_values
 from tuneloop.records.request import StoredRequest
-from tuneloop.serve.ahead import BadLine, WriteAhead, read_spilled
+from tuneloop.serve.ahead import BadLine, WriteAhead, json_of, line_of, read_spilled
 from tuneloop.serve.database import Database, DatabaseError, DataRefusedError
-from tuneloop.serve.store import OWN, TABLES, connect, insert, insert_values, store_folder
+from tuneloop.serve.store import OWN, TABLES, Stored, connect, insert, store_folder
 
 Content = Literal["full", "redacted", "hash", "none"]
 Redact = Callable[[Any], Any]  # a JSON value without personal data
@@ -45,8 +43,7 @@ SPILL = "store.spill.jsonl"
 DEAD = "store.dead.jsonl"  # what no store takes: a JSON object in each line, with the time and the reason
 MOST = 1000  # records in one transaction
 SHORT = 2000  # bytes of a request's texts that are searched for personal data at once: about 0.2 ms
-EVERY = 0.1  # seconds between two transactions, where nobody waits for one
-_KINDS: dict[str, type[Record]] = {TABLES[kind]: kind for kind in (StoredRequest, Feedback, Decision)}
+EVERY = 0.1  # seconds between two transactions, where no one waits for one
 
 
 @dataclass
@@ -73,12 +70,11 @@ class _Waiting:
     """A record that waits to be written.
 
     Args:
-        record: a request as the JSON object that it is stored as: bytes take less time and memory than a record.
         future: done when it is, with the id under which it is stored: that of the first one with its key.
         kept: the record is as it may be kept already.
     """
 
-    record: Record | bytes
+    record: Stored
     future: Future[str] | None = None
     kept: bool = False
 
@@ -92,7 +88,7 @@ class StoreWriter:
         store: the store's place where it is another one, as the URL of a database.
         content: what is kept of prompts and answers: `full`; `redacted`, without personal data; `hash`, a digest of each
             text; `none`.
-        redact: removes personal data, from each value of a mapping by itself; needed for `redacted`. It runs in the thread of
+        redact: removes personal data, from each value of a mapping apart; needed for `redacted`. It runs in the thread of
             the writer, but for short requests, which are searched at once, so that a kill costs none of their texts. A prompt
             is searched when its request begins, and not again when it ends.
         say: gets a line once when writing fails, and once when it works again.
@@ -120,9 +116,7 @@ class StoreWriter:
     _ahead: WriteAhead | None = None
     _full_disk: bool = False  # the spill file can't be written
     _held: bool = False  # records wait in memory: neither the store nor the spill file takes them
-    _searched: dict[str, tuple[StoredRequest, StoredRequest]] = field(
-        default_factory=dict
-    )  # begun, as given and as kept
+    _searched: dict[str, tuple[StoredRequest, StoredRequest]] = field(default_factory=dict)  # as given and as kept
 
     @property
     def folder(self) -> Path:
@@ -133,7 +127,7 @@ class StoreWriter:
         """Open the store and start the thread.
 
         Raises:
-            UserError: the store can't be opened, or `redacted` is asked for and there is nothing that redacts.
+            UserError: the store can't be opened, or `content` is `redacted` and nothing redacts.
         """
         if self.content == "redacted" and self.redact is None:
             raise UserError("Nothing redacts what is logged", where="log.content: redacted")
@@ -143,58 +137,47 @@ class StoreWriter:
                     f"folder    others could read {self.folder}: now it is yours alone ({wide:,} permissions changed)"
                 )
         self._connection = connect(self.store or self.place, create=True, patience=self.patience)
-        self._ahead = WriteAhead(self.folder, TABLES)
+        self._ahead = WriteAhead(self.folder)
         self._recover_killed(*self._ahead.open())
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
 
     def begin(self, record: StoredRequest) -> None:
         """Note a request that is accepted, so that it is known even if the server is killed before it is answered."""
-        if self._ahead is not None:
-            kept = self._outline(record)
-            outline = self._without_texts(record) if kept is None else kept
-            assert isinstance(outline, StoredRequest)
-            self._ahead.begin(outline)
-            if kept is not None and self.content == "redacted" and len(outline.prompt) == len(record.prompt):
-                if len(self._searched) >= self.most_waiting:  # requests that never ended; others are searched again
-                    self._searched.clear()
-                self._searched[record.id] = (record, outline)
+        if self._ahead is None:
+            return
+        if self._is_long(record):
+            self._ahead.begin(_without_texts(record))
+            return
+        kept = self._kept_request(record)
+        self._ahead.begin(kept)
+        if self.content == "redacted" and len(kept.prompt) == len(record.prompt):
+            if len(self._searched) >= self.most_waiting:  # requests that never ended; others are searched again
+                self._searched.clear()
+            self._searched[record.id] = (record, kept)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Stored) -> None:
         """Write a record some time soon, and a line at once that survives the server's death. Never waits and never fails."""
         if self._ahead is None:
             self._queue.append(_Waiting(record))
             return
-        outline = self._outline(record)
-        line, held = self._ahead.line(outline if outline is not None else self._without_texts(record))
+        if isinstance(record, StoredRequest) and self._is_long(record):
+            line, waiting = line_of(_without_texts(record)), _Waiting(record)
+        else:
+            kept = self._kept(record)
+            line, waiting = line_of(kept), _Waiting(kept, kept=True)
         with self._ahead.lock:
-            self._ahead.end(record, line)
-            # The thread looks by itself: waking it costs more than the record.
-            if outline is None:
-                self._queue.append(_Waiting(record))
-            elif held is None or not isinstance(outline, StoredRequest):
-                self._queue.append(_Waiting(outline, kept=True))
-            else:
-                self._queue.append(_Waiting(held, kept=True))
+            self._ahead.end(record.id, line)
+            self._queue.append(waiting)  # the thread looks every 0.1 s: waking it costs more than the record
 
-    def _outline(self, record: Record) -> Record | None:
-        """A record as it may be kept; None: it is long, and the search for personal data would hold its answer up."""
-        long = self.content == "redacted" and isinstance(record, StoredRequest) and _size(record) > SHORT
-        return None if long else self._kept(record)
+    def _is_long(self, record: StoredRequest) -> bool:
+        """Whether the search for personal data would hold an answer up."""
+        return self.content == "redacted" and _size(record) > SHORT
 
-    @staticmethod
-    def _without_texts(record: Record) -> Record:
-        assert isinstance(record, StoredRequest)
-        return record.model_copy(
-            update={"prompt": [], "completion": None, "tools": [], "error": record.error and "failed"}
-        )
-
-    def _ready(self, each: _Waiting) -> Record:
-        if isinstance(each.record, bytes):
-            return of_known_values(StoredRequest, orjson.loads(each.record))
+    def _ready(self, each: _Waiting) -> Stored:
         return each.record if each.kept else self._kept(each.record)
 
-    def add_durably(self, record: Record) -> Future[str]:
+    def add_durably(self, record: Stored) -> Future[str]:
         """Write a record; the future is done when it is in the store or the spill file, and fails where it is in neither.
 
         Its result is the id under which the record is stored: of several with the same key that of the first one.
@@ -279,7 +262,7 @@ class StoreWriter:
                 break
 
     def _guarded(self, work: Callable[[], float | None], taken: Sequence[_Waiting] = ()) -> float | None:
-        """Do work whose failure must not end the thread: what comes later is to be written, and nobody waits for ever."""
+        """Do work whose failure must not end the thread: what comes later is to be written, and no one waits for ever."""
         try:
             return work()
         except Exception as error:
@@ -302,7 +285,8 @@ class StoreWriter:
         try:
             if spill:
                 raise DatabaseError(self.counts.fault)
-            self._insert(taken)
+            assert self._connection is not None
+            insert(self._connection, map(self._ready, taken))
             self.counts.written += len(taken)
             if self._full_disk and not self._spilled:
                 self._full_disk, self.counts.fault = False, ""
@@ -330,7 +314,7 @@ class StoreWriter:
         self._settle(taken, error)
         return 0.0
 
-    def _bury(self, what: _Waiting | Record | str, why: object) -> None:
+    def _bury(self, what: _Waiting | Stored | str, why: object) -> None:
         """Put what no store takes among the dead letters, and say it.
 
         Args:
@@ -342,7 +326,7 @@ class StoreWriter:
                 line = json.dumps({**letter, "line": what})
             else:
                 record = self._ready(what) if isinstance(what, _Waiting) else what
-                line = json.dumps({**letter, "table": TABLES[type(record)], "record": record.to_json()})
+                line = json.dumps({**letter, "table": TABLES[type(record)], "record": json.loads(json_of(record))})
         except Exception:  # what can't be written as JSON at all
             name = getattr(what.record if isinstance(what, _Waiting) else what, "id", None)
             line = json.dumps({**letter, "id": name if isinstance(name, str) else None})
@@ -355,7 +339,7 @@ class StoreWriter:
         self.counts.dead += 1
         self._tell(f"a record can't be stored and was put into {self.folder / DEAD}: {letter['why']}")
 
-    def _bury_all(self, refused: Sequence[tuple[Record, Exception]], bad: Sequence[BadLine]) -> None:
+    def _bury_all(self, refused: Sequence[tuple[Stored, Exception]], bad: Sequence[BadLine]) -> None:
         for record, error in refused:
             self._bury(record, error)
         for line, why in bad:
@@ -384,61 +368,49 @@ class StoreWriter:
                 continue
             with contextlib.suppress(InvalidStateError):  # whoever waited for it is gone
                 if fault is None:
-                    each.future.set_result(
-                        str(getattr(each.record, "id", "")) if spilled else self._stored_id(each.record)
-                    )
+                    each.future.set_result(each.record.id if spilled else self._stored_id(each.record))
                 elif isinstance(fault, DataRefusedError):
                     each.future.set_exception(OSError(f"the store can't hold this: {fault}"))
                 else:
                     each.future.set_exception(OSError(f"the store takes nothing at present: {fault}"))
 
-    def _stored_id(self, record: Record | bytes) -> str:
-        """The id of the first record with this one's key; its own where it has none, or the store can't be asked."""
-        own, key = str(getattr(record, "id", "")), getattr(record, "key", None)
-        if isinstance(record, Feedback) and key is not None and self._connection is not None:
+    def _stored_id(self, record: Stored) -> str:
+        """The id of the first record with this one's key; its own where it has none, or the store can't be queried."""
+        if isinstance(record, Feedback) and record.key is not None and self._connection is not None:
             with contextlib.suppress(DatabaseError):
-                found = self._connection.execute("SELECT id FROM feedback WHERE key = ?", [key]).fetchone()
-                return str(found[0]) if found else own
-        return own
+                found = self._connection.execute("SELECT id FROM feedback WHERE key = ?", [record.key]).fetchone()
+                return str(found[0]) if found else record.id
+        return record.id
 
-    def _insert(self, taken: Sequence[_Waiting]) -> None:
-        """Put records into the store."""
-        assert self._connection is not None
-        insert_values(self._connection, map(self._values, taken))
+    def _kept(self, record: Stored) -> Stored:
+        """A record as it may be written."""
+        if isinstance(record, StoredRequest):
+            return self._kept_request(record)
+        return self._kept_feedback(record) if isinstance(record, Feedback) else record
 
-    def _values(self, each: _Waiting) -> tuple[type[Record], Mapping[str, Any]]:
-        if isinstance(each.record, bytes):
-            return StoredRequest, orjson.loads(each.record)
-        record = self._ready(each)
-        return type(record), record.__dict__
-
-    def _kept(self, record: Record) -> Record:
-        """The record as it may be written."""
-        if isinstance(record, Feedback):
-            return self._kept_feedback(record)
-        if not isinstance(record, StoredRequest) or self.content == "full":
+    def _kept_request(self, record: StoredRequest) -> StoredRequest:
+        """A request as it may be written."""
+        if self.content == "full":
             return record
         if self.content == "none":
-            return record.model_copy(update={"prompt": [], "completion": None, "tools": []})
-        texts = {"prompt": record.prompt, "completion": record.completion, "error": record.error}
+            return replace(record, prompt=[], completion=None, tools=[])
         if self.content == "hash":
-            return record.model_copy(
-                update={"prompt": _hashed(texts["prompt"]), "completion": _hashed(texts["completion"]), "tools": []}
-            )
+            return replace(record, prompt=_hashed(record.prompt), completion=_hashed(record.completion), tools=[])
         assert self.redact is not None
-        rest, known = {**texts, "tools": record.tools}, {}
+        rest = {name: getattr(record, name) for name in ("prompt", "completion", "error", "tools")}
+        known: dict[str, Any] = {}
         given, clean = self._searched.pop(record.id, (None, None))
         if given and clean and (given.prompt, given.tools) == (record.prompt, record.tools):
             known = {} if clean is given else {"prompt": clean.prompt, "tools": clean.tools}
             rest = {"completion": record.completion, "error": record.error}
         try:
             new = self.redact(rest)
-            return record if new is rest and not known else record.model_copy(update={**new, **known})
+            return record if new is rest and not known else replace(record, **new, **known)
         except Exception as error:  # a text that the search can't read must not be kept as it is, nor stop the thread
             self._tell(
                 f"a request's texts were left out of the log, the search for personal data failed: {error!r:.200}"
             )
-            return record.model_copy(update={"prompt": [], "completion": None, "tools": []})
+            return replace(record, prompt=[], completion=None, tools=[])
 
     def _kept_feedback(self, record: Feedback) -> Feedback:
         """Feedback as it may be written: of texts what `content` says; classes, choices, and words for good and bad stay."""
@@ -468,11 +440,10 @@ class StoreWriter:
         return self._spill_file.exists()
 
     def _spill(self, taken: Sequence[_Waiting], why: str) -> Exception | None:
-        lines: list[str] = []
+        lines: list[bytes] = []
         for each in taken:
             try:
-                record = self._ready(each)
-                lines.append(json.dumps([TABLES[type(record)], record.to_json()]) + "\n")
+                lines.append(line_of(self._ready(each)))
             except Exception as error:  # as one that is nested too deeply
                 self._bury(each, error)
                 self._settle([each], error)
@@ -482,7 +453,7 @@ class StoreWriter:
             self._tell(f"the store can't be written ({why}); records go to {self._spill_file} until it can")
         self.counts.fault = why
         try:
-            self._append(SPILL, "".join(lines).encode())
+            self._append(SPILL, b"".join(lines))
         except OSError as error:
             if not self._full_disk:
                 self._tell(
@@ -494,13 +465,13 @@ class StoreWriter:
         self.counts.spilled += len(lines)
         return None
 
-    def _recover_killed(self, left: Sequence[Record], bad: Sequence[BadLine]) -> None:
+    def _recover_killed(self, left: Sequence[Stored], bad: Sequence[BadLine]) -> None:
         """Bring what a killed server left into the store; ids that are there already change nothing.
 
         Whatever stands in its files, it prevents no start.
         """
         assert self._ahead is not None
-        refused: list[tuple[Record, Exception]] = []
+        refused: list[tuple[Stored, Exception]] = []
         try:
             if new := self._insert_all(left, refused):
                 self._tell(
@@ -516,9 +487,9 @@ class StoreWriter:
 
     def _recover(self) -> None:
         """Bring the spill file into the store. Ids make that idempotent: it may be done twice after a crash."""
-        refused: list[tuple[Record, Exception]] = []
+        refused: list[tuple[Stored, Exception]] = []
         try:
-            records, bad = read_spilled(self._spill_file, _KINDS)
+            records, bad = read_spilled(self._spill_file)
             self._insert_all(records, refused)
             self._spill_file.unlink()
         except (DatabaseError, OSError):
@@ -529,7 +500,7 @@ class StoreWriter:
         self._tell(f"the store can be written again: {counted(came, 'record')} came from the spill file")
         self.counts.fault = ""
 
-    def _insert_all(self, records: Sequence[Record], refused: list[tuple[Record, Exception]]) -> int:
+    def _insert_all(self, records: Sequence[Stored], refused: list[tuple[Stored, Exception]]) -> int:
         """`insert`; a record that the store refuses costs none of the others, and is added to `refused`."""
         assert self._connection is not None
         if len(records) > MOST:  # after hours without a store
@@ -547,6 +518,10 @@ class StoreWriter:
     def _tell(self, line: str) -> None:
         with contextlib.suppress(Exception):  # whoever listens must not end the thread
             self.say(line)
+
+
+def _without_texts(record: StoredRequest) -> StoredRequest:
+    return replace(record, prompt=[], completion=None, tools=[], error=record.error and "failed")
 
 
 def _size(record: StoredRequest) -> int:

@@ -124,7 +124,7 @@ async def ask_gateway(gateway: Gateway, name: str, rows: Sequence[Row]) -> None:
         began = time.perf_counter()
         answer = await complete(engine, asked)
         record = _record(row, answer, called, model=name, adapter=adapter, release=release)
-        record = record.model_copy(update={"total_ms": round(1000 * (time.perf_counter() - began), 3)})
+        record.total_ms = round(1000 * (time.perf_counter() - began), 3)
         stored.append(asyncio.wrap_future(gateway.store.add_durably(record)))
     await asyncio.gather(*stored, return_exceptions=True)
 

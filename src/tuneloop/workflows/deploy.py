@@ -22,7 +22,6 @@ from tuneloop.plan.shape import find_model
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.hosting import HostedDeployment
 from tuneloop.release.verify import read_intact
-from tuneloop.scale.bill import job_of
 from tuneloop.scale.deployment import (
     HOURS_A_MONTH,
     REQUEST,
@@ -33,6 +32,7 @@ from tuneloop.scale.deployment import (
     Machine,
     Size,
     choose_machine,
+    job_of,
     service_name,
 )
 from tuneloop.scale.hosts import Host, find_host, hosts, refuse_form

@@ -224,7 +224,7 @@ def _train_again(
         write_json(out / "environment.json", machine.environment(device.names_in_use()))
         if (folder / RATE).is_file():  # no plan.json: the planner has learned from this run already
             shutil.copy(folder / RATE, out / RATE)
-        write_record(out / Schedule.file, _schedule_of(folder, first, recipe))
+        write_record(out / Schedule.file, read_record(Schedule, folder).model_copy(update={"follow": True}))
         rows = prepare_stage(job)
         if first.key and train_key(job, rows) != first.key:
             what = (
@@ -251,15 +251,6 @@ def _threads_of(run: Path) -> Iterator[None]:
         os.environ.pop(THREADS, None)
         if before is not None:
             os.environ[THREADS] = before
-
-
-def _schedule_of(run: Path, first: RunManifest, recipe: Recipe) -> Schedule:
-    """What the first run did; of an older one, which wrote no schedule, what its steps tell."""
-    if (run / Schedule.file).is_file():
-        return read_record(Schedule, run).model_copy(update={"follow": True})
-    due = [line["step"] for line in read_jsonl(run / "metrics.jsonl") if "val_loss" in line and line["step"] > 0]
-    planned = first.planned_steps or first.steps
-    return Schedule(planned_steps=planned, due=due, val_rows=recipe.train.val_rows, follow=True)
 
 
 def _compared(folder: Path, first: RunManifest, place: Path, second: RunManifest, tolerance: float) -> dict[str, Any]:

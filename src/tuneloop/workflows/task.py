@@ -11,7 +11,7 @@ from tuneloop.data.task import TaskSpec, read_task, task_spec
 from tuneloop.models.template import plain_source
 from tuneloop.models.trained import OWN, trained_folder
 from tuneloop.records.rows import Dataset
-from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
+from tuneloop.workflows.run_context import RunContext
 
 
 def task_of(job: RunContext, dataset: Dataset) -> TaskSpec:
@@ -54,12 +54,5 @@ def read_task_of(folder: Path) -> TaskSpec | None:
 
 
 def task_of_run(run: Path) -> TaskSpec | None:
-    """The task of a finished run; of one that an earlier version made, from its data set. None where that is gone."""
-    found = read_task_of(trained_folder(run))
-    if found is not None or not (run / "config.yaml").is_file():
-        return found
-    try:
-        job = RunContext(load_run_recipe(run, []), run)
-        return task_of(job, dataset_of(job, True, ""))
-    except (UserError, ValueError, KeyError, TypeError):
-        return None
+    """The task of a finished run. None where its weights say none."""
+    return read_task_of(trained_folder(run))

@@ -45,13 +45,6 @@ class RouteOptions:
     base: str = flag("", "MODEL", "The base model for --features hidden.")
     max_cost: float = flag(0.0, "X", "Most mean cost of an answer; 0: no limit.", least=0)
     rows: int = flag(600, "N", "Most rows of each task and split.", least=1)
-    explore: float = flag(
-        0.0,
-        "X",
-        "Share of requests that go to a model by chance, so that feedback can teach the router; 0: none.",
-        least=0,
-        most=1,
-    )
 
 
 @dataclass(frozen=True)

@@ -308,7 +308,7 @@ def fit_route(sources: RouteSources, out: Path, options: RouteOptions, *, progre
     """
     job = RouteJob(features_of(options.features, options.base), options.base, options.rows, progress)
     train, val, test, like = _learned_from(job, sources)
-    router = fit_router(train, val, like.model_copy(update={"explore": options.explore}))
+    router = fit_router(train, val, like)
     if options.max_cost:
         router = Router(
             router.record.model_copy(update={"price": _price(router, val, options.max_cost)}), router.numbers

@@ -255,7 +255,7 @@ def test_keys_are_needed_once_there_are_some(tmp_path: Path) -> None:
             assert reply.status_code == expected
         assert reply.json()["error"]["code"] == "insufficient_quota"
         assert "tuneloop_active" in httpx.get(f"{address}/metrics", headers=headers).text
-        assert gateway.ledger.spent_by("anna") == pytest.approx(9.0)
+        assert gateway.ledger._accounts["anna"].spent == pytest.approx(9.0)
         revoke_key(tmp_path, "anna")
         assert httpx.post(url, json=CHAT, headers=headers).status_code == 401
         assert httpx.post(url, json=CHAT).status_code == 401  # not open again

@@ -27,9 +27,9 @@ def test_a_budget_holds_for_requests_that_run_at_the_same_time() -> None:
     assert refused.value.code == "insufficient_quota" and refused.value.retry_after is None
     ledger.settle(first, 5, 0.3)
     ledger.settle(first, 5, 0.3)
-    assert ledger.spent_by("anna") == pytest.approx(0.3)
+    assert ledger._accounts["anna"].spent == pytest.approx(0.3)
     ledger.settle(ledger.reserve(key(budget_usd=1.0), 10, 0.6), 10, 0.6)
-    assert ledger.spent_by("anna") == pytest.approx(0.9)
+    assert ledger._accounts["anna"].spent == pytest.approx(0.9)
 
 
 def test_what_was_spent_before_a_restart_counts() -> None:

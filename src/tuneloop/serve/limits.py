@@ -133,11 +133,6 @@ class Ledger:
             back = min(reservation.tokens, account.tokens.rate) - tokens
             account.tokens.left = min(account.tokens.left + back, account.tokens.rate)
 
-    def spent_by(self, key: str) -> float:
-        """Dollars that a key has spent."""
-        account = self._accounts.get(key)
-        return account.spent if account is not None else self.spent.get(key, 0.0)
-
     def _account(self, key: ApiKey) -> _Account:
         account = self._accounts.get(key.name)
         if account is None:

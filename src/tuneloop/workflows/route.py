@@ -382,7 +382,7 @@ def _price(router: Router, val: Outcomes, most: float) -> float:
 
 
 def eval_route(
-    folder: Path, outcomes: str = "", outside: str = "", *, rows: int = 600, progress: Progress = no_progress,
+    folder: Path, outcomes: str = "", outside: str = "", *, progress: Progress = no_progress,
 ) -> Router:  # fmt: skip
     """Judge a fitted router on test rows.
 
@@ -399,7 +399,7 @@ def eval_route(
     """
     router = load_router(folder)
     record = router.record
-    job = RouteJob(record.features, record.base, rows, progress)
+    job = RouteJob(record.features, record.base, progress=progress)
     if record.exclusive:
         if outcomes:
             raise UserError("This router was fitted to tasks", where="--outcomes", next_step="leave it out")

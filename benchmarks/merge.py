@@ -26,7 +26,7 @@ from peers import peers_python
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 MODEL, RANK, ADAPTERS = "smollm2-135m", 16, 3
-OURS = ("svd", "linear", "cat", "tsv", "core-space", "knots", "ties")
+OURS = ("svd", "linear", "cat", "ties")
 PEFTS = {"svd": "svd", "cat": "cat", "ties": "ties_svd", "linear": "linear"}
 MERGEKITS = {"cat": "task_arithmetic", "linear": "linear", "ties": "ties"}
 MERGEKIT = ("mergekit==0.1.4", "transformers<5")  # its records break under transformers 5

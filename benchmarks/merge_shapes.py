@@ -29,7 +29,7 @@ LAYER = {
     "self_attn.q_proj": (WIDTH, WIDTH), "self_attn.k_proj": (KEYS, WIDTH), "self_attn.v_proj": (KEYS, WIDTH),
     "self_attn.o_proj": (WIDTH, WIDTH), "mlp.gate_proj": (FEED, WIDTH), "mlp.up_proj": (FEED, WIDTH), "mlp.down_proj": (WIDTH, FEED),
 }  # fmt: skip
-METHODS = ("cat", "svd", "tsv", "compress-then-merge", "core-space", "knots")
+METHODS = ("cat", "svd")
 
 
 def shapes(layers: int) -> dict[str, tuple[int, int]]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from routed import outcomes, record, tasks
-from sklearn.metrics import roc_auc_score
 
-from tuneloop.combine.frontier import auroc, calibration_error, frontier, gap_recovered, judged, price_for, singles
+from tuneloop.combine.frontier import calibration_error, frontier, gap_recovered, judged, price_for, singles
 from tuneloop.combine.route_fit import fit_router
 
 COSTS = np.array([1.0, 9.0])
@@ -68,9 +67,5 @@ def test_no_share_is_told_of_a_gap_that_may_not_be_there() -> None:
     assert gap is not None and gap.low < gap.value < gap.high
 
 
-def test_auroc_is_scikit_learns_and_calibration_error_is_that_of_bins() -> None:
-    rng = np.random.default_rng(1)
-    high, low = rng.integers(0, 9, 50) + 2.0, rng.integers(0, 9, 70) * 1.0
-    wanted = roc_auc_score([1] * 50 + [0] * 70, np.concatenate([high, low]))
-    assert auroc(high, low) == pytest.approx(wanted)
+def test_the_calibration_error_is_that_of_bins() -> None:
     assert calibration_error(np.array([0.9, 0.9, 0.9, 0.9]), np.array([1, 1, 1, 0.0])) == pytest.approx(0.15)

@@ -10,7 +10,6 @@ from tuneloop.combine.low_rank import (
     Product,
     cut_to,
     lost_share,
-    orthogonal,
     squared_length,
     stacked,
     svd_of,
@@ -69,14 +68,6 @@ def test_a_dense_matrix_is_cut_nearly_as_well_as_can_be() -> None:
         assert torch.equal(again.b, b) and torch.equal(again.a, a)
     u, s, v = svd_of_dense(matrix, 180)  # exact
     assert torch.allclose(u * s @ v.t(), matrix, atol=1e-3)
-
-
-def test_orthogonal_is_the_nearest_orthonormal_matrix() -> None:
-    matrix = product(9, 4, 4).b
-    found = orthogonal(matrix)
-    assert torch.allclose(found.t() @ found, torch.eye(4, dtype=torch.float64), atol=1e-12)
-    rotated = torch.linalg.qr(product(9, 4, 4, 1).b)[0]
-    assert (found - matrix).norm() < (rotated - matrix).norm()
 
 
 def test_a_lost_share_is_a_share_of_the_length() -> None:

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from tuneloop.core import stats as u
 from tuneloop.core.stats import mean_statistics
@@ -256,3 +256,10 @@ def test_intervals_of_paired_shares_grow_with_the_confidence_asked_for() -> None
 def test_an_interval_is_widened_to_zero_only_where_it_lacks_it() -> None:
     assert u.with_zero((0.1, 0.3)) == (0.0, 0.3) and u.with_zero((-0.3, -0.1)) == (-0.3, 0.0)
     assert u.with_zero((-0.1, 0.2)) == (-0.1, 0.2)
+
+
+def test_auroc_is_scikit_learns() -> None:
+    rng = np.random.default_rng(1)
+    high, low = rng.integers(0, 9, 50) + 2.0, rng.integers(0, 9, 70) * 1.0
+    wanted = roc_auc_score([1] * 50 + [0] * 70, np.concatenate([high, low]))
+    assert u.auroc(high, low) == pytest.approx(wanted)

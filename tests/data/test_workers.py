@@ -14,7 +14,7 @@ import pytest
 from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.data.split import keyed_hash
-from tuneloop.data.workers import AHEAD, ordered_map, run_alongside, usual_workers
+from tuneloop.data.workers import AHEAD, ordered_map, run_alongside
 
 
 def times(chunk: int, factor: int) -> int:
@@ -98,11 +98,6 @@ def test_ray_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="Ray"):
         list(ordered_map(times, range(3), 2, workers=1, engine="ray"))
-
-
-def test_at_least_one_core_is_usual() -> None:
-    assert usual_workers() >= 1
-    assert Path("/proc").exists() is False or usual_workers() <= (os.cpu_count() or 1)
 
 
 def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path: Path) -> None:

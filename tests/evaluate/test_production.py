@@ -4,6 +4,7 @@ import random
 import pytest
 
 from tuneloop.core.errors import UserError
+from tuneloop.data.checks.drift import tell_apart
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.production import against_production
@@ -37,7 +38,7 @@ def evaluated(hard=0.2, n=300):
 
 
 def test_a_test_set_easier_than_production_is_told_and_its_score_reweighted():
-    found = against_production(evaluated(hard=0.2), mixed(400, 0.8, 2))
+    found = against_production(evaluated(hard=0.2), mixed(400, 0.8, 2), tell_apart)
     assert found.differs and found.score == pytest.approx(0.8, abs=0.07)
     assert found.reweighted.value == pytest.approx(0.2, abs=0.1)
     assert found.reweighted.low < found.reweighted.value < found.reweighted.high
@@ -46,7 +47,7 @@ def test_a_test_set_easier_than_production_is_told_and_its_score_reweighted():
 
 
 def test_a_test_set_like_production_is_told_and_its_score_stays():
-    found = against_production(evaluated(hard=0.5), mixed(400, 0.5, 2))
+    found = against_production(evaluated(hard=0.5), mixed(400, 0.5, 2), tell_apart)
     assert not found.differs and "look like production" in found.in_words()
     assert found.reweighted.value == pytest.approx(found.score, abs=0.05)
     assert found.differs_in == []
@@ -54,14 +55,14 @@ def test_a_test_set_like_production_is_told_and_its_score_stays():
 
 def test_labels_and_lengths_are_compared():
     rows = [row(i, f"{' '.join(['more'] * 30)} parcel {i}", "b" if i % 4 else "a") for i in range(100)]
-    found = against_production(evaluated(), rows)
+    found = against_production(evaluated(), rows, tell_apart)
     assert any("length" in part for part in found.differs_in) and any("labels" in part for part in found.differs_in)
 
 
 def test_too_little_to_compare_is_the_users_error():
     with pytest.raises(UserError, match="at least 20"):
-        against_production(evaluated(), mixed(5, 0.5, 1))
-    with pytest.raises(UserError, match="too few different words"):
+        against_production(evaluated(), mixed(5, 0.5, 1), tell_apart)
+    with pytest.raises(UserError, match="no words to compare"):
         empty = [row(i, "", "a") for i in range(30)]
         against_production(
             evaluate(
@@ -73,11 +74,14 @@ def test_too_little_to_compare_is_the_users_error():
                 seed=0,
             ),
             empty,
+            tell_apart,
         )
 
 
 def test_the_file_and_the_words_hold_it(tmp_path):
-    write_evaluation(tmp_path, evaluated(), Subject("m", "d", "test"), ComparedWith({}, [], production=mixed(200, 0.9, 3)))  # fmt: skip
+    found = evaluated()
+    against = against_production(found, mixed(200, 0.9, 3), tell_apart)
+    write_evaluation(tmp_path, found, Subject("m", "d", "test"), ComparedWith({}, [], production=against))
     manifest = json.loads((tmp_path / "eval.json").read_text())
     assert manifest["production"]["differs"] is True
     assert manifest["production"]["reweighted"]["value"] < manifest["production"]["score"]

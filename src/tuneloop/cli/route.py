@@ -25,8 +25,6 @@ def fit(
     outcomes: str = flag(
         "", "FILE", "A CSV instead: a column prompt, and one for each model that says what its answer was worth."
     ),
-    feedback: str = flag("", "STORE", "What people said of routed answers instead: a server's folder; needs --from."),
-    start: str = flag("", "ROUTER", "The router that was in use, with --feedback.", "--from"),
     costs: str = flag("", "A=X,B=Y", "Cost of an answer by model, in any unit.", "--cost"),
     out: str = flag("router", "FOLDER", "Folder of the router.", "-o"),
     *,
@@ -39,18 +37,9 @@ def fit(
     """
     from tuneloop.workflows.route import RouteSources, fit_route
 
-    if bool(feedback) != bool(start):
-        raise typer.BadParameter("--feedback STORE and --from ROUTER go together")
-    if feedback and (targets or outcomes or costs):
-        raise typer.BadParameter("--feedback takes models and costs from --from ROUTER: name nothing else")
     sources = RouteSources(targets or [], outcomes, _costs(costs))
     with screen(output.quiet, "fitting") as shown:
-        if feedback:
-            from tuneloop.workflows.route_feedback import fit_from_feedback
-
-            router = fit_from_feedback(feedback, start, Path(out), options, progress=shown.progress)
-        else:
-            router = fit_route(sources, Path(out), options, progress=shown.progress)
+        router = fit_route(sources, Path(out), options, progress=shown.progress)
     _show(router, out, output.json)
     found = router.record.figures
     if not output.json and found is not None and 0 < options.max_cost < found.cost:
@@ -115,11 +104,6 @@ def _show(router: Router, out: str, as_json: bool) -> None:
     if found is not None:
         what = "routed right" if record.exclusive else "mean outcome"
         print(f"{what} {found.quality.value:.3f} [{found.quality.low:.3f}, {found.quality.high:.3f}] on {counted(found.n, 'test row')}, mean cost {found.cost:g}")  # fmt: skip
-        if found.in_use is not None:
-            used = found.in_use
-            print(
-                f"  in use, as people have rated it            quality {used.value:.3f} [{used.low:.3f}, {used.high:.3f}]"
-            )
         for single in found.singles:
             print(f"  {single.name:<40} quality {single.quality:.3f}  cost {single.cost:g}")
         if found.gap_recovered:

@@ -10,6 +10,7 @@ import numpy as np
 from tuneloop.combine.route_fit import Outcomes
 from tuneloop.combine.router import NONE, Array, Router
 from tuneloop.core.significance import wilson_interval
+from tuneloop.core.stats import auroc
 from tuneloop.records.merge import Share
 from tuneloop.records.router import FrontierPoint, RouterFigures, SingleModel
 
@@ -155,14 +156,6 @@ def price_for(sure: Array, costs: NDArray[np.float64], most: float) -> float:
         if costs[(sure - price * costs).argmax(1)].mean() <= most:
             return float(price)
     return float("inf")
-
-
-def auroc(higher: Array, lower: Array) -> float:
-    """Probability that a value of the first kind is above one of the second, ties counting half."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(np.concatenate([higher, lower]))[: len(higher)]
-    return float((ranks.sum() - len(higher) * (len(higher) + 1) / 2) / (len(higher) * len(lower)))
 
 
 def calibration_error(stated: Array, worth: Array) -> float:

@@ -82,13 +82,6 @@ def squared_length(matrix: Product | Tensor) -> float:
     return max(float(((b.t() @ b) * (a @ a.t())).sum()), 0.0)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal columns (Procrustes), for one with no more columns than rows."""
-    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    found: Tensor = u @ vh
-    return found
-
-
 def lost_share(whole: float, kept: float) -> float:
     """What cutting took, as a share of the length, from squared lengths."""
     return math.sqrt(max(whole - kept, 0.0) / whole) if whole > 0 else 0.0

@@ -38,7 +38,7 @@ class MergeSettings:
         method: a name of `METHODS`.
         weights: of each adapter; empty: 1 for each.
         rank: of the result; 0: what the method says.
-        density: share of entries kept by methods that drop some.
+        density: share of entries that `ties` keeps.
     """
 
     method: str = "svd"
@@ -206,8 +206,6 @@ class _Merging:
                 products,
                 [self.weights[i] for i in there],
                 self.settings.density,
-                [_seed(self.adapters[i].hash, module) for i in there],
-                self.ranks[module],
             )
         )
         b, a = self._at_rank(found, self.ranks[module])
@@ -236,11 +234,6 @@ class _Merging:
                     "The adapter changes nothing: all its B matrices are zero", where=str(one.folder),
                     next_step="train it, or leave it out",
                 )  # fmt: skip
-
-
-def _seed(adapter: str, module: str) -> int:
-    """Of random choices: by adapter and module, so that neither the order nor other modules matter."""
-    return int.from_bytes(hashlib.sha256(f"{adapter}/{module}".encode()).digest()[:7], "big")
 
 
 def _write_header(file: BinaryIO, shapes: Mapping[str, tuple[int, ...]]) -> None:

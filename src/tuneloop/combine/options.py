@@ -14,12 +14,10 @@ AUTO = "auto"
 class MergeOptions:
     """How to merge."""
 
-    method: str = flag(
-        "svd", "NAME", "linear, cat, svd, ties, dare-ties, della, tsv, core-space, knots, compress-then-merge, or auto: search; see docs/merge.md."
-    )  # fmt: skip
+    method: str = flag("svd", "NAME", "linear, cat, svd, ties, or auto: search; see docs/merge.md.")
     weights: str = flag("", "X,Y,...", "A weight for each adapter; default: 1 for each.")
     rank: int = flag(0, "N", "Rank of the result; default: what the method says.", least=0)
-    density: float = flag(0.5, "X", "Share of entries that methods keep which drop some.")
+    density: float = flag(0.5, "X", "Share of entries that ties keeps.")
     base: str = flag("", "MODEL", "The base model, where an adapter doesn't name it.")
 
 
@@ -45,13 +43,6 @@ class RouteOptions:
     base: str = flag("", "MODEL", "The base model for --features hidden.")
     max_cost: float = flag(0.0, "X", "Most mean cost of an answer; 0: no limit.", least=0)
     rows: int = flag(600, "N", "Most rows of each task and split.", least=1)
-    explore: float = flag(
-        0.0,
-        "X",
-        "Share of requests that go to a model by chance, so that feedback can teach the router; 0: none.",
-        least=0,
-        most=1,
-    )
 
 
 @dataclass(frozen=True)

@@ -37,14 +37,12 @@ def first_round(adapters: int, rank: int = 0, density: float = 0.5) -> Iterator[
     Args:
         adapters: how many there are.
         rank: that was asked for; 0: each method's own.
-        density: for methods that drop entries; half of it is tried as well.
+        density: of `ties`; half of it is tried as well.
     """
-    for method in ("tsv", "cat" if not rank else "svd", "knots", "core-space", "compress-then-merge"):
-        for scale in SCALES:
-            yield MergeSettings(method, (scale,) * adapters, rank, density)
-    for method in ("ties", "dare-ties", "della"):
-        for part in (density, density / 2):
-            yield MergeSettings(method, (1.0,) * adapters, rank, part)
+    for scale in SCALES:
+        yield MergeSettings("svd" if rank else "cat", (scale,) * adapters, rank, density)
+    for part in (density, density / 2):
+        yield MergeSettings("ties", (1.0,) * adapters, rank, part)
 
 
 def next_settings(tried: Sequence[Tried]) -> MergeSettings | None:

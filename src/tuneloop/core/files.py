@@ -229,6 +229,14 @@ def plain(value: Any) -> Any:
     return value
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by keys as on the command line: `train.epochs`."""
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return values
+
+
 # --- reading -----------------------------------------------------------------------------------
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
+
+Say = Callable[[str], None]  # what is to be done with a line for the user
 
 
 class Progress(Protocol):

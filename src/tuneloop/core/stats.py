@@ -251,6 +251,18 @@ def with_zero(bounds: tuple[float, float]) -> tuple[float, float]:
     return min(bounds[0], 0.0), max(bounds[1], 0.0)
 
 
+def auroc(higher: Any, lower: Any) -> float:
+    """Probability that a value of the first kind is above one of the second, ties counting half (Mann and Whitney 1947).
+
+    Args:
+        higher, lower: at least one value each.
+    """
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate([higher, lower]))[: len(higher)]
+    return float((ranks.sum() - len(higher) * (len(higher) + 1) / 2) / (len(higher) * len(lower)))
+
+
 def rows_apart(a: Any, b: Any) -> int:
     """Rows in which two tables of per-row figures (arrays or scipy matrices of one shape) differ."""
     return int((np.asarray(abs(a - b).sum(axis=1)).ravel() > 0).sum())

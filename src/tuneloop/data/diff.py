@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import flat
 from tuneloop.core.significance import holm
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.split import normalised, prompt_key
@@ -336,18 +337,11 @@ def chi_square(a: Sequence[int], b: Sequence[int]) -> float | None:
 
 
 def _config_changes(a: DatasetManifest, b: DatasetManifest) -> list[dict[str, Any]]:
-    flat_a, flat_b = ({"seed": m.seed, "model": m.model, **_flat(m.config)} for m in (a, b))
+    flat_a, flat_b = ({"seed": m.seed, "model": m.model, **flat(m.config)} for m in (a, b))
     keys = [key for key in dict.fromkeys([*flat_a, *flat_b]) if key != "sources"]
     return [
         {"key": key, "a": flat_a.get(key), "b": flat_b.get(key)} for key in keys if flat_a.get(key) != flat_b.get(key)
     ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _source_changes(a: DatasetManifest, b: DatasetManifest) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import orjson
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.machine import cores
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.ray_cluster import on_ray
 from tuneloop.core.units import counted, verb
@@ -34,7 +35,7 @@ from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.spool import Table, spool_folder
-from tuneloop.data.workers import ordered_map, usual_workers
+from tuneloop.data.workers import ordered_map
 from tuneloop.data.write_dataset import clear, lines_to, reject_lines, write_dataset
 from tuneloop.records.rows import Dataset, Reject
 
@@ -101,7 +102,7 @@ def prepare(
         frame=frame,
         languages_every=1 if is_small else LANGUAGES_EVERY,
     )
-    workers = 1 if is_small else config.workers or usual_workers()
+    workers = 1 if is_small else config.workers or cores()
     cluster = on_ray() if config.engine == "ray" else nullcontext()
     with spool_folder(out) as spool, Table(spool, frame) as table, cluster:
         job = PrepareContext(config, seed, out, files, guess, processor, table, workers, embed, progress)

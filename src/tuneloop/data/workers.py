@@ -85,11 +85,6 @@ def run_alongside(
     return {chunk: functools.partial(result, chunk) for chunk in chunks}
 
 
-def usual_workers() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _start(setting: Any) -> None:
     global _setting
     _setting = setting

@@ -19,7 +19,7 @@ from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_yaml
 from tuneloop.core.significance import p_words
-from tuneloop.core.stats import mean_statistics
+from tuneloop.core.stats import auroc, mean_statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.review import JudgedRow
@@ -286,6 +286,8 @@ def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *
     votes = [
         ("up" if item.human else "down", "up" if s >= GOOD else "down") for item, s in read if item.human is not None
     ]
+    liked = [float(score) for item, score in read if item.human]
+    disliked = [float(score) for item, score in read if item.human is False]
     facts: dict[str, Any] = {
         "kind": "rubric",
         "n": len(read),
@@ -298,7 +300,7 @@ def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *
             "n": len(read),
         },
         "agreement": _agreement(votes, seed),
-        "auc": _auc([float(s) for i, s in read if i.human], [float(s) for i, s in read if i.human is False]),
+        "auc": auroc(liked, disliked) if liked and disliked else None,
     }
     rows = [JudgedRow(id=i.id, score=s, human=i.human) for i, s in zip(items, scores, strict=True)]
     return Judgement(facts, rows, _ratings_in_words(facts))
@@ -386,14 +388,6 @@ def _spearman(lengths: Sequence[int], scores: Sequence[float]) -> float | None:
     if len(set(lengths)) < 2 or len(set(scores)) < 2:
         return None
     return float(spearmanr(lengths, scores).statistic)
-
-
-def _auc(liked: Sequence[float], disliked: Sequence[float]) -> float | None:
-    """Chance that a liked answer is rated above a disliked one, ties as halves (Mann-Whitney)."""
-    if not liked or not disliked:
-        return None
-    above = sum((x > y) + 0.5 * (x == y) for x in liked for y in disliked)
-    return above / (len(liked) * len(disliked))
 
 
 def _percent(share: Estimate) -> str:

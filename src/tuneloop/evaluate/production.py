@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,24 @@ MOST = 20_000  # production rows that are read; beyond that the first decide
 NOTICEABLE = 0.6  # area under the curve from which a difference is worth words
 LARGEST_WEIGHT = 20.0  # of a row, relative to the mean
 
+# Texts of one side and the other -> the AUC of a classifier, its score for each text, and more.
+TellApart = Callable[[Sequence[str], Sequence[str]], tuple[Estimate, Array, Any]]
 
-def against_production(evaluation: Evaluation, production: Sequence[Row]) -> Against:
+
+def against_production(evaluation: Evaluation, production: Sequence[Row], tell_apart: TellApart) -> Against:
     """Compare the test rows' last user turns with those of production; labels too, where production has them.
 
-    A logistic regression on TF-IDF learns to tell the two apart and is judged on folds that it has not seen (a
-    classifier two-sample test: Lopez-Paz & Oquab 2017). Its odds are importance weights (Bickel et al. 2009): each test
-    row counts as often as production has rows like it, at most 20 times the mean. The weighted score is right only
-    if answers to like texts are alike, and says nothing of what the test set doesn't hold at all.
+    The odds of a classifier that tells the two apart are importance weights (Bickel et al. 2009): each test row counts as
+    often as production has rows like it, at most 20 times the mean. The weighted score is right only if answers to like
+    texts are alike, and says nothing of what the test set doesn't hold at all.
+
+    Args:
+        evaluation: of the test rows.
+        production: what users sent.
+        tell_apart: `data.checks.drift.tell_apart`.
 
     Raises:
-        UserError: fewer than 20 rows on a side, or no words.
+        UserError: fewer than 20 rows on a side, or texts that are all empty.
     """
     ours = [last_user_turn(row)[:5000] for row in evaluation.rows]
     theirs = [last_user_turn(row)[:5000] for row in production[:MOST]]
@@ -39,17 +47,18 @@ def against_production(evaluation: Evaluation, production: Sequence[Row]) -> Aga
             f"{len(ours)} test rows and {len(theirs)} production rows: at least {FEWEST} of each are needed",
             next_step="give more production rows",
         )
-    chance = _chance_of_production(ours, theirs)
-    auc, p = _told_apart(chance[: len(ours)], chance[len(ours) :])
-    odds = chance[: len(ours)] / (1 - chance[: len(ours)])
+    if not any(text.strip() for text in ours + theirs):
+        raise UserError("The texts hold no words to compare", next_step="check the production file")
+    auc, text_scores, _ = tell_apart(ours, theirs)
+    odds, p = _odds(text_scores, len(ours)), _p_of(auc)
     weights = np.minimum(odds / odds.mean(), LARGEST_WEIGHT)
     scores = np.array(evaluation.row_scores.get(evaluation.row_metric, [np.nan] * len(ours)))
     counted = ~np.isnan(scores)
     weights = np.where(counted, weights, 0.0)
     return Against(
         rows=len(theirs),
-        differs=bool(p < 0.01 and auc > NOTICEABLE),
-        auc=auc,
+        differs=p < 0.01 and auc.value > NOTICEABLE,
+        auc=auc.value,
         p=p,
         differs_in=_differences(evaluation.rows, ours, production[:MOST], theirs),
         metric=evaluation.row_metric,
@@ -59,36 +68,21 @@ def against_production(evaluation: Evaluation, production: Sequence[Row]) -> Aga
     )
 
 
-def _chance_of_production(ours: list[str], theirs: list[str]) -> Array:
-    """Chance that each text is of production, from folds that didn't hold it; balanced, so odds are density ratios."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+def _p_of(auc: Estimate) -> float:
+    """Chance of an AUC this far above 0.5 where nothing differs, from its interval: a normal distribution's upper tail."""
+    error = (auc.value - auc.low) / 1.96
+    if error == 0:
+        return 1.0 if auc.value <= 0.5 else 0.0
+    return 0.5 * math.erfc((auc.value - 0.5) / error / math.sqrt(2))
+
+
+def _odds(scores: Array, ours: int) -> Array:
+    """Odds of the first rows to be of production, both sides weighing the same: a logistic regression on the scores (Platt 1999)."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
 
-    texts = ours + theirs
-    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    groups = [number[text] for text in texts]  # a text that stands on both sides must not be learned by heart
-    side = np.array([0] * len(ours) + [1] * len(theirs))
-    model = make_pipeline(
-        TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=20_000, token_pattern=r"(?u)\b\w+\b"),  # noqa: S106 - no password
-        LogisticRegression(C=1.0, class_weight="balanced", max_iter=300),
-    )
-    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
-    try:
-        chance = cross_val_predict(model, texts, side, groups=groups, cv=folds, method="predict_proba")[:, 1]
-    except ValueError:
-        raise UserError(
-            "The texts hold too few different words to compare", next_step="check the production file"
-        ) from None
-    return np.asarray(np.clip(chance, 1e-6, 1 - 1e-6))
-
-
-def _told_apart(ours: Array, theirs: Array) -> tuple[float, float]:
-    from scipy.stats import mannwhitneyu
-
-    result = mannwhitneyu(theirs, ours, alternative="greater")
-    return float(result.statistic) / (len(ours) * len(theirs)), float(result.pvalue)
+    column = (scores / max(float(scores.std()), 1e-9))[:, None]
+    model = LogisticRegression(class_weight="balanced").fit(column, np.arange(len(scores)) >= ours)
+    return np.asarray(np.exp(model.decision_function(column[:ours])))
 
 
 def _weighted_mean(evaluation: Evaluation, scores: Array, weights: Array) -> Estimate:

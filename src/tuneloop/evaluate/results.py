@@ -16,7 +16,6 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
 from tuneloop.evaluate.metrics import declare, metric_of
 from tuneloop.evaluate.primary import PARTS
-from tuneloop.evaluate.production import against_production
 from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.slices import breakdown, breakdown_in_words
 from tuneloop.evaluate.verdict import decide
@@ -25,6 +24,7 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import (
     EVALUATION,
     SAMPLES,
+    Against,
     Comparison,
     EvaluationManifest,
     KnownOfAnswer,
@@ -44,12 +44,12 @@ class ComparedWith:
     Args:
         baselines: other systems, on the same rows.
         comparisons: of baselines (a) with the evaluation (b).
-        production: what users sent, to compare the test rows with.
+        production: how the test rows differ from what users sent.
     """
 
     baselines: Mapping[str, Evaluation] = field(default_factory=dict)
     comparisons: Sequence[Comparison] = ()
-    production: Sequence[Row] | None = None
+    production: Against | None = None
 
 
 ALONE = ComparedWith()
@@ -76,10 +76,8 @@ def write_evaluation(
     parts = breakdown(evaluation, baselines)
     words = verdict_in_words(verdict, everyone, split=subject.split, trained=subject.trained)
     words += breakdown_in_words(parts)
-    production = None
     if compared.production is not None:
-        production = against_production(evaluation, compared.production)
-        words.append(production.in_words())
+        words.append(compared.production.in_words())
     write_jsonl(out / SAMPLES, _samples(evaluation, baselines))
     manifest = {
         "key": subject.key,
@@ -100,7 +98,7 @@ def write_evaluation(
         "signatures": evaluation.signatures,
         "costs": {},
         **parts,
-        "production": production,
+        "production": compared.production,
         **({"own_metrics": {name: metric_of(name) for name in own}} if (own := evaluation.own_metrics) else {}),
         **plain(more or {}),
         "settings": _settings(evaluation),

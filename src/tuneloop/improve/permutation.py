@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.late import np
+from tuneloop.core.stats import auroc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,14 +89,7 @@ def vectors_differ(before: Array, now: Array, *, level: float, seed: int = 0) ->
     p = permutation_p(statistic, n, m, level=level, seed=seed)
     direction = white[n:].mean(axis=0) - white[:n].mean(axis=0)
     scores = white @ direction
-    return Difference(p, _auc(scores[:n], scores[n:]), np.asarray(scores[n:], dtype=np.float64))
-
-
-def _auc(before: Any, now: Any) -> float:
-    from scipy.stats import rankdata
-
-    ranks = rankdata(np.concatenate([before, now]))[len(before) :]
-    return float((ranks.sum() - len(now) * (len(now) + 1) / 2) / (len(before) * len(now)))
+    return Difference(p, auroc(scores[n:], scores[:n]), np.asarray(scores[n:], dtype=np.float64))
 
 
 def numbers_differ(before: Array, now: Array, *, level: float, seed: int = 0, upper_tail: bool = False) -> Difference:

@@ -65,21 +65,17 @@ def label_trie(labels: Sequence[str], tokens: Sequence[Sequence[int]]) -> LabelT
     )
 
 
-def trie_of_labels(
-    template: Template, labels: Sequence[str], prompt: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
-) -> LabelTrie:
+def trie_of_labels(template: Template, labels: Sequence[str], prompt: Sequence[Message]) -> LabelTrie:
     """Labels as the tokens that the model would write after a prompt, the end of the turn included."""
-    return label_trie(labels, label_ids(template, labels, prompt, tools))
+    return label_trie(labels, label_ids(template, labels, prompt))
 
 
-def label_ids(
-    template: Template, labels: Sequence[str], prompt: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
-) -> list[list[int]]:
+def label_ids(template: Template, labels: Sequence[str], prompt: Sequence[Message]) -> list[list[int]]:
     """The tokens of each label as an answer to a prompt, the end of the turn included."""
-    before = len(template.prompt_ids(prompt, tools))
+    before = len(template.prompt_ids(prompt))
     tokens = []
     for label in labels:
-        rendered = template.render([*prompt, {"role": "assistant", "content": label}], tools)
+        rendered = template.render([*prompt, {"role": "assistant", "content": label}])
         end = max(i for i, supervised in enumerate(rendered.mask) if supervised) + 1
         tokens.append(rendered.ids[before:end])
     return tokens

@@ -66,7 +66,6 @@ class RouterFigures(Part):
         frontier: for rising prices of cost.
         gap_recovered: mean share of the gap between the cheapest and the best single model that the frontier reaches, over all
             costs between theirs. A coin that chooses between the two has 0.5. None: no gap between them is sure.
-        in_use: mean outcome of the answers that were logged, where the router was fitted to feedback.
         foreign: share of all requests, those from outside included, in another language than the fitted rows.
     """
 
@@ -83,7 +82,6 @@ class RouterFigures(Part):
     singles: list[SingleModel] = []
     frontier: list[FrontierPoint] = []
     gap_recovered: Share | None = None
-    in_use: Share | None = None
 
 
 class RouterRecord(Record):
@@ -96,7 +94,6 @@ class RouterRecord(Record):
         k: neighbours. temperature: that the probabilities are softened with, from validation rows.
         threshold: least nearness to the fitted rows; below it the answer is "none of these". None: that is never said.
         price: of a unit of cost, in units of quality.
-        explore: share of requests that go to a model by chance, each as likely, so that feedback can teach the next router.
         candidates: what was tried on validation rows; `figures`: of the chosen one on test rows.
     """
 
@@ -114,7 +111,6 @@ class RouterRecord(Record):
     temperature: float = 1.0
     threshold: float | None = None
     price: float = 0.0
-    explore: float = 0.0
     candidates: list[RouterCandidate] = []
     figures: RouterFigures | None = None
     source: str = ""

@@ -321,17 +321,18 @@ def lora_rank(rank: int) -> int:
 # The engine's image that the projects name; newer ones take the same options (docs.vllm.ai, read 2026-11-27).
 VLLM_IMAGE = "vllm/vllm-openai:v0.23.0"
 LLAMA_IMAGE = "ghcr.io/ggml-org/llama.cpp:server-cuda"
+PORT = "8000"
 
 
-def vllm_command(job: Deployment, port: int = 8000) -> list[str]:
+def vllm_command(job: Deployment) -> list[str]:
     """`vllm serve` for this model."""
-    return ["vllm", "serve", job.model, "--port", str(port), *command_line(engine_arguments(job))]
+    return ["vllm", "serve", job.model, "--port", PORT, *command_line(engine_arguments(job))]
 
 
-def llama_command(job: Deployment, folder: str, port: int = 8000, gpu: bool = True) -> list[str]:
+def llama_command(job: Deployment, folder: str) -> list[str]:
     """llama.cpp's server for a GGUF file in a folder; the template that stands in the file is used."""
-    layers = ["--n-gpu-layers", "999"] if gpu else []
     return [
-        "llama-server", "--model", f"{folder}/{job.file}", "--alias", job.name, "--host", "0.0.0.0", "--port", str(port),
-        "--ctx-size", str(job.context * 4), "--parallel", "4", "--jinja", *layers,
+        "llama-server", "--model", f"{folder}/{job.file}", "--alias", job.name, "--host", "0.0.0.0", "--port", PORT,
+        "--ctx-size", str(job.context * 4), "--parallel", "4", "--jinja",
+        "--n-gpu-layers", "999",
     ]  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.progress import Say
 from tuneloop.core.ray_cluster import answer_of, task_errors
 
 PART = 8 << 20  # bytes of a file that are sent at once
@@ -17,7 +18,6 @@ POLL = 1.0  # seconds between looks at what the driver says
 DATASET = "dataset"
 LEFT_OUT = ("checkpoints", ".ray", ".lock")  # what is not brought back
 
-Say = Callable[[str], None]
 Work = Callable[[Any, Path, Say], None]
 
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.progress import Say
 from tuneloop.core.ray_cluster import on_ray
 from tuneloop.core.store import is_url, open_store
 
 RESTARTS = 8  # of a training whose processes or machines are lost, before it is given up
 PATIENCE = 24 * 3600  # seconds that processes wait for the first one, which prepares and evaluates
 POLL = 1.0  # seconds between looks at what the processes say
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

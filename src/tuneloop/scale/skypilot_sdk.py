@@ -11,18 +11,17 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.progress import Say
 
 WHERE = "SkyPilot"
 # What is taken down by name, and by which command.
 DOWN = {"cluster": "sky down", "job": "sky jobs cancel -n", "service": "sky serve down"}
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -520,10 +520,10 @@ def answer_by(gateway: Gateway, caller: Caller, model: str = "") -> Answer:
     return answer
 
 
-async def file_parts(path: Path, size: int = 1 << 16) -> AsyncIterator[bytes]:
+async def file_parts(path: Path) -> AsyncIterator[bytes]:
     """A file in parts, read in a thread."""
     with path.open("rb") as file:
-        while part := await asyncio.to_thread(file.read, size):
+        while part := await asyncio.to_thread(file.read, 1 << 16):
             yield part
 
 

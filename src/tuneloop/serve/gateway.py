@@ -71,23 +71,20 @@ class Routed:
 
     Args:
         model: who answers.
-        why: `best`, `by chance`, `none of these` (the base answers), or `conversation` (as its earlier requests).
+        why: `best`, `none of these` (the base answers), or `conversation` (as its earlier requests).
         scores: expected quality of each model.
         nearness: to the rows that the router was fitted to; None: not looked at.
-        chance: that this model was chosen, where some requests go to a model by chance.
     """
 
     model: str
     why: str
     scores: Mapping[str, float] = field(default_factory=dict)
     nearness: float | None = None
-    chance: float | None = None
 
     def logged(self) -> dict[str, Any]:
         """As it stands with the request."""
         found = {"model": self.model, "why": self.why, "scores": dict(self.scores)}
-        more = {"nearness": self.nearness, "chance": self.chance}
-        return found | {name: value for name, value in more.items() if value is not None}
+        return found if self.nearness is None else found | {"nearness": self.nearness}
 
 
 Route = Callable[[str], Routed]  # the text of a turn -> who answers it

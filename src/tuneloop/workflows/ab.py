@@ -59,18 +59,17 @@ def registration_file(place: Path | str, name: str) -> Path:
     return store_folder(place) / "experiments" / f"{name}.json"
 
 
-def read_experiments(place: Path | str, *, until: str = "") -> dict[str, ExperimentState]:
+def read_experiments(place: Path | str) -> dict[str, ExperimentState]:
     """All experiments of a store.
 
     Args:
         place: the store's file, or the server's folder.
-        until: only what was decided before that time.
 
     Raises:
         UserError: there is no store.
     """
     with opened(place) as store:
-        return experiments_of(read_decisions(store, until=until, where=EVENTS))
+        return experiments_of(read_decisions(store, where=EVENTS))
 
 
 def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str = "") -> ExperimentState:

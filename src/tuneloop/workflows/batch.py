@@ -19,7 +19,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, sha256_file, user_errors_of_the_disk
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, Say, no_progress
 from tuneloop.core.ray_cluster import on_ray
 from tuneloop.core.units import counted
 from tuneloop.data.formats import Rejection
@@ -35,7 +35,7 @@ from tuneloop.workflows.on_ray import address_of, whole_path
 from tuneloop.workflows.predict import SAMPLE, Asker, Options
 from tuneloop.workflows.predict_files import each_row, refuse_no_rows
 from tuneloop.workflows.serve import gateway_of
-from tuneloop.workflows.serve_models import Say, deployment_of
+from tuneloop.workflows.serve_models import deployment_of
 from tuneloop.workflows.targets import TaskTarget, open_with_task
 
 URL = "/v1/chat/completions"

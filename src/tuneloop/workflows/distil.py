@@ -12,7 +12,7 @@ from tuneloop.combine.options import DistilOptions
 from tuneloop.combine.prune import layers_to_drop, write_pruned
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_json
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, Say, no_progress
 from tuneloop.core.significance import THAN, by_interval
 from tuneloop.core.units import counted, usd_words
 from tuneloop.data.dataset import load_dataset
@@ -26,7 +26,7 @@ from tuneloop.records.distillation import DistillationRecord, DistilledFigures, 
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.release.tuned_weights import open_tuned
-from tuneloop.workflows.distil_answers import DistilJob, Say, asked
+from tuneloop.workflows.distil_answers import DistilJob, asked
 from tuneloop.workflows.distil_store import ProbabilityStore
 from tuneloop.workflows.distil_teacher import taught_rows
 from tuneloop.workflows.recipe import Recipe, make_recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_errors_of_the_disk
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, Say, no_progress
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.metrics.overlap import token_f1
 from tuneloop.inference.request import Request
@@ -30,7 +30,6 @@ from tuneloop.workflows.targets import TaskTarget
 if TYPE_CHECKING:
     from tuneloop.workflows.distil_store import ProbabilityStore
 
-Say = Callable[[str], None]
 AT_ONCE = 64  # requests that are made before their answers are written
 PLACE = "distill"  # in the run's folder: answers, rows, the student, the control
 

@@ -43,7 +43,6 @@ def evaluate_stage(
     job: RunContext,
     dataset: Dataset,
     baselines: Mapping[str, Evaluation],
-    split: str = "test",
     limit: TimeLimit | None = None,
 ) -> None:
     """The tuned model on the same rows, and the paired comparison.
@@ -54,13 +53,12 @@ def evaluate_stage(
     from tuneloop.workflows.systems import ask
 
     recipe = job.recipe
-    rows = sample_rows(getattr(dataset, split), recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
+    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
     if not rows:
         return
     check_ids(rows)
     key = tuned_key(job, dataset, baselines)
-    out = job.folder if split == "test" else job.folder / f"eval-{split}"
-    if find_done(out / "eval.json", key):
+    if find_done(job.folder / "eval.json", key):
         job.say("evaluate  already done")
         return
     attach_trained(job)
@@ -80,11 +78,11 @@ def evaluate_stage(
         costs = {name: cost.to_json() for name, cost in listed.costs.items()} | costs
     more = after_tuning(job, dataset)
     more |= consistency_part(
-        job, out, dataset, rows, [asked_tuned(job, dataset), asked_prompts(job, dataset, lambda: base_model(job))], own="tuned",
+        job, job.folder, dataset, rows, [asked_tuned(job, dataset), asked_prompts(job, dataset, lambda: base_model(job))], own="tuned",
         drawn=is_drawn(job, dataset), costs=costs,
     )  # fmt: skip
-    subject = Subject(recipe.model, dataset.id, split, "tuned", key, how_far_trained(run))
-    write_scored(job, out, evaluation, subject, costs, baselines=baselines, more=more)
+    subject = Subject(recipe.model, dataset.id, "test", "tuned", key, how_far_trained(run))
+    write_scored(job, job.folder, evaluation, subject, costs, baselines=baselines, more=more)
     job.say(f"evaluate  tuned: {headline(evaluation)}")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, lock_folder, sha256_file
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, Say, no_progress
 from tuneloop.core.ray_cluster import on_ray
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
@@ -59,7 +59,6 @@ from tuneloop.workflows.scoring import cost_of, how_far_trained, score, write_sc
 if TYPE_CHECKING:
     from tuneloop.workflows.systems import SystemAnswers
 
-Say = Callable[[str], None]
 Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
 MOST_FAILURES = 100  # named in eval.json
 

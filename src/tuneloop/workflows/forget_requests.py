@@ -55,7 +55,6 @@ def forget_requests(
     match: str,
     *,
     dry_run: bool,
-    patience: float = PATIENCE,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Matched, Erased | None]:
     """Erase what a match names, from the store and from all files of its server's folder.
@@ -64,7 +63,6 @@ def forget_requests(
         place: the server's folder, or its store.
         match: see `serve.erase.find`.
         dry_run: only look.
-        patience: seconds to wait for a server that works in the folder, which then does it.
         say: gets a line when it is waited for.
 
     Raises:
@@ -86,7 +84,7 @@ def forget_requests(
             return found, erase(store, match, found, receipt) if found.anything else None
     if found.anything:
         write_json(folder / PENDING.replace("*", uuid7()), {"version": 1, "match": match, "receipt": receipt})
-    until, told = time.monotonic() + patience, False
+    until, told = time.monotonic() + PATIENCE, False
     while any(folder.glob(PENDING)):
         with _if_nobody_works(folder) as alone:
             if alone:

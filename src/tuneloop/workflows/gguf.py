@@ -25,7 +25,6 @@ def ask_gguf(
     config: EvaluateConfig,
     *,
     prompts: Sequence[Sequence[Message]] | None = None,
-    perplexity: bool = True,
     progress: Progress = no_progress,
     task: str = "answering",
 ) -> SystemAnswers:
@@ -33,7 +32,6 @@ def ask_gguf(
 
     Args:
         prompts: each row's turns before its answer; default: its own.
-        perplexity: also measure the loss of the reference answers, where texts are written from the rows alone.
 
     Raises:
         UserError: a row can't be asked.
@@ -60,7 +58,7 @@ def ask_gguf(
                 next_step="leave it out, or prepare with a smaller data.max_length",
             )  # fmt: skip
     seconds = time.monotonic() - began
-    if perplexity and prompts is None and not is_choice and dataset.task != "classification":
+    if prompts is None and not is_choice and dataset.task != "classification":
         known = [target.template.render(row.messages, row.tools) for row in rows]
         fits = target.fits(known, progress=progress, task=f"{task}: reference answers")
         answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]

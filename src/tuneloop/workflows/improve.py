@@ -17,6 +17,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, nearest_path, plain, read_yaml
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.parent import environment_of_child
+from tuneloop.core.progress import Say
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.units import counted, verb
 from tuneloop.improve.controller import (
@@ -58,7 +59,6 @@ from tuneloop.workflows.training_rows import run_of, settings_of_retraining
 PER_USER = 20  # answers that one user's feedback counts for, as in `collect`
 NO_REASON = {"latency", "cost", CANARIES}  # alarms that another training would not silence
 Command = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]  # words -> exit status and what was printed
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -215,16 +215,17 @@ def planned(project: ProjectConfig, command: Command) -> tuple[float, float]:
     """Hours and dollars that a cycle takes, by `tuneloop plan` of the recipe; NaN where it can't say."""
     _, found = command(["plan", project.recipe])
     times, costs = found.get("time") or {}, found.get("cost") or {}
-    hours = _number(times.get("hours")) * (2 if project.warm_start else 1)
+    hours = number(times.get("hours")) * (2 if project.warm_start else 1)
     usd = (
         hours * project.usd_per_hour
         if project.usd_per_hour
-        else _number(costs.get("usd")) * (2 if project.warm_start else 1)
+        else number(costs.get("usd")) * (2 if project.warm_start else 1)
     )
     return hours, usd
 
 
-def _number(value: object) -> float:
+def number(value: object) -> float:
+    """A number, or NaN in the place of anything else."""
     return float(value) if isinstance(value, int | float) else math.nan
 
 

@@ -33,6 +33,7 @@ from tuneloop.records.record import write_record
 from tuneloop.report.improve_html import render_improve_page
 from tuneloop.serve.database import Database
 from tuneloop.serve.store import opened, read_decisions, read_feedback, store_folder, store_name
+from tuneloop.workflows.improve import number
 from tuneloop.workflows.monitor import EVENT as MONITORED
 
 MOST_PERIODS = 45  # of traffic, that a chart shows legibly
@@ -271,13 +272,9 @@ def _ledger(events: Iterable[Decision]) -> list[LedgerCycle]:
     return [
         LedgerCycle(
             number=cycle.number, began=cycle.began, ended=cycle.ended, reasons=list(cycle.reasons),
-            expected_usd=_number(began[cycle.number]["facts"].get("expected_usd")),
-            gain_usd=_number(began[cycle.number].get("gain_usd")), steps=steps[cycle.number],
+            expected_usd=number(began[cycle.number]["facts"].get("expected_usd")),
+            gain_usd=number(began[cycle.number].get("gain_usd")), steps=steps[cycle.number],
             hours=cycle.hours, usd=cycle.usd, outcome=cycle.outcome, why=cycle.why,
         )
         for cycle in cycles_of(events)
     ]  # fmt: skip
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan

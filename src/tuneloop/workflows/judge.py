@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, Say, no_progress
 from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluate.evaluate import Evaluation, sample_rows
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tuneloop.evaluate.judge import Choose, Judgement, Winner
     from tuneloop.inference.targets.local import LocalTarget
 
-Say = Callable[[str], None]
 TOKENS = 512  # that a judge may write: a reason and a verdict
 ROWS = 200  # judged of an evaluation, by default
 

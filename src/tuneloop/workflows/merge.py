@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from tuneloop.combine.adapters import ALONE, Adapter, check_together, open_adapt
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_json, write_yaml
-from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.progress import Progress, Say, busy, no_progress
 from tuneloop.core.units import counted
 from tuneloop.inference.targets import open_local
 from tuneloop.models.load import fingerprint, load_tokenizer
@@ -33,8 +33,6 @@ from tuneloop.workflows.run_context import RunContext, done_record, load_run_rec
 
 if TYPE_CHECKING:
     from tuneloop.combine.merge import MergedAdapter, MergeSettings
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from tuneloop.combine.options import AUTO, JudgeOptions
 from tuneloop.combine.random_adapter import random_adapter
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, Say, no_progress
 from tuneloop.core.threads import use_threads
 from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import sample_rows
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from tuneloop.combine.merge import MergeSettings
     from tuneloop.combine.search import Tried
     from tuneloop.records.rows import Row
-
-Say = Callable[[str], None]
 
 
 @dataclass

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core import ray_cluster
 from tuneloop.core.errors import UserError
-from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.progress import Progress, Say, busy, no_progress
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.ray_cluster import on_ray
 from tuneloop.core.store import is_url, open_store
@@ -22,8 +22,6 @@ from tuneloop.scale.ray_training import Workers, train_on_ray
 from tuneloop.workflows.prepare import prepare_stage, refuse_errors
 from tuneloop.workflows.recipe import Recipe, make_recipe
 from tuneloop.workflows.run_context import RunContext, default_folder
-
-Say = Callable[[str], None]
 
 
 def address_of(place: str) -> str:

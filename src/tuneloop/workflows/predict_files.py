@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, plain_cell, replacing, sha256_file, user_errors_of_the_disk
-from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.progress import Progress, Say, busy, no_progress
 from tuneloop.core.units import counted, verb
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.chunks import chunks, header_of
@@ -35,7 +35,6 @@ from tuneloop.workflows.predict import SAMPLE, Asker, Options, Prediction, batch
 from tuneloop.workflows.targets import TaskTarget, named
 
 ENDINGS = (".csv", ".jsonl")
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

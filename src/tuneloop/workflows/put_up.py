@@ -7,15 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.progress import Say
 from tuneloop.core.units import usd_words
 from tuneloop.scale.skypilot_sdk import Offer, SkyJob, find_offer, load_sky, start
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import inside
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, Say, no_progress
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT, EVALS, GateRecord
 from tuneloop.records.evaluation import EVALUATION, GateResult
@@ -24,7 +23,6 @@ from tuneloop.release.gguf import FLOAT_TYPES
 from tuneloop.release.verify import read_artifact
 from tuneloop.track import KINDS, QUICK_AND_QUIET
 
-Say = Callable[[str], None]
 NAMED = re.compile(r"(?:models:/)?([A-Za-z0-9][\w.-]*)@([A-Za-z][\w-]*|\d+)|models:/([A-Za-z0-9][\w.-]*)/(\d+)")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import inside, lock_folder, read_jsonl, sha256_file, write_json, write_yaml
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, Say, no_progress
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.record import read_record, write_record
@@ -28,7 +28,6 @@ from tuneloop.workflows.registry import find_run, open_registry, registered_name
 from tuneloop.workflows.run_context import RunContext, load_run_recipe
 from tuneloop.workflows.train import train_key, train_stage
 
-Say = Callable[[str], None]
 RATE = LearningRate.file
 RUN_FILES = (
     "config.yaml",

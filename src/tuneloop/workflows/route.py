@@ -308,7 +308,7 @@ def fit_route(sources: RouteSources, out: Path, options: RouteOptions, *, progre
     """
     job = RouteJob(features_of(options.features, options.base), options.base, options.rows, progress)
     train, val, test, like = _learned_from(job, sources)
-    router = fit_router(train, val, like.model_copy(update={"explore": options.explore}))
+    router = fit_router(train, val, like)
     if options.max_cost:
         router = Router(
             router.record.model_copy(update={"price": _price(router, val, options.max_cost)}), router.numbers
@@ -382,7 +382,7 @@ def _price(router: Router, val: Outcomes, most: float) -> float:
 
 
 def eval_route(
-    folder: Path, outcomes: str = "", outside: str = "", *, rows: int = 600, progress: Progress = no_progress,
+    folder: Path, outcomes: str = "", outside: str = "", *, progress: Progress = no_progress,
 ) -> Router:  # fmt: skip
     """Judge a fitted router on test rows.
 
@@ -399,7 +399,7 @@ def eval_route(
     """
     router = load_router(folder)
     record = router.record
-    job = RouteJob(record.features, record.base, rows, progress)
+    job = RouteJob(record.features, record.base, progress=progress)
     if record.exclusive:
         if outcomes:
             raise UserError("This router was fitted to tasks", where="--outcomes", next_step="leave it out")

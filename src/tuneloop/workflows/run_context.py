@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import default_dtype, in_use, is_out_of_memory, needs_scaling, release_memory
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, read_yaml, sha256_file
+from tuneloop.core.files import content_hash, flat, read_json, read_yaml, sha256_file
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.core.threads import use_threads
 from tuneloop.models.load import Model, fingerprint, load_model, load_tokenizer, needs_several_cards
@@ -166,7 +166,7 @@ def refuse_other_run(folder: Path, recipe: Recipe) -> None:
     trained = (folder / "run.json").is_file() or any((folder / "checkpoints").glob("step-*.pt"))
     if not old_file.is_file() or not trained:
         return
-    old, new = _flat(read_yaml(old_file)), _flat(identity(recipe))
+    old, new = flat(read_yaml(old_file)), flat(identity(recipe))
     changed = [key for key, value in new.items() if old.get(key) != value]
     if changed:
         shown = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in changed[:3])
@@ -175,13 +175,6 @@ def refuse_other_run(folder: Path, recipe: Recipe) -> None:
             where=str(folder),
             next_step="choose another folder with output_dir=FOLDER, or delete this one",
         )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def find_done(manifest: Path, key: str) -> dict[str, Any] | None:

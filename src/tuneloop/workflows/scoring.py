@@ -134,8 +134,10 @@ def write_scored(
         production: what users sent, to compare the test rows with.
         more: further parts of `eval.json`.
     """
+    from tuneloop.data.checks.drift import tell_apart
     from tuneloop.evaluate.compare import adjusted, compare
     from tuneloop.evaluate.leaderboard import leaderboard, leaderboard_in_words
+    from tuneloop.evaluate.production import against_production
     from tuneloop.evaluate.results import ComparedWith, write_evaluation
 
     name = subject.name
@@ -149,7 +151,8 @@ def write_scored(
             entries = leaderboard({**baselines, name: evaluation}, costs, tuned=[name], comparisons=pairs)
             more = {"leaderboard": entries, "leaderboard_words": leaderboard_in_words(entries), **more}
         subject = replace(subject, model=known_name(str(more.pop("model", subject.model))))
-        write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs, production), more)
+        against = None if production is None else against_production(evaluation, production, tell_apart)
+        write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs, against), more)
 
 
 def score_of(evaluation: Evaluation, metric: str) -> Score:

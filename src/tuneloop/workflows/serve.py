@@ -18,6 +18,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, make_private, read_yaml
 from tuneloop.core.ids import utc, utc_now
+from tuneloop.core.progress import Say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
 from tuneloop.data.config import PersonalConfig
@@ -49,7 +50,6 @@ from tuneloop.workflows.serve_monitor import monitored
 from tuneloop.workflows.serve_router import name_of, split_targets, use_router
 from tuneloop.workflows.serve_swap import Swaps, pinned
 
-Say = Callable[[str], None]
 LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
 LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop forget` has begun one
 

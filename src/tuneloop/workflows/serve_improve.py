@@ -11,10 +11,11 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.parent import environment_of_child
+from tuneloop.core.progress import Say
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.store import store_name
 from tuneloop.workflows.improve import check_files, load_project
@@ -23,8 +24,6 @@ from tuneloop.workflows.monitor import days_of
 NICE = 15
 AGAIN = 60.0  # seconds before a controller that died is started again
 LONGEST_LINE = 1 << 20  # bytes that a controller may say at once
-
-Say = Callable[[str], None]
 
 
 def check_improve(config: ServeConfig, models: Collection[str]) -> None:

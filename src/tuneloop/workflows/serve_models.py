@@ -14,6 +14,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file
+from tuneloop.core.progress import Say
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
@@ -41,8 +42,6 @@ from tuneloop.workflows.serve_experiments import Candidate
 from tuneloop.workflows.serve_router import Named, served_by
 from tuneloop.workflows.targets import open_with_task
 from tuneloop.workflows.task import read_task_of
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

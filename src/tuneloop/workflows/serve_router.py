@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import statistics
 import time
@@ -162,12 +161,8 @@ def decider(router: Router, job: RouteJob, names: Sequence[str], base: str) -> R
             near = round(float(router.nearness(features)[0]), 4)
             if near < router.record.threshold:
                 return Routed(base, "none of these", scores, near)
-        best, floor = int((quality - router.record.price * costs).argmax()), router.record.explore
-        if not floor:
-            return Routed(names[best], "best", scores, near)
-        picked = random.randrange(len(names)) if random.random() < floor else best
-        chance = floor / len(names) + (1 - floor) * (picked == best)
-        return Routed(names[picked], "best" if picked == best else "by chance", scores, near, chance)
+        best = int((quality - router.record.price * costs).argmax())
+        return Routed(names[best], "best", scores, near)
 
     return decide
 
@@ -184,10 +179,10 @@ def _plain(text: str) -> str:
     return text
 
 
-def _milliseconds(decide: Route, times: int = 9) -> float:
+def _milliseconds(decide: Route) -> float:
     decide("The first one loads what is needed.")
     took = []
-    for number in range(times):
+    for number in range(9):
         began = time.perf_counter()
         decide(f"Where is parcel {number}, which I ordered two weeks ago?")
         took.append(1000 * (time.perf_counter() - began))

@@ -34,6 +34,7 @@ from tuneloop.workflows.serve_router import name_of, served_by
 PIN, SWAP, REFUSED = "deployment.pin", "deployment.swap", "deployment.refused"
 EVERY = 1.0  # seconds between two looks
 RESTART_PAUSE = 5.0  # seconds before it is tried again to start an engine that has ended
+SWAP_SECONDS = 300.0  # that a command waits for a server to swap
 REMOTE_EVERY = 15.0  # seconds between two looks into a registry that is not a file here
 
 Wanted = Mapping[str, str]  # name of a model or experiment -> what answers for it, with its version
@@ -224,14 +225,13 @@ class Deployed:
     why: str = ""
 
 
-def deploy_to_server(folder: Path, source: str, *, name: str = "", seconds: float = 300.0) -> Deployed:
+def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
     """Have a running server serve another source under a name, and wait until it does.
 
     Args:
         folder: of the server.
         source: `NAME@2`, `NAME@champion`, a run or an artifact.
         name: as clients ask for it; default: the model that is served from another version of it, or that has its name.
-        seconds: to wait.
 
     Raises:
         UserError: no server was ever started in the folder, it serves no such model, or there is no such version.
@@ -254,7 +254,7 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "", seconds: floa
     with opened(folder) as store:
         insert(store, [pin])
         running = _held(folder)
-        until = time.monotonic() + seconds
+        until = time.monotonic() + SWAP_SECONDS
         while running and time.monotonic() < until:
             where = f"kind IN ('{SWAP}', '{REFUSED}') AND id > ?"
             for event in read_decisions(store, where=where, values=[pin.id]):

@@ -19,7 +19,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
-from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.progress import Progress, Say, busy, no_progress
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.units import counted
 from tuneloop.records.record import read_record, write_record
@@ -35,7 +35,6 @@ from tuneloop.workflows.run_context import RunContext
 from tuneloop.workflows.train import train_alone
 
 KEPT = 3  # of so many settings one goes on, with so many times the passes
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

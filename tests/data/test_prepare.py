@@ -20,11 +20,10 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.data.checks import check_dataset, run_checks
 from tuneloop.data.config import PrepareConfig, SplitConfig
-from tuneloop.data.dataset import dataset_hash, load_dataset, prepare_key
+from tuneloop.data.dataset import REASONS, REPAIRS, dataset_hash, load_dataset, prepare_key
 from tuneloop.data.formats import ROLES
 from tuneloop.data.prepare import prepare
 from tuneloop.data.process_record import Facts, RowProcessor, Work, process_chunk
-from tuneloop.data.reasons import REASONS, REPAIRS
 from tuneloop.data.sources.parse import Chunk
 
 DATA = DATA_SETS

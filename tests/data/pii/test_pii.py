@@ -17,7 +17,7 @@ from patience import slowness
 from places import DATA_SETS
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import KINDS, Finding, _all_quiet, _scrubbed, _spans, find, is_quiet, names, redact, scrub
+from tuneloop.data.pii import KINDS, Finding, _all_quiet, _analyzer, _scrubbed, _spans, find, is_quiet, redact, scrub
 
 DATA = DATA_SETS
 CONFIG = PersonalConfig()
@@ -252,7 +252,7 @@ def test_a_language_model_that_can_not_be_loaded_is_a_user_error(monkeypatch: py
     stub("presidio_analyzer", AnalyzerEngine=None, RecognizerRegistry=None)
     stub("presidio_analyzer.nlp_engine", NlpEngineProvider=broken)
     stub("presidio_analyzer.predefined_recognizers", SpacyRecognizer=None)
-    names._analyzer.cache_clear()
+    _analyzer.cache_clear()
     with pytest.raises(UserError, match=r"can't be loaded: \[E052\] Can't find model directory\n") as error:
         find("My name is Jane", PersonalConfig(names=True))
     assert "en_core_web_sm" in str(error.value.where)

@@ -14,12 +14,20 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tuneloop.data.checks.against import compare_with_production
 from tuneloop.data.checks.label_errors import Embed
-from tuneloop.data.checks.labels import Suspects, doubted_labels, find_suspects, suspect_records
-from tuneloop.data.checks.overview import Found, Overview, example_of, examples_of, overview_of
-from tuneloop.data.checks.registry import CHECKS, CheckEntry, Finding, check
-from tuneloop.data.checks.sizes import reject_share
+from tuneloop.data.checks.labels import Suspects, doubted_labels, find_suspects, reject_share, suspect_records
+from tuneloop.data.checks.overview import (
+    CHECKS,
+    CheckEntry,
+    Finding,
+    Found,
+    Overview,
+    check,
+    example_of,
+    examples_of,
+    overview_of,
+)
+from tuneloop.data.checks.production import compare_with_production
 from tuneloop.records.dataset import Check, LongRows
 from tuneloop.records.rows import Dataset, FlaggedRow, Row
 
@@ -29,7 +37,7 @@ __all__ = [
     "suspect_records",
 ]  # fmt: skip
 
-for _module in ("sizes", "labels", "answers", "lengths", "splits"):  # each fills CHECKS, in the order of the report
+for _module in ("labels", "answers", "splits"):  # each fills CHECKS, in the order of the report
     importlib.import_module(f"tuneloop.data.checks.{_module}")
 
 LISTED = 1_000  # rows of a check that `flagged.jsonl` lists at most

@@ -9,8 +9,7 @@ import numpy as np
 from tuneloop.core.significance import holm
 from tuneloop.data.checks.drift import chi_square, compare_with, kolmogorov_smirnov
 from tuneloop.data.checks.labels import label_counts
-from tuneloop.data.checks.overview import Overview, asked_of, examples_of, named, share_of
-from tuneloop.data.checks.registry import Finding, Level, check
+from tuneloop.data.checks.overview import Finding, Level, Overview, asked_of, check, examples_of, named, share_of
 from tuneloop.data.split import SPLITS, TEST, TRAIN, VAL
 
 FEW_TO_COMPARE = 20  # rows of a split below which it is not compared with another

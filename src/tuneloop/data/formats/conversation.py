@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats.draft import Draft, checked_parser, required, system_turn
-from tuneloop.data.formats.registry import Format
+from tuneloop.data.formats.draft import Draft, Format, checked_parser, required, system_turn
 from tuneloop.data.formats.sample import SYSTEM, TOOLS, FormatGuess, Record, Sample, as_value, is_scalar, mostly
 from tuneloop.data.formats.turns import PLAIN_KEYS, ROLES, Refused, TurnKeys, from_json, read_tools, read_turns
 from tuneloop.data.sources.parse import json_type

@@ -9,7 +9,7 @@ from typing import Any
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.ratings import opinion, read_thumb
-from tuneloop.data.formats.sample import FormatGuess, Record, as_value, is_scalar
+from tuneloop.data.formats.sample import Find, FormatGuess, Record, as_value, is_scalar
 from tuneloop.data.formats.turns import Refused, as_text, assistant, json_text, ordered, read_turns, short, user
 from tuneloop.data.sources.parse import json_type
 from tuneloop.records.rows import Message
@@ -194,3 +194,34 @@ def _history(value: Any) -> list[Message]:
     for question, answer in value:
         turns += [user(as_text(question, "column 'history'")), assistant(as_text(answer, "column 'history'"))]
     return turns
+
+
+@dataclass(frozen=True)
+class Format:
+    """A shape of records.
+
+    Args:
+        name: as `data.format` names it.
+        shape: what its records have, for messages.
+        parse: makes a conversation of a record, or raises `Refused`.
+        find: recognises the format in a sample of records; None: it must be configured.
+        rated: a column of ratings alongside makes records of this format `thumbs`.
+    """
+
+    name: str
+    shape: str
+    parse: Parse
+    find: Find | None = None
+    rated: bool = False
+
+
+# By name, in the order in which formats are looked for: a conversation may stand next to an instruction, an
+# instruction next to a label.
+FORMATS: dict[str, Format] = {}
+
+
+def add_format(added: Format) -> None:
+    """Make a format one of `FORMATS`; it is looked for before all others."""
+    others = {name: form for name, form in FORMATS.items() if name != added.name}
+    FORMATS.clear()
+    FORMATS.update({added.name: added, **others})

@@ -10,9 +10,8 @@ from typing import Any
 from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.conversation import conversation, find_conversation, is_data, turn_keys
-from tuneloop.data.formats.draft import Parsed, prompt_turns, required, system_turn
+from tuneloop.data.formats.draft import Format, Parsed, prompt_turns, required, system_turn
 from tuneloop.data.formats.ratings import read_number, score_of
-from tuneloop.data.formats.registry import Format
 from tuneloop.data.formats.sample import BESIDES, HISTORY, SYSTEM, TOOLS, FormatGuess, Record, Sample, mostly
 from tuneloop.data.formats.turns import PLAIN_KEYS, Refused, TurnKeys, as_text, assistant, ordered, read_turns
 from tuneloop.records.rows import Message

@@ -7,6 +7,7 @@ hashes stay. Names of persons are looked for on request only (`personal.names`).
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from bisect import bisect_left, bisect_right
@@ -19,19 +20,21 @@ from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.units import counted, verb
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import contacts, credentials, documents
+from tuneloop.data.pii import contacts, credentials
 from tuneloop.data.pii.identifiers import (
     CARD_GROUPS,
     IBAN_LENGTHS,
     REACH,
     Span,
+    birth_dates,
+    document_numbers,
     is_card,
     is_iban,
     is_right,
     national_ids,
+    social_security_numbers,
     wallets,
 )
-from tuneloop.data.pii.names import person_names
 from tuneloop.data.pii.pseudonyms import pseudonym
 
 DEFAULT_SECRET = "TUNELOOP_SECRET"  # noqa: S105 - no password
@@ -365,9 +368,9 @@ def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
     yield from contacts.street_addresses(view, lower)
     yield from contacts.network_addresses(view, lower)
     if _any_in(lower, _BIRTH_STEMS):
-        yield from documents.birth_dates(lower)
+        yield from birth_dates(lower)
     if _FOUR_DIGITS.search(view) and _any_in(lower, _DOCUMENT_STEMS):
-        yield from documents.document_numbers(lower)
+        yield from document_numbers(lower)
     yield from contacts.short_codes(view, lower)
     if not _LONG_NUMBER.search(view):
         if _LETTERED_ID.search(view):
@@ -376,7 +379,7 @@ def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
     chains = list(contacts.chains(view))
     taken = [match.span() for pattern in _OTHERS for match in pattern.finditer(view)]
     found: list[Span] = list(_cards(view, lower, chains))
-    found += documents.social_security_numbers(lower)
+    found += social_security_numbers(lower)
     found += national_ids(view.translate(_ASCII_UPPER), lower)
     found += contacts.phones(view, lower, chains, region)
     found += contacts.glued_numbers(lower)
@@ -592,3 +595,59 @@ def _scrubbed_text(text: str, config: PersonalConfig, key: bytes | None, field: 
         return text
     kinds.update(finding.kind for finding in findings)
     return redact(text, findings, config, key)
+
+
+# The best one that is installed, else any that is made from one.
+MODELS = ("en_core_web_lg", "en_core_web_md", "en_core_web_sm")
+NEXT_STEP = (
+    "pip install presidio-analyzer spacy && python -m spacy download en_core_web_lg, or leave data.personal.names off"
+)
+SCORE = 0.6  # confidence of presidio-analyzer; spaCy's names get 0.85
+
+
+def person_names(text: str) -> list[Span]:
+    """Names of persons in an English text (presidio-analyzer over spaCy's named entities).
+
+    Raises:
+        UserError: presidio-analyzer or an English spaCy model is not installed, or the model can't be loaded.
+    """
+    if not any(c.isupper() for c in text):
+        return []
+    results = _analyzer().analyze(text=text, language="en", entities=["PERSON"], score_threshold=SCORE)
+    return [("PERSON", result.start, result.end) for result in results]
+
+
+@lru_cache(maxsize=1)
+def _analyzer() -> Any:
+    if importlib.util.find_spec("presidio_analyzer") is None or importlib.util.find_spec("spacy") is None:
+        raise UserError(
+            "Person names need presidio-analyzer, which is not installed",
+            where="data.personal.names",
+            next_step=NEXT_STEP,
+        )
+    # presidio-analyzer downloads a missing model by itself: here nothing is fetched unasked.
+    import spacy
+
+    others = sorted(name for name in spacy.util.get_installed_models() if name.startswith("en_core_web"))
+    model = next((name for name in (*MODELS, *others) if spacy.util.is_package(name)), None)
+    if model is None:
+        raise UserError(
+            "Person names need an English model of spaCy, and none is installed",
+            where=f"data.personal.names; looked for {', '.join(MODELS)}",
+            next_step=NEXT_STEP,
+        )
+    from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
+    from presidio_analyzer.nlp_engine import NlpEngineProvider
+    from presidio_analyzer.predefined_recognizers import SpacyRecognizer
+
+    settings = {"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": model}]}
+    try:
+        engine = NlpEngineProvider(nlp_configuration=settings).create_engine()
+    except (OSError, ValueError, ImportError) as error:  # a model of another version, or one that lacks files
+        raise UserError(
+            f"The language model for names can't be loaded: {str(error).splitlines()[0]}",
+            where=f"data.personal.names; {model}",
+            next_step=NEXT_STEP,
+        ) from None
+    registry = RecognizerRegistry(recognizers=[SpacyRecognizer(supported_language="en")], supported_languages=["en"])
+    return AnalyzerEngine(nlp_engine=engine, registry=registry, supported_languages=["en"])

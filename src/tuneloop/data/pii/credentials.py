@@ -8,8 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from tuneloop.data.language import known_words, made_of_words
 from tuneloop.data.pii.identifiers import Span, base58check
-from tuneloop.data.spelling import known_words, made_of_words
 
 # Forms that services document for their keys. Those in a shape of their own need no word next to them.
 _KEY = re.compile(

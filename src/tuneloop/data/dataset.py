@@ -58,15 +58,9 @@ REASONS = {
     "wrong_type": "a value of another kind than the format needs: a record that is no object, a text that is a list, an array without a turn",
 }
 
-HARMLESS = (
-    "blank_line",
-    "exact_duplicate",
-    "forgotten",
-    "near_duplicate",
-    "over_limit",
-    "semantic_duplicate",
-    "split_leak",
-)  # don't count towards allow_rejects
+HARMLESS = (  # don't count towards allow_rejects
+    "blank_line", "exact_duplicate", "forgotten", "near_duplicate", "over_limit", "semantic_duplicate", "split_leak",
+)  # fmt: skip
 
 REPAIRS = {
     "cut": "a row over max_length was cut (too_long=truncate)",

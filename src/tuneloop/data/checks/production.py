@@ -11,7 +11,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.data.checks.drift import MOST, Drift, compare_with
 from tuneloop.data.checks.features import sample
-from tuneloop.data.checks.overview import Finding, Found, Overview, asked_of
+from tuneloop.data.checks.overview import CheckedRows, Finding, Overview, question_of
 from tuneloop.data.config import PrepareConfig, RepairConfig
 from tuneloop.data.formats import TEXT_NAMES, FormatGuess, Parsed, detect, parse_record
 from tuneloop.data.formats.turns import ROLES
@@ -39,22 +39,22 @@ def as_prepared(manifest: DatasetManifest, sources: Sequence[str]) -> PrepareCon
     named = form.columns if form and form.name == "text_label" else {}
     given = {key: config.get(key) for key in ("input", "output", "task", "format")}
     columns = {key: named.get(key) or config.get(key) for key in ("text", "label")}
-    known = {key: value for key, value in {**given, **columns}.items() if value is not None}
-    return PrepareConfig.model_validate({**known, "sources": list(sources)})
+    settings = {key: value for key, value in {**given, **columns}.items() if value is not None}
+    return PrepareConfig.model_validate({**settings, "sources": list(sources)})
 
 
 def read_production(sources: Sequence[str], config: PrepareConfig | None = None) -> tuple[list[Row], int]:
     """Production records as rows with the user's turns, an empty answer and the label if there is one, and how many had no such turn.
 
     Records are read as training data are. One that is no training example because nothing is answered still says
-    what the user asked: its turns, or its text column, are taken as they are.
+    the question: its turns, or its text column, are taken as they are.
 
     Args:
         sources: files, globs or folders.
         config: format and columns, where they can't be guessed.
 
     Raises:
-        UserError: a source is missing or empty, or no record says what a user asked.
+        UserError: a source is missing or empty, or no record holds a question of a user.
     """
     config = config or PrepareConfig(sources=list(sources))
     records = iter(read_records(sources))
@@ -150,16 +150,16 @@ EXAMPLE_LENGTH = 200  # characters of a production text that are shown
 def compare_with_production(overview: Overview, against: Sequence[Row]) -> Finding:
     """Production against the task's own training rows, both repaired and without personal data: in training they were taken out."""
     rows = [overview.row(i) for i in overview.some(overview.rows(TRAIN), 4_000).tolist()]
-    asked = [asked_of(row) for row in against]
-    chosen = sample(asked, 4 * MOST, overview.seed)
-    texts = [_comparable(asked[i]) for i in chosen]
+    questions = [question_of(row) for row in against]
+    chosen = sample(questions, 4 * MOST, overview.seed)
+    texts = [_comparable(questions[i]) for i in chosen]
     labels_a = labels_b = None
     if overview.task == "classification":
         column, names = overview.columns["label"], overview.names["label"]
         labels_a = [names[column[i]] for i in overview.rows(TRAIN).tolist() if column[i] >= 0]
         labels_b = [row.label for row in against if row.label is not None]
-    known = [_comparable(asked_of(row)) for row in rows if "mix" not in row.meta]
-    drift = compare_with(known, texts, labels_a, labels_b, seed=overview.seed)
+    training_texts = [_comparable(question_of(row)) for row in rows if "mix" not in row.meta]
+    drift = compare_with(training_texts, texts, labels_a, labels_b, seed=overview.seed)
     examples = [
         {
             "source": row.meta.get("source", ""), "line": row.meta.get("line", 0), "id": row.id,
@@ -168,7 +168,7 @@ def compare_with_production(overview: Overview, against: Sequence[Row]) -> Findi
         for place, row in ((place, against[chosen[place]]) for place in drift.examples)
     ]  # fmt: skip
     remedy = "Add training rows of the kind that the examples show, and words such as those named."
-    return Finding(drift.level, drift_message(drift), len(against), remedy, Found((), examples))
+    return Finding(drift.level, drift_message(drift), len(against), remedy, CheckedRows((), examples))
 
 
 def _comparable(text: str) -> str:

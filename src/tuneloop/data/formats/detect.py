@@ -21,7 +21,7 @@ from tuneloop.data.formats.sample import (
     TEXT_NAMES,
     FormatGuess,
     Record,
-    Sample,
+    RecordSample,
     as_value,
     is_about,
     mostly,
@@ -40,7 +40,7 @@ def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str,
     Raises:
         UserError: no format fits, or the configured one doesn't.
     """
-    sample, wanted = Sample(records), _wanted(config)
+    sample, wanted = RecordSample(records), _wanted(config)
     if wanted == "fields":
         columns = {name: ", ".join(template_columns(text)) for name, text in templates_of(config)}
         named = [column for _, text in templates_of(config) for column in template_columns(text)]
@@ -49,27 +49,27 @@ def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str,
             texts=sample.text_columns(named),
             objects=_objects(sample, named),
         )
-    found = _as_described(sample, entry) if entry is not None and wanted == "auto" else None
-    found = found or _find_in_any_case(sample, config, wanted)
-    if found is None:
+    guess = _as_described(sample, entry) if entry is not None and wanted == "auto" else None
+    guess = guess or _find_in_any_case(sample, config, wanted)
+    if guess is None:
         raise _no_format(sample, config, wanted)
     return replace(
-        found,
-        reason=found.reason
+        guess,
+        reason=guess.reason
         + (", as configured" if wanted != "auto" else "")
-        + _numbered_twins(sample, found)
-        + _not_used(sample, found),
-        texts=sample.text_columns(found.columns.values()),
-        objects=_objects(sample, found.columns.values()),
+        + _numbered_twins(sample, guess)
+        + _not_used(sample, guess),
+        texts=sample.text_columns(guess.columns.values()),
+        objects=_objects(sample, guess.columns.values()),
     )
 
 
-def _objects(sample: Sample, columns: Iterable[str]) -> frozenset[str]:
+def _objects(sample: RecordSample, columns: Iterable[str]) -> frozenset[str]:
     """Columns with objects or arrays in nearly all records: a text there is a mistake."""
     return frozenset(name for name in columns if mostly((as_value(lookup(r, name)) for r in sample), is_data, NEARLY))
 
 
-def _not_used(sample: Sample, guess: FormatGuess) -> str:
+def _not_used(sample: RecordSample, guess: FormatGuess) -> str:
     """A note on columns that look like an answer and are none."""
     if guess.name not in ("text", "text_label", "alpaca", "prompt_completion", "messages", "sharegpt"):
         return ""
@@ -79,20 +79,20 @@ def _not_used(sample: Sample, guess: FormatGuess) -> str:
     return f"; not used: {', '.join(map(repr, rest))}" if rest else ""
 
 
-def _is_fact(sample: Sample, name: str) -> bool:
+def _is_fact(sample: RecordSample, name: str) -> bool:
     return not is_about(name, (*NO_CONTENT_NAMES, *ABOUT_NAMES)) and sample.mostly(
         name, lambda v: isinstance(v, int | float)
     )
 
 
-def _numbered_twins(sample: Sample, guess: FormatGuess) -> str:
+def _numbered_twins(sample: RecordSample, guess: FormatGuess) -> str:
     """A note on columns that have the same name as a used one: readers of tables number those of one name."""
     names = sample.columns
     twins = [f"{name!r}, not {f'{name}_2'!r}" for name in dict.fromkeys(guess.columns.values()) if f"{name}_2" in names]
     return f"; taken is {', '.join(twins)} (columns of one name are numbered)" if twins else ""
 
 
-def _as_described(sample: Sample, entry: Mapping[str, Any]) -> FormatGuess | None:
+def _as_described(sample: RecordSample, entry: Mapping[str, Any]) -> FormatGuess | None:
     """The format of an entry, unless it can't be read or the data have other columns: it is never required."""
     try:
         guess = guess_from_info(entry)
@@ -103,7 +103,7 @@ def _as_described(sample: Sample, entry: Mapping[str, Any]) -> FormatGuess | Non
 
 
 def _wanted(config: PrepareConfig) -> str:
-    """The format that is asked for.
+    """The format that the configuration names.
 
     Raises:
         UserError: a format that is not known, or settings that contradict each other.
@@ -140,7 +140,7 @@ def _wanted(config: PrepareConfig) -> str:
     return "text_label"
 
 
-def _find_in_any_case(sample: Sample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
+def _find_in_any_case(sample: RecordSample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
     """The format, whether columns are written `Question` or `question`."""
     names = {name.casefold(): name for name in sample.columns}
     if (
@@ -150,23 +150,23 @@ def _find_in_any_case(sample: Sample, config: PrepareConfig, wanted: str) -> For
         or len(names) < len(sample.columns)
     ):
         return _find(sample, config, wanted)
-    low = Sample({name.casefold(): value for name, value in record.items()} for record in sample)
-    found = _find(low, config, wanted)
-    if found is None:
+    low = RecordSample({name.casefold(): value for name, value in record.items()} for record in sample)
+    guess = _find(low, config, wanted)
+    if guess is None:
         return None
-    columns = {role: names[column] for role, column in found.columns.items()}
-    reason = re.sub(r"'([^']+)'", lambda match: repr(names.get(match[1], match[1])), found.reason)
-    return replace(found, columns=columns, reason=reason)
+    columns = {role: names[column] for role, column in guess.columns.items()}
+    reason = re.sub(r"'([^']+)'", lambda match: repr(names.get(match[1], match[1])), guess.reason)
+    return replace(guess, columns=columns, reason=reason)
 
 
-def _find(sample: Sample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
+def _find(sample: RecordSample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
     for form in FORMATS.values():
         if form.find and (wanted in (form.name, "auto") or (wanted == "thumbs" and form.rated)):
-            found = form.find(sample, config)
-            if found and wanted in ("auto", "thumbs") and (form.rated or form.name == "logs"):
-                found = with_thumbs(found, sample, wanted)
-            if found:
-                return found
+            guess = form.find(sample, config)
+            if guess and wanted in ("auto", "thumbs") and (form.rated or form.name == "logs"):
+                guess = with_thumbs(guess, sample, wanted)
+            if guess:
+                return guess
     return None
 
 
@@ -180,7 +180,7 @@ def _is_words(value: Any) -> bool:
     return isinstance(value, str) and any(letter.isalpha() for letter in value)
 
 
-def _likely_settings(sample: Sample) -> list[str]:
+def _likely_settings(sample: RecordSample) -> list[str]:
     """Settings for columns whose values look like a text and its label, or a text and an answer; empty where none do.
 
     Objects and arrays are answers, and come first. A label has few different values. Of texts that are equally long the
@@ -195,9 +195,9 @@ def _likely_settings(sample: Sample) -> list[str]:
     prose = [name for name in words if distinct[name] > 0.5 * len(texts[name]) and length[name] >= 2]
     if words and answers:
         text = max(words, key=lambda name: sum(map(len, texts[name])) / len(texts[name]))
-        asked = [name for name in answers if name.casefold() in {pair[0] for pair in PAIRS}]
-        if asked and prose:
-            return [f"data.input={{{asked[0]}}}", f"data.output={{{text}}}"]
+        prompts = [name for name in answers if name.casefold() in {pair[0] for pair in PAIRS}]
+        if prompts and prose:
+            return [f"data.input={{{prompts[0]}}}", f"data.output={{{text}}}"]
         return _extraction(sample, text, answers)
     if labels and prose:
         longest = max(length[name] for name in prose)
@@ -211,7 +211,7 @@ def _likely_settings(sample: Sample) -> list[str]:
 MOST_KEYS = 30  # of objects that an instruction names
 
 
-def _extraction(sample: Sample, text: str, answers: Sequence[str]) -> list[str]:
+def _extraction(sample: RecordSample, text: str, answers: Sequence[str]) -> list[str]:
     """Settings that have a model read objects or arrays from a text, as JSON."""
     output, values = "{" + answers[0] + "}", [as_value(value) for value in sample.of(answers[0])]
     if len(answers) > 1:
@@ -237,16 +237,16 @@ def _keys(values: Iterable[Any], depth: int = 3) -> str:
     return ", ".join(f"{key} ({keys})" if keys else key for key, keys in named)
 
 
-def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
-    known = list(sample.columns)
-    names = ", ".join(repr(name) for name in known[:12])
+def _no_format(sample: RecordSample, config: PrepareConfig, wanted: str) -> UserError:
+    columns = list(sample.columns)
+    names = ", ".join(repr(name) for name in columns[:12])
     step = (
         "name the columns with data.text=COLUMN data.label=COLUMN, or write templates: "
         "data.input='{COLUMN}' data.output='{COLUMN}'"
     )
     if wanted == "auto":
         usual = {*TURN_COLUMNS, *TEXT_NAMES, *LABEL_NAMES, *(name for pair in (*PAIRS, *RANKED) for name in pair)}
-        folded = {name.casefold(): name for name in known}
+        folded = {name.casefold(): name for name in columns}
         likely = [
             s for s in _likely_settings(sample) if config.instruction is None or "instruction" not in s.split("=")[0]
         ]
@@ -257,7 +257,7 @@ def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
             if not numbers and (near := difflib.get_close_matches(name, usual, 1, 0.85)):
                 step = f"is {folded[name]!r} meant to be {near[0]!r}? Rename it, or " + step
                 break
-        if any(len(name.split()) >= SENTENCE for name in known):
+        if any(len(name.split()) >= SENTENCE for name in columns):
             step = "is there no header line? Write one first, as in text,label; else " + step
             likely = []
         what = "Can't tell the format of the records"
@@ -283,14 +283,18 @@ def check_columns(records: Sequence[Record], config: PrepareConfig) -> None:
     wanted = {f"data.{name}": template_columns(text) for name, text in templates_of(config)}
     single = {"data.text": config.text, "data.label": config.label, "data.split.stratify": config.split.stratify}
     wanted |= {key: [column] for key, column in single.items() if column is not None}
-    known = Sample(records).columns
+    sample_columns = RecordSample(records).columns
     for key, columns in wanted.items():
         for column in columns:
-            if column not in known and not any(lookup(record, column) not in (None, ABSENT) for record in records):
+            if column not in sample_columns and not any(
+                lookup(record, column) not in (None, ABSENT) for record in records
+            ):
                 raise UserError(
                     f"No record has the column {column!r}",
                     where=key,
-                    next_step=did_you_mean(column, known, f"columns: {', '.join(list(known)[:12])}", shown=repr),
+                    next_step=did_you_mean(
+                        column, sample_columns, f"columns: {', '.join(list(sample_columns)[:12])}", shown=repr
+                    ),
                 )
 
 

@@ -83,9 +83,8 @@ def checked(draft: Draft, record: Record, guess: FormatGuess, config: PrepareCon
     return Parsed(messages, label, draft.tools, guess.used, draft.repairs, draft.extra)
 
 
-def checked_parser(
-    drafter: Callable[[Record, FormatGuess, PrepareConfig], Draft],
-) -> Callable[[Record, FormatGuess, PrepareConfig], Parsed]:
+def checked_parser(drafter: Callable[[Record, FormatGuess, PrepareConfig], Draft]) -> Parse:
+    """The parser of a format whose drafts pass the checks that all formats share."""
     return lambda record, guess, config: checked(drafter(record, guess, config), record, guess, config)
 
 
@@ -150,7 +149,7 @@ def system_turn(record: Record, guess: FormatGuess) -> list[Message]:
 
 
 def _rate(record: Record, guess: FormatGuess, config: PrepareConfig, extra: dict[str, Any]) -> None:
-    """Add `thumb` and `rating` to what is known of a row. Rows without one are kept, unless thumbs are asked for."""
+    """Add `thumb` and `rating` to what is known of a row. Rows without one are kept, unless thumbs are required."""
     column = guess.columns["thumb"]
     value = opinion(record.get(column))
     if value is None:
@@ -170,7 +169,7 @@ def _rate(record: Record, guess: FormatGuess, config: PrepareConfig, extra: dict
 def prompt_turns(
     record: Record, column: str, guess: FormatGuess, repairs: list[dict[str, Any]] | None = None
 ) -> list[Message]:
-    """System turn, earlier turns, and what is asked: the prompt with all that belongs to it."""
+    """System turn, earlier turns, and the question: the prompt with all that belongs to it."""
     columns = guess.columns
     turns = system_turn(record, guess)
     history = record.get(columns.get("history", "history")) or []
@@ -205,7 +204,7 @@ class Format:
         shape: what its records have, for messages.
         parse: makes a conversation of a record, or raises `Refused`.
         find: recognises the format in a sample of records; None: it must be configured.
-        rated: a column of ratings alongside makes records of this format `thumbs`.
+        rated: a further column of ratings makes records of this format `thumbs`.
     """
 
     name: str

@@ -18,7 +18,7 @@ from tuneloop.data.formats.draft import (
     refuse_text,
 )
 from tuneloop.data.formats.ratings import opinion, read_thumb, scale_of
-from tuneloop.data.formats.sample import BESIDES, HISTORY, NEARLY, SYSTEM, FormatGuess, Record, Sample, mostly
+from tuneloop.data.formats.sample import BESIDES, HISTORY, NEARLY, SYSTEM, FormatGuess, Record, RecordSample, mostly
 from tuneloop.data.formats.templates import column_text, fill, lookup, template_columns
 from tuneloop.data.formats.text_label import find_text_label
 from tuneloop.data.formats.turns import Refused, assistant, read_tools, read_turns, user
@@ -54,7 +54,7 @@ def prompt_completion(record: Record, guess: FormatGuess, config: PrepareConfig)
     return Draft(turns, repairs, read_tools(tools) if tools is not None else [])
 
 
-def _find_alpaca(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+def _find_alpaca(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
     """instruction and output; other names of the output count where there is an input, or on request."""
     input_ = sample.first(BESIDES)
     outputs = (
@@ -66,25 +66,24 @@ def _find_alpaca(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
     if output is None:
         return None
     columns = {"instruction": "instruction", **({"input": input_} if input_ else {}), "output": output}
-    columns |= sample.alongside(SYSTEM, HISTORY)
+    columns |= sample.further(SYSTEM, HISTORY)
     return FormatGuess("alpaca", columns, sample.seen(["instruction", output]))
 
 
-def _find_pair(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+def _find_pair(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
     for pair in PAIRS:
         if pair == TEXT_SUMMARY and config.format == "auto" and find_text_label(sample, config):
             continue  # a text with its class and a summary, as a ticket has them: the class is more often wanted
         data = [column for column in pair if sample.mostly(column, is_data)]
-        if (
-            sample.is_usual(*pair) and data in ([], [pair[1]]) and data != ["response"]
-        ):  # that of an API, as it was logged
+        # not an object in "response": that of an API, as it was logged
+        if sample.is_usual(*pair) and data in ([], [pair[1]]) and data != ["response"]:
             columns = dict(zip(("prompt", "completion"), pair, strict=True))
             if pair[0] in ("question", "query", "instruction") and (input_ := sample.first(BESIDES)) not in (
                 None,
                 *pair,
             ):
                 columns["input"] = str(input_)
-            return FormatGuess("prompt_completion", columns | sample.alongside(SYSTEM, HISTORY), sample.seen(pair))
+            return FormatGuess("prompt_completion", columns | sample.further(SYSTEM, HISTORY), sample.seen(pair))
     return None
 
 
@@ -110,21 +109,21 @@ def thumbs(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
     return base(record, guess, config)
 
 
-def with_thumbs(found: FormatGuess, sample: Sample, wanted: str) -> FormatGuess | None:
+def with_thumbs(guess: FormatGuess, sample: RecordSample, wanted: str) -> FormatGuess | None:
     """A guess with the column of thumbs or ratings, if there is one; None where it is needed and is not there."""
     for name in THUMB_NAMES:
         values = [value for value in map(opinion, sample.of(name)) if value is not None]
-        if not values or name in found.columns.values():
+        if not values or name in guess.columns.values():
             continue
         scale = scale_of(values, name)
         if not mostly(values, lambda value, scale=scale: read_thumb(value, scale) is not None, NEARLY):  # type: ignore[misc]
             continue
-        columns = {**found.columns, "thumb": name}
-        if found.name == "logs" or (2 * len(values) < len(sample) and wanted != "thumbs"):
-            return replace(found, columns=columns, scale=scale)
-        reason = f"{found.reason}; {name!r} says which answers were good"
-        return replace(found, name="thumbs", columns=columns, reason=reason, scale=scale)
-    return None if wanted == "thumbs" else found
+        columns = {**guess.columns, "thumb": name}
+        if guess.name == "logs" or (2 * len(values) < len(sample) and wanted != "thumbs"):
+            return replace(guess, columns=columns, scale=scale)
+        reason = f"{guess.reason}; {name!r} says which answers were good"
+        return replace(guess, name="thumbs", columns=columns, reason=reason, scale=scale)
+    return None if wanted == "thumbs" else guess
 
 
 THUMBS = Format(

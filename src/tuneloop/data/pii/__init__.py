@@ -105,7 +105,7 @@ def add_kind(kind: Kind) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PersonalSpan:
     """A stretch of a text that is personal data: its kind (one of `KINDS`), start and end in characters."""
 
     kind: str
@@ -113,13 +113,13 @@ class Finding:
     end: int
 
 
-def find(text: str, config: PersonalConfig, field: str = "") -> list[Finding]:
+def find(text: str, config: PersonalConfig, field: str = "") -> list[PersonalSpan]:
     """Personal data and secrets in a text, in order, none overlapping another.
 
     Args:
         text: any text.
         config: kinds to look for, names, region of telephone numbers.
-        field: name of the column that the text stands in: "phone", "date_of_birth" tell as much as words before the value.
+        field: name of the column of the text: "phone", "date_of_birth" say as much as words before the value.
 
     Raises:
         UserError: an unknown kind or region, or `names` without what it needs.
@@ -135,7 +135,7 @@ def find(text: str, config: PersonalConfig, field: str = "") -> list[Finding]:
     return _resolved(_spans(text, config), wanted)
 
 
-def redact(text: str, findings: list[Finding], config: PersonalConfig, key: bytes | None) -> str:
+def redact(text: str, findings: list[PersonalSpan], config: PersonalConfig, key: bytes | None) -> str:
     """The text with every finding replaced.
 
     Args:
@@ -181,7 +181,7 @@ def scrub(value: Any, config: PersonalConfig, key: bytes | None) -> tuple[Any, l
     kinds: set[str] = set()
     if config.mode == "off":
         return value, []
-    _wanted_by(config)  # mistakes in it are told where nothing is found, too
+    _wanted_by(config)  # mistakes in it are reported where nothing is found, too
     if not config.names and _all_quiet(value, ""):
         return value, []
     clean = _scrubbed(value, config, key, "", kinds)
@@ -217,10 +217,10 @@ class Redactor:
         """What was found in a file of so many records, in a line; empty for nothing."""
         if not self.records:
             return ""
-        found = f"{self.records:,} of {counted(records, 'record')} of {file} {verb(self.records, 'holds', 'hold')} personal data ({', '.join(sorted(self.kinds))})"
+        sentence = f"{self.records:,} of {counted(records, 'record')} of {file} {verb(self.records, 'holds', 'hold')} personal data ({', '.join(sorted(self.kinds))})"
         if self.config.mode == "report":
-            return f"{found}: left as they are, as data.personal.mode=report says"
-        return f"{found}: replaced, as prepare does (data.personal.mode=off leaves them)"
+            return f"{sentence}: left as they are, as data.personal.mode=report says"
+        return f"{sentence}: replaced, as prepare does (data.personal.mode=off leaves them)"
 
 
 def pseudonym_key(config: PersonalConfig) -> bytes | None:
@@ -241,8 +241,6 @@ def pseudonym_key(config: PersonalConfig) -> bytes | None:
         )
     return secret.encode("utf-8", "surrogateescape")
 
-
-# ---- where to look ------------------------------------------------------------------------------------------------------------
 
 _SIGN = re.compile(r"[0-9@:=]")
 _WIDE_SIGN = re.compile(r"[\d@:=＠：＝﹫]")
@@ -378,24 +376,24 @@ def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
         return
     chains = list(contacts.chains(view))
     taken = [match.span() for pattern in _OTHERS for match in pattern.finditer(view)]
-    found: list[Span] = list(_cards(view, lower, chains))
-    found += social_security_numbers(lower)
-    found += national_ids(view.translate(_ASCII_UPPER), lower)
-    found += contacts.phones(view, lower, chains, region)
-    found += contacts.glued_numbers(lower)
+    spans: list[Span] = list(_cards(view, lower, chains))
+    spans += social_security_numbers(lower)
+    spans += national_ids(view.translate(_ASCII_UPPER), lower)
+    spans += contacts.phones(view, lower, chains, region)
+    spans += contacts.glued_numbers(lower)
     for kind, start, end in _ibans(view):
         if kind == "IBAN":
-            found.append((kind, start, end))
+            spans.append((kind, start, end))
         else:
             taken.append((start, end))
-    yield from (span for span in found if span[0] == "IBAN" or not any(a < span[2] and span[1] < b for a, b in taken))
+    yield from (span for span in spans if span[0] == "IBAN" or not any(a < span[2] and span[1] < b for a, b in taken))
 
 
 _IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d\d(?=[ -]?[A-Za-z0-9])")
 
 
 def _ibans(view: str) -> Iterator[Span]:
-    """IBANs, and as kind "" what has the form of one but wrong check digits: a part of it is nobody's telephone number."""
+    """IBANs, and as kind "" what has the form of one but wrong check digits: no part of it is a telephone number."""
     for match in _IBAN_START.finditer(view):
         length, end, count = IBAN_LENGTHS.get(match.group()[:2].upper(), 0), match.end(), 4
         while count < length and end < len(view):
@@ -464,7 +462,7 @@ _TIME = re.compile(
 _OTHERS = (_UUID, _ISBN, _TIME)  # what their digits resemble doesn't count
 
 
-def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[Finding]:
+def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[PersonalSpan]:
     """Findings that don't overlap: the longer wins, then the more specific, and it takes all of what it overlaps."""
     chosen: list[tuple[int, int, int, str]] = []  # start, end, when it was taken, kind; in the order of the text
     spans = [span for span in spans if span[0] in wanted and span[1] < span[2]]
@@ -479,10 +477,7 @@ def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[Finding]:
             start, end = min(start, overlapping[0][0]), max(end, overlapping[-1][1])
             kind = min(overlapping, key=lambda other: other[2])[3]
         chosen[low:high] = [(start, end, taken, kind)]
-    return [Finding(kind, start, end) for start, end, _, kind in chosen]
-
-
-# ---- other ways to write a character -------------------------------------------------------------------------------------------
+    return [PersonalSpan(kind, start, end) for start, end, _, kind in chosen]
 
 
 @lru_cache(maxsize=1)
@@ -512,7 +507,6 @@ def _view(text: str) -> tuple[str, list[int] | None]:
 
 
 def _folded(text: str) -> tuple[str, list[int] | None]:
-    """A text as detectors read it, and where each of its characters stood (None: where it stands)."""
     if text.isascii():
         return text, None
     exotic, table = _fold_table()
@@ -625,7 +619,7 @@ def _analyzer() -> Any:
             where="data.personal.names",
             next_step=NEXT_STEP,
         )
-    # presidio-analyzer downloads a missing model by itself: here nothing is fetched unasked.
+    # presidio-analyzer would download a missing model: here nothing is fetched without a request.
     import spacy
 
     others = sorted(name for name in spacy.util.get_installed_models() if name.startswith("en_core_web"))

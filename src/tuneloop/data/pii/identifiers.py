@@ -39,9 +39,8 @@ _CARD = re.compile(
     r"|35(?:2[89]|[3-8]\d)\d{12}"  # JCB
     r"|62\d{14,17}"  # UnionPay
 )
-_NAMED_CARD = re.compile(
-    r"(?:5[06-9]|6\d)\d{10}|\d{13,19}"
-)  # Maestro alone has 12 digits, as have many numbers of other things
+# Maestro alone has 12 digits, as have many numbers of other things.
+_NAMED_CARD = re.compile(r"(?:5[06-9]|6\d)\d{10}|\d{13,19}")
 CARD_GROUPS = {(4, 6, 5), (4, 6, 4), (8, 8), (6, 13), (5, 5, 5, 1), (4, 5, 6)}
 
 
@@ -179,20 +178,15 @@ class NationalId:
         return is_right(self.check, value)
 
 
+_CODICE_FISCALE = r"[A-Z]{6}[\dL-NP-V]{2}[A-EHLMPR-T][\dL-NP-V]{2}[A-Z][\dL-NP-V]{3}[A-Z]"
+_MBI = "[AC-HJKMNP-RT-Y]"
 # The more a form says, the further up; the first one that fits is taken.
 NATIONAL_IDS = (
     NationalId("UK NINO", r"(?!BG|GB|NK|KN|TN|NT|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d\d ?\d\d ?\d\d ?[A-D]"),
-    NationalId(
-        "IT codice fiscale",
-        r"[A-Z]{6}[\dL-NP-V]{2}[A-EHLMPR-T][\dL-NP-V]{2}[A-Z][\dL-NP-V]{3}[A-Z]",
-        "it.codicefiscale",
-    ),
+    NationalId("IT codice fiscale", _CODICE_FISCALE, "it.codicefiscale"),
     NationalId("MX CURP", r"[A-Z]{4}\d{6}[HMX][A-Z]{5}[A-Z\d]\d", "mx.curp"),
     NationalId("IN PAN", r"[A-Z]{3}P[A-Z]\d{4}[A-Z]"),
-    NationalId(
-        "US MBI",
-        r"[1-9][AC-HJKMNP-RT-Y][AC-HJKMNP-RT-Y\d]\d-[AC-HJKMNP-RT-Y][AC-HJKMNP-RT-Y\d]\d-[AC-HJKMNP-RT-Y]{2}\d\d",
-    ),
+    NationalId("US MBI", rf"[1-9]{_MBI}{_MBI[:-1]}\d]\d-{_MBI}{_MBI[:-1]}\d]\d-{_MBI}{{2}}\d\d"),
     NationalId("ES NIE", r"[XYZ][ -]?\d{7}[ -]?[A-Z]", "es.nie"),
     NationalId("ES DNI", r"\d{2}\.?\d{3}\.?\d{3}[ -]?[A-Z]", "es.dni"),
     NationalId("SG NRIC", r"[STFG]\d{7}[A-Z]", _singapore),

@@ -27,7 +27,7 @@ def reference() -> str:
 
     from tuneloop.cli.main import app
     from tuneloop.data.checks import CHECKS
-    from tuneloop.data.reasons import REASONS, REPAIRS
+    from tuneloop.data.dataset import REASONS, REPAIRS
     from tuneloop.evaluate.metrics import METRICS
     from tuneloop.workflows.recipe import ALIASES, describe_keys
     from tuneloop.workflows.schemas import RECORDS

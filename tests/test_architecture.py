@@ -48,7 +48,6 @@ HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "sci
 DATA_TABLES = (
     "checks.answers",
     "checks.labels",
-    "checks.lengths",
     "checks.overview",
     "checks.splits",
     "dedup_and_split",
@@ -59,7 +58,6 @@ DATA_TABLES = (
     "dedup.contamination",
     "dedup.candidate_pairs",
     "prepare",
-    "token_counts",
     "write_dataset",
     "process_record",
     "dedup.minhash",

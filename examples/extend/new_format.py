@@ -8,7 +8,7 @@ import sys
 import tuneloop
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import Draft, Format, FormatGuess, Refused, add_format, checked_parser, filled
-from tuneloop.data.formats.sample import Record, Sample
+from tuneloop.data.formats.sample import Record, RecordSample
 from tuneloop.data.formats.turns import assistant, user
 
 
@@ -22,7 +22,7 @@ def parse(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
     return Draft([user("\n".join([asked, *comments[:-1]])), assistant(comments[-1])])
 
 
-def find(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+def find(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
     """Recognise the format by its two columns."""
     columns = {"prompt": "ticket", "completion": "comments"}
     return (

@@ -20,7 +20,7 @@ from tuneloop.core.files import lock_folder, read_json, read_jsonl, sha256_file,
 from tuneloop.data import forget as forgetting
 from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.dataset import dataset_hash, label_counts, load_dataset, token_statistics
-from tuneloop.data.forget import Found, descendants, find_rows, forget
+from tuneloop.data.forget import SubjectRows, descendants, find_rows, forget
 from tuneloop.data.prepare import TokenCount
 from tuneloop.data.subject_match import Matcher, folded, pseudonyms
 from tuneloop.records.dataset import Check
@@ -92,7 +92,7 @@ def family(root: Path) -> Path:
 
 
 def made(root: Path, folder: Path, pattern: str = "anna berg") -> dict[tuple[str, str], int | None]:
-    found: Found = find_rows(folder, Matcher(pattern))
+    found: SubjectRows = find_rows(folder, Matcher(pattern))
     return {
         (one.kind, str(Path(one.path).relative_to(root))): one.rows
         for one in descendants(found, Matcher(pattern), root)

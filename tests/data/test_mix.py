@@ -19,7 +19,7 @@ from tuneloop.data.mix import (
     GeneralRows,
     GeneralSizes,
     Mixed,
-    Size,
+    MixSize,
     check_share,
     dataset_rows,
     interleaved,
@@ -48,7 +48,7 @@ def ids(sources: list[GeneralSizes], places: Any) -> list[str]:
 
 def mix(task: list[Row], sources: dict[str, list[Row]], *, test: list[Row] | None = None, seed: int = 0, **config: Any) -> Mixed:  # fmt: skip
     splits = {"train": task, "test": test or []}
-    sizes = {split: Size(len(rows), 10 * len(rows)) for split, rows in splits.items()}
+    sizes = {split: MixSize(len(rows), 10 * len(rows)) for split, rows in splits.items()}
     given_ = [GeneralRows(name, rows, [10] * len(rows)) for name, rows in sources.items()]
     return mix_rows(splits, sizes, given_, MixConfig(**config), seed)
 
@@ -68,7 +68,7 @@ def test_the_share_is_reached_to_the_row_unless_all_rows_are_used(
     rows: int, share: float, by: Any, sizes: list[int], seed: int
 ) -> None:
     sources = [general(f"s{i}-", n) for i, n in enumerate(sizes)]
-    task = Size(rows, rows * 60)
+    task = MixSize(rows, rows * 60)
     plan = plan_mix(task, sources, MixConfig(share=share, by=by), seed)
     unit = max(max(s.tokens) for s in sources) if by == "tokens" else 1
     wanted = share / (1 - share) * (task.tokens if by == "tokens" else task.rows)
@@ -84,7 +84,7 @@ def test_the_share_is_reached_to_the_row_unless_all_rows_are_used(
 
 
 def test_the_default_is_thirty_percent_of_the_mixed_tokens() -> None:
-    plan = plan_mix(Size(1000, 50_000), [general("g", 2000)], MixConfig(), 0)
+    plan = plan_mix(MixSize(1000, 50_000), [general("g", 2000)], MixConfig(), 0)
     assert plan.general.tokens / (plan.general.tokens + 50_000) == pytest.approx(0.3, abs=0.005)
     assert check_share(plan)["level"] == "ok"
 
@@ -93,8 +93,8 @@ def test_the_default_is_thirty_percent_of_the_mixed_tokens() -> None:
 @settings(max_examples=50, deadline=None)
 def test_more_task_rows_keep_the_general_rows_as_a_prefix(small: int, more: int, seed: int) -> None:
     sources = [general("a", 150), general("b", 60)]
-    first = plan_mix(Size(small, small * 50), sources, MixConfig(weights=[1, 2]), seed)
-    second = plan_mix(Size(small + more, (small + more) * 50), sources, MixConfig(weights=[1, 2]), seed)
+    first = plan_mix(MixSize(small, small * 50), sources, MixConfig(weights=[1, 2]), seed)
+    second = plan_mix(MixSize(small + more, (small + more) * 50), sources, MixConfig(weights=[1, 2]), seed)
     assert second.train[: len(first.train)] == first.train
     assert first.held_out == second.held_out
 
@@ -102,7 +102,7 @@ def test_more_task_rows_keep_the_general_rows_as_a_prefix(small: int, more: int,
 def test_the_order_of_the_rows_does_not_count_and_the_seed_does() -> None:
     source = general("g", 200)
     turned = GeneralSizes("g", source.ids[::-1], source.tokens[::-1])
-    config, task = MixConfig(), Size(100, 5000)
+    config, task = MixConfig(), MixSize(100, 5000)
     plan, again, other = (plan_mix(task, [s], config, seed) for s, seed in ((source, 0), (turned, 0), (source, 1)))
     assert ids([source], plan.train) == ids([turned], again.train)
     assert ids([source], plan.held_out) == ids([turned], again.held_out)
@@ -111,7 +111,7 @@ def test_the_order_of_the_rows_does_not_count_and_the_seed_does() -> None:
 
 def test_new_general_rows_hardly_move_the_held_out_ones() -> None:
     before, after = general("g", 1000), general("g", 1100)
-    config, task = MixConfig(), Size(100, 5000)
+    config, task = MixConfig(), MixSize(100, 5000)
     old = set(ids([before], plan_mix(task, [before], config, 0).held_out))
     new = set(ids([after], plan_mix(task, [after], config, 0).held_out))
     assert len(old & new) >= 45 and len(old) == 50
@@ -119,7 +119,7 @@ def test_new_general_rows_hardly_move_the_held_out_ones() -> None:
 
 def test_weights_divide_the_general_part() -> None:
     sources = [general("a", 500, 50), general("b", 500, 100)]
-    plan = plan_mix(Size(300, 30_000), sources, MixConfig(weights=[3, 1]), 0)
+    plan = plan_mix(MixSize(300, 30_000), sources, MixConfig(weights=[3, 1]), 0)
     tokens = Counter[int]()
     for place in plan.train:
         tokens[place.source] += sources[place.source].tokens[place.row]
@@ -127,52 +127,52 @@ def test_weights_divide_the_general_part() -> None:
 
 
 def test_without_weights_the_sizes_count() -> None:
-    plan = plan_mix(Size(100, 0), [general("a", 300), general("b", 100)], MixConfig(by="rows"), 0)
+    plan = plan_mix(MixSize(100, 0), [general("a", 300), general("b", 100)], MixConfig(by="rows"), 0)
     counts = Counter(place.source for place in plan.train)
     assert counts[0] == pytest.approx(3 * counts[1], abs=2)
 
 
 def test_a_source_of_weight_zero_is_left_alone() -> None:
-    plan = plan_mix(Size(100, 0), [general("a", 300), general("b", 300)], MixConfig(by="rows", weights=[0, 1]), 0)
+    plan = plan_mix(MixSize(100, 0), [general("a", 300), general("b", 300)], MixConfig(by="rows", weights=[0, 1]), 0)
     assert {place.source for place in plan.train} == {1}
 
 
 def test_the_others_fill_the_place_of_a_used_up_source() -> None:
-    plan = plan_mix(Size(100, 0), [general("a", 5), general("b", 300)], MixConfig(by="rows", weights=[1, 1]), 0)
+    plan = plan_mix(MixSize(100, 0), [general("a", 5), general("b", 300)], MixConfig(by="rows", weights=[1, 1]), 0)
     assert plan.general.rows == 43 and not plan.exhausted
 
 
 def test_without_repetition_too_few_rows_are_said() -> None:
-    plan = plan_mix(Size(1000, 0), [general("a", 100)], MixConfig(by="rows"), 0)
+    plan = plan_mix(MixSize(1000, 0), [general("a", 100)], MixConfig(by="rows"), 0)
     check = check_share(plan)
     assert (plan.general.rows, plan.times, plan.exhausted) == (95, 1, True)
     assert check["level"] == "warn" and "8.7%" in check["message"] and "repeat" in check["remedy"]
 
 
 def test_with_repetition_rows_take_turns_and_many_turns_are_said() -> None:
-    plan = plan_mix(Size(1000, 0), [general("a", 100)], MixConfig(by="rows", repeat=True), 0)
+    plan = plan_mix(MixSize(1000, 0), [general("a", 100)], MixConfig(by="rows", repeat=True), 0)
     uses = Counter(plan.train)
     assert plan.general.rows == 429 and set(uses.values()) == {4, 5}
     assert check_share(plan)["level"] == "warn" and "5 times" in check_share(plan)["message"]
-    twice = plan_mix(Size(400, 0), [general("a", 100)], MixConfig(by="rows", repeat=True), 0)
+    twice = plan_mix(MixSize(400, 0), [general("a", 100)], MixConfig(by="rows", repeat=True), 0)
     assert check_share(twice)["level"] == "ok"
 
 
 @pytest.mark.parametrize("config", [MixConfig(share=0.0), MixConfig(repeat=True)])
 def test_nothing_to_mix_gives_nothing(config: MixConfig) -> None:
     sources = [general("a", 50)] if config.share == 0.0 else [GeneralSizes("a", [], [])]
-    assert plan_mix(Size(10, 100), sources, config, 0).train == ()
+    assert plan_mix(MixSize(10, 100), sources, config, 0).train == ()
 
 
 def test_rows_too_large_for_few_task_rows_are_said() -> None:
-    check = check_share(plan_mix(Size(2, 20), [general("a", 50, 1000)], MixConfig(), 0))
+    check = check_share(plan_mix(MixSize(2, 20), [general("a", 50, 1000)], MixConfig(), 0))
     assert check["level"] == "warn" and "too large" in check["message"]
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
 def test_weights_that_do_not_fit_are_refused(weights: list[float]) -> None:
     with pytest.raises(UserError):
-        plan_mix(Size(10, 100), [general("a", 5), general("b", 5)], MixConfig(weights=weights), 0)
+        plan_mix(MixSize(10, 100), [general("a", 5), general("b", 5)], MixConfig(weights=weights), 0)
 
 
 # --- the order
@@ -200,19 +200,19 @@ def test_general_rows_are_marked_and_what_the_task_asks_is_left_out() -> None:
     shared = [row("TASK  3", "other"), row("measured", system="Answer."), row("general 1", "again")]
     others = [row(f"general {i}") for i in range(20)]
     mixed = mix(task, {"qa": [*others, *shared]}, test=test, by="rows")
-    assert len(mixed.train) == 9 and all(d.row.meta["mix"] == "qa" for d in mixed.train)
+    assert len(mixed.train) == 9 and all(d.meta["mix"] == "qa" for d in mixed.train)
     assert mixed.record["sources"][0]["left_out"] == 3
-    texts = {d.row.messages[0]["content"] for d in mixed.train + mixed.held_out}
+    texts = {d.messages[0]["content"] for d in mixed.train + mixed.held_out}
     assert not texts & {"TASK  3", "measured"}
-    assert mixed.train[0].row.meta["source"] == "x.jsonl" and "mix" not in others[0].meta
-    assert all(([*others, *shared])[d.place.row].messages == d.row.messages for d in mixed.train + mixed.held_out)
+    assert mixed.train[0].meta["source"] == "x.jsonl" and "mix" not in others[0].meta
+    assert all(row.messages in [r.messages for r in (*others, *shared)] for row in mixed.train + mixed.held_out)
 
 
 def test_rows_used_again_have_ids_of_their_own() -> None:
     mixed = mix(
         [row(f"task {i}") for i in range(40)], {"qa": [row(f"g {i}") for i in range(8)]}, by="rows", repeat=True
     )
-    names = [d.row.id for d in mixed.train]
+    names = [d.id for d in mixed.train]
     assert len(set(names)) == len(names) == 17
     assert (mixed.record.sources[0].name, mixed.record.sources[0].train, mixed.record.sources[0].uses) == ("qa", 8, 17)
 
@@ -223,7 +223,7 @@ def test_the_test_split_gets_general_rows_on_request_only() -> None:
     assert not mix(task, others, test=test, by="rows").test
     mixed = mix(task, others, test=test, by="rows", in_test=True)
     assert len(mixed.test) == 3 and len(mixed.train) == 30
-    groups = [{d.row.id for d in some} for some in (mixed.train, mixed.test, mixed.held_out)]
+    groups = [{d.id for d in some} for some in (mixed.train, mixed.test, mixed.held_out)]
     assert sum(map(len, groups)) == len(set.union(*groups))
 
 

@@ -20,11 +20,10 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.data.checks import check_dataset, run_checks
 from tuneloop.data.config import PrepareConfig, SplitConfig
-from tuneloop.data.dataset import dataset_hash, load_dataset, prepare_key
+from tuneloop.data.dataset import REASONS, REPAIRS, dataset_hash, load_dataset, prepare_key
 from tuneloop.data.formats import ROLES
 from tuneloop.data.prepare import prepare
-from tuneloop.data.process_record import Facts, RowProcessor, Work, process_chunk
-from tuneloop.data.reasons import REASONS, REPAIRS
+from tuneloop.data.process_record import ChunkFacts, ChunkWork, RowProcessor, process_chunk
 from tuneloop.data.sources.parse import Chunk
 
 DATA = DATA_SETS
@@ -45,7 +44,7 @@ LINES = st.one_of(
 )
 
 
-def process_or_die(work: Work, processor: RowProcessor) -> Facts:
+def process_or_die(work: ChunkWork, processor: RowProcessor) -> ChunkFacts:
     """As `process_chunk`, but the first process that gets a chunk from the middle is killed."""
     marker = Path(os.environ["KILLED_MARKER"])
     if isinstance(work.records, Chunk) and work.records.line > 50 and not marker.exists():

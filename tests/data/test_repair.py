@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from places import DATA_SETS
 from tuneloop.data.config import RepairConfig
-from tuneloop.data.reasons import REPAIRS
+from tuneloop.data.dataset import REPAIRS
 from tuneloop.data.repair import garbled, repair_text
 
 ALL = RepairConfig()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuneloop.data.process_record import NAMED, Facts
+from tuneloop.data.process_record import NAMED, ChunkFacts
 from tuneloop.data.spool import Table
 
 
@@ -19,10 +19,10 @@ def test_a_table_lets_go_of_read_only_columns_that_share_memory_with_a_cluster(t
         column.flags.writeable = False
     held = [weakref.ref(column) for column in columns.values()]
     names: dict[str, list[str | None]] = {name: [None] * 3 for name in NAMED}
-    facts = Facts("source.jsonl", columns, names, b"abc", [], [], 3, Counter(), 0, False)
+    facts = ChunkFacts("source.jsonl", columns, names, b"abc", [], [], 3, Counter(), 0, False)
     with Table(tmp_path) as table:
         table.add(facts)
-        table.add(Facts("other.jsonl", {k: v.copy() for k, v in columns.items()}, dict(names), b"def", [], [], 3, Counter(), 0, False))  # fmt: skip
+        table.add(ChunkFacts("other.jsonl", {k: v.copy() for k, v in columns.items()}, dict(names), b"def", [], [], 3, Counter(), 0, False))  # fmt: skip
         del facts, columns, column
         gc.collect()
         assert [reference() for reference in held] == [None] * 3

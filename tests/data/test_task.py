@@ -14,7 +14,7 @@ from tuneloop.core.files import plain
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import Rejection
 from tuneloop.data.prepare import TokenCount, prepare
-from tuneloop.data.task import Prompt, TaskSpec, prompt_reader, read_task, task_spec
+from tuneloop.data.task import TaskPrompt, TaskSpec, prompt_reader, read_task, task_spec
 from tuneloop.records.rows import Dataset, Row
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"q": "tea"}'}}
@@ -106,7 +106,7 @@ def test_a_raw_record_becomes_the_prompt_of_its_training_row(case: str, answered
     read = prompt_reader(spec, records)
     for row in rows:
         made = read(records[row.meta["line"] - 1])
-        assert made == Prompt(row.prompt, row.tools), case
+        assert made == TaskPrompt(row.prompt, row.tools), case
     shown = json.dumps([row.prompt for row in rows], ensure_ascii=False)
     assert "<EMAIL>" in shown and "café" in shown, "the repairs of training were at work"
 
@@ -116,7 +116,7 @@ def test_plain_text_is_gone_on_with(tmp_path: Path) -> None:
     row = dataset.train[0]
     assert not row.prompt
     read = prompt_reader(spec, [{"text": "Once cafÃ©"}])
-    assert read({"text": "Once cafÃ©"}) == Prompt([], continues="Once café")
+    assert read({"text": "Once cafÃ©"}) == TaskPrompt([], continues="Once café")
     assert read({"text": " "}) == Rejection("empty_input", "column 'text' has no text")
 
 
@@ -130,7 +130,7 @@ def test_a_column_of_another_name_must_be_named(tickets: TaskSpec) -> None:
 
     def asked(record: dict[str, Any], **options: Any) -> list[str]:
         made = prompt_reader(tickets, [record], **options)(record)
-        assert isinstance(made, Prompt)
+        assert isinstance(made, TaskPrompt)
         return [turn["content"] for turn in made.messages]
 
     with pytest.raises(UserError, match="trained on the columns 'text'; 'text' not there") as refused:
@@ -161,7 +161,7 @@ def test_templates_need_all_their_columns(tmp_path: Path) -> None:
 def test_an_untuned_model_is_asked_the_text_as_it_is() -> None:
     record = {"id": 1, "prompt": " cafÃ© bob@example.com "}
     made = prompt_reader(None, [record])(record)
-    assert isinstance(made, Prompt) and made.messages[-1]["content"].strip() == "cafÃ© bob@example.com"
+    assert isinstance(made, TaskPrompt) and made.messages[-1]["content"].strip() == "cafÃ© bob@example.com"
     with pytest.raises(UserError, match="not clear which column"):
         prompt_reader(None, [{"a": "x", "b": "y"}])
     with pytest.raises(UserError, match="not clear which column"):

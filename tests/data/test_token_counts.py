@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from tuneloop.data.dedup_and_split import _to_measure
-from tuneloop.data.token_counts import Line
+from tuneloop.data.write_dataset import TokenLine
 
 
 def test_totals_of_a_sample_follow_the_characters_of_all_rows_even_where_the_long_ones_were_picked() -> None:
     characters = np.arange(20, 2020, dtype=np.int32)
     tokens = 10 + characters // 4
     known = (characters > 1500) | (characters % 10 == 0)
-    assert abs(Line.through(characters[known], tokens[known]).total(characters) / int(tokens.sum()) - 1) < 0.001
-    assert Line.through(np.full(2, 30), np.full(2, 7)).total(np.full(5, 30)) == 35
+    assert abs(TokenLine.through(characters[known], tokens[known]).total(characters) / int(tokens.sum()) - 1) < 0.001
+    assert TokenLine.through(np.full(2, 30), np.full(2, 7)).total(np.full(5, 30)) == 35
 
 
 def test_of_many_rows_a_sample_is_measured_with_the_longest_among_them() -> None:

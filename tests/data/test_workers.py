@@ -14,7 +14,7 @@ import pytest
 from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.data.split import keyed_hash
-from tuneloop.data.workers import AHEAD, ordered_map, run_alongside
+from tuneloop.data.workers import AHEAD, ordered_map, run_in_background
 
 
 def times(chunk: int, factor: int) -> int:
@@ -57,8 +57,8 @@ def test_the_input_is_read_only_a_little_ahead() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_work_beside_gives_its_result_or_its_error_when_asked(workers: int) -> None:
     results, fails = (
-        run_alongside(times, [7, 8], 3, workers=workers),
-        run_alongside(refuses_seven, [7], None, workers=workers),
+        run_in_background(times, [7, 8], 3, workers=workers),
+        run_in_background(refuses_seven, [7], None, workers=workers),
     )
     assert [results[8](), results[7]()] == [24, 21]
     with pytest.raises(UserError, match="seven"):
@@ -72,7 +72,7 @@ def dies_elsewhere(home: int, setting: None) -> str:
 
 
 def test_work_beside_is_done_here_when_its_process_was_killed() -> None:
-    assert run_alongside(dies_elsewhere, [os.getpid()], None, workers=2)[os.getpid()]() == "done"
+    assert run_in_background(dies_elsewhere, [os.getpid()], None, workers=2)[os.getpid()]() == "done"
 
 
 def test_several_processes_do_the_work() -> None:

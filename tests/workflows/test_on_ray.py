@@ -27,7 +27,7 @@ from tuneloop.core.progress import no_progress
 from tuneloop.core.store import open_store
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import prepare
-from tuneloop.data.process_record import Facts, RowProcessor, TokenCount, Work, process_chunk
+from tuneloop.data.process_record import ChunkFacts, ChunkWork, RowProcessor, TokenCount, process_chunk
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Row
@@ -129,7 +129,7 @@ def count_words(row: Row) -> TokenCount:
     return TokenCount(sum(len(m["content"].split()) for m in row.messages) + 5, 3)
 
 
-def process_or_die(work: Work, processor: RowProcessor) -> Facts:
+def process_or_die(work: ChunkWork, processor: RowProcessor) -> ChunkFacts:
     if processor.config.labels is None and work.source and once(Path(work.source).with_name("killed")):
         die()
     return process_chunk(work, processor)

@@ -19,7 +19,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl, write_json
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.sources.read import read_records
-from tuneloop.data.task import Prompt
+from tuneloop.data.task import TaskPrompt
 from tuneloop.inference.request import Request
 from tuneloop.records.rows import Reject
 from tuneloop.workflows import predict as predicting
@@ -89,7 +89,7 @@ def test_a_run_and_its_exports_read_the_tokens_that_were_trained(
         assert target is not None
         for row in load_dataset(run / "dataset").train[:5]:
             made = asker.read(raw[row.meta["line"] - 1])
-            assert isinstance(made, Prompt)
+            assert isinstance(made, TaskPrompt)
             rendered = target.model.template.render(row.messages, row.tools)
             asked = next(i for i, learned in enumerate(rendered.mask) if learned)
             shown = target.rendered(asker.request(made))

@@ -542,7 +542,7 @@ def test_a_finished_run_is_asked_as_it_was_trained_and_evaluated(
     job: str, place: Path, request: pytest.FixtureRequest
 ) -> None:
     from tuneloop.data.dataset import load_dataset
-    from tuneloop.data.task import Prompt
+    from tuneloop.data.task import TaskPrompt
     from tuneloop.inference.request import Request
     from tuneloop.workflows.predict import Asker, Options
     from tuneloop.workflows.targets import open_with_task
@@ -560,7 +560,7 @@ def test_a_finished_run_is_asked_as_it_was_trained_and_evaluated(
     asker = Asker(opened, Options(), [raw(row) for row in dataset.test])
     for row in dataset.train:
         made, rendered = asker.read(raw(row)), target.model.template.render(row.messages)
-        assert isinstance(made, Prompt)
+        assert isinstance(made, TaskPrompt)
         shown = target.rendered(asker.request(made))
         assert isinstance(shown, Request) and shown.ids == rendered.ids[: rendered.mask.index(1)]
     answers = asker.answers([raw(row) for row in dataset.test], progress=lambda *a, **k: None)

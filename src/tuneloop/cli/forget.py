@@ -18,7 +18,7 @@ from tuneloop.core.units import counted, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneloop.data.forget import Descendant, Forgotten, Found
+    from tuneloop.data.forget import Descendant, Forgotten, SubjectRows
 
 MOST = 20  # rows that are shown
 
@@ -123,7 +123,7 @@ def _is_store(place: str) -> bool:
     return is_store(place)
 
 
-def _confirmed(found: Found, as_json: bool) -> bool:
+def _confirmed(found: SubjectRows, as_json: bool) -> bool:
     if as_json or not sys.stdin.isatty():
         raise UserError(
             "Nothing was removed: it was not confirmed",
@@ -133,7 +133,7 @@ def _confirmed(found: Found, as_json: bool) -> bool:
     return typer.confirm(f"Remove {counted(found.rows, 'row')} for good?", default=False, err=True)
 
 
-def _print_found(found: Found, console: Console) -> None:
+def _print_found(found: SubjectRows, console: Console) -> None:
     from rich.text import Text
 
     from tuneloop.data.forget import personal_settings

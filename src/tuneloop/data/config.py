@@ -18,7 +18,7 @@ def _off(value: object) -> object:
 
 
 class RepairConfig(Config):
-    """What is mended in texts; every change stands in `repairs.jsonl`."""
+    """What is repaired in texts; every change is in `repairs.jsonl`."""
 
     encoding: bool = Field(True, description="undo mojibake (UTF-8 read as another encoding) where it can be undone")
     html_entities: bool = Field(True, description="turn &amp; and the like into the characters they stand for")

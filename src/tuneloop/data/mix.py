@@ -18,7 +18,7 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.core.units import counted, verb
 from tuneloop.data.config import MixConfig
 from tuneloop.data.split import Split, keyed_hash, normalised, prompt_key
-from tuneloop.records.dataset import Check, Mix, MixSource, RowsAndTokens
+from tuneloop.records.dataset import MANIFEST, Check, Mix, MixSource, RowsAndTokens
 from tuneloop.records.rows import Row
 
 GENERAL_FILE = "general.jsonl"  # next to the splits: general rows held out of training
@@ -30,7 +30,7 @@ TOLERANCE = 0.01  # of the share; rows are whole
 MANY_TIMES = 4
 
 
-class Size(NamedTuple):
+class MixSize(NamedTuple):
     """How much of something: rows, and their tokens."""
 
     rows: int
@@ -62,7 +62,7 @@ class MixPlan:
         held_out: those to measure forgetting with; disjoint from the others.
         test: those in the test split (`in_test`).
         share: general part of the mixed training split, in `by`.
-        wanted: the share asked for.
+        wanted: the share requested.
         by: what the shares are counted in.
         general: how much of `train` there is.
         exhausted: whether all general rows are used up.
@@ -74,7 +74,7 @@ class MixPlan:
     share: float
     wanted: float
     by: Literal["tokens", "rows"]
-    general: Size
+    general: MixSize
     exhausted: bool
 
     @property
@@ -84,13 +84,13 @@ class MixPlan:
 
 
 def plan_mix(
-    task: Size, general: Sequence[GeneralSizes], config: MixConfig, seed: int, *, task_test: Size = Size(0, 0)
+    task: MixSize, general: Sequence[GeneralSizes], config: MixConfig, seed: int, *, task_test: MixSize = MixSize(0, 0)
 ) -> MixPlan:
     """Which general rows to blend in, by their ids and the seed alone: the order of the sources' rows does not count.
 
     The rows are drawn from one fixed sequence, of which the task's size decides only where it ends. With more task
     rows the same general rows are drawn, and then some. The sources take turns by their weights; when one is used up
-    the others fill its place, or with `config.repeat` it begins anew.
+    the others fill its place, or with `config.repeat` it starts over.
 
     Args:
         task: of the training split without general rows.
@@ -113,7 +113,7 @@ def plan_mix(
             break
         drawn.append(place)
         total += cost
-    size = Size(len(drawn), sum(general[place.source].tokens[place.row] for place in drawn))
+    size = MixSize(len(drawn), sum(general[place.source].tokens[place.row] for place in drawn))
     mine, others = (size.tokens, task.tokens) if config.by == "tokens" else (size.rows, task.rows)
     share = mine / (mine + others) if mine + others else 0.0
     return MixPlan(tuple(drawn), held_out, test, share, config.share, config.by, size, exhausted and total < target)
@@ -139,7 +139,7 @@ def _weights(general: Sequence[GeneralSizes], config: MixConfig) -> list[float]:
 
 
 def _divided(
-    general: Sequence[GeneralSizes], config: MixConfig, seed: int, task_test: Size
+    general: Sequence[GeneralSizes], config: MixConfig, seed: int, task_test: MixSize
 ) -> tuple[list[list[int]], tuple[Place, ...], tuple[Place, ...]]:
     """The rows of each source for training, in the order they are drawn in; those held out; those for the test.
 
@@ -162,9 +162,8 @@ def _divided(
                 break
             total += cost
             test += 1
-    rest = places[held_out + test :]
     train: list[list[int]] = [[] for _ in general]
-    for place in rest:
+    for place in places[held_out + test :]:
         train[place.source].append(place.row)
     for number, rows in enumerate(train):
         ids = general[number].ids
@@ -208,9 +207,6 @@ def interleaved(task: int, general: int) -> list[int]:
     return [(2 * k + 1) * rows // (2 * general) for k in range(general)]
 
 
-# --- rows ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class GeneralRows:
     """A source of general rows: its name, its rows, and the tokens of each."""
@@ -221,42 +217,32 @@ class GeneralRows:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A general row on its way to a split, marked with `meta.mix`, and where it stood in the sources."""
-
-    row: Row
-    place: Place
-
-
-@dataclass(frozen=True)
 class Mixed:
-    """General rows for a data set.
+    """General rows for a data set, each marked with `meta.mix`.
 
     Args:
         train: in the order drawn; they stand at the positions of `interleaved`.
         held_out: for `general.jsonl`.
         test: for the test split.
-        plan: the decision.
         record: what the manifest says about it.
         check: a check of the share reached.
     """
 
-    train: list[Drawn]
-    held_out: list[Drawn]
-    test: list[Drawn]
-    plan: MixPlan
+    train: list[Row]
+    held_out: list[Row]
+    test: list[Row]
     record: Mix
     check: Check
 
 
-def _asked(row: Row) -> bytes:
+def _user_key(row: Row) -> bytes:
     """What the user says, whatever the system turn: the same ticket with another instruction is the same ticket."""
     return keyed_hash("\n".join(normalised(m["content"]) for m in row.messages if m["role"] == "user"), 0)
 
 
 def mix_rows(
     splits: Mapping[Split, Iterable[Row]],
-    sizes: Mapping[Split, Size],
+    sizes: Mapping[Split, MixSize],
     general: Sequence[GeneralRows],
     config: MixConfig,
     seed: int,
@@ -264,7 +250,7 @@ def mix_rows(
     """The general rows to put into a data set's splits.
 
     A general row is left out as a leak if the user says the same in a row of the task (the system turn may differ), and
-    as a copy if its whole prompt stands in a general row before it. Rows that are used again get the id `ID-2`,
+    as a copy if its whole prompt is that of a general row before it. Rows that are used again get the id `ID-2`,
     `ID-3` ..., so that ids stay distinct.
 
     Args:
@@ -277,46 +263,44 @@ def mix_rows(
     Raises:
         UserError: the weights don't fit the sources.
     """
-    asked = {_asked(row) for rows in splits.values() for row in rows}
+    questions = {_user_key(row) for rows in splits.values() for row in rows}
     seen: set[bytes] = set()
     usable: list[list[int]] = []
     for source in general:
         usable.append([])
         for number, row in enumerate(source.rows):
             key = keyed_hash(prompt_key(row), 0)
-            if key not in seen and _asked(row) not in asked:
+            if key not in seen and _user_key(row) not in questions:
                 seen.add(key)
                 usable[-1].append(number)
     numbers = [
-        GeneralSizes(source.name, [source.rows[i].id for i in kept], [source.tokens[i] for i in kept])
-        for source, kept in zip(general, usable, strict=True)
+        GeneralSizes(source.name, [source.rows[i].id for i in numbers_kept], [source.tokens[i] for i in numbers_kept])
+        for source, numbers_kept in zip(general, usable, strict=True)
     ]
-    plan = plan_mix(sizes["train"], numbers, config, seed, task_test=sizes.get("test", Size(0, 0)))
+    plan = plan_mix(sizes["train"], numbers, config, seed, task_test=sizes.get("test", MixSize(0, 0)))
 
     times: Counter[Place] = Counter()
 
-    def drawn(places: Sequence[Place]) -> list[Drawn]:
-        found = []
+    def drawn(places: Sequence[Place]) -> list[Row]:
+        rows_drawn = []
         for place in places:
             times[place] += 1
-            original = Place(place.source, usable[place.source][place.row])
-            row = general[original.source].rows[original.row]
+            source = general[place.source]
+            row = source.rows[usable[place.source][place.row]]
             again = f"-{times[place]}" if times[place] > 1 else ""
-            meta = {**row.meta, "mix": general[original.source].name}
-            found.append(Drawn(replace(row, id=row.id + again, meta=meta), original))
-        return found
+            rows_drawn.append(replace(row, id=row.id + again, meta={**row.meta, "mix": source.name}))
+        return rows_drawn
 
     return Mixed(
         train=drawn(plan.train),
         held_out=drawn(plan.held_out),
         test=drawn(plan.test),
-        plan=plan,
         record=_record(plan, general, numbers, sizes["train"]),
         check=check_share(plan),
     )
 
 
-def _record(plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[GeneralSizes], task: Size) -> Mix:
+def _record(plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[GeneralSizes], task: MixSize) -> Mix:
     sources = []
     for number, source in enumerate(general):
         times = Counter(place for place in plan.train if place.source == number)
@@ -344,13 +328,13 @@ def _record(plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[Gene
 
 
 def check_share(plan: MixPlan) -> Check:
-    """The check `mix_share`: whether the general part has the size asked for, and how often its rows are used."""
+    """The check `mix_share`: whether the general part has the size requested, and how often its rows are used."""
     level: Literal["ok", "warn"] = "ok"
     message = f"{plan.share:.1%} of the training {plan.by} are general data"
     remedy = ""
     if abs(plan.share - plan.wanted) > TOLERANCE:
         level = "warn"
-        message += f", {plan.wanted:.1%} were asked for"
+        message += f", {plan.wanted:.1%} were requested"
         if plan.exhausted:
             message += (
                 f": all {counted(plan.general.rows, 'row')} there {verb(plan.general.rows, 'is was', 'are were')} used"
@@ -376,7 +360,7 @@ def dataset_rows(source: str) -> list[Row] | None:
     Raises:
         UserError: the data set has no `train.jsonl`, or it is damaged.
     """
-    folder = Path(source).parent if Path(source).name == "dataset.json" else Path(source)
-    if not (folder / "dataset.json").is_file():
+    folder = Path(source).parent if Path(source).name == MANIFEST else Path(source)
+    if not (folder / MANIFEST).is_file():
         return None
     return [Row.from_json(record) for record in read_jsonl(folder / "train.jsonl")]

@@ -30,7 +30,7 @@ from tuneloop.data.dedup.contamination import index_of
 from tuneloop.data.dedup_and_split import dedup_and_split
 from tuneloop.data.pii import pseudonym_key
 from tuneloop.data.prepare_context import CHUNK, Given, PrepareContext, look_at
-from tuneloop.data.process_record import LANGUAGES_EVERY, Measure, RowProcessor, TokenCount, Work, process_chunk
+from tuneloop.data.process_record import LANGUAGES_EVERY, ChunkWork, Measure, RowProcessor, TokenCount, process_chunk
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
@@ -58,7 +58,7 @@ def prepare(
 ) -> Dataset:
     """Read, parse, repair, redact, deduplicate, measure, split, check and write a data set.
 
-    Every record read stands in one split or in `rejects.jsonl`; every change to one in `repairs.jsonl`.
+    Every record read is in one split or in `rejects.jsonl`; every change to one in `repairs.jsonl`.
     The same sources, configuration and seed give the same bytes, whatever the number of processes.
 
     Args:
@@ -96,11 +96,7 @@ def prepare(
     files = [*given, *sources]
     is_small = _size(files) <= SMALL
     processor = RowProcessor(
-        config,
-        measure,
-        pseudonym_key(config.personal),
-        frame=frame,
-        languages_every=1 if is_small else LANGUAGES_EVERY,
+        config, measure, pseudonym_key(config.personal), frame=frame, languages_every=1 if is_small else LANGUAGES_EVERY
     )
     workers = 1 if is_small else config.workers or cores()
     cluster = on_ray() if config.engine == "ray" else nullcontext()
@@ -138,7 +134,7 @@ def _gather(job: PrepareContext, files: Sequence[Given], processor: RowProcessor
     job.table.join()
 
 
-def _work(job: PrepareContext, files: Sequence[Given]) -> Iterator[Work]:
+def _work(job: PrepareContext, files: Sequence[Given]) -> Iterator[ChunkWork]:
     """The chunks of files; `limit` ends the reading of the sources."""
     left, size = job.config.limit, _size(job.files)
     before = _size(job.files[: job.files.index(files[0])]) if files else 0
@@ -149,11 +145,11 @@ def _work(job: PrepareContext, files: Sequence[Given]) -> Iterator[Work]:
             position = max(position, chunk.position)
             job.progress("reading", min(before + position, size), max(size, 1), file=file.name)
             if left is None or given.split is not None:
-                yield Work(file.name, chunk, given.guess or job.guess)
+                yield ChunkWork(file.name, chunk, given.guess or job.guess)
                 continue
             items = parse_chunk(chunk)[:left]
             left -= len(items)
-            yield Work(file.name, items, given.guess or job.guess)
+            yield ChunkWork(file.name, items, given.guess or job.guess)
             if not left:
                 return
         before += os.path.getsize(file.path)
@@ -163,9 +159,9 @@ def _refuse_too_many(job: PrepareContext) -> None:
     """Stop when too large a share of the records is defective, or nothing is left; the rejects are written first."""
     table, config, out = job.table, job.config, job.out
     reasons = table.rejected
-    kept, read = len(table), sum(table.records_of)
+    row_count, read = len(table), sum(table.records_of)
     bad, of = reject_share(read, reasons)
-    if kept and bad <= config.allow_rejects * of:
+    if row_count and bad <= config.allow_rejects * of:
         return
     clear(out)
     examples: dict[str, Reject] = {}
@@ -176,7 +172,7 @@ def _refuse_too_many(job: PrepareContext) -> None:
                 value = orjson.loads(line)
                 examples.setdefault(value["reason"], Reject(**value))
     what = f"No valid rows in {counted(read, 'record')}"
-    if kept:
+    if row_count:
         what = f"{bad} of {counted(of, 'record')} ({bad / of:.0%}) {verb(bad, 'was', 'were')} rejected; {config.allow_rejects:.0%} are allowed"
     top = []
     for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3]:
@@ -184,7 +180,7 @@ def _refuse_too_many(job: PrepareContext) -> None:
         detail = f": {' '.join(example.detail.split())[:100]}" if example.detail else ""
         top.append(f"{reason} {n}x, as {example.source}:{example.line}{detail}")
     step = f"look at {out / 'rejects.jsonl'}"
-    if kept:
+    if row_count:
         enough = next((limit for limit in (0.5, 0.75, 0.9) if bad / of <= limit), 1.0)
         step += f"; to go on all the same add allow_rejects={enough}"
     raise UserError(what, where="; ".join(top), next_step=step)

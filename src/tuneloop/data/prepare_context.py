@@ -10,7 +10,7 @@ from pathlib import Path
 from tuneloop.core.progress import Progress
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.dedup.minhash import NO_FRAME, Frame, shared_frame
+from tuneloop.data.dedup.minhash import NO_FRAME, PromptFrame, shared_frame
 from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
 from tuneloop.data.process_record import RowProcessor
 from tuneloop.data.sources.chunks import chunks
@@ -55,7 +55,7 @@ class PrepareContext:
     encodings: dict[str, str] = field(default_factory=dict)
 
 
-def look_at(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGuess, Frame]:
+def look_at(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGuess, PromptFrame]:
     """The format, and what all prompts share, from the first records; a configured column that none of them has is refused."""
     items = (item for file in files for chunk in chunks(file, CHUNK) for item in parse_chunk(chunk))
     sample = list(itertools.islice((item.value for item in items if isinstance(item, SourceRecord)), SAMPLE))

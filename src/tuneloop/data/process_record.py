@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from tuneloop.data import language, pii, repair
 from tuneloop.data.checks import quality
@@ -27,7 +26,7 @@ from tuneloop.data.dedup import minhash
 from tuneloop.data.dedup.contamination import TestIndex, find_contamination
 from tuneloop.data.formats import FormatGuess, Parsed, Rejection, parse_record, with_whole_texts
 from tuneloop.data.sources.parse import Chunk, SourceRecord, parse_chunk
-from tuneloop.data.split import key64, prompt_key
+from tuneloop.data.split import Array, key64, prompt_key
 from tuneloop.data.too_long import Fits, parts, shortened
 from tuneloop.records.rows import Message, Reject, Row
 
@@ -69,12 +68,12 @@ class RowProcessor:
     measure: Measure
     key: bytes | None = None
     index: TestIndex | None = None
-    frame: minhash.Frame = minhash.NO_FRAME
+    frame: minhash.PromptFrame = minhash.NO_FRAME
     languages_every: int = 1
 
 
 @dataclass(frozen=True)
-class Facts:
+class ChunkFacts:
     """The rows of a chunk.
 
     Args:
@@ -90,7 +89,7 @@ class Facts:
     """
 
     source: str
-    columns: dict[str, NDArray[Any]]
+    columns: dict[str, Array]
     names: dict[str, list[str | None]]
     data: bytes
     rejects: list[tuple[int, bytes]]
@@ -123,7 +122,7 @@ _ROW_TYPES: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Work:
+class ChunkWork:
     """A chunk to process: its source, its records, and their format."""
 
     source: str
@@ -131,24 +130,21 @@ class Work:
     guess: FormatGuess
 
 
-def process_chunk(work: Work, processor: RowProcessor) -> Facts:
+def process_chunk(work: ChunkWork, processor: RowProcessor) -> ChunkFacts:
     """The rows and rejects of a chunk."""
     items = parse_chunk(work.records) if isinstance(work.records, Chunk) else work.records
     gathered = _Gathered(processor)
     for item in items:
-        made = [Refused(item)] if isinstance(item, Reject) else process_record(item, work.guess, processor)
+        made = [RefusedRecord(item)] if isinstance(item, Reject) else process_record(item, work.guess, processor)
         for one in made:
-            if isinstance(one, Refused):
+            if isinstance(one, RefusedRecord):
                 gathered.reject(one)
             else:
                 gathered.add(one)
     return gathered.facts(work.source, len(items))
 
 
-# --- one record ----------------------------------------------------------------------------------
-
-
-class Change(NamedTuple):
+class FieldChange(NamedTuple):
     """A change to one field of a record: the kind, and what `repairs.jsonl` says of it; `amounts` as in `RepairLine`."""
 
     kind: str
@@ -168,7 +164,7 @@ class ProcessedRow(NamedTuple):
     row: Row
     stratum: str
     record: Mapping[str, Any]
-    changes: list[Change]
+    changes: list[FieldChange]
     group: str
     time: float
     rating: float
@@ -177,37 +173,39 @@ class ProcessedRow(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
-class Refused(NamedTuple):
+class RefusedRecord(NamedTuple):
     """A record that is no row, with what had been changed in it before that was found."""
 
     reject: Reject
-    changes: Sequence[Change] = ()
+    changes: Sequence[FieldChange] = ()
     id: str | None = None  # of the row that it would have been
     tokens: int = 0  # of one that is too long
 
 
-def process_record(item: SourceRecord, guess: FormatGuess, processor: RowProcessor) -> Sequence[ProcessedRow | Refused]:
+def process_record(
+    item: SourceRecord, guess: FormatGuess, processor: RowProcessor
+) -> Sequence[ProcessedRow | RefusedRecord]:
     """A source record as a finished row, or why it is rejected; several rows where a long one is split."""
     config = processor.config
     given = with_whole_texts(item.value, guess)
-    changes: list[Change] = []
+    changes: list[FieldChange] = []
     value = _walk(given, (), "", processor, changes)
-    if item.mended and config.repair.json_syntax:
-        changes.append(Change("json_syntax", "", {"detail": item.mended}))
+    if item.lenient and config.repair.json_syntax:
+        changes.append(FieldChange("json_syntax", "", {"detail": item.lenient}))
     # what `rejects.jsonl` would show: as it stood, but for personal data
     record = value if not changes else pii.scrub(given, config.personal, processor.key)[0]
 
-    def refuse(reason: str, detail: str) -> Sequence[Refused]:
-        return (Refused(Reject(item.source, item.line, reason, detail, record), changes),)
+    def refuse(reason: str, detail: str) -> Sequence[RefusedRecord]:
+        return (RefusedRecord(Reject(item.source, item.line, reason, detail, record), changes),)
 
-    if item.mended and not config.repair.json_syntax:
+    if item.lenient and not config.repair.json_syntax:
         # Standard readers (and most other tools of a pipeline) stop at such a line: what wrote it is worth a look.
-        return refuse("broken_json", f"{item.mended}; data.repair.json_syntax=true reads it all the same")
+        return refuse("broken_json", f"{item.lenient}; data.repair.json_syntax=true reads it all the same")
     parsed = parse_record(value, guess, config)
     if isinstance(parsed, Rejection):
         return refuse(parsed.reason, parsed.detail)
-    if config.personal.mode == "reject" and (found := [c for c in changes if c.kind == "pii"]):
-        return refuse("personal_data", "; ".join(f"{c.field}: {c.facts['detail']}" for c in found))
+    if config.personal.mode == "reject" and (redactions := [c for c in changes if c.kind == "pii"]):
+        return refuse("personal_data", "; ".join(f"{c.field}: {c.facts['detail']}" for c in redactions))
     meta = _meta(item, value, parsed, config.split.stratify)
     meta.update(parsed.extra)
     row = Row(row_id(parsed), parsed.messages, parsed.label, parsed.tools, meta)
@@ -216,7 +214,7 @@ def process_record(item: SourceRecord, guess: FormatGuess, processor: RowProcess
         stratum = _stratum(value.get(config.split.stratify))
     if parsed.repairs:
         changes += [
-            Change(r["kind"], r["field"], {k: v for k, v in r.items() if k not in ("kind", "field")})
+            FieldChange(r["kind"], r["field"], {k: v for k, v in r.items() if k not in ("kind", "field")})
             for r in parsed.repairs
         ]
     # from the record as it stood: redaction would make one of many users
@@ -233,21 +231,23 @@ def process_record(item: SourceRecord, guess: FormatGuess, processor: RowProcess
     return (_finished(draft, measured, processor),)
 
 
-def _finished(draft: ProcessedRow, measured: TokenCount | Rejection, processor: RowProcessor) -> ProcessedRow | Refused:
+def _finished(
+    draft: ProcessedRow, measured: TokenCount | Rejection, processor: RowProcessor
+) -> ProcessedRow | RefusedRecord:
     """The row with its length, language and flags, or why it is rejected."""
     row, meta, language_wanted = draft.row, draft.row.meta, processor.config.language
 
-    def refuse(reason: str, detail: str, tokens: int = 0) -> Refused:
+    def refuse(reason: str, detail: str, tokens: int = 0) -> RefusedRecord:
         reject = Reject(meta["source"], meta["line"], reason, detail, draft.record)
-        return Refused(reject, draft.changes, row.id, tokens)
+        return RefusedRecord(reject, draft.changes, row.id, tokens)
 
     if isinstance(measured, Rejection):
         return refuse(measured.reason, measured.detail, measured.tokens)
     looked_at = int(row.id, 16) % processor.languages_every == 0
-    asked = asked_text(row) if language_wanted or looked_at else ""
-    if language_wanted and language.foreign(asked, language_wanted):
-        return refuse("wrong_language", f"{language.detect_language(asked)[0]}, not {language_wanted}")
-    code = language.detect_language(asked)[0] if looked_at else None
+    question = question_text(row) if language_wanted or looked_at else ""
+    if language_wanted and language.foreign(question, language_wanted):
+        return refuse("wrong_language", f"{language.detect_language(question)[0]}, not {language_wanted}")
+    code = language.detect_language(question)[0] if looked_at else None
     flags = quality.flags(row.messages, row.label)
     return ProcessedRow(*draft[:-3], measured, code, flags)  # as `_replace` does, in half the time
 
@@ -272,7 +272,7 @@ def _truncated(
     if isinstance(measured, Rejection):
         return draft, measured
     lost = processor.measure(draft.row).tokens - measured.tokens
-    change = Change("cut", "messages", {"detail": detail, "tokens": lost}, {"cut": 1, "cut_tokens": lost})
+    change = FieldChange("cut", "messages", {"detail": detail, "tokens": lost}, {"cut": 1, "cut_tokens": lost})
     return draft._replace(row=row, changes=[*draft.changes, change]), measured
 
 
@@ -281,23 +281,23 @@ def _split(draft: ProcessedRow, parsed: Parsed, processor: RowProcessor) -> list
     is about all of it.
 
     Ids follow from that of the whole row, which is in `meta.whole` and, as group, keeps the parts in one split. A part that
-    is rejected later stands among the rejects by itself; all changes to the record stand with the first part.
+    is rejected later is a reject of its own; all changes to the record stand with the first part.
     """
     whole = draft.row
     if whole.label is not None or {"thumb", "rating", "rejected"} & parsed.extra.keys():
         return []
-    found = parts(whole.messages, _fits(whole, processor))
+    pieces = parts(whole.messages, _fits(whole, processor))
     drafts = []
-    for number, messages in enumerate(found, 1):
+    for number, messages in enumerate(pieces, 1):
         name = hashlib.sha256(f"{whole.id}:{number}".encode()).hexdigest()[:16]
-        meta = {**whole.meta, "part": number, "of": len(found), "whole": whole.id}
+        meta = {**whole.meta, "part": number, "of": len(pieces), "whole": whole.id}
         row = replace(whole, id=name, messages=messages, meta=meta)
-        facts = {"detail": f"part {number} of {len(found)}", "part": number, "whole": whole.id}
-        change = Change("split", "messages", facts, {"split": 1} if number == 1 else {})
+        facts = {"detail": f"part {number} of {len(pieces)}", "part": number, "whole": whole.id}
+        change = FieldChange("split", "messages", facts, {"split": 1} if number == 1 else {})
         drafts.append(
             draft._replace(
                 row=row,
-                record={"messages": messages, "part": number, "of": len(found), "whole": whole.id},
+                record={"messages": messages, "part": number, "of": len(pieces), "whole": whole.id},
                 changes=[*(draft.changes if number == 1 else []), change],
                 group=draft.group or f"whole {whole.id}",
             )
@@ -305,10 +305,10 @@ def _split(draft: ProcessedRow, parsed: Parsed, processor: RowProcessor) -> list
     return drafts
 
 
-def asked_text(row: Row) -> str:
+def question_text(row: Row) -> str:
     """What the user says; in a row without a user, the answer."""
-    said = [m["content"] for m in row.messages if m["role"] == "user"]
-    return "\n".join(said) or row.messages[-1]["content"]
+    texts = [m["content"] for m in row.messages if m["role"] == "user"]
+    return "\n".join(texts) or row.messages[-1]["content"]
 
 
 def measured_if_long(row: Row, processor: RowProcessor, *, always: bool = False) -> TokenCount | Rejection:
@@ -349,9 +349,6 @@ def row_id(parsed: Parsed) -> str:
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-# --- repair and redaction ------------------------------------------------------------------------
-
-
 # ASCII characters that neither a repair nor a search for personal data begins with.
 _QUIET = bytes(code for code in range(32, 127) if chr(code) not in "&<[])0123456789@:=")
 
@@ -380,7 +377,9 @@ def cleaned(
     return made
 
 
-def _walk(value: Any, path: tuple[str | int, ...], column: str, processor: RowProcessor, changes: list[Change]) -> Any:
+def _walk(
+    value: Any, path: tuple[str | int, ...], column: str, processor: RowProcessor, changes: list[FieldChange]
+) -> Any:
     """An object or array with its texts repaired and redacted, itself if nothing changed; `column` is the nearest key above."""
     named = type(value) is dict
     look_at_all = processor.config.personal.names
@@ -404,31 +403,33 @@ def _walk(value: Any, path: tuple[str | int, ...], column: str, processor: RowPr
     return value if new is None else new
 
 
-def _text(text: str, path: tuple[str | int, ...], column: str, processor: RowProcessor, changes: list[Change]) -> str:
+def _text(
+    text: str, path: tuple[str | int, ...], column: str, processor: RowProcessor, changes: list[FieldChange]
+) -> str:
     config = processor.config
-    mended, kinds = repair.repair_text(text, config.repair)
-    findings = pii.find(mended, config.personal, column) if config.personal.mode != "off" else []
+    repaired, kinds = repair.repair_text(text, config.repair)
+    findings = pii.find(repaired, config.personal, column) if config.personal.mode != "off" else []
     if not kinds and not findings:
         return text
-    if mended != text and text[:1] in "{[" and _is_json(text) and not _is_json(mended):
-        mended, kinds = text, ()  # JSON inside a column: better unrepaired than broken
-        findings = pii.find(mended, config.personal, column) if config.personal.mode != "off" else []
+    if repaired != text and text[:1] in "{[" and _is_json(text) and not _is_json(repaired):
+        repaired, kinds = text, ()  # JSON inside a column: better unrepaired than broken
+        findings = pii.find(repaired, config.personal, column) if config.personal.mode != "off" else []
     # `messages[2].content` for ("messages", 2, "content")
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     replaced = config.personal.mode in ("placeholder", "pseudonym")
     if kinds:
-        before, after = _excerpts(_without(text, processor), _without(mended, processor))
-        changes.extend(Change(kind, where, {"before": before, "after": after}) for kind in kinds)
+        before, after = _excerpts(_without(text, processor), _without(repaired, processor))
+        changes.extend(FieldChange(kind, where, {"before": before, "after": after}) for kind in kinds)
     if findings:
         changes.append(_redacted(where, (finding.kind for finding in findings)))
-    return pii.redact(mended, findings, config.personal, processor.key) if findings and replaced else mended
+    return pii.redact(repaired, findings, config.personal, processor.key) if findings and replaced else repaired
 
 
-def _redacted(where: str, kinds: Iterable[str]) -> Change:
+def _redacted(where: str, kinds: Iterable[str]) -> FieldChange:
     """That personal data stood in a field: `found` has how many values of each kind, `detail` the same in words."""
     counts = Counter(kinds)
     detail = ", ".join(kind if n == 1 else f"{kind} x{n}" for kind, n in sorted(counts.items()))
-    return Change("pii", where, {"detail": detail, "found": dict(sorted(counts.items()))}, counts)
+    return FieldChange("pii", where, {"detail": detail, "found": dict(sorted(counts.items()))}, counts)
 
 
 def _without(text: str, processor: RowProcessor) -> str:
@@ -474,9 +475,6 @@ def _is_json(text: str) -> bool:
     return True
 
 
-# --- further columns -----------------------------------------------------------------------------
-
-
 def _stratum(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
@@ -515,9 +513,6 @@ def _number(value: Mapping[str, Any], column: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-# --- the rows of a chunk -------------------------------------------------------------------------
-
-
 class _Gathered:
     """Gathers a chunk's rows, rejects and repairs."""
 
@@ -533,7 +528,7 @@ class _Gathered:
         self.texts: list[minhash.RowTexts] = []
         self.is_chat = False
 
-    def reject(self, refused: Refused) -> None:
+    def reject(self, refused: RefusedRecord) -> None:
         """Add a record that is no row."""
         reject, kinds = scrubbed_reject(refused.reject, self.processor)
         self.rejected[reject.reason] += 1
@@ -564,16 +559,16 @@ class _Gathered:
         self.is_chat = self.is_chat or bool(row.tools) or answers > 1
 
     def _repairs(
-        self, source: str, line: int, name: str | None, changes: Iterable[Change], place: int = NO_ROW
+        self, source: str, line: int, name: str | None, changes: Iterable[FieldChange], place: int = NO_ROW
     ) -> None:
         for change in changes:
             record = {"source": source, "line": line, "id": name, "kind": change.kind, "field": change.field}
             self.repairs.append(RepairLine(place, change.kind, orjson.dumps(record | change.facts), change.amounts))
 
-    def facts(self, source: str, records: int) -> Facts:
+    def facts(self, source: str, records: int) -> ChunkFacts:
         """All that was gathered of so many records, with the sketches, and the test rows that rows give away."""
         values = zip(*self.rows, strict=True) if self.rows else ((),) * len(_ROW_TYPES)
-        columns: dict[str, NDArray[Any]] = {
+        columns: dict[str, Array] = {
             name: np.array(of, dtype=kind) for (name, kind), of in zip(_ROW_TYPES.items(), values, strict=True)
         }
         columns |= minhash.sketch(self.texts, self.processor.config.duplicates)
@@ -583,7 +578,7 @@ class _Gathered:
         kinds = [-1 if leak is None else CONTAMINATION_KINDS.index(leak.how) for leak in leaks]
         columns["leak_how"] = np.array(kinds, dtype="i1")
         columns["leak_likeness"] = np.array([0 if leak is None else leak.similarity for leak in leaks], dtype="f4")
-        return Facts(
+        return ChunkFacts(
             source,
             columns,
             {column: [names[place] for names in self.names] for place, column in enumerate(NAMED)},

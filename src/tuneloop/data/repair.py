@@ -1,7 +1,7 @@
-"""Mending of texts: wrong encodings, HTML entities, invisible characters, Unicode form, white space, control tokens.
+"""Repair of texts: wrong encodings, HTML entities, invisible characters, Unicode form, white space, control tokens.
 
 Each step leaves a text alone that has no sign of its defect, and the whole is idempotent: a repaired
-text is never changed again. What can't be mended is named by `garbled`, not guessed at.
+text is never changed again. What can't be repaired is named by `garbled`, not guessed at.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Step = Callable[[str], str]
 
 
 def repair_text(text: str, config: RepairConfig) -> tuple[str, tuple[str, ...]]:
-    """Mend one text.
+    """Repair one text.
 
     Args:
         text: any string, lone surrogates included.
@@ -44,10 +44,10 @@ def repair_text(text: str, config: RepairConfig) -> tuple[str, tuple[str, ...]]:
     while True:
         before = text
         for kind, step in steps:
-            mended = step(text)
-            if mended != text:
+            fixed = step(text)
+            if fixed != text:
                 kinds[kind] = None
-                text = mended
+                text = fixed
         # What one step does may uncover work for an earlier one: an entity that was part of mojibake.
         if text == before:
             return text, tuple(kinds)
@@ -75,10 +75,10 @@ def garbled(text: str) -> str | None:
     if not text.isascii():
         if n := text.count("\ufffd"):
             return f"{n} replacement {'character' if n == 1 else 'characters'} (U+FFFD)"
-        if found := _REMAINS.search(text):
-            return f"remains of mojibake: {found[0]!r}"
-    if "?" in text and _MARK_INSIDE.search(text) and (found := _LOST_APOSTROPHE.search(text)):
-        return f"a question mark inside a word: {found[0]!r}"
+        if match := _REMAINS.search(text):
+            return f"remains of mojibake: {match[0]!r}"
+    if "?" in text and _MARK_INSIDE.search(text) and (match := _LOST_APOSTROPHE.search(text)):
+        return f"a question mark inside a word: {match[0]!r}"
     return None
 
 
@@ -147,7 +147,7 @@ class _Codec(NamedTuple):
     """A single-byte encoding as a way to read UTF-8 wrongly."""
 
     name: str
-    enough: int  # weight of the evidence that is asked for
+    enough: int  # weight of the evidence that is needed
     bytes_of: dict[int, int]  # code point -> byte
     sequence: re.Pattern[str]  # one character of UTF-8, as the encoding shows it
 
@@ -172,7 +172,7 @@ def _codecs() -> tuple[list[_Codec], re.Pattern[str]]:
 def _odd_pairs(leads: set[str], tails: set[str]) -> str:
     """A pattern for a lead and a tail that no word has side by side: a sign, letters of two scripts, a capital after a small letter.
 
-    What is mended elsewhere counts too: a lost byte (U+FFFD), a no-break space that became a plain one, C1 controls.
+    What is fixed elsewhere counts too: a lost byte (U+FFFD), a no-break space that became a plain one, C1 controls.
     """
     scripts: dict[str, set[str]] = {}
     for c in leads:
@@ -205,7 +205,7 @@ def _fix_encoding(text: str) -> str:
         return text
     if "\n" not in text:
         return _fix_line(text)
-    # Lines of one text may come from different places: one that is right must not keep another from being mended.
+    # Lines of one text may come from different places: one that is right must not keep another from being fixed.
     return "\n".join(line if line.isascii() else _fix_line(line) for line in text.split("\n"))
 
 
@@ -215,40 +215,40 @@ def _fix_line(line: str) -> str:
 
     codecs, sign = _codecs()
     while _PAIR.search(line):
-        mended = line
+        fixed = line
         if sign.search(line):
-            mended = fix_encoding(line)
-            strange = _strange(mended) - _strange(line)
+            fixed = fix_encoding(line)
+            strange = _strange(fixed) - _strange(line)
             latin_9 = _LATIN_9.search(line) is not None  # ftfy takes its letters for those of Windows-1252
-            unlike = mended == line or strange > 0 or latin_9
-            if unlike or _strange(mended):
+            unlike = fixed == line or strange > 0 or latin_9
+            if unlike or _strange(fixed):
                 tried = [codec for codec in codecs if codec.name == "iso8859_15"] if latin_9 else codecs
-                sure, other = max((_undo(line, codec) for codec in tried), key=lambda found: found[0])
-                if sure and (unlike or _strange(other) < _strange(mended)):
-                    mended = other
-                elif 2 * strange > len(line) - len(mended):
-                    mended = line
-        if mended == line and _HAN_IN_WORD.search(line):
-            mended = max((_undo_multi_byte(line, name) for name in _MULTI_BYTE), key=lambda found: found[0])[1]
-        if mended == line:
+                sure, other = max((_undo(line, codec) for codec in tried), key=lambda reading: reading[0])
+                if sure and (unlike or _strange(other) < _strange(fixed)):
+                    fixed = other
+                elif 2 * strange > len(line) - len(fixed):
+                    fixed = line
+        if fixed == line and _HAN_IN_WORD.search(line):
+            fixed = max((_undo_multi_byte(line, name) for name in _MULTI_BYTE), key=lambda reading: reading[0])[1]
+        if fixed == line:
             return line
-        line = mended
+        line = fixed
     return line
 
 
 def _undo(line: str, codec: _Codec) -> tuple[int, str]:
     """How sure it is that `line` was read in `codec`, and the line as it was; (0, line) below `_ENOUGH`."""
     pieces, weights, end, length = list[str](), list[int](), 0, 0
-    decoded: list[tuple[int, str, str]] = []  # where it stands in the result, the sequence, its character
-    for found in codec.sequence.finditer(line):
+    decoded: list[tuple[int, str, str]] = []  # its place in the result, the sequence, its character
+    for match in codec.sequence.finditer(line):
         try:
-            character = bytes(codec.bytes_of[ord(c)] for c in found[0]).decode("utf-8")
+            character = bytes(codec.bytes_of[ord(c)] for c in match[0]).decode("utf-8")
         except UnicodeDecodeError:  # an overlong form or half a surrogate pair
             return 0, line
-        pieces += [line[end : found.start()], character]
-        length += found.start() - end
-        decoded.append((length, found[0], character))
-        length, end = length + 1, found.end()
+        pieces += [line[end : match.start()], character]
+        length += match.start() - end
+        decoded.append((length, match[0], character))
+        length, end = length + 1, match.end()
     result = "".join([*pieces, line[end:]])
     for place, sequence, character in decoded:
         weight = _weight(result, place, sequence, character)
@@ -267,10 +267,10 @@ def _undo(line: str, codec: _Codec) -> tuple[int, str]:
 
 
 def _weight(result: str, place: int, sequence: str, character: str) -> int:
-    """How odd `sequence` was, and how well `character` fits where it stands in `result`: 2 is enough alone; -1: it can't be."""
+    """How odd `sequence` was, and how well `character` fits its place in `result`: 2 is enough alone; -1: it can't be."""
     before, after = result[place - 1 : place] if place else "", result[place + 1 : place + 2]
     category = unicodedata.category(character)
-    if character in _TYPOGRAPHIC or _is_emoji(character):
+    if character in _TYPOGRAPHIC or "\U0001f000" <= character <= "\U0001faff" or "\u2600" <= character <= "\u27bf":
         if len(sequence) == 2:  # two lines of a table may meet by chance; a line and a shade or a letter don't
             return 2 if _is_line(sequence[0]) and not _is_line(sequence[1]) else 1
         odd = _mixed(sequence) or not (
@@ -290,7 +290,7 @@ def _weight(result: str, place: int, sequence: str, character: str) -> int:
         sign = not sequence[1:].isalpha() and sequence[1] not in _WORD_ENDS
         return 1 if sign and not before.isalpha() and after.isalpha() else 0
     if not _mixed(sequence):
-        # All letters, as in the Turkish ş of Windows-1252: two capitals that go on with a word of small letters.
+        # All letters, as in the Turkish ş of Windows-1252: two capitals that continue a word of small letters.
         return 2 if len(neighbours) == 2 or (before.islower() and sequence.isupper()) else 1
     strong = not sequence[0].isalpha() and sequence[0] not in _TYPOGRAPHIC  # a line, a root: no word begins with it
     # At the end of a word it needs two letters before: after a single one a root sign may be a formula.
@@ -299,7 +299,7 @@ def _weight(result: str, place: int, sequence: str, character: str) -> int:
 
 
 def _odd_after(before: str, letter: str) -> bool:
-    """Whether a letter does not go on with the word that `before` ends: a capital after a small letter, another script."""
+    """Whether a letter does not continue the word that `before` ends: a capital after a small letter, another script."""
     return before.isalpha() and ((before.islower() and letter.isupper()) or _script(before) != _script(letter))
 
 
@@ -322,10 +322,6 @@ def _strange(text: str) -> int:
     return 0 if text.isascii() else len(_STRANGE.findall(text))
 
 
-def _is_emoji(character: str) -> bool:
-    return "\U0001f000" <= character <= "\U0001faff" or "\u2600" <= character <= "\u27bf"
-
-
 def _undo_multi_byte(line: str, codec: str) -> tuple[int, str]:
     """As `_undo`, for encodings of East Asia, where a wrong character also swallows a letter: the whole line must fit."""
     try:
@@ -341,8 +337,6 @@ def _undo_multi_byte(line: str, codec: str) -> tuple[int, str]:
             sure += weight
     return (sure, result) if sure >= _ENOUGH else (0, line)
 
-
-# --- HTML entities -------------------------------------------------------------------------------
 
 # The entities of HTML 4 and XML; those that HTML 5 added (&in; &int; &num; ...) are more often code than text.
 _NAMES = "|".join(sorted({*name2codepoint, "apos"}, key=lambda name: (-len(name), name)))
@@ -371,17 +365,15 @@ def _decode_entities(text: str) -> str:
     return "".join([*pieces, _ENTITY.sub(_entity, text[end:])])
 
 
-def _entity(found: re.Match[str]) -> str:
-    name, decimal, hexadecimal = found.groups()
+def _entity(match: re.Match[str]) -> str:
+    name, decimal, hexadecimal = match.groups()
     if name:
         return "'" if name == "apos" else chr(name2codepoint[name])
     number = int(decimal) if decimal else int(hexadecimal, 16)
     if (number < 32 and number not in (9, 10, 13)) or number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
-        return found[0]  # stands for no character
+        return match[0]  # stands for no character
     return unescape(f"&#{number};")  # the numbers 128 to 159 mean Windows-1252 in HTML
 
-
-# --- Invisible characters ------------------------------------------------------------------------
 
 # Scripts in which joiners (U+200C, U+200D) change what is read: Arabic, Syriac, N'Ko, the Indic scripts, Tibetan,
 # Myanmar, Khmer, Mongolian and the like.
@@ -414,10 +406,7 @@ def _without_invisible(text: str) -> str:
         return text
     if _SURROGATE_PAIR.search(text):  # UTF-16 that was never joined
         text = _SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
-    return _INVISIBLE.sub(lambda found: found["keep"] or "", text)
-
-
-# --- Unicode form and white space ----------------------------------------------------------------
+    return _INVISIBLE.sub(lambda match: match["keep"] or "", text)
 
 
 def _nfc(text: str) -> str:
@@ -491,5 +480,5 @@ def _neutralise(text: str) -> str:
     return _CONTROL.sub(_parted, text)
 
 
-def _parted(found: re.Match[str]) -> str:
-    return found[0] + " "
+def _parted(match: re.Match[str]) -> str:
+    return match[0] + " "

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import SplitConfig
@@ -15,6 +15,9 @@ from tuneloop.records.rows import Dataset, Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[Any]"
+Columns: TypeAlias = "Mapping[str, Array]"  # values by row, by the column's name
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -24,9 +27,6 @@ LEAK = -2  # of a row that belongs together with a test row, but may not be one
 FEW = 3  # a stratum below this many groups can't be in all three splits
 BAND = 0.3  # how far a stratum's count in val or test may be off its share, relative to it, and
 DEVIATIONS = 2.0  # in standard deviations of what hashes give; the larger of both, so that bands are seldom touched
-
-
-# --- what makes texts the same -------------------------------------------------------------------
 
 
 def normalised(text: str) -> str:
@@ -40,19 +40,19 @@ normalised_often = functools.lru_cache(maxsize=1 << 10)(normalised)  # for what 
 
 
 def prompt_key(row: Row) -> str:
-    """What the model is given and asked: the normalised system and user turns; without a user turn, all turns.
+    """The prompt of a row: the normalised system and user turns; without a user turn, all turns.
 
     The system turns count because in some data the task stands there, under one and the same user turn.
     """
     turns = []
-    asked = False
+    has_question = False
     for message in row.messages:
         if message["role"] == "user":
             turns.append("user: " + normalised(message["content"]))
-            asked = True
+            has_question = True
         elif message["role"] == "system":
             turns.append("system: " + normalised_often(message["content"]))
-    if not asked:
+    if not has_question:
         turns = [f"{m['role']}: {normalised(m['content'])}" for m in row.messages]
     return "\n".join(turns)
 
@@ -70,9 +70,6 @@ def keyed_hash(text: str, seed: int) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest()
 
 
-# --- splits --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SplitFacts:
     """What is known of the rows to split: arrays with one element a row, in any order.
@@ -87,16 +84,16 @@ class SplitFacts:
         links: pairs of rows that stay together, such as near duplicates; shape (pairs, 2).
     """
 
-    question: NDArray[Any]
-    stratum: NDArray[Any]
-    labelled: NDArray[Any]
-    group: NDArray[Any] | None = None
-    time: NDArray[Any] | None = None
-    frozen: NDArray[Any] | None = None
-    links: NDArray[Any] | None = None
+    question: Array
+    stratum: Array
+    labelled: Array
+    group: Array | None = None
+    time: Array | None = None
+    frozen: Array | None = None
+    links: Array | None = None
 
 
-def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> NDArray[Any]:
+def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> Array:
     """The split of each row, as an index into SPLITS; LEAK for a row that must be left out.
 
     What belongs together (one question, one group, linked) goes to the same split. By content, a group's
@@ -136,11 +133,10 @@ def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> NDArray[
         split[free] = TRAIN
         dealt = np.flatnonzero(free & (strata != ALONE))
         split[dealt] = _by_content(key[dealt], strata[dealt], sizes[dealt], val, test)
-        loose = (
-            free & (strata != ALONE) & np.isin(strata, strata[~free])
-        )  # frozen rows stand for the shares there: the hash decides alone
+        # Frozen rows stand for the shares of their strata: the hash decides alone.
+        loose = free & (strata != ALONE) & np.isin(strata, strata[~free])
         split[loose] = np.where(key[loose] < test, TEST, np.where(key[loose] >= 1.0 - val, VAL, TRAIN))
-    rows: NDArray[Any] = split[member]
+    rows: Array = split[member]
     rows[(frozen == TRAIN) & (rows != TRAIN)] = LEAK
     if isinstance(config.test, str):
         rows[(frozen != TEST) & (rows == TEST)] = LEAK
@@ -148,7 +144,7 @@ def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> NDArray[
     return rows
 
 
-def frozen_splits(ids: NDArray[Any], questions: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+def frozen_splits(ids: Array, questions: Array, dataset: Dataset) -> Array:
     """Where rows stand in an earlier data set, by id, else by question; UNDECIDED for new ones.
 
     Args:
@@ -158,20 +154,17 @@ def frozen_splits(ids: NDArray[Any], questions: NDArray[Any], dataset: Dataset) 
     """
     import numpy as np
 
-    found = np.full(len(ids), UNDECIDED, dtype=np.int8)
-    of_ids: list[NDArray[Any]] = []
+    splits = np.full(len(ids), UNDECIDED, dtype=np.int8)
+    of_ids: list[Array] = []
     for number, rows in enumerate((dataset.train, dataset.val, dataset.test)):
         of_ids.append(np.array([int(row.id, 16) for row in rows], dtype=np.uint64))
-        found[np.isin(questions, np.array([key64(prompt_key(row)) for row in rows], dtype=np.uint64))] = number
-    for number, known in enumerate(of_ids):
-        found[np.isin(ids, known)] = number
-    return found
+        splits[np.isin(questions, np.array([key64(prompt_key(row)) for row in rows], dtype=np.uint64))] = number
+    for number, row_ids in enumerate(of_ids):
+        splits[np.isin(ids, row_ids)] = number
+    return splits
 
 
-# --- what stays together -------------------------------------------------------------------------
-
-
-def _groups(facts: SplitFacts) -> NDArray[Any]:
+def _groups(facts: SplitFacts) -> Array:
     """The number of each row's group: connected over questions, groups and links."""
     import numpy as np
 
@@ -184,7 +177,7 @@ def _groups(facts: SplitFacts) -> NDArray[Any]:
     return connected(columns, facts.links)
 
 
-def connected(columns: Sequence[NDArray[Any]], links: NDArray[Any] | None) -> NDArray[Any]:
+def connected(columns: Sequence[Array], links: Array | None) -> Array:
     """Numbers, from 0, of what hangs together: rows with equal values in one of the columns, and linked ones.
 
     Args:
@@ -208,12 +201,12 @@ def connected(columns: Sequence[NDArray[Any]], links: NDArray[Any] | None) -> ND
                 np.minimum.at(least, links[:, one], least[links[:, other]])
         least = least[least]
         if np.array_equal(least, before):
-            member: NDArray[Any] = np.unique(least, return_inverse=True)[1]
+            member: Array = np.unique(least, return_inverse=True)[1]
             return member
 
 
-def clusters(member: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
-    """By row, the least id of the group that it shares with others, whatever their order; 0 for a row by itself.
+def clusters(member: Array, ids: Array) -> Array:
+    """By row, the least id of the group that it shares with others, whatever their order; 0 for a row alone.
 
     Args:
         member: the number of each row's group, from 0.
@@ -223,63 +216,61 @@ def clusters(member: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
 
     least = np.full(int(member.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(least, member, ids)
-    found: NDArray[Any] = np.where(np.bincount(member, minlength=1)[member] > 1, least[member], np.uint64(0))
-    return found
+    least_ids: Array = np.where(np.bincount(member, minlength=1)[member] > 1, least[member], np.uint64(0))
+    return least_ids
 
 
-def _own_key(facts: SplitFacts) -> NDArray[Any]:
+def _own_key(facts: SplitFacts) -> Array:
     """What a row is dealt by: its group, which further rows do not change, else its question."""
     import numpy as np
 
-    key: NDArray[Any] = facts.question.astype(np.uint64)
+    key: Array = facts.question.astype(np.uint64)
     return key if facts.group is None else np.where(facts.group != 0, facts.group.astype(np.uint64), key)
 
 
-def _first(facts: SplitFacts, member: NDArray[Any]) -> NDArray[Any]:
+def _first(facts: SplitFacts, member: Array) -> Array:
     """The row that stands for each group: that with the least key, then stratum; so their order does not count."""
     import numpy as np
 
     order = np.lexsort((facts.stratum, _own_key(facts), member))
-    first: NDArray[Any] = order[np.flatnonzero(np.diff(member[order], prepend=-1))]
+    first: Array = order[np.flatnonzero(np.diff(member[order], prepend=-1))]
     return first
 
-
-# --- by content ----------------------------------------------------------------------------------
 
 RARE, ALONE = -1, -2  # in place of a rare stratum: of unlabelled groups, and of labelled ones, which are not dealt
 
 
-def _strata(facts: SplitFacts, first: NDArray[Any]) -> NDArray[Any]:
+def _strata(facts: SplitFacts, first: Array) -> Array:
     """The stratum of each group."""
     import numpy as np
 
     strata = np.unique(facts.stratum[first], return_inverse=True)[1]
     rare = np.bincount(strata)[strata] < FEW if len(strata) else strata
-    found: NDArray[Any] = np.where(rare, np.where(facts.labelled[first], ALONE, RARE), strata)
-    return found
+    merged: Array = np.where(rare, np.where(facts.labelled[first], ALONE, RARE), strata)
+    return merged
 
 
-def mixed_bits(numbers: NDArray[Any]) -> NDArray[Any]:
+def mixed_bits(numbers: Array) -> Array:
     """A hash of numbers of 64 bits (the finaliser of SplitMix64, Steele et al. 2014, doi 10.1145/2714064.2660195)."""
     import numpy as np
 
     mixed = numbers.astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    hashed: NDArray[Any] = mixed ^ (mixed >> np.uint64(31))
+    hashed: Array = mixed ^ (mixed >> np.uint64(31))
     return hashed
 
 
-def _hashed(keys: NDArray[Any], seed: int) -> NDArray[Any]:
+def _hashed(keys: Array, seed: int) -> Array:
     """Numbers in [0, 1) that depend on key and seed only."""
     import numpy as np
 
     salt = np.uint64(int.from_bytes(keyed_hash("split", seed), "little"))
-    hashed: NDArray[Any] = (mixed_bits(keys ^ salt) >> np.uint64(11)) * 2.0**-53
+    hashed: Array = (mixed_bits(keys ^ salt) >> np.uint64(11)) * 2.0**-53
     return hashed
 
 
-def _by_content(key: NDArray[Any], strata: NDArray[Any], sizes: NDArray[Any], val: float, test: float) -> NDArray[Any]:
+def _by_content(key: Array, strata: Array, sizes: Array, val: float, test: float) -> Array:
     """The split of each group: of each stratum the lowest keys are test, the highest val, as many as its band allows."""
     import numpy as np
 
@@ -290,21 +281,21 @@ def _by_content(key: NDArray[Any], strata: NDArray[Any], sizes: NDArray[Any], va
     groups = np.bincount(strata)
     large = sizes > np.maximum(max(val, test) * np.bincount(strata, weights=sizes), _medians(strata, sizes))[strata]
     small = np.flatnonzero(~large)
-    own, low, high = strata[small], key[small] < test, key[small] >= 1.0 - val
-    fit = np.bincount(own, minlength=len(groups))
-    tests = _banded(np.bincount(own, low, len(groups)), fit, groups, test)
-    vals = _banded(np.bincount(own, high, len(groups)), fit, groups, val)
+    stratum, low, high = strata[small], key[small] < test, key[small] >= 1.0 - val
+    fit = np.bincount(stratum, minlength=len(groups))
+    tests = _banded(np.bincount(stratum, low, len(groups)), fit, groups, test)
+    vals = _banded(np.bincount(stratum, high, len(groups)), fit, groups, val)
     tests = np.minimum(tests, np.maximum(np.minimum(fit, groups - 1) - (vals > 0), 0))
     vals = np.minimum(vals, np.minimum(fit, groups - 1) - tests)
-    order = np.lexsort((key[small], own))
+    order = np.lexsort((key[small], stratum))
     rank = np.arange(len(order)) - np.repeat(np.cumsum(fit) - fit, fit)
-    owner = own[order]
+    owner = stratum[order]
     split[small[order[rank < tests[owner]]]] = TEST
     split[small[order[rank >= (fit - vals)[owner]]]] = VAL
     return split
 
 
-def _banded(counts: NDArray[Any], fit: NDArray[Any], groups: NDArray[Any], share: float) -> NDArray[Any]:
+def _banded(counts: Array, fit: Array, groups: Array, share: float) -> Array:
     """Counts brought into the band around the share of the groups that fit; it is widened to whole groups."""
     import numpy as np
 
@@ -312,23 +303,20 @@ def _banded(counts: NDArray[Any], fit: NDArray[Any], groups: NDArray[Any], share
     low, high = np.maximum(np.floor(share * fit - width), 0.0), np.ceil(share * fit + width)
     if share > 0.0:
         low = np.maximum(low, (groups >= FEW) & (fit > 0))
-    within: NDArray[Any] = np.clip(counts, low, np.maximum(low, high)).astype(np.int64)
+    within: Array = np.clip(counts, low, np.maximum(low, high)).astype(np.int64)
     return within
 
 
-def _medians(strata: NDArray[Any], sizes: NDArray[Any]) -> NDArray[Any]:
+def _medians(strata: Array, sizes: Array) -> Array:
     """The median size of the groups of each stratum (the upper of two)."""
     import numpy as np
 
     count = np.bincount(strata)
-    median: NDArray[Any] = sizes[np.lexsort((sizes, strata))][np.cumsum(count) - count + count // 2]
+    median: Array = sizes[np.lexsort((sizes, strata))][np.cumsum(count) - count + count // 2]
     return median
 
 
-# --- by time -------------------------------------------------------------------------------------
-
-
-def _newest(facts: SplitFacts, member: NDArray[Any], count: int) -> NDArray[Any]:
+def _newest(facts: SplitFacts, member: Array, count: int) -> Array:
     """The time of each group's newest row, -inf if none has one."""
     import numpy as np
 
@@ -338,7 +326,7 @@ def _newest(facts: SplitFacts, member: NDArray[Any], count: int) -> NDArray[Any]
     return newest
 
 
-def _by_time(time: NDArray[Any], sizes: NDArray[Any], val: float, test: float, column: str) -> NDArray[Any]:
+def _by_time(time: Array, sizes: Array, val: float, test: float, column: str) -> Array:
     """The split of each group: cut between two times, as near to the shares as these allow."""
     import numpy as np
 

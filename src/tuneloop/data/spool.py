@@ -7,7 +7,7 @@ import os
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.machine import trim_memory
-from tuneloop.data.dataset import meta_key
-from tuneloop.data.dedup.minhash import NO_FRAME, Frame, RowTexts, texts_of
-from tuneloop.data.process_record import NAMED, Facts, RepairLine
-from tuneloop.data.reasons import REASONS
-from tuneloop.data.split import key64
+from tuneloop.data.dataset import REASONS, meta_key
+from tuneloop.data.dedup.minhash import NO_FRAME, PromptFrame, RowTexts, texts_of
+from tuneloop.data.process_record import NAMED, ChunkFacts, RepairLine
+from tuneloop.data.split import Array, Columns, key64
 from tuneloop.records.rows import Row
 
 RELEASED = 16 << 20  # bytes of a column from which its pieces are given back to the system at once
@@ -35,7 +34,7 @@ _REASON_NUMBERS = {word: number for number, word in enumerate(REASON_WORDS)}
 
 @contextmanager
 def spool_folder(out: Path) -> Iterator[Path]:
-    """A folder alongside the results for the time of the work; what a killed run left is cleared first."""
+    """A folder next to the results for the time of the work; what a killed run left is cleared first."""
     folder = out / ".spool"
     with user_errors_of_the_disk(folder):
         shutil.rmtree(folder, ignore_errors=True)
@@ -56,7 +55,7 @@ class CarriedRows:
     """
 
     lines: dict[int, bytes]
-    frame: Frame
+    frame: PromptFrame
 
     def row(self, index: int) -> Row:
         """A row."""
@@ -78,8 +77,8 @@ class Reader:
     """
 
     path: Path
-    columns: Mapping[str, NDArray[Any]]
-    frame: Frame
+    columns: Columns
+    frame: PromptFrame
 
     @functools.cached_property
     def file(self) -> BinaryIO:
@@ -125,7 +124,7 @@ class Table:
 
     Attributes:
         reader: reads rows back; works in other processes, too.
-        columns: facts by name, see `Facts`, and `chunk`; after `join`.
+        columns: facts by name, see `ChunkFacts`, and `chunk`; after `join`.
         names: what the numbers in the columns `label`, `stratum` and `language` stand for.
         source_of, records_of: by chunk its source and its records, rejects included.
         fate: by row, an index into REASON_WORDS.
@@ -136,21 +135,21 @@ class Table:
         repeats: the rows whose content, and so whose id, another row has as well: each gets another id.
     """
 
-    def __init__(self, folder: Path, frame: Frame = NO_FRAME) -> None:
-        self.columns: dict[str, NDArray[Any]] = {}
+    def __init__(self, folder: Path, frame: PromptFrame = NO_FRAME) -> None:
+        self.columns: dict[str, Array] = {}
         self.source_of: list[str] = []
         self.records_of: list[int] = []
         self.rejected: Counter[str] = Counter()
         self.rejected_tokens = 0
         self.is_chat = False
         self._rows_of: list[int] = []  # by chunk
-        self._parts: list[dict[str, NDArray[Any]]] = []  # columns by chunk
+        self._parts: list[dict[str, Array]] = []  # columns by chunk
         self._codes: dict[str, dict[str, int]] = {column: {} for column in NAMED}
         self._folder = folder
         self._rows, self._sides = (open(folder / name, "wb") for name in ("rows", "sides"))  # noqa: SIM115
         self.reader = Reader(folder / "rows", self.columns, frame)
 
-    def add(self, facts: Facts) -> None:
+    def add(self, facts: ChunkFacts) -> None:
         """Take the rows of the next chunk."""
         # What comes from a Ray cluster is a read-only view of its shared memory, which stays full as long as a view lives.
         columns = {name: column if column.flags.writeable else column.copy() for name, column in facts.columns.items()}
@@ -219,10 +218,10 @@ class Table:
 
     def detail(self, index: int) -> str:
         """The particulars of a row's reject."""
-        kept = int(self.because[index])
-        if kept < 0:
+        kept_row = int(self.because[index])
+        if kept_row < 0:
             return self.details.get(index, "")
-        source, line = self.place(kept)
+        source, line = self.place(kept_row)
         alike = float(self.likeness[index])
         return f"of {source}:{line}" + (f", {alike:.0%} alike" if alike < 1 else "")
 
@@ -230,7 +229,7 @@ class Table:
         """Source and line of a row."""
         return self.source_of[int(self.columns["chunk"][index])], int(self.columns["line"][index])
 
-    def lines(self, rows: NDArray[Any]) -> Iterator[bytes]:
+    def lines(self, rows: Array) -> Iterator[bytes]:
         """Rows as their lines will stand in a split, without the line ends."""
         for begin in range(0, len(rows), BLOCK):
             some = rows[begin : begin + BLOCK]
@@ -263,7 +262,7 @@ class Table:
                 self.repeats.add(row)
                 self.columns["id"][row] = key64(f"{row_id:016x}:{number + 1}")
 
-    def mark_clusters(self, rows: NDArray[Any], clusters: NDArray[Any]) -> None:
+    def mark_clusters(self, rows: Array, clusters: Array) -> None:
         """Set `meta.duplicate_cluster` of rows; 0: none."""
         self.cluster[rows] = clusters
         for index in rows[clusters != 0].tolist():

@@ -21,7 +21,7 @@ from tuneloop.data.pii import KINDS, find, pseudonym_key, redact
 _FIELD = re.compile(r"[\w.\-]+(?: [\w.\-]+)*")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 SEARCH_SECONDS = 10.0  # for one text; a plain expression takes milliseconds for the longest
-SHORTEST_STAND_IN = 6  # characters: a shorter one, of a PIN, stands in many texts by chance
+SHORTEST_STAND_IN = 6  # characters: a shorter one, of a PIN, is in many texts by chance
 NO_TEXT = ("source", "line", "mix")  # of `meta`: where a row comes from is no text of a person
 
 
@@ -101,8 +101,8 @@ class Matcher:
             record: a row of a split, a repair, a raw record, or the text of one that could not be read.
             name: the row's own id, which is no text of it.
         """
-        if self.field and (found := self._in_fields(record)) is not None:
-            return f"{self.field}={found}"
+        if self.field and (value := self._in_fields(record)) is not None:
+            return f"{self.field}={value}"
         text = "\n".join(_texts(record, name))
         if self.regex and (match := self._expressions[0].search(unicodedata.normalize("NFC", text))):
             return _excerpt(match.string, *match.span())

@@ -8,7 +8,6 @@ repairs, the same format's function, with a placeholder where the answer would s
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +20,17 @@ from tuneloop.core.files import Config
 from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
 from tuneloop.data.formats import ROLES, FormatGuess, Parsed, Rejection, parse_record, template_columns
 from tuneloop.data.formats.conversation import TURN_COLUMNS
-from tuneloop.data.formats.sample import TEXT_NAMES
+from tuneloop.data.formats.sample import TEXT_NAMES, as_value
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
 from tuneloop.data.pii import pseudonym_key
 from tuneloop.records.dataset import Format
 from tuneloop.records.rows import Dataset, Message, Row
 
 VERSION = 1
-_ASKED = ("turns", "request", "instruction", "prompt", "text", "chosen")  # roles of columns that hold what is asked
+# Roles of columns that hold the question.
+_QUESTION_ROLES = ("turns", "request", "instruction", "prompt", "text", "chosen")
 PLACEHOLDER = "x"  # stands where the answer will be; never shown to a model
-# Columns that hold what is asked, where nothing was trained that names them.
+# Columns that hold the question, for models without a task.
 PROMPT_NAMES = ("prompt", "question", "instruction", "input", *TEXT_NAMES)
 
 
@@ -83,11 +83,11 @@ class TaskSpec(Config):
         """The columns without which there is no prompt."""
         if self.format == "fields":
             return template_columns(self.input or "")
-        return [next((self.columns[role] for role in _ASKED if role in self.columns), "text")]
+        return [next((self.columns[role] for role in _QUESTION_ROLES if role in self.columns), "text")]
 
     @property
     def is_conversation(self) -> bool:
-        """Whether the training records were conversations, so that a text by itself is a user turn."""
+        """Whether the training records were conversations, so that a bare text is a user turn."""
         return "turns" in self.columns or "request" in self.columns or "chosen" in self.columns
 
 
@@ -138,7 +138,7 @@ def task_spec(
 
 
 def read_task(value: Any, where: str | Path) -> TaskSpec:
-    """The record as it stands in a file.
+    """The record of a file.
 
     Raises:
         UserError: it is damaged, or of a later version.
@@ -164,14 +164,11 @@ def _shared_system(rows: Sequence[Row]) -> str | None:
     return texts.pop() if len(texts) == 1 else None
 
 
-# --- from a record to a prompt ------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class Prompt:
-    """What a model is asked: the turns before its answer, and the tools that it may call.
+class TaskPrompt:
+    """The prompt of a model: the turns before its answer, and the tools that it may call.
 
-    With `continues`, there are no turns: the model was trained on plain text, and goes on with this one.
+    With `continues`, there are no turns: the model was trained on plain text, and continues this one.
     """
 
     messages: list[Message]
@@ -179,7 +176,7 @@ class Prompt:
     continues: str | None = None
 
 
-ReadPrompt = Callable[[Mapping[str, Any]], Prompt | Rejection]
+ReadPrompt = Callable[[Mapping[str, Any]], TaskPrompt | Rejection]
 
 
 def prompt_reader(
@@ -188,21 +185,21 @@ def prompt_reader(
     """The function from a raw record to its prompt.
 
     Args:
-        spec: what the model was trained on; None of a model that nobody says it of.
+        spec: what the model was trained on; None where that is unknown.
         sample: records, which show how they are written.
-        column: the column with the text that is asked; default: those that were trained; of a model that nobody
-            says it of, the only one there is.
+        column: the column with the question; default: those that were trained; where
+            these are unknown, the only one there is.
         system: takes the place of the system turn; "" for none, None for that of training.
 
     Raises:
         UserError: the columns that are needed are not there, or it is not clear which one is meant.
     """
-    known = list(dict.fromkeys(name for record in sample for name in record))
-    if column and column not in known:
+    columns = list(dict.fromkeys(name for record in sample for name in record))
+    if column and column not in columns:
         raise UserError(
             f"No record has the column {column!r}",
             where="--column",
-            next_step=did_you_mean(column, known, f"columns: {_listed(known)}", shown=repr),
+            next_step=did_you_mean(column, columns, f"columns: {_listed(columns)}", shown=repr),
         )
     conversation = next((name for name in TURN_COLUMNS if _holds_turns(sample, name)), None)
     if column and column == conversation:
@@ -211,7 +208,7 @@ def prompt_reader(
         return _as_trained(spec, system)
     if not column and conversation is not None:
         return _as_turns(spec, conversation, system)
-    return _as_text_column(spec, column or _only_column(spec, known, sample), system)
+    return _as_text_column(spec, column or _only_column(spec, columns, sample), system)
 
 
 def _has(record: Mapping[str, Any], name: str) -> bool:
@@ -227,32 +224,32 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:12])) + (" ..." if len(names) > 12 else "") if names else "(none)"
 
 
-def _only_column(spec: TaskSpec | None, known: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str:
-    """The column that is asked, where only one can be meant.
+def _only_column(spec: TaskSpec | None, columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str:
+    """The column of the question, where only one can be meant.
 
     Raises:
         UserError: none can, or several; the columns that are expected are named.
     """
     # Of a model that was trained on one column another one must be named; lines of a text are in a column "text".
-    needed = spec is not None and not spec.is_conversation and len(known) == 1 and known != ["text"]
+    needed = spec is not None and not spec.is_conversation and len(columns) == 1 and columns != ["text"]
     if spec is not None and (len(spec.inputs) > 1 or needed):
-        missing = [name for name in spec.inputs if name not in known]
+        missing = [name for name in spec.inputs if name not in columns]
         raise UserError(
             f"The model was trained on the columns {_listed(spec.inputs)}; {_listed(missing)} not there",
-            where=f"columns: {_listed(known)}",
+            where=f"columns: {_listed(columns)}",
             next_step="give records with these columns, as csv or jsonl"
-            + ("" if len(spec.inputs) > 1 else f", or name the one that is asked: --column {known[0]}"),
+            + ("" if len(spec.inputs) > 1 else f", or name the one that is asked: --column {columns[0]}"),
         )
-    texts = [name for name in known if any(isinstance(record.get(name), str) for record in sample)]
+    texts = [name for name in columns if any(isinstance(record.get(name), str) for record in sample)]
     usual = [name for name in texts if name.casefold() in PROMPT_NAMES] if spec is None else []
-    found = known if len(known) == 1 else usual
-    if len(found) == 1:
-        return found[0]
+    candidates = columns if len(columns) == 1 else usual
+    if len(candidates) == 1:
+        return candidates[0]
     wanted = f"The model was trained on the column {spec.inputs[0]!r}, and no record has it" if spec else ""
-    near = difflib.get_close_matches(spec.inputs[0], known, 1, 0.6) if spec else []
+    near = difflib.get_close_matches(spec.inputs[0], columns, 1, 0.6) if spec else []
     raise UserError(
         wanted or "It is not clear which column holds what is asked",
-        where=f"columns: {_listed(known)}",
+        where=f"columns: {_listed(columns)}",
         next_step=f"name the column with --column {near[0] if near else texts[0] if texts else 'NAME'}, or rename it to "
         f"{spec.inputs[0] if spec else 'prompt'!r}",
     )
@@ -294,7 +291,7 @@ def _as_text_column(spec: TaskSpec | None, column: str, system: str | None) -> R
         )
     trained, read = spec.inputs[0], _as_trained(spec, system)
 
-    def renamed(record: Mapping[str, Any]) -> Prompt | Rejection:
+    def renamed(record: Mapping[str, Any]) -> TaskPrompt | Rejection:
         if column not in record:
             return Rejection("missing_field", f"no column {column!r}")
         return read({**record, trained: record[column]})
@@ -309,11 +306,13 @@ def _reader(spec: TaskSpec | None, guess: FormatGuess, system: str | None) -> Re
     config = _config(spec)
     key = pseudonym_key(config.personal)
     needed = (
-        template_columns(config.input) if config.input else [guess.columns[r] for r in _ASKED if r in guess.columns][:1]
+        template_columns(config.input)
+        if config.input
+        else [guess.columns[r] for r in _QUESTION_ROLES if r in guess.columns][:1]
     )
     shared = system if system is not None else (spec.system if spec is not None else None)
 
-    def read(record: Mapping[str, Any]) -> Prompt | Rejection:
+    def read(record: Mapping[str, Any]) -> TaskPrompt | Rejection:
         value = cleaned(dict(record), guess, config, key)
         if missing := [name for name in needed if not _has(value, name)]:
             return Rejection("missing_field", f"no column {_listed(missing)}")
@@ -321,11 +320,11 @@ def _reader(spec: TaskSpec | None, guess: FormatGuess, system: str | None) -> Re
             text = value.get(guess.columns["text"])
             if not isinstance(text, str) or not text.strip():
                 return Rejection("empty_input", f"column {guess.columns['text']!r} has no text")
-            return Prompt([], continues=text)
+            return TaskPrompt([], continues=text)
         parsed = parse_record(_with_placeholder(value, guess), guess, config)
         if isinstance(parsed, Rejection):
             return parsed
-        return Prompt(_under(parsed, shared, replace=system is not None), parsed.tools)
+        return TaskPrompt(_under(parsed, shared, replace=system is not None), parsed.tools)
 
     return read
 
@@ -373,12 +372,10 @@ def _with_placeholder(record: dict[str, Any], guess: FormatGuess) -> dict[str, A
 
 def _with_answer(turns: Any, keys: TurnKeys) -> Any:
     """A list of turns that ends with an answer, in whose place there is the placeholder; anything else as it is, for the format to refuse."""
-    if isinstance(turns, str) and turns.lstrip()[:1] == "[":
-        try:
-            turns = json.loads(turns)
-        except (ValueError, RecursionError):
-            return turns
-    if not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict):
+    value, turns = turns, as_value(turns)
+    if not isinstance(turns, list):
+        return value
+    if not turns or not isinstance(turns[-1], dict):
         return turns
     last = str(turns[-1].get(keys.role)).strip().casefold()
     role = keys.roles.get(last) or ROLES.get(last)

@@ -83,7 +83,7 @@ def _cuts(
     Args:
         better: an end before the last possible one.
     """
-    found: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     start = 0
     while start < count:
         end = _furthest(start, count, fits)
@@ -91,9 +91,9 @@ def _cuts(
             return []
         if end < count:
             end = better(start, end)
-        found.append((start, end))
+        ranges.append((start, end))
         start = end
-    return found
+    return ranges
 
 
 def _furthest(start: int, count: int, fits: Callable[[int, int], bool]) -> int:

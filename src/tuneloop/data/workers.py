@@ -51,10 +51,10 @@ def ordered_map(
     return _in_processes(function, iter(chunks), setting, workers)
 
 
-def run_alongside(
+def run_in_background(
     function: Callable[[T, Any], R], chunks: Sequence[T], setting: Any, *, workers: int
 ) -> dict[T, Callable[[], R]]:
-    """`function(chunk, setting)` in other processes while this one goes on; with one worker it is called when it is asked for.
+    """`function(chunk, setting)` in other processes while this one continues; with one worker it is called when its result is needed.
 
     Args:
         function: of a module's top level; what it gives must be fit to be pickled.
@@ -65,9 +65,8 @@ def run_alongside(
     Returns:
         by chunk a function that waits for its result.
     """
-    if (
-        workers == 1 or sys.platform != "linux"
-    ):  # elsewhere the setting would be sent as bytes, which costs more than it brings
+    # Outside Linux the setting would be sent as bytes, which costs more than it brings.
+    if workers == 1 or sys.platform != "linux":
         return {chunk: functools.partial(function, chunk, setting) for chunk in chunks}
     context = multiprocessing.get_context("fork")
     executor = ProcessPoolExecutor(
@@ -148,7 +147,7 @@ _held: dict[str, Any] = {}  # the setting of the work that a process of a cluste
 
 
 def _on_ray(function: Callable[[T, Any], R], chunks: Iterable[T], setting: Any) -> Iterator[R]:
-    """Tasks of the cluster, a bounded number at a time; Ray does again what was lost with a process or a machine."""
+    """Tasks of the cluster, a bounded number at a time; Ray repeats what was lost with a process or a machine."""
     with on_ray() as ray:
         place = [ray.put(setting)]  # within a list: the process fetches it, once
         name = place[0].hex()

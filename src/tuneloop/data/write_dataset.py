@@ -33,21 +33,27 @@ from tuneloop.data.checks import (
 )
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
-from tuneloop.data.dataset import RowFile, hash_of_keys, prepare_key, sha256_of_source
+from tuneloop.data.dataset import (
+    REASONS,
+    REPAIRS,
+    RowFile,
+    hash_of_keys,
+    prepare_key,
+    sha256_of_source,
+    token_statistics,
+)
 from tuneloop.data.dedup_and_split import shuffled
 from tuneloop.data.formats import FormatGuess
-from tuneloop.data.mix import GENERAL_FILE, Drawn, GeneralRows, Mixed, Size, dataset_rows, interleaved, mix_rows
+from tuneloop.data.mix import GENERAL_FILE, GeneralRows, Mixed, MixSize, dataset_rows, interleaved, mix_rows
 from tuneloop.data.prepare_context import PrepareContext, look_at
 from tuneloop.data.process_record import NO_ROW, ProcessedRow, RepairLine, process_record, reject_line
-from tuneloop.data.reasons import REASONS, REPAIRS
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import parse_chunk
 from tuneloop.data.sources.read import find_files
-from tuneloop.data.split import SPLITS, TEST, Split
+from tuneloop.data.split import SPLITS, TEST, Array, Split
 from tuneloop.data.spool import Table
 from tuneloop.data.task import format_facts
-from tuneloop.data.token_counts import tokens_of
-from tuneloop.data.workers import run_alongside
+from tuneloop.data.workers import run_in_background
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, DroppedCopy, FlaggedRow, Reject, Row
@@ -148,11 +154,11 @@ def _write_splits(job: PrepareContext, task: str, orders: _Orders, mixed: Mixed 
 def _write_general(out: Path, mixed: Mixed) -> dict[str, Any]:
     """Write the general rows that were held out; what the manifest says of them."""
     with lines_to(out / GENERAL_FILE) as lines:
-        lines.write_all(orjson.dumps(drawn.row.to_json()) for drawn in mixed.held_out)
+        lines.write_all(orjson.dumps(row.to_json()) for row in mixed.held_out)
     return lines.facts()
 
 
-class _Account(NamedTuple):
+class _RejectAccount(NamedTuple):
     """What the manifest counts of rejects and repairs."""
 
     rejected: Counter[str]  # records and rows by reason
@@ -161,11 +167,11 @@ class _Account(NamedTuple):
     too_long: Counter[str]  # numbers of `LongRows`
 
 
-def _write_account(job: PrepareContext) -> _Account:
+def _write_account(job: PrepareContext) -> _RejectAccount:
     """Write `rejects.jsonl` and `repairs.jsonl`, and count."""
     table = job.table
     rejected = table.rejected + Counter(table.reason(i) for i in np.flatnonzero(table.fate).tolist())
-    account = _Account(rejected, Counter(), Counter(), Counter())
+    account = _RejectAccount(rejected, Counter(), Counter(), Counter())
     if rejected["too_long"]:
         account.too_long.update(rejected=rejected["too_long"], rejected_tokens=table.rejected_tokens)
     with lines_to(job.out / "rejects.jsonl") as lines:
@@ -204,14 +210,11 @@ def _sources(job: PrepareContext) -> list[dict[str, Any]]:
     ]
 
 
-def _counts(job: PrepareContext, account: _Account, orders: _Orders) -> dict[str, int]:
-    kept, read, rejected = len(job.table.alive), sum(job.table.records_of), account.rejected.total()
+def _counts(job: PrepareContext, account: _RejectAccount, orders: _Orders) -> dict[str, int]:
+    rows_in, read, rejected = len(job.table.alive), sum(job.table.records_of), account.rejected.total()
     # with too_long=split one record may make several rows: read + added = kept + rejected
-    added = {"added": kept + rejected - read} if job.config.too_long == "split" else {}
-    return {"read": read, "kept": kept, "rejected": rejected, **added, **{s: len(o) for s, o in orders.items()}}
-
-
-# --- files of lines -------------------------------------------------------------------------------
+    added = {"added": rows_in + rejected - read} if job.config.too_long == "split" else {}
+    return {"read": read, "kept": rows_in, "rejected": rejected, **added, **{s: len(o) for s, o in orders.items()}}
 
 
 @dataclass
@@ -271,10 +274,10 @@ def reject_lines(table: Table, policy: str) -> Iterator[bytes]:
 
 def _detail(table: Table, row: int, policy: str) -> str:
     """The particulars of a reject; of a copy also why the other row stays, where that is not always so."""
-    kept = int(table.because[row])
-    if kept < 0 or policy not in _WORTH or table.reason(row) in ("split_leak", "conflicting_label"):
+    kept_row = int(table.because[row])
+    if kept_row < 0 or policy not in _WORTH or table.reason(row) in ("split_leak", "conflicting_label"):
         return table.detail(row)
-    return f"{table.detail(row)}; {_why(table, policy, row, kept)}"
+    return f"{table.detail(row)}; {_why(table, policy, row, kept_row)}"
 
 
 def _repairs(table: Table) -> Iterator[tuple[RepairLine, bool]]:
@@ -287,9 +290,6 @@ def _repairs(table: Table) -> Iterator[tuple[RepairLine, bool]]:
             yield repair, repair.place != NO_ROW and not table.fate[row]
 
 
-# --- checks --------------------------------------------------------------------------------------
-
-
 _Begun = Mapping[str, Callable[[], Any]]  # by the name of a check, a function that waits for its result
 _DOUBTED = "label_errors"
 
@@ -299,7 +299,7 @@ def _begin_checks(job: PrepareContext, overview: Overview) -> _Begun:
     # A model that has been at work does not survive a fork, and neither does a connection to Ray.
     workers = job.workers if job.embed is None and job.config.engine != "ray" else 1
     first = (_DOUBTED,) if overview.task == "classification" else ()
-    return run_alongside(_long_check, [*first, *slow_checks(overview)], (job.embed, overview), workers=workers)
+    return run_in_background(_long_check, [*first, *slow_checks(overview)], (job.embed, overview), workers=workers)
 
 
 def _long_check(name: str, setting: tuple[Embed | None, Overview]) -> Finding | tuple[Suspects, list[bytes]] | None:
@@ -324,11 +324,11 @@ def _checks(job: PrepareContext, overview: Overview, begun: _Begun) -> list[Chec
                 lines.write(orjson.dumps(record))
 
     def suspects() -> Suspects:
-        found, records = begun[_DOUBTED]()
+        suspects_found, records = begun[_DOUBTED]()
         with lines_to(path) as lines:
             for record in records:
                 lines.write(record)
-        doubted: Suspects = found
+        doubted: Suspects = suspects_found
         return doubted
 
     checks = run_checks(
@@ -339,9 +339,6 @@ def _checks(job: PrepareContext, overview: Overview, begun: _Begun) -> list[Chec
     )
     job.progress("checking", 1, 1)
     return checks
-
-
-# --- facts of the splits ------------------------------------------------------------------------
 
 
 def _task(config: PrepareConfig, guess: FormatGuess, table: Table) -> str:
@@ -364,22 +361,22 @@ def _keys(table: Table, order: NDArray[np.int64]) -> bytes:
     return np.stack([table.columns[name][order] for name in ("id", "meta")], axis=1).astype("<u8").tobytes()
 
 
-def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Drawn]) -> Iterator[bytes]:
+def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Row]) -> Iterator[bytes]:
     """A split's lines with the general rows spread evenly among them."""
     places = set(interleaved(n, len(general)))
     others = iter(general)
     for place in range(n + len(general)):
-        yield orjson.dumps(next(others).row.to_json()) if place in places else next(lines)
+        yield orjson.dumps(next(others).to_json()) if place in places else next(lines)
 
 
-def _counts_of(table: Table, column: str, rows: NDArray[Any]) -> dict[str, int]:
+def _counts_of(table: Table, column: str, rows: Array) -> dict[str, int]:
     """The names in a column of rows with their numbers, in the order of the names."""
     codes, counts = np.unique(table.columns[column][rows], return_counts=True)
     names = table.names[column]
     return dict(sorted((names[c], n) for c, n in zip(codes.tolist(), counts.tolist(), strict=True) if c >= 0))
 
 
-def _mix(job: PrepareContext, orders: Mapping[Split, NDArray[Any]]) -> Mixed | None:
+def _mix(job: PrepareContext, orders: Mapping[Split, Array]) -> Mixed | None:
     """General rows for the splits, as `data.mix` asks for them."""
     settings = job.config.mix
     if not settings.sources or settings.share == 0:
@@ -390,7 +387,7 @@ def _mix(job: PrepareContext, orders: Mapping[Split, NDArray[Any]]) -> Mixed | N
         if rows is None:
             rows = list(_general_rows(job, source))
         general.append(GeneralRows(source, rows, [job.processor.measure(row).tokens for row in rows]))
-    sizes = {split: Size(len(order), int(tokens_of(job.table, order)["total"])) for split, order in orders.items()}
+    sizes = {split: MixSize(len(order), int(tokens_of(job.table, order)["total"])) for split, order in orders.items()}
     splits = {split: map(job.table.row, order.tolist()) for split, order in orders.items()}
     return mix_rows(splits, sizes, general, settings, job.seed)
 
@@ -422,15 +419,15 @@ def _write_duplicates(job: PrepareContext) -> None:
     policy = job.config.duplicates.keep
     with lines_to(job.out / "duplicates.jsonl") as lines:
         for index in picked.tolist():
-            kept = int(table.because[index])
-            (source, line), (kept_source, kept_line) = table.place(index), table.place(kept)
+            kept_row = int(table.because[index])
+            (source, line), (kept_source, kept_line) = table.place(index), table.place(kept_row)
             reason = table.reason(index)
-            gone, stays = table.row(index), table.row(kept)
+            gone, stays = table.row(index), table.row(kept_row)
             copy = DroppedCopy(
                 source=source, line=line, id=gone.id,
                 kept_source=kept_source, kept_line=kept_line, kept_id=stays.id,
                 similarity=round(float(table.likeness[index]), 4), kind=reason.removesuffix("_duplicate"),
-                why=_why(table, policy, index, kept),
+                why=_why(table, policy, index, kept_row),
                 text=_shown(gone), kept_text=_shown(stays),
             )  # fmt: skip
             lines.write(orjson.dumps(copy))
@@ -442,16 +439,15 @@ _WORTH = {
 }  # fmt: skip
 
 
-def _why(table: Table, policy: str, gone: int, kept: int) -> str:
+def _why(table: Table, policy: str, gone: int, kept_row: int) -> str:
     """Why of two rows that are the same one stays."""
     if table.reason(gone) == "split_leak":
-        return "it is in the test set" if table.split[kept] == TEST else "it is in the validation set"
+        return "it is in the test set" if table.split[kept_row] == TEST else "it is in the validation set"
     column, words = _WORTH.get(policy, ("", ""))
     if column:
         values = table.columns[column]
-        if values[kept] > values[gone] or (
-            values[gone] != values[gone] and values[kept] == values[kept]
-        ):  # NaN: unknown
+        unknown = np.isnan(values[gone]) and not np.isnan(values[kept_row])
+        if values[kept_row] > values[gone] or unknown:
             return words
     return "it came first"
 
@@ -462,6 +458,72 @@ def _shown(row: Row) -> str:
     for message in row.messages:
         if message["role"] != "system":
             calls = [call["function"] for call in message.get("tool_calls") or ()]
-            said = [message["content"], *(f"{call['name']}({call['arguments']})" for call in calls)]
-            turns.append(f"{message['role']}: " + "\n".join(filter(None, said)))
+            parts = [message["content"], *(f"{call['name']}({call['arguments']})" for call in calls)]
+            turns.append(f"{message['role']}: " + "\n".join(filter(None, parts)))
     return "\n".join(turns)[:LONGEST_SHOWN]
+
+
+def tokens_of(table: Table, order: NDArray[np.int64]) -> dict[str, Any]:
+    """Statistics of the rows' tokens; of rows that were not measured they are estimated from the characters."""
+    columns = {name: table.columns[name][order] for name in ("tokens", "supervised", "characters", "answer_characters")}
+    tokens, supervised = columns["tokens"], columns["supervised"]
+    measured = tokens >= 0
+    if measured.all() or not measured.any():
+        return token_statistics(tokens[measured].tolist(), int(supervised[measured].sum()))
+    line = TokenLine.through(columns["characters"][measured], tokens[measured])
+    each = np.sort(np.where(measured, tokens, np.rint(line.at(columns["characters"])).astype(np.int64)))
+    total = line.total(columns["characters"])
+    # supervised tokens follow the last answer or, in chats with several answers, the whole row
+    of, supervised_line = max(
+        (
+            (name, TokenLine.through(columns[name][measured], supervised[measured]))
+            for name in ("answer_characters", "characters")
+        ),
+        key=lambda pair: pair[1].fit,
+    )
+    return {
+        **token_statistics(each.tolist(), supervised_line.total(columns[of])),
+        "total": total,
+        "mean": round(total / len(order), 2),
+        "measured": int(measured.sum()),
+    }
+
+
+@dataclass(frozen=True)
+class TokenLine:
+    """The tokens of rows by their characters, fitted to the rows that were measured (Cochran 1977, Sampling Techniques, 7.1).
+
+    That long rows are always measured does not make it too high, as it would the mean of the measured ones. The sums are whole
+    numbers, so that no machine gets another result.
+
+    Args:
+        x, y: means of the characters and of what was measured.
+        slope: of the line.
+        fit: square of the correlation.
+    """
+
+    x: float
+    y: float
+    slope: float
+    fit: float
+
+    @staticmethod
+    def through(characters: Array, measured: Array) -> TokenLine:
+        """The line of least squares."""
+        x, y = characters.astype(np.int64), measured.astype(np.int64)
+        n, sum_x, sum_y = len(x), int(x.sum()), int(y.sum())
+        spread_x, spread_y = n * int((x * x).sum()) - sum_x**2, n * int((y * y).sum()) - sum_y**2
+        both = n * int((x * y).sum()) - sum_x * sum_y
+        slope, fit = (
+            both / spread_x if spread_x else 0.0,
+            both**2 / (spread_x * spread_y) if spread_x and spread_y else 0.0,
+        )
+        return TokenLine(sum_x / n, sum_y / n, slope, fit)
+
+    def at(self, characters: Array) -> Array:
+        """What rows of so many characters measure."""
+        return np.maximum(self.y + self.slope * (characters - self.x), 1.0)
+
+    def total(self, characters: Array) -> int:
+        """What all rows measure together."""
+        return round(len(characters) * self.y + self.slope * (int(characters.sum()) - len(characters) * self.x))

@@ -24,7 +24,7 @@ from tuneloop.core.ray_cluster import on_ray
 from tuneloop.core.units import counted
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.parse import SourceRecord
-from tuneloop.data.task import Prompt
+from tuneloop.data.task import TaskPrompt
 from tuneloop.records.batch import BatchState, read_state
 from tuneloop.scale.actors import asked_actors, usual_actors
 from tuneloop.serve.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Answer, Batch, answer_by, make_batch
@@ -247,7 +247,7 @@ def _write_rows(given: BatchInput, target: TaskTarget) -> None:
     asker = Asker(target, Options(given.column, given.system), records) if records else None
     with replacing(given.folder / INPUT) as file:
         for name, value in itertools.chain(first, rows):
-            prompt: Prompt | Rejection
+            prompt: TaskPrompt | Rejection
             if isinstance(value, Rejection):
                 prompt = value
             else:

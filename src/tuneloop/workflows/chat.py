@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.formats import Rejection
-from tuneloop.data.task import Prompt
+from tuneloop.data.task import TaskPrompt
 from tuneloop.evaluate.few_shot import example_turns
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.local import LocalTarget
@@ -103,7 +103,7 @@ class Chat:
         top = TOP if speaker.target.scores_labels else 0
         return Asker(speaker.target, Options("", self.system, top, self.max_new_tokens), [record])
 
-    def prompt(self, speaker: Speaker, record: dict[str, Any]) -> Prompt | Rejection:
+    def prompt(self, speaker: Speaker, record: dict[str, Any]) -> TaskPrompt | Rejection:
         """What a speaker is asked: the question as in training, behind the examples and the conversation so far."""
         made = self._asker(speaker, record).read(record)
         if isinstance(made, Rejection) or made.continues is not None:
@@ -158,7 +158,7 @@ def _others(turns: Sequence[Message]) -> list[Message]:
     return [turn for turn in turns if turn["role"] != "system"]
 
 
-def _ask(asker: Asker, speaker: Speaker, prompt: Prompt, show: Callable[[str], None]) -> Prediction:
+def _ask(asker: Asker, speaker: Speaker, prompt: TaskPrompt, show: Callable[[str], None]) -> Prediction:
     """A model's answer to one prompt; an interrupt stops the writing, and what was said stays."""
     local = asker.target.local
     with base_only(local.model.net) if speaker.base and local else nullcontext():

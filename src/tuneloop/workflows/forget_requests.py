@@ -23,7 +23,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, write_json
 from tuneloop.core.ids import uuid7
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.forget import Descendant, Found, find_rows, forget, personal_settings
+from tuneloop.data.forget import Descendant, SubjectRows, find_rows, forget, personal_settings
 from tuneloop.data.pii import hidden
 from tuneloop.data.subject_match import Matcher, pseudonyms
 from tuneloop.records.artifact import ARTIFACT
@@ -335,7 +335,7 @@ def rebuild(made: Sequence[Descendant], match: str, root: Path | str) -> dict[st
     return done
 
 
-def versions_of(found: Found, made: Sequence[Descendant]) -> list[Descendant]:
+def versions_of(found: SubjectRows, made: Sequence[Descendant]) -> list[Descendant]:
     """`registered` versions that have learned from rows of a data set.
 
     Args:

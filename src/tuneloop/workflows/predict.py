@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.formats import Rejection
-from tuneloop.data.task import Prompt, ReadPrompt, prompt_reader
+from tuneloop.data.task import ReadPrompt, TaskPrompt, prompt_reader
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import label_distribution
 from tuneloop.records.completion import Completion
@@ -190,7 +190,7 @@ class Asker:
             progress("predicting", done + len(records), total)
         return found
 
-    def request(self, prompt: Prompt) -> Request:
+    def request(self, prompt: TaskPrompt) -> Request:
         """A prompt as a request."""
         return Request(prompt.messages, prompt.tools, prompt.continues, max_new_tokens=self.limit)
 

@@ -11,6 +11,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted
+from tuneloop.data.pii import hidden
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.names import resolve
 from tuneloop.records.dataset import MANIFEST, read_manifest
@@ -108,7 +109,6 @@ def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
 
 def _prepare_into(job: RunContext, out: Path) -> Dataset:
     from tuneloop.data.dataset import load_dataset, prepare_key
-    from tuneloop.data.pii import hidden
     from tuneloop.data.prepare import prepare
     from tuneloop.report.data_html import write_data_report
 

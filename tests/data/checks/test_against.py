@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tickets import by_name, dataset, row, tickets
 
-from tuneloop.data.checks import against
+from tuneloop.data.checks import production
 from tuneloop.data.checks.drift import Drift
 from tuneloop.records.rows import Row
 
@@ -50,9 +50,9 @@ def test_general_rows_are_no_part_of_what_production_is_held_against() -> None:
 
 
 def test_the_drift_sentence_names_every_figure() -> None:
-    estimate = against.compare_with([], []).auc
-    drift = Drift("warn", type(estimate)(0.7, 0.6, 0.8), (9, 9), 2.0, 0.1, 0.5, 0.25, 0.4, 0.1, ["card"], ["loan"], [])
-    assert against.drift_message(drift) == (
+    estimate = production.compare_with([], []).auc
+    drift = Drift("warn", type(estimate)(0.7, 0.6, 0.8), (9, 9), 2.0, 0.25, 0.4, 0.1, ["card"], ["loan"], [])
+    assert production.drift_message(drift) == (
         "a classifier tells production from train with AUC 0.70 (0.60 to 0.80; 0.5: alike); texts are 2.0 times as long; "
         "40% of the words are new to train (of train's own 10%); 25% of the labels would have to change; "
         "production has more of 'loan'; train has more of 'card'"

@@ -29,7 +29,7 @@ def texts(words: list[str], n: int, seed: int = 0, size: int = 4) -> list[str]:
 def test_texts_of_one_source_are_alike() -> None:
     drift = compare_with(texts(CARD, 300), texts(CARD, 200, seed=1))
     assert drift.level == "ok" and drift.auc.low < 0.5 and drift.examples
-    assert drift.length_distance < 0.1 < drift.length_p and 0.9 < drift.length_ratio < 1.1
+    assert 0.9 < drift.length_ratio < 1.1
     assert drift.new_words == 0 and drift.label_distance is None
 
 
@@ -39,7 +39,7 @@ def test_texts_of_another_subject_are_told_apart_and_named() -> None:
     drift = compare_with(train, production, ["a"] * 300, ["a"] * 80 + ["b"] * 80)
     assert drift.level == "error" and drift.auc.value > 0.9
     assert set(drift.words_b) == set(LOAN) and set(drift.words_a) <= set(CARD)
-    assert drift.length_ratio > 1.3 and drift.length_p < 1e-6 and drift.new_words > 0.5 and drift.usual_new_words == 0
+    assert drift.length_ratio > 1.3 and drift.new_words > 0.5 and drift.usual_new_words == 0
     assert drift.label_distance == pytest.approx(0.5)
     assert len(drift.examples) == 10 and all(i >= 10 for i in drift.examples)
 

@@ -59,7 +59,7 @@ def test_the_number_of_processes_and_the_size_of_batches_change_nothing(monkeypa
     monkeypatch.setattr(candidate_pairs, "BATCH", 64)
     monkeypatch.setattr(candidate_pairs, "_AT_ONCE", 50)
     second = alike(texts, workers=2)
-    for name in ("one", "other", "asked", "whole", "together", "crowded"):
+    for name in ("one", "other", "prompt", "whole", "together", "crowded"):
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
 
 
@@ -105,5 +105,5 @@ def test_rows_without_answers_are_looked_for_once_and_the_same_are_found(monkeyp
     monkeypatch.setattr(candidate_pairs, "_names", lambda columns: ("whole", "prompt"))
     both = alike(texts)
     assert len(once.one) > 20
-    for name in ("one", "other", "asked", "whole", "together", "crowded"):
+    for name in ("one", "other", "prompt", "whole", "together", "crowded"):
         assert np.array_equal(getattr(once, name), getattr(both, name)), name

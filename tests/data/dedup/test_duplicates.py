@@ -25,7 +25,7 @@ from tuneloop.data.dedup.duplicates import (
 )
 from tuneloop.data.dedup.minhash import (
     LONG,
-    Frame,
+    PromptFrame,
     RowTexts,
     banding,
     folded_words,
@@ -180,8 +180,8 @@ def test_a_shared_instruction_is_found_and_left_out() -> None:
     one, other = (texts_of(row(f"{start}{text}{end}"), frame) for text in ("my card is lost", "no refund yet"))
     assert row_similarity(shape_of(one), shape_of(other)) < 0.3
     assert frame.inside("Something else") == "Something else" and frame.inside(start + end) == start + end
-    assert shared_frame([f"{word} please" for word in WORDS]) == Frame()
-    assert shared_frame(prompts[:5]) == Frame()
+    assert shared_frame([f"{word} please" for word in WORDS]) == PromptFrame()
+    assert shared_frame(prompts[:5]) == PromptFrame()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from places import DATA_SETS
 from tuneloop.data.config import PrepareConfig
+from tuneloop.data.dataset import REASONS, REPAIRS
 from tuneloop.data.formats import Parsed, Rejection, detect, parse_record
-from tuneloop.data.reasons import REASONS, REPAIRS
 
 DATA = DATA_SETS
 FITTING = {

@@ -17,7 +17,18 @@ from patience import slowness
 from places import DATA_SETS
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import KINDS, Finding, _all_quiet, _scrubbed, _spans, find, is_quiet, names, redact, scrub
+from tuneloop.data.pii import (
+    KINDS,
+    PersonalSpan,
+    _all_quiet,
+    _analyzer,
+    _scrubbed,
+    _spans,
+    find,
+    is_quiet,
+    redact,
+    scrub,
+)
 
 DATA = DATA_SETS
 CONFIG = PersonalConfig()
@@ -209,7 +220,7 @@ def test_findings_are_in_order_and_hold_kinds_of_the_list() -> None:
     text = "jane@x.com, +49 30 23125 782, 4111111111111111, jane@x.com"
     found = find(text, CONFIG)
     assert [f.kind for f in found] == ["EMAIL", "PHONE", "CREDIT_CARD", "EMAIL"]
-    assert found[0] == Finding("EMAIL", 0, 10)
+    assert found[0] == PersonalSpan("EMAIL", 0, 10)
     assert {f.kind for f in found} <= set(KINDS)
 
 
@@ -252,7 +263,7 @@ def test_a_language_model_that_can_not_be_loaded_is_a_user_error(monkeypatch: py
     stub("presidio_analyzer", AnalyzerEngine=None, RecognizerRegistry=None)
     stub("presidio_analyzer.nlp_engine", NlpEngineProvider=broken)
     stub("presidio_analyzer.predefined_recognizers", SpacyRecognizer=None)
-    names._analyzer.cache_clear()
+    _analyzer.cache_clear()
     with pytest.raises(UserError, match=r"can't be loaded: \[E052\] Can't find model directory\n") as error:
         find("My name is Jane", PersonalConfig(names=True))
     assert "en_core_web_sm" in str(error.value.where)

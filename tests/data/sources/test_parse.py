@@ -88,7 +88,7 @@ def test_hostile_lines_are_rejected_with_a_reason(tmp_path: Path, line: bytes, r
 def test_what_json_forbids_and_is_clear_is_read_and_told(tmp_path: Path) -> None:
     lines = b'{"a": "x\ty"}\n{"a": NaN, "b": "\x01"}\n{"a": "\\t"}\n{"a": 1, "a": 1}\n{"a": "{\\"b\\": 1}", "b": 2}\n'
     items = read(tmp_path / "x.jsonl", lines)
-    assert [item.mended for item in items if isinstance(item, SourceRecord)] == [
+    assert [item.lenient for item in items if isinstance(item, SourceRecord)] == [
         "a raw control character inside a string (column 9)",
         "NaN is no JSON number; a raw control character inside a string (column 18)",
         "",

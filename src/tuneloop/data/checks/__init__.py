@@ -14,29 +14,51 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tuneloop.data.checks.against import compare_with_production
 from tuneloop.data.checks.label_errors import Embed
-from tuneloop.data.checks.labels import Suspects, doubted_labels, find_suspects, suspect_records
-from tuneloop.data.checks.overview import Found, Overview, example_of, examples_of, overview_of
-from tuneloop.data.checks.registry import CHECKS, CheckEntry, Finding, check
-from tuneloop.data.checks.sizes import reject_share
+from tuneloop.data.checks.labels import Suspects, doubted_labels, find_suspects, reject_share, suspect_records
+from tuneloop.data.checks.overview import (
+    CHECKS,
+    CheckedRows,
+    CheckEntry,
+    Finding,
+    Overview,
+    check,
+    example_of,
+    examples_of,
+    overview_of,
+)
+from tuneloop.data.checks.production import compare_with_production
 from tuneloop.records.dataset import Check, LongRows
 from tuneloop.records.rows import Dataset, FlaggedRow, Row
 
 __all__ = [
-    "CHECKS", "Check", "CheckEntry", "Finding", "Found", "LongRows", "Overview", "Suspects", "check",
-    "check_dataset", "examples_of", "find_suspects", "overview_of", "reject_share", "run_checks", "slow_checks",
+    "CHECKS",
+    "Check",
+    "CheckEntry",
+    "CheckedRows",
+    "Finding",
+    "LongRows",
+    "Overview",
+    "Suspects",
+    "check",
+    "check_dataset",
+    "examples_of",
+    "find_suspects",
+    "overview_of",
+    "reject_share",
+    "run_checks",
+    "slow_checks",
     "suspect_records",
 ]  # fmt: skip
 
-for _module in ("sizes", "labels", "answers", "lengths", "splits"):  # each fills CHECKS, in the order of the report
+for _module in ("labels", "answers", "splits"):  # each fills CHECKS, in the order of the report
     importlib.import_module(f"tuneloop.data.checks.{_module}")
 
 LISTED = 1_000  # rows of a check that `flagged.jsonl` lists at most
 
 
 def slow_checks(overview: Overview) -> tuple[str, ...]:
-    """Names of the checks that take long and need nothing but the rows, so that they can run while other work goes on."""
+    """Names of the checks that take long and need nothing but the rows, so that they can run next to other work."""
     return tuple(entry.name for entry in CHECKS.values() if entry.slow and entry.is_for(overview))
 
 
@@ -70,18 +92,18 @@ def run_checks(
     }
     if against is not None:
         made["production"] = compare_with_production(overview, against)
-    found = {name: finding for name, finding in made.items() if finding is not None}
+    findings = {name: finding for name, finding in made.items() if finding is not None}
     if flagged is not None:
         flagged(
             FlaggedRow(name, **example_of(overview, row))
-            for name, finding in found.items()
+            for name, finding in findings.items()
             for row in finding.found.rows[:LISTED]
         )
-    return [_record(name, finding) for name, finding in found.items()]
+    return [_record(name, finding) for name, finding in findings.items()]
 
 
 def _record(name: str, finding: Finding) -> Check:
-    """A check as it stands in `dataset.json`."""
+    """A check as written to `dataset.json`."""
     good = finding.level == "ok"
     return Check(
         name=name,

@@ -1,6 +1,6 @@
 """Whether two sets of texts come from the same source: training data and production, or train and test.
 
-The main figure is the AUC of a classifier that tells them apart on texts that it was not trained on (a classifier
+The main metric is the AUC of a classifier that tells them apart on texts that it was not trained on (a classifier
 two-sample test, Lopez-Paz and Oquab 2017, arXiv 1610.06545): 0.5 means it can't, 1 that it always can.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,7 +45,6 @@ class Drift:
             20 texts a side.
         rows: distinct texts of a and b that were looked at.
         length_ratio: median characters of b over those of a.
-        length_distance: Kolmogorov-Smirnov distance of the lengths, 0 to 1; `length_p` its p-value.
         label_distance: total variation distance of the label shares, 0 to 1; None without labels.
         new_words: share of b's words that a never uses; `usual_new_words`: the same for a tenth of a and the rest.
         words_a, words_b: words that tell most of each side, the most telling first.
@@ -56,8 +55,6 @@ class Drift:
     auc: Estimate
     rows: tuple[int, int]
     length_ratio: float
-    length_distance: float
-    length_p: float
     label_distance: float | None
     new_words: float
     usual_new_words: float
@@ -83,26 +80,21 @@ def compare_with(
     chosen_a, chosen_b = _distinct(texts_a, seed), _distinct(texts_b, seed)
     a, b = [texts_a[i] for i in chosen_a], [texts_b[i] for i in chosen_b]
     lengths_a, lengths_b = np.array([len(t) for t in a] or [0]), np.array([len(t) for t in b] or [0])
-    distance, p = kolmogorov_smirnov(lengths_a, lengths_b)
     auc = Estimate(0.5, float("nan"), float("nan"))
     examples: list[int] = []
     if min(len(a), len(b)) >= FEW:
         auc, score, vectors = tell_apart(a, b, seed)
         examples = _foreign(score[len(a) :], vectors[: len(a)], vectors[len(a) :])
     counts_a, counts_b = _words(a), _words(b)
-    shares = None
-    if labels_a and labels_b:
-        shares = total_variation(Counter(labels_a), Counter(labels_b))
+    shares = total_variation(Counter(labels_a), Counter(labels_b)) if labels_a and labels_b else None
     return Drift(
         level_of(auc),
         auc,
         (len(a), len(b)),
         float(np.median(lengths_b) / max(np.median(lengths_a), 1)),
-        distance,
-        p,
         shares,
-        _new(b, [word for word in counts_a]),
-        _new(a[::10], [word for text in _without_every_tenth(a) for word in _WORD.findall(text.lower())]),
+        _new(b, counts_a),
+        _new(a[::10], _words([text for place, text in enumerate(a) if place % 10])),
         _telling(counts_a, counts_b, len(a), len(b)),
         _telling(counts_b, counts_a, len(b), len(a)),
         [chosen_b[i] for i in examples],
@@ -231,21 +223,16 @@ def _words(texts: Sequence[str]) -> Counter[str]:
     return counts
 
 
-def _without_every_tenth(texts: Sequence[str]) -> list[str]:
-    return [text for place, text in enumerate(texts) if place % 10]
-
-
-def _new(texts: Sequence[str], known: Sequence[str]) -> float:
-    """Share of the words of texts that are not among the known ones."""
-    seen = set(known)
+def _new(texts: Sequence[str], vocabulary: Collection[str]) -> float:
+    """Share of the words of texts that are not in the vocabulary."""
     words = [word for text in texts for word in _WORD.findall(text.lower())]
-    return sum(word not in seen for word in words) / len(words) if words else 0.0
+    return sum(word not in vocabulary for word in words) / len(words) if words else 0.0
 
 
-def _telling(own: Counter[str], other: Counter[str], of_own: int, of_other: int) -> list[str]:
+def _telling(counts: Counter[str], other: Counter[str], of_own: int, of_other: int) -> list[str]:
     """Words that stand in more texts of one side than chance allows: z-scores of log odds ratios (Woolf 1955)."""
     scores = {}
-    for word, count in own.items():
+    for word, count in counts.items():
         if count < 3:  # hardly telling, and rare words may be names
             continue
         cells = (count + 0.5, of_own - count + 0.5, other[word] + 0.5, of_other - other[word] + 0.5)

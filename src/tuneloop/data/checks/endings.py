@@ -33,7 +33,7 @@ _ITEM = re.compile(r"^[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+\S", re.M)
 
 ENOUGH = 50  # answers of a kind from which the share of those with an end mark is known
 LONG = 25  # words; long answers end with an end mark more often than short ones
-NEARLY_ALL = 0.97  # share of answers with an end mark from which one without it is suspicious by itself
+NEARLY_ALL = 0.97  # share of answers with an end mark from which one without it alone is suspicious
 KNOWN = 20  # times that a word must have been seen to know that it does not end sentences
 SELDOM = 0.02
 UNUSUAL_END = 0.1  # share of its places up to which a word ends sentences so seldom that it is a sign
@@ -69,13 +69,13 @@ class Endings:
         closed: Counter[str] = Counter()
         for answer in answers:
             text = answer.strip().lower()[-4000:]
-            found = list(_WORD.finditer(text))
-            words.update(match.group() for match in found)
-            for match in found:
+            words_here = list(_WORD.finditer(text))
+            words.update(match.group() for match in words_here)
+            for match in words_here:
                 if match.end() == len(text) or text[match.end()] in _MARKS or text[match.end()] == "\n":
                     last[match.group()] += 1
             times[text] += 1
-            for kind in _kinds(text, len(found)):
+            for kind in _kinds(text, len(words_here)):
                 of[kind] += 1
                 closed[kind] += not is_open(text)
         shares = {kind: closed[kind] / n for kind, n in of.items() if n >= ENOUGH}
@@ -85,21 +85,21 @@ class Endings:
         """Whether an answer without an end mark is cut off.
 
         The other items of its list all end with an end mark; its last word is the beginning of a word that
-        others use, or one that hardly ever ends a sentence, here or in any text; or others go on where it stops; or nearly
+        others use, or one that hardly ever ends a sentence, here or in any text; or others continue where it stops; or nearly
         all others of its kind end with an end mark.
         """
         if not is_open(answer):
             return False
         text = answer.strip().lower()[-4000:]
-        found = _WORD.findall(text)
-        if not found:
+        words = _WORD.findall(text)
+        if not words:
             return False
-        nearly_all = any(self.closed.get(kind, 0.0) >= NEARLY_ALL for kind in _kinds(text, len(found)))
+        nearly_all = any(self.closed.get(kind, 0.0) >= NEARLY_ALL for kind in _kinds(text, len(words)))
         if (nearly_all and _is_prose(text)) or _last_item_open(text):
             return True
-        word = found[-1]
+        word = words[-1]
         if not text.endswith(word):  # a comma or dash
-            return len(found) >= 4 and text[-1] not in "/+" and text[-2] not in _MARKS
+            return len(words) >= 4 and text[-1] not in "/+" and text[-2] not in _MARKS
         seen, ended = self.words[word] - 1, self.last[word] - 1  # without this answer itself
         if seen == ended and self._is_fragment(word, seen):
             return True
@@ -107,10 +107,9 @@ class Endings:
             return True
         if word in _GO_ON and ended <= UNUSUAL_END * seen:
             return True
-        unusual = (
-            ended <= UNUSUAL_END * seen or len(word) < 3
-        )  # a letter or two are mostly the rest of a cut themselves
-        return len(found) >= 4 and unusual and self._others_go_on(text)
+        # a letter or two are mostly the rest of a cut themselves
+        unusual = ended <= UNUSUAL_END * seen or len(word) < 3
+        return len(words) >= 4 and unusual and self._others_go_on(text)
 
     def _is_fragment(self, word: str, seen: int) -> bool:
         """Whether a word that stands at ends only is the beginning of one that is far more frequent."""
@@ -125,7 +124,7 @@ class Endings:
         return False
 
     def _others_go_on(self, text: str) -> bool:
-        """Whether more answers begin with this one and go on with a word than stop here."""
+        """Whether more answers begin with this one and continue with a word than stop here."""
         place, on = bisect_right(self.answers, text), 0
         while place < len(self.answers) and self.answers[place].startswith(text):
             if self.answers[place][len(text) : len(text) + 2].strip()[:1].isalnum():

@@ -111,13 +111,13 @@ def _features(texts: Sequence[str]) -> Iterator[tuple[Any, Any]]:
     pair = mixed_bits(word[:-1] * np.uint64(31) + word[1:])[neighbours]
     yield np.concatenate([row_of_word, row_of_word[1:][neighbours]]), np.concatenate([word, pair]) >> shift
 
-    found_rows, found = [], []
+    found_rows, ngrams = [], []
     for size in CHARACTER_NGRAMS:
         start = np.arange(max(len(code) - size + 1, 0))
         start = start[(row[start] == row[start + size - 1]) & (code[start] != 10)]
         found_rows.append(row[start])
-        found.append(spans(start, start + size) >> shift)
-    yield np.concatenate(found_rows), np.concatenate(found)
+        ngrams.append(spans(start, start + size) >> shift)
+    yield np.concatenate(found_rows), np.concatenate(ngrams)
 
 
 def _powers(base: int, count: int) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tuneloop.data.checks.features import groups, one_thread, sample, sketch, tfidf
+from tuneloop.data.checks.features import groups, one_thread, sketch, tfidf
 
 Embed = Callable[[Sequence[str]], Any]  # texts -> float array, one row a text
 
@@ -31,7 +31,6 @@ SKETCH, SKETCH_OF_LARGE = 4096, 1024
 SHARPNESS = 2.0  # of the kernel exp(SHARPNESS * (cosine - 1)): likes of a few words count, not only whole texts
 RIDGE = 0.5
 SMOOTHINGS = (0.005, 0.01, 0.02, 0.04)  # of naive Bayes; the one under which held-out labels are likeliest is taken
-SECONDS_PER_ROW = 1.5e-4  # of one core, with 100 labels: what a budget is turned into rows with
 # Of the likeliest label's probability: up to there a confident error is mostly an error, beyond a hard row.
 CLEARLY_WRONG = 0.05
 
@@ -60,39 +59,33 @@ def find_label_errors(
     labels: Sequence[str],
     *,
     seed: int = 0,
-    budget_seconds: float | None = 10.0,
     embed: Embed | None = None,
 ) -> list[LabelError]:
     """All rows, the most suspicious first.
 
     Args:
-        texts: what the model is asked.
+        texts: the questions.
         labels: the class of each text.
-        seed: of the landmarks and of the sample.
-        budget_seconds: rough limit on one core's time without embeddings; beyond it a sample of the rows, chosen by
-            their hashes, is looked at. It is turned into a number of rows and measured by no clock, so that the
-            result can be reproduced. None: all rows.
+        seed: of the landmarks.
         embed: sentence embeddings; with them the ranking is clearly better.
 
     Returns:
-        One record for each row looked at; none where there are fewer than two labels.
+        One record for each row; none where there are fewer than two labels.
     """
-    most = len(texts) if budget_seconds is None else max(int(min(budget_seconds, 1e6) / SECONDS_PER_ROW), 1000)
-    chosen = sample(texts, most, seed)
-    texts, names = [texts[i] for i in chosen], sorted({labels[i] for i in chosen})
+    names = sorted(set(labels))
     if len(names) < 2:
         return []
     place = {name: number for number, name in enumerate(names)}
-    label = np.array([place[labels[i]] for i in chosen])
+    label = np.array([place[name] for name in labels])
     with one_thread():
         probability = _probabilities(texts, label, len(names), seed, embed)
-    own = probability[np.arange(len(label)), label]
-    confident = confident_errors(probability, label) & (own < CLEARLY_WRONG * probability.max(axis=1))
+    label_probability = probability[np.arange(len(label)), label]
+    confident = confident_errors(probability, label) & (label_probability < CLEARLY_WRONG * probability.max(axis=1))
     best = probability.argmax(axis=1)
-    order = np.lexsort((np.arange(len(label)), own))
+    order = np.lexsort((np.arange(len(label)), label_probability))
     return [
-        LabelError(chosen[i], names[label[i]], names[best[i]], round(float(own[i]), 6), bool(confident[i]))
-        for i in order
+        LabelError(i, names[label[i]], names[best[i]], round(float(label_probability[i]), 6), bool(confident[i]))
+        for i in order.tolist()
     ]
 
 
@@ -108,9 +101,9 @@ def confident_errors(probability: Any, label: Any) -> Any:
         label: the class of each row.
     """
     classes = probability.shape[1]
-    own = probability[np.arange(len(label)), label]
+    label_probability = probability[np.arange(len(label)), label]
     count = np.bincount(label, minlength=classes)
-    threshold = np.bincount(label, own, minlength=classes) / np.maximum(count, 1)
+    threshold = np.bincount(label, label_probability, minlength=classes) / np.maximum(count, 1)
     threshold[count == 0] = np.inf
     reached = np.where(probability >= threshold, probability, -1.0)
     best = reached.argmax(axis=1)
@@ -196,10 +189,10 @@ def _naive_bayes(table: Any, label: Any, classes: int, members: Any) -> Any:
     times = times.astype(np.float32)
     part = table[first]
     of = np.repeat(np.arange(len(pair)), np.diff(part.indptr))
-    own = pair % classes
-    rest = np.maximum(dense[part.indices, own[of]] - times[of] * part.data, 0.0)
-    rest_total = np.maximum(total[own] - times * size[first], 0.0)
-    rest_rows = rows_of[own] - times
+    class_of_pair = pair % classes
+    rest = np.maximum(dense[part.indices, class_of_pair[of]] - times[of] * part.data, 0.0)
+    rest_total = np.maximum(total[class_of_pair] - times * size[first], 0.0)
+    rest_rows = rows_of[class_of_pair] - times
     # Each row and the pairs of its text.
     start, pairs = np.searchsorted(pair // classes, members), np.bincount(pair // classes)[members]
     row = np.repeat(np.arange(n), pairs)
@@ -214,7 +207,7 @@ def _naive_bayes(table: Any, label: Any, classes: int, members: Any) -> Any:
         right = np.bincount(of, part.data * np.log(rest + np.float32(smoothing)), len(pair))
         right = right + np.log(rest_rows + 0.5) - size[first] * np.log(rest_total + spread)
         some = row % every == 0
-        score[row[some] // every, own[which[some]]] = right[which[some]]
+        score[row[some] // every, class_of_pair[which[some]]] = right[which[some]]
         return score.astype(np.float32)
 
     every = n // LOOKED_AT + 1

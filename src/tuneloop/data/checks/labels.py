@@ -1,22 +1,110 @@
-"""Checks of labels and of rows that contradict each other."""
+"""Checks of the number of rows, of labels, and of rows that contradict each other."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneloop.core.units import counted, verb
 from tuneloop.data.checks.label_errors import Embed, LabelError, find_label_errors
-from tuneloop.data.checks.overview import EXAMPLES, Found, Overview, asked_of, example_of, examples_of, named, share_of
-from tuneloop.data.checks.registry import Finding, Level, check
-from tuneloop.data.checks.sizes import FEW_ROWS
-from tuneloop.data.split import TRAIN, normalised
+from tuneloop.data.checks.overview import (
+    EXAMPLES,
+    CheckedRows,
+    Finding,
+    Level,
+    Overview,
+    check,
+    example_of,
+    examples_of,
+    named,
+    question_of,
+    share_of,
+)
+from tuneloop.data.dataset import HARMLESS
+from tuneloop.data.split import TEST, TRAIN, VAL, Array, normalised
 from tuneloop.records.rows import DoubtfulLabel
+
+FEW_ROWS = 100  # training rows below which a tuned model rarely beats a good prompt, and learns its rows by heart
+TASK_ROWS, STYLE_ROWS, DOMAIN_ROWS = 500, 1_000, 5_000  # what a narrow task, a style and a field's language take
+FEW_TEST_ROWS = 50  # a share of 50 % measured on fewer rows has a 95 % interval wider than ± 14 points
+REJECT_SHARE = 0.05
+
+
+def reject_share(read: int, rejected: Mapping[str, int]) -> tuple[int, int]:
+    """Defective records, and the records they are a share of.
+
+    Blank lines, copies and rows left out on request are no defect: they count on neither side.
+    """
+    harmless = sum(rejected.get(reason, 0) for reason in HARMLESS)
+    return sum(rejected.values()) - harmless, read - harmless
+
+
+@check("enough_rows", "too few training rows for the task")
+def enough_rows(overview: Overview) -> Finding:
+    n = len(overview.rows(TRAIN))
+    remedy = f"Collect at least {TASK_ROWS} rows, or put examples into the prompt instead."
+    if n < FEW_ROWS:
+        message = f"only {counted(n, 'training row')}: below {FEW_ROWS}, the model learns them by heart, and examples in the prompt often do as well"
+        return Finding("warn", message, n, remedy)
+    if n < TASK_ROWS:
+        use = f"enough to try a narrow task; {TASK_ROWS} to {STYLE_ROWS:,} make one good"
+    elif n < STYLE_ROWS:
+        use = f"good for a narrow task; a style takes {STYLE_ROWS:,}, a field's language {DOMAIN_ROWS:,}"
+    elif n < DOMAIN_ROWS:
+        use = f"good for a task or a style; a field's language takes {DOMAIN_ROWS:,}"
+    else:
+        use = "good for a task, a style or a field's language"
+    return Finding("ok", f"{counted(n, 'training row')}: {use}", n)
+
+
+@check("val_size", "no validation rows")
+def val_size(overview: Overview) -> Finding:
+    n = len(overview.rows(VAL))
+    if n:
+        return Finding("ok", f"{counted(n, 'validation row')}", n)
+    message = "no validation rows: training can't be stopped at its best step"
+    return Finding("warn", message, 0, "Set data.split.val, for instance to 0.1.")
+
+
+@check("test_size", "too few test rows for a figure that means something")
+def test_size(overview: Overview) -> Finding:
+    n = len(overview.rows(TEST))
+    remedy = f"Give the test split at least {FEW_TEST_ROWS} rows (data.split.test); 400 tell a share to ± 5 points."
+    if n == 0:
+        return Finding("warn", "no test rows: nothing can be proved with this data set", 0, remedy)
+    half = 98.0 / n**0.5  # 1.96 standard errors of a share of one half, in points
+    what = "an accuracy" if overview.task == "classification" else "a share of good answers"
+    message = (
+        f"{counted(n, 'test row')} {verb(n, 'tells', 'tell')} {what} to about ± {half:.{1 if half < 1 else 2}g} points"
+    )
+    return Finding("ok" if n >= FEW_TEST_ROWS else "warn", message, n, remedy)
+
+
+@check("reject_share", "many defective records")
+def defective_records(overview: Overview) -> Finding:
+    bad, of = reject_share(overview.read, overview.rejected)
+    share = bad / of if of else 0.0
+    message = f"{bad:,} of {counted(of, 'record')} {verb(bad, 'is', 'are')} defective ({share:.1%})"
+    if harmless := overview.read - of:
+        reasons = sorted(((overview.rejected[r], r) for r in HARMLESS if overview.rejected.get(r)), reverse=True)
+        message += f"; {harmless:,} more left out: {', '.join(f'{n:,} {reason}' for n, reason in reasons[:4])}"
+    remedy = "Look at the reasons in rejects.jsonl: one cause is often behind most of them."
+    return Finding("warn" if share > REJECT_SHARE else "ok", message, bad, remedy)
+
+
+@check("cut_files", "source files that end before their data")
+def cut_files(overview: Overview) -> Finding | None:
+    # One reject stands for all that is missing of a cut file, so no share of rejects shows it.
+    n = overview.rejected.get("cut_file", 0)
+    files = "a source file ends" if n == 1 else f"{n} source files end"
+    message = f"{files} before the data do: nobody knows how many records are missing"
+    remedy = "Copy or download it again; rejects.jsonl names file and line under cut_file."
+    return Finding("warn", message, n, remedy) if n else None
+
 
 FEW_LABEL_ROWS = 5
 NO_CLASSES = 0.9  # labels a row from which they can't be classes
@@ -58,14 +146,13 @@ def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool
     # in an order of their own: that of the sources and that of the files give the same verdicts
     rows = some[np.argsort(overview.columns["question"][some], kind="stable")].tolist()
     label = overview.columns["label"]
-    found = find_label_errors(
-        [asked_of(overview.row(i)) for i in rows],
+    ranked = find_label_errors(
+        [question_of(overview.row(i)) for i in rows],
         [overview.names["label"][label[i]] for i in rows],
         seed=overview.seed,
-        budget_seconds=None,
         embed=embed,
     )
-    errors = [LabelError(rows[e.index], e.label, e.suggested, e.score, e.confident) for e in found]
+    errors = [LabelError(rows[e.index], e.label, e.suggested, e.score, e.confident) for e in ranked]
     return Suspects(errors, len(labelled))
 
 
@@ -78,14 +165,14 @@ def suspect_records(overview: Overview, suspects: Suspects, most: int = 500) -> 
             suggested=error.suggested,
             score=error.score,
             confident=error.confident,
-            text=asked_of(overview.row(error.index))[:500],
+            text=question_of(overview.row(error.index))[:500],
         )
         for error in suspects.errors[:most]
         if error.label != error.suggested
     ]
 
 
-def label_counts(overview: Overview, split: int) -> NDArray[Any]:
+def label_counts(overview: Overview, split: int) -> Array:
     label = overview.columns["label"][overview.rows(split)]
     return np.bincount(label[label >= 0], minlength=len(overview.names["label"]))
 
@@ -93,10 +180,10 @@ def label_counts(overview: Overview, split: int) -> NDArray[Any]:
 @check("label_balance", "rare labels and uneven ones", tasks=("classification",))
 def label_balance(overview: Overview) -> Finding:
     names = overview.names["label"]
-    known = Counter(dict(zip(names, label_counts(overview, TRAIN).tolist(), strict=True)))
+    rows_of = Counter(dict(zip(names, label_counts(overview, TRAIN).tolist(), strict=True)))
     labels = list(overview.labels) or sorted(name for name in names)
-    few = [label for label in labels if known[label] < FEW_LABEL_ROWS]
-    counts = Counter({label: n for label, n in sorted(known.items()) if n})
+    few = [label for label in labels if rows_of[label] < FEW_LABEL_ROWS]
+    counts = Counter({label: n for label, n in sorted(rows_of.items()) if n})
     remedy = "Collect rows of the rare labels, merge labels, or limit the frequent ones (data.limit_per_label)."
     if counts.total() >= FEW_ROWS and len(counts) > NO_CLASSES * counts.total():
         message = f"{counted(len(counts), 'label')} for {counted(counts.total(), 'training row')}: nearly every row has one of its own, as ids and answers do"
@@ -118,7 +205,7 @@ def label_balance(overview: Overview) -> Finding:
     return Finding("warn" if high > LABEL_RATIO * low else "ok", message, low, remedy)
 
 
-def _rows_with(overview: Overview, split: int, labels: Sequence[str]) -> NDArray[Any]:
+def _rows_with(overview: Overview, split: int, labels: Sequence[str]) -> Array:
     of_interest = set(labels)
     wanted = [number for number, name in enumerate(overview.names["label"]) if name in of_interest]
     rows = overview.rows(split)
@@ -139,13 +226,11 @@ def unseen_labels(overview: Overview) -> Finding:
     return Finding("warn", message, len(rows), remedy, examples_of(overview, rows))
 
 
-def _contradictions(
-    overview: Overview, said: Callable[[int], tuple[Any, Any]], most: int | None = None
-) -> NDArray[Any]:
+def _contradictions(overview: Overview, answer_of: Callable[[int], tuple[Any, Any]], most: int | None = None) -> Array:
     """Rows that share their prompt with a row of another answer; rows of one prompt follow each other.
 
     Args:
-        said: what else a row's answer depends on, and the answer.
+        answer_of: what else a row's answer depends on, and the answer.
         most: rows to look at.
     """
     rows = overview.rows()
@@ -154,7 +239,7 @@ def _contradictions(
     question, rows = question[order], rows[order]
     start = np.flatnonzero(np.concatenate([[True], question[1:] != question[:-1]])) if len(rows) else np.array([], int)
     size = np.diff(np.append(start, len(rows)))
-    found: list[int] = []
+    contradicting: list[int] = []
     looked = 0
     for first, n in zip(start[size > 1].tolist(), size[size > 1].tolist(), strict=True):
         if most is not None and looked + n > most:
@@ -162,12 +247,12 @@ def _contradictions(
         looked += n
         answers: dict[Any, dict[Any, list[int]]] = {}
         for index in rows[first : first + n].tolist():
-            context, answer = said(index)
+            context, answer = answer_of(index)
             answers.setdefault(context, {}).setdefault(answer, []).append(index)
         for different in answers.values():
             if len(different) > 1:
-                found += sorted(index for same in different.values() for index in same)
-    return np.array(found, dtype=np.int64)
+                contradicting += sorted(index for same in different.values() for index in same)
+    return np.array(contradicting, dtype=np.int64)
 
 
 def _label_of(overview: Overview) -> Callable[[int], tuple[None, int]]:
@@ -178,32 +263,30 @@ def _label_of(overview: Overview) -> Callable[[int], tuple[None, int]]:
 def _answer_in_context(overview: Overview) -> Callable[[int], tuple[str, str]]:
     """The turns of the assistant and the tools so far, which a chat's answer depends on, and the answer."""
 
-    def said(index: int) -> tuple[str, str]:
+    def answer_of(index: int) -> tuple[str, str]:
         row = overview.row(index)
         context = [
             (m["content"], str(m.get("tool_calls", ""))) for m in row.prompt if m["role"] in ("assistant", "tool")
         ]
         return str(context), normalised(row.answer) + str(row.messages[-1].get("tool_calls", ""))
 
-    return said
+    return answer_of
 
 
 @check("conflicting_labels", "one text with two labels", tasks=("classification",))
 def conflicting_labels(overview: Overview) -> Finding:
     rows = _contradictions(overview, _label_of(overview))
     n = len(rows)
-    message = (
-        f"{counted(n, 'row')} {verb(n, 'shares its', 'share their')} text with a row of another label"
-        if n
-        else "no text with two labels"
-    )
+    message = "no text with two labels"
+    if n:
+        message = f"{counted(n, 'row')} {verb(n, 'shares its', 'share their')} text with a row of another label"
     examples = [
         example_of(overview, i, label=overview.names["label"][int(overview.columns["label"][i])])
         for i in rows[:EXAMPLES].tolist()
         if overview.columns["label"][i] >= 0
     ]
     remedy = "Decide which label is right, or drop all such rows (data.duplicates.conflicts=drop)."
-    return Finding("warn" if n else "ok", message, n, remedy, Found(rows.tolist(), examples))
+    return Finding("warn" if n else "ok", message, n, remedy, CheckedRows(rows.tolist(), examples))
 
 
 @check("label_errors", "labels that look wrong", tasks=("classification",))
@@ -226,18 +309,16 @@ def doubted_labels(overview: Overview, suspects: Suspects) -> Finding:
         example_of(overview, e.index, label=e.label, suggested=e.suggested, score=e.score) for e in wrong[:EXAMPLES]
     ]
     remedy = "Look through label_errors.jsonl from the top and put right what is wrong, in the test split above all."
-    return Finding(level, message, len(wrong), remedy, Found((), examples))
+    return Finding(level, message, len(wrong), remedy, CheckedRows((), examples))
 
 
 @check("conflicting_answers", "one prompt with two answers", tasks=("generation", "chat"))
 def conflicting_answers(overview: Overview) -> Finding:
     rows = _contradictions(overview, _answer_in_context(overview), most=5_000)
     share = len(rows) / max(len(overview.rows()), 1)
-    message = (
-        f"{share_of(len(rows), len(overview.rows()))} share their prompt with a row of another answer"
-        if len(rows)
-        else "no prompt with two answers"
-    )
+    message = "no prompt with two answers"
+    if len(rows):
+        message = f"{share_of(len(rows), len(overview.rows()))} share their prompt with a row of another answer"
     remedy = "Keep the better answer where only one can be right; open questions may well have several."
     # a chat's answers to "thanks" differ, and should
     level: Level = "warn" if share > 0.01 and overview.task == "generation" else "ok"
@@ -246,23 +327,19 @@ def conflicting_answers(overview: Overview) -> Finding:
 
 @check("conflicting_ratings", "one answer that is liked and disliked", tasks=("generation", "chat"))
 def conflicting_ratings(overview: Overview) -> Finding | None:
-    """Answers that were liked and disliked; no check where nothing was rated."""
     if not any("thumb" in overview.row(i).meta for i in overview.some(overview.rows(), 200).tolist()):
         return None
-    said = _answer_in_context(overview)
+    answer_of = _answer_in_context(overview)
 
     def rated(index: int) -> tuple[Any, bool | None]:
         thumb = overview.row(index).meta.get("thumb")
-        return said(index) if isinstance(thumb, bool) else index, thumb
+        return answer_of(index) if isinstance(thumb, bool) else index, thumb
 
     rows = _contradictions(overview, rated, most=5_000)
     n = len(rows)
-    message = (
-        f"{counted(n, 'row')} {verb(n, 'holds', 'hold')} an answer that another row rates otherwise"
-        if n
-        else "no answer is liked and disliked"
-    )
-    remedy = (
-        "Keep the better rated one (data.duplicates.keep=best), or drop all such rows (data.duplicates.conflicts=drop)."
-    )
+    message = "no answer is liked and disliked"
+    if n:
+        message = f"{counted(n, 'row')} {verb(n, 'holds', 'hold')} an answer that another row rates otherwise"
+    better, none = "data.duplicates.keep=best", "data.duplicates.conflicts=drop"
+    remedy = f"Keep the better rated one ({better}), or drop all such rows ({none})."
     return Finding("warn" if n else "ok", message, n, remedy, examples_of(overview, rows))

@@ -1,4 +1,4 @@
-"""A data set as the checks see it: facts in arrays, and the rows themselves when asked for."""
+"""A data set as the checks see it: facts in arrays, and the rows themselves on request; and the table of checks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneloop.core.units import counted
 from tuneloop.data.checks import quality
 from tuneloop.data.language import detect_language
-from tuneloop.data.split import SPLITS, key64, prompt_key
+from tuneloop.data.split import SPLITS, Array, Columns, key64, prompt_key
 from tuneloop.records.dataset import LongRows
 from tuneloop.records.rows import Dataset, Row
 
@@ -23,7 +22,7 @@ EXAMPLES = 10  # rows of a check that are shown
 
 @dataclass(frozen=True)
 class Overview:
-    """A data set as the checks see it: facts in arrays, one element a row, and the rows themselves when asked for.
+    """A data set as the checks see it: facts in arrays, one element a row, and the rows themselves on request.
 
     Args:
         task: classification, generation or chat.
@@ -41,9 +40,9 @@ class Overview:
     """
 
     task: str
-    columns: Mapping[str, NDArray[Any]]
+    columns: Columns
     names: Mapping[str, Sequence[str]]
-    split: NDArray[Any]
+    split: Array
     row: Callable[[int], Row]
     read: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)
@@ -53,11 +52,11 @@ class Overview:
     labels: Sequence[str] = ()
     seed: int = 0
 
-    def rows(self, split: int | None = None) -> NDArray[Any]:
+    def rows(self, split: int | None = None) -> Array:
         """Indices of the rows of a split, or of all."""
         return np.flatnonzero(self.split >= 0 if split is None else self.split == split)
 
-    def some(self, rows: NDArray[Any], size: int) -> NDArray[Any]:
+    def some(self, rows: Array, size: int) -> Array:
         """At most `size` of some rows, picked by the hashes of their prompts, in their order."""
         if len(rows) <= size:
             return rows
@@ -84,7 +83,7 @@ def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None
                 tokens, supervised = measured.tokens, measured.supervised
             except ValueError:
                 supervised = 0
-        language = detect_language(asked_of(row))[0] if has_detector else None
+        language = detect_language(question_of(row))[0] if has_detector else None
         for name, codes, value in (("label", labels, row.label), ("language", languages, language)):
             facts[name].append(-1 if value is None else codes.setdefault(value, len(codes)))
         facts["flags"].append(quality.as_bits(quality.flags(row.messages, row.label)))
@@ -116,10 +115,7 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-# --- rows as examples ----------------------------------------------------------------------------
-
-
-class Found(NamedTuple):
+class CheckedRows(NamedTuple):
     """The rows that a check is about, and the first of them as they are shown."""
 
     rows: Sequence[int]
@@ -138,16 +134,16 @@ def example_of(overview: Overview, index: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def examples_of(overview: Overview, indices: NDArray[Any] | Sequence[int]) -> Found:
+def examples_of(overview: Overview, indices: Array | Sequence[int]) -> CheckedRows:
     """Rows, the first of them to be shown."""
     rows = [int(index) for index in indices]
-    return Found(rows, [example_of(overview, index) for index in rows[:EXAMPLES]])
+    return CheckedRows(rows, [example_of(overview, index) for index in rows[:EXAMPLES]])
 
 
-def asked_of(row: Row) -> str:
+def question_of(row: Row) -> str:
     """What the user says; in rows without a user, everything before the answer, or the answer of a bare text."""
-    said = [m["content"] for m in row.messages if m["role"] == "user"] or [m["content"] for m in row.prompt]
-    return "\n".join(said) or row.answer
+    texts = [m["content"] for m in row.messages if m["role"] == "user"] or [m["content"] for m in row.prompt]
+    return "\n".join(texts) or row.answer
 
 
 def named(names: Sequence[str]) -> str:
@@ -158,3 +154,63 @@ def named(names: Sequence[str]) -> str:
 def share_of(part: int, of: int) -> str:
     """`5 of 100 rows (5.0%)`."""
     return f"{part:,} of {counted(of, 'row')} ({part / of:.1%})" if of else "no rows"
+
+
+Level = Literal["ok", "warn", "error"]
+
+
+class Finding(NamedTuple):
+    """What a check says.
+
+    Args:
+        level: `error` stops `run` and `train`.
+        message: one sentence.
+        rows: number of rows concerned.
+        remedy: one sentence on what to do.
+        found: the rows for `flagged.jsonl`, and those to show.
+    """
+
+    level: Level
+    message: str
+    rows: int
+    remedy: str = ""
+    found: CheckedRows = CheckedRows((), ())
+
+
+Run = Callable[[Overview], Finding | None]
+
+
+@dataclass(frozen=True)
+class CheckEntry:
+    """A check.
+
+    Args:
+        name: as in `dataset.json`.
+        title: what it looks for, for the reference.
+        run: gives the finding; None where the check does not apply to the data.
+        tasks: tasks that it is for; empty: all.
+        slow: it needs nothing but the rows and runs in another process while files are written.
+    """
+
+    name: str
+    title: str
+    run: Run
+    tasks: tuple[str, ...] = ()
+    slow: bool = False
+
+    def is_for(self, overview: Overview) -> bool:
+        """Whether it is for the task of these data."""
+        return not self.tasks or overview.task in self.tasks
+
+
+CHECKS: dict[str, CheckEntry] = {}  # by name, in the order in which they are reported
+
+
+def check(name: str, title: str, *, tasks: tuple[str, ...] = (), slow: bool = False) -> Callable[[Run], Run]:
+    """Make a function from an overview to a finding a check: see `CheckEntry`."""
+
+    def register(run: Run) -> Run:
+        CHECKS[name] = CheckEntry(name, title, run, tasks, slow)
+        return run
+
+    return register

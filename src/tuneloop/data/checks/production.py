@@ -1,18 +1,25 @@
-"""What users send in production, from logs and exports of any shape: their turns, to compare with a data set."""
+"""What users send in production, from logs and exports of any shape: their turns, and the check that compares them with a data set."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.config import PrepareConfig
+from tuneloop.data.checks.drift import MOST, Drift, compare_with
+from tuneloop.data.checks.features import sample
+from tuneloop.data.checks.overview import CheckedRows, Finding, Overview, question_of
+from tuneloop.data.config import PrepareConfig, RepairConfig
 from tuneloop.data.formats import TEXT_NAMES, FormatGuess, Parsed, detect, parse_record
 from tuneloop.data.formats.turns import ROLES
+from tuneloop.data.pii import hidden
+from tuneloop.data.repair import repair_text
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
+from tuneloop.data.split import TRAIN
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.rows import Message, Row
 
@@ -32,22 +39,22 @@ def as_prepared(manifest: DatasetManifest, sources: Sequence[str]) -> PrepareCon
     named = form.columns if form and form.name == "text_label" else {}
     given = {key: config.get(key) for key in ("input", "output", "task", "format")}
     columns = {key: named.get(key) or config.get(key) for key in ("text", "label")}
-    known = {key: value for key, value in {**given, **columns}.items() if value is not None}
-    return PrepareConfig.model_validate({**known, "sources": list(sources)})
+    settings = {key: value for key, value in {**given, **columns}.items() if value is not None}
+    return PrepareConfig.model_validate({**settings, "sources": list(sources)})
 
 
 def read_production(sources: Sequence[str], config: PrepareConfig | None = None) -> tuple[list[Row], int]:
     """Production records as rows with the user's turns, an empty answer and the label if there is one, and how many had no such turn.
 
     Records are read as training data are. One that is no training example because nothing is answered still says
-    what the user asked: its turns, or its text column, are taken as they are.
+    the question: its turns, or its text column, are taken as they are.
 
     Args:
         sources: files, globs or folders.
         config: format and columns, where they can't be guessed.
 
     Raises:
-        UserError: a source is missing or empty, or no record says what a user asked.
+        UserError: a source is missing or empty, or no record holds a question of a user.
     """
     config = config or PrepareConfig(sources=list(sources))
     records = iter(read_records(sources))
@@ -135,3 +142,54 @@ def _row(texts: Sequence[str], label: str | None, source: str, line: int) -> Row
     messages: list[Message] = [{"role": "user", "content": text} for text in texts]
     name = hashlib.blake2b("\n".join(texts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     return Row(name, [*messages, {"role": "assistant", "content": ""}], label, meta={"source": source, "line": line})
+
+
+EXAMPLE_LENGTH = 200  # characters of a production text that are shown
+
+
+def compare_with_production(overview: Overview, against: Sequence[Row]) -> Finding:
+    """Production against the task's own training rows, both repaired and without personal data: in training they were taken out."""
+    rows = [overview.row(i) for i in overview.some(overview.rows(TRAIN), 4_000).tolist()]
+    questions = [question_of(row) for row in against]
+    chosen = sample(questions, 4 * MOST, overview.seed)
+    texts = [_comparable(questions[i]) for i in chosen]
+    labels_a = labels_b = None
+    if overview.task == "classification":
+        column, names = overview.columns["label"], overview.names["label"]
+        labels_a = [names[column[i]] for i in overview.rows(TRAIN).tolist() if column[i] >= 0]
+        labels_b = [row.label for row in against if row.label is not None]
+    training_texts = [_comparable(question_of(row)) for row in rows if "mix" not in row.meta]
+    drift = compare_with(training_texts, texts, labels_a, labels_b, seed=overview.seed)
+    examples = [
+        {
+            "source": row.meta.get("source", ""), "line": row.meta.get("line", 0), "id": row.id,
+            "text": textwrap.shorten(texts[place], EXAMPLE_LENGTH, placeholder=" …"),
+        }
+        for place, row in ((place, against[chosen[place]]) for place in drift.examples)
+    ]  # fmt: skip
+    remedy = "Add training rows of the kind that the examples show, and words such as those named."
+    return Finding(drift.level, drift_message(drift), len(against), remedy, CheckedRows((), examples))
+
+
+def _comparable(text: str) -> str:
+    """A text repaired, and with placeholders for personal data."""
+    return hidden(repair_text(text, RepairConfig())[0])
+
+
+def drift_message(drift: Drift) -> str:
+    """A drift in one sentence."""
+    auc = drift.auc
+    if auc.low != auc.low:
+        return f"too few production texts to tell ({drift.rows[1]} distinct ones)"
+    parts = [
+        f"a classifier tells production from train with AUC {auc.value:.2f} ({auc.low:.2f} to {auc.high:.2f}; 0.5: alike)",
+        f"texts are {drift.length_ratio:.1f} times as long",
+        f"{drift.new_words:.0%} of the words are new to train (of train's own {drift.usual_new_words:.0%})",
+    ]
+    if drift.label_distance is not None:
+        parts.append(f"{drift.label_distance:.0%} of the labels would have to change")
+    if drift.level != "ok" and drift.words_b:
+        parts.append(f"production has more of {', '.join(map(repr, drift.words_b))}")
+    if drift.level != "ok" and drift.words_a:
+        parts.append(f"train has more of {', '.join(map(repr, drift.words_a))}")
+    return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Signs of a bad row that it shows by itself, found row by row in the workers of prepare.
+"""Signs of a bad row that the row alone shows, found row by row in the workers of prepare.
 
 A flag is a suspicion, not a reject. What depends on the other rows (short for this data set, truncated while its peers
 are not) is decided in `checks`; here only the sign is noted, such as an answer with an open end.
@@ -86,36 +86,36 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
         label: the class, where the answer is one: then only the prompt and emptiness are looked at.
     """
     answer = messages[-1]["content"].strip()
-    asked, turns, parts = "", 0, []
+    question, turns, parts = "", 0, []
     earlier: list[str] = []  # answers before the last one
     for message in messages:
         content = message["content"]
         parts.append(content)
         if message["role"] == "user":
-            asked, turns = content, turns + 1
+            question, turns = content, turns + 1
         elif message["role"] == "assistant" and message is not messages[-1] and "weight" not in message:
             earlier.append(content)
     text = "\n".join(parts)
-    found: list[str] = []
-    if asked and not (turns > 1 and len(asked) < 4):  # "y" can go on with a conversation, not begin it
-        _of_prompt(asked, found)
-    _of_text(text, found)
+    flags_found: list[str] = []
+    if question and not (turns > 1 and len(question) < 4):  # "y" can continue a conversation, not begin it
+        _of_prompt(question, flags_found)
+    _of_text(text, flags_found)
     if label is not None and len(answer) < 200:
         if not answer or answer.lower() in _NO_LABEL:
-            found.append("empty_answer")
+            flags_found.append("empty_answer")
     else:
         if not messages[-1].get("tool_calls"):
-            _of_answer(answer, asked, found)
+            _of_answer(answer, question, flags_found)
         for said in earlier:
             if said and not said.isspace():
-                _of_end(said.strip(), found)
-    return tuple(sorted(found)) if len(found) > 1 else tuple(found)
+                _of_end(said.strip(), flags_found)
+    return tuple(sorted(flags_found)) if len(flags_found) > 1 else tuple(flags_found)
 
 
-def as_bits(found: Iterable[str]) -> int:
+def as_bits(flags: Iterable[str]) -> int:
     """Flags as one number, a bit each."""
     bits = 0
-    for flag in found:
+    for flag in flags:
         bits |= _BIT[flag]
     return bits
 
@@ -136,8 +136,8 @@ def is_open(answer: str) -> bool:
     )
 
 
-def _of_prompt(asked: str, found: list[str]) -> None:
-    head = asked[:PEEK]
+def _of_prompt(question: str, found: list[str]) -> None:
+    head = question[:PEEK]
     if len(head) < 16 and head.isascii() and (sum(map(str.isalnum, head)) < 2 or head.strip().lower() in _NO_LABEL):
         found.append("empty_prompt")
         return
@@ -180,16 +180,16 @@ def _of_text(text: str, found: list[str]) -> None:
                     return
 
 
-def _of_answer(answer: str, asked: str, found: list[str]) -> None:
+def _of_answer(answer: str, question: str, found: list[str]) -> None:
     lower = answer.lower().replace("’", "'")
     if lower in _NOTHING or not any(map(str.isalnum, answer[:PEEK])):
         # An emoji can be an answer; null is what a failed call leaves behind.
-        if error_answer(answer, asked):
+        if error_answer(answer, question):
             found.append("error_output")
         elif lower in _NOTHING or answer.isascii():
             found.append("empty_answer")
         return
-    if error_answer(answer, asked):
+    if error_answer(answer, question):
         found.append("error_output")
         return
     if any([sign in lower for sign in _SELF]):
@@ -202,7 +202,11 @@ def _of_answer(answer: str, asked: str, found: list[str]) -> None:
         "can't" in head or "cannot" in head or "not " in head or "won't" in head or "unable" in head or "violat" in head
     ) and (_REFUSAL.search(head)):
         found.append("refusal")
-    if len(answer) >= 30 and 0.8 * len(answer) <= len(asked) <= 1.25 * len(answer) and _copied(lower, asked.lower()):
+    if (
+        len(answer) >= 30
+        and 0.8 * len(answer) <= len(question) <= 1.25 * len(answer)
+        and _copied(lower, question.lower())
+    ):
         found.append("copied_answer")
     if len(answer) >= 24 and _repeats(lower):
         found.append("repetition")
@@ -216,9 +220,9 @@ def _of_end(answer: str, found: list[str]) -> None:
         found.append(flag)
 
 
-def _copied(answer: str, asked: str) -> bool:
+def _copied(answer: str, question: str) -> bool:
     """Whether the answer is the input again, but for signs and a few words at the ends."""
-    one, other = " ".join(_WORDS.findall(answer)), " ".join(_WORDS.findall(asked.replace("’", "'")))
+    one, other = " ".join(_WORDS.findall(answer)), " ".join(_WORDS.findall(question.replace("’", "'")))
     short, long = sorted((one, other), key=len)
     return short.count(" ") >= 4 and short in long and len(short) >= 0.85 * len(long)
 

@@ -9,7 +9,7 @@ crowd of a thousand nearly equal rows that is one row instead of all.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ from tuneloop.data.dedup.minhash import (
     sketched,
 )
 from tuneloop.data.dedup.short_texts import COMPARED, SHORT, short_similarity, without_courtesies
+from tuneloop.data.split import Array, Columns
 from tuneloop.data.workers import ordered_map
 
 Texts = Callable[[Sequence[int]], Sequence[RowTexts]]
@@ -74,28 +75,22 @@ class Alike:
     Args:
         rows: indices of the rows that were compared, in the order of preference; pairs are places in it.
         one, other: places of the pairs, `one` the earlier; sorted by `other`, then `one`.
-        asked: Jaccard similarity of the questions; whole: of the rows, see `row_similarity`.
+        prompt: Jaccard similarity of the questions; whole: of the rows, see `row_similarity`.
         together: whether they may be copies: label, system turns and tools are equal, and short questions mean the same.
         crowded: by place, whether a row has so many candidates that it was not compared with all that stand before it.
     """
 
-    rows: NDArray[Any]
-    one: NDArray[Any]
-    other: NDArray[Any]
-    asked: NDArray[Any]
-    whole: NDArray[Any]
-    together: NDArray[Any]
-    crowded: NDArray[Any]
+    rows: Array
+    one: Array
+    other: Array
+    prompt: Array
+    whole: Array
+    together: Array
+    crowded: Array
 
 
 def find_alike(
-    columns: Mapping[str, NDArray[Any]],
-    texts: Texts,
-    threshold: float,
-    *,
-    rows: NDArray[Any],
-    workers: int = 1,
-    carry: Carry | None = None,
+    columns: Columns, texts: Texts, threshold: float, *, rows: Array, workers: int = 1, carry: Carry | None = None
 ) -> Alike:
     """Similar pairs, but for those that the sketches miss (1 % of those just at the threshold, hardly any above).
 
@@ -111,8 +106,8 @@ def find_alike(
     pairs = np.zeros(0, dtype=np.uint64)
     for name in _names(columns):
         if len(rows):
-            for found in _sharing(columns, name, rows, threshold, crowded):
-                pairs = _distinct(np.concatenate([pairs, found]))
+            for candidates in _sharing(columns, name, rows, threshold, crowded):
+                pairs = _distinct(np.concatenate([pairs, candidates]))
                 crowded |= np.bincount(_other(pairs), minlength=len(rows)) > MANY
                 pairs = pairs[~crowded[_other(pairs)]]
     pairs = _distinct(np.concatenate([pairs, *_sharing_all_but_a_word(columns, rows)]))
@@ -127,27 +122,27 @@ def find_alike(
     else:
         sent = ((batch, carry(np.unique(batch))) for batch in batches)
         verified = list(ordered_map(verify_carried, sent, threshold, workers=workers, engine="ray"))
-    kept = [number * BATCH + places for number, (places, *_) in enumerate(verified)]
-    places = np.concatenate([np.zeros(0, dtype=np.int64), *kept])
-    asked, whole = (np.concatenate([np.zeros(0), *(found[i] for found in verified)]) for i in (1, 2))
-    together = np.concatenate([np.zeros(0, dtype=bool), *(found[3] for found in verified)])
-    return Alike(rows, one[places], other[places], asked, whole, together, crowded)
+    places_of_batches = [number * BATCH + places for number, (places, *_) in enumerate(verified)]
+    places = np.concatenate([np.zeros(0, dtype=np.int64), *places_of_batches])
+    prompt_likeness, whole = (
+        np.concatenate([np.zeros(0), *(candidates[i] for candidates in verified)]) for i in (1, 2)
+    )
+    together = np.concatenate([np.zeros(0, dtype=bool), *(candidates[3] for candidates in verified)])
+    return Alike(rows, one[places], other[places], prompt_likeness, whole, together, crowded)
 
 
-def _names(columns: Mapping[str, NDArray[Any]]) -> tuple[Name, ...]:
+def _names(columns: Columns) -> tuple[Name, ...]:
     """The sketches to look at: where no row has an answer, as with labels, the whole is the question and finds nothing else."""
     if "whole" not in columns or np.array_equal(columns["whole"][:, -SIGNS:], columns["prompt"][:, -SIGNS:]):
         return ("prompt",)
     return ("whole", "prompt")
 
 
-def _other(pairs: NDArray[Any]) -> NDArray[Any]:
+def _other(pairs: Array) -> Array:
     return (pairs >> np.uint64(32)).astype(np.int64)
 
 
-def _sharing(
-    columns: Mapping[str, NDArray[Any]], name: Name, rows: NDArray[Any], threshold: float, crowded: NDArray[Any]
-) -> Iterator[NDArray[Any]]:
+def _sharing(columns: Columns, name: Name, rows: Array, threshold: float, crowded: Array) -> Iterator[Array]:
     """Pairs of places that may be similar, each `later << 32 | earlier`, band by band; marks rows in overfull buckets as crowded."""
     owner, signs, bands = sketched(columns, name, rows)
     in_order = np.argsort(owner, kind="stable")
@@ -173,7 +168,7 @@ def _sharing(
         free = ~crowded[owner[sketches[later]]]
         later, first = later[free], first[free]
         counts = later - first
-        found = []
+        pairs = []
         for block in _blocks(counts, _AT_ONCE):
             entry = np.repeat(np.arange(len(later))[block], counts[block])
             a, b = sketches[first[entry] + counted(counts[block])], sketches[later[entry]]
@@ -183,12 +178,12 @@ def _sharing(
             crowded[owner[sketches[later[many]]]] = True
             near &= ~many[entry]
             a, b = owner[a[near]], owner[b[near]]
-            found.append(b.astype(np.uint64) << np.uint64(32) | a.astype(np.uint64))
-        if found:
-            yield np.concatenate(found)
+            pairs.append(b.astype(np.uint64) << np.uint64(32) | a.astype(np.uint64))
+        if pairs:
+            yield np.concatenate(pairs)
 
 
-def _sharing_all_but_a_word(columns: Mapping[str, NDArray[Any]], rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def _sharing_all_but_a_word(columns: Columns, rows: Array) -> Iterator[Array]:
     """Pairs of places, as in `_sharing`, of short texts that are equal but for masked words.
 
     Where more than MANY rows share all other words, the masked one is a slot of a template, and its values are no typos.
@@ -215,11 +210,11 @@ def _perhaps_shared(keys: NDArray[np.uint32]) -> NDArray[np.bool_]:
     holder[slot] = place
     full = np.zeros(1 << bits, dtype=np.bool_)
     full[slot[holder[slot] != place]] = True
-    found: NDArray[Any] = full[slot]
-    return found
+    shared: Array = full[slot]
+    return shared
 
 
-def _in_company(entries: NDArray[Any]) -> NDArray[Any]:
+def _in_company(entries: Array) -> Array:
     """Which of the sorted entries share their key, the upper half, with a neighbour: seldom many, so the rest is soon forgotten."""
     same = entries[1:] >> np.uint64(32) == entries[:-1] >> np.uint64(32)
     shared = np.zeros(len(entries), dtype=bool)
@@ -228,13 +223,13 @@ def _in_company(entries: NDArray[Any]) -> NDArray[Any]:
     return shared
 
 
-def _distinct(numbers: NDArray[Any]) -> NDArray[Any]:
+def _distinct(numbers: Array) -> Array:
     """Numbers in order, each once; sorting is several times faster here than what `np.unique` does."""
     ordered = np.sort(numbers)
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
 
 
-def _blocks(counts: NDArray[Any], most: int) -> Iterator[slice]:
+def _blocks(counts: Array, most: int) -> Iterator[slice]:
     """Slices of about `most` in sum."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
@@ -246,25 +241,22 @@ def _blocks(counts: NDArray[Any], most: int) -> Iterator[slice]:
         begin = end
 
 
-# --- exact similarities --------------------------------------------------------------------------
-
-
 def verify(batch: Batch, comparing: Comparing) -> Verified:
-    """Places of the pairs that are similar, and of these `asked`, `whole` and `together` as in `Alike`."""
+    """Places of the pairs that are similar, and of these `prompt_likeness`, `whole` and `together` as in `Alike`."""
     rows, place = np.unique(batch, return_inverse=True)
     place = place.reshape(-1, 2)
     texts = comparing.texts(rows.tolist())
-    asked, whole = similarities(texts, place[:, 0], place[:, 1])
-    found = np.flatnonzero((asked >= comparing.threshold) | (whole >= comparing.threshold))
+    prompt_likeness, whole = similarities(texts, place[:, 0], place[:, 1])
+    similar = np.flatnonzero((prompt_likeness >= comparing.threshold) | (whole >= comparing.threshold))
     numbers: dict[str, int] = {}
     apart = np.array([numbers.setdefault(t.apart, len(numbers)) for t in texts], dtype=np.int64)
-    together = apart[place[found, 0]] == apart[place[found, 1]]
+    together = apart[place[similar, 0]] == apart[place[similar, 1]]
     compared = np.array([len(t.prompt) <= COMPARED_CHARACTERS for t in texts], dtype=bool)
     shapes = _Shapes(texts)
-    for pair in np.flatnonzero(together & compared[place[found]].all(axis=1)).tolist():
-        a, b = (shapes[i] for i in place[found[pair]].tolist())
+    for pair in np.flatnonzero(together & compared[place[similar]].all(axis=1)).tolist():
+        a, b = (shapes[i] for i in place[similar[pair]].tolist())
         together[pair] = may_be_copies(a, b)
-    return found, asked[found], whole[found], together
+    return similar, prompt_likeness[similar], whole[similar], together
 
 
 def verify_carried(work: tuple[Batch, Any], threshold: float) -> Verified:
@@ -285,9 +277,7 @@ class _Shapes(dict[int, Shape]):
         return shape
 
 
-def similarities(
-    texts: Sequence[RowTexts], one: NDArray[Any], other: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def similarities(texts: Sequence[RowTexts], one: Array, other: Array) -> tuple[Array, Array]:
     """`prompt_similarity` and `row_similarity` of many pairs.
 
     Args:
@@ -298,9 +288,9 @@ def similarities(
     asks, says = (np.array([len(words) for words in side], dtype=np.int64) for side in (prompts, answers))
     both, either = _overlaps(prompts, one, other, np.maximum(asks[one], asks[other]) > LONG)
     short = _short_similarities(texts, prompts, one, other, both < either)
-    asked = _ratio(np.maximum(both, either * short), either)
-    whole = np.where((says[one] == 0) & (says[other] == 0), asked, 0.0)
-    open_ = np.flatnonzero(((says[one] > 0) | (says[other] > 0)) & (asked >= SIDE))
+    prompt_likeness = _ratio(np.maximum(both, either * short), either)
+    whole = np.where((says[one] == 0) & (says[other] == 0), prompt_likeness, 0.0)
+    open_ = np.flatnonzero(((says[one] > 0) | (says[other] > 0)) & (prompt_likeness >= SIDE))
     if len(open_):
         numbers = {i: numbers_of(texts[i]) for i in {*one[open_].tolist(), *other[open_].tolist()}}
         open_ = open_[
@@ -315,31 +305,29 @@ def similarities(
         sides = [_overlaps(side, a, b, long) for side in (prompts, answers)]
         in_both = np.maximum(sides[0][0], sides[0][1] * short[open_])
         whole[open_] = _ratio(in_both + sides[1][0], sides[0][1] + sides[1][1])
-    return asked, whole
+    return prompt_likeness, whole
 
 
 def _short_similarities(
-    texts: Sequence[RowTexts], words: Sequence[list[str]], one: NDArray[Any], other: NDArray[Any], which: NDArray[Any]
-) -> NDArray[Any]:
+    texts: Sequence[RowTexts], words: Sequence[list[str]], one: Array, other: Array, which: Array
+) -> Array:
     """`short_similarity` of some pairs; most have none, as their lengths tell."""
-    found = np.zeros(len(one))
+    likeness = np.zeros(len(one))
     core = np.array([len(without_courtesies(w)) if len(w) <= SHORT else 0 for w in words], dtype=np.int64)
     for pair in np.flatnonzero(which & (core[one] == core[other]) & (core[one] > 0)).tolist():
         i, j = int(one[pair]), int(other[pair])
-        found[pair] = short_similarity(words[i], words[j], (texts[i].prompt, texts[j].prompt))
-    return found
+        likeness[pair] = short_similarity(words[i], words[j], (texts[i].prompt, texts[j].prompt))
+    return likeness
 
 
-def _ratio(both: NDArray[Any], either: NDArray[Any]) -> NDArray[Any]:
+def _ratio(both: Array, either: Array) -> Array:
     return np.where(either > 0, both / np.maximum(either, 1), 1.0)
 
 
-def _overlaps(
-    words: Sequence[Sequence[str]], one: NDArray[Any], other: NDArray[Any], long: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def _overlaps(words: Sequence[Sequence[str]], one: Array, other: Array, long: Array) -> tuple[Array, Array]:
     """By pair, shingles that both texts have and that either has; those of long texts are pairs of words."""
     both, either = np.zeros(len(one), dtype=np.int64), np.zeros(len(one), dtype=np.int64)
-    kinds: tuple[tuple[Kind, NDArray[Any]], ...] = (("letters", ~long), ("words", long))
+    kinds: tuple[tuple[Kind, Array], ...] = (("letters", ~long), ("words", long))
     for kind, which in kinds:
         some = np.flatnonzero(which)
         if len(some):
@@ -347,9 +335,7 @@ def _overlaps(
     return both, either
 
 
-def _overlap(
-    words: Sequence[Sequence[str]], one: NDArray[Any], other: NDArray[Any], kind: Kind
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def _overlap(words: Sequence[Sequence[str]], one: Array, other: Array, kind: Kind) -> tuple[Array, Array]:
     used, place = np.unique(np.concatenate([one, other]), return_inverse=True)
     codes, counts = _coded([words[i] for i in used.tolist()], kind)
     shift, low = np.uint64(32), np.uint64(2**32 - 1)
@@ -365,7 +351,7 @@ def _overlap(
     return both, size[place[: len(one)]] + size[place[len(one) :]] - both
 
 
-def _coded(texts: Sequence[Sequence[str]], kind: Kind) -> tuple[NDArray[Any], NDArray[Any]]:
+def _coded(texts: Sequence[Sequence[str]], kind: Kind) -> tuple[Array, Array]:
     """The shingles of all texts as numbers below 2^32, equal for equal ones, and how many there are of each text.
 
     The same shingles as those of `prompt_similarity`, numbered instead of hashed: what is compared is exact.
@@ -386,7 +372,7 @@ def _coded(texts: Sequence[Sequence[str]], kind: Kind) -> tuple[NDArray[Any], ND
             used = np.bincount(points) > 0
             numbers = (np.cumsum(used) - 1).astype(np.uint64)[points]  # 0, 1, ... for the characters that occur
         size, wide = 3, int(numbers.max(initial=0)) + 2
-    # A text shorter than a shingle is one by itself, filled up with the number `wide - 1` that nothing else has.
+    # A text shorter than a shingle is a single one, filled up with the number `wide - 1` that nothing else has.
     counts = np.where(lengths > 0, np.maximum(lengths - size + 1, 1), 0)
     start = np.repeat(np.cumsum(lengths) - lengths, counts) + counted(counts)
     end = np.repeat(np.cumsum(lengths), counts)
@@ -397,9 +383,6 @@ def _coded(texts: Sequence[Sequence[str]], kind: Kind) -> tuple[NDArray[Any], ND
     if wide**size > 2**32:
         codes = np.unique(codes, return_inverse=True)[1].astype(np.uint64)
     return codes, counts
-
-
-# --- crowds --------------------------------------------------------------------------------------
 
 
 class Crowd:
@@ -414,31 +397,26 @@ class Crowd:
     """
 
     def __init__(
-        self,
-        columns: Mapping[str, NDArray[Any]],
-        names: Sequence[Name],
-        rows: NDArray[Any],
-        crowded: NDArray[Any],
-        comparing: Comparing,
+        self, columns: Columns, names: Sequence[Name], rows: Array, crowded: Array, comparing: Comparing
     ) -> None:
         self.crowded, self.rows, self._shape = crowded, rows, _shapes(comparing.texts)
         self._bands: dict[int, list[int]] = {}
         self._most = most_apart(comparing.threshold)
-        found = [sketched(columns, name, rows) for name in names] if crowded.any() else []
-        owner, bucket, count = self._buckets(found)
+        sketches = [sketched(columns, name, rows) for name in names] if crowded.any() else []
+        owner, bucket, count = self._buckets(sketches)
         for place, number in zip(owner.tolist(), bucket.tolist(), strict=True):
             self._bands.setdefault(place, []).append(number)
         room = np.minimum(np.bincount(bucket, minlength=count), BUCKET // banding(comparing.threshold)[1])
         ends = np.cumsum(room)
         self._start, self._end, self._limit = _array(ends - room), _array(ends - room), _array(ends)
         self._slots = _array(np.zeros(int(room.sum())))
-        self._signs = [long_signs(some, self._bands) for some in found]
+        self._signs = [long_signs(some, self._bands) for some in sketches]
 
-    def _buckets(self, found: Sequence[Sketched]) -> tuple[NDArray[Any], NDArray[Any], int]:
+    def _buckets(self, sketches: Sequence[Sketched]) -> tuple[Array, Array, int]:
         """Places and the numbers of their buckets, of those with a crowded row in them."""
         none = np.zeros(0, dtype=np.int64)
         owners, buckets, count = [none], [none], 0
-        for owner, _, bands in found:
+        for owner, _, bands in sketches:
             of_crowded = self.crowded[owner]
             for keys in bands:
                 shared = among(keys, keys[of_crowded])
@@ -466,45 +444,45 @@ class Crowd:
         for band in self._bands[place]:
             shared.update(self._slots[self._start[band] : self._end[band]])
         shared.discard(place)
-        found = []
+        by_distance = []
         for other in shared:
             apart = min(distance(signs[place], signs[other]) for signs in self._signs)
             if apart <= self._most:
-                found.append((apart, other))
-        return [other for _, other in sorted(found)[:CROWD]]
+                by_distance.append((apart, other))
+        return [other for _, other in sorted(by_distance)[:CROWD]]
 
     def similarities(self, one: int, other: int) -> tuple[float, float, bool]:
-        """`asked`, `whole` and `together` of two places, as in `Alike`; (0, 0, False) where they can't be copies."""
+        """`prompt`, `whole` and `together` of two places, as in `Alike`; (0, 0, False) where they can't be copies."""
         a, b = self._shape(int(self.rows[one])), self._shape(int(self.rows[other]))
         if a.texts.apart != b.texts.apart or not may_be_copies(a, b):
             return 0.0, 0.0, False
         return prompt_similarity(a, b), row_similarity(a, b), True
 
-    def asked(self, one: int, other: int) -> float:
+    def prompt_similarity(self, one: int, other: int) -> float:
         """How similar the questions of two places are, whatever else they are."""
         return prompt_similarity(self._shape(int(self.rows[one])), self._shape(int(self.rows[other])))
 
 
 def _shapes(texts: Texts) -> Callable[[int], Shape]:
     """Reads and folds the texts of a row, and remembers the latest."""
-    known: dict[int, Shape] = {}
+    cache: dict[int, Shape] = {}
     held = 0
 
     def shape(row: int) -> Shape:
         nonlocal held
-        found = known.get(row)
-        if found is None:
+        shape_of_row = cache.get(row)
+        if shape_of_row is None:
             if held > CACHED:
-                known.clear()
+                cache.clear()
                 held = 0
             cut = texts([row])[0]
-            found = known[row] = shape_of(cut)
+            shape_of_row = cache[row] = shape_of(cut)
             held += len(cut.prompt) + len(cut.answer)
-        return found
+        return shape_of_row
 
     return shape
 
 
-def _array(numbers: NDArray[Any]) -> array[int]:
+def _array(numbers: Array) -> array[int]:
     """Numbers below 2^31 where single ones are read and written fast."""
     return array("i", numbers.astype(np.intc).tobytes())

@@ -6,12 +6,11 @@ they have anyway, so that a short row takes a few microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.dedup.minhash import (
@@ -33,7 +32,7 @@ from tuneloop.data.dedup.minhash import (
     windows,
     word_hashes,
 )
-from tuneloop.data.split import normalised
+from tuneloop.data.split import Array, Columns, normalised
 
 GRAM = 13  # words of a passage (Brown et al. 2020, appendix C)
 OVERLAP = 0.5  # share of the passages of a test question from which a row gives it away
@@ -58,10 +57,10 @@ class Leak:
 
 @dataclass(frozen=True)
 class TestIndex:
-    """A test set made ready to be asked, by `index_of`.
+    """A test set made ready for queries by `index_of`.
 
     Args:
-        config: of the duplicates; the rows asked about must be sketched with it.
+        config: of the duplicates; the rows compared with it must be sketched with it.
         shapes: of the test rows.
         bands: number and key of each band of their sketches, sorted; `banded`: test row of each; `signs`: of the rows.
         masked: number and key of short questions with words left out, sorted; `mask_of`: test row of each.
@@ -73,14 +72,14 @@ class TestIndex:
 
     config: DuplicatesConfig
     shapes: Sequence[Shape]
-    bands: NDArray[Any]
-    banded: NDArray[Any]
+    bands: Array
+    banded: Array
     signs: dict[int, list[int]]
-    masked: NDArray[Any]
-    mask_of: NDArray[Any]
-    passages: NDArray[Any]
-    holders: NDArray[Any]
-    passage_count: NDArray[Any]
+    masked: Array
+    mask_of: Array
+    passages: Array
+    holders: Array
+    passage_count: Array
 
 
 def index_of(test: Sequence[RowTexts], config: DuplicatesConfig) -> TestIndex:
@@ -92,23 +91,23 @@ def index_of(test: Sequence[RowTexts], config: DuplicatesConfig) -> TestIndex:
     """
     shapes = [shape_of(texts) for texts in test]
     columns = sketch(test, sketch_config(config))
-    found = sketched(columns, "prompt", np.arange(len(test)))
-    bands = np.concatenate(_numbered(found.bands))
+    sketches = sketched(columns, "prompt", np.arange(len(test)))
+    bands = np.concatenate(_numbered(sketches.bands))
     order = np.argsort(bands, kind="stable")
     masked, mask_of = _masked(columns)
     by_mask = np.argsort(masked, kind="stable")
     holders, passages = _passages([shape.prompt for shape in shapes])
     holders, passages = _distinct(holders, passages)
     _, place, held = np.unique(passages, return_inverse=True, return_counts=True)
-    own = held[place] <= max(COMMON, COMMON_SHARE * len(test))
-    holders, passages = holders[own], passages[own]
+    rare = held[place] <= max(COMMON, COMMON_SHARE * len(test))
+    holders, passages = holders[rare], passages[rare]
     by_hash = np.argsort(passages, kind="stable")
     return TestIndex(
         config,
         shapes,
         bands[order],
-        np.resize(found.owner, len(bands))[order],
-        long_signs(found, range(len(test))),
+        np.resize(sketches.owner, len(bands))[order],
+        long_signs(sketches, range(len(test))),
         masked[by_mask],
         mask_of[by_mask],
         passages[by_hash],
@@ -118,7 +117,7 @@ def index_of(test: Sequence[RowTexts], config: DuplicatesConfig) -> TestIndex:
 
 
 def find_contamination(
-    texts: Sequence[RowTexts], index: TestIndex, columns: Mapping[str, NDArray[Any]] | None = None
+    texts: Sequence[RowTexts], index: TestIndex, columns: Columns | None = None
 ) -> list[Leak | None]:
     """For each row why it gives the test away, or None; of several test rows the one that it is most similar to.
 
@@ -146,23 +145,23 @@ def find_contamination(
 
 
 def sketch_config(config: DuplicatesConfig) -> DuplicatesConfig:
-    """Settings under which a sketch of the questions is made, though nothing else may be asked for."""
+    """Settings under which a sketch of the questions is made, whatever else is configured."""
     return config.model_copy(update={"near": True, "on": "user"})
 
 
-def _numbered(bands: Iterable[NDArray[Any]]) -> list[NDArray[Any]]:
+def _numbered(bands: Iterable[Array]) -> list[Array]:
     """Keys that differ between bands."""
     return [keys.astype(np.uint64) | np.uint64(number << 32) for number, keys in enumerate(bands)]
 
 
-def _masked(columns: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _masked(columns: Columns) -> tuple[Array, Array]:
     """Keys of short questions that differ between masks, and the row of each."""
     keys = np.concatenate(_numbered(columns["masked"].T))
     there = columns["masked"].T.ravel() > 0
     return keys[there], np.resize(np.arange(len(columns["masked"])), len(keys))[there]
 
 
-def _candidates(columns: Mapping[str, NDArray[Any]], index: TestIndex, count: int) -> dict[int, list[int]]:
+def _candidates(columns: Columns, index: TestIndex, count: int) -> dict[int, list[int]]:
     """Test rows that may be similar to a row, the likeliest first; rows without any are left out."""
     sketches = sketched(columns, "prompt", np.arange(count))
     room = BUCKET // banding(index.config.threshold)[1]
@@ -171,45 +170,38 @@ def _candidates(columns: Mapping[str, NDArray[Any]], index: TestIndex, count: in
         _meet(shared, sketches.owner, band, index.bands, index.banded, room)
     signs = long_signs(sketches, shared)
     most = most_apart(index.config.threshold)
-    found = {}
+    candidates = {}
     for row, tests in shared.items():
         near = sorted((distance(signs[row], index.signs[test_row]), test_row) for test_row in tests)
         if near[0][0] <= most:
-            found[row] = [test_row for apart, test_row in near[:CROWD] if apart <= most]
+            candidates[row] = [test_row for apart, test_row in near[:CROWD] if apart <= most]
     shared.clear()
     masked, rows = _masked(columns)
     _meet(shared, rows, masked, index.masked, index.mask_of, room)
     for row, tests in shared.items():
-        known = found.setdefault(row, [])
-        known += sorted(tests.difference(known))
-    return found
+        tests_of_row = candidates.setdefault(row, [])
+        tests_of_row += sorted(tests.difference(tests_of_row))
+    return candidates
 
 
-def _meet(
-    shared: dict[int, set[int]],
-    rows: NDArray[Any],
-    keys: NDArray[Any],
-    known: NDArray[Any],
-    test_rows: NDArray[Any],
-    room: int,
-) -> None:
+def _meet(shared: dict[int, set[int]], rows: Array, keys: Array, test_keys: Array, test_rows: Array, room: int) -> None:
     """Add to each row's test rows those with its key, at most `room` of them.
 
     Args:
-        rows, keys: of the rows asked about.
-        known, test_rows: keys of the test set, sorted, and the row of each.
+        rows, keys: of the rows compared with it.
+        test_keys, test_rows: keys of the test set, sorted, and the row of each.
     """
-    if len(known) == 0:
+    if len(test_keys) == 0:
         return
-    begin = np.searchsorted(known, keys)
-    there = np.flatnonzero(known[np.minimum(begin, len(known) - 1)] == keys)
-    end = np.minimum(np.searchsorted(known, keys[there], side="right"), begin[there] + room)
+    begin = np.searchsorted(test_keys, keys)
+    there = np.flatnonzero(test_keys[np.minimum(begin, len(test_keys) - 1)] == keys)
+    end = np.minimum(np.searchsorted(test_keys, keys[there], side="right"), begin[there] + room)
     for row, low, high in zip(rows[there].tolist(), begin[there].tolist(), end.tolist(), strict=True):
         shared.setdefault(row, set()).update(test_rows[low:high].tolist())
 
 
-def _passages(texts: Sequence[Sequence[str]]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Hashes of all runs of GRAM words, and before them the text that each stands in."""
+def _passages(texts: Sequence[Sequence[str]]) -> tuple[Array, Array]:
+    """Hashes of all runs of GRAM words, and before them the text that holds each."""
     long = [number for number, words in enumerate(texts) if len(words) >= GRAM]
     if not long:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
@@ -218,7 +210,7 @@ def _passages(texts: Sequence[Sequence[str]]) -> tuple[NDArray[Any], NDArray[Any
     return np.repeat(np.array(long, dtype=np.int64), counts), hashed
 
 
-def _distinct(owners: NDArray[Any], hashes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _distinct(owners: Array, hashes: Array) -> tuple[Array, Array]:
     """Each pair of an owner and a hash once."""
     order = np.lexsort((hashes, owners))
     owners, hashes = owners[order], hashes[order]

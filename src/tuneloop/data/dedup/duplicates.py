@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.dedup.candidate_pairs import Alike, Comparing, Crowd, Texts, find_alike
 from tuneloop.data.dedup.minhash import Name
+from tuneloop.data.split import Array, Columns
 
 _AT_ONCE = 1024  # rows whose embeddings are compared with all others at once
 
@@ -28,21 +27,21 @@ class Duplicates:
         exact: whether they are equal up to Unicode form, white space and case.
     """
 
-    dropped: NDArray[Any]
-    of: NDArray[Any]
-    similarity: NDArray[Any]
-    exact: NDArray[Any]
+    dropped: Array
+    of: Array
+    similarity: Array
+    exact: Array
 
 
 def preference(
     keep: str,
     *,
     count: int,
-    characters: NDArray[Any] | None = None,
-    time: NDArray[Any] | None = None,
-    rating: NDArray[Any] | None = None,
-    pinned: NDArray[Any] | None = None,
-) -> NDArray[Any]:
+    characters: Array | None = None,
+    time: Array | None = None,
+    rating: Array | None = None,
+    pinned: Array | None = None,
+) -> Array:
     """All rows, those that stay first.
 
     Args:
@@ -63,13 +62,7 @@ _COMPARED: dict[str, tuple[Name, ...]] = {"row": ("whole",), "user": ("prompt",)
 
 
 def find_duplicates(
-    columns: Mapping[str, NDArray[Any]],
-    texts: Texts,
-    config: DuplicatesConfig,
-    *,
-    rows: NDArray[Any],
-    order: NDArray[Any],
-    alike: Alike | None = None,
+    columns: Columns, texts: Texts, config: DuplicatesConfig, *, rows: Array, order: Array, alike: Alike | None = None
 ) -> Duplicates:
     """Rows that are the same as one that stays.
 
@@ -94,12 +87,14 @@ def find_duplicates(
         else {}
     )
     if config.near:
-        kept = rows[heads]  # equal rows are left out of the near search even if they stay: that would be quadratic
+        distinct_rows = rows[
+            heads
+        ]  # equal rows are left out of the near search even if they stay: that would be quadratic
         if alike is None:
-            alike = find_alike(columns, texts, config.threshold, rows=kept)
-        crowd = Crowd(columns, _COMPARED[config.on], kept, alike.crowded, Comparing(texts, config.threshold))
+            alike = find_alike(columns, texts, config.threshold, rows=distinct_rows)
+        crowd = Crowd(columns, _COMPARED[config.on], distinct_rows, alike.crowded, Comparing(texts, config.threshold))
         for place, (other, value) in _leaders(alike, crowd, config).items():
-            of[int(kept[place])] = (int(kept[other]), value, False)
+            of[int(distinct_rows[place])] = (int(distinct_rows[other]), value, False)
     dropped = np.array(sorted(of), dtype=np.int64)
     facts = [of[row] for row in dropped.tolist()]
     return Duplicates(
@@ -110,36 +105,36 @@ def find_duplicates(
     )
 
 
-def distinct(columns: Mapping[str, NDArray[Any]], rows: NDArray[Any], order: NDArray[Any]) -> NDArray[Any]:
+def distinct(columns: Columns, rows: Array, order: Array) -> Array:
     """Of equal rows the one that stays, in the order of preference: those that are compared for near duplicates."""
     rows = _in_order(rows, order)
-    found: NDArray[Any] = rows[_firsts(columns["exact"][rows])[0]]
-    return found
+    firsts: Array = rows[_firsts(columns["exact"][rows])[0]]
+    return firsts
 
 
 def _leaders(alike: Alike, crowd: Crowd, config: DuplicatesConfig) -> dict[int, tuple[int, float]]:
     """Places that are similar to a kept one: the most similar of these, and how similar it is."""
 
-    def value(asked: Any, whole: Any, together: Any) -> Any:
+    def value(prompt_likeness: Any, whole: Any, together: Any) -> Any:
         """How much a row counts as a copy of another."""
         if config.on == "both":
-            whole = np.maximum(asked, whole)
-        return np.where(together, asked if config.on == "user" else whole, 0.0)
+            whole = np.maximum(prompt_likeness, whole)
+        return np.where(together, prompt_likeness if config.on == "user" else whole, 0.0)
 
-    values = value(alike.asked, alike.whole, alike.together)
+    values = value(alike.prompt, alike.whole, alike.together)
     similar = values >= config.threshold
-    known: dict[int, list[tuple[float, int]]] = {}
+    similar_to: dict[int, list[tuple[float, int]]] = {}
     for other, one, alikeness in zip(
         alike.other[similar].tolist(), alike.one[similar].tolist(), values[similar].tolist(), strict=True
     ):
-        known.setdefault(other, []).append((alikeness, -one))
+        similar_to.setdefault(other, []).append((alikeness, -one))
     gone: dict[int, tuple[int, float]] = {}
-    for place in sorted({*known, *crowd.places}):
+    for place in sorted({*similar_to, *crowd.places}):
         if alike.crowded[place]:
-            found = [(float(value(*crowd.similarities(place, other))), -other) for other in crowd.near(place)]
+            candidates = [(float(value(*crowd.similarities(place, other))), -other) for other in crowd.near(place)]
         else:
-            found = [pair for pair in known.get(place, ()) if -pair[1] not in gone]
-        best, other = max(found, default=(0.0, 0))
+            candidates = [pair for pair in similar_to.get(place, ()) if -pair[1] not in gone]
+        best, other = max(candidates, default=(0.0, 0))
         if best >= config.threshold:
             gone[place] = (-other, best)
         else:
@@ -148,14 +143,8 @@ def _leaders(alike: Alike, crowd: Crowd, config: DuplicatesConfig) -> dict[int, 
 
 
 def find_links(
-    columns: Mapping[str, NDArray[Any]],
-    texts: Texts,
-    threshold: float,
-    *,
-    rows: NDArray[Any],
-    question: NDArray[Any],
-    alike: Alike | None = None,
-) -> tuple[NDArray[Any], NDArray[Any]]:
+    columns: Columns, texts: Texts, threshold: float, *, rows: Array, question: Array, alike: Alike | None = None
+) -> tuple[Array, Array]:
     """Pairs of rows whose questions are nearly equal, whatever their answers and labels: they belong in one split.
 
     Not all pairs, but enough that whoever follows them reaches every similar row. Those whose labels differ
@@ -174,17 +163,17 @@ def find_links(
     """
     if "prompt" not in columns or len(rows) == 0:
         return np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.float32)
-    asked, first = np.unique(question[rows], return_index=True)
+    questions, first = np.unique(question[rows], return_index=True)
     row_of = rows[first]
     if alike is None:
         alike = find_alike(columns, texts, threshold, rows=np.sort(row_of))
     # Of a row that is gone, another one with its question may still be there.
-    place = np.minimum(np.searchsorted(asked, question[alike.rows]), len(asked) - 1)
-    there = asked[place] == question[alike.rows]
-    found = (alike.asked >= threshold) & there[alike.one] & there[alike.other] & ~alike.crowded[alike.other]
-    one, other = row_of[place[alike.one[found]]], row_of[place[alike.other[found]]]
-    pairs = list(zip(one.tolist(), other.tolist(), alike.asked[found].tolist(), strict=True))
-    crowded = np.zeros(len(asked), dtype=bool)
+    place = np.minimum(np.searchsorted(questions, question[alike.rows]), len(questions) - 1)
+    there = questions[place] == question[alike.rows]
+    linked = (alike.prompt >= threshold) & there[alike.one] & there[alike.other] & ~alike.crowded[alike.other]
+    one, other = row_of[place[alike.one[linked]]], row_of[place[alike.other[linked]]]
+    pairs = list(zip(one.tolist(), other.tolist(), alike.prompt[linked].tolist(), strict=True))
+    crowded = np.zeros(len(questions), dtype=bool)
     crowded[place[there & alike.crowded]] = True
     in_order = np.argsort(row_of)
     crowd = Crowd(columns, ("prompt",), row_of[in_order], crowded[in_order], Comparing(texts, threshold))
@@ -208,14 +197,14 @@ def _linked(crowd: Crowd, threshold: float) -> list[tuple[int, int, float]]:
     pairs = []
     for place in crowd.places:
         for other in crowd.near(place) if crowd.crowded[place] else ():
-            if root(place) != root(other) and (value := crowd.asked(place, other)) >= threshold:
+            if root(place) != root(other) and (value := crowd.prompt_similarity(place, other)) >= threshold:
                 parent[root(place)] = root(other)
                 pairs.append((other, place, value))
         crowd.add(place)
     return pairs
 
 
-def find_conflicts(question: NDArray[Any], rows: NDArray[Any], order: NDArray[Any]) -> list[NDArray[Any]]:
+def find_conflicts(question: Array, rows: Array, order: Array) -> list[Array]:
     """Rows with one question that are left after copies are gone: their answers or labels differ.
 
     Args:
@@ -228,9 +217,9 @@ def find_conflicts(question: NDArray[Any], rows: NDArray[Any], order: NDArray[An
     """
     rows = _in_order(rows, order)
     places = np.argsort(question[rows], kind="stable")
-    asked = question[rows[places]]
-    again = np.zeros(len(asked), dtype=bool)
-    again[1:] = asked[1:] == asked[:-1]
+    questions = question[rows[places]]
+    again = np.zeros(len(questions), dtype=bool)
+    again[1:] = questions[1:] == questions[:-1]
     shared = again.copy()
     shared[:-1] |= again[1:]
     places, first = places[shared], ~again[shared]
@@ -238,14 +227,14 @@ def find_conflicts(question: NDArray[Any], rows: NDArray[Any], order: NDArray[An
     return [rows[group] for group in sorted(groups, key=lambda group: int(group[0]))]
 
 
-def _in_order(rows: NDArray[Any], order: NDArray[Any]) -> NDArray[Any]:
+def _in_order(rows: Array, order: Array) -> Array:
     """Rows in the order of preference."""
     rank = np.empty(len(order), dtype=np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
     return rows[np.argsort(rank[rows])]
 
 
-def _firsts(keys: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def _firsts(keys: Array) -> tuple[Array, Array, Array]:
     """Places of the first of equal keys; places of the others, and for each the place of its first."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal keys stay in their order
     new = np.ones(len(order), dtype=bool)
@@ -256,12 +245,7 @@ def _firsts(keys: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any
 
 
 def semantic_duplicates(
-    embeddings: NDArray[Any],
-    threshold: float,
-    *,
-    rows: NDArray[Any],
-    order: NDArray[Any],
-    apart: NDArray[Any] | None = None,
+    embeddings: Array, threshold: float, *, rows: Array, order: Array, apart: Array | None = None
 ) -> Duplicates:
     """Rows whose embeddings are as similar as the threshold to those of a row that stays; in order of preference.
 
@@ -279,15 +263,15 @@ def semantic_duplicates(
     rank[order] = np.arange(len(order))
     places = np.argsort(rank[rows])
     apart = np.zeros(len(rows), dtype=np.int64) if apart is None else apart
-    kept = np.empty(len(rows), dtype=np.int64)
+    leader_places = np.empty(len(rows), dtype=np.int64)
     leaders = np.empty_like(embeddings)  # of the kept rows, one after another
     count = 0
-    found: list[tuple[int, int, float]] = []
+    copies: list[tuple[int, int, float]] = []
     for begin in range(0, len(places), _AT_ONCE):
         block = places[begin : begin + _AT_ONCE]
         best, of = np.full(len(block), -1.0), np.full(len(block), -1)
         for start in range(0, count, 8 * _AT_ONCE):
-            some = kept[start : min(start + 8 * _AT_ONCE, count)]
+            some = leader_places[start : min(start + 8 * _AT_ONCE, count)]
             alike = embeddings[block] @ leaders[start : start + len(some)].T
             alike[apart[block, None] != apart[some]] = -1.0
             at = alike.argmax(axis=1)
@@ -303,15 +287,15 @@ def semantic_duplicates(
                 best[number], of[number] = near.max(), block[near.argmax()]
             stays[number] = best[number] < threshold
             if not stays[number]:
-                found.append((int(rows[place]), int(rows[of[number]]), float(best[number])))
+                copies.append((int(rows[place]), int(rows[of[number]]), float(best[number])))
         new = block[stays]
-        kept[count : count + len(new)], leaders[count : count + len(new)] = new, embeddings[new]
+        leader_places[count : count + len(new)], leaders[count : count + len(new)] = new, embeddings[new]
         count += len(new)
-    found.sort()
-    columns = list(zip(*found, strict=True)) or [(), (), ()]
+    copies.sort()
+    columns = list(zip(*copies, strict=True)) or [(), (), ()]
     return Duplicates(
         np.array(columns[0], dtype=np.int64),
         np.array(columns[1], dtype=np.int64),
         np.array(columns[2], dtype=np.float32),
-        np.zeros(len(found), dtype=bool),
+        np.zeros(len(copies), dtype=bool),
     )

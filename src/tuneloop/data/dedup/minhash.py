@@ -20,17 +20,16 @@ import math
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.dedup.short_texts import SHORT, same_meaning, short_similarity, with_digits, without_courtesies
-from tuneloop.data.split import normalised, normalised_often
+from tuneloop.data.split import Array, Columns, normalised, normalised_often
 from tuneloop.records.rows import Row
 
 LONG = 50  # words above which shingles are pairs of words
@@ -67,7 +66,7 @@ class RowTexts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Frame:
+class PromptFrame:
     """What says nothing about a row when it is compared.
 
     Args:
@@ -87,10 +86,10 @@ class Frame:
         return inner if inner.strip() else text
 
 
-NO_FRAME = Frame()
+NO_FRAME = PromptFrame()
 
 
-def shared_frame(prompts: Sequence[str], *, least: int = 20) -> Frame:
+def shared_frame(prompts: Sequence[str], *, least: int = 20) -> PromptFrame:
     """The frame that nine of ten different prompts of a sample share.
 
     Args:
@@ -102,7 +101,7 @@ def shared_frame(prompts: Sequence[str], *, least: int = 20) -> Frame:
         return NO_FRAME
     before = _shared_start(different, least)
     after = _shared_start(sorted(text[::-1] for text in different), least)[::-1]
-    return Frame(before, after) if before or after else NO_FRAME
+    return PromptFrame(before, after) if before or after else NO_FRAME
 
 
 def _shared_start(ordered: Sequence[str], least: int) -> str:
@@ -122,7 +121,7 @@ def _shared_start(ordered: Sequence[str], least: int) -> str:
     return longest if len(longest) >= least else ""
 
 
-def texts_of(row: Row, frame: Frame = NO_FRAME) -> RowTexts:
+def texts_of(row: Row, frame: PromptFrame = NO_FRAME) -> RowTexts:
     """A row cut into what is compared.
 
     Args:
@@ -147,24 +146,20 @@ def texts_of(row: Row, frame: Frame = NO_FRAME) -> RowTexts:
         if len(message) > 2 and (calls := message.get("tool_calls")):
             answer += [f"{call['function']['name']} {call['function']['arguments']}" for call in calls]
     apart = normalised_often(row.label) if row.label is not None else ""
-    if (
-        "thumb" in row.meta and not frame.ratings
-    ):  # one answer that some liked and others did not is a contradiction, no copy
+    # One answer that some liked and others did not is a contradiction, no copy.
+    if "thumb" in row.meta and not frame.ratings:
         apart += f"\n{row.meta['thumb']}"
     if system or row.tools:
         tools = orjson.dumps(row.tools, option=orjson.OPT_SORT_KEYS).decode() if row.tools else "[]"
         apart = "\n".join([apart, *map(normalised_often, system), tools])
-    asked, said = f"{TURN} ".join(prompt), f"{TURN} ".join(answer)
+    question, reply = f"{TURN} ".join(prompt), f"{TURN} ".join(answer)
     if (
         row.label is not None
-        and len(said) < len(row.label) + 40
-        and normalised_often(said.replace(TURN, "")) == normalised_often(row.label)
+        and len(reply) < len(row.label) + 40
+        and normalised_often(reply.replace(TURN, "")) == normalised_often(row.label)
     ):
-        said = ""  # else rows of one label would be similar by it alone
-    return RowTexts(asked, said, apart) if asks else RowTexts(said, "", apart)
-
-
-# --- folding and shingles ------------------------------------------------------------------------
+        reply = ""  # else rows of one label would be similar by it alone
+    return RowTexts(question, reply, apart) if asks else RowTexts(reply, "", apart)
 
 
 class _Folding(dict[int, str | None]):
@@ -198,10 +193,6 @@ def folded_words(text: str) -> list[str]:
     return words or plain.replace(TURN, " ").split()
 
 
-def _kind(words: int) -> Kind:
-    return "words" if words > LONG else "letters"
-
-
 def _shingles(words: Sequence[str], kind: Kind) -> set[Any]:
     """The distinct shingles of folded words."""
     if kind == "words":
@@ -229,10 +220,10 @@ class Shape:
 
     def shingles(self, side: Literal["prompt", "answer"], kind: Kind) -> set[Any]:
         """Of one side."""
-        found = self.known.get((side, kind))
-        if found is None:
-            found = self.known[side, kind] = _shingles(self.prompt if side == "prompt" else self.answer, kind)
-        return found
+        shingles = self.known.get((side, kind))
+        if shingles is None:
+            shingles = self.known[side, kind] = _shingles(self.prompt if side == "prompt" else self.answer, kind)
+        return shingles
 
 
 def shape_of(texts: RowTexts) -> Shape:
@@ -247,13 +238,13 @@ def numbers_of(texts: RowTexts) -> list[str]:
 
 def _overlap(a: Shape, b: Shape, side: Literal["prompt", "answer"], words: int) -> tuple[int, int]:
     """Shingles that both have, and that either has."""
-    kind = _kind(words)
+    kind: Kind = "words" if words > LONG else "letters"
     one, other = a.shingles(side, kind), b.shingles(side, kind)
     both = len(one & other)
     return both, len(one) + len(other) - both
 
 
-def _asked(a: Shape, b: Shape, words: int) -> tuple[float, int]:
+def _prompt_overlap(a: Shape, b: Shape, words: int) -> tuple[float, int]:
     """As `_overlap` of what the users say; of short texts that differ in a typo or a courtesy as much as `short_similarity` says."""
     both, either = _overlap(a, b, "prompt", words)
     if both == either:
@@ -263,7 +254,7 @@ def _asked(a: Shape, b: Shape, words: int) -> tuple[float, int]:
 
 def prompt_similarity(a: Shape, b: Shape) -> float:
     """Jaccard similarity of what the users say, or `short_similarity` where that is higher."""
-    both, either = _asked(a, b, max(len(a.prompt), len(b.prompt)))
+    both, either = _prompt_overlap(a, b, max(len(a.prompt), len(b.prompt)))
     return both / either if either else 1.0
 
 
@@ -280,21 +271,18 @@ def row_similarity(a: Shape, b: Shape) -> float:
     A long answer that many questions get does not make these the same, nor a long question two answers. Nor are answers
     the same that hold different numbers.
     """
-    asked = prompt_similarity(a, b)
+    prompt_likeness = prompt_similarity(a, b)
     if not a.answer and not b.answer:
-        return asked
-    if asked < SIDE or a.numbers != b.numbers:
+        return prompt_likeness
+    if prompt_likeness < SIDE or a.numbers != b.numbers:
         return 0.0
     both, either = _overlap(a, b, "answer", max(len(a.answer), len(b.answer)))
     if both < SIDE * either:
         return 0.0
     words = max(len(a.prompt) + len(a.answer), len(b.prompt) + len(b.answer))
-    (asked_both, asked_either), (said_both, said_either) = _asked(a, b, words), _overlap(a, b, "answer", words)
+    (asked_both, asked_either), (said_both, said_either) = _prompt_overlap(a, b, words), _overlap(a, b, "answer", words)
     either = asked_either + said_either
     return (asked_both + said_both) / either if either else 1.0
-
-
-# --- sketches ------------------------------------------------------------------------------------
 
 
 def banding(threshold: float) -> tuple[int, int]:
@@ -316,7 +304,7 @@ def signature_size(threshold: float) -> int:
     return max(math.prod(banding(threshold)), VALUES)
 
 
-def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, NDArray[Any]]:
+def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, Array]:
     """What is kept of rows to find duplicates by.
 
     Returns:
@@ -327,7 +315,7 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, NDA
         `masked`: keys of short prompts with words left out, uint32 (rows, MASKS); 0 for none.
     """
     exact = _exact_keys(texts)
-    columns: dict[str, NDArray[Any]] = {"exact": exact}
+    columns: dict[str, Array] = {"exact": exact}
     if not config.near:
         return columns
     prompts, answers = [folded_words(t.prompt) for t in texts], [folded_words(t.answer) for t in texts]
@@ -343,23 +331,27 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, NDA
     edges: dict[str, Any] = {name: [] for name in lengths}
     apart = word_hashes([t.apart for t in texts]).astype(np.uint32)
     for kind in KINDS:
-        needs = {name: _needs(length, kind, config.threshold) for name, length in lengths.items()}
+        # which texts can be part of a similar pair that is compared by this kind of shingles
+        needs = {
+            name: length <= LONG if kind == "letters" else length > config.threshold * LONG
+            for name, length in lengths.items()
+        }
         used = np.flatnonzero(functools.reduce(np.logical_or, needs.values()))
         if len(used) == 0:
             continue
         signature = _signatures([prompts[i] for i in used], kind, size, 0)
-        found = {"prompt": _keys(signature, bands, rows)}
+        keys_of = {"prompt": _keys(signature, bands, rows)}
         if "whole" in lengths:
-            said = [answers[i] for i in used]
-            found["whole"] = found["prompt"].copy()
-            if any(said):
-                found["whole"] = _keys(np.minimum(signature, _signatures(said, kind, size, 1)), bands, rows)
-            found["whole"][:, :bands] ^= apart[used, None]  # rows apart need not meet
+            replies = [answers[i] for i in used]
+            keys_of["whole"] = keys_of["prompt"].copy()
+            if any(replies):
+                keys_of["whole"] = _keys(np.minimum(signature, _signatures(replies, kind, size, 1)), bands, rows)
+            keys_of["whole"][:, :bands] ^= apart[used, None]  # rows apart need not meet
         for name, length in lengths.items():
-            keys = found[name]
-            own = needs[name][used] & ((length[used] > LONG) == (kind == "words"))
-            columns[name][used[own]] = keys[own]
-            second = needs[name][used] & ~own
+            keys = keys_of[name]
+            first = needs[name][used] & ((length[used] > LONG) == (kind == "words"))
+            columns[name][used[first]] = keys[first]
+            second = needs[name][used] & ~first
             edges[name].append((exact[used[second]], keys[second]))
     for name, parts in edges.items():
         columns[f"edge_{name}_of"] = np.concatenate([exact[:0], *(of for of, _ in parts)])
@@ -367,12 +359,7 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, NDA
     return columns
 
 
-def _needs(length: NDArray[Any], kind: Kind, threshold: float) -> NDArray[Any]:
-    """Which texts can be part of a similar pair that is compared by this kind of shingles."""
-    return length <= LONG if kind == "letters" else length > threshold * LONG
-
-
-def _exact_keys(texts: Sequence[RowTexts]) -> NDArray[Any]:
+def _exact_keys(texts: Sequence[RowTexts]) -> Array:
     digests = [
         hashlib.blake2b(
             f"{normalised(t.prompt)}\0{normalised(t.answer)}\0{t.apart}".encode("utf-8", "surrogatepass"),
@@ -383,7 +370,7 @@ def _exact_keys(texts: Sequence[RowTexts]) -> NDArray[Any]:
     return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
 
 
-def _masked_keys(texts: Sequence[Sequence[str]]) -> NDArray[Any]:
+def _masked_keys(texts: Sequence[Sequence[str]]) -> Array:
     """Keys of short texts without courtesies, each without every fourth word; 0 where no word would be left, and of other texts."""
     keys = np.zeros((len(texts), MASKS), dtype=np.uint32)
     short = [number for number, words in enumerate(texts) if 1 < len(words) <= SHORT]
@@ -405,7 +392,7 @@ def _masked_keys(texts: Sequence[Sequence[str]]) -> NDArray[Any]:
 _FACTORS = np.random.default_rng(21).integers(0, 2**64, SHORT, dtype=np.uint64) | np.uint64(1)  # by place in a text
 
 
-def windows(values: NDArray[Any], lengths: NDArray[Any], size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def windows(values: Array, lengths: Array, size: int) -> tuple[Array, Array]:
     """A hash of every run of `size` values that stays within one text.
 
     Args:
@@ -430,10 +417,10 @@ def windows(values: NDArray[Any], lengths: NDArray[Any], size: int) -> tuple[NDA
     return hashed, lengths - (size - 1)
 
 
-def counted(lengths: NDArray[Any]) -> NDArray[Any]:
+def counted(lengths: Array) -> Array:
     """0, 1, ... up to each length, one after another."""
-    found: NDArray[Any] = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return found
+    numbers: Array = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return numbers
 
 
 class _WordHashes(dict[str, int]):
@@ -444,7 +431,7 @@ class _WordHashes(dict[str, int]):
         return hashed
 
 
-def word_hashes(words: Sequence[str]) -> NDArray[Any]:
+def word_hashes(words: Sequence[str]) -> Array:
     """A 32-bit hash of each word, as uint64."""
     return np.fromiter(map(_WordHashes().__getitem__, words), dtype=np.uint64, count=len(words))
 
@@ -452,7 +439,7 @@ def word_hashes(words: Sequence[str]) -> NDArray[Any]:
 _AT_ONCE = 1024  # texts whose shingles fit the second-level cache
 
 
-def _signatures(texts: Sequence[Sequence[str]], kind: Kind, size: int, side: int) -> NDArray[Any]:
+def _signatures(texts: Sequence[Sequence[str]], kind: Kind, size: int, side: int) -> Array:
     """MinHash signatures, uint32 (size, texts): the least of `size` hash functions over a text's shingles."""
     some = [number for number, words in enumerate(texts) if words]
     if len(some) < len(texts):
@@ -477,7 +464,7 @@ def _signatures(texts: Sequence[Sequence[str]], kind: Kind, size: int, side: int
     return signatures
 
 
-def _hashed_shingles(texts: Sequence[Sequence[str]], kind: Kind) -> tuple[NDArray[Any], NDArray[Any]]:
+def _hashed_shingles(texts: Sequence[Sequence[str]], kind: Kind) -> tuple[Array, Array]:
     """Hashes of the shingles of all texts, and how many there are of each: at least one."""
     if kind == "letters":
         letters = ["".join(words).ljust(3, "\0") for words in texts]
@@ -492,12 +479,12 @@ def _hashed_shingles(texts: Sequence[Sequence[str]], kind: Kind) -> tuple[NDArra
     return windows(word_hashes([word for words in padded for word in words]), lengths, 2)
 
 
-def _keys(signatures: NDArray[Any], bands: int, rows: int) -> NDArray[Any]:
+def _keys(signatures: Array, bands: int, rows: int) -> Array:
     """What is kept of signatures: the keys of their bands, then their signs."""
     return np.concatenate([_band_keys(signatures[: bands * rows], bands), _signs(signatures)], axis=1)
 
 
-def _band_keys(signatures: NDArray[Any], bands: int) -> NDArray[Any]:
+def _band_keys(signatures: Array, bands: int) -> Array:
     """One number of 32 bits for the values of each band: (texts, bands)."""
     keys = np.zeros((bands, signatures.shape[1]), dtype=np.uint64)
     for values in signatures.reshape(bands, -1, signatures.shape[1]).transpose(1, 0, 2):
@@ -506,12 +493,12 @@ def _band_keys(signatures: NDArray[Any], bands: int) -> NDArray[Any]:
     return (keys >> np.uint64(16)).astype(np.uint32).T
 
 
-def _signs(signatures: NDArray[Any]) -> NDArray[Any]:
+def _signs(signatures: Array) -> Array:
     """One bit of each value: (texts, SIGNS). Those of two texts agree for every value in common and half of the others."""
     bits = ((signatures >> np.uint32(12)) & np.uint32(1)).astype(np.uint8)
     packed = np.zeros((signatures.shape[1], 4 * SIGNS), dtype=np.uint8)
-    found = np.packbits(bits.T, axis=1)
-    packed[:, : found.shape[1]] = found
+    packed_bits = np.packbits(bits.T, axis=1)
+    packed[:, : packed_bits.shape[1]] = packed_bits
     return packed.view(np.uint32)
 
 
@@ -530,12 +517,12 @@ class Sketched(NamedTuple):
         bands: the keys, one band after another.
     """
 
-    owner: NDArray[Any]
-    signs: NDArray[Any]
-    bands: Iterator[NDArray[Any]]
+    owner: Array
+    signs: Array
+    bands: Iterator[Array]
 
 
-def sketched(columns: Mapping[str, NDArray[Any]], name: Name, rows: NDArray[Any]) -> Sketched:
+def sketched(columns: Columns, name: Name, rows: Array) -> Sketched:
     """The sketches of rows, given by their indices."""
     place, edge = _edges(columns, name, rows)
     keys, edge_keys = columns[name], columns[f"edge_{name}"]
@@ -544,22 +531,22 @@ def sketched(columns: Mapping[str, NDArray[Any]], name: Name, rows: NDArray[Any]
     return Sketched(np.concatenate([np.arange(len(rows)), place]), signs, bands)
 
 
-def long_signs(found: Sketched, places: Iterable[int]) -> dict[int, list[int]]:
+def long_signs(sketches: Sketched, places: Iterable[int]) -> dict[int, list[int]]:
     """The signs of some rows, given by their places: of each sketch one long number."""
-    some = np.flatnonzero(among(found.owner, np.fromiter(places, dtype=np.int64)))
+    some = np.flatnonzero(among(sketches.owner, np.fromiter(places, dtype=np.int64)))
     signs: dict[int, list[int]] = {}
-    for place, (low, high) in zip(found.owner[some].tolist(), found.signs[some].tolist(), strict=True):
+    for place, (low, high) in zip(sketches.owner[some].tolist(), sketches.signs[some].tolist(), strict=True):
         signs.setdefault(place, []).append(low | high << 64)
     return signs
 
 
-def among(values: NDArray[Any], few: NDArray[Any]) -> NDArray[Any]:
+def among(values: Array, few: Array) -> Array:
     """Which values are among few others."""
     if len(few) == 0:
         return np.zeros(len(values), dtype=bool)
     few = np.sort(few)
-    found: NDArray[Any] = few[np.minimum(np.searchsorted(few, values), len(few) - 1)] == values
-    return found
+    present: Array = few[np.minimum(np.searchsorted(few, values), len(few) - 1)] == values
+    return present
 
 
 def distance(signs: Sequence[int], others: Sequence[int]) -> int:
@@ -569,7 +556,7 @@ def distance(signs: Sequence[int], others: Sequence[int]) -> int:
     return min((sign ^ other).bit_count() for sign in signs for other in others)
 
 
-def _edges(columns: Mapping[str, NDArray[Any]], name: str, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _edges(columns: Columns, name: str, rows: Array) -> tuple[Array, Array]:
     """For each second sketch of one of the rows: the row's place, and the sketch's index."""
     of = columns[f"edge_{name}_of"]
     if len(of) == 0:
@@ -579,9 +566,9 @@ def _edges(columns: Mapping[str, NDArray[Any]], name: str, rows: NDArray[Any]) -
     some = np.flatnonzero(among(exact[rows, 0], of[:, 0]))
     if len(some) == 0:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    known = np.ascontiguousarray(exact[rows[some]]).view(pair)[:, 0]
+    keys = np.ascontiguousarray(exact[rows[some]]).view(pair)[:, 0]
     wanted, index = np.unique(np.ascontiguousarray(of).view(pair)[:, 0], return_index=True)  # copies have one sketch
-    order = np.argsort(known)
-    at = np.minimum(np.searchsorted(known, wanted, sorter=order), len(some) - 1)
-    there = known[order[at]] == wanted
+    order = np.argsort(keys)
+    at = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(some) - 1)
+    there = keys[order[at]] == wanted
     return some[order[at[there]]], index[there]

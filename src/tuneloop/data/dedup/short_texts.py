@@ -2,7 +2,7 @@
 
 In a line of four words a typo changes half of all groups of letters, and so does a "please": Jaccard similarity, which tells
 longer texts apart well, takes such lines for different ones. Here they are compared word by word. Two words count as one only
-if they are an edit apart and just one of them stands in a dictionary: "lost" and "cost", "can" and "can't", two names or two
+if they are an edit apart and just one of them is in a dictionary: "lost" and "cost", "can" and "can't", two names or two
 amounts are never taken for each other. The other way round, short texts may share most of their letters and say something else:
 another number, a "not", the same words in another order (Zhang et al. 2019, PAWS). `same_meaning` tells these from copies.
 """
@@ -14,11 +14,10 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-from tuneloop.data.language import detect_language
-from tuneloop.data.spelling import LANGUAGES, frequency, known_words
+from tuneloop.data.language import LANGUAGES, detect_language, frequency, known_words
 
 SHORT = 12  # words up to which texts are compared here: from some 30 letters on, Jaccard similarity sees past one typo
-COMPARED = 50  # words up to which similar texts are asked whether they mean the same
+COMPARED = 50  # words up to which similar texts are compared in meaning
 _LETTERS = 4  # of the longer of two words that may be one: shorter ones are mostly other words, codes or currencies
 _RARE = 100  # times as often as a word must another one occur for the first to be its misspelling: "cyst" of "cost", not "lost"
 
@@ -180,22 +179,22 @@ def _is_typo(u: str, v: str, rest: Sequence[str]) -> bool:
     """Whether just one of two words is one, in the language of the words around them. Digits and signs are no typos."""
     if not (u.isalpha() and v.isalpha() and max(len(u), len(v)) >= _LETTERS):
         return False
-    known = known_words("en")
-    if 2 * sum(word in known for word in rest) < len(rest):
+    vocabulary = known_words("en")
+    if 2 * sum(word in vocabulary for word in rest) < len(rest):
         language, _ = detect_language(" ".join(rest))
         if language == "en" or language not in LANGUAGES:
             return False
-        known = known_words(language)
-    rarer, other = sorted((frequency(u, known), frequency(v, known)))
+        vocabulary = known_words(language)
+    rarer, other = sorted((frequency(u, vocabulary), frequency(v, vocabulary)))
     return rarer * _RARE < other
 
 
 @lru_cache(maxsize=1024)
 def _looks_like_a_name(text: str, word: str) -> bool:
     """Whether a word has a capital where most words of the text have none, and no sentence begins."""
-    found = re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE)
-    if found is None or not found.group()[0].isupper() or found.group().isupper():
+    match = re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE)
+    if match is None or not match.group()[0].isupper() or match.group().isupper():
         return False
-    before = text[: found.start()].rstrip()
+    before = text[: match.start()].rstrip()
     capitals = sum(other[0].isupper() for other in text.split())
     return bool(before) and before[-1] not in ".!?:\n" and capitals <= len(text.split()) // 2 + 1

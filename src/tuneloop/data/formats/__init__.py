@@ -10,22 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats import (
-    conversation,
-    fields,
-    logs,
-    preference,
-    prompt_completion,
-    text,
-    text_label,
-    thumbs,
-)
+from tuneloop.data.formats import conversation, exchanges, preference, prompt_completion, text_label
 from tuneloop.data.formats.answers import error_answer
-from tuneloop.data.formats.dataset_info import guess_from_info
-from tuneloop.data.formats.detect import check_columns, detect
-from tuneloop.data.formats.draft import Draft, Parsed, Rejection, checked_parser, filled
+from tuneloop.data.formats.detect import check_columns, detect, guess_from_info
+from tuneloop.data.formats.draft import FORMATS, Draft, Format, Parsed, Rejection, add_format, checked_parser, filled
 from tuneloop.data.formats.exchanges import with_whole_exchange
-from tuneloop.data.formats.registry import FORMATS, Format, add_format
 from tuneloop.data.formats.sample import TEXT_NAMES, FormatGuess
 from tuneloop.data.formats.templates import template_columns
 from tuneloop.data.formats.text_label import CLASSIFY, CLASSIFY_MANY, NO_LABELS
@@ -40,15 +29,15 @@ __all__ = [
 
 for _format in (
     preference.FORMAT,
-    logs.FORMAT,
+    exchanges.FORMAT,
     conversation.SHAREGPT,
     conversation.MESSAGES,
     prompt_completion.ALPACA,
     prompt_completion.PAIR,
     text_label.FORMAT,
-    text.FORMAT,
-    thumbs.FORMAT,
-    fields.FORMAT,
+    text_label.TEXT,
+    prompt_completion.THUMBS,
+    prompt_completion.FIELDS,
 ):
     FORMATS[_format.name] = _format
 

@@ -157,5 +157,7 @@ def _is_error_object(text: str) -> bool:
         for name in ("status", "statuscode", "status_code", "code")
     ):
         return True
-    said = low.get("message") or low.get("detail")
-    return isinstance(said, str) and bool(_HTTP.fullmatch(said) or re.fullmatch(_STATUS_NAME, said, re.IGNORECASE))
+    message = low.get("message") or low.get("detail")
+    return isinstance(message, str) and bool(
+        _HTTP.fullmatch(message) or re.fullmatch(_STATUS_NAME, message, re.IGNORECASE)
+    )

@@ -8,20 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats.draft import Draft, checked_parser, required, system_turn
-from tuneloop.data.formats.registry import Format
-from tuneloop.data.formats.sample import SYSTEM, TOOLS, FormatGuess, Record, Sample, as_value, is_scalar, mostly
+from tuneloop.data.formats.draft import Draft, Format, checked_parser, required, system_turn
+from tuneloop.data.formats.sample import SYSTEM, TOOLS, FormatGuess, Record, RecordSample, as_value, is_scalar, mostly
 from tuneloop.data.formats.turns import PLAIN_KEYS, ROLES, Refused, TurnKeys, from_json, read_tools, read_turns
 from tuneloop.data.sources.parse import json_type
 
 TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 TURN_KEYS = (
-    ("role", "content"),
-    ("from", "value"),
-    ("role", "value"),
-    ("role", "text"),
-    ("role", "message"),
-    ("from", "content"),
+    ("role", "content"), ("from", "value"), ("role", "value"), ("role", "text"), ("role", "message"), ("from", "content"),
     ("from", "text"),
     *((speaker, said) for speaker in ("speaker", "author", "sender", "type")
       for said in ("text", "content", "message", "utterance", "value")),
@@ -56,26 +50,16 @@ def _turn_list(value: Any, column: str, guess: FormatGuess) -> list[Any]:
     return made
 
 
-def find_conversation(sample: Sample) -> FormatGuess | None:
+def find_conversation(sample: RecordSample) -> FormatGuess | None:
     for column in TURN_COLUMNS:
         if sample.is_usual(column):
-            lists = [as_list(value) for value in sample.of(column)]
+            lists = [as_value(value) for value in sample.of(column)]
             keys = turn_keys(lists)
             if keys and mostly(lists, functools.partial(has_turns, keys=keys)):
                 name = "sharegpt" if keys.role == "from" else "messages"
                 reason = sample.seen([column], f" with turns of {keys.role!r} and {keys.content!r}")
-                return FormatGuess(name, {"turns": column, **sample.alongside(TOOLS, SYSTEM)}, reason, keys=keys)
+                return FormatGuess(name, {"turns": column, **sample.further(TOOLS, SYSTEM)}, reason, keys=keys)
     return None
-
-
-def as_list(value: Any) -> Any:
-    """A list of turns; one that stands as JSON in a string is read."""
-    if isinstance(value, str) and value.lstrip()[:1] == "[":
-        try:
-            return from_json(value, "")
-        except Refused:
-            return value
-    return value
 
 
 def has_turns(turns: Any, keys: TurnKeys) -> bool:
@@ -96,20 +80,22 @@ def turn_keys(lists: Sequence[Any]) -> TurnKeys | None:
     spellings: Counter[str] = Counter()
     openings: Counter[str] = Counter()
     for some in turns:
-        said = [(turn.get(role), turn.get(content)) for turn in some]
-        spellings.update({name for name, _ in said if isinstance(name, str)})
-        first = next(((name, text) for name, text in said if ROLES.get(str(name).casefold()) != "system"), (None, None))
-        alone = len(said) == 1  # an answer by itself, as in a preference, opens nothing
+        pairs = [(turn.get(role), turn.get(content)) for turn in some]
+        spellings.update({name for name, _ in pairs if isinstance(name, str)})
+        first = next(
+            ((name, text) for name, text in pairs if ROLES.get(str(name).casefold()) != "system"), (None, None)
+        )
+        alone = len(pairs) == 1  # an answer alone, as in a preference, opens nothing
         if ROLES.get(str(first[0]).casefold()) == "assistant" and isinstance(first[1], str) and first[1] and not alone:
             openings[first[1]] += 1
-    known = {name for name in spellings if name.strip().casefold() in ROLES}
-    if role not in ("role", "from") and 2 * sum(spellings[name] for name in known) < spellings.total():
+    known_roles = {name for name in spellings if name.strip().casefold() in ROLES}
+    if role not in ("role", "from") and 2 * sum(spellings[name] for name in known_roles) < spellings.total():
         return None  # a key such as "type" has many meanings
-    separate = role == "from" or any(ROLES[name.strip().casefold()] == "function_call" for name in known)
+    separate = role == "from" or any(ROLES[name.strip().casefold()] == "function_call" for name in known_roles)
     return TurnKeys(
         role,
         content,
-        usual=frozenset(name for name in known if spellings[name] > 0.02 * len(turns))
+        usual=frozenset(name for name in known_roles if spellings[name] > 0.02 * len(turns))
         | (SHAREGPT_ROLES if role == "from" else set()),
         separate_calls=separate,
         greetings=frozenset(text for text, number in openings.items() if number >= max(5, 0.05 * len(turns))),
@@ -126,9 +112,9 @@ def is_data(value: Any) -> bool:
 
 
 def _format(name: str, shape: str) -> Format:
-    def find(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
-        found = find_conversation(sample)
-        return found if found and found.name == name else None
+    def find(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
+        guess = find_conversation(sample)
+        return guess if guess and guess.name == name else None
 
     return Format(name, shape, checked_parser(conversation), find, rated=True)
 

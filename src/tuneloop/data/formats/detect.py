@@ -11,26 +11,24 @@ from typing import Any
 
 from tuneloop.core.errors import UserError, did_you_mean, in_shell
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats.conversation import TURN_COLUMNS, is_data
-from tuneloop.data.formats.dataset_info import guess_from_info
+from tuneloop.data.formats.conversation import SHAREGPT_ROLES, TURN_COLUMNS, is_data
+from tuneloop.data.formats.draft import FORMATS
 from tuneloop.data.formats.preference import RANKED
-from tuneloop.data.formats.prompt_completion import PAIRS
-from tuneloop.data.formats.registry import FORMATS
+from tuneloop.data.formats.prompt_completion import PAIRS, with_thumbs
 from tuneloop.data.formats.sample import (
     NEARLY,
     NO_CONTENT_NAMES,
     TEXT_NAMES,
     FormatGuess,
     Record,
-    Sample,
+    RecordSample,
     as_value,
     is_about,
     mostly,
 )
 from tuneloop.data.formats.templates import ABSENT, lookup, template_columns
-from tuneloop.data.formats.text import ABOUT_NAMES, answer_columns
-from tuneloop.data.formats.text_label import LABEL_NAMES
-from tuneloop.data.formats.thumbs import with_thumbs
+from tuneloop.data.formats.text_label import ABOUT_NAMES, LABEL_NAMES, answer_columns
+from tuneloop.data.formats.turns import PLAIN_KEYS, ROLES, TurnKeys
 
 
 def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str, Any] | None = None) -> FormatGuess:
@@ -42,7 +40,7 @@ def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str,
     Raises:
         UserError: no format fits, or the configured one doesn't.
     """
-    sample, wanted = Sample(records), _wanted(config)
+    sample, wanted = RecordSample(records), _wanted(config)
     if wanted == "fields":
         columns = {name: ", ".join(template_columns(text)) for name, text in templates_of(config)}
         named = [column for _, text in templates_of(config) for column in template_columns(text)]
@@ -51,27 +49,27 @@ def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str,
             texts=sample.text_columns(named),
             objects=_objects(sample, named),
         )
-    found = _as_described(sample, entry) if entry is not None and wanted == "auto" else None
-    found = found or _find_in_any_case(sample, config, wanted)
-    if found is None:
+    guess = _as_described(sample, entry) if entry is not None and wanted == "auto" else None
+    guess = guess or _find_in_any_case(sample, config, wanted)
+    if guess is None:
         raise _no_format(sample, config, wanted)
     return replace(
-        found,
-        reason=found.reason
+        guess,
+        reason=guess.reason
         + (", as configured" if wanted != "auto" else "")
-        + _numbered_twins(sample, found)
-        + _not_used(sample, found),
-        texts=sample.text_columns(found.columns.values()),
-        objects=_objects(sample, found.columns.values()),
+        + _numbered_twins(sample, guess)
+        + _not_used(sample, guess),
+        texts=sample.text_columns(guess.columns.values()),
+        objects=_objects(sample, guess.columns.values()),
     )
 
 
-def _objects(sample: Sample, columns: Iterable[str]) -> frozenset[str]:
+def _objects(sample: RecordSample, columns: Iterable[str]) -> frozenset[str]:
     """Columns with objects or arrays in nearly all records: a text there is a mistake."""
     return frozenset(name for name in columns if mostly((as_value(lookup(r, name)) for r in sample), is_data, NEARLY))
 
 
-def _not_used(sample: Sample, guess: FormatGuess) -> str:
+def _not_used(sample: RecordSample, guess: FormatGuess) -> str:
     """A note on columns that look like an answer and are none."""
     if guess.name not in ("text", "text_label", "alpaca", "prompt_completion", "messages", "sharegpt"):
         return ""
@@ -81,20 +79,20 @@ def _not_used(sample: Sample, guess: FormatGuess) -> str:
     return f"; not used: {', '.join(map(repr, rest))}" if rest else ""
 
 
-def _is_fact(sample: Sample, name: str) -> bool:
+def _is_fact(sample: RecordSample, name: str) -> bool:
     return not is_about(name, (*NO_CONTENT_NAMES, *ABOUT_NAMES)) and sample.mostly(
         name, lambda v: isinstance(v, int | float)
     )
 
 
-def _numbered_twins(sample: Sample, guess: FormatGuess) -> str:
+def _numbered_twins(sample: RecordSample, guess: FormatGuess) -> str:
     """A note on columns that have the same name as a used one: readers of tables number those of one name."""
     names = sample.columns
     twins = [f"{name!r}, not {f'{name}_2'!r}" for name in dict.fromkeys(guess.columns.values()) if f"{name}_2" in names]
     return f"; taken is {', '.join(twins)} (columns of one name are numbered)" if twins else ""
 
 
-def _as_described(sample: Sample, entry: Mapping[str, Any]) -> FormatGuess | None:
+def _as_described(sample: RecordSample, entry: Mapping[str, Any]) -> FormatGuess | None:
     """The format of an entry, unless it can't be read or the data have other columns: it is never required."""
     try:
         guess = guess_from_info(entry)
@@ -105,7 +103,7 @@ def _as_described(sample: Sample, entry: Mapping[str, Any]) -> FormatGuess | Non
 
 
 def _wanted(config: PrepareConfig) -> str:
-    """The format that is asked for.
+    """The format that the configuration names.
 
     Raises:
         UserError: a format that is not known, or settings that contradict each other.
@@ -142,7 +140,7 @@ def _wanted(config: PrepareConfig) -> str:
     return "text_label"
 
 
-def _find_in_any_case(sample: Sample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
+def _find_in_any_case(sample: RecordSample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
     """The format, whether columns are written `Question` or `question`."""
     names = {name.casefold(): name for name in sample.columns}
     if (
@@ -152,23 +150,23 @@ def _find_in_any_case(sample: Sample, config: PrepareConfig, wanted: str) -> For
         or len(names) < len(sample.columns)
     ):
         return _find(sample, config, wanted)
-    low = Sample({name.casefold(): value for name, value in record.items()} for record in sample)
-    found = _find(low, config, wanted)
-    if found is None:
+    low = RecordSample({name.casefold(): value for name, value in record.items()} for record in sample)
+    guess = _find(low, config, wanted)
+    if guess is None:
         return None
-    columns = {role: names[column] for role, column in found.columns.items()}
-    reason = re.sub(r"'([^']+)'", lambda match: repr(names.get(match[1], match[1])), found.reason)
-    return replace(found, columns=columns, reason=reason)
+    columns = {role: names[column] for role, column in guess.columns.items()}
+    reason = re.sub(r"'([^']+)'", lambda match: repr(names.get(match[1], match[1])), guess.reason)
+    return replace(guess, columns=columns, reason=reason)
 
 
-def _find(sample: Sample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
+def _find(sample: RecordSample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
     for form in FORMATS.values():
         if form.find and (wanted in (form.name, "auto") or (wanted == "thumbs" and form.rated)):
-            found = form.find(sample, config)
-            if found and wanted in ("auto", "thumbs") and (form.rated or form.name == "logs"):
-                found = with_thumbs(found, sample, wanted)
-            if found:
-                return found
+            guess = form.find(sample, config)
+            if guess and wanted in ("auto", "thumbs") and (form.rated or form.name == "logs"):
+                guess = with_thumbs(guess, sample, wanted)
+            if guess:
+                return guess
     return None
 
 
@@ -182,7 +180,7 @@ def _is_words(value: Any) -> bool:
     return isinstance(value, str) and any(letter.isalpha() for letter in value)
 
 
-def _likely_settings(sample: Sample) -> list[str]:
+def _likely_settings(sample: RecordSample) -> list[str]:
     """Settings for columns whose values look like a text and its label, or a text and an answer; empty where none do.
 
     Objects and arrays are answers, and come first. A label has few different values. Of texts that are equally long the
@@ -197,9 +195,9 @@ def _likely_settings(sample: Sample) -> list[str]:
     prose = [name for name in words if distinct[name] > 0.5 * len(texts[name]) and length[name] >= 2]
     if words and answers:
         text = max(words, key=lambda name: sum(map(len, texts[name])) / len(texts[name]))
-        asked = [name for name in answers if name.casefold() in {pair[0] for pair in PAIRS}]
-        if asked and prose:
-            return [f"data.input={{{asked[0]}}}", f"data.output={{{text}}}"]
+        prompts = [name for name in answers if name.casefold() in {pair[0] for pair in PAIRS}]
+        if prompts and prose:
+            return [f"data.input={{{prompts[0]}}}", f"data.output={{{text}}}"]
         return _extraction(sample, text, answers)
     if labels and prose:
         longest = max(length[name] for name in prose)
@@ -213,7 +211,7 @@ def _likely_settings(sample: Sample) -> list[str]:
 MOST_KEYS = 30  # of objects that an instruction names
 
 
-def _extraction(sample: Sample, text: str, answers: Sequence[str]) -> list[str]:
+def _extraction(sample: RecordSample, text: str, answers: Sequence[str]) -> list[str]:
     """Settings that have a model read objects or arrays from a text, as JSON."""
     output, values = "{" + answers[0] + "}", [as_value(value) for value in sample.of(answers[0])]
     if len(answers) > 1:
@@ -239,16 +237,16 @@ def _keys(values: Iterable[Any], depth: int = 3) -> str:
     return ", ".join(f"{key} ({keys})" if keys else key for key, keys in named)
 
 
-def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
-    known = list(sample.columns)
-    names = ", ".join(repr(name) for name in known[:12])
+def _no_format(sample: RecordSample, config: PrepareConfig, wanted: str) -> UserError:
+    columns = list(sample.columns)
+    names = ", ".join(repr(name) for name in columns[:12])
     step = (
         "name the columns with data.text=COLUMN data.label=COLUMN, or write templates: "
         "data.input='{COLUMN}' data.output='{COLUMN}'"
     )
     if wanted == "auto":
         usual = {*TURN_COLUMNS, *TEXT_NAMES, *LABEL_NAMES, *(name for pair in (*PAIRS, *RANKED) for name in pair)}
-        folded = {name.casefold(): name for name in known}
+        folded = {name.casefold(): name for name in columns}
         likely = [
             s for s in _likely_settings(sample) if config.instruction is None or "instruction" not in s.split("=")[0]
         ]
@@ -259,7 +257,7 @@ def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
             if not numbers and (near := difflib.get_close_matches(name, usual, 1, 0.85)):
                 step = f"is {folded[name]!r} meant to be {near[0]!r}? Rename it, or " + step
                 break
-        if any(len(name.split()) >= SENTENCE for name in known):
+        if any(len(name.split()) >= SENTENCE for name in columns):
             step = "is there no header line? Write one first, as in text,label; else " + step
             likely = []
         what = "Can't tell the format of the records"
@@ -285,16 +283,111 @@ def check_columns(records: Sequence[Record], config: PrepareConfig) -> None:
     wanted = {f"data.{name}": template_columns(text) for name, text in templates_of(config)}
     single = {"data.text": config.text, "data.label": config.label, "data.split.stratify": config.split.stratify}
     wanted |= {key: [column] for key, column in single.items() if column is not None}
-    known = Sample(records).columns
+    sample_columns = RecordSample(records).columns
     for key, columns in wanted.items():
         for column in columns:
-            if column not in known and not any(lookup(record, column) not in (None, ABSENT) for record in records):
+            if column not in sample_columns and not any(
+                lookup(record, column) not in (None, ABSENT) for record in records
+            ):
                 raise UserError(
                     f"No record has the column {column!r}",
                     where=key,
-                    next_step=did_you_mean(column, known, f"columns: {', '.join(list(known)[:12])}", shown=repr),
+                    next_step=did_you_mean(
+                        column, sample_columns, f"columns: {', '.join(list(sample_columns)[:12])}", shown=repr
+                    ),
                 )
 
 
 def templates_of(config: PrepareConfig) -> list[tuple[str, str]]:
     return [(k, v) for k, v in (("input", config.input), ("output", config.output)) if v is not None]
+
+
+def guess_from_info(entry: Mapping[str, Any]) -> FormatGuess:
+    """The format that an entry of LLaMA-Factory's `dataset_info.json` describes.
+
+    Read are `formatting` (alpaca, sharegpt, openai), `columns`, `tags` and `ranking`; its defaults are kept:
+    alpaca, with columns `instruction`, `input`, `output`; sharegpt with `conversations`, `from`, `value`.
+
+    Raises:
+        UserError: a formatting that is not known, or columns of images, audio or video.
+    """
+    columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
+    formatting = entry.get("formatting", "alpaca")
+    if (
+        not isinstance(columns, Mapping)
+        or not isinstance(tags, Mapping)
+        or formatting not in ("alpaca", "sharegpt", "openai")
+    ):
+        raise UserError(
+            f"Can't read the entry with formatting {formatting!r}",
+            where="dataset_info.json",
+            next_step="formatting is alpaca, sharegpt or openai; columns and tags are objects",
+        )
+    if media := [name for name in ("images", "videos", "audios") if columns.get(name)]:
+        raise UserError(f"{media[0]} can't be trained on", where="dataset_info.json", next_step="give text data only")
+    made = _named(columns, _FURTHER)
+    if formatting == "alpaca":
+        given = _named(columns, _ALPACA)
+        if given.keys() == {"instruction"} and "chosen" not in made:
+            return FormatGuess("text", {"text": given["instruction"]}, "dataset_info.json: one column of text")
+        name, made, keys = "alpaca", _alpaca_columns(given, made), PLAIN_KEYS
+    else:
+        name, usual = ("messages", "messages") if formatting == "openai" else ("sharegpt", "conversations")
+        made, keys = {"turns": str(columns.get("messages") or usual)} | made, _tagged(tags, name)
+    if entry.get("ranking") or "chosen" in made:
+        if "chosen" not in made and "output" in made:  # older files: the output is a list, the better one first
+            made["answers"] = made.pop("output")
+        else:
+            made.setdefault("chosen", "chosen")
+            made.setdefault("rejected", "rejected")
+        name = "preference"
+    elif "thumb" in made:
+        name = "thumbs"
+    return FormatGuess(name, made, f"dataset_info.json: {formatting}", keys=keys)
+
+
+# By LLaMA-Factory's name of a column its role here.
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+_FURTHER = {name: name for name in ("system", "tools", "history", "chosen", "rejected")} | {"kto_tag": "thumb"}
+
+
+def _named(columns: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, str]:
+    """The columns that an entry names, by their roles here."""
+    return {role: str(columns[name]) for name, role in roles.items() if columns.get(name)}
+
+
+def _alpaca_columns(given: dict[str, str], further: dict[str, str]) -> dict[str, str]:
+    """The columns of instruction and output.
+
+    Raises:
+        UserError: one of both is missing.
+    """
+    made = (given or {"instruction": "instruction", "input": "input", "output": "output"}) | further
+    if "chosen" in made:
+        made.pop("output", None)
+    if "instruction" not in made or not {"output", "chosen"} & made.keys():
+        raise UserError(
+            "The entry names no prompt or no response",
+            where="dataset_info.json",
+            next_step="name both in columns: prompt and response (or chosen and rejected)",
+        )
+    return made
+
+
+def _tagged(tags: Mapping[str, Any], name: str) -> TurnKeys:
+    """The keys and roles of turns as LLaMA-Factory's tags name them."""
+    ours = {name: name for name in ("user", "assistant", "system")} | {
+        "observation": "tool",
+        "function": "function_call",
+    }
+    given = {tag: str(tags[f"{tag}_tag"]) for tag in ours if tags.get(f"{tag}_tag")}
+    roles = {spelling.casefold(): ours[tag] for tag, spelling in given.items()}
+    role, content = ("role", "content") if name == "messages" else ("from", "value")
+    usual = frozenset(given.values()) | (frozenset() if name == "messages" else SHAREGPT_ROLES)
+    return TurnKeys(
+        role=str(tags.get("role_tag") or role),
+        content=str(tags.get("content_tag") or content),
+        roles={spelling: role for spelling, role in roles.items() if ROLES.get(spelling) != role},
+        usual=usual,
+        separate_calls=name == "sharegpt",
+    )

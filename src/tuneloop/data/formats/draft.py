@@ -9,7 +9,7 @@ from typing import Any
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.ratings import opinion, read_thumb
-from tuneloop.data.formats.sample import FormatGuess, Record, as_value, is_scalar
+from tuneloop.data.formats.sample import Find, FormatGuess, Record, as_value, is_scalar
 from tuneloop.data.formats.turns import Refused, as_text, assistant, json_text, ordered, read_turns, short, user
 from tuneloop.data.sources.parse import json_type
 from tuneloop.records.rows import Message
@@ -83,9 +83,8 @@ def checked(draft: Draft, record: Record, guess: FormatGuess, config: PrepareCon
     return Parsed(messages, label, draft.tools, guess.used, draft.repairs, draft.extra)
 
 
-def checked_parser(
-    drafter: Callable[[Record, FormatGuess, PrepareConfig], Draft],
-) -> Callable[[Record, FormatGuess, PrepareConfig], Parsed]:
+def checked_parser(drafter: Callable[[Record, FormatGuess, PrepareConfig], Draft]) -> Parse:
+    """The parser of a format whose drafts pass the checks that all formats share."""
     return lambda record, guess, config: checked(drafter(record, guess, config), record, guess, config)
 
 
@@ -150,7 +149,7 @@ def system_turn(record: Record, guess: FormatGuess) -> list[Message]:
 
 
 def _rate(record: Record, guess: FormatGuess, config: PrepareConfig, extra: dict[str, Any]) -> None:
-    """Add `thumb` and `rating` to what is known of a row. Rows without one are kept, unless thumbs are asked for."""
+    """Add `thumb` and `rating` to what is known of a row. Rows without one are kept, unless thumbs are required."""
     column = guess.columns["thumb"]
     value = opinion(record.get(column))
     if value is None:
@@ -170,7 +169,7 @@ def _rate(record: Record, guess: FormatGuess, config: PrepareConfig, extra: dict
 def prompt_turns(
     record: Record, column: str, guess: FormatGuess, repairs: list[dict[str, Any]] | None = None
 ) -> list[Message]:
-    """System turn, earlier turns, and what is asked: the prompt with all that belongs to it."""
+    """System turn, earlier turns, and the question: the prompt with all that belongs to it."""
     columns = guess.columns
     turns = system_turn(record, guess)
     history = record.get(columns.get("history", "history")) or []
@@ -194,3 +193,34 @@ def _history(value: Any) -> list[Message]:
     for question, answer in value:
         turns += [user(as_text(question, "column 'history'")), assistant(as_text(answer, "column 'history'"))]
     return turns
+
+
+@dataclass(frozen=True)
+class Format:
+    """A shape of records.
+
+    Args:
+        name: as `data.format` names it.
+        shape: what its records have, for messages.
+        parse: makes a conversation of a record, or raises `Refused`.
+        find: recognises the format in a sample of records; None: it must be configured.
+        rated: a further column of ratings makes records of this format `thumbs`.
+    """
+
+    name: str
+    shape: str
+    parse: Parse
+    find: Find | None = None
+    rated: bool = False
+
+
+# By name, in the order in which formats are looked for: a conversation may stand next to an instruction, an
+# instruction next to a label.
+FORMATS: dict[str, Format] = {}
+
+
+def add_format(added: Format) -> None:
+    """Make a format one of `FORMATS`; it is looked for before all others."""
+    others = {name: form for name, form in FORMATS.items() if name != added.name}
+    FORMATS.clear()
+    FORMATS.update({added.name: added, **others})

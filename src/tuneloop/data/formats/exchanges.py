@@ -16,7 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuneloop.data.formats.turns import Refused, as_text, short, with_whole_contents
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.formats.draft import Draft, Format, checked_parser
+from tuneloop.data.formats.sample import FormatGuess, Record, RecordSample, as_value, mostly
+from tuneloop.data.formats.turns import ROLES, Refused, as_text, read_tools, read_turns, short, with_whole_contents
 from tuneloop.data.sources.parse import json_type
 
 REQUEST_NAMES = ("request", "request_body", "requestbody", "req", "body", "input", "inputs", "payload", "messages")
@@ -51,17 +54,14 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _LoggedAnswer:
     turn: dict[str, Any]
     finish: str = ""
 
 
-# --- what it looks like --------------------------------------------------------------------------
-
-
 def looks_like_request(value: Any) -> bool:
     """Whether a value is the body of a request, or wraps one, or is a list of turns."""
-    value = _opened(value)
+    value = as_value(value)
     if isinstance(value, dict):
         return (
             _is_turns(value.get("messages"))
@@ -75,7 +75,7 @@ def looks_like_response(value: Any) -> bool:
     """Whether a value is what a chat API answers: a body, chunks of a stream, or choices."""
     if _pieces(value) is not None:
         return True
-    value = _opened(value)
+    value = as_value(value)
     if isinstance(value, dict):
         if any(looks_like_response(value[name]) for name in _WRAPPERS if name in value):
             return True
@@ -92,21 +92,8 @@ def looks_like_response(value: Any) -> bool:
     )
 
 
-def _opened(value: Any) -> Any:
-    """A value, or what a string with JSON in it stands for."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
 def _is_turns(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(turn, dict) and "role" in turn for turn in value)
-
-
-# --- a record ------------------------------------------------------------------------------------
 
 
 def read_exchange(record: Mapping[str, Any], request: str, response: str) -> Exchange:
@@ -122,15 +109,15 @@ def read_exchange(record: Mapping[str, Any], request: str, response: str) -> Exc
             (`truncated_output`), no response, or something else than a request and a response.
     """
     _refuse_failure(record, "the record")
-    asked = _opened(record.get(request))
-    while isinstance(asked, dict) and not any(name in asked for name in _ASKING):
-        wrapped = next((name for name in _WRAPPERS if name in asked), None)
+    body = as_value(record.get(request))
+    while isinstance(body, dict) and not any(name in body for name in _ASKING):
+        wrapped = next((name for name in _WRAPPERS if name in body), None)
         if wrapped is None:
             break
-        asked = _opened(asked[wrapped])
-    if asked is None:
+        body = as_value(body[wrapped])
+    if body is None:
         raise Refused("missing_field", f"no request in column {request!r}")
-    turns, tools, model = _request(asked)
+    turns, tools, model = _request(body)
     if not turns:
         raise Refused("empty_input", "the request has no messages")
     if record.get(response) is None:
@@ -152,26 +139,26 @@ def _refuse_failure(value: Mapping[str, Any], what: str) -> None:
             raise Refused("error_output", f"{name} of {what} is {status}")
     error = value.get("error")
     if error:
-        said = error.get("message") if isinstance(error, dict) else error
-        raise Refused("error_output", f"{what} is an error: {short(str(said))}")
+        message = error.get("message") if isinstance(error, dict) else error
+        raise Refused("error_output", f"{what} is an error: {short(str(message))}")
 
 
-def _request(asked: Any) -> tuple[list[Any], list[Any], str]:
-    if isinstance(asked, str):
-        return [{"role": "user", "content": asked}], [], ""
-    if isinstance(asked, list):
-        return _items(asked), [], ""
-    if not isinstance(asked, dict):
-        raise Refused("wrong_type", f"the request is {json_type(asked)}")
-    inner = next((asked[name] for name in _ASKING if asked.get(name) is not None), None)
+def _request(body: Any) -> tuple[list[Any], list[Any], str]:
+    if isinstance(body, str):
+        return [{"role": "user", "content": body}], [], ""
+    if isinstance(body, list):
+        return _items(body), [], ""
+    if not isinstance(body, dict):
+        raise Refused("wrong_type", f"the request is {json_type(body)}")
+    inner = next((body[name] for name in _ASKING if body.get(name) is not None), None)
     if inner is None:
         raise Refused("missing_field", "the request has no messages (expected: messages, input or prompt)")
     turns = _items(inner) if isinstance(inner, list) else [{"role": "user", "content": as_text(inner, "the prompt")}]
-    system = asked.get("instructions") or asked.get("system")
+    system = body.get("instructions") or body.get("system")
     if system is not None and system != "":
         turns.insert(0, {"role": "system", "content": system})
-    tools = asked.get("tools") or asked.get("functions") or []
-    model = asked.get("model")
+    tools = body.get("tools") or body.get("functions") or []
+    model = body.get("model")
     return turns, _tools(tools), model if isinstance(model, str) else ""
 
 
@@ -220,24 +207,21 @@ def with_whole_exchange(record: dict[str, Any], request: str, response: str) -> 
     return {**record, **changed} if changed else record
 
 
-def _whole_turns(asked: Any) -> Any:
-    if isinstance(asked, list):
-        return with_whole_contents(asked, "content")
-    if not isinstance(asked, dict):
-        return asked
-    inner = {name: asked[name] for name in (*_ASKING, *_WRAPPERS) if name in asked}
+def _whole_turns(body: Any) -> Any:
+    if isinstance(body, list):
+        return with_whole_contents(body, "content")
+    if not isinstance(body, dict):
+        return body
+    inner = {name: body[name] for name in (*_ASKING, *_WRAPPERS) if name in body}
     made = {name: whole for name, part in inner.items() if (whole := _whole_turns(part)) is not part}
-    return {**asked, **made} if made else asked
+    return {**body, **made} if made else body
 
 
-# --- responses -----------------------------------------------------------------------------------
-
-
-def _response(value: Any) -> _Answer:
+def _response(value: Any) -> _LoggedAnswer:
     if isinstance(value, str):
-        opened = _opened(value)
+        opened = as_value(value)
         if opened is value or not (looks_like_response(opened) or (isinstance(opened, dict) and "error" in opened)):
-            return _Answer({"role": "assistant", "content": value})
+            return _LoggedAnswer({"role": "assistant", "content": value})
         value = opened
     if isinstance(value, list):
         return _listed(value)
@@ -261,10 +245,10 @@ def _response(value: Any) -> _Answer:
     if name == "content":
         return _message(value, finish)
     answer = _response(inner)
-    return _Answer(answer.turn, answer.finish or finish)
+    return _LoggedAnswer(answer.turn, answer.finish or finish)
 
 
-def _listed(value: list[Any]) -> _Answer:
+def _listed(value: list[Any]) -> _LoggedAnswer:
     """Choices, items of an output, or turns."""
     if not value:
         raise Refused("empty_output", "the response is an empty array")
@@ -274,11 +258,11 @@ def _listed(value: list[Any]) -> _Answer:
     if "message" in first and isinstance(first["message"], dict):
         return _message(first["message"], _word(first.get("finish_reason")))
     if isinstance(first.get("text"), str) and "role" not in first and first.get("type") in (None, "text"):
-        return _Answer({"role": "assistant", "content": first["text"]}, _word(first.get("finish_reason")))
+        return _LoggedAnswer({"role": "assistant", "content": first["text"]}, _word(first.get("finish_reason")))
     return _output(value)
 
 
-def _output(items: list[Any]) -> _Answer:
+def _output(items: list[Any]) -> _LoggedAnswer:
     """Items of the responses API, or plain turns: their texts and calls as one turn."""
     parts: list[Any] = []
     calls: list[Any] = []
@@ -293,10 +277,10 @@ def _output(items: list[Any]) -> _Answer:
         made = message.get("tool_calls") or []
         calls += made if isinstance(made, list) else [made]
     turn = {"role": "assistant", "content": parts}
-    return _Answer(turn | {"tool_calls": calls} if calls else turn)
+    return _LoggedAnswer(turn | {"tool_calls": calls} if calls else turn)
 
 
-def _message(value: Mapping[str, Any], finish: str) -> _Answer:
+def _message(value: Mapping[str, Any], finish: str) -> _LoggedAnswer:
     """A message of the assistant; content in blocks of text and calls, as Anthropic has them, becomes a turn."""
     turn: dict[str, Any] = {"role": "assistant", "content": value.get("content")}
     for name in ("tool_calls", "function_call"):
@@ -316,21 +300,18 @@ def _message(value: Mapping[str, Any], finish: str) -> _Answer:
         turn["content"] = texts
         if calls:
             turn["tool_calls"] = calls
-    return _Answer(turn, finish)
+    return _LoggedAnswer(turn, finish)
 
 
 def _word(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-# --- streams -------------------------------------------------------------------------------------
-
-
 def _without_streams(value: Any) -> Any:
     """A response with a body in place of the pieces in it; the response itself where there are no pieces."""
     if (pieces := _pieces(value)) is not None:
         return _put_together(pieces)
-    opened = _opened(value)
+    opened = as_value(value)
     if not isinstance(opened, dict):
         return value
     inner = {
@@ -351,14 +332,14 @@ def _pieces(value: Any) -> Sequence[Any] | None:
             return events if any(isinstance(event, dict) or event[:1] == "{" for event in events) else None
         if value.lstrip()[:1] not in ("{", "["):
             return None
-        opened = _opened(value)
+        opened = as_value(value)
         value = _LINE_END.split(value) if opened is value else opened
     if not isinstance(value, list) or not value:
         return None
     if all(isinstance(item, str) for item in value):
         if _is_event(value[0]):
             return _pieces("\n".join(value))
-        value = [_opened(line) for line in value if line.strip()]
+        value = [as_value(line) for line in value if line.strip()]
         return value if any(map(_is_piece, value[:1])) else None
     return value if any(map(_is_piece, value)) else None
 
@@ -386,7 +367,7 @@ def _events(text: str) -> list[Any]:
             continue
         if data == "[DONE]":
             return [*events, {"done": True}]
-        events.append(_opened(data))
+        events.append(as_value(data))
     return events
 
 
@@ -494,3 +475,44 @@ class _Stream:
             fault = fault or "stream_odd"
         finish = fault or self.finish or ("stream_cut" if self.tells_its_end else "")
         return {"choices": [{"index": 0, "message": message, "finish_reason": finish}]}
+
+
+def logs(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
+    """A logged request to a chat API and its response."""
+    exchange = read_exchange(record, guess.columns["request"], guess.columns["response"])
+    repairs: list[dict[str, Any]] = []
+    turns = read_turns(exchange.turns, guess.keys, repairs)
+    extra = {"model": exchange.model} if exchange.model else {}
+    return Draft(turns, repairs, read_tools(exchange.tools, "the request's tools"), extra)
+
+
+def _find_logs(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
+    columns = {name.casefold(): name for name in reversed(sample.columns) if sample.is_usual(name)}
+    requests = [columns[name] for name in REQUEST_NAMES if name in columns]
+    responses = [columns[name] for name in RESPONSE_NAMES if name in columns]
+    for request in requests:
+        bodies = sample.of(request)
+        structured = mostly(bodies, looks_like_request)
+        if structured and mostly(bodies, _is_answered):
+            continue  # whole conversations: they need no response
+        for response in responses:
+            answers = sample.of(response)
+            if response == request or not (structured or mostly(answers, looks_like_response)):
+                continue
+            if any(answer is not None for answer in answers):
+                return FormatGuess(
+                    "logs",
+                    {"request": request, "response": response},
+                    sample.seen([request, response], " of a chat API"),
+                )
+    return None
+
+
+def _is_answered(value: Any) -> bool:
+    """Whether a list of turns ends with the assistant's."""
+    value = as_value(value)
+    last = value[-1] if isinstance(value, list) and value else None
+    return isinstance(last, dict) and ROLES.get(str(last.get("role")).casefold()) == "assistant"
+
+
+FORMAT = Format("logs", "request and response", checked_parser(logs), _find_logs)

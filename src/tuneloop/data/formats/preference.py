@@ -10,10 +10,9 @@ from typing import Any
 from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.conversation import conversation, find_conversation, is_data, turn_keys
-from tuneloop.data.formats.draft import Parsed, prompt_turns, required, system_turn
+from tuneloop.data.formats.draft import Format, Parsed, prompt_turns, required, system_turn
 from tuneloop.data.formats.ratings import read_number, score_of
-from tuneloop.data.formats.registry import Format
-from tuneloop.data.formats.sample import BESIDES, HISTORY, SYSTEM, TOOLS, FormatGuess, Record, Sample, mostly
+from tuneloop.data.formats.sample import BESIDES, HISTORY, SYSTEM, TOOLS, FormatGuess, Record, RecordSample, mostly
 from tuneloop.data.formats.turns import PLAIN_KEYS, Refused, TurnKeys, as_text, assistant, ordered, read_turns
 from tuneloop.records.rows import Message
 
@@ -76,19 +75,19 @@ def _two_answers(record: Record, guess: FormatGuess) -> tuple[Any, Any]:
     numbers = [number for number in map(read_number, scores) if number is not None]
     if numbers and len(numbers) < len(answers):
         raise Refused("wrong_type", f"some answers in column {column!r} have no score")
-    said = [_said(answer) for answer in answers]
+    texts = [_said(answer) for answer in answers]
     if not numbers:
         if len(answers) > 2:
             raise Refused("no_preference", f"{counted(len(answers), 'answer')} in column {column!r} without scores")
-        return said[0], said[1]
+        return texts[0], texts[1]
     best, worst = max(numbers), min(numbers)
     if best == worst:
         raise Refused("no_preference", "both answers have the same score")
-    return said[numbers.index(best)], said[numbers.index(worst)]
+    return texts[numbers.index(best)], texts[numbers.index(worst)]
 
 
 def _said(answer: Any) -> Any:
-    """The text of an answer that stands in an object with its score."""
+    """The text of an answer in an object with its score."""
     names = ("text", "response", "completion", "answer", "content", "output")
     if isinstance(answer, dict) and not {"role", "from"} & answer.keys():
         return next((answer[name] for name in names if isinstance(answer.get(name), str)), answer)
@@ -116,12 +115,12 @@ def _transcript(text: str) -> list[Message]:
     """Turns of a text with `Human:` and `Assistant:` before them, as in Anthropic's HH-RLHF."""
     pieces = re.split(r"\n\n(Human|Assistant):", "\n\n" + text.strip())
     return [
-        {"role": "user" if speaker == "Human" else "assistant", "content": said.strip()}
-        for speaker, said in zip(pieces[1::2], pieces[2::2], strict=True)
+        {"role": "user" if speaker == "Human" else "assistant", "content": content.strip()}
+        for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)
     ]
 
 
-def _find_preference(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+def _find_preference(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
     """Two answers to one prompt: in two columns, the better first, or in a list of two."""
     base = _find_prompt(sample)
     for pair in RANKED:
@@ -134,7 +133,7 @@ def _find_preference(sample: Sample, config: PrepareConfig) -> FormatGuess | Non
             continue
         columns, keys = base or ({}, None)
         turns = turn_keys([v if isinstance(v, list) else [v] for v in better])
-        columns = columns | dict(zip(("chosen", "rejected"), pair, strict=True)) | sample.alongside(SYSTEM, TOOLS)
+        columns = columns | dict(zip(("chosen", "rejected"), pair, strict=True)) | sample.further(SYSTEM, TOOLS)
         return FormatGuess("preference", columns, sample.seen(pair), keys=keys or turns or PLAIN_KEYS)
     for column in CANDIDATES if base else ():
         scores = sample.first(("scores", "ratings"))
@@ -145,8 +144,8 @@ def _find_preference(sample: Sample, config: PrepareConfig) -> FormatGuess | Non
     return None
 
 
-def _find_prompt(sample: Sample) -> tuple[dict[str, str], TurnKeys | None] | None:
-    """The columns with what is asked, for formats with the answers apart."""
+def _find_prompt(sample: RecordSample) -> tuple[dict[str, str], TurnKeys | None] | None:
+    """The columns of the prompt, for formats with the answers apart."""
     conversation = find_conversation(sample)
     if conversation:
         return conversation.columns, conversation.keys
@@ -155,7 +154,7 @@ def _find_prompt(sample: Sample) -> tuple[dict[str, str], TurnKeys | None] | Non
             columns = {"prompt": name}
             if name in ("instruction", "question", "query") and (input_ := sample.first(BESIDES)):
                 columns["input"] = input_
-            return columns | sample.alongside(SYSTEM, HISTORY), None
+            return columns | sample.further(SYSTEM, HISTORY), None
     return None
 
 

@@ -79,7 +79,7 @@ def read_thumb(value: Any, scale: tuple[float, float] | None) -> tuple[bool | No
 
 
 def score_of(answer: Any) -> float | None:
-    """The score that stands in an object with an answer, if it is one."""
+    """The score in an object with an answer, if it is one."""
     if not isinstance(answer, dict):
         return None
     numbers = (read_number(answer.get(name)) for name in ("score", "overall_score", "rating", "reward"))

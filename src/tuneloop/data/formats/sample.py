@@ -60,7 +60,7 @@ class FormatGuess:
         return frozenset(used | ({"system", "tools"} if self.name not in ("text_label", "text") else set()))
 
 
-class Sample(list[Record]):
+class RecordSample(list[Record]):
     """The first records of the sources, which show the format."""
 
     @functools.cached_property
@@ -100,19 +100,19 @@ class Sample(list[Record]):
         records, have = ("record", "has") if number == len(self) == 1 else ("records", "have")
         return f"{share} {records} looked at {have} {' and '.join(map(repr, columns))}{what}"
 
-    def alongside(self, *roles: tuple[str, tuple[str, ...]]) -> dict[str, str]:
+    def further(self, *roles: tuple[str, tuple[str, ...]]) -> dict[str, str]:
         """Columns that go with others: for each role the first of its names that the sample has."""
         return {role: column for role, names in roles if (column := self.first(names)) is not None}
 
 
-Find = Callable[[Sample, PrepareConfig], FormatGuess | None]
+Find = Callable[[RecordSample, PrepareConfig], FormatGuess | None]
 
 
 def mostly(values: Iterable[Any], fits: Callable[[Any], bool], share: float = 0.5) -> bool:
     """Whether a share of the values that are not null fit, and at least one."""
-    known = [value for value in values if value is not None]
-    number = sum(map(fits, known))
-    return number > 0 and number >= share * len(known)
+    present = [value for value in values if value is not None]
+    number = sum(map(fits, present))
+    return number > 0 and number >= share * len(present)
 
 
 def is_scalar(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A text and its class, or its classes."""
+"""A text and its class or classes; and plain text, to be learned as it is."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats.draft import Parsed, check_label, filled, required
-from tuneloop.data.formats.registry import Format
+from tuneloop.data.formats.answers import error_answer
+from tuneloop.data.formats.conversation import is_data
+from tuneloop.data.formats.draft import Format, Parsed, check_label, filled, required
 from tuneloop.data.formats.sample import (
     NEARLY,
     NO_CONTENT_NAMES,
     TEXT_NAMES,
+    TOOLS,
     FormatGuess,
     Record,
-    Sample,
+    RecordSample,
     as_value,
     is_about,
     is_scalar,
 )
-from tuneloop.data.formats.turns import Refused, short
+from tuneloop.data.formats.turns import Refused, assistant, short
 from tuneloop.data.sources.parse import json_type
 from tuneloop.records.rows import Message
 
@@ -85,11 +87,11 @@ def _labels(record: Record, column: str, guess: FormatGuess, config: PrepareConf
     return labels
 
 
-def find_text_label(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+def find_text_label(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
     """Columns by their configured or usual names, else the only two, where one repeats its values."""
-    known = [name for name in sample.columns if sample.is_usual(name)]
-    scalars = [name for name in known if sample.mostly(name, is_scalar)]
-    lists = [name for name in known if sample.mostly(name, is_label_list)]
+    columns_seen = [name for name in sample.columns if sample.is_usual(name)]
+    scalars = [name for name in columns_seen if sample.mostly(name, is_scalar)]
+    lists = [name for name in columns_seen if sample.mostly(name, is_label_list)]
     label = config.label or _by_name(sample, [*scalars, *lists], LABEL_NAMES)
     text = config.text or _by_name(sample, [n for n in scalars if n != label], TEXT_NAMES)
     rest = [n for n in scalars if not is_about(n, NO_CONTENT_NAMES) and n not in (text, label)]
@@ -117,17 +119,17 @@ def find_text_label(sample: Sample, config: PrepareConfig) -> FormatGuess | None
         reason += ", lists of labels"
     if sample.mostly(label, lambda v: isinstance(v, int) and not isinstance(v, bool), NEARLY):
         names = [pattern.format(label) for pattern in LABEL_TEXTS]
-        if name := next((n for n in names if n in known and n not in (text, label)), None):
+        if name := next((n for n in names if n in columns_seen and n not in (text, label)), None):
             columns["label_name"] = name
             reason += f"; {name!r} has the names of the labels"
     return FormatGuess("text_label", columns, reason, many_labels=label in lists, classes=_odd_classes(sample, columns))
 
 
-def _by_name(sample: Sample, known: Sequence[str], names: Sequence[str]) -> str | None:
+def _by_name(sample: RecordSample, columns: Sequence[str], names: Sequence[str]) -> str | None:
     """The column of a usual name, else one that ends in it, as `ticket_text` does."""
-    low = {name.casefold(): name for name in reversed(known)}
-    if found := next((low[name] for name in names if name in low), None):
-        return found
+    low = {name.casefold(): name for name in reversed(columns)}
+    if named := next((low[name] for name in names if name in low), None):
+        return named
     for name, column in low.items():
         *before, last = re.split(r"[^a-z0-9]+", name)
         if before and last in names and not set(before) & set(LABEL_NAMES):
@@ -139,16 +141,16 @@ def is_label_list(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _distinct(sample: Sample, column: str) -> int:
+def _distinct(sample: RecordSample, column: str) -> int:
     return len({str(value) for value in sample.of(column) if value is not None})
 
 
-def _repeats(sample: Sample, column: str) -> bool:
+def _repeats(sample: RecordSample, column: str) -> bool:
     """Whether a column has few enough different values for classes; three rows of each are the least."""
     return 3 * _distinct(sample, column) <= len(sample)
 
 
-def _odd_classes(sample: Sample, columns: Mapping[str, str]) -> frozenset[str]:
+def _odd_classes(sample: RecordSample, columns: Mapping[str, str]) -> frozenset[str]:
     """Placeholders such as "N/A" that are about as frequent as the other labels: they are classes."""
     values = sample.of(columns.get("label_name", columns["label"]))
     counts = Counter(value.strip() for value in values if isinstance(value, str))
@@ -162,3 +164,53 @@ def _odd_classes(sample: Sample, columns: Mapping[str, str]) -> frozenset[str]:
 
 
 FORMAT = Format("text_label", "a column of text and one of labels", text_label, find_text_label)
+
+
+ABOUT_NAMES = (
+    "url", "source", "title", "subject", "lang", "language", "author", "meta", "licence", "license", "domain", "metadata",
+    "attributes", "extra", "headers", "stats", "quality_signals", "embedding", "embeddings", "vector", "logprobs", "usage",
+)  # fmt: skip
+
+
+def text(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
+    """Plain text, to be learned as it is: one turn of the assistant, with no prompt."""
+    content = filled(record, guess.columns["text"], "empty_output", guess)
+    if kind := error_answer(content):
+        raise Refused("error_output", f"column {guess.columns['text']!r} is {kind}: {short(content)}")
+    return Parsed([assistant(content)], None, [], guess.used, [])
+
+
+def _find_text(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
+    """One column of text, next to which there are only ids, numbers and facts about it."""
+    columns = [name for name in sample.columns if sample.is_usual(name)]
+    strings = [name for name in columns if sample.mostly(name, lambda value: isinstance(value, str))]
+    lists = [name for name in columns if sample.mostly(name, lambda value: isinstance(value, list))]
+    spoken = [name for name in strings if not is_about(name, (*NO_CONTENT_NAMES, *ABOUT_NAMES))]
+    low = {name.casefold(): name for name in strings}
+    usual = next(
+        (low[name] for name in ("text", "content", "document", "raw_content", "page_content") if name in low), None
+    )
+    column = config.text or usual or (spoken[0] if len(spoken) == 1 and _is_prose(sample, spoken[0]) else None)
+    others = [*lists, *answer_columns(sample), *(name for name in spoken if name != column)]
+    if column is None or (config.format == "auto" and others):
+        return None
+    return FormatGuess("text", {"text": column}, sample.seen([column], " and no other column of text"))
+
+
+def answer_columns(sample: RecordSample) -> list[str]:
+    """Columns of objects or arrays that may be answers: no facts about the record, no turns, no vectors."""
+    about = (*NO_CONTENT_NAMES, *ABOUT_NAMES, *TOOLS[1])
+    names = [name for name in sample.columns if name.isprintable() and not {"{", "}"} & set(name)]  # for a template
+    return [name for name in names if not is_about(name, about) and sample.mostly(name, _is_answer)]
+
+
+def _is_answer(value: Any) -> bool:
+    value = as_value(value)
+    return is_data(value) and not (isinstance(value, list) and len(value) > 32 and isinstance(value[0], float))
+
+
+def _is_prose(sample: RecordSample, column: str) -> bool:
+    return sample.mostly(column, lambda value: isinstance(value, str) and len(value.split()) > 3)
+
+
+TEXT = Format("text", "one column of text", text, _find_text)

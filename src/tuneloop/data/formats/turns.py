@@ -62,14 +62,11 @@ class TurnKeys:
 PLAIN_KEYS = TurnKeys()
 
 
-# --- values --------------------------------------------------------------------------------------
-
-
 def as_text(value: Any, where: str, *, strings_only: bool = False) -> str:
     """A scalar as text, null and NaN as "".
 
     Args:
-        value: what stands in the record.
+        value: the value in the record.
         where: its place, for the detail.
         strings_only: numbers and booleans are refused: nearly all other records have text here.
 
@@ -129,11 +126,8 @@ def assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-# --- one turn after the other --------------------------------------------------------------------
-
-
 def read_turns(value: Sequence[Any], keys: TurnKeys, repairs: list[dict[str, Any]]) -> list[Message]:
-    """Turns in the OpenAI form, each by itself.
+    """Turns in the OpenAI form, each on its own.
 
     A role in an unusual spelling is noted in `repairs`. Tools' answers are not yet tied to calls.
 
@@ -172,15 +166,15 @@ def _read_turn(turn: Any, place: int, keys: TurnKeys, calls: int, repairs: list[
         made = from_json(content, f"the call of turn {place}")
         made = made if isinstance(made, list) else [made]
         return {"role": "assistant", "content": "", "tool_calls": _calls(made, place, calls)}
-    asked = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
-    if keys.content not in turn and not asked:
+    calls_here = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
+    if keys.content not in turn and not calls_here:
         raise Refused("missing_field", f"turn {place} has no {keys.content!r}")
     text = _answer_text(content, place) if role == "assistant" else content_text(content, place)
     message: Message = {"role": role, "content": text}  # type: ignore[typeddict-item]
-    if asked:
-        if role != "assistant" or not isinstance(asked, list):
+    if calls_here:
+        if role != "assistant" or not isinstance(calls_here, list):
             raise Refused("wrong_type", f"turn {place}: tool_calls of the {role}")
-        message["tool_calls"] = _calls(asked, place, calls)
+        message["tool_calls"] = _calls(calls_here, place, calls)
     weight = turn.get("weight")
     if weight is not None:
         if not isinstance(weight, int | float) or not 0 <= weight <= 1:
@@ -242,7 +236,7 @@ def _text_of_parts(parts: Iterable[Any]) -> str | None:
 
 
 def with_whole_contents(turns: list[Any], content_key: str) -> list[Any]:
-    """Turns with a text in place of each content that stands in parts of text; themselves where none does."""
+    """Turns with a text in place of each content in parts of text; themselves where none does."""
     if not any(type(turn) is dict and type(turn.get(content_key)) is list for turn in turns):
         return turns
     made = []
@@ -318,9 +312,6 @@ def read_tools(value: Any, where: str = "column 'tools'") -> list[dict[str, Any]
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
-# --- their sequence ------------------------------------------------------------------------------
-
-
 def ordered(
     turns: Sequence[Message], keys: TurnKeys, repairs: list[dict[str, Any]], *, system: str = "", errors: bool = True
 ) -> list[Message]:
@@ -328,7 +319,7 @@ def ordered(
 
     Turns of one speaker in a row are merged; empty system turns are dropped. A system turn may stand
     anywhere (Llama 3's template renders it in its place). The assistant may speak first, once, as the
-    greeting of many chat windows; but it calls no tool before anybody has asked.
+    greeting of many chat windows; but it calls no tool before a user turn.
 
     Args:
         turns: in the OpenAI form.

@@ -7,6 +7,7 @@ hashes stay. Names of persons are looked for on request only (`personal.names`).
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from bisect import bisect_left, bisect_right
@@ -19,19 +20,21 @@ from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.units import counted, verb
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import contacts, credentials, documents
+from tuneloop.data.pii import contacts, credentials
 from tuneloop.data.pii.identifiers import (
     CARD_GROUPS,
     IBAN_LENGTHS,
     REACH,
     Span,
+    birth_dates,
+    document_numbers,
     is_card,
     is_iban,
     is_right,
     national_ids,
+    social_security_numbers,
     wallets,
 )
-from tuneloop.data.pii.names import person_names
 from tuneloop.data.pii.pseudonyms import pseudonym
 
 DEFAULT_SECRET = "TUNELOOP_SECRET"  # noqa: S105 - no password
@@ -102,7 +105,7 @@ def add_kind(kind: Kind) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PersonalSpan:
     """A stretch of a text that is personal data: its kind (one of `KINDS`), start and end in characters."""
 
     kind: str
@@ -110,13 +113,13 @@ class Finding:
     end: int
 
 
-def find(text: str, config: PersonalConfig, field: str = "") -> list[Finding]:
+def find(text: str, config: PersonalConfig, field: str = "") -> list[PersonalSpan]:
     """Personal data and secrets in a text, in order, none overlapping another.
 
     Args:
         text: any text.
         config: kinds to look for, names, region of telephone numbers.
-        field: name of the column that the text stands in: "phone", "date_of_birth" tell as much as words before the value.
+        field: name of the column of the text: "phone", "date_of_birth" say as much as words before the value.
 
     Raises:
         UserError: an unknown kind or region, or `names` without what it needs.
@@ -132,7 +135,7 @@ def find(text: str, config: PersonalConfig, field: str = "") -> list[Finding]:
     return _resolved(_spans(text, config), wanted)
 
 
-def redact(text: str, findings: list[Finding], config: PersonalConfig, key: bytes | None) -> str:
+def redact(text: str, findings: list[PersonalSpan], config: PersonalConfig, key: bytes | None) -> str:
     """The text with every finding replaced.
 
     Args:
@@ -178,7 +181,7 @@ def scrub(value: Any, config: PersonalConfig, key: bytes | None) -> tuple[Any, l
     kinds: set[str] = set()
     if config.mode == "off":
         return value, []
-    _wanted_by(config)  # mistakes in it are told where nothing is found, too
+    _wanted_by(config)  # mistakes in it are reported where nothing is found, too
     if not config.names and _all_quiet(value, ""):
         return value, []
     clean = _scrubbed(value, config, key, "", kinds)
@@ -214,10 +217,10 @@ class Redactor:
         """What was found in a file of so many records, in a line; empty for nothing."""
         if not self.records:
             return ""
-        found = f"{self.records:,} of {counted(records, 'record')} of {file} {verb(self.records, 'holds', 'hold')} personal data ({', '.join(sorted(self.kinds))})"
+        sentence = f"{self.records:,} of {counted(records, 'record')} of {file} {verb(self.records, 'holds', 'hold')} personal data ({', '.join(sorted(self.kinds))})"
         if self.config.mode == "report":
-            return f"{found}: left as they are, as data.personal.mode=report says"
-        return f"{found}: replaced, as prepare does (data.personal.mode=off leaves them)"
+            return f"{sentence}: left as they are, as data.personal.mode=report says"
+        return f"{sentence}: replaced, as prepare does (data.personal.mode=off leaves them)"
 
 
 def pseudonym_key(config: PersonalConfig) -> bytes | None:
@@ -238,8 +241,6 @@ def pseudonym_key(config: PersonalConfig) -> bytes | None:
         )
     return secret.encode("utf-8", "surrogateescape")
 
-
-# ---- where to look ------------------------------------------------------------------------------------------------------------
 
 _SIGN = re.compile(r"[0-9@:=]")
 _WIDE_SIGN = re.compile(r"[\d@:=＠：＝﹫]")
@@ -365,9 +366,9 @@ def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
     yield from contacts.street_addresses(view, lower)
     yield from contacts.network_addresses(view, lower)
     if _any_in(lower, _BIRTH_STEMS):
-        yield from documents.birth_dates(lower)
+        yield from birth_dates(lower)
     if _FOUR_DIGITS.search(view) and _any_in(lower, _DOCUMENT_STEMS):
-        yield from documents.document_numbers(lower)
+        yield from document_numbers(lower)
     yield from contacts.short_codes(view, lower)
     if not _LONG_NUMBER.search(view):
         if _LETTERED_ID.search(view):
@@ -375,24 +376,24 @@ def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
         return
     chains = list(contacts.chains(view))
     taken = [match.span() for pattern in _OTHERS for match in pattern.finditer(view)]
-    found: list[Span] = list(_cards(view, lower, chains))
-    found += documents.social_security_numbers(lower)
-    found += national_ids(view.translate(_ASCII_UPPER), lower)
-    found += contacts.phones(view, lower, chains, region)
-    found += contacts.glued_numbers(lower)
+    spans: list[Span] = list(_cards(view, lower, chains))
+    spans += social_security_numbers(lower)
+    spans += national_ids(view.translate(_ASCII_UPPER), lower)
+    spans += contacts.phones(view, lower, chains, region)
+    spans += contacts.glued_numbers(lower)
     for kind, start, end in _ibans(view):
         if kind == "IBAN":
-            found.append((kind, start, end))
+            spans.append((kind, start, end))
         else:
             taken.append((start, end))
-    yield from (span for span in found if span[0] == "IBAN" or not any(a < span[2] and span[1] < b for a, b in taken))
+    yield from (span for span in spans if span[0] == "IBAN" or not any(a < span[2] and span[1] < b for a, b in taken))
 
 
 _IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d\d(?=[ -]?[A-Za-z0-9])")
 
 
 def _ibans(view: str) -> Iterator[Span]:
-    """IBANs, and as kind "" what has the form of one but wrong check digits: a part of it is nobody's telephone number."""
+    """IBANs, and as kind "" what has the form of one but wrong check digits: no part of it is a telephone number."""
     for match in _IBAN_START.finditer(view):
         length, end, count = IBAN_LENGTHS.get(match.group()[:2].upper(), 0), match.end(), 4
         while count < length and end < len(view):
@@ -461,7 +462,7 @@ _TIME = re.compile(
 _OTHERS = (_UUID, _ISBN, _TIME)  # what their digits resemble doesn't count
 
 
-def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[Finding]:
+def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[PersonalSpan]:
     """Findings that don't overlap: the longer wins, then the more specific, and it takes all of what it overlaps."""
     chosen: list[tuple[int, int, int, str]] = []  # start, end, when it was taken, kind; in the order of the text
     spans = [span for span in spans if span[0] in wanted and span[1] < span[2]]
@@ -476,10 +477,7 @@ def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[Finding]:
             start, end = min(start, overlapping[0][0]), max(end, overlapping[-1][1])
             kind = min(overlapping, key=lambda other: other[2])[3]
         chosen[low:high] = [(start, end, taken, kind)]
-    return [Finding(kind, start, end) for start, end, _, kind in chosen]
-
-
-# ---- other ways to write a character -------------------------------------------------------------------------------------------
+    return [PersonalSpan(kind, start, end) for start, end, _, kind in chosen]
 
 
 @lru_cache(maxsize=1)
@@ -509,7 +507,6 @@ def _view(text: str) -> tuple[str, list[int] | None]:
 
 
 def _folded(text: str) -> tuple[str, list[int] | None]:
-    """A text as detectors read it, and where each of its characters stood (None: where it stands)."""
     if text.isascii():
         return text, None
     exotic, table = _fold_table()
@@ -592,3 +589,59 @@ def _scrubbed_text(text: str, config: PersonalConfig, key: bytes | None, field: 
         return text
     kinds.update(finding.kind for finding in findings)
     return redact(text, findings, config, key)
+
+
+# The best one that is installed, else any that is made from one.
+MODELS = ("en_core_web_lg", "en_core_web_md", "en_core_web_sm")
+NEXT_STEP = (
+    "pip install presidio-analyzer spacy && python -m spacy download en_core_web_lg, or leave data.personal.names off"
+)
+SCORE = 0.6  # confidence of presidio-analyzer; spaCy's names get 0.85
+
+
+def person_names(text: str) -> list[Span]:
+    """Names of persons in an English text (presidio-analyzer over spaCy's named entities).
+
+    Raises:
+        UserError: presidio-analyzer or an English spaCy model is not installed, or the model can't be loaded.
+    """
+    if not any(c.isupper() for c in text):
+        return []
+    results = _analyzer().analyze(text=text, language="en", entities=["PERSON"], score_threshold=SCORE)
+    return [("PERSON", result.start, result.end) for result in results]
+
+
+@lru_cache(maxsize=1)
+def _analyzer() -> Any:
+    if importlib.util.find_spec("presidio_analyzer") is None or importlib.util.find_spec("spacy") is None:
+        raise UserError(
+            "Person names need presidio-analyzer, which is not installed",
+            where="data.personal.names",
+            next_step=NEXT_STEP,
+        )
+    # presidio-analyzer would download a missing model: here nothing is fetched without a request.
+    import spacy
+
+    others = sorted(name for name in spacy.util.get_installed_models() if name.startswith("en_core_web"))
+    model = next((name for name in (*MODELS, *others) if spacy.util.is_package(name)), None)
+    if model is None:
+        raise UserError(
+            "Person names need an English model of spaCy, and none is installed",
+            where=f"data.personal.names; looked for {', '.join(MODELS)}",
+            next_step=NEXT_STEP,
+        )
+    from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
+    from presidio_analyzer.nlp_engine import NlpEngineProvider
+    from presidio_analyzer.predefined_recognizers import SpacyRecognizer
+
+    settings = {"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": model}]}
+    try:
+        engine = NlpEngineProvider(nlp_configuration=settings).create_engine()
+    except (OSError, ValueError, ImportError) as error:  # a model of another version, or one that lacks files
+        raise UserError(
+            f"The language model for names can't be loaded: {str(error).splitlines()[0]}",
+            where=f"data.personal.names; {model}",
+            next_step=NEXT_STEP,
+        ) from None
+    registry = RecognizerRegistry(recognizers=[SpacyRecognizer(supported_language="en")], supported_languages=["en"])
+    return AnalyzerEngine(nlp_engine=engine, registry=registry, supported_languages=["en"])

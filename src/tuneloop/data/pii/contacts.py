@@ -73,8 +73,6 @@ def _is_login(text: str, start: int, at: int, end: int) -> bool:
     return scheme >= 0 and re.search(r"[\s/?#]", text[scheme + 3 : start]) is None
 
 
-# ---- telephone numbers -------------------------------------------------------------------------------------------------------
-
 _CHAIN = re.compile(r"(?<![0-9A-Za-z])(?:\(?\+ ?\(?|\()?\d++(?:[ .\-/()]{1,3}+\d++)*+")
 _GROUP = re.compile(r"\d+")
 
@@ -106,9 +104,8 @@ def chains(text: str) -> Iterator[Chain]:
         start, end = match.span()
         opened = text.rfind("(", start + 1, end)
         if opened > 0 and text.find(")", opened, end) < 0 and text[start:opened].strip("+( "):
-            end = start + len(
-                text[start:opened].rstrip(" .-/(")
-            )  # "199123 (55p)": what is in brackets is another number
+            # "199123 (55p)": what is in brackets is another number
+            end = start + len(text[start:opened].rstrip(" .-/("))
         if end - start < 7:
             continue
         groups = tuple(m.span() for m in _GROUP.finditer(text, start, end))
@@ -199,7 +196,7 @@ def glued_numbers(lower: str) -> Iterator[Span]:
             yield ("PHONE", start, end)
 
 
-def phones(text: str, lower: str, found: list[Chain], region: str) -> Iterator[Span]:
+def phones(text: str, lower: str, chains_of_digits: list[Chain], region: str) -> Iterator[Span]:
     """Telephone numbers, with the country code or in the forms of one country.
 
     A number without a country code and without a word such as "call" next to it counts where its grouping is that of a valid
@@ -208,10 +205,10 @@ def phones(text: str, lower: str, found: list[Chain], region: str) -> Iterator[S
     Args:
         text: the text.
         lower: the same in lower case.
-        found: its chains of digits.
+        chains_of_digits: its chains of digits.
         region: country of numbers without a country code (ISO 3166, two letters).
     """
-    for chain in found:
+    for chain in chains_of_digits:
         total = sum(chain.sizes)
         if total <= 17 and (span := _phone(text, lower, chain, 0, len(chain.sizes), region)):
             yield span
@@ -282,9 +279,8 @@ def _names_another(lower: str, start: int) -> bool:
     return _ANOTHER_NAME.search(lower, max(0, start - 40), start) is not None
 
 
-_BRITISH = re.compile(
-    r"0(?:7[1-57-9]|8[0347]|9[018])"
-)  # mobile and special numbers; the library lacks those kept for fiction
+# Mobile and special numbers; the library lacks those kept for fiction.
+_BRITISH = re.compile(r"0(?:7[1-57-9]|8[0347]|9[018])")
 
 
 def _is_bare_national(digits: str, region: str) -> bool:
@@ -390,8 +386,6 @@ def e164(value: str, region: str) -> str:
         return re.sub(r"\D", "", value)
 
 
-# ---- network addresses -------------------------------------------------------------------------------------------------------
-
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _IPV4 = re.compile(rf"(?<![\w.])(?<!\d[-,]){_OCTET}(?:\.{_OCTET}){{3}}(?!\w|[.-]\d|\.\w)")
 _IPV6 = re.compile(
@@ -451,8 +445,6 @@ def _ipv6_end(candidate: str) -> int:
         return 0
     return len(value)
 
-
-# ---- street addresses --------------------------------------------------------------------------------------------------------
 
 _LETTERS = r"[^\W\d_]"
 _CAP = r"(?:[A-ZÀ-ÖØ-ÞĀ-ŽА-ЯΑ-Ω][\w'’-]{0,30}\.?)"

@@ -8,8 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from tuneloop.data.language import known_words, made_of_words
 from tuneloop.data.pii.identifiers import Span, base58check
-from tuneloop.data.spelling import known_words, made_of_words
 
 # Forms that services document for their keys. Those in a shape of their own need no word next to them.
 _KEY = re.compile(
@@ -130,26 +130,30 @@ def named_secrets(text: str, lower: str) -> Iterator[Span]:
     "my password is wrong".
     """
     for name in _NAME.finditer(lower):
-        found = _GLUE_AND_VALUE.match(text, name.end())
-        if found is None:
+        match = _GLUE_AND_VALUE.match(text, name.end())
+        if match is None:
             continue
-        start, stop, quoted = _trimmed(text, *found.span("value"))
-        glue, word = found.group("glue"), name.group()
+        start, stop, quoted = _trimmed(text, *match.span("value"))
+        glue, word = match.group("glue"), name.group()
         if "&" in text[start:stop] and (
             text[name.start() - 1 : name.start()] in ("?", "&") or not _PASSWORD.match(word)
         ):
-            stop = text.index("&", start)  # the query of a URL goes on
+            stop = text.index("&", start)  # the query of a URL continues
         value = text[start:stop]
         assigned = any(sign in glue for sign in ":=>")
         if _NO_VALUE.match(value):
             continue
         if _PIN.match(word):
             embedded = name.start() > 0 and lower[name.start() - 1].isalpha()  # "shopping: 1234"
-            if not embedded and re.fullmatch(r"\d{3,8}|\d{3}[ -]\d{3}", value) and not _is_postcode(word, value):
+            if (
+                not embedded
+                and re.fullmatch(r"\d{3,8}|\d{3}[ -]\d{3}", value)
+                and not (word.startswith("pin") and "code" in word and len(value) == 6)
+            ):
                 yield ("PASSWORD", start, stop)
         elif _PASSWORD.match(word):
             # "Passwords: make sure that ..." is prose: a bare word with another one after it.
-            end = found.end("value")
+            end = match.end("value")
             prose = not quoted and value.isalpha() and re.match(r"[ \t]+\w", text[end : end + 9]) is not None
             if not prose and _is_password(value, assigned=assigned, quoted=quoted):
                 yield ("PASSWORD", start, end if text[stop:end] in ("!", "*") else stop)
@@ -169,10 +173,6 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int, bool]:
     if quoted and end > start and text[end - 1] == "\\":
         end -= 1
     return start, end, quoted
-
-
-def _is_postcode(name: str, value: str) -> bool:
-    return name.startswith("pin") and "code" in name and len(value) == 6  # India's
 
 
 def _mixed(value: str) -> bool:

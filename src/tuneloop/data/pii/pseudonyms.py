@@ -1,4 +1,4 @@
-"""Stand-ins for personal data: of plausible form, the same one for the same value, and nobody's.
+"""Stand-ins for personal data: of plausible form, the same one for the same value, and no person's.
 
 They come from ranges that standards keep free for examples, or break a check digit on purpose, so that no one is written to or called.
 """
@@ -27,7 +27,7 @@ def pseudonym(kind: str, value: str, region: str, key: bytes) -> str:
 
     Args:
         kind: kind of personal data.
-        value: as it stands in the text.
+        value: as written in the text.
         region: country of telephone numbers without a country code.
         key: secret; who has it can try values.
     """

@@ -60,7 +60,7 @@ _SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\s*")  # how spreadsheets name the d
 
 
 @dataclass
-class _State:
+class _ReadState:
     """What turns out while a file is read."""
 
     encoding: str = ""  # of the text; "" while all of it was ASCII
@@ -118,10 +118,10 @@ def guessed_file(path: Path, name: str) -> SourceFile:
     """
     with open(path, "rb") as stream:
         magic = _MAGIC.match(stream.read(16))
-    found = (magic.lastgroup if magic else None) or ""
-    if found == "parquet":
+    form = (magic.lastgroup if magic else None) or ""
+    if form == "parquet":
         return SourceFile(path, name, "parquet")
-    compression = {"gzip": "gz", "zstd": "zst", "bzip2": "bz2", "xz": "xz"}.get(found, "")
+    compression = {"gzip": "gz", "zstd": "zst", "bzip2": "bz2", "xz": "xz"}.get(form, "")
     file = SourceFile(path, name, "csv", compression)
     with _refusals(file):
         first = _look(file).head.decode("utf-8", "surrogateescape").lstrip(" \t\r\n\ufeff")[:1]
@@ -155,7 +155,7 @@ def _empty(file: SourceFile) -> UserError:
 
 def _text_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
     """Chunks of all that is text. An encoding that was not settled until the end is UTF-8."""
-    look, state = _look(file), _State()
+    look, state = _look(file), _ReadState()
     blocks = _utf8(_raw_blocks(file, size, state, skip=look.bom), file, look, state)
     if file.kind in ("csv", "tsv"):
         made = _csv_chunks(_whole_lines(_some(blocks, file), state), file, look, state)
@@ -170,9 +170,6 @@ def _text_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
         )
         made = _batches(elements, file.name, size, state)
     yield from made
-
-
-# --- bytes ---------------------------------------------------------------------------------------
 
 
 def _refuse_bomb(file: SourceFile, packed: int, unpacked: int) -> None:
@@ -190,7 +187,7 @@ class _Damaged(Exception):
     """Compressed data that ends before its time, or is wrong."""
 
 
-def _raw_blocks(file: SourceFile, size: int, state: _State, skip: int = 0) -> Iterator[bytes]:
+def _raw_blocks(file: SourceFile, size: int, state: _ReadState, skip: int = 0) -> Iterator[bytes]:
     """The bytes of a file without the first `skip`, in blocks of at most `size`."""
     with open(file.path, "rb") as stream:
         stream.seek(0 if file.compression else skip)
@@ -207,7 +204,7 @@ def _raw_blocks(file: SourceFile, size: int, state: _State, skip: int = 0) -> It
             state.damage = str(damage)
 
 
-def _decompressed(stream: BinaryIO, file: SourceFile, state: _State) -> Iterator[bytes]:
+def _decompressed(stream: BinaryIO, file: SourceFile, state: _ReadState) -> Iterator[bytes]:
     """Decompressed bytes, of one stream or several in a row, in blocks of at most 1 MiB (gzip: 64 MiB).
 
     Raises:
@@ -263,16 +260,13 @@ def _decompressor(file: SourceFile) -> tuple[Callable[[], Any], tuple[type[Excep
     )
 
 
-# --- encodings -----------------------------------------------------------------------------------
-
-
 def _look(file: SourceFile) -> _Look:
     """Look at the start of a file.
 
     Raises:
         UserError: it is empty, damaged from the start, or holds another kind of data than its name says.
     """
-    state = _State()
+    state = _ReadState()
     raw = b""
     for block in _raw_blocks(file, 1 << 16, state):
         raw += block
@@ -293,7 +287,7 @@ def _look(file: SourceFile) -> _Look:
     if not encoding and not raw.isascii():
         encoding = _eight_bits(file)
     look = _Look(encoding, bom, b"", whole, False)
-    head = b"".join(_utf8([raw[bom:]], file, look, _State()))
+    head = b"".join(_utf8([raw[bom:]], file, look, _ReadState()))
     bare_returns = b"\r" in head and b"\n" not in head
     return _Look(encoding, bom, head.replace(b"\r", b"\n") if bare_returns else head, whole, bare_returns)
 
@@ -322,7 +316,7 @@ def _eight_bits(file: SourceFile) -> str:
     """
     valid = invalid = unlikely = 0
     rest = b""
-    for block in _raw_blocks(file, CHUNK, _State()):
+    for block in _raw_blocks(file, CHUNK, _ReadState()):
         if not rest and block.isascii():
             continue
         data = rest + block
@@ -351,7 +345,7 @@ def _valid(run: bytes) -> bool:
     return True
 
 
-def _utf8(blocks: Iterable[bytes], file: SourceFile, look: _Look, state: _State) -> Iterator[bytes]:
+def _utf8(blocks: Iterable[bytes], file: SourceFile, look: _Look, state: _ReadState) -> Iterator[bytes]:
     """The blocks in UTF-8, with `\\n` as line end; what can't be decoded becomes bytes that are no UTF-8."""
     state.encoding = look.encoding
     if look.encoding.startswith("utf-16"):
@@ -387,10 +381,7 @@ def _some(blocks: Iterable[bytes], file: SourceFile) -> Iterator[bytes]:
         raise _empty(file)
 
 
-# --- lines ---------------------------------------------------------------------------------------
-
-
-def _whole_lines(blocks: Iterable[bytes], state: _State) -> Iterator[bytes | int]:
+def _whole_lines(blocks: Iterable[bytes], state: _ReadState) -> Iterator[bytes | int]:
     """Pieces of whole lines; in place of a line over MAX_LINE its size in bytes.
 
     The last line may lack its line end. If the data is damaged, it is left in `state.rest`.
@@ -434,7 +425,7 @@ def _without_long_lines(piece: bytes) -> Iterator[bytes | int]:
         yield piece[begin:]
 
 
-def _line_chunks(pieces: Iterable[bytes | int], source: str, state: _State) -> Iterator[Chunk]:
+def _line_chunks(pieces: Iterable[bytes | int], source: str, state: _ReadState) -> Iterator[Chunk]:
     line = 1
     for piece in pieces:
         if isinstance(piece, int):
@@ -447,19 +438,19 @@ def _line_chunks(pieces: Iterable[bytes | int], source: str, state: _State) -> I
         yield _of_items([_cut(source, line, state, state.rest)], source, state)
 
 
-def _cut(source: str, line: int, state: _State, rest: bytes) -> Reject:
+def _cut(source: str, line: int, state: _ReadState, rest: bytes) -> Reject:
     """The reject for damaged data: it stands for the record that was cut and all after it."""
     record = printable(rest.decode("utf-8", "surrogateescape").rstrip("\r\n"))
     return Reject(source, line, "cut_file", state.damage, record or None)
 
 
-def _of_items(items: Sequence[Piece | Item], source: str, state: _State) -> Chunk:
+def _of_items(items: Sequence[Piece | Item], source: str, state: _ReadState) -> Chunk:
     first = items[0]
     line = first.line if isinstance(first, Reject | SourceRecord) else first[0]
     return Chunk(source, "items", line, b"", state.encoding or "utf-8", state.position, tuple(items))
 
 
-def _batches(items: Iterable[Piece | Item], source: str, size: int, state: _State) -> Iterator[Chunk]:
+def _batches(items: Iterable[Piece | Item], source: str, size: int, state: _ReadState) -> Iterator[Chunk]:
     """Chunks of what was found one by one, of about `size` bytes of the file's text each."""
     batch: list[Piece | Item] = []
     begin = state.size
@@ -472,14 +463,11 @@ def _batches(items: Iterable[Piece | Item], source: str, size: int, state: _Stat
         yield _of_items(batch, source, state)
 
 
-# --- JSON ----------------------------------------------------------------------------------------
-
-
 def _one_a_line(look: _Look, kind: str) -> bool:
     """Whether a JSON file holds one record a line.
 
     Both suffixes are in use for both layouts, so the first lines decide: it does when its first line,
-    or another early one, is an object by itself and the file does not open an array.
+    or another early one, is a whole object and the file does not open an array.
     """
     lines = look.head.decode("utf-8", "surrogateescape").split("\n")
     cut = not look.whole and lines.pop()  # the end of the head is the middle of a line
@@ -502,10 +490,7 @@ def _one_a_line(look: _Look, kind: str) -> bool:
     return first.endswith("}") and isinstance(decoded, Fault)
 
 
-# --- plain text ----------------------------------------------------------------------------------
-
-
-def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _State) -> Iterator[Item]:
+def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _ReadState) -> Iterator[Item]:
     """The blocks of lines between blank ones."""
 
     def paragraph() -> Item:
@@ -543,9 +528,6 @@ def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _State) -> It
         yield paragraph()
 
 
-# --- CSV -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Header:
     """Columns and delimiter of a CSV file, its blank lines before the header, and the lines to its end."""
@@ -579,7 +561,7 @@ def _header(look: _Look, file: SourceFile) -> _Header:
         cells = None
     if not cells:
         where = f"{file.name}:{min(first, len(lines) - 1) + 1}"
-        raise UserError("The header line can't be read", where=where, next_step="mend that line")
+        raise UserError("The header line can't be read", where=where, next_step="fix that line")
     return _Header(column_names(cells), delimiter, blanks, first + reader.line_num)
 
 
@@ -605,7 +587,7 @@ def _delimiter(lines: Sequence[str]) -> str:
     return max(present, key=lambda sign: (agreeing(sign), bare.count(sign)))
 
 
-def _csv_chunks(pieces: Iterable[bytes | int], file: SourceFile, look: _Look, state: _State) -> Iterator[Chunk]:
+def _csv_chunks(pieces: Iterable[bytes | int], file: SourceFile, look: _Look, state: _ReadState) -> Iterator[Chunk]:
     csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than a long document
     source, header = file.name, _header(look, file)
     if header.blanks:
@@ -687,9 +669,6 @@ def _bad_row(reason: str, detail: str, text: str, source: str, number: int) -> R
     if _UNDECODABLE.search(text):
         reason, detail = "bad_encoding", "bytes that are no UTF-8"
     return Reject(source, number, reason, detail, printable(text.rstrip("\r\n")))
-
-
-# --- Parquet -------------------------------------------------------------------------------------
 
 
 def _row_bytes(table: Any) -> int:

@@ -1,4 +1,4 @@
-"""What stands in sources to records: JSON and parquet rows.
+"""Contents of sources to records: JSON and parquet rows.
 
 Nothing here raises for what a record holds: it becomes a `SourceRecord`, or a `Reject` that says why not.
 `parse_chunk` works on a piece of a source (see `tuneloop.data.sources.chunks`) and needs nothing else, so that
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,15 +51,15 @@ class SourceFile:
 
 
 class SourceRecord(NamedTuple):
-    """One record as it stands in a source; `line` is the physical line (parquet: the row), from 1.
+    """One record of a source; `line` is the physical line (parquet: the row), from 1.
 
-    `mended` says what of it was no JSON and could be read all the same; "" for nothing.
+    `lenient` says what of it was no JSON and could be read all the same; "" for nothing.
     """
 
     source: str
     line: int
     value: dict[str, Any]
-    mended: str = ""
+    lenient: str = ""
 
 
 Item = SourceRecord | Reject
@@ -68,7 +68,7 @@ Piece = tuple[int, bytes]  # the line and the text of a record that is still to 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a source that can be parsed by itself, in any process.
+    """A piece of a source that can be parsed on its own, in any process.
 
     Args:
         source: name of the source.
@@ -124,9 +124,6 @@ def json_type(value: Any) -> str:
     return words.get(type(value), type(value).__name__)
 
 
-# --- JSON values ---------------------------------------------------------------------------------
-
-
 def _parse_json(pieces: Sequence[Piece], data: bytes, source: str) -> list[Item]:
     """One value a piece. orjson reads nearly all; what it refuses or would change goes to the standard decoder.
 
@@ -171,18 +168,18 @@ def _keys(value: Any) -> int:
 
 def _repeated_key(text: str) -> str | None:
     """A key that stands twice in one object with different values: whichever is taken, the other would be lost."""
-    found: list[str] = []
+    repeated: list[str] = []
 
     def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value: dict[str, Any] = {}
         for key, item in pairs:
             if key in value and repr(value[key]) != repr(item):
-                found.append(key)
+                repeated.append(key)
             value[key] = item
         return value
 
     json.JSONDecoder(strict=False, object_pairs_hook=look).raw_decode(text)
-    return found[0] if found else None
+    return repeated[0] if repeated else None
 
 
 def _json_value(line: bytes, source: str, number: int) -> Item:
@@ -201,19 +198,21 @@ def _json_value(line: bytes, source: str, number: int) -> Item:
     if isinstance(item, SourceRecord) and (key := _repeated_key(text)) is not None:
         detail = f"the key {key[:40]!r} stands more than once in one object, with different values"
         return _unreadable(text, source, number, detail)
-    return item._replace(mended=_mended(text)) if isinstance(item, SourceRecord) else item
+    return item._replace(lenient=_lenient(text)) if isinstance(item, SourceRecord) else item
 
 
-def _mended(text: str) -> str:
+def _lenient(text: str) -> str:
     """What in a text that was read is no JSON; "" for nothing."""
-    found: dict[str, None] = {}
-    lenient = json.JSONDecoder(strict=False, parse_constant=lambda name: found.setdefault(f"{name} is no JSON number"))
+    oddities: dict[str, None] = {}
+    lenient = json.JSONDecoder(
+        strict=False, parse_constant=lambda name: oddities.setdefault(f"{name} is no JSON number")
+    )
     lenient.raw_decode(text)
     try:
         _STRICT.raw_decode(text)
     except json.JSONDecodeError as error:
-        found[f"a raw control character inside a string (column {error.pos + 1})"] = None
-    return "; ".join(found)
+        oddities[f"a raw control character inside a string (column {error.pos + 1})"] = None
+    return "; ".join(oddities)
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ def decode_json(text: str, start: int) -> tuple[Any, int] | Fault:
     """The JSON value at `start` and where it ends, or what is wrong with it.
 
     A raw control character inside a string (a tab, mostly) is let through, though JSON forbids it, and so are NaN and
-    Infinity; `_mended` tells of both.
+    Infinity; `_lenient` tells of both.
     """
     first: json.JSONDecodeError | None = None
     for decoder in (_STRICT, _LENIENT):
@@ -303,9 +302,6 @@ def _encodable(value: Any) -> bool:
     return True
 
 
-# --- arrays, and objects one after the other -----------------------------------------------------
-
-
 @dataclass
 class _Window:
     """A stretch of a text that moves over a stream: `text[at]` is the next character, `line` its line.
@@ -341,14 +337,14 @@ class _Window:
 def scan_json(blocks: Iterable[str], source: str, damage: Callable[[], str] = str) -> Iterator[Piece | Reject]:
     """The elements of JSON text: of arrays, or objects one after the other, with their lines.
 
-    A broken element is rejected alone: reading goes on where the next one begins (see `_next_start`).
+    A broken element is rejected alone: reading continues where the next one begins (see `_next_start`).
     Only what is needed of the text is held, at most about twice MAX_LINE. How the text is cut into
     blocks changes nothing: a verdict that more text could change waits for more text.
 
     Args:
         blocks: the text, in pieces; bytes that are no UTF-8 as surrogateescape leaves them.
         source: name of the source.
-        damage: asked at the end of the text: why it ended before its time, or "".
+        damage: called at the end of the text: why it ended before its time, or "".
     """
     window = _Window(iter(blocks))
     in_array = swallowed = False
@@ -410,8 +406,8 @@ def _skip(decoded: tuple[Any, int] | Fault, window: _Window, in_array: bool, sou
         detail = f"{decoded.what} ({where})"
     pattern = _next_start(window, in_array)
     raw, size = "", 0
-    found = pattern.search(window.text, window.at + 1)
-    while not found:
+    match = pattern.search(window.text, window.at + 1)
+    while not match:
         # What is passed is forgotten, but for a tail in which the pattern may have begun.
         tail = max(window.at + 1, len(window.text) - 400) if not window.ended else len(window.text)
         size += tail - window.at
@@ -421,9 +417,9 @@ def _skip(decoded: tuple[Any, int] | Fault, window: _Window, in_array: bool, sou
         if window.ended:
             break
         window.grow()
-        found = pattern.search(window.text, window.at)
-    if found:
-        end = found.start() + (found[0][0] == "\n")
+        match = pattern.search(window.text, window.at)
+    if match:
+        end = match.start() + (match[0][0] == "\n")
         size += end - window.at
         raw += window.text[window.at : end] if size <= MAX_LINE else ""
         window.move(end)
@@ -447,9 +443,6 @@ def _next_start(window: _Window, in_array: bool) -> re.Pattern[str]:
     return re.compile(re.escape(first_key[0]) if first_key else r"(?!)")
 
 
-# --- CSV -----------------------------------------------------------------------------------------
-
-
 def column_names(cells: Iterable[str]) -> tuple[str, ...]:
     """Header cells as distinct names: an empty one is named by its place, a repeated one numbered."""
     names: dict[str, None] = {}
@@ -460,9 +453,6 @@ def column_names(cells: Iterable[str]) -> tuple[str, ...]:
             name, copy = f"{base}_{copy}", copy + 1
         names[name] = None
     return tuple(names)
-
-
-# --- Parquet -------------------------------------------------------------------------------------
 
 
 def _parse_arrow(chunk: Chunk) -> list[Item]:
@@ -482,18 +472,13 @@ def _parse_arrow(chunk: Chunk) -> list[Item]:
             reason = "bad_encoding" if isinstance(row, UnicodeDecodeError) else "wrong_type"
             items.append(Reject(chunk.source, number, reason, f"a value that can't be read: {row}"))
             continue
-        if (size := _size(row)) > MAX_LINE:
+        if (size := sum(len(value) for value in row.values() if isinstance(value, str | bytes))) > MAX_LINE:
             items.append(too_long(chunk.source, number, size, "row"))
             continue
         for name in odd:
             row[name] = _plain(row[name])
         items.append(SourceRecord(chunk.source, number, row))
     return items
-
-
-def _size(row: Mapping[str, Any]) -> int:
-    """Characters or bytes of the texts of a row, those within lists and structures left out."""
-    return sum(len(value) for value in row.values() if isinstance(value, str | bytes))
 
 
 def _row(table: Any) -> dict[str, Any] | Exception:

@@ -26,14 +26,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, nearest_path, user_errors_of_the_disk
 from tuneloop.core.store import is_url, open_store
 from tuneloop.data.sources.chunks import chunks, guessed_file
-from tuneloop.data.sources.parse import (
-    MAX_EXPANSION,
-    Item,
-    SourceFile,
-    SourceRecord,
-    parse_chunk,
-    printable,
-)
+from tuneloop.data.sources.parse import MAX_EXPANSION, Item, SourceFile, SourceRecord, parse_chunk, printable
 from tuneloop.models.names import cache_folder
 from tuneloop.records.rows import Reject
 
@@ -45,9 +38,8 @@ COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 SUPPORTED = "json, jsonl, csv, tsv, txt, md, each also compressed (.gz, .zst, .bz2, .xz), and parquet"
 INFO = "dataset_info.json"  # LLaMA-Factory's list of data sets; never data itself
 
-_ABOUT = re.compile(
-    r"(readme|licen[cs]e|notice|changelog|contributing|citation|authors)\b.*\.(md|txt)", re.IGNORECASE
-)  # texts about data
+# texts about data
+_ABOUT = re.compile(r"(readme|licen[cs]e|notice|changelog|contributing|citation|authors)\b.*\.(md|txt)", re.IGNORECASE)
 
 
 def read_records(sources: Sequence[str]) -> Iterator[SourceRecord | Reject]:
@@ -70,9 +62,6 @@ def read_file(file: SourceFile) -> Iterator[Item]:
     """
     for chunk in chunks(file):
         yield from parse_chunk(chunk)
-
-
-# --- which files ---------------------------------------------------------------------------------
 
 
 def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> list[SourceFile]:
@@ -102,14 +91,14 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
                 files.setdefault(file.path, replace(file, max_expansion=max_expansion))
             continue
         for path in _expand(source):
-            found = _source_file(path)
-            if found is None:
+            source_file = _source_file(path)
+            if source_file is None:
                 raise UserError(
                     f"Can't read files of the kind {path.suffix or '(no suffix)'}",
                     where=str(path),
                     next_step=f"convert it to one of: {SUPPORTED}",
                 )
-            files.setdefault(path.resolve(), replace(found, max_expansion=max_expansion))
+            files.setdefault(path.resolve(), replace(source_file, max_expansion=max_expansion))
     return list(files.values())
 
 
@@ -127,7 +116,7 @@ def fetched_files(url: str) -> list[SourceFile]:
     names = [name for name in sorted(sizes) if _source_file(Path(name or url)) is not None]
     if not names:
         raise UserError("Nothing there that can be read", where=url, next_step=f"convert it to one of: {SUPPORTED}")
-    found = []
+    files = []
     for name in names:
         whole = f"{store.url}/{name}".rstrip("/")
         place = (
@@ -137,8 +126,8 @@ def fetched_files(url: str) -> list[SourceFile]:
             store.get(name, place)
         file = _source_file(place)
         assert file is not None
-        found.append(replace(file, name=printable(whole)))
-    return found
+        files.append(replace(file, name=printable(whole)))
+    return files
 
 
 def _source_file(path: Path) -> SourceFile | None:
@@ -183,11 +172,15 @@ def _files_of_glob(path: Path, source: str) -> list[Path]:
         # The glob module follows links to folders without end; pathlib's does not follow them.
         plain = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
         root = Path(*path.parts[:plain])
-        found = [p for p in root.glob(str(Path(*path.parts[plain:]))) if not _hidden(p.relative_to(root))]
+        matches = [
+            p
+            for p in root.glob(str(Path(*path.parts[plain:])))
+            if not any(part.startswith(".") for part in p.relative_to(root).parts)
+        ]
     else:
-        found = [Path(p) for p in glob.glob(str(path))]
-    _refuse_dead_links(found)
-    files = _of_data(sorted(p for p in found if p.is_file()))
+        matches = [Path(p) for p in glob.glob(str(path))]
+    _refuse_dead_links(matches)
+    files = _of_data(sorted(p for p in matches if p.is_file()))
     if not files:
         raise UserError("No file matches the glob", where=source, next_step="check the pattern and the folder")
     return files
@@ -196,19 +189,19 @@ def _files_of_glob(path: Path, source: str) -> list[Path]:
 def _files_of_folder(folder: Path) -> list[Path]:
     named = sorted(path for path in _walk(folder) if _source_file(path) is not None)
     _refuse_dead_links(named)
-    found = _of_data([path for path in named if path.is_file()])
+    files = _of_data([path for path in named if path.is_file()])
     if (folder / INFO).is_file():
-        found = sorted({*found, *_named_by(folder)})
-    if not found and (folder / "rejects.jsonl").is_file():
+        files = sorted({*files, *_named_by(folder)})
+    if not files and (folder / "rejects.jsonl").is_file():
         raise UserError(
             "The data set in this folder was not finished: `tuneloop prepare` failed or was stopped", where=str(folder),
             next_step="look at the rejects.jsonl in it, then prepare the sources again",
         )  # fmt: skip
-    if not found:
+    if not files:
         raise UserError(
             "No readable file in the folder", where=str(folder), next_step=f"kinds that are read: {SUPPORTED}"
         )
-    return found
+    return files
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -228,10 +221,6 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def _of_data(paths: Sequence[Path]) -> list[Path]:
     """Paths found by a folder or a glob, without what is no data but about it."""
     some = [path for path in paths if path.name != INFO and not _ABOUT.fullmatch(path.name)]
@@ -241,9 +230,6 @@ def _of_data(paths: Sequence[Path]) -> list[Path]:
         return file is not None and file.kind == "text"
 
     return [path for path in some if not is_text(path)] or some
-
-
-# --- dataset_info.json ---------------------------------------------------------------------------
 
 
 def dataset_info(folder: Path | str) -> dict[str, dict[str, Any]]:
@@ -281,27 +267,24 @@ def entry_of(file: SourceFile) -> dict[str, Any] | None:
 
 def _named_by(folder: Path) -> list[Path]:
     """The readable files that a folder's `dataset_info.json` names, as far as they are there."""
-    found: list[Path] = []
+    files: list[Path] = []
     for about in dataset_info(folder).values():
         path = folder / about["file_name"]
         with contextlib.suppress(OSError, ValueError):
             some = _of_data(sorted(p for p in _walk(path) if p.is_file())) if path.is_dir() else [path]
-            found += [p for p in some if p.is_file() and p.name != INFO and _source_file(p) is not None]
-    return list(dict.fromkeys(found))
+            files += [p for p in some if p.is_file() and p.name != INFO and _source_file(p) is not None]
+    return list(dict.fromkeys(files))
 
 
 def _named_files(info: Path) -> list[Path]:
-    found = _named_by(info.parent)
-    if not found:
+    files = _named_by(info.parent)
+    if not files:
         raise UserError(
             f"{INFO} names no file that is there and can be read",
             where=str(info),
             next_step="put the files next to it, or name them themselves",
         )
-    return found
-
-
-# --- the standard input --------------------------------------------------------------------------
+    return files
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from manifests import manifest_json
 
 from tuneloop.advise.advise import AdviceInput
-from tuneloop.advise.economy import trainings
+from tuneloop.advise.economics import trainings
 from tuneloop.advise.measured import known_of
 from tuneloop.core.errors import UserError
 from tuneloop.plan.cost import (

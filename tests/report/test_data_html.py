@@ -28,7 +28,7 @@ from tuneloop.report.data_html import (
     visible,
     write_data_report,
 )
-from tuneloop.report.differences import same_end
+from tuneloop.report.samples import same_end
 
 HOSTILE = "</script><img src=x onerror=alert(1)></style><b>x</b>{{ 7 * 7 }} \x1b[31m \ud800 \u202e'\"&amp;"
 SECTIONS = [

@@ -13,8 +13,8 @@ import pytest
 
 from tuneloop.records.evaluation import Estimate, EvaluationManifest, Sample
 from tuneloop.report import samples as s
-from tuneloop.report.eval_html import write_page
 from tuneloop.report.facts import read_run
+from tuneloop.report.html import write_page
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028 & {{ 7 * 7 }}"
 

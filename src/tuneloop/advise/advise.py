@@ -13,8 +13,18 @@ from typing import Any
 from pydantic import Field
 
 from tuneloop.advise.config import CaseOptions
-from tuneloop.advise.economics import MODES, OptionRow, compare_options, sensitivity
-from tuneloop.advise.economy import bills, options_of, serving, smaller_models, token_lines, trainings
+from tuneloop.advise.economics import (
+    MODES,
+    OptionRow,
+    bills,
+    compare_options,
+    options_of,
+    sensitivity,
+    serving,
+    smaller_models,
+    token_lines,
+    trainings,
+)
 from tuneloop.advise.measured import BaselineResults, Result, leaderboard
 from tuneloop.advise.rules import decide, load_rules
 from tuneloop.core.errors import UserError
@@ -25,11 +35,10 @@ from tuneloop.models.methods import USUAL, method_named, methods, title_of
 from tuneloop.plan.config import CostOptions
 from tuneloop.plan.cost import Cost
 from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.options import A_WEEK, Lengths, priced
+from tuneloop.plan.options import A_WEEK, Lengths, priced, usual_settings
 from tuneloop.plan.options import Option as Machine
 from tuneloop.plan.prices import PriceTable, load_prices
 from tuneloop.plan.shape import find_model
-from tuneloop.plan.usual import usual_settings
 from tuneloop.records.advice import (
     AdviceReason,
     AdviceRecord,

@@ -63,7 +63,7 @@ def command(
     facts = given(options)
     evaluation, metric = facts.pop("evaluation", ""), facts.pop("metric", "")
     if combined := facts.pop("combined", ""):
-        from tuneloop.advise.combined import combined_facts
+        from tuneloop.advise.measured import combined_facts
 
         facts["combined"] = combined_facts([part.strip() for part in combined.split(",") if part.strip()])
     places, settings = split_arguments([source, *(settings or [])])

@@ -1,4 +1,4 @@
-"""Two systems' figures on the same rows: paired differences, tests, verdicts."""
+"""Two systems' results on the same rows: paired differences, tests, verdicts."""
 
 from __future__ import annotations
 

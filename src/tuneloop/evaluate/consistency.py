@@ -23,8 +23,8 @@ from tuneloop.evaluate.evaluate import cluster_keys
 from tuneloop.evaluate.metrics.fields import compile_fields, extract
 from tuneloop.evaluate.metrics.labels import label_matcher
 from tuneloop.evaluate.metrics.multilabel import label_lists, label_reader, vocabulary
-from tuneloop.evaluate.metrics.overlap import LONGEST_SCORED, is_latin, rouge, token_f1
 from tuneloop.evaluate.metrics.structured import are_structured, leaves, parse, parses, structured_statistics
+from tuneloop.evaluate.metrics.text import LONGEST_SCORED, is_latin, rouge, token_f1
 from tuneloop.evaluate.rewording import rewordings
 from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.records.completion import Completion

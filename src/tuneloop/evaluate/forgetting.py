@@ -19,7 +19,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.stats import Array, Statistics, mean_statistics, ratio
 from tuneloop.core.units import counted, verb
-from tuneloop.evaluate.metrics.overlap import token_f1
+from tuneloop.evaluate.metrics.text import token_f1
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.metric import number_words

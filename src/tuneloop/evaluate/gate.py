@@ -22,13 +22,12 @@ from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.stats import rows_to_settle
 from tuneloop.core.units import counted
 from tuneloop.evaluate.compare import compare
-from tuneloop.evaluate.evaluate import Evaluation
+from tuneloop.evaluate.evaluate import Evaluation, on_shared_rows, some_rows
 from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.evaluate.metrics.labels import label_matcher
 from tuneloop.evaluate.metrics.objects import right_as_a_whole
-from tuneloop.evaluate.metrics.overlap import exact_match
+from tuneloop.evaluate.metrics.text import exact_match
 from tuneloop.evaluate.results import evaluated_again, read_evaluation
-from tuneloop.evaluate.shared_rows import on_shared_rows, some_rows
 from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import (

@@ -19,8 +19,7 @@ from tuneloop.evaluate.primary import PARTS
 from tuneloop.evaluate.production import against_production
 from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.slices import breakdown, breakdown_in_words
-from tuneloop.evaluate.verdict import decide
-from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.evaluate.verdict import decide, verdict_in_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import (
     EVALUATION,

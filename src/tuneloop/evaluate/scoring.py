@@ -13,26 +13,13 @@ from tuneloop.core.progress import Progress
 from tuneloop.core.stats import Statistics, mean_statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.label_use import LabelUse, label_use
 from tuneloop.evaluate.metrics import METRICS, declare, metric_of
-from tuneloop.evaluate.metrics.calibration import calibration_statistics, confidences
 from tuneloop.evaluate.metrics.code import code_facts, pass_scores, problem_of, run_tests
-from tuneloop.evaluate.metrics.corpus import bleu_statistics, chrf_statistics
-from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder, similarity
 from tuneloop.evaluate.metrics.fields import compile_fields, extract, values_repeat
 from tuneloop.evaluate.metrics.labels import are_labels, label_matcher, label_statistics
-from tuneloop.evaluate.metrics.losses import loss_statistics
 from tuneloop.evaluate.metrics.multilabel import label_lists, label_reader, multilabel_statistics, vocabulary
 from tuneloop.evaluate.metrics.objects import label_fields, object_statistics, usual_object
-from tuneloop.evaluate.metrics.overlap import (
-    LONGEST_SCORED,
-    exact_match,
-    is_latin,
-    length_ratio,
-    meteor,
-    rouge,
-    token_f1,
-)
+from tuneloop.evaluate.metrics.probabilities import calibration_statistics, confidences, loss_statistics
 from tuneloop.evaluate.metrics.scorers import load_scorer, own_scores
 from tuneloop.evaluate.metrics.structured import (
     are_structured,
@@ -43,6 +30,21 @@ from tuneloop.evaluate.metrics.structured import (
     structured_statistics,
     unfenced,
 )
+from tuneloop.evaluate.metrics.text import (
+    EMBEDDER,
+    LONGEST_SCORED,
+    bleu_statistics,
+    chrf_statistics,
+    embedder,
+    exact_match,
+    is_latin,
+    length_ratio,
+    meteor,
+    rouge,
+    similarity,
+    token_f1,
+)
+from tuneloop.evaluate.primary import LabelUse, label_use
 from tuneloop.evaluate.sandbox import Limits
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of

@@ -20,8 +20,8 @@ from tuneloop.core.stats import Array
 from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import CLUSTER_NAMES, Evaluation
 from tuneloop.evaluate.metrics import lower_is_better, title_of
-from tuneloop.evaluate.metrics.calibration import reliability
 from tuneloop.evaluate.metrics.multilabel import label_lists
+from tuneloop.evaluate.metrics.probabilities import reliability
 from tuneloop.records.evaluation import Slice
 from tuneloop.records.rows import Row, last_user_turn
 

@@ -1,4 +1,4 @@
-"""All machines for a job: what fits, how fast, for how much; and what to change when nothing fits. Needs no torch."""
+"""All machines for a job: what fits, how fast, for how much, with the usual settings of `plan` and `advise`. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.methods import USUAL
+from tuneloop.models.methods import USUAL, method_named
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.plan import cost as costs
 from tuneloop.plan.cost import ONE_RUN, Cost, Efforts, Interruptions
@@ -19,12 +19,51 @@ from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import Entry, learned_speed, read_ledger
 from tuneloop.plan.memory import Memory, memory_of
 from tuneloop.plan.prices import CPU_USD_PER_HOUR, Price, PriceTable, Tier, load_prices
-from tuneloop.plan.recommend import recommendation
-from tuneloop.plan.remedies import COUNTS, changes, would_fit
+from tuneloop.plan.recommend import COUNTS, changes, recommendation, would_fit
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import SPREAD, Speed, overhead_hours
-from tuneloop.plan.usual import LOOP_ROWS, LOOP_TOKENS, loop_batches, loop_rows, usual_settings
 from tuneloop.records.dataset import DatasetManifest, read_manifest
+
+# `tokens_at_once` and `rows_per_step` of the loop (train/batches.py, train/config.py, which import torch): a micro-batch has no more tokens than these, and no
+# more rows than a step.
+LOOP_TOKENS, LOOP_TOKENS_FULL_CPU, LOOP_ROWS = 2048, 1024, 8
+NO_LENGTH = 1024  # tokens of a row where the data set's are not known
+
+
+def loop_rows(length: float, *, full_on_cpu: bool = False) -> int:
+    """Rows of that length that the loop computes at once."""
+    tokens = LOOP_TOKENS_FULL_CPU if full_on_cpu else LOOP_TOKENS
+    return max(1, min(LOOP_ROWS, int(tokens / max(length, 1))))
+
+
+def loop_batches(length: float, *, full_on_cpu: bool = False) -> tuple[int, ...]:
+    """Rows at once as the loop takes them, and fewer: it divides a micro-batch that does not fit."""
+    rows, found = loop_rows(length, full_on_cpu=full_on_cpu), []
+    while rows:
+        found.append(rows)
+        rows //= 2
+    return tuple(found)
+
+
+def usual_settings(method: str, shape: ModelShape, longest: int | None, *, cpu: bool = False) -> dict[str, Any]:
+    """Settings of a job that trains on a data set: rows as long as its longest, layers recomputed, no logits kept.
+
+    Args:
+        method: its name, or its file. shape: the model's sizes.
+        longest: tokens of the longest row; None: `NO_LENGTH`.
+        cpu: whether the processor trains.
+    """
+    footprint = method_named(method).footprint
+    length = min(longest or NO_LENGTH, shape.context or 1 << 20)
+    found: dict[str, Any] = {
+        "seq_len": length,
+        "micro_batch": loop_batches(length, full_on_cpu=cpu and footprint.all_weights),
+    }
+    found |= footprint.usual
+    if not cpu:
+        found |= {"grad_ckpt": True, "loss_kernel": "fused", **footprint.usual_on_gpu}
+    return found
+
 
 DEFAULT_TOKENS = 1_000_000
 DEFAULT_EPOCHS = 3.0

@@ -28,11 +28,11 @@ from tuneloop.report.data_facts import (
     read_data,
     turns_of,
 )
-from tuneloop.report.differences import Parts, from_difference, same_end, side_by_side
 from tuneloop.report.facts import clean, count, number
 from tuneloop.report.facts import short_count as short
 from tuneloop.report.head import KeyFigure
 from tuneloop.report.html import inline, page_template, source_lines, split_lines, tally, token_chart, yaml_text
+from tuneloop.report.samples import Parts, from_difference, same_end, side_by_side
 
 LONGEST_TEXT = 1200  # characters of one text that the page shows
 LONGEST_VALUE = 240  # characters of one value of a rejected record

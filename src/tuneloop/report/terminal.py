@@ -12,6 +12,7 @@ from rich.console import Console as Plain
 from rich.table import Table
 from rich.text import Text
 
+from tuneloop.report.comparison import comparison_table, on_terminal
 from tuneloop.report.facts import (
     RunFacts,
     between_words,
@@ -29,7 +30,6 @@ from tuneloop.report.facts import (
     verdict_line,
 )
 from tuneloop.report.samples import Choice, JudgedSample, choose
-from tuneloop.report.table import comparison_table, on_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

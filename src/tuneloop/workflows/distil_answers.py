@@ -16,7 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.units import counted, verb
-from tuneloop.evaluate.metrics.overlap import token_f1
+from tuneloop.evaluate.metrics.text import token_f1
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.inference.targets.endpoint import EndpointTarget

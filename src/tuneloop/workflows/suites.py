@@ -7,8 +7,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
-from tuneloop.evaluate.first_suite import Known, first_suite
-from tuneloop.evaluate.suite import load_suite
+from tuneloop.evaluate.suite import Known, first_suite, load_suite
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 

@@ -11,18 +11,17 @@ from tuneloop.core.errors import UserError
 from tuneloop.evaluate.compare import compare
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
-from tuneloop.evaluate.first_suite import Known, first_suite
 from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.metrics import METRICS, metric_of
 from tuneloop.evaluate.results import ComparedWith, load_evaluation, write_evaluation
-from tuneloop.evaluate.suite import Suite
+from tuneloop.evaluate.suite import Known, Suite, first_suite
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.metric import metric
 from tuneloop.records.rows import Row
-from tuneloop.report.eval_html import write_page
+from tuneloop.report.comparison import comparison_as
 from tuneloop.report.facts import read_run, shown_metrics, systems_of
-from tuneloop.report.table import comparison_as
+from tuneloop.report.html import write_page
 
 FILE = """
 import tuneloop

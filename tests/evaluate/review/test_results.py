@@ -10,9 +10,8 @@ import pytest
 from reviews import pair_review, vote
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.review.items import Review, load_review, make_review, read_systems
+from tuneloop.evaluate.review.items import Review, append_vote, load_review, make_review, read_systems
 from tuneloop.evaluate.review.results import export, results
-from tuneloop.evaluate.review.votes import append_vote
 
 
 def rating_review(run: Path) -> Review:

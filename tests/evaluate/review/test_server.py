@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from patience import HANG
-from tuneloop.evaluate.review.items import Review, make_review, read_systems
+from tuneloop.evaluate.review.items import Review, make_review, read_systems, read_votes
 from tuneloop.evaluate.review.results import results
 from tuneloop.evaluate.review.server import make_app, sides
-from tuneloop.evaluate.review.votes import read_votes
 
 
 @pytest.fixture

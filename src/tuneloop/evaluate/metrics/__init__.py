@@ -10,23 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tuneloop.evaluate.metrics import (
-    calibration,
-    code,
-    corpus,
-    embedding,
-    fields,
-    labels,
-    losses,
-    multilabel,
-    objects,
-    overlap,
-    structured,
-)
+from tuneloop.evaluate.metrics import code, fields, labels, multilabel, objects, probabilities, structured, text
 from tuneloop.records.metric import Headline, Metric, own_metric
 
 # In the order in which headline metrics are named.
-FAMILIES = (labels, multilabel, objects, structured, code, overlap, corpus, embedding, losses, calibration, fields)
+FAMILIES = (labels, multilabel, objects, structured, code, text, probabilities, fields)
 METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.METRICS}
 _OWN: dict[
     str, Metric

@@ -16,10 +16,9 @@ from typing import Any, Literal
 
 from tuneloop.core.late import np
 from tuneloop.core.stats import Array, Statistics, mean_statistics, ratio
-from tuneloop.evaluate.metrics.corpus import chrf_statistics
 from tuneloop.evaluate.metrics.labels import label_statistics
-from tuneloop.evaluate.metrics.overlap import LONGEST_SCORED, exact_match, is_latin, rouge, token_f1
 from tuneloop.evaluate.metrics.structured import parse
+from tuneloop.evaluate.metrics.text import LONGEST_SCORED, chrf_statistics, exact_match, is_latin, rouge, token_f1
 from tuneloop.records.metric import Metric
 
 MOST_FIELDS = 40  # fields with a line of their own

@@ -1,4 +1,4 @@
-"""Which answers people look at: systems read from evaluations, and a sample of their rows that tells the most.
+"""Which answers people look at: systems read from evaluations, and a sample of their rows that tells the most; and the votes on disk.
 
 The sample has two parts. A random one, drawn from all rows, is kept apart: its plain mean is an unbiased estimate
 whatever else was chosen. The rest comes from the rows that tell the most (see `_pair_groups` and `_rating_groups`).
@@ -8,21 +8,24 @@ group: weighted by (rows in the group) / (reviewed rows in it) they give an unbi
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import json
+import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, sha256_file, write_jsonl
-from tuneloop.evaluate.metrics.overlap import token_f1
+from tuneloop.core.files import content_hash, lock_folder, sha256_file, user_errors_of_the_disk, write_jsonl
+from tuneloop.evaluate.metrics.text import token_f1
 from tuneloop.evaluate.results import read_evaluation
 from tuneloop.records import review as records
 from tuneloop.records.evaluation import Sample, split_place
-from tuneloop.records.record import read_lines, read_record, write_record
-from tuneloop.records.review import ReviewedSystem, ReviewItem, ReviewMode
+from tuneloop.records.record import as_line, read_lines, read_record, write_record
+from tuneloop.records.review import ReviewedSystem, ReviewItem, ReviewMode, Vote
 
 Mode = ReviewMode
 ITEMS = "items.jsonl"
@@ -316,3 +319,60 @@ def _rating_groups(rows: Sequence[str], system: System) -> dict[str, str]:
         far = sample.quality < 1 and sample.quality <= third
         groups[row] = "disagreement" if far else "uncertain" if sample.unsure else "rest"
     return groups
+
+
+def append_vote(path: Path | str, vote: Vote) -> None:
+    """Add a vote to the file and return when it is on the disk.
+
+    One write under a lock of the file: processes may append at the same time. A line that a crash cut off before is
+    ended first; a disk that fills up leaves no half line.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    record = {key: value for key, value in vote.to_json().items() if value not in (None, "", [])}
+    line = json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
+    with user_errors_of_the_disk(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            end = os.lseek(descriptor, 0, os.SEEK_END)
+            if end and os.pread(descriptor, 1, end - 1) != b"\n":
+                line = b"\n" + line
+            try:
+                while line:
+                    line = line[os.write(descriptor, line) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, end)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def read_votes(path: Path | str) -> tuple[list[Vote], int]:
+    """All votes in the order they were given, and how many lines can't be read."""
+    path = Path(path)
+    if not path.exists():
+        return [], 0
+    with user_errors_of_the_disk(path):
+        lines = path.read_bytes().split(b"\n")
+    votes, damaged = [], 0
+    for line in lines:
+        if line.strip():
+            vote = _vote(line, str(path))
+            votes += [vote] if vote else []
+            damaged += vote is None
+    return votes, damaged
+
+
+def _vote(line: bytes, where: str) -> Vote | None:
+    try:
+        return as_line(Vote, json.loads(line), where, "vote again")
+    except (ValueError, RecursionError, UserError):
+        return None
+
+
+def standing(votes: Iterable[Vote]) -> dict[tuple[str, str], Vote]:
+    """(item, reviewer) -> the vote that counts: a reviewer's last one on the item."""
+    return {(vote.item, vote.reviewer): vote for vote in votes}

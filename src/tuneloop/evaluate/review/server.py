@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.review.items import Review
-from tuneloop.evaluate.review.votes import append_vote, read_votes, standing
+from tuneloop.evaluate.review.items import Review, append_vote, read_votes, standing
 from tuneloop.records.review import ReviewItem, Vote
 
 if TYPE_CHECKING:

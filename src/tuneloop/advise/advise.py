@@ -212,13 +212,13 @@ def advise(question: AdviceInput) -> Advice:
     facts |= {**budget, **_over_budget(question, prices, trained, method)}
     if not facts["any_fits"] or (facts["run_days"] or 0) > A_WEEK / 24:
         facts["elsewhere"] = _elsewhere(question, prices, trained)
-    found = decide(facts)
-    answer = found["answer"][0]
+    decided = decide(facts)
+    answer = decided["answer"][0]
     tuning = answer.gives != "dont"
     training = trained.get(method)
     return Advice(
         answer=answer.gives, method=method if tuning else "", costed=method, headline=_headline(answer, method),
-        reasons=[answer, *(found["method"] if tuning else ()), *found["note"]],
+        reasons=[answer, *(decided["method"] if tuning else ()), *decided["note"]],
         steps=_steps(question, answer.gives, method, facts), missing=_missing(question, prices, rows),
         assumptions=[*assumed, *_assumptions(question, training, rows)], trainings=trained, options=rows,
         swings=_swings(question, training, rows, method), bills=rented,
@@ -395,14 +395,14 @@ def _is_enough(prompt: Result, target: float | None, scale: float) -> bool:
 
 
 def _in_words(question: AdviceInput, cost: Cost | None) -> dict[str, str]:
-    found = {"over_months": exactly(question.months, "month")}
+    words = {"over_months": exactly(question.months, "month")}
     if question.budget_usd is not None:
-        found["budget"] = usd_words(question.budget_usd)
+        words["budget"] = usd_words(question.budget_usd)
     if cost:
-        found |= {"upfront": usd_words(cost.usd), "upfront_high": usd_words(cost.p90)}
+        words |= {"upfront": usd_words(cost.usd), "upfront_high": usd_words(cost.p90)}
         if cost.until_kept:
-            found["until_kept"] = usd_words(sum(cost.until_kept.values()))
-    return found
+            words["until_kept"] = usd_words(sum(cost.until_kept.values()))
+    return words
 
 
 def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
@@ -417,22 +417,22 @@ def _money(
     question: AdviceInput, rows: Sequence[OptionRow], chosen: OptionRow | None, rented: Mapping[str, MonthlyBill]
 ) -> dict[str, float | bool | None]:
     """What the method saves, what people's time may cost, and what serving on rented machines does to the saving."""
-    found: dict[str, float | bool | None] = dict.fromkeys(
+    facts: dict[str, float | bool | None] = dict.fromkeys(
         ("today_usd_per_month", "saves_usd_per_month", "net_saving", "affordable_hour", "real_time_usd", "batch_usd", "rented_pays")
     )  # fmt: skip
     if not chosen or not chosen.against:
-        return found
+        return facts
     upfront = chosen.option.upfront_usd
     today, saved = rows[0].usd_per_month, chosen.against.usd_per_month_saved
     net = question.months * saved - upfront
-    found |= {"today_usd_per_month": today, "saves_usd_per_month": saved, "net_saving": net}
+    facts |= {"today_usd_per_month": today, "saves_usd_per_month": saved, "net_saving": net}
     if question.engineer_hours:
-        found["affordable_hour"] = net / question.engineer_hours
+        facts["affordable_hour"] = net / question.engineer_hours
     if rented:
         real_time = rented["real-time"].usd
-        found |= {"real_time_usd": real_time, "batch_usd": rented["batch"].usd}
-        found["rented_pays"] = question.months * (today - real_time) > upfront
-    return found
+        facts |= {"real_time_usd": real_time, "batch_usd": rented["batch"].usd}
+        facts["rented_pays"] = question.months * (today - real_time) > upfront
+    return facts
 
 
 def _elsewhere(question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine]) -> str:
@@ -541,27 +541,27 @@ def _missing(question: AdviceInput, prices: PriceTable, rows: Sequence[OptionRow
 
 
 def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence[OptionRow]) -> list[str]:
-    said = []
+    sentences = []
     if training and training.cost and question.training_tokens:
         gpu = training.job.gpu
         machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.key}"
-        said.append(
+        sentences.append(
             f"a run reads {question.training_tokens:,.0f} tokens ({counted(question.rows or 0, 'row')}, {exactly(question.epochs, 'epoch')}) in "
             f"{hours_words(training.hours)} on {machine}"
         )
-        said += training.cost.assumptions
+        sentences += training.cost.assumptions
     if rows:
         rate = rows[0].option.rate
-        said.append(
+        sentences.append(
             f"tokens: {usd_words(rate.input)} and {usd_words(rate.output)} for 1 million read and written ({rate.source})"
         )
-        said.append(
+        sentences.append(
             "the tuned model is billed by the token like its base" if question.serving == "token"
             else f"the tuned model runs on rented machines, {question.serving}; peak hour {question.peak:g} times the mean"
         )  # fmt: skip
-        said.append(
+        sentences.append(
             f"the tuned model is retrained every {exactly(question.retrain_months, 'month')}" if question.retrain_months
             else "the tuned model is not retrained (give --retrain-months)"
         )  # fmt: skip
-        said.append("quality is no part of any saving: it stands alongside the money, where it was measured")
-    return said
+        sentences.append("quality is no part of any saving: it stands alongside the money, where it was measured")
+    return sentences

@@ -388,11 +388,11 @@ LARGER = {"llama-3.1-8b": "llama-3.3-70b", "llama-3-8b": "llama-3.3-70b", "llama
 
 def smaller_models(model: str) -> list[str]:
     """Smaller models of the family, the largest first."""
-    found, name = [], model.removesuffix("-instruct")
+    names, name = [], model.removesuffix("-instruct")
     while name in DISTIL:
         name = DISTIL[name]
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 
 
 def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
@@ -406,17 +406,17 @@ def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
         setup_hours=question.setup_hours, evaluation_hours=question.evaluation_hours,
     )  # fmt: skip
     lengths = question.lengths or Lengths(round((question.training_tokens or 0) / question.epochs))
-    found = {}
+    plans = {}
     for method in (known.name for known in methods()):
         usual = usual_settings(method, shape, question.longest_row, cpu=cpu)
-        asked = {**usual, **question.settings, **machine, "method": method}
-        given = {key: value for key, value in asked.items() if value is not None}
+        settings = {**usual, **question.settings, **machine, "method": method}
+        given = {key: value for key, value in settings.items() if value is not None}
         ask = Ask(name, shape, given, lengths, question.epochs, prices, question.tier, efforts)
         try:
-            found[method] = machines(ask)[0][0]
+            plans[method] = machines(ask)[0][0]
         except UserError:  # 4-bit weights on a processor, a model of ten times its memory: no way at all
             continue
-    return dict(sorted(found.items(), key=lambda item: item[1].job.trainable))
+    return dict(sorted(plans.items(), key=lambda item: item[1].job.trainable))
 
 
 # --- serving -----------------------------------------------------------------------------------
@@ -493,13 +493,15 @@ def token_lines(question: AdviceInput, prices: PriceTable, prompt_tokens: float)
         lines.append(
             TokenPrice(what=f"{hosted.provider}, hosted", usd_per_million=usd, basis=f"{hosted.date}, {hosted.source}")
         )
-    own = serving(question, prices, prompt_tokens, answer, "on-demand")
-    if own:
-        basis = f"about {own.engine.tokens_per_second:,.0f} tokens/s (roofline); {own.engine.source}"
+    machine = serving(question, prices, prompt_tokens, answer, "on-demand")
+    if machine:
+        basis = f"about {machine.engine.tokens_per_second:,.0f} tokens/s (roofline); {machine.engine.source}"
         for share in (1.0, UTILISATION, 0.05):
-            usd = own.engine.usd_per_million(share)
+            usd = machine.engine.usd_per_million(share)
             lines.append(
-                TokenPrice(what=f"own {own.gpus} x {own.card.name}, {share:.0%} busy", usd_per_million=usd, basis=basis)
+                TokenPrice(
+                    what=f"own {machine.gpus} x {machine.card.name}, {share:.0%} busy", usd_per_million=usd, basis=basis
+                )
             )
     return lines
 

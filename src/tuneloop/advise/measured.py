@@ -96,16 +96,16 @@ def from_dataset(manifest: DatasetManifest) -> dict[str, Any]:
     """What a `dataset.json` says about the question."""
     train = manifest.splits.train
     tokens, rows = train.tokens, train.rows
-    found: dict[str, Any] = {"rows": rows, "task": manifest.task}
+    facts: dict[str, Any] = {"rows": rows, "task": manifest.task}
     if manifest.labels:
-        found["labels"] = len(manifest.labels)
+        facts["labels"] = len(manifest.labels)
     if rows and tokens and tokens.total:
-        found["tokens_per_row"] = tokens.total / rows
-        found["answer_tokens"] = tokens.supervised / rows
-        found["prompt_tokens"] = max(1.0, (tokens.total - tokens.supervised) / rows)
-        found["longest_row"] = max(8, tokens.max)
-        found["lengths"] = lengths_of(manifest, "dataset.json")
-    return found
+        facts["tokens_per_row"] = tokens.total / rows
+        facts["answer_tokens"] = tokens.supervised / rows
+        facts["prompt_tokens"] = max(1.0, (tokens.total - tokens.supervised) / rows)
+        facts["longest_row"] = max(8, tokens.max)
+        facts["lengths"] = lengths_of(manifest, "dataset.json")
+    return facts
 
 
 def from_evaluation(manifest: EvaluationManifest, where: str, metric: str = "") -> BaselineResults:
@@ -148,8 +148,8 @@ def measured_of(
         if value is not None and not math.isnan(value.value):
             low, high = (value.value if math.isnan(end) else end for end in (value.low, value.high))
             right = values.get("accuracy")
-            known = right is not None and not math.isnan(right.value)
-            results.append(Result(name, value.value, low, high, right.value if right and known else None))
+            defined = right is not None and not math.isnan(right.value)
+            results.append(Result(name, value.value, low, high, right.value if right and defined else None))
     if not results:
         raise UserError(
             f"Nobody was measured by {metric!r}", where=where, next_step=f"choose one of {', '.join(metrics)}"
@@ -173,9 +173,9 @@ def _decided_by(manifest: EvaluationManifest) -> str:
 
 
 def _deciding(metrics: Sequence[str], where: str) -> str:
-    found = likely_to_decide(metrics)
-    if found:
-        return found
+    metric = likely_to_decide(metrics)
+    if metric:
+        return metric
     raise UserError("No metric in it decides", where=where, next_step=f"name one with --metric: {', '.join(metrics)}")
 
 
@@ -222,28 +222,28 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
         return _known_of_evaluation(path, metric)
     if not path.is_dir():
         raise UserError("No such data set, run or evaluation", where=str(source), next_step=nearest_path(path))
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for manifest in (path / "dataset.json", path / "dataset" / "dataset.json"):
         if manifest.is_file():
-            found |= from_dataset(read_manifest(manifest))
+            facts |= from_dataset(read_manifest(manifest))
             break
     if (path / "eval.json").is_file():
-        found |= _known_of_evaluation(path / "eval.json", metric)
+        facts |= _known_of_evaluation(path / "eval.json", metric)
     elif (path / "baselines" / "baselines.json").is_file():
-        found["measured"] = read_baselines(path / "baselines", metric)
-    if (path / "run.json").is_file() and found.get("measured"):
+        facts["measured"] = read_baselines(path / "baselines", metric)
+    if (path / "run.json").is_file() and facts.get("measured"):
         run = read_record(RunManifest, path)
-        found["measured"] = replace(found["measured"], training_usd=run.usd, method=run.method or USUAL.name)
-    if not found:
+        facts["measured"] = replace(facts["measured"], training_usd=run.usd, method=run.method or USUAL.name)
+    if not facts:
         step = "name a folder with dataset.json or eval.json"
         raise UserError("Neither a data set nor a run nor an evaluation", where=str(source), next_step=step)
-    return found
+    return facts
 
 
 def _known_of_evaluation(path: Path, metric: str) -> dict[str, Any]:
     manifest = read_record(EvaluationManifest, path)
-    found: dict[str, Any] = {"measured": from_evaluation(manifest, str(path), metric)}
-    return found | {key: manifest[key] for key in ("model", "task") if manifest[key]}
+    facts: dict[str, Any] = {"measured": from_evaluation(manifest, str(path), metric)}
+    return facts | {key: manifest[key] for key in ("model", "task") if manifest[key]}
 
 
 def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
@@ -284,22 +284,22 @@ def combined_facts(files: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for name in files:
         for file in _records(Path(name)):
             kind, facts = READERS[file.name]
-            found |= facts(as_record(kind, read_json(file), str(file)))
-    return found
+            merged |= facts(as_record(kind, read_json(file), str(file)))
+    return merged
 
 
 def _records(place: Path) -> list[Path]:
-    found = [place] if place.is_file() and place.name in FILES else [place / f for f in FILES if (place / f).is_file()]
-    if not found:
+    paths = [place] if place.is_file() and place.name in FILES else [place / f for f in FILES if (place / f).is_file()]
+    if not paths:
         raise UserError(
             "Nothing was measured of merging, routing or distilling here", where=str(place),
             next_step=f"name a folder that holds {', '.join(FILES[:-1])} or {FILES[-1]}",
         )  # fmt: skip
-    return found
+    return paths
 
 
 def _share(share: Share) -> str:

@@ -127,7 +127,7 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[
         tests = sum(not math.isnan(p) for p in p_values)
         for key, p_holm, level in zip(family, u.holm(p_values), u.holm_levels(p_values), strict=True):
             holm[key] = p_holm, level, tests
-    found: list[Comparison] = []
+    adjusted_pairs: list[Comparison] = []
     for key, c in zip(keys, comparisons, strict=True):
         p_holm, level, tests = holm[key]
         bounds = c.interval_at(level=level) if isinstance(c, PairedRows) else (c.low, c.high)
@@ -136,8 +136,8 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[
         verdict, needed = u.verdict(*seen, p_holm), rows_needed(c, evaluation.n, level)
         more = None if needed is None or verdict != u.NOT_ENOUGH else max(1, needed - evaluation.n)
         corrected = replace(c, p_holm=p_holm, low_holm=low, high_holm=high, tests=tests)
-        found.append(replace(corrected, verdict=verdict, more_rows=more, rows_needed=needed))
-    return found
+        adjusted_pairs.append(replace(corrected, verdict=verdict, more_rows=more, rows_needed=needed))
+    return adjusted_pairs
 
 
 def rows_needed(c: Comparison, n: int, level: float) -> int | None:

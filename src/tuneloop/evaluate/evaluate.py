@@ -114,8 +114,8 @@ class Evaluation:
         fields = [field_metric(name, self.metrics, self.labels_used) for name in self.config.fields]
         kinds: tuple[Headline, ...] = ("JSON", "programs", "texts")
         general = [name for kind in kinds for name in headline_of(kind)]
-        own = [name for name in self.own_metrics if metric_of(name).headline]
-        wanted = [self.primary, *labels, *headline_of("labels"), *fields, *general, *own, *headline_of("valid answers")]
+        custom = [name for name in self.own_metrics if metric_of(name).headline]
+        wanted = [self.primary, *labels, *headline_of("labels"), *fields, *general, *custom, *headline_of("valid answers")]
         return [name for name in dict.fromkeys(wanted) if name in self.metrics]
 
     @property
@@ -323,7 +323,7 @@ def on_shared_rows(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluatio
     """
     ids = {place: {row.id for row in evaluation.rows} for place, evaluation in evaluations.items()}
     shared = set.intersection(*ids.values())
-    if all(own == shared for own in ids.values()):
+    if all(row_ids == shared for row_ids in ids.values()):
         return None
     if len(shared) < FEWEST_SHARED:
         first, other = next((a, b) for a in ids for b in ids if ids[a] != ids[b])
@@ -344,12 +344,12 @@ def shared_words(before: Mapping[str, Evaluation], after: Mapping[str, Evaluatio
 
 def some_rows(all_rows: Evaluation, ids: Collection[str]) -> Evaluation:
     """An evaluation of some of its rows, scored anew by the same settings."""
-    kept = [i for i, row in enumerate(all_rows.rows) if row.id in ids]
+    places = [i for i, row in enumerate(all_rows.rows) if row.id in ids]
 
     def some(values: Sequence[Any]) -> list[Any]:
-        return [values[i] for i in kept] if values else []
+        return [values[i] for i in places] if values else []
 
-    known = all_rows.measured
+    measured = all_rows.measured
     return evaluate(
         some(all_rows.rows),
         some(all_rows.answers),
@@ -358,10 +358,10 @@ def some_rows(all_rows: Evaluation, ids: Collection[str]) -> Evaluation:
         config=all_rows.config,
         seed=all_rows.seed,
         measured=replace(
-            known,
-            further=some(known.further),
-            languages=some(known.languages),
-            row_scores={name: some(scores) for name, scores in known.row_scores.items()},
+            measured,
+            further=some(measured.further),
+            languages=some(measured.languages),
+            row_scores={name: some(scores) for name, scores in measured.row_scores.items()},
             complete=True,  # what needs programs, models or files is not found out again
             perplexity=None,
         ),

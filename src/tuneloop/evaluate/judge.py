@@ -126,9 +126,9 @@ def load_judge_prompt(kind: Literal["pairwise", "rubric"], file: str = "") -> Ju
 def read_verdict(text: str, options: Sequence[str]) -> str | None:
     """The option that a judge's answer ends with; None where it names none."""
     by_fold = {option.casefold(): option for option in options}
-    found = [by_fold[m.casefold()] for m in _VERDICT.findall(text) if m.casefold() in by_fold]
-    if found:
-        return found[-1]
+    verdicts = [by_fold[m.casefold()] for m in _VERDICT.findall(text) if m.casefold() in by_fold]
+    if verdicts:
+        return verdicts[-1]
     return by_fold.get(text.strip().strip(".*[]\"'()").casefold())
 
 
@@ -146,14 +146,14 @@ def judge_pairs(
     """
     different = [pair for pair in pairs if pair.a.strip() != pair.b.strip()]
     spoken = {pair.id for pair in different if speaks_to_the_judge(pair.a) or speaks_to_the_judge(pair.b)}
-    asked = [pair for pair in different if pair.id not in spoken]
+    judged = [pair for pair in different if pair.id not in spoken]
     turns = []
-    for pair in asked:
+    for pair in judged:
         shared = {"conversation": pair.conversation, "reference": pair.reference or "(none)"}
         turns += [prompt.turns(first=a, second=b, **shared) for a, b in ((pair.a, pair.b), (pair.b, pair.a))]
-    said = choose(turns, PAIR_OPTIONS) if turns else []
+    replies = choose(turns, PAIR_OPTIONS) if turns else []
     sides: dict[str, tuple[str | None, str | None]] = {
-        pair.id: (said[2 * i], said[2 * i + 1]) for i, pair in enumerate(asked)
+        pair.id: (replies[2 * i], replies[2 * i + 1]) for i, pair in enumerate(judged)
     }
     winners = {pair.id: None if pair.id in spoken else _winner(sides.get(pair.id)) for pair in pairs}
     facts = _preference(pairs, winners, names, seed)
@@ -161,7 +161,7 @@ def judge_pairs(
         "unread": sum(None in side for side in sides.values()),
         "spoken": len(spoken),
         "position_bias": _position_bias(list(sides.values())),
-        "length_bias": _length_bias(asked, winners),
+        "length_bias": _length_bias(judged, winners),
         "agreement": _agreement(
             [(str(pair.human), str(w)) for pair in pairs if pair.human and (w := winners[pair.id])], seed
         ),
@@ -231,9 +231,9 @@ def _length_bias(pairs: Sequence[Pair], winners: Mapping[str, Winner | None]) ->
 
 
 def _spoken_in_words(number: int) -> list[str]:
-    said = 'one answer speaks to the judge, as in "Verdict: A"; it has no verdict, look at it'
+    single = 'one answer speaks to the judge, as in "Verdict: A"; it has no verdict, look at it'
     several = f'{number} times an answer speaks to the judge, as in "Verdict: A"; these have no verdict, look at them'
-    return [(said if number == 1 else several).capitalize() + "."] if number else []
+    return [(single if number == 1 else several).capitalize() + "."] if number else []
 
 
 def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
@@ -275,13 +275,13 @@ def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *
 
     One that speaks to the judge gets no rating.
     """
-    asked = [i for i in items if not speaks_to_the_judge(i.answer)]
+    judged = [i for i in items if not speaks_to_the_judge(i.answer)]
     turns = [
-        prompt.turns(conversation=i.conversation, reference=i.reference or "(none)", answer=i.answer) for i in asked
+        prompt.turns(conversation=i.conversation, reference=i.reference or "(none)", answer=i.answer) for i in judged
     ]
-    given = dict(zip([id(i) for i in asked], choose(turns, SCORES) if turns else [], strict=True))
-    said = [given.get(id(i)) for i in items]
-    scores = [None if s is None else int(s) for s in said]
+    given = dict(zip([id(i) for i in judged], choose(turns, SCORES) if turns else [], strict=True))
+    replies = [given.get(id(i)) for i in items]
+    scores = [None if s is None else int(s) for s in replies]
     read = [(item, score) for item, score in zip(items, scores, strict=True) if score is not None]
     votes = [
         ("up" if item.human else "down", "up" if s >= GOOD else "down") for item, s in read if item.human is not None
@@ -289,8 +289,8 @@ def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *
     facts: dict[str, Any] = {
         "kind": "rubric",
         "n": len(read),
-        "unread": len(asked) - len(read),
-        "spoken": len(items) - len(asked),
+        "unread": len(judged) - len(read),
+        "spoken": len(items) - len(judged),
         "score": _mean([float(s) for _, s in read], seed) if read else None,
         "scores": {s: sum(str(score) == s for _, score in read) for s in SCORES},
         "length_bias": {
@@ -340,8 +340,8 @@ def _agreement(votes: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
     table[np.arange(n), codes[:, 0] * len(names) + codes[:, 1]] = 1.0
     draws = np.concatenate([_kappas(weights @ table, len(names)) for weights in u.resample_weights(n, 2000, seed)])
     value = float(_kappas(table.sum(0, keepdims=True), len(names))[0])
-    known = draws[~np.isnan(draws)]
-    bounds = u.bootstrap_interval(value, known) if len(known) and not math.isnan(value) else (math.nan, math.nan)
+    defined = draws[~np.isnan(draws)]
+    bounds = u.bootstrap_interval(value, defined) if len(defined) and not math.isnan(value) else (math.nan, math.nan)
     same = int((codes[:, 0] == codes[:, 1]).sum())
     return {"n": n, "kappa": Estimate(value, *bounds), "same": _share(same, n)}
 

@@ -27,16 +27,16 @@ def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, fl
         costs: system -> `usd`, `prompt_tokens`, `tokens`, `computed_tokens`.
         n: requests.
     """
-    own = [cost for cost in costs.values() if cost.get("computed_tokens")]
-    computed = sum(cost["computed_tokens"] for cost in own)
-    price = sum(cost.get("usd", 0.0) for cost in own) / computed if computed else 0.0
-    found: dict[str, float | None] = {}
+    computing = [cost for cost in costs.values() if cost.get("computed_tokens")]
+    computed = sum(cost["computed_tokens"] for cost in computing)
+    price = sum(cost.get("usd", 0.0) for cost in computing) / computed if computed else 0.0
+    prices: dict[str, float | None] = {}
     for name, cost in costs.items():
         if cost.get("computed_tokens"):
-            found[name] = 1000 * price * (cost["prompt_tokens"] + cost["tokens"]) / n
+            prices[name] = 1000 * price * (cost["prompt_tokens"] + cost["tokens"]) / n
         else:
-            found[name] = None if cost.get("usd") is None else 1000 * cost["usd"] / n
-    return found
+            prices[name] = None if cost.get("usd") is None else 1000 * cost["usd"] / n
+    return prices
 
 
 def leaderboard(
@@ -65,14 +65,14 @@ def leaderboard(
     order: list[EntryKind] = ["constant", "prompt", "classical", "tuned"]
     entries = []
     for name, evaluation in sorted(evaluations.items(), key=lambda item: order.index(kinds[item[0]])):
-        own, cost = evaluation.metrics.get(metric), costs.get(name, {})
-        if own is None:
+        score, cost = evaluation.metrics.get(metric), costs.get(name, {})
+        if score is None:
             continue
         gain = claims.get(name)
         delta, low, high, p, verdict = (gain.gain, gain.low, gain.high, gain.p, gain.outcome) if gain else NO_GAIN
         entries.append(
             LeaderboardEntry(
-                name, kinds[name], metric, own.value, own.low, own.high, delta, low, high, p, verdict,
+                name, kinds[name], metric, score.value, score.low, score.high, delta, low, high, p, verdict,
                 float(cost.get("training_seconds", 0.0)), float(cost.get("training_usd", 0.0)),
                 cost.get("prompt_tokens", 0) / n, cost.get("tokens", 0) / n, prices.get(name),
             )
@@ -137,5 +137,5 @@ def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
 
 def _best(entries: Sequence[LeaderboardEntry], kind: EntryKind) -> LeaderboardEntry | None:
     """The best of a kind by the metric that decides."""
-    found = [r for r in entries if r.kind == kind]
-    return max(found, key=lambda r: -r.value if lower_is_better(r.metric) else r.value, default=None)
+    candidates = [r for r in entries if r.kind == kind]
+    return max(candidates, key=lambda r: -r.value if lower_is_better(r.metric) else r.value, default=None)

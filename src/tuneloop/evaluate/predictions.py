@@ -55,7 +55,7 @@ def answers_from(
         raise UserError("The file holds no predictions", where=where, next_step='write rows {"id", "prediction"}')
     wanted = {row.id: row for row in rows}
     known = known or rows
-    found: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     unknown: list[str] = []
     order = order or [row.id for row in known]
     places, everything = _places(records, known, order, where), {*order, *wanted}
@@ -65,20 +65,20 @@ def answers_from(
             unknown.append(row_id)
         if row is None:
             continue  # of a row that is not evaluated
-        if row_id in found and problem_of(row) is None:
+        if row_id in texts and problem_of(row) is None:
             raise UserError(
                 f"Two predictions for row {row_id}",
                 where=f"{where}, record {number}",
                 next_step="keep one of them; several answers of one prompt are a list",
             )
-        found[row_id] = found.get(row_id, []) + _texts(record, row, f"{where}, record {number}")
-    if not found:
+        texts[row_id] = texts.get(row_id, []) + _texts(record, row, f"{where}, record {number}")
+    if not texts:
         raise UserError(
             f"None of its predictions is about the {counted(len(rows), 'row')} (the first: {places[0][:60]!r})",
             where=where,
             next_step=f"ids of the rows are as in {rows[0].id!r}; is this the right split or reference file?",
         )
-    return Found([found.get(row.id, []) for row in rows], unknown)
+    return Found([texts.get(row.id, []) for row in rows], unknown)
 
 
 def _places(records: Sequence[Any], known: Sequence[Row], order: Sequence[str], where: str) -> list[str]:

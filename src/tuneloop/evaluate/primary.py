@@ -85,14 +85,14 @@ def label_use(
     references: Iterable[Collection[str]], answers: Iterable[Collection[str]], data_set: Mapping[str, int] | None = None
 ) -> LabelUse:
     """Count labels: for each row those that it has, and those that its answer names; `data_set`: see `LabelUse`."""
-    right, said = Counter[str](), Counter[str]()
-    without = asked = 0
+    right, named_counts = Counter[str](), Counter[str]()
+    without = labelled = 0
     for labels, named in itertools.zip_longest(references, answers, fillvalue=()):
         right.update(labels)
-        said.update(named)
-        asked += bool(labels)
+        named_counts.update(named)
+        labelled += bool(labels)
         without += bool(labels) and not named
-    return LabelUse(dict(right), dict(said), without, asked, dict(data_set or {}))
+    return LabelUse(dict(right), dict(named_counts), without, labelled, dict(data_set or {}))
 
 
 WHOLE, PARTS = "object_accuracy", "field_accuracy"  # what decides about JSON, and where no answer is right as a whole

@@ -103,30 +103,30 @@ def nearest_examples(
     pool = list({(last_user_turn(row), row.answer): row for row in sorted(train, key=lambda row: row.id)}.values())
     if k < 1 or not pool:
         return [[] for _ in rows]
-    texts, asked = [last_user_turn(row) for row in pool], [last_user_turn(row) for row in rows]
+    texts, queries = [last_user_turn(row) for row in pool], [last_user_turn(row) for row in rows]
     if embed is None:
-        table, wanted = _tfidf(texts, asked)
+        table, wanted = _tfidf(texts, queries)
     else:
-        table, wanted = embed(texts), embed(asked)
-    found = []
+        table, wanted = embed(texts), embed(queries)
+    examples = []
     for start in range(0, len(rows), 256):  # a block of similarities at a time
         block = wanted[start : start + 256] @ table.T
         likeness = np.asarray(block.todense() if hasattr(block, "todense") else block)
         for row in np.argsort(likeness, axis=1, kind="stable")[:, -k:]:
-            found.append([pool[i] for i in row.tolist()])
-    return found
+            examples.append([pool[i] for i in row.tolist()])
+    return examples
 
 
-def _tfidf(texts: Sequence[str], asked: Sequence[str]) -> tuple[Any, Any]:
+def _tfidf(texts: Sequence[str], queries: Sequence[str]) -> tuple[Any, Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)  # noqa: S106 - no password
     try:
-        return features.fit_transform(texts), features.transform(asked)
+        return features.fit_transform(texts), features.transform(queries)
     except ValueError:  # no words at all: all rows are equally near
         import numpy as np
 
-        return np.zeros((len(texts), 1)), np.zeros((len(asked), 1))
+        return np.zeros((len(texts), 1)), np.zeros((len(queries), 1))
 
 
 def _length(row: Row) -> int:
@@ -155,16 +155,16 @@ def fit_examples(
         count_tokens: tokens of one example's turns, template included.
     """
     costs = [count_tokens(example_turns(example)) for example in examples]
-    kept = list(range(len(examples)))
-    while kept and sum(costs[i] for i in kept) > budget_tokens:
-        kept.remove(max(kept, key=lambda i: costs[i]))
-    if len(kept) == len(examples):
+    places = list(range(len(examples)))
+    while places and sum(costs[i] for i in places) > budget_tokens:
+        places.remove(max(places, key=lambda i: costs[i]))
+    if len(places) == len(examples):
         return list(examples), None
     warning = (
-        f"Only {len(kept)} of {len(examples)} few-shot examples {verb(len(kept), 'fits', 'fit')}: together they take {sum(costs):,} tokens, "
+        f"Only {len(places)} of {len(examples)} few-shot examples {verb(len(places), 'fits', 'fit')}: together they take {sum(costs):,} tokens, "
         f"and the context has room for {max(budget_tokens, 0):,}."
     )
-    return [examples[i] for i in kept], warning
+    return [examples[i] for i in places], warning
 
 
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -239,8 +239,8 @@ def prompt_turns(
     rest = [turn for turn in turns if turn["role"] != "system"]
     shown: list[Message] = []
     for example in examples:
-        asked = [turn for turn in template.turns(example, labels) if turn["role"] != "system"]
-        shown += [*asked, example_turns(example)[-1]]
+        question = [turn for turn in template.turns(example, labels) if turn["role"] != "system"]
+        shown += [*question, example_turns(example)[-1]]
     return [*system, *shown, *rest]
 
 

@@ -179,19 +179,19 @@ def _known_of(evaluation: Evaluation) -> list[KnownOfAnswer]:
     """What is known of each row's answer that readers look for by itself; `_measured` and `_completion` read it."""
     measured, answers = evaluation.measured, evaluation.answers
     sure = any(answer.label_probability is not None for answer in answers)
-    found: list[KnownOfAnswer] = []
+    facts_of_rows: list[KnownOfAnswer] = []
     for i, answer in enumerate(answers):
-        known: dict[str, Any] = {"confidence": answer.confidence} if sure else {}
+        facts: dict[str, Any] = {"confidence": answer.confidence} if sure else {}
         if answer.loss is not None:
-            known["loss"] = (answer.loss, answer.loss_tokens)
+            facts["loss"] = (answer.loss, answer.loss_tokens)
         if measured.languages:
-            known["language"] = measured.languages[i]
+            facts["language"] = measured.languages[i]
         if measured.further:
-            known["further"] = list(measured.further[i])
+            facts["further"] = list(measured.further[i])
         if measured.row_scores:
-            known["measured"] = {metric: scores[i] for metric, scores in measured.row_scores.items()}
-        found.append(KnownOfAnswer.model_construct(**known))
-    return found
+            facts["measured"] = {metric: scores[i] for metric, scores in measured.row_scores.items()}
+        facts_of_rows.append(KnownOfAnswer.model_construct(**facts))
+    return facts_of_rows
 
 
 def _measured(each: Sequence[KnownOfAnswer]) -> AnswerStats:
@@ -285,7 +285,7 @@ def _evaluated_again(manifest: EvaluationManifest, samples: list[Sample], baseli
         known = [sample.baselines_beside.get(baseline, KnownOfAnswer()) for sample in samples]
         answers = [_completion(s.baselines[baseline], own) for s, own in zip(samples, known, strict=True)]
     saved = metrics.get("perplexity")
-    found = evaluate(
+    again = evaluate(
         [_row(sample) for sample in samples],
         answers,
         task=manifest.task,
@@ -301,7 +301,7 @@ def _evaluated_again(manifest: EvaluationManifest, samples: list[Sample], baseli
             label_rows=settings.label_rows or {},
         ),
     )
-    return replace(found, primary=PARTS) if manifest.primary == PARTS else found
+    return replace(again, primary=PARTS) if manifest.primary == PARTS else again
 
 
 def _row(sample: Sample) -> Row:

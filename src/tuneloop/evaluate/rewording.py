@@ -50,12 +50,12 @@ def rewordings(text: str, seed: str, keep: Sequence[str] = ()) -> list[tuple[str
     rng = random.Random(f"rewording:{seed}")
     kinds = list(KINDS.items())
     rng.shuffle(kinds)
-    found: dict[str, str] = {}
+    kind_of: dict[str, str] = {}
     for kind, change in kinds:
         new = change(text, random.Random(f"{kind}:{seed}"), keep)
-        if new is not None and new != text and new not in found:
-            found[new] = kind
-    return [(kind, new) for new, kind in found.items()]
+        if new is not None and new != text and new not in kind_of:
+            kind_of[new] = kind
+    return [(kind, new) for new, kind in kind_of.items()]
 
 
 def looks_like_code(text: str) -> bool:
@@ -109,8 +109,8 @@ def greeting(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | N
     """A greeting before it, for English texts that are not made of fields."""
     if not _is_english(text) or fields_of(text) is not None or re.match(r"(?i)\s*(?:hello|hi|hey|dear|good)\b", text):
         return None
-    said = rng.choice(GREETINGS)
-    return said + ("\n\n" if _is_document(text) else " ") + text.lstrip()
+    words = rng.choice(GREETINGS)
+    return words + ("\n\n" if _is_document(text) else " ") + text.lstrip()
 
 
 def thanks(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
@@ -177,10 +177,10 @@ def _can_swap(a: str, b: str) -> bool:
 
 def field_order(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     """The fields of a text that has some (`Name: value` lines, or a JSON object) in another order."""
-    found = fields_of(text)
-    if found is None:
+    fields = fields_of(text)
+    if fields is None:
         return None
-    parts, join = found
+    parts, join = fields
     for _ in range(8):
         mixed = rng.sample(parts, len(parts))
         if mixed != parts:

@@ -242,10 +242,10 @@ def _entries(known: Known) -> list[tuple[Row, str]]:
     for i, row in enumerate(known.rows):
         condition = ""
         if known.task != "classification" and not objects:
-            found = next((m for pattern in patterns.values() if (m := pattern.search(row.answer))), None)
-            if found is None:
+            match = next((m for pattern in patterns.values() if (m := pattern.search(row.answer))), None)
+            if match is None:
                 continue
-            condition = found[0].strip()
+            condition = match[0].strip()
         if known.evaluation is not None and not _passes(known.evaluation, i, condition):
             continue
         groups.setdefault(condition or (row.answer if objects else str(row.label)), []).append((row, condition))
@@ -276,8 +276,8 @@ def _metrics(known: Known) -> str:
         lines += [f"  - metric: {json.dumps(metric)}", f"    margin: {margin:g}"]
         if value is not None and not math.isnan(value[0]):
             bound, word = (value[1], "at_most") if metric_of(metric).lower_is_better else (value[0], "at_least")
-            kept = bound + margin if word == "at_most" else max(0.0, bound - margin)
-            rounded = (math.ceil if word == "at_most" else math.floor)(kept * _steps(metric)) / _steps(metric)
+            limit = bound + margin if word == "at_most" else max(0.0, bound - margin)
+            rounded = (math.ceil if word == "at_most" else math.floor)(limit * _steps(metric)) / _steps(metric)
             side = "ends at {:.3g}, and the margin" if word == "at_most" else "begins at {:.3g}, less the margin"
             lines.append(f"    {word}: {rounded:g} # the run's 95 % interval {side.format(bound)}")
     if known.task == "classification":
@@ -316,9 +316,9 @@ def _margin(metric: str, error: float) -> float:
 
     Source: the usual sample size of non-inferiority, for two equally good sides (Piaggio et al. 2012).
     """
-    known = metric_of(metric)
+    declared = metric_of(metric)
     needed = 0.0 if math.isnan(error) else (Z95 + Z80) * error * math.sqrt(2 * (1 - CORRELATION))
-    return max(known.smallest_margin, math.ceil(needed * _steps(metric)) / _steps(metric))
+    return max(declared.smallest_margin, math.ceil(needed * _steps(metric)) / _steps(metric))
 
 
 def _steps(metric: str) -> float:

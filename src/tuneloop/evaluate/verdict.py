@@ -48,7 +48,7 @@ def decide(evaluations: Mapping[str, Evaluation], comparisons: Sequence[Comparis
     for comparison in comparisons:
         pair = seen_from(name, comparison)
         pairs.setdefault((pair.b, pair.a), {})[pair.metric] = pair
-    standings = [standing(found, own) for found in pairs.values() if own.primary in found]
+    standings = [standing(by_metric, own) for by_metric in pairs.values() if own.primary in by_metric]
 
     def value(s: Standing) -> float:
         other = evaluations[s.against].metrics.get(own.primary) if s.against in evaluations else None
@@ -356,8 +356,8 @@ def _quoted(answer: str) -> str:
 def _opponent(s: Standing, evaluations: Mapping[str, Evaluation]) -> str:
     if s.kind == "constant" and s.against in evaluations:
         used = evaluations[s.against].deciding_labels
-        said = used.only if used and used.only else evaluations[s.against].answers[0].text
-        return f"always answering {_quoted(said)}"
+        text = used.only if used and used.only else evaluations[s.against].answers[0].text
+        return f"always answering {_quoted(text)}"
     return s.against
 
 
@@ -383,11 +383,11 @@ def _kind(s: Standing) -> str:
     return "the best cheap alternative" if s.kind == "classical" else ""
 
 
-def _against(s: Standing, verdict: Verdict, evaluations: Mapping[str, Evaluation], known: bool) -> str:
-    """A sentence about an alternative; of the one that the first sentence is about (`known`) only what follows from it."""
+def _against(s: Standing, verdict: Verdict, evaluations: Mapping[str, Evaluation], stated: bool) -> str:
+    """A sentence about an alternative; of the one that the first sentence is about (`stated`) only what follows from it."""
     metric = verdict.metric
     behind = s.outcome == NOT_ENOUGH and (s.gain < 0 or (s.kind == "constant" and s.gain == 0))
-    templates = (_ADVICE if known else _SENTENCES)[s.kind]
+    templates = (_ADVICE if stated else _SENTENCES)[s.kind]
     template = templates.get("behind" if behind and s.kind != "prompt" else s.outcome, "")
     theirs = f"{_opponent(s, evaluations)} ({_figure(evaluations[s.against], metric)})"
     theirs = f"{_kind(s)}, {theirs}" if _kind(s) else theirs

@@ -126,11 +126,11 @@ def sizes_on_gpu(
     always = bool(settings.pop("grad_ckpt", False))
     works = {tokens: work_at(tokens) for tokens in SIZES}
 
-    def job(tokens: int, recompute: bool, kept: int = 0) -> TrainingSetup:
-        return loop_job(shape, works[tokens], gpu=card, grad_ckpt=recompute, kept_layers=kept, **settings)
+    def job(tokens: int, recompute: bool, stored: int = 0) -> TrainingSetup:
+        return loop_job(shape, works[tokens], gpu=card, grad_ckpt=recompute, kept_layers=stored, **settings)
 
-    def fits(tokens: int, recompute: bool, kept: int = 0) -> bool:
-        memory = memory_of(job(tokens, recompute, kept))
+    def fits(tokens: int, recompute: bool, stored: int = 0) -> bool:
+        memory = memory_of(job(tokens, recompute, stored))
         return memory.required - memory.context <= free_gib
 
     def smallest(tokens: int) -> int:
@@ -141,15 +141,15 @@ def sizes_on_gpu(
         if tokens >= LEAST_SIZE and fits(tokens, False):
             return Sizes(smallest(tokens))
     for large in (True, False) if may_recompute or always else ():
-        found: list[tuple[float, Sizes]] = []
+        fitting: list[tuple[float, Sizes]] = []
         for tokens in (each for each in SIZES if (each >= LEAST_SIZE) is large):
             most = 0 if always else shape.layers - 1
-            kept = next((kept for kept in range(most, -1, -1) if fits(tokens, True, kept)), None)
-            if kept is not None:
-                speed = speed_of(job(tokens, True, kept)).tokens_per_second
-                found.append((speed, Sizes(smallest(tokens), True, kept)))
-        if found:
-            return max(found, key=lambda each: each[0])[1]
+            stored = next((stored for stored in range(most, -1, -1) if fits(tokens, True, stored)), None)
+            if stored is not None:
+                speed = speed_of(job(tokens, True, stored)).tokens_per_second
+                fitting.append((speed, Sizes(smallest(tokens), True, stored)))
+        if fitting:
+            return max(fitting, key=lambda each: each[0])[1]
     for tokens in () if always else SIZES:
         if tokens < LEAST_SIZE and fits(tokens, False):
             return Sizes(smallest(tokens))
@@ -207,8 +207,8 @@ def estimate(
 
 def _alternatives(job: TrainingSetup) -> list[dict[str, str]]:
     """What needs less memory, as settings of the recipe."""
-    found = [("train.micro_batch_tokens=512", "halves the activations"),
+    changes = [("train.micro_batch_tokens=512", "halves the activations"),
              ("data.max_length=512", "shorter rows need less for attention")]  # fmt: skip
     if job.full and job.optimizer == "adamw":
-        found.insert(0, ("train.optimizer=adamw-8bit", "the optimizer's moments in a third of the memory"))
-    return [{"change": change, "why": why} for change, why in found]
+        changes.insert(0, ("train.optimizer=adamw-8bit", "the optimizer's moments in a third of the memory"))
+    return [{"change": change, "why": why} for change, why in changes]

@@ -82,8 +82,8 @@ def all_gpus() -> dict[str, Gpu]:
 @functools.cache
 def _names() -> dict[str, str]:
     """Keys by what a card is called, letters and digits alone."""
-    found = {"".join(c for c in key if c.isalnum()): key for key in _table()}
-    return found | {str(name): key for key, row in _table().items() for name in row.get("called", ())}
+    keys = {"".join(c for c in key if c.isalnum()): key for key in _table()}
+    return keys | {str(name): key for key, row in _table().items() for name in row.get("called", ())}
 
 
 def this_cpu() -> Gpu:

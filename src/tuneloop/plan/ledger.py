@@ -65,13 +65,13 @@ def read_ledger() -> list[Entry]:
         lines = ledger_file().read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    found = []
+    entries = []
     for line in lines:
         try:
-            found.append(Entry(**json.loads(line)))
+            entries.append(Entry(**json.loads(line)))
         except (ValueError, TypeError):
             continue
-    return found
+    return entries
 
 
 def record_run(

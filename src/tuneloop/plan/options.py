@@ -38,11 +38,11 @@ def loop_rows(length: float, *, full_on_cpu: bool = False) -> int:
 
 def loop_batches(length: float, *, full_on_cpu: bool = False) -> tuple[int, ...]:
     """Rows at once as the loop takes them, and fewer: it divides a micro-batch that does not fit."""
-    rows, found = loop_rows(length, full_on_cpu=full_on_cpu), []
+    rows, batches = loop_rows(length, full_on_cpu=full_on_cpu), []
     while rows:
-        found.append(rows)
+        batches.append(rows)
         rows //= 2
-    return tuple(found)
+    return tuple(batches)
 
 
 def usual_settings(method: str, shape: ModelShape, longest: int | None, *, cpu: bool = False) -> dict[str, Any]:
@@ -55,14 +55,14 @@ def usual_settings(method: str, shape: ModelShape, longest: int | None, *, cpu: 
     """
     footprint = method_named(method).footprint
     length = min(longest or NO_LENGTH, shape.context or 1 << 20)
-    found: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "seq_len": length,
         "micro_batch": loop_batches(length, full_on_cpu=cpu and footprint.all_weights),
     }
-    found |= footprint.usual
+    settings |= footprint.usual
     if not cpu:
-        found |= {"grad_ckpt": True, "loss_kernel": "fused", **footprint.usual_on_gpu}
-    return found
+        settings |= {"grad_ckpt": True, "loss_kernel": "fused", **footprint.usual_on_gpu}
+    return settings
 
 
 DEFAULT_TOKENS = 1_000_000
@@ -174,10 +174,10 @@ def machines(ask: Ask) -> tuple[list[Option], list[str]]:
         UserError: unknown names, numbers that can't be, or settings that exclude each other.
     """
     left_out: list[str] = []
-    found = []
+    planned = []
     for jobs in _jobs(ask, left_out):
-        found.append(ask.option(next((job for job in jobs if memory_of(job).fits), jobs[-1])))
-    return sorted(found, key=_order), left_out
+        planned.append(ask.option(next((job for job in jobs if memory_of(job).fits), jobs[-1])))
+    return sorted(planned, key=_order), left_out
 
 
 def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = {name: value for name, value in settings.items() if value is not None}
     name, shape, assumed = find_model(given.pop("model"))
-    tier, own, usd = given.pop("tier", "on-demand"), given.pop("prices", None), _own_card(given, assumed)
+    tier, price_file, usd = given.pop("tier", "on-demand"), given.pop("prices", None), _own_card(given, assumed)
     lengths, epochs, said_of_data = _lengths(given)
     assumed += said_of_data
     said = dict(given)
@@ -214,7 +214,7 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     for flag, value, least in (("--interruptions-per-hour", per_hour, 0.0), ("--checkpoint-minutes", minutes, 0.01)):
         if value is not None and not least <= value <= 10_000:
             raise UserError(f"{flag} is {value}", where=flag, next_step=f"give a number from {least:g} to 10,000")
-    providers, table = given.pop("providers", None), load_prices(own)
+    providers, table = given.pop("providers", None), load_prices(price_file)
     prices = priced(table.of(providers) if providers else table, given.get("gpu"), usd, tier)
     efforts = replace(ONE_RUN, **{f.name: given.pop(f.name) for f in fields(Efforts) if f.name in given})
     ask = Ask(name, shape, given, lengths, epochs, prices, tier, efforts, per_hour, minutes)
@@ -474,35 +474,35 @@ def _settings(job: TrainingSetup) -> dict[str, Any]:
 
 def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
     job = option.job
-    found = []
+    sentences = []
     for name in ("method", "micro_batch", "grad_accum", "attention", "loss_kernel", "dtype", "optimizer", "quant"):
         if name not in given and name != "micro_batch" and (name != "quant" or job.footprint.quant != "none"):
-            found.append(f"{name.replace('_', ' ')} {getattr(job, name)} (--{name.replace('_', '-')})")
+            sentences.append(f"{name.replace('_', ' ')} {getattr(job, name)} (--{name.replace('_', '-')})")
     if "micro_batch" not in given:
-        found.append(f"micro-batches of {LOOP_TOKENS:,} tokens and {LOOP_ROWS} rows at most, as the loop takes them: {job.micro_batch} of the "
+        sentences.append(f"micro-batches of {LOOP_TOKENS:,} tokens and {LOOP_ROWS} rows at most, as the loop takes them: {job.micro_batch} of the "
                      "longest rows (--micro-batch)")  # fmt: skip
     if not job.grad_ckpt:
-        found.append("no gradient checkpointing (--grad-ckpt)")
+        sentences.append("no gradient checkpointing (--grad-ckpt)")
     elif "grad_ckpt" not in given:
-        found.append("layers are computed again in the backward pass (--no-grad-ckpt)")
+        sentences.append("layers are computed again in the backward pass (--no-grad-ckpt)")
     if job.adapted:
-        found.append(
+        sentences.append(
             f"rank {job.rank} on {', '.join(t.removesuffix('_proj') for t in job.targets)} (--rank, --targets)"
         )
     if job.virtual_tokens:
-        found.append(f"{job.virtual_tokens} virtual tokens (--prefix-tokens)")
+        sentences.append(f"{job.virtual_tokens} virtual tokens (--prefix-tokens)")
     if not option.fits:
-        return [*found, "no time and no cost: it does not fit"]
-    found.append(
+        return [*sentences, "no time and no cost: it does not fit"]
+    sentences.append(
         option.corrected_by
         or (f"speed of {job.gpu.name}: {job.gpu.share_of}" if job.gpu.is_cpu
             else f"{option.speed.share:.0%} of the {job.gpu.name}'s peak is reached: {job.gpu.share_of}")
     )  # fmt: skip
-    found.append(
+    sentences.append(
         f"time and dollars: 80 % of published runs lie within a factor of {SPREAD:g}; one run, its machine paid while it runs"
     )
     if option.cost:
-        found += option.cost.assumptions
+        sentences += option.cost.assumptions
     else:
-        found.append("no price is known for this machine")
-    return found
+        sentences.append("no price is known for this machine")
+    return sentences

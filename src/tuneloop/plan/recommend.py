@@ -29,25 +29,25 @@ REMEDIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 def _ways() -> list[tuple[str, str, dict[str, Any]]]:
     """The method as it is, then those that need less memory than others."""
-    found: list[tuple[str, str, dict[str, Any]]] = [("", "", {})]
+    ways: list[tuple[str, str, dict[str, Any]]] = [("", "", {})]
     for method in methods():
         if method.footprint.saves:
             quant = {"quant": method.footprint.quant} if method.footprint.quant != "none" else {}
-            found.append((f"--method {method.name}", method.footprint.saves, {"method": method.name, **quant}))
-    return found
+            ways.append((f"--method {method.name}", method.footprint.saves, {"method": method.name, **quant}))
+    return ways
 
 
 def would_fit(job: TrainingSetup) -> str:
     """The fewest settings, the least harmful first, that are enough without another method; or nothing."""
-    found = _fewest(job)
-    return found["change"] if found else ""
+    remedy = _fewest(job)
+    return remedy["change"] if remedy else ""
 
 
 def changes(job: TrainingSetup) -> list[dict[str, Any]]:
     """Changes that make the job fit: for each method the fewest settings, then more GPUs, else another machine or model."""
-    found = [change for way in _ways() if (change := _fewest(job, *way))]
-    found += _more_gpus(job)
-    return found or _other_machines(job) or _smaller_models(job)
+    ways = [change for way in _ways() if (change := _fewest(job, *way))]
+    ways += _more_gpus(job)
+    return ways or _other_machines(job) or _smaller_models(job)
 
 
 def _fewest(
@@ -114,19 +114,19 @@ def _change_of_machine(
 
 def _more_gpus(job: TrainingSetup) -> list[dict[str, Any]]:
     counts = [] if job.gpu.is_cpu else [count for count in COUNTS if count > job.gpus]
-    found = _change_of_machine(job, job.gpu, counts, "", "weights and states are divided among the GPUs")
-    return [found] if found else []
+    change = _change_of_machine(job, job.gpu, counts, "", "weights and states are divided among the GPUs")
+    return [change] if change else []
 
 
 def _other_machines(job: TrainingSetup) -> list[dict[str, Any]]:
     """The smallest machine of the table that takes the job as it is."""
     for count in COUNTS:
         for gpu in sorted(all_gpus().values(), key=lambda gpu: gpu.gib):
-            found = _change_of_machine(
+            change = _change_of_machine(
                 job, gpu, (count,), f"--gpu {gpu.key} ", "the smallest machine that has the memory"
             )
-            if found:
-                return [found]
+            if change:
+                return [change]
     return []
 
 
@@ -161,14 +161,14 @@ def recommendation(plan: Mapping[str, Any]) -> str:
         return f"This machine's processor does it in {hours_words(row['hours'])}."
     if usd is None:
         return f"Take {machine} for {hours_words(row['hours'])}; what it costs is not known (--usd-per-gpu-hour)."
-    said = f"{'Use' if str(row['gpu']).startswith('own-') else 'Rent'} {machine} for {hours_words(row['hours'])}: {_price(plan)}."
+    advice = f"{'Use' if str(row['gpu']).startswith('own-') else 'Rent'} {machine} for {hours_words(row['hours'])}: {_price(plan)}."
     roomy = next((r for r in table if r["fits"] and not r["tight"] and r["usd"] is not None), None)
     if row["tight"] and roomy:
-        said += (
+        advice += (
             f" Its memory is tight; with room to spare: {_machine(roomy)} for {hours_words(roomy['hours'])}, "
             f"{usd_words(roomy['usd'])}."
         )
-    return said
+    return advice
 
 
 def recommendation_here(plan: Mapping[str, Any]) -> str:
@@ -177,10 +177,10 @@ def recommendation_here(plan: Mapping[str, Any]) -> str:
         change = plan["alternatives"][0]["change"] if plan["alternatives"] else "a smaller model"
         return f"It does not fit on this machine. Change: {change}."
     took = f"{hours_words(plan['time']['hours'])}, {usd_words(plan['cost']['usd'])}"
-    said = f"Train on this machine: {took}."
+    advice = f"Train on this machine: {took}."
     if plan["time"]["hours"] >= LONG_HOURS:
-        said += " Rented GPUs are faster: `tuneloop plan DATA --gpu l40s` tells how much, and at what price."
-    return said
+        advice += " Rented GPUs are faster: `tuneloop plan DATA --gpu l40s` tells how much, and at what price."
+    return advice
 
 
 def _price(plan: Mapping[str, Any]) -> str:

@@ -97,13 +97,13 @@ def _on(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concurren
     if (kind.name in ("fp8", "w4a16") and gpu.is_cpu) or (kind.name == "fp8" and not gpu.bf16):
         return replace(_served(shape, kind, gpu, context, concurrency, 1), fits=False, one=None, all=None, prompt=None)
     counts = (1,) if gpu.is_cpu else (count,) if count else COUNTS
-    found: Served | None = None
+    served: Served | None = None
     for gpus in counts:
-        found = _served(shape, kind, gpu, context, concurrency, gpus)
-        if found.fits:
+        served = _served(shape, kind, gpu, context, concurrency, gpus)
+        if served.fits:
             break
-    assert found is not None
-    return found
+    assert served is not None
+    return served
 
 
 def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concurrency: int, gpus: int) -> Served:

@@ -244,21 +244,21 @@ def _with(advice: AdviceRecord) -> str:
 
 def _figures(advice: AdviceRecord, chosen: AdvisedAlternative | None, months: float) -> list[tuple[str, str, str]]:
     """(name, value, detail) of the figures at the top."""
-    found = []
+    figures = []
     training = advice.trainings.get(advice.method)
     if training and training.cost and training.hours is not None:
         usual, high = usd_words(training.cost.usd or 0.0), usd_words(training.cost.p90 or 0.0)
-        found.append(("cost, expected", usual, f"one time in ten more than {high}"))
-        found.append(("one run", minutes(training.hours * 60), f"{training.gpus} x {training.gpu}"))
+        figures.append(("cost, expected", usual, f"one time in ten more than {high}"))
+        figures.append(("one run", minutes(training.hours * 60), f"{training.gpus} x {training.gpu}"))
     if chosen:
         days = chosen.break_even_days
-        found.append(
+        figures.append(
             ("pays back after", payback(days), chosen.why_never or
              f"{counted(chosen.break_even_queries or 0, 'query')}")
         )  # fmt: skip
-        found.append((f"saved in {exactly(months, 'month')}", dollars(_net(chosen, months)),
+        figures.append((f"saved in {exactly(months, 'month')}", dollars(_net(chosen, months)),
                       "against today's prompt"))  # fmt: skip
-    return found
+    return figures
 
 
 def _net(row: AdvisedAlternative, months: float) -> float:
@@ -316,10 +316,10 @@ def _bill(mode: str, bill: MonthlyBill) -> tuple[str, str, str, str, str]:
 
 def _training(name: str, t: AdvisedTraining) -> tuple[str, str, str, str, str]:
     fits = "fits" if t.fits else "does not fit"
-    known = t.fits and t.cost and t.hours is not None
+    priced = t.fits and t.cost and t.hours is not None
     return (
         title_of(name), f"{t.gpus} x {t.gpu}", f"{gib(t.peak_gib)} of {gib(t.capacity_gib)}, {fits}",
-        minutes((t.hours or 0.0) * 60) if known else "–", usd(t.usd_a_run) if known else "–",
+        minutes((t.hours or 0.0) * 60) if priced else "–", usd(t.usd_a_run) if priced else "–",
     )  # fmt: skip
 
 
@@ -337,9 +337,9 @@ def _breakdown(advice: AdviceRecord) -> list[tuple[str, str, str, float]]:
 def _until_kept(advice: AdviceRecord) -> str:
     """What several runs cost in all, where one is counted."""
     training = advice.trainings.get(advice.method)
-    kept = training.cost.until_kept if training and training.cost else None
+    several = training.cost.until_kept if training and training.cost else None
     return (
-        f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(kept.usd)} in all."
-        if kept
+        f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(several.usd)} in all."
+        if several
         else ""
     )

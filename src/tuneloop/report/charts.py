@@ -166,8 +166,8 @@ def _path(points: Sequence[tuple[float, float]], kind: str) -> str:
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most `MAX_POINTS` points, the last one kept."""
     stride = math.ceil(len(points) / MAX_POINTS) or 1
-    kept = list(points[::stride])
-    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+    thinned = list(points[::stride])
+    return thinned if not points or thinned[-1] == points[-1] else [*thinned, points[-1]]
 
 
 # --- comparison --------------------------------------------------------------------------------
@@ -323,8 +323,8 @@ Records = Sequence[TrainingStep] | Sequence[Validation]
 
 def points_of(records: Records, key: str) -> list[Point]:
     """(step, value) of the records whose value is a finite number."""
-    found = ((record.step, number(getattr(record, key))) for record in records)
-    return [(step, value) for step, value in found if value is not None]
+    values = ((record.step, number(getattr(record, key))) for record in records)
+    return [(step, value) for step, value in values if value is not None]
 
 
 @dataclass(frozen=True)
@@ -527,8 +527,8 @@ def step_chart(steps: Records, key: str, title: str) -> Markup:
     off = off_words(frame, points)
     if off:
         body.append(_text(right, top - 9, off, "legend", "end"))
-    said = f"{title} by step: from {values[0]:.4g} to {values[-1]:.4g}, at most {max(values):.4g}"
-    return _svg(width, height, said, body, "steps", "small")
+    title_text = f"{title} by step: from {values[0]:.4g} to {values[-1]:.4g}, at most {max(values):.4g}"
+    return _svg(width, height, title_text, body, "steps", "small")
 
 
 # --- several runs ------------------------------------------------------------------------------
@@ -565,8 +565,8 @@ def overlay_chart(curves: Sequence[Curve], width: float = WIDE) -> Markup:
     off = off_words(frame, every)
     if off:
         body.append(_text(right, top - 3, off, "legend", "end"))
-    said = "; ".join(f"{c.name}: last {(c.train or c.val)[-1][1]:.3f}" for c in shown)
-    return _svg(width, height, f"Loss of {count(len(shown), 'run')} by step. {said}", body, "overlay")
+    summary = "; ".join(f"{c.name}: last {(c.train or c.val)[-1][1]:.3f}" for c in shown)
+    return _svg(width, height, f"Loss of {count(len(shown), 'run')} by step. {summary}", body, "overlay")
 
 
 def _shape(i: int, x: float, y: float) -> str:

@@ -289,13 +289,13 @@ def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested config by keys as on the command line: `train.epochs`."""
-    found: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            keys |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            keys[f"{prefix}{key}"] = value
+    return keys
 
 
 def shown(value: object) -> str:
@@ -333,7 +333,7 @@ def settings_apart(evaluation: EvaluationManifest) -> list[tuple[str, list[str]]
 
 
 def _runs(evaluation: EvaluationManifest) -> dict[str, RunFacts]:
-    return {name: found for name, folder in evaluation.runs.items() if (found := _read(folder))}
+    return {name: facts for name, folder in evaluation.runs.items() if (facts := _read(folder))}
 
 
 def _differ(runs: Mapping[str, RunFacts]) -> dict[str, Any]:

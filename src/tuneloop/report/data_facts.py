@@ -243,7 +243,7 @@ def _examples(
 
     Only the records that are shown are parsed: for the others, one look for the word is enough.
     """
-    found: defaultdict[str, list[T]] = defaultdict(list)
+    records: defaultdict[str, list[T]] = defaultdict(list)
     counts: Counter[str] = Counter()
     damaged = 0
     for line in _lines(path, problems, MOST_LINES):
@@ -253,15 +253,15 @@ def _examples(
             continue
         name = match[1]
         counts[name] += 1
-        if len(found[name]) < EXAMPLES:
+        if len(records[name]) < EXAMPLES:
             record = _parsed(line, read)
             if record is not None:
-                found[name].append(record)
+                records[name].append(record)
             else:
                 damaged += 1
     if damaged:
         problems.append(f"{path.name}: {count(damaged, 'unreadable line')} left out")
-    return dict(found), counts
+    return dict(records), counts
 
 
 def _spaced(rows: list[Row], n: int) -> list[Row]:
@@ -279,10 +279,10 @@ def find_conflicts(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Conflict], i
         At most `LISTED` conflicts, those with the most rows first, and the number of rows in all of them.
     """
     questions: defaultdict[str, list[tuple[str, Row]]] = defaultdict(list)
-    asked = {split: [_asked_last(row) for row in some] for split, some in rows.items()}
-    times = Counter(itertools.chain.from_iterable(asked.values()))
+    last_turns = {split: [_asked_last(row) for row in some] for split, some in rows.items()}
+    times = Counter(itertools.chain.from_iterable(last_turns.values()))
     for split, some in rows.items():
-        for row in (row for row, question in zip(some, asked[split], strict=True) if times[question] > 1):
+        for row in (row for row, question in zip(some, last_turns[split], strict=True) if times[question] > 1):
             turns = turns_of(row)
             if len(turns) > 1:
                 # All that the model is shown: at another point of a conversation another answer is right.
@@ -393,12 +393,12 @@ def flow_of(facts: DataFacts) -> Flow | None:
     if manifest is None or not manifest.counts.read:
         return None
     counts = manifest.counts
-    known = {reason for _, reasons in STAGES for reason in reasons}
+    listed = {reason for _, reasons in STAGES for reason in reasons}
     left, stages = float(counts.read), []
     reported = manifest.personal_mode == "report"
     for name, reasons in STAGES:
         mine = {
-            k: n for k, n in facts.rejected.items() if (k in reasons if name != "parsed" else k not in known) and n > 0
+            k: n for k, n in facts.rejected.items() if (k in reasons if name != "parsed" else k not in listed) and n > 0
         }
         left -= sum(mine.values())
         changes = {"repaired": facts.repaired, "redacted": facts.redacted}.get(name, {})

@@ -265,8 +265,8 @@ def _samples(facts: DataFacts, hide: Hide) -> dict[str, Any]:
 def _template_adds(facts: DataFacts) -> str:
     """The system turn that the chat template puts before the sampled rows; nothing where all have their own."""
     rows = [turns_of(row) for some in facts.samples.values() for row in some]
-    own = all(turns and (turns[0][0] == "system" or len(turns) == 1) for turns in rows)
-    return "" if own else cut((facts.manifest and facts.manifest.template_adds) or "")
+    complete = all(turns and (turns[0][0] == "system" or len(turns) == 1) for turns in rows)
+    return "" if complete else cut((facts.manifest and facts.manifest.template_adds) or "")
 
 
 def _sample(row: Row, shared: str | None, hide: Hide) -> dict[str, Any]:

@@ -186,8 +186,8 @@ def _labels(evaluation: EvaluationManifest) -> dict[str, Any]:
         }
         for c in evaluation.per_class or ()
     ]
-    found = evaluation.confusion.cells if evaluation.confusion else []
-    cells = {(label, INVALID if predicted is None else predicted): n for label, predicted, n in found}
+    confusions = evaluation.confusion.cells if evaluation.confusion else []
+    cells = {(label, INVALID if predicted is None else predicted): n for label, predicted, n in confusions}
     if not classes and not cells:
         return {}
     return {
@@ -210,11 +210,11 @@ def _most_confused(cells: Mapping[tuple[str, str], int], most: int) -> tuple[lis
         if a != b:
             errors[a] += n
             errors[b] += n
-    kept = {name for name, _ in errors.most_common(most - 1)}
+    shown = {name for name, _ in errors.most_common(most - 1)}
     folded: Counter[tuple[str, str]] = Counter()
     for (a, b), n in cells.items():
-        folded[a if a in kept else REST, b if b in kept else REST] += n
-    return [*(name for name in names if name in kept), REST], dict(folded)
+        folded[a if a in shown else REST, b if b in shown else REST] += n
+    return [*(name for name in names if name in shown), REST], dict(folded)
 
 
 # --- fields of structured answers --------------------------------------------------------------
@@ -243,21 +243,21 @@ def _fields(evaluation: EvaluationManifest) -> dict[str, Any]:
 
 def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
     metric = evaluation.row_metric or evaluation.primary or "accuracy"
-    found = [s for s in evaluation.slices if math.isfinite(s.score)]
-    if not found:
+    measured = [s for s in evaluation.slices if math.isfinite(s.score)]
+    if not measured:
         return {}
     whole = finite(evaluation.metrics.get(metric))
     fields: dict[str, list[Slice]] = {}
-    for s in found:
+    for s in measured:
         fields.setdefault(s.field, []).append(s)
     drawn = []
     for field, each in fields.items():
         # Of many values those that differ most are drawn.
-        kept = sorted(each, key=lambda s: s.score)
-        if len(kept) > MOST_SLICES:
-            kept = kept[: MOST_SLICES - 4] + kept[-4:]
-        chart = chart_pair(slice_chart, kept, metric, whole.value if whole else None)
-        drawn.append({"field": field, "chart": chart, "shown": len(kept), "total": len(each)})
+        ranked = sorted(each, key=lambda s: s.score)
+        if len(ranked) > MOST_SLICES:
+            ranked = ranked[: MOST_SLICES - 4] + ranked[-4:]
+        chart = chart_pair(slice_chart, ranked, metric, whole.value if whole else None)
+        drawn.append({"field": field, "chart": chart, "shown": len(ranked), "total": len(each)})
     worse = [
         {
             "field": s.field,
@@ -267,22 +267,22 @@ def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
             "rest": figure(number(s.rest), metric),
             "p": p_value(number(s.p_holm)),
         }
-        for s in found
+        for s in measured
         if s.verdict == "worse"
     ]
-    return {"metric": title_of(metric), "fields": drawn, "worse": worse, "total": len(found)}
+    return {"metric": title_of(metric), "fields": drawn, "worse": worse, "total": len(measured)}
 
 
 # --- calibration -------------------------------------------------------------------------------
 
 
 def _calibration(evaluation: EvaluationManifest) -> dict[str, Any]:
-    found = evaluation.calibration
-    if found is None or not found.bins:
+    calibration = evaluation.calibration
+    if calibration is None or not calibration.bins:
         return {}
-    ece = found.ece
+    ece = calibration.ece
     return {
-        "chart": chart_pair(reliability_chart, found.bins),
+        "chart": chart_pair(reliability_chart, calibration.bins),
         "ece": f"{ece.value:.3f}" + (f" [{ece.low:.3f}, {ece.high:.3f}]" if interval(ece) else ""),
     }
 
@@ -365,16 +365,16 @@ def _words(value: object) -> list[str]:
 
 def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
     """Forgetting, public tasks, memorisation and canaries, each in words and as lines of before, after and change."""
-    found: list[tuple[str, str, list[Line]]] = []
+    parts: list[tuple[str, str, list[Line]]] = []
     if part := evaluation.forgetting:
-        found.append(("General ability", part.words, _forgotten(part)))
+        parts.append(("General ability", part.words, _forgotten(part)))
     if tasks := evaluation.lm_eval:
-        found.append(("Public tasks", tasks.words, _tasks(tasks)))
+        parts.append(("Public tasks", tasks.words, _tasks(tasks)))
     if learned := evaluation.memorisation:
-        found.append(("Training rows known by heart", learned.words, _memorised(learned)))
+        parts.append(("Training rows known by heart", learned.words, _memorised(learned)))
     if planted := evaluation.canaries:
-        found.append(("Canaries: exposure in bits", planted.words, _canaries(planted)))
-    return [{"title": title, "words": _words(words), "lines": lines} for title, words, lines in found]
+        parts.append(("Canaries: exposure in bits", planted.words, _canaries(planted)))
+    return [{"title": title, "words": _words(words), "lines": lines} for title, words, lines in parts]
 
 
 Line = tuple[str, str, str, str]  # of what, before, after, change
@@ -425,15 +425,15 @@ CONSISTENCY = {
 
 def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
     """How often answers agree when a row is asked several ways: a line a system, kinds of ways, contradictions."""
-    found, own = evaluation.consistency, evaluation.name
-    if found is None or not found.systems:
+    consistency, own = evaluation.consistency, evaluation.name
+    if consistency is None or not consistency.systems:
         return {}
-    names = [key for key in CONSISTENCY if any(key in figures for figures in found.systems.values())]
-    pairs = {pair.a: pair for pair in found.comparisons if pair.metric == found.metric}
-    same = found.same_as_plain
+    names = [key for key in CONSISTENCY if any(key in figures for figures in consistency.systems.values())]
+    pairs = {pair.a: pair for pair in consistency.comparisons if pair.metric == consistency.metric}
+    same = consistency.same_as_plain
     kinds = list(dict.fromkeys(kind for each in same.values() for kind in each))
     return {
-        "words": found.words,
+        "words": consistency.words,
         "columns": [CONSISTENCY[key] for key in names],
         "lines": [
             {
@@ -442,14 +442,14 @@ def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
                 "cells": [with_interval(finite(figures.get(key))) for key in names],
                 "p": p_value(number(pairs[name].p_holm)) if name in pairs else "",
             }
-            for name, figures in sorted(found.systems.items(), key=lambda item: item[0] == own)
+            for name, figures in sorted(consistency.systems.items(), key=lambda item: item[0] == own)
         ],
         "kinds": kinds,
         "same": [
             (name, [figure(number(each.get(kind))) for kind in kinds])
             for name, each in sorted(same.items(), key=lambda item: item[0] == own)
         ],
-        "examples": [example for example in found.examples if example.ways],
+        "examples": [example for example in consistency.examples if example.ways],
     }
 
 
@@ -458,16 +458,16 @@ def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
 
 def _production(evaluation: EvaluationManifest) -> dict[str, Any]:
     """Whether the test rows are like those of production, and the score as production weighs them."""
-    found = evaluation.production
-    if found is None or not math.isfinite(found.auc + found.reweighted.value):
+    production = evaluation.production
+    if production is None or not math.isfinite(production.auc + production.reweighted.value):
         return {}
     return {
         "facts": [
-            ("production rows", f"{found.rows:,}"),
-            ("told apart, AUC (0.5: not at all)", f"{found.auc:.2f}"),
-            (f"{title_of(found.metric)} on the test rows", figure(number(found.score), found.metric)),
-            ("weighted as production", with_interval(found.reweighted, found.metric)),
-            ("worth as many rows", f"{number(found.effective_rows) or 0:,.0f}"),
+            ("production rows", f"{production.rows:,}"),
+            ("told apart, AUC (0.5: not at all)", f"{production.auc:.2f}"),
+            (f"{title_of(production.metric)} on the test rows", figure(number(production.score), production.metric)),
+            ("weighted as production", with_interval(production.reweighted, production.metric)),
+            ("worth as many rows", f"{number(production.effective_rows) or 0:,.0f}"),
         ],
-        "differs": found.differs_in if found.differs else [],
+        "differs": production.differs_in if production.differs else [],
     }

@@ -141,7 +141,7 @@ def read_run(path: Path | str) -> RunFacts:
     if not path.is_dir():
         raise UserError("No such run folder", where=str(path), next_step="give a folder under runs/")
     problems: list[str] = []
-    known = {kind: _record(kind, path / kind.file, problems) for kind in RECORDS}
+    records = {kind: _record(kind, path / kind.file, problems) for kind in RECORDS}
     config = _mapping(path / CONFIG, problems)
     # the run may have begun from a data set that was prepared elsewhere
     sources = section(config.get("data")).get("sources") or [""]
@@ -149,14 +149,14 @@ def read_run(path: Path | str) -> RunFacts:
     dataset = next((_record(DatasetManifest, place, problems) for place in places if place.is_file()), None)
     lines = _lines(path / METRICS, problems, _training_line)
     samples = _lines(path / SAMPLES, problems, lambda value: as_line(Sample, value, "", ""))
-    if not any((*known.values(), config, dataset, lines, samples, problems)):
+    if not any((*records.values(), config, dataset, lines, samples, problems)):
         names = ", ".join([CONFIG, *(kind.file for kind in RECORDS), METRICS])
         raise UserError(
             "Not a run folder: it holds none of a run's files", where=str(path), next_step=f"a run has {names}"
         )
 
     def found(kind: type[R]) -> R | None:
-        record = known[kind]
+        record = records[kind]
         return record if isinstance(record, kind) else None
 
     evaluation = found(EvaluationManifest) or NOT_EVALUATED
@@ -389,18 +389,18 @@ def shown_metrics(evaluation: EvaluationManifest) -> list[str]:
         wanted = [*fields, *headline_of("texts")][:3]
     else:
         wanted = headline_of("labels" if "accuracy" in names else "texts")
-    own = [name for name in evaluation.own_metrics if metric_of(name).headline][:MOST_OWN]
-    shown = list(dict.fromkeys([*([first] if first else []), *wanted, *own]))
+    scorers = [name for name in evaluation.own_metrics if metric_of(name).headline][:MOST_OWN]
+    shown = list(dict.fromkeys([*([first] if first else []), *wanted, *scorers]))
     return [n for n in shown if n in names] or names[:2]
 
 
 def systems_of(evaluation: EvaluationManifest, metrics: Sequence[str]) -> list[SystemFacts]:
     """The lines of the comparison: the base model, the cheap alternatives, the tuned model last."""
     baselines = evaluation.baselines
-    known = [name for name in SYSTEMS if name in baselines]
+    usual = [name for name in SYSTEMS if name in baselines]
     lines = [
         _system_facts(evaluation, name, baselines[name], metrics)
-        for name in [*known, *(name for name in baselines if name not in known)]
+        for name in [*usual, *(name for name in baselines if name not in usual)]
     ]
     if evaluation.metrics:
         lines.append(_system_facts(evaluation, evaluation.name, evaluation.metrics, metrics, tuned=True))

@@ -121,10 +121,10 @@ def _state(facts: RunFacts) -> str:
 def few_rows(evaluation: EvaluationManifest, metrics: Sequence[str], against: SystemFacts | None) -> str:
     """How little a small test set can show of a difference from `against`; empty for a large one."""
     n = evaluation.n
-    own = finite(evaluation.metrics.get(metrics[0])) if metrics else None
-    if not n or n >= FEW_ROWS or own is None:
+    score = finite(evaluation.metrics.get(metrics[0])) if metrics else None
+    if not n or n >= FEW_ROWS or score is None:
         return ""
-    bounds = interval(own, metrics[0])
+    bounds = interval(score, metrics[0])
     text = f"A small test set: {count(n, 'row')}."
     text += f" On other rows of the same kind {title_of(metrics[0])} may be anywhere in {bounds}." if bounds else ""
     smallest = next(
@@ -163,8 +163,8 @@ def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemF
         ("cost", usd(given(facts.run, "usd"))),
     ):
         if shown != "–":
-            said = promised.get(name, "–").split("  (")[0]
-            figures.append(KeyFigure(name, shown, f"predicted {said}" if said != "–" else ""))
+            prediction = promised.get(name, "–").split("  (")[0]
+            figures.append(KeyFigure(name, shown, f"predicted {prediction}" if prediction != "–" else ""))
     return figures[:6]
 
 

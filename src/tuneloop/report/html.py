@@ -243,13 +243,13 @@ def _findings(findings: Sequence[FindingLine]) -> list[dict[str, Any]]:
     """What the monitors found, numbered as in the chart."""
     return [
         {
-            "kind": found.finding.replace("_", " "),
-            "step": found.step,
-            "sentence": found.sentence,
-            "rows": ", ".join(found.rows),
-            "remedies": [remedy for remedy in found.remedies if not remedy.startswith("look at these rows")],
+            "kind": finding.finding.replace("_", " "),
+            "step": finding.step,
+            "sentence": finding.sentence,
+            "rows": ", ".join(finding.rows),
+            "remedies": [remedy for remedy in finding.remedies if not remedy.startswith("look at these rows")],
         }
-        for found in findings
+        for finding in findings
     ]
 
 

@@ -46,9 +46,9 @@ def traffic_chart(periods: Sequence[TrafficPeriod], width: float = WIDE) -> Mark
     if len(periods) > 1:
         body.append(_text(right, bottom + 18, periods[-1].since[:10], "tick", "end"))
     liked = [p.liked for p in periods if p.liked == p.liked]
-    said = f"{count(sum(p.requests for p in periods), 'request')} in {count(len(periods), 'period')}"
-    said += f"; mean judgement from {liked[0]:.2f} to {liked[-1]:.2f}" if liked else ""
-    return _svg(width, bottom + (26 if narrow else 24), said, body, "traffic")
+    summary = f"{count(sum(p.requests for p in periods), 'request')} in {count(len(periods), 'period')}"
+    summary += f"; mean judgement from {liked[0]:.2f} to {liked[-1]:.2f}" if liked else ""
+    return _svg(width, bottom + (26 if narrow else 24), summary, body, "traffic")
 
 
 def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
@@ -83,8 +83,8 @@ def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
     )
     body.append(_text(left, bottom + 33, f"dashed: +{line.effect:g}, worth a promotion", "tick"))
     last = points[-1]
-    said = f"{line.name}: {last.difference:+.3f} [{last.low:+.3f}, {last.high:+.3f}] after {last.days:.1f} days"
-    return _svg(width, bottom + 40, said, body, "sequence")
+    summary = f"{line.name}: {last.difference:+.3f} [{last.low:+.3f}, {last.high:+.3f}] after {last.days:.1f} days"
+    return _svg(width, bottom + 40, summary, body, "sequence")
 
 
 def windows_chart(windows: Sequence[MonitoredWindow], width: float = WIDE) -> Markup:
@@ -113,8 +113,8 @@ def windows_chart(windows: Sequence[MonitoredWindow], width: float = WIDE) -> Ma
     body.append(_text(left, bottom + 17, shown[0].since[:10], "tick"))
     body.append(_text(right, bottom + 17, f"to {shown[-1].until[:10]}", "tick", "end"))
     alarms = sum(bool(window.alarms) for window in shown)
-    said = f"{count(len(names), 'detector')} in {count(len(shown), 'window')}, {alarms} of them with an alarm"
-    return _svg(width, bottom + 24, said, body, "windows")
+    summary = f"{count(len(names), 'detector')} in {count(len(shown), 'window')}, {alarms} of them with an alarm"
+    return _svg(width, bottom + 24, summary, body, "windows")
 
 
 ENDS = {
@@ -183,7 +183,7 @@ def _figures(report: ImprovementReport) -> list[tuple[str, str, str]]:
     requests = sum(p.requests for p in report.periods)
     rated = sum(p.rated for p in report.periods)
     users = sum(line.candidate_users for line in report.experiments if line.outcome != "promote")
-    found = [
+    figures = [
         ("requests", f"{requests:,}", f"{_day(report.since)} to {_day(report.until)}" if requests else ""),
         ("judged", f"{rated / requests:.0%}" if requests else "–", count(rated, "request")),
         ("cycles", str(len(report.cycles)), f"{hours_words(report.training_hours)} of the machine"),
@@ -194,8 +194,8 @@ def _figures(report: ImprovementReport) -> list[tuple[str, str, str]]:
         ),
     ]
     if report.experiments:
-        found.append(("users who met a candidate that was not kept", f"{users:,}", "of all experiments"))
-    return found
+        figures.append(("users who met a candidate that was not kept", f"{users:,}", "of all experiments"))
+    return figures
 
 
 def _experiment(line: ExperimentLine) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _amount(name: str, value: float) -> str:
 
 
 def _cycle(line: LedgerCycle) -> dict[str, Any]:
-    known = line.gain_usd == line.gain_usd
+    priced = line.gain_usd == line.gain_usd
     return {
         "number": line.number,
         "began": _time(line.began),
@@ -234,7 +234,7 @@ def _cycle(line: LedgerCycle) -> dict[str, Any]:
         "why": line.why,
         "reasons": "; ".join(line.reasons),
         "expected": f"expected {usd_words(line.expected_usd)} of cost and {usd_words(line.gain_usd)} of gain"
-        if known
+        if priced
         else "",
         "hours": hours_words(line.hours),
         "usd": usd_words(line.usd),

@@ -120,10 +120,10 @@ def _count(value: int) -> str:
     return str(value)
 
 
-def serving_lines(model: str, found: Sequence[Served], context: int, concurrency: int) -> list[str]:
+def serving_lines(model: str, table: Sequence[Served], context: int, concurrency: int) -> list[str]:
     """The memory of each format, then its speed on each machine."""
     machines: dict[str, list[Served]] = {}
-    for each in found:
+    for each in table:
         machines.setdefault(each.machine, []).append(each)
     first = next(iter(machines.values()))
     lines = [f"{model}: {counted(concurrency, 'request')} at a time of {context:,} tokens", ""]
@@ -133,7 +133,7 @@ def serving_lines(model: str, found: Sequence[Served], context: int, concurrency
     lines += ["", "tokens a second written to all requests together (to one alone); N x: so many GPUs are needed"]
     for machine, row in machines.items():
         lines.append(f"{machine:<16}" + "".join(f"{_cell(each):>16}" for each in row))
-    if len(first) == len(found):
+    if len(first) == len(table):
         lines.append(f"{'prompt tokens/s':<16}" + "".join(f"{each.prompt or 0:>16,.0f}" for each in first))
         lines.append(f"{'GiB in all':<16}" + "".join(f"{each.peak_gib:>16.1f}" for each in first))
     return lines

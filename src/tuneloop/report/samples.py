@@ -173,8 +173,8 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
     if not facts.samples:
         return {}
     choice, metrics = choose(facts), shown_metrics(facts.evaluation)
-    kept = choice.rows[:MOST_ROWS]
-    longest = longest_text(kept)
+    rows = choice.rows[:MOST_ROWS]
+    longest = longest_text(rows)
     wanted = number(section(facts.config.get("evaluate")).get("samples"))
     size = 0 if wanted == 0 else max(int(wanted or 0), PAGE)
     pairs = Counter(
@@ -185,16 +185,16 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
     return {
         "own": choice.own,
         "note": choice.in_words(),
-        "shown": [_shown(t, choice.own, metrics, longest) for t in kept[:size]],
+        "shown": [_shown(t, choice.own, metrics, longest) for t in rows[:size]],
         "size": size,
         "total": len(choice.rows),
-        "kept": len(kept),
+        "kept": len(rows),
         "wrong": sum(t.right is False for t in choice.rows),
         "judged": choice.judged,
-        "marks": any(t.sample.label is None for t in kept),
+        "marks": any(t.sample.label is None for t in rows),
         "confusions": [(a, cut(b, 200), n) for (a, b), n in pairs.most_common(10)],
-        "rows": rows_json(kept, choice.own, choice.names, metrics, longest, size) if len(kept) > size > 0 else "",
-        **_choices(kept, choice.own, choice.names, facts.evaluation),
+        "rows": rows_json(rows, choice.own, choice.names, metrics, longest, size) if len(rows) > size > 0 else "",
+        **_choices(rows, choice.own, choice.names, facts.evaluation),
     }
 
 
@@ -204,8 +204,8 @@ def alongside(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> list
     metric = evaluation.primary or next(iter(shown_metrics(evaluation)), "")
 
     def value(name: str) -> float:
-        found = finite(evaluation.baselines.get(name, {}).get(metric))
-        return found.value if found else float("-inf")
+        score = finite(evaluation.baselines.get(name, {}).get(metric))
+        return score.value if score else float("-inf")
 
     names = [name for name in answered if name != "majority class"]  # it says the same in every row
     if len(names) <= MOST_BESIDE:
@@ -234,12 +234,12 @@ class _Judge:
 
     def value(self, text: str) -> str | None:
         """What a text says in the field that decides; None where there is no such field, or not in this text."""
-        found = None
+        match = None
         try:
-            found = self.field.search(text) if self.field else None
+            match = self.field.search(text) if self.field else None
         except UserError:  # it takes too long, and would for each row; the page is written all the same
             self.field = None
-        return found[1].strip() if found and found.groups() and found[1] else None
+        return match[1].strip() if match and match.groups() and match[1] else None
 
 
 def _judge(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> _Judge:
@@ -266,9 +266,9 @@ def _field(evaluation: EvaluationManifest, metric: str) -> Pattern | None:
 
 def judged_sample(sample: Sample, place: int, own: str, names: Sequence[str], judge: _Judge) -> JudgedSample:
     """What a row tells: who is right, or, where that says little, who is nearer to the reference."""
-    known = [name for name in names if name in sample.baselines]
+    answered = [name for name in names if name in sample.baselines]
     right, confidence = is_right(sample), number(sample.confidence)
-    others = {name: is_right(sample, sample.baselines[name]) for name in known}
+    others = {name: is_right(sample, sample.baselines[name]) for name in answered}
     about, differing, label = "", "", sample.label
     if right is None:
         differing = (
@@ -276,8 +276,8 @@ def judged_sample(sample: Sample, place: int, own: str, names: Sequence[str], ju
         )
         score = _score_in(sample, judge.metric)
         if score is None or not judge.right_or_wrong:
-            return _by_score(sample, place, judge, dict.fromkeys(known), differing)
-        right, others = score == 1, {name: _right_by_score(sample, name, score, judge) for name in known}
+            return _by_score(sample, place, judge, dict.fromkeys(answered), differing)
+        right, others = score == 1, {name: _right_by_score(sample, name, score, judge) for name in answered}
         field = judge.metric.rpartition(".")[0].replace("_", " ")
         about, confidence, label = f"{field}: " if field else "", None, judge.value(sample.reference)
     rivals = [name for name, good in others.items() if good]
@@ -298,9 +298,9 @@ def judged_sample(sample: Sample, place: int, own: str, names: Sequence[str], ju
 
 
 def _right_by_score(sample: Sample, name: str, own_score: float, judge: _Judge) -> bool | None:
-    found = judge.apart.get(name, {}).get(sample.id)
-    if found:
-        return found[1] == 1
+    pair = judge.apart.get(name, {}).get(sample.id)
+    if pair:
+        return pair[1] == 1
     if name in judge.whole:
         return own_score == 1
     wanted = judge.value(sample.reference)
@@ -317,12 +317,12 @@ def _by_score(
     scores, metric = sample.scores, judge.metric
     value = number(scores[metric] if metric in scores else next(iter(scores.values()), None))
     for name, rows in judge.apart.items():
-        found = rows.get(sample.id)
-        if found and name in others:
-            mine, theirs = found
-            said = f"{title_of(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
-            said += f": {differing}" if differing else ""
-            return JudgedSample(sample, place, "won" if mine > theirs else "lost", said, None, others, value)
+        pair = rows.get(sample.id)
+        if pair and name in others:
+            mine, theirs = pair
+            why = f"{title_of(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
+            why += f": {differing}" if differing else ""
+            return JudgedSample(sample, place, "won" if mine > theirs else "lost", why, None, others, value)
     return JudgedSample(sample, place, "rest", differing, None, others, value)
 
 
@@ -380,12 +380,12 @@ def _scores(sample: Sample, own: str, metrics: Sequence[str]) -> str:
     if sample.label is not None and sample.predicted_label is not None:
         return ""
     given = sample.scores
-    found = [
+    figures = [
         f"{title_of(k)} {figure(v, k)}"
         for k in dict.fromkeys([*filter(given.__contains__, metrics), *given])
         if (v := number(given[k])) is not None
     ]
-    return f"{own}: {' · '.join(found[:4])}" if found and is_right(sample) is None else ""
+    return f"{own}: {' · '.join(figures[:4])}" if figures and is_right(sample) is None else ""
 
 
 def cut(text: str, longest: int = LONGEST_TEXT) -> str:
@@ -395,32 +395,32 @@ def cut(text: str, longest: int = LONGEST_TEXT) -> str:
     return f"{text[:longest]}… ({count(len(text) - longest, 'more character')} in samples.jsonl)"
 
 
-def longest_text(kept: Sequence[JudgedSample]) -> int:
+def longest_text(rows: Sequence[JudgedSample]) -> int:
     """Characters at which texts are cut, so that all of them together have at most about `ROOM`."""
     lengths = [
-        len(text) for t in kept for text in (t.sample.prompt, t.reference, t.answer, *(a for _, a, _ in t.answers))
+        len(text) for t in rows for text in (t.sample.prompt, t.reference, t.answer, *(a for _, a, _ in t.answers))
     ]
     return next((most for most in SHORTER if sum(min(n, most) for n in lengths) <= ROOM), SHORTER[-1])
 
 
 def _choices(
-    kept: Sequence[JudgedSample], own: str, names: Sequence[str], evaluation: EvaluationManifest
+    rows: Sequence[JudgedSample], own: str, names: Sequence[str], evaluation: EvaluationManifest
 ) -> dict[str, Any]:
     """What the form offers: labels, and for each other system what can be asked of it, with counts."""
-    labels = Counter(t.label for t in kept if t.label is not None)
+    labels = Counter(t.label for t in rows if t.label is not None)
     compared = []
     for i, name in enumerate(names):
-        asked = [
-            ("won", f"{own} right, {name} wrong", sum(t.right is True and t.others.get(name) is False for t in kept)),
-            ("lost", f"{own} wrong, {name} right", sum(t.right is False and t.others.get(name) is True for t in kept)),
-            ("differs", "another answer", sum(_differs(t, name) for t in kept)),
+        options = [
+            ("won", f"{own} right, {name} wrong", sum(t.right is True and t.others.get(name) is False for t in rows)),
+            ("lost", f"{own} wrong, {name} right", sum(t.right is False and t.others.get(name) is True for t in rows)),
+            ("differs", "another answer", sum(_differs(t, name) for t in rows)),
         ]
-        compared.append((name, [(f"{i}:{key}", f"{text} ({n:,})") for key, text, n in asked if n]))
+        compared.append((name, [(f"{i}:{key}", f"{text} ({n:,})") for key, text, n in options if n]))
     return {
         "labels": sorted(labels.items()) if 1 < len(labels) <= 500 else [],
-        "compared": [(name, asked) for name, asked in compared if asked],
-        "ranked": "confidence" if any(t.right is not None and t.value is not None for t in kept)
-        else title_of(evaluation.row_metric or evaluation.primary) if any(t.value is not None for t in kept) else "",
+        "compared": [(name, options) for name, options in compared if options],
+        "ranked": "confidence" if any(t.right is not None and t.value is not None for t in rows)
+        else title_of(evaluation.row_metric or evaluation.primary) if any(t.value is not None for t in rows) else "",
     }  # fmt: skip
 
 

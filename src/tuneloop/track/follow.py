@@ -171,8 +171,8 @@ def save(follower: Follower) -> None:
 
 def forget(follower: Follower) -> None:
     """Begin anew: nothing was logged."""
-    known = follower.state
-    follower.state = TrackingState(uri=known.uri, experiment=known.experiment, identity=known.identity)
+    state = follower.state
+    follower.state = TrackingState(uri=state.uri, experiment=state.experiment, identity=state.identity)
 
 
 # --- what is logged ----------------------------------------------------------------------------
@@ -252,13 +252,13 @@ def _scores(evaluation: EvaluationManifest) -> dict[str, float | None]:
     """
     split, metrics, baselines = safe(evaluation.split), evaluation.metrics, evaluation.baselines
     primary = evaluation.primary or next(iter(metrics or next(iter(baselines.values()), {})), "")
-    found: dict[str, float | None] = {f"{split}/{metric}": score.value for metric, score in metrics.items()}
+    scores_by_name: dict[str, float | None] = {f"{split}/{metric}": score.value for metric, score in metrics.items()}
     for name, scores in baselines.items():
-        found[f"baselines {primary}/{name}"] = scores[primary].value if primary in scores else None
+        scores_by_name[f"baselines {primary}/{name}"] = scores[primary].value if primary in scores else None
     for pair in evaluation.comparisons:
         if pair.metric == primary and pair.b == evaluation.name:
-            found[f"gain in {primary}/over {pair.a}"] = pair.delta
-    return found
+            scores_by_name[f"gain in {primary}/over {pair.a}"] = pair.delta
+    return scores_by_name
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

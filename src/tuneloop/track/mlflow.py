@@ -58,8 +58,8 @@ def open_run(follower: Follower) -> None:
         save(follower)
     else:
         client.update_run(_run_id(follower), status="RUNNING")
-    known = run.data.params
-    params = [Param(k, v) for k, v in flatten(follower.config).items() if k not in known]
+    logged = run.data.params
+    params = [Param(k, v) for k, v in flatten(follower.config).items() if k not in logged]
     for i in range(0, len(params), 100):
         client.log_batch(_run_id(follower), params=params[i : i + 100])
 
@@ -70,11 +70,11 @@ def _run_id(follower: Follower) -> str:
 
 
 def _experiment_id(client: MlflowClient, follower: Follower) -> str:
-    found = client.get_experiment_by_name(follower.experiment)
-    if found is not None:
-        if found.lifecycle_stage != "active":
-            client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+    experiment = client.get_experiment_by_name(follower.experiment)
+    if experiment is not None:
+        if experiment.lifecycle_stage != "active":
+            client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
     place = (Path("mlartifacts").resolve() / safe(follower.experiment)).as_uri() if follower.local else None
     kind = {
         "mlflow.experimentKind": "custom_model_development"
@@ -189,9 +189,9 @@ def _comparison_rows(
     pairs = [c for c in evaluation.comparisons if metrics and c.metric == metrics[0] and "tuned" in (c.a, c.b)]
     rows = []
     for name, scores in systems.items():
-        found = [scores.get(metric, Estimate(math.nan)) for metric in metrics]
-        cells = [None if math.isnan(score.value) else round(score.value, 4) for score in found]
-        spans = ["" if math.isnan(score.low) else f"{score.low:.4g} to {score.high:.4g}" for score in found]
+        estimates = [scores.get(metric, Estimate(math.nan)) for metric in metrics]
+        cells = [None if math.isnan(score.value) else round(score.value, 4) for score in estimates]
+        spans = ["" if math.isnan(score.low) else f"{score.low:.4g} to {score.high:.4g}" for score in estimates]
         pair = next((c for c in pairs if name != "tuned" and name in (c.a, c.b)), None)
         p = None if pair is None else to_float(pair.p_holm if pair.p_holm == pair.p_holm else pair.p)
         rows.append([name, *cells, p, *spans])

@@ -23,9 +23,9 @@ _OWN: dict[
 
 def metric_of(name: str) -> Metric:
     """What is declared of a metric; `FIELD.METRIC` is as its metric, an unknown name is a scorer of the user's."""
-    known = METRICS.get(name) or _OWN.get(name)
-    if known is not None:
-        return known
+    declared = METRICS.get(name) or _OWN.get(name)
+    if declared is not None:
+        return declared
     field, dot, last = name.rpartition(".")
     return metric_of(last).of_field(field) if dot and last in METRICS else own_metric(name)
 
@@ -51,10 +51,10 @@ def likely_to_decide(names: Sequence[str]) -> str | None:
     `FIELD.METRIC` is as its metric. Where no headline metric is among the names, the first that systems are compared by.
     """
     order = [m.name for m in METRICS.values() if m.headline and not m.lower_is_better]
-    found = [name for metric in order for name in names if name.rpartition(".")[2] == metric]
-    known = [name for name in names if name.rpartition(".")[2] in METRICS or name in _OWN]
-    found += [name for name in known if metric_of(name).compared and not lower_is_better(name)]
-    return found[0] if found else None
+    candidates = [name for metric in order for name in names if name.rpartition(".")[2] == metric]
+    declared = [name for name in names if name.rpartition(".")[2] in METRICS or name in _OWN]
+    candidates += [name for name in declared if metric_of(name).compared and not lower_is_better(name)]
+    return candidates[0] if candidates else None
 
 
 def declare(metrics: Iterable[Metric]) -> None:

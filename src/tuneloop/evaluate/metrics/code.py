@@ -56,9 +56,9 @@ def problem_of(row: Row) -> Problem | None:
     """
     meta = row.meta
     test, entry_point, listed = meta.get("test"), meta.get("entry_point"), meta.get("test_list")
-    asked = meta.get("prompt") if isinstance(meta.get("prompt"), str) else last_user_turn(row)
+    prompt = meta.get("prompt") if isinstance(meta.get("prompt"), str) else last_user_turn(row)
     if isinstance(test, str) and isinstance(entry_point, str) and entry_point.isidentifier() and "def check" in test:
-        code = asked if re.search(rf"^\s*(?:async\s+)?def\s+{entry_point}\b", str(asked), re.MULTILINE) else ""
+        code = prompt if re.search(rf"^\s*(?:async\s+)?def\s+{entry_point}\b", str(prompt), re.MULTILINE) else ""
         return Problem(str(code), entry_point, f"{test}\n\ncheck({entry_point})\n")
     if isinstance(listed, list) and listed and all(isinstance(item, str) for item in listed):
         setup = meta.get("test_setup_code")

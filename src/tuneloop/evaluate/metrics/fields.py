@@ -41,8 +41,8 @@ def compile_fields(fields: Mapping[str, str]) -> dict[str, Pattern]:
 
 def extract(pattern: Pattern, text: str) -> str | None:
     """The trimmed content of the pattern's group, or None where it doesn't match."""
-    found = pattern.search(text)
-    return found.group(1).strip() if found and found.group(1) is not None else None
+    match = pattern.search(text)
+    return match.group(1).strip() if match and match.group(1) is not None else None
 
 
 def values_repeat(values: Sequence[str]) -> bool:

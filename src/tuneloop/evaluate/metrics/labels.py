@@ -48,9 +48,9 @@ def label_matcher(labels: Sequence[str], spellings: Mapping[str, str] | None = N
         for candidate in (text, lines[0] if lines else ""):
             for form, table in zip(_LABEL_FORMS, tables, strict=True):
                 key = form(candidate)
-                found = table.get(key, set()) if key else set()
-                if len(found) == 1:
-                    return next(iter(found))
+                fitting = table.get(key, set()) if key else set()
+                if len(fitting) == 1:
+                    return next(iter(fitting))
         return None
 
     return match

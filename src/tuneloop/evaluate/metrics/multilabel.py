@@ -38,13 +38,13 @@ def label_lists(rows: Sequence[Row]) -> list[frozenset[str]] | None:
 
     "none" is no label: such a row has an empty set, as in scikit-learn's indicator matrices.
     """
-    found = []
+    sets = []
     for row in rows:
         labels = row.meta.get("labels")
         if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
             return None
-        found.append(frozenset(labels) - {NO_LABELS})
-    return found or None
+        sets.append(frozenset(labels) - {NO_LABELS})
+    return sets or None
 
 
 def vocabulary(rows: Sequence[Row], allowed: Collection[str] | None = None) -> list[str]:
@@ -67,10 +67,10 @@ def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
 
     def read(text: str) -> LabelSet:
         text = text.strip().strip("[]{}()").strip()
-        found, none = set[str](), False
+        named_labels, none = set[str](), False
         for label in joined:
             if label in text:
-                found.add(label)
+                named_labels.add(label)
                 text = text.replace(label, ",")
         outside: set[str] = set()
         for part in _SEPARATORS.split(text):
@@ -79,12 +79,12 @@ def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
                 continue
             named = match(part)
             if named is not None:
-                found.add(named)
+                named_labels.add(named)
             elif part.strip(" \t'\"`.;:").casefold() == NO_LABELS:
                 none = True
             else:
                 outside.add(part.casefold())
-        return LabelSet(frozenset(found), len(outside), none)
+        return LabelSet(frozenset(named_labels), len(outside), none)
 
     return read
 

@@ -45,15 +45,15 @@ def confidences(answers: Sequence[Completion]) -> list[float]:
 
     The classical systems' scores are log probabilities, so that their softmax is the probability itself.
     """
-    found = []
+    chances = []
     for answer in answers:
         if answer.label_probability is not None or answer.label_scores is None:
-            found.append(answer.confidence)
+            chances.append(answer.confidence)
             continue
         scores = [score for score in (answer.label_scores or {}).values() if not math.isnan(score)]
         best = max(scores, default=-math.inf)
-        found.append(1.0 / sum(math.exp(s - best) for s in scores) if math.isfinite(best) else math.nan)
-    return found
+        chances.append(1.0 / sum(math.exp(s - best) for s in scores) if math.isfinite(best) else math.nan)
+    return chances
 
 
 def calibration_statistics(confidence: Sequence[float], right: Sequence[float]) -> Statistics:

@@ -63,10 +63,10 @@ def _bag_f1(reference: list[str], answer: list[str]) -> float:
 def _squad_words(text: str) -> list[str]:
     text = text.lower()
     if text.isascii():
-        kept = text.translate(_NO_ASCII_PUNCTUATION)
+        bare = text.translate(_NO_ASCII_PUNCTUATION)
     else:
-        kept = "".join(c for c in text if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
-    return [word for word in kept.split() if word not in ("a", "an", "the")]
+        bare = "".join(c for c in text if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
+    return [word for word in bare.split() if word not in ("a", "an", "the")]
 
 
 _NO_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -156,10 +156,10 @@ def length_ratio(references: Sequence[Sequence[str]], answers: Sequence[str]) ->
     """Words of all answers over words of their references (the one nearest in length); 1 is as long as asked for."""
     rows, scores = np.zeros((len(answers), 2)), []
     for i, (row, answer) in enumerate(zip(references, answers, strict=True)):
-        said = len(answer.split())
-        right = min((len(text.split()) for text in row), key=lambda n: (abs(n - said), n))
-        rows[i] = said, right
-        scores.append(said / right if right else float("nan"))
+        words = len(answer.split())
+        right = min((len(text.split()) for text in row), key=lambda n: (abs(n - words), n))
+        rows[i] = words, right
+        scores.append(words / right if right else float("nan"))
     return Statistics(
         rows, {"length_ratio": lambda sums: ratio(sums[:, 0], sums[:, 1], empty=np.nan)}, {"length_ratio": scores}
     )
@@ -255,8 +255,8 @@ def similarity(
     place = {text: i for i, text in enumerate(texts)}
     scores = []
     for row, answer in zip(references, answers, strict=True):
-        own = vectors[place[_clean(answer)]]
-        best = max(float(vectors[place[_clean(text)]] @ own) for text in row)
+        vector = vectors[place[_clean(answer)]]
+        best = max(float(vectors[place[_clean(text)]] @ vector) for text in row)
         scores.append(best if answer.strip() else 0.0)
     return scores
 

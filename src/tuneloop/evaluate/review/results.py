@@ -88,10 +88,10 @@ def _resampled(n: int, function: Callable[[NDArray[np.int64]], Any], seed: int) 
 
 
 def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
-    known = draws[~np.isnan(draws)]
-    if not len(known):
+    defined = draws[~np.isnan(draws)]
+    if not len(defined):
         return math.nan, math.nan
-    low, high = np.quantile(known, [0.025, 0.975])
+    low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -170,13 +170,13 @@ def stratified_mean(scores: Mapping[str, Sequence[float]], sizes: Mapping[str, i
         sizes: group -> its rows in the test set. Groups without a reviewed row are left out, and the estimate then
             speaks of the others alone.
     """
-    known = {group: np.array(values, dtype=float) for group, values in scores.items() if len(values)}
-    total = sum(sizes[group] for group in known)
-    if not known or not total:
+    reviewed = {group: np.array(values, dtype=float) for group, values in scores.items() if len(values)}
+    total = sum(sizes[group] for group in reviewed)
+    if not reviewed or not total:
         return Estimate(math.nan, math.nan, math.nan)
-    shares = {group: sizes[group] / total for group in known}
-    value = sum(shares[group] * float(values.mean()) for group, values in known.items())
-    padded = {group: np.append(values, [0.0, 1.0]) for group, values in known.items()}
+    shares = {group: sizes[group] / total for group in reviewed}
+    value = sum(shares[group] * float(values.mean()) for group, values in reviewed.items())
+    padded = {group: np.append(values, [0.0, 1.0]) for group, values in reviewed.items()}
     centre = sum(shares[group] * float(values.mean()) for group, values in padded.items())
     half = Z95 * math.sqrt(sum(shares[group] ** 2 * float(np.var(v)) / len(v) for group, v in padded.items()))
     return Estimate(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
@@ -189,10 +189,10 @@ Votes = Mapping[str, Sequence[Vote]]  # item id -> the votes that count
 def votes_by_item(review: Review) -> tuple[dict[str, list[Vote]], int]:
     """Item id -> one vote for each reviewer (skips left out), and the number of unreadable lines."""
     votes, damaged = read_votes(review.votes_path)
-    known = {item.id for item in review.items}
+    ids = {item.id for item in review.items}
     by_item: dict[str, list[Vote]] = defaultdict(list)
     for vote in standing(votes).values():
-        if vote.item in known and vote.choice != "skip":
+        if vote.item in ids and vote.choice != "skip":
             by_item[vote.item].append(vote)
     return dict(by_item), damaged
 

@@ -18,7 +18,7 @@ from tuneloop.models.shape import ModelShape
 from tuneloop.plan.cost import ONE_RUN
 from tuneloop.plan.gpus import Gpu, all_gpus, find_gpu
 from tuneloop.plan.options import Ask, Lengths, machines, usual_settings
-from tuneloop.plan.options import Option as Machine
+from tuneloop.plan.options import MachineOption as Machine
 from tuneloop.plan.prices import Price, PriceTable
 from tuneloop.plan.recommend import COUNTS
 from tuneloop.plan.shape import find_model
@@ -50,7 +50,7 @@ class TokenRate:
 
 
 @dataclass(frozen=True)
-class Engine:
+class ServingMachine:
     """A machine that serves a model.
 
     Args:
@@ -84,7 +84,7 @@ def usd_per_million_tokens(usd_per_hour: float, tokens_per_second: float, utilis
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class ModelFootprint:
     """What serving speed depends on: parameters, bytes of a weight, and the keys and values of one token in bytes."""
 
     parameters: float
@@ -108,7 +108,7 @@ MOST_TOGETHER = 256  # vLLM's default limit of sequences in a batch
 
 
 def serving_tokens_per_second(
-    model: ServedModel, gpu: ServingGpu, prompt_tokens: float, answer_tokens: float, together: int = MOST_TOGETHER
+    model: ModelFootprint, gpu: ServingGpu, prompt_tokens: float, answer_tokens: float, together: int = MOST_TOGETHER
 ) -> float:
     """Tokens read and written a second at full load, by the roofline: prompts are bound by arithmetic, answers by memory.
 
@@ -138,7 +138,7 @@ def serving_tokens_per_second(
 
 
 @dataclass(frozen=True)
-class Option:
+class Alternative:
     """A way to answer the queries.
 
     Args:
@@ -170,7 +170,7 @@ class Option:
         return self.usd_per_query * queries_per_day * DAYS_A_MONTH + self.monthly_usd
 
 
-def break_even(baseline: Option, option: Option, queries_per_day: float | None) -> Payback:
+def break_even(baseline: Alternative, option: Alternative, queries_per_day: float | None) -> Payback:
     """When `option` has paid for itself.
 
     Raises:
@@ -198,18 +198,18 @@ def break_even(baseline: Option, option: Option, queries_per_day: float | None) 
 
 
 @dataclass(frozen=True)
-class OptionRow:
+class AlternativeRow:
     """An option's line in the table of alternatives; 1,000 queries cost their share of the month: a machine that is rented by
     the hour is in both figures."""
 
-    option: Option
+    option: Alternative
     usd_per_1000_queries: float
     usd_per_month: float
     total_usd: float
     against: Payback | None
 
 
-def compare_options(options: Sequence[Option], queries_per_day: float, months: float) -> list[OptionRow]:
+def compare_options(options: Sequence[Alternative], queries_per_day: float, months: float) -> list[AlternativeRow]:
     """The options in the order given, each against the first; `total_usd` over `months`.
 
     Args:
@@ -220,7 +220,7 @@ def compare_options(options: Sequence[Option], queries_per_day: float, months: f
         month = option.usd_per_month(queries_per_day)
         against = None if option is baseline else break_even(baseline, option, queries_per_day)
         thousand, total = month / (queries_per_day * DAYS_A_MONTH) * 1000, option.upfront_usd + months * month
-        rows.append(OptionRow(option, thousand, month, total, against))
+        rows.append(AlternativeRow(option, thousand, month, total, against))
     return rows
 
 
@@ -247,7 +247,7 @@ def tornado(
     return sorted((swing for swing in swings if swing.width), key=lambda swing: -swing.width)
 
 
-def net_saving(values: Mapping[str, float], baseline: Option, option: Option, months: float) -> float:
+def net_saving(values: Mapping[str, float], baseline: Alternative, option: Alternative, months: float) -> float:
     """Dollars left after `months` against the baseline, with `tornado`'s assumptions put in.
 
     Args:
@@ -255,7 +255,7 @@ def net_saving(values: Mapping[str, float], baseline: Option, option: Option, mo
             `price of tokens` (a factor), `upfront dollars`, `monthly dollars`.
     """
 
-    def rate(of: Option) -> TokenRate:
+    def rate(of: Alternative) -> TokenRate:
         factor = values["price of tokens"]
         return replace(of.rate, input=of.rate.input * factor, output=of.rate.output * factor)
 
@@ -273,7 +273,7 @@ def net_saving(values: Mapping[str, float], baseline: Option, option: Option, mo
 
 
 def sensitivity(
-    baseline: Option, option: Option, queries_per_day: float, months: float, upfront: tuple[float, float]
+    baseline: Alternative, option: Alternative, queries_per_day: float, months: float, upfront: tuple[float, float]
 ) -> list[AssumptionSwing]:
     """Which assumption moves the net saving most: volume, prompts and prices by half and double, the rest as known.
 
@@ -305,7 +305,7 @@ MODES: tuple[Mode, ...] = ("batch", "real-time", "hybrid")
 
 
 @dataclass(frozen=True)
-class Traffic:
+class QueryTraffic:
     """Queries and how they come.
 
     Args:
@@ -331,7 +331,7 @@ class Traffic:
 BATCH_UTILISATION = 0.9
 
 
-def monthly_bill(mode: Mode, traffic: Traffic, real_time: Engine, batch: Engine) -> MonthlyBill:
+def monthly_bill(mode: Mode, traffic: QueryTraffic, real_time: ServingMachine, batch: ServingMachine) -> MonthlyBill:
     """What a month costs on rented machines.
 
     Real-time machines run all month, as many as the busiest hour needs with headroom; batch machines run while there is
@@ -362,13 +362,13 @@ def monthly_bill(mode: Mode, traffic: Traffic, real_time: Engine, batch: Engine)
     )  # fmt: skip
 
 
-def _check(baseline: Option, option: Option, queries_per_day: float) -> None:
+def _check(baseline: Alternative, option: Alternative, queries_per_day: float) -> None:
     for name, value in (("queries a day", queries_per_day), *_figures(baseline), *_figures(option)):
         if not math.isfinite(value) or value < 0:
             raise UserError(f"Not a possible figure for {name}: {value!r}", where=name, next_step="give 0 or more")
 
 
-def _figures(option: Option) -> list[tuple[str, float]]:
+def _figures(option: Alternative) -> list[tuple[str, float]]:
     return [
         ("prompt tokens", option.prompt_tokens), ("answer tokens", option.answer_tokens), ("price", option.rate.input),
         ("price", option.rate.output), ("upfront dollars", option.upfront_usd), ("monthly dollars", option.monthly_usd),
@@ -430,7 +430,7 @@ class Serving:
     gpu: str
     gpus: int
     price: Price
-    engine: Engine
+    engine: ServingMachine
     shape: ModelShape
     card: Gpu
 
@@ -456,13 +456,13 @@ def serving(
             price = min(offers, key=lambda offer: offer.machines_usd(gpus), default=None)
             speed = serving_tokens_per_second(_served(shape), _card(card, gpus), prompt_tokens, answer_tokens)
             if price and speed:
-                engine = Engine(price.machines_usd(gpus), speed, f"{gpus} x {card.name}, {price.words()}")
+                engine = ServingMachine(price.machines_usd(gpus), speed, f"{gpus} x {card.name}, {price.words()}")
                 return Serving(name, card.key, gpus, price, engine, shape, card)
     return None
 
 
-def _served(shape: ModelShape) -> ServedModel:
-    return ServedModel(shape.parameters, BF16, 2 * shape.layers * shape.keys * BF16)
+def _served(shape: ModelShape) -> ModelFootprint:
+    return ModelFootprint(shape.parameters, BF16, 2 * shape.layers * shape.keys * BF16)
 
 
 def _card(gpu: Gpu, gpus: int) -> ServingGpu:
@@ -473,7 +473,7 @@ def bills(question: AdviceInput, prices: PriceTable, prompt_tokens: float) -> di
     """A month of the tuned model on rented machines: batch, real-time, hybrid."""
     if not question.queries_per_day or not question.answer_tokens:
         return {}
-    traffic = Traffic(
+    traffic = QueryTraffic(
         question.queries_per_day, prompt_tokens, question.answer_tokens, question.peak, question.batch_share
     )
     now = serving(question, prices, prompt_tokens, question.answer_tokens, "on-demand")
@@ -529,7 +529,7 @@ def options_of(
     trained: Mapping[str, Machine],
     tuned_prompt: float,
     bill: MonthlyBill | None,
-) -> list[Option]:
+) -> list[Alternative]:
     """Today's prompt first, then what could be done instead; empty where a price or a length is missing."""
     rate = rate_of(question, prices, question.model)
     today = rate
@@ -543,22 +543,26 @@ def options_of(
     hour = question.usd_per_engineer_hour
     prompt_quality = measured.prompt.value if measured and measured.prompt else None
     options = [
-        Option("today's prompt", baseline, answer, today, quality=prompt_quality, note=f"tokens at {today.source}"),
-        Option(
+        Alternative(
+            "today's prompt", baseline, answer, today, quality=prompt_quality, note=f"tokens at {today.source}"
+        ),
+        Alternative(
             "better prompt", baseline, answer, today, upfront_usd=4 * hour, note="four hours of work, no shorter prompt"
         ),
     ]
     larger = LARGER.get(question.model.removesuffix("-instruct"))
     higher = rate_of(question, prices, larger) if larger else None
     if larger and higher:
-        options.append(Option(f"larger model ({larger})", baseline, answer, higher, note=f"tokens at {higher.source}"))
+        options.append(
+            Alternative(f"larger model ({larger})", baseline, answer, higher, note=f"tokens at {higher.source}")
+        )
     served, monthly = (TokenRate(0, 0, RENTED), bill.usd) if bill else (rate, 0.0)
     for method, training in trained.items():
         if training.cost is None:
             continue
         quality = measured.tuned.value if measured and measured.tuned and method == measured.method else None
         options.append(
-            Option(
+            Alternative(
                 title_of(method),
                 tuned_prompt, answer, served, training.cost.usd, monthly + _upkeep(question, training), quality,
                 f"{_run_words(training)}; {_billed(served)}",
@@ -579,7 +583,7 @@ def _run_words(training: Machine) -> str:
     return f"{hours_words(training.hours)} on {training.job.gpus} x {training.job.gpu.key} a run"
 
 
-def _distilled(question: AdviceInput, prices: PriceTable, prompt: float, answer: float) -> list[Option]:
+def _distilled(question: AdviceInput, prices: PriceTable, prompt: float, answer: float) -> list[Alternative]:
     """The usual method on a smaller model with this one's answers: by the token where it has a price and the tuned model is billed so, else
     on rented machines."""
     smaller, teacher = DISTIL.get(question.model.removesuffix("-instruct")), rate_of(question, prices, question.model)
@@ -604,4 +608,4 @@ def _distilled(question: AdviceInput, prices: PriceTable, prompt: float, answer:
         f"{_billed(rate)}"
     )
     upfront, monthly = training.cost.usd + writing, monthly + _upkeep(question, training)
-    return [Option(f"distil into {smaller}", prompt, answer, rate, upfront, monthly, None, note)]
+    return [Alternative(f"distil into {smaller}", prompt, answer, rate, upfront, monthly, None, note)]

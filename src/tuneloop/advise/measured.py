@@ -34,7 +34,7 @@ def _cheap(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Result:
+class SystemResult:
     """A system's value of the deciding metric with its 95 % interval, and the share of rows that it has right, where that is known."""
 
     name: str
@@ -63,7 +63,7 @@ class BaselineResults:
 
     metric: str
     n: int
-    results: tuple[Result, ...]
+    results: tuple[SystemResult, ...]
     verdict: str = ""
     method: str = USUAL.name
     prompt_tokens: Mapping[str, float] = field(default_factory=dict)
@@ -73,21 +73,21 @@ class BaselineResults:
     stand_in: str = ""
 
     @property
-    def prompt(self) -> Result | None:
+    def prompt(self) -> SystemResult | None:
         """The best way of prompting the base model."""
         return self._best([r for r in self.results if not _cheap(r.name) and r.name not in ("tuned", CONSTANT)])
 
     @property
-    def classical(self) -> Result | None:
+    def classical(self) -> SystemResult | None:
         """The best cheap alternative."""
         return self._best([r for r in self.results if _cheap(r.name)])
 
     @property
-    def tuned(self) -> Result | None:
+    def tuned(self) -> SystemResult | None:
         """The tuned model."""
         return next((r for r in self.results if r.name == "tuned"), None)
 
-    def _best(self, results: Sequence[Result]) -> Result | None:
+    def _best(self, results: Sequence[SystemResult]) -> SystemResult | None:
         sign = -1 if lower_is_better(self.metric) else 1
         return max(results, key=lambda r: sign * r.value, default=None)
 
@@ -128,7 +128,7 @@ def by_hand(values: Mapping[str, float], test_rows: int | None) -> BaselineResul
     results = []
     for name, value in values.items():
         low, high = wilson_interval(value * test_rows, test_rows) if test_rows and value <= 1 else (value, value)
-        results.append(Result(name, value, low, high))
+        results.append(SystemResult(name, value, low, high))
     return BaselineResults("accuracy", test_rows or 0, tuple(results))
 
 
@@ -149,7 +149,7 @@ def measured_of(
             low, high = (value.value if math.isnan(end) else end for end in (value.low, value.high))
             right = values.get("accuracy")
             defined = right is not None and not math.isnan(right.value)
-            results.append(Result(name, value.value, low, high, right.value if right and defined else None))
+            results.append(SystemResult(name, value.value, low, high, right.value if right and defined else None))
     if not results:
         raise UserError(
             f"Nobody was measured by {metric!r}", where=where, next_step=f"choose one of {', '.join(metrics)}"
@@ -179,8 +179,7 @@ def _deciding(metrics: Sequence[str], where: str) -> str:
     raise UserError("No metric in it decides", where=where, next_step=f"name one with --metric: {', '.join(metrics)}")
 
 
-def _verdict(manifest: EvaluationManifest, measured: BaselineResults, best: Result | None) -> str:
-    """The tuned model against another system, by the evaluation's own verdict."""
+def _verdict(manifest: EvaluationManifest, measured: BaselineResults, best: SystemResult | None) -> str:
     return claim_between(manifest, "tuned", best.name, measured.metric)[1] if best else ""
 
 

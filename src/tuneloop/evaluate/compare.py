@@ -65,7 +65,9 @@ def _compared(
     (a_name, a), (b_name, b) = first, second
     delta, source = b.metrics[name].value - a.metrics[name].value, family.same.get(name, name)
     only_a = only_b = apart = None
-    shares = source in family.right_or_wrong and _right_or_wrong(b, source)  # of both sides, not of one by chance
+    shares = source in family.right_or_wrong and any(
+        source in side.right_or_wrong for side in b.statistics
+    )  # of both sides, not of one by chance
     if shares and a.clusters is None:
         scores = zip(a.row_scores[source], b.row_scores[source], strict=True)
         pairs = [(x, y) for x, y in scores if x == x and y == y]
@@ -149,10 +151,6 @@ def rows_needed(c: Comparison, n: int, level: float) -> int | None:
     if needed is None or not c.apart:
         return needed
     return max(needed, math.ceil(n * u.least_apart(level) / c.apart))  # so many must differ, or no test can show it
-
-
-def _right_or_wrong(evaluation: Evaluation, metric: str) -> bool:
-    return any(metric in family.right_or_wrong for family in evaluation.statistics)
 
 
 def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> Evaluation:

@@ -80,7 +80,6 @@ def ways_of(
 
 
 def _asking(row: Row, turn: int, text: str) -> Row:
-    """The row with another text in one of its turns."""
     messages = [message.copy() for message in row.messages]
     messages[turn]["content"] = text
     return replace(row, messages=messages)
@@ -262,7 +261,6 @@ def measure_consistency(
 
 
 def _by_row(ways: Sequence[Sequence[Way]], answers: Sequence[Completion]) -> list[list[Completion]]:
-    """The answers of each row that was asked in two ways or more."""
     if sum(map(len, ways)) != len(answers):
         raise UserError(
             f"{len(answers)} answers came back for {sum(map(len, ways))} questions", next_step="evaluate again"
@@ -279,7 +277,6 @@ def _scores(
     kind: str,
     read: Reader,
 ) -> dict[str, list[float]]:
-    """Each figure's score of every row."""
     agreement = []
     for each in read_answers:
         pairs = list(combinations(each, 2))
@@ -355,13 +352,11 @@ def _interval(delta: float, draws: Array, level: float, *, widen: bool) -> tuple
 
 
 def _rows_apart(a: Sequence[float], b: Sequence[float], clusters: Sequence[int] | None) -> int:
-    """Rows, or clusters of rows, on which two systems' scores differ."""
     rows = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
     return len(rows) if clusters is None else len({clusters[i] for i in rows})
 
 
 def _examples(ways: Sequence[Sequence[Way]], own: _SystemAnswers) -> list[ContradictedRow]:
-    """The rows with the most different answers, each way with its question and answer."""
     different = [len({s.key for s in each}) for each in own.said]
     order = sorted(range(len(ways)), key=lambda i: (-different[i], i))
     return [

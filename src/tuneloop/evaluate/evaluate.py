@@ -115,7 +115,15 @@ class Evaluation:
         kinds: tuple[Headline, ...] = ("JSON", "programs", "texts")
         general = [name for kind in kinds for name in headline_of(kind)]
         custom = [name for name in self.own_metrics if metric_of(name).headline]
-        wanted = [self.primary, *labels, *headline_of("labels"), *fields, *general, *custom, *headline_of("valid answers")]
+        wanted = [
+            self.primary,
+            *labels,
+            *headline_of("labels"),
+            *fields,
+            *general,
+            *custom,
+            *headline_of("valid answers"),
+        ]
         return [name for name in dict.fromkeys(wanted) if name in self.metrics]
 
     @property
@@ -221,7 +229,6 @@ def evaluate(
 
 
 def _evaluation(s: Scoring, task: str, seed: int) -> Evaluation:
-    """Intervals, and everything put together."""
     cut = sum(answer.finish == "length" for answer in s.answers)
     if cut:
         s.notes.append(
@@ -310,9 +317,6 @@ def _estimates(statistics: list[Statistics], draws: Mapping[str, Array], *, clus
                 low, high = u.wilson_interval(int(sum(right)), len(right))
             estimates[name] = Estimate(value, low, high)
     return estimates
-
-
-# --- rows that several evaluations share -------------------------------------------------------
 
 
 def on_shared_rows(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation] | None:

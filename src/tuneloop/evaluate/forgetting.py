@@ -153,9 +153,6 @@ def _tasks_in_words(changes: Sequence[Mapping[str, Any]]) -> str:
     return "lm-eval before and after: " + "; ".join(map(words, changes)) + "."
 
 
-# --- memorisation ------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Completed:
     """Whether a model completes a training row's answer verbatim, how many tokens that takes, and whether other rows share it."""
@@ -194,9 +191,6 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
         "p": u.mcnemar_p(only_base, only_tuned),
         "words": words,
     }
-
-
-# --- canaries ----------------------------------------------------------------------------------
 
 
 def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> list[Row]:
@@ -250,10 +244,7 @@ def exposure(loss: float, others: Sequence[float]) -> float:
 
 
 def canaries(
-    rows: Sequence[Row],
-    losses: Callable[[Sequence[Row]], list[float]],
-    seed: int = 0,
-    progress: Progress = no_progress,
+    rows: Sequence[Row], losses: Callable[[Sequence[Row]], list[float]], seed: int = 0, progress: Progress = no_progress
 ) -> list[dict[str, Any]]:
     """Exposure of each planted canary under one model, from the summed losses of answers."""
     exposures = []

@@ -28,7 +28,7 @@ from tuneloop.evaluate.metrics.labels import label_matcher
 from tuneloop.evaluate.metrics.objects import right_as_a_whole
 from tuneloop.evaluate.metrics.text import exact_match
 from tuneloop.evaluate.results import evaluated_again, read_evaluation
-from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
+from tuneloop.evaluate.suite import ForgettingLimit, LatencyLimit, MetricLimit, MustPass, Status, Suite
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import (
     EVALUATION,
@@ -249,7 +249,6 @@ def _row(demand: MustPass, side: Side, place: Mapping[str, int]) -> Row:
 
 
 def _passes(demand: MustPass, side: Side, at: int | None, answer: Completion) -> bool:
-    """Whether an answer meets the demand; `at` is the row's place in the evaluation."""
     text = answer.text.strip().casefold()
     if demand.has_condition:
         wanted = [demand.contains] if isinstance(demand.contains, str) else demand.contains
@@ -388,7 +387,6 @@ def _bound(metric: str, rows: str, candidate: Evaluation, limit: float, *, above
 def _within(
     title: str, kind: str, figure: tuple[float, float, float], limit: float, *, above: bool, rows: int | None = None
 ) -> GateCheck:
-    """Whether a figure's interval (or the figure, where there is none) is above or below a limit."""
     value, low, high = figure
     bare = math.isnan(low) or math.isnan(high)
     worst, best = (low, high) if above else (-high, -low)
@@ -404,7 +402,7 @@ def _within(
 # --- forgetting and latency --------------------------------------------------------------------
 
 
-def _forgetting(limit: Forgetting, side: Side) -> GateCheck:
+def _forgetting(limit: ForgettingLimit, side: Side) -> GateCheck:
     measured = side.manifest.forgetting
     if measured is None or math.isnan(measured.score.value):
         what = "forgetting: not measured in this evaluation"
@@ -413,7 +411,7 @@ def _forgetting(limit: Forgetting, side: Side) -> GateCheck:
     return _within("forgetting", "forgetting", (score.value, score.low, score.high), limit.at_most, above=False)
 
 
-def _latency(limit: Latency, candidate: Side, base: Side) -> Iterator[GateCheck]:
+def _latency(limit: LatencyLimit, candidate: Side, base: Side) -> Iterator[GateCheck]:
     seconds, base_seconds = _seconds(candidate), _seconds(base)
     wanted = [("seconds a row", seconds, limit.seconds_per_row)]
     wanted.append(("times the base's time", seconds / base_seconds if seconds and base_seconds else None, limit.ratio))
@@ -427,6 +425,5 @@ def _latency(limit: Latency, candidate: Side, base: Side) -> Iterator[GateCheck]
 
 
 def _seconds(side: Side) -> float | None:
-    """Mean seconds for an answer, as measured when the evaluation was made."""
     cost = side.manifest.costs.get(side.name)
     return cost.seconds / side.evaluation.n if cost and cost.seconds > 0 else None

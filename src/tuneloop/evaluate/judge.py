@@ -68,7 +68,7 @@ def speaks_to_the_judge(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnswerPair:
     """Two answers to a request; `human` is what people prefer, where that is known."""
 
     id: str
@@ -80,7 +80,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Rated:
+class RatedAnswer:
     """One answer to a request; `human`: whether people liked it, where that is known."""
 
     id: str
@@ -132,11 +132,13 @@ def read_verdict(text: str, options: Sequence[str]) -> str | None:
     return by_fold.get(text.strip().strip(".*[]\"'()").casefold())
 
 
-# --- pairs -------------------------------------------------------------------------------------
-
-
 def judge_pairs(
-    pairs: Sequence[Pair], choose: Choose, prompt: JudgePrompt, *, names: tuple[str, str] = ("a", "b"), seed: int = 0
+    pairs: Sequence[AnswerPair],
+    choose: Choose,
+    prompt: JudgePrompt,
+    *,
+    names: tuple[str, str] = ("a", "b"),
+    seed: int = 0,
 ) -> Judgement:
     """Judge each pair in both orders.
 
@@ -181,7 +183,7 @@ def _winner(side: tuple[str | None, str | None] | None) -> Winner | None:
 
 
 def _preference(
-    pairs: Sequence[Pair], winners: Mapping[str, Winner | None], names: tuple[str, str], seed: int
+    pairs: Sequence[AnswerPair], winners: Mapping[str, Winner | None], names: tuple[str, str], seed: int
 ) -> dict[str, Any]:
     counted: list[Winner] = [w for pair in pairs if (w := winners[pair.id]) is not None]
     won = {side: sum(w == side for w in counted) for side in ("a", "b", "tie")}
@@ -208,14 +210,10 @@ def _position_bias(sides: Sequence[tuple[str | None, str | None]]) -> dict[str, 
     single = [v for side in read for v in side if v != "tie"]
     first = single.count("A")
     turned = sum(side in (("A", "A"), ("B", "B")) for side in read)
-    return {
-        "first": _share(first, len(single)),
-        "inconsistent": _share(turned, len(read)),
-        "n": len(read),
-    }
+    return {"first": _share(first, len(single)), "inconsistent": _share(turned, len(read)), "n": len(read)}
 
 
-def _length_bias(pairs: Sequence[Pair], winners: Mapping[str, Winner | None]) -> dict[str, Any]:
+def _length_bias(pairs: Sequence[AnswerPair], winners: Mapping[str, Winner | None]) -> dict[str, Any]:
     """How often the longer answer wins where one wins, and how often people preferred it: 0.5 is indifferent."""
     decided = [
         (pair, winners[pair.id]) for pair in pairs if winners[pair.id] in ("a", "b") and len(pair.a) != len(pair.b)
@@ -223,11 +221,7 @@ def _length_bias(pairs: Sequence[Pair], winners: Mapping[str, Winner | None]) ->
     longer = sum((w == "b") == (len(pair.b) > len(pair.a)) for pair, w in decided)
     voted = [pair for pair, _ in decided if pair.human in ("a", "b")]
     humans = sum((pair.human == "b") == (len(pair.b) > len(pair.a)) for pair in voted)
-    return {
-        "longer": _share(longer, len(decided)),
-        "humans": _share(humans, len(voted)),
-        "n": len(decided),
-    }
+    return {"longer": _share(longer, len(decided)), "humans": _share(humans, len(voted)), "n": len(decided)}
 
 
 def _spoken_in_words(number: int) -> list[str]:
@@ -267,10 +261,7 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
     return [*words, _agreement_in_words(facts["agreement"])]
 
 
-# --- ratings -----------------------------------------------------------------------------------
-
-
-def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
+def judge_answers(items: Sequence[RatedAnswer], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
     """Rate answers from 1 to 5 by the rubric; 4 and more count as good when compared with people's thumbs.
 
     One that speaks to the judge gets no rating.
@@ -324,9 +315,6 @@ def _ratings_in_words(facts: Mapping[str, Any]) -> list[str]:
         )
     words += spoken
     return [*words, _agreement_in_words(facts["agreement"])]
-
-
-# --- shared ------------------------------------------------------------------------------------
 
 
 def _agreement(votes: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:

@@ -95,7 +95,6 @@ def _claims(
 
 
 def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, EntryKind], metric: str) -> str | None:
-    """The best few-shot prompt, else the best prompt."""
     prompts = [name for name, e in evaluations.items() if kinds[name] == "prompt" and metric in e.metrics]
     shown = [name for name in prompts if "few-shot" in name] or prompts
     best = min if lower_is_better(metric) else max
@@ -136,6 +135,5 @@ def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
 
 
 def _best(entries: Sequence[LeaderboardEntry], kind: EntryKind) -> LeaderboardEntry | None:
-    """The best of a kind by the metric that decides."""
     candidates = [r for r in entries if r.kind == kind]
     return max(candidates, key=lambda r: -r.value if lower_is_better(r.metric) else r.value, default=None)

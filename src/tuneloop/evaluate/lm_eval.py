@@ -139,7 +139,6 @@ def _asked(target: LocalTarget, progress: Progress) -> Any:
 
 
 def _until(text: str, stops: str | Sequence[str]) -> str:
-    """A text up to the first of the strings that end it."""
     for stop in [stops] if isinstance(stops, str) else stops:
         text = text.split(stop)[0] if stop else text
     return text

@@ -18,7 +18,7 @@ IDS = ("id", "task_id")
 
 
 @dataclass(frozen=True)
-class Found:
+class MatchedPredictions:
     """What a file of predictions says of rows: each row's answers, the first one and further ones, and ids that no row has."""
 
     answers: list[list[str]]
@@ -31,7 +31,7 @@ class Found:
 
 def answers_from(
     records: Sequence[Any], rows: Sequence[Row], where: str, *, known: Sequence[Row] = (), order: Sequence[str] = ()
-) -> Found:
+) -> MatchedPredictions:
     """Find the answers to rows.
 
     Rows that the file leaves out, and ids that no row has, are reported, not refused: a job elsewhere that has lost some
@@ -78,11 +78,10 @@ def answers_from(
             where=where,
             next_step=f"ids of the rows are as in {rows[0].id!r}; is this the right split or reference file?",
         )
-    return Found([texts.get(row.id, []) for row in rows], unknown)
+    return MatchedPredictions([texts.get(row.id, []) for row in rows], unknown)
 
 
 def _places(records: Sequence[Any], known: Sequence[Row], order: Sequence[str], where: str) -> list[str]:
-    """The id of the row that each record is about."""
     for number, record in enumerate(records, 1):
         if not isinstance(record, Mapping):
             raise UserError("Not an object", where=f"{where}, record {number}", next_step='write {"id", "prediction"}')

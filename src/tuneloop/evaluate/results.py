@@ -133,11 +133,7 @@ def _all_notes(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> l
     return notes
 
 
-# --- samples.jsonl -----------------------------------------------------------------------------
-
-
 def _samples(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> Iterator[Sample]:
-    """A record for each row: prompt, references, answers, scores, and what else can't be computed again."""
     ids = {row.id for row in evaluation.rows}
     texts: dict[str, dict[str, str]] = {}
     known: dict[str, dict[str, KnownOfAnswer]] = {}
@@ -216,9 +212,6 @@ def _completion(text: str, known: KnownOfAnswer, finished: bool = True) -> Compl
         loss=None if tokens is None else math.nan if loss is None else loss,
         loss_tokens=tokens,
     )
-
-
-# --- read back ---------------------------------------------------------------------------------
 
 
 def read_evaluation(path: Path | str, system: str = "") -> tuple[EvaluationManifest, list[Sample], str]:

@@ -88,7 +88,6 @@ def _is_plain(word: str) -> bool:
 
 
 def _outside(text: str, keep: Sequence[str], change: Callable[[str], str]) -> str:
-    """Change the pieces between the spans that stay."""
     pieces, at = [], 0
     for start, end in _kept(text, keep):
         pieces += [change(text[at:start]), text[start:end]]
@@ -159,7 +158,9 @@ def typo(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     ]
     places = []
     for word in words:
-        inner = [i for i in range(word.start() + 1, word.end() - 2) if _can_swap(text[i], text[i + 1])]
+        pairs = ((i, text[i], text[i + 1]) for i in range(word.start() + 1, word.end() - 2))
+        # A vowel and a consonant, or two consonants, that differ: no real word comes of most of these.
+        inner = [i for i, a, b in pairs if a != b and (a in _CONSONANTS or b in _CONSONANTS)]
         if inner:
             places.append(rng.choice(inner))
     if not places:
@@ -168,11 +169,6 @@ def typo(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     for i in rng.sample(places, min(len(places), 3, 1 + len(text.split()) // 12)):
         letters[i], letters[i + 1] = letters[i + 1], letters[i]
     return "".join(letters)
-
-
-def _can_swap(a: str, b: str) -> bool:
-    """A vowel and a consonant, or two consonants, that differ: no real word comes of most of these."""
-    return a != b and (a in _CONSONANTS or b in _CONSONANTS)
 
 
 def field_order(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:

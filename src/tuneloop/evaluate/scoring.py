@@ -45,7 +45,7 @@ from tuneloop.evaluate.metrics.text import (
     token_f1,
 )
 from tuneloop.evaluate.primary import LabelUse, label_use
-from tuneloop.evaluate.sandbox import Limits
+from tuneloop.evaluate.sandbox import SandboxLimits
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of
 
@@ -150,7 +150,6 @@ def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
 
 
 def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
-    """Classification: one label a row, or several."""
     s.labels = sorted(set(labels or ()) | {str(row.label) for row in s.rows})
     lists = label_lists(s.rows)
     if lists is not None:
@@ -191,7 +190,6 @@ def _each(labels: Sequence[str | None]) -> list[tuple[str, ...]]:
 
 
 def _score_texts(s: Scoring) -> None:
-    """Free text against its references."""
     references, texts = s.references, s.texts
     scores = {
         "exact_match": [exact_match(r, t) for r, t in zip(references, texts, strict=True)],
@@ -238,7 +236,6 @@ def _score_embedding(s: Scoring, references: list[list[str]], texts: list[str]) 
 
 
 def _score_code(s: Scoring) -> None:
-    """Programs against their rows' unit tests."""
     scores = {name: list(x) for name, x in s.measured.row_scores.items() if name.startswith("pass@")}
     tested = [problem_of(row) is not None for row in s.rows]
     if not scores:
@@ -252,7 +249,7 @@ def _score_code(s: Scoring) -> None:
                 next_step="rows need the metadata `test` and `entry_point`, or `test_list`",
             )
         further = list(s.measured.further) or [()] * len(s.rows)
-        limits = Limits(seconds=s.config.code_seconds, memory=s.config.code_memory_mb << 20)
+        limits = SandboxLimits(seconds=s.config.code_seconds, memory=s.config.code_memory_mb << 20)
         texts = [[answer.text, *more] for answer, more in zip(s.answers, further, strict=True)]
         outcomes = run_tests(s.rows, texts, limits=limits, progress=s.progress)
         scores = pass_scores(outcomes)
@@ -265,7 +262,6 @@ def _score_code(s: Scoring) -> None:
 
 
 def _score_structure(s: Scoring) -> None:
-    """JSON answers: valid, conforming, right fields."""
     config, references = s.config, s.references
     wanted = config.structured is True or config.json_schema
     if config.structured is False or not (wanted or are_structured(references)):
@@ -307,7 +303,6 @@ def _score_structure(s: Scoring) -> None:
 
 
 def _score_own(s: Scoring) -> None:
-    """The user's scorers."""
     scores_of = {n: list(x) for n, x in s.measured.row_scores.items() if n not in s.found}
     taken = METRICS.keys() | {name for family in s.statistics for name in family.values}
     for name, place in s.config.scorers.items():

@@ -81,9 +81,6 @@ def breakdown_in_words(parts: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-# --- slices --------------------------------------------------------------------------------------
-
-
 def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[Slice]:
     """What rows are judged by, by label, length, turns, language, source, time and metadata.
 
@@ -235,9 +232,6 @@ def _mean_interval(scores: Array, clusters: Any, binary: bool) -> tuple[float, f
     return float(scores.mean() - half), float(scores.mean() + half)
 
 
-# --- labels --------------------------------------------------------------------------------------
-
-
 def per_class(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Rows, precision, recall, F1, times predicted and invalid answers of each label that occurs."""
     lists = label_lists(evaluation.rows)
@@ -288,9 +282,6 @@ def confusion_pairs(evaluation: Evaluation) -> list[dict[str, Any]]:
     )
     ordered = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))
     return [{"label": a, "predicted": b, "n": n, "of": totals[a]} for (a, b), n in ordered[:MOST_PAIRS]]
-
-
-# --- rows ----------------------------------------------------------------------------------------
 
 
 def disagreements(evaluation: Evaluation, other: Evaluation) -> dict[str, Any]:

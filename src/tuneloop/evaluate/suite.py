@@ -83,13 +83,13 @@ class MetricLimit(Config):
         return self
 
 
-class Forgetting(Config):
+class ForgettingLimit(Config):
     """How much general ability may be lost."""
 
     at_most: float = Field(0.05, description="forgetting score in eval.json: the share of what the base could do")
 
 
-class Latency(Config):
+class LatencyLimit(Config):
     """How slow answers may be, as measured during the evaluation."""
 
     seconds_per_row: float | None = Field(None, gt=0, description="mean seconds for an answer")
@@ -108,8 +108,8 @@ class Suite(Config):
     )
     flaky: Status = Field("inconclusive", description="what a row is that passes sometimes")
     metrics: list[MetricLimit] = Field(default_factory=list, description="margins and limits")
-    forgetting: Forgetting | None = Field(None, description="limit on forgetting")
-    latency: Latency | None = Field(None, description="limits on time")
+    forgetting: ForgettingLimit | None = Field(None, description="limit on forgetting")
+    latency: LatencyLimit | None = Field(None, description="limits on time")
     judge_alone: bool = Field(False, description="allow a suite whose only evidence is a judge model")
 
 
@@ -145,7 +145,7 @@ CORRELATION = 0.7  # of two models' scores on the same rows: of near relatives, 
 
 
 @dataclass(frozen=True)
-class Known:
+class SuiteSource:
     """What a suite is made from.
 
     Args:
@@ -167,46 +167,43 @@ class Known:
     origin: str = ""
 
 
-def first_suite(known: Known) -> str:
+def first_suite(source: SuiteSource) -> str:
     """The suite as YAML with comments: rows that must pass, margins on the headline metrics, limits on time and forgetting.
 
     Raises:
         UserError: there are no test rows.
     """
-    if not known.rows:
+    if not source.rows:
         raise UserError(
             "There are no test rows to make a suite from",
-            where=known.name,
+            where=source.name,
             next_step="prepare with data.split.test above 0",
         )
-    parts = [_head(known), _must_pass(known), _metrics(known), _time(known), _forgetting(known)]
+    parts = [_head(source), _must_pass(source), _metrics(source), _time(source), _forgetting(source)]
     return "\n".join(parts) + "\n"
 
 
-def _head(known: Known) -> str:
-    return f"""# What a new model must keep up with before it replaces the one in use. Written by `{known.origin or "tuneloop gate --init"}`:
+def _head(source: SuiteSource) -> str:
+    return f"""# What a new model must keep up with before it replaces the one in use. Written by `{source.origin or "tuneloop gate --init"}`:
 # a beginning, to be edited. Then:
 #   tuneloop gate NEW_RUN --against RUN_IN_USE --suite THIS_FILE
 # Exit status: 0 pass, 1 fail, 3 not enough evidence. All parts: docs/gate.md.
 version: 1
-name: {json.dumps(known.name, ensure_ascii=False)}
+name: {json.dumps(source.name, ensure_ascii=False)}
 """
 
 
-# --- rows that must pass -------------------------------------------------------------------------
-
-
-def _must_pass(known: Known) -> str:
+def _must_pass(source: SuiteSource) -> str:
     how = (
         "The model in use gets these right, as many different answers as possible."
-        if known.evaluation
+        if source.evaluation
         else "Nobody has checked that a model gets them right."
     )
     lines = [
         "# Rows that no release may get wrong: ids of the evaluation, or new prompts, which are asked of the candidate's model.",
         f"# {how} Put in the ones that matter most to you: money, safety, the law.",
     ]
-    entries = _entries(known)
+    entries = _entries(source)
     lines.append("must_pass:" if entries else "must_pass: []")
     for row, condition in entries:
         prompt = json.dumps(" ".join(last_user_turn(row).split())[:LONGEST_COMMENT], ensure_ascii=False)
@@ -217,10 +214,10 @@ def _must_pass(known: Known) -> str:
         if condition:
             lines.append(f"    contains: {json.dumps(condition, ensure_ascii=False)}")
     if not entries:
-        first = " ".join(last_user_turn(known.rows[0]).split())[:LONGEST_COMMENT]
+        first = " ".join(last_user_turn(source.rows[0]).split())[:LONGEST_COMMENT]
         lines += [
             "# Texts can be right in many ways: say for some rows, or new prompts, what an answer must contain or lack.",
-            f"#  - id: {json.dumps(known.rows[0].id)} # {json.dumps(first, ensure_ascii=False)}",
+            f"#  - id: {json.dumps(source.rows[0].id)} # {json.dumps(first, ensure_ascii=False)}",
             '#    contains: "..."',
             '#    lacks: ["password", "credit card number"]',
         ]
@@ -234,19 +231,19 @@ def _must_pass(known: Known) -> str:
     return "\n".join(lines)
 
 
-def _entries(known: Known) -> list[tuple[Row, str]]:
+def _entries(source: SuiteSource) -> list[tuple[Row, str]]:
     """Rows with what their answers must contain (labels: empty, the label itself is the condition), one for each label in turn."""
-    patterns = compile_fields(dict(known.fields))
-    objects = not patterns and are_structured([references_of(row) for row in known.rows])
+    patterns = compile_fields(dict(source.fields))
+    objects = not patterns and are_structured([references_of(row) for row in source.rows])
     groups: dict[str, list[tuple[Row, str]]] = {}
-    for i, row in enumerate(known.rows):
+    for i, row in enumerate(source.rows):
         condition = ""
-        if known.task != "classification" and not objects:
+        if source.task != "classification" and not objects:
             match = next((m for pattern in patterns.values() if (m := pattern.search(row.answer))), None)
             if match is None:
                 continue
             condition = match[0].strip()
-        if known.evaluation is not None and not _passes(known.evaluation, i, condition):
+        if source.evaluation is not None and not _passes(source.evaluation, i, condition):
             continue
         groups.setdefault(condition or (row.answer if objects else str(row.label)), []).append((row, condition))
     order = sorted(groups, key=lambda key: (-len(groups[key]), key))[:MOST_ROWS]
@@ -260,18 +257,15 @@ def _passes(evaluation: Evaluation, i: int, condition: str) -> bool:
     return scores.get("accuracy", scores.get("object_accuracy", [1.0] * evaluation.n))[i] == 1.0
 
 
-# --- metrics -------------------------------------------------------------------------------------
-
-
-def _metrics(known: Known) -> str:
-    n = len(known.rows)
+def _metrics(source: SuiteSource) -> str:
+    n = len(source.rows)
     lines = [
         "# How much worse a metric may be than that of the model in use: the 95 % interval of the difference must lie above -margin.",
         f"# These margins are about the smallest that {counted(n, 'row')} can hold an equally good model to (80 % power); with smaller ones the",
         '# gate would mostly say "not enough evidence". at_least stops a slow decline over many releases, each within its margin.',
         "metrics:",
     ]
-    for metric, value, error in _limits(known):
+    for metric, value, error in _limits(source):
         margin = _margin(metric, error)
         lines += [f"  - metric: {json.dumps(metric)}", f"    margin: {margin:g}"]
         if value is not None and not math.isnan(value[0]):
@@ -280,7 +274,7 @@ def _metrics(known: Known) -> str:
             rounded = (math.ceil if word == "at_most" else math.floor)(limit * _steps(metric)) / _steps(metric)
             side = "ends at {:.3g}, and the margin" if word == "at_most" else "begins at {:.3g}, less the margin"
             lines.append(f"    {word}: {rounded:g} # the run's 95 % interval {side.format(bound)}")
-    if known.task == "classification":
+    if source.task == "classification":
         lines += [
             "# No label may get much worse by itself; for labels with at least 30 rows:",
             "#  - metric: accuracy",
@@ -291,22 +285,24 @@ def _metrics(known: Known) -> str:
     return "\n".join([*lines, ""])
 
 
-def _limits(known: Known) -> list[tuple[str, tuple[float, float] | None, float]]:
+def _limits(source: SuiteSource) -> list[tuple[str, tuple[float, float] | None, float]]:
     """(metric, the run's interval, standard error) of the metrics that a verdict rests on; without a run those that will."""
-    n = len(known.rows)
-    if known.evaluation is not None:
-        metrics = known.evaluation.metrics
-        wanted = [m for m in known.evaluation.headline if not (m == "invalid_rate" and known.task == "classification")]
+    n = len(source.rows)
+    if source.evaluation is not None:
+        metrics = source.evaluation.metrics
+        wanted = [
+            m for m in source.evaluation.headline if not (m == "invalid_rate" and source.task == "classification")
+        ]
         return [(m, (metrics[m].low, metrics[m].high), (metrics[m].high - metrics[m].low) / (2 * Z95)) for m in wanted]
     spread = 0.4 / math.sqrt(n)  # of a share of 80 %
-    if known.task == "classification":
-        lists = label_lists(known.rows)
-        used = label_use(lists if lists is not None else [(str(row.label),) for row in known.rows], [])
+    if source.task == "classification":
+        lists = label_lists(source.rows)
+        used = label_use(lists if lists is not None else [(str(row.label),) for row in source.rows], [])
         several = {"subset_accuracy"} if lists is not None else set()
-        first = primary_metric(known.task, (), {"accuracy", "macro_f1", "micro_f1", *several}, {"": used})
+        first = primary_metric(source.task, (), {"accuracy", "macro_f1", "micro_f1", *several}, {"": used})
         return [(m, None, spread) for m in dict.fromkeys([first, "accuracy"])]
-    fields = [(f"{name}.accuracy", None, spread) for name in known.fields]
-    if not fields and are_structured([references_of(row) for row in known.rows]):
+    fields = [(f"{name}.accuracy", None, spread) for name in source.fields]
+    if not fields and are_structured([references_of(row) for row in source.rows]):
         return [(name, None, spread) for name in (WHOLE, PARTS)]
     return [*fields, (headline_of("texts")[-1], None, 20 / math.sqrt(n))]
 
@@ -326,19 +322,16 @@ def _steps(metric: str) -> float:
     return 1 / metric_of(metric).margin_step
 
 
-# --- time and forgetting -------------------------------------------------------------------------
-
-
-def _time(known: Known) -> str:
+def _time(source: SuiteSource) -> str:
     lines = ["# Limits on time, as measured during the two evaluations; the ratio makes sense on one machine only."]
     limits = ["latency:", "  ratio: 1.5", "#  seconds_per_row: 0.5"]
-    if not known.timed:
+    if not source.timed:
         limits = [f"# {line.removeprefix('#')}" for line in limits]
     return "\n".join([*lines, *limits, ""])
 
 
-def _forgetting(known: Known) -> str:
+def _forgetting(source: SuiteSource) -> str:
     lines = ["# General ability that may be lost, where the evaluation measures it (evaluate.general=FILE):"]
-    on = known.forgetting is not None
+    on = source.forgetting is not None
     limits = ["forgetting:", "  at_most: 0.05"]
     return "\n".join([*lines, *(limits if on else [f"# {line}" for line in limits])])

@@ -291,7 +291,6 @@ def _shown_by(s: Standing, metric: str) -> str:
 
 
 def _shown(verdict: Verdict) -> list[Standing]:
-    """Against the best alternative of each kind."""
     kinds: tuple[BaselineKind, ...] = ("prompt", "classical", "constant")
     return [s for kind in kinds if (s := verdict.best_of(kind)) is not None]
 

@@ -15,7 +15,7 @@ from tuneloop.plan.speed import speed_of
 
 
 @dataclass(frozen=True)
-class Work:
+class RunWork:
     """What a run computes.
 
     Args:
@@ -36,7 +36,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineAtHand:
     """Where it runs: capacity and present use in GiB, price in $/hour, speed measured in tokens a second.
 
     Several GPUs divide the base model between them (`gpus`); capacity and use are those of one.
@@ -57,7 +57,7 @@ TIME_LOW, TIME_HIGH = 0.85, 1.35
 
 
 def loop_job(
-    shape: ModelShape, work: Work, *, bytes_a_weight: int = 2, gpu: Gpu | None = None, **settings: Any
+    shape: ModelShape, work: RunWork, *, bytes_a_weight: int = 2, gpu: Gpu | None = None, **settings: Any
 ) -> TrainingSetup:
     """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the micro-batch that needs most.
 
@@ -81,7 +81,7 @@ def loop_job(
     return max((of(*micro) for micro in work.micro_batches or ((1, 1, 0),)), key=lambda job: memory_of(job).peak)
 
 
-def device_of(machine: Machine) -> Gpu:
+def device_of(machine: MachineAtHand) -> Gpu:
     """What the machine computes on: the processor, or a card by the name that its driver gives it."""
     return this_cpu() if machine.name.startswith(CPU) else card_in_use(machine.name, machine.capacity_gib)
 
@@ -107,7 +107,7 @@ SIZES, LEAST_SIZE = (16384, 8192, 4096, 2048, 1024, 512), 2048
 
 def sizes_on_gpu(
     shape: ModelShape,
-    work_at: Callable[[int], Work],
+    work_at: Callable[[int], RunWork],
     card: Gpu,
     free_gib: float,
     *,
@@ -157,7 +157,7 @@ def sizes_on_gpu(
 
 
 def estimate(
-    shape: ModelShape, work: Work, machine: Machine, *, bytes_a_weight: int = 2, **settings: Any
+    shape: ModelShape, work: RunWork, machine: MachineAtHand, *, bytes_a_weight: int = 2, **settings: Any
 ) -> dict[str, Any]:
     """The plan of a run on this machine, as `plan.json` holds it.
 
@@ -206,7 +206,6 @@ def estimate(
 
 
 def _alternatives(job: TrainingSetup) -> list[dict[str, str]]:
-    """What needs less memory, as settings of the recipe."""
     changes = [("train.micro_batch_tokens=512", "halves the activations"),
              ("data.max_length=512", "shorter rows need less for attention")]  # fmt: skip
     if job.full and job.optimizer == "adamw":

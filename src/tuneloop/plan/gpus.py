@@ -81,7 +81,6 @@ def all_gpus() -> dict[str, Gpu]:
 
 @functools.cache
 def _names() -> dict[str, str]:
-    """Keys by what a card is called, letters and digits alone."""
     keys = {"".join(c for c in key if c.isalnum()): key for key in _table()}
     return keys | {str(name): key for key, row in _table().items() for name in row.get("called", ())}
 

@@ -105,7 +105,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Option:
+class MachineOption:
     """One machine for the job.
 
     Args:
@@ -162,12 +162,12 @@ class Ask:
     checkpoint_minutes: float | None = None
     ledger: Sequence[Entry] = field(default_factory=read_ledger)
 
-    def option(self, job: TrainingSetup) -> Option:
+    def option(self, job: TrainingSetup) -> MachineOption:
         """The job on its machine; without a cost where it does not fit."""
         return _option(self, job)
 
 
-def machines(ask: Ask) -> tuple[list[Option], list[str]]:
+def machines(ask: Ask) -> tuple[list[MachineOption], list[str]]:
     """Every machine that is asked for with the simplest way to share the work that fits, the cheapest first; and what was left out.
 
     Raises:
@@ -267,7 +267,7 @@ def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | 
     return here.with_price("given", find_gpu(gpu).key, usd_per_gpu_hour, tier)
 
 
-def _order(option: Option) -> tuple[bool, bool, float, float]:
+def _order(option: MachineOption) -> tuple[bool, bool, float, float]:
     """What fits first, then what ends within a week, then the cheapest; what does not fit by how little it lacks."""
     if not option.fits:
         return True, False, option.memory.required / option.memory.capacity, 0.0
@@ -380,7 +380,7 @@ def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
 # --- one machine -------------------------------------------------------------------------------
 
 
-def _option(ask: Ask, job: TrainingSetup) -> Option:
+def _option(ask: Ask, job: TrainingSetup) -> MachineOption:
     typical = _typical(ask, job)
     speed, corrected_by = learned_speed(typical, ask.ledger)
     lengths = ask.lengths
@@ -408,7 +408,7 @@ def _option(ask: Ask, job: TrainingSetup) -> Option:
         efforts = replace(ask.efforts, storage_gb=kept_gb)
         cost = costs.cost_of(work, work / SPREAD, work * SPREAD, job.gpus, price, efforts=efforts, how=how,
                        usd_per_gb_month=ask.prices.storage.usd_per_gb_month)  # fmt: skip
-    return Option(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, corrected_by)
+    return MachineOption(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, corrected_by)
 
 
 def _typical(ask: Ask, job: TrainingSetup) -> TrainingSetup:
@@ -422,7 +422,7 @@ def _typical(ask: Ask, job: TrainingSetup) -> TrainingSetup:
     return replace(job, micro_batch=rows, seq_len=min(round(lengths.expected_longest(rows)), job.seq_len))
 
 
-def _row(option: Option) -> dict[str, Any]:
+def _row(option: MachineOption) -> dict[str, Any]:
     job, memory = option.job, option.memory
     cost = option.cost
     return {
@@ -436,14 +436,14 @@ def _row(option: Option) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _times(option: Option) -> dict[str, float | None]:
+def _times(option: MachineOption) -> dict[str, float | None]:
     if not option.fits:
         return dict.fromkeys(("hours", "low", "high", "tokens_per_second"))
     speed = round(option.speed.tokens_per_second)
     return {"hours": option.hours, "low": option.low, "high": option.high, "tokens_per_second": speed}
 
 
-def _as_json(option: Option) -> dict[str, Any]:
+def _as_json(option: MachineOption) -> dict[str, Any]:
     job, memory, cost = option.job, option.memory, option.cost
     rounded = {phase: {name: round(gib, 4) for name, gib in terms.items()} for phase, terms in memory.phases.items()}
     return {
@@ -472,7 +472,7 @@ def _settings(job: TrainingSetup) -> dict[str, Any]:
     return {name: value for name, value in vars(job).items() if name not in hidden}
 
 
-def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
+def _assumptions(option: MachineOption, given: Mapping[str, Any]) -> list[str]:
     job = option.job
     sentences = []
     for name in ("method", "micro_batch", "grad_accum", "attention", "loss_kernel", "dtype", "optimizer", "quant"):

@@ -75,7 +75,7 @@ class Price:
 
 
 @dataclass(frozen=True)
-class TokenPrice:
+class HostedPrice:
     """What a hosted model costs: dollars for 1 million tokens read and written."""
 
     provider: str
@@ -101,7 +101,7 @@ class PriceTable:
     """All prices: `levels` of GPU offers, the first that knows a GPU and tier decides."""
 
     levels: tuple[tuple[Price, ...], ...]
-    tokens: tuple[TokenPrice, ...]
+    tokens: tuple[HostedPrice, ...]
     storage: StoragePrice
 
     def offers(self, gpu: str, tier: str = "on-demand") -> list[Price]:
@@ -138,7 +138,7 @@ class PriceTable:
             offers = offers + self.offers(gpu, INSTEAD[tier])
         return min(offers, key=lambda price: (price.machines_usd(gpus), price.tier != tier), default=None)
 
-    def hosted(self, model: str) -> list[TokenPrice]:
+    def hosted(self, model: str) -> list[HostedPrice]:
         """Hosted prices of a model by its short name (`-instruct` or not), the cheapest first."""
         name = model.rsplit("/", 1)[-1].lower().removeprefix("meta-").removesuffix("-instruct")
         prices = [price for price in self.tokens if price.model == name]
@@ -184,7 +184,7 @@ def _load(files: tuple[tuple[str, int], ...]) -> PriceTable:
     levels = [tuple(_own_offers(Path(path), gpus)) for path, _ in files]
     return PriceTable(
         levels=(*levels, tuple(_offers(bundled["offers"]))),
-        tokens=tuple(TokenPrice(**_dated(entry)) for entry in bundled["tokens"]),
+        tokens=tuple(HostedPrice(**_dated(entry)) for entry in bundled["tokens"]),
         storage=StoragePrice(**_dated(bundled["storage"])),
     )
 
@@ -278,8 +278,6 @@ def _refuse_unknown(values: Mapping[str, Any], allowed: set[str], where: str) ->
 def _nearest(name: str, names: set[str]) -> str:
     return did_you_mean(name, sorted(names), f"choose one of {', '.join(sorted(names))}", most=3)
 
-
-# --- fetching ----------------------------------------------------------------------------------
 
 # Our keys by the catalogue's names and GB of memory; a name that stands for two cards takes the memory to tell them apart.
 CATALOGUE_NAMES: dict[tuple[str, int], str] = {

@@ -119,7 +119,6 @@ def _more_gpus(job: TrainingSetup) -> list[dict[str, Any]]:
 
 
 def _other_machines(job: TrainingSetup) -> list[dict[str, Any]]:
-    """The smallest machine of the table that takes the job as it is."""
     for count in COUNTS:
         for gpu in sorted(all_gpus().values(), key=lambda gpu: gpu.gib):
             change = _change_of_machine(
@@ -131,7 +130,6 @@ def _other_machines(job: TrainingSetup) -> list[dict[str, Any]]:
 
 
 def _smaller_models(job: TrainingSetup) -> list[dict[str, Any]]:
-    """The largest known model that fits in this way or another."""
     for name, shape in sorted(bundled_models().items(), key=lambda item: -item[1].parameters):
         smaller = replace(job, model=name, shape=shape)
         if shape.parameters < job.shape.parameters and (not shape.context or job.seq_len <= shape.context):

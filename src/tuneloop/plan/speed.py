@@ -142,7 +142,6 @@ def _traffic(job: TrainingSetup) -> float:
 
 
 def _host_seconds(job: TrainingSetup) -> float:
-    """Seconds the host takes to launch a micro-batch."""
     launch = LAUNCH_SECONDS + LAUNCH_ADAPTER_SECONDS * len(job.adapted)
     launch += LAUNCH_GATHER_SECONDS * (job.sharding in ("fsdp", "zero3"))
     return job.shape.layers * launch * (3 + job.again) * (LAUNCH_COMPILED if job.kernels.fsdp == 2 else 1)
@@ -158,7 +157,6 @@ def _paging_seconds(job: TrainingSetup) -> float:
 
 
 def _link_seconds(job: TrainingSetup) -> float:
-    """Seconds a micro-batch moves data between GPUs, and to the host where weights live there."""
     share = (job.gpus - 1) / job.gpus
     weights = weight_bytes(job)
     trained = job.trainable * 2

@@ -164,7 +164,6 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def _shared(a: Box, b: Box) -> float:
-    """The area that two boxes share."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
@@ -212,7 +211,7 @@ def page_of_advice(advice: AdviceRecord) -> dict[str, Any]:
     months = question["months"]
     net = _net(chosen, months) if chosen else 0.0
     return {
-        "title": ANSWERS[advice.answer] + _with(advice),
+        "title": ANSWERS[advice.answer] + (f" {method_named(advice.method).how}" if advice.answer == "tune" else ""),
         "model": question["model"],
         "words": advice.reasons[0].says,
         "figures": _figures(advice, chosen, months),
@@ -235,15 +234,7 @@ def page_of_advice(advice: AdviceRecord) -> dict[str, Any]:
     }
 
 
-def _with(advice: AdviceRecord) -> str:
-    """By what method, where the answer is to tune."""
-    if advice.answer != "tune":
-        return ""
-    return f" {method_named(advice.method).how}"
-
-
 def _figures(advice: AdviceRecord, chosen: AdvisedAlternative | None, months: float) -> list[tuple[str, str, str]]:
-    """(name, value, detail) of the figures at the top."""
     figures = []
     training = advice.trainings.get(advice.method)
     if training and training.cost and training.hours is not None:
@@ -271,13 +262,6 @@ def payback(days: float | None) -> str:
     return "never" if days is None else "under a day" if days < 1 else counted(days, "day")
 
 
-def _pays(row: AdvisedAlternative) -> str:
-    """When an alternative pays back; nothing for today's way, and for one that saves nothing and costs nothing."""
-    if not row.saves_usd_per_month and not row.upfront_usd:
-        return ""
-    return payback(row.break_even_days)
-
-
 def _alternative(row: AdvisedAlternative, leaderboard: list[MeasuredSystem]) -> dict[str, str]:
     metric = leaderboard[0].metric if leaderboard else "accuracy"
     return {
@@ -287,7 +271,8 @@ def _alternative(row: AdvisedAlternative, leaderboard: list[MeasuredSystem]) -> 
         "query": usd_words(row.usd_per_1000_queries),
         "month": dollars(row.usd_per_month),
         "total": dollars(row.total_usd),
-        "pays": _pays(row),
+        # Nothing for today's way, and for one that saves nothing and costs nothing.
+        "pays": payback(row.break_even_days) if row.saves_usd_per_month or row.upfront_usd else "",
         "note": row.note + (f"; {row.why_never}" if row.why_never else ""),
     }
 
@@ -324,7 +309,6 @@ def _training(name: str, t: AdvisedTraining) -> tuple[str, str, str, str, str]:
 
 
 def _breakdown(advice: AdviceRecord) -> list[tuple[str, str, str, float]]:
-    """(part, how it comes about, dollars, share) of the advised method's expected cost."""
     training = advice.trainings.get(advice.method)
     if not training or not training.cost:
         return []
@@ -335,7 +319,6 @@ def _breakdown(advice: AdviceRecord) -> list[tuple[str, str, str, float]]:
 
 
 def _until_kept(advice: AdviceRecord) -> str:
-    """What several runs cost in all, where one is counted."""
     training = advice.trainings.get(advice.method)
     several = training.cost.until_kept if training and training.cost else None
     return (

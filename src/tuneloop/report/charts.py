@@ -368,7 +368,7 @@ def running_median(values: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Frame:
+class PlotFrame:
     """A chart's axes. Values beyond an axis are drawn at its edge."""
 
     x: Axis
@@ -412,7 +412,7 @@ class Frame:
         return body
 
 
-def off_words(frame: Frame, points: Sequence[Point]) -> str:
+def off_words(frame: PlotFrame, points: Sequence[Point]) -> str:
     """`2 points off the axis, up to 58.1`; empty where all are on it."""
     off = [v for _, v in frame.off(points)]
     if not off:
@@ -421,7 +421,7 @@ def off_words(frame: Frame, points: Sequence[Point]) -> str:
     return f"{count(len(off), 'point')} off the axis (▲ ▼), {end}"
 
 
-def smoothed(frame: Frame, points: Sequence[Point]) -> list[Point]:
+def smoothed(frame: PlotFrame, points: Sequence[Point]) -> list[Point]:
     """Pixels of the smoothed curve through the points on the axis: what is off it would drag the curve along."""
     on = frame.on(points)
     curve = smooth([v for _, v in on], max(3.0, len(on) / 25))
@@ -448,7 +448,7 @@ def loss_chart(
     height = 250 if narrow else 320
     left, right, top, bottom = (38.0, width - 8, 34.0, height - 36.0)
     curves = [[v for _, v in points] for points in (train, val, general) if points]
-    frame = Frame(
+    frame = PlotFrame(
         step_axis(max(s for s, _ in train + val), left, right, 4 if narrow else 8),
         robust_axis(curves, bottom, top, wanted=4 if narrow else 5),
     )
@@ -520,7 +520,7 @@ def step_chart(steps: Records, key: str, title: str) -> Markup:
     width, height = float(SMALL), 170.0
     left, right, top, bottom = 52.0, width - 8, 24.0, height - 34.0
     values = [v for _, v in points]
-    frame = Frame(step_axis(points[-1][0], left, right, 4), robust_axis([values], bottom, top, wanted=3, log=False))
+    frame = PlotFrame(step_axis(points[-1][0], left, right, 4), robust_axis([values], bottom, top, wanted=3, log=False))
     body = frame.lines("step", "", width, height)
     body.append(_path(_thin(frame.at(points)), "train"))
     body += frame.marks_off(points)
@@ -548,7 +548,7 @@ def overlay_chart(curves: Sequence[Curve], width: float = WIDE) -> Markup:
     left, right, top, bottom = 38.0, width - 8, 18.0 * len(shown) + 22, height - 36.0
     every = [p for c in shown for p in c.train + c.val]
     values = [[v for _, v in points] for c in shown for points in (c.train, c.val) if points]
-    frame = Frame(
+    frame = PlotFrame(
         step_axis(max(s for s, _ in every), left, right, 4 if narrow else 8),
         robust_axis(values, bottom, top, wanted=4 if narrow else 5),
     )

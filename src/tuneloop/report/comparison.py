@@ -54,7 +54,7 @@ Cell = tuple[str, str]  # a figure and its 95 % interval, written out
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonLine:
     """One system: each metric, its gain, and the gain's p-value and verdict."""
 
     name: str
@@ -75,7 +75,7 @@ class ComparisonTable:
     """
 
     metrics: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[ComparisonLine, ...]
     gain: str
     note: str
 
@@ -93,7 +93,7 @@ def comparison_table(
     for system in systems_of(evaluation, metrics) if systems is None else systems:
         gain = system.delta
         lines.append(
-            Line(
+            ComparisonLine(
                 name=system.name,
                 scores=tuple(
                     (figure(s.value if s else None, m), interval(s, m))
@@ -160,9 +160,6 @@ def _csv(evaluation: EvaluationManifest, metrics: Sequence[str]) -> str:
             [plain_cell(line.name), *("" if v is None or v != v else f"{v:.6g}" for v in cells), line.verdict]
         )
     return out.getvalue()
-
-
-# --- on the terminal ---------------------------------------------------------------------------
 
 
 def on_terminal(table: ComparisonTable, width: int, *, title: str = "", verdicts: bool = False) -> Table:
@@ -376,7 +373,6 @@ def print_comparison(result: EvaluationManifest, console: Console) -> None:
 
 
 def _print_settings(result: EvaluationManifest, console: Console) -> None:
-    """The settings in which the compared runs differ: what else than the training could be behind a gain."""
     apart = settings_apart(result)
     if not apart:
         if len(result.runs) > 1:

@@ -126,7 +126,11 @@ def read_data(path: Path | str, samples: int = 4) -> DataFacts:
         redacted=above_zero(personal or {k: n for k, n in repaired.items() if k == "pii"}),
         duplicates=list(_records(path / "duplicates.jsonl", _clean_line(DroppedCopy), problems, LISTED)),
         label_errors=list(_records(path / "label_errors.jsonl", _clean_line(DoubtfulLabel), problems, WORST)),
-        samples={split: [_clean_row(r) for r in _spaced(some, samples)] for split, some in rows.items() if some},
+        samples={
+            split: [Row.from_json(clean_all(row.to_json())) for row in _spaced(some, samples)]
+            for split, some in rows.items()
+            if some
+        },
         conflicts=conflicts,
         conflicting=conflicting,
         rows_read={split: len(some) for split, some in rows.items()},
@@ -206,10 +210,6 @@ def _row(value: dict[str, Any]) -> Row | None:
         return Row.from_json(value)
     except ValueError:
         return None
-
-
-def _clean_row(row: Row) -> Row:
-    return Row.from_json(clean_all(row.to_json()))
 
 
 def _records(path: Path, read: Reader[T], problems: list[str], most: int) -> Iterator[T]:
@@ -361,7 +361,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 @dataclass(frozen=True)
-class Stage:
+class FlowStage:
     """A station on the way from the sources to the splits.
 
     Args:
@@ -382,7 +382,7 @@ class Flow:
     """How many records came in, what each stage did, and where they are; `added` rows came in on the way."""
 
     read: float
-    stages: tuple[Stage, ...]
+    stages: tuple[FlowStage, ...]
     splits: tuple[tuple[str, float], ...]
     added: float = 0
 
@@ -404,7 +404,7 @@ def flow_of(facts: DataFacts) -> Flow | None:
         changes = {"repaired": facts.repaired, "redacted": facts.redacted}.get(name, {})
         if mine or changes or name in ("parsed", "deduplicated"):
             shown = "screened" if name == "redacted" and reported else name
-            stages.append(Stage(shown, max(left, 0.0), _most_first(mine), _most_first(changes)))
+            stages.append(FlowStage(shown, max(left, 0.0), _most_first(mine), _most_first(changes)))
     splits = tuple((split, float(counts[split])) for split in SPLITS)
     # General rows may be mixed in.
     added = sum(n for _, n in splits) - max(left, 0.0)

@@ -107,7 +107,6 @@ def page_of(facts: DataFacts) -> dict[str, Any]:
 
 
 def _contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(anchor, name) of the sections that the page has."""
     names = [
         ("flow", "Flow"),
         ("checks", "Checks"),
@@ -188,7 +187,6 @@ def _chart(draw: Callable[..., Any], what: Any) -> Any:
 
 
 def _meanings(manifest: DatasetManifest | None) -> dict[str, str]:
-    """Reason or kind -> what it means."""
     return manifest.meanings if manifest else {}
 
 

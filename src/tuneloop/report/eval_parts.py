@@ -364,7 +364,6 @@ def _words(value: object) -> list[str]:
 
 
 def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
-    """Forgetting, public tasks, memorisation and canaries, each in words and as lines of before, after and change."""
     parts: list[tuple[str, str, list[Line]]] = []
     if part := evaluation.forgetting:
         parts.append(("General ability", part.words, _forgotten(part)))
@@ -424,7 +423,6 @@ CONSISTENCY = {
 
 
 def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
-    """How often answers agree when a row is asked several ways: a line a system, kinds of ways, contradictions."""
     consistency, own = evaluation.consistency, evaluation.name
     if consistency is None or not consistency.systems:
         return {}
@@ -457,7 +455,6 @@ def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
 
 
 def _production(evaluation: EvaluationManifest) -> dict[str, Any]:
-    """Whether the test rows are like those of production, and the score as production weighs them."""
     production = evaluation.production
     if production is None or not math.isfinite(production.auc + production.reweighted.value):
         return {}

@@ -180,7 +180,6 @@ def read_run(path: Path | str) -> RunFacts:
 
 
 def _training_line(value: dict[str, Any]) -> TrainingStep | Validation | FindingLine | None:
-    """A line of `metrics.jsonl`; None for what a report does not show."""
     kinds: dict[str, type[TrainingStep | Validation | FindingLine]] = {
         "loss": TrainingStep,
         "val_loss": Validation,

@@ -204,8 +204,6 @@ def _seen(run: RunManifest | None) -> list[KeyFigure]:
     return [KeyFigure("training rows seen", value, run.seen if seen >= rows else f"{seen:,.0f} of {rows:,.0f}")]
 
 
-# --- the gate ----------------------------------------------------------------------------------
-
 GATE = {"pass": "✓ The gate is passed", "fail": "✗ The gate is failed", "inconclusive": "? The gate has not enough evidence"}  # fmt: skip
 
 

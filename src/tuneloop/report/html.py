@@ -166,9 +166,6 @@ def script_part() -> dict[str, str]:
     return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
 
 
-# --- sections ----------------------------------------------------------------------------------
-
-
 def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemFacts]) -> dict[str, Any]:
     """Systems with intervals, gain, p-value and verdict."""
     if not lines:
@@ -240,7 +237,6 @@ def _training(facts: RunFacts) -> dict[str, Any]:
 
 
 def _findings(findings: Sequence[FindingLine]) -> list[dict[str, Any]]:
-    """What the monitors found, numbered as in the chart."""
     return [
         {
             "kind": finding.finding.replace("_", " "),
@@ -376,7 +372,6 @@ def render_evaluation(folder: Path | str) -> str:
 
 
 def _evaluation_page(facts: RunFacts) -> dict[str, Any]:
-    """Everything the template shows, computed and written out."""
     evaluation = facts.evaluation
     metrics = shown_metrics(evaluation)
     lines = systems_of(evaluation, metrics)

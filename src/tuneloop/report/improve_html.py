@@ -167,7 +167,6 @@ def _headline(report: ImprovementReport) -> str:
 
 
 def _lede(report: ImprovementReport) -> list[str]:
-    """What happened last, in whole sentences."""
     lines = [f"{_name(e)}: {e.sentence}" for e in report.experiments[-2:] if e.sentence]
     open_cycle = next((c for c in report.cycles if not c.outcome), None)
     if open_cycle is not None:

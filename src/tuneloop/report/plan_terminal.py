@@ -35,7 +35,6 @@ def print_plan(plan: Mapping[str, Any], *, everything: bool = False) -> None:
 
 
 def _print_table(table: Sequence[Mapping[str, Any]], everything: bool) -> None:
-    """The machines, those that fit first and the cheapest of these on top."""
     shown = table if everything else table[:MOST_ROWS]
     print(
         f"{'':2}{'machine':<18}{'':6}{'peak GiB':>10}{'spare':>8}{'tokens/s':>11}{'a run takes':>13}{'and costs':>11}  range"
@@ -49,7 +48,6 @@ def _print_table(table: Sequence[Mapping[str, Any]], everything: bool) -> None:
 
 
 def _print_memory(plan: Mapping[str, Any]) -> None:
-    """The memory of the first machine, term by term."""
     memory, cpu = plan["memory"], plan["gpu"] == "cpu"
     machine = "this machine's processor" if cpu else f"{plan['gpus']} x {plan['gpu']}"
     verdict = "fits" if plan["fits"] else "does not fit"

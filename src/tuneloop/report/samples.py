@@ -126,7 +126,7 @@ class JudgedSample:
 
 
 @dataclass(frozen=True)
-class Choice:
+class OrderedSamples:
     """All rows of an evaluation, those that tell the most first.
 
     Args:
@@ -159,13 +159,13 @@ KINDS = ("lost", "won", "unsure", "wrong", "rest")
 TURNS = ("lost", "won", "wrong", "lost", "unsure", "won")
 
 
-def choose(facts: RunFacts) -> Choice:
+def choose(facts: RunFacts) -> OrderedSamples:
     """All rows of an evaluation, those that tell the most first: the one choice for the terminal and the page."""
     evaluation = facts.evaluation
     own, names = evaluation.name, alongside(evaluation, facts.samples)
     judge = _judge(evaluation, facts.samples)
     judged = [judged_sample(sample, i, own, names, judge) for i, sample in enumerate(facts.samples)]
-    return Choice(own, names, order_of_interest(judged))
+    return OrderedSamples(own, names, order_of_interest(judged))
 
 
 def samples_part(facts: RunFacts) -> dict[str, Any]:

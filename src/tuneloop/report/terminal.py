@@ -29,7 +29,7 @@ from tuneloop.report.facts import (
     used,
     verdict_line,
 )
-from tuneloop.report.samples import Choice, JudgedSample, choose
+from tuneloop.report.samples import JudgedSample, OrderedSamples, choose
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -114,9 +114,6 @@ def _promises_table(outcome: Sequence[Any]) -> Table:
     return table
 
 
-# --- samples -----------------------------------------------------------------------------------
-
-
 def fit_side_by_side(samples: Sequence[JudgedSample], width: int) -> bool:
     """Whether samples fit in columns: the terminal is wide, and no word of an answer would be broken."""
     if width < SIDE_BY_SIDE:
@@ -127,7 +124,7 @@ def fit_side_by_side(samples: Sequence[JudgedSample], width: int) -> bool:
     return all(len(word) <= room for text in texts for word in _short(text, LONGEST_ANSWER).split())
 
 
-def samples_side_by_side(samples: Sequence[JudgedSample], choice: Choice) -> Table:
+def samples_side_by_side(samples: Sequence[JudgedSample], choice: OrderedSamples) -> Table:
     """A column each for the prompt with what the row tells, the reference and every system."""
     table = Table(box=box.SIMPLE_HEAD, show_lines=False, pad_edge=False, padding=(0, 1), expand=True)
     table.add_column("prompt", ratio=4, overflow="fold")
@@ -143,7 +140,7 @@ def samples_side_by_side(samples: Sequence[JudgedSample], choice: Choice) -> Tab
     return table
 
 
-def samples_stacked(samples: Sequence[JudgedSample], choice: Choice) -> Table:
+def samples_stacked(samples: Sequence[JudgedSample], choice: OrderedSamples) -> Table:
     """For narrow terminals: what the row tells, the prompt, then one line (or more) an answer."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
     table.add_column(no_wrap=True, style="dim")
@@ -182,9 +179,6 @@ def _short(value: str, longest: int) -> str:
     if len(lines) > MOST_LINES or len(cut) > longest:
         return between_words(cut, longest) + "…"
     return cut
-
-
-# --- paths -------------------------------------------------------------------------------------
 
 
 def _paths(facts: RunFacts) -> Table:

@@ -42,7 +42,7 @@ QUICK_AND_QUIET = {
 
 
 @dataclass(frozen=True)
-class Kind:
+class TrackerKind:
     """A tracker: its name for people, the package that writes for it, and what installs that."""
 
     title: str
@@ -51,9 +51,9 @@ class Kind:
 
 
 KINDS = {
-    "mlflow": Kind("MLflow", "mlflow", "pip install 'tuneloop[track]'"),
-    "tensorboard": Kind("TensorBoard", "tensorboardX", "pip install 'tuneloop[tensorboard]'"),
-    "wandb": Kind("Weights & Biases", "wandb", "pip install 'tuneloop[wandb]'"),
+    "mlflow": TrackerKind("MLflow", "mlflow", "pip install 'tuneloop[track]'"),
+    "tensorboard": TrackerKind("TensorBoard", "tensorboardX", "pip install 'tuneloop[tensorboard]'"),
+    "wandb": TrackerKind("Weights & Biases", "wandb", "pip install 'tuneloop[wandb]'"),
 }
 
 

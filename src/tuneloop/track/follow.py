@@ -32,6 +32,8 @@ from tuneloop.track import KINDS, Status
 RETRY_SECONDS = 30.0
 LAST_SECONDS = 60  # the follower ends itself this long after its parent, whatever happens
 LONGEST_PARAM = 500
+OUTCOME = ("peak_memory_gib", "usd", "tokens", "tokens_per_second", "steps", "best_step", "best_val_loss",
+           "trainable_parameters")  # fmt: skip
 # What makes a run another run; a changed evaluation of the same adapter belongs to the same one.
 IDENTITY = ("name", "model", "seed", "data", "train")
 # Files of a run folder that trackers take whole, when they are there.
@@ -175,9 +177,6 @@ def forget(follower: Follower) -> None:
     follower.state = TrackingState(uri=state.uri, experiment=state.experiment, identity=state.identity)
 
 
-# --- what is logged ----------------------------------------------------------------------------
-
-
 def new_points(follower: Follower) -> tuple[list[Point], int, dict[str, int]]:
     """Figures by step from the new lines of `metrics.jsonl`, the offset where they end, and the latest steps.
 
@@ -218,31 +217,19 @@ def figures_of(record: Record) -> dict[str, float]:
     """Figures of the whole run from one of its files: what was predicted, what it took, how it scored."""
     figures: dict[str, float | None] = {}
     if isinstance(record, Plan):
-        figures = _plan_figures(record)
+        hours = record.time.hours
+        figures = {
+            "usage/predicted_minutes": None if hours is None else hours * 60,
+            "usage/predicted_peak_memory_gib": record.memory.peak_gib,
+            "usage/predicted_usd": record.cost.usd,
+        }
     elif isinstance(record, RunManifest):
-        figures = _outcome_figures(record)
+        figures = {f"usage/{key}": getattr(record, key) for key in OUTCOME if key in record.model_fields_set}
+        figures["usage/minutes"] = record.seconds / 60 if "seconds" in record.model_fields_set else None
+        figures["usage/mfu"] = record.mfu.value if record.mfu else None
     elif isinstance(record, EvaluationManifest):
         figures = _scores(record)
     return {safe(key): found for key, figure in figures.items() if (found := to_float(figure)) is not None}
-
-
-def _plan_figures(plan: Plan) -> dict[str, float | None]:
-    hours = plan.time.hours
-    return {
-        "usage/predicted_minutes": None if hours is None else hours * 60,
-        "usage/predicted_peak_memory_gib": plan.memory.peak_gib,
-        "usage/predicted_usd": plan.cost.usd,
-    }
-
-
-def _outcome_figures(run: RunManifest) -> dict[str, float | None]:
-    keys = ("peak_memory_gib", "usd", "tokens", "tokens_per_second", "steps", "best_step", "best_val_loss",
-            "trainable_parameters")  # fmt: skip
-    return {
-        **{f"usage/{key}": getattr(run, key) for key in keys if key in run.model_fields_set},
-        "usage/minutes": run.seconds / 60 if "seconds" in run.model_fields_set else None,
-        "usage/mfu": run.mfu.value if run.mfu else None,
-    }
 
 
 def _scores(evaluation: EvaluationManifest) -> dict[str, float | None]:

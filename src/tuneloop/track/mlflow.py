@@ -114,7 +114,7 @@ def log_file(follower: Follower, name: str, record: Record) -> None:
     elif isinstance(record, DatasetManifest):
         log_dataset(client, follower, record)
     elif isinstance(record, RunManifest):
-        log_outcome(client, follower, record)
+        _tags(client, follower, {key: record[key] for key in ("method", "model", "stopped") if record[key]})
     elif isinstance(record, EvaluationManifest):
         log_evaluation(client, follower, record)
 
@@ -162,11 +162,6 @@ def log_dataset(client: MlflowClient, follower: Follower, manifest: DatasetManif
     )
     client.log_inputs(_run_id(follower), [DatasetInput(record, [InputTag("mlflow.data.context", "training")])])
     _tags(client, follower, {"dataset.id": manifest.id, "dataset.hash": manifest.hash})
-
-
-def log_outcome(client: MlflowClient, follower: Follower, run: RunManifest) -> None:
-    """How the run was made and ended, as tags."""
-    _tags(client, follower, {key: run[key] for key in ("method", "model", "stopped") if run[key]})
 
 
 def log_evaluation(client: MlflowClient, follower: Follower, evaluation: EvaluationManifest) -> None:

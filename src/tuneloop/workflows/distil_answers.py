@@ -251,7 +251,7 @@ def _overlaps(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, l
 
 def _judged(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, list[int]]) -> dict[Draw, float]:
     """What a judge rates each usable answer, 1 to 5; its ratings are written down as they come."""
-    from tuneloop.evaluate.judge import Rated, judge_answers, load_judge_prompt
+    from tuneloop.evaluate.judge import RatedAnswer, judge_answers, load_judge_prompt
 
     prompt = load_judge_prompt("rubric")
     draws = [(row, n) for row in job.for_teacher for n in usable[row.id]]
@@ -264,7 +264,7 @@ def _judged(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, lis
     choose = Judge(job.options.judge).choose(job.progress, job.say) if left else None
     for start in range(0, len(left), AT_ONCE):
         some = left[start : start + AT_ONCE]
-        items = [Rated(f"{row.id}", conversation_of(row), known[row.id, n].text, row.answer) for row, n in some]
+        items = [RatedAnswer(f"{row.id}", conversation_of(row), known[row.id, n].text, row.answer) for row, n in some]
         assert choose is not None
         ratings = judge_answers(items, choose, prompt).rows
         lines = []

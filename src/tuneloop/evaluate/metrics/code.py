@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 from math import comb
 from typing import Any
 
+from tuneloop.core.machine import cores
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.evaluate.sandbox import Limits, Outcome, run_program
+from tuneloop.evaluate.sandbox import Outcome, SandboxLimits, run_program
 from tuneloop.records.metric import Metric
 from tuneloop.records.rows import Row, last_user_turn
 
@@ -103,7 +103,7 @@ def run_tests(
     rows: Sequence[Row],
     answers: Sequence[Sequence[str]],
     *,
-    limits: Limits | None = None,
+    limits: SandboxLimits | None = None,
     progress: Progress = no_progress,
 ) -> list[list[Outcome | None]]:
     """Run each answer's program with its row's unit tests, as many at once as there are cores; rows without tests give None."""
@@ -111,16 +111,12 @@ def run_tests(
         (i, j, p, text) for i, row in enumerate(rows) if (p := problem_of(row)) for j, text in enumerate(answers[i])
     ]
     outcomes: list[list[Outcome | None]] = [[None] * len(texts) for texts in answers]
-    with ThreadPoolExecutor(max_workers=max(1, min(_cores(), 16))) as pool:
+    with ThreadPoolExecutor(max_workers=max(1, min(cores(), 16))) as pool:
         results = pool.map(lambda job: run_program(programs(job[2], job[3]), limits), jobs)
         for done, ((i, j, _, _), outcome) in enumerate(zip(jobs, results, strict=True), 1):
             outcomes[i][j] = outcome
             progress("running unit tests", done, len(jobs))
     return outcomes
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:

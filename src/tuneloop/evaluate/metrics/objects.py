@@ -267,7 +267,6 @@ def _of_text(references: Sequence[str], answer: str) -> dict[str, float]:
 
 
 def _scores(gold: ReadAnswer, answer: ReadAnswer | None, prose: Collection[Path]) -> dict[str, float]:
-    """What one answer as a whole scores."""
     hits = {path: _is_right(path, gold, answer, path in prose) for path in gold.fields}
     counted = [hit for path, hit in hits.items() if path not in prose]
     missing = answer is None or not gold.paths <= _with_arrays(answer, gold)
@@ -494,7 +493,6 @@ def differing_fields(reference: str, answer: str, most: int = 3) -> str:
 
 
 def _only_in(one: Sequence[Any], other: Sequence[Any]) -> Iterator[Any]:
-    """The items that one array has more often than another."""
     left = Counter(map(canonical, other))
     for item in one:
         if left[key := canonical(item)] > 0:

@@ -74,7 +74,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Review:
+class ReviewFolder:
     """A review's folder, read: `review.json` (`manifest`), `items.jsonl` in the order in which they are shown, `votes.jsonl`.
 
     `populations`: systems of an item, joined by a line break -> group -> rows in the evaluation.
@@ -91,9 +91,6 @@ class Review:
     def votes_path(self) -> Path:
         """The file of votes."""
         return self.folder / "votes.jsonl"
-
-
-# --- systems --------------------------------------------------------------------------------
 
 
 def read_systems(places: Sequence[str]) -> list[System]:
@@ -136,9 +133,6 @@ def _answer(sample: Sample, baseline: str) -> ReviewedAnswer:
     )
 
 
-# --- the sample --------------------------------------------------------------------------------
-
-
 def make_review(
     systems: Sequence[System],
     out: Path,
@@ -147,7 +141,7 @@ def make_review(
     share: float = SHARE,
     seed: int = 0,
     conversations: Mapping[str, list[dict[str, Any]]] | None = None,
-) -> Review:
+) -> ReviewFolder:
     """Draw the sample and write `items.jsonl`, then `review.json`; a review that is there already is continued.
 
     Args:
@@ -191,7 +185,7 @@ def make_review(
     return load_review(out)
 
 
-def load_review(folder: Path | str) -> Review:
+def load_review(folder: Path | str) -> ReviewFolder:
     """Read a review's folder.
 
     Raises:
@@ -202,15 +196,13 @@ def load_review(folder: Path | str) -> Review:
         raise UserError("No review there", where=str(folder), next_step="start one with `tuneloop review A B`")
     manifest = read_record(records.Review, folder)
     items = read_lines(ReviewItem, folder / ITEMS, records.Review.again)
-    return Review(folder, manifest.mode, [c.name for c in manifest.systems], items, manifest.populations, manifest)
+    return ReviewFolder(
+        folder, manifest.mode, [c.name for c in manifest.systems], items, manifest.populations, manifest
+    )
 
 
 def _draw(
-    systems: Sequence[System],
-    mode: Mode,
-    share: float,
-    seed: int,
-    conversations: Mapping[str, list[dict[str, Any]]],
+    systems: Sequence[System], mode: Mode, share: float, seed: int, conversations: Mapping[str, list[dict[str, Any]]]
 ) -> tuple[list[ReviewItem], dict[str, dict[str, int]]]:
     size = 2 if mode == "pairwise" else 1
     sets = list(itertools.combinations(systems, size))
@@ -244,11 +236,7 @@ def _draw(
 
 
 def _item(
-    row: str,
-    systems: Sequence[System],
-    stratum: str,
-    group: str,
-    conversations: Mapping[str, list[dict[str, Any]]],
+    row: str, systems: Sequence[System], stratum: str, group: str, conversations: Mapping[str, list[dict[str, Any]]]
 ) -> ReviewItem:
     sample = systems[0].samples[row]
     messages = sample.messages or conversations.get(row) or [{"role": "user", "content": sample.prompt}]

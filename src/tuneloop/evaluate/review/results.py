@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.core.significance import Z95, by_interval
-from tuneloop.evaluate.review.items import SAME, Review, read_votes, standing
+from tuneloop.evaluate.review.items import SAME, ReviewFolder, read_votes, standing
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.review import ReviewItem, Vote
 
@@ -186,7 +186,7 @@ Export = Literal["preference", "kto", "corrected"]
 Votes = Mapping[str, Sequence[Vote]]  # item id -> the votes that count
 
 
-def votes_by_item(review: Review) -> tuple[dict[str, list[Vote]], int]:
+def votes_by_item(review: ReviewFolder) -> tuple[dict[str, list[Vote]], int]:
     """Item id -> one vote for each reviewer (skips left out), and the number of unreadable lines."""
     votes, damaged = read_votes(review.votes_path)
     ids = {item.id for item in review.items}
@@ -197,7 +197,7 @@ def votes_by_item(review: Review) -> tuple[dict[str, list[Vote]], int]:
     return dict(by_item), damaged
 
 
-def results(review: Review) -> dict[str, Any]:
+def results(review: ReviewFolder) -> dict[str, Any]:
     """All that the votes say, as one JSON-like object.
 
     Returns:
@@ -223,7 +223,7 @@ def results(review: Review) -> dict[str, Any]:
     return shared | (_pairwise(review, votes) if review.mode == "pairwise" else _ratings(review, votes))
 
 
-def _agreement(review: Review, votes: Votes) -> dict[str, Estimate]:
+def _agreement(review: ReviewFolder, votes: Votes) -> dict[str, Estimate]:
     if review.mode == "pairwise":
         return {"preference": alpha_with_interval([[v.winner or v.choice for v in given] for given in votes.values()])}
     stars = [[v.stars for v in given if v.stars is not None] for given in votes.values()]
@@ -234,7 +234,7 @@ def _agreement(review: Review, votes: Votes) -> dict[str, Estimate]:
 # --- two answers -------------------------------------------------------------------------------
 
 
-def _pairwise(review: Review, votes: Votes) -> dict[str, Any]:
+def _pairwise(review: ReviewFolder, votes: Votes) -> dict[str, Any]:
     pairs, duels = [], []
     for joined, sizes in review.populations.items():
         names = joined.split("\n")
@@ -309,7 +309,7 @@ def thumb_of(vote: Vote) -> bool | None:
     return True if vote.stars >= 4 else False if vote.stars <= 2 else None
 
 
-def _ratings(review: Review, votes: Votes) -> dict[str, Any]:
+def _ratings(review: ReviewFolder, votes: Votes) -> dict[str, Any]:
     rated: dict[str, Any] = {}
     for name, sizes in review.populations.items():
         items = [item for item in review.items if item.systems == (name,) and item.id in votes]
@@ -338,7 +338,6 @@ def _ratings(review: Review, votes: Votes) -> dict[str, Any]:
 
 
 def _score(given: Sequence[Vote], question: str) -> float | None:
-    """The mean of the reviewers' answers to a question, from 0 to 1."""
     if question == "stars":
         values = [(v.stars - 1) / 4 for v in given if v.stars is not None]
     else:
@@ -349,7 +348,7 @@ def _score(given: Sequence[Vote], question: str) -> float | None:
 # --- data --------------------------------------------------------------------------------------
 
 
-def export(review: Review, kind: Export, path: Path | str) -> dict[str, Any]:
+def export(review: ReviewFolder, kind: Export, path: Path | str) -> dict[str, Any]:
     """Write the votes as data that `tuneloop prepare` reads.
 
     `preference`: `{"messages", "chosen", "rejected"}` where most reviewers of an item prefer one answer; a corrected
@@ -402,7 +401,7 @@ def _meta(item: ReviewItem, given: Sequence[Vote]) -> dict[str, Any]:
     return {"row": item.row, "reviewers": sorted({v.reviewer for v in given}), "stratum": item.stratum}
 
 
-def _voted(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[tuple[ReviewItem, Sequence[Vote]]]:
+def _voted(review: ReviewFolder, votes: Votes, left_out: Counter[str]) -> Iterable[tuple[ReviewItem, Sequence[Vote]]]:
     for item in review.items:
         if given := votes.get(item.id):
             yield item, given
@@ -410,7 +409,7 @@ def _voted(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[tup
             left_out["no vote"] += 1
 
 
-def _preferences(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
+def _preferences(review: ReviewFolder, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
     for item, given in _voted(review, votes, left_out):
         corrected, _ = _correction(given)
         wins = Counter(v.winner for v in given if v.winner).most_common()
@@ -434,7 +433,7 @@ def _preferences(review: Review, votes: Votes, left_out: Counter[str]) -> Iterab
             yield {"messages": item.messages, **pair, **_meta(item, given)}
 
 
-def _thumbs(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
+def _thumbs(review: ReviewFolder, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
     for item, given in _voted(review, votes, left_out):
         corrected, _ = _correction(given)
         for name, answer in zip(item.systems, item.answers, strict=True):
@@ -458,7 +457,7 @@ def _thumb(item: ReviewItem, answer: str, good: bool, given: Sequence[Vote]) -> 
     return {"messages": turns, "thumb": "up" if good else "down", **_meta(item, given)}
 
 
-def _corrected(review: Review, votes: Votes, conflicts: list[str]) -> Iterable[dict[str, Any]]:
+def _corrected(review: ReviewFolder, votes: Votes, conflicts: list[str]) -> Iterable[dict[str, Any]]:
     by_row: dict[str, list[ReviewItem]] = defaultdict(list)
     for item in review.items:
         by_row[item.row].append(item)

@@ -560,5 +560,5 @@ def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence
             f"the tuned model is retrained every {exactly(question.retrain_months, 'month')}" if question.retrain_months
             else "the tuned model is not retrained (give --retrain-months)"
         )  # fmt: skip
-        sentences.append("quality is no part of any saving: it stands alongside the money, where it was measured")
+        sentences.append("quality is no part of any saving: it is shown next to the money, where it was measured")
     return sentences

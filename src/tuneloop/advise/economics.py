@@ -78,7 +78,7 @@ def usd_per_million_tokens(usd_per_hour: float, tokens_per_second: float, utilis
         raise UserError(
             "Tokens a second are above 0, utilisation lies above 0 and at most at 1, dollars are not negative",
             where=f"{tokens_per_second:g} tokens/s, utilisation {utilisation:g}, ${usd_per_hour:g} an hour",
-            next_step="check the three figures",
+            next_step="check the three numbers",
         )
     return usd_per_hour * MILLION / (3600 * tokens_per_second * utilisation)
 
@@ -148,7 +148,7 @@ class Alternative:
         upfront_usd: paid once: training and people's time.
         monthly_usd: paid whatever the volume: hosting, retraining.
         quality: the metric, where it was measured; never part of a saving.
-        note: what its figures rest on.
+        note: what its numbers rest on.
     """
 
     name: str
@@ -365,7 +365,7 @@ def monthly_bill(mode: Mode, traffic: QueryTraffic, real_time: ServingMachine, b
 def _check(baseline: Alternative, option: Alternative, queries_per_day: float) -> None:
     for name, value in (("queries a day", queries_per_day), *_figures(baseline), *_figures(option)):
         if not math.isfinite(value) or value < 0:
-            raise UserError(f"Not a possible figure for {name}: {value!r}", where=name, next_step="give 0 or more")
+            raise UserError(f"Not a possible value of {name}: {value!r}", where=name, next_step="give 0 or more")
 
 
 def _figures(option: Alternative) -> list[tuple[str, float]]:
@@ -377,7 +377,7 @@ def _figures(option: Alternative) -> list[tuple[str, float]]:
 
 GIB, BF16 = 1024**3, 2
 SERVE_GPU = "l40s"  # where no GPU is named: the cheapest common card that holds 8B parameters with room for requests
-UTILISATION = 0.3  # of a real-time machine, over a day with a quiet night; stated with every figure that uses it
+UTILISATION = 0.3  # of a real-time machine, over a day with a quiet night; stated with every result that uses it
 DISTIL = {  # a model and its student
     "llama-3.1-405b": "llama-3.3-70b", "llama-3.3-70b": "llama-3.1-8b", "llama-3.1-70b": "llama-3.1-8b",
     "llama-3.1-8b": "llama-3.2-3b", "llama-3-8b": "llama-3.2-3b", "llama-3.2-3b": "llama-3.2-1b",

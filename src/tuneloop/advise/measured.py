@@ -138,7 +138,7 @@ def measured_of(
     """Metrics and costs of systems as one record.
 
     Raises:
-        UserError: nobody was measured by the metric, or no metric decides.
+        UserError: no system was measured by the metric, or no metric decides.
     """
     metrics = list(dict.fromkeys(name for values in systems.values() for name in values))
     metric = metric or _deciding(metrics, where)
@@ -152,7 +152,7 @@ def measured_of(
             results.append(SystemResult(name, value.value, low, high, right.value if right and defined else None))
     if not results:
         raise UserError(
-            f"Nobody was measured by {metric!r}", where=where, next_step=f"choose one of {', '.join(metrics)}"
+            f"No system was measured by {metric!r}", where=where, next_step=f"choose one of {', '.join(metrics)}"
         )
 
     read = {name: cost.prompt_tokens / n for name, cost in costs.items() if n and cost.prompt_tokens}

@@ -95,7 +95,7 @@ def _compared(
 
 
 def _rows_apart(family: Statistics, other: Statistics | None, clusters: Sequence[int] | None) -> int | None:
-    """Rows (or clusters) whose figures differ between two sides; None where their figures can't be compared."""
+    """Rows (or clusters) whose values differ between two sides; None where these can't be compared."""
     if other is None or other.layout != family.layout or other.rows.shape != family.rows.shape:
         return None
     tables = (other.rows, family.rows)
@@ -106,8 +106,8 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[
     """Comparisons with p-values and intervals adjusted for each other (Holm), and the verdicts and rows needed that follow.
 
     The metric that decides is fixed before the data are seen: over it, only several pairs of systems are adjusted
-    for. The other headline metrics form a second family, so that a loss on one of them isn't lost among twenty figures
-    that nobody decides by; all else forms a third. Metrics that are the same number, or put systems in the same order
+    for. The other headline metrics form a second family, so that a loss on one of them isn't lost among twenty metrics
+    that no one decides by; all else forms a third. Metrics that are the same number, or put systems in the same order
     (micro-F1 and accuracy, perplexity and loss), count once. Each interval is at the level that Holm's procedure tests its comparison at, and reaches 0 where the procedure
     finds no difference; so intervals and p-values agree.
 
@@ -161,7 +161,7 @@ def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> 
         raise UserError(
             f"{a_name} and {b_name} were evaluated on different rows ({len(a_ids)} and {len(b_ids)}, "
             f"{len(set(a_ids) & set(b_ids))} shared)",
-            where=f"row {alone} stands in one of them only",
+            where=f"row {alone} is in one of them only",
             next_step="evaluate both on the same split with the same evaluate.limit and seed",
         )
     place = {row_id: i for i, row_id in enumerate(b_ids)}

@@ -179,7 +179,7 @@ def _similarity(likeness: str, answers: Sequence[Sequence[Completion]]) -> list[
     return [total / n if n else math.nan for total, n in zip(sums, counts, strict=True)]
 
 
-# --- figures -----------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -317,13 +317,13 @@ def _estimates(statistics: Statistics, draws: Mapping[str, Array]) -> dict[str, 
 
 
 def _differences(
-    measured: Mapping[str, _SystemAnswers], own: str, metric: str, clusters: Sequence[int] | None
+    measured: Mapping[str, _SystemAnswers], system: str, metric: str, clusters: Sequence[int] | None
 ) -> list[Difference]:
     """Paired differences from each other system, corrected for their number (Holm).
 
     A p-value is no less than so few rows that differ can give.
     """
-    mine, others = measured[own], [name for name in measured if name != own]
+    mine, others = measured[system], [name for name in measured if name != system]
     gaps = [
         (mine.values[metric].value - measured[n].values[metric].value, mine.draws[metric] - measured[n].draws[metric])
         for n in others
@@ -341,7 +341,7 @@ def _differences(
         low, high = _interval(*gap, u.ALPHA, widen=p >= u.ALPHA)
         bounds = _interval(*gap, level, widen=not holm < u.ALPHA)
         verdict = u.verdict(*bounds, holm)
-        differences.append(Difference(name, own, metric, gap[0], low, high, p, holm, *bounds, tests, verdict))
+        differences.append(Difference(name, system, metric, gap[0], low, high, p, holm, *bounds, tests, verdict))
     return differences
 
 
@@ -356,8 +356,8 @@ def _rows_apart(a: Sequence[float], b: Sequence[float], clusters: Sequence[int] 
     return len(rows) if clusters is None else len({clusters[i] for i in rows})
 
 
-def _examples(ways: Sequence[Sequence[Way]], own: _SystemAnswers) -> list[ContradictedRow]:
-    different = [len({s.key for s in each}) for each in own.said]
+def _examples(ways: Sequence[Sequence[Way]], answers_of_system: _SystemAnswers) -> list[ContradictedRow]:
+    different = [len({s.key for s in each}) for each in answers_of_system.said]
     order = sorted(range(len(ways)), key=lambda i: (-different[i], i))
     return [
         ContradictedRow(
@@ -365,7 +365,7 @@ def _examples(ways: Sequence[Sequence[Way]], own: _SystemAnswers) -> list[Contra
             reference=ways[i][0].row.answer,
             ways=[
                 AskedWay(kind=way.kind, question=last_user_turn(way.row), answer=answer.text)
-                for way, answer in zip(ways[i], own.answers[i], strict=True)
+                for way, answer in zip(ways[i], answers_of_system.answers[i], strict=True)
             ],
         )
         for i in order[:MOST_EXAMPLES]
@@ -377,47 +377,49 @@ def _examples(ways: Sequence[Sequence[Way]], own: _SystemAnswers) -> list[Contra
 
 
 def _words(
-    result: Consistency, own: str, *, chosen: bool, constant: Sequence[str], fields: Sequence[str] = ()
+    result: Consistency, system: str, *, chosen: bool, constant: Sequence[str], fields: Sequence[str] = ()
 ) -> list[str]:
     """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows; `fields`: of texts."""
     metric, rows = result.metric, f"on {counted(result.rows, 'row')}"
     drawn = f"drawn with temperature {result.temperature:g}" if result.asked.get(DRAWN) else ""
     kinds = ["as it is", "in other words" if set(result.asked) - {AS_IT_IS, DRAWN} else "", drawn]
-    model = "the tuned model" if own == "tuned" else own
+    model = "the tuned model" if system == "tuned" else system
     opening = f"Asked {counted(result.ways, 'way')} ({', '.join(filter(None, kinds))}), {model}"
     texts = f"answers to a row {{}} a {result.likeness} of"
     if metric == "agreement":
         names = [field.replace("_", " ") for field in fields]
         listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
         what = f"gives the same {listed} in" if fields else "has the same answer in"
-        sentences = [f"{opening} {what} {_figures(result, own, metric, f' of the pairs of answers {rows}')}"]
+        sentences = [f"{opening} {what} {_figures(result, system, metric, f' of the pairs of answers {rows}')}"]
     else:
         sentences = [
-            f"{opening} writes {texts.format('with')} {_figures(result, own, metric, f' with each other {rows}')}"
+            f"{opening} writes {texts.format('with')} {_figures(result, system, metric, f' with each other {rows}')}"
         ]
     sentences += _compared(result, metric, "consistent")
     if fields:
         sentences.append(
-            f"As texts its {texts.format('have')} {_figures(result, own, 'similarity', ' with each other')}"
+            f"As texts its {texts.format('have')} {_figures(result, system, 'similarity', ' with each other')}"
         )
-    if "always_right" in result.systems[own]:
-        sentences.append(f"It is right in every way on {_figures(result, own, 'always_right', ' of the rows')}")
+    if "always_right" in result.systems[system]:
+        sentences.append(f"It is right in every way on {_figures(result, system, 'always_right', ' of the rows')}")
         sentences += _compared(result, "always_right", "often right in every way")
     if not chosen:
-        sentences.append(f"It keeps the format in {_figures(result, own, 'format', ' of its answers')}")
+        sentences.append(f"It keeps the format in {_figures(result, system, 'format', ' of its answers')}")
     return sentences + [
         f"{each} gave one and the same answer to all rows: consistent, and worthless." for each in constant
     ]
 
 
-def _figures(result: Consistency, own: str, figure: str, behind: str) -> str:
+def _figures(result: Consistency, system: str, figure: str, behind: str) -> str:
     """`80.0 % (95 % interval 71.0 to 87.5) of the rows; zero-shot 60.0 %, few-shot 70.0 %.`"""
-    mine = result.systems[own][figure]
+    mine = result.systems[system][figure]
     shown = _figure(mine.value, figure)
     if not math.isnan(mine.low):
         low, high = (_figure(bound, figure).removesuffix(" %") for bound in (mine.low, mine.high))
         shown += f" (95 % interval {low} to {high})"
-    others = [f"{name} {_figure(each[figure].value, figure)}" for name, each in result.systems.items() if name != own]
+    others = [
+        f"{name} {_figure(each[figure].value, figure)}" for name, each in result.systems.items() if name != system
+    ]
     return f"{shown}{behind}{'; ' if others else ''}{', '.join(others)}."
 
 

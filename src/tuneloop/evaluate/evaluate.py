@@ -204,7 +204,7 @@ def evaluate(
     """Score answers, each metric with its 95 % interval.
 
     Shares of right answers get Wilson's interval; all else the bias-corrected percentile bootstrap, corpus metrics
-    (BLEU, chrF, macro-F1) computed anew from each resample. Where rows belong together (a conversation, the same
+    (BLEU, chrF, macro-F1) computed again from each resample. Where rows belong together (a conversation, the same
     prompt), whole clusters are drawn, for shares too.
 
     Args:
@@ -347,7 +347,7 @@ def shared_words(before: Mapping[str, Evaluation], after: Mapping[str, Evaluatio
 
 
 def some_rows(all_rows: Evaluation, ids: Collection[str]) -> Evaluation:
-    """An evaluation of some of its rows, scored anew by the same settings."""
+    """An evaluation of some of its rows, scored again by the same settings."""
     places = [i for i, row in enumerate(all_rows.rows) if row.id in ids]
 
     def some(values: Sequence[Any]) -> list[Any]:

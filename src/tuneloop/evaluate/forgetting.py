@@ -194,7 +194,7 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
 
 
 def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> list[Row]:
-    """Rows like a canary with another secret: the digits of its answer drawn anew, or its letters where there are none.
+    """Rows like a canary with another secret: the digits of its answer drawn again, or its letters where there are none.
 
     Args:
         row: the canary; `meta["secret"]` is the part of the answer that is drawn, default: the whole answer.

@@ -150,7 +150,7 @@ def write_gate(run: Path, result: GateResult) -> Path:
 
 
 def status(run: Path | str) -> Literal["pass", "fail", "inconclusive", "stale", "none"]:
-    """What the gate said about a run: `none` if it was never asked, `stale` if the run was evaluated anew since."""
+    """What the gate said about a run: `none` if it never ran, `stale` if the run was evaluated again since."""
     run = Path(run)
     if not (run / "gate.json").is_file():
         return "none"
@@ -179,7 +179,7 @@ def release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
         raise UserError(
             words.get(verdict, "The gate was asked about an earlier evaluation"),
             where=f"{Path(run) / 'gate.json'}" + (f": {unmet[0]}" if unmet and verdict != "stale" else ""),
-            next_step="mend it and run `tuneloop gate` again, or overrule it with --force",
+            next_step="fix it and run `tuneloop gate` again, or overrule it with --force",
         )
     suite = read_record(GateResult, run).suite if verdict != "none" else None
     return {"status": verdict, "suite": suite and suite.model_dump(), "forced": barred}
@@ -221,7 +221,7 @@ def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateChec
 
 
 def _named_row(side: Side, at: int) -> str:
-    """A row's id with the beginning of its question: an id alone tells nobody which row it is."""
+    """A row's id with the beginning of its question: an id alone does not say which row it is."""
     row = side.evaluation.rows[at]
     return f'{row.id} "{textwrap.shorten(last_user_turn(row), 60, placeholder=" …")}"'
 
@@ -361,7 +361,7 @@ def _margin(metric: str, rows: str, margin: float, base: Evaluation, candidate: 
     if pair is None or math.isnan(pair.low):
         gain = sign * (candidate.metrics[metric].value - base.metrics[metric].value)
         outcome: Status = "inconclusive" if math.isnan(gain) else "pass" if gain >= -margin else "fail"
-        message = f"{title}: gain {gain:+.4g} over the base, margin {margin:g} (no interval: the figure alone decides)"
+        message = f"{title}: gain {gain:+.4g} over the base, margin {margin:g} (no interval: the value alone decides)"
         return GateCheck("metric", name, outcome, message, gain, limit=-margin, rows=candidate.n)
     low, high = sorted((sign * pair.low, sign * pair.high))
     gain = sign * pair.delta

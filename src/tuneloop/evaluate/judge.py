@@ -346,7 +346,7 @@ def _kappas(sums: Any, k: int) -> Any:
 
 def _agreement_in_words(agreement: Mapping[str, Any]) -> str:
     if not agreement["n"]:
-        return "Nobody knows whether people would agree: there are no human votes on these rows (--votes)."
+        return "It is not known whether people would agree: there are no human votes on these rows (--votes)."
     kappa, same = agreement["kappa"], agreement["same"]
     if math.isnan(kappa.value):
         return f"With people it agrees on {_percent(same)} of {counted(agreement['n'], 'vote')}; kappa is not defined, all votes are equal."

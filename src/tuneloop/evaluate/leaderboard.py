@@ -16,7 +16,7 @@ from tuneloop.records.evaluation import Claim, Comparison, EntryKind, Leaderboar
 
 
 def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, float | None]:
-    """Dollars of 1,000 requests, each read as a request by itself is.
+    """Dollars of 1,000 requests, each read as a request on its own is.
 
     Measuring shares what prompts have in common (an instruction, examples), which single requests in production don't.
     Systems of one model therefore pay by token: the price is their dollars together over the tokens that were really

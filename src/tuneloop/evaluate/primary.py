@@ -113,7 +113,7 @@ def primary_metric(
 
     Args:
         task: of the data set.
-        fields: names of the fields scored by themselves.
+        fields: names of the fields scored on their own.
         metrics: names at hand; where the first choice isn't among them (a field of free text, a script that ROUGE
             can't read), the next one is taken.
         labels_used: of the rows' labels ("") and of fields, by name.

@@ -106,7 +106,7 @@ def _weighted_mean(evaluation: Evaluation, scores: Array, weights: Array) -> Est
 
 
 def _differences(rows: Sequence[Row], ours: list[str], production: Sequence[Row], theirs: list[str]) -> list[str]:
-    """What differs surely (p < 0.01, Holm): length, labels, words."""
+    """What differs significantly (p < 0.01, Holm): length, labels, words."""
     from scipy.stats import chi2_contingency, ks_2samp
 
     sentences = []
@@ -130,7 +130,7 @@ def _differences(rows: Sequence[Row], ours: list[str], production: Sequence[Row]
 
 
 def _words(ours: list[str], theirs: list[str]) -> tuple[list[str], list[str]]:
-    """Words that production has surely more, and less, often: two-proportion tests on texts, Holm."""
+    """Words that production has significantly more, and less, often: two-proportion tests on texts, Holm."""
     from scipy.stats import norm
     from sklearn.feature_extraction.text import CountVectorizer
 

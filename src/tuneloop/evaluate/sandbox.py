@@ -1,4 +1,4 @@
-"""Run a program that nobody has read, such as an answer of a model and its unit tests, in a process that can do little.
+"""Run a program that no one has read, such as an answer of a model and its unit tests, in a process that can do little.
 
 What is done, each where the kernel allows it (the result says which took):
 
@@ -13,7 +13,7 @@ What is done, each where the kernel allows it (the result says which took):
 
 What it does not protect from:
 
-- a fault of the kernel, of Python, or side channels: this is a fence and no virtual machine. Code of somebody who
+- a fault of the kernel, of Python, or side channels: this is a fence and no virtual machine. Code of someone who
   means harm belongs into one;
 - reading what Python and the system's libraries folders hold; without Landlock, whatever the user may read;
 - an answer made to cheat: it shares a process with its tests and could replace them or forge their success;

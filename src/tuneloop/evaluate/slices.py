@@ -71,7 +71,7 @@ def breakdown_in_words(parts: Mapping[str, Any]) -> list[str]:
             for s in worst
         )
         more = f" and {len(worse) - len(worst)} more" if len(worse) > len(worst) else ""
-        sentences.append(f"Surely worse than the rest by {title_of(parts['row_metric'])}: {named}{more}.")
+        sentences.append(f"Significantly worse than the rest by {title_of(parts['row_metric'])}: {named}{more}.")
     pairs = parts.get("confusion_pairs") or []
     if pairs and pairs[0]["n"] >= 3:
         top = pairs[0]

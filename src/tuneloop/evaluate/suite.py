@@ -151,7 +151,7 @@ class SuiteSource:
     Args:
         name: of the data set or run.
         rows: of the test split, each with a reference.
-        fields: patterns of the fields that are scored by themselves.
+        fields: patterns of the fields that are scored on their own.
         evaluation, forgetting: the run's, if there is one; its rows are `rows`.
         timed: whether the evaluation measured how long answers took.
         origin: how the file was asked for, for its first line.
@@ -197,7 +197,7 @@ def _must_pass(source: SuiteSource) -> str:
     how = (
         "The model in use gets these right, as many different answers as possible."
         if source.evaluation
-        else "Nobody has checked that a model gets them right."
+        else "No one has checked that a model gets them right."
     )
     lines = [
         "# Rows that no release may get wrong: ids of the evaluation, or new prompts, which are asked of the candidate's model.",
@@ -276,7 +276,7 @@ def _metrics(source: SuiteSource) -> str:
             lines.append(f"    {word}: {rounded:g} # the run's 95 % interval {side.format(bound)}")
     if source.task == "classification":
         lines += [
-            "# No label may get much worse by itself; for labels with at least 30 rows:",
+            "# No single label may get much worse; for labels with at least 30 rows:",
             "#  - metric: accuracy",
             "#    by: label",
             "#    min_rows: 30",

@@ -43,44 +43,44 @@ def decide(evaluations: Mapping[str, Evaluation], comparisons: Sequence[Comparis
         comparisons: pairs, adjusted together; in either direction where `name` is one of the two, else of the first (a) with
             another one (b).
     """
-    own = evaluations[name]
+    evaluation = evaluations[name]
     pairs: dict[tuple[str, str], dict[str, Comparison]] = {}
     for comparison in comparisons:
         pair = seen_from(name, comparison)
         pairs.setdefault((pair.b, pair.a), {})[pair.metric] = pair
-    standings = [standing(by_metric, own) for by_metric in pairs.values() if own.primary in by_metric]
+    standings = [standing(by_metric, evaluation) for by_metric in pairs.values() if evaluation.primary in by_metric]
 
     def value(s: Standing) -> float:
-        other = evaluations[s.against].metrics.get(own.primary) if s.against in evaluations else None
-        return -math.inf if other is None else -other.value if lower_is_better(own.primary) else other.value
+        other = evaluations[s.against].metrics.get(evaluation.primary) if s.against in evaluations else None
+        return -math.inf if other is None else -other.value if lower_is_better(evaluation.primary) else other.value
 
     standings.sort(key=lambda s: (s.name != name, -value(s)))
     mine = [s for s in standings if s.name == name]
     weakest = min(mine, key=lambda s: FROM_WORST.index(s.outcome), default=None)
-    used = own.deciding_labels
+    used = evaluation.deciding_labels
     return Verdict(
         name=name,
         outcome=weakest.outcome if weakest else "not compared",
         against=weakest.against if weakest else None,
-        metric=own.primary,
-        why=_why(own),
+        metric=evaluation.primary,
+        why=_why(evaluation),
         never=used.never if used else [],
         only=used.only if used else None,
         standings=standings,
     )
 
 
-def standing(pairs: Mapping[str, Comparison], own: Evaluation) -> Standing:
+def standing(pairs: Mapping[str, Comparison], evaluation: Evaluation) -> Standing:
     """How b stands against a; `pairs`: metric -> the pair, gains positive where b is better, with the metric that decides."""
-    first = pairs[own.primary]
-    claims = [claim_of(pairs[metric]) for metric in own.headline if metric in pairs]
+    first = pairs[evaluation.primary]
+    claims = [claim_of(pairs[metric]) for metric in evaluation.headline if metric in pairs]
     shown_of = {claim.metric: claim.outcome for claim in claims}
     outcome: Outcome = NOT_ENOUGH
     if {"better", "worse"} <= set(shown_of.values()):
         outcome = "mixed"
     elif "worse" in shown_of.values():
         outcome = "worse"
-    elif shown_of[own.primary] == "better":
+    elif shown_of[evaluation.primary] == "better":
         outcome = "better" if first.p < PROVEN else "promising"
     decides = claims[0]
     return Standing(
@@ -95,7 +95,7 @@ def standing(pairs: Mapping[str, Comparison], own: Evaluation) -> Standing:
         p_holm=decides.p,
         tests=decides.tests,
         detectable=first.detectable,
-        rows_needed=rows_needed(first, own.n, PROVEN),
+        rows_needed=rows_needed(first, evaluation.n, PROVEN),
         only_name=first.only_b,
         only_against=first.only_a,
         apart=first.apart,
@@ -103,11 +103,11 @@ def standing(pairs: Mapping[str, Comparison], own: Evaluation) -> Standing:
     )
 
 
-def _why(own: Evaluation) -> str:
-    used, metric = own.deciding_labels, own.primary.rpartition(".")[2]
-    if own.config.primary is not None:
+def _why(evaluation: Evaluation) -> str:
+    used, metric = evaluation.deciding_labels, evaluation.primary.rpartition(".")[2]
+    if evaluation.config.primary is not None:
         return "you named it (evaluate.primary)"
-    if own.primary == PARTS:
+    if evaluation.primary == PARTS:
         return "no answer is right as a whole, so the share of right fields decides"
     if metric == "macro_f1" and used is not None:
         label, share = used.most_frequent
@@ -176,7 +176,7 @@ def verdict_in_words(
     """The verdict first, in one sentence or two, then what stands behind it; each fact once.
 
     How the model compares with the best prompt, the best cheap classifier and always answering the most frequent label, by
-    how much and how surely; on which metrics it gained and lost; what would settle an open question; how many answers were
+    how much and with what evidence; on which metrics it gained and lost; what would settle an open question; how many answers were
     invalid; what came of pairs without it.
 
     Args:
@@ -185,9 +185,9 @@ def verdict_in_words(
         split: that the rows are of; anything but train, val and test is a file.
         trained: how far the model was trained, where that is worth a word ("trained for 5 steps, ...").
     """
-    own, metric = evaluations[verdict.name], verdict.metric
-    if metric not in own.metrics:
-        return [f"No figure decides: {metric} was not measured on {rows_of(own.n, split)}."]
+    evaluation, metric = evaluations[verdict.name], verdict.metric
+    if metric not in evaluation.metrics:
+        return [f"No metric decides: {metric} was not measured on {rows_of(evaluation.n, split)}."]
     several = any(s.name != verdict.name for s in verdict.standings)  # compared with a first one: then the head has all
     about = None if several else verdict.weakest
     sentences = [_headline(verdict, evaluations, split, trained)]
@@ -198,22 +198,26 @@ def verdict_in_words(
     shown = _shown(verdict)
     sentences += filter(None, (_against(s, verdict, evaluations, s is about) for s in shown))
     if verdict.weakest and verdict.outcome in (NOT_ENOUGH, "promising") and verdict.weakest.low < verdict.weakest.high:
-        sentences.append(_settle(verdict.weakest, metric, own.n, split))
+        sentences.append(_settle(verdict.weakest, metric, evaluation.n, split))
     others = [s for s in verdict.own if s is not verdict.weakest]
     news = [s for s in others if s not in shown and _surprises(s, metric)]
     sentences += [f"Against {_opponent(s, evaluations)} it {_changes(s)}; {title_of(metric)} decides." for s in news]
-    if own.invalid:
-        kind = "named no allowed label" if own.task == "classification" else "lacked a field or held an unknown value"
-        kind = "lacked a field or were no valid JSON" if "valid_json" in own.metrics else kind
-        count = "counts" if own.invalid == 1 else "count"
-        some = _some_answers(own.invalid, own.n)
+    if evaluation.invalid:
+        kind = (
+            "named no allowed label"
+            if evaluation.task == "classification"
+            else "lacked a field or held an unknown value"
+        )
+        kind = "lacked a field or were no valid JSON" if "valid_json" in evaluation.metrics else kind
+        count = "counts" if evaluation.invalid == 1 else "count"
+        some = _some_answers(evaluation.invalid, evaluation.n)
         sentences.append(f"{some[0].upper()}{some[1:]} {kind} and {count} as wrong.")
     for s in verdict.standings:
         if s.name != verdict.name:
             also = f"{s.name} {_changes(s)} against {s.against}. " if _surprises(s, metric) else ""
             sentences.append(f"{also}The gain of {s.name} over {s.against}: {sure(s.claims[0])}.")
             if s.outcome in (NOT_ENOUGH, "promising"):
-                sentences.append(_settle(s, metric, own.n, split))
+                sentences.append(_settle(s, metric, evaluation.n, split))
     return sentences
 
 
@@ -226,23 +230,23 @@ def rows_of(n: int, split: str) -> str:
 
 
 def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: str, trained: str) -> str:
-    """The outcome with its figure and with the labels that are never given; then how sure that is and what it rests on."""
-    own, metric, weakest = evaluations[verdict.name], verdict.metric, verdict.weakest
+    """The outcome with its value and with the labels that are never given; then how sure that is and what it rests on."""
+    evaluation, metric, weakest = evaluations[verdict.name], verdict.metric, verdict.weakest
     if any(s.name != verdict.name for s in verdict.standings):
         several = [f"{s.name} {outcome_words(s, metric)} ({_amounts(s, metric)})" for s in verdict.standings]
-        return f"Against {verdict.standings[0].against}, by {title_of(metric)} on {rows_of(own.n, split)}: {'; '.join(several)}."
-    fault, rows = _never(verdict, own), rows_of(own.n, split)
+        return f"Against {verdict.standings[0].against}, by {title_of(metric)} on {rows_of(evaluation.n, split)}: {'; '.join(several)}."
+    fault, rows = _never(verdict, evaluation), rows_of(evaluation.n, split)
     if weakest is None:
-        value = f"{title_of(metric)} {_figure(own, metric)}{_own_bounds(own, metric)}"
+        value = f"{title_of(metric)} {_figure(evaluation, metric)}{_own_bounds(evaluation, metric)}"
         return f"Not compared with anything: {value} on {rows}{f', and {fault}' if fault else ''}."
     against, won = _opponent(weakest, evaluations), weakest.outcome in ("better", "promising")
     decides = weakest.claims[0]
     beaten = [_opponent(s, evaluations) for s in _shown(verdict) if s.outcome == "better"]
     named = "" if not won or beaten == [against] else f" over {against}"
     gain = f"gain {amount(decides)}" if lower_is_better(metric) else amount(decides)
-    figures = f"{title_of(metric)} {_figure(own, metric)}, {gain}{named} on {rows}"
+    figures = f"{title_of(metric)} {_figure(evaluation, metric)}, {gain}{named} on {rows}"
     first, how_sure = "; ".join([*_surprises(weakest, metric), figures]), sure(decides)
-    serious = won and _is_serious(verdict, own)
+    serious = won and _is_serious(verdict, evaluation)
     further = []
     if not fault:
         first += f" ({how_sure})"
@@ -295,9 +299,9 @@ def _shown(verdict: Verdict) -> list[Standing]:
     return [s for kind in kinds if (s := verdict.best_of(kind)) is not None]
 
 
-def _never(verdict: Verdict, own: Evaluation) -> str:
+def _never(verdict: Verdict, evaluation: Evaluation) -> str:
     """What a model that leaves out labels does; empty where it gives each."""
-    used = own.deciding_labels
+    used = evaluation.deciding_labels
     if not verdict.never or used is None:
         return ""
     if verdict.only is not None:
@@ -321,9 +325,9 @@ def _share(label: str, used: LabelUse) -> str:
     return f"{_quoted(label)} ({100 * used.references[label] / used.rows:.2g} % of the rows)"
 
 
-def _is_serious(verdict: Verdict, own: Evaluation) -> bool:
+def _is_serious(verdict: Verdict, evaluation: Evaluation) -> bool:
     """Whether the labels that are never given are a tenth of the rows or more: too many for a plain "better"."""
-    used = own.deciding_labels
+    used = evaluation.deciding_labels
     return used is not None and sum(used.references[label] for label in verdict.never) >= SERIOUS * used.rows > 0
 
 
@@ -365,15 +369,15 @@ def _opponent(s: Standing, evaluations: Mapping[str, Evaluation]) -> str:
 
 def _own_interval(verdict: Verdict, evaluations: Mapping[str, Evaluation], about: Standing | None) -> str:
     """The interval of the model's own figure, and the figure of the alternative that the first sentence is about."""
-    metric, own = verdict.metric, evaluations[verdict.name]
+    metric, evaluation = verdict.metric, evaluations[verdict.name]
     if about is None:
-        figure = f"{title_of(metric)} {_figure(own, metric)}{_own_bounds(own, metric)}"
+        figure = f"{title_of(metric)} {_figure(evaluation, metric)}{_own_bounds(evaluation, metric)}"
         return f"On these rows {_model(verdict.name)} has {figure}."
     kind, figure = _kind(about), _figure(evaluations[about.against], metric)
     theirs = f"{_opponent(about, evaluations)}{f', {kind},' if kind else ''} has {figure}"
-    if not _own_bounds(own, metric):
+    if not _own_bounds(evaluation, metric):
         return f"{theirs[0].upper()}{theirs[1:]}."
-    return f"The 95 % interval of its {title_of(metric)} is {_interval(own, metric)}; {theirs}."
+    return f"The 95 % interval of its {title_of(metric)} is {_interval(evaluation, metric)}; {theirs}."
 
 
 def _kind(s: Standing) -> str:
@@ -452,7 +456,7 @@ def _rounded(count: int) -> str:
     return f"{math.ceil(count / step) * step:,}"
 
 
-# --- figures -----------------------------------------------------------------------------------
+# --- numbers -----------------------------------------------------------------------------------
 
 
 def _figure(of: Evaluation, metric: str) -> str:

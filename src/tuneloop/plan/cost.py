@@ -57,7 +57,7 @@ NEVER = 1e-9  # an hour: less often than once in 100,000 years is not at all, an
 
 @dataclass(frozen=True)
 class Efforts:
-    """What a run takes besides training: a machine's hours, files, people. The defaults are stated with every result.
+    """What a run takes apart from training: a machine's hours, files, people. The defaults are stated with every result.
 
     Args:
         setup_hours: paid machine time before the first useful step: image, download of the model, a trial run.
@@ -87,7 +87,7 @@ class Efforts:
     hours_spread: float = 2.0
 
 
-# One run by itself: no trial before it, nothing kept but its result, people's time where it has a price. `plan` and `advise` both start here.
+# One run alone: no trial before it, nothing kept but its result, people's time where it has a price. `plan` and `advise` both start here.
 ONE_RUN = Efforts(setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=0.0, storage_months=1)
 
 
@@ -206,7 +206,7 @@ def cost_of(
         low_hours, high_hours: its P10 and P90.
         gpus: used by the run; whole machines are paid for.
         price: what a GPU costs.
-        efforts: what it takes besides; default: `Efforts()`.
+        efforts: what it takes apart from training; default: `Efforts()`.
         how: interruptions; default: what the price's tier lets expect.
         usd_per_gb_month: of kept files.
 

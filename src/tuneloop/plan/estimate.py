@@ -91,7 +91,7 @@ class Sizes:
     """How steps are divided on a GPU.
 
     Args:
-        micro_batch_tokens: computed at once; 0: what the loop takes by itself.
+        micro_batch_tokens: computed at once; 0: what the loop chooses.
         recompute: layers are computed again in the backward pass.
         kept_layers: but for so many of the last ones.
     """
@@ -199,7 +199,7 @@ def estimate(
             f"speed expected from a measurement on this machine just now: {machine.tokens_per_second:.0f} tokens/s forward and backward",
             "early stopping not counted: it can only make the run shorter",
             f"price given: ${machine.usd_per_hour:g} an hour",
-            "baselines and the final evaluation are not in these figures",
+            "baselines and the final evaluation are not in these numbers",
         ],
         "alternatives": [] if fits else _alternatives(job),
     }  # fmt: skip

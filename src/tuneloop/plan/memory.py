@@ -32,7 +32,7 @@ NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
 # What a run must have beyond its peak: holes between blocks of ever new sizes, as a share of the activations (more where gathered weights come and go between
 # them: 70B on two A100 ran in one release and ran out of memory in another at a peak of 67 GiB) and of unfused logits.
 FRAGMENTED, FRAGMENTED_SHARDED, FRAGMENTED_LOGITS = 0.115, 0.21, 0.1
-# What the allocator keeps where memory is plenty (fitted to the fitting half of the runs with figures of nvidia-smi, see `_kept_blocks`): holes as a share of the
+# What the allocator keeps where memory is plenty (fitted to the fitting half of the runs with numbers of nvidia-smi, see `_kept_blocks`): holes as a share of the
 # activations, how much of the backward pass's blocks is not found in those of the logits, and from which size on (as a share of what the optimizer step
 # needs) gradients and temporaries find room there.
 HOLES, UNSHARED, ROOM_FROM = 0.2, 0.15, 0.75
@@ -143,7 +143,7 @@ def _with_overheads(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> 
 def _kept_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> float:
     """GiB of blocks that torch's caching allocator keeps where memory is plenty.
 
-    It never gives a block back by itself, and divides a large one for small tensors but does not join small ones for a large one. So the blocks of
+    It never gives a block back on its own, and divides a large one for small tensors but does not join small ones for a large one. So the blocks of
     the logits in all their sizes serve the backward pass, and the optimizer step where they are large enough; activations and the optimizer's
     tensors each have their own.
     """
@@ -317,7 +317,7 @@ def _gathered(job: TrainingSetup) -> dict[str, float]:
 
 
 def layer_activations(job: TrainingSetup) -> tuple[float, float]:
-    """Bytes that a layer keeps for its gradient besides its input, and bytes of gradients alive at once within it.
+    """Bytes that a layer keeps for its gradient apart from its input, and bytes of gradients alive at once within it.
 
     Counted in elements a token, for a layer of width C, queries Q, keys K, feed-forward F. A frozen matrix without an adapter
     does not need its input. Norms keep an fp32 copy (2 C in bf16) unless they are fused; attention keeps queries, keys, values

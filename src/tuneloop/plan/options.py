@@ -144,7 +144,7 @@ class Ask:
         settings: names of `Job`, and `gpu`, `gpus`, `sharding` where they are given; `micro_batch` may be several, the
             first that fits is taken.
         lengths, epochs: how much is trained on. prices, tier: what machines cost.
-        efforts: what it takes besides the run; `storage_gb` of 0 stands for what the run leaves.
+        efforts: what it takes apart from the run; `storage_gb` of 0 stands for what the run leaves.
         per_hour: expected interruptions an hour of one machine. checkpoint_minutes: between checkpoints. Not given: what the tier
             lets expect, and the best interval.
         ledger: earlier runs.
@@ -162,10 +162,6 @@ class Ask:
     checkpoint_minutes: float | None = None
     ledger: Sequence[Entry] = field(default_factory=read_ledger)
 
-    def option(self, job: TrainingSetup) -> MachineOption:
-        """The job on its machine; without a cost where it does not fit."""
-        return _option(self, job)
-
 
 def machines(ask: Ask) -> tuple[list[MachineOption], list[str]]:
     """Every machine that is asked for with the simplest way to share the work that fits, the cheapest first; and what was left out.
@@ -174,16 +170,14 @@ def machines(ask: Ask) -> tuple[list[MachineOption], list[str]]:
         UserError: unknown names, numbers that can't be, or settings that exclude each other.
     """
     left_out: list[str] = []
-    planned = []
-    for jobs in _jobs(ask, left_out):
-        planned.append(ask.option(next((job for job in jobs if memory_of(job).fits), jobs[-1])))
-    return sorted(planned, key=_order), left_out
+    simplest = [next((job for job in jobs if memory_of(job).fits), jobs[-1]) for jobs in _jobs(ask, left_out)]
+    return sorted((_option(ask, job) for job in simplest), key=_order), left_out
 
 
 def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The plan of a job on every machine that is asked for, as `plan.json` holds it, with the `table` of all.
 
-    A GPU named without a count is one GPU: what more of them would do stands in the table.
+    A GPU named without a count is one GPU: what more of them would do is in the table.
 
     Args:
         settings: what the command line was given, by the names of `Job`, and `model`, `gpu`, `gpus`, `tokens`, `dataset`,
@@ -198,7 +192,7 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     tier, price_file, usd = given.pop("tier", "on-demand"), given.pop("prices", None), _own_card(given, assumed)
     lengths, epochs, said_of_data = _lengths(given)
     assumed += said_of_data
-    said = dict(given)
+    stated = dict(given)
     if lengths.longest:
         cpu = bool(given.get("gpu")) and find_gpu(given["gpu"]).is_cpu
         given = {**usual_settings(given.get("method", USUAL.name), shape, lengths.longest, cpu=cpu), **given}
@@ -227,7 +221,7 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not best.job.gpu.is_cpu:
             assumed.append("1 GPU (--gpus)")
     plan = _as_json(best)
-    plan["assumptions"] = [*assumed, *_assumptions(best, said), *left_out]
+    plan["assumptions"] = [*assumed, *_assumptions(best, stated), *left_out]
     if not best.fits:
         plan["alternatives"] = changes(best.job)
     plan["table"] = [_row(option) for option in ordered]
@@ -363,7 +357,7 @@ def _jobs(ask: Ask, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
                     if not (way == "ddp" and given.get("optimizer_in_backward"))
                 ]
             except UserError as error:
-                if gpu or "on " + device.name not in error.what:  # what no machine can do is the user's to put right
+                if gpu or "on " + device.name not in error.what:  # what no machine can do is the user's to fix
                     raise
                 left_out.append(f"{device.name} left out: {error.what}")
                 break
@@ -381,6 +375,7 @@ def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option(ask: Ask, job: TrainingSetup) -> MachineOption:
+    """The job on its machine; without a cost where it does not fit."""
     typical = _typical(ask, job)
     speed, corrected_by = learned_speed(typical, ask.ledger)
     lengths = ask.lengths

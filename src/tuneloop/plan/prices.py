@@ -24,7 +24,7 @@ from tuneloop.plan.gpus import CPU, all_gpus
 
 Tier = Literal["on-demand", "spot", "community", "reserved"]
 TIERS: tuple[Tier, ...] = ("on-demand", "spot", "community", "reserved")
-# What is taken besides a tier: on demand where spot has no cheaper offer, a private host's machine where no data centre rents the card out on demand.
+# What is taken in place of a tier, or compared with it: on demand where spot has no cheaper offer, a private host's machine where no data centre rents the card out on demand.
 INSTEAD: dict[str, Tier] = {"spot": "on-demand", "on-demand": "community"}
 BUNDLED = Path(__file__).with_name("prices.yaml")
 OLD_AFTER_DAYS = 180

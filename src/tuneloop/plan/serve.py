@@ -25,7 +25,7 @@ KV_BYTES = 2  # of a key or value: llama.cpp and vLLM keep them in 16 bits
 PART = 512  # tokens of a prompt that are computed at once (llama.cpp's n_ubatch); vLLM takes 2,048 or more
 # A step's host time for a layer, and the latency of its two all-reduces where a layer's matrices are divided over GPUs.
 LAYER_SECONDS, REDUCE_SECONDS = 1e-5, 2e-5
-# llama.cpp on a processor, by `benchmarks/release.py speeds` with 0.13 and 1 billion weights: a step's time for a layer alongside
+# llama.cpp on a processor, by `benchmarks/release.py speeds` with 0.13 and 1 billion weights: a step's time for a layer apart from
 # its matrices; what it reaches of the cores' rate when it reads a prompt; and, where blocks must be unpacked first, when it
 # writes: then that bounds one row and not the memory.
 CPU_LAYER_SECONDS, CPU_READS, CPU_UNPACKS = 1.5e-4, {"q8_0": 0.75}, 0.14
@@ -219,7 +219,7 @@ def _in_more_bits(layer: int, layers: int) -> bool:
 
 
 def assumptions(context: int, concurrency: int) -> list[str]:
-    """What the figures rest on, in sentences."""
+    """What the numbers rest on, in sentences."""
     return [
         f"{counted(concurrency, 'request')} at a time, each with room for {context:,} tokens; half of it is taken on average",
         "keys and values in 16 bits; no adapter (a LoRA of rank 16 adds about 1 % to memory)",

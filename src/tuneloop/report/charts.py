@@ -312,7 +312,7 @@ def chart_pair(draw: Callable[..., Markup], *args: object) -> Markup:
     return Markup("").join(draw(*args, width=width) for width in (WIDE, NARROW))
 
 
-SMALL = 300  # width of a chart that stands in a row of others, in CSS pixels
+SMALL = 300  # width of a chart in a row of others, in CSS pixels
 WINDOW = 5  # steps of a running median: one or two spikes among them do not move it
 SLACK = 0.5  # of the axis: points that far beyond the rest are still drawn on it
 MOST_RUNS = 6  # curves that can be told apart in one chart
@@ -513,7 +513,7 @@ def _legend(left: float, entries: Sequence[tuple[str, str]], train: bool, val: b
 
 
 def step_chart(steps: Records, key: str, title: str) -> Markup:
-    """One figure of each step, in a small chart among others; empty when fewer than two steps have it."""
+    """One number of each step, in a small chart among others; empty when fewer than two steps have it."""
     points = points_of(steps, key)
     if len(points) < 2:
         return Markup("")

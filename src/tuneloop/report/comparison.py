@@ -50,7 +50,7 @@ NARROWEST_NAME = 12  # columns that names are folded to at most
 VERDICT = 10  # columns of "not enough", the longest word pair of a verdict
 BETWEEN, EDGES = 3, 2  # columns between cells, and at the table's two sides
 
-Cell = tuple[str, str]  # a figure and its 95 % interval, written out
+Cell = tuple[str, str]  # a value and its 95 % interval, written out
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _csv(evaluation: EvaluationManifest, metrics: Sequence[str]) -> str:
 def on_terminal(table: ComparisonTable, width: int, *, title: str = "", verdicts: bool = False) -> Table:
     """The table for a terminal: gains and p-values alone, or (`verdicts`) gains with their intervals and the verdicts too.
 
-    Intervals stand below their figures where verdicts are shown or the terminal is narrow. Where it is too narrow for the
+    Intervals are below their values where verdicts are shown or the terminal is narrow. Where it is too narrow for the
     columns, each system is a block of lines: names are folded, never cut.
     """
     shown = Table(
@@ -228,7 +228,7 @@ def _fits(columns: Sequence[Sequence[str]], table: ComparisonTable, width: int, 
 
 
 def _in_blocks(table: ComparisonTable, shown: Table, verdicts: bool) -> Table:
-    """Each system's name on a line, and its figures below it."""
+    """Each system's name on a line, and its results below it."""
     shown.box, shown.show_header = None, False
     shown.add_column(overflow="fold")
     for line in table.lines:

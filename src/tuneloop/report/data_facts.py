@@ -68,7 +68,7 @@ class DataFacts:
         manifest: `dataset.json`; None where there is none that can be read.
         rejects: reason -> the first few rejects, from `rejects.jsonl`.
         rejected: rows by reason: the manifest's, or as counted in `rejects.jsonl` where there is no manifest.
-        repairs: kind -> the first few repairs, as they stand in `repairs.jsonl` (not cleaned); none of kind `pii`.
+        repairs: kind -> the first few repairs, as `repairs.jsonl` holds them (not cleaned); none of kind `pii`.
         repaired: changes by kind, those of personal data left out.
         redacted: kind of personal data -> how many values of it were found.
         hide: takes personal data out of a text that is shown, where `mask` alone is too coarse.
@@ -427,7 +427,7 @@ MASKS = (
 def mask(text: str) -> str:
     """Text without e-mail addresses, long numbers and long tokens.
 
-    A rejected record stands in `rejects.jsonl` as it came but for personal data, or with them where
+    A rejected record is in `rejects.jsonl` as it came but for personal data, or with them where
     `data.personal.mode` says so; the report may be sent around. This is a coarse net for excerpts of such records.
     """
     for pattern, name in MASKS:

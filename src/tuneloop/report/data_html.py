@@ -44,7 +44,7 @@ Hide = Callable[[str], str]  # hides personal data in a text
 
 
 def write_data_report(dataset: Path | str, hide: Hide = str) -> Path:
-    """Write `DATASET/report.html` from the files of the folder; a rerun renders it anew.
+    """Write `DATASET/report.html` from the files of the folder; a rerun renders it again.
 
     Args:
         dataset: the folder.

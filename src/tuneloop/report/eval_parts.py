@@ -296,11 +296,11 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
     Gains are those of the comparison, with its sign. Without any (only baselines so far) they are the leaderboard's, over
     the prompt; without a leaderboard there are the costs alone.
     """
-    n, own, costs = evaluation.n, evaluation.name, evaluation.costs
+    n, system, costs = evaluation.n, evaluation.name, evaluation.costs
     entries = {entry.name: entry for entry in evaluation.leaderboard}
     names = list(entries) or sorted(
         [*(name for name in SYSTEMS if name in costs), *(name for name in costs if name not in SYSTEMS)],
-        key=lambda name: name == own,
+        key=lambda name: name == system,
     )
     metric = evaluation.primary or next((entry.metric for entry in entries.values()), "accuracy")
     compared = {line.name: line.delta for line in systems_of(evaluation, [metric]) if line.delta is not None}
@@ -315,7 +315,7 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
         lines.append(
             {
                 "name": name,
-                "tuned": "yes" if name == own else "",
+                "tuned": "yes" if name == system else "",
                 "gain": _gain(gain, metric) if gain else ("", ""),
                 "training": _training(cost.training_seconds, cost.training_usd),
                 "seconds": _span(cost.seconds / n) if "seconds" in cost.model_fields_set else "–",
@@ -360,7 +360,7 @@ def _words(value: object) -> list[str]:
     return [str(line) for line in value] if isinstance(value, list) else [str(value)] if value else []
 
 
-# --- what tuning has done besides its task -----------------------------------------------------
+# --- what else tuning has done -----------------------------------------------------
 
 
 def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
@@ -423,7 +423,7 @@ CONSISTENCY = {
 
 
 def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
-    consistency, own = evaluation.consistency, evaluation.name
+    consistency, system = evaluation.consistency, evaluation.name
     if consistency is None or not consistency.systems:
         return {}
     names = [key for key in CONSISTENCY if any(key in figures for figures in consistency.systems.values())]
@@ -436,16 +436,16 @@ def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
         "lines": [
             {
                 "name": name,
-                "tuned": "yes" if name == own else "",
+                "tuned": "yes" if name == system else "",
                 "cells": [with_interval(finite(figures.get(key))) for key in names],
                 "p": p_value(number(pairs[name].p_holm)) if name in pairs else "",
             }
-            for name, figures in sorted(consistency.systems.items(), key=lambda item: item[0] == own)
+            for name, figures in sorted(consistency.systems.items(), key=lambda item: item[0] == system)
         ],
         "kinds": kinds,
         "same": [
             (name, [figure(number(each.get(kind))) for kind in kinds])
-            for name, each in sorted(same.items(), key=lambda item: item[0] == own)
+            for name, each in sorted(same.items(), key=lambda item: item[0] == system)
         ],
         "examples": [example for example in consistency.examples if example.ways],
     }

@@ -39,7 +39,7 @@ LONG_TITLE = 60  # characters from which a title is set smaller; of one with a c
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """One of the large figures under the title: name, value, and a small line of detail."""
+    """One of the large numbers under the title: name, value, and a small line of detail."""
 
     name: str
     value: str
@@ -47,7 +47,7 @@ class KeyFigure:
 
 
 def head_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemFacts]) -> dict[str, Any]:
-    """Title, place, words, figures, baselines and warnings."""
+    """Title, place, words, key numbers, baselines and warnings."""
     title, *words = verdict_words(facts.evaluation) or [_subject(facts)]
     first, colon, rest = title.partition(": ")
     short = colon and len(first) <= LONG_TITLE

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 def write_report(run: Path) -> Path:
-    """Write `RUN/report.html` from the files of the run; a rerun renders it anew.
+    """Write `RUN/report.html` from the files of the run; a rerun renders it again.
 
     Raises:
         UserError: no such run folder, nothing in it, or it can't be written.

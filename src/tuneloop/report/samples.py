@@ -54,7 +54,7 @@ def from_difference(one: str, other: str, most: int) -> tuple[str, str]:
 
 
 def same_end(one: str, other: str, most: int) -> tuple[str, str]:
-    """Two excerpts of at most `most` characters that end at the same place of their texts; where one goes on, that is no difference.
+    """Two excerpts of at most `most` characters that end at the same place of their texts; where one is longer, that is no difference.
 
     A text of `EXCERPT` characters and an ellipsis was cut by who wrote it.
     """
@@ -162,10 +162,10 @@ TURNS = ("lost", "won", "wrong", "lost", "unsure", "won")
 def choose(facts: RunFacts) -> OrderedSamples:
     """All rows of an evaluation, those that tell the most first: the one choice for the terminal and the page."""
     evaluation = facts.evaluation
-    own, names = evaluation.name, alongside(evaluation, facts.samples)
+    system, names = evaluation.name, alongside(evaluation, facts.samples)
     judge = _judge(evaluation, facts.samples)
-    judged = [judged_sample(sample, i, own, names, judge) for i, sample in enumerate(facts.samples)]
-    return OrderedSamples(own, names, order_of_interest(judged))
+    judged = [judged_sample(sample, i, system, names, judge) for i, sample in enumerate(facts.samples)]
+    return OrderedSamples(system, names, order_of_interest(judged))
 
 
 def samples_part(facts: RunFacts) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def _field(evaluation: EvaluationManifest, metric: str) -> Pattern | None:
         return None
 
 
-def judged_sample(sample: Sample, place: int, own: str, names: Sequence[str], judge: _Judge) -> JudgedSample:
+def judged_sample(sample: Sample, place: int, system: str, names: Sequence[str], judge: _Judge) -> JudgedSample:
     """What a row tells: who is right, or, where that says little, who is nearer to the reference."""
     answered = [name for name in names if name in sample.baselines]
     right, confidence = is_right(sample), number(sample.confidence)
@@ -284,15 +284,15 @@ def judged_sample(sample: Sample, place: int, own: str, names: Sequence[str], ju
     beaten = [name for name, good in others.items() if good is False]
     sure = "" if confidence is None else f" (confidence {confidence:.2f})"
     if not right and rivals:
-        kind, why = "lost", f"{own} is wrong{sure}, {_names(rivals)} right"
+        kind, why = "lost", f"{system} is wrong{sure}, {_names(rivals)} right"
     elif not right:
-        kind, why = "wrong", f"{own} is wrong{sure}"
+        kind, why = "wrong", f"{system} is wrong{sure}"
         why += ", as the others shown are" if others and all(good is False for good in others.values()) else ""
     elif beaten:
-        kind, why = "won", f"{own} is right{sure}, {_names(beaten)} wrong"
+        kind, why = "won", f"{system} is right{sure}, {_names(beaten)} wrong"
     else:
         kind = "unsure" if confidence is not None and confidence < 0.6 else "rest"
-        why = f"{own} is right{sure}"
+        why = f"{system} is right{sure}"
     why = f"{about}{why}: {differing}" if differing else about + why
     return JudgedSample(sample, place, kind, why, right, others, confidence, label)
 
@@ -351,31 +351,31 @@ def order_of_interest(judged: Sequence[JudgedSample]) -> list[JudgedSample]:
 # --- for the template --------------------------------------------------------------------------
 
 
-def _shown(t: JudgedSample, own: str, metrics: Sequence[str], longest: int) -> dict[str, Any]:
+def _shown(t: JudgedSample, system: str, metrics: Sequence[str], longest: int) -> dict[str, Any]:
     """A row as the template writes it; words that the reference lacks are marked in texts."""
     answers = []
-    for name, text, right in _answers(t, own):
+    for name, text, right in _answers(t, system):
         shown = cut(text, longest)
         # A label is right or wrong as a whole.
         parts = [("", shown)] if t.sample.label is not None else marked_against(t.reference, shown)
-        answers.append({"name": name, "parts": parts, "right": right, "tuned": name == own})
+        answers.append({"name": name, "parts": parts, "right": right, "tuned": name == system})
     return {
         "why": t.why,
         "prompt": cut(t.sample.prompt, longest),
         "reference": cut(t.reference, longest),
         "answers": answers,
-        "scores": _scores(t.sample, own, metrics),
+        "scores": _scores(t.sample, system, metrics),
     }
 
 
-def _answers(t: JudgedSample, own: str) -> Iterator[tuple[str, str, bool | None]]:
+def _answers(t: JudgedSample, system: str) -> Iterator[tuple[str, str, bool | None]]:
     """(system, answer, right) of the others, then the own one."""
     yield from t.answers
     if "prediction" in t.sample.model_fields_set:
-        yield own, t.answer, t.right
+        yield system, t.answer, t.right
 
 
-def _scores(sample: Sample, own: str, metrics: Sequence[str]) -> str:
+def _scores(sample: Sample, system: str, metrics: Sequence[str]) -> str:
     """The own answer's scores where they say more than right or wrong; those that decide stand first."""
     if sample.label is not None and sample.predicted_label is not None:
         return ""
@@ -385,7 +385,7 @@ def _scores(sample: Sample, own: str, metrics: Sequence[str]) -> str:
         for k in dict.fromkeys([*filter(given.__contains__, metrics), *given])
         if (v := number(given[k])) is not None
     ]
-    return f"{own}: {' · '.join(figures[:4])}" if figures and is_right(sample) is None else ""
+    return f"{system}: {' · '.join(figures[:4])}" if figures and is_right(sample) is None else ""
 
 
 def cut(text: str, longest: int = LONGEST_TEXT) -> str:
@@ -404,15 +404,23 @@ def longest_text(rows: Sequence[JudgedSample]) -> int:
 
 
 def _choices(
-    rows: Sequence[JudgedSample], own: str, names: Sequence[str], evaluation: EvaluationManifest
+    rows: Sequence[JudgedSample], system: str, names: Sequence[str], evaluation: EvaluationManifest
 ) -> dict[str, Any]:
     """What the form offers: labels, and for each other system what can be asked of it, with counts."""
     labels = Counter(t.label for t in rows if t.label is not None)
     compared = []
     for i, name in enumerate(names):
         options = [
-            ("won", f"{own} right, {name} wrong", sum(t.right is True and t.others.get(name) is False for t in rows)),
-            ("lost", f"{own} wrong, {name} right", sum(t.right is False and t.others.get(name) is True for t in rows)),
+            (
+                "won",
+                f"{system} right, {name} wrong",
+                sum(t.right is True and t.others.get(name) is False for t in rows),
+            ),
+            (
+                "lost",
+                f"{system} wrong, {name} right",
+                sum(t.right is False and t.others.get(name) is True for t in rows),
+            ),
             ("differs", "another answer", sum(_differs(t, name) for t in rows)),
         ]
         compared.append((name, [(f"{i}:{key}", f"{text} ({n:,})") for key, text, n in options if n]))
@@ -433,7 +441,7 @@ def _differs(t: JudgedSample, name: str) -> bool:
 
 
 def rows_json(
-    kept: Sequence[JudgedSample], own: str, names: Sequence[str], metrics: Sequence[str], longest: int, size: int
+    judged: Sequence[JudgedSample], system: str, names: Sequence[str], metrics: Sequence[str], longest: int, size: int
 ) -> Markup:
     """The rows as JSON that can stand in a page; each text stands there once, and rows name it by its number.
 
@@ -448,20 +456,20 @@ def rows_json(
         return -1 if right is None else int(right)
 
     rows = []
-    for t in kept:
-        answers = {name: (text, right) for name, text, right in _answers(t, own)}
-        shown = [answers.get(name, (None, None)) for name in [*names, own]]
+    for t in judged:
+        answers = {name: (text, right) for name, text, right in _answers(t, system)}
+        shown = [answers.get(name, (None, None)) for name in [*names, system]]
         rows.append(
             [
                 t.place, number_of(t.why), number_of(cut(t.sample.prompt, longest)),
                 number_of(cut(t.reference, longest)), number_of(str(t.label)), flag(t.right),
                 None if t.value is None else round(t.value, 4),
                 [-1 if text is None else number_of(cut(text, longest)) for text, _ in shown],
-                [flag(right) for _, right in shown], number_of(_scores(t.sample, own, metrics)),
+                [flag(right) for _, right in shown], number_of(_scores(t.sample, system, metrics)),
                 int(t.sample.label is None),
             ]
         )  # fmt: skip
-    data = {"size": size, "names": [*names, own], "texts": list(texts), "rows": rows}
+    data = {"size": size, "names": [*names, system], "texts": list(texts), "rows": rows}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     # Inside a script element nothing may look like a tag, or end the element.
     for char, escaped in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):  # fmt: skip

@@ -52,16 +52,7 @@ def print_closing(run: Path, console: Console) -> None:
     for part in parts:
         plain.print(part)
     text = buffer.getvalue()
-    for mark, ascii_mark in (
-        ("✓", "+"),
-        ("✗", "x"),
-        ("–", "-"),
-        ("−", "-"),
-        ("…", "..."),
-        ("·", "-"),
-        ("─", "-"),
-        ("━", "="),
-    ):
+    for mark, ascii_mark in zip("✓✗–−…·─━", ("+", "x", "-", "-", "...", "-", "-", "="), strict=True):
         text = text.replace(mark, ascii_mark)
     console.file.write(text.encode(console.encoding or "ascii", "replace").decode(console.encoding or "ascii"))
 
@@ -109,8 +100,8 @@ def _promises_table(outcome: Sequence[Any]) -> Table:
     table.add_column("actual", style="bold", no_wrap=True)
     table.add_column("", no_wrap=True)
     for line in outcome:
-        kept = f"[{'green' if line.inside else 'yellow'}]{line.words}[/]" if line.words else ""
-        table.add_row(line.name, line.predicted, line.actual, kept)
+        comparison = f"[{'green' if line.inside else 'yellow'}]{line.words}[/]" if line.words else ""
+        table.add_row(line.name, line.predicted, line.actual, comparison)
     return table
 
 

@@ -37,7 +37,7 @@ OUTCOME = ("peak_memory_gib", "usd", "tokens", "tokens_per_second", "steps", "be
 # What makes a run another run; a changed evaluation of the same adapter belongs to the same one.
 IDENTITY = ("name", "model", "seed", "data", "train")
 # Files of a run folder that trackers take whole, when they are there.
-# dataset.json by itself: of a data set that was prepared without a run.
+# dataset.json alone: of a data set that was prepared without a run.
 FILES: dict[str, type[Record]] = {
     Environment.file: Environment,
     f"dataset/{DatasetManifest.file}": DatasetManifest,
@@ -49,7 +49,7 @@ FILES: dict[str, type[Record]] = {
 
 
 class Point(NamedTuple):
-    """One figure of one step."""
+    """One metric of one step."""
 
     name: str
     value: float
@@ -107,7 +107,7 @@ def main(lines: TextIO | None = None) -> int:
             failed_at = time.monotonic()
             if not warned:
                 warned = True
-                say(f"{KINDS[follower.to].title} could not be written ({_reason(error)}); the run goes on without it")
+                say(f"{KINDS[follower.to].title} could not be written ({_reason(error)}); the run continues without it")
     return 0
 
 
@@ -172,7 +172,7 @@ def save(follower: Follower) -> None:
 
 
 def forget(follower: Follower) -> None:
-    """Begin anew: nothing was logged."""
+    """Start again: nothing was logged."""
     state = follower.state
     follower.state = TrackingState(uri=state.uri, experiment=state.experiment, identity=state.identity)
 
@@ -207,7 +207,7 @@ def new_points(follower: Follower) -> tuple[list[Point], int, dict[str, int]]:
 
 
 def step_metrics(record: Mapping[str, Any], kind: str) -> dict[str, float]:
-    """The figures of one line of `metrics.jsonl`: `train/loss`, `val/loss`, `train/learning_rate` ..."""
+    """The metrics of one line of `metrics.jsonl`: `train/loss`, `val/loss`, `train/learning_rate` ..."""
     named = {f"{kind}/{safe(key.removeprefix('val_'))}": to_float(value) for key, value in record.items()
              if key not in ("step", "best")}  # fmt: skip
     return {name: value for name, value in named.items() if value is not None}
@@ -235,7 +235,7 @@ def figures_of(record: Record) -> dict[str, float]:
 def _scores(evaluation: EvaluationManifest) -> dict[str, float | None]:
     """The tuned model's metrics; of the baselines the metric that decides, and what the tuned model gains over each.
 
-    All other figures of the baselines stand in the table `comparison.json`: as metrics they would bury the curves.
+    All other metrics of the baselines are in the table `comparison.json`: as metrics they would bury the curves.
     """
     split, metrics, baselines = safe(evaluation.split), evaluation.metrics, evaluation.baselines
     primary = evaluation.primary or next(iter(metrics or next(iter(baselines.values()), {})), "")

@@ -48,7 +48,7 @@ def open_run(follower: Follower) -> None:
     client = _client(follower)
     run = None
     if follower.state.run_id:
-        with contextlib.suppress(Exception):  # deleted, or another database: begin anew
+        with contextlib.suppress(Exception):  # deleted, or another database: start again
             run = client.get_run(follower.state.run_id)
     if run is None or run.info.lifecycle_stage != "active":
         forget(follower)
@@ -106,7 +106,7 @@ def log_points(follower: Follower, points: Sequence[Point]) -> None:
 
 
 def log_file(follower: Follower, name: str, record: Record) -> None:
-    """Figures of the whole run, at step 0, and what MLflow shows alongside them."""
+    """Metrics of the whole run, at step 0, and what MLflow shows with them."""
     log_points(follower, [Point(key, figure, 0) for key, figure in figures_of(record).items()])
     client = _client(follower)
     if isinstance(record, Environment):
@@ -234,6 +234,6 @@ def _rows_to_upload(follower: Follower) -> list[tuple[str, Path]]:
     config = follower.config
     if "data" not in (config.get("track") or {}).get("upload", ()):
         return []
-    own, given = follower.run / "dataset", (config.get("data") or {}).get("sources") or [""]
-    folder = own if own.is_dir() else Path(given[0])
+    prepared, given = follower.run / "dataset", (config.get("data") or {}).get("sources") or [""]
+    folder = prepared if prepared.is_dir() else Path(given[0])
     return [(f"dataset/{name}", folder / name) for name in DATASET_FILES]

@@ -1,9 +1,9 @@
 """Metrics: each file computes one family and declares it; here is the list of all.
 
 Every metric is a function of sums over rows (right answers, a label's hits, n-gram matches ...). A family's function
-therefore returns those per-row figures, `Statistics`, and the functions that turn their sums into values. A bootstrap
+therefore returns those numbers of each row, `Statistics`, and the functions that turn their sums into values. A bootstrap
 resample is then one matrix product, and a new metric gets its interval and its paired test for nothing. What else there
-is to say of a metric (title, scale, direction, number format, test) stands in its `Metric`.
+is to say of a metric (title, scale, direction, number format, test) is in its `Metric`.
 """
 
 from __future__ import annotations
@@ -58,5 +58,5 @@ def likely_to_decide(names: Sequence[str]) -> str | None:
 
 
 def declare(metrics: Iterable[Metric]) -> None:
-    """Make the user's metrics known to everything in this process that reads figures of these names."""
+    """Make the user's metrics known to everything in this process that reads metrics of these names."""
     _OWN.update({metric.name: metric for metric in metrics if metric.name not in METRICS})

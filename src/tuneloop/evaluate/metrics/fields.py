@@ -1,4 +1,4 @@
-"""Parts of an answer that are scored by themselves, as `FIELD.METRIC`, and whether answers are valid."""
+"""Parts of an answer that are scored on their own, as `FIELD.METRIC`, and whether answers are valid."""
 
 from __future__ import annotations
 

@@ -472,22 +472,22 @@ def usual_object(texts: Sequence[str]) -> str | None:
 
 def differing_fields(reference: str, answer: str, most: int = 3) -> str:
     """In which fields an answer differs from its reference, in words; empty where either is no JSON, or they are equal."""
-    gold, said = read_answer(reference), read_answer(answer)
-    if gold is None or said is None:
+    gold, read = read_answer(reference), read_answer(answer)
+    if gold is None or read is None:
         return "" if gold is None else "no valid JSON"
     words = []
     for path, value in gold.fields.items():
         name = ".".join(path) or "the list"
-        if path not in said.paths:
+        if path not in read.paths:
             words.append(f"{name} is missing")
-        elif not _is_right(path, gold, said, False):
-            given = said.fields.get(path, {})
+        elif not _is_right(path, gold, read, False):
+            given = read.fields.get(path, {})
             if isinstance(value, list) and isinstance(given, list):
                 words += [f"{name} lacks {_brief(item)}" for item in _only_in(value, given)]
                 words += [f"{name} has also {_brief(item)}" for item in _only_in(given, value)]
             else:
                 words.append(f"{name} is {_brief(given)}, not {_brief(value)}")
-    words += [f"{'.'.join(path)} is invented" for path in said.fields if path not in gold.paths]
+    words += [f"{'.'.join(path)} is invented" for path in read.fields if path not in gold.paths]
     more = len(words) - most
     return "; ".join(words[:most]) + (f"; and {more} more" if more > 0 else "")
 

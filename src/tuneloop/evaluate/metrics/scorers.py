@@ -75,7 +75,7 @@ def load_scorer(name: str, place: str) -> Scorer:
             raise UserError(
                 f"The scorer {name} fails: {error_with_line(error, path)}",
                 where=f"row {row.id}",
-                next_step=f"mend {file}",
+                next_step=f"fix {file}",
             ) from None
 
     declared = getattr(function, DECLARED, None)
@@ -107,7 +107,7 @@ def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
 
 
 def own_scores(scorer: Scorer, rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
-    """A scorer's figures for each row (NaN for None).
+    """A scorer's score of each row (NaN for None).
 
     Raises:
         UserError: it fails, or returns something that is no number, or that its declared test can't compare.

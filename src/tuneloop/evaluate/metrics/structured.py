@@ -81,7 +81,7 @@ def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
         why = error.message
     if why:
         raise UserError(
-            f"Not a JSON schema: {why}", where="evaluate.json_schema", next_step="mend the schema's file"
+            f"Not a JSON schema: {why}", where="evaluate.json_schema", next_step="fix the schema's file"
         )  # fmt: skip
     breach = checker(schema, kind, seconds=2.0)
 
@@ -92,7 +92,7 @@ def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
             return False
         except Exception as error:  # a reference that leads nowhere shows only when it is followed
             raise UserError(
-                f"The JSON schema can't be applied: {error}", where="evaluate.json_schema", next_step="mend the schema"
+                f"The JSON schema can't be applied: {error}", where="evaluate.json_schema", next_step="fix the schema"
             ) from None
 
     return conforms

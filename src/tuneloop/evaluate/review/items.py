@@ -32,7 +32,7 @@ ITEMS = "items.jsonl"
 SHARE = 0.25  # of the rows that are reviewed: 25 of 100
 RANDOM_PART = 0.4  # of the sample
 DISAGREEMENTS = 0.6  # of the informative part
-MOST_ITEMS = 1000  # nobody looks at more
+MOST_ITEMS = 1000  # no one looks at more
 SAME = "same"  # the group of rows with equal answers: nothing to look at, they count as ties
 
 

@@ -17,8 +17,8 @@ from tuneloop.advise.measured import (
     BaselineResults,
     SystemResult,
     by_hand,
+    facts_from_results,
     from_evaluation,
-    known_of,
     leaderboard,
     measured_of,
 )
@@ -201,19 +201,19 @@ def test_a_data_set_a_run_and_an_evaluation_are_read(tmp_path: Path) -> None:
     dataset = manifest_json(splits={"train": {"rows": 40, "tokens": counted}})
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "dataset.json").write_text(json.dumps(dataset))
-    assert known_of(tmp_path)["rows"] == 40
+    assert facts_from_results(tmp_path)["rows"] == 40
     (tmp_path / "eval.json").write_text(json.dumps(EVALUATION))
     (tmp_path / "run.json").write_text(json.dumps({"version": 1, "model": "m", "usd": 0.5, "method": "prefix"}))
-    found = known_of(tmp_path)
+    found = facts_from_results(tmp_path)
     assert (found["rows"], found["tokens_per_row"], found["prompt_tokens"]) == (40, 100, 90)
     assert found["measured"].training_usd == 0.5 and found["measured"].method == "prefix"
-    assert known_of(tmp_path / "eval.json")["measured"].n == 50
+    assert facts_from_results(tmp_path / "eval.json")["measured"].n == 50
     lone = tmp_path / "other.json"
     lone.write_text(json.dumps(EVALUATION))
-    assert known_of(lone)["model"] == "m"
+    assert facts_from_results(lone)["model"] == "m"
     for wrong in (tmp_path / "none", tmp_path / "dataset" / "nothing.json"):
         with pytest.raises(UserError):
-            known_of(wrong)
+            facts_from_results(wrong)
 
 
 @pytest.mark.parametrize(

@@ -455,8 +455,8 @@ def _classifier_words(classical: SystemResult, measured: BaselineResults) -> str
     reached = f"{measured.metric} {classical.value:.3f}"
     if classical.right is None or not measured.n:
         return f"{classical.name} reaches {reached} at next to no cost"
-    alongside = "" if measured.metric == "accuracy" else f" ({reached})"
-    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {counted(measured.n, 'test row')}{alongside} at next to no cost"
+    brackets = "" if measured.metric == "accuracy" else f" ({reached})"
+    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {counted(measured.n, 'test row')}{brackets} at next to no cost"
 
 
 def _ties(measured: BaselineResults, classical: SystemResult, tuned: SystemResult) -> bool:

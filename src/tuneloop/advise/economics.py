@@ -17,7 +17,7 @@ from tuneloop.models.methods import USUAL, methods, title_of
 from tuneloop.models.shape import ModelShape
 from tuneloop.plan.cost import ONE_RUN
 from tuneloop.plan.gpus import Gpu, all_gpus, find_gpu
-from tuneloop.plan.options import Ask, Lengths, machines, usual_settings
+from tuneloop.plan.options import Lengths, PlanRequest, machines, usual_settings
 from tuneloop.plan.options import MachineOption as Machine
 from tuneloop.plan.prices import Price, PriceTable
 from tuneloop.plan.recommend import COUNTS
@@ -411,7 +411,7 @@ def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
         usual = usual_settings(method, shape, question.longest_row, cpu=cpu)
         settings = {**usual, **question.settings, **machine, "method": method}
         given = {key: value for key, value in settings.items() if value is not None}
-        ask = Ask(name, shape, given, lengths, question.epochs, prices, question.tier, efforts)
+        ask = PlanRequest(name, shape, given, lengths, question.epochs, prices, question.tier, efforts)
         try:
             plans[method] = machines(ask)[0][0]
         except UserError:  # 4-bit weights on a processor, a model of ten times its memory: no way at all

@@ -204,7 +204,7 @@ def holds_results(source: Path | str) -> bool:
     return isinstance(value, dict) and "metrics" in value
 
 
-def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
+def facts_from_results(source: Path | str, metric: str = "") -> dict[str, Any]:
     """What a prepared data set, a run or an evaluation says about the question.
 
     Args:
@@ -218,7 +218,7 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
     if path.suffix == ".json" and path.is_file():
         path = path.parent if path.name in ("eval.json", "dataset.json") else path
     if path.is_file() and path.suffix == ".json":
-        return _known_of_evaluation(path, metric)
+        return _facts_of_evaluation(path, metric)
     if not path.is_dir():
         raise UserError("No such data set, run or evaluation", where=str(source), next_step=nearest_path(path))
     facts: dict[str, Any] = {}
@@ -227,7 +227,7 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
             facts |= from_dataset(read_manifest(manifest))
             break
     if (path / "eval.json").is_file():
-        facts |= _known_of_evaluation(path / "eval.json", metric)
+        facts |= _facts_of_evaluation(path / "eval.json", metric)
     elif (path / "baselines" / "baselines.json").is_file():
         facts["measured"] = read_baselines(path / "baselines", metric)
     if (path / "run.json").is_file() and facts.get("measured"):
@@ -239,7 +239,7 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
     return facts
 
 
-def _known_of_evaluation(path: Path, metric: str) -> dict[str, Any]:
+def _facts_of_evaluation(path: Path, metric: str) -> dict[str, Any]:
     manifest = read_record(EvaluationManifest, path)
     facts: dict[str, Any] = {"measured": from_evaluation(manifest, str(path), metric)}
     return facts | {key: manifest[key] for key in ("model", "task") if manifest[key]}

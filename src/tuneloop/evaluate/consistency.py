@@ -68,7 +68,7 @@ def ways_of(
     for row in rows:
         turns = [i for i, turn in enumerate(row.prompt) if turn["role"] == "user" and turn.get("content")]
         text = str(row.prompt[turns[-1]]["content"]) if turns else ""
-        others = [Way(kind, _asking(row, turns[-1], new)) for kind, new in rewordings(text, row.id, labels)]
+        others = [Way(kind, _reworded(row, turns[-1], new)) for kind, new in rewordings(text, row.id, labels)]
         each = [Way(AS_IT_IS, row), *others[: ways - 1 - ((ways - 1) // 3 if drawn else 0)]]
         if drawn:
             numbers = random.Random(f"drawn:{seed}:{row.id}")
@@ -79,7 +79,7 @@ def ways_of(
     return all_ways
 
 
-def _asking(row: Row, turn: int, text: str) -> Row:
+def _reworded(row: Row, turn: int, text: str) -> Row:
     messages = [message.copy() for message in row.messages]
     messages[turn]["content"] = text
     return replace(row, messages=messages)
@@ -154,7 +154,7 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _likeness_of(kind: str, rows: Sequence[Row]) -> str:
+def _similarity_metric(kind: str, rows: Sequence[Row]) -> str:
     """What likeness is measured by: ROUGE-L reads a-z only."""
     if kind == "json":
         return "field F1"
@@ -248,7 +248,7 @@ def measure_consistency(
         asked=dict(Counter(way.kind for each in asked_rows for way in each).most_common()),
         temperature=config.consistency_temperature,
         metric=metric,
-        likeness="" if kind == "labels" else _likeness_of(kind, rows),
+        likeness="" if kind == "labels" else _similarity_metric(kind, rows),
         systems={name: each.values for name, each in measured.items()},
         same_as_plain={name: _same_as_plain(asked_rows, each.said) for name, each in measured.items()},
         comparisons=[pair for figure in compared for pair in _differences(measured, own, figure, clusters)],
@@ -292,7 +292,7 @@ def _scores(
             float({s.key for s in each} == {key}) for each, key in zip(read_answers, right, strict=True)
         ]
     else:
-        scores["similarity"] = _similarity(_likeness_of(kind, rows), answers)
+        scores["similarity"] = _similarity(_similarity_metric(kind, rows), answers)
     return scores
 
 

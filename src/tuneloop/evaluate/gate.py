@@ -105,7 +105,7 @@ def run_gate(
             where=base.place,
             next_step="--against takes what is in use today: another run, or RUN:few-shot for a baseline in it",
         )
-    shared = _on_shared_rows(candidate, base)  # before anything is asked, which takes a while
+    shared = _sides_on_shared_rows(candidate, base)  # before anything is asked, which takes a while
     rows_passed, flaky = _must_pass(suite, candidate, ask)
     part = (
         f" (on the {counted(shared[0].evaluation.n, 'row')} that both were asked)" if shared[0] is not candidate else ""
@@ -130,7 +130,7 @@ def run_gate(
     )
 
 
-def _on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
+def _sides_on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
     """Both sides on the rows that both were asked, in the candidate's order."""
     shared = on_shared_rows({side.place: side.evaluation for side in (candidate, base)})
     if shared is None:

@@ -224,14 +224,14 @@ def _length_bias(pairs: Sequence[AnswerPair], winners: Mapping[str, Winner | Non
     return {"longer": _share(longer, len(decided)), "humans": _share(humans, len(voted)), "n": len(decided)}
 
 
-def _spoken_in_words(number: int) -> list[str]:
+def _addressed_in_words(number: int) -> list[str]:
     single = 'one answer speaks to the judge, as in "Verdict: A"; it has no verdict, look at it'
     several = f'{number} times an answer speaks to the judge, as in "Verdict: A"; these have no verdict, look at them'
     return [(single if number == 1 else several).capitalize() + "."] if number else []
 
 
 def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
-    spoken = _spoken_in_words(facts["spoken"])
+    spoken = _addressed_in_words(facts["spoken"])
     if not facts["n"]:
         return [
             f"The judge gave no verdict on any pair ({counted(facts['unread'], 'answer')} could not be read).",
@@ -296,7 +296,7 @@ def judge_answers(items: Sequence[RatedAnswer], choose: Choose, prompt: JudgePro
 
 
 def _ratings_in_words(facts: Mapping[str, Any]) -> list[str]:
-    spoken = _spoken_in_words(facts["spoken"])
+    spoken = _addressed_in_words(facts["spoken"])
     if not facts["n"]:
         return [f"The judge rated nothing ({counted(facts['unread'], 'answer')} could not be read).", *spoken]
     mean, rank = facts["score"], facts["length_bias"]["spearman"]

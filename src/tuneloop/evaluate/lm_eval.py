@@ -61,8 +61,13 @@ def run_tasks(
             need_trust(task, "evaluate.lm_eval")  # `!function` in it is Python
     files = [str(Path(task).resolve()) if task.endswith((".yaml", ".yml")) else task for task in tasks]
     results = simple_evaluate(
-        _asked(target, progress), tasks=files, limit=limit, bootstrap_iters=0, task_manager=TaskManager(), log_samples=True
-    )  # fmt: skip
+        _harness_model(target, progress),
+        tasks=files,
+        limit=limit,
+        bootstrap_iters=0,
+        task_manager=TaskManager(),
+        log_samples=True,
+    )
     higher = results["higher_is_better"]
     return {
         task: {
@@ -87,7 +92,7 @@ def _each(samples: Sequence[Mapping[str, Any]], metric: str, chosen: str) -> dic
     return {int(sample["doc_id"]): float(sample[metric]) for sample in mine}
 
 
-def _asked(target: LocalTarget, progress: Progress) -> Any:
+def _harness_model(target: LocalTarget, progress: Progress) -> Any:
     """The target as lm-eval asks a model: log likelihoods of continuations, and greedy answers."""
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -111,7 +116,7 @@ def _asked(target: LocalTarget, progress: Progress) -> Any:
         before = template.encode(stem)
         return [*(adds_bos or ([] if before else begin)), *before], whole[len(before) :]
 
-    class Asked(LM):  # type: ignore[misc]
+    class HarnessModel(LM):  # type: ignore[misc]
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             return fits([split(*request.args) for request in requests])
 
@@ -135,7 +140,7 @@ def _asked(target: LocalTarget, progress: Progress) -> Any:
             stops = [request.args[1].get("until") or () for request in requests]
             return [_until(answer.text, stop) for answer, stop in zip(answers, stops, strict=True)]
 
-    return Asked()
+    return HarnessModel()
 
 
 def _until(text: str, stops: str | Sequence[str]) -> str:

@@ -40,7 +40,7 @@ def against_production(evaluation: Evaluation, production: Sequence[Row]) -> Aga
             next_step="give more production rows",
         )
     chance = _chance_of_production(ours, theirs)
-    auc, p = _told_apart(chance[: len(ours)], chance[len(ours) :])
+    auc, p = _separability(chance[: len(ours)], chance[len(ours) :])
     odds = chance[: len(ours)] / (1 - chance[: len(ours)])
     weights = np.minimum(odds / odds.mean(), LARGEST_WEIGHT)
     scores = np.array(evaluation.row_scores.get(evaluation.row_metric, [np.nan] * len(ours)))
@@ -84,7 +84,7 @@ def _chance_of_production(ours: list[str], theirs: list[str]) -> Array:
     return np.asarray(np.clip(chance, 1e-6, 1 - 1e-6))
 
 
-def _told_apart(ours: Array, theirs: Array) -> tuple[float, float]:
+def _separability(ours: Array, theirs: Array) -> tuple[float, float]:
     from scipy.stats import mannwhitneyu
 
     result = mannwhitneyu(theirs, ours, alternative="greater")

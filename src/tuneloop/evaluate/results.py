@@ -144,9 +144,9 @@ def _samples(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> Ite
                 f"The baseline {name} was evaluated on other rows",
                 next_step="evaluate it again with the same split and evaluate.limit",
             )
-        facts[name] = dict(zip(texts[name], _known_of(baseline), strict=True))
+        facts[name] = dict(zip(texts[name], _answer_facts(baseline), strict=True))
     for i, (row, answer, own_facts) in enumerate(
-        zip(evaluation.rows, evaluation.answers, _known_of(evaluation), strict=True)
+        zip(evaluation.rows, evaluation.answers, _answer_facts(evaluation), strict=True)
     ):
         sample: dict[str, Any] = {"id": row.id, "prompt": last_user_turn(row), "reference": row.answer}
         if row.prompt != [{"role": "user", "content": sample["prompt"]}]:
@@ -171,7 +171,7 @@ def _samples(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> Ite
         yield Sample.model_construct(**sample)
 
 
-def _known_of(evaluation: Evaluation) -> list[KnownOfAnswer]:
+def _answer_facts(evaluation: Evaluation) -> list[KnownOfAnswer]:
     """What is known of each row's answer that readers look up; `_measured` and `_completion` read it."""
     measured, answers = evaluation.measured, evaluation.answers
     sure = any(answer.label_probability is not None for answer in answers)

@@ -32,7 +32,7 @@ NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
 # What a run must have beyond its peak: holes between blocks of ever new sizes, as a share of the activations (more where gathered weights come and go between
 # them: 70B on two A100 ran in one release and ran out of memory in another at a peak of 67 GiB) and of unfused logits.
 FRAGMENTED, FRAGMENTED_SHARDED, FRAGMENTED_LOGITS = 0.115, 0.21, 0.1
-# What the allocator keeps where memory is plenty (fitted to the fitting half of the runs with numbers of nvidia-smi, see `_kept_blocks`): holes as a share of the
+# What the allocator keeps where memory is plenty (fitted to the fitting half of the runs with numbers of nvidia-smi, see `_reserved_blocks`): holes as a share of the
 # activations, how much of the backward pass's blocks is not found in those of the logits, and from which size on (as a share of what the optimizer step
 # needs) gradients and temporaries find room there.
 HOLES, UNSHARED, ROOM_FROM = 0.2, 0.15, 0.75
@@ -133,14 +133,14 @@ def _with_overheads(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> 
         + FRAGMENTED_LOGITS * terms.get("logits", 0.0)
         for terms in phases.values()
     )
-    reserved = context + max(_kept_blocks(job, phases), memory.peak)
+    reserved = context + max(_reserved_blocks(job, phases), memory.peak)
     required = min(required, reserved)  # with all the blocks that it would keep a run has enough
     if reserved > job.gpu.gib:  # the allocator gives back blocks when it runs out, and keeps fewer from then on
         reserved = max((required + job.gpu.gib) / 2, required)
     return Memory(phases, reserved, required, job.gpu.gib, context)
 
 
-def _kept_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> float:
+def _reserved_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> float:
     """GiB of blocks that torch's caching allocator keeps where memory is plenty.
 
     It never gives a block back on its own, and divides a large one for small tensors but does not join small ones for a large one. So the blocks of
@@ -327,7 +327,7 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     shape, kernels, wide = job.shape, job.kernels, job.activation_bytes == 2
     hidden, forward = shape.hidden, shape.feed_forward
     if kernels.own:
-        return _own_layer(job)
+        return _loop_layer(job)
     norm = (2 * hidden if kernels.fp32_norms and wide else 0) + (hidden if kernels.fp32_norms and job.full else 0)
     grouped = job.attention == "flash" and kernels.fsdp == 1
     elements = 2 * norm + hidden  # two norms, and the input of the second half
@@ -356,7 +356,7 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     return stored, max(pointwise, matrix, 0.0)
 
 
-def _own_layer(job: TrainingSetup) -> tuple[float, float]:
+def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
     """The same for tuneloop's own loop (models/llama.py): norms and the activation keep only their inputs, adapters none of their own.
 
     Attention keeps rotated queries, each row's keys and values behind what all rows share, and where it takes plain products its weights.

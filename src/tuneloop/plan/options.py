@@ -137,7 +137,7 @@ class MachineOption:
 
 
 @dataclass(frozen=True)
-class Ask:
+class PlanRequest:
     """What is planned, on which machines, at which prices.
 
     Args:
@@ -163,7 +163,7 @@ class Ask:
     ledger: Sequence[Entry] = field(default_factory=read_ledger)
 
 
-def machines(ask: Ask) -> tuple[list[MachineOption], list[str]]:
+def machines(ask: PlanRequest) -> tuple[list[MachineOption], list[str]]:
     """Every machine that is asked for with the simplest way to share the work that fits, the cheapest first; and what was left out.
 
     Raises:
@@ -211,7 +211,7 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     providers, table = given.pop("providers", None), load_prices(price_file)
     prices = priced(table.of(providers) if providers else table, given.get("gpu"), usd, tier)
     efforts = replace(ONE_RUN, **{f.name: given.pop(f.name) for f in fields(Efforts) if f.name in given})
-    ask = Ask(name, shape, given, lengths, epochs, prices, tier, efforts, per_hour, minutes)
+    ask = PlanRequest(name, shape, given, lengths, epochs, prices, tier, efforts, per_hour, minutes)
     ordered, left_out = machines(ask)
     if not ordered:
         raise UserError("No machine is left to plan for", where="plan", next_step="; ".join(left_out) or "name a GPU")
@@ -328,7 +328,7 @@ def _sequence(shape: ModelShape, lengths: Lengths, given: Mapping[str, Any], ass
     return min(2048, most)
 
 
-def _jobs(ask: Ask, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
+def _jobs(ask: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
     """For each machine the ways to share the work and the sizes of a micro-batch, the simplest first."""
     given = dict(ask.settings)
     gpu, count, sharding = given.pop("gpu", None), given.pop("gpus", None), given.pop("sharding", None)
@@ -374,7 +374,7 @@ def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
 # --- one machine -------------------------------------------------------------------------------
 
 
-def _option(ask: Ask, job: TrainingSetup) -> MachineOption:
+def _option(ask: PlanRequest, job: TrainingSetup) -> MachineOption:
     """The job on its machine; without a cost where it does not fit."""
     typical = _typical(ask, job)
     speed, corrected_by = learned_speed(typical, ask.ledger)
@@ -406,7 +406,7 @@ def _option(ask: Ask, job: TrainingSetup) -> MachineOption:
     return MachineOption(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, corrected_by)
 
 
-def _typical(ask: Ask, job: TrainingSetup) -> TrainingSetup:
+def _typical(ask: PlanRequest, job: TrainingSetup) -> TrainingSetup:
     """The job with the micro-batch that most steps have: memory is for the longest rows, and short ones are computed more at a time."""
     lengths = ask.lengths
     if not lengths.mean or job.packing:

@@ -279,7 +279,7 @@ def find_conflicts(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Conflict], i
         At most `LISTED` conflicts, those with the most rows first, and the number of rows in all of them.
     """
     questions: defaultdict[str, list[tuple[str, Row]]] = defaultdict(list)
-    last_turns = {split: [_asked_last(row) for row in some] for split, some in rows.items()}
+    last_turns = {split: [_last_question(row) for row in some] for split, some in rows.items()}
     times = Counter(itertools.chain.from_iterable(last_turns.values()))
     for split, some in rows.items():
         for row in (row for row, question in zip(some, last_turns[split], strict=True) if times[question] > 1):
@@ -302,7 +302,7 @@ def find_conflicts(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Conflict], i
     return conflicts[:LISTED], total
 
 
-def _asked_last(row: Row) -> str:
+def _last_question(row: Row) -> str:
     """The turn before the last one: a look at it alone leaves few rows that may be asked the same."""
     return _normalised(row.messages[-2]["content"]) if len(row.messages) > 1 else ""
 

@@ -162,7 +162,7 @@ TURNS = ("lost", "won", "wrong", "lost", "unsure", "won")
 def choose(facts: RunFacts) -> OrderedSamples:
     """All rows of an evaluation, those that tell the most first: the one choice for the terminal and the page."""
     evaluation = facts.evaluation
-    system, names = evaluation.name, alongside(evaluation, facts.samples)
+    system, names = evaluation.name, shown_systems(evaluation, facts.samples)
     judge = _judge(evaluation, facts.samples)
     judged = [judged_sample(sample, i, system, names, judge) for i, sample in enumerate(facts.samples)]
     return OrderedSamples(system, names, order_of_interest(judged))
@@ -198,7 +198,7 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def alongside(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> list[str]:
+def shown_systems(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> list[str]:
     """The systems whose answers are shown with the own one: all of a few, else the best prompt, the best other, zero-shot."""
     answered = samples[0].baselines if samples else {}
     metric = evaluation.primary or next(iter(shown_metrics(evaluation)), "")

@@ -373,9 +373,7 @@ def facts_of(
         else "",
         "tuned": tuned.value if tuned else None,
         "classical_ties": _ties(measured, classical, tuned) if measured and classical and tuned else None,
-        "tuned_verdict": ("better" if measured.verdict == "better" else "not better")
-        if measured and tuned and measured.verdict
-        else None,
+        "tuned_verdict": _better_or_not(measured.verdict) if measured and tuned and measured.verdict else None,
         "pays_back": (against.days is not None and against.days <= question.months * 365 / 12) if against else None,
         "payback": _payback(against.days) if against and against.days is not None else None,
         "why_never": f" ({against.why})" if against and against.why else "",
@@ -465,6 +463,10 @@ def _ties(measured: BaselineResults, classical: SystemResult, tuned: SystemResul
         return measured.classical_verdict != "better"
     down = lower_is_better(measured.metric)
     return tuned.high >= classical.value if down else tuned.low <= classical.value
+
+
+def _better_or_not(verdict: str) -> str:
+    return "better" if verdict == "better" else "not better"
 
 
 def _latencies(question: AdviceInput, prices: PriceTable) -> dict[str, float | None]:

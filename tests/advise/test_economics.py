@@ -76,7 +76,7 @@ def test_no_saving_is_named_without_baseline_prompt_and_volume(prompt: float, vo
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
 def test_impossible_figures_are_refused(bad: float) -> None:
-    with pytest.raises(UserError, match="Not a possible figure"):
+    with pytest.raises(UserError, match="Not a possible value"):
         break_even(option(), option("tuned", prompt=bad), 10)
 
 

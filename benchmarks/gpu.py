@@ -47,7 +47,7 @@ from tuneloop.models.methods import method_named
 from tuneloop.models.random_model import SIZES, random_model
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.template import Rendered
-from tuneloop.plan.estimate import Sizes, Work, loop_job, sizes_on_gpu
+from tuneloop.plan.estimate import RunWork, Sizes, loop_job, sizes_on_gpu
 from tuneloop.plan.gpus import Gpu, card_in_use, find_gpu, this_cpu
 from tuneloop.plan.job import TrainingSetup
 from tuneloop.plan.memory import memory_of
@@ -129,10 +129,10 @@ def _settings(case: Case, dtype: torch.dtype, recompute: bool) -> dict[str, Any]
             "grad_ckpt": recompute, "bytes_a_weight": dtype.itemsize}  # fmt: skip
 
 
-def _work(case: Case, tokens: int) -> Work:
+def _work(case: Case, tokens: int) -> RunWork:
     at_once = min(max(tokens // case.length, 1), case.rows)
     every = case.rows * case.length
-    return Work(1, every, every, 0, ((at_once, case.length, 0),), -(-case.rows // at_once))
+    return RunWork(1, every, every, 0, ((at_once, case.length, 0),), -(-case.rows // at_once))
 
 
 def sizes_for(case: Case, card: Gpu, free_gib: float, dtype: torch.dtype) -> Sizes:

@@ -24,7 +24,7 @@ from published_runs import Point, read_points
 
 from tuneloop.core.device import default_dtype
 from tuneloop.models.shape import target_modules
-from tuneloop.plan.estimate import Work, loop_job
+from tuneloop.plan.estimate import RunWork, loop_job
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import memory_of
@@ -131,7 +131,7 @@ def loop_growth(run: dict[str, Any]) -> float:
     settings = {**LOOP_USUAL, **run}
     rows, length, shared = settings["micro_batch"], settings["seq_len"], settings["shared"]
     tokens = rows * length + shared
-    work = Work(1, tokens, round(settings["learned"] * length) * rows, 0, ((rows, length, shared),))
+    work = RunWork(1, tokens, round(settings["learned"] * length) * rows, 0, ((rows, length, shared),))
     job = loop_job(
         find_model("smollm2-135m")[1], work, model="smollm2-135m", method=settings["method"], rank=settings["rank"],
         targets=settings["targets"], prefix_tokens=settings["prefix_tokens"], bytes_a_weight=2 if settings["dtype"] == "auto" and native_bf16() else 4,

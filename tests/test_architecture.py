@@ -100,11 +100,11 @@ NEED = {
     "inference.generate": {"torch"},
     "inference.replay": {"torch"},
     "evaluate.classical": {"numpy"},
-    "evaluate.agreement": {"numpy"},
     "evaluate.compare": {"numpy"},
     "evaluate.forgetting": {"numpy"},
     "evaluate.judge": {"numpy"},
     "evaluate.production": {"numpy"},
+    "evaluate.review.results": {"numpy"},
     "evaluate.slices": {"numpy"},
 }
 

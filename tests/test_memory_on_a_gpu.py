@@ -17,7 +17,7 @@ from tuneloop.models.methods import method_named
 from tuneloop.models.random_model import SIZES, random_model
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.template import Rendered
-from tuneloop.plan.estimate import Work, loop_job
+from tuneloop.plan.estimate import RunWork, loop_job
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.memory import memory_of
 from tuneloop.train.batches import Step
@@ -82,7 +82,7 @@ def gib_planned(case: Case) -> float:
     config = TrainConfig.model_validate(case.settings)
     sizes = {**SIZES[case.size], "num_hidden_layers": case.layers}
     tokens = case.rows * case.length * case.micro_batches
-    work = Work(1, tokens, round(case.supervised * tokens), 0, ((case.rows, case.length, 0),), case.micro_batches)
+    work = RunWork(1, tokens, round(case.supervised * tokens), 0, ((case.rows, case.length, 0),), case.micro_batches)
     job = loop_job(
         ModelShape.from_config(sizes), work, gpu=find_gpu("h100-sxm", measured=False), model="m", method=config.method,
         rank=config.rank, targets=target_names(_net(sizes), config.targets), prefix_tokens=config.prefix_tokens,

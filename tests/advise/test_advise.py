@@ -15,10 +15,10 @@ from manifests import TOKENS, manifest_json
 from tuneloop.advise.advise import AdviceInput, advise, make_question
 from tuneloop.advise.measured import (
     BaselineResults,
-    Result,
+    SystemResult,
     by_hand,
+    facts_from_results,
     from_evaluation,
-    known_of,
     leaderboard,
     measured_of,
 )
@@ -35,9 +35,9 @@ def no_prices_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def measured(few_shot: float, *, n: int = 400, wide: float = 0.02, **others: float) -> BaselineResults:
     names = {"classical": "tf-idf + logistic regression", "tuned": "tuned"}
-    results = [Result("zero-shot", few_shot / 2, few_shot / 2 - wide, few_shot / 2 + wide),
-               Result("few-shot", few_shot, few_shot - wide, few_shot + wide)]  # fmt: skip
-    results += [Result(names[name], value, value - wide, value + wide) for name, value in others.items()]
+    results = [SystemResult("zero-shot", few_shot / 2, few_shot / 2 - wide, few_shot / 2 + wide),
+               SystemResult("few-shot", few_shot, few_shot - wide, few_shot + wide)]  # fmt: skip
+    results += [SystemResult(names[name], value, value - wide, value + wide) for name, value in others.items()]
     return BaselineResults("accuracy", n, tuple(results))
 
 
@@ -170,8 +170,8 @@ def told_by(metric: str = "", **changes: Any) -> BaselineResults:
 def test_an_evaluation_tells_results_verdict_and_prompts() -> None:
     found = told_by()
     assert found.metric == "accuracy" and found.n == 50 and found.verdict == "better"
-    assert found.prompt == Result("few-shot", 0.6, 0.6, 0.6, right=0.6)
-    assert found.tuned == Result("tuned", 0.8, 0.7, 0.9, right=0.8)
+    assert found.prompt == SystemResult("few-shot", 0.6, 0.6, 0.6, right=0.6)
+    assert found.tuned == SystemResult("tuned", 0.8, 0.7, 0.9, right=0.8)
     assert found.prompt_tokens == {"few-shot": 100, "tuned": 10}
     entries = leaderboard(found)
     assert [entry["name"] for entry in entries] == ["few-shot", "tuned"]
@@ -201,19 +201,19 @@ def test_a_data_set_a_run_and_an_evaluation_are_read(tmp_path: Path) -> None:
     dataset = manifest_json(splits={"train": {"rows": 40, "tokens": counted}})
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "dataset.json").write_text(json.dumps(dataset))
-    assert known_of(tmp_path)["rows"] == 40
+    assert facts_from_results(tmp_path)["rows"] == 40
     (tmp_path / "eval.json").write_text(json.dumps(EVALUATION))
     (tmp_path / "run.json").write_text(json.dumps({"version": 1, "model": "m", "usd": 0.5, "method": "prefix"}))
-    found = known_of(tmp_path)
+    found = facts_from_results(tmp_path)
     assert (found["rows"], found["tokens_per_row"], found["prompt_tokens"]) == (40, 100, 90)
     assert found["measured"].training_usd == 0.5 and found["measured"].method == "prefix"
-    assert known_of(tmp_path / "eval.json")["measured"].n == 50
+    assert facts_from_results(tmp_path / "eval.json")["measured"].n == 50
     lone = tmp_path / "other.json"
     lone.write_text(json.dumps(EVALUATION))
-    assert known_of(lone)["model"] == "m"
+    assert facts_from_results(lone)["model"] == "m"
     for wrong in (tmp_path / "none", tmp_path / "dataset" / "nothing.json"):
         with pytest.raises(UserError):
-            known_of(wrong)
+            facts_from_results(wrong)
 
 
 @pytest.mark.parametrize(

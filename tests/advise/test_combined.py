@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tuneloop.advise.advise import advise, make_question
-from tuneloop.advise.combined import combined_facts
+from tuneloop.advise.measured import combined_facts
 from tuneloop.core.errors import UserError
 from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost
 from tuneloop.records.merge import MergeRecord, MergeSource, Share, TaskResult

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tuneloop.advise.economics import (
     DAYS_A_MONTH,
     HOURS_A_MONTH,
-    Engine,
-    Option,
-    ServedModel,
+    Alternative,
+    ModelFootprint,
+    QueryTraffic,
     ServingGpu,
+    ServingMachine,
     TokenRate,
-    Traffic,
     break_even,
     compare_options,
     monthly_bill,
@@ -31,8 +31,8 @@ from tuneloop.core.errors import UserError
 DIME = TokenRate(0.10, 0.10)
 
 
-def option(name: str = "a", prompt: float = 500, answer: float = 0, **more: float) -> Option:
-    return Option(name, prompt, answer, DIME, **more)  # type: ignore[arg-type]
+def option(name: str = "a", prompt: float = 500, answer: float = 0, **more: float) -> Alternative:
+    return Alternative(name, prompt, answer, DIME, **more)  # type: ignore[arg-type]
 
 
 def test_price_of_a_million_tokens_by_hand() -> None:
@@ -76,7 +76,7 @@ def test_no_saving_is_named_without_baseline_prompt_and_volume(prompt: float, vo
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
 def test_impossible_figures_are_refused(bad: float) -> None:
-    with pytest.raises(UserError, match="Not a possible figure"):
+    with pytest.raises(UserError, match="Not a possible value"):
         break_even(option(), option("tuned", prompt=bad), 10)
 
 
@@ -124,7 +124,7 @@ def test_sensitivity_agrees_with_the_table_at_the_given_values() -> None:
     assert net_saving(values, a, b, 12) == pytest.approx(net)
 
 
-LLAMA_8B = ServedModel(8.03e9, 2, 2 * 32 * 8 * 128 * 2)
+LLAMA_8B = ModelFootprint(8.03e9, 2, 2 * 32 * 8 * 128 * 2)
 A100_40 = ServingGpu(40e9, 1.555e12, 312e12)
 
 
@@ -138,7 +138,7 @@ def test_serving_speed_is_near_published_runs() -> None:
 @pytest.mark.parametrize(("together", "measured"), [(4, 210), (8, 377), (16, 644), (32, 975), (48, 1190)])
 def test_serving_speed_under_load_is_near_published_runs(together: int, measured: float) -> None:
     """vLLM, Mistral 7B in bf16 on an RTX 4090, 256 + 128 tokens, Poisson arrivals: tokens/s written (mushfiqrahman.dev/?p=1668)."""
-    mistral, card = ServedModel(7.25e9, 2, 2 * 32 * 8 * 128 * 2), ServingGpu(23.52 * 1024**3, 1.008e12, 165.2e12)
+    mistral, card = ModelFootprint(7.25e9, 2, 2 * 32 * 8 * 128 * 2), ServingGpu(23.52 * 1024**3, 1.008e12, 165.2e12)
     written = serving_tokens_per_second(mistral, card, 256, 128, together) / 3
     assert 0.8 * measured < written < 1.2 * measured
 
@@ -149,11 +149,11 @@ def test_serving_is_faster_together_and_impossible_where_the_model_does_not_fit(
     assert serving_tokens_per_second(LLAMA_8B, ServingGpu(16e9, 3e11, 65e12), 500, 100) == 0
 
 
-MACHINE, SPOT = Engine(2.0, 1000), Engine(1.0, 1000)
+MACHINE, SPOT = ServingMachine(2.0, 1000), ServingMachine(1.0, 1000)
 
 
 def test_monthly_bills_by_hand() -> None:
-    traffic = Traffic(86_400, 90, 10, peak=3, batch_share=0.5, headroom=0.5)  # 100 tokens/s on the average
+    traffic = QueryTraffic(86_400, 90, 10, peak=3, batch_share=0.5, headroom=0.5)  # 100 tokens/s on the average
     alone = monthly_bill("real-time", traffic, MACHINE, SPOT)
     assert (
         alone.replicas == 1
@@ -170,7 +170,7 @@ def test_monthly_bills_by_hand() -> None:
 def test_bills_hold_all_traffic_and_batch_is_never_dearer_than_real_time(
     queries: float, prompt: float, answer: float, peak: float, share: float
 ) -> None:
-    traffic = Traffic(queries, prompt, answer, peak=peak, batch_share=share)
+    traffic = QueryTraffic(queries, prompt, answer, peak=peak, batch_share=share)
     bills = {mode: monthly_bill(mode, traffic, MACHINE, MACHINE) for mode in ("batch", "real-time", "hybrid")}  # type: ignore[arg-type]
     for bill in bills.values():
         able = bill.replicas * MACHINE.tokens_per_second * HOURS_A_MONTH * 3600

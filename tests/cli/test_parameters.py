@@ -13,7 +13,7 @@ import typer.testing
 from tuneloop.advise.config import AdviseOptions
 from tuneloop.cli.main import COMMANDS, app, main
 from tuneloop.cli.parameters import Output, expanded, given
-from tuneloop.evaluate.options import EvalOptions
+from tuneloop.evaluate.config import EvalOptions
 from tuneloop.plan.config import PlanOptions
 from tuneloop.workflows.evaluations import EvalTarget
 

@@ -18,7 +18,7 @@ from tuneloop.cli.main import main
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.options import plan_machines
-from tuneloop.plan.remedies import changes
+from tuneloop.plan.recommend import changes
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

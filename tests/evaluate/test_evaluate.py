@@ -16,8 +16,7 @@ from tuneloop.evaluate.evaluate import evaluate, sample_order, sample_rows
 from tuneloop.evaluate.primary import primary_metric
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.evaluate.scoring import AnswerStats
-from tuneloop.evaluate.verdict import decide
-from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.evaluate.verdict import decide, verdict_in_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row

@@ -1,10 +1,18 @@
+"""Examples in the prompt: which are chosen, and how many fit."""
+
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 
-from tuneloop.evaluate.few_shot import choose_examples, fit_examples, labels_shown, nearest_examples, rarest_label
-from tuneloop.evaluate.prompt import prompt_turns
+from tuneloop.evaluate.prompt import (
+    choose_examples,
+    fit_examples,
+    labels_shown,
+    nearest_examples,
+    prompt_turns,
+    rarest_label,
+)
 from tuneloop.records.rows import Row
 
 

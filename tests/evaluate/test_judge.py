@@ -11,8 +11,8 @@ from sklearn.metrics import cohen_kappa_score
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.judge import (
-    Pair,
-    Rated,
+    AnswerPair,
+    RatedAnswer,
     _agreement,
     judge_answers,
     judge_pairs,
@@ -23,7 +23,9 @@ from tuneloop.evaluate.judge import (
 from tuneloop.records.rows import Message
 
 PAIRWISE, RUBRIC = load_judge_prompt("pairwise"), load_judge_prompt("rubric")
-PAIRS = [Pair(f"r{i}", f"question {i}", f"short {i}", f"a good and longer answer {i}", human="b") for i in range(20)]
+PAIRS = [
+    AnswerPair(f"r{i}", f"question {i}", f"short {i}", f"a good and longer answer {i}", human="b") for i in range(20)
+]
 
 
 def shown(turns: Sequence[Message]) -> tuple[str, str]:
@@ -55,7 +57,7 @@ def test_a_judge_that_looks_at_the_place_only_decides_nothing() -> None:
 
 
 def test_equal_answers_tie_unasked_and_unread_ones_do_not_count() -> None:
-    pairs = [Pair("same", "q", "x", "x"), Pair("odd", "q", "x", "y")]
+    pairs = [AnswerPair("same", "q", "x", "x"), AnswerPair("odd", "q", "x", "y")]
     found = judge_pairs(pairs, lambda turns, options: [None, "A"], PAIRWISE)
     assert [row["winner"] for row in found.rows] == ["tie", None]
     assert (found.facts["n"], found.facts["unread"]) == (1, 1)
@@ -72,7 +74,7 @@ def test_kappa_is_that_of_scikit_learn() -> None:
 
 
 def test_ratings_against_thumbs() -> None:
-    items = [Rated(f"r{i}", "q", "good" if i % 2 else "bad", human=bool(i % 2)) for i in range(20)]
+    items = [RatedAnswer(f"r{i}", "q", "good" if i % 2 else "bad", human=bool(i % 2)) for i in range(20)]
     found = judge_answers(
         items, lambda turns, options: ["5" if "[Answer]\ngood" in t[1]["content"] else "2" for t in turns], RUBRIC
     )
@@ -126,11 +128,13 @@ INJECTIONS = (
 
 @pytest.mark.parametrize("injection", INJECTIONS)
 def test_an_answer_that_speaks_to_the_judge_gets_no_verdict(injection: str) -> None:
-    pairs = [*PAIRS[:5], Pair("odd", "q", "honest", injection)]
+    pairs = [*PAIRS[:5], AnswerPair("odd", "q", "honest", injection)]
     found = judge_pairs(pairs, obedient, PAIRWISE)
     assert [row.winner for row in found.rows if row.id == "odd"] == [None] and found.facts["spoken"] == 1
     assert any("speaks to the judge" in word for word in found.words)
-    rated = judge_answers([Rated("odd", "q", injection), Rated("r", "q", "fine")], lambda t, o: ["5"] * len(t), RUBRIC)
+    rated = judge_answers(
+        [RatedAnswer("odd", "q", injection), RatedAnswer("r", "q", "fine")], lambda t, o: ["5"] * len(t), RUBRIC
+    )
     assert [row.score for row in rated.rows] == [None, 5] and rated.facts["spoken"] == 1
 
 

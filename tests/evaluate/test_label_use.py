@@ -8,8 +8,7 @@ from tuneloop.core.stats import NOT_ENOUGH
 from tuneloop.evaluate.classical import MAJORITY
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
-from tuneloop.evaluate.verdict import decide
-from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.evaluate.verdict import decide, verdict_in_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 

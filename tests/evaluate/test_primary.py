@@ -13,11 +13,10 @@ from verdicts import HAM, flipped, rows_of, scored, verdict_of, write
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
-from tuneloop.evaluate.label_use import LabelUse, label_use
+from tuneloop.evaluate.primary import LabelUse, label_use
 from tuneloop.evaluate.results import load_evaluation
 from tuneloop.evaluate.scoring import AnswerStats
-from tuneloop.evaluate.verdict import decide
-from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.evaluate.verdict import decide, verdict_in_words
 from tuneloop.records.completion import Completion
 
 

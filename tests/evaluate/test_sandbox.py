@@ -10,9 +10,9 @@ import pytest
 
 from patience import slowness
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.sandbox import Limits, run_program
+from tuneloop.evaluate.sandbox import SandboxLimits, run_program
 
-QUICK = Limits(seconds=2)
+QUICK = SandboxLimits(seconds=2)
 LAYERS = ["namespaces", "landlock", "seccomp", "audit"]
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox is for Linux and macOS")
@@ -196,7 +196,7 @@ def test_other_processes_are_not_looked_into():
 
 @pytest.mark.parametrize("skip", [[], ["namespaces"]])
 def test_a_full_scratch_folder_ends_the_program(skip):
-    small = Limits(seconds=5, disk=4 << 20)
+    small = SandboxLimits(seconds=5, disk=4 << 20)
     program = "for i in range(10000):\n    open(str(i), 'w').write('x' * 100_000)\nimport time\ntime.sleep(5)"
     outcome = run_program(program, small, skip=skip)
     assert outcome.status in ("failed", "disk"), outcome
@@ -205,7 +205,7 @@ def test_a_full_scratch_folder_ends_the_program(skip):
 def test_nothing_of_a_stopped_program_goes_on():
     started = time.monotonic()
     for _ in range(3):
-        run_program("import time\ntime.sleep(60)", Limits(seconds=0.2))
+        run_program("import time\ntime.sleep(60)", SandboxLimits(seconds=0.2))
     assert time.monotonic() - started < 5 * slowness()
     if Path("/proc").is_dir():
         running = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if os.access(p, os.R_OK)]

@@ -6,8 +6,7 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import Evaluation, evaluate
-from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words
+from tuneloop.evaluate.evaluate import Evaluation, evaluate, on_shared_rows, shared_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 

@@ -171,4 +171,4 @@ def test_the_file_holds_the_breakdown_in_bounded_lists(tmp_path):
     assert {"field", "value", "n", "score", "low", "high", "rest", "p", "p_holm", "verdict"} <= set(
         manifest["slices"][0]
     )
-    assert any("Surely worse" in sentence for sentence in manifest["words"])
+    assert any("Significantly worse" in sentence for sentence in manifest["words"])

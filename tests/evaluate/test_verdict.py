@@ -16,8 +16,7 @@ from tuneloop.evaluate.classical import MAJORITY, TFIDF, majority_system
 from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
-from tuneloop.evaluate.verdict import FROM_WORST, best_odds, decide
-from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.evaluate.verdict import FROM_WORST, best_odds, decide, verdict_in_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 

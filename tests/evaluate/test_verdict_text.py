@@ -10,8 +10,7 @@ from tuneloop.evaluate.classical import MAJORITY, TFIDF
 from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.metrics.claims import outcome_words
-from tuneloop.evaluate.verdict import decide
-from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.evaluate.verdict import decide, verdict_in_words
 from tuneloop.records.completion import Completion
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tuneloop.evaluate.review.items import Review, make_review, read_systems
+from tuneloop.evaluate.review.items import ReviewFolder, make_review, read_systems
 from tuneloop.records.review import Vote
 
 
-def pair_review(run: Path, share: float = 1.0) -> Review:
+def pair_review(run: Path, share: float = 1.0) -> ReviewFolder:
     systems = read_systems([f"{run}:few_shot", str(run)])
     return make_review(systems, run / "review", mode="pairwise", share=share)
 

@@ -11,8 +11,7 @@ from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
 from tuneloop.evaluate.results import ComparedWith, write_evaluation
-from tuneloop.evaluate.verdict import Verdict, decide
-from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.evaluate.verdict import Verdict, decide, verdict_in_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row

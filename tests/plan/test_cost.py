@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from manifests import manifest_json
 
 from tuneloop.advise.advise import AdviceInput
-from tuneloop.advise.economy import trainings
-from tuneloop.advise.measured import known_of
+from tuneloop.advise.economics import trainings
+from tuneloop.advise.measured import facts_from_results
 from tuneloop.core.errors import UserError
 from tuneloop.plan.cost import (
     ONE_RUN,
@@ -248,7 +248,7 @@ def test_plan_and_advise_name_one_price_with_the_same_parts(
     (folder / "dataset.json").write_text(json.dumps(manifest_json(splits={"train": {"rows": rows, "tokens": counted}})))
     shared: dict[str, Any] = {"model": model, "epochs": epochs, "gpu": gpu, "tier": tier, "engineer_hours": 10.0,
                               "usd_per_engineer_hour": engineer, "runs": runs}  # fmt: skip
-    for method, training in trainings(AdviceInput(**known_of(folder), **shared), load_prices()).items():
+    for method, training in trainings(AdviceInput(**facts_from_results(folder), **shared), load_prices()).items():
         plan = plan_machines({**shared, "method": method, "dataset": str(folder)})
         assert plan["fits"] == training.fits
         if training.cost and training.fits:
@@ -263,6 +263,6 @@ def test_without_a_machine_named_both_choose_the_same_one(tmp_path: Path) -> Non
     )
     shared = {"model": "llama-3.1-8b", "epochs": 3.0}
     plan = plan_machines({**shared, "method": "lora", "dataset": str(tmp_path)})
-    training = trainings(AdviceInput(**known_of(tmp_path), **shared), load_prices())["lora"]
+    training = trainings(AdviceInput(**facts_from_results(tmp_path), **shared), load_prices())["lora"]
     assert training.cost and plan["cost"] == training.cost.to_json()
     assert (plan["gpu"], plan["gpus"]) == (training.job.gpu.key, training.job.gpus)

@@ -10,7 +10,7 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.shape import ModelShape
-from tuneloop.plan.estimate import Machine, Sizes, Work, device_of, estimate, loop_job, sizes_on_gpu
+from tuneloop.plan.estimate import MachineAtHand, RunWork, Sizes, device_of, estimate, loop_job, sizes_on_gpu
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.job import TrainingSetup
 from tuneloop.plan.memory import memory_of
@@ -23,11 +23,13 @@ LLAMA_3_2_1B = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 
 SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
            "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}  # fmt: skip
 
-WORK = Work(steps=100, tokens=100_000, supervised=20_000, val_tokens=30_000, micro_batches=((8, 100, 0), (4, 200, 50)))
-ROOMY = Machine("cpu: test, 2 cores", 64.0, 1.0, 0.10, 500.0)
+WORK = RunWork(
+    steps=100, tokens=100_000, supervised=20_000, val_tokens=30_000, micro_batches=((8, 100, 0), (4, 200, 50))
+)
+ROOMY = MachineAtHand("cpu: test, 2 cores", 64.0, 1.0, 0.10, 500.0)
 
 
-def plan(work: Work = WORK, machine: Machine = ROOMY, **options: Any) -> dict[str, Any]:
+def plan(work: RunWork = WORK, machine: MachineAtHand = ROOMY, **options: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"model": "m", "rank": 16, "targets": "all-linear"} | options
     return estimate(ModelShape.from_config(SMOLLM2), work, machine, **settings)
 
@@ -93,7 +95,7 @@ def test_growth_of_tuneloops_own_runs_is_what_was_measured(settings: dict[str, A
 
 
 def test_a_full_run_is_planned_with_its_optimizer_and_with_the_gradients_of_earlier_micro_batches() -> None:
-    def peak(work: Work = WORK, **settings: Any) -> float:
+    def peak(work: RunWork = WORK, **settings: Any) -> float:
         return float(plan(work, method="full", **settings)["memory"]["peak_gib"])
 
     parameters = 134_515_008 / 1024**3
@@ -173,16 +175,16 @@ def test_gpus_are_known_by_what_their_driver_calls_them(called: str, key: str) -
 # --- on GPUs
 
 
-ONE_ROW = Work(steps=10, tokens=20_480, supervised=20_480, val_tokens=0, micro_batches=((1, 2048, 0),))
+ONE_ROW = RunWork(steps=10, tokens=20_480, supervised=20_480, val_tokens=0, micro_batches=((1, 2048, 0),))
 
 
-def rows_of_1024(tokens: int) -> Work:
+def rows_of_1024(tokens: int) -> RunWork:
     """Steps of 16 rows of 1,024 tokens, so many tokens at once."""
     return replace(ONE_ROW, micro_batches=((max(min(tokens // 1024, 16), 1), 1024, 0),))
 
 
 def sizes(name: str, gib: float, method: str = "lora", may_recompute: bool = True, **more: Any) -> Sizes:
-    card = device_of(Machine(name, gib, 0.0, 1.0, 1.0))
+    card = device_of(MachineAtHand(name, gib, 0.0, 1.0, 1.0))
     return sizes_on_gpu(
         ModelShape.from_config(LLAMA_3_1_8B), rows_of_1024, card, gib - 0.6, may_recompute=may_recompute,
         model="llama-3.1-8b", method=method, rank=16, targets="all-linear", **more,
@@ -230,7 +232,7 @@ def test_layers_that_are_kept_take_their_memory_and_save_their_time() -> None:
 
 
 def test_steps_that_are_small_are_not_said_to_be_large() -> None:
-    card = device_of(Machine("NVIDIA H200", 139.81, 0.0, 1.0, 1.0))
+    card = device_of(MachineAtHand("NVIDIA H200", 139.81, 0.0, 1.0, 1.0))
     found = sizes_on_gpu(
         ModelShape.from_config(LLAMA_3_2_1B), lambda tokens: rows_of_1024(min(tokens, 2048)), card, 139.0, may_recompute=True,
         model="llama-3.2-1b", method="lora", rank=16, targets="all-linear",
@@ -241,7 +243,7 @@ def test_steps_that_are_small_are_not_said_to_be_large() -> None:
 def on_card(name: str, gib: float, resident: float, **settings: Any) -> dict[str, Any]:
     settings = {"model": "llama-3.1-8b", "rank": 16, "targets": "all-linear", "method": "lora"} | settings
     return estimate(
-        ModelShape.from_config(LLAMA_3_1_8B), ONE_ROW, Machine(name, gib, resident, 1.0, 3000.0), **settings
+        ModelShape.from_config(LLAMA_3_1_8B), ONE_ROW, MachineAtHand(name, gib, resident, 1.0, 3000.0), **settings
     )
 
 
@@ -269,7 +271,7 @@ def test_any_card_is_planned_as_a_gpu(name: str, gib: float, fits: bool) -> None
 
 
 def test_several_gpus_hold_a_layer_of_the_others_parts() -> None:
-    machine = Machine("NVIDIA A100-SXM4-40GB", 39.39, 14.96 / 4, 4.0, 8000.0, gpus=4)
+    machine = MachineAtHand("NVIDIA A100-SXM4-40GB", 39.39, 14.96 / 4, 4.0, 8000.0, gpus=4)
     found = estimate(
         ModelShape.from_config(LLAMA_3_1_8B), ONE_ROW, machine, model="llama-3.1-8b", rank=16, targets="all-linear"
     )

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from tuneloop.plan.estimate import Machine, Work, estimate
+from tuneloop.plan.estimate import MachineAtHand, RunWork, estimate
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import corrected, learned_speed, read_ledger, record_run, summary, usual_speed
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import speed_of
 
-HERE = Machine("cpu: test, 2 cores", 64.0, 1.0, 0.10, 500.0)
-WORK = Work(steps=10, tokens=100_000, supervised=20_000, val_tokens=30_000, micro_batches=((8, 100, 0),))
+HERE = MachineAtHand("cpu: test, 2 cores", 64.0, 1.0, 0.10, 500.0)
+WORK = RunWork(steps=10, tokens=100_000, supervised=20_000, val_tokens=30_000, micro_batches=((8, 100, 0),))
 
 
 def plan() -> dict[str, Any]:

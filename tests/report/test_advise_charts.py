@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tuneloop.records.advice import AdvisedAlternative, AssumptionSwing, MeasuredSystem
-from tuneloop.report.advise_charts import _spread, cost_chart, dollars, quality_chart, tornado_chart
+from tuneloop.report.advise_html import _spread, cost_chart, dollars, quality_chart, tornado_chart
 
 SWINGS = [
     AssumptionSwing(name="queries a day", low=50.0, high=200.0, at_low=-10.0, at_high=300.0),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.run import TrainingStep, Validation
-from tuneloop.report import charts, curves
+from tuneloop.report import charts
 from tuneloop.report.facts import SystemFacts
 
 finite = st.floats(-1e9, 1e9, allow_nan=False)
@@ -45,7 +45,7 @@ def test_the_smoothed_curve_starts_at_the_first_value_and_stays_within_the_data(
 def test_the_best_validation_is_marked_at_its_place() -> None:
     steps = [TrainingStep(step=s, loss=3.0 - s / 100) for s in range(1, 101)]
     validations = [Validation(step=50, val_loss=2.0), Validation(step=100, val_loss=2.5)]
-    svg = curves.loss_chart(steps, validations)
+    svg = charts.loss_chart(steps, validations)
     best = next(e for e in parse(svg).iter() if e.get("class") == "best")
     left, right = 38.0, charts.WIDE - 8
     assert float(best.get("cx", "nan")) == pytest.approx((left + right) / 2, abs=1)
@@ -54,14 +54,14 @@ def test_the_best_validation_is_marked_at_its_place() -> None:
 
 def test_losses_that_are_not_numbers_are_left_out_of_the_curve() -> None:
     steps = [TrainingStep(step=i, loss=loss) for i, loss in enumerate([2.0, math.inf, math.nan, 1.0], 1)]
-    svg = curves.loss_chart(steps, [])
+    svg = charts.loss_chart(steps, [])
     assert "nan" not in svg.lower().replace("nann", "")
     assert "2 training steps" in svg
-    assert curves.loss_chart([TrainingStep(step=1, loss=math.nan)], []) == ""
+    assert charts.loss_chart([TrainingStep(step=1, loss=math.nan)], []) == ""
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
-    svg = curves.loss_chart([TrainingStep(step=s, loss=1 + 1 / s) for s in range(1, 20_001)], [])
+    svg = charts.loss_chart([TrainingStep(step=s, loss=1 + 1 / s) for s in range(1, 20_001)], [])
     path = next(e for e in parse(svg).iter() if e.get("class") == "train")
     points = path.get("d", "").lstrip("M").split("L")
     assert len(points) <= charts.MAX_POINTS + 2
@@ -112,7 +112,7 @@ def test_any_names_and_numbers_give_well_formed_svg(
     )
     drawn = [
         charts.label_chart(clean_all(labels)),
-        curves.loss_chart([TrainingStep(step=i, loss=math.nan if v is None else v) for i, v in enumerate(losses)], []),
+        charts.loss_chart([TrainingStep(step=i, loss=math.nan if v is None else v) for i, v in enumerate(losses)], []),
         charts.forest_chart(lines, 0, "chrf", charts.NARROW),
         charts.token_chart({clean(name): {"min": 1, "p50": 1, "p90": 1, "max": 1}}, 512),
     ]

@@ -19,7 +19,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.records.rows import Row
 from tuneloop.report import data_facts
 from tuneloop.report.data_charts import flow_chart, split_labels_chart
-from tuneloop.report.data_facts import Flow, Stage, find_conflicts, flow_of, mask, read_data
+from tuneloop.report.data_facts import Flow, FlowStage, find_conflicts, flow_of, mask, read_data
 from tuneloop.report.data_html import (
     difference,
     from_difference,
@@ -28,7 +28,7 @@ from tuneloop.report.data_html import (
     visible,
     write_data_report,
 )
-from tuneloop.report.differences import same_end
+from tuneloop.report.samples import same_end
 
 HOSTILE = "</script><img src=x onerror=alert(1)></style><b>x</b>{{ 7 * 7 }} \x1b[31m \ud800 \u202e'\"&amp;"
 SECTIONS = [
@@ -467,7 +467,9 @@ def test_the_flow_is_drawn_inside_its_width(exits: list[int], kept: int, width: 
     if not read:
         return
     pairs = tuple((f"reason_{i}", float(n)) for i, n in enumerate(exits) if n)
-    chart = str(flow_chart(Flow(read, (Stage("parsed", kept, pairs),), (("train", float(kept)), ("val", 0.0))), width))
+    chart = str(
+        flow_chart(Flow(read, (FlowStage("parsed", kept, pairs),), (("train", float(kept)), ("val", 0.0))), width)
+    )
     assert "nan" not in chart and "-" not in "".join(re.findall(r'(?:width|height)="([^"]*)"', chart))
     coordinates = [
         float(x) for d in re.findall(r' d="([^"]*)"', chart) for x, _ in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", d)

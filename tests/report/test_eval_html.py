@@ -21,12 +21,10 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Confusion, EvaluationManifest, Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Row
-from tuneloop.report.differences import marked_against
-from tuneloop.report.eval_charts import confusion_chart
-from tuneloop.report.eval_html import render_evaluation, write_page
-from tuneloop.report.eval_parts import REST, evaluation_parts
-from tuneloop.report.html import render_report
-from tuneloop.report.table import comparison_as
+from tuneloop.report.comparison import comparison_as
+from tuneloop.report.eval_parts import REST, confusion_chart, evaluation_parts
+from tuneloop.report.html import render_evaluation, render_report, write_page
+from tuneloop.report.samples import marked_against
 
 MakeRun = Callable[..., Path]
 HOSTILE = "<script>alert(1)</script>&_{}%"

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from tuneloop.records.evaluation import EvaluationManifest
-from tuneloop.report.eval_html import write_page
+from tuneloop.report.comparison import changed_settings, differing_settings
 from tuneloop.report.facts import RunFacts, read_run, shown_metrics, systems_of
 from tuneloop.report.head import few_rows, head_part, key_figures, model_name, rival
-from tuneloop.report.html import render_report
-from tuneloop.report.settings import changed_settings, differing_settings
+from tuneloop.report.html import render_report, write_page
 
 MakeRun = Callable[..., Path]
 

@@ -13,8 +13,8 @@ import pytest
 
 from tuneloop.records.evaluation import Estimate, EvaluationManifest, Sample
 from tuneloop.report import samples as s
-from tuneloop.report.eval_html import write_page
 from tuneloop.report.facts import read_run
+from tuneloop.report.html import write_page
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028 & {{ 7 * 7 }}"
 
@@ -124,7 +124,7 @@ def test_beside_the_tuned_model_stand_the_best_prompt_the_best_classifier_and_ze
               "tf-idf + logistic regression": 0.7, "MiniLM + logistic regression": 0.8}  # fmt: skip
     baselines = {name: {"accuracy": Estimate(value)} for name, value in values.items()}
     evaluation = EvaluationManifest(n=1, metrics={}, primary="accuracy", baselines=baselines)
-    shown = s.alongside(evaluation, [Sample(id="1", baselines=dict.fromkeys(values, "x"))])
+    shown = s.shown_systems(evaluation, [Sample(id="1", baselines=dict.fromkeys(values, "x"))])
     assert shown == ["zero-shot", "few-shot", "MiniLM + logistic regression"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, read_yaml, write_json, write_yaml
-from tuneloop.evaluate.shared_rows import FEWEST
+from tuneloop.evaluate.evaluate import FEWEST_SHARED
 from tuneloop.inference.llamacpp import installed
 from tuneloop.records.artifact import NEAR_TIE, ArtifactManifest, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison
@@ -62,13 +62,13 @@ def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) ->
     assert any(line.startswith("measured  On ") for line in said)
     assert not (artifact.folder / "samples.jsonl").exists(), "test rows do not travel"
     assert (run / "evals" / manifest.id / "samples.jsonl").is_file()
-    assert any(line.startswith(f"warn: measured on {test} test rows") for line in said) == (test < FEWEST)
+    assert any(line.startswith(f"warn: measured on {test} test rows") for line in said) == (test < FEWEST_SHARED)
     again = export_run(run, "gguf", weights=WeightsWanted("q8_0"))
     assert again.found and again.manifest["evaluation"] == artifact.manifest["evaluation"]
     assert again.manifest["cost"] == artifact.manifest["cost"], "it is not measured a second time"
     said.clear()
     export_run(run, "gguf", weights=WeightsWanted("q8_0", measure=1), say=said.append)
-    few = f"warn: measured on 1 test row, and `gate` and `compare` ask for at least {FEWEST} shared ones: give --measure {FEWEST} or more"
+    few = f"warn: measured on 1 test row, and `gate` and `compare` ask for at least {FEWEST_SHARED} shared ones: give --measure {FEWEST_SHARED} or more"
     assert few in said
 
 

@@ -7,8 +7,7 @@ from traffic import at, request, thumb
 
 from tuneloop.cli.main import main
 from tuneloop.core.ids import uuid7
-from tuneloop.evaluate.review.items import load_review
-from tuneloop.evaluate.review.votes import append_vote
+from tuneloop.evaluate.review.items import append_vote, load_review
 from tuneloop.records.decision import Decision
 from tuneloop.records.review import Vote
 from tuneloop.serve.store import connect, insert, opened, read_feedback

@@ -21,8 +21,7 @@ from tuneloop.advise.advise import AdviceInput, advise
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, read_jsonl, read_yaml
-from tuneloop.evaluate.review.items import make_review, read_systems
-from tuneloop.evaluate.review.votes import append_vote
+from tuneloop.evaluate.review.items import append_vote, make_review, read_systems
 from tuneloop.workflows.advise import keep_advice
 from tuneloop.workflows.recipe import make_recipe
 from tuneloop.workflows.run import run

@@ -13,9 +13,19 @@ from typing import Any
 from pydantic import Field
 
 from tuneloop.advise.config import CaseOptions
-from tuneloop.advise.economics import MODES, OptionRow, compare_options, sensitivity
-from tuneloop.advise.economy import bills, options_of, serving, smaller_models, token_lines, trainings
-from tuneloop.advise.measured import BaselineResults, Result, leaderboard
+from tuneloop.advise.economics import (
+    MODES,
+    AlternativeRow,
+    bills,
+    compare_options,
+    options_of,
+    sensitivity,
+    serving,
+    smaller_models,
+    token_lines,
+    trainings,
+)
+from tuneloop.advise.measured import BaselineResults, SystemResult, leaderboard
 from tuneloop.advise.rules import decide, load_rules
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
@@ -25,11 +35,10 @@ from tuneloop.models.methods import USUAL, method_named, methods, title_of
 from tuneloop.plan.config import CostOptions
 from tuneloop.plan.cost import Cost
 from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.options import A_WEEK, Lengths, priced
-from tuneloop.plan.options import Option as Machine
+from tuneloop.plan.options import A_WEEK, Lengths, priced, usual_settings
+from tuneloop.plan.options import MachineOption as Machine
 from tuneloop.plan.prices import PriceTable, load_prices
 from tuneloop.plan.shape import find_model
-from tuneloop.plan.usual import usual_settings
 from tuneloop.records.advice import (
     AdviceReason,
     AdviceRecord,
@@ -127,7 +136,7 @@ class Advice:
     missing: list[str]
     assumptions: list[str]
     trainings: dict[str, Machine]
-    options: list[OptionRow]
+    options: list[AlternativeRow]
     swings: list[AssumptionSwing]
     bills: dict[str, MonthlyBill]
     tokens: list[TokenPrice]
@@ -155,12 +164,12 @@ class Advice:
         return title_of(self.costed)
 
     @property
-    def chosen(self) -> OptionRow | None:
+    def chosen(self) -> AlternativeRow | None:
         """The alternative that the method is."""
         return next((row for row in self.options if row.option.name == title_of(self.method)), None)
 
 
-def _alternative(row: OptionRow) -> AdvisedAlternative:
+def _alternative(row: AlternativeRow) -> AdvisedAlternative:
     against = row.against
     return AdvisedAlternative(
         name=row.option.name, upfront_usd=row.option.upfront_usd, usd_per_1000_queries=row.usd_per_1000_queries,
@@ -203,13 +212,13 @@ def advise(question: AdviceInput) -> Advice:
     facts |= {**budget, **_over_budget(question, prices, trained, method)}
     if not facts["any_fits"] or (facts["run_days"] or 0) > A_WEEK / 24:
         facts["elsewhere"] = _elsewhere(question, prices, trained)
-    found = decide(facts)
-    answer = found["answer"][0]
+    decided = decide(facts)
+    answer = decided["answer"][0]
     tuning = answer.gives != "dont"
     training = trained.get(method)
     return Advice(
         answer=answer.gives, method=method if tuning else "", costed=method, headline=_headline(answer, method),
-        reasons=[answer, *(found["method"] if tuning else ()), *found["note"]],
+        reasons=[answer, *(decided["method"] if tuning else ()), *decided["note"]],
         steps=_steps(question, answer.gives, method, facts), missing=_missing(question, prices, rows),
         assumptions=[*assumed, *_assumptions(question, training, rows)], trainings=trained, options=rows,
         swings=_swings(question, training, rows, method), bills=rented,
@@ -219,7 +228,7 @@ def advise(question: AdviceInput) -> Advice:
 
 def _alternatives(
     question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine], rented: Mapping[str, MonthlyBill]
-) -> list[OptionRow]:
+) -> list[AlternativeRow]:
     """The alternatives side by side; none without a volume and both prompts."""
     if not question.queries_per_day or not question.prompt_tokens:
         return []
@@ -229,7 +238,7 @@ def _alternatives(
 
 
 def _swings(
-    question: AdviceInput, training: Machine | None, rows: Sequence[OptionRow], method: str
+    question: AdviceInput, training: Machine | None, rows: Sequence[AlternativeRow], method: str
 ) -> list[AssumptionSwing]:
     chosen = next((row for row in rows if row.option.name == title_of(method)), None)
     if not chosen or not training or not training.cost or not question.queries_per_day:
@@ -303,7 +312,6 @@ def _over_budget(
 
 
 def _instead(question: AdviceInput, prices: PriceTable, people: float) -> str:
-    """The first way within the budget: spot machines, then smaller models; in words."""
     budget = question.budget_usd or 0.0
     if people > budget:
         return f"People's time alone is {usd_words(people)}: no machine and no smaller model changes that."
@@ -321,7 +329,7 @@ def _instead(question: AdviceInput, prices: PriceTable, people: float) -> str:
 def facts_of(
     question: AdviceInput,
     trained: Mapping[str, Machine],
-    rows: Sequence[OptionRow],
+    rows: Sequence[AlternativeRow],
     method: str,
     prices: PriceTable,
     rented_bills: Mapping[str, MonthlyBill],
@@ -365,7 +373,7 @@ def facts_of(
         else "",
         "tuned": tuned.value if tuned else None,
         "classical_ties": _ties(measured, classical, tuned) if measured and classical and tuned else None,
-        "tuned_verdict": _in_two(measured.verdict) if measured and tuned and measured.verdict else None,
+        "tuned_verdict": _better_or_not(measured.verdict) if measured and tuned and measured.verdict else None,
         "pays_back": (against.days is not None and against.days <= question.months * 365 / 12) if against else None,
         "payback": _payback(against.days) if against and against.days is not None else None,
         "why_never": f" ({against.why})" if against and against.why else "",
@@ -380,20 +388,20 @@ def facts_of(
     return facts | _money(question, rows, chosen, rented_bills) | _latencies(question, prices)
 
 
-def _is_enough(prompt: Result, target: float | None, scale: float) -> bool:
+def _is_enough(prompt: SystemResult, target: float | None, scale: float) -> bool:
     """Whether a prompt is as good as needed; without a target: leaves little room."""
     return prompt.low >= target if target is not None else prompt.value / scale >= 0.9
 
 
 def _in_words(question: AdviceInput, cost: Cost | None) -> dict[str, str]:
-    found = {"over_months": exactly(question.months, "month")}
+    words = {"over_months": exactly(question.months, "month")}
     if question.budget_usd is not None:
-        found["budget"] = usd_words(question.budget_usd)
+        words["budget"] = usd_words(question.budget_usd)
     if cost:
-        found |= {"upfront": usd_words(cost.usd), "upfront_high": usd_words(cost.p90)}
+        words |= {"upfront": usd_words(cost.usd), "upfront_high": usd_words(cost.p90)}
         if cost.until_kept:
-            found["until_kept"] = usd_words(sum(cost.until_kept.values()))
-    return found
+            words["until_kept"] = usd_words(sum(cost.until_kept.values()))
+    return words
 
 
 def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
@@ -405,25 +413,28 @@ def _payback(days: float) -> str:
 
 
 def _money(
-    question: AdviceInput, rows: Sequence[OptionRow], chosen: OptionRow | None, rented: Mapping[str, MonthlyBill]
+    question: AdviceInput,
+    rows: Sequence[AlternativeRow],
+    chosen: AlternativeRow | None,
+    rented: Mapping[str, MonthlyBill],
 ) -> dict[str, float | bool | None]:
     """What the method saves, what people's time may cost, and what serving on rented machines does to the saving."""
-    found: dict[str, float | bool | None] = dict.fromkeys(
+    facts: dict[str, float | bool | None] = dict.fromkeys(
         ("today_usd_per_month", "saves_usd_per_month", "net_saving", "affordable_hour", "real_time_usd", "batch_usd", "rented_pays")
     )  # fmt: skip
     if not chosen or not chosen.against:
-        return found
+        return facts
     upfront = chosen.option.upfront_usd
     today, saved = rows[0].usd_per_month, chosen.against.usd_per_month_saved
     net = question.months * saved - upfront
-    found |= {"today_usd_per_month": today, "saves_usd_per_month": saved, "net_saving": net}
+    facts |= {"today_usd_per_month": today, "saves_usd_per_month": saved, "net_saving": net}
     if question.engineer_hours:
-        found["affordable_hour"] = net / question.engineer_hours
+        facts["affordable_hour"] = net / question.engineer_hours
     if rented:
         real_time = rented["real-time"].usd
-        found |= {"real_time_usd": real_time, "batch_usd": rented["batch"].usd}
-        found["rented_pays"] = question.months * (today - real_time) > upfront
-    return found
+        facts |= {"real_time_usd": real_time, "batch_usd": rented["batch"].usd}
+        facts["rented_pays"] = question.months * (today - real_time) > upfront
+    return facts
 
 
 def _elsewhere(question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine]) -> str:
@@ -437,16 +448,16 @@ def _elsewhere(question: AdviceInput, prices: PriceTable, trained: Mapping[str, 
     return f" Rented, a run of {USUAL.title} takes {hours_words(rented.hours)} on {rented.job.gpus} x {rented.job.gpu.key} and {usd_words(rented.bare_usd)}."
 
 
-def _classifier_words(classical: Result, measured: BaselineResults) -> str:
+def _classifier_words(classical: SystemResult, measured: BaselineResults) -> str:
     """What the best classifier reaches: "tf-idf + logistic regression is right on 97.5 % of your 40 test rows (macro_f1 0.750)"."""
     reached = f"{measured.metric} {classical.value:.3f}"
     if classical.right is None or not measured.n:
         return f"{classical.name} reaches {reached} at next to no cost"
-    alongside = "" if measured.metric == "accuracy" else f" ({reached})"
-    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {counted(measured.n, 'test row')}{alongside} at next to no cost"
+    brackets = "" if measured.metric == "accuracy" else f" ({reached})"
+    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {counted(measured.n, 'test row')}{brackets} at next to no cost"
 
 
-def _ties(measured: BaselineResults, classical: Result, tuned: Result) -> bool:
+def _ties(measured: BaselineResults, classical: SystemResult, tuned: SystemResult) -> bool:
     """Whether the tuned model is not shown to be better than the classifier: by their comparison, else by its interval."""
     if measured.classical_verdict:
         return measured.classical_verdict != "better"
@@ -454,22 +465,19 @@ def _ties(measured: BaselineResults, classical: Result, tuned: Result) -> bool:
     return tuned.high >= classical.value if down else tuned.low <= classical.value
 
 
-def _in_two(verdict: str) -> str:
+def _better_or_not(verdict: str) -> str:
     return "better" if verdict == "better" else "not better"
 
 
 def _latencies(question: AdviceInput, prices: PriceTable) -> dict[str, float | None]:
-    answer, found = question.answer_tokens, dict.fromkeys(("prompt_latency_ms", "tuned_latency_ms"))
-    result: dict[str, float | None] = dict(found)
+    answer = question.answer_tokens
+    latencies: dict[str, float | None] = {"prompt_latency_ms": None, "tuned_latency_ms": None}
     if not question.latency_ms or answer is None:
-        return result
-    for name, prompt in (
-        ("prompt_latency_ms", question.baseline_prompt_tokens),
-        ("tuned_latency_ms", question.prompt_tokens),
-    ):
-        own = serving(question, prices, prompt, answer, "on-demand") if prompt else None
-        result[name] = own.latency_ms(prompt, answer) if own and prompt else None
-    return result
+        return latencies
+    for name, prompt in zip(latencies, (question.baseline_prompt_tokens, question.prompt_tokens), strict=True):
+        machine = serving(question, prices, prompt, answer, "on-demand") if prompt else None
+        latencies[name] = machine.latency_ms(prompt, answer) if machine and prompt else None
+    return latencies
 
 
 def _headline(answer: AdviceReason, method: str) -> str:
@@ -519,7 +527,7 @@ def _plan_command(question: AdviceInput, method: str) -> str:
     return f"{command} --tokens {tokens} --epochs {question.epochs:g} --seq-len {usual['seq_len']} --grad-ckpt --loss-kernel fused"
 
 
-def _missing(question: AdviceInput, prices: PriceTable, rows: Sequence[OptionRow]) -> list[str]:
+def _missing(question: AdviceInput, prices: PriceTable, rows: Sequence[AlternativeRow]) -> list[str]:
     flags = {
         "--rows": question.rows, "--queries-per-day": question.queries_per_day,
         "--baseline-prompt-tokens": question.baseline_prompt_tokens, "--prompt-tokens": question.prompt_tokens,
@@ -531,28 +539,28 @@ def _missing(question: AdviceInput, prices: PriceTable, rows: Sequence[OptionRow
     return missing
 
 
-def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence[OptionRow]) -> list[str]:
-    said = []
+def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence[AlternativeRow]) -> list[str]:
+    sentences = []
     if training and training.cost and question.training_tokens:
         gpu = training.job.gpu
         machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.key}"
-        said.append(
+        sentences.append(
             f"a run reads {question.training_tokens:,.0f} tokens ({counted(question.rows or 0, 'row')}, {exactly(question.epochs, 'epoch')}) in "
             f"{hours_words(training.hours)} on {machine}"
         )
-        said += training.cost.assumptions
+        sentences += training.cost.assumptions
     if rows:
         rate = rows[0].option.rate
-        said.append(
+        sentences.append(
             f"tokens: {usd_words(rate.input)} and {usd_words(rate.output)} for 1 million read and written ({rate.source})"
         )
-        said.append(
+        sentences.append(
             "the tuned model is billed by the token like its base" if question.serving == "token"
             else f"the tuned model runs on rented machines, {question.serving}; peak hour {question.peak:g} times the mean"
         )  # fmt: skip
-        said.append(
+        sentences.append(
             f"the tuned model is retrained every {exactly(question.retrain_months, 'month')}" if question.retrain_months
             else "the tuned model is not retrained (give --retrain-months)"
         )  # fmt: skip
-        said.append("quality is no part of any saving: it stands alongside the money, where it was measured")
-    return said
+        sentences.append("quality is no part of any saving: it is shown next to the money, where it was measured")
+    return sentences

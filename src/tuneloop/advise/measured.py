@@ -1,24 +1,28 @@
-"""What is known before advice is asked: a data set's manifest, measured results of systems, what they cost."""
+"""What is measured before advice is given: a data set, results of systems and what they cost, merges, routers and distillations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import inside, nearest_path, read_json
-from tuneloop.core.significance import wilson_interval
+from tuneloop.core.significance import by_interval, wilson_interval
+from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.metrics import declare, likely_to_decide, lower_is_better
 from tuneloop.evaluate.metrics.claims import claim_between
 from tuneloop.models.methods import USUAL
 from tuneloop.plan.options import lengths_of
 from tuneloop.records.advice import MeasuredSystem
 from tuneloop.records.dataset import DatasetManifest, read_manifest
+from tuneloop.records.distillation import DistillationRecord
 from tuneloop.records.evaluation import AnswerCost, BaselinesManifest, EvaluationManifest, LeaderboardEntry, Metrics
-from tuneloop.records.record import read_record
+from tuneloop.records.merge import MergeRecord, Share
+from tuneloop.records.record import Record, as_record, read_record
+from tuneloop.records.router import CascadeRecord, RouterRecord
 from tuneloop.records.run import RunManifest
 
 CHEAP = ("logistic regression", "your classifier")  # in the names of cheap systems
@@ -30,7 +34,7 @@ def _cheap(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Result:
+class SystemResult:
     """A system's value of the deciding metric with its 95 % interval, and the share of rows that it has right, where that is known."""
 
     name: str
@@ -59,7 +63,7 @@ class BaselineResults:
 
     metric: str
     n: int
-    results: tuple[Result, ...]
+    results: tuple[SystemResult, ...]
     verdict: str = ""
     method: str = USUAL.name
     prompt_tokens: Mapping[str, float] = field(default_factory=dict)
@@ -69,21 +73,21 @@ class BaselineResults:
     stand_in: str = ""
 
     @property
-    def prompt(self) -> Result | None:
+    def prompt(self) -> SystemResult | None:
         """The best way of prompting the base model."""
         return self._best([r for r in self.results if not _cheap(r.name) and r.name not in ("tuned", CONSTANT)])
 
     @property
-    def classical(self) -> Result | None:
+    def classical(self) -> SystemResult | None:
         """The best cheap alternative."""
         return self._best([r for r in self.results if _cheap(r.name)])
 
     @property
-    def tuned(self) -> Result | None:
+    def tuned(self) -> SystemResult | None:
         """The tuned model."""
         return next((r for r in self.results if r.name == "tuned"), None)
 
-    def _best(self, results: Sequence[Result]) -> Result | None:
+    def _best(self, results: Sequence[SystemResult]) -> SystemResult | None:
         sign = -1 if lower_is_better(self.metric) else 1
         return max(results, key=lambda r: sign * r.value, default=None)
 
@@ -92,16 +96,16 @@ def from_dataset(manifest: DatasetManifest) -> dict[str, Any]:
     """What a `dataset.json` says about the question."""
     train = manifest.splits.train
     tokens, rows = train.tokens, train.rows
-    found: dict[str, Any] = {"rows": rows, "task": manifest.task}
+    facts: dict[str, Any] = {"rows": rows, "task": manifest.task}
     if manifest.labels:
-        found["labels"] = len(manifest.labels)
+        facts["labels"] = len(manifest.labels)
     if rows and tokens and tokens.total:
-        found["tokens_per_row"] = tokens.total / rows
-        found["answer_tokens"] = tokens.supervised / rows
-        found["prompt_tokens"] = max(1.0, (tokens.total - tokens.supervised) / rows)
-        found["longest_row"] = max(8, tokens.max)
-        found["lengths"] = lengths_of(manifest, "dataset.json")
-    return found
+        facts["tokens_per_row"] = tokens.total / rows
+        facts["answer_tokens"] = tokens.supervised / rows
+        facts["prompt_tokens"] = max(1.0, (tokens.total - tokens.supervised) / rows)
+        facts["longest_row"] = max(8, tokens.max)
+        facts["lengths"] = lengths_of(manifest, "dataset.json")
+    return facts
 
 
 def from_evaluation(manifest: EvaluationManifest, where: str, metric: str = "") -> BaselineResults:
@@ -124,7 +128,7 @@ def by_hand(values: Mapping[str, float], test_rows: int | None) -> BaselineResul
     results = []
     for name, value in values.items():
         low, high = wilson_interval(value * test_rows, test_rows) if test_rows and value <= 1 else (value, value)
-        results.append(Result(name, value, low, high))
+        results.append(SystemResult(name, value, low, high))
     return BaselineResults("accuracy", test_rows or 0, tuple(results))
 
 
@@ -134,7 +138,7 @@ def measured_of(
     """Metrics and costs of systems as one record.
 
     Raises:
-        UserError: nobody was measured by the metric, or no metric decides.
+        UserError: no system was measured by the metric, or no metric decides.
     """
     metrics = list(dict.fromkeys(name for values in systems.values() for name in values))
     metric = metric or _deciding(metrics, where)
@@ -144,11 +148,11 @@ def measured_of(
         if value is not None and not math.isnan(value.value):
             low, high = (value.value if math.isnan(end) else end for end in (value.low, value.high))
             right = values.get("accuracy")
-            known = right is not None and not math.isnan(right.value)
-            results.append(Result(name, value.value, low, high, right.value if right and known else None))
+            defined = right is not None and not math.isnan(right.value)
+            results.append(SystemResult(name, value.value, low, high, right.value if right and defined else None))
     if not results:
         raise UserError(
-            f"Nobody was measured by {metric!r}", where=where, next_step=f"choose one of {', '.join(metrics)}"
+            f"No system was measured by {metric!r}", where=where, next_step=f"choose one of {', '.join(metrics)}"
         )
 
     read = {name: cost.prompt_tokens / n for name, cost in costs.items() if n and cost.prompt_tokens}
@@ -169,14 +173,13 @@ def _decided_by(manifest: EvaluationManifest) -> str:
 
 
 def _deciding(metrics: Sequence[str], where: str) -> str:
-    found = likely_to_decide(metrics)
-    if found:
-        return found
+    metric = likely_to_decide(metrics)
+    if metric:
+        return metric
     raise UserError("No metric in it decides", where=where, next_step=f"name one with --metric: {', '.join(metrics)}")
 
 
-def _verdict(manifest: EvaluationManifest, measured: BaselineResults, best: Result | None) -> str:
-    """The tuned model against another system, by the evaluation's own verdict."""
+def _verdict(manifest: EvaluationManifest, measured: BaselineResults, best: SystemResult | None) -> str:
     return claim_between(manifest, "tuned", best.name, measured.metric)[1] if best else ""
 
 
@@ -201,7 +204,7 @@ def holds_results(source: Path | str) -> bool:
     return isinstance(value, dict) and "metrics" in value
 
 
-def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
+def facts_from_results(source: Path | str, metric: str = "") -> dict[str, Any]:
     """What a prepared data set, a run or an evaluation says about the question.
 
     Args:
@@ -215,31 +218,31 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
     if path.suffix == ".json" and path.is_file():
         path = path.parent if path.name in ("eval.json", "dataset.json") else path
     if path.is_file() and path.suffix == ".json":
-        return _known_of_evaluation(path, metric)
+        return _facts_of_evaluation(path, metric)
     if not path.is_dir():
         raise UserError("No such data set, run or evaluation", where=str(source), next_step=nearest_path(path))
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for manifest in (path / "dataset.json", path / "dataset" / "dataset.json"):
         if manifest.is_file():
-            found |= from_dataset(read_manifest(manifest))
+            facts |= from_dataset(read_manifest(manifest))
             break
     if (path / "eval.json").is_file():
-        found |= _known_of_evaluation(path / "eval.json", metric)
+        facts |= _facts_of_evaluation(path / "eval.json", metric)
     elif (path / "baselines" / "baselines.json").is_file():
-        found["measured"] = read_baselines(path / "baselines", metric)
-    if (path / "run.json").is_file() and found.get("measured"):
+        facts["measured"] = read_baselines(path / "baselines", metric)
+    if (path / "run.json").is_file() and facts.get("measured"):
         run = read_record(RunManifest, path)
-        found["measured"] = replace(found["measured"], training_usd=run.usd, method=run.method or USUAL.name)
-    if not found:
+        facts["measured"] = replace(facts["measured"], training_usd=run.usd, method=run.method or USUAL.name)
+    if not facts:
         step = "name a folder with dataset.json or eval.json"
         raise UserError("Neither a data set nor a run nor an evaluation", where=str(source), next_step=step)
-    return found
+    return facts
 
 
-def _known_of_evaluation(path: Path, metric: str) -> dict[str, Any]:
+def _facts_of_evaluation(path: Path, metric: str) -> dict[str, Any]:
     manifest = read_record(EvaluationManifest, path)
-    found: dict[str, Any] = {"measured": from_evaluation(manifest, str(path), metric)}
-    return found | {key: manifest[key] for key in ("model", "task") if manifest[key]}
+    facts: dict[str, Any] = {"measured": from_evaluation(manifest, str(path), metric)}
+    return facts | {key: manifest[key] for key in ("model", "task") if manifest[key]}
 
 
 def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
@@ -266,3 +269,97 @@ def leaderboard(measured: BaselineResults) -> list[MeasuredSystem]:
         )
         for r in sorted(measured.results, key=lambda r: place[r.name])
     ]  # fmt: skip
+
+
+FILES = (DistillationRecord.file, MergeRecord.file, RouterRecord.file, CascadeRecord.file)
+
+
+def combined_facts(files: Sequence[str]) -> dict[str, Any]:
+    """Facts for the rules from `distillation.json`, `merge.json`, `router.json` and `cascade.json`.
+
+    Args:
+        files: of these names, or folders that hold them.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    merged: dict[str, Any] = {}
+    for name in files:
+        for file in _records(Path(name)):
+            kind, facts = READERS[file.name]
+            merged |= facts(as_record(kind, read_json(file), str(file)))
+    return merged
+
+
+def _records(place: Path) -> list[Path]:
+    paths = [place] if place.is_file() and place.name in FILES else [place / f for f in FILES if (place / f).is_file()]
+    if not paths:
+        raise UserError(
+            "Nothing was measured of merging, routing or distilling here", where=str(place),
+            next_step=f"name a folder that holds {', '.join(FILES[:-1])} or {FILES[-1]}",
+        )  # fmt: skip
+    return paths
+
+
+def _share(share: Share) -> str:
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+
+
+def _distilled(record: Any) -> dict[str, Any]:
+    figures = record.figures
+    if figures is None:
+        return {}
+    words = f"A student was distilled: {figures.metric} {figures.student:.3f} on {counted(figures.n, 'test row')}, its teacher {figures.teacher:.3f}"
+    if figures.kept is not None:
+        words += f" ({_share(figures.kept)} of it kept)"
+    cost = figures.student_cost, figures.teacher_cost
+    if cost[0] is not None and cost[1] is not None:
+        words += f", at {cost[1].rows_per_second / cost[0].rows_per_second:.0%} of the teacher's time for an answer"
+    over = figures.over_control
+    if over is None:
+        return {"distilled_words": words + "."}
+    words += f". Tuned on the same rows without a teacher it has {figures.control:.3f}."
+    return {"distilled_words": words, "distilled_helps": by_interval(over.low, over.high) == "better"}
+
+
+def _merged(record: Any) -> dict[str, Any]:
+    shares = {task.task: task.kept for task in record.tasks if task.kept is not None}
+    if not shares:
+        return {}
+    worst = min(shares, key=lambda task: shares[task].value)
+    count = len(record.sources)
+    words = (
+        f"{counted(count, 'adapter')} {verb(count, 'was', 'were')} merged by {record.method} into one of rank {record.rank}; the worst task, {worst}, keeps "
+        f"{_share(shares[worst])} of its expert's gain."
+    )
+    return {"merged_words": words, "merged_routed": ", ".join(record.routed), "merged_all": not record.routed}
+
+
+def _routed(record: Any) -> dict[str, Any]:
+    figures = record.figures
+    if figures is None or not figures.singles:
+        return {}
+    best = max(figures.singles[:-1], key=lambda one: one.quality)
+    words = (
+        f"A router has {figures.quality.value:.3f} [{figures.quality.low:.3f}, {figures.quality.high:.3f}] on {counted(figures.n, 'test row')} "
+        f"at a mean cost of {figures.cost:g}; the best single model, {best.name}, has {best.quality:.3f} at {best.cost:g}."
+    )
+    return {"routed_words": words, "routed_exclusive": record.exclusive}
+
+
+def _cascade(record: Any) -> dict[str, Any]:
+    over = record.over_large
+    words = (
+        f"A cascade of {record.small} and {record.large} has {record.quality.value:.3f} on {counted(record.n, 'test row')} at "
+        f"{record.cost / record.costs[1]:.0%} of the large model's cost; the difference to it is {over.value:+.3f} "
+        f"[{over.low:+.3f}, {over.high:+.3f}]."
+    )
+    return {"cascade_words": words, "cascade_pays": record.cost < record.costs[1] and not over.high < 0}
+
+
+READERS: dict[str, tuple[type[Record], Callable[[Any], dict[str, Any]]]] = {
+    DistillationRecord.file: (DistillationRecord, _distilled),
+    MergeRecord.file: (MergeRecord, _merged),
+    RouterRecord.file: (RouterRecord, _routed),
+    CascadeRecord.file: (CascadeRecord, _cascade),
+}

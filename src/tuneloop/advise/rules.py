@@ -61,13 +61,13 @@ def _holds(value: Any, op: str, to: Any) -> bool:
 def decide(facts: Mapping[str, Any], rules: Sequence[Rule] | None = None) -> dict[str, list[AdviceReason]]:
     """The first answer and the first method that apply, and all notes; these may look at the answer as the fact `advice`."""
     facts = dict(facts)
-    found: dict[str, list[AdviceReason]] = {"answer": [], "method": [], "note": []}
+    reasons: dict[str, list[AdviceReason]] = {"answer": [], "method": [], "note": []}
     for rule in rules if rules is not None else load_rules():
-        if (rule.kind == "note" or not found[rule.kind]) and applies(rule, facts):
+        if (rule.kind == "note" or not reasons[rule.kind]) and applies(rule, facts):
             if rule.kind == "answer":
                 facts["advice"] = rule.gives
             looked = {name: facts.get(name) for name in rule.when}
-            found[rule.kind].append(
+            reasons[rule.kind].append(
                 AdviceReason(
                     rule=rule.id,
                     kind=rule.kind,
@@ -77,4 +77,4 @@ def decide(facts: Mapping[str, Any], rules: Sequence[Rule] | None = None) -> dic
                     facts=looked,
                 )
             )
-    return found
+    return reasons

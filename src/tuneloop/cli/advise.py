@@ -63,7 +63,7 @@ def command(
     facts = given(options)
     evaluation, metric = facts.pop("evaluation", ""), facts.pop("metric", "")
     if combined := facts.pop("combined", ""):
-        from tuneloop.advise.combined import combined_facts
+        from tuneloop.advise.measured import combined_facts
 
         facts["combined"] = combined_facts([part.strip() for part in combined.split(",") if part.strip()])
     places, settings = split_arguments([source, *(settings or [])])
@@ -76,9 +76,9 @@ def command(
 
     known = _known(source, metric, facts, _Measuring(measure, out, settings, output.quiet))
     if evaluation:
-        from tuneloop.advise.measured import known_of
+        from tuneloop.advise.measured import facts_from_results
 
-        known.facts.update(known_of(evaluation, metric))
+        known.facts.update(facts_from_results(evaluation, metric))
     advice = advise(_question(known.facts, facts))
     if known.folder:
         from tuneloop.workflows.advise import keep_advice
@@ -121,7 +121,7 @@ class _Known:
 
 def _known(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
     """What the source says: results, a prepared data set, or data that are read as `run` would read them."""
-    from tuneloop.advise.measured import holds_results, known_of
+    from tuneloop.advise.measured import facts_from_results, holds_results
 
     if not source:
         if measuring.wanted:
@@ -131,13 +131,13 @@ def _known(source: str, metric: str, stated: Mapping[str, Any], measuring: _Meas
             raise UserError(f"{measuring.settings[0]} sets nothing here", where="advise", next_step=step)
         return _Known({})
     if holds_results(source) and not measuring.wanted:
-        return _Known({**known_of(source, metric), "source": source})
+        return _Known({**facts_from_results(source, metric), "source": source})
     return _known_of_data(source, metric, stated, measuring)
 
 
 def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
     """What data say: a prepared data set, a file of examples, or a recipe; measured where that is wanted."""
-    from tuneloop.advise.measured import known_of
+    from tuneloop.advise.measured import facts_from_results
     from tuneloop.records.dataset import read_manifest
     from tuneloop.workflows.advise import Counted, advice_folder, counted_data, hashes_of_sources, stand_in
     from tuneloop.workflows.baselines import measure_alone
@@ -156,7 +156,7 @@ def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
     folder = advice_folder(recipe, measuring.out)
     prepared = Path(source) / "dataset.json"
     if prepared.is_file() and not measuring.wanted:
-        return _Known({**facts, **known_of(source)}, folder, read_manifest(prepared).hash)
+        return _Known({**facts, **facts_from_results(source)}, folder, read_manifest(prepared).hash)
     with screen(measuring.quiet, "measuring") as shown:
         if other and measuring.wanted:
             shown.say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
@@ -167,11 +167,11 @@ def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
         if measuring.wanted:
             _, dataset = measure_alone(recipe, measuring.out, progress=shown.progress, say=shown.say)
             counted = Counted(dataset.path, dataset.manifest.hash)
-            facts |= known_of(dataset.path) | known_of(folder, metric)
+            facts |= facts_from_results(dataset.path) | facts_from_results(folder, metric)
             facts["measured"] = replace(facts["measured"], stand_in=other)
         else:
             with counted_data(recipe, measuring.out, progress=shown.progress, say=shown.say) as counted:
-                facts |= known_of(counted.path)
+                facts |= facts_from_results(counted.path)
     stand = (f"tokens are counted as {other} reads them: {model} is not on this machine",) if other else ()
     facts["notes"] = (*stand, *([counted.sample] if counted.sample else []))
     return _Known(facts, folder, counted.hash, hashes_of_sources(recipe) if counted.sample else [])

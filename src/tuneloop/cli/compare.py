@@ -85,7 +85,7 @@ def command(
         print_json(result)
         return
     if not judging.check_judge:
-        from tuneloop.report.compare_terminal import print_comparison
+        from tuneloop.report.comparison import print_comparison
 
         print_comparison(read_record(EvaluationManifest, Path(result["path"])), terminal(markup=False, highlight=False))
     for word in words:

@@ -11,7 +11,7 @@ from tuneloop.cli.console import Settings, print_json, screen, split_arguments
 from tuneloop.cli.endpoint import PricedEndpointOptions
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
-from tuneloop.evaluate.options import EvalOptions
+from tuneloop.evaluate.config import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.scale.clusters import refuse_other_place

@@ -146,7 +146,7 @@ def _serving(source: str, asked: dict[str, Any], context: int, concurrency: int,
             {"model": name, "context": context, "concurrency": concurrency, "served": found, "assumptions": said}
         )
         return
-    from tuneloop.report.serve_terminal import serving_lines
+    from tuneloop.report.plan_terminal import serving_lines
 
     print("\n".join(serving_lines(name, found, context, concurrency)))
     for line in said:

@@ -23,8 +23,8 @@ def command(
 
     from tuneloop.records.evaluation import EvaluationManifest
     from tuneloop.records.record import read_record
-    from tuneloop.report.eval_html import write_page
-    from tuneloop.report.table import comparison_as
+    from tuneloop.report.comparison import comparison_as
+    from tuneloop.report.html import write_page
     from tuneloop.report.terminal import print_closing
     from tuneloop.workflows.report import summary
 

@@ -117,10 +117,10 @@ def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
 
 def _texts_and_rows(train: Sequence[Row]) -> tuple[list[str], list[Row]]:
     rows = [row for row in train if row.label is not None]
-    found = len({row.label for row in rows})
-    if found < 2:
+    labels = len({row.label for row in rows})
+    if labels < 2:
         raise UserError(
-            f"A classifier needs at least two labels, the training split has {found}",
+            f"A classifier needs at least two labels, the training split has {labels}",
             where=f"{counted(len(train), 'training row')}",
             next_step="check the label column, or set baselines.classical=false",
         )
@@ -171,13 +171,13 @@ def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequen
     def answer(rows: Sequence[Row]) -> list[Completion]:
         if not rows:
             return []
-        found = features([_text(row) for row in rows])
+        table_of_rows = features([_text(row) for row in rows])
         ones = np.ones(len(rows))
-        chances = np.stack([model.predict_proba(found)[:, 1] if model else ones for model in models], axis=1)
-        said = [[name for name, chance in zip(names, row, strict=True) if chance >= 0.5] for row in chances]
+        chances = np.stack([model.predict_proba(table_of_rows)[:, 1] if model else ones for model in models], axis=1)
+        chosen = [[name for name, chance in zip(names, row, strict=True) if chance >= 0.5] for row in chances]
         if frozenset() not in lists:  # some label applies to every row: the likeliest, where none is likely
-            said = [each or [names[int(np.argmax(row))]] for each, row in zip(said, chances, strict=True)]
-        return [Completion(", ".join(each) or NO_LABELS) for each in said]
+            chosen = [each or [names[int(np.argmax(row))]] for each, row in zip(chosen, chances, strict=True)]
+        return [Completion(", ".join(each) or NO_LABELS) for each in chosen]
 
     return answer
 

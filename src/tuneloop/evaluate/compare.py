@@ -1,4 +1,4 @@
-"""Two systems' figures on the same rows: paired differences, tests, verdicts."""
+"""Two systems' results on the same rows: paired differences, tests, verdicts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def _compared(
     (a_name, a), (b_name, b) = first, second
     delta, source = b.metrics[name].value - a.metrics[name].value, family.same.get(name, name)
     only_a = only_b = apart = None
-    shares = source in family.right_or_wrong and _right_or_wrong(b, source)  # of both sides, not of one by chance
+    shares = source in family.right_or_wrong and any(
+        source in side.right_or_wrong for side in b.statistics
+    )  # of both sides, not of one by chance
     if shares and a.clusters is None:
         scores = zip(a.row_scores[source], b.row_scores[source], strict=True)
         pairs = [(x, y) for x, y in scores if x == x and y == y]
@@ -93,7 +95,7 @@ def _compared(
 
 
 def _rows_apart(family: Statistics, other: Statistics | None, clusters: Sequence[int] | None) -> int | None:
-    """Rows (or clusters) whose figures differ between two sides; None where their figures can't be compared."""
+    """Rows (or clusters) whose values differ between two sides; None where these can't be compared."""
     if other is None or other.layout != family.layout or other.rows.shape != family.rows.shape:
         return None
     tables = (other.rows, family.rows)
@@ -104,8 +106,8 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[
     """Comparisons with p-values and intervals adjusted for each other (Holm), and the verdicts and rows needed that follow.
 
     The metric that decides is fixed before the data are seen: over it, only several pairs of systems are adjusted
-    for. The other headline metrics form a second family, so that a loss on one of them isn't lost among twenty figures
-    that nobody decides by; all else forms a third. Metrics that are the same number, or put systems in the same order
+    for. The other headline metrics form a second family, so that a loss on one of them isn't lost among twenty metrics
+    that no one decides by; all else forms a third. Metrics that are the same number, or put systems in the same order
     (micro-F1 and accuracy, perplexity and loss), count once. Each interval is at the level that Holm's procedure tests its comparison at, and reaches 0 where the procedure
     finds no difference; so intervals and p-values agree.
 
@@ -127,7 +129,7 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[
         tests = sum(not math.isnan(p) for p in p_values)
         for key, p_holm, level in zip(family, u.holm(p_values), u.holm_levels(p_values), strict=True):
             holm[key] = p_holm, level, tests
-    found: list[Comparison] = []
+    adjusted_pairs: list[Comparison] = []
     for key, c in zip(keys, comparisons, strict=True):
         p_holm, level, tests = holm[key]
         bounds = c.interval_at(level=level) if isinstance(c, PairedRows) else (c.low, c.high)
@@ -136,8 +138,8 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[
         verdict, needed = u.verdict(*seen, p_holm), rows_needed(c, evaluation.n, level)
         more = None if needed is None or verdict != u.NOT_ENOUGH else max(1, needed - evaluation.n)
         corrected = replace(c, p_holm=p_holm, low_holm=low, high_holm=high, tests=tests)
-        found.append(replace(corrected, verdict=verdict, more_rows=more, rows_needed=needed))
-    return found
+        adjusted_pairs.append(replace(corrected, verdict=verdict, more_rows=more, rows_needed=needed))
+    return adjusted_pairs
 
 
 def rows_needed(c: Comparison, n: int, level: float) -> int | None:
@@ -151,10 +153,6 @@ def rows_needed(c: Comparison, n: int, level: float) -> int | None:
     return max(needed, math.ceil(n * u.least_apart(level) / c.apart))  # so many must differ, or no test can show it
 
 
-def _right_or_wrong(evaluation: Evaluation, metric: str) -> bool:
-    return any(metric in family.right_or_wrong for family in evaluation.statistics)
-
-
 def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> Evaluation:
     """`b` with rows, scores and draws as `a` has them; refuses what can't be paired."""
     a_ids, b_ids = [row.id for row in a.rows], [row.id for row in b.rows]
@@ -163,7 +161,7 @@ def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> 
         raise UserError(
             f"{a_name} and {b_name} were evaluated on different rows ({len(a_ids)} and {len(b_ids)}, "
             f"{len(set(a_ids) & set(b_ids))} shared)",
-            where=f"row {alone} stands in one of them only",
+            where=f"row {alone} is in one of them only",
             next_step="evaluate both on the same split with the same evaluate.limit and seed",
         )
     place = {row_id: i for i, row_id in enumerate(b_ids)}

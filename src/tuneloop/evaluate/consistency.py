@@ -23,8 +23,8 @@ from tuneloop.evaluate.evaluate import cluster_keys
 from tuneloop.evaluate.metrics.fields import compile_fields, extract
 from tuneloop.evaluate.metrics.labels import label_matcher
 from tuneloop.evaluate.metrics.multilabel import label_lists, label_reader, vocabulary
-from tuneloop.evaluate.metrics.overlap import LONGEST_SCORED, is_latin, rouge, token_f1
 from tuneloop.evaluate.metrics.structured import are_structured, leaves, parse, parses, structured_statistics
+from tuneloop.evaluate.metrics.text import LONGEST_SCORED, is_latin, rouge, token_f1
 from tuneloop.evaluate.rewording import rewordings
 from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.records.completion import Completion
@@ -64,23 +64,22 @@ def ways_of(
         labels: names that no rewording touches.
         seed: of the draws; rewordings depend on the row alone.
     """
-    found = []
+    all_ways = []
     for row in rows:
         turns = [i for i, turn in enumerate(row.prompt) if turn["role"] == "user" and turn.get("content")]
         text = str(row.prompt[turns[-1]]["content"]) if turns else ""
-        others = [Way(kind, _asking(row, turns[-1], new)) for kind, new in rewordings(text, row.id, labels)]
+        others = [Way(kind, _reworded(row, turns[-1], new)) for kind, new in rewordings(text, row.id, labels)]
         each = [Way(AS_IT_IS, row), *others[: ways - 1 - ((ways - 1) // 3 if drawn else 0)]]
         if drawn:
             numbers = random.Random(f"drawn:{seed}:{row.id}")
             each += [
                 Way(DRAWN, row, Sampling(temperature, seed=numbers.getrandbits(31))) for _ in range(ways - len(each))
             ]
-        found.append(each)
-    return found
+        all_ways.append(each)
+    return all_ways
 
 
-def _asking(row: Row, turn: int, text: str) -> Row:
-    """The row with another text in one of its turns."""
+def _reworded(row: Row, turn: int, text: str) -> Row:
     messages = [message.copy() for message in row.messages]
     messages[turn]["content"] = text
     return replace(row, messages=messages)
@@ -106,9 +105,9 @@ def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config
         read = label_reader(vocabulary(rows, labels))
 
         def several(row: Row, answer: Completion) -> _Said:
-            said = read(answer.text)
-            outside = said.outside or not (said.labels or said.none)
-            return _Said(_folded(answer.text) if outside else said.labels, not outside)
+            named = read(answer.text)
+            outside = named.outside or not (named.labels or named.none)
+            return _Said(_folded(answer.text) if outside else named.labels, not outside)
 
         return several, "labels"
     if task == "classification":
@@ -155,7 +154,7 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _likeness_of(kind: str, rows: Sequence[Row]) -> str:
+def _similarity_metric(kind: str, rows: Sequence[Row]) -> str:
     """What likeness is measured by: ROUGE-L reads a-z only."""
     if kind == "json":
         return "field F1"
@@ -180,7 +179,7 @@ def _similarity(likeness: str, answers: Sequence[Sequence[Completion]]) -> list[
     return [total / n if n else math.nan for total, n in zip(sums, counts, strict=True)]
 
 
-# --- figures -----------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -222,47 +221,46 @@ def measure_consistency(
     Raises:
         UserError: no row was asked in two ways.
     """
-    kept = [list(each) for each in ways if len(each) >= FEWEST_WAYS]
-    if not kept:
+    asked_rows = [list(each) for each in ways if len(each) >= FEWEST_WAYS]
+    if not asked_rows:
         raise UserError(
             "None of the rows can be asked in another way (programs, and texts that are empty or very long, are not reworded)",
             where="evaluate.consistency",
             next_step="leave it at 0, or set evaluate.answer=generate: then answers are drawn",
         )
-    rows = [each[0].row for each in kept]
+    rows = [each[0].row for each in asked_rows]
     read, kind = _reader(rows, task, labels, config)
     fields = list(config.fields or {}) if kind == "texts" else []
     clusters, measured = u.cluster_numbers(cluster_keys(rows, config.cluster)), {}
     for name, given in answers.items():
         by_row = _by_row(ways, given)
-        said = [[read(row, answer) for answer in each] for row, each in zip(rows, by_row, strict=True)]
-        scores = _scores(rows, by_row, said, kind, read)
+        read_answers = [[read(row, answer) for answer in each] for row, each in zip(rows, by_row, strict=True)]
+        scores = _scores(rows, by_row, read_answers, kind, read)
         statistics = mean_statistics(scores, right_or_wrong=sorted(BOTH_RIGHT & scores.keys()))
         draws = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
-        measured[name] = _SystemAnswers(by_row, said, scores, _estimates(statistics, draws), draws)
+        measured[name] = _SystemAnswers(by_row, read_answers, scores, _estimates(statistics, draws), draws)
     metric = "similarity" if kind == "texts" and not fields else "agreement"
 
     compared = [figure for figure in (metric, "always_right") if figure in measured[own].scores]
-    found = Consistency(
+    result = Consistency(
         rows=len(rows),
-        ways=max(map(len, kept)),
-        asked=dict(Counter(way.kind for each in kept for way in each).most_common()),
+        ways=max(map(len, asked_rows)),
+        asked=dict(Counter(way.kind for each in asked_rows for way in each).most_common()),
         temperature=config.consistency_temperature,
         metric=metric,
-        likeness="" if kind == "labels" else _likeness_of(kind, rows),
+        likeness="" if kind == "labels" else _similarity_metric(kind, rows),
         systems={name: each.values for name, each in measured.items()},
-        same_as_plain={name: _same_as_plain(kept, each.said) for name, each in measured.items()},
+        same_as_plain={name: _same_as_plain(asked_rows, each.said) for name, each in measured.items()},
         comparisons=[pair for figure in compared for pair in _differences(measured, own, figure, clusters)],
         seconds={},
-        examples=_examples(kept, measured[own]),
+        examples=_examples(asked_rows, measured[own]),
     )
     chosen = all(answer.label_scores is not None for each in measured[own].answers for answer in each)
     constant = [name for name, each in measured.items() if each.constant]
-    return replace(found, words=_words(found, own, chosen=chosen, constant=constant, fields=fields))
+    return replace(result, words=_words(result, own, chosen=chosen, constant=constant, fields=fields))
 
 
 def _by_row(ways: Sequence[Sequence[Way]], answers: Sequence[Completion]) -> list[list[Completion]]:
-    """The answers of each row that was asked in two ways or more."""
     if sum(map(len, ways)) != len(answers):
         raise UserError(
             f"{len(answers)} answers came back for {sum(map(len, ways))} questions", next_step="evaluate again"
@@ -275,56 +273,57 @@ def _by_row(ways: Sequence[Sequence[Way]], answers: Sequence[Completion]) -> lis
 def _scores(
     rows: Sequence[Row],
     answers: Sequence[Sequence[Completion]],
-    said: Sequence[Sequence[_Said]],
+    read_answers: Sequence[Sequence[_Said]],
     kind: str,
     read: Reader,
 ) -> dict[str, list[float]]:
-    """Each figure's score of every row."""
     agreement = []
-    for each in said:
+    for each in read_answers:
         pairs = list(combinations(each, 2))
         agreement.append(sum(a.key == b.key for a, b in pairs) / len(pairs))
     scores = {
         "agreement": agreement,
-        "unanimous": [float(len({s.key for s in each}) == 1) for each in said],
-        "format": [sum(s.keeps for s in each) / len(each) for each in said],
+        "unanimous": [float(len({s.key for s in each}) == 1) for each in read_answers],
+        "format": [sum(s.keeps for s in each) / len(each) for each in read_answers],
     }
     if kind == "labels":
         right = [read(row, Completion(row.answer)).key for row in rows]
-        scores["always_right"] = [float({s.key for s in each} == {key}) for each, key in zip(said, right, strict=True)]
+        scores["always_right"] = [
+            float({s.key for s in each} == {key}) for each, key in zip(read_answers, right, strict=True)
+        ]
     else:
-        scores["similarity"] = _similarity(_likeness_of(kind, rows), answers)
+        scores["similarity"] = _similarity(_similarity_metric(kind, rows), answers)
     return scores
 
 
-def _same_as_plain(ways: Sequence[Sequence[Way]], said: Sequence[Sequence[_Said]]) -> dict[str, float]:
+def _same_as_plain(ways: Sequence[Sequence[Way]], read_answers: Sequence[Sequence[_Said]]) -> dict[str, float]:
     """For each kind of way the share of answers that equal the one to the row as it is."""
     counts: dict[str, list[int]] = {}
-    for each, answers in zip(ways, said, strict=True):
+    for each, answers in zip(ways, read_answers, strict=True):
         for way, answer in zip(each[1:], answers[1:], strict=True):
             counts.setdefault(way.kind, []).append(int(answer.key == answers[0].key))
     return {kind: sum(same) / len(same) for kind, same in sorted(counts.items())}
 
 
 def _estimates(statistics: Statistics, draws: Mapping[str, Array]) -> dict[str, Estimate]:
-    found = {}
+    estimates = {}
     for name, value in statistics.point_values().items():
         low, high = u.bootstrap_interval(value, draws[name])
         scores = statistics.row_scores[name]
         if not low < high and set(scores) <= {0.0, 1.0}:  # resamples of rows that are all alike know no spread
             low, high = u.wilson_interval(int(sum(scores)), len(scores))
-        found[name] = Estimate(value, low, high)
-    return found
+        estimates[name] = Estimate(value, low, high)
+    return estimates
 
 
 def _differences(
-    measured: Mapping[str, _SystemAnswers], own: str, metric: str, clusters: Sequence[int] | None
+    measured: Mapping[str, _SystemAnswers], system: str, metric: str, clusters: Sequence[int] | None
 ) -> list[Difference]:
     """Paired differences from each other system, corrected for their number (Holm).
 
     A p-value is no less than so few rows that differ can give.
     """
-    mine, others = measured[own], [name for name in measured if name != own]
+    mine, others = measured[system], [name for name in measured if name != system]
     gaps = [
         (mine.values[metric].value - measured[n].values[metric].value, mine.draws[metric] - measured[n].draws[metric])
         for n in others
@@ -335,15 +334,15 @@ def _differences(
         apart = _rows_apart(mine.scores[metric], measured[name].scores[metric], clusters)
         p_values.append(p if math.isnan(p) else max(p, u.least_p(apart)))
     tests = sum(not math.isnan(p) for p in p_values)
-    found = []
+    differences = []
     for name, gap, p, holm, level in zip(
         others, gaps, p_values, u.holm(p_values), u.holm_levels(p_values), strict=True
     ):
         low, high = _interval(*gap, u.ALPHA, widen=p >= u.ALPHA)
         bounds = _interval(*gap, level, widen=not holm < u.ALPHA)
         verdict = u.verdict(*bounds, holm)
-        found.append(Difference(name, own, metric, gap[0], low, high, p, holm, *bounds, tests, verdict))
-    return found
+        differences.append(Difference(name, system, metric, gap[0], low, high, p, holm, *bounds, tests, verdict))
+    return differences
 
 
 def _interval(delta: float, draws: Array, level: float, *, widen: bool) -> tuple[float, float]:
@@ -353,14 +352,12 @@ def _interval(delta: float, draws: Array, level: float, *, widen: bool) -> tuple
 
 
 def _rows_apart(a: Sequence[float], b: Sequence[float], clusters: Sequence[int] | None) -> int:
-    """Rows, or clusters of rows, on which two systems' scores differ."""
     rows = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
     return len(rows) if clusters is None else len({clusters[i] for i in rows})
 
 
-def _examples(ways: Sequence[Sequence[Way]], own: _SystemAnswers) -> list[ContradictedRow]:
-    """The rows with the most different answers, each way with its question and answer."""
-    different = [len({s.key for s in each}) for each in own.said]
+def _examples(ways: Sequence[Sequence[Way]], answers_of_system: _SystemAnswers) -> list[ContradictedRow]:
+    different = [len({s.key for s in each}) for each in answers_of_system.said]
     order = sorted(range(len(ways)), key=lambda i: (-different[i], i))
     return [
         ContradictedRow(
@@ -368,7 +365,7 @@ def _examples(ways: Sequence[Sequence[Way]], own: _SystemAnswers) -> list[Contra
             reference=ways[i][0].row.answer,
             ways=[
                 AskedWay(kind=way.kind, question=last_user_turn(way.row), answer=answer.text)
-                for way, answer in zip(ways[i], own.answers[i], strict=True)
+                for way, answer in zip(ways[i], answers_of_system.answers[i], strict=True)
             ],
         )
         for i in order[:MOST_EXAMPLES]
@@ -380,47 +377,49 @@ def _examples(ways: Sequence[Sequence[Way]], own: _SystemAnswers) -> list[Contra
 
 
 def _words(
-    found: Consistency, own: str, *, chosen: bool, constant: Sequence[str], fields: Sequence[str] = ()
+    result: Consistency, system: str, *, chosen: bool, constant: Sequence[str], fields: Sequence[str] = ()
 ) -> list[str]:
     """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows; `fields`: of texts."""
-    metric, rows = found.metric, f"on {counted(found.rows, 'row')}"
-    drawn = f"drawn with temperature {found.temperature:g}" if found.asked.get(DRAWN) else ""
-    kinds = ["as it is", "in other words" if set(found.asked) - {AS_IT_IS, DRAWN} else "", drawn]
-    model = "the tuned model" if own == "tuned" else own
-    asked = f"Asked {counted(found.ways, 'way')} ({', '.join(filter(None, kinds))}), {model}"
-    texts = f"answers to a row {{}} a {found.likeness} of"
+    metric, rows = result.metric, f"on {counted(result.rows, 'row')}"
+    drawn = f"drawn with temperature {result.temperature:g}" if result.asked.get(DRAWN) else ""
+    kinds = ["as it is", "in other words" if set(result.asked) - {AS_IT_IS, DRAWN} else "", drawn]
+    model = "the tuned model" if system == "tuned" else system
+    opening = f"Asked {counted(result.ways, 'way')} ({', '.join(filter(None, kinds))}), {model}"
+    texts = f"answers to a row {{}} a {result.likeness} of"
     if metric == "agreement":
         names = [field.replace("_", " ") for field in fields]
         listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
         what = f"gives the same {listed} in" if fields else "has the same answer in"
-        sentences = [f"{asked} {what} {_figures(found, own, metric, f' of the pairs of answers {rows}')}"]
+        sentences = [f"{opening} {what} {_figures(result, system, metric, f' of the pairs of answers {rows}')}"]
     else:
         sentences = [
-            f"{asked} writes {texts.format('with')} {_figures(found, own, metric, f' with each other {rows}')}"
+            f"{opening} writes {texts.format('with')} {_figures(result, system, metric, f' with each other {rows}')}"
         ]
-    sentences += _compared(found, metric, "consistent")
+    sentences += _compared(result, metric, "consistent")
     if fields:
         sentences.append(
-            f"As texts its {texts.format('have')} {_figures(found, own, 'similarity', ' with each other')}"
+            f"As texts its {texts.format('have')} {_figures(result, system, 'similarity', ' with each other')}"
         )
-    if "always_right" in found.systems[own]:
-        sentences.append(f"It is right in every way on {_figures(found, own, 'always_right', ' of the rows')}")
-        sentences += _compared(found, "always_right", "often right in every way")
+    if "always_right" in result.systems[system]:
+        sentences.append(f"It is right in every way on {_figures(result, system, 'always_right', ' of the rows')}")
+        sentences += _compared(result, "always_right", "often right in every way")
     if not chosen:
-        sentences.append(f"It keeps the format in {_figures(found, own, 'format', ' of its answers')}")
+        sentences.append(f"It keeps the format in {_figures(result, system, 'format', ' of its answers')}")
     return sentences + [
         f"{each} gave one and the same answer to all rows: consistent, and worthless." for each in constant
     ]
 
 
-def _figures(found: Consistency, own: str, figure: str, behind: str) -> str:
+def _figures(result: Consistency, system: str, figure: str, behind: str) -> str:
     """`80.0 % (95 % interval 71.0 to 87.5) of the rows; zero-shot 60.0 %, few-shot 70.0 %.`"""
-    mine = found.systems[own][figure]
+    mine = result.systems[system][figure]
     shown = _figure(mine.value, figure)
     if not math.isnan(mine.low):
         low, high = (_figure(bound, figure).removesuffix(" %") for bound in (mine.low, mine.high))
         shown += f" (95 % interval {low} to {high})"
-    others = [f"{name} {_figure(each[figure].value, figure)}" for name, each in found.systems.items() if name != own]
+    others = [
+        f"{name} {_figure(each[figure].value, figure)}" for name, each in result.systems.items() if name != system
+    ]
     return f"{shown}{behind}{'; ' if others else ''}{', '.join(others)}."
 
 
@@ -428,12 +427,12 @@ def _figure(value: float, metric: str) -> str:
     return f"{value:.3f}" if metric == "similarity" else f"{100 * value:.1f} %"
 
 
-def _compared(found: Consistency, metric: str, what: str) -> list[str]:
+def _compared(result: Consistency, metric: str, what: str) -> list[str]:
     """The comparison with the best other system, in a sentence."""
-    pairs = [pair for pair in found.comparisons if pair.metric == metric]
+    pairs = [pair for pair in result.comparisons if pair.metric == metric]
     if not pairs:
         return []
-    pair = max(pairs, key=lambda pair: found.systems[pair.a][metric].value)
+    pair = max(pairs, key=lambda pair: result.systems[pair.a][metric].value)
     scale, unit, digits = (1, "", 3) if metric == "similarity" else (100, " points", 1)
     delta, low, high = (number_words(scale * x, digits, signed=True) for x in (pair.delta, pair.low_holm, pair.high_holm))  # fmt: skip
     verdicts = {"better": "It is more", "worse": "It is less"}

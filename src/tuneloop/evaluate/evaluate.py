@@ -1,4 +1,4 @@
-"""Answers to an evaluation: every metric that fits them, with its 95 % interval."""
+"""Answers to an evaluation: every metric that fits them, with its 95 % interval; on rows that several evaluations share, again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,9 +17,8 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.stats import Array, Statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.label_use import LabelUse
 from tuneloop.evaluate.metrics import METRICS, headline_of, lower_is_better, metric_of
-from tuneloop.evaluate.primary import PARTS, WHOLE, field_metric, primary_metric
+from tuneloop.evaluate.primary import PARTS, WHOLE, LabelUse, field_metric, primary_metric
 from tuneloop.evaluate.scoring import AnswerStats, Scoring, score_answers
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
@@ -28,6 +27,7 @@ from tuneloop.records.rows import Row
 
 Stratum = Callable[[Row], str | None]  # the group of a row, None where it has none
 
+FEWEST_SHARED = 20  # shared rows that are worth a comparison
 # The row's conversation, by the names that it usually has.
 CLUSTER_NAMES = ("conversation_id", "conversation", "dialogue_id", "dialog_id", "dialogue", "session_id", "session",
                  "thread_id", "duplicate_cluster", "cluster")  # fmt: skip
@@ -114,8 +114,16 @@ class Evaluation:
         fields = [field_metric(name, self.metrics, self.labels_used) for name in self.config.fields]
         kinds: tuple[Headline, ...] = ("JSON", "programs", "texts")
         general = [name for kind in kinds for name in headline_of(kind)]
-        own = [name for name in self.own_metrics if metric_of(name).headline]
-        wanted = [self.primary, *labels, *headline_of("labels"), *fields, *general, *own, *headline_of("valid answers")]
+        custom = [name for name in self.own_metrics if metric_of(name).headline]
+        wanted = [
+            self.primary,
+            *labels,
+            *headline_of("labels"),
+            *fields,
+            *general,
+            *custom,
+            *headline_of("valid answers"),
+        ]
         return [name for name in dict.fromkeys(wanted) if name in self.metrics]
 
     @property
@@ -196,7 +204,7 @@ def evaluate(
     """Score answers, each metric with its 95 % interval.
 
     Shares of right answers get Wilson's interval; all else the bias-corrected percentile bootstrap, corpus metrics
-    (BLEU, chrF, macro-F1) computed anew from each resample. Where rows belong together (a conversation, the same
+    (BLEU, chrF, macro-F1) computed again from each resample. Where rows belong together (a conversation, the same
     prompt), whole clusters are drawn, for shares too.
 
     Args:
@@ -221,7 +229,6 @@ def evaluate(
 
 
 def _evaluation(s: Scoring, task: str, seed: int) -> Evaluation:
-    """Intervals, and everything put together."""
     cut = sum(answer.finish == "length" for answer in s.answers)
     if cut:
         s.notes.append(
@@ -310,3 +317,56 @@ def _estimates(statistics: list[Statistics], draws: Mapping[str, Array], *, clus
                 low, high = u.wilson_interval(int(sum(right)), len(right))
             estimates[name] = Estimate(value, low, high)
     return estimates
+
+
+def on_shared_rows(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation] | None:
+    """All evaluations, by place, on the rows that every one of them holds; None where they hold the same rows.
+
+    Raises:
+        UserError: fewer than 20 rows are shared.
+    """
+    ids = {place: {row.id for row in evaluation.rows} for place, evaluation in evaluations.items()}
+    shared = set.intersection(*ids.values())
+    if all(row_ids == shared for row_ids in ids.values()):
+        return None
+    if len(shared) < FEWEST_SHARED:
+        first, other = next((a, b) for a in ids for b in ids if ids[a] != ids[b])
+        raise UserError(
+            f"{first} and {other} were evaluated on different rows ({len(ids[first]):,} and {len(ids[other]):,}, "
+            f"{len(shared):,} shared; at least {FEWEST_SHARED} are needed)",
+            where=f"{first}/samples.jsonl, {other}/samples.jsonl",
+            next_step="evaluate both on the same rows: tuneloop evaluate RUN --data FILE, or --dataset DATASET --split test",
+        )
+    return {place: some_rows(evaluation, shared) for place, evaluation in evaluations.items()}
+
+
+def shared_words(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]) -> str:
+    """ "Compared on the 24 rows that all of them were asked (A: 40, B: 24)." """
+    counts = ", ".join(f"{place}: {evaluation.n:,}" for place, evaluation in before.items())
+    return f"Compared on the {counted(next(iter(after.values())).n, 'row')} that all of them were asked ({counts})."
+
+
+def some_rows(all_rows: Evaluation, ids: Collection[str]) -> Evaluation:
+    """An evaluation of some of its rows, scored again by the same settings."""
+    places = [i for i, row in enumerate(all_rows.rows) if row.id in ids]
+
+    def some(values: Sequence[Any]) -> list[Any]:
+        return [values[i] for i in places] if values else []
+
+    measured = all_rows.measured
+    return evaluate(
+        some(all_rows.rows),
+        some(all_rows.answers),
+        task=all_rows.task,
+        labels=all_rows.labels,
+        config=all_rows.config,
+        seed=all_rows.seed,
+        measured=replace(
+            measured,
+            further=some(measured.further),
+            languages=some(measured.languages),
+            row_scores={name: some(scores) for name, scores in measured.row_scores.items()},
+            complete=True,  # what needs programs, models or files is not found out again
+            perplexity=None,
+        ),
+    )

@@ -19,7 +19,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.stats import Array, Statistics, mean_statistics, ratio
 from tuneloop.core.units import counted, verb
-from tuneloop.evaluate.metrics.overlap import token_f1
+from tuneloop.evaluate.metrics.text import token_f1
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.metric import number_words
@@ -73,8 +73,8 @@ def forgetting(
     values = family.point_values()
 
     def estimate(name: str) -> Estimate:
-        known = draws[name][~np.isnan(draws[name])]
-        return Estimate(values[name], *u.bootstrap_interval(values[name], known))
+        defined = draws[name][~np.isnan(draws[name])]
+        return Estimate(values[name], *u.bootstrap_interval(values[name], defined))
 
     score, loss = estimate("score"), estimate("loss")
     return {
@@ -127,7 +127,7 @@ def tasks_before_and_after(
         `tasks`: for each task and metric `base`, `tuned`, `n` and `change` (tuned - base), with a 95 % interval by paired
         bootstrap over documents where the metric is their mean.
     """
-    found: list[dict[str, Any]] = []
+    changes: list[dict[str, Any]] = []
     for task, metrics in base.items():
         for metric, before in metrics.items():
             after = tuned[task][metric]
@@ -140,20 +140,17 @@ def tasks_before_and_after(
                 )
                 change = Estimate(change.value, *u.bootstrap_interval(change.value, draws["change"]))
             sides = {"base": before.value, "tuned": after.value, "higher_is_better": before.higher_is_better}
-            found.append({"task": task, "metric": metric, "n": len(shared), **sides, "change": change})
-    return {"tasks": found, "words": _tasks_in_words(found)}
+            changes.append({"task": task, "metric": metric, "n": len(shared), **sides, "change": change})
+    return {"tasks": changes, "words": _tasks_in_words(changes)}
 
 
-def _tasks_in_words(found: Sequence[Mapping[str, Any]]) -> str:
+def _tasks_in_words(changes: Sequence[Mapping[str, Any]]) -> str:
     def words(each: Mapping[str, Any]) -> str:
         change = each["change"]
         bounds = "" if math.isnan(change.low) else f" ({change.low:+.3f} to {change.high:+.3f})"
         return f"{each['task']} {each['metric'].removesuffix(',none')} {each['base']:.3f} -> {each['tuned']:.3f}, {change.value:+.3f}{bounds}"
 
-    return "lm-eval before and after: " + "; ".join(map(words, found)) + "."
-
-
-# --- memorisation ------------------------------------------------------------------------------
+    return "lm-eval before and after: " + "; ".join(map(words, changes)) + "."
 
 
 @dataclass(frozen=True)
@@ -174,10 +171,10 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
     """
     pairs = [(b, t) for b, t in zip(base, tuned, strict=True) if b.tokens >= LEAST_TOKENS and not b.shared]
     n = len(pairs)
-    found: dict[str, Any] = {"n": n, "left_out": len(base) - n, "least_tokens": LEAST_TOKENS}
+    counts: dict[str, Any] = {"n": n, "left_out": len(base) - n, "least_tokens": LEAST_TOKENS}
     if not n:
         words = f"All answers are below {LEAST_TOKENS} tokens or shared by rows: nothing to memorise word for word."
-        return {**found, "share": None, "base": None, "beyond": None, "words": words}
+        return {**counts, "share": None, "base": None, "beyond": None, "words": words}
     only_base = sum(b.verbatim and not t.verbatim for b, t in pairs)
     only_tuned = sum(t.verbatim and not b.verbatim for b, t in pairs)
     in_tuned, in_base = sum(t.verbatim for _, t in pairs), sum(b.verbatim for b, _ in pairs)
@@ -187,7 +184,7 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
         f"{100 * beyond.value:+.1f} points (95 % interval {100 * beyond.low:+.1f} to {100 * beyond.high:+.1f})."
     )
     return {
-        **found,
+        **counts,
         "share": Estimate(in_tuned / n, *u.wilson_interval(in_tuned, n)),
         "base": Estimate(in_base / n, *u.wilson_interval(in_base, n)),
         "beyond": beyond,
@@ -196,11 +193,8 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
     }
 
 
-# --- canaries ----------------------------------------------------------------------------------
-
-
 def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> list[Row]:
-    """Rows like a canary with another secret: the digits of its answer drawn anew, or its letters where there are none.
+    """Rows like a canary with another secret: the digits of its answer drawn again, or its letters where there are none.
 
     Args:
         row: the canary; `meta["secret"]` is the part of the answer that is drawn, default: the whole answer.
@@ -250,22 +244,19 @@ def exposure(loss: float, others: Sequence[float]) -> float:
 
 
 def canaries(
-    rows: Sequence[Row],
-    losses: Callable[[Sequence[Row]], list[float]],
-    seed: int = 0,
-    progress: Progress = no_progress,
+    rows: Sequence[Row], losses: Callable[[Sequence[Row]], list[float]], seed: int = 0, progress: Progress = no_progress
 ) -> list[dict[str, Any]]:
     """Exposure of each planted canary under one model, from the summed losses of answers."""
-    found = []
+    exposures = []
     for number, row in enumerate(rows):
         progress("canaries", number, len(rows))
         alternatives = canary_alternatives(row, seed=seed)
-        own, *others = losses([row, *alternatives])
+        loss, *others = losses([row, *alternatives])
         most = math.log2(len(others) + 1)
-        asked = last_user_turn(row)[:100]
-        found.append({"id": row.id, "prompt": asked, "exposure": exposure(own, others), "most": most})
+        prompt = last_user_turn(row)[:100]
+        exposures.append({"id": row.id, "prompt": prompt, "exposure": exposure(loss, others), "most": most})
     progress("canaries", len(rows), len(rows))
-    return found
+    return exposures
 
 
 def canaries_in_words(base: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping[str, Any]]) -> str:

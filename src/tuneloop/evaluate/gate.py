@@ -22,14 +22,13 @@ from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.stats import rows_to_settle
 from tuneloop.core.units import counted
 from tuneloop.evaluate.compare import compare
-from tuneloop.evaluate.evaluate import Evaluation
+from tuneloop.evaluate.evaluate import Evaluation, on_shared_rows, some_rows
 from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.evaluate.metrics.labels import label_matcher
 from tuneloop.evaluate.metrics.objects import right_as_a_whole
-from tuneloop.evaluate.metrics.overlap import exact_match
+from tuneloop.evaluate.metrics.text import exact_match
 from tuneloop.evaluate.results import evaluated_again, read_evaluation
-from tuneloop.evaluate.shared_rows import on_shared_rows, some_rows
-from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
+from tuneloop.evaluate.suite import ForgettingLimit, LatencyLimit, MetricLimit, MustPass, Status, Suite
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import (
     EVALUATION,
@@ -106,7 +105,7 @@ def run_gate(
             where=base.place,
             next_step="--against takes what is in use today: another run, or RUN:few-shot for a baseline in it",
         )
-    shared = _on_shared_rows(candidate, base)  # before anything is asked, which takes a while
+    shared = _sides_on_shared_rows(candidate, base)  # before anything is asked, which takes a while
     rows_passed, flaky = _must_pass(suite, candidate, ask)
     part = (
         f" (on the {counted(shared[0].evaluation.n, 'row')} that both were asked)" if shared[0] is not candidate else ""
@@ -117,8 +116,8 @@ def run_gate(
         *([_forgetting(suite.forgetting, candidate)] if suite.forgetting else []),
         *(_latency(suite.latency, candidate, base) if suite.latency else []),
     ]
-    found = {check.status for check in checks}
-    status: Status = "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
+    statuses = {check.status for check in checks}
+    status: Status = "fail" if "fail" in statuses else "inconclusive" if "inconclusive" in statuses else "pass"
     return GateResult(
         status=status,
         suite=SuiteName(name=suite.name, hash=content_hash(suite)),
@@ -131,14 +130,14 @@ def run_gate(
     )
 
 
-def _on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
+def _sides_on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
     """Both sides on the rows that both were asked, in the candidate's order."""
-    found = on_shared_rows({side.place: side.evaluation for side in (candidate, base)})
-    if found is None:
+    shared = on_shared_rows({side.place: side.evaluation for side in (candidate, base)})
+    if shared is None:
         return candidate, base
-    ids = {row.id for row in found[candidate.place].rows}
+    ids = {row.id for row in shared[candidate.place].rows}
     sides = [
-        replace(side, evaluation=found[side.place], samples={i: s for i, s in side.samples.items() if i in ids})
+        replace(side, evaluation=shared[side.place], samples={i: s for i, s in side.samples.items() if i in ids})
         for side in (candidate, base)
     ]
     return sides[0], sides[1]
@@ -151,7 +150,7 @@ def write_gate(run: Path, result: GateResult) -> Path:
 
 
 def status(run: Path | str) -> Literal["pass", "fail", "inconclusive", "stale", "none"]:
-    """What the gate said about a run: `none` if it was never asked, `stale` if the run was evaluated anew since."""
+    """What the gate said about a run: `none` if it never ran, `stale` if the run was evaluated again since."""
     run = Path(run)
     if not (run / "gate.json").is_file():
         return "none"
@@ -170,20 +169,20 @@ def release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
     Raises:
         UserError: the gate is not green, or was asked about an earlier evaluation, and `force` is not given.
     """
-    found = status(run)
-    barred = found not in ("pass", "none")
+    verdict = status(run)
+    barred = verdict not in ("pass", "none")
     if barred and not force:
         result = read_record(GateResult, run)
         # A red gate also holds lines without enough evidence: the one that made it red is named.
-        unmet = [check.message for check in result.checks if check.status == found]
-        said = {"fail": "The gate is red", "inconclusive": "The gate has not enough evidence"}
+        unmet = [check.message for check in result.checks if check.status == verdict]
+        words = {"fail": "The gate is red", "inconclusive": "The gate has not enough evidence"}
         raise UserError(
-            said.get(found, "The gate was asked about an earlier evaluation"),
-            where=f"{Path(run) / 'gate.json'}" + (f": {unmet[0]}" if unmet and found != "stale" else ""),
-            next_step="mend it and run `tuneloop gate` again, or overrule it with --force",
+            words.get(verdict, "The gate was asked about an earlier evaluation"),
+            where=f"{Path(run) / 'gate.json'}" + (f": {unmet[0]}" if unmet and verdict != "stale" else ""),
+            next_step="fix it and run `tuneloop gate` again, or overrule it with --force",
         )
-    suite = read_record(GateResult, run).suite if found != "none" else None
-    return {"status": found, "suite": suite and suite.model_dump(), "forced": barred}
+    suite = read_record(GateResult, run).suite if verdict != "none" else None
+    return {"status": verdict, "suite": suite and suite.model_dump(), "forced": barred}
 
 
 # --- rows that must pass -----------------------------------------------------------------------
@@ -205,38 +204,38 @@ def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateChec
     if ask is not None and again:
         # A new prompt is asked once before it is repeated.
         for attempt in range(suite.repeat + 1):
-            asked = [i for i in again if not tried[i] or (attempt and not all(tried[i]))]
-            if asked:
-                answers = ask([_row(demands[i], side, place) for i in asked])
-                for i, answer in zip(asked, answers, strict=True):
+            due = [i for i in again if not tried[i] or (attempt and not all(tried[i]))]
+            if due:
+                answers = ask([_row(demands[i], side, place) for i in due])
+                for i, answer in zip(due, answers, strict=True):
                     at = place[demands[i].id] if demands[i].id else None
                     tried[i].append(_passes(demands[i], side, at, answer))
     checks, flaky = [], []
     for demand, outcomes in zip(demands, tried, strict=True):
         name = demand.id or demand.prompt[:80]
-        said = _named_row(side, place[demand.id]) if demand.id else name
-        checks.append(_row_check(name, said, outcomes, suite))
+        label = _named_row(side, place[demand.id]) if demand.id else name
+        checks.append(_row_check(name, label, outcomes, suite))
         if len(set(outcomes)) > 1:
             flaky.append(FlakyRow(row=name, passed=sum(outcomes), asked=len(outcomes)))
     return checks, flaky
 
 
 def _named_row(side: Side, at: int) -> str:
-    """A row's id with the beginning of its question: an id alone tells nobody which row it is."""
+    """A row's id with the beginning of its question: an id alone does not say which row it is."""
     row = side.evaluation.rows[at]
     return f'{row.id} "{textwrap.shorten(last_user_turn(row), 60, placeholder=" …")}"'
 
 
-def _row_check(name: str, said: str, outcomes: list[bool], suite: Suite) -> GateCheck:
+def _row_check(name: str, label: str, outcomes: list[bool], suite: Suite) -> GateCheck:
     passed, n = sum(outcomes), len(outcomes)
     if not n:
         what = "could not be asked: this evaluation has no model at hand"
-        return GateCheck("must_pass", name, "inconclusive", f"{said}: {what}", rows=0)
-    found: Status = "pass" if passed == n else "fail" if not passed else suite.flaky
+        return GateCheck("must_pass", name, "inconclusive", f"{label}: {what}", rows=0)
+    outcome: Status = "pass" if passed == n else "fail" if not passed else suite.flaky
     words = (
         "passes" if passed == n else f"flaky: passes {passed} of {n} times" if passed else f"fails, {n} of {n} times"
     )
-    return GateCheck("must_pass", name, found, f"{said}: {words}", value=passed / n, limit=1.0, rows=n)
+    return GateCheck("must_pass", name, outcome, f"{label}: {words}", value=passed / n, limit=1.0, rows=n)
 
 
 def _row(demand: MustPass, side: Side, place: Mapping[str, int]) -> Row:
@@ -250,7 +249,6 @@ def _row(demand: MustPass, side: Side, place: Mapping[str, int]) -> Row:
 
 
 def _passes(demand: MustPass, side: Side, at: int | None, answer: Completion) -> bool:
-    """Whether an answer meets the demand; `at` is the row's place in the evaluation."""
     text = answer.text.strip().casefold()
     if demand.has_condition:
         wanted = [demand.contains] if isinstance(demand.contains, str) else demand.contains
@@ -277,12 +275,12 @@ def _metric(
     limit: MetricLimit, candidate: Side, base: Side, fields: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[GateCheck]:
     """The checks of one entry of `metrics`: on all rows, on a slice, or on each value of a field."""
-    known = list(candidate.evaluation.metrics)
-    if limit.metric not in known:
+    names = list(candidate.evaluation.metrics)
+    if limit.metric not in names:
         raise UserError(
             f"The evaluation has no metric {limit.metric!r}",
             where="metrics",
-            next_step=did_you_mean(limit.metric, known, f"it has {', '.join(known)}"),
+            next_step=did_you_mean(limit.metric, names, f"it has {', '.join(names)}"),
         )
     for name, ids in _slices(limit, candidate, fields):
         sides = [side.evaluation if ids is None else some_rows(side.evaluation, ids) for side in (base, candidate)]
@@ -305,11 +303,11 @@ def _slices(
         values = _values(key, side, fields)
         chosen &= {row for row, value in values.items() if str(value) == str(wanted)}
         if not chosen:
-            known = sorted({str(value) for value in values.values()})
+            options = sorted({str(value) for value in values.values()})
             raise UserError(
                 f"No row has {key}: {wanted}",
                 where="metrics.slice",
-                next_step=f"its values are {', '.join(known[:12])}",
+                next_step=f"its values are {', '.join(options[:12])}",
             )
     name = "".join(f" [{key} {value}]" for key, value in limit.slice.items())
     if not limit.by:
@@ -330,24 +328,24 @@ def _slices(
 
 def _values(key: str, side: Side, fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Row id -> value of a field: of the sample, its metadata, or the data set's columns."""
-    found = {}
+    value_of = {}
     for row, sample in side.samples.items():
         for place in (vars(sample), sample.meta, fields.get(row) or {}):
             if place.get(key) is not None:
-                found[row] = place[key]
+                value_of[row] = place[key]
                 break
-    if not found:
-        known = {k for columns in fields.values() for k in columns} | {"label"}
+    if not value_of:
+        names = {k for columns in fields.values() for k in columns} | {"label"}
         raise UserError(
-            f"The rows have no field {key!r}", where="metrics", next_step=f"slices by {', '.join(sorted(known))}"
+            f"The rows have no field {key!r}", where="metrics", next_step=f"slices by {', '.join(sorted(names))}"
         )
-    return found
+    return value_of
 
 
 def _title(metric: str, rows: str) -> str:
     """A metric as people read it, with its direction where that is not the usual one, and the rows that are meant."""
-    known = metric_of(metric)
-    return f"{known.title}{' (lower is better)' if known.lower_is_better else ''}{rows}"
+    declared = metric_of(metric)
+    return f"{declared.title}{' (lower is better)' if declared.lower_is_better else ''}{rows}"
 
 
 def _margin(metric: str, rows: str, margin: float, base: Evaluation, candidate: Evaluation) -> GateCheck:
@@ -362,18 +360,18 @@ def _margin(metric: str, rows: str, margin: float, base: Evaluation, candidate: 
     pair = next((c for c in compare("base", base, "candidate", candidate, only=[metric]) if c.metric == metric), None)
     if pair is None or math.isnan(pair.low):
         gain = sign * (candidate.metrics[metric].value - base.metrics[metric].value)
-        found: Status = "inconclusive" if math.isnan(gain) else "pass" if gain >= -margin else "fail"
-        message = f"{title}: gain {gain:+.4g} over the base, margin {margin:g} (no interval: the figure alone decides)"
-        return GateCheck("metric", name, found, message, gain, limit=-margin, rows=candidate.n)
+        outcome: Status = "inconclusive" if math.isnan(gain) else "pass" if gain >= -margin else "fail"
+        message = f"{title}: gain {gain:+.4g} over the base, margin {margin:g} (no interval: the value alone decides)"
+        return GateCheck("metric", name, outcome, message, gain, limit=-margin, rows=candidate.n)
     low, high = sorted((sign * pair.low, sign * pair.high))
     gain = sign * pair.delta
-    found = "pass" if low >= -margin else "fail" if high < -margin else "inconclusive"
+    outcome = "pass" if low >= -margin else "fail" if high < -margin else "inconclusive"
     message = f"{title}: gain {gain:+.4g} [{low:+.4g}, {high:+.4g}] over the base, margin {margin:g}"
-    if found == "inconclusive":
+    if outcome == "inconclusive":
         needed = rows_to_settle(gain + margin, low + margin, high + margin, candidate.n)
         if needed and needed < 100 * candidate.n:
             message += f"; about {max(needed, candidate.n + 1):,} rows would settle it"
-    return GateCheck("metric", name, found, message, gain, low, high, -margin, candidate.n)
+    return GateCheck("metric", name, outcome, message, gain, low, high, -margin, candidate.n)
 
 
 def _bound(metric: str, rows: str, candidate: Evaluation, limit: float, *, above: bool) -> GateCheck:
@@ -381,15 +379,14 @@ def _bound(metric: str, rows: str, candidate: Evaluation, limit: float, *, above
     name, title = f"{metric}{rows}", _title(metric, rows)
     if metric not in candidate.metrics:
         return GateCheck("metric", name, "inconclusive", f"{title}: not measured on these rows", rows=candidate.n)
-    found = candidate.metrics[metric]
-    check = _within(title, "metric", (found.value, found.low, found.high), limit, above=above, rows=candidate.n)
+    score = candidate.metrics[metric]
+    check = _within(title, "metric", (score.value, score.low, score.high), limit, above=above, rows=candidate.n)
     return replace(check, name=name)
 
 
 def _within(
     title: str, kind: str, figure: tuple[float, float, float], limit: float, *, above: bool, rows: int | None = None
 ) -> GateCheck:
-    """Whether a figure's interval (or the figure, where there is none) is above or below a limit."""
     value, low, high = figure
     bare = math.isnan(low) or math.isnan(high)
     worst, best = (low, high) if above else (-high, -low)
@@ -405,7 +402,7 @@ def _within(
 # --- forgetting and latency --------------------------------------------------------------------
 
 
-def _forgetting(limit: Forgetting, side: Side) -> GateCheck:
+def _forgetting(limit: ForgettingLimit, side: Side) -> GateCheck:
     measured = side.manifest.forgetting
     if measured is None or math.isnan(measured.score.value):
         what = "forgetting: not measured in this evaluation"
@@ -414,10 +411,10 @@ def _forgetting(limit: Forgetting, side: Side) -> GateCheck:
     return _within("forgetting", "forgetting", (score.value, score.low, score.high), limit.at_most, above=False)
 
 
-def _latency(limit: Latency, candidate: Side, base: Side) -> Iterator[GateCheck]:
-    own, theirs = _seconds(candidate), _seconds(base)
-    wanted = [("seconds a row", own, limit.seconds_per_row)]
-    wanted.append(("times the base's time", own / theirs if own and theirs else None, limit.ratio))
+def _latency(limit: LatencyLimit, candidate: Side, base: Side) -> Iterator[GateCheck]:
+    seconds, base_seconds = _seconds(candidate), _seconds(base)
+    wanted = [("seconds a row", seconds, limit.seconds_per_row)]
+    wanted.append(("times the base's time", seconds / base_seconds if seconds and base_seconds else None, limit.ratio))
     for title, value, most in wanted:
         if most is None:
             continue
@@ -428,6 +425,5 @@ def _latency(limit: Latency, candidate: Side, base: Side) -> Iterator[GateCheck]
 
 
 def _seconds(side: Side) -> float | None:
-    """Mean seconds for an answer, as measured when the evaluation was made."""
     cost = side.manifest.costs.get(side.name)
     return cost.seconds / side.evaluation.n if cost and cost.seconds > 0 else None

@@ -68,7 +68,7 @@ def speaks_to_the_judge(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnswerPair:
     """Two answers to a request; `human` is what people prefer, where that is known."""
 
     id: str
@@ -80,7 +80,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Rated:
+class RatedAnswer:
     """One answer to a request; `human`: whether people liked it, where that is known."""
 
     id: str
@@ -126,17 +126,19 @@ def load_judge_prompt(kind: Literal["pairwise", "rubric"], file: str = "") -> Ju
 def read_verdict(text: str, options: Sequence[str]) -> str | None:
     """The option that a judge's answer ends with; None where it names none."""
     by_fold = {option.casefold(): option for option in options}
-    found = [by_fold[m.casefold()] for m in _VERDICT.findall(text) if m.casefold() in by_fold]
-    if found:
-        return found[-1]
+    verdicts = [by_fold[m.casefold()] for m in _VERDICT.findall(text) if m.casefold() in by_fold]
+    if verdicts:
+        return verdicts[-1]
     return by_fold.get(text.strip().strip(".*[]\"'()").casefold())
 
 
-# --- pairs -------------------------------------------------------------------------------------
-
-
 def judge_pairs(
-    pairs: Sequence[Pair], choose: Choose, prompt: JudgePrompt, *, names: tuple[str, str] = ("a", "b"), seed: int = 0
+    pairs: Sequence[AnswerPair],
+    choose: Choose,
+    prompt: JudgePrompt,
+    *,
+    names: tuple[str, str] = ("a", "b"),
+    seed: int = 0,
 ) -> Judgement:
     """Judge each pair in both orders.
 
@@ -146,14 +148,14 @@ def judge_pairs(
     """
     different = [pair for pair in pairs if pair.a.strip() != pair.b.strip()]
     spoken = {pair.id for pair in different if speaks_to_the_judge(pair.a) or speaks_to_the_judge(pair.b)}
-    asked = [pair for pair in different if pair.id not in spoken]
+    judged = [pair for pair in different if pair.id not in spoken]
     turns = []
-    for pair in asked:
+    for pair in judged:
         shared = {"conversation": pair.conversation, "reference": pair.reference or "(none)"}
         turns += [prompt.turns(first=a, second=b, **shared) for a, b in ((pair.a, pair.b), (pair.b, pair.a))]
-    said = choose(turns, PAIR_OPTIONS) if turns else []
+    replies = choose(turns, PAIR_OPTIONS) if turns else []
     sides: dict[str, tuple[str | None, str | None]] = {
-        pair.id: (said[2 * i], said[2 * i + 1]) for i, pair in enumerate(asked)
+        pair.id: (replies[2 * i], replies[2 * i + 1]) for i, pair in enumerate(judged)
     }
     winners = {pair.id: None if pair.id in spoken else _winner(sides.get(pair.id)) for pair in pairs}
     facts = _preference(pairs, winners, names, seed)
@@ -161,7 +163,7 @@ def judge_pairs(
         "unread": sum(None in side for side in sides.values()),
         "spoken": len(spoken),
         "position_bias": _position_bias(list(sides.values())),
-        "length_bias": _length_bias(asked, winners),
+        "length_bias": _length_bias(judged, winners),
         "agreement": _agreement(
             [(str(pair.human), str(w)) for pair in pairs if pair.human and (w := winners[pair.id])], seed
         ),
@@ -181,7 +183,7 @@ def _winner(side: tuple[str | None, str | None] | None) -> Winner | None:
 
 
 def _preference(
-    pairs: Sequence[Pair], winners: Mapping[str, Winner | None], names: tuple[str, str], seed: int
+    pairs: Sequence[AnswerPair], winners: Mapping[str, Winner | None], names: tuple[str, str], seed: int
 ) -> dict[str, Any]:
     counted: list[Winner] = [w for pair in pairs if (w := winners[pair.id]) is not None]
     won = {side: sum(w == side for w in counted) for side in ("a", "b", "tie")}
@@ -208,14 +210,10 @@ def _position_bias(sides: Sequence[tuple[str | None, str | None]]) -> dict[str, 
     single = [v for side in read for v in side if v != "tie"]
     first = single.count("A")
     turned = sum(side in (("A", "A"), ("B", "B")) for side in read)
-    return {
-        "first": _share(first, len(single)),
-        "inconsistent": _share(turned, len(read)),
-        "n": len(read),
-    }
+    return {"first": _share(first, len(single)), "inconsistent": _share(turned, len(read)), "n": len(read)}
 
 
-def _length_bias(pairs: Sequence[Pair], winners: Mapping[str, Winner | None]) -> dict[str, Any]:
+def _length_bias(pairs: Sequence[AnswerPair], winners: Mapping[str, Winner | None]) -> dict[str, Any]:
     """How often the longer answer wins where one wins, and how often people preferred it: 0.5 is indifferent."""
     decided = [
         (pair, winners[pair.id]) for pair in pairs if winners[pair.id] in ("a", "b") and len(pair.a) != len(pair.b)
@@ -223,21 +221,17 @@ def _length_bias(pairs: Sequence[Pair], winners: Mapping[str, Winner | None]) ->
     longer = sum((w == "b") == (len(pair.b) > len(pair.a)) for pair, w in decided)
     voted = [pair for pair, _ in decided if pair.human in ("a", "b")]
     humans = sum((pair.human == "b") == (len(pair.b) > len(pair.a)) for pair in voted)
-    return {
-        "longer": _share(longer, len(decided)),
-        "humans": _share(humans, len(voted)),
-        "n": len(decided),
-    }
+    return {"longer": _share(longer, len(decided)), "humans": _share(humans, len(voted)), "n": len(decided)}
 
 
-def _spoken_in_words(number: int) -> list[str]:
-    said = 'one answer speaks to the judge, as in "Verdict: A"; it has no verdict, look at it'
+def _addressed_in_words(number: int) -> list[str]:
+    single = 'one answer speaks to the judge, as in "Verdict: A"; it has no verdict, look at it'
     several = f'{number} times an answer speaks to the judge, as in "Verdict: A"; these have no verdict, look at them'
-    return [(said if number == 1 else several).capitalize() + "."] if number else []
+    return [(single if number == 1 else several).capitalize() + "."] if number else []
 
 
 def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
-    spoken = _spoken_in_words(facts["spoken"])
+    spoken = _addressed_in_words(facts["spoken"])
     if not facts["n"]:
         return [
             f"The judge gave no verdict on any pair ({counted(facts['unread'], 'answer')} could not be read).",
@@ -267,21 +261,18 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
     return [*words, _agreement_in_words(facts["agreement"])]
 
 
-# --- ratings -----------------------------------------------------------------------------------
-
-
-def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
+def judge_answers(items: Sequence[RatedAnswer], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
     """Rate answers from 1 to 5 by the rubric; 4 and more count as good when compared with people's thumbs.
 
     One that speaks to the judge gets no rating.
     """
-    asked = [i for i in items if not speaks_to_the_judge(i.answer)]
+    judged = [i for i in items if not speaks_to_the_judge(i.answer)]
     turns = [
-        prompt.turns(conversation=i.conversation, reference=i.reference or "(none)", answer=i.answer) for i in asked
+        prompt.turns(conversation=i.conversation, reference=i.reference or "(none)", answer=i.answer) for i in judged
     ]
-    given = dict(zip([id(i) for i in asked], choose(turns, SCORES) if turns else [], strict=True))
-    said = [given.get(id(i)) for i in items]
-    scores = [None if s is None else int(s) for s in said]
+    given = dict(zip([id(i) for i in judged], choose(turns, SCORES) if turns else [], strict=True))
+    replies = [given.get(id(i)) for i in items]
+    scores = [None if s is None else int(s) for s in replies]
     read = [(item, score) for item, score in zip(items, scores, strict=True) if score is not None]
     votes = [
         ("up" if item.human else "down", "up" if s >= GOOD else "down") for item, s in read if item.human is not None
@@ -291,8 +282,8 @@ def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *
     facts: dict[str, Any] = {
         "kind": "rubric",
         "n": len(read),
-        "unread": len(asked) - len(read),
-        "spoken": len(items) - len(asked),
+        "unread": len(judged) - len(read),
+        "spoken": len(items) - len(judged),
         "score": _mean([float(s) for _, s in read], seed) if read else None,
         "scores": {s: sum(str(score) == s for _, score in read) for s in SCORES},
         "length_bias": {
@@ -307,7 +298,7 @@ def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *
 
 
 def _ratings_in_words(facts: Mapping[str, Any]) -> list[str]:
-    spoken = _spoken_in_words(facts["spoken"])
+    spoken = _addressed_in_words(facts["spoken"])
     if not facts["n"]:
         return [f"The judge rated nothing ({counted(facts['unread'], 'answer')} could not be read).", *spoken]
     mean, rank = facts["score"], facts["length_bias"]["spearman"]
@@ -328,9 +319,6 @@ def _ratings_in_words(facts: Mapping[str, Any]) -> list[str]:
     return [*words, _agreement_in_words(facts["agreement"])]
 
 
-# --- shared ------------------------------------------------------------------------------------
-
-
 def _agreement(votes: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
     """People's votes (first) and the judge's on the same things: Cohen's kappa, 95 % by bootstrap, and plain agreement."""
     n = len(votes)
@@ -342,8 +330,8 @@ def _agreement(votes: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
     table[np.arange(n), codes[:, 0] * len(names) + codes[:, 1]] = 1.0
     draws = np.concatenate([_kappas(weights @ table, len(names)) for weights in u.resample_weights(n, 2000, seed)])
     value = float(_kappas(table.sum(0, keepdims=True), len(names))[0])
-    known = draws[~np.isnan(draws)]
-    bounds = u.bootstrap_interval(value, known) if len(known) and not math.isnan(value) else (math.nan, math.nan)
+    defined = draws[~np.isnan(draws)]
+    bounds = u.bootstrap_interval(value, defined) if len(defined) and not math.isnan(value) else (math.nan, math.nan)
     same = int((codes[:, 0] == codes[:, 1]).sum())
     return {"n": n, "kappa": Estimate(value, *bounds), "same": _share(same, n)}
 
@@ -360,7 +348,7 @@ def _kappas(sums: Any, k: int) -> Any:
 
 def _agreement_in_words(agreement: Mapping[str, Any]) -> str:
     if not agreement["n"]:
-        return "Nobody knows whether people would agree: there are no human votes on these rows (--votes)."
+        return "It is not known whether people would agree: there are no human votes on these rows (--votes)."
     kappa, same = agreement["kappa"], agreement["same"]
     if math.isnan(kappa.value):
         return f"With people it agrees on {_percent(same)} of {counted(agreement['n'], 'vote')}; kappa is not defined, all votes are equal."

@@ -16,7 +16,7 @@ from tuneloop.records.evaluation import Claim, Comparison, EntryKind, Leaderboar
 
 
 def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, float | None]:
-    """Dollars of 1,000 requests, each read as a request by itself is.
+    """Dollars of 1,000 requests, each read as a request on its own is.
 
     Measuring shares what prompts have in common (an instruction, examples), which single requests in production don't.
     Systems of one model therefore pay by token: the price is their dollars together over the tokens that were really
@@ -27,16 +27,16 @@ def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, fl
         costs: system -> `usd`, `prompt_tokens`, `tokens`, `computed_tokens`.
         n: requests.
     """
-    own = [cost for cost in costs.values() if cost.get("computed_tokens")]
-    computed = sum(cost["computed_tokens"] for cost in own)
-    price = sum(cost.get("usd", 0.0) for cost in own) / computed if computed else 0.0
-    found: dict[str, float | None] = {}
+    computing = [cost for cost in costs.values() if cost.get("computed_tokens")]
+    computed = sum(cost["computed_tokens"] for cost in computing)
+    price = sum(cost.get("usd", 0.0) for cost in computing) / computed if computed else 0.0
+    prices: dict[str, float | None] = {}
     for name, cost in costs.items():
         if cost.get("computed_tokens"):
-            found[name] = 1000 * price * (cost["prompt_tokens"] + cost["tokens"]) / n
+            prices[name] = 1000 * price * (cost["prompt_tokens"] + cost["tokens"]) / n
         else:
-            found[name] = None if cost.get("usd") is None else 1000 * cost["usd"] / n
-    return found
+            prices[name] = None if cost.get("usd") is None else 1000 * cost["usd"] / n
+    return prices
 
 
 def leaderboard(
@@ -65,14 +65,14 @@ def leaderboard(
     order: list[EntryKind] = ["constant", "prompt", "classical", "tuned"]
     entries = []
     for name, evaluation in sorted(evaluations.items(), key=lambda item: order.index(kinds[item[0]])):
-        own, cost = evaluation.metrics.get(metric), costs.get(name, {})
-        if own is None:
+        score, cost = evaluation.metrics.get(metric), costs.get(name, {})
+        if score is None:
             continue
         gain = claims.get(name)
         delta, low, high, p, verdict = (gain.gain, gain.low, gain.high, gain.p, gain.outcome) if gain else NO_GAIN
         entries.append(
             LeaderboardEntry(
-                name, kinds[name], metric, own.value, own.low, own.high, delta, low, high, p, verdict,
+                name, kinds[name], metric, score.value, score.low, score.high, delta, low, high, p, verdict,
                 float(cost.get("training_seconds", 0.0)), float(cost.get("training_usd", 0.0)),
                 cost.get("prompt_tokens", 0) / n, cost.get("tokens", 0) / n, prices.get(name),
             )
@@ -95,7 +95,6 @@ def _claims(
 
 
 def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, EntryKind], metric: str) -> str | None:
-    """The best few-shot prompt, else the best prompt."""
     prompts = [name for name, e in evaluations.items() if kinds[name] == "prompt" and metric in e.metrics]
     shown = [name for name in prompts if "few-shot" in name] or prompts
     best = min if lower_is_better(metric) else max
@@ -136,6 +135,5 @@ def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
 
 
 def _best(entries: Sequence[LeaderboardEntry], kind: EntryKind) -> LeaderboardEntry | None:
-    """The best of a kind by the metric that decides."""
-    found = [r for r in entries if r.kind == kind]
-    return max(found, key=lambda r: -r.value if lower_is_better(r.metric) else r.value, default=None)
+    candidates = [r for r in entries if r.kind == kind]
+    return max(candidates, key=lambda r: -r.value if lower_is_better(r.metric) else r.value, default=None)

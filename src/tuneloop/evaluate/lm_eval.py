@@ -60,17 +60,22 @@ def run_tasks(
         if task.endswith((".yaml", ".yml")):
             need_trust(task, "evaluate.lm_eval")  # `!function` in it is Python
     files = [str(Path(task).resolve()) if task.endswith((".yaml", ".yml")) else task for task in tasks]
-    found = simple_evaluate(
-        _asked(target, progress), tasks=files, limit=limit, bootstrap_iters=0, task_manager=TaskManager(), log_samples=True
-    )  # fmt: skip
-    higher = found["higher_is_better"]
+    results = simple_evaluate(
+        _harness_model(target, progress),
+        tasks=files,
+        limit=limit,
+        bootstrap_iters=0,
+        task_manager=TaskManager(),
+        log_samples=True,
+    )
+    higher = results["higher_is_better"]
     return {
         task: {
             name: TaskScores(float(value), _each(samples, *_parts(name)), bool(higher[task].get(_parts(name)[0], True)))
-            for name, value in found["results"][task].items()
+            for name, value in results["results"][task].items()
             if "," in name and "_stderr" not in name and isinstance(value, int | float)
         }
-        for task, samples in found["samples"].items()
+        for task, samples in results["samples"].items()
     }
 
 
@@ -87,7 +92,7 @@ def _each(samples: Sequence[Mapping[str, Any]], metric: str, chosen: str) -> dic
     return {int(sample["doc_id"]): float(sample[metric]) for sample in mine}
 
 
-def _asked(target: LocalTarget, progress: Progress) -> Any:
+def _harness_model(target: LocalTarget, progress: Progress) -> Any:
     """The target as lm-eval asks a model: log likelihoods of continuations, and greedy answers."""
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -106,12 +111,12 @@ def _asked(target: LocalTarget, progress: Progress) -> Any:
 
     def split(context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of both, tokenised together; spaces at the border belong to the continuation."""
-        kept = context.rstrip()
+        stem = context.rstrip()
         whole = template.encode(context + continuation)
-        before = template.encode(kept)
+        before = template.encode(stem)
         return [*(adds_bos or ([] if before else begin)), *before], whole[len(before) :]
 
-    class Asked(LM):  # type: ignore[misc]
+    class HarnessModel(LM):  # type: ignore[misc]
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             return fits([split(*request.args) for request in requests])
 
@@ -126,20 +131,19 @@ def _asked(target: LocalTarget, progress: Progress) -> Any:
             return sums
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
-            asked = []
+            prompts = []
             for request in requests:
                 limit = min(int(request.args[1].get("max_gen_toks") or MOST_NEW), context // 2)
                 prompt = [*adds_bos, *template.encode(request.args[0])][limit - context :]
-                asked.append(Request(ids=prompt, max_new_tokens=limit))
-            answers = target.complete(asked, progress=progress, task="lm-eval")
+                prompts.append(Request(ids=prompt, max_new_tokens=limit))
+            answers = target.complete(prompts, progress=progress, task="lm-eval")
             stops = [request.args[1].get("until") or () for request in requests]
             return [_until(answer.text, stop) for answer, stop in zip(answers, stops, strict=True)]
 
-    return Asked()
+    return HarnessModel()
 
 
 def _until(text: str, stops: str | Sequence[str]) -> str:
-    """A text up to the first of the strings that end it."""
     for stop in [stops] if isinstance(stops, str) else stops:
         text = text.split(stop)[0] if stop else text
     return text

@@ -18,7 +18,7 @@ IDS = ("id", "task_id")
 
 
 @dataclass(frozen=True)
-class Found:
+class MatchedPredictions:
     """What a file of predictions says of rows: each row's answers, the first one and further ones, and ids that no row has."""
 
     answers: list[list[str]]
@@ -31,7 +31,7 @@ class Found:
 
 def answers_from(
     records: Sequence[Any], rows: Sequence[Row], where: str, *, known: Sequence[Row] = (), order: Sequence[str] = ()
-) -> Found:
+) -> MatchedPredictions:
     """Find the answers to rows.
 
     Rows that the file leaves out, and ids that no row has, are reported, not refused: a job elsewhere that has lost some
@@ -55,7 +55,7 @@ def answers_from(
         raise UserError("The file holds no predictions", where=where, next_step='write rows {"id", "prediction"}')
     wanted = {row.id: row for row in rows}
     known = known or rows
-    found: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     unknown: list[str] = []
     order = order or [row.id for row in known]
     places, everything = _places(records, known, order, where), {*order, *wanted}
@@ -65,24 +65,23 @@ def answers_from(
             unknown.append(row_id)
         if row is None:
             continue  # of a row that is not evaluated
-        if row_id in found and problem_of(row) is None:
+        if row_id in texts and problem_of(row) is None:
             raise UserError(
                 f"Two predictions for row {row_id}",
                 where=f"{where}, record {number}",
                 next_step="keep one of them; several answers of one prompt are a list",
             )
-        found[row_id] = found.get(row_id, []) + _texts(record, row, f"{where}, record {number}")
-    if not found:
+        texts[row_id] = texts.get(row_id, []) + _texts(record, row, f"{where}, record {number}")
+    if not texts:
         raise UserError(
             f"None of its predictions is about the {counted(len(rows), 'row')} (the first: {places[0][:60]!r})",
             where=where,
             next_step=f"ids of the rows are as in {rows[0].id!r}; is this the right split or reference file?",
         )
-    return Found([found.get(row.id, []) for row in rows], unknown)
+    return MatchedPredictions([texts.get(row.id, []) for row in rows], unknown)
 
 
 def _places(records: Sequence[Any], known: Sequence[Row], order: Sequence[str], where: str) -> list[str]:
-    """The id of the row that each record is about."""
     for number, record in enumerate(records, 1):
         if not isinstance(record, Mapping):
             raise UserError("Not an object", where=f"{where}, record {number}", next_step='write {"id", "prediction"}')

@@ -100,14 +100,14 @@ def _weighted_mean(evaluation: Evaluation, scores: Array, weights: Array) -> Est
 
 
 def _differences(rows: Sequence[Row], ours: list[str], production: Sequence[Row], theirs: list[str]) -> list[str]:
-    """What differs surely (p < 0.01, Holm): length, labels, words."""
+    """What differs significantly (p < 0.01, Holm): length, labels, words."""
     from scipy.stats import chi2_contingency, ks_2samp
 
-    found = []
+    sentences = []
     lengths = [[len(text.split()) for text in side] for side in (ours, theirs)]
     if ks_2samp(*lengths).pvalue < 0.01:
         a, b = (float(np.median(side)) for side in lengths)
-        found.append(f"length (a median of {a:.0f} words against {b:.0f} in production)")
+        sentences.append(f"length (a median of {a:.0f} words against {b:.0f} in production)")
     labels = [Counter(row.label for row in side if row.label is not None) for side in (rows, production)]
     if labels[0] and labels[1]:
         names = sorted(labels[0] | labels[1])
@@ -115,16 +115,16 @@ def _differences(rows: Sequence[Row], ours: list[str], production: Sequence[Row]
         if len(names) > 1 and chi2_contingency(table).pvalue < 0.01:
             shares = [{name: side[name] / side.total() for name in names} for side in labels]
             top = max(names, key=lambda name: abs(shares[0][name] - shares[1][name]))
-            found.append(f"labels ({top}: {shares[0][top]:.0%} against {shares[1][top]:.0%} in production)")
+            sentences.append(f"labels ({top}: {shares[0][top]:.0%} against {shares[1][top]:.0%} in production)")
     more, less = _words(ours, theirs)
     for kind, words in (("missing or rare in the test set", more), ("rarer in production", less)):
         if words:
-            found.append(f"words {kind}: {', '.join(words)}")
-    return found
+            sentences.append(f"words {kind}: {', '.join(words)}")
+    return sentences
 
 
 def _words(ours: list[str], theirs: list[str]) -> tuple[list[str], list[str]]:
-    """Words that production has surely more, and less, often: two-proportion tests on texts, Holm."""
+    """Words that production has significantly more, and less, often: two-proportion tests on texts, Holm."""
     from scipy.stats import norm
     from sklearn.feature_extraction.text import CountVectorizer
 

@@ -1,16 +1,171 @@
-"""A prompt of one's own for a system: a template around the rows' texts, from a file."""
+"""Prompts: a template of the user's own around the rows' texts, and examples, the cheapest way to teach a model and so the one that tuning has to beat."""
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_yaml
-from tuneloop.evaluate.few_shot import example_turns
+from tuneloop.core.units import counted, verb
 from tuneloop.records.rows import Message, Row, last_user_turn
+
+MOST_LABELS = 80  # up to so many labels `auto` shows one example of each: measured to be good with 77
+MOST_EXAMPLES = 40  # with more labels: a prompt of hundreds of examples fills the context and takes minutes to read
+
+
+def choose_examples(
+    train: Sequence[Row],
+    k: int,
+    *,
+    seed: int,
+    stratify: Callable[[Row], str | None] = lambda row: row.label,
+    frequent_first: bool = False,
+) -> list[Row]:
+    """Choose `k` examples, class-balanced and seeded, whatever the order of the rows.
+
+    Classes take turns, so that their numbers differ by one at most (as long as a class has rows left); with more
+    classes than `k`, chance says which are shown. Rows above twice the median length are taken only when their class
+    has no other. The examples come in random order, since models lean towards the last class they saw.
+
+    Args:
+        train: rows of the training split only: a test row here would be a leak.
+        k: number of examples; all rows where there are fewer.
+        seed: of the choice.
+        stratify: the class of a row, None where it has none.
+        frequent_first: with more classes than `k` the most frequent ones are shown, instead of any.
+    """
+    rng = random.Random(seed)
+    rows = list({(last_user_turn(row), row.answer): row for row in sorted(train, key=lambda row: row.id)}.values())
+    if k < 1 or not rows:
+        return []
+    longest = 2 * median(_length(row) for row in rows)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(stratify(row) or "", []).append(row)
+    queues = []
+    for name in sorted(groups):
+        short = [row for row in groups[name] if _length(row) <= longest]
+        rng.shuffle(short)
+        queues.append(short + sorted((row for row in groups[name] if _length(row) > longest), key=_length))
+    rng.shuffle(queues)
+    if frequent_first:
+        queues.sort(key=len, reverse=True)
+    chosen: list[Row] = []
+    while len(chosen) < k and any(queues):
+        for queue in queues:
+            if queue and len(chosen) < k:
+                chosen.append(queue.pop(0))
+    rng.shuffle(chosen)
+    return chosen
+
+
+def labels_of(row: Row) -> list[str]:
+    """The labels of a row: several, one, or none."""
+    several = row.meta.get("labels")
+    if isinstance(several, list) and several and all(isinstance(label, str) for label in several):
+        return several
+    return [] if row.label is None else [row.label]
+
+
+def rarest_label(train: Sequence[Row]) -> Callable[[Row], str | None]:
+    """The class of a row with several labels: the one that the fewest rows have, so that examples show each label once."""
+    counts = Counter(label for row in train for label in labels_of(row))
+    return lambda row: min(labels_of(row), key=lambda label: (counts[label], label), default=None)
+
+
+def labels_shown(examples: Sequence[Row], train: Sequence[Row]) -> str:
+    """How many of the labels the examples show, as a sentence; empty where they show all."""
+    shown, every = ({label for row in rows for label in labels_of(row)} for rows in (examples, train))
+    if every <= shown:
+        return ""
+    return f"The {counted(len(examples), 'example')} in the prompt {verb(len(examples), 'shows', 'show')} {len(shown)} of {counted(len(every), 'label')}."
+
+
+def nearest_examples(
+    train: Sequence[Row], rows: Sequence[Row], k: int, *, embed: Callable[[Sequence[str]], Any] | None = None
+) -> list[list[Row]]:
+    """For each row the `k` training rows whose last user turns are nearest to its own, the nearest last.
+
+    Args:
+        train: rows of the training split only; of those with the same text and answer one is shown.
+        k: examples for each; all where there are fewer.
+        embed: texts to unit vectors (texts, dimensions); default: TF-IDF of words and pairs of words.
+    """
+    import numpy as np
+
+    pool = list({(last_user_turn(row), row.answer): row for row in sorted(train, key=lambda row: row.id)}.values())
+    if k < 1 or not pool:
+        return [[] for _ in rows]
+    texts, queries = [last_user_turn(row) for row in pool], [last_user_turn(row) for row in rows]
+    if embed is None:
+        table, wanted = _tfidf(texts, queries)
+    else:
+        table, wanted = embed(texts), embed(queries)
+    examples = []
+    for start in range(0, len(rows), 256):  # a block of similarities at a time
+        block = wanted[start : start + 256] @ table.T
+        likeness = np.asarray(block.todense() if hasattr(block, "todense") else block)
+        for row in np.argsort(likeness, axis=1, kind="stable")[:, -k:]:
+            examples.append([pool[i] for i in row.tolist()])
+    return examples
+
+
+def _tfidf(texts: Sequence[str], queries: Sequence[str]) -> tuple[Any, Any]:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)  # noqa: S106 - no password
+    try:
+        return features.fit_transform(texts), features.transform(queries)
+    except ValueError:  # no words at all: all rows are equally near
+        import numpy as np
+
+        return np.zeros((len(texts), 1)), np.zeros((len(queries), 1))
+
+
+def _length(row: Row) -> int:
+    return len(last_user_turn(row)) + len(row.answer)
+
+
+def example_turns(example: Row) -> list[Message]:
+    """An example's conversation without its system turn and without training weights."""
+    turns: list[Message] = []
+    for turn in example.messages:
+        if turn["role"] != "system":
+            copy = turn.copy()
+            copy.pop("weight", None)
+            turns.append(copy)
+    return turns
+
+
+def fit_examples(
+    examples: Sequence[Row], budget_tokens: int, count_tokens: Callable[[list[Message]], int]
+) -> tuple[list[Row], str | None]:
+    """Leave out the longest examples until the rest fits; with a warning if some were left out.
+
+    Args:
+        examples: in the order of the prompt, which is kept.
+        budget_tokens: tokens that all examples together may take: the context less the longest prompt and answer.
+        count_tokens: tokens of one example's turns, template included.
+    """
+    costs = [count_tokens(example_turns(example)) for example in examples]
+    places = list(range(len(examples)))
+    while places and sum(costs[i] for i in places) > budget_tokens:
+        places.remove(max(places, key=lambda i: costs[i]))
+    if len(places) == len(examples):
+        return list(examples), None
+    warning = (
+        f"Only {len(places)} of {len(examples)} few-shot examples {verb(len(places), 'fits', 'fit')}: together they take {sum(costs):,} tokens, "
+        f"and the context has room for {max(budget_tokens, 0):,}."
+    )
+    return [examples[i] for i in places], warning
+
 
 _PLACE = re.compile(r"\{(\w+)\}")
 
@@ -84,8 +239,8 @@ def prompt_turns(
     rest = [turn for turn in turns if turn["role"] != "system"]
     shown: list[Message] = []
     for example in examples:
-        asked = [turn for turn in template.turns(example, labels) if turn["role"] != "system"]
-        shown += [*asked, example_turns(example)[-1]]
+        question = [turn for turn in template.turns(example, labels) if turn["role"] != "system"]
+        shown += [*question, example_turns(example)[-1]]
     return [*system, *shown, *rest]
 
 

@@ -18,8 +18,7 @@ from tuneloop.evaluate.metrics import declare, metric_of
 from tuneloop.evaluate.primary import PARTS
 from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.slices import breakdown, breakdown_in_words
-from tuneloop.evaluate.verdict import decide
-from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.evaluate.verdict import decide, verdict_in_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import (
     EVALUATION,
@@ -132,14 +131,10 @@ def _all_notes(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> l
     return notes
 
 
-# --- samples.jsonl -----------------------------------------------------------------------------
-
-
 def _samples(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> Iterator[Sample]:
-    """A record for each row: prompt, references, answers, scores, and what else can't be computed again."""
     ids = {row.id for row in evaluation.rows}
     texts: dict[str, dict[str, str]] = {}
-    known: dict[str, dict[str, KnownOfAnswer]] = {}
+    facts: dict[str, dict[str, KnownOfAnswer]] = {}
     for name, baseline in baselines.items():
         texts[name] = {row.id: answer.text for row, answer in zip(baseline.rows, baseline.answers, strict=True)}
         if texts[name].keys() != ids:
@@ -147,9 +142,9 @@ def _samples(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> Ite
                 f"The baseline {name} was evaluated on other rows",
                 next_step="evaluate it again with the same split and evaluate.limit",
             )
-        known[name] = dict(zip(texts[name], _known_of(baseline), strict=True))
-    for i, (row, answer, own) in enumerate(
-        zip(evaluation.rows, evaluation.answers, _known_of(evaluation), strict=True)
+        facts[name] = dict(zip(texts[name], _answer_facts(baseline), strict=True))
+    for i, (row, answer, own_facts) in enumerate(
+        zip(evaluation.rows, evaluation.answers, _answer_facts(evaluation), strict=True)
     ):
         sample: dict[str, Any] = {"id": row.id, "prompt": last_user_turn(row), "reference": row.answer}
         if row.prompt != [{"role": "user", "content": sample["prompt"]}]:
@@ -163,34 +158,34 @@ def _samples(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> Ite
             "valid": evaluation.valid[i],
             "finished": answer.finished,
             "scores": {metric: scores[i] for metric, scores in evaluation.row_scores.items()},
-            **own.model_dump(exclude_unset=True),
+            **own_facts.model_dump(exclude_unset=True),
             # The text stands above; the scores of all labels would be most of the file.
             "completion": {k: v for k, v in answer.to_json().items() if k not in ("text", "label_scores")},
             "baselines": {name: text[row.id] for name, text in texts.items()},
         }
-        if known:
-            sample["baselines_beside"] = {name: each[row.id] for name, each in known.items()}
+        if facts:
+            sample["baselines_beside"] = {name: each[row.id] for name, each in facts.items()}
         sample["meta"] = {name: value for name, value in row.meta.items() if name != "references"}
         yield Sample.model_construct(**sample)
 
 
-def _known_of(evaluation: Evaluation) -> list[KnownOfAnswer]:
-    """What is known of each row's answer that readers look for by itself; `_measured` and `_completion` read it."""
+def _answer_facts(evaluation: Evaluation) -> list[KnownOfAnswer]:
+    """What is known of each row's answer that readers look up; `_measured` and `_completion` read it."""
     measured, answers = evaluation.measured, evaluation.answers
     sure = any(answer.label_probability is not None for answer in answers)
-    found: list[KnownOfAnswer] = []
+    facts_of_rows: list[KnownOfAnswer] = []
     for i, answer in enumerate(answers):
-        known: dict[str, Any] = {"confidence": answer.confidence} if sure else {}
+        facts: dict[str, Any] = {"confidence": answer.confidence} if sure else {}
         if answer.loss is not None:
-            known["loss"] = (answer.loss, answer.loss_tokens)
+            facts["loss"] = (answer.loss, answer.loss_tokens)
         if measured.languages:
-            known["language"] = measured.languages[i]
+            facts["language"] = measured.languages[i]
         if measured.further:
-            known["further"] = list(measured.further[i])
+            facts["further"] = list(measured.further[i])
         if measured.row_scores:
-            known["measured"] = {metric: scores[i] for metric, scores in measured.row_scores.items()}
-        found.append(KnownOfAnswer.model_construct(**known))
-    return found
+            facts["measured"] = {metric: scores[i] for metric, scores in measured.row_scores.items()}
+        facts_of_rows.append(KnownOfAnswer.model_construct(**facts))
+    return facts_of_rows
 
 
 def _measured(each: Sequence[KnownOfAnswer]) -> AnswerStats:
@@ -205,19 +200,16 @@ def _measured(each: Sequence[KnownOfAnswer]) -> AnswerStats:
     )
 
 
-def _completion(text: str, known: KnownOfAnswer, finished: bool = True) -> Completion:
-    """An answer as it stands in a sample; baselines have no `completion`."""
-    stored = (known.completion if isinstance(known, Sample) else None) or {"finish": "stop" if finished else "length"}
-    loss, tokens = known.loss or (None, None)
+def _completion(text: str, facts: KnownOfAnswer, finished: bool = True) -> Completion:
+    """An answer as a sample holds it; baselines have no `completion`."""
+    stored = (facts.completion if isinstance(facts, Sample) else None) or {"finish": "stop" if finished else "length"}
+    loss, tokens = facts.loss or (None, None)
     return replace(
         Completion.from_json({"text": text, **stored}),
-        label_probability=known.confidence,
+        label_probability=facts.confidence,
         loss=None if tokens is None else math.nan if loss is None else loss,
         loss_tokens=tokens,
     )
-
-
-# --- read back ---------------------------------------------------------------------------------
 
 
 def read_evaluation(path: Path | str, system: str = "") -> tuple[EvaluationManifest, list[Sample], str]:
@@ -277,14 +269,14 @@ def _evaluated_again(manifest: EvaluationManifest, samples: list[Sample], baseli
             next_step="delete eval.json and evaluate again",
         )
     if not baseline:
-        metrics, known = manifest.metrics, list[KnownOfAnswer](samples)
+        metrics, facts = manifest.metrics, list[KnownOfAnswer](samples)
         answers = [_completion(sample.prediction, sample, sample.finished) for sample in samples]
     else:
         metrics = manifest.baselines[baseline]
-        known = [sample.baselines_beside.get(baseline, KnownOfAnswer()) for sample in samples]
-        answers = [_completion(s.baselines[baseline], own) for s, own in zip(samples, known, strict=True)]
+        facts = [sample.baselines_beside.get(baseline, KnownOfAnswer()) for sample in samples]
+        answers = [_completion(s.baselines[baseline], row_facts) for s, row_facts in zip(samples, facts, strict=True)]
     saved = metrics.get("perplexity")
-    found = evaluate(
+    again = evaluate(
         [_row(sample) for sample in samples],
         answers,
         task=manifest.task,
@@ -294,13 +286,13 @@ def _evaluated_again(manifest: EvaluationManifest, samples: list[Sample], baseli
         ),
         seed=settings.seed,
         measured=replace(
-            _measured(known),
+            _measured(facts),
             perplexity=None if saved is None else saved.value,
             field_labels=settings.field_labels or {},
             label_rows=settings.label_rows or {},
         ),
     )
-    return replace(found, primary=PARTS) if manifest.primary == PARTS else found
+    return replace(again, primary=PARTS) if manifest.primary == PARTS else again
 
 
 def _row(sample: Sample) -> Row:

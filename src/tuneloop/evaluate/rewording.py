@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 
 # What is never changed inside a text: code, quoted text, tags and places to be filled in.
-_KEPT = re.compile(
+_PROTECTED = re.compile(
     r"""
     ```.*?(?:```|\Z) | `[^`\n]{0,400}`
     | "[^"\n]{0,400}" | “[^”\n]{0,400}” | „[^“”\n]{0,400}[“”] | «[^»\n]{0,400}»
@@ -50,12 +50,12 @@ def rewordings(text: str, seed: str, keep: Sequence[str] = ()) -> list[tuple[str
     rng = random.Random(f"rewording:{seed}")
     kinds = list(KINDS.items())
     rng.shuffle(kinds)
-    found: dict[str, str] = {}
+    kind_of: dict[str, str] = {}
     for kind, change in kinds:
         new = change(text, random.Random(f"{kind}:{seed}"), keep)
-        if new is not None and new != text and new not in found:
-            found[new] = kind
-    return [(kind, new) for new, kind in found.items()]
+        if new is not None and new != text and new not in kind_of:
+            kind_of[new] = kind
+    return [(kind, new) for new, kind in kind_of.items()]
 
 
 def looks_like_code(text: str) -> bool:
@@ -64,9 +64,9 @@ def looks_like_code(text: str) -> bool:
     return bool(_CODE.search(bare)) and fields_of(text) is None
 
 
-def _kept(text: str, keep: Sequence[str]) -> list[tuple[int, int]]:
+def _protected_spans(text: str, keep: Sequence[str]) -> list[tuple[int, int]]:
     """Spans that stay as they are, in order, without overlaps."""
-    spans = [match.span() for match in _KEPT.finditer(text)]
+    spans = [match.span() for match in _PROTECTED.finditer(text)]
     for m in re.finditer(r"\S+", text):
         if _SIGNS.search(m[0]) or not all(map(_is_plain, re.findall(r"[^\W\d_]+", m[0]))):
             spans.append(m.span())
@@ -88,9 +88,8 @@ def _is_plain(word: str) -> bool:
 
 
 def _outside(text: str, keep: Sequence[str], change: Callable[[str], str]) -> str:
-    """Change the pieces between the spans that stay."""
     pieces, at = [], 0
-    for start, end in _kept(text, keep):
+    for start, end in _protected_spans(text, keep):
         pieces += [change(text[at:start]), text[start:end]]
         at = end
     return "".join([*pieces, change(text[at:])])
@@ -109,8 +108,8 @@ def greeting(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | N
     """A greeting before it, for English texts that are not made of fields."""
     if not _is_english(text) or fields_of(text) is not None or re.match(r"(?i)\s*(?:hello|hi|hey|dear|good)\b", text):
         return None
-    said = rng.choice(GREETINGS)
-    return said + ("\n\n" if _is_document(text) else " ") + text.lstrip()
+    words = rng.choice(GREETINGS)
+    return words + ("\n\n" if _is_document(text) else " ") + text.lstrip()
 
 
 def thanks(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
@@ -131,13 +130,13 @@ def punctuation(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str 
     bare = text.rstrip()
     if bare[-1:] in (".", "!", "?") and bare[-2:-1] not in (".", "!", "?"):
         end = len(bare) - 1
-        return None if any(start <= end < stop for start, stop in _kept(bare, keep)) else bare[:-1]
+        return None if any(start <= end < stop for start, stop in _protected_spans(bare, keep)) else bare[:-1]
     return bare + "." if bare[-1:].isalpha() and "\n" not in bare else None
 
 
 def whitespace(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     """A second space in one place, and a line end behind it."""
-    spans = _kept(text, keep)
+    spans = _protected_spans(text, keep)
     places = [
         m.start()
         for m in re.finditer(r"(?<=[^\W\d_]) (?=[^\W\d_])", text)
@@ -151,7 +150,7 @@ def whitespace(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str |
 
 def typo(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     """One slip of the fingers for every dozen words, three at most: two neighbouring letters inside a long word change places."""
-    spans = _kept(text, keep)
+    spans = _protected_spans(text, keep)
     words = [
         m
         for m in re.finditer(r"\b[a-z]{6,}\b", text)
@@ -159,7 +158,9 @@ def typo(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     ]
     places = []
     for word in words:
-        inner = [i for i in range(word.start() + 1, word.end() - 2) if _can_swap(text[i], text[i + 1])]
+        pairs = ((i, text[i], text[i + 1]) for i in range(word.start() + 1, word.end() - 2))
+        # A vowel and a consonant, or two consonants, that differ: no real word comes of most of these.
+        inner = [i for i, a, b in pairs if a != b and (a in _CONSONANTS or b in _CONSONANTS)]
         if inner:
             places.append(rng.choice(inner))
     if not places:
@@ -170,17 +171,12 @@ def typo(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     return "".join(letters)
 
 
-def _can_swap(a: str, b: str) -> bool:
-    """A vowel and a consonant, or two consonants, that differ: no real word comes of most of these."""
-    return a != b and (a in _CONSONANTS or b in _CONSONANTS)
-
-
 def field_order(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     """The fields of a text that has some (`Name: value` lines, or a JSON object) in another order."""
-    found = fields_of(text)
-    if found is None:
+    fields = fields_of(text)
+    if fields is None:
         return None
-    parts, join = found
+    parts, join = fields
     for _ in range(8):
         mixed = rng.sample(parts, len(parts))
         if mixed != parts:
@@ -191,7 +187,7 @@ def field_order(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str 
 def fields_of(text: str) -> tuple[list[str], Callable[[Sequence[str]], str]] | None:
     """The fields that a text is made of, and what puts them together again; None where it is no such text.
 
-    There must be three lines, fields one and all, with names of their own that don't count ("Step 1"), and no talk: at most one of them
+    There must be three lines, fields one and all, with names of their own that don't count ("Step 1"), and no sentences: at most one of them
     ends as a sentence does. Of a JSON object the values are not touched.
     """
     bare = text.strip()
@@ -199,8 +195,8 @@ def fields_of(text: str) -> tuple[list[str], Callable[[Sequence[str]], str]] | N
         return _json_fields(bare)
     lines = bare.split("\n")
     names = [m["name"] for line in lines if (m := _FIELD.fullmatch(line.rstrip()))]
-    talk = sum(line.rstrip().endswith((".", "!", "?")) for line in lines)
-    if len(names) < 3 or len(set(names)) < len(lines) or talk > 1 or any(map(str.isdigit, "".join(names))):
+    sentences = sum(line.rstrip().endswith((".", "!", "?")) for line in lines)
+    if len(names) < 3 or len(set(names)) < len(lines) or sentences > 1 or any(map(str.isdigit, "".join(names))):
         return None
     return lines, "\n".join
 

@@ -1,4 +1,4 @@
-"""Run a program that nobody has read, such as an answer of a model and its unit tests, in a process that can do little.
+"""Run a program that no one has read, such as an answer of a model and its unit tests, in a process that can do little.
 
 What is done, each where the kernel allows it (the result says which took):
 
@@ -13,7 +13,7 @@ What is done, each where the kernel allows it (the result says which took):
 
 What it does not protect from:
 
-- a fault of the kernel, of Python, or side channels: this is a fence and no virtual machine. Code of somebody who
+- a fault of the kernel, of Python, or side channels: this is a fence and no virtual machine. Code of someone who
   means harm belongs into one;
 - reading what Python and the system's libraries folders hold; without Landlock, whatever the user may read;
 - an answer made to cheat: it shares a process with its tests and could replace them or forge their success;
@@ -46,7 +46,7 @@ _POLL = 0.1  # seconds between looks at the clock and the scratch folder
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What one program may use.
 
     Args:
@@ -89,13 +89,13 @@ class Outcome:
 
 
 def run_program(
-    candidates: str | Sequence[str], limits: Limits | None = None, *, skip: Collection[str] = ()
+    candidates: str | Sequence[str], limits: SandboxLimits | None = None, *, skip: Collection[str] = ()
 ) -> Outcome:
     """Run a Python program in the sandbox; see the module for what that keeps out.
 
     Args:
         candidates: the program's text; of several, the first that compiles is run.
-        limits: what it may use; default: `Limits()`.
+        limits: what it may use; default: `SandboxLimits()`.
         skip: locks to leave off (`namespaces`, `privileges`, `landlock`, `seccomp`, `audit`), to test the others.
 
     Raises:
@@ -103,7 +103,7 @@ def run_program(
     """
     if os.name != "posix":
         raise UserError("Programs can be run only on Linux and macOS", next_step="evaluate.code=off, or use WSL")
-    limits = limits or Limits()
+    limits = limits or SandboxLimits()
     with tempfile.TemporaryDirectory(prefix="tuneloop-sandbox-", ignore_cleanup_errors=True) as scratch:
         reading, writing = os.pipe()
         key = secrets.token_hex(16)
@@ -135,7 +135,7 @@ def run_program(
 
 
 def _watch(
-    process: subprocess.Popen[bytes], request: dict[str, Any], reports: IO[bytes], limits: Limits, started: float
+    process: subprocess.Popen[bytes], request: dict[str, Any], reports: IO[bytes], limits: SandboxLimits, started: float
 ) -> Outcome:
     """Feed the request, read what comes until the program ends or passes a limit."""
     assert process.stdin and process.stdout
@@ -172,7 +172,6 @@ def _watch(
 
 
 def _reports(reported: bytes, key: str) -> tuple[tuple[str, ...], tuple[str, str] | None]:
-    """The locks that took, and how the program ended, if it came so far."""
     protections: tuple[str, ...] = ()
     ended = None
     for line in reported.splitlines():

@@ -270,11 +270,11 @@ def lock_up(request: dict[str, Any]) -> list[str]:
         if name in request["skip"]:
             return False
         try:
-            found = lock()
+            locked = lock()
         except (OSError, AttributeError):
             return False
-        taken.extend(found)
-        return bool(found)
+        taken.extend(locked)
+        return bool(locked)
 
     kernel = sys.platform == "linux"
     if kernel:

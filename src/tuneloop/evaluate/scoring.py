@@ -13,26 +13,13 @@ from tuneloop.core.progress import Progress
 from tuneloop.core.stats import Statistics, mean_statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.label_use import LabelUse, label_use
 from tuneloop.evaluate.metrics import METRICS, declare, metric_of
-from tuneloop.evaluate.metrics.calibration import calibration_statistics, confidences
 from tuneloop.evaluate.metrics.code import code_facts, pass_scores, problem_of, run_tests
-from tuneloop.evaluate.metrics.corpus import bleu_statistics, chrf_statistics
-from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder, similarity
 from tuneloop.evaluate.metrics.fields import compile_fields, extract, values_repeat
 from tuneloop.evaluate.metrics.labels import are_labels, label_matcher, label_statistics
-from tuneloop.evaluate.metrics.losses import loss_statistics
 from tuneloop.evaluate.metrics.multilabel import label_lists, label_reader, multilabel_statistics, vocabulary
 from tuneloop.evaluate.metrics.objects import label_fields, object_statistics, usual_object
-from tuneloop.evaluate.metrics.overlap import (
-    LONGEST_SCORED,
-    exact_match,
-    is_latin,
-    length_ratio,
-    meteor,
-    rouge,
-    token_f1,
-)
+from tuneloop.evaluate.metrics.probabilities import calibration_statistics, confidences, loss_statistics
 from tuneloop.evaluate.metrics.scorers import load_scorer, own_scores
 from tuneloop.evaluate.metrics.structured import (
     are_structured,
@@ -43,7 +30,22 @@ from tuneloop.evaluate.metrics.structured import (
     structured_statistics,
     unfenced,
 )
-from tuneloop.evaluate.sandbox import Limits
+from tuneloop.evaluate.metrics.text import (
+    EMBEDDER,
+    LONGEST_SCORED,
+    bleu_statistics,
+    chrf_statistics,
+    embedder,
+    exact_match,
+    is_latin,
+    length_ratio,
+    meteor,
+    rouge,
+    similarity,
+    token_f1,
+)
+from tuneloop.evaluate.primary import LabelUse, label_use
+from tuneloop.evaluate.sandbox import SandboxLimits
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of
 
@@ -130,14 +132,14 @@ def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
         _score_structure(s)
     for name, pattern in compile_fields(s.config.fields).items():
         references = [extract(pattern, row[0]) for row in s.references]
-        found = [extract(pattern, answer.text[:LONGEST_SCORED]) for answer in s.answers]
+        values = [extract(pattern, answer.text[:LONGEST_SCORED]) for answer in s.answers]
         if all(value is None for value in references):
             raise UserError(
                 "The field's pattern matches none of the reference answers",
                 where=f"evaluate.fields.{name}",
                 next_step="compare it with an answer of the split; ^ and $ are the ends of a line",
             )
-        _score_field(s, name, references, found)
+        _score_field(s, name, references, values)
     _score_own(s)
     losses = [(a.loss, a.loss_tokens) for a in s.answers if a.loss is not None and a.loss_tokens is not None]
     if len(losses) == len(s.answers):
@@ -148,17 +150,16 @@ def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
 
 
 def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
-    """Classification: one label a row, or several."""
     s.labels = sorted(set(labels or ()) | {str(row.label) for row in s.rows})
     lists = label_lists(s.rows)
     if lists is not None:
         s.labels = vocabulary(s.rows, labels)
         read = label_reader(s.labels)
-        said = [read(answer.text) for answer in s.answers]
-        s.predictions = [str(each) if not each.outside else None for each in said]
-        s.need_valid([not e.outside and bool(e.labels) != e.none for e in said])
-        s.labels_used[""] = label_use(lists, (each.labels for each in said), s.measured.label_rows.get(""))
-        s.statistics.append(multilabel_statistics(lists, said, s.labels))
+        read_answers = [read(answer.text) for answer in s.answers]
+        s.predictions = [str(each) if not each.outside else None for each in read_answers]
+        s.need_valid([not e.outside and bool(e.labels) != e.none for e in read_answers])
+        s.labels_used[""] = label_use(lists, (each.labels for each in read_answers), s.measured.label_rows.get(""))
+        s.statistics.append(multilabel_statistics(lists, read_answers, s.labels))
         s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
     else:
         # A row's reference text ("Queue: billing") also stands for its label.
@@ -175,13 +176,13 @@ def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
                 f"{counted(len(s.rows), 'row')} for {counted(occurring, 'label')} {verb(len(s.rows), 'is', 'are')} fewer than 5 a label: macro averages come out low "
                 "and their intervals too narrow. More rows would help (evaluate.limit, data.split.test)."
             )
-    known = confidences(s.answers)
-    if not all(map(math.isnan, known)):
+    chances = confidences(s.answers)
+    if not all(map(math.isnan, chances)):
         s.answers = [
             replace(answer, label_probability=None if math.isnan(sure) else sure)
-            for answer, sure in zip(s.answers, known, strict=True)
+            for answer, sure in zip(s.answers, chances, strict=True)
         ]
-        s.statistics.append(calibration_statistics(known, s.statistics[0].row_scores["accuracy"]))
+        s.statistics.append(calibration_statistics(chances, s.statistics[0].row_scores["accuracy"]))
 
 
 def _each(labels: Sequence[str | None]) -> list[tuple[str, ...]]:
@@ -189,37 +190,36 @@ def _each(labels: Sequence[str | None]) -> list[tuple[str, ...]]:
 
 
 def _score_texts(s: Scoring) -> None:
-    """Free text against its references."""
     references, texts = s.references, s.texts
     scores = {
         "exact_match": [exact_match(r, t) for r, t in zip(references, texts, strict=True)],
         "token_f1": [token_f1(r, t) for r, t in zip(references, texts, strict=True)],
     }
-    kept = [t[: max(LONGEST_SCORED, 4 * max(map(len, r)))] for r, t in zip(references, texts, strict=True)]
-    longer = sum(len(k) < len(t) for k, t in zip(kept, texts, strict=True))
+    shortened = [t[: max(LONGEST_SCORED, 4 * max(map(len, r)))] for r, t in zip(references, texts, strict=True)]
+    longer = sum(len(k) < len(t) for k, t in zip(shortened, texts, strict=True))
     if longer:
         s.notes.append(
             f"{counted(longer, 'answer')} above {LONGEST_SCORED:,} characters {verb(longer, 'was', 'were')} scored on {verb(longer, 'its', 'their')} beginning."
         )
     if is_latin([text for row in references for text in row]):
-        scores |= rouge(references, kept)
+        scores |= rouge(references, shortened)
     else:
         s.notes.append("No ROUGE: it reads only a-z and 0-9, and most of these texts are in another script. Read chrF.")
-    scores["meteor"] = meteor(references, kept)
+    scores["meteor"] = meteor(references, shortened)
     s.signatures["meteor"] = "nltk, alpha 0.9, beta 3, gamma 0.5, exact and Porter stem, no synonyms"
     s.statistics.append(mean_statistics(scores, right_or_wrong=["exact_match"]))
     for name, scorer in (("bleu", bleu_statistics), ("chrf", chrf_statistics)):
-        family, s.signatures[name] = scorer(references, kept, name=name)
+        family, s.signatures[name] = scorer(references, shortened, name=name)
         s.statistics.append(family)
     s.statistics.append(length_ratio(references, texts))
-    _score_embedding(s, references, kept)
+    _score_embedding(s, references, shortened)
     if are_labels(references):
         s.notes.append("The reference answers are few and short: they are also scored as labels (accuracy, F1).")
-        known = sorted({row[0] for row in references})
-        match = label_matcher(known)
+        names = sorted({row[0] for row in references})
+        match = label_matcher(names)
         named, firsts = [match(text) for text in texts], [row[0] for row in references]
         s.labels_used[""] = label_use(_each(firsts), _each(named))
-        s.statistics.append(label_statistics(firsts, named, known=known))
+        s.statistics.append(label_statistics(firsts, named, known=names))
         s.need_valid([label is not None for label in named])
 
 
@@ -236,7 +236,6 @@ def _score_embedding(s: Scoring, references: list[list[str]], texts: list[str]) 
 
 
 def _score_code(s: Scoring) -> None:
-    """Programs against their rows' unit tests."""
     scores = {name: list(x) for name, x in s.measured.row_scores.items() if name.startswith("pass@")}
     tested = [problem_of(row) is not None for row in s.rows]
     if not scores:
@@ -250,7 +249,7 @@ def _score_code(s: Scoring) -> None:
                 next_step="rows need the metadata `test` and `entry_point`, or `test_list`",
             )
         further = list(s.measured.further) or [()] * len(s.rows)
-        limits = Limits(seconds=s.config.code_seconds, memory=s.config.code_memory_mb << 20)
+        limits = SandboxLimits(seconds=s.config.code_seconds, memory=s.config.code_memory_mb << 20)
         texts = [[answer.text, *more] for answer, more in zip(s.answers, further, strict=True)]
         outcomes = run_tests(s.rows, texts, limits=limits, progress=s.progress)
         scores = pass_scores(outcomes)
@@ -263,10 +262,9 @@ def _score_code(s: Scoring) -> None:
 
 
 def _score_structure(s: Scoring) -> None:
-    """JSON answers: valid, conforming, right fields."""
     config, references = s.config, s.references
-    asked = config.structured is True or config.json_schema
-    if config.structured is False or not (asked or are_structured(references)):
+    wanted = config.structured is True or config.json_schema
+    if config.structured is False or not (wanted or are_structured(references)):
         return
     conforms: list[float] | None = None
     if "schema_valid" in s.measured.row_scores:
@@ -305,19 +303,18 @@ def _score_structure(s: Scoring) -> None:
 
 
 def _score_own(s: Scoring) -> None:
-    """The user's scorers."""
-    own = {n: list(x) for n, x in s.measured.row_scores.items() if n not in s.found}
+    scores_of = {n: list(x) for n, x in s.measured.row_scores.items() if n not in s.found}
     taken = METRICS.keys() | {name for family in s.statistics for name in family.values}
     for name, place in s.config.scorers.items():
         if name in taken:
             raise UserError(
                 f"The scorer's name {name!r} is a metric's already", where="evaluate.scorers", next_step="rename it"
             )
-        if name not in own and not s.measured.complete:
+        if name not in scores_of and not s.measured.complete:
             scorer = load_scorer(name, place)
-            own[name] = own_scores(scorer, s.rows, s.texts)
+            scores_of[name] = own_scores(scorer, s.rows, s.texts)
             declare([scorer.metric])
-    for name, scores in own.items():
+    for name, scores in scores_of.items():
         s.found[name] = scores
         if metric_of(name).test == "paired bootstrap":
             s.statistics.append(mean_statistics({name: scores}))
@@ -332,15 +329,15 @@ def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[
         answers: of the task, best those of training: a small test split does not show which values repeat.
         fields: patterns, see `evaluate.fields`; the fields of answers in JSON are found without.
     """
-    found = _field_values(answers, fields)
-    known = {name: [value for value in values if value is not None] for name, values in found.items()}
-    repeated = {name: values for name, values in known.items() if values and values_repeat(values)}
+    fields_values = _field_values(answers, fields)
+    values_of = {name: [value for value in values if value is not None] for name, values in fields_values.items()}
+    repeated = {name: values for name, values in values_of.items() if values and values_repeat(values)}
     return {name: dict(sorted(Counter(values).items())) for name, values in repeated.items()}
 
 
 def _field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, list[str | None]]:
-    found = {name: [extract(p, text) for text in answers] for name, p in compile_fields(fields).items()}
-    return label_fields(answers) | found if are_structured([[text] for text in answers]) else found
+    by_pattern = {name: [extract(p, text) for text in answers] for name, p in compile_fields(fields).items()}
+    return label_fields(answers) | by_pattern if are_structured([[text] for text in answers]) else by_pattern
 
 
 def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | None:
@@ -354,8 +351,8 @@ def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | Non
     if not counts:
         return None
     usual = {name: min(values, key=lambda value: (-values[value], value)) for name, values in counts.items()}
-    found, patterns = _field_values(answers, fields), compile_fields(fields)
-    hits = [sum(found[name][i] == value for name, value in usual.items()) for i in range(len(answers))]
+    field_values, patterns = _field_values(answers, fields), compile_fields(fields)
+    hits = [sum(field_values[name][i] == value for name, value in usual.items()) for i in range(len(answers))]
     text = answers[hits.index(max(hits))]
     for name, value in usual.items():
         if name in patterns:
@@ -364,28 +361,28 @@ def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | Non
     return text
 
 
-def _score_field(s: Scoring, name: str, references: list[str | None], found: list[str | None]) -> None:
+def _score_field(s: Scoring, name: str, references: list[str | None], values: list[str | None]) -> None:
     """One field's metrics, and which answers hold it. Values that repeat are labels, others are texts."""
-    known = [value for value in references if value is not None]
-    if len(known) < len(references):
+    filled = [value for value in references if value is not None]
+    if len(filled) < len(references):
         s.notes.append(
-            f"{name}: {len(references) - len(known)} reference answers lack this field and don't count in it."
+            f"{name}: {len(references) - len(filled)} reference answers lack this field and don't count in it."
         )
-    if name in s.field_labels or values_repeat(known):
-        labels = s.field_labels[name] = sorted({*known, *s.field_labels.get(name, ())})
+    if name in s.field_labels or values_repeat(filled):
+        labels = s.field_labels[name] = sorted({*filled, *s.field_labels.get(name, ())})
         match = label_matcher(labels)
-        predictions = [None if value is None else match(value) for value in found]
+        predictions = [None if value is None else match(value) for value in values]
         family = label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(labels))
-        said = [None if r is None else p for r, p in zip(references, predictions, strict=True)]
-        s.labels_used[name] = label_use(_each(references), _each(said), s.measured.label_rows.get(name))
+        counted_labels = [None if r is None else p for r, p in zip(references, predictions, strict=True)]
+        s.labels_used[name] = label_use(_each(references), _each(counted_labels), s.measured.label_rows.get(name))
         s.statistics.append(family)
         s.need_valid([r is None or p is not None for r, p in zip(references, predictions, strict=True)])
         return
-    wanted, texts = [[r or ""] for r in references], [f or "" for f in found]
-    if is_latin(known):
+    wanted, texts = [[r or ""] for r in references], [f or "" for f in values]
+    if is_latin(filled):
         metric, scores = "rougeL", rouge(wanted, texts, ["rougeL"])["rougeL"]
     else:  # mean of sentence chrF
         metric, scores = "chrf", chrf_statistics(wanted, texts)[0].row_scores["chrf"]
     counted = [math.nan if r is None else score for r, score in zip(references, scores, strict=True)]
     s.statistics.append(mean_statistics({f"{name}.{metric}": counted}))
-    s.need_valid([r is None or f is not None for r, f in zip(references, found, strict=True)])
+    s.need_valid([r is None or f is not None for r, f in zip(references, values, strict=True)])

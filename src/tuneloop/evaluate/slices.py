@@ -20,8 +20,8 @@ from tuneloop.core.stats import Array
 from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import CLUSTER_NAMES, Evaluation
 from tuneloop.evaluate.metrics import lower_is_better, title_of
-from tuneloop.evaluate.metrics.calibration import reliability
 from tuneloop.evaluate.metrics.multilabel import label_lists
+from tuneloop.evaluate.metrics.probabilities import reliability
 from tuneloop.records.evaluation import Slice
 from tuneloop.records.rows import Row, last_user_turn
 
@@ -40,30 +40,30 @@ _NO_SLICE = {"line", "id", "references", "labels", "mix", "test", "prompt", "ent
 
 def breakdown(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> dict[str, Any]:
     """All of this module for `eval.json`, against baselines on the same rows; every list is bounded, whatever the number of rows."""
-    found: dict[str, Any] = {"primary": evaluation.primary, "row_metric": evaluation.row_metric}
+    parts: dict[str, Any] = {"primary": evaluation.primary, "row_metric": evaluation.row_metric}
     if evaluation.task == "classification":
-        found["per_class"] = per_class(evaluation)
+        parts["per_class"] = per_class(evaluation)
         if label_lists(evaluation.rows) is None:
-            found["confusion"] = confusion_matrix(evaluation)
-            found["confusion_pairs"] = confusion_pairs(evaluation)
+            parts["confusion"] = confusion_matrix(evaluation)
+            parts["confusion_pairs"] = confusion_pairs(evaluation)
         confidence = [answer.confidence for answer in evaluation.answers]
         if not all(map(math.isnan, confidence)):
-            found["calibration"] = {
+            parts["calibration"] = {
                 "ece": evaluation.metrics["ece"],
                 "bins": reliability(confidence, evaluation.row_scores["accuracy"]),
             }
-    found["slices"] = slices(evaluation, evaluation.config.slices)
-    found["disagreements"] = {name: disagreements(evaluation, other) for name, other in baselines.items()}
-    found["errors"] = error_groups(evaluation)
+    parts["slices"] = slices(evaluation, evaluation.config.slices)
+    parts["disagreements"] = {name: disagreements(evaluation, other) for name, other in baselines.items()}
+    parts["errors"] = error_groups(evaluation)
     if evaluation.code:
-        found["code"] = evaluation.code
-    return found
+        parts["code"] = evaluation.code
+    return parts
 
 
-def breakdown_in_words(found: Mapping[str, Any]) -> list[str]:
+def breakdown_in_words(parts: Mapping[str, Any]) -> list[str]:
     """What of the breakdown a reader should not miss."""
     sentences = []
-    worse = [s for s in found["slices"] if s.verdict == "worse"]
+    worse = [s for s in parts["slices"] if s.verdict == "worse"]
     if worse:
         worst = sorted(worse, key=lambda s: s.delta)[:3]
         named = "; ".join(
@@ -71,17 +71,14 @@ def breakdown_in_words(found: Mapping[str, Any]) -> list[str]:
             for s in worst
         )
         more = f" and {len(worse) - len(worst)} more" if len(worse) > len(worst) else ""
-        sentences.append(f"Surely worse than the rest by {title_of(found['row_metric'])}: {named}{more}.")
-    pairs = found.get("confusion_pairs") or []
+        sentences.append(f"Significantly worse than the rest by {title_of(parts['row_metric'])}: {named}{more}.")
+    pairs = parts.get("confusion_pairs") or []
     if pairs and pairs[0]["n"] >= 3:
         top = pairs[0]
         sentences.append(
             f"Most often confused: {top['label']} taken for {top['predicted']} ({top['n']} of {counted(top['of'], 'row')})."
         )
     return sentences
-
-
-# --- slices --------------------------------------------------------------------------------------
 
 
 def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[Slice]:
@@ -110,54 +107,54 @@ def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[
     test = _fisher if binary else u.robust_difference
     rows = [(*member, test(scores[counted], member[2][counted], clusters[counted])) for member in members]
     holm = u.holm([test[3] for *_, test in rows])
-    found = []
+    results = []
     for (field, value, inside, (delta, low, high, p)), p_holm in zip(rows, holm, strict=True):
-        own, outside = scores[inside], scores[counted & ~inside]
-        bounds = _mean_interval(own, clusters[inside], binary)
+        inner, outside = scores[inside], scores[counted & ~inside]
+        bounds = _mean_interval(inner, clusters[inside], binary)
         seen = (-high, -low) if lower_is_better(evaluation.row_metric) else (low, high)
         verdict = u.verdict(*seen, p_holm)
-        mean, rest = float(own.mean()), float(outside.mean())
-        found.append(Slice(field, value, len(own), mean, *bounds, rest, delta, low, high, p, p_holm, verdict))
-    return sorted(found, key=lambda s: (s.field, -s.n, s.value))
+        mean, rest = float(inner.mean()), float(outside.mean())
+        results.append(Slice(field, value, len(inner), mean, *bounds, rest, delta, low, high, p, p_holm, verdict))
+    return sorted(results, key=lambda s: (s.field, -s.n, s.value))
 
 
 def slice_values(evaluation: Evaluation, fields: Sequence[str] | None = None) -> dict[str, list[tuple[str, ...]]]:
     """For each way to slice, the values of each row (none: the row is in no slice)."""
     rows = evaluation.rows
-    found: dict[str, list[tuple[str, ...]]] = {}
+    ways: dict[str, list[tuple[str, ...]]] = {}
     if evaluation.task == "classification":
         lists = label_lists(rows)
-        found["label"] = [(str(row.label),) for row in rows] if lists is None else [tuple(sorted(x)) for x in lists]
-    found["length"] = _quarters([len(last_user_turn(row).split()) for row in rows], lambda n: f"{n:.0f}", "words")
-    found["turns"] = _single([str(sum(turn["role"] == "user" for turn in row.prompt)) for row in rows])
+        ways["label"] = [(str(row.label),) for row in rows] if lists is None else [tuple(sorted(x)) for x in lists]
+    ways["length"] = _quarters([len(last_user_turn(row).split()) for row in rows], lambda n: f"{n:.0f}", "words")
+    ways["turns"] = _single([str(sum(turn["role"] == "user" for turn in row.prompt)) for row in rows])
     if evaluation.measured.languages:
-        found["language"] = _single(list(evaluation.measured.languages))
-    found["source"] = _single([_name(row.meta.get("source")) for row in rows])
+        ways["language"] = _single(list(evaluation.measured.languages))
+    ways["source"] = _single([_name(row.meta.get("source")) for row in rows])
     names = dict.fromkeys(name for row in rows for name in row.meta)
     for name in fields if fields is not None else names:
-        if name not in names and name not in found:
+        if name not in names and name not in ways:
             raise UserError(
                 f"No row has the metadata field {name!r}", where="evaluate.slices", next_step="name a field of `meta`"
             )
-        if name in found or (fields is None and name in _NO_SLICE):
+        if name in ways or (fields is None and name in _NO_SLICE):
             continue
-        found[name] = _meta_values(name, [row.meta.get(name) for row in rows], asked=fields is not None)
-    return {name: values for name, values in found.items() if len({v for each in values for v in each}) > 1}
+        ways[name] = _meta_values(name, [row.meta.get(name) for row in rows], wanted=fields is not None)
+    return {name: values for name, values in ways.items() if len({v for each in values for v in each}) > 1}
 
 
-def _meta_values(name: str, values: list[Any], *, asked: bool) -> list[tuple[str, ...]]:
+def _meta_values(name: str, values: list[Any], *, wanted: bool) -> list[tuple[str, ...]]:
     """A metadata field's values as they are if they are few, in quarters if they are times or numbers."""
     none: list[tuple[str, ...]] = [()] * len(values)
-    known = [value for value in values if value is not None]
-    if not known or not all(isinstance(value, str | int | float) for value in known):
+    filled = [value for value in values if value is not None]
+    if not filled or not all(isinstance(value, str | int | float) for value in filled):
         return none
     if name.casefold() in TIME_NAMES:
         times = [_time(value) for value in values]
         if all(time is not None for time, value in zip(times, values, strict=True) if value is not None):
             return _quarters(times, lambda t: datetime.fromtimestamp(t, UTC).date().isoformat(), "")
-    if len(set(known)) <= (200 if asked else MOST_VALUES):
+    if len(set(filled)) <= (200 if wanted else MOST_VALUES):
         return _single([None if value is None else str(value) for value in values])
-    if all(isinstance(value, int | float) for value in known):
+    if all(isinstance(value, int | float) for value in filled):
         return _quarters([None if value is None else float(value) for value in values], lambda x: f"{x:.4g}", "")
     return none
 
@@ -186,10 +183,10 @@ def _time(value: Any) -> float | None:
 
 def _quarters(values: Sequence[float | None], show: Callable[[float], str], unit: str) -> list[tuple[str, ...]]:
     """Each value's quarter of the distribution, named by its smallest and largest member."""
-    known = np.array([value for value in values if value is not None], dtype=np.float64)
-    if not len(known):
+    numbers = np.array([value for value in values if value is not None], dtype=np.float64)
+    if not len(numbers):
         return [()] * len(values)
-    edges = np.unique(np.quantile(known, [0.25, 0.5, 0.75]))
+    edges = np.unique(np.quantile(numbers, [0.25, 0.5, 0.75]))
     places = [None if value is None else int(np.searchsorted(edges, value)) for value in values]
     names = {}
     for place in {p for p in places if p is not None}:
@@ -211,14 +208,14 @@ def _fisher(scores: Array, inside: Any, clusters: Any) -> tuple[float, float, fl
     """Difference of two shares, Newcombe's hybrid score interval (1998, method 10), and Fisher's exact p-value."""
     from scipy.stats import fisher_exact
 
-    own, other = scores[inside], scores[~inside]
-    a, b = int(own.sum()), int(other.sum())
-    delta = a / len(own) - b / len(other)
-    (low_a, high_a), (low_b, high_b) = u.wilson_interval(a, len(own)), u.wilson_interval(b, len(other))
-    share_a, share_b = a / len(own), b / len(other)
+    inner, other = scores[inside], scores[~inside]
+    a, b = int(inner.sum()), int(other.sum())
+    delta = a / len(inner) - b / len(other)
+    (low_a, high_a), (low_b, high_b) = u.wilson_interval(a, len(inner)), u.wilson_interval(b, len(other))
+    share_a, share_b = a / len(inner), b / len(other)
     low = delta - math.hypot(share_a - low_a, high_b - share_b)
     high = delta + math.hypot(high_a - share_a, share_b - low_b)
-    p = float(fisher_exact([[a, len(own) - a], [b, len(other) - b]])[1])
+    p = float(fisher_exact([[a, len(inner) - a], [b, len(other) - b]])[1])
     return delta, low, high, p
 
 
@@ -235,9 +232,6 @@ def _mean_interval(scores: Array, clusters: Any, binary: bool) -> tuple[float, f
     return float(scores.mean() - half), float(scores.mean() + half)
 
 
-# --- labels --------------------------------------------------------------------------------------
-
-
 def per_class(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Rows, precision, recall, F1, times predicted and invalid answers of each label that occurs."""
     lists = label_lists(evaluation.rows)
@@ -248,10 +242,10 @@ def per_class(evaluation: Evaluation) -> list[dict[str, Any]]:
         for p in evaluation.predictions
     ]
     rows, predicted, hits, invalid = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for right, said, valid in zip(rights, saids, evaluation.valid, strict=True):
+    for right, named, valid in zip(rights, saids, evaluation.valid, strict=True):
         rows.update(right)
-        predicted.update(said)
-        hits.update(right & said)
+        predicted.update(named)
+        hits.update(right & named)
         if not valid:
             invalid.update(right)
     return [
@@ -270,25 +264,24 @@ def per_class(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def confusion_matrix(evaluation: Evaluation) -> dict[str, Any]:
     """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: an invalid answer."""
-    cells = Counter((str(row.label), said) for row, said in zip(evaluation.rows, evaluation.predictions, strict=True))
-    labels = sorted({label for label, _ in cells} | {said for _, said in cells if said is not None})
+    cells = Counter(
+        (str(row.label), predicted) for row, predicted in zip(evaluation.rows, evaluation.predictions, strict=True)
+    )
+    labels = sorted({label for label, _ in cells} | {predicted for _, predicted in cells if predicted is not None})
     ordered = sorted(cells.items(), key=lambda cell: (cell[0][0], cell[0][1] or ""))
-    return {"labels": labels, "cells": [[label, said, n] for (label, said), n in ordered]}
+    return {"labels": labels, "cells": [[label, predicted, n] for (label, predicted), n in ordered]}
 
 
 def confusion_pairs(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Labels taken for another one, the most frequent first: `label`, `predicted`, `n`, `of` (rows of the label)."""
     totals = Counter(str(row.label) for row in evaluation.rows)
     wrong = Counter(
-        (str(row.label), said)
-        for row, said in zip(evaluation.rows, evaluation.predictions, strict=True)
-        if said is not None and said != row.label
+        (str(row.label), predicted)
+        for row, predicted in zip(evaluation.rows, evaluation.predictions, strict=True)
+        if predicted is not None and predicted != row.label
     )
     ordered = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))
     return [{"label": a, "predicted": b, "n": n, "of": totals[a]} for (a, b), n in ordered[:MOST_PAIRS]]
-
-
-# --- rows ----------------------------------------------------------------------------------------
 
 
 def disagreements(evaluation: Evaluation, other: Evaluation) -> dict[str, Any]:
@@ -365,13 +358,13 @@ def error_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def _wrong_rows(evaluation: Evaluation) -> list[Row]:
     scores = np.array(evaluation.row_scores.get(evaluation.row_metric, []), dtype=np.float64)
-    known = scores[~np.isnan(scores)]
-    if not len(known):
+    defined = scores[~np.isnan(scores)]
+    if not len(defined):
         return []
-    binary = set(np.unique(known)) <= {0.0, 1.0}
-    limit = 0.5 if binary else float(np.quantile(known, 0.25))
+    binary = set(np.unique(defined)) <= {0.0, 1.0}
+    limit = 0.5 if binary else float(np.quantile(defined, 0.25))
     return [
         row
         for row, score in zip(evaluation.rows, scores, strict=True)
-        if score < limit or (not binary and score == limit and score < known.max())
+        if score < limit or (not binary and score == limit and score < defined.max())
     ]

@@ -57,7 +57,7 @@ NEVER = 1e-9  # an hour: less often than once in 100,000 years is not at all, an
 
 @dataclass(frozen=True)
 class Efforts:
-    """What a run takes besides training: a machine's hours, files, people. The defaults are stated with every result.
+    """What a run takes apart from training: a machine's hours, files, people. The defaults are stated with every result.
 
     Args:
         setup_hours: paid machine time before the first useful step: image, download of the model, a trial run.
@@ -87,7 +87,7 @@ class Efforts:
     hours_spread: float = 2.0
 
 
-# One run by itself: no trial before it, nothing kept but its result, people's time where it has a price. `plan` and `advise` both start here.
+# One run alone: no trial before it, nothing kept but its result, people's time where it has a price. `plan` and `advise` both start here.
 ONE_RUN = Efforts(setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=0.0, storage_months=1)
 
 
@@ -116,8 +116,10 @@ class Cost:
 
     def to_json(self) -> dict[str, Any]:
         """As `plan.json` holds it: `high` is the P90."""
-        kept = None if self.until_kept is None else {"usd": sum(self.until_kept.values()), "breakdown": self.until_kept}
-        return {**asdict(self), "high": self.p90, "until_kept": kept}
+        until_kept = (
+            None if self.until_kept is None else {"usd": sum(self.until_kept.values()), "breakdown": self.until_kept}
+        )
+        return {**asdict(self), "high": self.p90, "until_kept": until_kept}
 
 
 def best_checkpoint_hours(save_hours: float, mean_hours: float) -> float:
@@ -204,7 +206,7 @@ def cost_of(
         low_hours, high_hours: its P10 and P90.
         gpus: used by the run; whole machines are paid for.
         price: what a GPU costs.
-        efforts: what it takes besides; default: `Efforts()`.
+        efforts: what it takes apart from training; default: `Efforts()`.
         how: interruptions; default: what the price's tier lets expect.
         usd_per_gb_month: of kept files.
 
@@ -317,25 +319,25 @@ def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_g
         if how.checkpoint_minutes
         else "at the best interval (Daly 2006)"
     )
-    said = [
+    sentences = [
         price.words(),
         f"{efforts.runs:g} training run{'s until one is kept' if efforts.runs != 1 else ''}; {efforts.failed_share:.0%} of runs fail, half-way on average",
         f"{mean}, checkpoints {every}, {exactly(how.restart_minutes, 'minute')} to restart",
     ]
     if efforts.setup_hours or efforts.evaluation_hours:
-        said.append(
+        sentences.append(
             f"{efforts.setup_hours:g} machine hours of setup, {efforts.evaluation_hours:g} of evaluation for each run"
         )
-    said.append(f"{efforts.storage_gb:g} GB kept for {_months(efforts)} at ${usd_per_gb_month:g} a GB and month")
+    sentences.append(f"{efforts.storage_gb:g} GB kept for {_months(efforts)} at ${usd_per_gb_month:g} a GB and month")
     if efforts.rows_to_label:
-        said.append(
+        sentences.append(
             f"{counted(efforts.rows_to_label, 'row')} to write or check at {exactly(efforts.minutes_a_row, 'minute')} and "
             f"{usd_words(efforts.usd_per_labeller_hour)} an hour"
         )
     people = f"{exactly(efforts.engineer_hours, 'hour')} of engineering at ${efforts.usd_per_engineer_hour:g}"
     if not efforts.usd_per_engineer_hour:
         people = "people's time is not counted (--engineer-hours, --usd-per-engineer-hour)"
-    return [*said, people]
+    return [*sentences, people]
 
 
 def _months(efforts: Efforts) -> str:

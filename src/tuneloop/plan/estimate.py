@@ -15,7 +15,7 @@ from tuneloop.plan.speed import speed_of
 
 
 @dataclass(frozen=True)
-class Work:
+class RunWork:
     """What a run computes.
 
     Args:
@@ -36,7 +36,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineAtHand:
     """Where it runs: capacity and present use in GiB, price in $/hour, speed measured in tokens a second.
 
     Several GPUs divide the base model between them (`gpus`); capacity and use are those of one.
@@ -57,7 +57,7 @@ TIME_LOW, TIME_HIGH = 0.85, 1.35
 
 
 def loop_job(
-    shape: ModelShape, work: Work, *, bytes_a_weight: int = 2, gpu: Gpu | None = None, **settings: Any
+    shape: ModelShape, work: RunWork, *, bytes_a_weight: int = 2, gpu: Gpu | None = None, **settings: Any
 ) -> TrainingSetup:
     """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the micro-batch that needs most.
 
@@ -81,7 +81,7 @@ def loop_job(
     return max((of(*micro) for micro in work.micro_batches or ((1, 1, 0),)), key=lambda job: memory_of(job).peak)
 
 
-def device_of(machine: Machine) -> Gpu:
+def device_of(machine: MachineAtHand) -> Gpu:
     """What the machine computes on: the processor, or a card by the name that its driver gives it."""
     return this_cpu() if machine.name.startswith(CPU) else card_in_use(machine.name, machine.capacity_gib)
 
@@ -91,7 +91,7 @@ class Sizes:
     """How steps are divided on a GPU.
 
     Args:
-        micro_batch_tokens: computed at once; 0: what the loop takes by itself.
+        micro_batch_tokens: computed at once; 0: what the loop chooses.
         recompute: layers are computed again in the backward pass.
         kept_layers: but for so many of the last ones.
     """
@@ -107,7 +107,7 @@ SIZES, LEAST_SIZE = (16384, 8192, 4096, 2048, 1024, 512), 2048
 
 def sizes_on_gpu(
     shape: ModelShape,
-    work_at: Callable[[int], Work],
+    work_at: Callable[[int], RunWork],
     card: Gpu,
     free_gib: float,
     *,
@@ -126,11 +126,11 @@ def sizes_on_gpu(
     always = bool(settings.pop("grad_ckpt", False))
     works = {tokens: work_at(tokens) for tokens in SIZES}
 
-    def job(tokens: int, recompute: bool, kept: int = 0) -> TrainingSetup:
-        return loop_job(shape, works[tokens], gpu=card, grad_ckpt=recompute, kept_layers=kept, **settings)
+    def job(tokens: int, recompute: bool, stored: int = 0) -> TrainingSetup:
+        return loop_job(shape, works[tokens], gpu=card, grad_ckpt=recompute, kept_layers=stored, **settings)
 
-    def fits(tokens: int, recompute: bool, kept: int = 0) -> bool:
-        memory = memory_of(job(tokens, recompute, kept))
+    def fits(tokens: int, recompute: bool, stored: int = 0) -> bool:
+        memory = memory_of(job(tokens, recompute, stored))
         return memory.required - memory.context <= free_gib
 
     def smallest(tokens: int) -> int:
@@ -141,15 +141,15 @@ def sizes_on_gpu(
         if tokens >= LEAST_SIZE and fits(tokens, False):
             return Sizes(smallest(tokens))
     for large in (True, False) if may_recompute or always else ():
-        found: list[tuple[float, Sizes]] = []
+        fitting: list[tuple[float, Sizes]] = []
         for tokens in (each for each in SIZES if (each >= LEAST_SIZE) is large):
             most = 0 if always else shape.layers - 1
-            kept = next((kept for kept in range(most, -1, -1) if fits(tokens, True, kept)), None)
-            if kept is not None:
-                speed = speed_of(job(tokens, True, kept)).tokens_per_second
-                found.append((speed, Sizes(smallest(tokens), True, kept)))
-        if found:
-            return max(found, key=lambda each: each[0])[1]
+            stored = next((stored for stored in range(most, -1, -1) if fits(tokens, True, stored)), None)
+            if stored is not None:
+                speed = speed_of(job(tokens, True, stored)).tokens_per_second
+                fitting.append((speed, Sizes(smallest(tokens), True, stored)))
+        if fitting:
+            return max(fitting, key=lambda each: each[0])[1]
     for tokens in () if always else SIZES:
         if tokens < LEAST_SIZE and fits(tokens, False):
             return Sizes(smallest(tokens))
@@ -157,7 +157,7 @@ def sizes_on_gpu(
 
 
 def estimate(
-    shape: ModelShape, work: Work, machine: Machine, *, bytes_a_weight: int = 2, **settings: Any
+    shape: ModelShape, work: RunWork, machine: MachineAtHand, *, bytes_a_weight: int = 2, **settings: Any
 ) -> dict[str, Any]:
     """The plan of a run on this machine, as `plan.json` holds it.
 
@@ -199,16 +199,15 @@ def estimate(
             f"speed expected from a measurement on this machine just now: {machine.tokens_per_second:.0f} tokens/s forward and backward",
             "early stopping not counted: it can only make the run shorter",
             f"price given: ${machine.usd_per_hour:g} an hour",
-            "baselines and the final evaluation are not in these figures",
+            "baselines and the final evaluation are not in these numbers",
         ],
         "alternatives": [] if fits else _alternatives(job),
     }  # fmt: skip
 
 
 def _alternatives(job: TrainingSetup) -> list[dict[str, str]]:
-    """What needs less memory, as settings of the recipe."""
-    found = [("train.micro_batch_tokens=512", "halves the activations"),
+    changes = [("train.micro_batch_tokens=512", "halves the activations"),
              ("data.max_length=512", "shorter rows need less for attention")]  # fmt: skip
     if job.full and job.optimizer == "adamw":
-        found.insert(0, ("train.optimizer=adamw-8bit", "the optimizer's moments in a third of the memory"))
-    return [{"change": change, "why": why} for change, why in found]
+        changes.insert(0, ("train.optimizer=adamw-8bit", "the optimizer's moments in a third of the memory"))
+    return [{"change": change, "why": why} for change, why in changes]

@@ -19,7 +19,7 @@ from tuneloop.models.names import cache_folder
 
 TABLE = Path(__file__).with_name("gpus.yaml")
 CPU = "cpu"
-# Floating-point operations a core does in a second when it trains, of those it could do: a figure of experience
+# Floating-point operations a core does in a second when it trains, of those it could do: a number from experience
 # (docs/records/results.md: 135M parameters at about 400 tokens a second on two cores).
 CPU_TFLOPS_PER_CORE = 0.1
 
@@ -81,9 +81,8 @@ def all_gpus() -> dict[str, Gpu]:
 
 @functools.cache
 def _names() -> dict[str, str]:
-    """Keys by what a card is called, letters and digits alone."""
-    found = {"".join(c for c in key if c.isalnum()): key for key in _table()}
-    return found | {str(name): key for key, row in _table().items() for name in row.get("called", ())}
+    keys = {"".join(c for c in key if c.isalnum()): key for key in _table()}
+    return keys | {str(name): key for key, row in _table().items() for name in row.get("called", ())}
 
 
 def this_cpu() -> Gpu:
@@ -110,13 +109,13 @@ FIGURE_LIMITS = {"memory": (1.0, 2048.0), "tflops": (0.1, 100_000.0), "bandwidth
 
 
 def own_card(name: str | None, figures: Figures) -> Gpu:
-    """A card of the user's own: a listed one with other figures, or one that the table does not know.
+    """A card of the user's own: a listed one with other numbers, or one that the table does not know.
 
     What is not said of the latter, as the share of the peak that it reaches and whether it has bfloat16, is as of the listed card that is nearest
     in what is said.
 
     Raises:
-        UserError: a figure that can't be, or too few of them.
+        UserError: a number that can't be, or too few of them.
     """
     given = {key: value for key, value in vars(figures).items() if value is not None}
     for key, value in given.items():
@@ -130,7 +129,7 @@ def own_card(name: str | None, figures: Figures) -> Gpu:
     base = find_gpu(name) if name else _nearest_card(given)
     if base.is_cpu:
         raise UserError(
-            "The processor is not a GPU", where="--gpu", next_step="leave --gpu out, or the figures of a card"
+            "The processor is not a GPU", where="--gpu", next_step="leave --gpu out, or the numbers of a card"
         )
     fields = {"memory": "gib", "tflops": "tflops", "bandwidth": "gb_s", "link": "link_gb_s"}
     changed: dict[str, Any] = {fields[key]: float(value) for key, value in given.items()}

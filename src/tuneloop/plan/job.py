@@ -155,7 +155,7 @@ class TrainingSetup:
 
     @property
     def autocast(self) -> bool:
-        """Whether torch.autocast casts fp32 weights: the casts live alongside them, and the residual stream is fp32."""
+        """Whether torch.autocast casts fp32 weights: the casts live next to them, and the residual stream is fp32."""
         return self.dtype == "autocast" or (self.dtype == "mixed" and self.sharding in ("none", "ddp"))
 
     @property

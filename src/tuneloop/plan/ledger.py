@@ -1,4 +1,4 @@
-"""What was predicted and what came: a line for each finished run, kept alongside the model cache, and what it teaches.
+"""What was predicted and what came: a line for each finished run, kept next to the model cache, and what it teaches.
 
 Machines differ in ways that no formula knows. The ratio of the actual to the predicted figure, in the middle of a machine's earlier runs with the same
 model and method, corrects the next prediction there: of time, and of what memory grows by beyond what is resident already. The ratio of
@@ -34,7 +34,7 @@ RESIDENT = "weights and program (resident)"  # the term that is measured, not pr
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished run: figures as the formulas gave them, before any correction, and as they came.
+    """A finished run: numbers as the formulas gave them, before any correction, and as they came.
 
     `minutes` is None where the run ended early, so that its time says nothing. `speed_ratio`: tokens a second over those of
     `plan/speed.py`'s formulas. A run that was `disturbed` by something else on the machine says nothing of time and speed either.
@@ -55,7 +55,7 @@ class Entry:
 
 
 def ledger_file() -> Path:
-    """Where the lines stand: `TUNELOOP_LEDGER`, else alongside the cached models."""
+    """The ledger's file: `TUNELOOP_LEDGER`, else next to the cached models."""
     return Path(os.environ.get("TUNELOOP_LEDGER") or cache_folder() / "plan-ledger.jsonl")
 
 
@@ -65,13 +65,13 @@ def read_ledger() -> list[Entry]:
         lines = ledger_file().read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    found = []
+    entries = []
     for line in lines:
         try:
-            found.append(Entry(**json.loads(line)))
+            entries.append(Entry(**json.loads(line)))
         except (ValueError, TypeError):
             continue
-    return found
+    return entries
 
 
 def record_run(

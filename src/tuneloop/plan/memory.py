@@ -32,7 +32,7 @@ NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
 # What a run must have beyond its peak: holes between blocks of ever new sizes, as a share of the activations (more where gathered weights come and go between
 # them: 70B on two A100 ran in one release and ran out of memory in another at a peak of 67 GiB) and of unfused logits.
 FRAGMENTED, FRAGMENTED_SHARDED, FRAGMENTED_LOGITS = 0.115, 0.21, 0.1
-# What the allocator keeps where memory is plenty (fitted to the fitting half of the runs with figures of nvidia-smi, see `_kept_blocks`): holes as a share of the
+# What the allocator keeps where memory is plenty (fitted to the fitting half of the runs with numbers of nvidia-smi, see `_reserved_blocks`): holes as a share of the
 # activations, how much of the backward pass's blocks is not found in those of the logits, and from which size on (as a share of what the optimizer step
 # needs) gradients and temporaries find room there.
 HOLES, UNSHARED, ROOM_FROM = 0.2, 0.15, 0.75
@@ -120,11 +120,11 @@ def memory_of(job: TrainingSetup) -> Memory:
 
 
 def _with_overheads(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> Memory:
-    found = Memory(phases, 0, 0, job.gpu.gib)
+    memory = Memory(phases, 0, 0, job.gpu.gib)
     if job.gpu.is_cpu:
         for terms in phases.values():
             terms["libraries and heap"] = SHAPES_GIB + _holes(job) / GIB if job.kernels.own else CPU_GIB
-        return Memory(phases, found.peak, found.peak / 0.95, job.gpu.gib)
+        return Memory(phases, memory.peak, memory.peak / 0.95, job.gpu.gib)
     holes = FRAGMENTED_SHARDED if job.sharding in ("fsdp", "zero3") else FRAGMENTED
     context = CONTEXT_GIB + NCCL_GIB * (job.gpus > 1)
     required = context + max(
@@ -133,17 +133,17 @@ def _with_overheads(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> 
         + FRAGMENTED_LOGITS * terms.get("logits", 0.0)
         for terms in phases.values()
     )
-    kept = context + max(_kept_blocks(job, phases), found.peak)
-    required = min(required, kept)  # with all the blocks that it would keep a run has enough
-    if kept > job.gpu.gib:  # the allocator gives back blocks when it runs out, and keeps fewer from then on
-        kept = max((required + job.gpu.gib) / 2, required)
-    return Memory(phases, kept, required, job.gpu.gib, context)
+    reserved = context + max(_reserved_blocks(job, phases), memory.peak)
+    required = min(required, reserved)  # with all the blocks that it would keep a run has enough
+    if reserved > job.gpu.gib:  # the allocator gives back blocks when it runs out, and keeps fewer from then on
+        reserved = max((required + job.gpu.gib) / 2, required)
+    return Memory(phases, reserved, required, job.gpu.gib, context)
 
 
-def _kept_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> float:
+def _reserved_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> float:
     """GiB of blocks that torch's caching allocator keeps where memory is plenty.
 
-    It never gives a block back by itself, and divides a large one for small tensors but does not join small ones for a large one. So the blocks of
+    It never gives a block back on its own, and divides a large one for small tensors but does not join small ones for a large one. So the blocks of
     the logits in all their sizes serve the backward pass, and the optimizer step where they are large enough; activations and the optimizer's
     tensors each have their own.
     """
@@ -158,10 +158,10 @@ def _kept_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> flo
     shared = max(logits, passing) + UNSHARED * min(logits, passing)
     gathered = loss.get("gathered weights", 0.0) * (GATHERS if job.sharding == "fsdp" else 1)
     lengths = VARIED if job.varied else 1.0
-    found = static + gathered + loss.get("cast weights", 0.0) + (1 + HOLES) * held + lengths * shared + update
+    total = static + gathered + loss.get("cast weights", 0.0) + (1 + HOLES) * held + lengths * shared + update
     if job.full:  # an adapter's tensors are small, and torch keeps small ones apart
-        found -= min(max(shared - ROOM_FROM * update, 0.0), update)
-    return found
+        total -= min(max(shared - ROOM_FROM * update, 0.0), update)
+    return total
 
 
 def _holes(job: TrainingSetup) -> float:
@@ -206,13 +206,13 @@ def weight_bytes(job: TrainingSetup) -> float:
 
 def _weights(job: TrainingSetup) -> dict[str, float]:
     away = job.offload and job.sharding in ("fsdp", "zero3")
-    found = {"weights": 0.0 if away else weight_bytes(job) / _shards(job, "weights")}
+    terms = {"weights": 0.0 if away else weight_bytes(job) / _shards(job, "weights")}
     if not job.full:
         cast = job.activation_bytes if job.kernels.own and job.adapted and job.activation_bytes == 2 else 0
-        found["adapter"] = job.trainable * (_trained_bytes(job) + cast) / _shards(job, "weights")
+        terms["adapter"] = job.trainable * (_trained_bytes(job) + cast) / _shards(job, "weights")
     elif _keeps_rests(job):
-        found["what rounding takes from the weights"] = job.trainable * 2.0 / _shards(job, "weights")
-    return found
+        terms["what rounding takes from the weights"] = job.trainable * 2.0 / _shards(job, "weights")
+    return terms
 
 
 def _casts(job: TrainingSetup) -> dict[str, float]:
@@ -248,16 +248,16 @@ def _gradients(job: TrainingSetup) -> dict[str, float]:
     if job.optimizer_in_backward and job.grad_accum == 1:  # those of earlier micro-batches wait for the last one
         return {"gradients": _passing_gradients(job).get("gradients in flight", 0.0)}
     size = job.trainable * _trained_bytes(job)
-    found = {
+    terms = {
         "gradients": 0.0 if job.offload and job.sharding in ("fsdp", "zero3") else size / _shards(job, "gradients")
     }
     if job.sharding == "ddp":
-        found["reduction buckets"] = size
+        terms["reduction buckets"] = size
     if job.sharding.startswith("zero"):
-        found["reduction buckets"] = (
+        terms["reduction buckets"] = (
             2 * min(job.shape.hidden**2, job.trainable) * _trained_bytes(job)
         )  # Transformers' auto
-    return found
+    return terms
 
 
 def _passing_gradients(job: TrainingSetup) -> dict[str, float]:
@@ -317,7 +317,7 @@ def _gathered(job: TrainingSetup) -> dict[str, float]:
 
 
 def layer_activations(job: TrainingSetup) -> tuple[float, float]:
-    """Bytes that a layer keeps for its gradient besides its input, and bytes of gradients alive at once within it.
+    """Bytes that a layer keeps for its gradient apart from its input, and bytes of gradients alive at once within it.
 
     Counted in elements a token, for a layer of width C, queries Q, keys K, feed-forward F. A frozen matrix without an adapter
     does not need its input. Norms keep an fp32 copy (2 C in bf16) unless they are fused; attention keeps queries, keys, values
@@ -327,7 +327,7 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     shape, kernels, wide = job.shape, job.kernels, job.activation_bytes == 2
     hidden, forward = shape.hidden, shape.feed_forward
     if kernels.own:
-        return _own_layer(job)
+        return _loop_layer(job)
     norm = (2 * hidden if kernels.fp32_norms and wide else 0) + (hidden if kernels.fp32_norms and job.full else 0)
     grouped = job.attention == "flash" and kernels.fsdp == 1
     elements = 2 * norm + hidden  # two norms, and the input of the second half
@@ -341,22 +341,22 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     if kernels.adapter_copies and wide:  # in fp32 nothing is cast
         elements += sum(shape.linear()[name][0] for name in job.adapted)
     elements += job.rank * len(job.adapted)
-    kept: float = job.tokens * elements * job.activation_bytes
+    stored: float = job.tokens * elements * job.activation_bytes
     if job.attention == "eager":  # fp32 softmax, its 16-bit copy
-        kept += job.micro_batch * shape.heads * job.seq_len**2 * (4 + job.activation_bytes * wide)
+        stored += job.micro_batch * shape.heads * job.seq_len**2 * (4 + job.activation_bytes * wide)
     virtual = job.micro_batch * job.virtual_tokens
-    kept += job.footprint.virtual_widths * (shape.queries + shape.keys) * virtual * job.activation_bytes
+    stored += job.footprint.virtual_widths * (shape.queries + shape.keys) * virtual * job.activation_bytes
     if job.quant in ("nf4", "nf4-dq") and kernels.fsdp == 1 and not job.grad_ckpt:
         inputs = 4 * hidden + forward  # q, k and v as one, o, gate, up, down
-        kept += KEPT_INPUTS * job.tokens * inputs * job.activation_bytes
+        stored += KEPT_INPUTS * job.tokens * inputs * job.activation_bytes
     # dy and the residual's gradient; those of product, activation and up, when the product itself is gone
     pointwise = job.tokens * (2 * hidden + (2 + kernels.silu) * forward - product) * job.activation_bytes
     unpacked = hidden * forward * 2 if job.quant != "none" else 0
     matrix = job.tokens * (2 * hidden + 2 * forward - product) * job.activation_bytes + unpacked
-    return kept, max(pointwise, matrix, 0.0)
+    return stored, max(pointwise, matrix, 0.0)
 
 
-def _own_layer(job: TrainingSetup) -> tuple[float, float]:
+def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
     """The same for tuneloop's own loop (models/llama.py): norms and the activation keep only their inputs, adapters none of their own.
 
     Attention keeps rotated queries, each row's keys and values behind what all rows share, and where it takes plain products its weights.
@@ -375,16 +375,16 @@ def _own_layer(job: TrainingSetup) -> tuple[float, float]:
     elements = hidden + inputs + shape.queries * (1 + (job.needs("o_proj") or not short))
     elements += forward * 2 + job.rank * len(job.adapted)
     read = rows * (job.seq_len + shared + virtual) + shared
-    kept: float = job.tokens * elements + 2 * shape.keys * read
+    stored: float = job.tokens * elements + 2 * shape.keys * read
     if short:
         of_row = (
             _causal(job.seq_len) if virtual else job.seq_len**2
         )  # the constants of the other methods were set with whole squares
-        kept += shape.heads * (rows * (job.seq_len * (shared + virtual) + of_row) + shared**2)
+        stored += shape.heads * (rows * (job.seq_len * (shared + virtual) + of_row) + shared**2)
     passing = job.tokens * (2 * hidden + 3 * forward)
     # The lengths of the largest matrix, in fp32, of it and its update.
     lengths = hidden * forward * (2 * job.activation_bytes + 4) if job.dora else 0
-    return float(kept * job.activation_bytes), float(max(passing * job.activation_bytes, lengths))
+    return float(stored * job.activation_bytes), float(max(passing * job.activation_bytes, lengths))
 
 
 def _causal(length: int) -> float:
@@ -406,10 +406,10 @@ def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], di
     doubled: dict[str, float] = {}
     if job.sharding == "fsdp" and job.kernels.fsdp == 1 and not job.full and job.grad_ckpt:
         doubled = {"second copies of layer inputs": one * max(shape.layers - 2, 0)}
-    found: dict[str, float] = {"layer inputs": inputs}
+    terms: dict[str, float] = {"layer inputs": inputs}
     if kept := job.kept_layers if job.grad_ckpt else shape.layers:
-        found["activations"] = layer * kept - _left_out(job)
-    return found, doubled
+        terms["activations"] = layer * kept - _left_out(job)
+    return terms, doubled
 
 
 def _left_out(job: TrainingSetup) -> float:

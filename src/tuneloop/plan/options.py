@@ -1,4 +1,4 @@
-"""All machines for a job: what fits, how fast, for how much; and what to change when nothing fits. Needs no torch."""
+"""All machines for a job: what fits, how fast, for how much, with the usual settings of `plan` and `advise`. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.methods import USUAL
+from tuneloop.models.methods import USUAL, method_named
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.plan import cost as costs
 from tuneloop.plan.cost import ONE_RUN, Cost, Efforts, Interruptions
@@ -19,12 +19,51 @@ from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import Entry, learned_speed, read_ledger
 from tuneloop.plan.memory import Memory, memory_of
 from tuneloop.plan.prices import CPU_USD_PER_HOUR, Price, PriceTable, Tier, load_prices
-from tuneloop.plan.recommend import recommendation
-from tuneloop.plan.remedies import COUNTS, changes, would_fit
+from tuneloop.plan.recommend import COUNTS, changes, recommendation, would_fit
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import SPREAD, Speed, overhead_hours
-from tuneloop.plan.usual import LOOP_ROWS, LOOP_TOKENS, loop_batches, loop_rows, usual_settings
 from tuneloop.records.dataset import DatasetManifest, read_manifest
+
+# `tokens_at_once` and `rows_per_step` of the loop (train/batches.py, train/config.py, which import torch): a micro-batch has no more tokens than these, and no
+# more rows than a step.
+LOOP_TOKENS, LOOP_TOKENS_FULL_CPU, LOOP_ROWS = 2048, 1024, 8
+NO_LENGTH = 1024  # tokens of a row where the data set's are not known
+
+
+def loop_rows(length: float, *, full_on_cpu: bool = False) -> int:
+    """Rows of that length that the loop computes at once."""
+    tokens = LOOP_TOKENS_FULL_CPU if full_on_cpu else LOOP_TOKENS
+    return max(1, min(LOOP_ROWS, int(tokens / max(length, 1))))
+
+
+def loop_batches(length: float, *, full_on_cpu: bool = False) -> tuple[int, ...]:
+    """Rows at once as the loop takes them, and fewer: it divides a micro-batch that does not fit."""
+    rows, batches = loop_rows(length, full_on_cpu=full_on_cpu), []
+    while rows:
+        batches.append(rows)
+        rows //= 2
+    return tuple(batches)
+
+
+def usual_settings(method: str, shape: ModelShape, longest: int | None, *, cpu: bool = False) -> dict[str, Any]:
+    """Settings of a job that trains on a data set: rows as long as its longest, layers recomputed, no logits kept.
+
+    Args:
+        method: its name, or its file. shape: the model's sizes.
+        longest: tokens of the longest row; None: `NO_LENGTH`.
+        cpu: whether the processor trains.
+    """
+    footprint = method_named(method).footprint
+    length = min(longest or NO_LENGTH, shape.context or 1 << 20)
+    settings: dict[str, Any] = {
+        "seq_len": length,
+        "micro_batch": loop_batches(length, full_on_cpu=cpu and footprint.all_weights),
+    }
+    settings |= footprint.usual
+    if not cpu:
+        settings |= {"grad_ckpt": True, "loss_kernel": "fused", **footprint.usual_on_gpu}
+    return settings
+
 
 DEFAULT_TOKENS = 1_000_000
 DEFAULT_EPOCHS = 3.0
@@ -66,7 +105,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Option:
+class MachineOption:
     """One machine for the job.
 
     Args:
@@ -98,14 +137,14 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Ask:
+class PlanRequest:
     """What is planned, on which machines, at which prices.
 
     Args:
         settings: names of `Job`, and `gpu`, `gpus`, `sharding` where they are given; `micro_batch` may be several, the
             first that fits is taken.
         lengths, epochs: how much is trained on. prices, tier: what machines cost.
-        efforts: what it takes besides the run; `storage_gb` of 0 stands for what the run leaves.
+        efforts: what it takes apart from the run; `storage_gb` of 0 stands for what the run leaves.
         per_hour: expected interruptions an hour of one machine. checkpoint_minutes: between checkpoints. Not given: what the tier
             lets expect, and the best interval.
         ledger: earlier runs.
@@ -123,28 +162,22 @@ class Ask:
     checkpoint_minutes: float | None = None
     ledger: Sequence[Entry] = field(default_factory=read_ledger)
 
-    def option(self, job: TrainingSetup) -> Option:
-        """The job on its machine; without a cost where it does not fit."""
-        return _option(self, job)
 
-
-def machines(ask: Ask) -> tuple[list[Option], list[str]]:
+def machines(ask: PlanRequest) -> tuple[list[MachineOption], list[str]]:
     """Every machine that is asked for with the simplest way to share the work that fits, the cheapest first; and what was left out.
 
     Raises:
         UserError: unknown names, numbers that can't be, or settings that exclude each other.
     """
     left_out: list[str] = []
-    found = []
-    for jobs in _jobs(ask, left_out):
-        found.append(ask.option(next((job for job in jobs if memory_of(job).fits), jobs[-1])))
-    return sorted(found, key=_order), left_out
+    simplest = [next((job for job in jobs if memory_of(job).fits), jobs[-1]) for jobs in _jobs(ask, left_out)]
+    return sorted((_option(ask, job) for job in simplest), key=_order), left_out
 
 
 def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The plan of a job on every machine that is asked for, as `plan.json` holds it, with the `table` of all.
 
-    A GPU named without a count is one GPU: what more of them would do stands in the table.
+    A GPU named without a count is one GPU: what more of them would do is in the table.
 
     Args:
         settings: what the command line was given, by the names of `Job`, and `model`, `gpu`, `gpus`, `tokens`, `dataset`,
@@ -156,10 +189,10 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = {name: value for name, value in settings.items() if value is not None}
     name, shape, assumed = find_model(given.pop("model"))
-    tier, own, usd = given.pop("tier", "on-demand"), given.pop("prices", None), _own_card(given, assumed)
+    tier, price_file, usd = given.pop("tier", "on-demand"), given.pop("prices", None), _own_card(given, assumed)
     lengths, epochs, said_of_data = _lengths(given)
     assumed += said_of_data
-    said = dict(given)
+    stated = dict(given)
     if lengths.longest:
         cpu = bool(given.get("gpu")) and find_gpu(given["gpu"]).is_cpu
         given = {**usual_settings(given.get("method", USUAL.name), shape, lengths.longest, cpu=cpu), **given}
@@ -175,10 +208,10 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     for flag, value, least in (("--interruptions-per-hour", per_hour, 0.0), ("--checkpoint-minutes", minutes, 0.01)):
         if value is not None and not least <= value <= 10_000:
             raise UserError(f"{flag} is {value}", where=flag, next_step=f"give a number from {least:g} to 10,000")
-    providers, table = given.pop("providers", None), load_prices(own)
+    providers, table = given.pop("providers", None), load_prices(price_file)
     prices = priced(table.of(providers) if providers else table, given.get("gpu"), usd, tier)
     efforts = replace(ONE_RUN, **{f.name: given.pop(f.name) for f in fields(Efforts) if f.name in given})
-    ask = Ask(name, shape, given, lengths, epochs, prices, tier, efforts, per_hour, minutes)
+    ask = PlanRequest(name, shape, given, lengths, epochs, prices, tier, efforts, per_hour, minutes)
     ordered, left_out = machines(ask)
     if not ordered:
         raise UserError("No machine is left to plan for", where="plan", next_step="; ".join(left_out) or "name a GPU")
@@ -188,7 +221,7 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not best.job.gpu.is_cpu:
             assumed.append("1 GPU (--gpus)")
     plan = _as_json(best)
-    plan["assumptions"] = [*assumed, *_assumptions(best, said), *left_out]
+    plan["assumptions"] = [*assumed, *_assumptions(best, stated), *left_out]
     if not best.fits:
         plan["alternatives"] = changes(best.job)
     plan["table"] = [_row(option) for option in ordered]
@@ -228,7 +261,7 @@ def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | 
     return here.with_price("given", find_gpu(gpu).key, usd_per_gpu_hour, tier)
 
 
-def _order(option: Option) -> tuple[bool, bool, float, float]:
+def _order(option: MachineOption) -> tuple[bool, bool, float, float]:
     """What fits first, then what ends within a week, then the cheapest; what does not fit by how little it lacks."""
     if not option.fits:
         return True, False, option.memory.required / option.memory.capacity, 0.0
@@ -295,7 +328,7 @@ def _sequence(shape: ModelShape, lengths: Lengths, given: Mapping[str, Any], ass
     return min(2048, most)
 
 
-def _jobs(ask: Ask, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
+def _jobs(ask: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
     """For each machine the ways to share the work and the sizes of a micro-batch, the simplest first."""
     given = dict(ask.settings)
     gpu, count, sharding = given.pop("gpu", None), given.pop("gpus", None), given.pop("sharding", None)
@@ -324,7 +357,7 @@ def _jobs(ask: Ask, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
                     if not (way == "ddp" and given.get("optimizer_in_backward"))
                 ]
             except UserError as error:
-                if gpu or "on " + device.name not in error.what:  # what no machine can do is the user's to put right
+                if gpu or "on " + device.name not in error.what:  # what no machine can do is the user's to fix
                     raise
                 left_out.append(f"{device.name} left out: {error.what}")
                 break
@@ -341,7 +374,8 @@ def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
 # --- one machine -------------------------------------------------------------------------------
 
 
-def _option(ask: Ask, job: TrainingSetup) -> Option:
+def _option(ask: PlanRequest, job: TrainingSetup) -> MachineOption:
+    """The job on its machine; without a cost where it does not fit."""
     typical = _typical(ask, job)
     speed, corrected_by = learned_speed(typical, ask.ledger)
     lengths = ask.lengths
@@ -369,10 +403,10 @@ def _option(ask: Ask, job: TrainingSetup) -> Option:
         efforts = replace(ask.efforts, storage_gb=kept_gb)
         cost = costs.cost_of(work, work / SPREAD, work * SPREAD, job.gpus, price, efforts=efforts, how=how,
                        usd_per_gb_month=ask.prices.storage.usd_per_gb_month)  # fmt: skip
-    return Option(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, corrected_by)
+    return MachineOption(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, corrected_by)
 
 
-def _typical(ask: Ask, job: TrainingSetup) -> TrainingSetup:
+def _typical(ask: PlanRequest, job: TrainingSetup) -> TrainingSetup:
     """The job with the micro-batch that most steps have: memory is for the longest rows, and short ones are computed more at a time."""
     lengths = ask.lengths
     if not lengths.mean or job.packing:
@@ -383,7 +417,7 @@ def _typical(ask: Ask, job: TrainingSetup) -> TrainingSetup:
     return replace(job, micro_batch=rows, seq_len=min(round(lengths.expected_longest(rows)), job.seq_len))
 
 
-def _row(option: Option) -> dict[str, Any]:
+def _row(option: MachineOption) -> dict[str, Any]:
     job, memory = option.job, option.memory
     cost = option.cost
     return {
@@ -397,14 +431,14 @@ def _row(option: Option) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _times(option: Option) -> dict[str, float | None]:
+def _times(option: MachineOption) -> dict[str, float | None]:
     if not option.fits:
         return dict.fromkeys(("hours", "low", "high", "tokens_per_second"))
     speed = round(option.speed.tokens_per_second)
     return {"hours": option.hours, "low": option.low, "high": option.high, "tokens_per_second": speed}
 
 
-def _as_json(option: Option) -> dict[str, Any]:
+def _as_json(option: MachineOption) -> dict[str, Any]:
     job, memory, cost = option.job, option.memory, option.cost
     rounded = {phase: {name: round(gib, 4) for name, gib in terms.items()} for phase, terms in memory.phases.items()}
     return {
@@ -433,37 +467,37 @@ def _settings(job: TrainingSetup) -> dict[str, Any]:
     return {name: value for name, value in vars(job).items() if name not in hidden}
 
 
-def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
+def _assumptions(option: MachineOption, given: Mapping[str, Any]) -> list[str]:
     job = option.job
-    found = []
+    sentences = []
     for name in ("method", "micro_batch", "grad_accum", "attention", "loss_kernel", "dtype", "optimizer", "quant"):
         if name not in given and name != "micro_batch" and (name != "quant" or job.footprint.quant != "none"):
-            found.append(f"{name.replace('_', ' ')} {getattr(job, name)} (--{name.replace('_', '-')})")
+            sentences.append(f"{name.replace('_', ' ')} {getattr(job, name)} (--{name.replace('_', '-')})")
     if "micro_batch" not in given:
-        found.append(f"micro-batches of {LOOP_TOKENS:,} tokens and {LOOP_ROWS} rows at most, as the loop takes them: {job.micro_batch} of the "
+        sentences.append(f"micro-batches of {LOOP_TOKENS:,} tokens and {LOOP_ROWS} rows at most, as the loop takes them: {job.micro_batch} of the "
                      "longest rows (--micro-batch)")  # fmt: skip
     if not job.grad_ckpt:
-        found.append("no gradient checkpointing (--grad-ckpt)")
+        sentences.append("no gradient checkpointing (--grad-ckpt)")
     elif "grad_ckpt" not in given:
-        found.append("layers are computed again in the backward pass (--no-grad-ckpt)")
+        sentences.append("layers are computed again in the backward pass (--no-grad-ckpt)")
     if job.adapted:
-        found.append(
+        sentences.append(
             f"rank {job.rank} on {', '.join(t.removesuffix('_proj') for t in job.targets)} (--rank, --targets)"
         )
     if job.virtual_tokens:
-        found.append(f"{job.virtual_tokens} virtual tokens (--prefix-tokens)")
+        sentences.append(f"{job.virtual_tokens} virtual tokens (--prefix-tokens)")
     if not option.fits:
-        return [*found, "no time and no cost: it does not fit"]
-    found.append(
+        return [*sentences, "no time and no cost: it does not fit"]
+    sentences.append(
         option.corrected_by
         or (f"speed of {job.gpu.name}: {job.gpu.share_of}" if job.gpu.is_cpu
             else f"{option.speed.share:.0%} of the {job.gpu.name}'s peak is reached: {job.gpu.share_of}")
     )  # fmt: skip
-    found.append(
+    sentences.append(
         f"time and dollars: 80 % of published runs lie within a factor of {SPREAD:g}; one run, its machine paid while it runs"
     )
     if option.cost:
-        found += option.cost.assumptions
+        sentences += option.cost.assumptions
     else:
-        found.append("no price is known for this machine")
-    return found
+        sentences.append("no price is known for this machine")
+    return sentences

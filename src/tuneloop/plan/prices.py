@@ -24,7 +24,7 @@ from tuneloop.plan.gpus import CPU, all_gpus
 
 Tier = Literal["on-demand", "spot", "community", "reserved"]
 TIERS: tuple[Tier, ...] = ("on-demand", "spot", "community", "reserved")
-# What is taken besides a tier: on demand where spot has no cheaper offer, a private host's machine where no data centre rents the card out on demand.
+# What is taken in place of a tier, or compared with it: on demand where spot has no cheaper offer, a private host's machine where no data centre rents the card out on demand.
 INSTEAD: dict[str, Tier] = {"spot": "on-demand", "on-demand": "community"}
 BUNDLED = Path(__file__).with_name("prices.yaml")
 OLD_AFTER_DAYS = 180
@@ -75,7 +75,7 @@ class Price:
 
 
 @dataclass(frozen=True)
-class TokenPrice:
+class HostedPrice:
     """What a hosted model costs: dollars for 1 million tokens read and written."""
 
     provider: str
@@ -101,7 +101,7 @@ class PriceTable:
     """All prices: `levels` of GPU offers, the first that knows a GPU and tier decides."""
 
     levels: tuple[tuple[Price, ...], ...]
-    tokens: tuple[TokenPrice, ...]
+    tokens: tuple[HostedPrice, ...]
     storage: StoragePrice
 
     def offers(self, gpu: str, tier: str = "on-demand") -> list[Price]:
@@ -133,16 +133,16 @@ class PriceTable:
         """
         if tier not in TIERS:
             raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
-        found = self.offers(gpu, tier)
-        if (found and tier == "spot") or (not found and tier == "on-demand"):
-            found = found + self.offers(gpu, INSTEAD[tier])
-        return min(found, key=lambda price: (price.machines_usd(gpus), price.tier != tier), default=None)
+        offers = self.offers(gpu, tier)
+        if (offers and tier == "spot") or (not offers and tier == "on-demand"):
+            offers = offers + self.offers(gpu, INSTEAD[tier])
+        return min(offers, key=lambda price: (price.machines_usd(gpus), price.tier != tier), default=None)
 
-    def hosted(self, model: str) -> list[TokenPrice]:
+    def hosted(self, model: str) -> list[HostedPrice]:
         """Hosted prices of a model by its short name (`-instruct` or not), the cheapest first."""
         name = model.rsplit("/", 1)[-1].lower().removeprefix("meta-").removesuffix("-instruct")
-        found = [price for price in self.tokens if price.model == name]
-        return sorted(found, key=lambda price: price.input + price.output)
+        prices = [price for price in self.tokens if price.model == name]
+        return sorted(prices, key=lambda price: price.input + price.output)
 
 
 def load_prices(own: Path | str | None = None) -> PriceTable:
@@ -180,11 +180,11 @@ def fetched_file() -> Path:
 def _load(files: tuple[tuple[str, int], ...]) -> PriceTable:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     bundled = yaml.load(BUNDLED.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - the safe loader, in C
-    known = {*all_gpus(), *(gpu for group in bundled["offers"] for gpu in group["usd_per_gpu_hour"])}
-    levels = [tuple(_own_offers(Path(path), known)) for path, _ in files]
+    gpus = {*all_gpus(), *(gpu for group in bundled["offers"] for gpu in group["usd_per_gpu_hour"])}
+    levels = [tuple(_own_offers(Path(path), gpus)) for path, _ in files]
     return PriceTable(
         levels=(*levels, tuple(_offers(bundled["offers"]))),
-        tokens=tuple(TokenPrice(**_dated(entry)) for entry in bundled["tokens"]),
+        tokens=tuple(HostedPrice(**_dated(entry)) for entry in bundled["tokens"]),
         storage=StoragePrice(**_dated(bundled["storage"])),
     )
 
@@ -202,7 +202,7 @@ def _offers(groups: Iterable[Mapping[str, Any]]) -> Iterable[Price]:
             )  # fmt: skip
 
 
-def _own_offers(path: Path, known: set[str]) -> Iterable[Price]:
+def _own_offers(path: Path, gpus: set[str]) -> Iterable[Price]:
     """The offers of a file that people write, checked entry by entry.
 
     Raises:
@@ -218,10 +218,10 @@ def _own_offers(path: Path, known: set[str]) -> Iterable[Price]:
     groups = values.get("offers")
     if not isinstance(groups, list) or not groups:
         raise UserError("The price file has no offers", where=str(path), next_step=EXAMPLE)
-    return [price for i, group in enumerate(groups, 1) for price in _own_group(group, f"{path}: offer {i}", known)]
+    return [price for i, group in enumerate(groups, 1) for price in _own_group(group, f"{path}: offer {i}", gpus)]
 
 
-def _own_group(group: Any, where: str, known: set[str]) -> list[Price]:
+def _own_group(group: Any, where: str, gpus: set[str]) -> list[Price]:
     if not isinstance(group, dict):
         raise UserError("An offer is a mapping", where=where, next_step=EXAMPLE)
     _refuse_unknown(group, {"provider", "tier", "date", "source", "machine", "usd_per_gpu_hour"}, where)
@@ -239,8 +239,8 @@ def _own_group(group: Any, where: str, known: set[str]) -> list[Price]:
             raise UserError(what, where=where, next_step=step)
     assert isinstance(prices, dict)
     for gpu, usd in prices.items():
-        if gpu not in known:
-            raise UserError(f"Unknown GPU {gpu!r}", where=where, next_step=_nearest(str(gpu), known))
+        if gpu not in gpus:
+            raise UserError(f"Unknown GPU {gpu!r}", where=where, next_step=_nearest(str(gpu), gpus))
         if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 < usd < 10_000:
             step = "write dollars an hour for one GPU, as in 2.69"
             raise UserError(f"Not a price for {gpu}: {usd!r}", where=where, next_step=step)
@@ -275,11 +275,9 @@ def _refuse_unknown(values: Mapping[str, Any], allowed: set[str], where: str) ->
             raise UserError(f"Unknown key {key!r}", where=where, next_step=_nearest(str(key), allowed))
 
 
-def _nearest(name: str, known: set[str]) -> str:
-    return did_you_mean(name, sorted(known), f"choose one of {', '.join(sorted(known))}", most=3)
+def _nearest(name: str, names: set[str]) -> str:
+    return did_you_mean(name, sorted(names), f"choose one of {', '.join(sorted(names))}", most=3)
 
-
-# --- fetching ----------------------------------------------------------------------------------
 
 # Our keys by the catalogue's names and GB of memory; a name that stands for two cards takes the memory to tell them apart.
 CATALOGUE_NAMES: dict[tuple[str, int], str] = {

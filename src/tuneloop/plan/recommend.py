@@ -1,13 +1,145 @@
-"""A plan's last word: which machine to take, for how long, for how much; or why none, and what to change."""
+"""A plan's last word: which machine to take, for how long, for how much; or what to change when the job does not fit: settings, more GPUs, another machine or model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import hours_words, usd_words
-from tuneloop.plan.gpus import find_gpu
+from tuneloop.models.methods import method_named, methods
+from tuneloop.plan.gpus import Gpu, all_gpus, find_gpu
+from tuneloop.plan.job import TrainingSetup, make_job
+from tuneloop.plan.memory import memory_of
+from tuneloop.plan.shape import bundled_models
+
+COUNTS = (1, 2, 4, 8)  # of GPUs, that are planned for
+# What makes a job smaller, the least harmful first: words for the command line, why, and the settings.
+REMEDIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("--sharding fsdp", "weights, gradients and states are divided among the GPUs", {"sharding": "fsdp"}),
+    ("--grad-ckpt", "layers are recomputed: their activations need not wait", {"grad_ckpt": True}),
+    ("--loss-kernel fused", "no logits are kept", {"loss_kernel": "fused"}),
+    ("--micro-batch 1", "fewer rows at once", {"micro_batch": 1}),
+    ("--optimizer adamw-8bit", "states of 2 bytes a parameter", {"optimizer": "adamw-8bit"}),
+    ("--optimizer-in-backward", "no gradient outlives its update", {"optimizer_in_backward": True}),
+    ("--seq-len 512", "shorter rows", {"seq_len": 512}),
+)
+
+
+def _ways() -> list[tuple[str, str, dict[str, Any]]]:
+    """The method as it is, then those that need less memory than others."""
+    ways: list[tuple[str, str, dict[str, Any]]] = [("", "", {})]
+    for method in methods():
+        if method.footprint.saves:
+            quant = {"quant": method.footprint.quant} if method.footprint.quant != "none" else {}
+            ways.append((f"--method {method.name}", method.footprint.saves, {"method": method.name, **quant}))
+    return ways
+
+
+def would_fit(job: TrainingSetup) -> str:
+    """The fewest settings, the least harmful first, that are enough without another method; or nothing."""
+    remedy = _fewest(job)
+    return remedy["change"] if remedy else ""
+
+
+def changes(job: TrainingSetup) -> list[dict[str, Any]]:
+    """Changes that make the job fit: for each method the fewest settings, then more GPUs, else another machine or model."""
+    ways = [change for way in _ways() if (change := _fewest(job, *way))]
+    ways += _more_gpus(job)
+    return ways or _other_machines(job) or _smaller_models(job)
+
+
+def _fewest(
+    job: TrainingSetup, words: str = "", why: str = "", way: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """The fewest remedies, the least harmful ones, that make the job fit by one method; None where they don't suffice."""
+    start = _with(job, **way) if way else job
+    if start is None:
+        return None
+    taken = [remedy for remedy in REMEDIES if _helps(start, remedy[2])]
+
+    def with_all(remedies: Sequence[tuple[str, str, dict[str, Any]]]) -> TrainingSetup | None:
+        merged = {name: value for _, _, settings in remedies for name, value in settings.items()}
+        return (_with(start, **merged) if merged else start) if start else None
+
+    whole = with_all(taken)
+    if whole is None or not memory_of(whole).fits:
+        return None
+    for remedy in reversed(taken):
+        fewer = [other for other in taken if other is not remedy]
+        less = with_all(fewer)
+        if less is not None and memory_of(less).fits:
+            taken, whole = fewer, less
+    reasons = [reason for reason in (why, *(remedy[1] for remedy in taken)) if reason]
+    change = " ".join(part for part in (words, *(remedy[0] for remedy in taken)) if part)
+    return {"change": change, "why": "; ".join(reasons), "required_gib": round(memory_of(whole).required, 2)}
+
+
+def _helps(job: TrainingSetup, settings: Mapping[str, Any]) -> bool:
+    """Whether a remedy changes this job, and may."""
+    if "seq_len" in settings and job.seq_len <= settings["seq_len"]:
+        return False
+    if "sharding" in settings and (job.gpus == 1 or job.sharding in ("fsdp", "zero3")):
+        return False
+    if ("optimizer" in settings or "optimizer_in_backward" in settings) and not job.full:
+        return False
+    return _with(job, **settings) is not None
+
+
+def _with(job: TrainingSetup, **settings: Any) -> TrainingSetup | None:
+    """The job with changed settings, or None where nothing would change or they exclude each other."""
+    if all(getattr(job, name) == value for name, value in settings.items()):
+        return None
+    if "method" in settings and not method_named(settings["method"]).footprint.saves_over(job.footprint):
+        return None
+    try:
+        return make_job(**{**vars(job), **settings})
+    except UserError:
+        return None
+
+
+def _change_of_machine(
+    job: TrainingSetup, gpu: Gpu, counts: Sequence[int], words: str, why: str
+) -> dict[str, Any] | None:
+    """The smallest count of a GPU that takes the job as it is."""
+    for gpus in counts:
+        for sharding in ("none",) if gpus == 1 else ("ddp", "fsdp"):
+            other = _with(job, gpu=gpu, gpus=gpus, sharding=sharding)
+            if other and memory_of(other).fits:
+                return {"change": words + f"--gpus {gpus}" + (f" --sharding {sharding}" if gpus > 1 else ""), "why": why,
+                        "required_gib": round(memory_of(other).required, 2)}  # fmt: skip
+    return None
+
+
+def _more_gpus(job: TrainingSetup) -> list[dict[str, Any]]:
+    counts = [] if job.gpu.is_cpu else [count for count in COUNTS if count > job.gpus]
+    change = _change_of_machine(job, job.gpu, counts, "", "weights and states are divided among the GPUs")
+    return [change] if change else []
+
+
+def _other_machines(job: TrainingSetup) -> list[dict[str, Any]]:
+    for count in COUNTS:
+        for gpu in sorted(all_gpus().values(), key=lambda gpu: gpu.gib):
+            change = _change_of_machine(
+                job, gpu, (count,), f"--gpu {gpu.key} ", "the smallest machine that has the memory"
+            )
+            if change:
+                return [change]
+    return []
+
+
+def _smaller_models(job: TrainingSetup) -> list[dict[str, Any]]:
+    for name, shape in sorted(bundled_models().items(), key=lambda item: -item[1].parameters):
+        smaller = replace(job, model=name, shape=shape)
+        if shape.parameters < job.shape.parameters and (not shape.context or job.seq_len <= shape.context):
+            ways = [_fewest(smaller, *way) for way in _ways()]
+            change = next((found for found in ways if found), None)
+            if change:
+                words = f"--model {name} {change['change']}".strip()
+                return [{**change, "change": words, "why": "the largest known model that fits"}]
+    return []
+
 
 LONG_HOURS = 1.0  # from here on a plan for this machine mentions rented ones
 
@@ -27,14 +159,14 @@ def recommendation(plan: Mapping[str, Any]) -> str:
         return f"This machine's processor does it in {hours_words(row['hours'])}."
     if usd is None:
         return f"Take {machine} for {hours_words(row['hours'])}; what it costs is not known (--usd-per-gpu-hour)."
-    said = f"{'Use' if str(row['gpu']).startswith('own-') else 'Rent'} {machine} for {hours_words(row['hours'])}: {_price(plan)}."
+    advice = f"{'Use' if str(row['gpu']).startswith('own-') else 'Rent'} {machine} for {hours_words(row['hours'])}: {_price(plan)}."
     roomy = next((r for r in table if r["fits"] and not r["tight"] and r["usd"] is not None), None)
     if row["tight"] and roomy:
-        said += (
+        advice += (
             f" Its memory is tight; with room to spare: {_machine(roomy)} for {hours_words(roomy['hours'])}, "
             f"{usd_words(roomy['usd'])}."
         )
-    return said
+    return advice
 
 
 def recommendation_here(plan: Mapping[str, Any]) -> str:
@@ -43,10 +175,10 @@ def recommendation_here(plan: Mapping[str, Any]) -> str:
         change = plan["alternatives"][0]["change"] if plan["alternatives"] else "a smaller model"
         return f"It does not fit on this machine. Change: {change}."
     took = f"{hours_words(plan['time']['hours'])}, {usd_words(plan['cost']['usd'])}"
-    said = f"Train on this machine: {took}."
+    advice = f"Train on this machine: {took}."
     if plan["time"]["hours"] >= LONG_HOURS:
-        said += " Rented GPUs are faster: `tuneloop plan DATA --gpu l40s` tells how much, and at what price."
-    return said
+        advice += " Rented GPUs are faster: `tuneloop plan DATA --gpu l40s` tells how much, and at what price."
+    return advice
 
 
 def _price(plan: Mapping[str, Any]) -> str:

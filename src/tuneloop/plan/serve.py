@@ -25,7 +25,7 @@ KV_BYTES = 2  # of a key or value: llama.cpp and vLLM keep them in 16 bits
 PART = 512  # tokens of a prompt that are computed at once (llama.cpp's n_ubatch); vLLM takes 2,048 or more
 # A step's host time for a layer, and the latency of its two all-reduces where a layer's matrices are divided over GPUs.
 LAYER_SECONDS, REDUCE_SECONDS = 1e-5, 2e-5
-# llama.cpp on a processor, by `benchmarks/release.py speeds` with 0.13 and 1 billion weights: a step's time for a layer alongside
+# llama.cpp on a processor, by `benchmarks/release.py speeds` with 0.13 and 1 billion weights: a step's time for a layer apart from
 # its matrices; what it reaches of the cores' rate when it reads a prompt; and, where blocks must be unpacked first, when it
 # writes: then that bounds one row and not the memory.
 CPU_LAYER_SECONDS, CPU_READS, CPU_UNPACKS = 1.5e-4, {"q8_0": 0.75}, 0.14
@@ -97,13 +97,13 @@ def _on(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concurren
     if (kind.name in ("fp8", "w4a16") and gpu.is_cpu) or (kind.name == "fp8" and not gpu.bf16):
         return replace(_served(shape, kind, gpu, context, concurrency, 1), fits=False, one=None, all=None, prompt=None)
     counts = (1,) if gpu.is_cpu else (count,) if count else COUNTS
-    found: Served | None = None
+    served: Served | None = None
     for gpus in counts:
-        found = _served(shape, kind, gpu, context, concurrency, gpus)
-        if found.fits:
+        served = _served(shape, kind, gpu, context, concurrency, gpus)
+        if served.fits:
             break
-    assert found is not None
-    return found
+    assert served is not None
+    return served
 
 
 def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concurrency: int, gpus: int) -> Served:
@@ -219,7 +219,7 @@ def _in_more_bits(layer: int, layers: int) -> bool:
 
 
 def assumptions(context: int, concurrency: int) -> list[str]:
-    """What the figures rest on, in sentences."""
+    """What the numbers rest on, in sentences."""
     return [
         f"{counted(concurrency, 'request')} at a time, each with room for {context:,} tokens; half of it is taken on average",
         "keys and values in 16 bits; no adapter (a LoRA of rank 16 adds about 1 % to memory)",

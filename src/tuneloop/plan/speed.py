@@ -33,7 +33,7 @@ UPDATE_BYTES, UPDATE_ACCESSES = 22, 24
 # Host time of a layer's pass, of an adapted matrix in it and of its gathering, in seconds; a backward pass counts as two. Short rows are bound by it, not by
 # the GPU (Qwen's table of speed by length: 1.8B and 7B models take as long for 256 tokens as for 512).
 LAUNCH_SECONDS, LAUNCH_ADAPTER_SECONDS, LAUNCH_GATHER_SECONDS, LAUNCH_COMPILED = 0.0008, 0.00009, 0.0003, 0.6
-# Sharding alongside its transfers: hooks, copies, waiting. ZeRO: a published table of eight A800.
+# Sharding apart from its transfers: hooks, copies, waiting. ZeRO: a published table of eight A800.
 SHARDED = {"fsdp": 0.95, "zero2": 0.73, "zero3": 0.73}
 # An update in the host's memory, and what all its processes together move: torchtune's 70B on eight GPUs, and ZeRO's in that table.
 HOST_ADAM_BYTES, HOST_GB_S, HOST_ZERO_GB_S = 14, 100, 6
@@ -142,14 +142,13 @@ def _traffic(job: TrainingSetup) -> float:
 
 
 def _host_seconds(job: TrainingSetup) -> float:
-    """Seconds the host takes to launch a micro-batch."""
     launch = LAUNCH_SECONDS + LAUNCH_ADAPTER_SECONDS * len(job.adapted)
     launch += LAUNCH_GATHER_SECONDS * (job.sharding in ("fsdp", "zero3"))
     return job.shape.layers * launch * (3 + job.again) * (LAUNCH_COMPILED if job.kernels.fsdp == 2 else 1)
 
 
 def _paging_seconds(job: TrainingSetup) -> float:
-    """Seconds for paged optimizer states to come and go, as far as they do not fit alongside all else."""
+    """Seconds for paged optimizer states to come and go, as far as they do not fit together with all else."""
     if not job.optimizer.startswith("paged"):
         return 0.0
     states = job.trainable * STATE_BYTES[job.optimizer] / (1 if job.sharding in ("none", "ddp") else job.gpus)
@@ -158,7 +157,6 @@ def _paging_seconds(job: TrainingSetup) -> float:
 
 
 def _link_seconds(job: TrainingSetup) -> float:
-    """Seconds a micro-batch moves data between GPUs, and to the host where weights live there."""
     share = (job.gpus - 1) / job.gpus
     weights = weight_bytes(job)
     trained = job.trainable * 2
@@ -180,7 +178,7 @@ def _host_update_seconds(job: TrainingSetup) -> float:
 
 
 def overhead_hours(job: TrainingSetup, evaluations: int = 0, evaluation_tokens: int = 0) -> dict[str, float]:
-    """Hours besides training: loading, compiling, evaluations (a forward pass each), a checkpoint (weights or adapter with the optimizer's moments), and
+    """Hours apart from training: loading, compiling, evaluations (a forward pass each), a checkpoint (weights or adapter with the optimizer's moments), and
     the result alone. Where weights are divided each machine writes its part."""
     gigabytes = weight_bytes(job) / 1e9
     result = gigabytes if job.full else job.trainable * 4 / 1e9

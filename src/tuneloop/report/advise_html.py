@@ -1,18 +1,199 @@
-"""The page of `tuneloop advise --html`: the answer, why, what it costs, and what would change it."""
+"""The page of `tuneloop advise --html`: the answer, why, what it costs, and what would change it; with its charts."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from tuneloop.core.units import counted, exactly, usd_words
 from tuneloop.evaluate.metrics import metric_of
 from tuneloop.models.methods import method_named, title_of
-from tuneloop.records.advice import AdviceRecord, AdvisedAlternative, AdvisedTraining, MeasuredSystem, MonthlyBill
-from tuneloop.report.advise_charts import cost_chart, dollars, quality_chart, tornado_chart
-from tuneloop.report.charts import chart_pair, short
+from tuneloop.records.advice import (
+    AdviceRecord,
+    AdvisedAlternative,
+    AdvisedTraining,
+    AssumptionSwing,
+    MeasuredSystem,
+    MonthlyBill,
+)
+from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, chart_pair, fit, grid, short
 from tuneloop.report.facts import count, figure, gib, minutes, usd
 from tuneloop.report.html import page_template
 from tuneloop.report.plan_terminal import shown_parts
+
+MOST_LINES = 6  # alternatives drawn in one chart
+
+
+def dollars(value: float) -> str:
+    """`$1,234`, `−$56`, `$0.42`: without cents from 100 dollars on."""
+    if not math.isfinite(value):
+        return "never"
+    sign, size = "−" if value < 0 else "", abs(value)
+    return f"{sign}${size:,.0f}" if size >= 100 else sign + usd(size)
+
+
+def tornado_chart(swings: Sequence[AssumptionSwing], base: float, width: float = WIDE) -> Markup:
+    """Each assumption's bar from the outcome at its low end to that at its high end, the widest first.
+
+    `swings`: name, low, high, at_low, at_high of each; `base`: the outcome with everything as assumed.
+    """
+    if not swings:
+        return Markup("")
+    narrow = width < 500
+    pitch, top = (46.0, 24.0) if narrow else (32.0, 24.0)
+    left, right = (6.0, width - 6) if narrow else (290.0, width - 60)
+    scale = axis([base, *(end for s in swings for end in (s.at_low, s.at_high))], left, right, log=False)
+    bottom = top + pitch * len(swings)
+    body, names = [], []  # names are drawn last, on the lines that they cross
+    for tick in scale.ticks:
+        body += [
+            _line(scale(tick), top, scale(tick), bottom, "grid"),
+            _text(scale(tick), bottom + 17, f"${short(tick)}".replace("$-", "−$"), "tick", "middle"),
+        ]
+    for i, swing in enumerate(swings):
+        y = top + pitch * i + (28 if narrow else 9)
+        ends = f"{_plain(swing.low)} to {_plain(swing.high)}"
+        if narrow:
+            names.append(_text(0, y - 8, f"{swing.name}: {ends}", "name paper"))
+        else:
+            body += [_text(0, y + 10, fit(swing.name, 165), "name"), _text(278, y + 10, ends, "tick", "end")]
+        for end, value, outcome in (("low", swing.low, swing.at_low), ("high", swing.high, swing.at_high)):
+            a, b = sorted((scale(base), scale(outcome)))
+            tip = f"{swing.name} {_plain(value)}: {dollars(outcome)}"
+            body.append(
+                f'<rect class="swing {end}" x="{a:.1f}" y="{y:.1f}" width="{max(b - a, 0.8):.1f}" height="13">'
+                f"<title>{escape(tip)}</title></rect>"
+            )
+    body += [
+        _line(scale(base), top - 4, scale(base), bottom, "median"),
+        _text(scale(base), 14, f"as assumed: {dollars(base)}", "legend", "middle" if not narrow else "start"),
+    ]
+    title = "Net saving when one assumption changes. " + "; ".join(
+        f"{s.name}: {dollars(s.at_low)} to {dollars(s.at_high)}" for s in swings
+    )
+    return _svg(width, bottom + 26, title, body + names, "tornado")
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def cost_chart(rows: Sequence[AdvisedAlternative], months: float, chosen: str, width: float = WIDE) -> Markup:
+    """What the alternatives have cost in all after each month: upfront, then the monthly bill.
+
+    `rows`: name, upfront_usd, usd_per_month of each, the baseline first; `chosen`: the one that is advised.
+    """
+    if len(rows) < 2:
+        return Markup("")
+    narrow = width < 500
+    wanted = [rows[0], *(r for r in rows[1:] if r.name == chosen)]
+    wanted += [r for r in rows[1:] if r not in wanted][: MOST_LINES - len(wanted)]
+    left, right, top, bottom = (44.0, width - 8, 12.0, 220.0) if narrow else (64.0, width - 190, 12.0, 260.0)
+    ends = [r.upfront_usd + months * r.usd_per_month for r in wanted]
+    scale = axis([0.0, *ends, *(r.upfront_usd for r in wanted)], bottom, top, log=False)
+    time = axis([0.0, months], left, right, wanted=6, log=False)
+    body = grid(scale, left, right, across=True, unit="$")
+    for tick in time.ticks:
+        body.append(_text(time(tick), bottom + 17, f"{tick:g}", "tick", "middle"))
+    body.append(_text(right, bottom + 33, "months", "tick", "end"))
+    kinds = ["train" if r.name == chosen else "val" if i == 0 else "raw" for i, r in enumerate(wanted)]
+    for row, end, kind in zip(wanted, ends, kinds, strict=True):
+        body.append(_path([(time(0), scale(row.upfront_usd)), (time(months), scale(end))], kind))
+    if narrow:
+        legend = bottom + 50.0
+        for i, (row, kind) in enumerate(zip(wanted, kinds, strict=True)):
+            body += [
+                _line(0, legend + 17 * i - 4, 18, legend + 17 * i - 4, kind),
+                _text(24, legend + 17 * i, row.name, "legend"),
+            ]
+        height = legend + 17 * len(wanted)
+    else:
+        for y, row, end in _spread([(scale(e), r, e) for r, e in zip(wanted, ends, strict=True)], 15, bottom - 6):
+            label = f"{fit(row.name, 118)} {dollars(end)}"
+            body.append(_text(time(months) + 8, y + 4, label, "legend"))
+        height = bottom + 40
+    title = f"Dollars in all after {exactly(months, 'month')}: " + "; ".join(
+        f"{r.name} {dollars(e)}" for r, e in zip(wanted, ends, strict=True)
+    )
+    return _svg(width, height, title, body, "costs")
+
+
+Label = tuple[float, AdvisedAlternative, float]
+
+
+def _spread(labels: list[Label], gap: float, lowest: float) -> list[Label]:
+    """Labels moved apart so that none covers another and none stands below `lowest`, in their order from the top."""
+    placed: list[Label] = []
+    for y, row, end in sorted(labels, key=lambda label: label[0]):
+        placed.append((max(y, placed[-1][0] + gap) if placed else y, row, end))
+    for i in range(len(placed) - 1, -1, -1):
+        y, row, end = placed[i]
+        placed[i] = (min(y, lowest if i == len(placed) - 1 else placed[i + 1][0] - gap), row, end)
+    return placed
+
+
+Named = tuple[float, float, str, str]  # x and y of a point, its name, its kind
+
+
+def _names_beside(points: Sequence[Named], left: float, right: float, bottom: float) -> list[str]:
+    """Names of points, each at the nearest place where it covers no other name and no point; a thin line leads to one far off."""
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _, _ in points]
+    body = []
+    for x, y, name, kind in sorted(points, key=lambda p: (p[3] != "tuned", p[1])):
+        wide = len(name) * (7.2 if kind == "tuned" else 6.4)
+        places = [
+            (x + side * 10 - (wide if side < 0 else 0), y + down)
+            for down in (0, -14, 14, -28, 28, -42, 42, -56, 56, -70, 70)
+            for side in ((-1, 1) if x > (left + right) / 2 else (1, -1))
+        ]
+        inside = [(a, b) for a, b in places if a >= left and a + wide <= right + 40 and 14 <= b <= bottom - 4] or places
+        a, b = min(inside, key=lambda at: sum(_shared((at[0], at[1] - 7, at[0] + wide, at[1] + 7), t) for t in taken))
+        taken.append((a, b - 7, a + wide, b + 7))
+        if abs(b - y) > 14:
+            body.append(_line(x, y, a + wide if a < x else a, b, "rule"))
+        body.append(
+            _text(a + wide, b + 4, name, f"name {kind}", "end") if a < x else _text(a, b + 4, name, f"name {kind}")
+        )
+    return body
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _shared(a: Box, b: Box) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def quality_chart(leaderboard: Sequence[MeasuredSystem], width: float = WIDE) -> Markup:
+    """Quality with its interval above what 1,000 queries cost: two axes, never one figure."""
+    points = [(c, c.usd_per_1000_queries) for c in leaderboard if c.usd_per_1000_queries is not None]
+    if len(points) < 2:
+        return Markup("")
+    narrow = width < 500
+    left, right, top, bottom = (40.0, width - 12, 16.0, 230.0) if narrow else (56.0, width - 60, 16.0, 270.0)
+    cost = axis([price for _, price in points], left + 14, right - 14)
+    quality = axis([v for c, _ in points for v in (c.value, c.low, c.high)], bottom, top, log=False)
+    body = grid(quality, left, right, across=True)
+    for i, tick in enumerate(cost.ticks):
+        if not narrow or i % 2 == 0 or len(cost.ticks) < 4:
+            body.append(_text(cost(tick), bottom + 17, f"${short(tick)}", "tick", "middle"))
+    body.append(_text(right, bottom + 33, "dollars for 1,000 queries, as measured", "tick", "end"))
+    drawn = []
+    for c, price in points:
+        kind = "tuned" if c.name == "tuned" else "other"
+        x, y = cost(price), quality(c.value)
+        drawn.append((x, y, fit(c.name, 140 if narrow else 200), kind))
+        body += [
+            _line(x, quality(c.low), x, quality(c.high), f"whisker {kind}"),
+            f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
+        ]
+    body += _names_beside(drawn, left, right, bottom)
+    title = "Quality and cost: " + "; ".join(f"{c.name} {figure(c.value, c.metric)}" for c, _ in points)
+    return _svg(width, bottom + 40, title, body, "quality")
+
 
 ANSWERS = {"dont": "Don't fine-tune", "prompt": "Prompt first", "tune": "Fine-tune"}
 
@@ -30,7 +211,7 @@ def page_of_advice(advice: AdviceRecord) -> dict[str, Any]:
     months = question["months"]
     net = _net(chosen, months) if chosen else 0.0
     return {
-        "title": ANSWERS[advice.answer] + _with(advice),
+        "title": ANSWERS[advice.answer] + (f" {method_named(advice.method).how}" if advice.answer == "tune" else ""),
         "model": question["model"],
         "words": advice.reasons[0].says,
         "figures": _figures(advice, chosen, months),
@@ -53,30 +234,22 @@ def page_of_advice(advice: AdviceRecord) -> dict[str, Any]:
     }
 
 
-def _with(advice: AdviceRecord) -> str:
-    """By what method, where the answer is to tune."""
-    if advice.answer != "tune":
-        return ""
-    return f" {method_named(advice.method).how}"
-
-
 def _figures(advice: AdviceRecord, chosen: AdvisedAlternative | None, months: float) -> list[tuple[str, str, str]]:
-    """(name, value, detail) of the figures at the top."""
-    found = []
+    figures = []
     training = advice.trainings.get(advice.method)
     if training and training.cost and training.hours is not None:
         usual, high = usd_words(training.cost.usd or 0.0), usd_words(training.cost.p90 or 0.0)
-        found.append(("cost, expected", usual, f"one time in ten more than {high}"))
-        found.append(("one run", minutes(training.hours * 60), f"{training.gpus} x {training.gpu}"))
+        figures.append(("cost, expected", usual, f"one time in ten more than {high}"))
+        figures.append(("one run", minutes(training.hours * 60), f"{training.gpus} x {training.gpu}"))
     if chosen:
         days = chosen.break_even_days
-        found.append(
+        figures.append(
             ("pays back after", payback(days), chosen.why_never or
              f"{counted(chosen.break_even_queries or 0, 'query')}")
         )  # fmt: skip
-        found.append((f"saved in {exactly(months, 'month')}", dollars(_net(chosen, months)),
+        figures.append((f"saved in {exactly(months, 'month')}", dollars(_net(chosen, months)),
                       "against today's prompt"))  # fmt: skip
-    return found
+    return figures
 
 
 def _net(row: AdvisedAlternative, months: float) -> float:
@@ -89,13 +262,6 @@ def payback(days: float | None) -> str:
     return "never" if days is None else "under a day" if days < 1 else counted(days, "day")
 
 
-def _pays(row: AdvisedAlternative) -> str:
-    """When an alternative pays back; nothing for today's way, and for one that saves nothing and costs nothing."""
-    if not row.saves_usd_per_month and not row.upfront_usd:
-        return ""
-    return payback(row.break_even_days)
-
-
 def _alternative(row: AdvisedAlternative, leaderboard: list[MeasuredSystem]) -> dict[str, str]:
     metric = leaderboard[0].metric if leaderboard else "accuracy"
     return {
@@ -105,7 +271,8 @@ def _alternative(row: AdvisedAlternative, leaderboard: list[MeasuredSystem]) -> 
         "query": usd_words(row.usd_per_1000_queries),
         "month": dollars(row.usd_per_month),
         "total": dollars(row.total_usd),
-        "pays": _pays(row),
+        # Nothing for today's way, and for one that saves nothing and costs nothing.
+        "pays": payback(row.break_even_days) if row.saves_usd_per_month or row.upfront_usd else "",
         "note": row.note + (f"; {row.why_never}" if row.why_never else ""),
     }
 
@@ -134,15 +301,14 @@ def _bill(mode: str, bill: MonthlyBill) -> tuple[str, str, str, str, str]:
 
 def _training(name: str, t: AdvisedTraining) -> tuple[str, str, str, str, str]:
     fits = "fits" if t.fits else "does not fit"
-    known = t.fits and t.cost and t.hours is not None
+    priced = t.fits and t.cost and t.hours is not None
     return (
         title_of(name), f"{t.gpus} x {t.gpu}", f"{gib(t.peak_gib)} of {gib(t.capacity_gib)}, {fits}",
-        minutes((t.hours or 0.0) * 60) if known else "–", usd(t.usd_a_run) if known else "–",
+        minutes((t.hours or 0.0) * 60) if priced else "–", usd(t.usd_a_run) if priced else "–",
     )  # fmt: skip
 
 
 def _breakdown(advice: AdviceRecord) -> list[tuple[str, str, str, float]]:
-    """(part, how it comes about, dollars, share) of the advised method's expected cost."""
     training = advice.trainings.get(advice.method)
     if not training or not training.cost:
         return []
@@ -153,11 +319,10 @@ def _breakdown(advice: AdviceRecord) -> list[tuple[str, str, str, float]]:
 
 
 def _until_kept(advice: AdviceRecord) -> str:
-    """What several runs cost in all, where one is counted."""
     training = advice.trainings.get(advice.method)
-    kept = training.cost.until_kept if training and training.cost else None
+    several = training.cost.until_kept if training and training.cost else None
     return (
-        f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(kept.usd)} in all."
-        if kept
+        f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(several.usd)} in all."
+        if several
         else ""
     )

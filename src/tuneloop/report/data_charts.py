@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup, escape
 
 from tuneloop.report.charts import WIDE, _line, _svg, _text, fit
-from tuneloop.report.data_facts import SPLITS, Flow, Stage
+from tuneloop.report.data_facts import SPLITS, Flow, FlowStage
 from tuneloop.report.facts import count, number
 
 BEND = 6.0  # pixels: inner radius where a side exit turns
@@ -53,7 +53,7 @@ def _rect(x: float, y: float, width: float, height: float, kind: str) -> str:
 
 
 def _stage(
-    stage: Stage, top: float, left: float, scale: float, before: float, end: float, width: float
+    stage: FlowStage, top: float, left: float, scale: float, before: float, end: float, width: float
 ) -> tuple[list[str], float]:
     """The drawing of one stage from `top` on, and its height."""
     exits = _gathered(stage.exits)
@@ -126,9 +126,6 @@ def _splits(flow: Flow, top: float, left: float, band: float, width: float) -> t
         body.append(_text(0 if width < 500 else left, top + 112, note, "tick"))
         return body, 118.0
     return body, 98.0
-
-
-# --- labels ------------------------------------------------------------------------------------
 
 
 def split_labels_chart(splits: Mapping[str, Mapping[str, object]], width: float = WIDE) -> Markup:

@@ -68,7 +68,7 @@ class DataFacts:
         manifest: `dataset.json`; None where there is none that can be read.
         rejects: reason -> the first few rejects, from `rejects.jsonl`.
         rejected: rows by reason: the manifest's, or as counted in `rejects.jsonl` where there is no manifest.
-        repairs: kind -> the first few repairs, as they stand in `repairs.jsonl` (not cleaned); none of kind `pii`.
+        repairs: kind -> the first few repairs, as `repairs.jsonl` holds them (not cleaned); none of kind `pii`.
         repaired: changes by kind, those of personal data left out.
         redacted: kind of personal data -> how many values of it were found.
         hide: takes personal data out of a text that is shown, where `mask` alone is too coarse.
@@ -126,7 +126,11 @@ def read_data(path: Path | str, samples: int = 4) -> DataFacts:
         redacted=above_zero(personal or {k: n for k, n in repaired.items() if k == "pii"}),
         duplicates=list(_records(path / "duplicates.jsonl", _clean_line(DroppedCopy), problems, LISTED)),
         label_errors=list(_records(path / "label_errors.jsonl", _clean_line(DoubtfulLabel), problems, WORST)),
-        samples={split: [_clean_row(r) for r in _spaced(some, samples)] for split, some in rows.items() if some},
+        samples={
+            split: [Row.from_json(clean_all(row.to_json())) for row in _spaced(some, samples)]
+            for split, some in rows.items()
+            if some
+        },
         conflicts=conflicts,
         conflicting=conflicting,
         rows_read={split: len(some) for split, some in rows.items()},
@@ -208,10 +212,6 @@ def _row(value: dict[str, Any]) -> Row | None:
         return None
 
 
-def _clean_row(row: Row) -> Row:
-    return Row.from_json(clean_all(row.to_json()))
-
-
 def _records(path: Path, read: Reader[T], problems: list[str], most: int) -> Iterator[T]:
     """The records of the first lines of a JSON Lines file; damaged ones are counted."""
     damaged = 0
@@ -243,7 +243,7 @@ def _examples(
 
     Only the records that are shown are parsed: for the others, one look for the word is enough.
     """
-    found: defaultdict[str, list[T]] = defaultdict(list)
+    records: defaultdict[str, list[T]] = defaultdict(list)
     counts: Counter[str] = Counter()
     damaged = 0
     for line in _lines(path, problems, MOST_LINES):
@@ -253,15 +253,15 @@ def _examples(
             continue
         name = match[1]
         counts[name] += 1
-        if len(found[name]) < EXAMPLES:
+        if len(records[name]) < EXAMPLES:
             record = _parsed(line, read)
             if record is not None:
-                found[name].append(record)
+                records[name].append(record)
             else:
                 damaged += 1
     if damaged:
         problems.append(f"{path.name}: {count(damaged, 'unreadable line')} left out")
-    return dict(found), counts
+    return dict(records), counts
 
 
 def _spaced(rows: list[Row], n: int) -> list[Row]:
@@ -279,10 +279,10 @@ def find_conflicts(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Conflict], i
         At most `LISTED` conflicts, those with the most rows first, and the number of rows in all of them.
     """
     questions: defaultdict[str, list[tuple[str, Row]]] = defaultdict(list)
-    asked = {split: [_asked_last(row) for row in some] for split, some in rows.items()}
-    times = Counter(itertools.chain.from_iterable(asked.values()))
+    last_turns = {split: [_last_question(row) for row in some] for split, some in rows.items()}
+    times = Counter(itertools.chain.from_iterable(last_turns.values()))
     for split, some in rows.items():
-        for row in (row for row, question in zip(some, asked[split], strict=True) if times[question] > 1):
+        for row in (row for row, question in zip(some, last_turns[split], strict=True) if times[question] > 1):
             turns = turns_of(row)
             if len(turns) > 1:
                 # All that the model is shown: at another point of a conversation another answer is right.
@@ -302,7 +302,7 @@ def find_conflicts(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Conflict], i
     return conflicts[:LISTED], total
 
 
-def _asked_last(row: Row) -> str:
+def _last_question(row: Row) -> str:
     """The turn before the last one: a look at it alone leaves few rows that may be asked the same."""
     return _normalised(row.messages[-2]["content"]) if len(row.messages) > 1 else ""
 
@@ -361,7 +361,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 @dataclass(frozen=True)
-class Stage:
+class FlowStage:
     """A station on the way from the sources to the splits.
 
     Args:
@@ -382,7 +382,7 @@ class Flow:
     """How many records came in, what each stage did, and where they are; `added` rows came in on the way."""
 
     read: float
-    stages: tuple[Stage, ...]
+    stages: tuple[FlowStage, ...]
     splits: tuple[tuple[str, float], ...]
     added: float = 0
 
@@ -393,18 +393,18 @@ def flow_of(facts: DataFacts) -> Flow | None:
     if manifest is None or not manifest.counts.read:
         return None
     counts = manifest.counts
-    known = {reason for _, reasons in STAGES for reason in reasons}
+    listed = {reason for _, reasons in STAGES for reason in reasons}
     left, stages = float(counts.read), []
     reported = manifest.personal_mode == "report"
     for name, reasons in STAGES:
         mine = {
-            k: n for k, n in facts.rejected.items() if (k in reasons if name != "parsed" else k not in known) and n > 0
+            k: n for k, n in facts.rejected.items() if (k in reasons if name != "parsed" else k not in listed) and n > 0
         }
         left -= sum(mine.values())
         changes = {"repaired": facts.repaired, "redacted": facts.redacted}.get(name, {})
         if mine or changes or name in ("parsed", "deduplicated"):
             shown = "screened" if name == "redacted" and reported else name
-            stages.append(Stage(shown, max(left, 0.0), _most_first(mine), _most_first(changes)))
+            stages.append(FlowStage(shown, max(left, 0.0), _most_first(mine), _most_first(changes)))
     splits = tuple((split, float(counts[split])) for split in SPLITS)
     # General rows may be mixed in.
     added = sum(n for _, n in splits) - max(left, 0.0)
@@ -427,7 +427,7 @@ MASKS = (
 def mask(text: str) -> str:
     """Text without e-mail addresses, long numbers and long tokens.
 
-    A rejected record stands in `rejects.jsonl` as it came but for personal data, or with them where
+    A rejected record is in `rejects.jsonl` as it came but for personal data, or with them where
     `data.personal.mode` says so; the report may be sent around. This is a coarse net for excerpts of such records.
     """
     for pattern, name in MASKS:

@@ -28,11 +28,11 @@ from tuneloop.report.data_facts import (
     read_data,
     turns_of,
 )
-from tuneloop.report.differences import Parts, from_difference, same_end, side_by_side
 from tuneloop.report.facts import clean, count, number
 from tuneloop.report.facts import short_count as short
 from tuneloop.report.head import KeyFigure
 from tuneloop.report.html import inline, page_template, source_lines, split_lines, tally, token_chart, yaml_text
+from tuneloop.report.samples import Parts, from_difference, same_end, side_by_side
 
 LONGEST_TEXT = 1200  # characters of one text that the page shows
 LONGEST_VALUE = 240  # characters of one value of a rejected record
@@ -44,7 +44,7 @@ Hide = Callable[[str], str]  # hides personal data in a text
 
 
 def write_data_report(dataset: Path | str, hide: Hide = str) -> Path:
-    """Write `DATASET/report.html` from the files of the folder; a rerun renders it anew.
+    """Write `DATASET/report.html` from the files of the folder; a rerun renders it again.
 
     Args:
         dataset: the folder.
@@ -107,7 +107,6 @@ def page_of(facts: DataFacts) -> dict[str, Any]:
 
 
 def _contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(anchor, name) of the sections that the page has."""
     names = [
         ("flow", "Flow"),
         ("checks", "Checks"),
@@ -188,7 +187,6 @@ def _chart(draw: Callable[..., Any], what: Any) -> Any:
 
 
 def _meanings(manifest: DatasetManifest | None) -> dict[str, str]:
-    """Reason or kind -> what it means."""
     return manifest.words if manifest else {}
 
 
@@ -265,8 +263,8 @@ def _samples(facts: DataFacts, hide: Hide) -> dict[str, Any]:
 def _template_adds(facts: DataFacts) -> str:
     """The system turn that the chat template puts before the sampled rows; nothing where all have their own."""
     rows = [turns_of(row) for some in facts.samples.values() for row in some]
-    own = all(turns and (turns[0][0] == "system" or len(turns) == 1) for turns in rows)
-    return "" if own else cut((facts.manifest and facts.manifest.template_adds) or "")
+    complete = all(turns and (turns[0][0] == "system" or len(turns) == 1) for turns in rows)
+    return "" if complete else cut((facts.manifest and facts.manifest.template_adds) or "")
 
 
 def _sample(row: Row, shared: str | None, hide: Hide) -> dict[str, Any]:

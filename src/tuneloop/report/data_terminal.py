@@ -79,7 +79,7 @@ def _checks(checks: Sequence[Check]) -> Table:
 
 
 def _kinds(counts: Mapping[str, float]) -> str:
-    """`277 exact_duplicate, 21 broken_json`: the words as they stand in the files, so that they can be searched."""
+    """`277 exact_duplicate, 21 broken_json`: the words as the files hold them, so that they can be searched."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     words = [f"{count(n)} {clean(name)[:40]}" for name, n in ordered[:MOST_KINDS]]
     if rest := ordered[MOST_KINDS:]:

@@ -1,22 +1,33 @@
-"""The parts of a page about an evaluation that say where it is good and where not: labels, slices, calibration, costs.
-
-Used by the run's report and by the page of an evaluation or a comparison. Each part is left out where `eval.json`
-does not hold it.
-"""
+"""Parts of an evaluation that the page of a run and that of an evaluation share: labels, slices, calibration, side effects, with their charts."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from tuneloop.core.units import counted
 from tuneloop.evaluate.metrics import metric_of, title_of
-from tuneloop.records.evaluation import Estimate, EvaluationManifest, Slice
+from tuneloop.records.evaluation import CalibrationBin, Estimate, EvaluationManifest, Slice
 from tuneloop.records.side_effects import Canaries, Forgetting, Memorisation, PublicTasks
-from tuneloop.report import charts, eval_charts
+from tuneloop.report.charts import (
+    NARROW,
+    WIDE,
+    Axis,
+    _line,
+    _path,
+    _svg,
+    _text,
+    axis,
+    chart_pair,
+    fit,
+    fit_middle,
+    grid,
+    short,
+)
 from tuneloop.report.facts import (
     SYSTEMS,
     figure,
@@ -33,7 +44,110 @@ from tuneloop.report.facts import (
     with_interval,
 )
 
-MOST_LABELS = {charts.WIDE: 24, charts.NARROW: 12}  # of a confusion matrix that can be read, by its width
+
+def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int], width: float = WIDE) -> Markup:
+    """A confusion matrix: rows are true labels, columns predicted ones; shade is the share of the row.
+
+    `labels` are in order, the last may be a name for all others; `cells`: (reference, answer) -> rows.
+    """
+    if len(labels) < 2:
+        return Markup("")
+    narrow = width < 500
+    left, top = (124.0, 122.0) if narrow else (232.0, 168.0)  # names, and a line for the axis's title
+    size = min((width - left) / len(labels), 46.0)
+    totals = {a: sum(n for (ref, _), n in cells.items() if ref == a) for a in labels}
+    extent = size * len(labels)
+    body = [
+        _text(left + extent / 2, 13, "predicted", "legend", "middle"),
+        f'<text transform="translate(11 {top + extent / 2:.1f}) rotate(-90)" class="legend" text-anchor="middle">true</text>',
+    ]
+    for i, name in enumerate(labels):
+        middle = size * (i + 0.5)
+        body.append(_text(left - 8, top + middle + 4, fit_middle(name, left - 28), "name", "end"))
+        # Written towards the column, so that the last name ends inside the chart too.
+        at = f"translate({left + middle + 3:.1f} {top - 6:.1f}) rotate(55)"
+        body.append(
+            f'<text transform="{at}" class="name" text-anchor="end">{escape(fit_middle(name, (top - 18) * 1.15 - 6))}</text>'
+        )
+    for i, reference in enumerate(labels):
+        for j, answer in enumerate(labels):
+            n = cells.get((reference, answer), 0)
+            share = n / totals[reference] if totals[reference] else 0.0
+            kind = "hit" if i == j else "miss"
+            shade = 0.12 + 0.78 * share if n else 0.0
+            x, y = left + size * j, top + size * i
+            tip = f"{reference} taken for {answer}: {n} of {totals[reference]}" if i != j else f"{reference}: {n} of {totals[reference]} right"  # fmt: skip
+            body.append(
+                f'<rect class="cell {kind}" x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{size - 1:.1f}" '
+                f'height="{size - 1:.1f}" style="fill-opacity:{shade:.2f}"><title>{escape(tip)}</title></rect>'
+            )
+            if n and size >= max(17, 8.5 * len(str(n))):
+                strong = " strong" if shade > 0.55 else ""
+                body.append(_text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
+    wrong = sum(n for (a, b), n in cells.items() if a != b)
+    title = f"Confusion matrix of {counted(len(labels), 'label')}: a row for each true label, a column for each predicted one; {counted(wrong, 'row')} off the diagonal"
+    return _svg(width, top + extent + 6, title, body, "confusion")
+
+
+def reliability_chart(bins: Sequence[CalibrationBin], width: float = WIDE) -> Markup:
+    """Share of right answers by confidence; on the diagonal confidence is deserved. Dots grow with their rows."""
+    if not bins:
+        return Markup("")
+    side = min(width - 60, 330.0)
+    left, top = 44.0, 10.0
+    x = Axis(0, 1, left, left + side, False, (0, 0.2, 0.4, 0.6, 0.8, 1))
+    y = Axis(0, 1, top + side, top, False, (0, 0.2, 0.4, 0.6, 0.8, 1))
+    body = []
+    for tick in x.ticks:
+        body += [
+            _line(left, y(tick), left + side, y(tick), "grid"),
+            _text(left - 7, y(tick) + 4, short(tick), "tick", "end"),
+        ]
+        body.append(_text(x(tick), top + side + 17, short(tick), "tick", "middle"))
+    body.append(_line(x(0), y(0), x(1), y(1), "reference"))
+    most = max(b.n for b in bins)
+    points = [(x(b.confidence), y(b.accuracy)) for b in bins]
+    body.append(_path(points, "train"))
+    for (px, py), b in zip(points, bins, strict=True):
+        tip = f"confidence {b.confidence:.2f}: {b.accuracy:.0%} of {b.n:,} right"
+        radius = 3 + 6 * (b.n / most) ** 0.5
+        body.append(f'<circle class="dot tuned" cx="{px:.1f}" cy="{py:.1f}" r="{radius:.1f}"><title>{escape(tip)}</title></circle>')  # fmt: skip
+    body.append(_text(left + side / 2, top + side + 34, "confidence", "legend", "middle"))
+    body.append(_text(left + 6, top + 12, "share right", "legend"))
+    summary = "; ".join(f"{b.confidence:.2f}: {b.accuracy:.2f}" for b in bins)
+    return _svg(width, top + side + 42, f"Share of right answers by confidence. {summary}", body, "reliability")
+
+
+def slice_chart(slices: Sequence[Slice], metric: str, whole: float | None, width: float = WIDE) -> Markup:
+    """Slices under each other, each a value with its interval; a line marks the value on all rows (`whole`)."""
+    if not slices:
+        return Markup("")
+    narrow = width < 500
+    pitch, left, right = (40.0, 4.0, width - 8) if narrow else (26.0, 230.0, width - 150)
+    ends = [v for s in slices for v in (s.score, s.low, s.high) if math.isfinite(v)]
+    scale = axis(
+        [*ends, *([whole] if whole is not None else [])], left + 6, right - 6, wanted=4 if narrow else 6, log=False
+    )
+    bottom = 8.0 + pitch * len(slices)
+    body = grid(scale, 8, bottom, across=False)
+    if whole is not None:
+        body.append(_line(scale(whole), 8, scale(whole), bottom, "reference"))
+    for i, s in enumerate(slices):
+        y = 8 + pitch * i + (pitch - 12 if narrow else pitch / 2)
+        kind = {"worse": "worse", "better": "tuned"}.get(s.verdict, "other")
+        words, label_y = f"{s.value} ({s.n:,})", y - 12 if narrow else y + 4
+        body.append(_text(0, label_y, fit(words, width - 130 if narrow else 222), f"name {kind}"))
+        bounds = interval(Estimate(s.score, s.low, s.high), metric)
+        label = f'<tspan class="value">{figure(s.score, metric)}</tspan> <tspan class="bounds">{bounds}</tspan>'
+        body.append(f'<text x="{width:g}" y="{label_y:.1f}" class="figure {kind}" text-anchor="end">{label}</text>')
+        if bounds:
+            body.append(_line(scale(s.low), y, scale(s.high), y, f"whisker {kind}"))
+        body.append(f'<circle class="dot {kind}" cx="{scale(s.score):.1f}" cy="{y:.1f}" r="4"/>')
+    title = "; ".join(f"{s.value} {figure(s.score, metric)}" for s in slices)
+    return _svg(width, bottom + 24, title, body, "forest")
+
+
+MOST_LABELS = {WIDE: 24, NARROW: 12}  # of a confusion matrix that can be read, by its width
 MOST_SLICES = 14  # drawn for one field
 REST = "all other"
 INVALID = "(invalid)"
@@ -72,16 +186,16 @@ def _labels(evaluation: EvaluationManifest) -> dict[str, Any]:
         }
         for c in evaluation.per_class or ()
     ]
-    found = evaluation.confusion.cells if evaluation.confusion else []
-    cells = {(label, INVALID if predicted is None else predicted): n for label, predicted, n in found}
+    confusions = evaluation.confusion.cells if evaluation.confusion else []
+    cells = {(label, INVALID if predicted is None else predicted): n for label, predicted, n in confusions}
     if not classes and not cells:
         return {}
     return {
         "classes": sorted(classes, key=lambda c: (c["f1"], c["label"])),
         "chart": Markup("").join(
-            eval_charts.confusion_chart(*_most_confused(cells, most), width) for width, most in MOST_LABELS.items()
+            confusion_chart(*_most_confused(cells, most), width) for width, most in MOST_LABELS.items()
         ),
-        "part": len({a for a, _ in cells} | {b for _, b in cells}) > MOST_LABELS[charts.NARROW],
+        "part": len({a for a, _ in cells} | {b for _, b in cells}) > MOST_LABELS[NARROW],
         "total": len({a for a, _ in cells}),
     }
 
@@ -96,11 +210,11 @@ def _most_confused(cells: Mapping[tuple[str, str], int], most: int) -> tuple[lis
         if a != b:
             errors[a] += n
             errors[b] += n
-    kept = {name for name, _ in errors.most_common(most - 1)}
+    shown = {name for name, _ in errors.most_common(most - 1)}
     folded: Counter[tuple[str, str]] = Counter()
     for (a, b), n in cells.items():
-        folded[a if a in kept else REST, b if b in kept else REST] += n
-    return [*(name for name in names if name in kept), REST], dict(folded)
+        folded[a if a in shown else REST, b if b in shown else REST] += n
+    return [*(name for name in names if name in shown), REST], dict(folded)
 
 
 # --- fields of structured answers --------------------------------------------------------------
@@ -129,21 +243,21 @@ def _fields(evaluation: EvaluationManifest) -> dict[str, Any]:
 
 def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
     metric = evaluation.row_metric or evaluation.primary or "accuracy"
-    found = [s for s in evaluation.slices if math.isfinite(s.score)]
-    if not found:
+    measured = [s for s in evaluation.slices if math.isfinite(s.score)]
+    if not measured:
         return {}
     whole = finite(evaluation.metrics.get(metric))
     fields: dict[str, list[Slice]] = {}
-    for s in found:
+    for s in measured:
         fields.setdefault(s.field, []).append(s)
     drawn = []
     for field, each in fields.items():
         # Of many values those that differ most are drawn.
-        kept = sorted(each, key=lambda s: s.score)
-        if len(kept) > MOST_SLICES:
-            kept = kept[: MOST_SLICES - 4] + kept[-4:]
-        chart = charts.chart_pair(eval_charts.slice_chart, kept, metric, whole.value if whole else None)
-        drawn.append({"field": field, "chart": chart, "shown": len(kept), "total": len(each)})
+        ranked = sorted(each, key=lambda s: s.score)
+        if len(ranked) > MOST_SLICES:
+            ranked = ranked[: MOST_SLICES - 4] + ranked[-4:]
+        chart = chart_pair(slice_chart, ranked, metric, whole.value if whole else None)
+        drawn.append({"field": field, "chart": chart, "shown": len(ranked), "total": len(each)})
     worse = [
         {
             "field": s.field,
@@ -153,22 +267,22 @@ def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
             "rest": figure(number(s.rest), metric),
             "p": p_value(number(s.p_holm)),
         }
-        for s in found
+        for s in measured
         if s.verdict == "worse"
     ]
-    return {"metric": title_of(metric), "fields": drawn, "worse": worse, "total": len(found)}
+    return {"metric": title_of(metric), "fields": drawn, "worse": worse, "total": len(measured)}
 
 
 # --- calibration -------------------------------------------------------------------------------
 
 
 def _calibration(evaluation: EvaluationManifest) -> dict[str, Any]:
-    found = evaluation.calibration
-    if found is None or not found.bins:
+    calibration = evaluation.calibration
+    if calibration is None or not calibration.bins:
         return {}
-    ece = found.ece
+    ece = calibration.ece
     return {
-        "chart": charts.chart_pair(eval_charts.reliability_chart, found.bins),
+        "chart": chart_pair(reliability_chart, calibration.bins),
         "ece": f"{ece.value:.3f}" + (f" [{ece.low:.3f}, {ece.high:.3f}]" if interval(ece) else ""),
     }
 
@@ -182,11 +296,11 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
     Gains are those of the comparison, with its sign. Without any (only baselines so far) they are the leaderboard's, over
     the prompt; without a leaderboard there are the costs alone.
     """
-    n, own, costs = evaluation.n, evaluation.name, evaluation.costs
+    n, system, costs = evaluation.n, evaluation.name, evaluation.costs
     entries = {entry.name: entry for entry in evaluation.leaderboard}
     names = list(entries) or sorted(
         [*(name for name in SYSTEMS if name in costs), *(name for name in costs if name not in SYSTEMS)],
-        key=lambda name: name == own,
+        key=lambda name: name == system,
     )
     metric = evaluation.primary or next((entry.metric for entry in entries.values()), "accuracy")
     compared = {line.name: line.delta for line in systems_of(evaluation, [metric]) if line.delta is not None}
@@ -201,7 +315,7 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
         lines.append(
             {
                 "name": name,
-                "tuned": "yes" if name == own else "",
+                "tuned": "yes" if name == system else "",
                 "gain": _gain(gain, metric) if gain else ("", ""),
                 "training": _training(cost.training_seconds, cost.training_usd),
                 "seconds": _span(cost.seconds / n) if "seconds" in cost.model_fields_set else "–",
@@ -246,21 +360,20 @@ def _words(value: object) -> list[str]:
     return [str(line) for line in value] if isinstance(value, list) else [str(value)] if value else []
 
 
-# --- what tuning has done besides its task -----------------------------------------------------
+# --- what else tuning has done -----------------------------------------------------
 
 
 def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
-    """Forgetting, public tasks, memorisation and canaries, each in words and as lines of before, after and change."""
-    found: list[tuple[str, str, list[Line]]] = []
+    parts: list[tuple[str, str, list[Line]]] = []
     if part := evaluation.forgetting:
-        found.append(("General ability", part.words, _forgotten(part)))
+        parts.append(("General ability", part.words, _forgotten(part)))
     if tasks := evaluation.lm_eval:
-        found.append(("Public tasks", tasks.words, _tasks(tasks)))
+        parts.append(("Public tasks", tasks.words, _tasks(tasks)))
     if learned := evaluation.memorisation:
-        found.append(("Training rows known by heart", learned.words, _memorised(learned)))
+        parts.append(("Training rows known by heart", learned.words, _memorised(learned)))
     if planted := evaluation.canaries:
-        found.append(("Canaries: exposure in bits", planted.words, _canaries(planted)))
-    return [{"title": title, "words": _words(words), "lines": lines} for title, words, lines in found]
+        parts.append(("Canaries: exposure in bits", planted.words, _canaries(planted)))
+    return [{"title": title, "words": _words(words), "lines": lines} for title, words, lines in parts]
 
 
 Line = tuple[str, str, str, str]  # of what, before, after, change
@@ -310,32 +423,31 @@ CONSISTENCY = {
 
 
 def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
-    """How often answers agree when a row is asked several ways: a line a system, kinds of ways, contradictions."""
-    found, own = evaluation.consistency, evaluation.name
-    if found is None or not found.systems:
+    consistency, system = evaluation.consistency, evaluation.name
+    if consistency is None or not consistency.systems:
         return {}
-    names = [key for key in CONSISTENCY if any(key in figures for figures in found.systems.values())]
-    pairs = {pair.a: pair for pair in found.comparisons if pair.metric == found.metric}
-    same = found.same_as_plain
+    names = [key for key in CONSISTENCY if any(key in figures for figures in consistency.systems.values())]
+    pairs = {pair.a: pair for pair in consistency.comparisons if pair.metric == consistency.metric}
+    same = consistency.same_as_plain
     kinds = list(dict.fromkeys(kind for each in same.values() for kind in each))
     return {
-        "words": found.words,
+        "words": consistency.words,
         "columns": [CONSISTENCY[key] for key in names],
         "lines": [
             {
                 "name": name,
-                "tuned": "yes" if name == own else "",
+                "tuned": "yes" if name == system else "",
                 "cells": [with_interval(finite(figures.get(key))) for key in names],
                 "p": p_value(number(pairs[name].p_holm)) if name in pairs else "",
             }
-            for name, figures in sorted(found.systems.items(), key=lambda item: item[0] == own)
+            for name, figures in sorted(consistency.systems.items(), key=lambda item: item[0] == system)
         ],
         "kinds": kinds,
         "same": [
             (name, [figure(number(each.get(kind))) for kind in kinds])
-            for name, each in sorted(same.items(), key=lambda item: item[0] == own)
+            for name, each in sorted(same.items(), key=lambda item: item[0] == system)
         ],
-        "examples": [example for example in found.examples if example.ways],
+        "examples": [example for example in consistency.examples if example.ways],
     }
 
 
@@ -343,17 +455,16 @@ def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
 
 
 def _production(evaluation: EvaluationManifest) -> dict[str, Any]:
-    """Whether the test rows are like those of production, and the score as production weighs them."""
-    found = evaluation.production
-    if found is None or not math.isfinite(found.auc + found.reweighted.value):
+    production = evaluation.production
+    if production is None or not math.isfinite(production.auc + production.reweighted.value):
         return {}
     return {
         "facts": [
-            ("production rows", f"{found.rows:,}"),
-            ("told apart, AUC (0.5: not at all)", f"{found.auc:.2f}"),
-            (f"{title_of(found.metric)} on the test rows", figure(number(found.score), found.metric)),
-            ("weighted as production", with_interval(found.reweighted, found.metric)),
-            ("worth as many rows", f"{number(found.effective_rows) or 0:,.0f}"),
+            ("production rows", f"{production.rows:,}"),
+            ("told apart, AUC (0.5: not at all)", f"{production.auc:.2f}"),
+            (f"{title_of(production.metric)} on the test rows", figure(number(production.score), production.metric)),
+            ("weighted as production", with_interval(production.reweighted, production.metric)),
+            ("worth as many rows", f"{number(production.effective_rows) or 0:,.0f}"),
         ],
-        "differs": found.differs_in if found.differs else [],
+        "differs": production.differs_in if production.differs else [],
     }

@@ -1,4 +1,4 @@
-"""What a run folder says, read once for both reports, and how its figures are written.
+"""What a run folder says, read once for both reports, and how its numbers are written.
 
 Every file may be missing (a run in progress, a run without baselines) or cut short: a report shows
 what there is. Text from the user or from a model is made safe to print here, once.
@@ -35,7 +35,7 @@ from tuneloop.records.run import (
     Validation,
 )
 
-# The order in which systems stand in tables and charts; unknown ones come before the tuned model.
+# The order of systems in tables and charts; unknown ones come before the tuned model.
 SYSTEMS = (
     "majority class",
     "zero-shot",
@@ -141,7 +141,7 @@ def read_run(path: Path | str) -> RunFacts:
     if not path.is_dir():
         raise UserError("No such run folder", where=str(path), next_step="give a folder under runs/")
     problems: list[str] = []
-    known = {kind: _record(kind, path / kind.file, problems) for kind in RECORDS}
+    records = {kind: _record(kind, path / kind.file, problems) for kind in RECORDS}
     config = _mapping(path / CONFIG, problems)
     # the run may have begun from a data set that was prepared elsewhere
     sources = section(config.get("data")).get("sources") or [""]
@@ -149,14 +149,14 @@ def read_run(path: Path | str) -> RunFacts:
     dataset = next((_record(DatasetManifest, place, problems) for place in places if place.is_file()), None)
     lines = _lines(path / METRICS, problems, _training_line)
     samples = _lines(path / SAMPLES, problems, lambda value: as_line(Sample, value, "", ""))
-    if not any((*known.values(), config, dataset, lines, samples, problems)):
+    if not any((*records.values(), config, dataset, lines, samples, problems)):
         names = ", ".join([CONFIG, *(kind.file for kind in RECORDS), METRICS])
         raise UserError(
             "Not a run folder: it holds none of a run's files", where=str(path), next_step=f"a run has {names}"
         )
 
     def found(kind: type[R]) -> R | None:
-        record = known[kind]
+        record = records[kind]
         return record if isinstance(record, kind) else None
 
     evaluation = found(EvaluationManifest) or NOT_EVALUATED
@@ -180,7 +180,6 @@ def read_run(path: Path | str) -> RunFacts:
 
 
 def _training_line(value: dict[str, Any]) -> TrainingStep | Validation | FindingLine | None:
-    """A line of `metrics.jsonl`; None for what a report does not show."""
     kinds: dict[str, type[TrainingStep | Validation | FindingLine]] = {
         "loss": TrainingStep,
         "val_loss": Validation,
@@ -279,7 +278,7 @@ def number(value: object) -> float | None:
 
 
 def given(record: Part | None, name: str) -> float | None:
-    """A figure of a record; None where its file does not hold it."""
+    """A number of a record; None where its file does not hold it."""
     return number(getattr(record, name)) if record is not None and name in record.model_fields_set else None
 
 
@@ -288,7 +287,7 @@ def section(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-# --- figures -----------------------------------------------------------------------------------
+# --- numbers -----------------------------------------------------------------------------------
 
 
 def count(n: float, unit: str = "") -> str:
@@ -389,18 +388,18 @@ def shown_metrics(evaluation: EvaluationManifest) -> list[str]:
         wanted = [*fields, *headline_of("texts")][:3]
     else:
         wanted = headline_of("labels" if "accuracy" in names else "texts")
-    own = [name for name in evaluation.own_metrics if metric_of(name).headline][:MOST_OWN]
-    shown = list(dict.fromkeys([*([first] if first else []), *wanted, *own]))
+    scorers = [name for name in evaluation.own_metrics if metric_of(name).headline][:MOST_OWN]
+    shown = list(dict.fromkeys([*([first] if first else []), *wanted, *scorers]))
     return [n for n in shown if n in names] or names[:2]
 
 
 def systems_of(evaluation: EvaluationManifest, metrics: Sequence[str]) -> list[SystemFacts]:
     """The lines of the comparison: the base model, the cheap alternatives, the tuned model last."""
     baselines = evaluation.baselines
-    known = [name for name in SYSTEMS if name in baselines]
+    usual = [name for name in SYSTEMS if name in baselines]
     lines = [
         _system_facts(evaluation, name, baselines[name], metrics)
-        for name in [*known, *(name for name in baselines if name not in known)]
+        for name in [*usual, *(name for name in baselines if name not in usual)]
     ]
     if evaluation.metrics:
         lines.append(_system_facts(evaluation, evaluation.name, evaluation.metrics, metrics, tuned=True))
@@ -431,10 +430,10 @@ def _system_facts(
 
 def gain_header(evaluation: EvaluationManifest) -> tuple[str, str]:
     """What the gains of a comparison are, for a column's head and in a sentence or two."""
-    reference, own = reference_system(evaluation), evaluation.name
-    head = f"gain over {reference}" if reference else f"gain of {own}"
+    reference, system = reference_system(evaluation), evaluation.name
+    head = f"gain over {reference}" if reference else f"gain of {system}"
     what = f"of each line over {reference}; positive means that the line is better." if reference else ""
-    what = what or f"of {own} over each line; positive means that {own} is better."
+    what = what or f"of {system} over each line; positive means that {system} is better."
     return head, f"Gain: {what} {_correction(evaluation)}".strip()
 
 
@@ -455,7 +454,7 @@ def limit_words(facts: RunFacts) -> list[str]:
 
 
 def more_words(evaluation: EvaluationManifest) -> list[str]:
-    """What an evaluation says besides its verdict: the side effects of tuning, consistency, and what requests cost."""
+    """What else an evaluation says: the side effects of tuning, consistency, and what requests cost."""
     parts = (evaluation.forgetting, evaluation.lm_eval, evaluation.memorisation, evaluation.canaries)
     consistency = evaluation.consistency.words if evaluation.consistency else []
     return [
@@ -500,7 +499,7 @@ def _bare(text: str) -> str:
 
 @dataclass(frozen=True)
 class Promise:
-    """A predicted figure and the measured one, written out.
+    """A predicted number and the measured one, written out.
 
     Args:
         inside: whether it kept to its range.
@@ -515,7 +514,7 @@ class Promise:
 
 
 def off_words(actual: float | None, low: float | None, high: float | None, expected: float | None) -> str:
-    """How a figure compares with its prediction: `as predicted` within the range, else `took 38 % less` or `took 2.1 times as much`."""
+    """How a number compares with its prediction: `as predicted` within the range, else `took 38 % less` or `took 2.1 times as much`."""
     if actual is None or low is None or high is None or not expected:
         return ""
     if low <= actual <= high:
@@ -527,16 +526,18 @@ def off_words(actual: float | None, low: float | None, high: float | None, expec
 
 
 def promises(facts: RunFacts) -> list[Promise]:
-    """Time, memory and money: predicted against actual. Lines without either figure are left out."""
+    """Time, memory and money: predicted against actual. Lines without either number are left out."""
     run, plan = facts.run, facts.plan
-    said, time, cost = run and run.predicted, plan and plan.time, plan and plan.cost
+    promised, time, cost = run and run.predicted, plan and plan.time, plan and plan.cost
     in_minutes = [None if hours is None else 60 * hours for hours in (time.hours, time.low, time.high)] if time else []
-    expected, low, high = (said.minutes, said.low, said.high) if said else in_minutes or (None, None, None)
+    expected, low, high = (
+        (promised.minutes, promised.low, promised.high) if promised else in_minutes or (None, None, None)
+    )
     seconds, real_peak, paid = (given(run, name) for name in ("seconds", "peak_memory_gib", "usd"))
     took = None if seconds is None else seconds / 60
     span = f"  ({minutes(low)} to {minutes(high)})" if low is not None and high is not None else ""
-    peak = said.peak_gib if said else plan.memory.peak_gib if plan else None
-    price = said.usd if said else cost.usd if cost else None
+    peak = promised.peak_gib if promised else plan.memory.peak_gib if plan else None
+    price = promised.usd if promised else cost.usd if cost else None
     cheapest = cost.low if cost and cost.low is not None else None if price is None else price * 0.75
     most = cost.high if cost and cost.high is not None else None if price is None else price * 1.25
 

@@ -39,7 +39,7 @@ LONG_TITLE = 60  # characters from which a title is set smaller; of one with a c
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """One of the large figures under the title: name, value, and a small line of detail."""
+    """One of the large numbers under the title: name, value, and a small line of detail."""
 
     name: str
     value: str
@@ -47,7 +47,7 @@ class KeyFigure:
 
 
 def head_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemFacts]) -> dict[str, Any]:
-    """Title, place, words, figures, baselines and warnings."""
+    """Title, place, words, key numbers, baselines and warnings."""
     title, *words = verdict_words(facts.evaluation) or [_subject(facts)]
     first, colon, rest = title.partition(": ")
     short = colon and len(first) <= LONG_TITLE
@@ -121,10 +121,10 @@ def _state(facts: RunFacts) -> str:
 def few_rows(evaluation: EvaluationManifest, metrics: Sequence[str], against: SystemFacts | None) -> str:
     """How little a small test set can show of a difference from `against`; empty for a large one."""
     n = evaluation.n
-    own = finite(evaluation.metrics.get(metrics[0])) if metrics else None
-    if not n or n >= FEW_ROWS or own is None:
+    score = finite(evaluation.metrics.get(metrics[0])) if metrics else None
+    if not n or n >= FEW_ROWS or score is None:
         return ""
-    bounds = interval(own, metrics[0])
+    bounds = interval(score, metrics[0])
     text = f"A small test set: {count(n, 'row')}."
     text += f" On other rows of the same kind {title_of(metrics[0])} may be anywhere in {bounds}." if bounds else ""
     smallest = next(
@@ -163,8 +163,8 @@ def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemF
         ("cost", usd(given(facts.run, "usd"))),
     ):
         if shown != "–":
-            said = promised.get(name, "–").split("  (")[0]
-            figures.append(KeyFigure(name, shown, f"predicted {said}" if said != "–" else ""))
+            prediction = promised.get(name, "–").split("  (")[0]
+            figures.append(KeyFigure(name, shown, f"predicted {prediction}" if prediction != "–" else ""))
     return figures[:6]
 
 
@@ -203,8 +203,6 @@ def _seen(run: RunManifest | None) -> list[KeyFigure]:
     value = f"{percent:.1f} %" if percent < 10 else f"{min(percent, 100):.0f} %"
     return [KeyFigure("training rows seen", value, run.seen if seen >= rows else f"{seen:,.0f} of {rows:,.0f}")]
 
-
-# --- the gate ----------------------------------------------------------------------------------
 
 GATE = {"pass": "✓ The gate is passed", "fail": "✗ The gate is failed", "inconclusive": "? The gate has not enough evidence"}  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page about a run, made from the run's files alone."""
+"""`report.html` of a run, an evaluation or a comparison: one self-contained page, made from its folder's files alone."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
 from tuneloop.evaluate.metrics import title_of
 from tuneloop.records.dataset import DatasetManifest
+from tuneloop.records.evaluation import EVALUATION
 from tuneloop.records.run import FindingLine, Validation
-from tuneloop.report import charts, curves
+from tuneloop.report import charts
+from tuneloop.report.comparison import changed_settings, compared_part, comparison_as, comparison_table
 from tuneloop.report.eval_parts import evaluation_parts
 from tuneloop.report.facts import (
     RunFacts,
@@ -42,15 +45,13 @@ from tuneloop.report.facts import (
 from tuneloop.report.facts import short_count as short
 from tuneloop.report.head import gate_part, head_part
 from tuneloop.report.samples import samples_part
-from tuneloop.report.settings import changed_settings
-from tuneloop.report.table import comparison_table
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 
 def write_report(run: Path) -> Path:
-    """Write `RUN/report.html` from the files of the run; a rerun renders it anew.
+    """Write `RUN/report.html` from the files of the run; a rerun renders it again.
 
     Raises:
         UserError: no such run folder, nothing in it, or it can't be written.
@@ -165,9 +166,6 @@ def script_part() -> dict[str, str]:
     return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
 
 
-# --- sections ----------------------------------------------------------------------------------
-
-
 def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemFacts]) -> dict[str, Any]:
     """Systems with intervals, gain, p-value and verdict."""
     if not lines:
@@ -193,7 +191,7 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Sys
 
 def _training(facts: RunFacts) -> dict[str, Any]:
     run = facts.run
-    chart = charts.chart_pair(curves.loss_chart, facts.steps, facts.validations, facts.findings)
+    chart = charts.chart_pair(charts.loss_chart, facts.steps, facts.validations, facts.findings)
     trio = [
         (title, drawn)
         for key, title in (
@@ -201,7 +199,7 @@ def _training(facts: RunFacts) -> dict[str, Any]:
             ("grad_norm", "Gradient norm, before clipping"),
             ("tokens_per_second", "Tokens a second"),
         )
-        if (drawn := curves.step_chart(facts.steps, key, title))
+        if (drawn := charts.step_chart(facts.steps, key, title))
     ]
     if not chart and not run:
         return {}
@@ -239,16 +237,15 @@ def _training(facts: RunFacts) -> dict[str, Any]:
 
 
 def _findings(findings: Sequence[FindingLine]) -> list[dict[str, Any]]:
-    """What the monitors found, numbered as in the chart."""
     return [
         {
-            "kind": found.finding.replace("_", " "),
-            "step": found.step,
-            "sentence": found.sentence,
-            "rows": ", ".join(found.rows),
-            "remedies": [remedy for remedy in found.remedies if not remedy.startswith("look at these rows")],
+            "kind": finding.finding.replace("_", " "),
+            "step": finding.step,
+            "sentence": finding.sentence,
+            "rows": ", ".join(finding.rows),
+            "remedies": [remedy for remedy in finding.remedies if not remedy.startswith("look at these rows")],
         }
-        for found in findings
+        for finding in findings
     ]
 
 
@@ -349,3 +346,51 @@ def yaml_text(config: Mapping[str, Any]) -> str:
     if not config:
         return ""
     return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100))
+
+
+def write_page(folder: Path | str) -> Path:
+    """Write `report.html` of a folder: of the run, where it is one, else of the evaluation in it.
+
+    Raises:
+        UserError: no such folder, or it holds neither.
+    """
+    folder = Path(folder)
+    if not (folder / EVALUATION).is_file() or (folder / "config.yaml").is_file():
+        return write_report(folder)
+    path = folder / "report.html"
+    write_text(path, render_evaluation(folder))
+    return path
+
+
+def render_evaluation(folder: Path | str) -> str:
+    """The page as text; raises `UserError` where there is no evaluation."""
+    facts = read_run(folder)
+    if not facts.evaluated:
+        damaged = next((problem for problem in facts.problems if problem.startswith(EVALUATION)), "No evaluation there")
+        raise UserError(damaged, where=str(folder), next_step=f"run `tuneloop evaluate {folder}` first")
+    return page_template("eval.html.j2").render(page=_evaluation_page(facts))
+
+
+def _evaluation_page(facts: RunFacts) -> dict[str, Any]:
+    evaluation = facts.evaluation
+    metrics = shown_metrics(evaluation)
+    lines = systems_of(evaluation, metrics)
+    page = {
+        **head_part(facts, metrics, lines),
+        "gate": gate_part(facts),
+        "comparison": comparison_part(facts, metrics, lines),
+        "parts": evaluation_parts(evaluation),
+        "samples": samples_part(facts),
+        "tables": [(form, comparison_as(evaluation, form)) for form in ("markdown", "latex")],
+        "settings": [
+            (key, str(value))
+            for key, value in (evaluation.settings.to_json() if evaluation.settings else {}).items()
+            if value and key != "labels"
+        ],
+        "signatures": sorted(evaluation.signatures.items()),
+        "path": str(facts.path),
+        **compared_part(evaluation),
+        **script_part(),
+    }
+    page["sections"] = contents(page)
+    return page

@@ -1,12 +1,13 @@
-"""The planner's table on the terminal: machines, then memory, time and cost of the first, what was assumed, and one recommendation."""
+"""What `tuneloop plan` prints: machines, memory, time and cost of a training, or of serving."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuneloop.core.units import hours_expected, hours_words, usd_words
+from tuneloop.core.units import counted, hours_expected, hours_words, usd_words
 from tuneloop.records.plan import PlannedCost
+from tuneloop.records.serving import Served
 
 MOST_ROWS = 10
 
@@ -34,7 +35,6 @@ def print_plan(plan: Mapping[str, Any], *, everything: bool = False) -> None:
 
 
 def _print_table(table: Sequence[Mapping[str, Any]], everything: bool) -> None:
-    """The machines, those that fit first and the cheapest of these on top."""
     shown = table if everything else table[:MOST_ROWS]
     print(
         f"{'':2}{'machine':<18}{'':6}{'peak GiB':>10}{'spare':>8}{'tokens/s':>11}{'a run takes':>13}{'and costs':>11}  range"
@@ -48,7 +48,6 @@ def _print_table(table: Sequence[Mapping[str, Any]], everything: bool) -> None:
 
 
 def _print_memory(plan: Mapping[str, Any]) -> None:
-    """The memory of the first machine, term by term."""
     memory, cpu = plan["memory"], plan["gpu"] == "cpu"
     machine = "this machine's processor" if cpu else f"{plan['gpus']} x {plan['gpu']}"
     verdict = "fits" if plan["fits"] else "does not fit"
@@ -117,3 +116,33 @@ def _count(value: int) -> str:
         if value >= size:
             return f"{value / size:.2f}{unit}"
     return str(value)
+
+
+def serving_lines(model: str, table: Sequence[Served], context: int, concurrency: int) -> list[str]:
+    """The memory of each format, then its speed on each machine."""
+    machines: dict[str, list[Served]] = {}
+    for each in table:
+        machines.setdefault(each.machine, []).append(each)
+    first = next(iter(machines.values()))
+    lines = [f"{model}: {counted(concurrency, 'request')} at a time of {context:,} tokens", ""]
+    lines.append(f"{'':<16}" + "".join(f"{each.format:>16}" for each in first))
+    for title, figure in (("weights GiB", "weights_gib"), ("keys, values", "cache_gib")):
+        lines.append(f"{title:<16}" + "".join(f"{getattr(each, figure):>16.1f}" for each in first))
+    lines += ["", "tokens a second written to all requests together (to one alone); N x: so many GPUs are needed"]
+    for machine, row in machines.items():
+        lines.append(f"{machine:<16}" + "".join(f"{_cell(each):>16}" for each in row))
+    if len(first) == len(table):
+        lines.append(f"{'prompt tokens/s':<16}" + "".join(f"{each.prompt or 0:>16,.0f}" for each in first))
+        lines.append(f"{'GiB in all':<16}" + "".join(f"{each.peak_gib:>16.1f}" for each in first))
+    return lines
+
+
+def _cell(each: Served) -> str:
+    if each.one is None or each.all is None:
+        return "-"
+    many = f"{each.gpus}x " if each.gpus > 1 else ""
+    return f"{many}{_short(each.all)} ({_short(each.one)})"
+
+
+def _short(speed: float) -> str:
+    return f"{speed / 1000:.0f}k" if speed >= 10_000 else f"{speed / 1000:.1f}k" if speed >= 1000 else f"{speed:.3g}"

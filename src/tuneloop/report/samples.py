@@ -1,11 +1,12 @@
 """Samples: rows chosen to tell something first, for the terminal and the page, and all of them for a search in the page itself.
 
-The first rows of a page are written as HTML and need no script. The others stand in the page as JSON, which `samples.js` searches,
+The first rows of a page are written as HTML and need no script. The others are in the page as JSON, which `samples.js` searches,
 filters and shows, as text and never as markup.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections import Counter
@@ -21,17 +22,63 @@ from tuneloop.core.units import counted
 from tuneloop.evaluate.metrics import metric_of, title_of
 from tuneloop.evaluate.metrics.objects import differing_fields
 from tuneloop.records.evaluation import EvaluationManifest, Sample
-from tuneloop.report.differences import marked_against
-from tuneloop.report.facts import (
-    RunFacts,
-    count,
-    figure,
-    finite,
-    is_right,
-    number,
-    section,
-    shown_metrics,
-)
+from tuneloop.report.facts import RunFacts, clean, count, figure, finite, is_right, number, section, shown_metrics
+
+Parts = list[tuple[str, str]]  # ("", "del" or "ins", text)
+WORD = re.compile(r"\w+|\s+|[^\w\s]")
+LONGEST_MARKED = 4000  # characters; the search for differences takes quadratic time
+EXCERPT = 160  # characters around a change that `repairs.jsonl` keeps
+ALIGNED = 12  # equal characters by which two excerpts end at the same place
+FEWEST_SHARED = 0.3  # of the words; texts with less in common would be marked all over
+
+
+def side_by_side(kept: str, gone: str) -> tuple[Parts, Parts]:
+    """Two texts with the words marked that only one of them has; case and white space do not count."""
+    a, b = WORD.findall(kept), WORD.findall(gone)
+    folded_a, folded_b = ([" " if word.isspace() else word.casefold() for word in words] for words in (a, b))
+    left: Parts = []
+    right: Parts = []
+    for tag, i, j, k, m in difflib.SequenceMatcher(None, folded_a, folded_b, autojunk=False).get_opcodes():
+        left.append(("" if tag == "equal" else "del", clean("".join(a[i:j]))))
+        right.append(("" if tag == "equal" else "ins", clean("".join(b[k:m]))))
+    return [p for p in left if p[1]], [p for p in right if p[1]]
+
+
+def from_difference(one: str, other: str, most: int) -> tuple[str, str]:
+    """Two texts without the beginning that both share, where it would take the room (`most` characters) of what differs."""
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = same - most // 4
+    if max(len(one), len(other)) <= most or start <= 0:
+        return one, other
+    return "… " + one[start:], "… " + other[start:]
+
+
+def same_end(one: str, other: str, most: int) -> tuple[str, str]:
+    """Two excerpts of at most `most` characters that end at the same place of their texts; where one is longer, that is no difference.
+
+    A text of `EXCERPT` characters and an ellipsis was cut by who wrote it.
+    """
+    if not any(len(text) > most or (text.endswith("…") and len(text) > EXCERPT) for text in (one, other)):
+        return one, other
+    a, b = (text[:most].removesuffix("…") for text in (one, other))
+    for shift in range(min(max(len(a), len(b)), most)):
+        for longer, shorter in ((b, a), (a, b)):
+            stem = longer[: len(longer) - shift]
+            if len(stem) >= ALIGNED and shorter.endswith(stem[-ALIGNED:]):
+                return (shorter + "…", stem + "…") if longer is b else (stem + "…", shorter + "…")
+    return a + "…", b + "…"
+
+
+def marked_against(reference: str, answer: str) -> Parts:
+    """The answer with the words marked that the reference lacks; plain where they have too little in common."""
+    if not reference or not answer or max(len(reference), len(answer)) > LONGEST_MARKED:
+        return [("", answer)]
+    _, parts = side_by_side(reference, answer)
+    shared = sum(len(text) for kind, text in parts if not kind and text.strip())
+    if shared < FEWEST_SHARED * max(len(reference), len(answer)):
+        return [("", answer)]
+    return [("" if not text.strip() else kind, text) for kind, text in parts]
+
 
 LONGEST_TEXT = 4000  # characters of one text that the page shows; the whole text is in samples.jsonl
 SHORTER = (LONGEST_TEXT, 2000, 1000, 500, 200)  # where all of them would be too many
@@ -79,7 +126,7 @@ class JudgedSample:
 
 
 @dataclass(frozen=True)
-class Choice:
+class OrderedSamples:
     """All rows of an evaluation, those that tell the most first.
 
     Args:
@@ -112,13 +159,13 @@ KINDS = ("lost", "won", "unsure", "wrong", "rest")
 TURNS = ("lost", "won", "wrong", "lost", "unsure", "won")
 
 
-def choose(facts: RunFacts) -> Choice:
+def choose(facts: RunFacts) -> OrderedSamples:
     """All rows of an evaluation, those that tell the most first: the one choice for the terminal and the page."""
     evaluation = facts.evaluation
-    own, names = evaluation.name, alongside(evaluation, facts.samples)
+    system, names = evaluation.name, shown_systems(evaluation, facts.samples)
     judge = _judge(evaluation, facts.samples)
-    judged = [judged_sample(sample, i, own, names, judge) for i, sample in enumerate(facts.samples)]
-    return Choice(own, names, order_of_interest(judged))
+    judged = [judged_sample(sample, i, system, names, judge) for i, sample in enumerate(facts.samples)]
+    return OrderedSamples(system, names, order_of_interest(judged))
 
 
 def samples_part(facts: RunFacts) -> dict[str, Any]:
@@ -126,8 +173,8 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
     if not facts.samples:
         return {}
     choice, metrics = choose(facts), shown_metrics(facts.evaluation)
-    kept = choice.rows[:MOST_ROWS]
-    longest = longest_text(kept)
+    rows = choice.rows[:MOST_ROWS]
+    longest = longest_text(rows)
     wanted = number(section(facts.config.get("evaluate")).get("samples"))
     size = 0 if wanted == 0 else max(int(wanted or 0), PAGE)
     pairs = Counter(
@@ -138,27 +185,27 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
     return {
         "own": choice.own,
         "note": choice.in_words(),
-        "shown": [_shown(t, choice.own, metrics, longest) for t in kept[:size]],
+        "shown": [_shown(t, choice.own, metrics, longest) for t in rows[:size]],
         "size": size,
         "total": len(choice.rows),
-        "kept": len(kept),
+        "kept": len(rows),
         "wrong": sum(t.right is False for t in choice.rows),
         "judged": choice.judged,
-        "marks": any(t.sample.label is None for t in kept),
+        "marks": any(t.sample.label is None for t in rows),
         "confusions": [(a, cut(b, 200), n) for (a, b), n in pairs.most_common(10)],
-        "rows": rows_json(kept, choice.own, choice.names, metrics, longest, size) if len(kept) > size > 0 else "",
-        **_choices(kept, choice.own, choice.names, facts.evaluation),
+        "rows": rows_json(rows, choice.own, choice.names, metrics, longest, size) if len(rows) > size > 0 else "",
+        **_choices(rows, choice.own, choice.names, facts.evaluation),
     }
 
 
-def alongside(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> list[str]:
+def shown_systems(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> list[str]:
     """The systems whose answers are shown with the own one: all of a few, else the best prompt, the best other, zero-shot."""
     answered = samples[0].baselines if samples else {}
     metric = evaluation.primary or next(iter(shown_metrics(evaluation)), "")
 
     def value(name: str) -> float:
-        found = finite(evaluation.baselines.get(name, {}).get(metric))
-        return found.value if found else float("-inf")
+        score = finite(evaluation.baselines.get(name, {}).get(metric))
+        return score.value if score else float("-inf")
 
     names = [name for name in answered if name != "majority class"]  # it says the same in every row
     if len(names) <= MOST_BESIDE:
@@ -187,12 +234,12 @@ class _Judge:
 
     def value(self, text: str) -> str | None:
         """What a text says in the field that decides; None where there is no such field, or not in this text."""
-        found = None
+        match = None
         try:
-            found = self.field.search(text) if self.field else None
+            match = self.field.search(text) if self.field else None
         except UserError:  # it takes too long, and would for each row; the page is written all the same
             self.field = None
-        return found[1].strip() if found and found.groups() and found[1] else None
+        return match[1].strip() if match and match.groups() and match[1] else None
 
 
 def _judge(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> _Judge:
@@ -217,11 +264,11 @@ def _field(evaluation: EvaluationManifest, metric: str) -> Pattern | None:
         return None
 
 
-def judged_sample(sample: Sample, place: int, own: str, names: Sequence[str], judge: _Judge) -> JudgedSample:
+def judged_sample(sample: Sample, place: int, system: str, names: Sequence[str], judge: _Judge) -> JudgedSample:
     """What a row tells: who is right, or, where that says little, who is nearer to the reference."""
-    known = [name for name in names if name in sample.baselines]
+    answered = [name for name in names if name in sample.baselines]
     right, confidence = is_right(sample), number(sample.confidence)
-    others = {name: is_right(sample, sample.baselines[name]) for name in known}
+    others = {name: is_right(sample, sample.baselines[name]) for name in answered}
     about, differing, label = "", "", sample.label
     if right is None:
         differing = (
@@ -229,31 +276,31 @@ def judged_sample(sample: Sample, place: int, own: str, names: Sequence[str], ju
         )
         score = _score_in(sample, judge.metric)
         if score is None or not judge.right_or_wrong:
-            return _by_score(sample, place, judge, dict.fromkeys(known), differing)
-        right, others = score == 1, {name: _right_by_score(sample, name, score, judge) for name in known}
+            return _by_score(sample, place, judge, dict.fromkeys(answered), differing)
+        right, others = score == 1, {name: _right_by_score(sample, name, score, judge) for name in answered}
         field = judge.metric.rpartition(".")[0].replace("_", " ")
         about, confidence, label = f"{field}: " if field else "", None, judge.value(sample.reference)
     rivals = [name for name, good in others.items() if good]
     beaten = [name for name, good in others.items() if good is False]
     sure = "" if confidence is None else f" (confidence {confidence:.2f})"
     if not right and rivals:
-        kind, why = "lost", f"{own} is wrong{sure}, {_names(rivals)} right"
+        kind, why = "lost", f"{system} is wrong{sure}, {_names(rivals)} right"
     elif not right:
-        kind, why = "wrong", f"{own} is wrong{sure}"
+        kind, why = "wrong", f"{system} is wrong{sure}"
         why += ", as the others shown are" if others and all(good is False for good in others.values()) else ""
     elif beaten:
-        kind, why = "won", f"{own} is right{sure}, {_names(beaten)} wrong"
+        kind, why = "won", f"{system} is right{sure}, {_names(beaten)} wrong"
     else:
         kind = "unsure" if confidence is not None and confidence < 0.6 else "rest"
-        why = f"{own} is right{sure}"
+        why = f"{system} is right{sure}"
     why = f"{about}{why}: {differing}" if differing else about + why
     return JudgedSample(sample, place, kind, why, right, others, confidence, label)
 
 
 def _right_by_score(sample: Sample, name: str, own_score: float, judge: _Judge) -> bool | None:
-    found = judge.apart.get(name, {}).get(sample.id)
-    if found:
-        return found[1] == 1
+    pair = judge.apart.get(name, {}).get(sample.id)
+    if pair:
+        return pair[1] == 1
     if name in judge.whole:
         return own_score == 1
     wanted = judge.value(sample.reference)
@@ -270,12 +317,12 @@ def _by_score(
     scores, metric = sample.scores, judge.metric
     value = number(scores[metric] if metric in scores else next(iter(scores.values()), None))
     for name, rows in judge.apart.items():
-        found = rows.get(sample.id)
-        if found and name in others:
-            mine, theirs = found
-            said = f"{title_of(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
-            said += f": {differing}" if differing else ""
-            return JudgedSample(sample, place, "won" if mine > theirs else "lost", said, None, others, value)
+        pair = rows.get(sample.id)
+        if pair and name in others:
+            mine, theirs = pair
+            why = f"{title_of(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
+            why += f": {differing}" if differing else ""
+            return JudgedSample(sample, place, "won" if mine > theirs else "lost", why, None, others, value)
     return JudgedSample(sample, place, "rest", differing, None, others, value)
 
 
@@ -304,41 +351,41 @@ def order_of_interest(judged: Sequence[JudgedSample]) -> list[JudgedSample]:
 # --- for the template --------------------------------------------------------------------------
 
 
-def _shown(t: JudgedSample, own: str, metrics: Sequence[str], longest: int) -> dict[str, Any]:
+def _shown(t: JudgedSample, system: str, metrics: Sequence[str], longest: int) -> dict[str, Any]:
     """A row as the template writes it; words that the reference lacks are marked in texts."""
     answers = []
-    for name, text, right in _answers(t, own):
+    for name, text, right in _answers(t, system):
         shown = cut(text, longest)
         # A label is right or wrong as a whole.
         parts = [("", shown)] if t.sample.label is not None else marked_against(t.reference, shown)
-        answers.append({"name": name, "parts": parts, "right": right, "tuned": name == own})
+        answers.append({"name": name, "parts": parts, "right": right, "tuned": name == system})
     return {
         "why": t.why,
         "prompt": cut(t.sample.prompt, longest),
         "reference": cut(t.reference, longest),
         "answers": answers,
-        "scores": _scores(t.sample, own, metrics),
+        "scores": _scores(t.sample, system, metrics),
     }
 
 
-def _answers(t: JudgedSample, own: str) -> Iterator[tuple[str, str, bool | None]]:
+def _answers(t: JudgedSample, system: str) -> Iterator[tuple[str, str, bool | None]]:
     """(system, answer, right) of the others, then the own one."""
     yield from t.answers
     if "prediction" in t.sample.model_fields_set:
-        yield own, t.answer, t.right
+        yield system, t.answer, t.right
 
 
-def _scores(sample: Sample, own: str, metrics: Sequence[str]) -> str:
+def _scores(sample: Sample, system: str, metrics: Sequence[str]) -> str:
     """The own answer's scores where they say more than right or wrong; those that decide stand first."""
     if sample.label is not None and sample.predicted_label is not None:
         return ""
     given = sample.scores
-    found = [
+    figures = [
         f"{title_of(k)} {figure(v, k)}"
         for k in dict.fromkeys([*filter(given.__contains__, metrics), *given])
         if (v := number(given[k])) is not None
     ]
-    return f"{own}: {' · '.join(found[:4])}" if found and is_right(sample) is None else ""
+    return f"{system}: {' · '.join(figures[:4])}" if figures and is_right(sample) is None else ""
 
 
 def cut(text: str, longest: int = LONGEST_TEXT) -> str:
@@ -348,32 +395,40 @@ def cut(text: str, longest: int = LONGEST_TEXT) -> str:
     return f"{text[:longest]}… ({count(len(text) - longest, 'more character')} in samples.jsonl)"
 
 
-def longest_text(kept: Sequence[JudgedSample]) -> int:
+def longest_text(rows: Sequence[JudgedSample]) -> int:
     """Characters at which texts are cut, so that all of them together have at most about `ROOM`."""
     lengths = [
-        len(text) for t in kept for text in (t.sample.prompt, t.reference, t.answer, *(a for _, a, _ in t.answers))
+        len(text) for t in rows for text in (t.sample.prompt, t.reference, t.answer, *(a for _, a, _ in t.answers))
     ]
     return next((most for most in SHORTER if sum(min(n, most) for n in lengths) <= ROOM), SHORTER[-1])
 
 
 def _choices(
-    kept: Sequence[JudgedSample], own: str, names: Sequence[str], evaluation: EvaluationManifest
+    rows: Sequence[JudgedSample], system: str, names: Sequence[str], evaluation: EvaluationManifest
 ) -> dict[str, Any]:
     """What the form offers: labels, and for each other system what can be asked of it, with counts."""
-    labels = Counter(t.label for t in kept if t.label is not None)
+    labels = Counter(t.label for t in rows if t.label is not None)
     compared = []
     for i, name in enumerate(names):
-        asked = [
-            ("won", f"{own} right, {name} wrong", sum(t.right is True and t.others.get(name) is False for t in kept)),
-            ("lost", f"{own} wrong, {name} right", sum(t.right is False and t.others.get(name) is True for t in kept)),
-            ("differs", "another answer", sum(_differs(t, name) for t in kept)),
+        options = [
+            (
+                "won",
+                f"{system} right, {name} wrong",
+                sum(t.right is True and t.others.get(name) is False for t in rows),
+            ),
+            (
+                "lost",
+                f"{system} wrong, {name} right",
+                sum(t.right is False and t.others.get(name) is True for t in rows),
+            ),
+            ("differs", "another answer", sum(_differs(t, name) for t in rows)),
         ]
-        compared.append((name, [(f"{i}:{key}", f"{text} ({n:,})") for key, text, n in asked if n]))
+        compared.append((name, [(f"{i}:{key}", f"{text} ({n:,})") for key, text, n in options if n]))
     return {
         "labels": sorted(labels.items()) if 1 < len(labels) <= 500 else [],
-        "compared": [(name, asked) for name, asked in compared if asked],
-        "ranked": "confidence" if any(t.right is not None and t.value is not None for t in kept)
-        else title_of(evaluation.row_metric or evaluation.primary) if any(t.value is not None for t in kept) else "",
+        "compared": [(name, options) for name, options in compared if options],
+        "ranked": "confidence" if any(t.right is not None and t.value is not None for t in rows)
+        else title_of(evaluation.row_metric or evaluation.primary) if any(t.value is not None for t in rows) else "",
     }  # fmt: skip
 
 
@@ -386,7 +441,7 @@ def _differs(t: JudgedSample, name: str) -> bool:
 
 
 def rows_json(
-    kept: Sequence[JudgedSample], own: str, names: Sequence[str], metrics: Sequence[str], longest: int, size: int
+    judged: Sequence[JudgedSample], system: str, names: Sequence[str], metrics: Sequence[str], longest: int, size: int
 ) -> Markup:
     """The rows as JSON that can stand in a page; each text stands there once, and rows name it by its number.
 
@@ -401,20 +456,20 @@ def rows_json(
         return -1 if right is None else int(right)
 
     rows = []
-    for t in kept:
-        answers = {name: (text, right) for name, text, right in _answers(t, own)}
-        shown = [answers.get(name, (None, None)) for name in [*names, own]]
+    for t in judged:
+        answers = {name: (text, right) for name, text, right in _answers(t, system)}
+        shown = [answers.get(name, (None, None)) for name in [*names, system]]
         rows.append(
             [
                 t.place, number_of(t.why), number_of(cut(t.sample.prompt, longest)),
                 number_of(cut(t.reference, longest)), number_of(str(t.label)), flag(t.right),
                 None if t.value is None else round(t.value, 4),
                 [-1 if text is None else number_of(cut(text, longest)) for text, _ in shown],
-                [flag(right) for _, right in shown], number_of(_scores(t.sample, own, metrics)),
+                [flag(right) for _, right in shown], number_of(_scores(t.sample, system, metrics)),
                 int(t.sample.label is None),
             ]
         )  # fmt: skip
-    data = {"size": size, "names": [*names, own], "texts": list(texts), "rows": rows}
+    data = {"size": size, "names": [*names, system], "texts": list(texts), "rows": rows}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     # Inside a script element nothing may look like a tag, or end the element.
     for char, escaped in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):  # fmt: skip

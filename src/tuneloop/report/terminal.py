@@ -12,6 +12,7 @@ from rich.console import Console as Plain
 from rich.table import Table
 from rich.text import Text
 
+from tuneloop.report.comparison import comparison_table, on_terminal
 from tuneloop.report.facts import (
     RunFacts,
     between_words,
@@ -28,8 +29,7 @@ from tuneloop.report.facts import (
     used,
     verdict_line,
 )
-from tuneloop.report.samples import Choice, JudgedSample, choose
-from tuneloop.report.table import comparison_table, on_terminal
+from tuneloop.report.samples import JudgedSample, OrderedSamples, choose
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -52,16 +52,7 @@ def print_closing(run: Path, console: Console) -> None:
     for part in parts:
         plain.print(part)
     text = buffer.getvalue()
-    for mark, ascii_mark in (
-        ("✓", "+"),
-        ("✗", "x"),
-        ("–", "-"),
-        ("−", "-"),
-        ("…", "..."),
-        ("·", "-"),
-        ("─", "-"),
-        ("━", "="),
-    ):
+    for mark, ascii_mark in zip("✓✗–−…·─━", ("+", "x", "-", "-", "...", "-", "-", "="), strict=True):
         text = text.replace(mark, ascii_mark)
     console.file.write(text.encode(console.encoding or "ascii", "replace").decode(console.encoding or "ascii"))
 
@@ -109,12 +100,9 @@ def _promises_table(outcome: Sequence[Any]) -> Table:
     table.add_column("actual", style="bold", no_wrap=True)
     table.add_column("", no_wrap=True)
     for line in outcome:
-        kept = f"[{'green' if line.inside else 'yellow'}]{line.words}[/]" if line.words else ""
-        table.add_row(line.name, line.predicted, line.actual, kept)
+        comparison = f"[{'green' if line.inside else 'yellow'}]{line.words}[/]" if line.words else ""
+        table.add_row(line.name, line.predicted, line.actual, comparison)
     return table
-
-
-# --- samples -----------------------------------------------------------------------------------
 
 
 def fit_side_by_side(samples: Sequence[JudgedSample], width: int) -> bool:
@@ -127,7 +115,7 @@ def fit_side_by_side(samples: Sequence[JudgedSample], width: int) -> bool:
     return all(len(word) <= room for text in texts for word in _short(text, LONGEST_ANSWER).split())
 
 
-def samples_side_by_side(samples: Sequence[JudgedSample], choice: Choice) -> Table:
+def samples_side_by_side(samples: Sequence[JudgedSample], choice: OrderedSamples) -> Table:
     """A column each for the prompt with what the row tells, the reference and every system."""
     table = Table(box=box.SIMPLE_HEAD, show_lines=False, pad_edge=False, padding=(0, 1), expand=True)
     table.add_column("prompt", ratio=4, overflow="fold")
@@ -143,7 +131,7 @@ def samples_side_by_side(samples: Sequence[JudgedSample], choice: Choice) -> Tab
     return table
 
 
-def samples_stacked(samples: Sequence[JudgedSample], choice: Choice) -> Table:
+def samples_stacked(samples: Sequence[JudgedSample], choice: OrderedSamples) -> Table:
     """For narrow terminals: what the row tells, the prompt, then one line (or more) an answer."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
     table.add_column(no_wrap=True, style="dim")
@@ -182,9 +170,6 @@ def _short(value: str, longest: int) -> str:
     if len(lines) > MOST_LINES or len(cut) > longest:
         return between_words(cut, longest) + "…"
     return cut
-
-
-# --- paths -------------------------------------------------------------------------------------
 
 
 def _paths(facts: RunFacts) -> Table:

@@ -2,8 +2,8 @@
 
 The run folder's files are the truth: `start_tracking` starts for each tracker a second, low-priority process
 (`python -m tuneloop.track`) that reads them as they appear and copies them there. So importing a tracker (seconds), a slow
-or dead server, a locked database or a crash in there cost the training nothing, nor the other trackers, and a run that
-goes on later continues the same tracked run from where its log ends.
+or dead server, a locked database or a crash in there cost the training nothing, nor the other trackers, and a run
+that is resumed later continues the same tracked run from where its log ends.
 
 The two speak in JSON lines: the parent writes the settings and at the end `{"finish": STATUS}` (an
 end without it means that the parent died); the follower answers with `{"warning": TEXT}`.
@@ -42,7 +42,7 @@ QUICK_AND_QUIET = {
 
 
 @dataclass(frozen=True)
-class Kind:
+class TrackerKind:
     """A tracker: its name for people, the package that writes for it, and what installs that."""
 
     title: str
@@ -51,9 +51,9 @@ class Kind:
 
 
 KINDS = {
-    "mlflow": Kind("MLflow", "mlflow", "pip install 'tuneloop[track]'"),
-    "tensorboard": Kind("TensorBoard", "tensorboardX", "pip install 'tuneloop[tensorboard]'"),
-    "wandb": Kind("Weights & Biases", "wandb", "pip install 'tuneloop[wandb]'"),
+    "mlflow": TrackerKind("MLflow", "mlflow", "pip install 'tuneloop[track]'"),
+    "tensorboard": TrackerKind("TensorBoard", "tensorboardX", "pip install 'tuneloop[tensorboard]'"),
+    "wandb": TrackerKind("Weights & Biases", "wandb", "pip install 'tuneloop[wandb]'"),
 }
 
 
@@ -96,7 +96,7 @@ class Tracker:
             process.wait(max(timeout, 0.1))
         except subprocess.TimeoutExpired:
             self._warn_once(
-                f"{self.title} took more than {timeout:.0f} s to take the last figures; the run itself is complete"
+                f"{self.title} took more than {timeout:.0f} s to take the last metrics; the run itself is complete"
             )
             process.kill()
             process.wait()
@@ -156,7 +156,7 @@ def start_tracking(
     Args:
         recipe_dump: the resolved recipe as plain values; `track.report_to: [none]` turns this off.
         run: the run folder; `tracking*.json` in it remember the tracked runs.
-        warn: is called at most once a tracker that logging does not work. The run goes on in any case.
+        warn: is called at most once a tracker that logging does not work. The run continues in any case.
         poll_seconds: how often the folder is looked at.
     """
     track = recipe_dump.get("track") or {}
@@ -199,7 +199,7 @@ def _start(name: str, settings: Mapping[str, Any], warn: Callable[[str], None]) 
         process.stdin.write(json.dumps({**settings, "to": name}, default=str) + "\n")
         process.stdin.flush()
     except OSError as error:
-        tracker._warn_once(f"Logging to {kind.title} could not start ({error}); the run goes on without it")
+        tracker._warn_once(f"Logging to {kind.title} could not start ({error}); the run continues without it")
         return tracker
     tracker.process = process
     tracker.reader = threading.Thread(target=tracker._read, args=(process.stdout,), daemon=True)

@@ -32,10 +32,12 @@ from tuneloop.track import KINDS, Status
 RETRY_SECONDS = 30.0
 LAST_SECONDS = 60  # the follower ends itself this long after its parent, whatever happens
 LONGEST_PARAM = 500
+OUTCOME = ("peak_memory_gib", "usd", "tokens", "tokens_per_second", "steps", "best_step", "best_val_loss",
+           "trainable_parameters")  # fmt: skip
 # What makes a run another run; a changed evaluation of the same adapter belongs to the same one.
 IDENTITY = ("name", "model", "seed", "data", "train")
 # Files of a run folder that trackers take whole, when they are there.
-# dataset.json by itself: of a data set that was prepared without a run.
+# dataset.json alone: of a data set that was prepared without a run.
 FILES: dict[str, type[Record]] = {
     Environment.file: Environment,
     f"dataset/{DatasetManifest.file}": DatasetManifest,
@@ -47,7 +49,7 @@ FILES: dict[str, type[Record]] = {
 
 
 class Point(NamedTuple):
-    """One figure of one step."""
+    """One metric of one step."""
 
     name: str
     value: float
@@ -105,7 +107,7 @@ def main(lines: TextIO | None = None) -> int:
             failed_at = time.monotonic()
             if not warned:
                 warned = True
-                say(f"{KINDS[follower.to].title} could not be written ({_reason(error)}); the run goes on without it")
+                say(f"{KINDS[follower.to].title} could not be written ({_reason(error)}); the run continues without it")
     return 0
 
 
@@ -170,12 +172,9 @@ def save(follower: Follower) -> None:
 
 
 def forget(follower: Follower) -> None:
-    """Begin anew: nothing was logged."""
-    known = follower.state
-    follower.state = TrackingState(uri=known.uri, experiment=known.experiment, identity=known.identity)
-
-
-# --- what is logged ----------------------------------------------------------------------------
+    """Start again: nothing was logged."""
+    state = follower.state
+    follower.state = TrackingState(uri=state.uri, experiment=state.experiment, identity=state.identity)
 
 
 def new_points(follower: Follower) -> tuple[list[Point], int, dict[str, int]]:
@@ -208,7 +207,7 @@ def new_points(follower: Follower) -> tuple[list[Point], int, dict[str, int]]:
 
 
 def step_metrics(record: Mapping[str, Any], kind: str) -> dict[str, float]:
-    """The figures of one line of `metrics.jsonl`: `train/loss`, `val/loss`, `train/learning_rate` ..."""
+    """The metrics of one line of `metrics.jsonl`: `train/loss`, `val/loss`, `train/learning_rate` ..."""
     named = {f"{kind}/{safe(key.removeprefix('val_'))}": to_float(value) for key, value in record.items()
              if key not in ("step", "best")}  # fmt: skip
     return {name: value for name, value in named.items() if value is not None}
@@ -218,47 +217,35 @@ def figures_of(record: Record) -> dict[str, float]:
     """Figures of the whole run from one of its files: what was predicted, what it took, how it scored."""
     figures: dict[str, float | None] = {}
     if isinstance(record, Plan):
-        figures = _plan_figures(record)
+        hours = record.time.hours
+        figures = {
+            "usage/predicted_minutes": None if hours is None else hours * 60,
+            "usage/predicted_peak_memory_gib": record.memory.peak_gib,
+            "usage/predicted_usd": record.cost.usd,
+        }
     elif isinstance(record, RunManifest):
-        figures = _outcome_figures(record)
+        figures = {f"usage/{key}": getattr(record, key) for key in OUTCOME if key in record.model_fields_set}
+        figures["usage/minutes"] = record.seconds / 60 if "seconds" in record.model_fields_set else None
+        figures["usage/mfu"] = record.mfu.value if record.mfu else None
     elif isinstance(record, EvaluationManifest):
         figures = _scores(record)
     return {safe(key): found for key, figure in figures.items() if (found := to_float(figure)) is not None}
 
 
-def _plan_figures(plan: Plan) -> dict[str, float | None]:
-    hours = plan.time.hours
-    return {
-        "usage/predicted_minutes": None if hours is None else hours * 60,
-        "usage/predicted_peak_memory_gib": plan.memory.peak_gib,
-        "usage/predicted_usd": plan.cost.usd,
-    }
-
-
-def _outcome_figures(run: RunManifest) -> dict[str, float | None]:
-    keys = ("peak_memory_gib", "usd", "tokens", "tokens_per_second", "steps", "best_step", "best_val_loss",
-            "trainable_parameters")  # fmt: skip
-    return {
-        **{f"usage/{key}": getattr(run, key) for key in keys if key in run.model_fields_set},
-        "usage/minutes": run.seconds / 60 if "seconds" in run.model_fields_set else None,
-        "usage/mfu": run.mfu.value if run.mfu else None,
-    }
-
-
 def _scores(evaluation: EvaluationManifest) -> dict[str, float | None]:
     """The tuned model's metrics; of the baselines the metric that decides, and what the tuned model gains over each.
 
-    All other figures of the baselines stand in the table `comparison.json`: as metrics they would bury the curves.
+    All other metrics of the baselines are in the table `comparison.json`: as metrics they would bury the curves.
     """
     split, metrics, baselines = safe(evaluation.split), evaluation.metrics, evaluation.baselines
     primary = evaluation.primary or next(iter(metrics or next(iter(baselines.values()), {})), "")
-    found: dict[str, float | None] = {f"{split}/{metric}": score.value for metric, score in metrics.items()}
+    scores_by_name: dict[str, float | None] = {f"{split}/{metric}": score.value for metric, score in metrics.items()}
     for name, scores in baselines.items():
-        found[f"baselines {primary}/{name}"] = scores[primary].value if primary in scores else None
+        scores_by_name[f"baselines {primary}/{name}"] = scores[primary].value if primary in scores else None
     for pair in evaluation.comparisons:
         if pair.metric == primary and pair.b == evaluation.name:
-            found[f"gain in {primary}/over {pair.a}"] = pair.delta
-    return found
+            scores_by_name[f"gain in {primary}/over {pair.a}"] = pair.delta
+    return scores_by_name
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -48,7 +48,7 @@ def open_run(follower: Follower) -> None:
     client = _client(follower)
     run = None
     if follower.state.run_id:
-        with contextlib.suppress(Exception):  # deleted, or another database: begin anew
+        with contextlib.suppress(Exception):  # deleted, or another database: start again
             run = client.get_run(follower.state.run_id)
     if run is None or run.info.lifecycle_stage != "active":
         forget(follower)
@@ -58,8 +58,8 @@ def open_run(follower: Follower) -> None:
         save(follower)
     else:
         client.update_run(_run_id(follower), status="RUNNING")
-    known = run.data.params
-    params = [Param(k, v) for k, v in flatten(follower.config).items() if k not in known]
+    logged = run.data.params
+    params = [Param(k, v) for k, v in flatten(follower.config).items() if k not in logged]
     for i in range(0, len(params), 100):
         client.log_batch(_run_id(follower), params=params[i : i + 100])
 
@@ -70,11 +70,11 @@ def _run_id(follower: Follower) -> str:
 
 
 def _experiment_id(client: MlflowClient, follower: Follower) -> str:
-    found = client.get_experiment_by_name(follower.experiment)
-    if found is not None:
-        if found.lifecycle_stage != "active":
-            client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+    experiment = client.get_experiment_by_name(follower.experiment)
+    if experiment is not None:
+        if experiment.lifecycle_stage != "active":
+            client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
     place = (Path("mlartifacts").resolve() / safe(follower.experiment)).as_uri() if follower.local else None
     kind = {
         "mlflow.experimentKind": "custom_model_development"
@@ -106,7 +106,7 @@ def log_points(follower: Follower, points: Sequence[Point]) -> None:
 
 
 def log_file(follower: Follower, name: str, record: Record) -> None:
-    """Figures of the whole run, at step 0, and what MLflow shows alongside them."""
+    """Metrics of the whole run, at step 0, and what MLflow shows with them."""
     log_points(follower, [Point(key, figure, 0) for key, figure in figures_of(record).items()])
     client = _client(follower)
     if isinstance(record, Environment):
@@ -114,7 +114,7 @@ def log_file(follower: Follower, name: str, record: Record) -> None:
     elif isinstance(record, DatasetManifest):
         log_dataset(client, follower, record)
     elif isinstance(record, RunManifest):
-        log_outcome(client, follower, record)
+        _tags(client, follower, {key: record[key] for key in ("method", "model", "stopped") if record[key]})
     elif isinstance(record, EvaluationManifest):
         log_evaluation(client, follower, record)
 
@@ -164,11 +164,6 @@ def log_dataset(client: MlflowClient, follower: Follower, manifest: DatasetManif
     _tags(client, follower, {"dataset.id": manifest.id, "dataset.hash": manifest.hash})
 
 
-def log_outcome(client: MlflowClient, follower: Follower, run: RunManifest) -> None:
-    """How the run was made and ended, as tags."""
-    _tags(client, follower, {key: run[key] for key in ("method", "model", "stopped") if run[key]})
-
-
 def log_evaluation(client: MlflowClient, follower: Follower, evaluation: EvaluationManifest) -> None:
     """The comparison with intervals and the samples as tables, the verdict as description."""
     systems = {**evaluation.baselines, "tuned": evaluation.metrics}
@@ -189,9 +184,9 @@ def _comparison_rows(
     pairs = [c for c in evaluation.comparisons if metrics and c.metric == metrics[0] and "tuned" in (c.a, c.b)]
     rows = []
     for name, scores in systems.items():
-        found = [scores.get(metric, Estimate(math.nan)) for metric in metrics]
-        cells = [None if math.isnan(score.value) else round(score.value, 4) for score in found]
-        spans = ["" if math.isnan(score.low) else f"{score.low:.4g} to {score.high:.4g}" for score in found]
+        estimates = [scores.get(metric, Estimate(math.nan)) for metric in metrics]
+        cells = [None if math.isnan(score.value) else round(score.value, 4) for score in estimates]
+        spans = ["" if math.isnan(score.low) else f"{score.low:.4g} to {score.high:.4g}" for score in estimates]
         pair = next((c for c in pairs if name != "tuned" and name in (c.a, c.b)), None)
         p = None if pair is None else to_float(pair.p_holm if pair.p_holm == pair.p_holm else pair.p)
         rows.append([name, *cells, p, *spans])
@@ -239,6 +234,6 @@ def _rows_to_upload(follower: Follower) -> list[tuple[str, Path]]:
     config = follower.config
     if "data" not in (config.get("track") or {}).get("upload", ()):
         return []
-    own, given = follower.run / "dataset", (config.get("data") or {}).get("sources") or [""]
-    folder = own if own.is_dir() else Path(given[0])
+    prepared, given = follower.run / "dataset", (config.get("data") or {}).get("sources") or [""]
+    folder = prepared if prepared.is_dir() else Path(given[0])
     return [(f"dataset/{name}", folder / name) for name in DATASET_FILES]

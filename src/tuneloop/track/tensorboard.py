@@ -34,6 +34,6 @@ def log_file(follower: Follower, name: str, record: Record) -> None:
 
 
 def close_run(follower: Follower, status: Status) -> None:
-    """Write the last figures out."""
+    """Write the last metrics out."""
     follower.client.add_text("status", status)
     follower.client.close()

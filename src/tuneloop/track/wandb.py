@@ -1,4 +1,4 @@
-"""Weights & Biases: curves, settings, and figures of the whole run as its summary; offline too, see `wandb sync`."""
+"""Weights & Biases: curves, settings, and metrics of the whole run as its summary; offline too, see `wandb sync`."""
 
 from __future__ import annotations
 

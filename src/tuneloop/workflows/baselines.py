@@ -14,7 +14,7 @@ from tuneloop.core.files import content_hash, inside, lock_folder
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted
 from tuneloop.evaluate.evaluate import Evaluation, decided_together, sample_rows
-from tuneloop.evaluate.few_shot import labels_shown
+from tuneloop.evaluate.prompt import labels_shown
 from tuneloop.evaluate.scoring import usual_answer
 from tuneloop.models.methods import base_only
 from tuneloop.records.completion import Completion

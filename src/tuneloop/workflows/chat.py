@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskPrompt
-from tuneloop.evaluate.few_shot import example_turns
+from tuneloop.evaluate.prompt import example_turns
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.methods import base_only

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.progress import Say
-from tuneloop.evaluate.evaluate import decided_together
-from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words
+from tuneloop.evaluate.evaluate import decided_together, on_shared_rows, shared_words
 from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
 from tuneloop.records.record import read_record
-from tuneloop.report.eval_html import write_page
+from tuneloop.report.html import write_page
 from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 from tuneloop.workflows.recipes import name_of
 from tuneloop.workflows.registry import evaluation_place

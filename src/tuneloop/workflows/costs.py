@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.advise.advise import make_question
-from tuneloop.advise.economy import serving
+from tuneloop.advise.economics import serving
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
 from tuneloop.plan.prices import load_prices

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop.advise.economics import ServedModel, ServingGpu, serving_tokens_per_second
-from tuneloop.advise.economics import Traffic as Requests
+from tuneloop.advise.economics import ModelFootprint, ServingGpu, serving_tokens_per_second
+from tuneloop.advise.economics import QueryTraffic as Requests
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json, write_text
 from tuneloop.models.names import SHORT_NAMES
@@ -203,7 +203,7 @@ def _demand(wish: DeployWish, shape: ModelShape, size: Size, machine: Machine | 
             where="--prompt-tokens, --answer-tokens", next_step="give fewer, or a larger --context",
         )  # fmt: skip
     gpu, cards = all_gpus()[machine.card.key], machine.cards
-    model = ServedModel(shape.parameters, size.weights_gib * 2**30 / shape.parameters, size.kv_bytes)
+    model = ModelFootprint(shape.parameters, size.weights_gib * 2**30 / shape.parameters, size.kv_bytes)
     card = ServingGpu(gpu.gib * 2**30 * cards, gpu.gb_s * 1e9 * cards, gpu.tflops * 1e12 * cards)
     rate = serving_tokens_per_second(model, card, asked.prompt_tokens, asked.answer_tokens)
     busiest = asked.queries_per_day / 86400 * asked.peak * (asked.prompt_tokens + asked.answer_tokens)

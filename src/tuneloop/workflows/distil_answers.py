@@ -16,7 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, Say, no_progress
 from tuneloop.core.units import counted, verb
-from tuneloop.evaluate.metrics.overlap import token_f1
+from tuneloop.evaluate.metrics.text import token_f1
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.inference.targets.endpoint import EndpointTarget
@@ -250,7 +250,7 @@ def _overlaps(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, l
 
 def _judged(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, list[int]]) -> dict[Draw, float]:
     """What a judge rates each usable answer, 1 to 5; its ratings are written down as they come."""
-    from tuneloop.evaluate.judge import Rated, judge_answers, load_judge_prompt
+    from tuneloop.evaluate.judge import RatedAnswer, judge_answers, load_judge_prompt
 
     prompt = load_judge_prompt("rubric")
     draws = [(row, n) for row in job.for_teacher for n in usable[row.id]]
@@ -263,7 +263,7 @@ def _judged(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, lis
     choose = Judge(job.options.judge).choose(job.progress, job.say) if left else None
     for start in range(0, len(left), AT_ONCE):
         some = left[start : start + AT_ONCE]
-        items = [Rated(f"{row.id}", conversation_of(row), known[row.id, n].text, row.answer) for row, n in some]
+        items = [RatedAnswer(f"{row.id}", conversation_of(row), known[row.id, n].text, row.answer) for row, n in some]
         assert choose is not None
         ratings = judge_answers(items, choose, prompt).rows
         lines = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.advise.advise import make_question
-from tuneloop.advise.economy import Serving, serving
+from tuneloop.advise.economics import Serving, serving
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, exactly, usd_words
 from tuneloop.data.dataset import load_dataset

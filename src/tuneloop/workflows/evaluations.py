@@ -20,13 +20,12 @@ from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.load_eval_file import IDS, read_whole
 from tuneloop.data.pii import Redactor
 from tuneloop.data.sources.read import read_records
+from tuneloop.evaluate.config import EvalOptions
 from tuneloop.evaluate.evaluate import Evaluation, check_ids, sample_rows
-from tuneloop.evaluate.few_shot import choose_examples, nearest_examples
 from tuneloop.evaluate.metrics.code import problem_of
-from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
-from tuneloop.evaluate.options import EvalOptions
+from tuneloop.evaluate.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluate.predictions import answers_from
-from tuneloop.evaluate.prompt import AS_IT_IS, load_prompt, prompt_turns
+from tuneloop.evaluate.prompt import AS_IT_IS, choose_examples, load_prompt, nearest_examples, prompt_turns
 from tuneloop.inference.client import Endpoint, failures, usage
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import GREEDY, Sampling
@@ -42,7 +41,7 @@ from tuneloop.records.evaluation import BaselinesManifest, Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Reject, Row
 from tuneloop.records.run import RunManifest
-from tuneloop.report.eval_html import write_page
+from tuneloop.report.html import write_page
 from tuneloop.scale.actors import ordered_by_actors, usual_actors
 from tuneloop.workflows.baselines import majority_of
 from tuneloop.workflows.consistency import Ask, asked_prompts, consistency_part, is_drawn

@@ -12,7 +12,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.units import counted
-from tuneloop.evaluate.shared_rows import FEWEST
+from tuneloop.evaluate.evaluate import FEWEST_SHARED
 from tuneloop.inference.llamacpp import installed, need_llamacpp
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import trained_folder
@@ -29,7 +29,7 @@ from tuneloop.release.gguf_lora import check_expressible
 from tuneloop.release.options import WeightsWanted
 from tuneloop.release.quantise import QUANTS, importance_of
 from tuneloop.release.verify import check_private_key, sign
-from tuneloop.report.table import comparison_as
+from tuneloop.report.comparison import comparison_as
 from tuneloop.workflows.measure_artifact import (
     KL_ROWS,
     acceptable,
@@ -120,9 +120,11 @@ def _measure(job: RunContext, form: str, weights: WeightsWanted, say: Callable[[
     if isinstance(asked, str):
         say(f"measure   not measured: {asked}")
         return None
-    if (rows := len(asked.rows)) < FEWEST:
-        way = f"give --measure {FEWEST} or more" if rows < len(asked.dataset.test) else "the data set has no more"
-        say(f"warn: measured on {counted(rows, 'test row')}, and `gate` and `compare` ask for at least {FEWEST} shared ones: {way}")  # fmt: skip
+    if (rows := len(asked.rows)) < FEWEST_SHARED:
+        way = (
+            f"give --measure {FEWEST_SHARED} or more" if rows < len(asked.dataset.test) else "the data set has no more"
+        )
+        say(f"warn: measured on {counted(rows, 'test row')}, and `gate` and `compare` ask for at least {FEWEST_SHARED} shared ones: {way}")  # fmt: skip
 
     def measured(file: Path, id_: str) -> ArtifactFigures:
         return ask(asked, file, file.stem.rpartition("-")[2], id_)

@@ -97,7 +97,7 @@ def judge_evaluations(
 
     With one evaluation its answers are rated by the rubric.
     """
-    from tuneloop.evaluate.judge import Pair, Rated, judge_answers, judge_pairs, load_judge_prompt
+    from tuneloop.evaluate.judge import AnswerPair, RatedAnswer, judge_answers, judge_pairs, load_judge_prompt
 
     choose = judge.choose(progress, say)
     first, *others = evaluations
@@ -108,7 +108,7 @@ def judge_evaluations(
     }
     rows = [row for row in evaluations[first].rows if row.id in kept]
     if not others:
-        items = [Rated(row.id, conversation_of(row), by_row[first][row.id], row.answer) for row in rows]
+        items = [RatedAnswer(row.id, conversation_of(row), by_row[first][row.id], row.answer) for row in rows]
         return judge_answers(items, choose, load_judge_prompt("rubric", judge.prompt), seed=judge.seed)
     prompt = load_judge_prompt("pairwise", judge.prompt)
     votes = _votes(judge.votes) if judge.votes else {}
@@ -117,7 +117,9 @@ def judge_evaluations(
         pairs = []
         for row in rows:
             a, b = by_row[first][row.id], by_row[other][row.id]
-            pairs.append(Pair(row.id, conversation_of(row), a, b, row.answer, _voted(votes.get(row.id, {}), a, b)))
+            pairs.append(
+                AnswerPair(row.id, conversation_of(row), a, b, row.answer, _voted(votes.get(row.id, {}), a, b))
+            )
         found.append(judge_pairs(pairs, choose, prompt, names=(first, other), seed=judge.seed))
     facts = {"model": judge.model, "prompt": judge.prompt or "judge.yaml (packaged)", "pairs": [j.facts for j in found]}
     words = [word for judgement in found for word in judgement.words]
@@ -134,7 +136,7 @@ def check_judge(
         UserError: the file holds neither.
     """
     from tuneloop.data.load_eval_file import read_whole
-    from tuneloop.evaluate.judge import Pair, Rated, judge_answers, judge_pairs, load_judge_prompt
+    from tuneloop.evaluate.judge import AnswerPair, RatedAnswer, judge_answers, judge_pairs, load_judge_prompt
 
     rows = read_whole(file, PrepareConfig()).rows
     preferences = _balanced([row for row in rows if row.meta.get("rejected")], judge.rows, judge.seed)
@@ -153,11 +155,11 @@ def check_judge(
             good, bad = row.answer, str(row.meta["rejected"][-1]["content"])
             human: Winner = "a" if i % 2 else "b"  # so that always naming one side agrees by chance only
             a, b = (good, bad) if human == "a" else (bad, good)
-            pairs.append(Pair(row.id, conversation_of(row), a, b, "", human))
+            pairs.append(AnswerPair(row.id, conversation_of(row), a, b, "", human))
         prompt = load_judge_prompt("pairwise", judge.prompt)
         found.append(judge_pairs(pairs, choose, prompt, names=("a", "b"), seed=judge.seed))
     if thumbs:
-        items = [Rated(row.id, conversation_of(row), _said(row), "", row.meta["thumb"]) for row in thumbs]
+        items = [RatedAnswer(row.id, conversation_of(row), _said(row), "", row.meta["thumb"]) for row in thumbs]
         found.append(judge_answers(items, choose, load_judge_prompt("rubric", judge.prompt), seed=judge.seed))
     return found
 

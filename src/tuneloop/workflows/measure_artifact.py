@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file, user_errors_of_the_disk
 from tuneloop.core.units import counted
-from tuneloop.evaluate.evaluate import Evaluation, sample_rows
+from tuneloop.evaluate.evaluate import Evaluation, sample_rows, some_rows
 from tuneloop.evaluate.metrics import lower_is_better
 from tuneloop.evaluate.metrics.claims import amount, claim_of, seen_from, sure
 from tuneloop.evaluate.metrics.structured import read_schema
-from tuneloop.evaluate.shared_rows import some_rows
 from tuneloop.inference.engines import Served, complete
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.request import Request

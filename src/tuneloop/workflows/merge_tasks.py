@@ -19,8 +19,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, Say, no_progress
 from tuneloop.core.threads import use_threads
 from tuneloop.core.units import counted
-from tuneloop.evaluate.evaluate import sample_rows
-from tuneloop.evaluate.shared_rows import FEWEST
+from tuneloop.evaluate.evaluate import FEWEST_SHARED, sample_rows
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only
 from tuneloop.models.names import resolve
@@ -335,19 +334,19 @@ def _kept(result: TaskResult) -> float:
 
 def _say_few(judge: Judge) -> None:
     for one in judge.experts:
-        if (few := len(judge.rows(one, "test"))) < FEWEST:
+        if (few := len(judge.rows(one, "test"))) < FEWEST_SHARED:
             judge.say(f"warn: {_nothing_shown(one.name, few)}")
 
 
 def unshown(tasks: Sequence[TaskResult]) -> list[str]:
     """The tasks that were merged though their rows can't show what that costs them: what a reader has to know first."""
-    open_ = [one for one in tasks if one.holds and (one.n < FEWEST or one.kept is None)]
+    open_ = [one for one in tasks if one.holds and (one.n < FEWEST_SHARED or one.kept is None)]
     return [_nothing_shown(one.task, one.n, no_gain=one.kept is None) for one in open_]
 
 
 def _nothing_shown(task: str, rows: int, *, no_gain: bool = False) -> str:
     why = ", where its expert shows no gain over the base" if no_gain else ""
-    more = f". Judge by at least {FEWEST} test rows" if rows < FEWEST else ""
+    more = f". Judge by at least {FEWEST_SHARED} test rows" if rows < FEWEST_SHARED else ""
     return f"nothing can be shown for {task} on {counted(rows, 'test row')}{why}: a loss by merging would not be seen{more}"
 
 

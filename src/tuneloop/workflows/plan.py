@@ -15,7 +15,7 @@ from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted, usd_words
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.sharded import processes
-from tuneloop.plan.estimate import Machine, Sizes, Work, device_of, estimate, sizes_on_gpu
+from tuneloop.plan.estimate import MachineAtHand, RunWork, Sizes, device_of, estimate, sizes_on_gpu
 from tuneloop.plan.ledger import corrected, read_ledger, usual_speed
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import PLAN, Plan
@@ -115,7 +115,7 @@ def sizes_of(job: RunContext, dataset: Dataset) -> Sizes:
         return Sizes()
     rows = job.rendered(dataset.train)
 
-    def work_at(tokens: int) -> Work:
+    def work_at(tokens: int) -> RunWork:
         epoch = train.model_copy(update={"micro_batch_tokens": tokens, "epochs": min(train.epochs, 1.0)})
         return _work_of(job, rows, plan_steps(rows, epoch, job.recipe.seed, job.mixed(dataset.train)), epoch)
 
@@ -197,10 +197,10 @@ def make_plan(
     }
 
 
-def _machine(job: RunContext, resident: float, speed: float) -> Machine:
-    """Where the run is computed; see `Machine`."""
+def _machine(job: RunContext, resident: float, speed: float) -> MachineAtHand:
+    """Where the run is computed; see `MachineAtHand`."""
     gpus = device.names()
-    return Machine(
+    return MachineAtHand(
         name=gpus[0] if gpus else f"cpu: {machine.processor()}, {machine.cores()} cores",
         capacity_gib=device.capacity(),
         resident_gib=resident,
@@ -230,13 +230,13 @@ def _settings(job: RunContext) -> dict[str, Any]:
 
 def _work_of(
     job: RunContext, rows: Sequence[TrainRow], steps: Sequence[Step], config: TrainConfig, forward_tokens: int = 0
-) -> Work:
+) -> RunWork:
     """What the steps compute."""
     from tuneloop.train.speed import micro_shape
 
     micros = [[rows[i] for i in micro] for step in steps for micro in step.micro_batches]
     of_steps = [row for micro in micros for row in micro]
-    return Work(
+    return RunWork(
         steps=len(steps),
         tokens=sum(map(tokens_of, of_steps)),
         supervised=round(sum(map(supervised_tokens, of_steps))),

@@ -12,8 +12,7 @@ from tuneloop.core.files import content_hash, lock_folder, write_jsonl
 from tuneloop.core.ids import uuid7
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
-from tuneloop.evaluate.review.items import ITEMS, load_review
-from tuneloop.evaluate.review.votes import read_votes, standing
+from tuneloop.evaluate.review.items import ITEMS, load_review, read_votes, standing
 from tuneloop.improve.feedback import by_request, talks_of
 from tuneloop.improve.monitor import answered
 from tuneloop.improve.queue import GROUPS, Queued, groups_of, queue

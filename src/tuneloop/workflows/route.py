@@ -25,7 +25,7 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.language import detect_language, foreign
 from tuneloop.evaluate.classical import minilm_folder
 from tuneloop.evaluate.evaluate import sample_rows
-from tuneloop.evaluate.metrics.embedding import embedder
+from tuneloop.evaluate.metrics.text import embedder
 from tuneloop.models.load import Model, load_model
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.router import Features, RouterRecord, RouteTarget

@@ -32,7 +32,7 @@ from tuneloop.models.random_model import SIZES, random_model
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.models.template import Rendered
 from tuneloop.models.trained import load_trained
-from tuneloop.plan.estimate import Work, loop_job
+from tuneloop.plan.estimate import RunWork, loop_job
 from tuneloop.plan.gpus import card_in_use, find_gpu, measured_file, this_cpu
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.speed import speed_of
@@ -402,7 +402,7 @@ def _planned_step(kind: str, sizes: dict[str, Any], rows: int, length: int, widt
     tokens = rows * length
     card = this_cpu() if kind == "cpu" else card_in_use(_card(kind), device.capacity())
     return loop_job(
-        ModelShape.from_config(sizes), Work(1, tokens, tokens, 0, ((rows, length, 0),)), gpu=card, bytes_a_weight=width,
+        ModelShape.from_config(sizes), RunWork(1, tokens, tokens, 0, ((rows, length, 0),)), gpu=card, bytes_a_weight=width,
         model="random", method=USUAL.name, rank=16, targets=list(target_modules("all-linear")),
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, 
 from tuneloop.workflows.ab import EVENTS, find, votes_of
 
 if TYPE_CHECKING:
-    from tuneloop.evaluate.judge import Pair
+    from tuneloop.evaluate.judge import AnswerPair
     from tuneloop.workflows.judge import Judge
 
 VOTES = {"a": -1, "tie": 0, "b": 1}  # b is the candidate
@@ -148,11 +148,11 @@ def _asked(
     return {row.id: (VOTES[row.winner], "judge") for row in found.rows if row.winner is not None}, found.words
 
 
-def _pair(one: StoredRequest, copy: StoredRequest, reference: str) -> Pair:
-    from tuneloop.evaluate.judge import Pair
+def _pair(one: StoredRequest, copy: StoredRequest, reference: str) -> AnswerPair:
+    from tuneloop.evaluate.judge import AnswerPair
 
     turns = "\n\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in one.prompt)
-    return Pair(copy.id, turns, answered(one), answered(copy), reference)
+    return AnswerPair(copy.id, turns, answered(one), answered(copy), reference)
 
 
 def _vote(one: StoredRequest, copy: StoredRequest, value: int, by: str, experiment: str) -> Feedback:

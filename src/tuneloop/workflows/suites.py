@@ -7,8 +7,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
-from tuneloop.evaluate.first_suite import Known, first_suite
-from tuneloop.evaluate.suite import load_suite
+from tuneloop.evaluate.suite import SuiteSource, first_suite, load_suite
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 
@@ -46,13 +45,13 @@ def write_first_suite(target: str, out: str) -> Path:
     return path
 
 
-def _of_evaluation(folder: Path, target: str) -> Known:
+def _of_evaluation(folder: Path, target: str) -> SuiteSource:
     from tuneloop.evaluate.results import load_evaluation
 
     manifest, evaluation = read_record(EvaluationManifest, folder), load_evaluation(folder)
     cost = manifest.costs.get(manifest.name)
     lost = manifest.forgetting.score.value if manifest.forgetting else None
-    return Known(
+    return SuiteSource(
         name=folder.resolve().name,
         rows=evaluation.rows,
         task=evaluation.task,
@@ -64,9 +63,9 @@ def _of_evaluation(folder: Path, target: str) -> Known:
     )
 
 
-def _of_dataset(folder: Path, target: str) -> Known:
+def _of_dataset(folder: Path, target: str) -> SuiteSource:
     from tuneloop.data.dataset import load_dataset
 
     dataset = load_dataset(folder)
     rows = [row for row in dataset.test if row.has_reference]
-    return Known(folder.resolve().name, rows, dataset.task, origin=f"tuneloop gate --init {target}")
+    return SuiteSource(folder.resolve().name, rows, dataset.task, origin=f"tuneloop gate --init {target}")

@@ -15,14 +15,6 @@ from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluate.evaluate import sample_rows
-from tuneloop.evaluate.few_shot import (
-    MOST_EXAMPLES,
-    MOST_LABELS,
-    choose_examples,
-    fit_examples,
-    nearest_examples,
-    rarest_label,
-)
 from tuneloop.evaluate.forgetting import (
     LEAST_TOKENS,
     Ability,
@@ -35,9 +27,17 @@ from tuneloop.evaluate.forgetting import (
     tasks_before_and_after,
 )
 from tuneloop.evaluate.lm_eval import TaskScores, harness_missing, run_tasks
-from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
 from tuneloop.evaluate.metrics.multilabel import label_lists
-from tuneloop.evaluate.prompt import prompt_turns
+from tuneloop.evaluate.metrics.text import EMBEDDER, embedder
+from tuneloop.evaluate.prompt import (
+    MOST_EXAMPLES,
+    MOST_LABELS,
+    choose_examples,
+    fit_examples,
+    nearest_examples,
+    prompt_turns,
+    rarest_label,
+)
 from tuneloop.inference.batches import shared_length
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import GREEDY, Sampling

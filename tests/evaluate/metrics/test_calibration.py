@@ -1,10 +1,12 @@
+"""The calibration error of `metrics.probabilities`."""
+
 import math
 
 import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from tuneloop.evaluate.metrics.calibration import (
+from tuneloop.evaluate.metrics.probabilities import (
     BINS,
     calibration_statistics,
     confidences,

@@ -25,8 +25,8 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import EvaluationManifest, Standing, Subject
 from tuneloop.records.metric import own_metric
 from tuneloop.records.record import read_record
+from tuneloop.report.comparison import comparison_as
 from tuneloop.report.facts import shown_metrics, systems_of
-from tuneloop.report.table import comparison_as
 
 OTHERS = ["few-shot", "zero-shot", TFIDF, MAJORITY, "few-shot calibrated"]
 SHOWN = re.compile(r"95 % interval ([+-][\d.]+) to ([+-][\d.]+), (no p-value|p [<=] \d\.\d+)")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from places import DATA_SETS
 from tuneloop.data.load_eval_file import row_of_problem
 from tuneloop.evaluate.metrics.code import code_facts, pass_at_k, pass_scores, problem_of, programs, run_tests
-from tuneloop.evaluate.sandbox import Limits
+from tuneloop.evaluate.sandbox import SandboxLimits
 from tuneloop.records.rows import Row
 
 DATA = DATA_SETS
@@ -23,7 +23,7 @@ def task(**meta):
 
 
 def passes(*answers, row=None):
-    (outcomes,) = run_tests([row or task()], [answers], limits=Limits(seconds=3))
+    (outcomes,) = run_tests([row or task()], [answers], limits=SandboxLimits(seconds=3))
     return [outcome.passed for outcome in outcomes]
 
 

@@ -5,7 +5,7 @@ import pytest
 import sacrebleu
 from text_answers import ANSWERS, REFERENCES
 
-from tuneloop.evaluate.metrics.corpus import bleu_statistics, chrf_statistics
+from tuneloop.evaluate.metrics.text import bleu_statistics, chrf_statistics
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])

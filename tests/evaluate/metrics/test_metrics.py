@@ -11,18 +11,17 @@ from tuneloop.core.errors import UserError
 from tuneloop.evaluate.compare import compare
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
-from tuneloop.evaluate.first_suite import Known, first_suite
 from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.metrics import METRICS, metric_of
 from tuneloop.evaluate.results import ComparedWith, load_evaluation, write_evaluation
-from tuneloop.evaluate.suite import Suite
+from tuneloop.evaluate.suite import Suite, SuiteSource, first_suite
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.metric import metric
 from tuneloop.records.rows import Row
-from tuneloop.report.eval_html import write_page
+from tuneloop.report.comparison import comparison_as
 from tuneloop.report.facts import read_run, shown_metrics, systems_of
-from tuneloop.report.table import comparison_as
+from tuneloop.report.html import write_page
 
 FILE = """
 import tuneloop
@@ -101,7 +100,7 @@ def test_a_gate_speaks_of_it_by_its_title_and_passes_the_better_side(folder: Pat
 
 
 def test_a_first_suite_limits_it_from_above_with_its_own_least_margin(folder: Path) -> None:
-    text = first_suite(Known("d", ROWS, "generation", evaluation=load_evaluation(folder)))
+    text = first_suite(SuiteSource("d", ROWS, "generation", evaluation=load_evaluation(folder)))
     entry = text.split('metric: "wordy"')[1].split("- metric")[0]
     assert "margin: 0.5" in entry and "at_most:" in entry
 

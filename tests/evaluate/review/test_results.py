@@ -10,12 +10,11 @@ import pytest
 from reviews import pair_review, vote
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.review.items import Review, load_review, make_review, read_systems
+from tuneloop.evaluate.review.items import ReviewFolder, append_vote, load_review, make_review, read_systems
 from tuneloop.evaluate.review.results import export, results
-from tuneloop.evaluate.review.votes import append_vote
 
 
-def rating_review(run: Path) -> Review:
+def rating_review(run: Path) -> ReviewFolder:
     return make_review(read_systems([str(run)]), run / "rating", mode="rating", share=1.0)
 
 

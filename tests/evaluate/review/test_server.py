@@ -14,35 +14,34 @@ from typing import Any
 import pytest
 
 from patience import HANG
-from tuneloop.evaluate.review.items import Review, make_review, read_systems
+from tuneloop.evaluate.review.items import ReviewFolder, make_review, read_systems, read_votes
 from tuneloop.evaluate.review.results import results
 from tuneloop.evaluate.review.server import make_app, sides
-from tuneloop.evaluate.review.votes import read_votes
 
 
 @pytest.fixture
-def review(two: Path) -> Review:
+def review(two: Path) -> ReviewFolder:
     return make_review(read_systems([f"{two}:few_shot", str(two)]), two / "review", mode="pairwise", share=1.0)
 
 
 @pytest.fixture
-def client(review: Review) -> Any:
+def client(review: ReviewFolder) -> Any:
     pytest.importorskip("fastapi")
     testing = pytest.importorskip("starlette.testclient")
     return testing.TestClient(make_app(review), base_url="http://localhost")
 
 
-def ballot(review: Review, n: int = 0, **more: Any) -> dict[str, Any]:
+def ballot(review: ReviewFolder, n: int = 0, **more: Any) -> dict[str, Any]:
     return {"item": review.items[n].id, "reviewer": "anna", "choice": "a", **more}
 
 
-def test_sides_are_shuffled_by_item_and_reviewer_and_stay(review: Review) -> None:
+def test_sides_are_shuffled_by_item_and_reviewer_and_stay(review: ReviewFolder) -> None:
     anna = [sides(item, "anna", 0) for item in review.items]
     assert 8 <= anna.count((0, 1)) <= 22 and anna == [sides(item, "anna", 0) for item in review.items]
     assert anna != [sides(item, "ben", 0) for item in review.items]
 
 
-def test_the_winner_is_whoever_stood_on_that_side(client: Any, review: Review) -> None:
+def test_the_winner_is_whoever_stood_on_that_side(client: Any, review: ReviewFolder) -> None:
     for n, item in enumerate(review.items[:10]):
         shown = client.get(f"/api/items/{item.id}", params={"reviewer": "anna"}).json()
         assert client.post("/api/votes", json=ballot(review, n)).json()["done"] == n + 1
@@ -50,7 +49,7 @@ def test_the_winner_is_whoever_stood_on_that_side(client: Any, review: Review) -
         assert item.answers[item.systems.index(str(winner))] == shown["answers"][0]
 
 
-def test_a_tag_says_which_of_two_answers_it_is_about(client: Any, review: Review) -> None:
+def test_a_tag_says_which_of_two_answers_it_is_about(client: Any, review: ReviewFolder) -> None:
     for item in review.items[:6]:  # sides differ from item to item
         shown = client.get(f"/api/items/{item.id}", params={"reviewer": "anna"}).json()
         tags = ["b: wrong fact", "reference is wrong"]
@@ -66,14 +65,14 @@ def test_a_tag_says_which_of_two_answers_it_is_about(client: Any, review: Review
     assert pair["tags"]["few_shot: wrong fact"] + pair["tags"]["tuned: wrong fact"] == 6
 
 
-def test_no_name_of_a_system_reaches_the_browser(client: Any, review: Review) -> None:
+def test_no_name_of_a_system_reaches_the_browser(client: Any, review: ReviewFolder) -> None:
     client.post("/api/votes", json=ballot(review))
     told = client.get("/").text + client.get("/api/session?reviewer=anna").text
     told += "".join(client.get(f"/api/items/{i.id}?reviewer=anna").text for i in review.items)
     assert "few_shot" not in told and "tuned" not in told
 
 
-def test_two_reviewers_on_one_item_at_the_same_moment_both_count(client: Any, review: Review) -> None:
+def test_two_reviewers_on_one_item_at_the_same_moment_both_count(client: Any, review: ReviewFolder) -> None:
     with ThreadPoolExecutor(8) as pool:
         votes = [ballot(review, reviewer=f"person {i}", choice="tie") for i in range(24)]
         assert all(r.status_code == 200 for r in pool.map(lambda v: client.post("/api/votes", json=v), votes))
@@ -94,13 +93,13 @@ def test_two_reviewers_on_one_item_at_the_same_moment_both_count(client: Any, re
     ],
 )
 def test_bad_votes_are_refused_and_leave_no_trace(
-    client: Any, review: Review, change: dict[str, Any], status: int
+    client: Any, review: ReviewFolder, change: dict[str, Any], status: int
 ) -> None:
     assert client.post("/api/votes", json=ballot(review) | change).status_code == status
     assert not review.votes_path.exists()
 
 
-def test_other_pages_in_the_browser_cannot_vote(client: Any, review: Review) -> None:
+def test_other_pages_in_the_browser_cannot_vote(client: Any, review: ReviewFolder) -> None:
     body = json.dumps(ballot(review))
     assert client.post("/api/votes", content=body, headers={"content-type": "text/plain"}).status_code == 415
     assert client.get("/", headers={"host": "evil.example"}).status_code == 400

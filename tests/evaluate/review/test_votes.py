@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reviews import vote
 
-from tuneloop.evaluate.review.votes import append_vote, read_votes, standing
+from tuneloop.evaluate.review.items import append_vote, read_votes, standing
 
 
 def _cast(path: str, reviewer: str) -> None:

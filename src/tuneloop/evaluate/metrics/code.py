@@ -12,7 +12,7 @@ from typing import Any
 
 from tuneloop.core.machine import cores
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.evaluate.sandbox import Limits, Outcome, run_program
+from tuneloop.evaluate.sandbox import Outcome, SandboxLimits, run_program
 from tuneloop.records.metric import Metric
 from tuneloop.records.rows import Row, last_user_turn
 
@@ -56,9 +56,9 @@ def problem_of(row: Row) -> Problem | None:
     """
     meta = row.meta
     test, entry_point, listed = meta.get("test"), meta.get("entry_point"), meta.get("test_list")
-    asked = meta.get("prompt") if isinstance(meta.get("prompt"), str) else last_user_turn(row)
+    prompt = meta.get("prompt") if isinstance(meta.get("prompt"), str) else last_user_turn(row)
     if isinstance(test, str) and isinstance(entry_point, str) and entry_point.isidentifier() and "def check" in test:
-        code = asked if re.search(rf"^\s*(?:async\s+)?def\s+{entry_point}\b", str(asked), re.MULTILINE) else ""
+        code = prompt if re.search(rf"^\s*(?:async\s+)?def\s+{entry_point}\b", str(prompt), re.MULTILINE) else ""
         return Problem(str(code), entry_point, f"{test}\n\ncheck({entry_point})\n")
     if isinstance(listed, list) and listed and all(isinstance(item, str) for item in listed):
         setup = meta.get("test_setup_code")
@@ -103,7 +103,7 @@ def run_tests(
     rows: Sequence[Row],
     answers: Sequence[Sequence[str]],
     *,
-    limits: Limits | None = None,
+    limits: SandboxLimits | None = None,
     progress: Progress = no_progress,
 ) -> list[list[Outcome | None]]:
     """Run each answer's program with its row's unit tests, as many at once as there are cores; rows without tests give None."""

@@ -1,4 +1,4 @@
-"""Parts of an answer that are scored by themselves, as `FIELD.METRIC`, and whether answers are valid."""
+"""Parts of an answer that are scored on their own, as `FIELD.METRIC`, and whether answers are valid."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def compile_fields(fields: Mapping[str, str]) -> dict[str, Pattern]:
 
 def extract(pattern: Pattern, text: str) -> str | None:
     """The trimmed content of the pattern's group, or None where it doesn't match."""
-    found = pattern.search(text)
-    return found.group(1).strip() if found and found.group(1) is not None else None
+    match = pattern.search(text)
+    return match.group(1).strip() if match and match.group(1) is not None else None
 
 
 def values_repeat(values: Sequence[str]) -> bool:

@@ -48,9 +48,9 @@ def label_matcher(labels: Sequence[str], spellings: Mapping[str, str] | None = N
         for candidate in (text, lines[0] if lines else ""):
             for form, table in zip(_LABEL_FORMS, tables, strict=True):
                 key = form(candidate)
-                found = table.get(key, set()) if key else set()
-                if len(found) == 1:
-                    return next(iter(found))
+                fitting = table.get(key, set()) if key else set()
+                if len(fitting) == 1:
+                    return next(iter(fitting))
         return None
 
     return match
@@ -135,51 +135,71 @@ def label_statistics(
     )
 
 
+Share = Callable[[Array, Array, Array], Array]  # of hits, support and predicted rows, for each label or summed
+
+
+def f1(hits: Array, support: Array, predicted: Array) -> Array:
+    """F1, 0 where a label is neither in references nor in predictions."""
+    return ratio(2 * hits, support + predicted)
+
+
+def precision(hits: Array, support: Array, predicted: Array) -> Array:
+    """Precision, 0 where nothing is predicted."""
+    return ratio(hits, predicted)
+
+
+def recall(hits: Array, support: Array, predicted: Array) -> Array:
+    """Recall, 0 where a label has no rows."""
+    return ratio(hits, support)
+
+
+def parts(sums: Array, k: int) -> tuple[Array, Array, Array]:
+    """Hits, support and predicted rows of k labels, the first columns of the sums."""
+    return sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k]
+
+
+def macro(share: Share, k: int) -> Callable[[Array], Array]:
+    """The mean over labels; one that is missing from a resample isn't averaged there."""
+
+    def value(sums: Array) -> Array:
+        hits, support, predicted = parts(sums, k)
+        present = support + predicted > 0
+        return ratio((share(hits, support, predicted) * present).sum(axis=1), present.sum(axis=1), empty=np.nan)
+
+    return value
+
+
+def weighted(share: Share, k: int) -> Callable[[Array], Array]:
+    """The mean over labels, weighted by their rows."""
+
+    def value(sums: Array) -> Array:
+        hits, support, predicted = parts(sums, k)
+        return ratio((share(hits, support, predicted) * support).sum(axis=1), support.sum(axis=1), empty=np.nan)
+
+    return value
+
+
 def _label_values(k: int) -> dict[str, Callable[[Array], Array]]:
     """Metric functions over sums laid out as hits (k), support (k), predicted (k), right, counted."""
 
     def accuracy(sums: Array) -> Array:
         return ratio(sums[:, 3 * k], sums[:, 3 * k + 1], empty=np.nan)
 
-    def precision(sums: Array) -> Array:
-        return ratio(sums[:, :k], sums[:, 2 * k : 3 * k])
-
-    def recall(sums: Array) -> Array:
-        return ratio(sums[:, :k], sums[:, k : 2 * k])
-
-    def f1(sums: Array) -> Array:
-        return ratio(2 * sums[:, :k], sums[:, k : 2 * k] + sums[:, 2 * k : 3 * k])
-
-    def macro(each: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        def value(sums: Array) -> Array:
-            present = (
-                sums[:, k : 2 * k] + sums[:, 2 * k : 3 * k] > 0
-            )  # a label missing from a resample isn't averaged there
-            return ratio((each(sums) * present).sum(axis=1), present.sum(axis=1), empty=np.nan)
-
-        return value
-
     def balanced(sums: Array) -> Array:
-        return ratio(recall(sums).sum(axis=1), (sums[:, k : 2 * k] > 0).sum(axis=1), empty=np.nan)
-
-    def weighted(each: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        def value(sums: Array) -> Array:
-            support = sums[:, k : 2 * k]
-            return ratio((each(sums) * support).sum(axis=1), support.sum(axis=1), empty=np.nan)
-
-        return value
+        support = sums[:, k : 2 * k]
+        return ratio(recall(*parts(sums, k)).sum(axis=1), (support > 0).sum(axis=1), empty=np.nan)
 
     return {
         "accuracy": accuracy,
-        "macro_f1": macro(f1),
+        "macro_f1": macro(f1, k),
         "micro_f1": accuracy,
-        "weighted_f1": weighted(f1),
+        "weighted_f1": weighted(f1, k),
         "balanced_accuracy": balanced,
-        "precision_macro": macro(precision),
-        "recall_macro": macro(recall),
+        "precision_macro": macro(precision, k),
+        "recall_macro": macro(recall, k),
         "precision_micro": accuracy,
         "recall_micro": accuracy,
-        "precision_weighted": weighted(precision),
+        "precision_weighted": weighted(precision, k),
         "recall_weighted": accuracy,
     }
 

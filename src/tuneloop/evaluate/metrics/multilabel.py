@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tuneloop.core.late import np
 from tuneloop.core.stats import Array, Statistics, ratio
-from tuneloop.evaluate.metrics.labels import label_matcher
+from tuneloop.evaluate.metrics.labels import Share, f1, label_matcher, macro, parts, precision, recall, weighted
 from tuneloop.records.metric import Metric
 from tuneloop.records.rows import Row
 
@@ -38,13 +38,13 @@ def label_lists(rows: Sequence[Row]) -> list[frozenset[str]] | None:
 
     "none" is no label: such a row has an empty set, as in scikit-learn's indicator matrices.
     """
-    found = []
+    sets = []
     for row in rows:
         labels = row.meta.get("labels")
         if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
             return None
-        found.append(frozenset(labels) - {NO_LABELS})
-    return found or None
+        sets.append(frozenset(labels) - {NO_LABELS})
+    return sets or None
 
 
 def vocabulary(rows: Sequence[Row], allowed: Collection[str] | None = None) -> list[str]:
@@ -67,10 +67,10 @@ def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
 
     def read(text: str) -> LabelSet:
         text = text.strip().strip("[]{}()").strip()
-        found, none = set[str](), False
+        named_labels, none = set[str](), False
         for label in joined:
             if label in text:
-                found.add(label)
+                named_labels.add(label)
                 text = text.replace(label, ",")
         outside: set[str] = set()
         for part in _SEPARATORS.split(text):
@@ -79,12 +79,12 @@ def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
                 continue
             named = match(part)
             if named is not None:
-                found.add(named)
+                named_labels.add(named)
             elif part.strip(" \t'\"`.;:").casefold() == NO_LABELS:
                 none = True
             else:
                 outside.add(part.casefold())
-        return LabelSet(frozenset(found), len(outside), none)
+        return LabelSet(frozenset(named_labels), len(outside), none)
 
     return read
 
@@ -105,7 +105,7 @@ def multilabel_statistics(
     index = {label: i for i, label in enumerate(names)}
     k, n = len(names), len(references)
     table = sparse.lil_matrix((n, 3 * k + 4))  # hits, support, predicted of each label; then the sums below
-    exact, jaccard, f1 = [], [], []
+    exact, jaccard, row_f1 = [], [], []
     for i, (right, said) in enumerate(zip(references, predictions, strict=True)):
         for label in right:
             table[i, k + index[label]] = 1
@@ -118,12 +118,12 @@ def multilabel_statistics(
         exact.append(float(right == said.labels and not said.outside) if right or total else empty)
         either = len(right) + total - hits
         jaccard.append(hits / either if either else empty)
-        f1.append(2 * hits / (len(right) + total) if right or total else empty)
+        row_f1.append(2 * hits / (len(right) + total) if right or total else empty)
         table[i, 3 * k :] = [exact[-1], jaccard[-1], 1.0, float(said.outside)]
     return Statistics(
         rows=table.tocsr(),
         values=_values(k),
-        row_scores={"accuracy": exact, "jaccard": jaccard, "micro_f1": f1},
+        row_scores={"accuracy": exact, "jaccard": jaccard, "micro_f1": row_f1},
         right_or_wrong=frozenset({"accuracy"}),
         layout=tuple(names),
         same={"subset_accuracy": "accuracy"},
@@ -133,36 +133,10 @@ def multilabel_statistics(
 def _values(k: int) -> dict[str, Callable[[Array], Array]]:
     """Metric functions over sums laid out as hits (k), support (k), predicted (k), exact, jaccard, rows, outside."""
 
-    def parts(sums: Array) -> tuple[Array, Array, Array]:
-        return sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k]
-
-    def f1(hits: Array, support: Array, predicted: Array) -> Array:
-        return ratio(2 * hits, support + predicted)
-
-    def precision(hits: Array, support: Array, predicted: Array) -> Array:
-        return ratio(hits, predicted)
-
-    def recall(hits: Array, support: Array, predicted: Array) -> Array:
-        return ratio(hits, support)
-
-    def micro(each: Callable[[Array, Array, Array], Array]) -> Callable[[Array], Array]:
+    def micro(share: Share) -> Callable[[Array], Array]:
         def value(sums: Array) -> Array:
-            hits, support, predicted = parts(sums)
-            return each(hits.sum(axis=1), support.sum(axis=1), predicted.sum(axis=1) + sums[:, 3 * k + 3])
-
-        return value
-
-    def macro(each: Callable[[Array, Array, Array], Array]) -> Callable[[Array], Array]:
-        def value(sums: Array) -> Array:
-            present = parts(sums)[1] + parts(sums)[2] > 0
-            return ratio((each(*parts(sums)) * present).sum(axis=1), present.sum(axis=1), empty=np.nan)
-
-        return value
-
-    def weighted(each: Callable[[Array, Array, Array], Array]) -> Callable[[Array], Array]:
-        def value(sums: Array) -> Array:
-            support = parts(sums)[1]
-            return ratio((each(*parts(sums)) * support).sum(axis=1), support.sum(axis=1), empty=np.nan)
+            hits, support, predicted = parts(sums, k)
+            return share(hits.sum(axis=1), support.sum(axis=1), predicted.sum(axis=1) + sums[:, 3 * k + 3])
 
         return value
 
@@ -171,15 +145,15 @@ def _values(k: int) -> dict[str, Callable[[Array], Array]]:
 
     return {
         "accuracy": mean(0),
-        "macro_f1": macro(f1),
+        "macro_f1": macro(f1, k),
         "micro_f1": micro(f1),
-        "weighted_f1": weighted(f1),
-        "precision_macro": macro(precision),
-        "recall_macro": macro(recall),
+        "weighted_f1": weighted(f1, k),
+        "precision_macro": macro(precision, k),
+        "recall_macro": macro(recall, k),
         "precision_micro": micro(precision),
         "recall_micro": micro(recall),
-        "precision_weighted": weighted(precision),
-        "recall_weighted": weighted(recall),
+        "precision_weighted": weighted(precision, k),
+        "recall_weighted": weighted(recall, k),
         "subset_accuracy": mean(0),
         "jaccard": mean(1),
     }

@@ -16,10 +16,9 @@ from typing import Any, Literal
 
 from tuneloop.core.late import np
 from tuneloop.core.stats import Array, Statistics, mean_statistics, ratio
-from tuneloop.evaluate.metrics.corpus import chrf_statistics
 from tuneloop.evaluate.metrics.labels import label_statistics
-from tuneloop.evaluate.metrics.overlap import LONGEST_SCORED, exact_match, is_latin, rouge, token_f1
 from tuneloop.evaluate.metrics.structured import parse
+from tuneloop.evaluate.metrics.text import LONGEST_SCORED, chrf_statistics, exact_match, is_latin, rouge, token_f1
 from tuneloop.records.metric import Metric
 
 MOST_FIELDS = 40  # fields with a line of their own
@@ -215,13 +214,13 @@ def object_statistics(
         labels: fields that are labels in the training split, with these.
         without: fields that are scored otherwise.
     """
-    said = [read_answer(text) for text in answers]
+    read_answers = [read_answer(text) for text in answers]
     golds = _golds(references)
     fields, prose = _with_prose(golds, labels)
-    gold = [_nearest(row, read) for row, read in zip(golds, said, strict=True)]
+    gold = [_nearest(row, read) for row, read in zip(golds, read_answers, strict=True)]
     rows = [
         _scores(right, read, prose) if right else _of_text(row, text)
-        for right, read, row, text in zip(gold, said, references, answers, strict=True)
+        for right, read, row, text in zip(gold, read_answers, references, answers, strict=True)
     ]
     scores = {name: [row[name] for row in rows] for name in _of_text((), "")}
     family = mean_statistics(scores, right_or_wrong=["object_accuracy", "missing_fields", "invented_fields"])
@@ -230,7 +229,7 @@ def object_statistics(
         statistics
         for field in fields
         if field.name not in without
-        for statistics in _field_statistics(field, gold, said, labels, names)
+        for statistics in _field_statistics(field, gold, read_answers, labels, names)
     ]
     others = len({path for row in gold if row for path in row.fields}) - len(fields)
     return Objects([family, *each], fields, others, [not lacks for lacks in scores["missing_fields"]])
@@ -257,8 +256,8 @@ def _with_prose(
     return fields, prose if len(prose) < len(fields) else set()  # where all are prose, nothing else says what is right
 
 
-def _nearest(golds: Sequence[ReadAnswer], said: ReadAnswer | None) -> ReadAnswer | None:
-    return max(golds, key=lambda gold: _shared(gold, said), default=None)
+def _nearest(golds: Sequence[ReadAnswer], answer: ReadAnswer | None) -> ReadAnswer | None:
+    return max(golds, key=lambda gold: _shared(gold, answer), default=None)
 
 
 def _of_text(references: Sequence[str], answer: str) -> dict[str, float]:
@@ -267,12 +266,11 @@ def _of_text(references: Sequence[str], answer: str) -> dict[str, float]:
     return {"object_accuracy": right, "field_accuracy": math.nan, "missing_fields": 0.0, "invented_fields": 0.0}
 
 
-def _scores(gold: ReadAnswer, said: ReadAnswer | None, prose: Collection[Path]) -> dict[str, float]:
-    """What one answer as a whole scores."""
-    hits = {path: _is_right(path, gold, said, path in prose) for path in gold.fields}
+def _scores(gold: ReadAnswer, answer: ReadAnswer | None, prose: Collection[Path]) -> dict[str, float]:
+    hits = {path: _is_right(path, gold, answer, path in prose) for path in gold.fields}
     counted = [hit for path, hit in hits.items() if path not in prose]
-    missing = said is None or not gold.paths <= _with_arrays(said, gold)
-    invented = said is not None and not said.paths <= _with_arrays(gold, said)
+    missing = answer is None or not gold.paths <= _with_arrays(answer, gold)
+    invented = answer is not None and not answer.paths <= _with_arrays(gold, answer)
     return {
         "object_accuracy": float(all(hits.values()) and not missing and not invented),
         "field_accuracy": sum(counted) / len(counted) if counted else math.nan,
@@ -281,17 +279,17 @@ def _scores(gold: ReadAnswer, said: ReadAnswer | None, prose: Collection[Path]) 
     }
 
 
-def _shared(gold: ReadAnswer, said: ReadAnswer | None) -> int:
-    return sum(_is_right(path, gold, said, False) for path in gold.fields) if said else 0
+def _shared(gold: ReadAnswer, answer: ReadAnswer | None) -> int:
+    return sum(_is_right(path, gold, answer, False) for path in gold.fields) if answer else 0
 
 
-def _is_right(path: Path, gold: ReadAnswer, said: ReadAnswer | None, prose: bool) -> bool:
-    if said is None or path not in said.fields:
+def _is_right(path: Path, gold: ReadAnswer, answer: ReadAnswer | None, prose: bool) -> bool:
+    if answer is None or path not in answer.fields:
         return False
-    wanted, given = gold.fields[path], said.fields[path]
+    wanted, given = gold.fields[path], answer.fields[path]
     if prose and isinstance(wanted, str) and wanted.strip():
         return isinstance(given, str) and bool(given.strip())
-    return bool(gold.forms[path] == said.forms[path])
+    return bool(gold.forms[path] == answer.forms[path])
 
 
 def _with_arrays(one: ReadAnswer, other: ReadAnswer) -> frozenset[Path]:
@@ -308,13 +306,13 @@ _NO_FIELD = object()  # no row counts where the reference lacks the field
 def _field_statistics(
     field: Field,
     gold: Sequence[ReadAnswer | None],
-    said: Sequence[ReadAnswer | None],
+    read_answers: Sequence[ReadAnswer | None],
     labels: Mapping[str, Sequence[str]],
     names: Collection[str],
 ) -> Iterator[Statistics]:
     """The metrics of one field over the rows whose reference has it; `names`: of all fields, which those of items can't take."""
     wanted = [row.fields.get(field.path, _NO_FIELD) if row else _NO_FIELD for row in gold]
-    given = [row.fields.get(field.path, _NO_FIELD) if row else _NO_FIELD for row in said]
+    given = [row.fields.get(field.path, _NO_FIELD) if row else _NO_FIELD for row in read_answers]
     if field.kind == "prose":
         yield _prose(field, wanted, given)
         return
@@ -324,13 +322,13 @@ def _field_statistics(
     ]
     exact = field.metric("exact_match")
     if field.kind == "labels":
-        known = {label_text(value) for value in wanted if value is not _NO_FIELD} | set(labels.get(field.name, ()))
+        vocabulary = {label_text(value) for value in wanted if value is not _NO_FIELD} | set(labels.get(field.name, ()))
         family = label_statistics(
             [None if w is _NO_FIELD else label_text(w) for w in wanted],
-            [_named(w, g, hit, known) for w, g, hit in zip(wanted, given, right, strict=True)],
+            [_named(w, g, hit, vocabulary) for w, g, hit in zip(wanted, given, right, strict=True)],
             prefix=f"{field.name}.",
             every=False,
-            known=known,
+            known=vocabulary,
         )  # fmt: skip
         accuracy = field.metric("accuracy")
         yield replace(
@@ -346,12 +344,12 @@ def _field_statistics(
         yield from _items(field, wanted, given, names)
 
 
-def _named(wanted: Any, given: Any, hit: float, known: Collection[str]) -> str | None:
+def _named(wanted: Any, given: Any, hit: float, vocabulary: Collection[str]) -> str | None:
     """The label that an answer names; None where it names none, or one that only looks like the right one ("true" for true)."""
     if wanted is _NO_FIELD or given is _NO_FIELD or isinstance(given, dict | list):
         return None
-    right, said = label_text(wanted), label_text(given)
-    return right if hit == 1 else said if said in known and said != right else None
+    right, label = label_text(wanted), label_text(given)
+    return right if hit == 1 else label if label in vocabulary and label != right else None
 
 
 def _prose(field: Field, wanted: Sequence[Any], given: Sequence[Any]) -> Statistics:
@@ -474,28 +472,27 @@ def usual_object(texts: Sequence[str]) -> str | None:
 
 def differing_fields(reference: str, answer: str, most: int = 3) -> str:
     """In which fields an answer differs from its reference, in words; empty where either is no JSON, or they are equal."""
-    gold, said = read_answer(reference), read_answer(answer)
-    if gold is None or said is None:
+    gold, read = read_answer(reference), read_answer(answer)
+    if gold is None or read is None:
         return "" if gold is None else "no valid JSON"
     words = []
     for path, value in gold.fields.items():
         name = ".".join(path) or "the list"
-        if path not in said.paths:
+        if path not in read.paths:
             words.append(f"{name} is missing")
-        elif not _is_right(path, gold, said, False):
-            given = said.fields.get(path, {})
+        elif not _is_right(path, gold, read, False):
+            given = read.fields.get(path, {})
             if isinstance(value, list) and isinstance(given, list):
                 words += [f"{name} lacks {_brief(item)}" for item in _only_in(value, given)]
                 words += [f"{name} has also {_brief(item)}" for item in _only_in(given, value)]
             else:
                 words.append(f"{name} is {_brief(given)}, not {_brief(value)}")
-    words += [f"{'.'.join(path)} is invented" for path in said.fields if path not in gold.paths]
+    words += [f"{'.'.join(path)} is invented" for path in read.fields if path not in gold.paths]
     more = len(words) - most
     return "; ".join(words[:most]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _only_in(one: Sequence[Any], other: Sequence[Any]) -> Iterator[Any]:
-    """The items that one array has more often than another."""
     left = Counter(map(canonical, other))
     for item in one:
         if left[key := canonical(item)] > 0:

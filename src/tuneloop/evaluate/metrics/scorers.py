@@ -75,12 +75,12 @@ def load_scorer(name: str, place: str) -> Scorer:
             raise UserError(
                 f"The scorer {name} fails: {error_with_line(error, path)}",
                 where=f"row {row.id}",
-                next_step=f"mend {file}",
+                next_step=f"fix {file}",
             ) from None
 
     declared = getattr(function, DECLARED, None)
-    found = declared if isinstance(declared, Metric) else own_metric(function_name, title=name.replace("_", " "))
-    return Scorer(replace(found, name=name), score)
+    metric = declared if isinstance(declared, Metric) else own_metric(function_name, title=name.replace("_", " "))
+    return Scorer(replace(metric, name=name), score)
 
 
 def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
@@ -107,19 +107,19 @@ def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
 
 
 def own_scores(scorer: Scorer, rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
-    """A scorer's figures for each row (NaN for None).
+    """A scorer's score of each row (NaN for None).
 
     Raises:
         UserError: it fails, or returns something that is no number, or that its declared test can't compare.
     """
     scores, name = [], scorer.metric.name
     for row, answer in zip(rows, answers, strict=True):
-        found = scorer(row, answer)
+        result = scorer(row, answer)
         try:
-            value = math.nan if found is None else float(found)
+            value = math.nan if result is None else float(result)
         except (TypeError, ValueError):
             raise UserError(
-                f"The scorer {name} returned {type(found).__name__}, not a number",
+                f"The scorer {name} returned {type(result).__name__}, not a number",
                 where=f"row {row.id}",
                 next_step="return a number, True or False, or None where the row doesn't count",
             ) from None

@@ -54,14 +54,14 @@ def parses(text: str) -> bool:
 
 def unfenced(text: str) -> str:
     """The content of the first Markdown fence in a text, or the text where there is none."""
-    found = re.search(r"```[^\n`]*\n(.*?)```", text, re.DOTALL)
-    return found.group(1) if found else text
+    match = re.search(r"```[^\n`]*\n(.*?)```", text, re.DOTALL)
+    return match.group(1) if match else text
 
 
 def are_structured(references: Sequence[Sequence[str]]) -> bool:
     """Whether nearly all reference answers are JSON objects or arrays; a few may say in words that there is nothing."""
-    found = [text.lstrip()[:1] in ("{", "[") and parses(text) for row in references for text in row]
-    return bool(found) and sum(found) >= NEARLY * len(found)
+    objects = [text.lstrip()[:1] in ("{", "[") and parses(text) for row in references for text in row]
+    return bool(objects) and sum(objects) >= NEARLY * len(objects)
 
 
 def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
@@ -81,7 +81,7 @@ def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
         why = error.message
     if why:
         raise UserError(
-            f"Not a JSON schema: {why}", where="evaluate.json_schema", next_step="mend the schema's file"
+            f"Not a JSON schema: {why}", where="evaluate.json_schema", next_step="fix the schema's file"
         )  # fmt: skip
     breach = checker(schema, kind, seconds=2.0)
 
@@ -92,7 +92,7 @@ def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
             return False
         except Exception as error:  # a reference that leads nowhere shows only when it is followed
             raise UserError(
-                f"The JSON schema can't be applied: {error}", where="evaluate.json_schema", next_step="mend the schema"
+                f"The JSON schema can't be applied: {error}", where="evaluate.json_schema", next_step="fix the schema"
             ) from None
 
     return conforms
@@ -150,19 +150,19 @@ def structured_statistics(
     rows = np.zeros((n, 6))  # hits, fields of the answer, of the reference, valid, conforming, rows
     valid, scores = [], []
     for i, (row, answer) in enumerate(zip(references, answers, strict=True)):
-        said = Counter[tuple[str, str]]()
+        given = Counter[tuple[str, str]]()
         valid.append(float(parses(answer)))
         if valid[-1]:
-            said = Counter(_leaves(answer))
+            given = Counter(_leaves(answer))
         options = []
         for text in row:
             right = Counter(_leaves(text)) if parses(text) else Counter[tuple[str, str]]()
-            hits = (said & right).total()
-            both = said.total() + right.total()
+            hits = (given & right).total()
+            both = given.total() + right.total()
             options.append((2 * hits / both if both else 1.0, hits, right.total()))
         best, hits, total = max(options)
         scores.append(best)
-        rows[i] = hits, said.total(), total, valid[-1], conforms[i] if conforms else 0.0, 1.0
+        rows[i] = hits, given.total(), total, valid[-1], conforms[i] if conforms else 0.0, 1.0
     values: dict[str, Callable[[Array], Array]] = {
         "field_f1": lambda sums: ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2]),
         "field_precision": lambda sums: ratio(sums[:, 0], sums[:, 1]),

@@ -1,4 +1,4 @@
-"""Which answers people look at: systems read from evaluations, and a sample of their rows that tells the most.
+"""Which answers people look at: systems read from evaluations, and a sample of their rows that tells the most; and the votes on disk.
 
 The sample has two parts. A random one, drawn from all rows, is kept apart: its plain mean is an unbiased estimate
 whatever else was chosen. The rest comes from the rows that tell the most (see `_pair_groups` and `_rating_groups`).
@@ -8,28 +8,31 @@ group: weighted by (rows in the group) / (reviewed rows in it) they give an unbi
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import json
+import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, sha256_file, write_jsonl
-from tuneloop.evaluate.metrics.overlap import token_f1
+from tuneloop.core.files import content_hash, lock_folder, sha256_file, user_errors_of_the_disk, write_jsonl
+from tuneloop.evaluate.metrics.text import token_f1
 from tuneloop.evaluate.results import read_evaluation
 from tuneloop.records import review as records
 from tuneloop.records.evaluation import Sample, split_place
-from tuneloop.records.record import read_lines, read_record, write_record
-from tuneloop.records.review import ReviewedSystem, ReviewItem, ReviewMode
+from tuneloop.records.record import as_line, read_lines, read_record, write_record
+from tuneloop.records.review import ReviewedSystem, ReviewItem, ReviewMode, Vote
 
 Mode = ReviewMode
 ITEMS = "items.jsonl"
 SHARE = 0.25  # of the rows that are reviewed: 25 of 100
 RANDOM_PART = 0.4  # of the sample
 DISAGREEMENTS = 0.6  # of the informative part
-MOST_ITEMS = 1000  # nobody looks at more
+MOST_ITEMS = 1000  # no one looks at more
 SAME = "same"  # the group of rows with equal answers: nothing to look at, they count as ties
 
 
@@ -71,7 +74,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Review:
+class ReviewFolder:
     """A review's folder, read: `review.json` (`manifest`), `items.jsonl` in the order in which they are shown, `votes.jsonl`.
 
     `populations`: systems of an item, joined by a line break -> group -> rows in the evaluation.
@@ -88,9 +91,6 @@ class Review:
     def votes_path(self) -> Path:
         """The file of votes."""
         return self.folder / "votes.jsonl"
-
-
-# --- systems --------------------------------------------------------------------------------
 
 
 def read_systems(places: Sequence[str]) -> list[System]:
@@ -133,9 +133,6 @@ def _answer(sample: Sample, baseline: str) -> ReviewedAnswer:
     )
 
 
-# --- the sample --------------------------------------------------------------------------------
-
-
 def make_review(
     systems: Sequence[System],
     out: Path,
@@ -144,7 +141,7 @@ def make_review(
     share: float = SHARE,
     seed: int = 0,
     conversations: Mapping[str, list[dict[str, Any]]] | None = None,
-) -> Review:
+) -> ReviewFolder:
     """Draw the sample and write `items.jsonl`, then `review.json`; a review that is there already is continued.
 
     Args:
@@ -188,7 +185,7 @@ def make_review(
     return load_review(out)
 
 
-def load_review(folder: Path | str) -> Review:
+def load_review(folder: Path | str) -> ReviewFolder:
     """Read a review's folder.
 
     Raises:
@@ -199,15 +196,13 @@ def load_review(folder: Path | str) -> Review:
         raise UserError("No review there", where=str(folder), next_step="start one with `tuneloop review A B`")
     manifest = read_record(records.Review, folder)
     items = read_lines(ReviewItem, folder / ITEMS, records.Review.again)
-    return Review(folder, manifest.mode, [c.name for c in manifest.systems], items, manifest.populations, manifest)
+    return ReviewFolder(
+        folder, manifest.mode, [c.name for c in manifest.systems], items, manifest.populations, manifest
+    )
 
 
 def _draw(
-    systems: Sequence[System],
-    mode: Mode,
-    share: float,
-    seed: int,
-    conversations: Mapping[str, list[dict[str, Any]]],
+    systems: Sequence[System], mode: Mode, share: float, seed: int, conversations: Mapping[str, list[dict[str, Any]]]
 ) -> tuple[list[ReviewItem], dict[str, dict[str, int]]]:
     size = 2 if mode == "pairwise" else 1
     sets = list(itertools.combinations(systems, size))
@@ -241,11 +236,7 @@ def _draw(
 
 
 def _item(
-    row: str,
-    systems: Sequence[System],
-    stratum: str,
-    group: str,
-    conversations: Mapping[str, list[dict[str, Any]]],
+    row: str, systems: Sequence[System], stratum: str, group: str, conversations: Mapping[str, list[dict[str, Any]]]
 ) -> ReviewItem:
     sample = systems[0].samples[row]
     messages = sample.messages or conversations.get(row) or [{"role": "user", "content": sample.prompt}]
@@ -316,3 +307,60 @@ def _rating_groups(rows: Sequence[str], system: System) -> dict[str, str]:
         far = sample.quality < 1 and sample.quality <= third
         groups[row] = "disagreement" if far else "uncertain" if sample.unsure else "rest"
     return groups
+
+
+def append_vote(path: Path | str, vote: Vote) -> None:
+    """Add a vote to the file and return when it is on the disk.
+
+    One write under a lock of the file: processes may append at the same time. A line that a crash cut off before is
+    ended first; a disk that fills up leaves no half line.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    record = {key: value for key, value in vote.to_json().items() if value not in (None, "", [])}
+    line = json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
+    with user_errors_of_the_disk(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            end = os.lseek(descriptor, 0, os.SEEK_END)
+            if end and os.pread(descriptor, 1, end - 1) != b"\n":
+                line = b"\n" + line
+            try:
+                while line:
+                    line = line[os.write(descriptor, line) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, end)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def read_votes(path: Path | str) -> tuple[list[Vote], int]:
+    """All votes in the order they were given, and how many lines can't be read."""
+    path = Path(path)
+    if not path.exists():
+        return [], 0
+    with user_errors_of_the_disk(path):
+        lines = path.read_bytes().split(b"\n")
+    votes, damaged = [], 0
+    for line in lines:
+        if line.strip():
+            vote = _vote(line, str(path))
+            votes += [vote] if vote else []
+            damaged += vote is None
+    return votes, damaged
+
+
+def _vote(line: bytes, where: str) -> Vote | None:
+    try:
+        return as_line(Vote, json.loads(line), where, "vote again")
+    except (ValueError, RecursionError, UserError):
+        return None
+
+
+def standing(votes: Iterable[Vote]) -> dict[tuple[str, str], Vote]:
+    """(item, reviewer) -> the vote that counts: a reviewer's last one on the item."""
+    return {(vote.item, vote.reviewer): vote for vote in votes}

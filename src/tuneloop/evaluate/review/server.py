@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.review.items import Review
-from tuneloop.evaluate.review.votes import append_vote, read_votes, standing
+from tuneloop.evaluate.review.items import ReviewFolder, append_vote, read_votes, standing
 from tuneloop.records.review import ReviewItem, Vote
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def sides(item: ReviewItem, reviewer: str, seed: int) -> tuple[int, ...]:
     return (1, 0) if digest[0] & 1 else (0, 1)
 
 
-def make_app(review: Review, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str, ...] = TAGS) -> FastAPI:
+def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str, ...] = TAGS) -> FastAPI:
     """The web application over one review; votes are read from disk at each request, so several may run at once.
 
     Args:
@@ -175,7 +174,7 @@ def _ballot_of(vote: Vote, names: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def serve(review: Review, *, host: str = "127.0.0.1", port: int = 0, say: Callable[[str], None]) -> None:
+def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0, say: Callable[[str], None]) -> None:
     """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address when it can be opened.
 
     Args:

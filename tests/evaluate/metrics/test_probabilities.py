@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tuneloop.evaluate.metrics.losses import loss_statistics
+from tuneloop.evaluate.metrics.probabilities import loss_statistics
 
 
 def test_perplexity_comes_from_all_tokens_and_not_from_the_mean_of_rows():

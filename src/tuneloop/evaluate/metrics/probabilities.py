@@ -1,4 +1,4 @@
-"""Whether a classifier's confidence means what it says."""
+"""Metrics of probabilities: how likely a model finds the reference answers (loss, perplexity), and whether a classifier's confidence means what it says."""
 
 from __future__ import annotations
 
@@ -11,12 +11,33 @@ from tuneloop.core.stats import Array, Statistics, ratio
 from tuneloop.records.completion import Completion
 from tuneloop.records.metric import Metric
 
-BINS = 15
 METRICS = (
-    Metric(
-        "ece", "calibration error", better="lower", needs="labels", meaning="expected calibration error over 15 bins"
-    ),
-)
+    Metric("loss", "loss", "from 0", "lower", needs="losses", meaning="mean of -log likelihood of a reference token, in nats"),
+    Metric("perplexity", "perplexity", "from 0", "lower", needs="losses", decimals=1, precise=1, meaning="e to the loss; compared by the test of the loss"),
+    Metric("ece", "calibration error", better="lower", needs="labels", meaning="expected calibration error over 15 bins"),
+)  # fmt: skip
+
+
+def loss_statistics(losses: Sequence[float], tokens: Sequence[int]) -> Statistics:
+    """Mean loss of the answers' tokens and its exponential, perplexity, from each row's summed loss (nats) and tokens."""
+    rows = np.array([losses, tokens], dtype=np.float64).T
+
+    def loss(sums: Array) -> Array:
+        return ratio(sums[:, 0], sums[:, 1], empty=np.nan)
+
+    def perplexity(sums: Array) -> Array:
+        return np.exp(np.minimum(loss(sums), 50.0))
+
+    each = [float(x) for x in loss(rows)]
+    return Statistics(
+        rows,
+        {"loss": loss, "perplexity": perplexity},
+        {"loss": each, "perplexity": [float(np.exp(min(x, 50.0))) for x in each]},
+        same={"perplexity": "loss"},
+    )
+
+
+BINS = 15
 
 
 def confidences(answers: Sequence[Completion]) -> list[float]:
@@ -24,15 +45,15 @@ def confidences(answers: Sequence[Completion]) -> list[float]:
 
     The classical systems' scores are log probabilities, so that their softmax is the probability itself.
     """
-    found = []
+    chances = []
     for answer in answers:
         if answer.label_probability is not None or answer.label_scores is None:
-            found.append(answer.confidence)
+            chances.append(answer.confidence)
             continue
         scores = [score for score in (answer.label_scores or {}).values() if not math.isnan(score)]
         best = max(scores, default=-math.inf)
-        found.append(1.0 / sum(math.exp(s - best) for s in scores) if math.isfinite(best) else math.nan)
-    return found
+        chances.append(1.0 / sum(math.exp(s - best) for s in scores) if math.isfinite(best) else math.nan)
+    return chances
 
 
 def calibration_statistics(confidence: Sequence[float], right: Sequence[float]) -> Statistics:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.evaluate.agreement import (
+from tuneloop.evaluate.review.results import (
     Duel,
     alpha_with_interval,
     bradley_terry,

@@ -10,8 +10,17 @@ from rouge_score.rouge_scorer import RougeScorer
 from text_answers import ANSWERS, REFERENCES
 
 from tuneloop.core.stats import mean_statistics
-from tuneloop.evaluate.metrics.corpus import bleu_statistics, chrf_statistics
-from tuneloop.evaluate.metrics.overlap import ROUGE, exact_match, is_latin, length_ratio, meteor, rouge, token_f1
+from tuneloop.evaluate.metrics.text import (
+    ROUGE,
+    bleu_statistics,
+    chrf_statistics,
+    exact_match,
+    is_latin,
+    length_ratio,
+    meteor,
+    rouge,
+    token_f1,
+)
 from tuneloop.records.rows import Row, references_of
 
 

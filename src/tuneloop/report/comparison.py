@@ -1,32 +1,46 @@
-"""The comparison as one table, which the page, the terminal, Markdown, LaTeX and CSV show."""
+"""The comparison as one table (page, terminal, Markdown, LaTeX, CSV), and what else differs between runs: settings and losses."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ValidationError
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tuneloop.core.files import plain_cell
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import FROM_FILE, plain_cell
+from tuneloop.core.units import counted
 from tuneloop.evaluate.metrics import title_of
 from tuneloop.records.evaluation import EvaluationManifest
+from tuneloop.report.charts import MOST_RUNS, Curve, chart_pair, overlay_chart, points_of
 from tuneloop.report.facts import (
+    RunFacts,
     SystemFacts,
+    clean,
     figure,
     gain_header,
     gain_interval,
     interval,
     p_value,
+    read_run,
+    section,
     shown_metrics,
     signed,
     systems_of,
 )
+from tuneloop.workflows.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 Format = Literal["markdown", "latex", "csv"]
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -36,11 +50,11 @@ NARROWEST_NAME = 12  # columns that names are folded to at most
 VERDICT = 10  # columns of "not enough", the longest word pair of a verdict
 BETWEEN, EDGES = 3, 2  # columns between cells, and at the table's two sides
 
-Cell = tuple[str, str]  # a figure and its 95 % interval, written out
+Cell = tuple[str, str]  # a value and its 95 % interval, written out
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonLine:
     """One system: each metric, its gain, and the gain's p-value and verdict."""
 
     name: str
@@ -61,7 +75,7 @@ class ComparisonTable:
     """
 
     metrics: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[ComparisonLine, ...]
     gain: str
     note: str
 
@@ -79,7 +93,7 @@ def comparison_table(
     for system in systems_of(evaluation, metrics) if systems is None else systems:
         gain = system.delta
         lines.append(
-            Line(
+            ComparisonLine(
                 name=system.name,
                 scores=tuple(
                     (figure(s.value if s else None, m), interval(s, m))
@@ -148,13 +162,10 @@ def _csv(evaluation: EvaluationManifest, metrics: Sequence[str]) -> str:
     return out.getvalue()
 
 
-# --- on the terminal ---------------------------------------------------------------------------
-
-
 def on_terminal(table: ComparisonTable, width: int, *, title: str = "", verdicts: bool = False) -> Table:
     """The table for a terminal: gains and p-values alone, or (`verdicts`) gains with their intervals and the verdicts too.
 
-    Intervals stand below their figures where verdicts are shown or the terminal is narrow. Where it is too narrow for the
+    Intervals are below their values where verdicts are shown or the terminal is narrow. Where it is too narrow for the
     columns, each system is a block of lines: names are folded, never cut.
     """
     shown = Table(
@@ -217,7 +228,7 @@ def _fits(columns: Sequence[Sequence[str]], table: ComparisonTable, width: int, 
 
 
 def _in_blocks(table: ComparisonTable, shown: Table, verdicts: bool) -> Table:
-    """Each system's name on a line, and its figures below it."""
+    """Each system's name on a line, and its results below it."""
     shown.box, shown.show_header = None, False
     shown.add_column(overflow="fold")
     for line in table.lines:
@@ -228,3 +239,150 @@ def _in_blocks(table: ComparisonTable, shown: Table, verdicts: bool) -> Table:
         text = Text(line.name, style="bold green" if line.tuned and not verdicts else "bold")
         shown.add_row(text.append("".join(f"\n  {part}" for part in parts), style="not bold"))
     return shown
+
+
+# Where a run lies and where its data come from differ always, and change no result.
+NOT_SETTINGS = ("version", "output_dir")
+LONGEST = 300  # characters of a value that a table shows
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A setting: its key as on the command line, its value, and the default; both written out."""
+
+    key: str
+    value: str
+    default: str
+
+
+def changed_settings(config: Mapping[str, Any]) -> list[Changed]:
+    """Settings of a resolved config that are not the defaults, in its order.
+
+    A learning rate is compared with the default of the run's method and loss.
+    """
+    plain = flat(Recipe().model_dump(mode="json"))
+    train = section(config.get("train"))
+    chosen = {key: train[key] for key in ("method", "loss") if key in train}
+    with contextlib.suppress(ValidationError, UserError):  # a method of one's own, or a config of another version
+        recipe = Recipe.model_validate({"train": chosen}, context=FROM_FILE)
+        plain["train.learning_rate"] = recipe.train.learning_rate
+    return [
+        Changed(key, shown(value), shown(plain.get(key)))
+        for key, value in flat(config).items()
+        if key not in NOT_SETTINGS and value != plain.get(key, ...) and not (value in ({}, []) and not plain.get(key))
+    ]
+
+
+def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """(key, value of each) of the settings in which configs differ, in the order of the first."""
+    each = [flat(config) for config in configs]
+    keys = dict.fromkeys(key for one in each for key in one if key not in NOT_SETTINGS)
+    return [
+        (key, [shown(one.get(key)) for one in each])
+        for key in keys
+        if any(one.get(key) != each[0].get(key) for one in each[1:])
+    ]
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config by keys as on the command line: `train.epochs`."""
+    keys: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            keys |= flat(value, f"{prefix}{key}.")
+        else:
+            keys[f"{prefix}{key}"] = value
+    return keys
+
+
+def shown(value: object) -> str:
+    """A value as it is written on the command line; `–` for one that is not set."""
+    if value is None or value == "" or value == [] or value == {}:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = ", ".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)  # fmt: skip
+    return clean(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+
+
+def compared_part(evaluation: EvaluationManifest) -> dict[str, Any]:
+    """`differ` and `overlay` of the runs that a comparison names (`runs`: system -> folder) and that are still there."""
+    runs = _runs(evaluation)
+    if len(runs) < 2:
+        return {"differ": {}, "overlay": {}}
+    curves = [
+        Curve(name, points_of(facts.steps, "loss"), points_of(facts.validations, "val_loss"))
+        for name, facts in runs.items()
+    ]
+    drawn = [c for c in curves if c.train or c.val]
+    return {
+        "differ": _differ(runs),
+        "overlay": {"chart": chart_pair(overlay_chart, drawn), "left_out": [c.name for c in drawn[MOST_RUNS:]]}
+        if len(drawn) > 1
+        else {},
+    }
+
+
+def settings_apart(evaluation: EvaluationManifest) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each run) where the runs that a comparison names differ; empty for fewer than two runs."""
+    rows: list[tuple[str, list[str]]] = _differ(_runs(evaluation)).get("rows", [])
+    return rows
+
+
+def _runs(evaluation: EvaluationManifest) -> dict[str, RunFacts]:
+    return {name: facts for name, folder in evaluation.runs.items() if (facts := _read(folder))}
+
+
+def _differ(runs: Mapping[str, RunFacts]) -> dict[str, Any]:
+    configs = [facts.config for facts in runs.values()]
+    return {"names": list(runs), "rows": differing_settings(configs)} if len(runs) > 1 and all(configs) else {}
+
+
+def _read(folder: str) -> RunFacts | None:
+    try:
+        return read_run(folder)
+    except UserError:  # moved or deleted since
+        return None
+
+
+MOST_SETTINGS = 20  # lines of settings that differ
+MOST_METRICS = 3  # columns; eval.json and the page have all metrics
+
+
+def print_comparison(result: EvaluationManifest, console: Console) -> None:
+    """Print a comparison so that its table fits the console's width.
+
+    Args:
+        result: `eval.json` of the comparison.
+        console: without markup and highlighting; sentences are wrapped at words on a terminal, and left whole in a file or a pipe.
+    """
+    wrapped = console.is_terminal
+    metrics = shown_metrics(result)
+    table = comparison_table(result, metrics)
+    console.print(result.words[0], soft_wrap=not wrapped)
+    console.print()
+    console.print(f"{counted(result.n, 'row')}, paired. {table.note}", soft_wrap=not wrapped)
+    fit = metrics_that_fit(table, console.width, MOST_METRICS) or min(len(metrics), MOST_METRICS)
+    console.print(on_terminal(comparison_table(result, metrics[:fit]), console.width, verdicts=True))
+    if fit < len(metrics):
+        more = ", ".join(map(title_of, metrics[fit:]))
+        console.print(f"On the page, too wide for here: {more}.", soft_wrap=not wrapped)
+    for line in result.words[1:]:
+        console.print(line, soft_wrap=not wrapped)
+    _print_settings(result, console)
+
+
+def _print_settings(result: EvaluationManifest, console: Console) -> None:
+    apart = settings_apart(result)
+    if not apart:
+        if len(result.runs) > 1:
+            console.print("The runs have the same settings.")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for head in ("settings that differ", *result.runs):
+        table.add_column(head, overflow="fold")
+    for key, values in apart[:MOST_SETTINGS]:
+        table.add_row(key, *values)
+    console.print(table)
+    if len(apart) > MOST_SETTINGS:
+        console.print(f"... and {len(apart) - MOST_SETTINGS} more: the page shows all")

@@ -43,8 +43,8 @@ from tuneloop.core import device
 from tuneloop.inference.engine import Batch, Row
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import choose, label_trie
+from tuneloop.models.load import SIZES, random_model
 from tuneloop.models.methods import method_named
-from tuneloop.models.random_model import SIZES, random_model
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.template import Rendered
 from tuneloop.plan.estimate import Sizes, Work, loop_job, sizes_on_gpu
@@ -56,8 +56,7 @@ from tuneloop.train.batches import Step
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.flops import needed_gflop
-from tuneloop.train.layers import recompute_layers
-from tuneloop.train.methods import attach
+from tuneloop.train.methods import attach, recompute_layers
 from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.run import Run
 from tuneloop.train.step import batch_loss, optimizer_step

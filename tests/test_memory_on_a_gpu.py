@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pretend_gpu import Card, pretend_gpu
+from tuneloop.models.load import SIZES, random_model
 from tuneloop.models.lora import target_names
 from tuneloop.models.methods import method_named
-from tuneloop.models.random_model import SIZES, random_model
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.template import Rendered
 from tuneloop.plan.estimate import Work, loop_job
@@ -23,8 +23,7 @@ from tuneloop.plan.memory import memory_of
 from tuneloop.train.batches import Step
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.layers import recompute_layers
-from tuneloop.train.methods import attach
+from tuneloop.train.methods import attach, recompute_layers
 from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.run import Run
 from tuneloop.train.step import optimizer_step

@@ -23,11 +23,10 @@ from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.models import lora
 from tuneloop.models.adapters import BASE
-from tuneloop.models.alongside import load_adapter_alongside
 from tuneloop.models.llama import KeyValues
-from tuneloop.models.load import Model, load_model
+from tuneloop.models.load import SIZES, Model, load_model, random_model
 from tuneloop.models.prefix import add_prefix
-from tuneloop.models.random_model import SIZES, random_model
+from tuneloop.models.shared import load_adapter_alongside
 
 QUESTIONS = ["Rain?", "Is it windy on Jupiter in the autumn, or does it only look so?", "Why", "How cold " * 9]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

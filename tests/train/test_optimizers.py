@@ -20,8 +20,8 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import layers_of, load_model
 from tuneloop.train import loss, step
 from tuneloop.train.batches import Step
-from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import mean_loss, supervised_states
+from tuneloop.train.methods import recompute_layers
 from tuneloop.train.optimizers import BLOCK, AdamW, _hold_mean, _hold_square, _mean_of, _square_of, round_off, with_rest
 from tuneloop.train.rows import Rendered
 from tuneloop.train.step import optimizer_step

@@ -27,8 +27,8 @@ from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.inference.sampling import Sampler, Sampling, logprobs
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import BASE, applied
-from tuneloop.models.alongside import check_adapter
 from tuneloop.models.load import Model
+from tuneloop.models.shared import check_adapter
 from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.sampling import Sampling
 from tuneloop.models.adapters import applied
-from tuneloop.models.alongside import check_adapter
 from tuneloop.models.load import Model
+from tuneloop.models.shared import check_adapter
 from tuneloop.records.completion import Completion
 
 

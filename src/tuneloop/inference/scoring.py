@@ -17,8 +17,8 @@ from tuneloop.inference.batches import batched_by_length, pad_left, prompt_too_l
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.sampling import greedy, highest
 from tuneloop.models.adapters import applied
-from tuneloop.models.alongside import check_adapter
 from tuneloop.models.load import Model
+from tuneloop.models.shared import check_adapter
 from tuneloop.models.template import Rendered, Template
 from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message

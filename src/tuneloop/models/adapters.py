@@ -2,7 +2,7 @@
 
     with applied(BASE):                    # the base model: no adapter at all
         model.hidden(ids)
-    with applied([first, BASE, second]):   # a row each: adapters by hash, see `alongside.py`
+    with applied([first, BASE, second]):   # a row each: adapters by hash, see `shared.py`
         model.hidden(ids)
 
 Without `applied`, the adapter that training has attached applies to all rows (`ATTACHED`). What is said holds in the

@@ -28,9 +28,8 @@ from tuneloop.models.quantised import quantise
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
 from tuneloop.models.trained import load_trained
-from tuneloop.train.alignment import APART
 from tuneloop.train.batches import too_large
-from tuneloop.train.config import TrainConfig
+from tuneloop.train.config import LOSSES, Batch, Loss, TrainConfig
 from tuneloop.train.divergence import TopProbabilities, of_logits, of_top
 from tuneloop.train.loss import (
     BATCH_TOKENS,
@@ -41,8 +40,8 @@ from tuneloop.train.loss import (
     softmax_loss,
     supervised_states,
 )
-from tuneloop.train.loss_table import LOSSES, Batch, Loss
 from tuneloop.train.rows import Taught, supervised_tokens, tokens_of
+from tuneloop.train.teachers import APART
 from tuneloop.train.top_logits import TopStore, is_store, positions, row_key, top_of
 
 # Positions whose probabilities exist in fp32 at a time, on a device that takes a whole chunk at once otherwise.

@@ -23,13 +23,13 @@ from tuneloop.models.template import Rendered
 from tuneloop.records.rows import Row
 from tuneloop.train import budget
 from tuneloop.train.batches import Step, plan_steps
+from tuneloop.train.budget import change_by, keep_change, keep_plan, schedule_to_follow, start_by
 from tuneloop.train.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import agreed, regroup, seed_step, summed, wait
 from tuneloop.train.failures import Preempted, act, notice_sigterm
-from tuneloop.train.layers import compile_layers, recompute_layers
 from tuneloop.train.loss import mean_loss, with_references
-from tuneloop.train.methods import attach, run_key
+from tuneloop.train.methods import attach, compile_layers, recompute_layers, run_key
 from tuneloop.train.monitors import make_monitors, trend
 from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.rows import (
@@ -42,7 +42,6 @@ from tuneloop.train.rows import (
     training_rows,
 )
 from tuneloop.train.run import Run
-from tuneloop.train.schedule import change_by, keep_change, keep_plan, schedule_to_follow, start_by
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import LOSS_SCALE, optimizer_step
 

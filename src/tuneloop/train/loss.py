@@ -21,11 +21,11 @@ from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
 from tuneloop.train.batches import tokens_at_once, too_large
+from tuneloop.train.config import LOSSES as LOSSES  # this module puts the shipped ones in
+from tuneloop.train.config import Batch as Batch
+from tuneloop.train.config import Loss as Loss
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import merged, own_share, summed
-from tuneloop.train.loss_table import LOSSES as LOSSES  # this module puts the shipped ones in
-from tuneloop.train.loss_table import Batch as Batch
-from tuneloop.train.loss_table import Loss as Loss
 from tuneloop.train.rows import (
     PAIRS,
     RATINGS,

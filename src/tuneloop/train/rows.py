@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from tuneloop.core.errors import UserError
 from tuneloop.models.template import Rendered, Template
 from tuneloop.records.rows import Message, Row
-from tuneloop.train.alignment import aligned
-from tuneloop.train.config import TrainConfig
-from tuneloop.train.loss_table import LOSSES, RowKind
-from tuneloop.train.teachers import check_teacher, keys_of, teachers_template
+from tuneloop.train.config import LOSSES, RowKind, TrainConfig
+from tuneloop.train.teachers import aligned, check_teacher, keys_of, teachers_template
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Taught(Rendered):
     Args:
         key: by which they are found; empty: the teacher is asked in each step.
         theirs: the conversation as a teacher with other tokens reads it; None: it has the same.
-        aligned: for each supervised position the number of the one of `theirs` that stands at the same place, see `alignment`.
+        aligned: for each supervised position the number of the one of `theirs` that stands at the same place, see `teachers.aligned`.
     """
 
     key: str = ""

@@ -17,9 +17,8 @@ from tuneloop.models.sharded import processes
 from tuneloop.train.batches import Step, plan_steps, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import agreed, own_share, summed
-from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import shared_prefix
-from tuneloop.train.methods import attach
+from tuneloop.train.methods import attach, recompute_layers
 from tuneloop.train.rows import TrainRow, check_rows, conversations, tokens_of
 from tuneloop.train.step import batch_loss
 

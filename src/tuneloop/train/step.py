@@ -16,8 +16,8 @@ from tuneloop.train.batches import Step, halved, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distil import distil as distil  # which puts its loss into LOSSES
 from tuneloop.train.distributed import own_share, sum_gradients, summed
-from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import LOSSES, Batch
+from tuneloop.train.methods import recompute_layers
 from tuneloop.train.rows import TrainRow, tokens_of
 from tuneloop.train.run import Run
 

@@ -25,10 +25,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.core.progress import Progress, busy, no_progress, without_bars
 from tuneloop.core.threads import use_threads
-from tuneloop.models.load import Model, load_model, skeleton
+from tuneloop.models.load import SIZES, Model, load_model, random_model, skeleton
 from tuneloop.models.methods import SHIPPED, USUAL, method_named
 from tuneloop.models.names import resolve
-from tuneloop.models.random_model import SIZES, random_model
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.models.template import Rendered
 from tuneloop.models.trained import load_trained

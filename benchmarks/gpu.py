@@ -47,11 +47,12 @@ from tuneloop.models.load import SIZES, random_model
 from tuneloop.models.methods import method_named
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.template import Rendered
-from tuneloop.plan.estimate import Sizes, Work, loop_job, sizes_on_gpu
+from tuneloop.plan.estimate import Work, loop_job, sizes_on_gpu
 from tuneloop.plan.gpus import Gpu, card_in_use, find_gpu, this_cpu
 from tuneloop.plan.job import TrainingSetup
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.speed import speed_of
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.train.batches import Step
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
@@ -107,7 +108,7 @@ class Case:
         return max(STEP_TOKENS // self.length, 1)
 
 
-def job_of(case: Case, card: Gpu, sizes: Sizes, dtype: torch.dtype) -> TrainingSetup:
+def job_of(case: Case, card: Gpu, sizes: MeasuredMachine, dtype: torch.dtype) -> TrainingSetup:
     """A step as the planner sees it."""
     return loop_job(
         _shape(case),
@@ -134,10 +135,10 @@ def _work(case: Case, tokens: int) -> Work:
     return Work(1, every, every, 0, ((at_once, case.length, 0),), -(-case.rows // at_once))
 
 
-def sizes_for(case: Case, card: Gpu, free_gib: float, dtype: torch.dtype) -> Sizes:
+def sizes_for(case: Case, card: Gpu, free_gib: float, dtype: torch.dtype) -> MeasuredMachine:
     """Rows at once, as a run chooses them by memory."""
     if card.is_cpu:
-        return Sizes(2048, False)
+        return MeasuredMachine(2048, False)
     settings = _settings(case, dtype, False)
     return sizes_on_gpu(
         _shape(case), lambda tokens: _work(case, tokens), card, free_gib, may_recompute=True, **settings
@@ -374,7 +375,7 @@ def _own_rates(
     }
 
 
-def ours(case: Case, sizes: Sizes, dtype: torch.dtype) -> tuple[Callable[[], float], list[Rendered]]:
+def ours(case: Case, sizes: MeasuredMachine, dtype: torch.dtype) -> tuple[Callable[[], float], list[Rendered]]:
     """A step of tuneloop's loop."""
     config, rows = case.config, rows_of(case)
     model = random_model(SIZES[case.size], TEMPLATE, dtype=dtype, prepare=method_named(case.method).prepare)
@@ -401,7 +402,7 @@ def transformers_net(case: Case, dtype: torch.dtype) -> Any:
     return net
 
 
-def theirs(case: Case, sizes: Sizes, dtype: torch.dtype) -> tuple[Callable[[], float], list[Rendered]]:
+def theirs(case: Case, sizes: MeasuredMachine, dtype: torch.dtype) -> tuple[Callable[[], float], list[Rendered]]:
     """The same step by another library, on the same weights."""
     import gpu_peers
 
@@ -427,7 +428,7 @@ def theirs(case: Case, sizes: Sizes, dtype: torch.dtype) -> tuple[Callable[[], f
     return _peft_step(case, sizes, dtype, batches), rows
 
 
-def _peft_step(case: Case, sizes: Sizes, dtype: torch.dtype, batches: list[Any]) -> Callable[[], float]:
+def _peft_step(case: Case, sizes: MeasuredMachine, dtype: torch.dtype, batches: list[Any]) -> Callable[[], float]:
     """Transformers and PEFT, with Liger's kernels where the engine is that."""
     from gpu_peers import steps_of
     from peft import LoraConfig, get_peft_model
@@ -458,7 +459,7 @@ def measured(case: Case) -> dict[str, Any]:
     found |= {"card": card.name, **said}
     try:
         step, rows = (ours if case.engine == "tuneloop" else theirs)(
-            case, Sizes(said["micro_batch_tokens"], said["recompute"]), dtype
+            case, MeasuredMachine(said["micro_batch_tokens"], said["recompute"]), dtype
         )
         first = step()
         step()

@@ -271,7 +271,7 @@ def spoiled_run(folder: Path, out: Path, **settings: Any) -> tuple[Any, list[dic
     from tuneloop.models.template import Rendered
     from tuneloop.train.batches import plan_steps
     from tuneloop.train.config import TrainConfig
-    from tuneloop.train.loop import train
+    from tuneloop.train.loop import TrainingJob, train
 
     model = load_model(str(folder), dtype="float32")
     torch.manual_seed(0)
@@ -280,7 +280,7 @@ def spoiled_run(folder: Path, out: Path, **settings: Any) -> tuple[Any, list[dic
     for i in (i for micro in plan_steps(rows, config, 0)[19].micro_batches for i in micro):
         rows[i] = Rendered([BEGIN_OF_TEXT, 900 + i, 1100 + i, 1300 + i, 1500 + i, 1700 + i], [0, 0, 1, 1, 1, 1])
     ids = [f"row-{i}" for i in range(160)]
-    result = train(model, rows, rows[:8], config, out, ids=ids, data_id="d")
+    result = train(model, rows, rows[:8], config, out, job=TrainingJob(ids=ids, data_id="d"))
     return result, read_jsonl(out / "metrics.jsonl")
 
 

@@ -10,9 +10,10 @@ import pytest
 from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import Rendered, Template
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import train
+from tuneloop.train.loop import TrainingJob, train
 from tuneloop.train.methods import attach
 from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.rows import Pair, Rated, _mismatched
@@ -54,6 +55,7 @@ def run(
     rows: int = 24,
     data_id: str = "d",
     dtype: str = "float32",
+    measured: MeasuredMachine = MeasuredMachine(),
     **other: Any,
 ) -> Any:
     model = load_model(str(folder), dtype=dtype)
@@ -61,7 +63,8 @@ def run(
         for_loss(made, config.loss)
         for made in (make_rows(model.template, rows), make_rows(model.template, 8, offset=100))
     ]
-    return train(model, *splits, config, out, seed=seed, data_id=data_id, **other), model
+    job = TrainingJob(data_id=data_id, measured=measured)
+    return train(model, *splits, config, out, seed=seed, job=job, **other), model
 
 
 def halted(folder: Path, out: Path, at: int, config: TrainConfig = CONFIG, **other: Any) -> None:

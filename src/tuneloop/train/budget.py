@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.models.sharded import is_first
 from tuneloop.models.template import Rendered
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import Schedule, ScheduleChange
 from tuneloop.train.batches import Step
@@ -69,16 +70,14 @@ def plan_run(
     general: Sequence[Rendered],
     config: TrainConfig,
     seed: int,
-    tokens_per_second: float,
-    seconds_spent: float = 0.0,
+    measured: MeasuredMachine,
 ) -> RunPlan:
     """All steps, or those that fit into `config.max_minutes` together with validations and the reference.
 
     Args:
         steps: of the whole run, see `plan_steps`.
         rows, val, general: of the training split, the validation split, and rows of other work.
-        tokens_per_second: of forward and backward passes, as the run will keep it up; 0: not known, nothing is left out.
-        seconds_spent: of the time already.
+        measured: the machine's speed, as the run will keep it up; without one nothing is left out.
     """
 
     def made(kept: list[Step], evaluations: int, most: int) -> RunPlan:
@@ -96,9 +95,9 @@ def plan_run(
         return trained + plan.forward_tokens / FORWARD_SPEED
 
     whole = made(steps, config.evaluations, config.val_rows)
-    if config.max_minutes is None or tokens_per_second <= 0:
+    if config.max_minutes is None or measured.tokens_per_second <= 0:
         return whole
-    time = max(config.max_minutes * 60 - seconds_spent, 0.0) * tokens_per_second
+    time = max(config.max_minutes * 60 - measured.seconds_spent, 0.0) * measured.tokens_per_second
     if time_of(whole) <= time:
         return whole
     evaluations, most = _validations(val, general, config, time * CHECKING_SHARE * FORWARD_SPEED)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
 from tuneloop.models.sharded import is_first, processes
 from tuneloop.models.template import Rendered
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Row
 from tuneloop.train import budget
 from tuneloop.train.batches import Step, plan_steps
@@ -48,6 +49,27 @@ from tuneloop.train.step import LOSS_SCALE, optimizer_step
 # Steps between giving freed memory back: buffers of ever new sizes leave holes, and without this the process grew by
 # two thirds over a run; at every step it would cost as much as `use_threads` gains.
 TRIM_EVERY = 8
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What a run belongs to: its data set, its plan, its folder's owner. Rows of your own need none of it.
+
+    Args:
+        general: rows of other work, held out; their loss is measured together with the validation loss and shows what is forgotten.
+        mixed: for each training row whether it is general data; its share is then held in every stretch of steps.
+        ids: of the training rows, for the monitors to name them. Rows of a data set say both themselves.
+        data_id: identifies the data set; a checkpoint made from another one is refused. Default: a hash of the training rows.
+        measured: of the machine. Without a speed it is measured first where `config.max_minutes` needs it, in a few seconds of the time.
+        saved: called by each process when a checkpoint has been written.
+    """
+
+    general: Sequence[Rendered] = ()
+    mixed: Sequence[bool] = ()
+    ids: Sequence[str] = ()
+    data_id: str = ""
+    measured: MeasuredMachine = field(default_factory=MeasuredMachine)
+    saved: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -128,18 +150,9 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
-    general: Sequence[Rendered] = (),
-    mixed: Sequence[bool] = (),
-    ids: Sequence[str] = (),
     seed: int = 0,
-    data_id: str = "",
-    tokens_per_second: float = 0.0,
-    seconds_spent: float = 0.0,
-    micro_batch_tokens: int = 0,
-    recompute: bool = False,
-    kept_layers: int = 0,
+    job: TrainingJob = TrainingJob(),
     log: Callable[[dict[str, Any]], None] = lambda record: None,
-    saved: Callable[[], None] = lambda: None,
     progress: Progress = no_progress,
 ) -> Trained:
     """Train on rows and leave the best weights in the model and in `out/adapter` or `out/model`.
@@ -151,18 +164,14 @@ def train(
     Args:
         train_rows, val_rows: rows of a data set, or made of them for the configured loss, see `training_rows`.
         out: folder of the run.
-        general: rows of other work, held out; their loss is measured alongside the validation loss and shows what is forgotten.
-        mixed: for each training row whether it is general data; its share is then held in every stretch of steps.
-        ids: of the training rows, for the monitors to name them. Rows of a data set say both themselves.
+        config: settings of `train`.
         seed: of the start, the order of rows and dropout.
-        data_id: identifies the data set; a checkpoint made from another one is refused. Default: a hash of the training rows.
-        tokens_per_second: speed of forward and backward passes on this machine, as `measure_speed` finds it; default: where
-            `config.max_minutes` needs it, it is measured first, in a few seconds of the time.
-        seconds_spent: of `config.max_minutes`, on measuring that speed.
-        micro_batch_tokens: computed at once, instead of the settings' own. recompute: layers are computed again in the backward pass from
-            the beginning. kept_layers: but for so many of the last ones. None of these changes a run's steps, so it is not known by them.
+        job: the data set and the plan that the run belongs to, if any.
         log: gets every record of `metrics.jsonl` as it is written.
-        saved: is called by each process when a checkpoint has been written.
+        progress: gets steps done and to be done.
+
+    Returns:
+        What the run came to; the model holds the best weights.
 
     Raises:
         UserError: no rows, a row without supervised tokens, the loss is not a number, foreign or damaged
@@ -170,17 +179,17 @@ def train(
         Preempted: SIGTERM came; a checkpoint is written.
     """
     usable = [row for row in train_rows if isinstance(row, Row) and is_usable(row, config)]
-    ids = ids or [row.id for row in usable]
-    mixed = mixed or ["mix" in row.meta for row in usable]
+    ids = job.ids or [row.id for row in usable]
+    mixed = job.mixed or ["mix" in row.meta for row in usable]
     rows = Rows(training_rows(train_rows, model.template, config), training_rows(val_rows, model.template, config))
     check_rows(rows.train, "training", model.head.shape[0])
     if rows.val:
         check_rows(rows.val, "validation", model.head.shape[0])
-    key = run_key(
-        model, config, seed, data_id or content_hash([part.ids for r in rows.train for part in conversations(r)])
-    )
-    config = config.model_copy(update={"micro_batch_tokens": micro_batch_tokens or config.micro_batch_tokens})
-    state = load_checkpoint(out / "checkpoints", key) or State(key, recompute=recompute, kept_layers=kept_layers)
+    data_id = job.data_id or content_hash([part.ids for row in rows.train for part in conversations(row)])
+    key, measured = run_key(model, config, seed, data_id), job.measured
+    config = config.model_copy(update={"micro_batch_tokens": measured.micro_batch_tokens or config.micro_batch_tokens})
+    state = load_checkpoint(out / "checkpoints", key)
+    state = state or State(key, recompute=measured.recompute, kept_layers=measured.kept_layers)
     resumed_at = state.step
     began = time.monotonic()
     steps = plan_steps(rows.train, config, seed, mixed)
@@ -188,21 +197,22 @@ def train(
     if given is not None and not state.planned_steps:
         start_by(given, state)
     elif not state.planned_steps:
-        if config.max_minutes is not None and not tokens_per_second:
-            measured = measure_speed(model, rows.train, config, seed, progress=progress)
-            tokens_per_second = summed([measured])[0] / processes()
-        spent = seconds_spent + summed([time.monotonic() - began])[0] / processes()
-        plan = budget.plan_run(steps, rows.train, rows.val, general, config, seed, tokens_per_second, spent)
+        if config.max_minutes is not None and not measured.tokens_per_second:
+            speed = measure_speed(model, rows.train, config, seed, progress=progress)
+            measured = replace(measured, tokens_per_second=summed([speed])[0] / processes())
+        spent = measured.seconds_spent + summed([time.monotonic() - began])[0] / processes()
+        measured = replace(measured, seconds_spent=spent)
+        plan = budget.plan_run(steps, rows.train, rows.val, job.general, config, seed, measured)
         state.planned_steps = state.total_steps = len(plan.steps)
         state.due = [round(len(plan.steps) * (i + 1) / plan.evaluations) for i in range(plan.evaluations)]
-        state.val_rows, state.planned_speed = plan.val_rows, tokens_per_second
+        state.val_rows, state.planned_speed = plan.val_rows, measured.tokens_per_second
     planned_due = list(state.due)
     timed = config if given is None else config.model_copy(update={"max_minutes": None})
     trainable = attach(model, config, seed, rows.train)  # spreads the model over the processes, where there are several
     rows = Rows(
         train=_referenced_in_time(model, rows.train, timed, trainable, progress, state, steps, began),
         val=_referenced(model, budget.sample(rows.val, state.val_rows, seed), config, trainable, progress),
-        general=budget.sample(general, state.val_rows, seed),
+        general=budget.sample(job.general, state.val_rows, seed),
     )
     if given is None:
         keep_plan(out, state, planned_due)
@@ -210,7 +220,7 @@ def train(
     state.checking_seconds += time.monotonic() - began
     with busy(progress, "getting ready to train"):
         run = _begin(model, config, trainable, state, rows, seed, out)
-    run.ids, run.schedule, run.saved = ids, given, saved
+    run.ids, run.schedule, run.saved = ids, given, job.saved
     if is_first():
         run.log, run.progress = log, progress
     with run.open_metrics() as run.metrics, notice_sigterm(run):

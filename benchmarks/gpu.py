@@ -40,7 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tuneloop.core import device
-from tuneloop.inference.engine import Batch, Row
+from tuneloop.inference.engine import ActiveRow, DecodingBatch
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import choose, label_trie
 from tuneloop.models.load import SIZES, random_model
@@ -59,7 +59,7 @@ from tuneloop.train.config import TrainConfig
 from tuneloop.train.flops import needed_gflop
 from tuneloop.train.methods import attach, recompute_layers
 from tuneloop.train.optimizers import make_optimizer
-from tuneloop.train.run import Run
+from tuneloop.train.run import TrainingRun
 from tuneloop.train.step import batch_loss, optimizer_step
 
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -352,8 +352,8 @@ def _own_rates(
     trie = label_trie([str(i) for i in range(len(labels))], labels)
 
     def written_in() -> float:
-        batch = Batch(model)
-        batch.join([Row(Request(ids=ids, max_new_tokens=NEW)) for ids in prompts])
+        batch = DecodingBatch(model)
+        batch.join([ActiveRow(Request(ids=ids, max_new_tokens=NEW)) for ids in prompts])
         device.wait()
         began = time.perf_counter()
         while batch.active:
@@ -382,7 +382,9 @@ def ours(case: Case, sizes: MeasuredMachine, dtype: torch.dtype) -> tuple[Callab
     trainable = attach(model, config, 0, rows)
     recompute_layers(model.net, sizes.recompute, sizes.kept_layers)
     model.net.train()
-    run = Run(model, config, trainable, make_optimizer(trainable, config), State("benchmark"), Path("benchmark"))
+    run = TrainingRun(
+        model, config, trainable, make_optimizer(trainable, config), State("benchmark"), Path("benchmark")
+    )
     at_once = _work(case, sizes.micro_batch_tokens).micro_batches[0][0]
     step = Step(tuple(tuple(range(i, min(i + at_once, len(rows)))) for i in range(0, len(rows), at_once)), 0.0)
     return lambda: optimizer_step(run, step, rows, 1e-4)[0], rows

@@ -33,7 +33,7 @@ from tuneloop.train.budget import (
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import TrainingJob, learning_rate, scheduled_rate, train
-from tuneloop.train.rows import Pair, Rated
+from tuneloop.train.rows import PreferencePair, RatedAnswer
 
 ROW = Rendered([1] * 10, [0] + [1] * 9)
 ROWS = [ROW] * 400
@@ -83,12 +83,14 @@ def test_where_all_fits_nothing_is_left_out() -> None:
     assert (len(plan.steps), plan.evaluations, plan.val_rows) == (400, 4, 100)
 
 
-@pytest.mark.parametrize("make", [lambda: Pair(ROW, ROW), lambda: Rated(ROW, ROW, True)])
+@pytest.mark.parametrize("make", [lambda: PreferencePair(ROW, ROW), lambda: RatedAnswer(ROW, ROW, True)])
 def test_the_reference_of_preferences_is_within_the_time(make: Any) -> None:
     rows = [make() for _ in range(400)]
     plan = planned(10.0, rows=rows)
-    trained = sum(20 if isinstance(rows[i], Pair) else 10 for step in plan.steps for i in step.indices)
-    beside = {Pair: 20, Rated: 30}[type(rows[0])] * len(plan.steps)  # the reference, and KTO's reference point
+    trained = sum(20 if isinstance(rows[i], PreferencePair) else 10 for step in plan.steps for i in step.indices)
+    beside = {PreferencePair: 20, RatedAnswer: 30}[type(rows[0])] * len(
+        plan.steps
+    )  # the reference, and KTO's reference point
     took = (trained + beside / FORWARD_SPEED) / 2.0
     assert plan.forward_tokens == beside
     assert 0.9 * 600 < took <= 600
@@ -96,7 +98,9 @@ def test_the_reference_of_preferences_is_within_the_time(make: Any) -> None:
 
 @pytest.mark.parametrize("slower, least, most", [(1.0, 400, 400), (3.0, 90, 140), (30.0, 1, 10)])
 def test_a_reference_that_takes_too_long_leaves_out_steps(slower: float, least: int, most: int) -> None:
-    rows = [Pair(ROW, ROW)] * 400  # a step trains on 20 tokens, the reference reads them: 8 of them besides 20
+    rows = [
+        PreferencePair(ROW, ROW)
+    ] * 400  # a step trains on 20 tokens, the reference reads them: 8 of them besides 20
     state = state_of()
     state.planned_speed = 20.0
     config = TrainConfig(max_minutes=600 / 60)
@@ -199,7 +203,7 @@ def test_steps_are_added_before_the_learning_rate_has_fallen(planned_steps: int)
 
 
 def test_rows_with_a_reference_get_no_steps_beyond_those_that_have_one() -> None:
-    rows, state = [Pair(ROW, ROW)] * 400, state_of(9, 1)
+    rows, state = [PreferencePair(ROW, ROW)] * 400, state_of(9, 1)
     state.step = 5
     assert refit_steps(state, STEPS, rows, TrainConfig(max_minutes=10.0), 5.0) == 0
 

@@ -16,8 +16,8 @@ from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import TrainingJob, train
 from tuneloop.train.methods import attach
 from tuneloop.train.optimizers import make_optimizer
-from tuneloop.train.rows import Pair, Rated, _mismatched
-from tuneloop.train.run import Run
+from tuneloop.train.rows import PreferencePair, RatedAnswer, _mismatched
+from tuneloop.train.run import TrainingRun
 
 SYSTEM = "You sort letters into drawers, with care, and answer with the drawer's name alone."
 
@@ -87,11 +87,13 @@ def for_loss(rows: list[Rendered], loss: str) -> list[Any]:
         return list(rows)
     others = [_mismatched(row, rows[i - 1]) for i, row in enumerate(rows)]
     if loss == "dpo":
-        return [Pair(*both) for both in zip(rows, others, strict=True)]
-    return [Rated(row, other, i % 2 == 0) for i, (row, other) in enumerate(zip(rows, others, strict=True))]
+        return [PreferencePair(*both) for both in zip(rows, others, strict=True)]
+    return [RatedAnswer(row, other, i % 2 == 0) for i, (row, other) in enumerate(zip(rows, others, strict=True))]
 
 
-def begin(model: Model, config: TrainConfig = CONFIG, rows: Any = (), **other: Any) -> Run:
+def begin(model: Model, config: TrainConfig = CONFIG, rows: Any = (), **other: Any) -> TrainingRun:
     """A run before its first step, which writes nothing."""
     trainable = attach(model, config, 0, rows)
-    return Run(model, config, trainable, make_optimizer(trainable, config), State("key"), Path("nowhere"), **other)
+    return TrainingRun(
+        model, config, trainable, make_optimizer(trainable, config), State("key"), Path("nowhere"), **other
+    )

@@ -62,16 +62,16 @@ def read_shared(model: Model, shared: list[int], progress: Progress, task: str) 
 
     if not shared:
         return None
-    found: list[Any] = []
+    caches: list[Any] = []
 
     def read(group: Sequence[list[int]]) -> None:
         cache = model.new_cache()
         model.hidden(torch.tensor([shared], device=model.device), cache=cache)
-        found.append(cache)
+        caches.append(cache)
 
     with busy(progress, f"{task}: reading what the prompts share"):
         in_parts([[shared]], read, len, lambda ids: prompt_too_large(len(ids)))
-    return found[0]
+    return caches[0]
 
 
 def prompt_too_large(tokens: int) -> UserError:

@@ -1,6 +1,6 @@
 """Our own engine: requests that are decoded together, and join and leave between steps.
 
-`Batch` holds rows that share a forward pass: `join` reads prompts, `step` writes one token in each row, `leave` drops
+`DecodingBatch` holds rows that share a forward pass: `join` reads prompts, `step` writes one token in each row, `leave` drops
 one. `Engine` puts requests into batches as there is room, for one thread or many: `submit` and `cancel` at any time,
 `step` for all, `stream` and `complete` for those who wait. Rows may have different LoRA adapters; rows behind
 different prefixes go into batches of their own. An answer depends on its own request alone.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Row:
+class ActiveRow:
     """A request that is being answered.
 
     Args:
@@ -90,15 +90,15 @@ class Beginning:
     cache: Any = None
 
 
-Watch = Callable[[Sequence[Row | None], "Tensor"], None]
+Watch = Callable[[Sequence[ActiveRow | None], "Tensor"], None]
 
 
-def padded_tokens(rows: Sequence[Row]) -> int:
+def padded_tokens(rows: Sequence[ActiveRow]) -> int:
     """Places that the cache of some rows may come to need."""
     return len(rows) * max((len(row.request.ids) + row.request.max_new_tokens for row in rows), default=0)
 
 
-class Batch:
+class DecodingBatch:
     """Rows that share forward passes.
 
     Args:
@@ -112,19 +112,19 @@ class Batch:
         self, model: Model, beginning: Beginning = Beginning(), watch: Watch | None = None, *, places: int = 0
     ) -> None:
         self.model, self.beginning, self.watch, self.places = model, beginning, watch, places
-        self.rows: list[Row | None] = []  # None: over, its place in the tensors is given up when a quarter is
-        self._state: _State | None = None
+        self.rows: list[ActiveRow | None] = []  # None: over, its place in the tensors is given up when a quarter is
+        self._state: _BatchState | None = None
 
     @property
-    def active(self) -> list[Row]:
+    def active(self) -> list[ActiveRow]:
         """Rows that are not over."""
         return [row for row in self.rows if row is not None]
 
-    def padded_tokens(self, new: Sequence[Row] = ()) -> int:
+    def padded_tokens(self, new: Sequence[ActiveRow] = ()) -> int:
         """Places that the cache may come to need with further rows."""
         return padded_tokens([*self.active, *new])
 
-    def join(self, rows: Sequence[Row], beginning: Beginning | None = None) -> None:
+    def join(self, rows: Sequence[ActiveRow], beginning: Beginning | None = None) -> None:
         """Read the prompts of further rows and write the first token of each.
 
         Args:
@@ -141,7 +141,7 @@ class Batch:
         with torch.inference_mode():
             rests = [row.request.ids[began:] for row in rows]
             padded = pad_left(rests, began, self.model.template.pad_id, self.model.device)
-            state = _State.read(self.model, rows, padded, read.cache)
+            state = _BatchState.read(self.model, rows, padded, read.cache)
             self._write(rows, state)
             if self._state is None or not self.active:
                 self._state, self.rows = state, list(rows)
@@ -154,7 +154,7 @@ class Batch:
                 self.rows += rows
             self.rows = [None if row is None or row.completion is not None else row for row in self.rows]
 
-    def step(self, tokens: int = 1) -> list[Row]:
+    def step(self, tokens: int = 1) -> list[ActiveRow]:
         """Write one more token in each row; returns the rows that took part.
 
         Args:
@@ -182,7 +182,7 @@ class Batch:
         self.rows = [None if row is None or row.completion is not None else row for row in self.rows]
         return rows
 
-    def leave(self, row: Row, finish: Finish = "cancelled") -> Completion:
+    def leave(self, row: ActiveRow, finish: Finish = "cancelled") -> Completion:
         """End a row now; what it has written is its answer."""
         if row.completion is None:
             row.completion = _completion(self.model, row, finish)
@@ -196,11 +196,11 @@ class Batch:
             self._state.keep(left)
             self.rows = [self.rows[i] for i in left]
 
-    def _write(self, rows: Sequence[Row | None], state: _State) -> None:
+    def _write(self, rows: Sequence[ActiveRow | None], state: _BatchState) -> None:
         """Draw the next token of each row and see which rows are over."""
         self._read(rows, state, [state.sampler.next(state.hidden, self.model.head)])
 
-    def _read(self, rows: Sequence[Row | None], state: _State, written: Sequence[Tensor]) -> None:
+    def _read(self, rows: Sequence[ActiveRow | None], state: _BatchState, written: Sequence[Tensor]) -> None:
         """Take over tokens that have been written one behind the other in each row, up to the row's end."""
         import torch
 
@@ -209,11 +209,11 @@ class Batch:
         state.token = written[-1]
         columns = torch.stack(list(written)).tolist() if len(written) > 1 else [state.token.tolist()]
         values, now = columns[-1], time.perf_counter()
-        asked = [i for i, row in enumerate(rows) if row is not None and row.request.logprobs is not None]
-        if asked:
-            top = [rows[i].request.logprobs or 0 for i in asked]  # type: ignore[union-attr]
-            found = logprobs(state.hidden[asked], self.model.head, [values[i] for i in asked], top)
-            for i, each in zip(asked, found, strict=True):
+        measured = [i for i, row in enumerate(rows) if row is not None and row.request.logprobs is not None]
+        if measured:
+            top = [rows[i].request.logprobs or 0 for i in measured]  # type: ignore[union-attr]
+            token_logprobs = logprobs(state.hidden[measured], self.model.head, [values[i] for i in measured], top)
+            for i, each in zip(measured, token_logprobs, strict=True):
                 rows[i].logprobs.append(each)  # type: ignore[union-attr]
         ends = self.model.template.end_ids
         for column in columns:
@@ -222,7 +222,7 @@ class Batch:
                     _take(self.model, row, token, token in ends, now)
 
 
-def _take(model: Model, row: Row, token: int, ends: bool, now: float) -> None:
+def _take(model: Model, row: ActiveRow, token: int, ends: bool, now: float) -> None:
     row.new.append(token)
     row.first = now if row.first is None else row.first
     if row.stream is not None and not ends:
@@ -232,7 +232,7 @@ def _take(model: Model, row: Row, token: int, ends: bool, now: float) -> None:
         row.completion = _completion(model, row, "stop" if ends or stopped else "length")
 
 
-def _completion(model: Model, row: Row, finish: Finish) -> Completion:
+def _completion(model: Model, row: ActiveRow, finish: Finish) -> Completion:
     template = model.template
     if row.stream is not None:
         row.piece += row.stream.end()
@@ -249,14 +249,14 @@ def _completion(model: Model, row: Row, finish: Finish) -> Completion:
     )  # fmt: skip
 
 
-def _adapters(rows: Sequence[Row | None]) -> list[str]:
+def _adapters(rows: Sequence[ActiveRow | None]) -> list[str]:
     """Of each row; a place whose row is over has that of another one."""
     some = next(row.request.adapter for row in rows if row is not None)
     return [some if row is None else row.request.adapter for row in rows]
 
 
 @dataclass
-class _State:
+class _BatchState:
     """The tensors of a batch: a place for each row (B), also for those that are over.
 
     Args:
@@ -283,7 +283,7 @@ class _State:
     records: bool = True
 
     @staticmethod
-    def read(model: Model, rows: Sequence[Row], padded: Padded, beginning: Any) -> _State:
+    def read(model: Model, rows: Sequence[ActiveRow], padded: Padded, beginning: Any) -> _BatchState:
         """Read the prompts of rows."""
         import torch
 
@@ -296,9 +296,9 @@ class _State:
             [row.constraint for row in rows],
         )  # fmt: skip
         held = cache.length - padded.real.shape[1]
-        return _State(cache, padded.real, padded.lengths, hidden, sampler, first, held)
+        return _BatchState(cache, padded.real, padded.lengths, hidden, sampler, first, held)
 
-    def forward(self, model: Model, rows: Sequence[Row | None]) -> None:
+    def forward(self, model: Model, rows: Sequence[ActiveRow | None]) -> None:
         """Read the last token of each row."""
         import torch
 
@@ -312,7 +312,7 @@ class _State:
             )[:, -1]
         self.positions = self.positions + 1
 
-    def record(self, model: Model, rows: list[Row | None], places: int) -> None:
+    def record(self, model: Model, rows: list[ActiveRow | None], places: int) -> None:
         """Record a step of these rows where that pays, see `StepReplay`; `rows` gets a place for each slot that is empty then."""
         left = max(row.request.max_new_tokens - len(row.new) for row in rows if row is not None)
         if self.replay is not None or not self.records or not may_record(model, self.steps, left):
@@ -340,7 +340,7 @@ class _State:
         self.hidden = F.pad(self.hidden, (0, 0, 0, empty))
         self.sampler.join(Sampler([Sampling()] * empty, self.real.device))
 
-    def _replayed(self, rows: Sequence[Row | None]) -> bool:
+    def _replayed(self, rows: Sequence[ActiveRow | None]) -> bool:
         """Whether the step was done as one that was recorded."""
         if self.replay is None:
             return False
@@ -356,7 +356,7 @@ class _State:
         if not is_out_of_memory(error):
             note_failure(error)
 
-    def seat(self, other: _State, new: Sequence[Row], rows: Sequence[Row | None]) -> list[int]:
+    def seat(self, other: _BatchState, new: Sequence[ActiveRow], rows: Sequence[ActiveRow | None]) -> list[int]:
         """Put the rows of another batch into slots of rows that are over, so that what was recorded holds on.
 
         Args:
@@ -395,7 +395,7 @@ class _State:
         self.hidden, self.token = self.hidden[index], self.token[index]
         self.sampler.keep(index)
 
-    def join(self, other: _State) -> None:
+    def join(self, other: _BatchState) -> None:
         """Go on with the rows of another batch as well."""
         import torch
         import torch.nn.functional as F
@@ -429,7 +429,7 @@ class Update:
 class Ticket:
     """A request that an engine has taken."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: ActiveRow) -> None:
         self.row = row
         self.updates: deque[Update] = deque()
 
@@ -453,7 +453,7 @@ class Engine:
         self.model, self.most_rows, self.most_tokens = model, rows, tokens
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
-        self._running: dict[Any, tuple[Batch, list[Ticket]]] = {}
+        self._running: dict[Any, tuple[DecodingBatch, list[Ticket]]] = {}
         self.grammars = Grammars(model.template, model.head.shape[0])
         self._giving = GivingWay(self)
 
@@ -468,7 +468,7 @@ class Engine:
             loaded) with a completion that says why.
         """
         request = with_adapter(request)
-        row = Row(request, TextStream(self.model.template.decode, request.stop) if stream else None)
+        row = ActiveRow(request, TextStream(self.model.template.decode, request.stop) if stream else None)
         ticket = Ticket(row)
         error = self._refusal(request)
         if request.schema is not None and not error:
@@ -603,9 +603,9 @@ class Engine:
                 over += self.begin_again(tickets + joining, self._waiting)
         return over
 
-    def new_batch(self) -> Batch:
+    def new_batch(self) -> DecodingBatch:
         """An empty batch."""
-        return Batch(self.model, places=self.most_tokens)
+        return DecodingBatch(self.model, places=self.most_tokens)
 
     def lane(self, adapter: str) -> Any:
         """Requests with the same key can share a batch: those behind the same trained prefix, or none."""

@@ -77,13 +77,13 @@ class Constraint:
         """Which tokens of a vocabulary of some size may come next (size), bool."""
         import numpy as np
 
-        found = np.zeros(size, bool)
+        allowed = np.zeros(size, bool)
         if self._matcher.is_stopped():  # complete: all that can follow is an end
-            found[self._ends] = True
+            allowed[self._ends] = True
         else:
             bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")[:size]
-            found[: len(bits)] = bits
-        return found
+            allowed[: len(bits)] = bits
+        return allowed
 
     def apply(self, logits: Tensor) -> None:
         """Rule out (-inf) what may not come next in a row's logits (V), in place."""

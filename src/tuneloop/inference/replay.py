@@ -165,9 +165,9 @@ class StepReplay:
         return self._real[:, self._held : length], self._positions
 
 
-def _compare(found: Tensor, expected: Tensor) -> None:
-    off = float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
-    if not off <= OFF[str(found.dtype)]:  # so that not-a-number is off, too
+def _compare(states: Tensor, expected: Tensor) -> None:
+    off = float((states.float() - expected.float()).abs().max() / expected.float().abs().max())
+    if not off <= OFF[str(states.dtype)]:  # so that not-a-number is off, too
         raise RuntimeError(f"a recorded step is {off:.1e} off the plain one")
 
 
@@ -193,9 +193,9 @@ def slots_for(rows: int, cache: Any, left: int, places: int) -> tuple[int, int]:
     needed = cache.length + left
     length = max(cache.capacity, cache.room_for(round(SPARE * needed)))
     slots = max(FEWEST_SLOTS, 1 << (rows - 1).bit_length())
-    for found in ((slots, length), (rows, length)):
-        if found[0] * found[1] <= places:
-            return found
+    for shape in ((slots, length), (rows, length)):
+        if shape[0] * shape[1] <= places:
+            return shape
     return rows, cache.capacity_for(left)
 
 

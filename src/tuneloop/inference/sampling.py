@@ -100,10 +100,10 @@ class Sampler:
     def keep(self, index: Tensor) -> None:
         """Go on with some rows only (indices)."""
         self.temperature, self.top_p = self.temperature[index], self.top_p[index]
-        kept = index.tolist()
-        self.rows, self.numbers = [self.rows[i] for i in kept], [self.numbers[i] for i in kept]
-        self.seen = [self.seen[i] for i in kept]
-        self.constraints = [self.constraints[i] for i in kept]
+        places = index.tolist()
+        self.rows, self.numbers = [self.rows[i] for i in places], [self.numbers[i] for i in places]
+        self.seen = [self.seen[i] for i in places]
+        self.constraints = [self.constraints[i] for i in places]
 
     def join(self, other: Sampler) -> None:
         """Go on with the rows of another one as well."""
@@ -137,8 +137,8 @@ class Sampler:
         drawn = [i for i, row in enumerate(special) if self.rows[row].temperature > 0]
         if drawn:
             places = put(torch.tensor(drawn), hidden.device)
-            found = self._draw(scores.index_select(0, places), [special[i] for i in drawn])
-            tokens = tokens.index_copy(0, places, found)
+            drawn_tokens = self._draw(scores.index_select(0, places), [special[i] for i in drawn])
+            tokens = tokens.index_copy(0, places, drawn_tokens)
         if len(special) < len(self.rows):
             tokens = greedy(hidden, head, logits).index_copy(0, at, tokens)
         for i in special:
@@ -170,8 +170,8 @@ def _penalise(logits: Tensor, seen: set[int] | None, penalty: float) -> None:
     if not seen:
         return
     at = torch.tensor(sorted(seen), device=logits.device)
-    known = logits[at]
-    logits[at] = torch.where(known > 0, known / penalty, known * penalty)
+    scores = logits[at]
+    logits[at] = torch.where(scores > 0, scores / penalty, scores * penalty)
 
 
 def logprobs(hidden: Tensor, head: Tensor, tokens: Sequence[int], top: Sequence[int]) -> list[TokenLogprob]:
@@ -186,12 +186,12 @@ def logprobs(hidden: Tensor, head: Tensor, tokens: Sequence[int], top: Sequence[
     import torch
 
     logp = torch.log_softmax(_exact(hidden @ head.t(), hidden, head), -1)
-    own = logp[torch.arange(len(tokens)), torch.tensor(tokens, device=hidden.device)].tolist()
+    written = logp[torch.arange(len(tokens)), torch.tensor(tokens, device=hidden.device)].tolist()
     most = max(top, default=0)
     values, ids = (x.tolist() for x in logp.topk(most, -1)) if most else ([[]] * len(tokens), [[]] * len(tokens))
     return [
         TokenLogprob(token, p, tuple(zip(likely[:k], scores[:k], strict=True)))
-        for token, p, likely, scores, k in zip(tokens, own, ids, values, top, strict=True)
+        for token, p, likely, scores, k in zip(tokens, written, ids, values, top, strict=True)
     ]
 
 

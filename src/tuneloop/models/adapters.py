@@ -138,10 +138,10 @@ def rows_of_tokens(of_tokens: Tensor, rows: int) -> Iterator[None]:
     if rows != len(now.rows):
         raise ValueError(f"adapters are named for {counted(len(now.rows), 'row')}, and the pass has {rows}")
     which = put(torch.tensor(now.rows), of_tokens.device).index_select(0, of_tokens)
-    found = replace(now, which=which)
+    assigned_rows = replace(now, which=which)
     if backend(of_tokens.device).is_cpu:
-        found = replace(found, tokens=_tokens_of(found))
-    with assigned(found):
+        assigned_rows = replace(assigned_rows, tokens=_tokens_of(assigned_rows))
+    with assigned(assigned_rows):
         yield
 
 
@@ -162,7 +162,7 @@ def _tokens_of(now: Assignment) -> tuple[Tensor, ...]:
     return now.tokens or tuple((now.which == i).nonzero()[:, 0] for i in range(len(now.names)))
 
 
-class Update(Protocol):
+class LayerAdapter(Protocol):
     """A layer's adapter."""
 
     def forward_alone(self, x: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ AddAll = Callable[["Tensor", "Tensor", Assignment], "Tensor | None"]
 
 
 def forward_assigned(
-    base: Any, find: Callable[[str], Update | None], x: Tensor, now: Assignment, add_all: AddAll | None = None
+    base: Any, find: Callable[[str], LayerAdapter | None], x: Tensor, now: Assignment, add_all: AddAll | None = None
 ) -> Tensor:
     """A layer's output where each token takes the adapter that is assigned to its row, or none.
 

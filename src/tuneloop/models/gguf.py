@@ -71,10 +71,10 @@ def convert(source: Path, folder: Path) -> Path:
 def _is_converted(done: Path, stamp: Mapping[str, Any]) -> bool:
     """Whether the file written last tells of the same source."""
     try:
-        known = json.loads(done.read_text())
+        stamp_written = json.loads(done.read_text())
     except (FileNotFoundError, ValueError):
         return False
-    return isinstance(known, dict) and all(known.get(key) == value for key, value in stamp.items())
+    return isinstance(stamp_written, dict) and all(stamp_written.get(key) == value for key, value in stamp.items())
 
 
 def read_tokenizer(source: Path, folder: Path) -> None:
@@ -186,9 +186,9 @@ def gguf_name(name: str) -> str | None:
     """The GGUF name of a Llama's tensor, from its name in Transformers; None: it has none."""
     stem = name.removesuffix(".weight")
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    known = {there: here for here, there in (_LAYER if match else _TOP).items()}
-    found = known.get(match[2] if match else stem)
-    return None if found is None else f"blk.{match[1]}.{found}.weight" if match else f"{found}.weight"
+    gguf_names = {there: here for here, there in (_LAYER if match else _TOP).items()}
+    block = gguf_names.get(match[2] if match else stem)
+    return None if block is None else f"blk.{match[1]}.{block}.weight" if match else f"{block}.weight"
 
 
 def permuted(weight: Any, heads: int) -> Any:
@@ -284,9 +284,9 @@ class _Reader:
         self.data, self.at = data, 0
 
     def numbers(self, layout: struct.Struct) -> tuple[Any, ...]:
-        found = layout.unpack_from(self.data, self.at)
+        values = layout.unpack_from(self.data, self.at)
         self.at += layout.size
-        return found
+        return values
 
     def string(self) -> str:
         (size,) = self.numbers(_U64)

@@ -176,14 +176,14 @@ class Model:
             return self.hidden_of_rows(put(wanted, joined.device), ids_N, [P + n for n in lengths])
         groups = [list(lengths)] if processes() > 1 else alike(lengths, lambda rows, n: rows * (P + n) + PASS)
         joined = torch.cat((prefix_P.expand(B, -1), ids_BT), 1)
-        found, start = [], 0
+        parts, start = [], 0
         for group in groups:
             some, longest = slice(start, start + len(group)), max(group)
             hidden = self.hidden(joined[some, : P + longest])
             rows_N, places_N = (put(index, hidden.device) for index in wanted_BT[some, :longest].nonzero().unbind(1))
-            found.append(hidden.flatten(0, 1).index_select(0, rows_N * (P + longest) + P + places_N))
+            parts.append(hidden.flatten(0, 1).index_select(0, rows_N * (P + longest) + P + places_N))
             start = some.stop
-        return torch.cat(found)
+        return torch.cat(parts)
 
 
 def load_model(
@@ -245,11 +245,11 @@ def needs_several_cards(name: str, dtype: torch.dtype) -> bool:
     Raises:
         UserError: there is no such model, or they have no room for it together either.
     """
-    known = cards()
-    if len(known) < 2:
+    rooms = cards()
+    if len(rooms) < 2:
         return False
     net = skeleton(resolve(name)).to(dtype)
-    return bool(on_cards(net, layers_of(net), known))
+    return bool(on_cards(net, layers_of(net), rooms))
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -283,8 +283,8 @@ def on_cards(net: Any, layers: Sequence[nn.Module], rooms: dict[str, float], sma
     if rest + sum(sizes) <= next(iter(free.values())):
         return []
     for count in range(2, len(free) + 1):
-        if found := _filled(sizes, rest, dict(list(free.items())[:count])):
-            return found
+        if places := _filled(sizes, rest, dict(list(free.items())[:count])):
+            return places
     raise UserError(
         f"The model takes {(rest + sum(sizes)) / GIB:,.1f} GiB, and {len(rooms)} GPUs have {sum(rooms.values()):,.1f} GiB free",
         where="model", next_step="take more or larger GPUs, or a smaller model",
@@ -322,8 +322,8 @@ def put_on_cards(net: Any, places: Sequence[str], prepare: Callable[[nn.Module],
     if net.config.tied:
         net.lm_head.weight = net.model.embed_tokens.weight
     net.model.spread()
-    found: nn.Module = net.requires_grad_(False).eval()
-    return found
+    frozen: nn.Module = net.requires_grad_(False).eval()
+    return frozen
 
 
 def layers_of(net: Any) -> list[Any]:
@@ -347,9 +347,9 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
         state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     expected = net.state_dict()
     for key, tensor in expected.items():
-        found = state.get(key)
-        if found is None or found.shape != tensor.shape:
-            problem = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {tuple(tensor.shape)}"
+        weight = state.get(key)
+        if weight is None or weight.shape != tensor.shape:
+            problem = "is missing" if weight is None else f"has shape {tuple(weight.shape)}, not {tuple(tensor.shape)}"
             raise UserError(f"Damaged model: {key} {problem}", where=str(folder), next_step="download the model again")
     net.load_state_dict({key: state[key] for key in expected}, assign=True)
     if net.config.tied:

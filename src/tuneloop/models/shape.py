@@ -135,15 +135,15 @@ def target_modules(targets: Sequence[str] | str) -> tuple[str, ...]:
     every = (*ATTENTION, *FEED_FORWARD)
     groups = {"all-linear": every, "all": every, "attention": ATTENTION, "mlp": FEED_FORWARD}
     names = targets.split(",") if isinstance(targets, str) else targets
-    found: set[str] = set()
+    chosen: set[str] = set()
     for name in (n.strip() for n in names):
         full = name if name in every else f"{name}_proj"
         if name not in groups and full not in every:
-            known = [*groups, *(n.removesuffix("_proj") for n in every)]
-            step = did_you_mean(name, known, f"choose from {', '.join(known)}")
+            choices = [*groups, *(n.removesuffix("_proj") for n in every)]
+            step = did_you_mean(name, choices, f"choose from {', '.join(choices)}")
             raise UserError(f"No matrix {name!r} to adapt", where="targets", next_step=step)
-        found.update(groups.get(name, (full,)))
-    return tuple(name for name in every if name in found)
+        chosen.update(groups.get(name, (full,)))
+    return tuple(name for name in every if name in chosen)
 
 
 def _number(config: Mapping[str, Any], key: str, where: str, otherwise: int | None = None) -> int:

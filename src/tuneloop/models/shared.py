@@ -96,8 +96,8 @@ def check_adapter(model: Model, name: str) -> None:
     if name in (BASE, ATTACHED):
         return
     if name not in _names_alongside(model):
-        known = adapters_of(model)
-        step = f"loaded: {', '.join(n[:16] for n in known) or 'none'}; or name {BASE!r}"
+        loaded = adapters_of(model)
+        step = f"loaded: {', '.join(n[:16] for n in loaded) or 'none'}; or name {BASE!r}"
         raise UserError(f"No adapter {name[:16]!r} is loaded", where=f"model {model.name}", next_step=step)
 
 

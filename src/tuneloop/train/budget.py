@@ -22,7 +22,7 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import Schedule, ScheduleChange
 from tuneloop.train.batches import Step
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.rows import Rated, TrainRow, reference_tokens, tokens_of
+from tuneloop.train.rows import RatedAnswer, TrainRow, reference_tokens, tokens_of
 
 if TYPE_CHECKING:
     from tuneloop.train.checkpoint import State
@@ -80,14 +80,14 @@ def plan_run(
         measured: the machine's speed, as the run will keep it up; without one nothing is left out.
     """
 
-    def made(kept: list[Step], evaluations: int, most: int) -> RunPlan:
+    def made(done: list[Step], evaluations: int, most: int) -> RunPlan:
         some, other = sample(val, most, seed), sample(general, most, seed)
         once = sum(map(_read, some)) + sum(map(tokens_of, other))
-        seen = {i for step in kept for i in step.indices}
+        seen = {i for step in done for i in step.indices}
         reference = sum(map(reference_tokens, some)) + sum(reference_tokens(rows[i]) for i in seen)
-        alongside = sum(_read(rows[i]) - tokens_of(rows[i]) for step in kept for i in step.indices)
-        validations = min(evaluations, len(kept)) + 1
-        return RunPlan(kept, evaluations, most, once * validations + reference + alongside)
+        alongside = sum(_read(rows[i]) - tokens_of(rows[i]) for step in done for i in step.indices)
+        validations = min(evaluations, len(done)) + 1
+        return RunPlan(done, evaluations, most, once * validations + reference + alongside)
 
     def time_of(plan: RunPlan) -> float:
         """In trained tokens."""
@@ -137,7 +137,7 @@ def sample(rows: Sequence[Any], most: int, seed: int) -> list[Any]:
 
 def _read(row: TrainRow) -> int:
     """Tokens of a row in a validation: KTO also asks how far the model has moved on another row's answer."""
-    return tokens_of(row) + (len(row.other.ids) if isinstance(row, Rated) else 0)
+    return tokens_of(row) + (len(row.other.ids) if isinstance(row, RatedAnswer) else 0)
 
 
 def step_tokens(step: Step, rows: Sequence[TrainRow]) -> float:
@@ -221,7 +221,7 @@ def steps_in_time(
     config: TrainConfig,
     seconds: float,
     each: float,
-    known: int,
+    referenced: int,
 ) -> int:
     """Steps that fit by the speed at which the first ones got their reference; as many as before where that is about the planned one.
 
@@ -233,7 +233,7 @@ def steps_in_time(
     if config.max_minutes is None or 1 / SLOWER < each * FORWARD_SPEED * state.planned_speed < SLOWER:
         return state.total_steps
     left = (1 - CHECKING_SHARE) * (config.max_minutes * 60 - seconds)
-    seen = {i for step in steps[:known] for i in step.indices}
+    seen = {i for step in steps[:referenced] for i in step.indices}
     for number, step in enumerate(steps):
         fresh = {*step.indices} - seen
         seen |= fresh
@@ -268,8 +268,8 @@ def schedule_to_follow(out: Path) -> Schedule | None:
     """The schedule of an earlier run, where this one has to keep to it."""
     if not (out / Schedule.file).is_file():
         return None
-    found = read_record(Schedule, out)
-    return found if found.follow else None
+    schedule = read_record(Schedule, out)
+    return schedule if schedule.follow else None
 
 
 def start_by(schedule: Schedule, state: State) -> None:
@@ -290,20 +290,20 @@ def keep_plan(out: Path, state: State, planned_due: list[int]) -> None:
     """Write the schedule as it was planned, or cut it back to the checkpoint that a run goes on from."""
     if not is_first():
         return
-    known = read_record(Schedule, out) if state.step and (out / Schedule.file).is_file() else None
-    if known is None:
-        known = Schedule(planned_steps=state.planned_steps, due=planned_due, val_rows=state.val_rows)
-    changes = [change for change in known.changes if 0 < change.step <= state.step]
+    schedule = read_record(Schedule, out) if state.step and (out / Schedule.file).is_file() else None
+    if schedule is None:
+        schedule = Schedule(planned_steps=state.planned_steps, due=planned_due, val_rows=state.val_rows)
+    changes = [change for change in schedule.changes if 0 < change.step <= state.step]
     if state.step == 0 and state.total_steps != state.planned_steps:
         changes.append(_change(state))
-    write_record(out / Schedule.file, known.model_copy(update={"changes": changes}))
+    write_record(out / Schedule.file, schedule.model_copy(update={"changes": changes}))
 
 
 def keep_change(out: Path, state: State) -> None:
     """Write down what has just been changed."""
     if is_first():
-        known = read_record(Schedule, out)
-        write_record(out / Schedule.file, known.model_copy(update={"changes": [*known.changes, _change(state)]}))
+        schedule = read_record(Schedule, out)
+        write_record(out / Schedule.file, schedule.model_copy(update={"changes": [*schedule.changes, _change(state)]}))
 
 
 def _change(state: State) -> ScheduleChange:

@@ -216,9 +216,9 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     @field_validator("loss")
     @classmethod
     def _known_loss(cls, value: str) -> str:
-        known = list(dict.fromkeys([*LOSS_NAMES, *LOSSES]))
-        if value not in known:
-            raise ValueError(f"must be {', '.join(known[:-1])} or {known[-1]}")
+        losses = list(dict.fromkeys([*LOSS_NAMES, *LOSSES]))
+        if value not in losses:
+            raise ValueError(f"must be {', '.join(losses[:-1])} or {losses[-1]}")
         return value
 
     @field_validator("gradient_checkpointing", mode="before")
@@ -253,10 +253,10 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
         method = method_named(self.method)
-        for setting, why in {name: why for known in methods() for name, why in known.exclusive.items()}.items():
+        for setting, why in {name: why for other in methods() for name, why in other.exclusive.items()}.items():
             if setting in method.exclusive or getattr(self, setting) == type(self).model_fields[setting].default:
                 continue
-            owners = " and ".join(known.name for known in methods() if setting in known.exclusive)
+            owners = " and ".join(other.name for other in methods() if setting in other.exclusive)
             raise ValueError(f"train.{setting} is of {owners} only{f': {why}' if why else ''}")
         if wrong := method.conflict(self):
             raise ValueError(wrong)

@@ -130,13 +130,13 @@ def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
 
 def _aligned(rows: Sequence[Rendered]) -> Tensor:
     """For each supervised position of all rows its number among those of all rows as the teacher reads them, or `APART` (N)."""
-    found: list[int] = []
+    places: list[int] = []
     before = 0
     for row in rows:
         assert isinstance(row, Taught) and row.theirs is not None
-        found += [place if place == APART else before + place for place in row.aligned]
+        places += [place if place == APART else before + place for place in row.aligned]
         before += len(positions(row.theirs))
-    return torch.tensor(found)
+    return torch.tensor(places)
 
 
 def _soft_and_hard(
@@ -147,25 +147,25 @@ def _soft_and_hard(
     soft = (1 - hard) * heat**2
 
     def of(logits: Tensor, part: slice, turn: bool) -> Tensor:
-        said = teacher.of(part)
+        teacher_of = teacher.of(part)
         few = backend(logits.device).softmax_rows or POSITIONS_AT_ONCE
-        found = []
+        parts = []
         for start in range(0, len(logits), few):
             piece = slice(start, start + few)
             student, targets = logits[piece], targets_N[part][piece]
-            own = student.clone() if turn else student
-            known, about = student[:, : teacher.vocabulary], said(piece)
+            hard_logits = student.clone() if turn else student
+            shared, about = student[:, : teacher.vocabulary], teacher_of(piece)
             divergence = of_top if isinstance(about, TopProbabilities) else of_logits
-            far, gradient = divergence(config.divergence, config.divergence_mix, known, about, heat)  # type: ignore[arg-type]
+            far, gradient = divergence(config.divergence, config.divergence_mix, shared, about, heat)  # type: ignore[arg-type]
             if teacher.counts_N is not None:
                 counts = teacher.counts_N[part][piece]
                 far, gradient = far * counts, gradient * counts[:, None]
-            missed = softmax_loss(own, targets, turn)
+            missed = softmax_loss(hard_logits, targets, turn)
             if turn:
-                student.copy_(own.mul_(hard))
-                known.add_(gradient.mul_(soft))
-            found.append(torch.stack((far, missed)))
-        both = torch.cat(found, 1)
+                student.copy_(hard_logits.mul_(hard))
+                shared.add_(gradient.mul_(soft))
+            parts.append(torch.stack((far, missed)))
+        both = torch.cat(parts, 1)
         for name, each in zip(("divergence", "hard_loss"), both @ weights_N[part], strict=True):
             figures[name] = figures[name] + each if name in figures else each
         return soft * both[0] + hard * both[1]
@@ -226,8 +226,7 @@ def store_probabilities(
     model: Model, rows: Sequence[Rendered], store: TopStore, progress: Progress = no_progress
 ) -> None:
     """Write down what a teacher says at the supervised positions of rows that are not in a store yet."""
-    known = {row_key: None for row_key in store.rows}
-    left = [row for row in rows if row_key_of(row) not in known]
+    left = [row for row in rows if row_key_of(row) not in store.rows]
     done = len(rows) - len(left)
     progress("storing the teacher's probabilities", done, len(rows))
 
@@ -254,8 +253,8 @@ def store_states(model: Model, rows: Sequence[Rendered], hidden_NC: Tensor, stor
     parts: list[Any] = []
     for chunk in torch.split(hidden_NC, there.positions_at_once):
         for logits in torch.split(chunk @ head_VC.t(), there.softmax_rows or POSITIONS_AT_ONCE):
-            found = top_of(logits, store.about.top, store.about.temperature)
-            parts.append([each.cpu().numpy() for each in found])
+            likeliest = top_of(logits, store.about.top, store.about.temperature)
+            parts.append([each.cpu().numpy() for each in likeliest])
     store.add(rows, store.layout.pack(*(_joined(each) for each in zip(*parts, strict=True))))
 
 

@@ -168,8 +168,8 @@ def summed(values: Sequence[float]) -> list[float]:
 
     totals = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(totals)
-    found: list[float] = totals.tolist()
-    return found
+    sums: list[float] = totals.tolist()
+    return sums
 
 
 def agreed(flag: bool) -> bool:
@@ -188,9 +188,9 @@ def gathered(value: Any) -> list[Any]:
     return parts
 
 
-def merged(found: Mapping[int, T]) -> dict[int, T]:
+def merged(entries: Mapping[int, T]) -> dict[int, T]:
     """The entries of all processes."""
-    return {key: value for part in gathered(dict(found)) for key, value in part.items()}
+    return {key: value for part in gathered(dict(entries)) for key, value in part.items()}
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
@@ -259,8 +259,8 @@ def replicates(model: Model, method: Method) -> bool:
     """
     if method.footprint.all_weights:
         return False
-    if said := os.environ.get(REPLICATE):
-        return said != "0"
+    if setting := os.environ.get(REPLICATE):
+        return setting != "0"
     if device.backend().is_cpu:
         return False
     weights = sum(p.numel() * p.element_size() for p in model.net.parameters()) / GIB

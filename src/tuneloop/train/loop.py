@@ -42,7 +42,7 @@ from tuneloop.train.rows import (
     tokens_of,
     training_rows,
 )
-from tuneloop.train.run import Run
+from tuneloop.train.run import TrainingRun
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import LOSS_SCALE, optimizer_step
 
@@ -73,7 +73,7 @@ class TrainingJob:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SplitRows:
     """What a run reads.
 
     Args:
@@ -181,7 +181,7 @@ def train(
     usable = [row for row in train_rows if isinstance(row, Row) and is_usable(row, config)]
     ids = job.ids or [row.id for row in usable]
     mixed = job.mixed or ["mix" in row.meta for row in usable]
-    rows = Rows(training_rows(train_rows, model.template, config), training_rows(val_rows, model.template, config))
+    rows = SplitRows(training_rows(train_rows, model.template, config), training_rows(val_rows, model.template, config))
     check_rows(rows.train, "training", model.head.shape[0])
     if rows.val:
         check_rows(rows.val, "validation", model.head.shape[0])
@@ -209,7 +209,7 @@ def train(
     planned_due = list(state.due)
     timed = config if given is None else config.model_copy(update={"max_minutes": None})
     trainable = attach(model, config, seed, rows.train)  # spreads the model over the processes, where there are several
-    rows = Rows(
+    rows = SplitRows(
         train=_referenced_in_time(model, rows.train, timed, trainable, progress, state, steps, began),
         val=_referenced(model, budget.sample(rows.val, state.val_rows, seed), config, trainable, progress),
         general=budget.sample(job.general, state.val_rows, seed),
@@ -235,10 +235,10 @@ def train(
 
 
 def _begin(
-    model: Model, config: TrainConfig, trainable: Trainable, state: State, rows: Rows, seed: int, out: Path
-) -> Run:
+    model: Model, config: TrainConfig, trainable: Trainable, state: State, rows: SplitRows, seed: int, out: Path
+) -> TrainingRun:
     """The run before its next step: the first one, or the one behind the checkpoint."""
-    run = Run(
+    run = TrainingRun(
         model,
         config,
         trainable,
@@ -265,7 +265,7 @@ def _begin(
     return run
 
 
-def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
+def _steps(run: TrainingRun, steps: list[Step], rows: SplitRows) -> None:
     state = run.state
     began = time.monotonic() - state.seconds
     run.saved_at = time.monotonic()
@@ -299,7 +299,7 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
     state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
 
 
-def _keep_time(run: Run, steps: Sequence[Step], rows: Rows, seconds: float) -> None:
+def _keep_time(run: TrainingRun, steps: Sequence[Step], rows: SplitRows, seconds: float) -> None:
     """Say so when the machine is much slower than planned, and do as many steps as fit into the time."""
     state = run.state
     if (threads := torch.get_num_threads()) != run.threads:
@@ -337,7 +337,7 @@ def busy_words(share: float, planned: float) -> str:
     )
 
 
-def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
+def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
     state = run.state
     seed_step(run.seed, state.step)
     started = time.monotonic()
@@ -371,22 +371,22 @@ def _referenced_in_time(
 
     Without a limit on time all at once: then nothing depends on the clock.
     """
-    known = 0
-    found, asked, read, started = list(rows), set[int](), 0, time.monotonic()
-    while known < state.total_steps:
+    ready = 0
+    with_reference, referenced, read, started = list(rows), set[int](), 0, time.monotonic()
+    while ready < state.total_steps:
         last = (
-            state.total_steps if config.max_minutes is None else min(known + budget.REFERENCE_STEPS, state.total_steps)
+            state.total_steps if config.max_minutes is None else min(ready + budget.REFERENCE_STEPS, state.total_steps)
         )
-        fresh = {i for step in steps[known:last] for i in step.indices} - asked
+        fresh = {i for step in steps[ready:last] for i in step.indices} - referenced
         tokens = sum(reference_tokens(rows[i]) for i in fresh)
         if tokens:
-            found = _referenced(model, found, config, trainable, progress, fresh)
-        asked, read, known = asked | fresh, read + tokens, last
+            with_reference = _referenced(model, with_reference, config, trainable, progress, fresh)
+        referenced, read, ready = referenced | fresh, read + tokens, last
         if read:
             now, took = summed([time.monotonic() - began, time.monotonic() - started])
             each, seconds = took / processes() / read, state.seconds + now / processes()
-            state.total_steps = budget.steps_in_time(state, steps, rows, config, seconds, each, known)
-    return found
+            state.total_steps = budget.steps_in_time(state, steps, rows, config, seconds, each, ready)
+    return with_reference
 
 
 def _referenced(
@@ -404,12 +404,12 @@ def _referenced(
     """
     places = sorted(range(len(rows)) if needed is None else needed)
     with nullcontext() if config.init else trainable.base():
-        found = dict(zip(places, with_references(model, [rows[i] for i in places], progress), strict=True))
+        with_reference = dict(zip(places, with_references(model, [rows[i] for i in places], progress), strict=True))
     regroup(model)
-    return [found.get(i, row) for i, row in enumerate(rows)]
+    return [with_reference.get(i, row) for i, row in enumerate(rows)]
 
 
-def _evaluate(run: Run, rows: Rows, began: float) -> None:
+def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
     """Validation loss: keep the best weights, count worse ones, decide on stopping."""
     state = run.state
     started = time.monotonic()
@@ -441,11 +441,11 @@ def _evaluate(run: Run, rows: Rows, began: float) -> None:
         run.record({**record, "seconds": round(time.monotonic() - began, 2)})
 
 
-def _loss_of(run: Run, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[float, dict[str, float]]:
+def _loss_of(run: TrainingRun, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[float, dict[str, float]]:
     return mean_loss(run.model, rows, config, base=run.trainable.base, progress=run.progress)
 
 
-def _finish(run: Run) -> None:
+def _finish(run: TrainingRun) -> None:
     """Put the best weights into the model and into the run's folder; checkpoints have served."""
     best = load_best(run.checkpoints, run.state.best_step)
     if best is not None:
@@ -457,7 +457,7 @@ def _finish(run: Run) -> None:
     drop_checkpoints(run.checkpoints)
 
 
-def _result(run: Run, steps: Sequence[Step], rows: int, resumed_at: int) -> Trained:
+def _result(run: TrainingRun, steps: Sequence[Step], rows: int, resumed_at: int) -> Trained:
     state = run.state
     epochs = round(steps[state.step - 1].epoch, 3) if state.step else 0.0
     seen = budget.rows_seen(steps[: state.step], state.skipped)

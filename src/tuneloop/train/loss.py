@@ -29,8 +29,8 @@ from tuneloop.train.distributed import merged, own_share, summed
 from tuneloop.train.rows import (
     PAIRS,
     RATINGS,
-    Pair,
-    Rated,
+    PreferencePair,
+    RatedAnswer,
     TrainRow,
     conversations,
     supervised_tokens,
@@ -277,7 +277,7 @@ def dpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
     Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7.
     """
-    pairs: Sequence[Pair] = batch.rows
+    pairs: Sequence[PreferencePair] = batch.rows
     both = log_likelihoods(batch.model, [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
     reference = put(torch.tensor([pair.reference for pair in pairs]), both.device)
     ratios = both.view(2, -1).t() - reference  # chosen, rejected
@@ -291,7 +291,7 @@ def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
     Source: Ethayarajh et al. 2024, arXiv 2402.01306, equation 7.
     """
-    rated: Sequence[Rated] = batch.rows
+    rated: Sequence[RatedAnswer] = batch.rows
     config = batch.config
     now = log_likelihoods(batch.model, [row.answer for row in rated])
     good = put(torch.tensor([row.good for row in rated]), now.device)
@@ -310,17 +310,17 @@ def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 @torch.no_grad()
 def kto_reference_point(step: Batch) -> float:
     """How far the model has moved from the reference on answers to other prompts: KTO's z0, of the whole step."""
-    rated: Sequence[Rated] = step.rows
-    found: list[Tensor] = []
+    rated: Sequence[RatedAnswer] = step.rows
+    moves: list[Tensor] = []
 
-    def move(rows: Sequence[Rated], counted: bool = True) -> None:
+    def move(rows: Sequence[RatedAnswer], counted: bool = True) -> None:
         now = log_likelihoods(step.model, [row.other for row in rows])
         moved = now - put(torch.tensor([row.reference[1] for row in rows]), now.device)
         if counted:
-            found.append(moved.sum())
+            moves.append(moved.sum())
 
     _divided(list(in_batches(rated, tokens_at_once(step.config))), move, "while KTO's reference point is computed")
-    total = sum(torch.stack(found).tolist()) if found else 0.0
+    total = sum(torch.stack(moves).tolist()) if moves else 0.0
     return max(summed([total])[0] / len(rated), 0.0)
 
 
@@ -413,7 +413,7 @@ def with_references(model: Model, rows: Sequence[TrainRow], progress: Progress =
     def refer(group: Sequence[TrainRow], counted: bool) -> None:
         firsts = log_likelihoods(model, [conversations(row)[0] for row in group]).tolist()
         seconds = log_likelihoods(
-            model, [row.other if isinstance(row, Rated) else conversations(row)[1] for row in group]
+            model, [row.other if isinstance(row, RatedAnswer) else conversations(row)[1] for row in group]
         ).tolist()
         for row, values in zip(group, zip(firsts, seconds, strict=True), strict=True):
             made[places[id(row)]] = with_reference(row, values)

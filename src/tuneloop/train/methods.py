@@ -51,8 +51,8 @@ def init_hash(config: TrainConfig) -> str:
     if not config.init:
         return ""
     folder = trained_folder(Path(config.init))
-    own = folder / "tuneloop.json"
-    return str(read_json(own)["hash"]) if own.is_file() else sha256_file(folder / "adapter_model.safetensors")
+    origin = folder / "tuneloop.json"
+    return str(read_json(origin)["hash"]) if origin.is_file() else sha256_file(folder / "adapter_model.safetensors")
 
 
 def _go_on_from(run: Path, model: Model, config: TrainConfig, method: Method, trainable: Trainable) -> None:
@@ -73,9 +73,9 @@ def _go_on_from(run: Path, model: Model, config: TrainConfig, method: Method, tr
 
 def run_key(model: Model, config: TrainConfig, seed: int, data_id: str) -> str:
     """Hash of what a run's steps depend on."""
-    own = [source] if (source := method_named(config.method).source) else []
+    source_hash = [source] if (source := method_named(config.method).source) else []
     return content_hash(
-        [config, seed, data_id, model.fingerprint, init_hash(config), ORDER, *own, *teacher_hash(config)]
+        [config, seed, data_id, model.fingerprint, init_hash(config), ORDER, *source_hash, *teacher_hash(config)]
     )
 
 

@@ -43,7 +43,7 @@ GUESS_TOKENS, GUESS_CONTEXT, LEAST_ROWS, VOCABULARY = 20_000, 3, 30, 50_000
 
 
 @dataclass(frozen=True)
-class Finding:
+class TrainingFinding:
     """Something that goes wrong.
 
     Args:
@@ -67,7 +67,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """What the monitors know of a run alongside its records; nothing of it is needed.
 
     Args:
@@ -93,7 +93,7 @@ class Facts:
 class Monitors:
     """The curves so far, and what has been said about them. Feed it every record in order."""
 
-    facts: Facts = field(default_factory=Facts)
+    facts: RunFacts = field(default_factory=RunFacts)
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -102,7 +102,7 @@ class Monitors:
     validations: list[tuple[int, float]] = field(default_factory=list)
     said: dict[str, int] = field(default_factory=dict)
 
-    def feed(self, record: Mapping[str, Any], rows: Sequence[str] = ()) -> list[Finding]:
+    def feed(self, record: Mapping[str, Any], rows: Sequence[str] = ()) -> list[TrainingFinding]:
         """Take a record of `metrics.jsonl` and say what is new.
 
         Args:
@@ -122,7 +122,7 @@ class Monitors:
             detectors = OF_STEPS
         else:
             return []
-        found = []
+        findings = []
         for kind, detect in detectors:
             if not self._may_say(kind, step):
                 continue
@@ -130,8 +130,8 @@ class Monitors:
             if sentence:
                 self.said[kind] = step
                 named = tuple(rows) if kind in OF_A_BATCH else ()
-                found.append(Finding(kind, step, named, sentence, remedies(kind, self.facts, named)))
-        return found
+                findings.append(TrainingFinding(kind, step, named, sentence, remedies(kind, self.facts, named)))
+        return findings
 
     def _may_say(self, kind: str, step: int) -> bool:
         """Events may come again, conditions are said once, and what follows from something said is not said."""
@@ -215,16 +215,16 @@ def guess_loss(answers: Sequence[tuple[int, ...]]) -> float | None:
     """
     sample = random.Random(0).sample(answers, len(answers))
     ends = accumulate(len(answer) for answer in sample)
-    kept = [answer for answer, end in zip(sample, ends, strict=True) if end <= GUESS_TOKENS and answer]
-    if len(kept) < LEAST_ROWS or len(set(kept)) < 2:
+    answers_used = [answer for answer, end in zip(sample, ends, strict=True) if end <= GUESS_TOKENS and answer]
+    if len(answers_used) < LEAST_ROWS or len(set(answers_used)) < 2:
         return None
     counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
-    for answer in kept:
+    for answer in answers_used:
         for context, token in _grams(answer):
             counts[context][token] += 1
     sums = {context: following.total() for context, following in counts.items()}
-    loss = -sum(_log_probability(answer, counts, sums) for answer in kept)
-    guess = loss / sum(map(len, kept))
+    loss = -sum(_log_probability(answer, counts, sums) for answer in answers_used)
+    guess = loss / sum(map(len, answers_used))
     return guess if guess > 0.02 else None
 
 
@@ -240,9 +240,9 @@ def _log_probability(
     answer: tuple[int, ...], counts: Mapping[tuple[int, ...], Counter[int]], sums: Mapping[tuple[int, ...], int]
 ) -> float:
     """Of an answer by the counts of all, without its own."""
-    own = Counter(_grams(answer))
+    grams = Counter(_grams(answer))
     own_sums, own_kinds = Counter[tuple[int, ...]](), Counter[tuple[int, ...]]()
-    for (context, token), times in own.items():
+    for (context, token), times in grams.items():
         own_sums[context] += times
         own_kinds[context] += counts[context][token] == times
     total, probability = 0.0, 1.0
@@ -253,7 +253,7 @@ def _log_probability(
         seen = sums[context] - own_sums[context]
         kinds = len(counts[context]) - own_kinds[context]
         if seen:
-            probability = (counts[context][token] - own[context, token] + kinds * probability) / (seen + kinds)
+            probability = (counts[context][token] - grams[context, token] + kinds * probability) / (seen + kinds)
     return total + math.log(probability)
 
 
@@ -493,7 +493,7 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
 }
 
 
-def remedies(kind: str, facts: Facts, rows: Sequence[str] = ()) -> tuple[str, ...]:
+def remedies(kind: str, facts: RunFacts, rows: Sequence[str] = ()) -> tuple[str, ...]:
     """What to do about a finding, in the order data, learning rate, clipping, batch, epochs, dropout."""
     rate = facts.learning_rate
     named = f"look at these rows: {', '.join(rows)}" if rows else "look at the rows of that step"
@@ -547,4 +547,4 @@ def make_monitors(config: TrainConfig, rows: Sequence[TrainRow], total_steps: in
     named = ("learning_rate", "rows_per_step", "max_grad_norm", "epochs", "dropout")
     settings = {name: getattr(config, name) for name in named}
     usual = usual_rate(config.method, config.loss)
-    return Monitors(Facts(total_steps, len(rows), usual_rate=usual, guess_loss=guess_loss(answers), **settings))
+    return Monitors(RunFacts(total_steps, len(rows), usual_rate=usual, guess_loss=guess_loss(answers), **settings))

@@ -277,5 +277,5 @@ class UpdatesInBackward:
 
     def norm(self) -> float:
         """Of the gradients of the step that has ended; a new one begins."""
-        found, self.squares, self.armed = math.sqrt(sum(self.squares)), [], False
-        return found
+        norm, self.squares, self.armed = math.sqrt(sum(self.squares)), [], False
+        return norm

@@ -13,7 +13,7 @@ from tuneloop.train.teachers import aligned, check_teacher, keys_of, teachers_te
 
 
 @dataclass(frozen=True)
-class Pair:
+class PreferencePair:
     """Two answers to one prompt, the better one first.
 
     Args:
@@ -27,7 +27,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Rated:
+class RatedAnswer:
     """An answer with a thumb.
 
     Args:
@@ -58,14 +58,14 @@ class Taught(Rendered):
     aligned: tuple[int, ...] = ()
 
 
-TrainRow = Rendered | Pair | Rated
+TrainRow = Rendered | PreferencePair | RatedAnswer
 
 
 def conversations(row: TrainRow) -> tuple[Rendered, ...]:
     """What is computed of a row in a training step."""
-    if isinstance(row, Pair):
+    if isinstance(row, PreferencePair):
         return row.chosen, row.rejected
-    return (row.answer,) if isinstance(row, Rated) else (row,)
+    return (row.answer,) if isinstance(row, RatedAnswer) else (row,)
 
 
 def tokens_of(row: TrainRow) -> int:
@@ -75,9 +75,9 @@ def tokens_of(row: TrainRow) -> int:
 
 def reference_tokens(row: TrainRow) -> int:
     """Tokens of a row that the reference model reads before the first step."""
-    if isinstance(row, Rated):
+    if isinstance(row, RatedAnswer):
         return len(row.answer.ids) + len(row.other.ids)
-    return tokens_of(row) if isinstance(row, Pair) else 0
+    return tokens_of(row) if isinstance(row, PreferencePair) else 0
 
 
 def supervised_tokens(row: TrainRow) -> float:
@@ -123,7 +123,7 @@ def _pairs(rows: Sequence[Row], template: Template, config: TrainConfig) -> list
 def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
     answers = [_last_answer(row.messages, len(row.messages) - 1, row, template) for row in rows]
     return [
-        Rated(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
+        RatedAnswer(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
         for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
     ]
 
@@ -179,10 +179,10 @@ def _last_answer(messages: Sequence[Message], shared: int, row: Row, template: T
     return template.render([*turns, *messages[shared:]], row.tools)
 
 
-def _pair(row: Row, template: Template) -> Pair:
+def _pair(row: Row, template: Template) -> PreferencePair:
     shared = int(row.meta.get("shared_turns", len(row.messages) - 1))
     worse = [*row.messages[:shared], *row.meta["rejected"]]
-    return Pair(_last_answer(row.messages, shared, row, template), _last_answer(worse, shared, row, template))
+    return PreferencePair(_last_answer(row.messages, shared, row, template), _last_answer(worse, shared, row, template))
 
 
 def _mismatched(prompt: Rendered, answer: Rendered) -> Rendered:

@@ -19,11 +19,11 @@ from tuneloop.train.distributed import own_share, sum_gradients, summed
 from tuneloop.train.loss import LOSSES, Batch
 from tuneloop.train.methods import recompute_layers
 from tuneloop.train.rows import TrainRow, tokens_of
-from tuneloop.train.run import Run
+from tuneloop.train.run import TrainingRun
 
 
 def optimizer_step(
-    run: Run, step: Step, rows: Sequence[TrainRow], rate: float
+    run: TrainingRun, step: Step, rows: Sequence[TrainRow], rate: float
 ) -> tuple[float, float, dict[str, float]]:
     """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, and the loss's further figures.
 
@@ -67,7 +67,7 @@ def optimizer_step(
     return total, norm, figures
 
 
-def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
+def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
     loss = LOSSES[run.config.loss]
     of_step = [rows[i] for i in step.indices]
     scale = run.state.loss_scale or 1.0
@@ -79,8 +79,8 @@ def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, d
     for place, (micro, counted) in enumerate(own_micro_batches, 1):
         if run.in_backward:
             run.in_backward.armed = place == len(own_micro_batches)
-        own = share if counted else 0.0
-        batch = Batch(run.model, [rows[i] for i in micro], own, run.config, run.trainable.base, constant)
+        weight = share if counted else 0.0
+        batch = Batch(run.model, [rows[i] for i in micro], weight, run.config, run.trainable.base, constant)
         value, sums = loss.value(batch)
         value.backward()  # type: ignore[no-untyped-call]
         values.append(value.detach())
@@ -119,7 +119,7 @@ def _clip(parameters: Sequence[nn.Parameter], most: float) -> float:
     return float(whole(norm))
 
 
-def _pull_to_start(run: Run) -> float:
+def _pull_to_start(run: TrainingRun) -> float:
     """Add the gradient of `l2_start` times the squared distance from where the run began; returns the distance.
 
     A weight at a time, for the differences are fp32. Of a bf16 weight they are what the model computes with, without what rounding took away.
@@ -133,7 +133,7 @@ def _pull_to_start(run: Run) -> float:
     return float(whole(torch.stack(distances).sum()))
 
 
-def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
+def _with_less_memory(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> Step:
     """The step in smaller micro-batches; what is said about it stands in `metrics.jsonl`."""
     release_memory()
     try:

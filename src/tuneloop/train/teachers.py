@@ -127,9 +127,9 @@ def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, temp
 
 def same_tokens(one: Template, other: Template) -> bool:
     """Whether the same ids stand for the same tokens; one vocabulary may go on where the other ends."""
-    known, theirs = (each.tokenizer.get_vocab() for each in (one, other))
-    shared = min(len(known), len(theirs))
-    return all(theirs.get(token) == place for token, place in known.items() if place < shared)
+    ours, theirs = (each.tokenizer.get_vocab() for each in (one, other))
+    shared = min(len(ours), len(theirs))
+    return all(theirs.get(token) == place for token, place in ours.items() if place < shared)
 
 
 CONTEXT = 16  # tokens before a token that are decoded with it: its text may depend on them
@@ -160,12 +160,12 @@ def aligned(student: Rendered, teacher: Rendered, of_student: Decode, of_teacher
 def _places(row: Rendered, decode: Decode) -> list[int | None]:
     """Characters of the supervised text before each supervised token; None inside a character."""
     ids = [token for token, weight in zip(row.ids[1:], row.mask[1:], strict=True) if weight > 0]
-    found: list[int | None] = []
+    places: list[int | None] = []
     place, whole = 0, True
     for i, token in enumerate(ids):
-        found.append(place if whole else None)
+        places.append(place if whole else None)
         before = list(ids[max(i - CONTEXT, 0) : i])
         text = decode([*before, token])
         place += len(text) - len(decode(before))
         whole = not text.endswith(BROKEN)
-    return found
+    return places

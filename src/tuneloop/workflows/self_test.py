@@ -361,7 +361,7 @@ def _step_checks(kind: str) -> list[Check]:
     """
     from tuneloop.train.checkpoint import State
     from tuneloop.train.optimizers import make_optimizer
-    from tuneloop.train.run import Run
+    from tuneloop.train.run import TrainingRun
     from tuneloop.train.step import optimizer_step
 
     on_gpu = not device.backend().is_cpu
@@ -373,7 +373,9 @@ def _step_checks(kind: str) -> list[Check]:
     rows = [Rendered([(7 * i + j) % 1000 for j in range(length)], [0, *[1] * (length - 1)]) for i in range(count)]
     trainable = attach(model, config, SEED, rows)
     model.net.train()
-    run = Run(model, config, trainable, make_optimizer(trainable, config), State("self-test"), Path("self-test"))
+    run = TrainingRun(
+        model, config, trainable, make_optimizer(trainable, config), State("self-test"), Path("self-test")
+    )
     step, spent = Step((tuple(range(count)),), 0.0), []
     for place in range(STEPS + 2):
         if place == 2:

@@ -75,7 +75,7 @@ def read_shared(model: Model, shared: list[int], progress: Progress, task: str) 
 
 
 def prompt_too_large(tokens: int) -> UserError:
-    """What is said when a single prompt does not fit into memory."""
+    """The error where a single prompt does not fit into memory."""
     return UserError(
         f"Out of memory: a single prompt of {tokens:,} tokens does not fit",
         next_step="set a smaller data.max_length, or use a machine with more memory; see docs/gpu.md",

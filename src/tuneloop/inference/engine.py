@@ -43,11 +43,11 @@ class ActiveRow:
 
     Args:
         request: with the prompt's ids.
-        stream: its text, where somebody looks at it before the end (a reader, or stop strings).
+        stream: its text, where someone looks at it before the end (a reader, or stop strings).
         started: of the clock, when its prompt began to be read.
         new: tokens written.
-        piece: text that has become certain since somebody took the last piece.
-        said, again: characters that were taken; of these, how many are still to be written once more after a new beginning.
+        piece: text that has become certain since someone took the last piece.
+        taken, again: characters that were taken; of these, how many are still to be written once more after a new beginning.
         completion: the answer, once it is over.
         constraint: what the answer may be; None: anything.
     """
@@ -61,20 +61,20 @@ class ActiveRow:
     piece: str = ""
     completion: Completion | None = None
     constraint: Constraint | None = None
-    said: int = 0
+    taken: int = 0
     again: int = 0
 
     def take(self) -> str:
-        """The text that nobody has taken yet."""
+        """The text that no one has taken yet."""
         repeated = min(self.again, len(self.piece))
         piece, self.piece = self.piece[repeated:], ""
         self.again -= repeated
-        self.said += len(piece)
+        self.taken += len(piece)
         return piece
 
     def begin_again(self, template: Template, grammars: Grammars) -> None:
         """Forget what was written; the same comes again, since draws are seeded, and what was taken is not given twice."""
-        self.new, self.logprobs, self.piece, self.again = [], [], "", self.said
+        self.new, self.logprobs, self.piece, self.again = [], [], "", self.taken
         if self.stream is not None:
             self.stream = TextStream(template.decode, self.request.stop)
         if self.request.schema is not None:
@@ -159,7 +159,7 @@ class DecodingBatch:
 
         Args:
             tokens: written at most before it is looked at which rows are over: the host waits for a GPU once for all of them. What a
-                row has written behind its end is dropped. One at a time where log probabilities are asked for.
+                row has written behind its end is dropped. One at a time where log probabilities are requested.
         """
         import torch
 
@@ -386,7 +386,7 @@ class _BatchState:
         return slots
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with some rows only."""
+        """Continue with some rows only."""
         import torch
 
         self.replay, self.steps = None, 0
@@ -396,7 +396,7 @@ class _BatchState:
         self.sampler.keep(index)
 
     def join(self, other: _BatchState) -> None:
-        """Go on with the rows of another batch as well."""
+        """Continue with the rows of another batch as well."""
         import torch
         import torch.nn.functional as F
 
@@ -526,7 +526,7 @@ class Engine:
 
     @property
     def urgent(self) -> int:
-        """Requests that are waiting or being answered, but those that give way."""
+        """Requests that are waiting or being answered, but those that yield."""
         with self._lock:
             return self._urgent
 
@@ -537,7 +537,7 @@ class Engine:
     def step(self) -> list[Ticket]:
         """Take waiting requests in, write a token in each row; returns the tickets that have an update.
 
-        Requests that give way have a step where there are no others, and a small share of the time next to them.
+        Requests that yield have a step where there are no others, and a small share of the time next to them.
         """
         with self._lock:
             touched: list[Ticket] = []
@@ -551,7 +551,7 @@ class Engine:
             return touched
 
     def _step(self) -> list[Ticket]:
-        """A token in each row that gives way to nobody."""
+        """A token in each row that yields to no one."""
         touched = self._admit()
         for key, (batch, tickets) in list(self._running.items()):
             if not fits(batch.step):
@@ -649,7 +649,7 @@ class Engine:
                     self.cancel(ticket)
 
 
-# --- requests that give way ------------------------------------------------------------------------
+# --- requests that yield ------------------------------------------------------------------------
 
 
 class GivingWay:

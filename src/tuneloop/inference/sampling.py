@@ -98,7 +98,7 @@ class Sampler:
         self.top_p = torch.tensor([row.top_p for row in rows], device=device)
 
     def keep(self, index: Tensor) -> None:
-        """Go on with some rows only (indices)."""
+        """Continue with some rows only (indices)."""
         self.temperature, self.top_p = self.temperature[index], self.top_p[index]
         places = index.tolist()
         self.rows, self.numbers = [self.rows[i] for i in places], [self.numbers[i] for i in places]
@@ -106,7 +106,7 @@ class Sampler:
         self.constraints = [self.constraints[i] for i in places]
 
     def join(self, other: Sampler) -> None:
-        """Go on with the rows of another one as well."""
+        """Continue with the rows of another one as well."""
         import torch
 
         self.temperature = torch.cat((self.temperature, other.temperature))
@@ -132,7 +132,7 @@ class Sampler:
         for i, row in enumerate(special):
             _penalise(scores[i], self.seen[row], self.rows[row].repetition_penalty)
             if row in held:
-                held[row].apply(scores[i])  # again: the highest were computed anew, also those that were ruled out
+                held[row].apply(scores[i])  # again: the highest were recomputed, also those that were ruled out
         tokens = scores.argmax(-1)
         drawn = [i for i, row in enumerate(special) if self.rows[row].temperature > 0]
         if drawn:
@@ -214,7 +214,7 @@ def draw(
         uniform: (B), fp64, from 0 to below 1.
         top_k: of each row, 0 for all tokens; None: of no row.
         min_p: (B), 0 for all tokens; None: of no row.
-        nucleus: whether a row may have a `top_p` below 1; where that is known, nobody waits for a GPU.
+        nucleus: whether a row may have a `top_p` below 1; where that is known, no one waits for a GPU.
 
     Returns:
         Tokens (B), int64.

@@ -357,7 +357,7 @@ def _best_first(
     """Scores (rows, labels) minus `offset` (1, labels) of which the greatest of each row is exact, the others upper bounds.
 
     A log probability is at most 0, so the sum over the tokens known so far, divided by the length, bounds a label's
-    score from above. A row goes down its most promising label first, to the end; from then on it goes on with all labels
+    score from above. A row goes down its most promising label first, to the end; from then on it continues with all labels
     whose bounds are not below the best finished one, until there is none.
     """
     import torch
@@ -434,7 +434,7 @@ class _Search:
         return over
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows only."""
+        """Continue with some rows only."""
         index = rows.nonzero()[:, 0]
         self.cache = self.cache.select(index)
         self.lengths, self.real, self.place = self.lengths[index], self.real[index], self.place[index]

@@ -37,7 +37,7 @@ class Assignment:
         names: the different ones.
         rows: for each row its place among them; empty where there is one for all.
         which: for each token of the pass (rows * length) the place of its name, once the network knows its layout.
-        tokens: for each name its tokens among them (indices); on a GPU, which would have to be waited for, nobody works them out before
+        tokens: for each name its tokens among them (indices); on a GPU, which would have to be waited for, no one works them out before
             they are needed.
     """
 
@@ -120,7 +120,7 @@ def some_rows(rows: slice) -> Iterator[None]:
 def rows_of_tokens(of_tokens: Tensor, rows: int) -> Iterator[None]:
     """Within the network: the row that each token of the pass belongs to, in the layout that layers see.
 
-    What was said before for as many tokens holds on: a pass that is recorded can't work it out anew.
+    What was said before for as many tokens holds on: a pass that is recorded can't work it out again.
 
     Args:
         of_tokens: a row for each token, on the device of the pass.

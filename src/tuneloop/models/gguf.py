@@ -37,7 +37,7 @@ _PRE_TOKENIZERS = {
 
 
 def convert(source: Path, folder: Path) -> Path:
-    """Dequantise a GGUF file to bf16 safetensors alongside a config and tokenizer, unless that is done already.
+    """Dequantise a GGUF file to bf16 safetensors next to a config and tokenizer, unless that is done already.
 
     Args:
         source: the GGUF file (Llama architecture, byte-level BPE).
@@ -69,7 +69,7 @@ def convert(source: Path, folder: Path) -> Path:
 
 
 def _is_converted(done: Path, stamp: Mapping[str, Any]) -> bool:
-    """Whether the file written last tells of the same source."""
+    """Whether the file written last names the same source."""
     try:
         stamp_written = json.loads(done.read_text())
     except (FileNotFoundError, ValueError):

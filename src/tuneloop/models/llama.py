@@ -436,7 +436,7 @@ class Packed:
         """(B, T, C) -> (1, N, C)."""
         return x.reshape(self.rows * self.length, -1).index_select(0, self.places)[None]
 
-    def spread(self, x_1NC: Tensor) -> Tensor:
+    def unpack(self, x_1NC: Tensor) -> Tensor:
         """(1, N, C) -> (B, T, C), zero elsewhere."""
         out = x_1NC.new_zeros(self.rows * self.length, x_1NC.shape[-1])
         return out.index_copy_(0, self.places, x_1NC[0]).view(self.rows, self.length, -1)
@@ -757,7 +757,7 @@ class Attention(nn.Module):
             mixed: Tensor = _SharedAttention.apply(q, k, v, layout)  # type: ignore[no-untyped-call]
             return self.o_proj(_picked(mixed, wanted))  # type: ignore[no-any-return]
         if isinstance(layout, Packed):
-            q, k, v = layout.spread(q), layout.spread(k), layout.spread(v)
+            q, k, v = layout.unpack(q), layout.unpack(k), layout.unpack(v)
         B, T, _ = q.shape
         q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in (q, k, v))
         q, k = rotate(q, *now.rope), rotate(k, *now.rope)
@@ -818,7 +818,7 @@ class LlamaModel(nn.Module):
         self._frequencies: Tensor | None = None  # of the rotary embedding, on the device
         self.cards: tuple[torch.device, ...] = ()  # of the layers, where they are on several
 
-    def spread(self) -> None:
+    def note_cards(self) -> None:
         """Take note of which card each layer is on."""
         self.cards = tuple(layer.input_layernorm.weight.device for layer in self.layers)  # type: ignore[union-attr,misc]
 
@@ -926,7 +926,7 @@ class LlamaModel(nn.Module):
     def _packed(self, x: Tensor, now: ForwardPass) -> Tensor:
         if not isinstance(now.layout, Packed):
             return self._layers(x, now)
-        return now.layout.spread(self._layers(now.layout.pack(x), now))
+        return now.layout.unpack(self._layers(now.layout.pack(x), now))
 
     def _layers(self, x: Tensor, now: ForwardPass, wanted: Tensor | None = None) -> Tensor:
         if self.cards:

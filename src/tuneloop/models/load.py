@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tuneloop.models.template import Template
 
-PASS = 64  # tokens that take as long as one more forward and backward pass does by itself
+PASS = 64  # tokens that take as long as one more forward and backward pass does alone
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def load_tokenizer(name: str) -> Template:
 
 
 def place(net: nn.Module, device: str, prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
-    """Move a model to a device, layer by layer, frozen and set to answer; see `load_model`."""
+    """Move a model to a device, layer by layer, frozen and in evaluation mode; see `load_model`."""
     if prepare is not None:
         for layer in layers_of(net):
             prepare(layer.to(device))
@@ -306,7 +306,7 @@ def _filled(sizes: Sequence[float], rest: float, free: dict[str, float]) -> list
 
 
 def put_on_cards(net: Any, places: Sequence[str], prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
-    """Move each layer of our own Llama to its card, and the rest to the first, frozen and set to answer.
+    """Move each layer of our own Llama to its card, and the rest to the first, frozen and in evaluation mode.
 
     Args:
         places: the card of each layer, from `cards_for`.
@@ -321,7 +321,7 @@ def put_on_cards(net: Any, places: Sequence[str], prepare: Callable[[nn.Module],
         rest.to(first)
     if net.config.tied:
         net.lm_head.weight = net.model.embed_tokens.weight
-    net.model.spread()
+    net.model.note_cards()
     frozen: nn.Module = net.requires_grad_(False).eval()
     return frozen
 
@@ -442,7 +442,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash that tells models apart without reading all their bytes: the configuration, the tokenizer, and each weight
+    """A hash that distinguishes models without reading all their bytes: the configuration, the tokenizer, and each weight
     file's header, size and 64 blocks spread over it. A change of a few weights alone may go unseen."""
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -487,7 +487,7 @@ def random_model(
     prepare: Callable[[nn.Module], None] | None = None,
     seed: int = 0,
 ) -> Model:
-    """A Llama with random weights, frozen and set to answer.
+    """A Llama with random weights, frozen and in evaluation mode.
 
     Args:
         config: as a `config.json` has it, see `SIZES`.

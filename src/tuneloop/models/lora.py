@@ -23,7 +23,7 @@ from tuneloop.core.patterns import foreign_pattern
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
 from tuneloop.models.quantised import Nf4Linear
-from tuneloop.models.sharded import copied, spread, whole
+from tuneloop.models.sharded import copied, distribute, whole
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense")
 
@@ -462,7 +462,7 @@ def _named(layers: Mapping[str, LoraLinear]) -> dict[str, nn.Parameter]:
 
 
 def lora_layers(net: nn.Module) -> dict[str, LoraLinear]:
-    """The layers with an attached adapter, by module name; not those of adapters that were loaded alongside it."""
+    """The layers with an attached adapter, by module name; not those of adapters that were loaded next to it."""
     inner = {name: layer.inner if isinstance(layer, Switch) else layer for name, layer in linear_places(net).items()}
     return {name: layer for name, layer in inner.items() if isinstance(layer, LoraLinear)}
 
@@ -488,7 +488,7 @@ def _put_inside(net: nn.Module, name: str, module: nn.Module) -> None:
 
 
 class Switch(nn.Module):
-    """A linear layer, with or without an attached adapter, and the updates of adapters that were loaded alongside it, by hash."""
+    """A linear layer, with or without an attached adapter, and the updates of adapters that were loaded next to it, by hash."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -563,7 +563,7 @@ class Switch(nn.Module):
 
 
 def switches(net: nn.Module) -> dict[str, Switch]:
-    """The layers that adapters were loaded alongside, by module name."""
+    """The layers with adapters that were loaded next to others, by module name."""
     return {name: module for name, module in net.named_modules() if isinstance(module, Switch)}
 
 
@@ -581,7 +581,7 @@ def _modules(net: nn.Module) -> list[nn.Module]:
 
 
 def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
-    """Load a LoRA adapter alongside what `net` has, and return its hash; see `load_adapter_alongside`."""
+    """Load a LoRA adapter next to what `net` has, and return its hash; see `load_adapter_alongside`."""
     shape, state = _read_lora(net, folder, base_fingerprint)
     origin = folder / "tuneloop.json"
     if (
@@ -612,7 +612,7 @@ def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = ""
 
 @torch.no_grad()
 def merge_alongside(net: nn.Module, name: str) -> None:
-    """Write an adapter that was loaded alongside into the base's weights, and take out whatever adapters there are.
+    """Write an adapter that was loaded next to others into the base's weights, and take out whatever adapters there are.
 
     Passes then cost what the base's do. Rounding to the weights' dtype changes some answers, as in a merged export.
     """
@@ -672,7 +672,7 @@ def copy_tensors(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], 
             )
             raise UserError(f"The adapter does not fit this model: {key} {problem}", where=where, next_step=next_step)
         with torch.no_grad():
-            parameter.copy_(spread(tensor, parameter))
+            parameter.copy_(distribute(tensor, parameter))
 
 
 def save_adapter(
@@ -710,7 +710,7 @@ def save_adapter(
 
 
 def write_peft(folder: Path, state: dict[str, Tensor], settings: Mapping[str, Any], origin: Mapping[str, str]) -> None:
-    """Write tensors and settings as PEFT does, and alongside them, in `tuneloop.json`, what base they are for."""
+    """Write tensors and settings as PEFT does, and next to them, in `tuneloop.json`, what base they are for."""
     from safetensors.torch import save
 
     write_bytes(folder / "adapter_model.safetensors", save(state, metadata={"format": "pt"}))

@@ -1,4 +1,4 @@
-"""How PEFT writes a LoRA adapter: names of its tensors, the rank and scale of each module, what tells two apart. Needs no torch."""
+"""How PEFT writes a LoRA adapter: names of its tensors, the rank and scale of each module, what distinguishes two. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several adapters alongside each other on one base, each under its hash; which one applies is said in `adapters.py`."""
+"""Several adapters next to each other on one base, each under its hash; which one applies is said in `adapters.py`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def load_adapter_alongside(model: Model, folder: Path) -> str:
-    """Load an adapter alongside what the model has; it applies where `applied` names it.
+    """Load an adapter next to what the model has; it applies where `applied` names it.
 
     Args:
         folder: in PEFT's layout, or a run with one.
@@ -31,7 +31,7 @@ def load_adapter_alongside(model: Model, folder: Path) -> str:
         Its hash, under which it is named from now on. Loading it again changes nothing.
 
     Raises:
-        UserError: it is damaged, another base model's, or of a method that can't stand alongside others.
+        UserError: it is damaged, another base model's, or of a method that can't stand next to others.
     """
     folder = trained_folder(folder)
     method = method_of_folder(folder)
@@ -66,18 +66,18 @@ def merge_adapter(model: Model, folder: Path) -> str:
 
 
 def _names_alongside(model: Model) -> set[str]:
-    """Hashes of the adapters alongside each other; kept on the network, since looking through its modules takes a millisecond."""
+    """Hashes of the adapters next to each other; kept on the network, since looking through its modules takes a millisecond."""
     names: set[str] = vars(model.net).setdefault("adapters_alongside", set())
     return names
 
 
 def adapters_of(model: Model) -> list[str]:
-    """Hashes of the adapters that were loaded alongside each other."""
+    """Hashes of the adapters that were loaded next to each other."""
     return sorted(_names_alongside(model))
 
 
 def unload_adapter(model: Model, name: str) -> None:
-    """Take out an adapter that was loaded alongside others; naming it is an error from now on."""
+    """Take out an adapter that was loaded next to others; naming it is an error from now on."""
     from tuneloop.models.lora import switches
     from tuneloop.models.prefix import prefixes_alongside
 
@@ -130,7 +130,7 @@ def lend_model(name: str) -> Model:
 
 
 def lend_adapter(model: Model, folder: Path) -> str:
-    """Load an adapter alongside others of a lent model, and return its hash.
+    """Load an adapter next to others of a shared model, and return its hash.
 
     Raises:
         UserError: see `load_adapter_alongside`.
@@ -142,10 +142,10 @@ def lend_adapter(model: Model, folder: Path) -> str:
 
 
 def give_back(model: Model, adapters: Iterable[str]) -> None:
-    """Let go of a lent model and some of its adapters: what nobody else has is taken out of memory.
+    """Let go of a shared model and some of its adapters: what no one else has is taken out of memory.
 
     Args:
-        adapters: hashes, as often as they were lent.
+        adapters: hashes, as often as they were shared.
     """
     with _lock:
         entry = _entry(model)

@@ -27,7 +27,7 @@ from tuneloop.train.rows import RatedAnswer, TrainRow, reference_tokens, tokens_
 if TYPE_CHECKING:
     from tuneloop.train.checkpoint import State
 
-# Tokens a second without a backward pass relative to those with one; `plan/estimate.py` has the same figure and its source.
+# Tokens a second without a backward pass relative to those with one; `plan/estimate.py` has the same number and its source.
 FORWARD_SPEED = 2.5
 # Most of the time that validations and the reference may take, and rows below which there are fewer validations instead of fewer rows:
 # a loss of a handful of rows can't choose between checkpoints.
@@ -85,9 +85,9 @@ def plan_run(
         once = sum(map(_read, some)) + sum(map(tokens_of, other))
         seen = {i for step in done for i in step.indices}
         reference = sum(map(reference_tokens, some)) + sum(reference_tokens(rows[i]) for i in seen)
-        alongside = sum(_read(rows[i]) - tokens_of(rows[i]) for step in done for i in step.indices)
+        mismatched = sum(_read(rows[i]) - tokens_of(rows[i]) for step in done for i in step.indices)
         validations = min(evaluations, len(done)) + 1
-        return RunPlan(done, evaluations, most, once * validations + reference + alongside)
+        return RunPlan(done, evaluations, most, once * validations + reference + mismatched)
 
     def time_of(plan: RunPlan) -> float:
         """In trained tokens."""
@@ -114,7 +114,7 @@ def plan_run(
 def _validations(
     val: Sequence[TrainRow], general: Sequence[Rendered], config: TrainConfig, tokens: float
 ) -> tuple[int, int]:
-    """How many validations, alongside the first one, of how many rows take at most so many tokens: rather fewer rows, down to
+    """How many validations, in addition to the first one, of how many rows take at most so many tokens: rather fewer rows, down to
     `LEAST_ROWS`, than fewer validations; at least one, of few rows."""
     if not val and not general:
         return config.evaluations, config.val_rows
@@ -287,7 +287,7 @@ def change_by(schedule: Schedule, state: State) -> None:
 
 
 def keep_plan(out: Path, state: State, planned_due: list[int]) -> None:
-    """Write the schedule as it was planned, or cut it back to the checkpoint that a run goes on from."""
+    """Write the schedule as it was planned, or cut it back to the checkpoint that a run continues from."""
     if not is_first():
         return
     schedule = read_record(Schedule, out) if state.step and (out / Schedule.file).is_file() else None

@@ -162,7 +162,7 @@ def _write_shards(folder: Path, shards: dict[str, Any]) -> None:
     wait()
     try:
         save(shards, storage_writer=FileSystemWriter(folder))
-    except CheckpointException as error:  # no Exception, so nobody would expect it
+    except CheckpointException as error:  # no Exception, so no one would expect it
         raise RuntimeError(f"a process could not write its shards: {error}") from error
 
 

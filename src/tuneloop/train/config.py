@@ -163,7 +163,7 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     tokens_per_step: int = Field(0, ge=0, description="a step takes more rows until it has this many tokens")
     gpus: int | Literal["auto"] = Field(
         "auto",
-        exclude=True,  # the result does not depend on it: a run goes on with another number
+        exclude=True,  # the result does not depend on it: a run continues with another number
         description="GPUs that share the training, a process on each, which `tuneloop run` and `train` start by themselves; auto: all that torch sees; "
         "on a processor, processes",
     )
@@ -314,7 +314,7 @@ class Loss:
     """A loss.
 
     Args:
-        value: sum over the micro-batch times `share`, and figures for `metrics.jsonl` summed alike.
+        value: sum over the micro-batch times `share`, and metrics for `metrics.jsonl` summed alike.
         units: what of a row the mean is taken over: 1, or its supervised tokens.
         constant: something that a step needs of all its rows before the first micro-batch.
         rows: what it learns from; None: conversations.

@@ -1,4 +1,4 @@
-"""The loss of a student that learns a teacher's next-token probabilities: stored ones, or those of a teacher that is asked in each step.
+"""The loss of a student that learns a teacher's next-token probabilities: stored ones, or those of a teacher that is queried in each step.
 
 With `train.on_policy` the student writes answers of its own and the teacher scores them (GKD: Agarwal et al. 2023, arXiv
 2306.13649). The soft part is multiplied by the square of the temperature, so that its gradient stays as large as the hard
@@ -57,7 +57,7 @@ def stored_by(folder: str) -> TopStore:
 
 @functools.lru_cache(maxsize=1)
 def teacher_model(name: str, bits: int = 16) -> Model:
-    """A teacher that is asked in each step; it is loaded once, and let go by `teacher_model.cache_clear`."""
+    """A teacher that is queried in each step; it is loaded once, and let go by `teacher_model.cache_clear`."""
     target = open_folder_or_name(name)
     model = load_model(target.base, prepare=quantise if bits == 4 else None)
     if target.trained is not None:
@@ -98,11 +98,11 @@ def distil(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     states = supervised_states(batch.model, rows, packed=config.packing)
     weights_N, head_VC = states.weights_N * batch.share, learned_head(batch.model)
     teacher = _teacher_of(batch, rows)
-    figures: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
     loss = head_loss(
-        states.hidden_NC, head_VC, weights_N, _soft_and_hard(config, teacher, states.targets_N, weights_N, figures)
+        states.hidden_NC, head_VC, weights_N, _soft_and_hard(config, teacher, states.targets_N, weights_N, metrics)
     )
-    return loss, figures
+    return loss, metrics
 
 
 def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
@@ -140,9 +140,9 @@ def _aligned(rows: Sequence[Rendered]) -> Tensor:
 
 
 def _soft_and_hard(
-    config: TrainConfig, teacher: _Teacher, targets_N: Tensor, weights_N: Tensor, figures: dict[str, Tensor]
+    config: TrainConfig, teacher: _Teacher, targets_N: Tensor, weights_N: Tensor, metrics: dict[str, Tensor]
 ) -> HeadLoss:
-    """The losses of a chunk of logits, which become their gradient; sums of both parts are put into `figures`."""
+    """The losses of a chunk of logits, which become their gradient; sums of both parts are put into `metrics`."""
     hard, heat = config.hard_weight, config.teacher_temperature
     soft = (1 - hard) * heat**2
 
@@ -167,7 +167,7 @@ def _soft_and_hard(
             parts.append(torch.stack((far, missed)))
         both = torch.cat(parts, 1)
         for name, each in zip(("divergence", "hard_loss"), both @ weights_N[part], strict=True):
-            figures[name] = figures[name] + each if name in figures else each
+            metrics[name] = metrics[name] + each if name in metrics else each
         return soft * both[0] + hard * both[1]
 
     return of

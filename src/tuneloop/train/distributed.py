@@ -25,7 +25,7 @@ from tuneloop.core.machine import GIB
 from tuneloop.core.parent import environment_of_child
 from tuneloop.models.load import Model
 from tuneloop.models.methods import USUAL, Method
-from tuneloop.models.sharded import is_sharded, processes, rank, spread
+from tuneloop.models.sharded import distribute, is_sharded, processes, rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,7 @@ def processes_wanted(gpus: int | str) -> int:
     return int(gpus)
 
 
-GRACE = 60.0  # seconds that processes have to end by themselves once one of them has
+GRACE = 60.0  # seconds that processes have to end on their own once one of them has
 
 
 def start_processes(count: int, command: Sequence[str]) -> int:
@@ -154,7 +154,7 @@ def receive() -> Any:
 
 
 def wait() -> None:
-    """Go on when all processes have come here."""
+    """Continue when all processes have come here."""
     if processes() > 1:
         summed([0.0])
 
@@ -238,7 +238,7 @@ def own_share(groups: Sequence[Sequence[T]]) -> list[tuple[Sequence[T], bool]]:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Let each process draw its own dropout, the same ones whenever the step is done; one process goes on as it is."""
+    """Let each process draw its own dropout, the same ones whenever the step is done; one process continues as it is."""
     if processes() > 1:
         import torch
 
@@ -270,7 +270,7 @@ def replicates(model: Model, method: Method) -> bool:
 
 
 def shard(model: Model, method: Method) -> None:
-    """Spread the base model's weights over the processes, in place; done already is no error. See `replicates` for where it is not.
+    """Divide the base model's weights over the processes, in place; done already is no error. See `replicates` for where it is not.
 
     A layer is moved to this process's device, prepared as the method has it, and cut, before the next one is touched: so
     a device holds its share and one layer, at no time the whole model. Embeddings and vocabulary projection form the last group,
@@ -354,7 +354,7 @@ def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moved = {
         place: {
-            name: spread(value, parameters[place])
+            name: distribute(value, parameters[place])
             if getattr(value, "shape", ())[:1] == parameters[place].shape[:1]
             else value
             for name, value in entries.items()

@@ -57,7 +57,7 @@ def act(run: TrainingRun, validated: bool) -> bool:
 
 
 def roll_back(run: TrainingRun, finding: TrainingFinding) -> None:
-    """Go on from a checkpoint before the finding at half the learning rate, without the batch that is to blame, if one is."""
+    """Continue from a checkpoint before the finding at half the learning rate, without the batch that is to blame, if one is."""
     state, checkpoints = run.state, list_checkpoints(run.checkpoints)
     for newer in checkpoints[1:] if finding.kind in ("divergence", "learning_rate_too_high") and is_first() else []:
         newer.unlink()  # it may hold weights that were on their way already

@@ -98,7 +98,7 @@ class Trained:
         checking_seconds: of these, validations and references.
         planned_tokens_per_second, speed_share: the speed of steps that the run was planned with (0: none), and what share of it
             they had.
-        resumed_at: step of the checkpoint from which the run went on.
+        resumed_at: step of the checkpoint from which the run continued.
         findings: of the monitors.
     """
 
@@ -157,7 +157,7 @@ def train(
 ) -> Trained:
     """Train on rows and leave the best weights in the model and in `out/adapter` or `out/model`.
 
-    Writes `metrics.jsonl` (a record a step and an evaluation) and `checkpoints/`; a run that was cut short goes on
+    Writes `metrics.jsonl` (a record a step and an evaluation) and `checkpoints/`; a run that was cut short continues
     from its last checkpoint and, on CPU, ends with the same bits as one that was not. With `config.max_minutes` that holds where
     both do as many steps: how many fit depends on the machine's speed, see `train/budget.py`.
 
@@ -208,7 +208,7 @@ def train(
         state.val_rows, state.planned_speed = plan.val_rows, measured.tokens_per_second
     planned_due = list(state.due)
     timed = config if given is None else config.model_copy(update={"max_minutes": None})
-    trainable = attach(model, config, seed, rows.train)  # spreads the model over the processes, where there are several
+    trainable = attach(model, config, seed, rows.train)  # divides the model over the processes, where there are several
     rows = SplitRows(
         train=_referenced_in_time(model, rows.train, timed, trainable, progress, state, steps, began),
         val=_referenced(model, budget.sample(rows.val, state.val_rows, seed), config, trainable, progress),
@@ -330,7 +330,7 @@ def _keep_time(run: TrainingRun, steps: Sequence[Step], rows: SplitRows, seconds
 
 
 def busy_words(share: float, planned: float) -> str:
-    """What is said about a machine that is much slower than it was when it was measured."""
+    """The message about a machine that is much slower than it was when it was measured."""
     return (
         f"this machine runs at {budget.speed_words(share)} the speed planned ({share * planned:,.0f} of {planned:,.0f} tokens/s); "
         "is something else running on it?"
@@ -342,7 +342,7 @@ def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
     seed_step(run.seed, state.step)
     started = time.monotonic()
     rate = scheduled_rate(state, run.config) * state.rate_factor
-    loss, norm, figures = optimizer_step(run, step, rows.train, rate)
+    loss, norm, metrics = optimizer_step(run, step, rows.train, rate)
     numbers = step.indices
     tokens = sum(tokens_of(rows.train[i]) for i in numbers)
     state.step += 1
@@ -351,7 +351,7 @@ def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
     run.record({
         "step": state.step, "epoch": round(step.epoch, 4), "loss": loss, "learning_rate": rate, "grad_norm": norm,
         "tokens": tokens, "tokens_per_second": round(speed, 1), "seconds": round(time.monotonic() - began, 2),
-        "memory_gib": round(memory_now(), 3), "rows": numbers, **figures,
+        "memory_gib": round(memory_now(), 3), "rows": numbers, **metrics,
     })  # fmt: skip
     run.progress("training", state.step, state.total_steps, loss=trend(run.monitors.losses), tokens_per_second=speed,
                  learning_rate=rate, memory=memory_now())  # fmt: skip
@@ -397,10 +397,10 @@ def _referenced(
     progress: Progress,
     needed: Collection[int] | None = None,
 ) -> list[TrainRow]:
-    """Rows of preferences with what the reference makes of them: the base model, or what `init` goes on from.
+    """Rows of preferences with what the reference makes of them: the base model, or what `init` continues from.
 
     Args:
-        needed: the rows that it is asked for; default: all. A run that is short in time trains on some.
+        needed: the rows that need it; default: all. A run that is short in time trains on some.
     """
     places = sorted(range(len(rows)) if needed is None else needed)
     with nullcontext() if config.init else trainable.base():
@@ -418,7 +418,7 @@ def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
     run.model.net.eval()
     record: dict[str, Any] = {"step": state.step}
     if rows.val:
-        loss, figures = _loss_of(run, rows.val, run.config)
+        loss, metrics = _loss_of(run, rows.val, run.config)
         better = loss < state.best_val_loss
         if state.step == 0:
             state.first_val_loss = loss  # the base model: a mark to compare with, not a candidate
@@ -430,7 +430,7 @@ def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
             if state.worse >= run.config.patience and state.step < state.total_steps:
                 state.stopped = "early"
         record |= {"val_loss": loss, "best": bool(better and state.step > 0)}
-        record |= {f"val_{name}": figure for name, figure in figures.items()}
+        record |= {f"val_{name}": metric for name, metric in metrics.items()}
     if rows.general:
         record["general_loss"], _ = _loss_of(run, rows.general, TrainConfig())
     regroup(run.model)

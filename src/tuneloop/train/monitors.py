@@ -68,7 +68,7 @@ class TrainingFinding:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the monitors know of a run alongside its records; nothing of it is needed.
+    """What the monitors know of a run in addition to its records; nothing of it is needed.
 
     Args:
         total_steps: steps planned.
@@ -100,7 +100,7 @@ class Monitors:
     rates: list[float] = field(default_factory=list)
     epoch: float = 0.0
     validations: list[tuple[int, float]] = field(default_factory=list)
-    said: dict[str, int] = field(default_factory=dict)
+    reported: dict[str, int] = field(default_factory=dict)
 
     def feed(self, record: Mapping[str, Any], rows: Sequence[str] = ()) -> list[TrainingFinding]:
         """Take a record of `metrics.jsonl` and say what is new.
@@ -128,24 +128,24 @@ class Monitors:
                 continue
             sentence = detect(self)
             if sentence:
-                self.said[kind] = step
+                self.reported[kind] = step
                 named = tuple(rows) if kind in OF_A_BATCH else ()
                 findings.append(TrainingFinding(kind, step, named, sentence, remedies(kind, self.facts, named)))
         return findings
 
     def _may_say(self, kind: str, step: int) -> bool:
         """Events may come again, conditions are said once, and what follows from something said is not said."""
-        if any(cause in self.said for cause in FOLLOWS_FROM.get(kind, ())):
+        if any(cause in self.reported for cause in FOLLOWS_FROM.get(kind, ())):
             return False
-        return kind not in self.said or (kind in OF_A_BATCH and step - self.said[kind] > LEAST)
+        return kind not in self.reported or (kind in OF_A_BATCH and step - self.reported[kind] > LEAST)
 
     def go_back(self, step: int) -> None:
-        """Forget what came after a step: the run goes on from there."""
+        """Forget what came after a step: the run continues from there."""
         n = sum(s <= step for s in self.steps)
         for curve in (self.steps, self.losses, self.norms, self.rates):
             del curve[n:]
         self.validations = [v for v in self.validations if v[0] <= step]
-        self.said = {kind: at for kind, at in self.said.items() if at <= step}
+        self.reported = {kind: at for kind, at in self.reported.items() if at <= step}
 
     @property
     def start(self) -> float:
@@ -374,8 +374,8 @@ def _too_low(w: Monitors) -> str:
     thirds = [median(w.losses[i * third : (i + 1) * third]) for i in range(3)]
     early, late = thirds[0] - thirds[1], thirds[1] - thirds[2]
     if _no_fall(w) or (thirds[2] > 0.5 * w.start and late > 0.4 * early):
-        alongside = f"; {usual:g} is usual" if usual else ""
-        return f"After {counted(w.steps[-1], 'step')} the loss is {thirds[2]:.3g}, {w.start:.3g} at the start, and falls slowly: a learning rate of {rate:g} is too low{alongside}."  # fmt: skip
+        hint = f"; {usual:g} is usual" if usual else ""
+        return f"After {counted(w.steps[-1], 'step')} the loss is {thirds[2]:.3g}, {w.start:.3g} at the start, and falls slowly: a learning rate of {rate:g} is too low{hint}."  # fmt: skip
     return ""
 
 
@@ -418,7 +418,7 @@ def _no_better_than_guessing(w: Monitors) -> str:
 
 
 def _overfitting(w: Monitors) -> str:
-    """Validation worse than its best twice in a row (or once by far), while the training loss went on falling."""
+    """Validation worse than its best twice in a row (or once by far), while the training loss kept falling."""
     validated = [(step, loss) for step, loss in w.validations if step]
     if len(validated) < 2:
         return ""
@@ -447,13 +447,13 @@ def _memorising(w: Monitors) -> str:
         still_falling = validated[-1] < 0.95 * min(validated[:-1]) if validated[1:] else w.share < 1
         if not validated or still_falling or validated[-1] < max(10 * w.recent(n), NEAR_ZERO * w.start):
             return ""
-        alongside = f", {validated[-1]:.3g} on validation rows"
+        of_validation = f", {validated[-1]:.3g} on validation rows"
     elif w.epoch < 5:
         return ""
     else:
-        alongside = ""
+        of_validation = ""
     rows = counted(w.facts.rows, "row") if w.facts.rows else "the rows"
-    return f"After {counted(w.epoch, 'pass')} over {rows} the training loss is {w.recent(n):.2g}{alongside}: they are known by heart."  # fmt: skip
+    return f"After {counted(w.epoch, 'pass')} over {rows} the training loss is {w.recent(n):.2g}{of_validation}: they are known by heart."  # fmt: skip
 
 
 Detect = Callable[[Monitors], str]

@@ -49,7 +49,7 @@ class Preflight:
     shown: tuple[tuple[str, Rendered], ...] = ()
 
     def lines(self) -> list[str]:
-        """The figures in plain sentences."""
+        """The numbers in plain sentences."""
         counts = (
             ", ".join(f"{n} in {counted(rows, 'row')}" for n, rows in sorted(self.bos.items())) or "the model has none"
         )

@@ -48,9 +48,9 @@ class Taught(Rendered):
     """A conversation at whose supervised positions a teacher's probabilities are stored.
 
     Args:
-        key: by which they are found; empty: the teacher is asked in each step.
+        key: by which they are found; empty: the teacher is queried in each step.
         theirs: the conversation as a teacher with other tokens reads it; None: it has the same.
-        aligned: for each supervised position the number of the one of `theirs` that stands at the same place, see `teachers.aligned`.
+        aligned: for each supervised position the number of the one of `theirs` that is at the same place, see `teachers.aligned`.
     """
 
     key: str = ""

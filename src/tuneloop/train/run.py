@@ -57,7 +57,7 @@ class TrainingRun:
     threads: int = field(default_factory=torch.get_num_threads)
     seed: int = 0
     in_backward: UpdatesInBackward | None = None
-    schedule: Schedule | None = None  # of an earlier run, which is done again
+    schedule: Schedule | None = None  # of an earlier run, which is reproduced
 
     def __post_init__(self) -> None:
         if self.config.optimizer_in_backward:
@@ -69,7 +69,7 @@ class TrainingRun:
         return self.out / "checkpoints"
 
     def record(self, record: dict[str, Any]) -> None:
-        """Write a record to `metrics.jsonl`, tell of it, and note what the monitors find in it; `act` acts on that."""
+        """Write a record to `metrics.jsonl`, pass it on, and note what the monitors find in it; `act` acts on that."""
         if self.metrics is not None:
             self.metrics.write(record)
         self.log(record)

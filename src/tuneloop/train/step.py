@@ -25,10 +25,10 @@ from tuneloop.train.run import TrainingRun
 def optimizer_step(
     run: TrainingRun, step: Step, rows: Sequence[TrainRow], rate: float
 ) -> tuple[float, float, dict[str, float]]:
-    """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, and the loss's further figures.
+    """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, and the loss's further metrics.
 
     The mean is taken over the whole step, so that how it is divided into micro-batches changes nothing. When memory runs
-    out the step is done again in micro-batches of half as many rows, and so are those that follow.
+    out the step is repeated in micro-batches of half as many rows, and so are those that follow.
 
     Raises:
         UserError: a single row does not fit into memory.
@@ -42,7 +42,7 @@ def optimizer_step(
     while True:
         rng = random_state()
         try:
-            total, figures = _gradients(run, step, rows)
+            total, metrics = _gradients(run, step, rows)
             if not (run.state.loss_scale > 1 and _overflowed(parameters)):
                 break
             run.state.loss_scale /= 2
@@ -64,7 +64,7 @@ def optimizer_step(
         run.state.scaled_steps += 1
         if run.state.scaled_steps % SCALED_STEPS == 0:
             run.state.loss_scale = min(2 * run.state.loss_scale, LOSS_SCALE)
-    return total, norm, figures
+    return total, norm, metrics
 
 
 def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
@@ -84,20 +84,20 @@ def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[
         value, sums = loss.value(batch)
         value.backward()  # type: ignore[no-untyped-call]
         values.append(value.detach())
-        for name, figure in sums.items():
-            parts.setdefault(name, []).append(figure)
+        for name, metric in sums.items():
+            parts.setdefault(name, []).append(metric)
     sum_gradients(list(run.trainable.parameters.values()))
     # Read only now: until here a GPU has been given its work without waiting.
     read = torch.stack([number.to(values[0].device) for each in (values, *parts.values()) for number in each]).tolist()
     ends = [0, *itertools.accumulate(map(len, (values, *parts.values())))]
     total, *sums_of_all = summed([sum(read[start:end]) for start, end in itertools.pairwise(ends)])
-    figures = dict(zip(parts, sums_of_all, strict=True))
+    metrics = dict(zip(parts, sums_of_all, strict=True))
     if run.state.loss_scale:
-        total, figures = total / scale, {name: figure / scale for name, figure in figures.items()}
+        total, metrics = total / scale, {name: metric / scale for name, metric in metrics.items()}
         torch._foreach_mul_([p.grad for p in run.trainable.parameters.values() if p.grad is not None], 1 / scale)
     if run.start:
-        figures["l2_start"] = _pull_to_start(run)
-    return total, figures
+        metrics["l2_start"] = _pull_to_start(run)
+    return total, metrics
 
 
 # Half precision: the loss is scaled up by this at first, by half of it after each overflow, by twice after so many steps without one.
@@ -105,7 +105,7 @@ LOSS_SCALE, SCALED_STEPS = 2.0**16, 1000
 
 
 def _overflowed(parameters: Sequence[nn.Parameter]) -> bool:
-    """Whether a gradient became infinite: the step is then done again with a smaller scale (Micikevicius et al. 2018, arXiv 1710.03740)."""
+    """Whether a gradient became infinite: the step is then repeated with a smaller scale (Micikevicius et al. 2018, arXiv 1710.03740)."""
     norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None], 2, dtype=torch.float32)
     return not bool(torch.stack(norms).isfinite().all())
 
@@ -134,7 +134,7 @@ def _pull_to_start(run: TrainingRun) -> float:
 
 
 def _with_less_memory(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> Step:
-    """The step in smaller micro-batches; what is said about it stands in `metrics.jsonl`."""
+    """The step in smaller micro-batches; the message about it is in `metrics.jsonl`."""
     release_memory()
     try:
         smaller = halved(step)

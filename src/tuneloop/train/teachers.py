@@ -23,7 +23,7 @@ BY_TEXT = (
 
 
 def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
-    """What is stored of each row is found by this; empty where the teacher is asked in each step.
+    """What is stored of each row is found by this; empty where the teacher is queried in each step.
 
     Raises:
         UserError: nothing is stored of some row, or for another temperature.
@@ -52,7 +52,7 @@ def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
 
 
 def check_teacher(row: Row, rendered: Rendered, template: Template, config: TrainConfig) -> None:
-    """Refuse a teacher that is asked in each step and reads other tokens than the student.
+    """Refuse a teacher that is queried in each step and reads other tokens than the student.
 
     Raises:
         UserError: another vocabulary, or another chat template.
@@ -66,7 +66,7 @@ def teachers_template(config: TrainConfig) -> Template:
     """The tokenizer and chat template of a teacher whose tokens are not the student's.
 
     Raises:
-        UserError: the store does not hold them; the student is to write answers, which nobody puts into the teacher's tokens.
+        UserError: the store does not hold them; the student is to write answers, which no one puts into the teacher's tokens.
     """
     if config.on_policy:
         raise UserError(
@@ -126,7 +126,7 @@ def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, temp
 
 
 def same_tokens(one: Template, other: Template) -> bool:
-    """Whether the same ids stand for the same tokens; one vocabulary may go on where the other ends."""
+    """Whether the same ids stand for the same tokens; one vocabulary may continue where the other ends."""
     ours, theirs = (each.tokenizer.get_vocab() for each in (one, other))
     shared = min(len(ours), len(theirs))
     return all(theirs.get(token) == place for token, place in ours.items() if place < shared)

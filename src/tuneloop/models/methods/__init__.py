@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 SHIPPED = (FULL, LORA, QLORA, PREFIX)
-USUAL = LORA  # where nothing else is said
+USUAL = LORA  # by default
 _known: dict[str, Method] = {method.name: method for method in SHIPPED}
 _of_files: dict[Path, Method] = {}  # run once: a run keeps the method that it began with
 
@@ -61,12 +61,12 @@ def register(method: Method) -> Method:
 
 
 def find_method(name: str) -> Method | None:
-    """The method of that name; None where nobody knows it."""
+    """The method of that name; None where no one knows it."""
     return _known.get(name)
 
 
 def title_of(name: str) -> str:
-    """Its title; the name where nobody knows it."""
+    """Its title; the name where no one knows it."""
     return _known[name].title if name in _known else name
 
 

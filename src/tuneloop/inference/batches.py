@@ -93,8 +93,8 @@ class Padded:
     mask: Tensor
 
     @property
-    def own(self) -> Tensor:
-        """Who is real behind the prefix (B, L)."""
+    def real_ids(self) -> Tensor:
+        """Which of `ids` are no padding (B, L)."""
         return self.real[:, -self.ids.shape[1] :]
 
 

@@ -21,7 +21,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.inference.batches import Padded, pad_left
 from tuneloop.inference.grammar import Constraint, Grammars
 from tuneloop.inference.pace import QUANTUM, SHARE, Pace
-from tuneloop.inference.prompt import schema_breach
+from tuneloop.inference.prompt import refused, schema_breach
 from tuneloop.inference.replay import SPARSE, StepReplay, may_record, note_failure, slots_for
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.inference.sampling import Sampler, Sampling, logprobs
@@ -290,7 +290,7 @@ class _BatchState:
         first = torch.zeros(len(rows), dtype=torch.long, device=model.device)
         cache = model.new_cache() if beginning is None else beginning.select(first)
         with applied([row.request.adapter for row in rows]):
-            hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.own)[:, -1]
+            hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.real_ids)[:, -1]
         sampler = Sampler(
             [row.request.sampling for row in rows], model.device, [row.request.ids for row in rows],
             [row.constraint for row in rows],
@@ -475,9 +475,7 @@ class Engine:
             made = self.grammars.constraint(request.schema)
             row.constraint, error = (None, made) if isinstance(made, str) else (made, "")
         if error:
-            row.completion = Completion(
-                finish="error", prompt_tokens=len(request.ids), error=error, engine=ENGINE, adapter=request.adapter
-            )
+            row.completion = refused(request, error)
             ticket.updates.append(Update(completion=row.completion))
             return ticket
         room = self.model.context - len(request.ids)
@@ -742,7 +740,7 @@ class GivingWay:
             began = time.perf_counter()
             part = pad_left([request.ids[read : read + piece]], read, model.template.pad_id, model.device)
             with torch.inference_mode(), applied([request.adapter]):
-                if not fits(partial(model.hidden, part.ids, part.positions, part.mask, cache, part.own)):
+                if not fits(partial(model.hidden, part.ids, part.positions, part.mask, cache, part.real_ids)):
                     return self._again([*self._tickets, ticket])
             self._reads.learn(piece, time.perf_counter() - began)
             self._reading = ticket, cache, read + piece

@@ -320,7 +320,7 @@ def _label_scores(
         ids = torch.cat((padded.ids, tree.ids.expand(rows, -1)), 1)
         positions = torch.cat((padded.positions, padded.lengths[:, None] - 1 + tree.depths), 1)
         cache = None if prefix is None else prefix.select(torch.zeros(rows, dtype=torch.long, device=device))
-        real = torch.cat((padded.own, torch.ones(rows, nodes, dtype=torch.bool, device=device)), 1)
+        real = torch.cat((padded.real_ids, torch.ones(rows, nodes, dtype=torch.bool, device=device)), 1)
         hidden = model.hidden(ids, positions, mask, cache, real)[:, longest - 1 :]
         for row, i in enumerate(batch):
             logp = _token_scores(hidden[row], model.head, tree.arc_parent, tree.arc_token)
@@ -410,7 +410,7 @@ class _Search:
         padded = pad_left(rests, shared, model.template.pad_id, device)
         start = torch.zeros(rows, dtype=torch.long, device=device)
         self.cache = model.new_cache() if prefix is None else prefix.select(start)
-        hidden = model.hidden(padded.ids, padded.positions, padded.mask, self.cache, padded.own)[:, -1]
+        hidden = model.hidden(padded.ids, padded.positions, padded.mask, self.cache, padded.real_ids)[:, -1]
         self.lengths = padded.lengths
         self.real = padded.real  # (rows, S): who in the cache is prompt
         nodes = len(tree.ids)

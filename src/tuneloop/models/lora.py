@@ -172,12 +172,12 @@ class _Factors(NamedTuple):
     Args:
         a: (R, inputs), of one adapter or of several below each other.
         b: (R, outputs), times the scale.
-        own: for each of several adapters 1 where a rank is its own (names, R).
+        ranks: for each of several adapters 1 where a rank is its own (names, R).
     """
 
     a: Tensor
     b: Tensor
-    own: Tensor | None = None
+    ranks: Tensor | None = None
 
 
 def _factors_of(layers: Sequence[nn.Module], x: Tensor) -> list[_Factors | None] | None:
@@ -202,12 +202,12 @@ def _factors_of(layers: Sequence[nn.Module], x: Tensor) -> list[_Factors | None]
 
 
 def _below_each_other(first: nn.Module, factors: Sequence[_Factors | None]) -> tuple[Tensor, Tensor | None]:
-    """The layers' A below each other, and their `own` next to each other; kept at the first that has some, as long as they are the same."""
+    """The layers' A below each other, and their `ranks` next to each other; kept at the first that has some, as long as they are the same."""
     cached = vars(first).get("_stacked")  # of this thread: another one may put its own there
     if cached is None or any(each is not stacked for each, stacked in zip(factors, cached[0], strict=True)):
         some = [each for each in factors if each is not None]
-        owns = [each.own for each in some if each.own is not None]
-        cached = list(factors), (torch.cat([each.a for each in some]), torch.cat(owns, 1) if owns else None)
+        ranks = [each.ranks for each in some if each.ranks is not None]
+        cached = list(factors), (torch.cat([each.a for each in some]), torch.cat(ranks, 1) if ranks else None)
         vars(first)["_stacked"] = cached
     together: tuple[Tensor, Tensor | None] = cached[1]
     return together
@@ -524,8 +524,8 @@ class Switch(nn.Module):
         of_layer = self.of_all(now.names, x.dtype)
         if of_layer is None:
             return y
-        assert now.which is not None and of_layer.own is not None
-        low = (x @ of_layer.a.t()).mul_(of_layer.own.index_select(0, now.which))
+        assert now.which is not None and of_layer.ranks is not None
+        low = (x @ of_layer.a.t()).mul_(of_layer.ranks.index_select(0, now.which))
         return y.addmm_(low, of_layer.b)
 
     def adds_products(self, names: Sequence[str]) -> bool:

@@ -249,24 +249,20 @@ def store_states(model: Model, rows: Sequence[Rendered], hidden_NC: Tensor, stor
     Args:
         hidden_NC: of all rows, one behind the other.
     """
+    import numpy as np
+
     head_VC, there = model.head[: store.about.vocabulary], backend(model.device)
     parts: list[Any] = []
     for chunk in torch.split(hidden_NC, there.positions_at_once):
         for logits in torch.split(chunk @ head_VC.t(), there.softmax_rows or POSITIONS_AT_ONCE):
             likeliest = top_of(logits, store.about.top, store.about.temperature)
             parts.append([each.cpu().numpy() for each in likeliest])
-    store.add(rows, store.layout.pack(*(_joined(each) for each in zip(*parts, strict=True))))
+    store.add(rows, store.layout.pack(*(np.concatenate(each) for each in zip(*parts, strict=True))))
 
 
 def row_key_of(row: Rendered) -> str:
     """What a row is found by in a store."""
     return row.key if isinstance(row, Taught) and row.key else row_key(row)
-
-
-def _joined(arrays: Sequence[Any]) -> Any:
-    import numpy as np
-
-    return np.concatenate(arrays)
 
 
 LOSSES["distil"] = Loss(distil, units=supervised_tokens)

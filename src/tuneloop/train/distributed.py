@@ -138,7 +138,7 @@ def start_processes(count: int, command: Sequence[str]) -> int:
 
 
 def broadcast(value: Any = None) -> Any:
-    """Something picklable of the first process, on all of them; the others call `receive`."""
+    """Something picklable of the first process, on all of them; the others call it without a value."""
     if processes() == 1:
         return value
     import torch.distributed as dist
@@ -146,11 +146,6 @@ def broadcast(value: Any = None) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def receive() -> Any:
-    """What the first process broadcasts."""
-    return broadcast()
 
 
 def wait() -> None:
@@ -279,12 +274,7 @@ def shard(model: Model, method: Method) -> None:
     if processes() == 1:
         return
     import torch
-    from torch.distributed.fsdp import (
-        FSDPModule,
-        MixedPrecisionPolicy,
-        fully_shard,
-        register_fsdp_forward_method,
-    )
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     net: Any = model.net
     prepare = method.prepare
@@ -294,20 +284,16 @@ def shard(model: Model, method: Method) -> None:
     # The last states come as a part of a larger tensor; who reads them picks rows and changes nothing in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     kind = device.in_use()
-    if replicates(model, method):
-        for layer in layers:
-            layer.to(kind)
-            if prepare is not None:
-                prepare(layer)
-        net.to(kind)
-        return
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    whole, policy = replicates(model, method), MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for layer in layers:
         layer.to(kind)
         if prepare is not None:
             prepare(layer)
-        fully_shard(layer, mesh=mesh(), mp_policy=policy)
+        if not whole:
+            fully_shard(layer, mesh=mesh(), mp_policy=policy)
     net.to(kind)
+    if whole:
+        return
     if model.is_own:
         fully_shard(net, mesh=mesh(), mp_policy=policy)
         for name in ("hidden", "hidden_at", "hidden_of_rows"):

@@ -276,12 +276,10 @@ def _above_the_start(w: Monitors) -> str:
     start, low, high = (w.start, 1.2, 1.5) if w.validations else (max(w.losses[:2]), 1.5, 2.0)
     lasting = len(last) == 8 and min(last) > low * start and median(last) > high * start
     if lasting or min(last[-4:]) > high * start:
-        return f"{_lasting(w, last if lasting else last[-4:])}; it began while the learning rate rose to {max(w.rates):g}: the rate is too high."
+        some = last if lasting else last[-4:]
+        above = f"The loss is {median(some):.3g} over the last {counted(len(some), 'step')}, above the {w.start:.3g} of the base model"
+        return f"{above}; it began while the learning rate rose to {max(w.rates):g}: the rate is too high."
     return ""
-
-
-def _lasting(w: Monitors, last: Sequence[float]) -> str:
-    return f"The loss is {median(last):.3g} over the last {counted(len(last), 'step')}, above the {w.start:.3g} of the base model"
 
 
 def _worse_than_base(w: Monitors) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.targets.local import open_folder_or_name
 from tuneloop.models.template import Rendered, Template
 from tuneloop.records.rows import Message, Row
 from tuneloop.train.config import LOSSES, RowKind, TrainConfig
-from tuneloop.train.teachers import aligned, check_teacher, keys_of, teachers_template
+from tuneloop.train.teachers import aligned, keys_of, refuse_other_tokens, teachers_template
+from tuneloop.train.top_logits import is_store
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def _taught(rows: Sequence[Row], template: Template, config: TrainConfig) -> lis
     made = [template.render(row.messages, row.tools) for row in rows]
     if made and config.divergence == "universal":
         return _taught_by_other_tokens(rows, made, template, config)
-    if made:
-        check_teacher(rows[0], made[0], template, config)
+    if made and not is_store(str(config.teacher)):
+        refuse_other_tokens(open_folder_or_name(str(config.teacher)), rows[0], made[0], template)
     return [Taught(row.ids, row.mask, key) for row, key in zip(made, keys_of(made, config), strict=True)]
 
 

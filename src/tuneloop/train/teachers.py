@@ -51,17 +51,6 @@ def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
     return keys
 
 
-def check_teacher(row: Row, rendered: Rendered, template: Template, config: TrainConfig) -> None:
-    """Refuse a teacher that is queried in each step and reads other tokens than the student.
-
-    Raises:
-        UserError: another vocabulary, or another chat template.
-    """
-    if is_store(str(config.teacher)):
-        return
-    refuse_other_tokens(open_teacher(str(config.teacher)), row, rendered, template)
-
-
 def teachers_template(config: TrainConfig) -> Template:
     """The tokenizer and chat template of a teacher whose tokens are not the student's.
 
@@ -75,7 +64,7 @@ def teachers_template(config: TrainConfig) -> Template:
         )  # fmt: skip
     name = str(config.teacher)
     if not is_store(name):
-        return own_template(open_teacher(name))
+        return own_template(open_folder_or_name(name))
     folder = Path(name).expanduser()
     if not (folder / "tokenizer.json").is_file():
         raise UserError(
@@ -98,12 +87,7 @@ def teacher_hash(config: TrainConfig) -> list[str]:
     if is_store(config.teacher):
         about = TopStore.open(Path(config.teacher).expanduser()).about
         return [content_hash([about.teacher_key, about.top, about.temperature])]
-    return [open_teacher(config.teacher).identity]
-
-
-def open_teacher(name: str) -> LocalTarget:
-    """A teacher by its name; its model is not loaded."""
-    return open_folder_or_name(name)
+    return [open_folder_or_name(config.teacher).identity]
 
 
 def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, template: Template) -> None:

@@ -25,7 +25,6 @@ from tuneloop.train.distributed import (
     joined,
     lost_the_first,
     processes_wanted,
-    receive,
     start_processes,
 )
 from tuneloop.workflows.run_context import RunContext, attach_trained
@@ -96,7 +95,7 @@ def leading(job: RunContext) -> Iterator[None]:
             return
         try:
             follower = RunContext(job.recipe, job.folder)
-            while (part := receive()) is not None:
+            while (part := broadcast()) is not None:
                 if isinstance(part, LetGo):
                     _let_go(follower)
                 elif isinstance(part, Answers):

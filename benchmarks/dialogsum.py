@@ -20,8 +20,9 @@ from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.prepare import prepare
 from tuneloop.inference.generate import generate
 from tuneloop.models.load import load_model
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import train
+from tuneloop.train.loop import TrainingJob, train
 from tuneloop.train.speed import measure_speed
 from tuneloop.workflows.prepare import measure_with
 
@@ -71,7 +72,14 @@ def main() -> None:
         rows, val = ([model.template.render(r.messages) for r in split] for split in (dataset.train, dataset.val))
         settings = TrainConfig(epochs=5, max_minutes=options.minutes)
         speed = measure_speed(model, rows, settings, seed=0)
-        result = train(model, rows, val, settings, folder / "run", tokens_per_second=speed)
+        result = train(
+            model,
+            rows,
+            val,
+            settings,
+            folder / "run",
+            job=TrainingJob(measured=MeasuredMachine(tokens_per_second=speed)),
+        )
         after = rouge_l(references, [a.text for a in generate(model, prompts, max_new_tokens=80)])
     print(f"| rows {len(tests)} | mean over references | best reference |\n|---|---|---|")
     print(f"| untouched | {before[0]:.3f} | {before[1]:.3f} |\n| tuned | {after[0]:.3f} | {after[1]:.3f} |")

@@ -40,26 +40,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tuneloop.core import device
-from tuneloop.inference.engine import Batch, Row
+from tuneloop.inference.engine import ActiveRow, DecodingBatch
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import choose, label_trie
+from tuneloop.models.load import SIZES, random_model
 from tuneloop.models.methods import method_named
-from tuneloop.models.random_model import SIZES, random_model
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.template import Rendered
-from tuneloop.plan.estimate import RunWork, Sizes, loop_job, sizes_on_gpu
+from tuneloop.plan.estimate import RunWork, loop_job, sizes_on_gpu
 from tuneloop.plan.gpus import Gpu, card_in_use, find_gpu, this_cpu
 from tuneloop.plan.job import TrainingSetup
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.speed import speed_of
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.train.batches import Step
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.flops import needed_gflop
-from tuneloop.train.layers import recompute_layers
-from tuneloop.train.methods import attach
+from tuneloop.train.methods import attach, recompute_layers
 from tuneloop.train.optimizers import make_optimizer
-from tuneloop.train.run import Run
+from tuneloop.train.run import TrainingRun
 from tuneloop.train.step import batch_loss, optimizer_step
 
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -108,7 +108,7 @@ class Case:
         return max(STEP_TOKENS // self.length, 1)
 
 
-def job_of(case: Case, card: Gpu, sizes: Sizes, dtype: torch.dtype) -> TrainingSetup:
+def job_of(case: Case, card: Gpu, sizes: MeasuredMachine, dtype: torch.dtype) -> TrainingSetup:
     """A step as the planner sees it."""
     return loop_job(
         _shape(case),
@@ -135,10 +135,10 @@ def _work(case: Case, tokens: int) -> RunWork:
     return RunWork(1, every, every, 0, ((at_once, case.length, 0),), -(-case.rows // at_once))
 
 
-def sizes_for(case: Case, card: Gpu, free_gib: float, dtype: torch.dtype) -> Sizes:
+def sizes_for(case: Case, card: Gpu, free_gib: float, dtype: torch.dtype) -> MeasuredMachine:
     """Rows at once, as a run chooses them by memory."""
     if card.is_cpu:
-        return Sizes(2048, False)
+        return MeasuredMachine(2048, False)
     settings = _settings(case, dtype, False)
     return sizes_on_gpu(
         _shape(case), lambda tokens: _work(case, tokens), card, free_gib, may_recompute=True, **settings
@@ -352,8 +352,8 @@ def _own_rates(
     trie = label_trie([str(i) for i in range(len(labels))], labels)
 
     def written_in() -> float:
-        batch = Batch(model)
-        batch.join([Row(Request(ids=ids, max_new_tokens=NEW)) for ids in prompts])
+        batch = DecodingBatch(model)
+        batch.join([ActiveRow(Request(ids=ids, max_new_tokens=NEW)) for ids in prompts])
         device.wait()
         began = time.perf_counter()
         while batch.active:
@@ -375,14 +375,16 @@ def _own_rates(
     }
 
 
-def ours(case: Case, sizes: Sizes, dtype: torch.dtype) -> tuple[Callable[[], float], list[Rendered]]:
+def ours(case: Case, sizes: MeasuredMachine, dtype: torch.dtype) -> tuple[Callable[[], float], list[Rendered]]:
     """A step of tuneloop's loop."""
     config, rows = case.config, rows_of(case)
     model = random_model(SIZES[case.size], TEMPLATE, dtype=dtype, prepare=method_named(case.method).prepare)
     trainable = attach(model, config, 0, rows)
     recompute_layers(model.net, sizes.recompute, sizes.kept_layers)
     model.net.train()
-    run = Run(model, config, trainable, make_optimizer(trainable, config), State("benchmark"), Path("benchmark"))
+    run = TrainingRun(
+        model, config, trainable, make_optimizer(trainable, config), State("benchmark"), Path("benchmark")
+    )
     at_once = _work(case, sizes.micro_batch_tokens).micro_batches[0][0]
     step = Step(tuple(tuple(range(i, min(i + at_once, len(rows)))) for i in range(0, len(rows), at_once)), 0.0)
     return lambda: optimizer_step(run, step, rows, 1e-4)[0], rows
@@ -402,7 +404,7 @@ def transformers_net(case: Case, dtype: torch.dtype) -> Any:
     return net
 
 
-def theirs(case: Case, sizes: Sizes, dtype: torch.dtype) -> tuple[Callable[[], float], list[Rendered]]:
+def theirs(case: Case, sizes: MeasuredMachine, dtype: torch.dtype) -> tuple[Callable[[], float], list[Rendered]]:
     """The same step by another library, on the same weights."""
     import gpu_peers
 
@@ -428,7 +430,7 @@ def theirs(case: Case, sizes: Sizes, dtype: torch.dtype) -> tuple[Callable[[], f
     return _peft_step(case, sizes, dtype, batches), rows
 
 
-def _peft_step(case: Case, sizes: Sizes, dtype: torch.dtype, batches: list[Any]) -> Callable[[], float]:
+def _peft_step(case: Case, sizes: MeasuredMachine, dtype: torch.dtype, batches: list[Any]) -> Callable[[], float]:
     """Transformers and PEFT, with Liger's kernels where the engine is that."""
     from gpu_peers import steps_of
     from peft import LoraConfig, get_peft_model
@@ -459,7 +461,7 @@ def measured(case: Case) -> dict[str, Any]:
     found |= {"card": card.name, **said}
     try:
         step, rows = (ours if case.engine == "tuneloop" else theirs)(
-            case, Sizes(said["micro_batch_tokens"], said["recompute"]), dtype
+            case, MeasuredMachine(said["micro_batch_tokens"], said["recompute"]), dtype
         )
         first = step()
         step()

@@ -19,9 +19,9 @@ from tuneloop.core.progress import no_progress
 from tuneloop.inference.generate import answer_requests
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
-from tuneloop.models.alongside import load_adapter_alongside, merge_adapter
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import LoraShape, adapter_state, add_lora, lora_layers, save_adapter, target_names
+from tuneloop.models.shared import load_adapter_alongside, merge_adapter
 
 QUESTIONS = (
     "Name three uses of a paper clip.",

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pretend_gpu import Card, pretend_gpu
+from tuneloop.models.load import SIZES, random_model
 from tuneloop.models.lora import target_names
 from tuneloop.models.methods import method_named
-from tuneloop.models.random_model import SIZES, random_model
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.template import Rendered
 from tuneloop.plan.estimate import RunWork, loop_job
@@ -23,10 +23,9 @@ from tuneloop.plan.memory import memory_of
 from tuneloop.train.batches import Step
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.layers import recompute_layers
-from tuneloop.train.methods import attach
+from tuneloop.train.methods import attach, recompute_layers
 from tuneloop.train.optimizers import make_optimizer
-from tuneloop.train.run import Run
+from tuneloop.train.run import TrainingRun
 from tuneloop.train.step import optimizer_step
 
 bits = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -69,7 +68,7 @@ def gib_of_a_step(case: Case) -> float:
         rows = [row] * (case.rows * case.micro_batches)
         trainable = attach(model, config, 0, rows)
         recompute_layers(model.net, case.recompute, case.kept)
-        run = Run(model, config, trainable, make_optimizer(trainable, config), State("key"), Path("nowhere"))
+        run = TrainingRun(model, config, trainable, make_optimizer(trainable, config), State("key"), Path("nowhere"))
         micros = (tuple(range(i * case.rows, (i + 1) * case.rows)) for i in range(case.micro_batches))
         step = Step(tuple(micros), 0.0)
         optimizer_step(run, step, rows, 1e-4)

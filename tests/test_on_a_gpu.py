@@ -32,6 +32,7 @@ from tuneloop.models.load import load_model
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import load_trained
 from tuneloop.plan.estimate import SIZES
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.train.loss import mean_loss, with_references
 from tuneloop.train.step import batch_loss
 from tuneloop.workflows.recipe import Recipe
@@ -196,7 +197,7 @@ def test_larger_micro_batches_give_the_same_steps_in_fewer_launches(tiny_llama: 
     launches = []
     for tokens in (128, 4096):
         with pretend_gpu() as gpu:
-            run(tiny_llama, tmp_path / str(tokens), config, micro_batch_tokens=tokens, recompute=tokens == 128)
+            run(tiny_llama, tmp_path / str(tokens), config, measured=MeasuredMachine(tokens, tokens == 128))
             launches.append(sum(gpu.launches.values()))
     assert launches[1] < 0.7 * launches[0]
     assert figures(tmp_path / "4096") == pytest.approx(figures(tmp_path / "128"), rel=2e-4)

@@ -245,7 +245,7 @@ def _adapter(folder: Path) -> object:
 
 
 def _gguf_header(folder: Path) -> object:
-    from tuneloop.models.gguf_header import read_header
+    from tuneloop.models.gguf import read_header
 
     return read_header(folder / "model.gguf")
 

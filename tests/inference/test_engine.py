@@ -13,7 +13,7 @@ import torch
 from tiny import BEGIN_OF_TEXT
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.engine import Batch, Engine, Row
+from tuneloop.inference.engine import ActiveRow, DecodingBatch, Engine
 from tuneloop.inference.generate import generate
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
@@ -60,9 +60,9 @@ def test_rows_that_join_and_leave_between_steps_get_what_they_get_alone(model: M
 
 def test_a_batch_keeps_only_the_places_that_its_rows_need(model: Model) -> None:
     short, long = requests_of(model)[0], requests_of(model)[3]
-    batch = Batch(model)
-    batch.join([Row(long)])
-    kept = Row(short)
+    batch = DecodingBatch(model)
+    batch.join([ActiveRow(long)])
+    kept = ActiveRow(short)
     batch.leave(batch.active[0])
     batch.join([kept])
     assert batch._state is not None and batch._state.real.shape == (1, len(short.ids))

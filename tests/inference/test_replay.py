@@ -17,17 +17,16 @@ import pretend_gpu as pretended
 from pretend_gpu import Gpu, pretend_gpu
 from tuneloop.core.device import BACKENDS, GRAPHS
 from tuneloop.inference import replay
-from tuneloop.inference.engine import Batch, Engine, Row
+from tuneloop.inference.engine import ActiveRow, DecodingBatch, Engine
 from tuneloop.inference.generate import answer_requests
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.models import lora
 from tuneloop.models.adapters import BASE
-from tuneloop.models.alongside import load_adapter_alongside
 from tuneloop.models.llama import KeyValues
-from tuneloop.models.load import Model, load_model
+from tuneloop.models.load import SIZES, Model, load_model, random_model
 from tuneloop.models.prefix import add_prefix
-from tuneloop.models.random_model import SIZES, random_model
+from tuneloop.models.shared import load_adapter_alongside
 
 QUESTIONS = ["Rain?", "Is it windy on Jupiter in the autumn, or does it only look so?", "Why", "How cold " * 9]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -205,8 +204,10 @@ def _launches_of_a_token(layers: int, adapters: int) -> tuple[int, int]:
     with pretend_gpu(values=False) as gpu:
         model = random_model({**SIZES["8b"], "num_hidden_layers": layers}, template, dtype=torch.bfloat16)
         names = _alongside(model, adapters)
-        batch = Batch(model)
-        batch.join([Row(Request(ids=[1] * 100, max_new_tokens=60, adapter=names[i % len(names)])) for i in range(8)])
+        batch = DecodingBatch(model)
+        batch.join(
+            [ActiveRow(Request(ids=[1] * 100, max_new_tokens=60, adapter=names[i % len(names)])) for i in range(8)]
+        )
         found = []
         for steps in (0, 5):  # the first is plain; of the others two are recorded and computed as usual, too
             for _ in range(steps):

@@ -17,10 +17,10 @@ from tuneloop.inference.engine import Engine
 from tuneloop.inference.generate import answer_requests, generate
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE, applied
-from tuneloop.models.alongside import adapters_of, load_adapter_alongside, merge_adapter
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import LoraShape, adapter_state, add_lora, lora_layers, remove_lora, save_adapter, switches
 from tuneloop.models.prefix import add_prefix, remove_prefix, save_prefix
+from tuneloop.models.shared import adapters_of, load_adapter_alongside, merge_adapter
 from tuneloop.models.trained import load_trained
 
 SHAPES = {

@@ -21,7 +21,7 @@ from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.methods import attach
 from tuneloop.train.optimizers import make_optimizer
-from tuneloop.train.run import Run
+from tuneloop.train.run import TrainingRun
 from tuneloop.train.step import batch_loss, optimizer_step
 
 
@@ -110,7 +110,7 @@ def test_it_trains_with_an_adapter(qwen: Model, tmp_path: Path) -> None:
         qwen.template.render([{"role": "user", "content": q}, {"role": "assistant", "content": a}])
         for q, a in (("a", "yes"), ("b", "no, never"), ("c and d", "yes"))
     ]
-    run = Run(qwen, config, trainable, make_optimizer(trainable, config), State("key"), tmp_path)
+    run = TrainingRun(qwen, config, trainable, make_optimizer(trainable, config), State("key"), tmp_path)
     step = Step(((0, 1), (2,)), 0.0)
     losses = [optimizer_step(run, step, rows, 1e-2)[0] for _ in range(8)]
     assert losses[-1] < losses[0] - 0.5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.gguf_header import read_header
+from tuneloop.models.gguf import read_header
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.load import load_model, load_tokenizer, weight_files
-from tuneloop.models.random_model import SIZES, random_model
+from tuneloop.models.load import SIZES, load_model, load_tokenizer, random_model, weight_files
 
 # Multiplies rows of 300 lengths, as training on rows of ever new lengths does, and prints the MiB that the heap then holds.
 LENGTHS = """

@@ -10,11 +10,12 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.shape import ModelShape
-from tuneloop.plan.estimate import MachineAtHand, RunWork, Sizes, device_of, estimate, loop_job, sizes_on_gpu
+from tuneloop.plan.estimate import MachineAtHand, RunWork, device_of, estimate, loop_job, sizes_on_gpu
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.job import TrainingSetup
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.speed import speed_of
+from tuneloop.records.plan import MeasuredMachine
 
 LLAMA_3_1_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
                 "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}  # fmt: skip
@@ -183,7 +184,7 @@ def rows_of_1024(tokens: int) -> RunWork:
     return replace(ONE_ROW, micro_batches=((max(min(tokens // 1024, 16), 1), 1024, 0),))
 
 
-def sizes(name: str, gib: float, method: str = "lora", may_recompute: bool = True, **more: Any) -> Sizes:
+def sizes(name: str, gib: float, method: str = "lora", may_recompute: bool = True, **more: Any) -> MeasuredMachine:
     card = device_of(MachineAtHand(name, gib, 0.0, 1.0, 1.0))
     return sizes_on_gpu(
         ModelShape.from_config(LLAMA_3_1_8B), rows_of_1024, card, gib - 0.6, may_recompute=may_recompute,
@@ -194,23 +195,27 @@ def sizes(name: str, gib: float, method: str = "lora", may_recompute: bool = Tru
 @pytest.mark.parametrize(
     ("card", "gib", "method", "found"),
     [
-        ("NVIDIA H100 80GB HBM3", 79.11, "lora", Sizes(8192)),
+        ("NVIDIA H100 80GB HBM3", 79.11, "lora", MeasuredMachine(8192)),
         # weights of 15 GiB: 2,048 tokens need 9 more, and a part of the layers is computed again
-        ("NVIDIA GeForce RTX 4090", 23.52, "lora", Sizes(2048, True, 23)),
-        ("NVIDIA GeForce RTX 4090", 23.52, "qlora", Sizes(2048)),
-        ("NVIDIA RTX 6000 Ada Generation", 47.5, "lora", Sizes(4096)),
-        ("NVIDIA H200", 139.81, "lora", Sizes(16384)),
+        ("NVIDIA GeForce RTX 4090", 23.52, "lora", MeasuredMachine(2048, True, 23)),
+        ("NVIDIA GeForce RTX 4090", 23.52, "qlora", MeasuredMachine(2048)),
+        ("NVIDIA RTX 6000 Ada Generation", 47.5, "lora", MeasuredMachine(4096)),
+        ("NVIDIA H200", 139.81, "lora", MeasuredMachine(16384)),
     ],
 )
-def test_micro_batches_are_as_large_as_memory_allows(card: str, gib: float, method: str, found: Sizes) -> None:
+def test_micro_batches_are_as_large_as_memory_allows(
+    card: str, gib: float, method: str, found: MeasuredMachine
+) -> None:
     assert sizes(card, gib, method) == found
 
 
 def test_without_recomputing_fewer_tokens_are_computed_at_once() -> None:
-    assert sizes("NVIDIA GeForce RTX 4090", 23.52, may_recompute=False) == Sizes(
+    assert sizes("NVIDIA GeForce RTX 4090", 23.52, may_recompute=False) == MeasuredMachine(
         512, False
     )  # a row of 1,024 is one in either
-    assert sizes("NVIDIA GeForce RTX 4090", 23.52, grad_ckpt=True) == Sizes(8192, True), "all of them, as it was said"
+    assert sizes("NVIDIA GeForce RTX 4090", 23.52, grad_ckpt=True) == MeasuredMachine(8192, True), (
+        "all of them, as it was said"
+    )
 
 
 def test_layers_that_are_kept_take_their_memory_and_save_their_time() -> None:
@@ -237,7 +242,7 @@ def test_steps_that_are_small_are_not_said_to_be_large() -> None:
         ModelShape.from_config(LLAMA_3_2_1B), lambda tokens: rows_of_1024(min(tokens, 2048)), card, 139.0, may_recompute=True,
         model="llama-3.2-1b", method="lora", rank=16, targets="all-linear",
     )  # fmt: skip
-    assert found == Sizes(2048, False)
+    assert found == MeasuredMachine(2048, False)
 
 
 def on_card(name: str, gib: float, resident: float, **settings: Any) -> dict[str, Any]:

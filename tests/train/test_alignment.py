@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuneloop.models.template import Rendered
-from tuneloop.train.alignment import APART, aligned
+from tuneloop.train.teachers import APART, aligned
 
 PIECES = ["<end>", "un", "do", "und", "o", " it", " ", "it", "caf", "é", "é"[:0]]
 EURO = "€".encode()

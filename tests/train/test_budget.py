@@ -15,6 +15,7 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model
 from tuneloop.models.template import Rendered
 from tuneloop.plan.estimate import VALIDATION_SPEED
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.train.batches import Step
 from tuneloop.train.budget import (
     FORWARD_SPEED,
@@ -31,8 +32,8 @@ from tuneloop.train.budget import (
 )
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import learning_rate, scheduled_rate, train
-from tuneloop.train.rows import Pair, Rated
+from tuneloop.train.loop import TrainingJob, learning_rate, scheduled_rate, train
+from tuneloop.train.rows import PreferencePair, RatedAnswer
 
 ROW = Rendered([1] * 10, [0] + [1] * 9)
 ROWS = [ROW] * 400
@@ -41,7 +42,7 @@ STEPS = [Step(((i,),), (i + 1) / 400) for i in range(400)]
 
 def planned(minutes: float | None, *, speed: float = 2.0, val: int = 0, rows: Any = ROWS, **more: Any) -> RunPlan:
     config = TrainConfig(max_minutes=minutes, **{"evaluations": 4, "val_rows": 100, **more})
-    return plan_run(STEPS, rows, rows[:val], (), config, 0, speed)
+    return plan_run(STEPS, rows, rows[:val], (), config, 0, MeasuredMachine(tokens_per_second=speed))
 
 
 def seconds_of(plan: RunPlan, rows: Any = ROWS, speed: float = 2.0) -> float:
@@ -82,12 +83,14 @@ def test_where_all_fits_nothing_is_left_out() -> None:
     assert (len(plan.steps), plan.evaluations, plan.val_rows) == (400, 4, 100)
 
 
-@pytest.mark.parametrize("make", [lambda: Pair(ROW, ROW), lambda: Rated(ROW, ROW, True)])
+@pytest.mark.parametrize("make", [lambda: PreferencePair(ROW, ROW), lambda: RatedAnswer(ROW, ROW, True)])
 def test_the_reference_of_preferences_is_within_the_time(make: Any) -> None:
     rows = [make() for _ in range(400)]
     plan = planned(10.0, rows=rows)
-    trained = sum(20 if isinstance(rows[i], Pair) else 10 for step in plan.steps for i in step.indices)
-    beside = {Pair: 20, Rated: 30}[type(rows[0])] * len(plan.steps)  # the reference, and KTO's reference point
+    trained = sum(20 if isinstance(rows[i], PreferencePair) else 10 for step in plan.steps for i in step.indices)
+    beside = {PreferencePair: 20, RatedAnswer: 30}[type(rows[0])] * len(
+        plan.steps
+    )  # the reference, and KTO's reference point
     took = (trained + beside / FORWARD_SPEED) / 2.0
     assert plan.forward_tokens == beside
     assert 0.9 * 600 < took <= 600
@@ -95,7 +98,9 @@ def test_the_reference_of_preferences_is_within_the_time(make: Any) -> None:
 
 @pytest.mark.parametrize("slower, least, most", [(1.0, 400, 400), (3.0, 90, 140), (30.0, 1, 10)])
 def test_a_reference_that_takes_too_long_leaves_out_steps(slower: float, least: int, most: int) -> None:
-    rows = [Pair(ROW, ROW)] * 400  # a step trains on 20 tokens, the reference reads them: 8 of them besides 20
+    rows = [
+        PreferencePair(ROW, ROW)
+    ] * 400  # a step trains on 20 tokens, the reference reads them: 8 of them besides 20
     state = state_of()
     state.planned_speed = 20.0
     config = TrainConfig(max_minutes=600 / 60)
@@ -117,7 +122,7 @@ def test_a_slow_reference_is_within_the_time(
     monkeypatch.setattr(loop.budget, "REFERENCE_STEPS", 4)
     # How far it gets depends on the machine; a small rate learns nothing that a monitor would stop.
     limited = changed(loss=loss, max_minutes=3 / 60, epochs=1, val_rows=8, learning_rate=1e-5)
-    result, _ = run(tiny_llama, tmp_path, limited, rows=800, tokens_per_second=1e5)
+    result, _ = run(tiny_llama, tmp_path, limited, rows=800, measured=MeasuredMachine(tokens_per_second=1e5))
     assert result.planned_steps == 200  # their reference alone would take 8 seconds
     assert result.steps < 150 and result.seconds < 6 * slowness()
 
@@ -198,7 +203,7 @@ def test_steps_are_added_before_the_learning_rate_has_fallen(planned_steps: int)
 
 
 def test_rows_with_a_reference_get_no_steps_beyond_those_that_have_one() -> None:
-    rows, state = [Pair(ROW, ROW)] * 400, state_of(9, 1)
+    rows, state = [PreferencePair(ROW, ROW)] * 400, state_of(9, 1)
     state.step = 5
     assert refit_steps(state, STEPS, rows, TrainConfig(max_minutes=10.0), 5.0) == 0
 
@@ -241,7 +246,9 @@ def test_a_run_whose_speed_was_overestimated_ends_in_time_and_says_so(
     tiny_llama: Path, tmp_path: Path, slow_steps: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop.budget, "BUSY_AFTER", 0.1)
-    result, _ = run(tiny_llama, tmp_path, changed(max_minutes=4 / 60, epochs=100), tokens_per_second=1e6)
+    result, _ = run(
+        tiny_llama, tmp_path, changed(max_minutes=4 / 60, epochs=100), measured=MeasuredMachine(tokens_per_second=1e6)
+    )
     assert result.planned_steps == 600
     assert 3 <= result.steps == result.total_steps < 90
     assert result.seconds < 6 * slowness()
@@ -267,9 +274,9 @@ def test_a_run_in_the_library_measures_its_speed_where_none_is_given(
 
 def test_a_resumed_run_goes_on_with_the_steps_and_validations_it_had(tiny_llama: Path, tmp_path: Path) -> None:
     limited = changed(max_minutes=1.0, val_rows=4, checkpoint_seconds=0.0)
-    halted(tiny_llama, tmp_path, 3, limited, tokens_per_second=30.0)
-    result, _ = run(tiny_llama, tmp_path, limited, tokens_per_second=9.0)
-    whole, _ = run(tiny_llama, tmp_path / "whole", limited, tokens_per_second=30.0)
+    halted(tiny_llama, tmp_path, 3, limited, measured=MeasuredMachine(tokens_per_second=30.0))
+    result, _ = run(tiny_llama, tmp_path, limited, measured=MeasuredMachine(tokens_per_second=9.0))
+    whole, _ = run(tiny_llama, tmp_path / "whole", limited, measured=MeasuredMachine(tokens_per_second=30.0))
     assert result.resumed_at == 2
     assert (result.planned_steps, result.total_steps) == (whole.planned_steps, whole.total_steps)
     assert (result.adapter_hash, result.best_val_loss) == (whole.adapter_hash, whole.best_val_loss)
@@ -281,7 +288,7 @@ def test_a_resumed_run_goes_on_with_the_steps_and_validations_it_had(tiny_llama:
 def test_the_share_of_the_data_is_said_in_words(tiny_llama: Path, tmp_path: Path) -> None:
     model = load_model(str(tiny_llama), dtype="float32")
     rows = make_rows(model.template, 24)
-    result = train(model, rows, [], changed(epochs=0.5), tmp_path, data_id="d")
+    result = train(model, rows, [], changed(epochs=0.5), tmp_path, job=TrainingJob(data_id="d"))
     assert (result.rows, result.rows_seen, result.seen) == (24, 12, "50 % of the rows")
     assert seen_words(16, 1000, 0.016) == "1.6 % of the rows"
     assert seen_words(999, 1000, 0.999) == "99 % of the rows"

@@ -22,7 +22,7 @@ from tuneloop.records.rows import Row
 from tuneloop.train import distil as module
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distil import last_answer, store_probabilities
-from tuneloop.train.loop import train
+from tuneloop.train.loop import TrainingJob, train
 from tuneloop.train.rows import Taught, training_rows
 from tuneloop.train.step import batch_loss
 from tuneloop.train.top_logits import TopStore, row_key
@@ -115,7 +115,7 @@ def test_rows_are_stored_once(
 
 def distilled(base: Path, out: Path, config: TrainConfig, rows: Any, **more: Any) -> list[Any]:
     model = load_model(str(base), dtype="float32")
-    train(model, rows, rows[:4], config, out, data_id="d", **more)
+    train(model, rows, rows[:4], config, out, job=TrainingJob(data_id="d"), **more)
     return [(line["step"], line.get("loss"), line.get("val_loss")) for line in read_jsonl(out / "metrics.jsonl")]
 
 

@@ -11,7 +11,7 @@ import teacher_values
 import torch
 from torch import Tensor
 
-from tuneloop.train.distil_settings import Divergence
+from tuneloop.train.config import Divergence
 from tuneloop.train.divergence import TopProbabilities, of_logits, of_top
 from tuneloop.train.top_logits import top_of
 

@@ -11,8 +11,7 @@ from train_helpers import changed, make_rows
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import load_model
 from tuneloop.models.lora import lora_layers
-from tuneloop.train.layers import compile_layers
-from tuneloop.train.methods import attach
+from tuneloop.train.methods import attach, compile_layers
 
 
 @pytest.mark.slow  # torch's compiler is imported

@@ -23,10 +23,11 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import load_adapter, lora_layers
 from tuneloop.models.template import Rendered
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.train.batches import Step
 from tuneloop.train.checkpoint import list_checkpoints, load_checkpoint
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import learning_rate, train
+from tuneloop.train.loop import TrainingJob, learning_rate, train
 from tuneloop.train.loss import shared_prefix
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import batch_loss, optimizer_step
@@ -160,7 +161,7 @@ def test_two_worse_evaluations_stop_the_run_and_the_best_adapter_is_kept(tiny_ll
 
 def test_without_validation_rows_the_last_adapter_is_kept(tiny_llama: Path, tmp_path: Path) -> None:
     model = load_model(str(tiny_llama), dtype="float32")
-    result = train(model, make_rows(model.template, 8), [], CONFIG, tmp_path, data_id="d")
+    result = train(model, make_rows(model.template, 8), [], CONFIG, tmp_path, job=TrainingJob(data_id="d"))
     assert result.best_step == result.steps == 4
     assert math.isnan(result.best_val_loss)
 
@@ -266,7 +267,7 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_llama: Path, tmp_path: Path
     else:
         model = replace(model, fingerprint="other")
     with pytest.raises(UserError, match="belong to a run with other settings"):
-        train(model, make_rows(model.template, 24), [], config, tmp_path, seed=seed, data_id=data_id)
+        train(model, make_rows(model.template, 24), [], config, tmp_path, seed=seed, job=TrainingJob(data_id=data_id))
     assert [p.read_bytes() for p in list_checkpoints(tmp_path / "checkpoints")] == before
 
 
@@ -282,7 +283,7 @@ def test_a_loss_that_is_no_number_stops_with_advice(tiny_llama: Path, tmp_path: 
     with torch.no_grad():
         model.net.model.norm.weight.fill_(float("nan"))  # type: ignore[union-attr,operator]
     with pytest.raises(UserError, match="diverged") as error:
-        train(model, make_rows(model.template, 8), [], CONFIG, tmp_path, data_id="d")
+        train(model, make_rows(model.template, 8), [], CONFIG, tmp_path, job=TrainingJob(data_id="d"))
     assert "train.learning_rate=0.002" in error.value.next_step
     assert [r["loss"] for r in read_jsonl(tmp_path / "metrics.jsonl") if "loss" in r][-1] is None, (
         "strict JSON holds no NaN"
@@ -336,16 +337,25 @@ def test_measuring_the_speed_changes_nothing(tiny_llama: Path, tmp_path: Path) -
     rows = make_rows(model.template, 24)
     config = CONFIG.model_copy(update={"dropout": 0.1})
     assert measure_speed(model, rows, config, 0, seconds=0.1) > 0
-    result = train(model, rows, make_rows(model.template, 8, offset=100), config, tmp_path / "measured", data_id="d")
+    result = train(
+        model,
+        rows,
+        make_rows(model.template, 8, offset=100),
+        config,
+        tmp_path / "measured",
+        job=TrainingJob(data_id="d"),
+    )
     assert result.adapter_hash == expected.adapter_hash
 
 
 def test_a_resumed_run_keeps_the_plan_it_had(tiny_llama: Path, tmp_path: Path) -> None:
     limited = EVERY_STEP.model_copy(update={"max_minutes": 1.0})
 
-    halted(tiny_llama, tmp_path, 3, limited, tokens_per_second=30.0)
-    result, _ = run(tiny_llama, tmp_path, limited, tokens_per_second=9.0)  # a slower machine by now
+    halted(tiny_llama, tmp_path, 3, limited, measured=MeasuredMachine(tokens_per_second=30.0))
+    result, _ = run(
+        tiny_llama, tmp_path, limited, measured=MeasuredMachine(tokens_per_second=9.0)
+    )  # a slower machine by now
     assert result.resumed_at == 2
-    whole, _ = run(tiny_llama, tmp_path / "whole", limited, tokens_per_second=30.0)
+    whole, _ = run(tiny_llama, tmp_path / "whole", limited, measured=MeasuredMachine(tokens_per_second=30.0))
     assert (result.total_steps, result.adapter_hash) == (whole.total_steps, whole.adapter_hash)
     assert whole.planned_steps < whole.total_steps == 12, "the machine is faster than planned: steps were added"

@@ -18,10 +18,11 @@ from patience import needs_bf16
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import layers_of, load_model
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.train import loss, step
 from tuneloop.train.batches import Step
-from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import mean_loss, supervised_states
+from tuneloop.train.methods import recompute_layers
 from tuneloop.train.optimizers import BLOCK, AdamW, _hold_mean, _hold_square, _mean_of, _square_of, round_off, with_rest
 from tuneloop.train.rows import Rendered
 from tuneloop.train.step import optimizer_step
@@ -80,7 +81,7 @@ def test_a_run_with_some_layers_kept_gives_the_same_bits_and_gives_them_up_when_
 ) -> None:
     config = changed(epochs=0.5, rows_per_step=1)
     plain, _ = run(tiny_llama, tmp_path / "plain", config)
-    kept, _ = run(tiny_llama, tmp_path / "kept", config, recompute=True, kept_layers=1)
+    kept, _ = run(tiny_llama, tmp_path / "kept", config, measured=MeasuredMachine(recompute=True, kept_layers=1))
     assert kept.adapter_hash == plain.adapter_hash
     counts: list[int] = []
     gradients = step._gradients
@@ -92,7 +93,7 @@ def test_a_run_with_some_layers_kept_gives_the_same_bits_and_gives_them_up_when_
         return gradients(run, *rest)
 
     monkeypatch.setattr(step, "_gradients", short)
-    less, _ = run(tiny_llama, tmp_path / "less", config, recompute=True, kept_layers=1)
+    less, _ = run(tiny_llama, tmp_path / "less", config, measured=MeasuredMachine(recompute=True, kept_layers=1))
     assert counts[:3] == [1, 0, 0] and less.adapter_hash == plain.adapter_hash
 
 

@@ -33,7 +33,7 @@ from tuneloop.train.loss import (
     with_references,
 )
 from tuneloop.train.methods import attach
-from tuneloop.train.rows import Pair, Rated, training_rows
+from tuneloop.train.rows import PreferencePair, RatedAnswer, training_rows
 from tuneloop.train.step import optimizer_step
 
 GOLDEN = json.loads(trl_values.FILE.read_text())
@@ -58,7 +58,7 @@ def rendered(rows: list[dict[str, list[int]]]) -> list[Rendered]:
 def test_dpo_has_trls_value(tmp_path: Path) -> None:
     gold = GOLDEN["dpo"]
     model = formula_model(tmp_path, "dpo")
-    pairs = [Pair(c, r) for c, r in zip(rendered(gold["chosen"]), rendered(gold["rejected"]), strict=True)]
+    pairs = [PreferencePair(c, r) for c, r in zip(rendered(gold["chosen"]), rendered(gold["rejected"]), strict=True)]
     with applied(BASE):
         pairs = with_references(model, pairs)  # type: ignore[assignment]
     loss, figures = mean_loss(model, pairs, TrainConfig(loss="dpo", **SETTINGS))
@@ -72,7 +72,7 @@ def test_kto_has_trls_value(tmp_path: Path) -> None:
     gold = GOLDEN["kto"]
     model = formula_model(tmp_path, "kto")
     triples = zip(rendered(gold["answers"]), rendered(gold["others"]), gold["good"], strict=True)
-    rated = [Rated(answer, other, good) for answer, other, good in triples]
+    rated = [RatedAnswer(answer, other, good) for answer, other, good in triples]
     with applied(BASE):
         rated = with_references(model, rated)  # type: ignore[assignment]
     config = TrainConfig(loss="kto", **SETTINGS)
@@ -201,4 +201,4 @@ def test_a_reference_is_what_the_run_goes_on_from(tiny_llama: Path, tmp_path: Pa
 def test_a_pair_without_a_difference_to_learn_is_refused(tiny_model: Model, tmp_path: Path) -> None:
     row = Rendered([5, 6, 7], [0, 0, 0])
     with pytest.raises(UserError, match="no token to learn"):
-        train(tiny_model, [Pair(row, row)], [], changed(loss="dpo"), tmp_path)
+        train(tiny_model, [PreferencePair(row, row)], [], changed(loss="dpo"), tmp_path)

@@ -11,7 +11,7 @@ from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
 from tuneloop.records.rows import Message, Row
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.rows import Pair, Rated, check_rows, training_rows
+from tuneloop.train.rows import PreferencePair, RatedAnswer, check_rows, training_rows
 
 TALK: list[Message] = [
     {"role": "user", "content": "One?"},
@@ -59,14 +59,14 @@ def test_a_pair_learns_only_where_the_answers_part(tiny_model: Model) -> None:
     worse: list[Message] = [{"role": "assistant", "content": "No idea."}]
     made = training_rows([row(TALK, rejected=worse), row(TALK)], tiny_model.template, config)
     (pair,) = made  # the row without a rejected answer is of no use
-    assert isinstance(pair, Pair)
+    assert isinstance(pair, PreferencePair)
     assert learned(tiny_model, pair.chosen) == "Second answer.<|eot_id|>"
     assert learned(tiny_model, pair.rejected) == "No idea.<|eot_id|>"
     begin = pair.chosen.mask.index(1)
     assert pair.chosen.ids[:begin] == pair.rejected.ids[:begin]
     early = row(TALK, rejected=[worse[0], TALK[2], {"role": "assistant", "content": "Nor now."}], shared_turns=1)
     (pair,) = training_rows([early], tiny_model.template, config)
-    assert isinstance(pair, Pair)
+    assert isinstance(pair, PreferencePair)
     assert learned(tiny_model, pair.chosen) == "First answer.<|eot_id|>Second answer.<|eot_id|>"
     assert learned(tiny_model, pair.rejected) == "No idea.<|eot_id|>Nor now.<|eot_id|>"
 
@@ -75,7 +75,7 @@ def test_a_thumb_row_carries_its_prompt_with_another_rows_answer(tiny_model: Mod
     other: list[Message] = [{"role": "user", "content": "Three?"}, {"role": "assistant", "content": "Third."}]
     rows = [row(TALK, thumb=True), row(other, thumb=False), row(other)]
     first, second = training_rows(rows, tiny_model.template, TrainConfig(loss="kto"))
-    assert isinstance(first, Rated) and isinstance(second, Rated)
+    assert isinstance(first, RatedAnswer) and isinstance(second, RatedAnswer)
     assert (first.good, second.good) == (True, False)
     assert learned(tiny_model, first.answer) == "Second answer.<|eot_id|>"
     assert learned(tiny_model, first.other) == "Third.<|eot_id|>"

@@ -10,13 +10,14 @@ import pytest
 from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import Rendered, Template
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import train
+from tuneloop.train.loop import TrainingJob, train
 from tuneloop.train.methods import attach
 from tuneloop.train.optimizers import make_optimizer
-from tuneloop.train.rows import Pair, Rated, _mismatched
-from tuneloop.train.run import Run
+from tuneloop.train.rows import PreferencePair, RatedAnswer, _mismatched
+from tuneloop.train.run import TrainingRun
 
 SYSTEM = "You sort letters into drawers, with care, and answer with the drawer's name alone."
 
@@ -54,6 +55,7 @@ def run(
     rows: int = 24,
     data_id: str = "d",
     dtype: str = "float32",
+    measured: MeasuredMachine = MeasuredMachine(),
     **other: Any,
 ) -> Any:
     model = load_model(str(folder), dtype=dtype)
@@ -61,7 +63,8 @@ def run(
         for_loss(made, config.loss)
         for made in (make_rows(model.template, rows), make_rows(model.template, 8, offset=100))
     ]
-    return train(model, *splits, config, out, seed=seed, data_id=data_id, **other), model
+    job = TrainingJob(data_id=data_id, measured=measured)
+    return train(model, *splits, config, out, seed=seed, job=job, **other), model
 
 
 def halted(folder: Path, out: Path, at: int, config: TrainConfig = CONFIG, **other: Any) -> None:
@@ -84,11 +87,13 @@ def for_loss(rows: list[Rendered], loss: str) -> list[Any]:
         return list(rows)
     others = [_mismatched(row, rows[i - 1]) for i, row in enumerate(rows)]
     if loss == "dpo":
-        return [Pair(*both) for both in zip(rows, others, strict=True)]
-    return [Rated(row, other, i % 2 == 0) for i, (row, other) in enumerate(zip(rows, others, strict=True))]
+        return [PreferencePair(*both) for both in zip(rows, others, strict=True)]
+    return [RatedAnswer(row, other, i % 2 == 0) for i, (row, other) in enumerate(zip(rows, others, strict=True))]
 
 
-def begin(model: Model, config: TrainConfig = CONFIG, rows: Any = (), **other: Any) -> Run:
+def begin(model: Model, config: TrainConfig = CONFIG, rows: Any = (), **other: Any) -> TrainingRun:
     """A run before its first step, which writes nothing."""
     trainable = attach(model, config, 0, rows)
-    return Run(model, config, trainable, make_optimizer(trainable, config), State("key"), Path("nowhere"), **other)
+    return TrainingRun(
+        model, config, trainable, make_optimizer(trainable, config), State("key"), Path("nowhere"), **other
+    )

@@ -11,7 +11,7 @@ import pytest
 
 from pretend_gpu import Card, pretend_gpu
 from tuneloop.core.files import write_json
-from tuneloop.models.random_model import SIZES
+from tuneloop.models.load import SIZES
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.workflows import self_test
 

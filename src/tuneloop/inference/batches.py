@@ -62,20 +62,20 @@ def read_shared(model: Model, shared: list[int], progress: Progress, task: str) 
 
     if not shared:
         return None
-    found: list[Any] = []
+    caches: list[Any] = []
 
     def read(group: Sequence[list[int]]) -> None:
         cache = model.new_cache()
         model.hidden(torch.tensor([shared], device=model.device), cache=cache)
-        found.append(cache)
+        caches.append(cache)
 
     with busy(progress, f"{task}: reading what the prompts share"):
         in_parts([[shared]], read, len, lambda ids: prompt_too_large(len(ids)))
-    return found[0]
+    return caches[0]
 
 
 def prompt_too_large(tokens: int) -> UserError:
-    """What is said when a single prompt does not fit into memory."""
+    """The error where a single prompt does not fit into memory."""
     return UserError(
         f"Out of memory: a single prompt of {tokens:,} tokens does not fit",
         next_step="set a smaller data.max_length, or use a machine with more memory; see docs/gpu.md",
@@ -93,8 +93,8 @@ class Padded:
     mask: Tensor
 
     @property
-    def own(self) -> Tensor:
-        """Who is real behind the prefix (B, L)."""
+    def real_ids(self) -> Tensor:
+        """Which of `ids` are no padding (B, L)."""
         return self.real[:, -self.ids.shape[1] :]
 
 

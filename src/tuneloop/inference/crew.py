@@ -38,8 +38,8 @@ class SharedWork:
             progress(task, min(done * world, len(self.rows)), len(self.rows), **info)
 
         with nullcontext() if self.adapter == ATTACHED else applied(self.adapter):
-            asked = getattr(target, self.call)([self.rows[i] for i in places], **self.options, progress=of_all)
-            return dict(zip(places, asked, strict=True))
+            answers = getattr(target, self.call)([self.rows[i] for i in places], **self.options, progress=of_all)
+            return dict(zip(places, answers, strict=True))
 
 
 # Asks all processes and returns the answers in the order of the rows.

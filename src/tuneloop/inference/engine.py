@@ -1,6 +1,6 @@
 """Our own engine: requests that are decoded together, and join and leave between steps.
 
-`Batch` holds rows that share a forward pass: `join` reads prompts, `step` writes one token in each row, `leave` drops
+`DecodingBatch` holds rows that share a forward pass: `join` reads prompts, `step` writes one token in each row, `leave` drops
 one. `Engine` puts requests into batches as there is room, for one thread or many: `submit` and `cancel` at any time,
 `step` for all, `stream` and `complete` for those who wait. Rows may have different LoRA adapters; rows behind
 different prefixes go into batches of their own. An answer depends on its own request alone.
@@ -21,14 +21,14 @@ from tuneloop.core.errors import UserError
 from tuneloop.inference.batches import Padded, pad_left
 from tuneloop.inference.grammar import Constraint, Grammars
 from tuneloop.inference.pace import QUANTUM, SHARE, Pace
-from tuneloop.inference.prompt import schema_breach
+from tuneloop.inference.prompt import refused, schema_breach
 from tuneloop.inference.replay import SPARSE, StepReplay, may_record, note_failure, slots_for
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.inference.sampling import Sampler, Sampling, logprobs
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import BASE, applied
-from tuneloop.models.alongside import check_adapter
 from tuneloop.models.load import Model
+from tuneloop.models.shared import check_adapter
 from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Row:
+class ActiveRow:
     """A request that is being answered.
 
     Args:
         request: with the prompt's ids.
-        stream: its text, where somebody looks at it before the end (a reader, or stop strings).
+        stream: its text, where someone looks at it before the end (a reader, or stop strings).
         started: of the clock, when its prompt began to be read.
         new: tokens written.
-        piece: text that has become certain since somebody took the last piece.
-        said, again: characters that were taken; of these, how many are still to be written once more after a new beginning.
+        piece: text that has become certain since someone took the last piece.
+        taken, again: characters that were taken; of these, how many are still to be written once more after a new beginning.
         completion: the answer, once it is over.
         constraint: what the answer may be; None: anything.
     """
@@ -61,20 +61,20 @@ class Row:
     piece: str = ""
     completion: Completion | None = None
     constraint: Constraint | None = None
-    said: int = 0
+    taken: int = 0
     again: int = 0
 
     def take(self) -> str:
-        """The text that nobody has taken yet."""
+        """The text that no one has taken yet."""
         repeated = min(self.again, len(self.piece))
         piece, self.piece = self.piece[repeated:], ""
         self.again -= repeated
-        self.said += len(piece)
+        self.taken += len(piece)
         return piece
 
     def begin_again(self, template: Template, grammars: Grammars) -> None:
         """Forget what was written; the same comes again, since draws are seeded, and what was taken is not given twice."""
-        self.new, self.logprobs, self.piece, self.again = [], [], "", self.said
+        self.new, self.logprobs, self.piece, self.again = [], [], "", self.taken
         if self.stream is not None:
             self.stream = TextStream(template.decode, self.request.stop)
         if self.request.schema is not None:
@@ -90,15 +90,15 @@ class Beginning:
     cache: Any = None
 
 
-Watch = Callable[[Sequence[Row | None], "Tensor"], None]
+Watch = Callable[[Sequence[ActiveRow | None], "Tensor"], None]
 
 
-def padded_tokens(rows: Sequence[Row]) -> int:
+def padded_tokens(rows: Sequence[ActiveRow]) -> int:
     """Places that the cache of some rows may come to need."""
     return len(rows) * max((len(row.request.ids) + row.request.max_new_tokens for row in rows), default=0)
 
 
-class Batch:
+class DecodingBatch:
     """Rows that share forward passes.
 
     Args:
@@ -112,19 +112,19 @@ class Batch:
         self, model: Model, beginning: Beginning = Beginning(), watch: Watch | None = None, *, places: int = 0
     ) -> None:
         self.model, self.beginning, self.watch, self.places = model, beginning, watch, places
-        self.rows: list[Row | None] = []  # None: over, its place in the tensors is given up when a quarter is
-        self._state: _State | None = None
+        self.rows: list[ActiveRow | None] = []  # None: over, its place in the tensors is given up when a quarter is
+        self._state: _BatchState | None = None
 
     @property
-    def active(self) -> list[Row]:
+    def active(self) -> list[ActiveRow]:
         """Rows that are not over."""
         return [row for row in self.rows if row is not None]
 
-    def padded_tokens(self, new: Sequence[Row] = ()) -> int:
+    def padded_tokens(self, new: Sequence[ActiveRow] = ()) -> int:
         """Places that the cache may come to need with further rows."""
         return padded_tokens([*self.active, *new])
 
-    def join(self, rows: Sequence[Row], beginning: Beginning | None = None) -> None:
+    def join(self, rows: Sequence[ActiveRow], beginning: Beginning | None = None) -> None:
         """Read the prompts of further rows and write the first token of each.
 
         Args:
@@ -141,7 +141,7 @@ class Batch:
         with torch.inference_mode():
             rests = [row.request.ids[began:] for row in rows]
             padded = pad_left(rests, began, self.model.template.pad_id, self.model.device)
-            state = _State.read(self.model, rows, padded, read.cache)
+            state = _BatchState.read(self.model, rows, padded, read.cache)
             self._write(rows, state)
             if self._state is None or not self.active:
                 self._state, self.rows = state, list(rows)
@@ -154,12 +154,12 @@ class Batch:
                 self.rows += rows
             self.rows = [None if row is None or row.completion is not None else row for row in self.rows]
 
-    def step(self, tokens: int = 1) -> list[Row]:
+    def step(self, tokens: int = 1) -> list[ActiveRow]:
         """Write one more token in each row; returns the rows that took part.
 
         Args:
             tokens: written at most before it is looked at which rows are over: the host waits for a GPU once for all of them. What a
-                row has written behind its end is dropped. One at a time where log probabilities are asked for.
+                row has written behind its end is dropped. One at a time where log probabilities are requested.
         """
         import torch
 
@@ -182,7 +182,7 @@ class Batch:
         self.rows = [None if row is None or row.completion is not None else row for row in self.rows]
         return rows
 
-    def leave(self, row: Row, finish: Finish = "cancelled") -> Completion:
+    def leave(self, row: ActiveRow, finish: Finish = "cancelled") -> Completion:
         """End a row now; what it has written is its answer."""
         if row.completion is None:
             row.completion = _completion(self.model, row, finish)
@@ -196,11 +196,11 @@ class Batch:
             self._state.keep(left)
             self.rows = [self.rows[i] for i in left]
 
-    def _write(self, rows: Sequence[Row | None], state: _State) -> None:
+    def _write(self, rows: Sequence[ActiveRow | None], state: _BatchState) -> None:
         """Draw the next token of each row and see which rows are over."""
         self._read(rows, state, [state.sampler.next(state.hidden, self.model.head)])
 
-    def _read(self, rows: Sequence[Row | None], state: _State, written: Sequence[Tensor]) -> None:
+    def _read(self, rows: Sequence[ActiveRow | None], state: _BatchState, written: Sequence[Tensor]) -> None:
         """Take over tokens that have been written one behind the other in each row, up to the row's end."""
         import torch
 
@@ -209,11 +209,11 @@ class Batch:
         state.token = written[-1]
         columns = torch.stack(list(written)).tolist() if len(written) > 1 else [state.token.tolist()]
         values, now = columns[-1], time.perf_counter()
-        asked = [i for i, row in enumerate(rows) if row is not None and row.request.logprobs is not None]
-        if asked:
-            top = [rows[i].request.logprobs or 0 for i in asked]  # type: ignore[union-attr]
-            found = logprobs(state.hidden[asked], self.model.head, [values[i] for i in asked], top)
-            for i, each in zip(asked, found, strict=True):
+        measured = [i for i, row in enumerate(rows) if row is not None and row.request.logprobs is not None]
+        if measured:
+            top = [rows[i].request.logprobs or 0 for i in measured]  # type: ignore[union-attr]
+            token_logprobs = logprobs(state.hidden[measured], self.model.head, [values[i] for i in measured], top)
+            for i, each in zip(measured, token_logprobs, strict=True):
                 rows[i].logprobs.append(each)  # type: ignore[union-attr]
         ends = self.model.template.end_ids
         for column in columns:
@@ -222,7 +222,7 @@ class Batch:
                     _take(self.model, row, token, token in ends, now)
 
 
-def _take(model: Model, row: Row, token: int, ends: bool, now: float) -> None:
+def _take(model: Model, row: ActiveRow, token: int, ends: bool, now: float) -> None:
     row.new.append(token)
     row.first = now if row.first is None else row.first
     if row.stream is not None and not ends:
@@ -232,7 +232,7 @@ def _take(model: Model, row: Row, token: int, ends: bool, now: float) -> None:
         row.completion = _completion(model, row, "stop" if ends or stopped else "length")
 
 
-def _completion(model: Model, row: Row, finish: Finish) -> Completion:
+def _completion(model: Model, row: ActiveRow, finish: Finish) -> Completion:
     template = model.template
     if row.stream is not None:
         row.piece += row.stream.end()
@@ -249,14 +249,14 @@ def _completion(model: Model, row: Row, finish: Finish) -> Completion:
     )  # fmt: skip
 
 
-def _adapters(rows: Sequence[Row | None]) -> list[str]:
+def _adapters(rows: Sequence[ActiveRow | None]) -> list[str]:
     """Of each row; a place whose row is over has that of another one."""
     some = next(row.request.adapter for row in rows if row is not None)
     return [some if row is None else row.request.adapter for row in rows]
 
 
 @dataclass
-class _State:
+class _BatchState:
     """The tensors of a batch: a place for each row (B), also for those that are over.
 
     Args:
@@ -283,22 +283,22 @@ class _State:
     records: bool = True
 
     @staticmethod
-    def read(model: Model, rows: Sequence[Row], padded: Padded, beginning: Any) -> _State:
+    def read(model: Model, rows: Sequence[ActiveRow], padded: Padded, beginning: Any) -> _BatchState:
         """Read the prompts of rows."""
         import torch
 
         first = torch.zeros(len(rows), dtype=torch.long, device=model.device)
         cache = model.new_cache() if beginning is None else beginning.select(first)
         with applied([row.request.adapter for row in rows]):
-            hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.own)[:, -1]
+            hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.real_ids)[:, -1]
         sampler = Sampler(
             [row.request.sampling for row in rows], model.device, [row.request.ids for row in rows],
             [row.constraint for row in rows],
         )  # fmt: skip
         held = cache.length - padded.real.shape[1]
-        return _State(cache, padded.real, padded.lengths, hidden, sampler, first, held)
+        return _BatchState(cache, padded.real, padded.lengths, hidden, sampler, first, held)
 
-    def forward(self, model: Model, rows: Sequence[Row | None]) -> None:
+    def forward(self, model: Model, rows: Sequence[ActiveRow | None]) -> None:
         """Read the last token of each row."""
         import torch
 
@@ -312,7 +312,7 @@ class _State:
             )[:, -1]
         self.positions = self.positions + 1
 
-    def record(self, model: Model, rows: list[Row | None], places: int) -> None:
+    def record(self, model: Model, rows: list[ActiveRow | None], places: int) -> None:
         """Record a step of these rows where that pays, see `StepReplay`; `rows` gets a place for each slot that is empty then."""
         left = max(row.request.max_new_tokens - len(row.new) for row in rows if row is not None)
         if self.replay is not None or not self.records or not may_record(model, self.steps, left):
@@ -340,7 +340,7 @@ class _State:
         self.hidden = F.pad(self.hidden, (0, 0, 0, empty))
         self.sampler.join(Sampler([Sampling()] * empty, self.real.device))
 
-    def _replayed(self, rows: Sequence[Row | None]) -> bool:
+    def _replayed(self, rows: Sequence[ActiveRow | None]) -> bool:
         """Whether the step was done as one that was recorded."""
         if self.replay is None:
             return False
@@ -356,7 +356,7 @@ class _State:
         if not is_out_of_memory(error):
             note_failure(error)
 
-    def seat(self, other: _State, new: Sequence[Row], rows: Sequence[Row | None]) -> list[int]:
+    def seat(self, other: _BatchState, new: Sequence[ActiveRow], rows: Sequence[ActiveRow | None]) -> list[int]:
         """Put the rows of another batch into slots of rows that are over, so that what was recorded holds on.
 
         Args:
@@ -386,7 +386,7 @@ class _State:
         return slots
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with some rows only."""
+        """Continue with some rows only."""
         import torch
 
         self.replay, self.steps = None, 0
@@ -395,8 +395,8 @@ class _State:
         self.hidden, self.token = self.hidden[index], self.token[index]
         self.sampler.keep(index)
 
-    def join(self, other: _State) -> None:
-        """Go on with the rows of another batch as well."""
+    def join(self, other: _BatchState) -> None:
+        """Continue with the rows of another batch as well."""
         import torch
         import torch.nn.functional as F
 
@@ -429,7 +429,7 @@ class Update:
 class Ticket:
     """A request that an engine has taken."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: ActiveRow) -> None:
         self.row = row
         self.updates: deque[Update] = deque()
 
@@ -453,7 +453,7 @@ class Engine:
         self.model, self.most_rows, self.most_tokens = model, rows, tokens
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
-        self._running: dict[Any, tuple[Batch, list[Ticket]]] = {}
+        self._running: dict[Any, tuple[DecodingBatch, list[Ticket]]] = {}
         self.grammars = Grammars(model.template, model.head.shape[0])
         self._giving = GivingWay(self)
 
@@ -468,16 +468,14 @@ class Engine:
             loaded) with a completion that says why.
         """
         request = with_adapter(request)
-        row = Row(request, TextStream(self.model.template.decode, request.stop) if stream else None)
+        row = ActiveRow(request, TextStream(self.model.template.decode, request.stop) if stream else None)
         ticket = Ticket(row)
         error = self._refusal(request)
         if request.schema is not None and not error:
             made = self.grammars.constraint(request.schema)
             row.constraint, error = (None, made) if isinstance(made, str) else (made, "")
         if error:
-            row.completion = Completion(
-                finish="error", prompt_tokens=len(request.ids), error=error, engine=ENGINE, adapter=request.adapter
-            )
+            row.completion = refused(request, error)
             ticket.updates.append(Update(completion=row.completion))
             return ticket
         room = self.model.context - len(request.ids)
@@ -526,7 +524,7 @@ class Engine:
 
     @property
     def urgent(self) -> int:
-        """Requests that are waiting or being answered, but those that give way."""
+        """Requests that are waiting or being answered, but those that yield."""
         with self._lock:
             return self._urgent
 
@@ -537,7 +535,7 @@ class Engine:
     def step(self) -> list[Ticket]:
         """Take waiting requests in, write a token in each row; returns the tickets that have an update.
 
-        Requests that give way have a step where there are no others, and a small share of the time next to them.
+        Requests that yield have a step where there are no others, and a small share of the time next to them.
         """
         with self._lock:
             touched: list[Ticket] = []
@@ -551,7 +549,7 @@ class Engine:
             return touched
 
     def _step(self) -> list[Ticket]:
-        """A token in each row that gives way to nobody."""
+        """A token in each row that yields to no one."""
         touched = self._admit()
         for key, (batch, tickets) in list(self._running.items()):
             if not fits(batch.step):
@@ -603,9 +601,9 @@ class Engine:
                 over += self.begin_again(tickets + joining, self._waiting)
         return over
 
-    def new_batch(self) -> Batch:
+    def new_batch(self) -> DecodingBatch:
         """An empty batch."""
-        return Batch(self.model, places=self.most_tokens)
+        return DecodingBatch(self.model, places=self.most_tokens)
 
     def lane(self, adapter: str) -> Any:
         """Requests with the same key can share a batch: those behind the same trained prefix, or none."""
@@ -649,7 +647,7 @@ class Engine:
                     self.cancel(ticket)
 
 
-# --- requests that give way ------------------------------------------------------------------------
+# --- requests that yield ------------------------------------------------------------------------
 
 
 class GivingWay:
@@ -742,7 +740,7 @@ class GivingWay:
             began = time.perf_counter()
             part = pad_left([request.ids[read : read + piece]], read, model.template.pad_id, model.device)
             with torch.inference_mode(), applied([request.adapter]):
-                if not fits(partial(model.hidden, part.ids, part.positions, part.mask, cache, part.own)):
+                if not fits(partial(model.hidden, part.ids, part.positions, part.mask, cache, part.real_ids)):
                     return self._again([*self._tickets, ticket])
             self._reads.learn(piece, time.perf_counter() - began)
             self._reading = ticket, cache, read + piece

@@ -11,13 +11,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.units import counted
 from tuneloop.inference.batches import batched_by_length, prompt_too_large, read_shared, split_prompts
-from tuneloop.inference.engine import Batch, Beginning, Row, Watch
+from tuneloop.inference.engine import ActiveRow, Beginning, DecodingBatch, Watch
 from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.sampling import Sampling
 from tuneloop.models.adapters import applied
-from tuneloop.models.alongside import check_adapter
 from tuneloop.models.load import Model
+from tuneloop.models.shared import check_adapter
 from tuneloop.records.completion import Completion
 
 
@@ -72,18 +72,18 @@ def answer_requests(
 
     Args:
         grammars: of the model, where they are kept from one call to the next.
-        watch: see `Batch`; a row whose answer has no token yet begins, and may begin again where memory ran out.
+        watch: see `DecodingBatch`; a row whose answer has no token yet begins, and may begin again where memory ran out.
 
     Raises:
         UserError: an adapter is not loaded, or a schema can't be held to.
     """
-    known = grammars or Grammars(model.template, model.head.shape[0])
+    held_to = grammars or Grammars(model.template, model.head.shape[0])
 
-    def held(request: Request) -> Row:
-        made = known.constraint(request.schema) if request.schema is not None else None
+    def held(request: Request) -> ActiveRow:
+        made = held_to.constraint(request.schema) if request.schema is not None else None
         if isinstance(made, str):
             raise UserError(made.partition(": ")[2], where="schema", next_step="change the schema, or ask without one")
-        return Row(request, constraint=made)
+        return ActiveRow(request, constraint=made)
 
     named = [with_adapter(request) for request in requests]
     answers: dict[int, Completion] = {}
@@ -98,7 +98,7 @@ def answer_requests(
         lengths = [len(rest) + named[i].max_new_tokens for rest, i in zip(split.rests, chosen, strict=True)]
 
         def answer(places: Sequence[int], chosen: list[int] = chosen, beginning: Beginning = beginning) -> None:
-            batch, rows = Batch(model, beginning, watch), {chosen[i]: held(named[chosen[i]]) for i in places}
+            batch, rows = DecodingBatch(model, beginning, watch), {chosen[i]: held(named[chosen[i]]) for i in places}
             batch.join(list(rows.values()))
             while batch.active:
                 progress(task, len(answers) + sum(map(_share, rows.values())), len(named))
@@ -116,5 +116,5 @@ def answer_requests(
     return [answers[i] for i in sorted(answers)]
 
 
-def _share(row: Row) -> float:
+def _share(row: ActiveRow) -> float:
     return 1.0 if row.completion is not None else len(row.new) / row.request.max_new_tokens

@@ -33,7 +33,7 @@ _COMPILING = ThreadPoolExecutor(1, "schemas")  # one at a time, and no thread th
 
 
 async def compile_problem(schema: Mapping[str, Any]) -> str:
-    """Why an engine with llguidance can't hold answers to a schema; empty where it can. The loop goes on meanwhile."""
+    """Why an engine with llguidance can't hold answers to a schema; empty where it can. The loop continues meanwhile."""
     return await asyncio.get_running_loop().run_in_executor(_COMPILING, _problem, schema)
 
 
@@ -71,19 +71,19 @@ class Constraint:
 
     def __init__(self, matcher: Any, ends: Sequence[int]) -> None:
         self._matcher, self._ends = matcher, list(ends)
-        self.over = False  # an end was written: what comes behind it is nobody's answer
+        self.over = False  # an end was written: what comes behind it is no one's answer
 
     def allowed(self, size: int) -> np.ndarray[Any, Any]:
         """Which tokens of a vocabulary of some size may come next (size), bool."""
         import numpy as np
 
-        found = np.zeros(size, bool)
+        allowed = np.zeros(size, bool)
         if self._matcher.is_stopped():  # complete: all that can follow is an end
-            found[self._ends] = True
+            allowed[self._ends] = True
         else:
             bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")[:size]
-            found[: len(bits)] = bits
-        return found
+            allowed[: len(bits)] = bits
+        return allowed
 
     def apply(self, logits: Tensor) -> None:
         """Rule out (-inf) what may not come next in a row's logits (V), in place."""
@@ -93,7 +93,7 @@ class Constraint:
         logits.masked_fill_(barred.to(logits.device), float("-inf"))
 
     def accept(self, token: int) -> None:
-        """Go on behind a token that was written."""
+        """Continue behind a token that was written."""
         self.over = self.over or token in self._ends
         if not self._matcher.is_stopped():
             self._matcher.consume_token(token)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-QUANTUM = 0.03  # seconds of work that gives way, as far as whole tokens allow
-SHARE = 0.05  # of the time that such work gets where somebody is being answered all the time
+QUANTUM = 0.03  # seconds of work that yields, as far as whole tokens allow
+SHARE = 0.05  # of the time that such work gets where someone is being answered all the time
 
 
 @dataclass

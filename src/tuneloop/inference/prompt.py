@@ -1,4 +1,4 @@
-"""What a request asks, as token ids: by the template that was trained, and only where there is room for an answer."""
+"""A request as token ids: by the template that was trained, and only where there is room for an answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tuneloop.records.completion import ENGINE, Completion
 def with_ids(
     template: Template, context: int, request: Request, *, room: int = 1, engine: str = ENGINE
 ) -> Request | Completion:
-    """A request with its prompt as tokens, or why it can't be asked.
+    """A request with its prompt as tokens, or why it can't be answered.
 
     Args:
         context: tokens that the model reads, the answer included.

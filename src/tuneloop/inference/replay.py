@@ -2,8 +2,8 @@
 
 A step of an 8B Llama is more than 700 kernels, each of which the host has to start: at few rows that takes longer than the
 kernels do. What was recorded holds for the same buffers. A row that is over leaves its slot in them, a further one is put
-there, and its keys and values stand at places of its own; so rows come and go, and nothing is recorded anew. Where there is no
-slot for a row, or none that has its adapter, the batch goes on step by step with larger buffers, and is recorded once it has
+there, and its keys and values stand at places of its own; so rows come and go, and nothing is recorded again. Where there is no
+slot for a row, or none that has its adapter, the batch continues step by step with larger buffers, and is recorded once it has
 stayed the same for a while.
 """
 
@@ -32,13 +32,13 @@ MOST_FAILURES = 3  # after which nothing more is recorded in a process
 OFF = {"torch.float32": 1e-3, "torch.bfloat16": 3e-2, "torch.float16": 1e-2}
 FEWEST_SLOTS = 4  # of a batch that further rows may join
 SPARE = 1.25  # length of its buffers, over what its rows need
-SPARSE = 0.4  # a batch of so few rows, of its slots, goes on without the empty ones
+SPARSE = 0.4  # a batch of so few rows, of its slots, continues without the empty ones
 
 _failed: list[str] = []  # why steps could not be recorded in this process
 
 
 class StepReplay:
-    """A decoding step of a batch, to be done again and again.
+    """A decoding step of a batch, to be repeated.
 
     Args:
         model: our own Llama, whole on one GPU.
@@ -104,7 +104,7 @@ class StepReplay:
         self._positions.add_(1)
         self._places.add_(1).clamp_(
             max=self.cache.capacity - 1
-        )  # a row that is over goes on, and must not leave its slot
+        )  # a row that is over continues, and must not leave its slot
         return states
 
     def has_room(self, tokens: int, adapters: Sequence[str]) -> bool:
@@ -165,9 +165,9 @@ class StepReplay:
         return self._real[:, self._held : length], self._positions
 
 
-def _compare(found: Tensor, expected: Tensor) -> None:
-    off = float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
-    if not off <= OFF[str(found.dtype)]:  # so that not-a-number is off, too
+def _compare(states: Tensor, expected: Tensor) -> None:
+    off = float((states.float() - expected.float()).abs().max() / expected.float().abs().max())
+    if not off <= OFF[str(states.dtype)]:  # so that not-a-number is off, too
         raise RuntimeError(f"a recorded step is {off:.1e} off the plain one")
 
 
@@ -193,9 +193,9 @@ def slots_for(rows: int, cache: Any, left: int, places: int) -> tuple[int, int]:
     needed = cache.length + left
     length = max(cache.capacity, cache.room_for(round(SPARE * needed)))
     slots = max(FEWEST_SLOTS, 1 << (rows - 1).bit_length())
-    for found in ((slots, length), (rows, length)):
-        if found[0] * found[1] <= places:
-            return found
+    for shape in ((slots, length), (rows, length)):
+        if shape[0] * shape[1] <= places:
+            return shape
     return rows, cache.capacity_for(left)
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a model: one record for every engine and target."""
+"""What is requested of a model: one record for every engine and target."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.models.adapters import ATTACHED, applied_now
 from tuneloop.records.rows import Message
 
-MOST_LOGPROBS = 20  # likeliest tokens alongside each written one, as OpenAI's API allows
+MOST_LOGPROBS = 20  # likeliest tokens next to each written one, as OpenAI's API allows
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt, and how it is to be answered.
 
-    A prompt is a conversation, a text to go on with, or token ids; our own engine reads the ids and a target makes them
+    A prompt is a conversation, a text to continue with, or token ids; our own engine reads the ids and a target makes them
     (`LocalModel.rendered`), an endpoint takes the conversation.
 
     Args:
         messages: the turns before the answer.
         tools: schemas of the functions that may be called.
-        continues: plain text to go on with, in place of turns.
-        ids: the prompt as tokens; where it is given, it is asked as it stands.
+        continues: plain text to continue with, in place of turns.
+        ids: the prompt as tokens; where it is given, it is used as it is.
         max_new_tokens: length at which the answer is cut.
         sampling: how its tokens are drawn.
         stop: strings that end the answer; they are not part of it.
-        logprobs: log probabilities of the written tokens and of so many likeliest ones alongside each; None: none.
-        adapter: hash of a loaded adapter, `base` for none; default: what applies in the thread that asks, which is the model as
-            it stands unless something else is said there.
-        id: of the row that is asked about; not part of the prompt.
-        choices: the answer is one of these labels, with its probability where the engine can tell it; empty: free text.
+        logprobs: log probabilities of the written tokens and of so many likeliest ones next to each; None: none.
+        adapter: hash of a loaded adapter, `base` for none; default: what applies in the requesting thread, or
+            else the model as it is.
+        id: of the row that the request is about; not part of the prompt.
+        choices: the answer is one of these labels, with its probability where the engine knows it; empty: free text.
         schema: JSON Schema that the answer, a JSON text, fulfils; None: free text.
         gives_way: it is computed in what other requests leave idle, by engines that can do so.
 

@@ -98,15 +98,15 @@ class Sampler:
         self.top_p = torch.tensor([row.top_p for row in rows], device=device)
 
     def keep(self, index: Tensor) -> None:
-        """Go on with some rows only (indices)."""
+        """Continue with some rows only (indices)."""
         self.temperature, self.top_p = self.temperature[index], self.top_p[index]
-        kept = index.tolist()
-        self.rows, self.numbers = [self.rows[i] for i in kept], [self.numbers[i] for i in kept]
-        self.seen = [self.seen[i] for i in kept]
-        self.constraints = [self.constraints[i] for i in kept]
+        places = index.tolist()
+        self.rows, self.numbers = [self.rows[i] for i in places], [self.numbers[i] for i in places]
+        self.seen = [self.seen[i] for i in places]
+        self.constraints = [self.constraints[i] for i in places]
 
     def join(self, other: Sampler) -> None:
-        """Go on with the rows of another one as well."""
+        """Continue with the rows of another one as well."""
         import torch
 
         self.temperature = torch.cat((self.temperature, other.temperature))
@@ -132,13 +132,13 @@ class Sampler:
         for i, row in enumerate(special):
             _penalise(scores[i], self.seen[row], self.rows[row].repetition_penalty)
             if row in held:
-                held[row].apply(scores[i])  # again: the highest were computed anew, also those that were ruled out
+                held[row].apply(scores[i])  # again: the highest were recomputed, also those that were ruled out
         tokens = scores.argmax(-1)
         drawn = [i for i, row in enumerate(special) if self.rows[row].temperature > 0]
         if drawn:
             places = put(torch.tensor(drawn), hidden.device)
-            found = self._draw(scores.index_select(0, places), [special[i] for i in drawn])
-            tokens = tokens.index_copy(0, places, found)
+            drawn_tokens = self._draw(scores.index_select(0, places), [special[i] for i in drawn])
+            tokens = tokens.index_copy(0, places, drawn_tokens)
         if len(special) < len(self.rows):
             tokens = greedy(hidden, head, logits).index_copy(0, at, tokens)
         for i in special:
@@ -170,8 +170,8 @@ def _penalise(logits: Tensor, seen: set[int] | None, penalty: float) -> None:
     if not seen:
         return
     at = torch.tensor(sorted(seen), device=logits.device)
-    known = logits[at]
-    logits[at] = torch.where(known > 0, known / penalty, known * penalty)
+    scores = logits[at]
+    logits[at] = torch.where(scores > 0, scores / penalty, scores * penalty)
 
 
 def logprobs(hidden: Tensor, head: Tensor, tokens: Sequence[int], top: Sequence[int]) -> list[TokenLogprob]:
@@ -186,12 +186,12 @@ def logprobs(hidden: Tensor, head: Tensor, tokens: Sequence[int], top: Sequence[
     import torch
 
     logp = torch.log_softmax(_exact(hidden @ head.t(), hidden, head), -1)
-    own = logp[torch.arange(len(tokens)), torch.tensor(tokens, device=hidden.device)].tolist()
+    written = logp[torch.arange(len(tokens)), torch.tensor(tokens, device=hidden.device)].tolist()
     most = max(top, default=0)
     values, ids = (x.tolist() for x in logp.topk(most, -1)) if most else ([[]] * len(tokens), [[]] * len(tokens))
     return [
         TokenLogprob(token, p, tuple(zip(likely[:k], scores[:k], strict=True)))
-        for token, p, likely, scores, k in zip(tokens, own, ids, values, top, strict=True)
+        for token, p, likely, scores, k in zip(tokens, written, ids, values, top, strict=True)
     ]
 
 
@@ -214,7 +214,7 @@ def draw(
         uniform: (B), fp64, from 0 to below 1.
         top_k: of each row, 0 for all tokens; None: of no row.
         min_p: (B), 0 for all tokens; None: of no row.
-        nucleus: whether a row may have a `top_p` below 1; where that is known, nobody waits for a GPU.
+        nucleus: whether a row may have a `top_p` below 1; where that is known, no one waits for a GPU.
 
     Returns:
         Tokens (B), int64.

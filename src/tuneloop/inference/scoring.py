@@ -17,8 +17,8 @@ from tuneloop.inference.batches import batched_by_length, pad_left, prompt_too_l
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.sampling import greedy, highest
 from tuneloop.models.adapters import applied
-from tuneloop.models.alongside import check_adapter
 from tuneloop.models.load import Model
+from tuneloop.models.shared import check_adapter
 from tuneloop.models.template import Rendered, Template
 from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message
@@ -102,9 +102,9 @@ def choose_for(
         places = [i for i, request in enumerate(named) if request.adapter == adapter]
         began = time.perf_counter()
         with applied(adapter):
-            found = choose(model, [named[i].ids for i in places], trie, prune=prune, progress=progress, task=task)
+            scored = choose(model, [named[i].ids for i in places], trie, prune=prune, progress=progress, task=task)
         each = round(1000 * (time.perf_counter() - began) / len(places), 3)  # they are computed together: its share
-        answers |= {i: replace(a, adapter=adapter, total_ms=each) for i, a in zip(places, found, strict=True)}
+        answers |= {i: replace(a, adapter=adapter, total_ms=each) for i, a in zip(places, scored, strict=True)}
     return [answers[i] for i in range(len(named))]
 
 
@@ -196,11 +196,11 @@ def label_probability(
     logs = {name: score * tokens[name] for name, score in scores.items()}
     if not shifted:  # rounding in 16 bits can lift a sure label a little above 1
         logs = {name: min(log, 0.0) for name, log in logs.items()}
-    own = logs.get(label, math.nan)
-    if not math.isfinite(own):
+    log_label = logs.get(label, math.nan)
+    if not math.isfinite(log_label):
         return math.nan
-    total = sum(math.exp(min(log - own, 700.0)) for log in logs.values())
-    return 1.0 / total if shifted else max(1.0 / total, math.exp(own))
+    total = sum(math.exp(min(log - log_label, 700.0)) for log in logs.values())
+    return 1.0 / total if shifted else max(1.0 / total, math.exp(log_label))
 
 
 def label_distribution(answer: Completion, tokens: Mapping[str, int], top: int) -> dict[str, float]:
@@ -316,8 +316,8 @@ def _label_scores(
         ids = torch.cat((padded.ids, tree.ids.expand(rows, -1)), 1)
         positions = torch.cat((padded.positions, padded.lengths[:, None] - 1 + tree.depths), 1)
         cache = None if prefix is None else prefix.select(torch.zeros(rows, dtype=torch.long, device=device))
-        own = torch.cat((padded.own, torch.ones(rows, nodes, dtype=torch.bool, device=device)), 1)
-        hidden = model.hidden(ids, positions, mask, cache, own)[:, longest - 1 :]
+        real = torch.cat((padded.real_ids, torch.ones(rows, nodes, dtype=torch.bool, device=device)), 1)
+        hidden = model.hidden(ids, positions, mask, cache, real)[:, longest - 1 :]
         for row, i in enumerate(batch):
             logp = _token_scores(hidden[row], model.head, tree.arc_parent, tree.arc_token)
             out[i] = tree.scores(logp[None])[0].cpu()
@@ -353,7 +353,7 @@ def _best_first(
     """Scores (rows, labels) minus `offset` (1, labels) of which the greatest of each row is exact, the others upper bounds.
 
     A log probability is at most 0, so the sum over the tokens known so far, divided by the length, bounds a label's
-    score from above. A row goes down its most promising label first, to the end; from then on it goes on with all labels
+    score from above. A row goes down its most promising label first, to the end; from then on it continues with all labels
     whose bounds are not below the best finished one, until there is none.
     """
     import torch
@@ -406,7 +406,7 @@ class _Search:
         padded = pad_left(rests, shared, model.template.pad_id, device)
         start = torch.zeros(rows, dtype=torch.long, device=device)
         self.cache = model.new_cache() if prefix is None else prefix.select(start)
-        hidden = model.hidden(padded.ids, padded.positions, padded.mask, self.cache, padded.own)[:, -1]
+        hidden = model.hidden(padded.ids, padded.positions, padded.mask, self.cache, padded.real_ids)[:, -1]
         self.lengths = padded.lengths
         self.real = padded.real  # (rows, S): who in the cache is prompt
         nodes = len(tree.ids)
@@ -430,7 +430,7 @@ class _Search:
         return over
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows only."""
+        """Continue with some rows only."""
         index = rows.nonzero()[:, 0]
         self.cache = self.cache.select(index)
         self.lengths, self.real, self.place = self.lengths[index], self.real[index], self.place[index]
@@ -472,9 +472,9 @@ class _Search:
         mask[:, :, :before] = self.real[:, None]
         which, ancestor = tree.sees[node].nonzero(as_tuple=True)
         mask[row[which], column[which], self.place[row[which], ancestor]] = True
-        own = torch.arange(width, device=device) < counts[:, None]
-        hidden = self.model.hidden(ids, self.lengths[:, None] - 1 + depths, mask[:, None], self.cache, own)
-        self.real = torch.cat((self.real, torch.zeros_like(own)), 1)
+        real = torch.arange(width, device=device) < counts[:, None]
+        hidden = self.model.hidden(ids, self.lengths[:, None] - 1 + depths, mask[:, None], self.cache, real)
+        self.real = torch.cat((self.real, torch.zeros_like(real)), 1)
         self._learn(row, node + 1, hidden[row, column])
 
     def _learn(self, row: Tensor, node: Tensor, hidden: Tensor) -> None:
@@ -539,8 +539,8 @@ def answer_fits(
 
     def fit(batch: Sequence[int]) -> None:
         nonlocal done
-        for i, found in zip(batch, _fits_of(model, [rows[i] for i in batch]), strict=True):
-            fits[i] = found
+        for i, answer_fit in zip(batch, _fits_of(model, [rows[i] for i in batch]), strict=True):
+            fits[i] = answer_fit
         done += len(batch)
         progress(task, done, len(rows))
 

@@ -2,7 +2,7 @@
 
     with applied(BASE):                    # the base model: no adapter at all
         model.hidden(ids)
-    with applied([first, BASE, second]):   # a row each: adapters by hash, see `alongside.py`
+    with applied([first, BASE, second]):   # a row each: adapters by hash, see `shared.py`
         model.hidden(ids)
 
 Without `applied`, the adapter that training has attached applies to all rows (`ATTACHED`). What is said holds in the
@@ -37,7 +37,7 @@ class Assignment:
         names: the different ones.
         rows: for each row its place among them; empty where there is one for all.
         which: for each token of the pass (rows * length) the place of its name, once the network knows its layout.
-        tokens: for each name its tokens among them (indices); on a GPU, which would have to be waited for, nobody works them out before
+        tokens: for each name its tokens among them (indices); on a GPU, which would have to be waited for, no one works them out before
             they are needed.
     """
 
@@ -120,7 +120,7 @@ def some_rows(rows: slice) -> Iterator[None]:
 def rows_of_tokens(of_tokens: Tensor, rows: int) -> Iterator[None]:
     """Within the network: the row that each token of the pass belongs to, in the layout that layers see.
 
-    What was said before for as many tokens holds on: a pass that is recorded can't work it out anew.
+    What was said before for as many tokens holds on: a pass that is recorded can't work it out again.
 
     Args:
         of_tokens: a row for each token, on the device of the pass.
@@ -138,10 +138,10 @@ def rows_of_tokens(of_tokens: Tensor, rows: int) -> Iterator[None]:
     if rows != len(now.rows):
         raise ValueError(f"adapters are named for {counted(len(now.rows), 'row')}, and the pass has {rows}")
     which = put(torch.tensor(now.rows), of_tokens.device).index_select(0, of_tokens)
-    found = replace(now, which=which)
+    assigned_rows = replace(now, which=which)
     if backend(of_tokens.device).is_cpu:
-        found = replace(found, tokens=_tokens_of(found))
-    with assigned(found):
+        assigned_rows = replace(assigned_rows, tokens=_tokens_of(assigned_rows))
+    with assigned(assigned_rows):
         yield
 
 
@@ -162,7 +162,7 @@ def _tokens_of(now: Assignment) -> tuple[Tensor, ...]:
     return now.tokens or tuple((now.which == i).nonzero()[:, 0] for i in range(len(now.names)))
 
 
-class Update(Protocol):
+class LayerAdapter(Protocol):
     """A layer's adapter."""
 
     def forward_alone(self, x: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ AddAll = Callable[["Tensor", "Tensor", Assignment], "Tensor | None"]
 
 
 def forward_assigned(
-    base: Any, find: Callable[[str], Update | None], x: Tensor, now: Assignment, add_all: AddAll | None = None
+    base: Any, find: Callable[[str], LayerAdapter | None], x: Tensor, now: Assignment, add_all: AddAll | None = None
 ) -> Tensor:
     """A layer's output where each token takes the adapter that is assigned to its row, or none.
 

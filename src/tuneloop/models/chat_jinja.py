@@ -157,22 +157,22 @@ def _bits(value: float) -> int:
 
 def _size(value: Any) -> int:
     """Characters that a value has when it is written out, about; counting ends where a rendering would be refused."""
-    found, open_ = 0, [value]
-    while open_ and found <= CHARACTERS:
+    size, open_ = 0, [value]
+    while open_ and size <= CHARACTERS:
         one = open_.pop()
         if isinstance(one, str):
-            found += len(one)
+            size += len(one)
         elif isinstance(one, Namespace):
             open_ += one._Namespace__attrs.values()
         elif isinstance(one, dict):
-            found += ITEM * len(one)
+            size += ITEM * len(one)
             open_ += [*one, *one.values()]
         elif isinstance(one, list | tuple):
-            found += ITEM * len(one)
+            size += ITEM * len(one)
             open_ += one
         else:
-            found += 1
-    return found
+            size += 1
+    return size
 
 
 class _Counting(NodeTransformer):

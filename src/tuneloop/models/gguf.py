@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import re
+import struct
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, sha256_file, user_errors_of_the_disk, write_bytes, write_json, write_text
-from tuneloop.models.gguf_header import read_header
 
 _LAYER = {
     "attn_norm": "input_layernorm",
@@ -35,7 +37,7 @@ _PRE_TOKENIZERS = {
 
 
 def convert(source: Path, folder: Path) -> Path:
-    """Dequantise a GGUF file to bf16 safetensors alongside a config and tokenizer, unless that is done already.
+    """Dequantise a GGUF file to bf16 safetensors next to a config and tokenizer, unless that is done already.
 
     Args:
         source: the GGUF file (Llama architecture, byte-level BPE).
@@ -67,12 +69,12 @@ def convert(source: Path, folder: Path) -> Path:
 
 
 def _is_converted(done: Path, stamp: Mapping[str, Any]) -> bool:
-    """Whether the file written last tells of the same source."""
+    """Whether the file written last names the same source."""
     try:
-        known = json.loads(done.read_text())
+        stamp_written = json.loads(done.read_text())
     except (FileNotFoundError, ValueError):
         return False
-    return isinstance(known, dict) and all(known.get(key) == value for key, value in stamp.items())
+    return isinstance(stamp_written, dict) and all(stamp_written.get(key) == value for key, value in stamp.items())
 
 
 def read_tokenizer(source: Path, folder: Path) -> None:
@@ -184,9 +186,9 @@ def gguf_name(name: str) -> str | None:
     """The GGUF name of a Llama's tensor, from its name in Transformers; None: it has none."""
     stem = name.removesuffix(".weight")
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    known = {there: here for here, there in (_LAYER if match else _TOP).items()}
-    found = known.get(match[2] if match else stem)
-    return None if found is None else f"blk.{match[1]}.{found}.weight" if match else f"{found}.weight"
+    gguf_names = {there: here for here, there in (_LAYER if match else _TOP).items()}
+    block = gguf_names.get(match[2] if match else stem)
+    return None if block is None else f"blk.{match[1]}.{block}.weight" if match else f"{block}.weight"
 
 
 def permuted(weight: Any, heads: int) -> Any:
@@ -246,3 +248,84 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
             "chat_template": fields.get("tokenizer.chat_template"),
         },
     )
+
+
+_START = struct.Struct("<4sIQQ")  # magic, version, tensors, fields
+_NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+_U32, _U64, _U32_U64 = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<IQ")
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True)
+class Header:
+    """The fields of a GGUF file by their names, and llama.cpp's number of each tensor's type."""
+
+    fields: dict[str, Any]
+    tensor_types: dict[str, int]
+
+
+def read_header(file: Path) -> Header:
+    """Read what stands before the weights.
+
+    Raises:
+        UserError: not a GGUF file, one that ends too early, or one for processors with the other order of bytes.
+    """
+    try:
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _header(_Reader(data))
+    except (ValueError, OSError, struct.error, KeyError, OverflowError, MemoryError, RecursionError) as error:
+        raise UserError(f"Not a readable GGUF file: {error}", where=str(file), next_step="download it again") from None
+
+
+class _Reader:
+    """Values one after the other."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.at = data, 0
+
+    def numbers(self, layout: struct.Struct) -> tuple[Any, ...]:
+        values = layout.unpack_from(self.data, self.at)
+        self.at += layout.size
+        return values
+
+    def string(self) -> str:
+        (size,) = self.numbers(_U64)
+        piece = self.data[self.at : self.at + size]
+        if len(piece) < size:
+            raise ValueError("it ends within a text")
+        self.at += size
+        return piece.decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            return self.numbers(struct.Struct(f"<{_NUMBERS[kind]}"))[0]
+        of, count = self.numbers(_U32_U64)
+        if count > len(self.data):
+            raise ValueError("an array is longer than the file")
+        if of in _NUMBERS:
+            return list(self.numbers(struct.Struct(f"<{count}{_NUMBERS[of]}")))
+        return [self.value(of) for _ in range(count)]
+
+
+def _header(reader: _Reader) -> Header:
+    magic, version, tensors, count = reader.numbers(_START)
+    if magic != b"GGUF":
+        raise ValueError("it does not begin as one")
+    if version not in (2, 3):
+        raise ValueError(f"version {version} is not known here")
+    fields = {}
+    for _ in range(count):
+        name = reader.string()
+        fields[name] = reader.value(*reader.numbers(_U32))
+    types = {}
+    for _ in range(tensors):
+        name = reader.string()
+        (dimensions,) = reader.numbers(_U32)
+        if dimensions > 8:
+            raise ValueError(f"a tensor of {dimensions} dimensions")
+        reader.numbers(struct.Struct(f"<{dimensions}Q"))
+        (types[name],) = reader.numbers(_U32)
+        reader.numbers(_U64)  # where it stands
+    return Header(fields, types)

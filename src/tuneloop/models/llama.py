@@ -56,7 +56,7 @@ class LlamaConfig:
         """
         rope = _rope(config)
         heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
-        found = LlamaConfig(
+        parsed = LlamaConfig(
             vocab_size=_count(config, "vocab_size"),
             hidden_size=hidden,
             intermediate_size=_count(config, "intermediate_size"),
@@ -77,11 +77,11 @@ class LlamaConfig:
             _positive(rope, key)
         if kind in ("llama3", "linear"):
             _positive(rope, "factor")
-        if heads % found.key_heads or found.head_size % 2 or found.head_size * heads > 10**6:
+        if heads % parsed.key_heads or parsed.head_size % 2 or parsed.head_size * heads > 10**6:
             raise _wrong(
-                "num_attention_heads, num_key_value_heads, head_dim", (heads, found.key_heads, found.head_size)
+                "num_attention_heads, num_key_value_heads, head_dim", (heads, parsed.key_heads, parsed.head_size)
             )
-        return found
+        return parsed
 
     @staticmethod
     def supports(config: dict[str, Any]) -> bool:
@@ -295,9 +295,9 @@ class KeyValues:
                           [None if v is None else v[i] for v, i in zip(self.values, at, strict=True)], self.length)  # fmt: skip
 
     def _with(self, keys: list[Tensor | None], values: list[Tensor | None], length: int) -> KeyValues:
-        found = KeyValues(len(keys), self.device, self.cards)
-        found.keys, found.values, found.lengths = keys, values, [length] * len(keys)
-        return found
+        copied = KeyValues(len(keys), self.device, self.cards)
+        copied.keys, copied.values, copied.lengths = keys, values, [length] * len(keys)
+        return copied
 
     def joined(self, other: KeyValues, held: int = 0) -> KeyValues:
         """The rows of both; the shorter ones get empty places in front of their tokens, behind the first `held`.
@@ -323,14 +323,14 @@ class KeyValues:
 
     def in_room_for(self, rows: int, capacity: int) -> KeyValues:
         """The same in buffers for more rows, which are empty, and more tokens; a copy."""
-        found = KeyValues(len(self.keys), self.device, self.cards)
-        found.lengths = list(self.lengths)
-        for into, of in ((found.keys, self.keys), (found.values, self.values)):
+        larger = KeyValues(len(self.keys), self.device, self.cards)
+        larger.lengths = list(self.lengths)
+        for into, of in ((larger.keys, self.keys), (larger.values, self.values)):
             for layer, buffer in enumerate(of):
                 assert buffer is not None
                 into[layer] = buffer.new_zeros(rows, buffer.shape[1], capacity, buffer.shape[3])
                 into[layer][: len(buffer), :, : self.length] = buffer[:, :, : self.length]  # type: ignore[index]
-        return found
+        return larger
 
     def put_rows(self, rows: Tensor, other: KeyValues) -> None:
         """Write the rows of another one, which are no longer than the buffers, over some rows (indices)."""
@@ -436,7 +436,7 @@ class Packed:
         """(B, T, C) -> (1, N, C)."""
         return x.reshape(self.rows * self.length, -1).index_select(0, self.places)[None]
 
-    def spread(self, x_1NC: Tensor) -> Tensor:
+    def unpack(self, x_1NC: Tensor) -> Tensor:
         """(1, N, C) -> (B, T, C), zero elsewhere."""
         out = x_1NC.new_zeros(self.rows * self.length, x_1NC.shape[-1])
         return out.index_copy_(0, self.places, x_1NC[0]).view(self.rows, self.length, -1)
@@ -706,7 +706,7 @@ class _Rotation(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardPass:
     """What all layers of a forward pass share.
 
     Args:
@@ -723,7 +723,7 @@ class Pass:
     layout: Shared | Packed | Documents | None = None
     seen: int = 0
 
-    def to(self, device: torch.device) -> Pass:
+    def to(self, device: torch.device) -> ForwardPass:
         """The same on another card."""
         layout = self.layout
         if isinstance(layout, Packed):
@@ -750,14 +750,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.key_heads * config.head_size, bias=False)
         self.o_proj = nn.Linear(config.heads * config.head_size, config.hidden_size, bias=False)
 
-    def forward(self, x_BTC: Tensor, now: Pass, wanted: Tensor | None) -> Tensor:
+    def forward(self, x_BTC: Tensor, now: ForwardPass, wanted: Tensor | None) -> Tensor:
         layout = now.layout
         q, k, v = side_by_side((self.q_proj, self.k_proj, self.v_proj), x_BTC)
         if isinstance(layout, Shared):
             mixed: Tensor = _SharedAttention.apply(q, k, v, layout)  # type: ignore[no-untyped-call]
             return self.o_proj(_picked(mixed, wanted))  # type: ignore[no-any-return]
         if isinstance(layout, Packed):
-            q, k, v = layout.spread(q), layout.spread(k), layout.spread(v)
+            q, k, v = layout.unpack(q), layout.unpack(k), layout.unpack(v)
         B, T, _ = q.shape
         q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in (q, k, v))
         q, k = rotate(q, *now.rope), rotate(k, *now.rope)
@@ -794,7 +794,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, now: Pass, wanted: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, now: ForwardPass, wanted: Tensor | None = None) -> Tensor:
         x = _picked(x, wanted) + self.self_attn(self.input_layernorm(x), now, wanted)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -818,7 +818,7 @@ class LlamaModel(nn.Module):
         self._frequencies: Tensor | None = None  # of the rotary embedding, on the device
         self.cards: tuple[torch.device, ...] = ()  # of the layers, where they are on several
 
-    def spread(self) -> None:
+    def note_cards(self) -> None:
         """Take note of which card each layer is on."""
         self.cards = tuple(layer.input_layernorm.weight.device for layer in self.layers)  # type: ignore[union-attr,misc]
 
@@ -887,7 +887,7 @@ class LlamaModel(nn.Module):
         """
         c, x = self.config, self.embed_tokens(ids_N[None])
         cos, sin = self.rope(torch.arange(prefix + max(lengths), device=x.device)[None], x.dtype)
-        now = Pass((cos, sin), layout=Shared(prefix, lengths, c.heads, c.key_heads, (cos[0, 0], sin[0, 0])))
+        now = ForwardPass((cos, sin), layout=Shared(prefix, lengths, c.heads, c.key_heads, (cos[0, 0], sin[0, 0])))
         if not is_mixed():
             return self._layers(x, now, wanted)[0]
         if prefix or wanted is not None:
@@ -905,7 +905,7 @@ class LlamaModel(nn.Module):
         """
         x = self.embed_tokens(ids_N[None])
         layout = Documents(lengths, x.device)
-        return self._layers(x, Pass(self.rope(layout.positions, x.dtype), layout=layout), wanted)[0]
+        return self._layers(x, ForwardPass(self.rope(layout.positions, x.dtype), layout=layout), wanted)[0]
 
     def _read(
         self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor | None, cache: KeyValues | None, real_BT: Tensor | None
@@ -915,7 +915,7 @@ class LlamaModel(nn.Module):
         x = self.embed_tokens(ids_BT)
         new = ids_BT.shape[1]
         seen = new if cache is None else cache.length + new
-        now = Pass(self.rope(positions_BT, x.dtype), self._bias(x, new, mask, cache), cache, packed, seen)
+        now = ForwardPass(self.rope(positions_BT, x.dtype), self._bias(x, new, mask, cache), cache, packed, seen)
         if not is_mixed():
             return self._packed(x, now)
         rows, length = ids_BT.shape
@@ -923,15 +923,15 @@ class LlamaModel(nn.Module):
         with rows_of_tokens(of_tokens if packed is None else of_tokens[packed.places], rows):
             return self._packed(x, now)
 
-    def _packed(self, x: Tensor, now: Pass) -> Tensor:
+    def _packed(self, x: Tensor, now: ForwardPass) -> Tensor:
         if not isinstance(now.layout, Packed):
             return self._layers(x, now)
-        return now.layout.spread(self._layers(now.layout.pack(x), now))
+        return now.layout.unpack(self._layers(now.layout.pack(x), now))
 
-    def _layers(self, x: Tensor, now: Pass, wanted: Tensor | None = None) -> Tensor:
+    def _layers(self, x: Tensor, now: ForwardPass, wanted: Tensor | None = None) -> Tensor:
         if self.cards:
             return self._layers_of_cards(x, now, wanted)
-        # Compiled layers know the attached adapter alone (`train.layers`): torch's plain call goes around what is compiled.
+        # Compiled layers know the attached adapter alone (`train.methods`): torch's plain call goes around what is compiled.
         plain = assignment() is not None
         calls: list[Callable[..., Tensor]] = [layer._call_impl if plain else layer for layer in self.layers]
         *below, last = calls
@@ -942,7 +942,7 @@ class LlamaModel(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def _layers_of_cards(self, x: Tensor, now: Pass, wanted: Tensor | None) -> Tensor:
+    def _layers_of_cards(self, x: Tensor, now: ForwardPass, wanted: Tensor | None) -> Tensor:
         """`_layers` of a model on several cards: states go from one to the next, and at the end back to the first."""
         first, last = x.device, self.layers[-1]
         for card, run in itertools.groupby(zip(self.layers, self.cards, strict=True), key=lambda pair: pair[1]):

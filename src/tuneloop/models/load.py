@@ -1,4 +1,9 @@
-"""Load a base model: our own Llama where the architecture allows, Transformers' classes for the rest."""
+"""Load a base model: our own Llama where the architecture allows, Transformers' classes for the rest.
+
+A model that no single card has room for gives its answers from several cards of one process: its layers compute one after the other;
+embeddings, the last norm and the vocabulary projection are on the first card, where prompts begin and tokens are drawn.
+Several processes divide a model otherwise (`train.distributed`).
+"""
 
 from __future__ import annotations
 
@@ -9,21 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.device import backend, cards, default_dtype, in_use, put
+from tuneloop.core.device import CARD_SHARE, available, backend, cards, cards_with_room, default_dtype, in_use, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
+from tuneloop.core.machine import GIB
 from tuneloop.models.adapters import is_mixed
 from tuneloop.models.names import resolve
 from tuneloop.models.sharded import processes
-from tuneloop.models.spread import cards_for, on_cards, put_on_cards
 from tuneloop.models.template import Template, load_template
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from tuneloop.models.template import Template
 
-PASS = 64  # tokens that take as long as one more forward and backward pass does by itself
+PASS = 64  # tokens that take as long as one more forward and backward pass does alone
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Model:
 
     @property
     def is_spread(self) -> bool:
-        """Whether its layers are on several cards, see `models.spread`."""
+        """Whether its layers are on several cards, see `cards_for`."""
         return self.is_own and bool(self.net.model.cards)  # type: ignore[union-attr]
 
     @property
@@ -170,14 +176,14 @@ class Model:
             return self.hidden_of_rows(put(wanted, joined.device), ids_N, [P + n for n in lengths])
         groups = [list(lengths)] if processes() > 1 else alike(lengths, lambda rows, n: rows * (P + n) + PASS)
         joined = torch.cat((prefix_P.expand(B, -1), ids_BT), 1)
-        found, start = [], 0
+        parts, start = [], 0
         for group in groups:
             some, longest = slice(start, start + len(group)), max(group)
             hidden = self.hidden(joined[some, : P + longest])
             rows_N, places_N = (put(index, hidden.device) for index in wanted_BT[some, :longest].nonzero().unbind(1))
-            found.append(hidden.flatten(0, 1).index_select(0, rows_N * (P + longest) + P + places_N))
+            parts.append(hidden.flatten(0, 1).index_select(0, rows_N * (P + longest) + P + places_N))
             start = some.stop
-        return torch.cat(found)
+        return torch.cat(parts)
 
 
 def load_model(
@@ -192,7 +198,7 @@ def load_model(
 
     Args:
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: see `core.device.default_dtype`.
-        device: where the weights go; default: a GPU where there is one, or several where one has no room (`models.spread`).
+        device: where the weights go; default: a GPU where there is one, or several where one has no room (`cards_for`).
         prepare: what is done to each layer once it is on the device, before the next one goes there: brought to four bits,
             a model needs no more room than it keeps.
         alone: whether this process may take all cards; default: if it is the only one.
@@ -218,7 +224,7 @@ def load_tokenizer(name: str) -> Template:
 
 
 def place(net: nn.Module, device: str, prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
-    """Move a model to a device, layer by layer, frozen and set to answer; see `load_model`."""
+    """Move a model to a device, layer by layer, frozen and in evaluation mode; see `load_model`."""
     if prepare is not None:
         for layer in layers_of(net):
             prepare(layer.to(device))
@@ -239,11 +245,85 @@ def needs_several_cards(name: str, dtype: torch.dtype) -> bool:
     Raises:
         UserError: there is no such model, or they have no room for it together either.
     """
-    known = cards()
-    if len(known) < 2:
+    rooms = cards()
+    if len(rooms) < 2:
         return False
     net = skeleton(resolve(name)).to(dtype)
-    return bool(on_cards(net, layers_of(net), known))
+    return bool(on_cards(net, layers_of(net), rooms))
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Of a module's weights."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def cards_for(net: Any, layers: Sequence[nn.Module], *, smaller: float = 1.0) -> list[str]:
+    """The card of each layer of a model whose weights are on none yet; empty: one has room for all, or there are no several.
+
+    The fewest cards that have room are taken, and filled evenly: what is left on each is for keys and values.
+
+    Args:
+        smaller: what the layers' weights come to on a card, of what they are now.
+
+    Raises:
+        UserError: all cards together have not enough memory.
+    """
+    if len(cards()) < 2 or bytes_of(net) <= CARD_SHARE * available() * GIB:
+        return []
+    return on_cards(net, layers, cards_with_room(), smaller)
+
+
+def on_cards(net: Any, layers: Sequence[nn.Module], rooms: dict[str, float], smaller: float = 1.0) -> list[str]:
+    """`cards_for` by what there is room for on each (GiB)."""
+    sizes = [bytes_of(layer) * smaller for layer in layers]
+    rest = bytes_of(net) - sum(bytes_of(layer) for layer in layers)
+    if not hasattr(net, "hidden"):  # our own Llama only
+        return []
+    free = {name: CARD_SHARE * gib * GIB for name, gib in rooms.items()}
+    if rest + sum(sizes) <= next(iter(free.values())):
+        return []
+    for count in range(2, len(free) + 1):
+        if places := _filled(sizes, rest, dict(list(free.items())[:count])):
+            return places
+    raise UserError(
+        f"The model takes {(rest + sum(sizes)) / GIB:,.1f} GiB, and {len(rooms)} GPUs have {sum(rooms.values()):,.1f} GiB free",
+        where="model", next_step="take more or larger GPUs, or a smaller model",
+    )  # fmt: skip
+
+
+def _filled(sizes: Sequence[float], rest: float, free: dict[str, float]) -> list[str]:
+    """Layers in order on cards, each filled to the same share of its room; empty where they don't fit."""
+    share = (rest + sum(sizes)) / sum(free.values())
+    places: list[str] = []
+    for i, (name, room) in enumerate(free.items()):
+        taken, last = (rest if i == 0 else 0.0), i == len(free) - 1
+        while len(places) < len(sizes) and taken + sizes[len(places)] <= room:
+            if not last and taken + sizes[len(places)] / 2 > share * room:
+                break
+            taken += sizes[len(places)]
+            places.append(name)
+    return places if len(places) == len(sizes) else []
+
+
+def put_on_cards(net: Any, places: Sequence[str], prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
+    """Move each layer of our own Llama to its card, and the rest to the first, frozen and in evaluation mode.
+
+    Args:
+        places: the card of each layer, from `cards_for`.
+        prepare: what is done to a layer on its card, see `load_model`.
+    """
+    for layer, card in zip(net.model.layers, places, strict=True):
+        layer.to(card)
+        if prepare is not None:
+            prepare(layer)
+    first = next(iter(cards()))
+    for rest in (net.model.embed_tokens, net.model.norm, net.lm_head):
+        rest.to(first)
+    if net.config.tied:
+        net.lm_head.weight = net.model.embed_tokens.weight
+    net.model.note_cards()
+    frozen: nn.Module = net.requires_grad_(False).eval()
+    return frozen
 
 
 def layers_of(net: Any) -> list[Any]:
@@ -267,9 +347,9 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
         state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     expected = net.state_dict()
     for key, tensor in expected.items():
-        found = state.get(key)
-        if found is None or found.shape != tensor.shape:
-            problem = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {tuple(tensor.shape)}"
+        weight = state.get(key)
+        if weight is None or weight.shape != tensor.shape:
+            problem = "is missing" if weight is None else f"has shape {tuple(weight.shape)}, not {tuple(tensor.shape)}"
             raise UserError(f"Damaged model: {key} {problem}", where=str(folder), next_step="download the model again")
     net.load_state_dict({key: state[key] for key in expected}, assign=True)
     if net.config.tied:
@@ -362,7 +442,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash that tells models apart without reading all their bytes: the configuration, the tokenizer, and each weight
+    """A hash that distinguishes models without reading all their bytes: the configuration, the tokenizer, and each weight
     file's header, size and 64 blocks spread over it. A change of a few weights alone may go unseen."""
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -378,3 +458,71 @@ def fingerprint(folder: Path) -> str:
                 digest.update(handle.read(4096))
         digest.update(str(size).encode())
     return digest.hexdigest()
+
+
+LLAMA_3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+_LLAMA_3 = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "head_dim": 128,
+            "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 131072,
+            "tie_word_embeddings": False, "rope_parameters": LLAMA_3_ROPE}  # fmt: skip
+# The `config.json` of Llama 3's sizes, and of one that a processor trains in seconds.
+SIZES: dict[str, dict[str, Any]] = {
+    "1b": {**_LLAMA_3, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+           "head_dim": 64, "tie_word_embeddings": True},
+    "3b": {**_LLAMA_3, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
+           "tie_word_embeddings": True},
+    "8b": {**_LLAMA_3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "70b": {**_LLAMA_3, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
+    "tiny": {**_LLAMA_3, "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
+}  # fmt: skip
+
+
+def random_model(
+    config: dict[str, Any],
+    template: Template,
+    *,
+    dtype: torch.dtype,
+    device: str = "",
+    prepare: Callable[[nn.Module], None] | None = None,
+    seed: int = 0,
+) -> Model:
+    """A Llama with random weights, frozen and in evaluation mode.
+
+    Args:
+        config: as a `config.json` has it, see `SIZES`.
+        dtype: of the weights, as they are made.
+        device: where they are made; default: that in use.
+        prepare: as of `load_model`: a layer is brought to its form before the next one is made.
+    """
+    import torch
+
+    from tuneloop.models.llama import Llama, LlamaConfig
+
+    kind = device or in_use()
+    with torch.device("meta"):
+        net = Llama(LlamaConfig.from_json(config)).to(dtype)
+    torch.manual_seed(seed)
+    for layer in layers_of(net):
+        _fill(layer, kind)
+        if prepare is not None:
+            prepare(layer)
+    for rest in (net.model.embed_tokens, net.model.norm, net.lm_head):
+        _fill(rest, kind)
+    if config.get("tie_word_embeddings"):
+        net.lm_head.weight = net.model.embed_tokens.weight
+    net.requires_grad_(False).eval()
+    return Model("random", Path("random"), net, template, config, f"random {seed}")
+
+
+def _fill(module: Any, device: str) -> None:
+    """Give a module's weights memory and values: of matrices so that what passes keeps its size."""
+    import torch
+
+    module.to_empty(device=device)
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0.0, weight.shape[-1] ** -0.5)
+            else:
+                weight.fill_(1.0)

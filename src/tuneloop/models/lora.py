@@ -23,7 +23,7 @@ from tuneloop.core.patterns import foreign_pattern
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
 from tuneloop.models.quantised import Nf4Linear
-from tuneloop.models.sharded import copied, spread, whole
+from tuneloop.models.sharded import copied, distribute, whole
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense")
 
@@ -54,8 +54,8 @@ class _Products(torch.autograd.Function):
             out = torch.nn.functional.linear(x, _unpacked(base, layer.weight, x.dtype), layer.bias)
             outs.append(out if up is None else out.addmm_(next(lows), up.t()))
         trains = any(ctx.needs_input_grad[4::4])
-        kept = of_adapters if adapted else None
-        ctx.save_for_backward(x if trains else None, kept, low, a, *b, *(la.weight for la in layers))
+        adapter_input = of_adapters if adapted else None
+        ctx.save_for_backward(x if trains else None, adapter_input, low, a, *b, *(la.weight for la in layers))
         ctx.scales, ctx.bases, ctx.shared, ctx.widths = scales, bases, z is None, widths
         return tuple(outs)
 
@@ -146,20 +146,20 @@ def _parts(layer: nn.Module) -> _Parts:
 
 def _answered(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """`side_by_side` without a gradient: A matrices below each other are one product with x, whose parts go to the layers' B."""
-    found = _factors_of(layers, x)
-    if found is None:
+    factors = _factors_of(layers, x)
+    if factors is None:
         return [layer(x) for layer in layers]
     flat = x.flatten(0, -2)
-    first = next(layer for layer, each in zip(layers, found, strict=True) if each is not None)
-    a, own = _below_each_other(first, found)
+    first = next(layer for layer, each in zip(layers, factors, strict=True) if each is not None)
+    a, ranks_of_names = _below_each_other(first, factors)
     low = flat @ a.t()
-    if own is not None:
+    if ranks_of_names is not None:
         now = assignment()
         assert now is not None and now.which is not None
-        low.mul_(own.index_select(0, now.which))
-    lows = torch.split(low, [0 if each is None else len(each.a) for each in found], 1)
+        low.mul_(ranks_of_names.index_select(0, now.which))
+    lows = torch.split(low, [0 if each is None else len(each.a) for each in factors], 1)
     outs = []
-    for layer, part, of_layer in zip(layers, lows, found, strict=True):
+    for layer, part, of_layer in zip(layers, lows, factors, strict=True):
         out: Tensor = _base_of(layer)(flat)
         out = out if of_layer is None else out.addmm_(part, of_layer.b)
         outs.append(out.view(*x.shape[:-1], out.shape[-1]))
@@ -172,44 +172,44 @@ class _Factors(NamedTuple):
     Args:
         a: (R, inputs), of one adapter or of several below each other.
         b: (R, outputs), times the scale.
-        own: for each of several adapters 1 where a rank is its own (names, R).
+        ranks: for each of several adapters 1 where a rank is its own (names, R).
     """
 
     a: Tensor
     b: Tensor
-    own: Tensor | None = None
+    ranks: Tensor | None = None
 
 
 def _factors_of(layers: Sequence[nn.Module], x: Tensor) -> list[_Factors | None] | None:
     """What is added to each layer's output now; None where that is not products alone, or of fewer than two layers."""
     now = assignment()
-    found: list[_Factors | None] = []
+    factors: list[_Factors | None] = []
     for layer in layers:
         if now is not None and now.mixed:
             if not isinstance(layer, Switch) or now.tokens or not layer.adds_products(now.names):
                 return None
-            found.append(layer.of_all(now.names, x.dtype))
+            factors.append(layer.of_all(now.names, x.dtype))
             continue
         name = ATTACHED if now is None else now.names[0]
         update = layer.update(name) if isinstance(layer, Switch) else layer if name == ATTACHED else None
         if not isinstance(update, LoraLinear):
-            found.append(None)
+            factors.append(None)
         elif update.lora_magnitude_vector is not None or (update.dropout and update.training):
             return None
         else:
-            found.append(update.factors(x.dtype))
-    return found if sum(each is not None for each in found) > 1 else None
+            factors.append(update.factors(x.dtype))
+    return factors if sum(each is not None for each in factors) > 1 else None
 
 
-def _below_each_other(first: nn.Module, found: Sequence[_Factors | None]) -> tuple[Tensor, Tensor | None]:
-    """The layers' A below each other, and their `own` next to each other; kept at the first that has some, as long as they are the same."""
-    kept = vars(first).get("_stacked")  # of this thread: another one may put its own there
-    if kept is None or any(each is not known for each, known in zip(found, kept[0], strict=True)):
-        some = [each for each in found if each is not None]
-        owns = [each.own for each in some if each.own is not None]
-        kept = list(found), (torch.cat([each.a for each in some]), torch.cat(owns, 1) if owns else None)
-        vars(first)["_stacked"] = kept
-    together: tuple[Tensor, Tensor | None] = kept[1]
+def _below_each_other(first: nn.Module, factors: Sequence[_Factors | None]) -> tuple[Tensor, Tensor | None]:
+    """The layers' A below each other, and their `ranks` next to each other; kept at the first that has some, as long as they are the same."""
+    cached = vars(first).get("_stacked")  # of this thread: another one may put its own there
+    if cached is None or any(each is not stacked for each, stacked in zip(factors, cached[0], strict=True)):
+        some = [each for each in factors if each is not None]
+        ranks = [each.ranks for each in some if each.ranks is not None]
+        cached = list(factors), (torch.cat([each.a for each in some]), torch.cat(ranks, 1) if ranks else None)
+        vars(first)["_stacked"] = cached
+    together: tuple[Tensor, Tensor | None] = cached[1]
     return together
 
 
@@ -262,10 +262,10 @@ class LoraLinear(nn.Module):
 
     def parts(self) -> dict[str, nn.Parameter]:
         """What is trained, by its name in PEFT's files."""
-        found = {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
+        parameters = {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
         if self.lora_magnitude_vector is not None:
-            found["lora_magnitude_vector"] = self.lora_magnitude_vector
-        return found
+            parameters["lora_magnitude_vector"] = self.lora_magnitude_vector
+        return parameters
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """A (r, inputs) and B (outputs, r) of the whole update; with PiSSA the start that is taken off is in them."""
@@ -287,10 +287,10 @@ class LoraLinear(nn.Module):
         if self.lora_A.requires_grad:
             return self._factors(dtype)
         state = dtype, *((id(p), p.device, p.dtype, p._version) for p in (self.lora_A, self.lora_B))
-        kept = self._kept  # of this thread: another one may put its own there
-        if kept is None or kept[0] != state:
-            kept = self._kept = state, self._factors(dtype)
-        return kept[1]
+        cached = self._kept  # of this thread: another one may put its own there
+        if cached is None or cached[0] != state:
+            cached = self._kept = state, self._factors(dtype)
+        return cached[1]
 
     def _factors(self, dtype: torch.dtype) -> _Factors:
         a, b = self.matrices()
@@ -462,7 +462,7 @@ def _named(layers: Mapping[str, LoraLinear]) -> dict[str, nn.Parameter]:
 
 
 def lora_layers(net: nn.Module) -> dict[str, LoraLinear]:
-    """The layers with an attached adapter, by module name; not those of adapters that were loaded alongside it."""
+    """The layers with an attached adapter, by module name; not those of adapters that were loaded next to it."""
     inner = {name: layer.inner if isinstance(layer, Switch) else layer for name, layer in linear_places(net).items()}
     return {name: layer for name, layer in inner.items() if isinstance(layer, LoraLinear)}
 
@@ -488,7 +488,7 @@ def _put_inside(net: nn.Module, name: str, module: nn.Module) -> None:
 
 
 class Switch(nn.Module):
-    """A linear layer, with or without an attached adapter, and the updates of adapters that were loaded alongside it, by hash."""
+    """A linear layer, with or without an attached adapter, and the updates of adapters that were loaded next to it, by hash."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -524,8 +524,8 @@ class Switch(nn.Module):
         of_layer = self.of_all(now.names, x.dtype)
         if of_layer is None:
             return y
-        assert now.which is not None and of_layer.own is not None
-        low = (x @ of_layer.a.t()).mul_(of_layer.own.index_select(0, now.which))
+        assert now.which is not None and of_layer.ranks is not None
+        low = (x @ of_layer.a.t()).mul_(of_layer.ranks.index_select(0, now.which))
         return y.addmm_(low, of_layer.b)
 
     def adds_products(self, names: Sequence[str]) -> bool:
@@ -540,12 +540,12 @@ class Switch(nn.Module):
             updates = [self.update(name) for name in names]
             factors = [None if u is None else u.factors(dtype) for u in updates]
             ranks = [0 if each is None else len(each.a) for each in factors]
-            own: Tensor = torch.block_diag(*(torch.ones(1, r) for r in ranks))  # type: ignore[no-untyped-call]
-            found = [each for each in factors if each is not None]
+            ranks_of_names: Tensor = torch.block_diag(*(torch.ones(1, r) for r in ranks))  # type: ignore[no-untyped-call]
+            some = [each for each in factors if each is not None]
             of_layer = None
-            if found:
-                a, b = torch.cat([each.a for each in found]), torch.cat([each.b for each in found])
-                of_layer = _Factors(a, b, put(own.to(dtype), a.device))
+            if some:
+                a, b = torch.cat([each.a for each in some]), torch.cat([each.b for each in some])
+                of_layer = _Factors(a, b, put(ranks_of_names.to(dtype), a.device))
             together = self._together = (names, dtype), of_layer
         return together[1]
 
@@ -558,20 +558,20 @@ class Switch(nn.Module):
 
     def update(self, name: str) -> LoraLinear | None:
         """The adapter of that name in this layer."""
-        found = self.inner if name == ATTACHED else self.updates[name] if name in self.updates else None  # noqa: SIM401
-        return found if isinstance(found, LoraLinear) else None
+        layer = self.inner if name == ATTACHED else self.updates[name] if name in self.updates else None  # noqa: SIM401
+        return layer if isinstance(layer, LoraLinear) else None
 
 
 def switches(net: nn.Module) -> dict[str, Switch]:
-    """The layers that adapters were loaded alongside, by module name."""
+    """The layers with adapters that were loaded next to others, by module name."""
     return {name: module for name, module in net.named_modules() if isinstance(module, Switch)}
 
 
 def operands(net: nn.Module) -> list[Any]:
     """All that passes compute with: who holds it keeps it where it is in memory, whatever is unloaded meanwhile."""
     modules = _modules(net)
-    kept = [tuple(vars(m).get(name) for name in ("_kept", "_together", "_stacked")) for m in modules]
-    return [*modules, *(part for parts in kept for part in parts if part is not None)]
+    caches = [tuple(vars(m).get(name) for name in ("_kept", "_together", "_stacked")) for m in modules]
+    return [*modules, *(part for parts in caches for part in parts if part is not None)]
 
 
 def _modules(net: nn.Module) -> list[nn.Module]:
@@ -581,12 +581,12 @@ def _modules(net: nn.Module) -> list[nn.Module]:
 
 
 def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
-    """Load a LoRA adapter alongside what `net` has, and return its hash; see `load_adapter_alongside`."""
+    """Load a LoRA adapter next to what `net` has, and return its hash; see `load_adapter_alongside`."""
     shape, state = _read_lora(net, folder, base_fingerprint)
-    own = folder / "tuneloop.json"
+    origin = folder / "tuneloop.json"
     if (
-        own.is_file()
-        and read_json_object(own).get("quantised")
+        origin.is_file()
+        and read_json_object(origin).get("quantised")
         and not any(isinstance(m, Nf4Linear) for m in net.modules())
     ):
         raise UserError(
@@ -598,13 +598,13 @@ def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = ""
     for place, update in updates.items():
         layer = net.get_submodule(place)
         switch = layer if isinstance(layer, Switch) else Switch(layer)
-        known = switch.update(name)
-        if known is not None and known.scale != update.scale:
+        loaded = switch.update(name)
+        if loaded is not None and loaded.scale != update.scale:
             raise UserError(
                 "The same tensors are loaded already, with another scale (lora_alpha)", where=str(folder),
                 next_step="unload that adapter first",
             )  # fmt: skip
-        if known is None:  # one that is there may be in use
+        if loaded is None:  # one that is there may be in use
             switch.updates[name] = update.requires_grad_(False).eval()
             _put(net, place, switch)
     return name
@@ -612,7 +612,7 @@ def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = ""
 
 @torch.no_grad()
 def merge_alongside(net: nn.Module, name: str) -> None:
-    """Write an adapter that was loaded alongside into the base's weights, and take out whatever adapters there are.
+    """Write an adapter that was loaded next to others into the base's weights, and take out whatever adapters there are.
 
     Passes then cost what the base's do. Rounding to the weights' dtype changes some answers, as in a merged export.
     """
@@ -627,15 +627,15 @@ def merge_alongside(net: nn.Module, name: str) -> None:
 
 def linear_places(net: nn.Module) -> dict[str, nn.Module]:
     """The layers that may have an adapter, by the name that they have in the base model; adapted ones as they are."""
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     inside: tuple[str, ...] = ()
     for name, module in net.named_modules():
         if (inside and name.startswith(inside)) or "lm_head" in name or "embed" in name:
             continue
         if isinstance(module, nn.Linear | Nf4Linear | LoraLinear | Switch):
-            found[name] = module
+            layers[name] = module
             inside = (*inside, f"{name}.")
-    return found
+    return layers
 
 
 def adapter_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
@@ -667,10 +667,12 @@ def copy_tensors(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], 
     for key, parameter in parameters.items():
         tensor = state.get(key)
         if tensor is None or tensor.shape != parameter.shape:
-            found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
-            raise UserError(f"The adapter does not fit this model: {key} {found}", where=where, next_step=next_step)
+            problem = (
+                "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+            )
+            raise UserError(f"The adapter does not fit this model: {key} {problem}", where=where, next_step=next_step)
         with torch.no_grad():
-            parameter.copy_(spread(tensor, parameter))
+            parameter.copy_(distribute(tensor, parameter))
 
 
 def save_adapter(
@@ -708,7 +710,7 @@ def save_adapter(
 
 
 def write_peft(folder: Path, state: dict[str, Tensor], settings: Mapping[str, Any], origin: Mapping[str, str]) -> None:
-    """Write tensors and settings as PEFT does, and alongside them, in `tuneloop.json`, what base they are for."""
+    """Write tensors and settings as PEFT does, and next to them, in `tuneloop.json`, what base they are for."""
     from safetensors.torch import save
 
     write_bytes(folder / "adapter_model.safetensors", save(state, metadata={"format": "pt"}))
@@ -730,8 +732,8 @@ def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, An
     from safetensors.torch import load_file
 
     config = read_json_object(folder / "adapter_config.json")
-    own = read_json_object(folder / "tuneloop.json") if (folder / "tuneloop.json").is_file() else {}
-    if base_fingerprint and own.get("base_fingerprint", base_fingerprint) != base_fingerprint:
+    origin = read_json_object(folder / "tuneloop.json") if (folder / "tuneloop.json").is_file() else {}
+    if base_fingerprint and origin.get("base_fingerprint", base_fingerprint) != base_fingerprint:
         raise UserError(
             f"The adapter was trained on another base model ({config.get('base_model_name_or_path')})",
             where=str(folder),

@@ -1,4 +1,4 @@
-"""How PEFT writes a LoRA adapter: names of its tensors, the rank and scale of each module, what tells two apart. Needs no torch."""
+"""How PEFT writes a LoRA adapter: names of its tensors, the rank and scale of each module, what distinguishes two. Needs no torch."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def stems_of(names: Iterable[str]) -> list[str]:
     Raises:
         ValueError: a tensor that is neither A nor B; its message is the tensor's name.
     """
-    found: dict[str, None] = {}
+    stems: dict[str, None] = {}
     for name in names:
         if not name.endswith((A_END, B_END)):
             raise ValueError(name)
-        found[name.removeprefix(PEFT_PREFIX).removesuffix(A_END).removesuffix(B_END)] = None
-    return list(found)
+        stems[name.removeprefix(PEFT_PREFIX).removesuffix(A_END).removesuffix(B_END)] = None
+    return list(stems)

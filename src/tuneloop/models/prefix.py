@@ -124,10 +124,10 @@ def _hook(model: Any) -> None:
 
 
 def prefixes_alongside(net: nn.Module) -> dict[str, Prefix]:
-    """The prefixes that were loaded alongside each other, by hash; changing it changes what the model knows."""
+    """The prefixes that were loaded next to each other, by hash; changing it changes what the model knows."""
     model = getattr(net, "model", None)
-    found: dict[str, Prefix] = getattr(model, "prefixes", None) or {}
-    return found
+    prefixes: dict[str, Prefix] = getattr(model, "prefixes", None) or {}
+    return prefixes
 
 
 def applied_prefix(model: nn.Module) -> Prefix | None:
@@ -140,15 +140,15 @@ def applied_prefix(model: nn.Module) -> Prefix | None:
     attached: Prefix | None = getattr(model, "prefix", None)
     if now is None:
         return attached
-    alongside: dict[str, Prefix] = getattr(model, "prefixes", None) or {}
-    found = [attached if name == ATTACHED else alongside.get(name) for name in now.names]
-    if any(other is not found[0] for other in found):
+    loaded: dict[str, Prefix] = getattr(model, "prefixes", None) or {}
+    prefixes = [attached if name == ATTACHED else loaded.get(name) for name in now.names]
+    if any(other is not prefixes[0] for other in prefixes):
         raise ValueError("rows behind different prefixes can't share a pass")
-    return found[0]
+    return prefixes[0]
 
 
 def load_prefix_alongside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
-    """Load a prefix alongside what `net` has, and return its hash; see `load_adapter_alongside`."""
+    """Load a prefix next to what `net` has, and return its hash; see `load_adapter_alongside`."""
     values, name = _read_prefix(net, folder, base_fingerprint)
     model = _llama(net)
     prefix = Prefix(values, net.config.layers, net.config.key_heads).requires_grad_(False)  # type: ignore[union-attr,arg-type]
@@ -169,8 +169,8 @@ def _llama(net: nn.Module) -> Any:
 
 def prefix_of(net: nn.Module) -> Prefix | None:
     """The prefix in front of this model's rows, if there is one."""
-    found: Prefix | None = getattr(getattr(net, "model", None), "prefix", None)
-    return found
+    prefix: Prefix | None = getattr(getattr(net, "model", None), "prefix", None)
+    return prefix
 
 
 def remove_prefix(net: nn.Module) -> None:

@@ -10,7 +10,7 @@ from tuneloop.core.errors import UserError, did_you_mean
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
-# Architectures whose layers have Llama's seven matrices and two norms; what differs stands in `from_config`.
+# Architectures whose layers have Llama's seven matrices and two norms; what differs is in `from_config`.
 LIKE_LLAMA = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "gemma", "gemma2", "gemma3_text"}
 TIED_UNLESS_SAID = {"smollm3", "gemma", "gemma2", "gemma3_text"}  # what a config.json without the key means
 FOUR_NORMS = {"gemma2", "gemma3_text"}  # before and after attention and feed-forward
@@ -20,7 +20,7 @@ FOUR_NORMS = {"gemma2", "gemma3_text"}  # before and after attention and feed-fo
 class ModelShape:
     """The numbers of a decoder that cost memory and time, from its `config.json`.
 
-    `qkv_bias`, `o_bias`, `mlp_bias`, `qk_norm` and `norms` tell the small parameters that some architectures have.
+    `qkv_bias`, `o_bias`, `mlp_bias`, `qk_norm` and `norms` describe the small parameters that some architectures have.
     """
 
     vocabulary: int
@@ -135,15 +135,15 @@ def target_modules(targets: Sequence[str] | str) -> tuple[str, ...]:
     every = (*ATTENTION, *FEED_FORWARD)
     groups = {"all-linear": every, "all": every, "attention": ATTENTION, "mlp": FEED_FORWARD}
     names = targets.split(",") if isinstance(targets, str) else targets
-    found: set[str] = set()
+    chosen: set[str] = set()
     for name in (n.strip() for n in names):
         full = name if name in every else f"{name}_proj"
         if name not in groups and full not in every:
-            known = [*groups, *(n.removesuffix("_proj") for n in every)]
-            step = did_you_mean(name, known, f"choose from {', '.join(known)}")
+            choices = [*groups, *(n.removesuffix("_proj") for n in every)]
+            step = did_you_mean(name, choices, f"choose from {', '.join(choices)}")
             raise UserError(f"No matrix {name!r} to adapt", where="targets", next_step=step)
-        found.update(groups.get(name, (full,)))
-    return tuple(name for name in every if name in found)
+        chosen.update(groups.get(name, (full,)))
+    return tuple(name for name in every if name in chosen)
 
 
 def _number(config: Mapping[str, Any], key: str, where: str, otherwise: int | None = None) -> int:

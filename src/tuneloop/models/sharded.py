@@ -1,4 +1,4 @@
-"""Tensors that are spread over several processes (torch's DTensor), where a whole one is needed, and the reverse."""
+"""Tensors that are divided over several processes (torch's DTensor), where a whole one is needed, and the reverse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_first() -> bool:
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether a tensor's rows are spread over the processes."""
+    """Whether a tensor's rows are divided over the processes."""
     return processes() > 1 and hasattr(value, "full_tensor")
 
 
@@ -37,18 +37,18 @@ def copied(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor in one piece; where it is spread over processes, all of them must ask."""
+    """The tensor in one piece; where it is divided over processes, all of them must ask."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that is spread over several, the very memory; any other as it is."""
+    """This process's part of a tensor that is divided over several, the very memory; any other as it is."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part
 
 
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
+def distribute(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, spread as `like` is: each process has the tensor and keeps its part."""
     if not hasattr(like, "full_tensor") or hasattr(tensor, "full_tensor"):
         return tensor

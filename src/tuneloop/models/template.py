@@ -71,7 +71,7 @@ PLAIN_TEMPLATE = """\
 # that a user typed, CUT where the text is tokenised apart, HOLE for the content of a turn. Users' own are guarded too.
 CUT, HOLE = "\ue002", "\ue003"
 _MARK = "\ue000[0-9]+\ue001"
-LONG = 50_000  # characters of a text that are tokenised in a way that lets other threads go on
+LONG = 50_000  # characters of a text that are tokenised in a way that lets other threads run
 _ENCODING = threading.Lock()  # whether control tokens count is a state of the tokenizer, which several threads use
 
 
@@ -134,7 +134,7 @@ class Template:
     settings: dict[str, Any]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: without what is made there anew, of which a compiled template can't be sent."""
+        """For another process: without what is made there again, of which a compiled template can't be sent."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
@@ -232,7 +232,7 @@ class Template:
             )
         except TemplateError:
             raise
-        except Exception as error:  # a template is a program of somebody else's; whatever it raises concerns this row
+        except Exception as error:  # a template is a program of someone else's; whatever it raises concerns this row
             raise TemplateError(f"the chat template fails: {error}") from None
         return text
 
@@ -278,7 +278,7 @@ class Template:
         with _ENCODING:
             self._encoder.encode_special_tokens = not control
             if len(text) > LONG and threading.current_thread() is not threading.main_thread():
-                encoded = self._encoder.encode_batch([text], add_special_tokens=False)[0]  # lets other threads go on
+                encoded = self._encoder.encode_batch([text], add_special_tokens=False)[0]  # lets other threads run
             else:
                 encoded = self._encoder.encode(text, add_special_tokens=False)
         ids: list[int] = encoded.ids
@@ -336,7 +336,7 @@ class Template:
         """Ids and loss mask of a whole conversation: every assistant turn with its end-of-turn token is learned.
 
         A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not supervised. A single turn of the
-        assistant is plain text, which nobody asked for: it becomes a document, without roles (`_document`).
+        assistant is plain text, which no one asked for: it becomes a document, without roles (`_document`).
 
         Raises:
             TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so
@@ -350,7 +350,7 @@ class Template:
         return self._encode_turns(guarded, tools, literals, weights)
 
     def document_ids(self, text: str) -> list[int]:
-        """Ids of plain text that a model goes on with: the opening token and the text, without an end."""
+        """Ids of plain text that a model continues with: the opening token and the text, without an end."""
         return [*self._frame_of_documents[0], *self.encode(text.encode("utf-8", "replace").decode("utf-8"))]
 
     def _document(self, text: str, weight: float) -> Rendered:

@@ -11,7 +11,7 @@ from tuneloop.models.load import Model
 from tuneloop.models.methods import USUAL, layout_of, method_of_folder
 from tuneloop.models.names import PACKAGED, known_name
 
-OWN = "tuneloop.json"  # alongside trained weights: what base they are for, and their task
+OWN = "tuneloop.json"  # next to trained weights: what base they are for, and their task
 
 
 def load_trained(model: Model, run: Path) -> None:
@@ -43,7 +43,7 @@ def trained_folder(run: Path) -> Path:
 
 
 def target_kind(target: str) -> Literal["run", "adapter", "model"]:
-    """What a name or folder stands for: a finished run, an adapter by itself, or else a model.
+    """What a name or folder stands for: a finished run, an adapter alone, or else a model.
 
     Raises:
         UserError: a run that has not finished training.

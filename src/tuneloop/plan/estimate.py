@@ -12,6 +12,7 @@ from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import RESIDENT
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.speed import speed_of
+from tuneloop.records.plan import MeasuredMachine
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,6 @@ def device_of(machine: MachineAtHand) -> Gpu:
     return this_cpu() if machine.name.startswith(CPU) else card_in_use(machine.name, machine.capacity_gib)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How steps are divided on a GPU.
-
-    Args:
-        micro_batch_tokens: computed at once; 0: what the loop chooses.
-        recompute: layers are computed again in the backward pass.
-        kept_layers: but for so many of the last ones.
-    """
-
-    micro_batch_tokens: int = 0
-    recompute: bool = False
-    kept_layers: int = 0
-
-
 # Tokens computed at once that are tried, the most first: above, products get no faster; below 2,048 recomputing costs less than small products.
 SIZES, LEAST_SIZE = (16384, 8192, 4096, 2048, 1024, 512), 2048
 
@@ -113,7 +99,7 @@ def sizes_on_gpu(
     *,
     may_recompute: bool,
     **settings: Any,
-) -> Sizes:
+) -> MeasuredMachine:
     """How steps are divided so that they fit into a GPU's memory by the formulas: in the largest micro-batches that do without computing
     layers again, else as is fastest, with as many layers kept as there is room for.
 
@@ -139,21 +125,21 @@ def sizes_on_gpu(
 
     for tokens in () if always else SIZES:
         if tokens >= LEAST_SIZE and fits(tokens, False):
-            return Sizes(smallest(tokens))
+            return MeasuredMachine(smallest(tokens))
     for large in (True, False) if may_recompute or always else ():
-        fitting: list[tuple[float, Sizes]] = []
+        fitting: list[tuple[float, MeasuredMachine]] = []
         for tokens in (each for each in SIZES if (each >= LEAST_SIZE) is large):
             most = 0 if always else shape.layers - 1
             stored = next((stored for stored in range(most, -1, -1) if fits(tokens, True, stored)), None)
             if stored is not None:
                 speed = speed_of(job(tokens, True, stored)).tokens_per_second
-                fitting.append((speed, Sizes(smallest(tokens), True, stored)))
+                fitting.append((speed, MeasuredMachine(smallest(tokens), True, stored)))
         if fitting:
             return max(fitting, key=lambda each: each[0])[1]
     for tokens in () if always else SIZES:
         if tokens < LEAST_SIZE and fits(tokens, False):
-            return Sizes(smallest(tokens))
-    return Sizes(SIZES[-1], always or may_recompute)
+            return MeasuredMachine(smallest(tokens))
+    return MeasuredMachine(SIZES[-1], always or may_recompute)
 
 
 def estimate(

@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tuneloop.records.record import Part, Record
 
 PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class MeasuredMachine:
+    """What the plan measured of a machine, for the training loop: how steps are divided there, and how fast they are.
+
+    None of it changes a run's steps, so a run is not identified by it.
+
+    Args:
+        micro_batch_tokens: computed at once, as a GPU's memory allows; 0: as the settings or the loop have it.
+        recompute: layers are computed again in the backward pass from the beginning.
+        kept_layers: but for so many of the last ones.
+        tokens_per_second: speed of forward and backward passes; 0: not measured.
+        seconds_spent: of the training time, on measuring that speed.
+    """
+
+    micro_batch_tokens: int = 0
+    recompute: bool = False
+    kept_layers: int = 0
+    tokens_per_second: float = 0.0
+    seconds_spent: float = 0.0
+
+    @staticmethod
+    def of_plan(plan: Mapping[str, Any] | None) -> MeasuredMachine:
+        """What a `plan.json` says, the same when a run is resumed, however much memory is free then; nothing without a plan."""
+        if not plan:
+            return MeasuredMachine()
+        return MeasuredMachine(
+            **{name: plan[name] for name in DIVISION if name in plan},
+            tokens_per_second=plan["time"]["tokens_per_second"],
+            seconds_spent=plan.get("measuring_seconds", 0.0),
+        )
+
+    def division(self) -> dict[str, Any]:
+        """How steps are divided, by the keys of `plan.json`."""
+        return {name: getattr(self, name) for name in DIVISION}
+
+
+DIVISION = ("micro_batch_tokens", "recompute", "kept_layers")
 
 
 class PlannedMemory(Part):

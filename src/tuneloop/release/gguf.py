@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.models.gguf import gguf_name, permuted
-from tuneloop.models.gguf_header import read_header
+from tuneloop.models.gguf import gguf_name, permuted, read_header
 from tuneloop.models.template import Template, plain_source
 from tuneloop.release.gguf_vocabulary import vocabulary
 from tuneloop.release.tuned_weights import TunedWeights

@@ -12,7 +12,7 @@ from tuneloop.models.methods import method_named
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.rows import TrainRow, conversations
 
-ORDER = 2  # raised with every change of what `plan_steps` plans: a run goes on only with the steps that it began with
+ORDER = 2  # raised with every change of what `plan_steps` plans: a run continues only with the steps that it began with
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def halved(step: Step) -> Step:
 
 
 def too_large(tokens: int, when: str, where: str = "") -> UserError:
-    """What is said when a single row does not fit into memory.
+    """The error where a single row does not fit into memory.
 
     Args:
         tokens: of the row.

@@ -12,17 +12,22 @@ import math
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.models.sharded import is_first
 from tuneloop.models.template import Rendered
+from tuneloop.records.plan import MeasuredMachine
+from tuneloop.records.record import read_record, write_record
+from tuneloop.records.run import Schedule, ScheduleChange
 from tuneloop.train.batches import Step
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.rows import Rated, TrainRow, reference_tokens, tokens_of
+from tuneloop.train.rows import RatedAnswer, TrainRow, reference_tokens, tokens_of
 
 if TYPE_CHECKING:
     from tuneloop.train.checkpoint import State
 
-# Tokens a second without a backward pass relative to those with one; `plan/estimate.py` has the same figure and its source.
+# Tokens a second without a backward pass relative to those with one; `plan/estimate.py` has the same number and its source.
 FORWARD_SPEED = 2.5
 # Most of the time that validations and the reference may take, and rows below which there are fewer validations instead of fewer rows:
 # a loss of a handful of rows can't choose between checkpoints.
@@ -65,26 +70,24 @@ def plan_run(
     general: Sequence[Rendered],
     config: TrainConfig,
     seed: int,
-    tokens_per_second: float,
-    seconds_spent: float = 0.0,
+    measured: MeasuredMachine,
 ) -> RunPlan:
     """All steps, or those that fit into `config.max_minutes` together with validations and the reference.
 
     Args:
         steps: of the whole run, see `plan_steps`.
         rows, val, general: of the training split, the validation split, and rows of other work.
-        tokens_per_second: of forward and backward passes, as the run will keep it up; 0: not known, nothing is left out.
-        seconds_spent: of the time already.
+        measured: the machine's speed, as the run will keep it up; without one nothing is left out.
     """
 
-    def made(kept: list[Step], evaluations: int, most: int) -> RunPlan:
+    def made(done: list[Step], evaluations: int, most: int) -> RunPlan:
         some, other = sample(val, most, seed), sample(general, most, seed)
         once = sum(map(_read, some)) + sum(map(tokens_of, other))
-        seen = {i for step in kept for i in step.indices}
+        seen = {i for step in done for i in step.indices}
         reference = sum(map(reference_tokens, some)) + sum(reference_tokens(rows[i]) for i in seen)
-        alongside = sum(_read(rows[i]) - tokens_of(rows[i]) for step in kept for i in step.indices)
-        validations = min(evaluations, len(kept)) + 1
-        return RunPlan(kept, evaluations, most, once * validations + reference + alongside)
+        mismatched = sum(_read(rows[i]) - tokens_of(rows[i]) for step in done for i in step.indices)
+        validations = min(evaluations, len(done)) + 1
+        return RunPlan(done, evaluations, most, once * validations + reference + mismatched)
 
     def time_of(plan: RunPlan) -> float:
         """In trained tokens."""
@@ -92,9 +95,9 @@ def plan_run(
         return trained + plan.forward_tokens / FORWARD_SPEED
 
     whole = made(steps, config.evaluations, config.val_rows)
-    if config.max_minutes is None or tokens_per_second <= 0:
+    if config.max_minutes is None or measured.tokens_per_second <= 0:
         return whole
-    time = max(config.max_minutes * 60 - seconds_spent, 0.0) * tokens_per_second
+    time = max(config.max_minutes * 60 - measured.seconds_spent, 0.0) * measured.tokens_per_second
     if time_of(whole) <= time:
         return whole
     evaluations, most = _validations(val, general, config, time * CHECKING_SHARE * FORWARD_SPEED)
@@ -111,7 +114,7 @@ def plan_run(
 def _validations(
     val: Sequence[TrainRow], general: Sequence[Rendered], config: TrainConfig, tokens: float
 ) -> tuple[int, int]:
-    """How many validations, alongside the first one, of how many rows take at most so many tokens: rather fewer rows, down to
+    """How many validations, in addition to the first one, of how many rows take at most so many tokens: rather fewer rows, down to
     `LEAST_ROWS`, than fewer validations; at least one, of few rows."""
     if not val and not general:
         return config.evaluations, config.val_rows
@@ -134,7 +137,7 @@ def sample(rows: Sequence[Any], most: int, seed: int) -> list[Any]:
 
 def _read(row: TrainRow) -> int:
     """Tokens of a row in a validation: KTO also asks how far the model has moved on another row's answer."""
-    return tokens_of(row) + (len(row.other.ids) if isinstance(row, Rated) else 0)
+    return tokens_of(row) + (len(row.other.ids) if isinstance(row, RatedAnswer) else 0)
 
 
 def step_tokens(step: Step, rows: Sequence[TrainRow]) -> float:
@@ -218,7 +221,7 @@ def steps_in_time(
     config: TrainConfig,
     seconds: float,
     each: float,
-    known: int,
+    referenced: int,
 ) -> int:
     """Steps that fit by the speed at which the first ones got their reference; as many as before where that is about the planned one.
 
@@ -230,7 +233,7 @@ def steps_in_time(
     if config.max_minutes is None or 1 / SLOWER < each * FORWARD_SPEED * state.planned_speed < SLOWER:
         return state.total_steps
     left = (1 - CHECKING_SHARE) * (config.max_minutes * 60 - seconds)
-    seen = {i for step in steps[:known] for i in step.indices}
+    seen = {i for step in steps[:referenced] for i in step.indices}
     for number, step in enumerate(steps):
         fresh = {*step.indices} - seen
         seen |= fresh
@@ -259,3 +262,49 @@ def seen_words(seen: int, rows: int, epochs: float) -> str:
 def rows_seen(steps: Sequence[Step], skipped: Collection[int] = ()) -> int:
     """Different rows of some steps, without those that were skipped (numbered from 1)."""
     return len({i for number, step in enumerate(steps, 1) if number not in skipped for i in step.indices})
+
+
+def schedule_to_follow(out: Path) -> Schedule | None:
+    """The schedule of an earlier run, where this one has to keep to it."""
+    if not (out / Schedule.file).is_file():
+        return None
+    schedule = read_record(Schedule, out)
+    return schedule if schedule.follow else None
+
+
+def start_by(schedule: Schedule, state: State) -> None:
+    """Plan a run as an earlier one was."""
+    state.planned_steps = state.total_steps = schedule.planned_steps
+    state.due, state.val_rows = list(schedule.due), schedule.val_rows
+    change_by(schedule, state)
+
+
+def change_by(schedule: Schedule, state: State) -> None:
+    """Change what is left of a run where the earlier one changed it."""
+    for change in schedule.changes:
+        if change.step == state.step:
+            state.turn, state.total_steps, state.due = change.turn, change.total_steps, list(change.due)
+
+
+def keep_plan(out: Path, state: State, planned_due: list[int]) -> None:
+    """Write the schedule as it was planned, or cut it back to the checkpoint that a run continues from."""
+    if not is_first():
+        return
+    schedule = read_record(Schedule, out) if state.step and (out / Schedule.file).is_file() else None
+    if schedule is None:
+        schedule = Schedule(planned_steps=state.planned_steps, due=planned_due, val_rows=state.val_rows)
+    changes = [change for change in schedule.changes if 0 < change.step <= state.step]
+    if state.step == 0 and state.total_steps != state.planned_steps:
+        changes.append(_change(state))
+    write_record(out / Schedule.file, schedule.model_copy(update={"changes": changes}))
+
+
+def keep_change(out: Path, state: State) -> None:
+    """Write down what has just been changed."""
+    if is_first():
+        schedule = read_record(Schedule, out)
+        write_record(out / Schedule.file, schedule.model_copy(update={"changes": [*schedule.changes, _change(state)]}))
+
+
+def _change(state: State) -> ScheduleChange:
+    return ScheduleChange(step=state.step, turn=state.turn, total_steps=state.total_steps, due=list(state.due))

@@ -89,10 +89,10 @@ def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
     _write(path, vars(state))
     if not is_first():
         return path
-    found = list_checkpoints(folder)
-    for old in found[:-keep]:
+    checkpoints = list_checkpoints(folder)
+    for old in checkpoints[:-keep]:
         _drop(old)
-    oldest = _step_of(found[-keep:][0])
+    oldest = _step_of(checkpoints[-keep:][0])
     named = max((_step_of(p) for p in _numbered(folder, "best") if _step_of(p) <= oldest), default=0)
     for old in _numbered(folder, "best"):
         if _step_of(old) < min(named, state.best_step):
@@ -141,12 +141,12 @@ def _write(path: Path, value: Any) -> None:
                 torch.save(value, file)
         wait()
     except (UserError, RuntimeError) as error:
-        kept = list_checkpoints(path.parent)
-        if not kept or (isinstance(error, RuntimeError) and "write" not in str(error)):
+        checkpoints = list_checkpoints(path.parent)
+        if not checkpoints or (isinstance(error, RuntimeError) and "write" not in str(error)):
             raise
         what = error.what if isinstance(error, UserError) else "Can't write: the disk is full"
         raise UserError(
-            f"{what}; the checkpoint of step {_step_of(kept[-1])} is kept",
+            f"{what}; the checkpoint of step {_step_of(checkpoints[-1])} is kept",
             where=str(path),
             next_step="free some space on that disk, then run the same command again: it goes on from there",
         ) from None
@@ -162,7 +162,7 @@ def _write_shards(folder: Path, shards: dict[str, Any]) -> None:
     wait()
     try:
         save(shards, storage_writer=FileSystemWriter(folder))
-    except CheckpointException as error:  # no Exception, so nobody would expect it
+    except CheckpointException as error:  # no Exception, so no one would expect it
         raise RuntimeError(f"a process could not write its shards: {error}") from error
 
 
@@ -227,8 +227,8 @@ def _drop(path: Path) -> None:
 
 
 def _numbered(folder: Path, kind: str) -> list[Path]:
-    found = [p for p in folder.glob(f"{kind}-*.pt") if re.fullmatch(rf"{kind}-\d+\.pt", p.name)]
-    return sorted(found, key=_step_of)
+    files = [p for p in folder.glob(f"{kind}-*.pt") if re.fullmatch(rf"{kind}-\d+\.pt", p.name)]
+    return sorted(files, key=_step_of)
 
 
 def _step_of(path: Path) -> int:

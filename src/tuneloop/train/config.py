@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -14,8 +16,55 @@ from tuneloop.models.methods import SHIPPED, USUAL, method_named, methods, names
 from tuneloop.models.methods.full import FullSettings
 from tuneloop.models.methods.lora import LoraSettings
 from tuneloop.models.methods.prefix import PrefixSettings
-from tuneloop.train.distil_settings import DistilSettings
-from tuneloop.train.loss_table import LOSSES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tuneloop.models.load import Model
+    from tuneloop.models.template import Template
+    from tuneloop.records.rows import Row
+    from tuneloop.train.rows import TrainRow
+
+Divergence = Literal["forward", "reverse", "skewed", "skewed-reverse", "jensen-shannon", "universal"]
+
+
+class DistilSettings(Config):
+    """Of a student that learns a teacher's probabilities."""
+
+    teacher: str | None = Field(
+        None,
+        description="of distil: who teaches: a folder of stored probabilities, which `tuneloop distill --level logits` makes, or a run or "
+        "model that is asked in each step",
+    )
+    divergence: Divergence = Field(
+        "forward",
+        description="of distil: how the distance between teacher and student is measured; universal: between models with different tokens",
+    )
+    divergence_mix: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="of distil: share of the first model in the mix that skewed divergences (0.1 is usual) and jensen-shannon compare with",
+    )
+    teacher_temperature: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="of distil: both models' logits are divided by it; above 1 rare tokens count more",
+    )
+    hard_weight: float = Field(
+        0.5, ge=0, le=1, description="of distil: weight of the rows' own tokens; the teacher has the rest"
+    )
+    on_policy: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="of distil: share of rows whose answers the student writes itself, in each step anew, for the teacher to score",
+    )
+    teacher_bits: Literal[4, 16] = Field(
+        16, description="of distil: bits of a weight of a teacher that is asked in each step"
+    )
+
 
 LOSS_NAMES = ("supervised", "dpo", "kto", "distil")  # what ships; LOSSES may have been given more
 
@@ -114,7 +163,7 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     tokens_per_step: int = Field(0, ge=0, description="a step takes more rows until it has this many tokens")
     gpus: int | Literal["auto"] = Field(
         "auto",
-        exclude=True,  # the result does not depend on it: a run goes on with another number
+        exclude=True,  # the result does not depend on it: a run continues with another number
         description="GPUs that share the training, a process on each, which `tuneloop run` and `train` start by themselves; auto: all that torch sees; "
         "on a processor, processes",
     )
@@ -167,9 +216,9 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     @field_validator("loss")
     @classmethod
     def _known_loss(cls, value: str) -> str:
-        known = list(dict.fromkeys([*LOSS_NAMES, *LOSSES]))
-        if value not in known:
-            raise ValueError(f"must be {', '.join(known[:-1])} or {known[-1]}")
+        losses = list(dict.fromkeys([*LOSS_NAMES, *LOSSES]))
+        if value not in losses:
+            raise ValueError(f"must be {', '.join(losses[:-1])} or {losses[-1]}")
         return value
 
     @field_validator("gradient_checkpointing", mode="before")
@@ -204,10 +253,10 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
         method = method_named(self.method)
-        for setting, why in {name: why for known in methods() for name, why in known.exclusive.items()}.items():
+        for setting, why in {name: why for other in methods() for name, why in other.exclusive.items()}.items():
             if setting in method.exclusive or getattr(self, setting) == type(self).model_fields[setting].default:
                 continue
-            owners = " and ".join(known.name for known in methods() if setting in known.exclusive)
+            owners = " and ".join(other.name for other in methods() if setting in other.exclusive)
             raise ValueError(f"train.{setting} is of {owners} only{f': {why}' if why else ''}")
         if wrong := method.conflict(self):
             raise ValueError(wrong)
@@ -224,3 +273,58 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
         if self.train_on != "assistant" and self.loss != "supervised":
             raise ValueError("train.train_on is of the supervised loss; the others learn answers")
         return self
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """What a loss learns from.
+
+    Args:
+        usable: whether a row of a data set is of the kind.
+        make: what those rows become.
+        needed: what a row must have, for the error when none has it.
+    """
+
+    usable: Callable[[Row], bool]
+    make: Callable[[Sequence[Row], Template, TrainConfig], list[TrainRow]]
+    needed: str = ""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch and what a loss may need with it.
+
+    Args:
+        rows: of the micro-batch.
+        share: what one unit counts: 1 / units of the whole step, so that its division changes nothing.
+        base: a context in which the model computes as it did before training.
+        constant: of the step, see `Loss`.
+    """
+
+    model: Model
+    rows: Sequence[Any]
+    share: float
+    config: TrainConfig
+    base: Callable[[], AbstractContextManager[None]] = nullcontext
+    constant: float = 0.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss.
+
+    Args:
+        value: sum over the micro-batch times `share`, and metrics for `metrics.jsonl` summed alike.
+        units: what of a row the mean is taken over: 1, or its supervised tokens.
+        constant: something that a step needs of all its rows before the first micro-batch.
+        rows: what it learns from; None: conversations.
+    """
+
+    value: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+    units: Callable[[TrainRow], float] = lambda row: 1.0
+    constant: Callable[[Batch], float] = lambda step: 0.0
+    rows: RowKind | None = None
+
+
+# `train/loss.py` puts in what ships; a file of your own may put in more.
+LOSSES: dict[str, Loss] = {}

@@ -1,4 +1,4 @@
-"""The loss of a student that learns a teacher's next-token probabilities: stored ones, or those of a teacher that is asked in each step.
+"""The loss of a student that learns a teacher's next-token probabilities: stored ones, or those of a teacher that is queried in each step.
 
 With `train.on_policy` the student writes answers of its own and the teacher scores them (GKD: Agarwal et al. 2023, arXiv
 2306.13649). The soft part is multiplied by the square of the temperature, so that its gradient stays as large as the hard
@@ -28,9 +28,8 @@ from tuneloop.models.quantised import quantise
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
 from tuneloop.models.trained import load_trained
-from tuneloop.train.alignment import APART
 from tuneloop.train.batches import too_large
-from tuneloop.train.config import TrainConfig
+from tuneloop.train.config import LOSSES, Batch, Loss, TrainConfig
 from tuneloop.train.divergence import TopProbabilities, of_logits, of_top
 from tuneloop.train.loss import (
     BATCH_TOKENS,
@@ -41,8 +40,8 @@ from tuneloop.train.loss import (
     softmax_loss,
     supervised_states,
 )
-from tuneloop.train.loss_table import LOSSES, Batch, Loss
 from tuneloop.train.rows import Taught, supervised_tokens, tokens_of
+from tuneloop.train.teachers import APART
 from tuneloop.train.top_logits import TopStore, is_store, positions, row_key, top_of
 
 # Positions whose probabilities exist in fp32 at a time, on a device that takes a whole chunk at once otherwise.
@@ -58,7 +57,7 @@ def stored_by(folder: str) -> TopStore:
 
 @functools.lru_cache(maxsize=1)
 def teacher_model(name: str, bits: int = 16) -> Model:
-    """A teacher that is asked in each step; it is loaded once, and let go by `teacher_model.cache_clear`."""
+    """A teacher that is queried in each step; it is loaded once, and let go by `teacher_model.cache_clear`."""
     target = open_folder_or_name(name)
     model = load_model(target.base, prepare=quantise if bits == 4 else None)
     if target.trained is not None:
@@ -99,11 +98,11 @@ def distil(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     states = supervised_states(batch.model, rows, packed=config.packing)
     weights_N, head_VC = states.weights_N * batch.share, learned_head(batch.model)
     teacher = _teacher_of(batch, rows)
-    figures: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
     loss = head_loss(
-        states.hidden_NC, head_VC, weights_N, _soft_and_hard(config, teacher, states.targets_N, weights_N, figures)
+        states.hidden_NC, head_VC, weights_N, _soft_and_hard(config, teacher, states.targets_N, weights_N, metrics)
     )
-    return loss, figures
+    return loss, metrics
 
 
 def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
@@ -131,44 +130,44 @@ def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
 
 def _aligned(rows: Sequence[Rendered]) -> Tensor:
     """For each supervised position of all rows its number among those of all rows as the teacher reads them, or `APART` (N)."""
-    found: list[int] = []
+    places: list[int] = []
     before = 0
     for row in rows:
         assert isinstance(row, Taught) and row.theirs is not None
-        found += [place if place == APART else before + place for place in row.aligned]
+        places += [place if place == APART else before + place for place in row.aligned]
         before += len(positions(row.theirs))
-    return torch.tensor(found)
+    return torch.tensor(places)
 
 
 def _soft_and_hard(
-    config: TrainConfig, teacher: _Teacher, targets_N: Tensor, weights_N: Tensor, figures: dict[str, Tensor]
+    config: TrainConfig, teacher: _Teacher, targets_N: Tensor, weights_N: Tensor, metrics: dict[str, Tensor]
 ) -> HeadLoss:
-    """The losses of a chunk of logits, which become their gradient; sums of both parts are put into `figures`."""
+    """The losses of a chunk of logits, which become their gradient; sums of both parts are put into `metrics`."""
     hard, heat = config.hard_weight, config.teacher_temperature
     soft = (1 - hard) * heat**2
 
     def of(logits: Tensor, part: slice, turn: bool) -> Tensor:
-        said = teacher.of(part)
+        teacher_of = teacher.of(part)
         few = backend(logits.device).softmax_rows or POSITIONS_AT_ONCE
-        found = []
+        parts = []
         for start in range(0, len(logits), few):
             piece = slice(start, start + few)
             student, targets = logits[piece], targets_N[part][piece]
-            own = student.clone() if turn else student
-            known, about = student[:, : teacher.vocabulary], said(piece)
+            hard_logits = student.clone() if turn else student
+            shared, about = student[:, : teacher.vocabulary], teacher_of(piece)
             divergence = of_top if isinstance(about, TopProbabilities) else of_logits
-            far, gradient = divergence(config.divergence, config.divergence_mix, known, about, heat)  # type: ignore[arg-type]
+            far, gradient = divergence(config.divergence, config.divergence_mix, shared, about, heat)  # type: ignore[arg-type]
             if teacher.counts_N is not None:
                 counts = teacher.counts_N[part][piece]
                 far, gradient = far * counts, gradient * counts[:, None]
-            missed = softmax_loss(own, targets, turn)
+            missed = softmax_loss(hard_logits, targets, turn)
             if turn:
-                student.copy_(own.mul_(hard))
-                known.add_(gradient.mul_(soft))
-            found.append(torch.stack((far, missed)))
-        both = torch.cat(found, 1)
+                student.copy_(hard_logits.mul_(hard))
+                shared.add_(gradient.mul_(soft))
+            parts.append(torch.stack((far, missed)))
+        both = torch.cat(parts, 1)
         for name, each in zip(("divergence", "hard_loss"), both @ weights_N[part], strict=True):
-            figures[name] = figures[name] + each if name in figures else each
+            metrics[name] = metrics[name] + each if name in metrics else each
         return soft * both[0] + hard * both[1]
 
     return of
@@ -227,8 +226,7 @@ def store_probabilities(
     model: Model, rows: Sequence[Rendered], store: TopStore, progress: Progress = no_progress
 ) -> None:
     """Write down what a teacher says at the supervised positions of rows that are not in a store yet."""
-    known = {row_key: None for row_key in store.rows}
-    left = [row for row in rows if row_key_of(row) not in known]
+    left = [row for row in rows if row_key_of(row) not in store.rows]
     done = len(rows) - len(left)
     progress("storing the teacher's probabilities", done, len(rows))
 
@@ -251,24 +249,20 @@ def store_states(model: Model, rows: Sequence[Rendered], hidden_NC: Tensor, stor
     Args:
         hidden_NC: of all rows, one behind the other.
     """
+    import numpy as np
+
     head_VC, there = model.head[: store.about.vocabulary], backend(model.device)
     parts: list[Any] = []
     for chunk in torch.split(hidden_NC, there.positions_at_once):
         for logits in torch.split(chunk @ head_VC.t(), there.softmax_rows or POSITIONS_AT_ONCE):
-            found = top_of(logits, store.about.top, store.about.temperature)
-            parts.append([each.cpu().numpy() for each in found])
-    store.add(rows, store.layout.pack(*(_joined(each) for each in zip(*parts, strict=True))))
+            likeliest = top_of(logits, store.about.top, store.about.temperature)
+            parts.append([each.cpu().numpy() for each in likeliest])
+    store.add(rows, store.layout.pack(*(np.concatenate(each) for each in zip(*parts, strict=True))))
 
 
 def row_key_of(row: Rendered) -> str:
     """What a row is found by in a store."""
     return row.key if isinstance(row, Taught) and row.key else row_key(row)
-
-
-def _joined(arrays: Sequence[Any]) -> Any:
-    import numpy as np
-
-    return np.concatenate(arrays)
 
 
 LOSSES["distil"] = Loss(distil, units=supervised_tokens)

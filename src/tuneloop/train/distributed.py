@@ -25,7 +25,7 @@ from tuneloop.core.machine import GIB
 from tuneloop.core.parent import environment_of_child
 from tuneloop.models.load import Model
 from tuneloop.models.methods import USUAL, Method
-from tuneloop.models.sharded import is_sharded, processes, rank, spread
+from tuneloop.models.sharded import distribute, is_sharded, processes, rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,7 @@ def processes_wanted(gpus: int | str) -> int:
     return int(gpus)
 
 
-GRACE = 60.0  # seconds that processes have to end by themselves once one of them has
+GRACE = 60.0  # seconds that processes have to end on their own once one of them has
 
 
 def start_processes(count: int, command: Sequence[str]) -> int:
@@ -138,7 +138,7 @@ def start_processes(count: int, command: Sequence[str]) -> int:
 
 
 def broadcast(value: Any = None) -> Any:
-    """Something picklable of the first process, on all of them; the others call `receive`."""
+    """Something picklable of the first process, on all of them; the others call it without a value."""
     if processes() == 1:
         return value
     import torch.distributed as dist
@@ -148,13 +148,8 @@ def broadcast(value: Any = None) -> Any:
     return box[0]
 
 
-def receive() -> Any:
-    """What the first process broadcasts."""
-    return broadcast()
-
-
 def wait() -> None:
-    """Go on when all processes have come here."""
+    """Continue when all processes have come here."""
     if processes() > 1:
         summed([0.0])
 
@@ -168,8 +163,8 @@ def summed(values: Sequence[float]) -> list[float]:
 
     totals = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(totals)
-    found: list[float] = totals.tolist()
-    return found
+    sums: list[float] = totals.tolist()
+    return sums
 
 
 def agreed(flag: bool) -> bool:
@@ -188,9 +183,9 @@ def gathered(value: Any) -> list[Any]:
     return parts
 
 
-def merged(found: Mapping[int, T]) -> dict[int, T]:
+def merged(entries: Mapping[int, T]) -> dict[int, T]:
     """The entries of all processes."""
-    return {key: value for part in gathered(dict(found)) for key, value in part.items()}
+    return {key: value for part in gathered(dict(entries)) for key, value in part.items()}
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
@@ -238,7 +233,7 @@ def own_share(groups: Sequence[Sequence[T]]) -> list[tuple[Sequence[T], bool]]:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Let each process draw its own dropout, the same ones whenever the step is done; one process goes on as it is."""
+    """Let each process draw its own dropout, the same ones whenever the step is done; one process continues as it is."""
     if processes() > 1:
         import torch
 
@@ -259,8 +254,8 @@ def replicates(model: Model, method: Method) -> bool:
     """
     if method.footprint.all_weights:
         return False
-    if said := os.environ.get(REPLICATE):
-        return said != "0"
+    if setting := os.environ.get(REPLICATE):
+        return setting != "0"
     if device.backend().is_cpu:
         return False
     weights = sum(p.numel() * p.element_size() for p in model.net.parameters()) / GIB
@@ -270,7 +265,7 @@ def replicates(model: Model, method: Method) -> bool:
 
 
 def shard(model: Model, method: Method) -> None:
-    """Spread the base model's weights over the processes, in place; done already is no error. See `replicates` for where it is not.
+    """Divide the base model's weights over the processes, in place; done already is no error. See `replicates` for where it is not.
 
     A layer is moved to this process's device, prepared as the method has it, and cut, before the next one is touched: so
     a device holds its share and one layer, at no time the whole model. Embeddings and vocabulary projection form the last group,
@@ -279,12 +274,7 @@ def shard(model: Model, method: Method) -> None:
     if processes() == 1:
         return
     import torch
-    from torch.distributed.fsdp import (
-        FSDPModule,
-        MixedPrecisionPolicy,
-        fully_shard,
-        register_fsdp_forward_method,
-    )
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     net: Any = model.net
     prepare = method.prepare
@@ -294,20 +284,16 @@ def shard(model: Model, method: Method) -> None:
     # The last states come as a part of a larger tensor; who reads them picks rows and changes nothing in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     kind = device.in_use()
-    if replicates(model, method):
-        for layer in layers:
-            layer.to(kind)
-            if prepare is not None:
-                prepare(layer)
-        net.to(kind)
-        return
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    whole, policy = replicates(model, method), MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for layer in layers:
         layer.to(kind)
         if prepare is not None:
             prepare(layer)
-        fully_shard(layer, mesh=mesh(), mp_policy=policy)
+        if not whole:
+            fully_shard(layer, mesh=mesh(), mp_policy=policy)
     net.to(kind)
+    if whole:
+        return
     if model.is_own:
         fully_shard(net, mesh=mesh(), mp_policy=policy)
         for name in ("hidden", "hidden_at", "hidden_of_rows"):
@@ -354,7 +340,7 @@ def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moved = {
         place: {
-            name: spread(value, parameters[place])
+            name: distribute(value, parameters[place])
             if getattr(value, "shape", ())[:1] == parameters[place].shape[:1]
             else value
             for name, value in entries.items()

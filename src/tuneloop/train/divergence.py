@@ -22,7 +22,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tuneloop.train.distil_settings import Divergence
+    from tuneloop.train.config import Divergence
 
 # Shape suffixes: N positions, V vocabulary, K tokens that are stored, M outcomes (V, or K and one for all others).
 

@@ -13,8 +13,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.models.sharded import is_first
 from tuneloop.train.checkpoint import list_checkpoints, load_checkpoint
 from tuneloop.train.distributed import wait
-from tuneloop.train.monitors import Finding, policy
-from tuneloop.train.run import Run
+from tuneloop.train.monitors import TrainingFinding, policy
+from tuneloop.train.run import TrainingRun
 
 # A run that must go back more often than this has another fault.
 MOST_ROLLBACKS = 3
@@ -28,16 +28,16 @@ class Preempted(SystemExit):
         self.step = step
 
 
-def act(run: Run, validated: bool) -> bool:
+def act(run: TrainingRun, validated: bool) -> bool:
     """Do what the policies say about what the monitors have found; whether the run went back to a checkpoint.
 
     Raises:
         UserError: the run is to stop and has no evaluated weights worth keeping, or its weights are no numbers any more.
     """
     state, config = run.state, run.config
-    found, run.found = run.found, []
+    findings, run.found = run.found, []
     broken = not (math.isfinite(run.monitors.losses[-1]) and math.isfinite(run.monitors.norms[-1]))
-    for finding in found:
+    for finding in findings:
         wanted = policy(finding.kind, config)
         if wanted == "rollback" and state.rollbacks < MOST_ROLLBACKS:
             roll_back(run, finding)
@@ -56,10 +56,10 @@ def act(run: Run, validated: bool) -> bool:
     return False
 
 
-def roll_back(run: Run, finding: Finding) -> None:
-    """Go on from a checkpoint before the finding at half the learning rate, without the batch that is to blame, if one is."""
-    state, kept = run.state, list_checkpoints(run.checkpoints)
-    for newer in kept[1:] if finding.kind in ("divergence", "learning_rate_too_high") and is_first() else []:
+def roll_back(run: TrainingRun, finding: TrainingFinding) -> None:
+    """Continue from a checkpoint before the finding at half the learning rate, without the batch that is to blame, if one is."""
+    state, checkpoints = run.state, list_checkpoints(run.checkpoints)
+    for newer in checkpoints[1:] if finding.kind in ("divergence", "learning_rate_too_high") and is_first() else []:
         newer.unlink()  # it may hold weights that were on their way already
     wait()
     before = load_checkpoint(run.checkpoints, state.key)
@@ -80,7 +80,7 @@ def roll_back(run: Run, finding: Finding) -> None:
 
 
 @contextlib.contextmanager
-def notice_sigterm(run: Run) -> Iterator[None]:
+def notice_sigterm(run: TrainingRun) -> Iterator[None]:
     """Let the step that is being computed end when the system asks the process to; a second signal ends it at once."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
 from tuneloop.models.sharded import is_first, processes
 from tuneloop.models.template import Rendered
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Row
 from tuneloop.train import budget
 from tuneloop.train.batches import Step, plan_steps
+from tuneloop.train.budget import change_by, keep_change, keep_plan, schedule_to_follow, start_by
 from tuneloop.train.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import agreed, regroup, seed_step, summed, wait
 from tuneloop.train.failures import Preempted, act, notice_sigterm
-from tuneloop.train.layers import compile_layers, recompute_layers
 from tuneloop.train.loss import mean_loss, with_references
-from tuneloop.train.methods import attach, run_key
+from tuneloop.train.methods import attach, compile_layers, recompute_layers, run_key
 from tuneloop.train.monitors import make_monitors, trend
 from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.rows import (
@@ -41,8 +42,7 @@ from tuneloop.train.rows import (
     tokens_of,
     training_rows,
 )
-from tuneloop.train.run import Run
-from tuneloop.train.schedule import change_by, keep_change, keep_plan, schedule_to_follow, start_by
+from tuneloop.train.run import TrainingRun
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import LOSS_SCALE, optimizer_step
 
@@ -52,7 +52,28 @@ TRIM_EVERY = 8
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingJob:
+    """What a run belongs to: its data set, its plan, its folder's owner. Rows of your own need none of it.
+
+    Args:
+        general: rows of other work, held out; their loss is measured together with the validation loss and shows what is forgotten.
+        mixed: for each training row whether it is general data; its share is then held in every stretch of steps.
+        ids: of the training rows, for the monitors to name them. Rows of a data set say both themselves.
+        data_id: identifies the data set; a checkpoint made from another one is refused. Default: a hash of the training rows.
+        measured: of the machine. Without a speed it is measured first where `config.max_minutes` needs it, in a few seconds of the time.
+        saved: called by each process when a checkpoint has been written.
+    """
+
+    general: Sequence[Rendered] = ()
+    mixed: Sequence[bool] = ()
+    ids: Sequence[str] = ()
+    data_id: str = ""
+    measured: MeasuredMachine = field(default_factory=MeasuredMachine)
+    saved: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class SplitRows:
     """What a run reads.
 
     Args:
@@ -77,7 +98,7 @@ class Trained:
         checking_seconds: of these, validations and references.
         planned_tokens_per_second, speed_share: the speed of steps that the run was planned with (0: none), and what share of it
             they had.
-        resumed_at: step of the checkpoint from which the run went on.
+        resumed_at: step of the checkpoint from which the run continued.
         findings: of the monitors.
     """
 
@@ -129,41 +150,28 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
-    general: Sequence[Rendered] = (),
-    mixed: Sequence[bool] = (),
-    ids: Sequence[str] = (),
     seed: int = 0,
-    data_id: str = "",
-    tokens_per_second: float = 0.0,
-    seconds_spent: float = 0.0,
-    micro_batch_tokens: int = 0,
-    recompute: bool = False,
-    kept_layers: int = 0,
+    job: TrainingJob = TrainingJob(),
     log: Callable[[dict[str, Any]], None] = lambda record: None,
-    saved: Callable[[], None] = lambda: None,
     progress: Progress = no_progress,
 ) -> Trained:
     """Train on rows and leave the best weights in the model and in `out/adapter` or `out/model`.
 
-    Writes `metrics.jsonl` (a record a step and an evaluation) and `checkpoints/`; a run that was cut short goes on
+    Writes `metrics.jsonl` (a record a step and an evaluation) and `checkpoints/`; a run that was cut short continues
     from its last checkpoint and, on CPU, ends with the same bits as one that was not. With `config.max_minutes` that holds where
     both do as many steps: how many fit depends on the machine's speed, see `train/budget.py`.
 
     Args:
         train_rows, val_rows: rows of a data set, or made of them for the configured loss, see `training_rows`.
         out: folder of the run.
-        general: rows of other work, held out; their loss is measured alongside the validation loss and shows what is forgotten.
-        mixed: for each training row whether it is general data; its share is then held in every stretch of steps.
-        ids: of the training rows, for the monitors to name them. Rows of a data set say both themselves.
+        config: settings of `train`.
         seed: of the start, the order of rows and dropout.
-        data_id: identifies the data set; a checkpoint made from another one is refused. Default: a hash of the training rows.
-        tokens_per_second: speed of forward and backward passes on this machine, as `measure_speed` finds it; default: where
-            `config.max_minutes` needs it, it is measured first, in a few seconds of the time.
-        seconds_spent: of `config.max_minutes`, on measuring that speed.
-        micro_batch_tokens: computed at once, instead of the settings' own. recompute: layers are computed again in the backward pass from
-            the beginning. kept_layers: but for so many of the last ones. None of these changes a run's steps, so it is not known by them.
+        job: the data set and the plan that the run belongs to, if any.
         log: gets every record of `metrics.jsonl` as it is written.
-        saved: is called by each process when a checkpoint has been written.
+        progress: gets steps done and to be done.
+
+    Returns:
+        What the run came to; the model holds the best weights.
 
     Raises:
         UserError: no rows, a row without supervised tokens, the loss is not a number, foreign or damaged
@@ -171,17 +179,17 @@ def train(
         Preempted: SIGTERM came; a checkpoint is written.
     """
     usable = [row for row in train_rows if isinstance(row, Row) and is_usable(row, config)]
-    ids = ids or [row.id for row in usable]
-    mixed = mixed or ["mix" in row.meta for row in usable]
-    rows = Rows(training_rows(train_rows, model.template, config), training_rows(val_rows, model.template, config))
+    ids = job.ids or [row.id for row in usable]
+    mixed = job.mixed or ["mix" in row.meta for row in usable]
+    rows = SplitRows(training_rows(train_rows, model.template, config), training_rows(val_rows, model.template, config))
     check_rows(rows.train, "training", model.head.shape[0])
     if rows.val:
         check_rows(rows.val, "validation", model.head.shape[0])
-    key = run_key(
-        model, config, seed, data_id or content_hash([part.ids for r in rows.train for part in conversations(r)])
-    )
-    config = config.model_copy(update={"micro_batch_tokens": micro_batch_tokens or config.micro_batch_tokens})
-    state = load_checkpoint(out / "checkpoints", key) or State(key, recompute=recompute, kept_layers=kept_layers)
+    data_id = job.data_id or content_hash([part.ids for row in rows.train for part in conversations(row)])
+    key, measured = run_key(model, config, seed, data_id), job.measured
+    config = config.model_copy(update={"micro_batch_tokens": measured.micro_batch_tokens or config.micro_batch_tokens})
+    state = load_checkpoint(out / "checkpoints", key)
+    state = state or State(key, recompute=measured.recompute, kept_layers=measured.kept_layers)
     resumed_at = state.step
     began = time.monotonic()
     steps = plan_steps(rows.train, config, seed, mixed)
@@ -189,21 +197,22 @@ def train(
     if given is not None and not state.planned_steps:
         start_by(given, state)
     elif not state.planned_steps:
-        if config.max_minutes is not None and not tokens_per_second:
-            measured = measure_speed(model, rows.train, config, seed, progress=progress)
-            tokens_per_second = summed([measured])[0] / processes()
-        spent = seconds_spent + summed([time.monotonic() - began])[0] / processes()
-        plan = budget.plan_run(steps, rows.train, rows.val, general, config, seed, tokens_per_second, spent)
+        if config.max_minutes is not None and not measured.tokens_per_second:
+            speed = measure_speed(model, rows.train, config, seed, progress=progress)
+            measured = replace(measured, tokens_per_second=summed([speed])[0] / processes())
+        spent = measured.seconds_spent + summed([time.monotonic() - began])[0] / processes()
+        measured = replace(measured, seconds_spent=spent)
+        plan = budget.plan_run(steps, rows.train, rows.val, job.general, config, seed, measured)
         state.planned_steps = state.total_steps = len(plan.steps)
         state.due = [round(len(plan.steps) * (i + 1) / plan.evaluations) for i in range(plan.evaluations)]
-        state.val_rows, state.planned_speed = plan.val_rows, tokens_per_second
+        state.val_rows, state.planned_speed = plan.val_rows, measured.tokens_per_second
     planned_due = list(state.due)
     timed = config if given is None else config.model_copy(update={"max_minutes": None})
-    trainable = attach(model, config, seed, rows.train)  # spreads the model over the processes, where there are several
-    rows = Rows(
+    trainable = attach(model, config, seed, rows.train)  # divides the model over the processes, where there are several
+    rows = SplitRows(
         train=_referenced_in_time(model, rows.train, timed, trainable, progress, state, steps, began),
         val=_referenced(model, budget.sample(rows.val, state.val_rows, seed), config, trainable, progress),
-        general=budget.sample(general, state.val_rows, seed),
+        general=budget.sample(job.general, state.val_rows, seed),
     )
     if given is None:
         keep_plan(out, state, planned_due)
@@ -211,7 +220,7 @@ def train(
     state.checking_seconds += time.monotonic() - began
     with busy(progress, "getting ready to train"):
         run = _begin(model, config, trainable, state, rows, seed, out)
-    run.ids, run.schedule, run.saved = ids, given, saved
+    run.ids, run.schedule, run.saved = ids, given, job.saved
     if is_first():
         run.log, run.progress = log, progress
     with run.open_metrics() as run.metrics, notice_sigterm(run):
@@ -226,10 +235,10 @@ def train(
 
 
 def _begin(
-    model: Model, config: TrainConfig, trainable: Trainable, state: State, rows: Rows, seed: int, out: Path
-) -> Run:
+    model: Model, config: TrainConfig, trainable: Trainable, state: State, rows: SplitRows, seed: int, out: Path
+) -> TrainingRun:
     """The run before its next step: the first one, or the one behind the checkpoint."""
-    run = Run(
+    run = TrainingRun(
         model,
         config,
         trainable,
@@ -256,7 +265,7 @@ def _begin(
     return run
 
 
-def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
+def _steps(run: TrainingRun, steps: list[Step], rows: SplitRows) -> None:
     state = run.state
     began = time.monotonic() - state.seconds
     run.saved_at = time.monotonic()
@@ -290,7 +299,7 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
     state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
 
 
-def _keep_time(run: Run, steps: Sequence[Step], rows: Rows, seconds: float) -> None:
+def _keep_time(run: TrainingRun, steps: Sequence[Step], rows: SplitRows, seconds: float) -> None:
     """Say so when the machine is much slower than planned, and do as many steps as fit into the time."""
     state = run.state
     if (threads := torch.get_num_threads()) != run.threads:
@@ -321,19 +330,19 @@ def _keep_time(run: Run, steps: Sequence[Step], rows: Rows, seconds: float) -> N
 
 
 def busy_words(share: float, planned: float) -> str:
-    """What is said about a machine that is much slower than it was when it was measured."""
+    """The message about a machine that is much slower than it was when it was measured."""
     return (
         f"this machine runs at {budget.speed_words(share)} the speed planned ({share * planned:,.0f} of {planned:,.0f} tokens/s); "
         "is something else running on it?"
     )
 
 
-def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
+def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
     state = run.state
     seed_step(run.seed, state.step)
     started = time.monotonic()
     rate = scheduled_rate(state, run.config) * state.rate_factor
-    loss, norm, figures = optimizer_step(run, step, rows.train, rate)
+    loss, norm, metrics = optimizer_step(run, step, rows.train, rate)
     numbers = step.indices
     tokens = sum(tokens_of(rows.train[i]) for i in numbers)
     state.step += 1
@@ -342,7 +351,7 @@ def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
     run.record({
         "step": state.step, "epoch": round(step.epoch, 4), "loss": loss, "learning_rate": rate, "grad_norm": norm,
         "tokens": tokens, "tokens_per_second": round(speed, 1), "seconds": round(time.monotonic() - began, 2),
-        "memory_gib": round(memory_now(), 3), "rows": numbers, **figures,
+        "memory_gib": round(memory_now(), 3), "rows": numbers, **metrics,
     })  # fmt: skip
     run.progress("training", state.step, state.total_steps, loss=trend(run.monitors.losses), tokens_per_second=speed,
                  learning_rate=rate, memory=memory_now())  # fmt: skip
@@ -362,22 +371,22 @@ def _referenced_in_time(
 
     Without a limit on time all at once: then nothing depends on the clock.
     """
-    known = 0
-    found, asked, read, started = list(rows), set[int](), 0, time.monotonic()
-    while known < state.total_steps:
+    ready = 0
+    with_reference, referenced, read, started = list(rows), set[int](), 0, time.monotonic()
+    while ready < state.total_steps:
         last = (
-            state.total_steps if config.max_minutes is None else min(known + budget.REFERENCE_STEPS, state.total_steps)
+            state.total_steps if config.max_minutes is None else min(ready + budget.REFERENCE_STEPS, state.total_steps)
         )
-        fresh = {i for step in steps[known:last] for i in step.indices} - asked
+        fresh = {i for step in steps[ready:last] for i in step.indices} - referenced
         tokens = sum(reference_tokens(rows[i]) for i in fresh)
         if tokens:
-            found = _referenced(model, found, config, trainable, progress, fresh)
-        asked, read, known = asked | fresh, read + tokens, last
+            with_reference = _referenced(model, with_reference, config, trainable, progress, fresh)
+        referenced, read, ready = referenced | fresh, read + tokens, last
         if read:
             now, took = summed([time.monotonic() - began, time.monotonic() - started])
             each, seconds = took / processes() / read, state.seconds + now / processes()
-            state.total_steps = budget.steps_in_time(state, steps, rows, config, seconds, each, known)
-    return found
+            state.total_steps = budget.steps_in_time(state, steps, rows, config, seconds, each, ready)
+    return with_reference
 
 
 def _referenced(
@@ -388,19 +397,19 @@ def _referenced(
     progress: Progress,
     needed: Collection[int] | None = None,
 ) -> list[TrainRow]:
-    """Rows of preferences with what the reference makes of them: the base model, or what `init` goes on from.
+    """Rows of preferences with what the reference makes of them: the base model, or what `init` continues from.
 
     Args:
-        needed: the rows that it is asked for; default: all. A run that is short in time trains on some.
+        needed: the rows that need it; default: all. A run that is short in time trains on some.
     """
     places = sorted(range(len(rows)) if needed is None else needed)
     with nullcontext() if config.init else trainable.base():
-        found = dict(zip(places, with_references(model, [rows[i] for i in places], progress), strict=True))
+        with_reference = dict(zip(places, with_references(model, [rows[i] for i in places], progress), strict=True))
     regroup(model)
-    return [found.get(i, row) for i, row in enumerate(rows)]
+    return [with_reference.get(i, row) for i, row in enumerate(rows)]
 
 
-def _evaluate(run: Run, rows: Rows, began: float) -> None:
+def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
     """Validation loss: keep the best weights, count worse ones, decide on stopping."""
     state = run.state
     started = time.monotonic()
@@ -409,7 +418,7 @@ def _evaluate(run: Run, rows: Rows, began: float) -> None:
     run.model.net.eval()
     record: dict[str, Any] = {"step": state.step}
     if rows.val:
-        loss, figures = _loss_of(run, rows.val, run.config)
+        loss, metrics = _loss_of(run, rows.val, run.config)
         better = loss < state.best_val_loss
         if state.step == 0:
             state.first_val_loss = loss  # the base model: a mark to compare with, not a candidate
@@ -421,7 +430,7 @@ def _evaluate(run: Run, rows: Rows, began: float) -> None:
             if state.worse >= run.config.patience and state.step < state.total_steps:
                 state.stopped = "early"
         record |= {"val_loss": loss, "best": bool(better and state.step > 0)}
-        record |= {f"val_{name}": figure for name, figure in figures.items()}
+        record |= {f"val_{name}": metric for name, metric in metrics.items()}
     if rows.general:
         record["general_loss"], _ = _loss_of(run, rows.general, TrainConfig())
     regroup(run.model)
@@ -432,11 +441,11 @@ def _evaluate(run: Run, rows: Rows, began: float) -> None:
         run.record({**record, "seconds": round(time.monotonic() - began, 2)})
 
 
-def _loss_of(run: Run, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[float, dict[str, float]]:
+def _loss_of(run: TrainingRun, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[float, dict[str, float]]:
     return mean_loss(run.model, rows, config, base=run.trainable.base, progress=run.progress)
 
 
-def _finish(run: Run) -> None:
+def _finish(run: TrainingRun) -> None:
     """Put the best weights into the model and into the run's folder; checkpoints have served."""
     best = load_best(run.checkpoints, run.state.best_step)
     if best is not None:
@@ -448,7 +457,7 @@ def _finish(run: Run) -> None:
     drop_checkpoints(run.checkpoints)
 
 
-def _result(run: Run, steps: Sequence[Step], rows: int, resumed_at: int) -> Trained:
+def _result(run: TrainingRun, steps: Sequence[Step], rows: int, resumed_at: int) -> Trained:
     state = run.state
     epochs = round(steps[state.step - 1].epoch, 3) if state.step else 0.0
     seen = budget.rows_seen(steps[: state.step], state.skipped)

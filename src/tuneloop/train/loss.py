@@ -21,16 +21,16 @@ from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
 from tuneloop.train.batches import tokens_at_once, too_large
+from tuneloop.train.config import LOSSES as LOSSES  # this module puts the shipped ones in
+from tuneloop.train.config import Batch as Batch
+from tuneloop.train.config import Loss as Loss
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import merged, own_share, summed
-from tuneloop.train.loss_table import LOSSES as LOSSES  # this module puts the shipped ones in
-from tuneloop.train.loss_table import Batch as Batch
-from tuneloop.train.loss_table import Loss as Loss
 from tuneloop.train.rows import (
     PAIRS,
     RATINGS,
-    Pair,
-    Rated,
+    PreferencePair,
+    RatedAnswer,
     TrainRow,
     conversations,
     supervised_tokens,
@@ -233,14 +233,14 @@ def learned_head(model: Model) -> Tensor:
 
 
 def _in_chunks(
-    function: Callable[..., Tensor], hidden_NC: Tensor, head_VC: Tensor, beside_N: Tensor, size: int = 256
+    function: Callable[..., Tensor], hidden_NC: Tensor, head_VC: Tensor, others_N: Tensor, size: int = 256
 ) -> Tensor:
     """A function of logits, computed again in the backward pass so that those of one chunk exist at a time."""
     out = [
-        checkpoint(function, part, head_VC, alongside, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(function, part, head_VC, other_N, use_reentrant=False, preserve_rng_state=False)
         if torch.is_grad_enabled()
-        else function(part, head_VC, alongside)
-        for part, alongside in zip(torch.split(hidden_NC, size), torch.split(beside_N, size), strict=True)
+        else function(part, head_VC, other_N)
+        for part, other_N in zip(torch.split(hidden_NC, size), torch.split(others_N, size), strict=True)
     ]
     return torch.cat(out)
 
@@ -277,13 +277,13 @@ def dpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
     Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7.
     """
-    pairs: Sequence[Pair] = batch.rows
+    pairs: Sequence[PreferencePair] = batch.rows
     both = log_likelihoods(batch.model, [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
     reference = put(torch.tensor([pair.reference for pair in pairs]), both.device)
     ratios = both.view(2, -1).t() - reference  # chosen, rejected
     margins = batch.config.beta * (ratios[:, 0] - ratios[:, 1])
-    figures = {"reward_margin": margins, "reward_accuracy": (margins > 0).float()}
-    return -F.logsigmoid(margins).sum() * batch.share, _summed(figures, batch.share)
+    metrics = {"reward_margin": margins, "reward_accuracy": (margins > 0).float()}
+    return -F.logsigmoid(margins).sum() * batch.share, _summed(metrics, batch.share)
 
 
 def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -291,7 +291,7 @@ def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
     Source: Ethayarajh et al. 2024, arXiv 2402.01306, equation 7.
     """
-    rated: Sequence[Rated] = batch.rows
+    rated: Sequence[RatedAnswer] = batch.rows
     config = batch.config
     now = log_likelihoods(batch.model, [row.answer for row in rated])
     good = put(torch.tensor([row.good for row in rated]), now.device)
@@ -300,27 +300,27 @@ def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     weight = torch.where(good, config.desirable_weight, config.undesirable_weight)
     losses = weight * (1 - torch.sigmoid(config.beta * signed))
     # What a row's thumb asks for, in units of reward; its mean is the margin of a balanced batch.
-    figures = {
+    metrics = {
         "reward_margin": 2 * config.beta * torch.where(good, ratio, -ratio),
         "reward_accuracy": (signed > 0).float(),
     }
-    return losses.sum() * batch.share, _summed(figures, batch.share)
+    return losses.sum() * batch.share, _summed(metrics, batch.share)
 
 
 @torch.no_grad()
 def kto_reference_point(step: Batch) -> float:
     """How far the model has moved from the reference on answers to other prompts: KTO's z0, of the whole step."""
-    rated: Sequence[Rated] = step.rows
-    found: list[Tensor] = []
+    rated: Sequence[RatedAnswer] = step.rows
+    moves: list[Tensor] = []
 
-    def move(rows: Sequence[Rated], counted: bool = True) -> None:
+    def move(rows: Sequence[RatedAnswer], counted: bool = True) -> None:
         now = log_likelihoods(step.model, [row.other for row in rows])
         moved = now - put(torch.tensor([row.reference[1] for row in rows]), now.device)
         if counted:
-            found.append(moved.sum())
+            moves.append(moved.sum())
 
     _divided(list(in_batches(rated, tokens_at_once(step.config))), move, "while KTO's reference point is computed")
-    total = sum(torch.stack(found).tolist()) if found else 0.0
+    total = sum(torch.stack(moves).tolist()) if moves else 0.0
     return max(summed([total])[0] / len(rated), 0.0)
 
 
@@ -340,8 +340,8 @@ def _divided(groups: Sequence[Sequence[Any]], work: Callable[[Sequence[Any], boo
     )  # fmt: skip
 
 
-def _summed(figures: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    return {name: figure.detach().sum() * share for name, figure in figures.items()}
+def _summed(metrics: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    return {name: metric.detach().sum() * share for name, metric in metrics.items()}
 
 
 LOSSES |= {
@@ -375,11 +375,11 @@ def mean_loss(
     base: Callable[[], AbstractContextManager[None]] = nullcontext,
     progress: Progress = no_progress,
 ) -> tuple[float, dict[str, float]]:
-    """The configured loss over rows as one step, and its figures."""
+    """The configured loss over rows as one step, and its metrics."""
     loss = LOSSES[config.loss]
     whole = Batch(model, rows, 1 / sum(loss.units(row) for row in rows), config, base)
     whole = replace(whole, constant=loss.constant(whole))
-    total, figures = 0.0, dict[str, float]()
+    total, metrics = 0.0, dict[str, float]()
     done, size = 0, -(-len(rows) // processes())
     progress("validating", done, size)
 
@@ -387,15 +387,15 @@ def mean_loss(
         nonlocal total, done
         value, sums = loss.value(replace(whole, rows=group, share=whole.share * counted))
         total += float(value)
-        for name, figure in sums.items():
-            figures[name] = figures.get(name, 0.0) + float(figure)
+        for name, metric in sums.items():
+            metrics[name] = metrics.get(name, 0.0) + float(metric)
         done = min(done + len(group), size)
         progress("validating", done, size)
 
     # The longest rows first, so that the time left is not said too short.
     _divided(list(in_batches(rows, BATCH_TOKENS))[::-1], add, "while validating")
-    total, *sums_of_all = summed([total, *figures.values()])
-    return total, dict(zip(figures, sums_of_all, strict=True))
+    total, *sums_of_all = summed([total, *metrics.values()])
+    return total, dict(zip(metrics, sums_of_all, strict=True))
 
 
 @torch.no_grad()
@@ -413,7 +413,7 @@ def with_references(model: Model, rows: Sequence[TrainRow], progress: Progress =
     def refer(group: Sequence[TrainRow], counted: bool) -> None:
         firsts = log_likelihoods(model, [conversations(row)[0] for row in group]).tolist()
         seconds = log_likelihoods(
-            model, [row.other if isinstance(row, Rated) else conversations(row)[1] for row in group]
+            model, [row.other if isinstance(row, RatedAnswer) else conversations(row)[1] for row in group]
         ).tolist()
         for row, values in zip(group, zip(firsts, seconds, strict=True), strict=True):
             made[places[id(row)]] = with_reference(row, values)

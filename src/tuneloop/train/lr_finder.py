@@ -21,7 +21,7 @@ from tuneloop.train.loss import mean_loss, with_references
 from tuneloop.train.methods import attach
 from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.rows import TrainRow
-from tuneloop.train.run import Run
+from tuneloop.train.run import TrainingRun
 from tuneloop.train.step import optimizer_step
 
 # Rates tried: from a hundredth of the usual one to a hundred times it, in even factors.
@@ -62,7 +62,7 @@ def range_test(
         train_rows = with_references(model, [rows[i] for i in order if i not in set(aside)] or list(judges))
     regroup(model)
     steps = plan_steps(train_rows, config.model_copy(update={"epochs": 1.0}), seed)
-    run = Run(model, config, trainable, make_optimizer(trainable, config), State("range test"), Path())
+    run = TrainingRun(model, config, trainable, make_optimizer(trainable, config), State("range test"), Path())
 
     def loss_now() -> float:
         model.net.eval()
@@ -90,8 +90,8 @@ def choose(rates: Sequence[float], losses: Sequence[float], usual: float) -> Ran
 
     Where the loss hardly fell there is nothing to choose by, and the usual rate stays.
     """
-    known = [loss if math.isfinite(loss) else 1e9 for loss in losses]
-    smooth = [mean(known[max(i - 1, 0) : i + 2]) for i in range(len(known))]
+    finite = [loss if math.isfinite(loss) else 1e9 for loss in losses]
+    smooth = [mean(finite[max(i - 1, 0) : i + 2]) for i in range(len(finite))]
     at = min(range(len(smooth)), key=smooth.__getitem__)
     tried = f"{len(rates)} rates from {rates[0]:.1g} to {rates[-1]:.1g} tried"
     if smooth[at] > 1 - LEAST_FALL:

@@ -5,13 +5,15 @@ The loop is one; a method (models/methods/) says which parameters it moves and h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, sha256_file
-from tuneloop.models.load import Model
+from tuneloop.models.load import Model, layers_of
 from tuneloop.models.methods import WHOLE, Method, Start, Trainable, layout_of, method_named
 from tuneloop.models.trained import trained_folder
 from tuneloop.train.batches import ORDER
@@ -49,8 +51,8 @@ def init_hash(config: TrainConfig) -> str:
     if not config.init:
         return ""
     folder = trained_folder(Path(config.init))
-    own = folder / "tuneloop.json"
-    return str(read_json(own)["hash"]) if own.is_file() else sha256_file(folder / "adapter_model.safetensors")
+    origin = folder / "tuneloop.json"
+    return str(read_json(origin)["hash"]) if origin.is_file() else sha256_file(folder / "adapter_model.safetensors")
 
 
 def _go_on_from(run: Path, model: Model, config: TrainConfig, method: Method, trainable: Trainable) -> None:
@@ -71,7 +73,42 @@ def _go_on_from(run: Path, model: Model, config: TrainConfig, method: Method, tr
 
 def run_key(model: Model, config: TrainConfig, seed: int, data_id: str) -> str:
     """Hash of what a run's steps depend on."""
-    own = [source] if (source := method_named(config.method).source) else []
+    source_hash = [source] if (source := method_named(config.method).source) else []
     return content_hash(
-        [config, seed, data_id, model.fingerprint, init_hash(config), ORDER, *own, *teacher_hash(config)]
+        [config, seed, data_id, model.fingerprint, init_hash(config), ORDER, *source_hash, *teacher_hash(config)]
     )
+
+
+def recompute_layers(net: Any, on: bool, kept: int = 0) -> None:
+    """Keep only each layer's input and compute the layer again in the backward pass (Chen et al. 2016, arXiv 1604.06174), or no more.
+
+    The gradient stays the same; dropout draws the same numbers again.
+
+    Args:
+        kept: so many of the last layers keep what they computed. Their memory is free again when the first ones are computed again.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    layers = layers_of(net)
+    for place, layer in enumerate(layers):
+        layer.__dict__.pop("forward", None)
+        if on and place < len(layers) - kept:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def compile_layers(net: Any, **options: Any) -> None:
+    """torch.compile each layer in place, once for all lengths of rows: the part before attention, and the part behind it.
+
+    Attention of rows that lie one behind the other is left out: it is one kernel, and the rows' lengths change with each batch.
+
+    Args:
+        options: of `torch.compile`.
+    """
+    import torch
+
+    from tuneloop.models.llama import Documents
+
+    if not getattr(Documents.attend, "_torchdynamo_disable", False):
+        Documents.attend = torch.compiler.disable(Documents.attend)  # type: ignore[method-assign,no-untyped-call]
+    for layer in layers_of(net):
+        layer.compile(dynamic=True, **options)

@@ -43,7 +43,7 @@ GUESS_TOKENS, GUESS_CONTEXT, LEAST_ROWS, VOCABULARY = 20_000, 3, 30, 50_000
 
 
 @dataclass(frozen=True)
-class Finding:
+class TrainingFinding:
     """Something that goes wrong.
 
     Args:
@@ -67,8 +67,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the monitors know of a run alongside its records; nothing of it is needed.
+class RunFacts:
+    """What the monitors know of a run in addition to its records; nothing of it is needed.
 
     Args:
         total_steps: steps planned.
@@ -93,16 +93,16 @@ class Facts:
 class Monitors:
     """The curves so far, and what has been said about them. Feed it every record in order."""
 
-    facts: Facts = field(default_factory=Facts)
+    facts: RunFacts = field(default_factory=RunFacts)
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     epoch: float = 0.0
     validations: list[tuple[int, float]] = field(default_factory=list)
-    said: dict[str, int] = field(default_factory=dict)
+    reported: dict[str, int] = field(default_factory=dict)
 
-    def feed(self, record: Mapping[str, Any], rows: Sequence[str] = ()) -> list[Finding]:
+    def feed(self, record: Mapping[str, Any], rows: Sequence[str] = ()) -> list[TrainingFinding]:
         """Take a record of `metrics.jsonl` and say what is new.
 
         Args:
@@ -122,30 +122,30 @@ class Monitors:
             detectors = OF_STEPS
         else:
             return []
-        found = []
+        findings = []
         for kind, detect in detectors:
             if not self._may_say(kind, step):
                 continue
             sentence = detect(self)
             if sentence:
-                self.said[kind] = step
+                self.reported[kind] = step
                 named = tuple(rows) if kind in OF_A_BATCH else ()
-                found.append(Finding(kind, step, named, sentence, remedies(kind, self.facts, named)))
-        return found
+                findings.append(TrainingFinding(kind, step, named, sentence, remedies(kind, self.facts, named)))
+        return findings
 
     def _may_say(self, kind: str, step: int) -> bool:
         """Events may come again, conditions are said once, and what follows from something said is not said."""
-        if any(cause in self.said for cause in FOLLOWS_FROM.get(kind, ())):
+        if any(cause in self.reported for cause in FOLLOWS_FROM.get(kind, ())):
             return False
-        return kind not in self.said or (kind in OF_A_BATCH and step - self.said[kind] > LEAST)
+        return kind not in self.reported or (kind in OF_A_BATCH and step - self.reported[kind] > LEAST)
 
     def go_back(self, step: int) -> None:
-        """Forget what came after a step: the run goes on from there."""
+        """Forget what came after a step: the run continues from there."""
         n = sum(s <= step for s in self.steps)
         for curve in (self.steps, self.losses, self.norms, self.rates):
             del curve[n:]
         self.validations = [v for v in self.validations if v[0] <= step]
-        self.said = {kind: at for kind, at in self.said.items() if at <= step}
+        self.reported = {kind: at for kind, at in self.reported.items() if at <= step}
 
     @property
     def start(self) -> float:
@@ -215,16 +215,16 @@ def guess_loss(answers: Sequence[tuple[int, ...]]) -> float | None:
     """
     sample = random.Random(0).sample(answers, len(answers))
     ends = accumulate(len(answer) for answer in sample)
-    kept = [answer for answer, end in zip(sample, ends, strict=True) if end <= GUESS_TOKENS and answer]
-    if len(kept) < LEAST_ROWS or len(set(kept)) < 2:
+    answers_used = [answer for answer, end in zip(sample, ends, strict=True) if end <= GUESS_TOKENS and answer]
+    if len(answers_used) < LEAST_ROWS or len(set(answers_used)) < 2:
         return None
     counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
-    for answer in kept:
+    for answer in answers_used:
         for context, token in _grams(answer):
             counts[context][token] += 1
     sums = {context: following.total() for context, following in counts.items()}
-    loss = -sum(_log_probability(answer, counts, sums) for answer in kept)
-    guess = loss / sum(map(len, kept))
+    loss = -sum(_log_probability(answer, counts, sums) for answer in answers_used)
+    guess = loss / sum(map(len, answers_used))
     return guess if guess > 0.02 else None
 
 
@@ -240,9 +240,9 @@ def _log_probability(
     answer: tuple[int, ...], counts: Mapping[tuple[int, ...], Counter[int]], sums: Mapping[tuple[int, ...], int]
 ) -> float:
     """Of an answer by the counts of all, without its own."""
-    own = Counter(_grams(answer))
+    grams = Counter(_grams(answer))
     own_sums, own_kinds = Counter[tuple[int, ...]](), Counter[tuple[int, ...]]()
-    for (context, token), times in own.items():
+    for (context, token), times in grams.items():
         own_sums[context] += times
         own_kinds[context] += counts[context][token] == times
     total, probability = 0.0, 1.0
@@ -253,7 +253,7 @@ def _log_probability(
         seen = sums[context] - own_sums[context]
         kinds = len(counts[context]) - own_kinds[context]
         if seen:
-            probability = (counts[context][token] - own[context, token] + kinds * probability) / (seen + kinds)
+            probability = (counts[context][token] - grams[context, token] + kinds * probability) / (seen + kinds)
     return total + math.log(probability)
 
 
@@ -276,12 +276,10 @@ def _above_the_start(w: Monitors) -> str:
     start, low, high = (w.start, 1.2, 1.5) if w.validations else (max(w.losses[:2]), 1.5, 2.0)
     lasting = len(last) == 8 and min(last) > low * start and median(last) > high * start
     if lasting or min(last[-4:]) > high * start:
-        return f"{_lasting(w, last if lasting else last[-4:])}; it began while the learning rate rose to {max(w.rates):g}: the rate is too high."
+        some = last if lasting else last[-4:]
+        above = f"The loss is {median(some):.3g} over the last {counted(len(some), 'step')}, above the {w.start:.3g} of the base model"
+        return f"{above}; it began while the learning rate rose to {max(w.rates):g}: the rate is too high."
     return ""
-
-
-def _lasting(w: Monitors, last: Sequence[float]) -> str:
-    return f"The loss is {median(last):.3g} over the last {counted(len(last), 'step')}, above the {w.start:.3g} of the base model"
 
 
 def _worse_than_base(w: Monitors) -> str:
@@ -374,8 +372,8 @@ def _too_low(w: Monitors) -> str:
     thirds = [median(w.losses[i * third : (i + 1) * third]) for i in range(3)]
     early, late = thirds[0] - thirds[1], thirds[1] - thirds[2]
     if _no_fall(w) or (thirds[2] > 0.5 * w.start and late > 0.4 * early):
-        alongside = f"; {usual:g} is usual" if usual else ""
-        return f"After {counted(w.steps[-1], 'step')} the loss is {thirds[2]:.3g}, {w.start:.3g} at the start, and falls slowly: a learning rate of {rate:g} is too low{alongside}."  # fmt: skip
+        hint = f"; {usual:g} is usual" if usual else ""
+        return f"After {counted(w.steps[-1], 'step')} the loss is {thirds[2]:.3g}, {w.start:.3g} at the start, and falls slowly: a learning rate of {rate:g} is too low{hint}."  # fmt: skip
     return ""
 
 
@@ -418,7 +416,7 @@ def _no_better_than_guessing(w: Monitors) -> str:
 
 
 def _overfitting(w: Monitors) -> str:
-    """Validation worse than its best twice in a row (or once by far), while the training loss went on falling."""
+    """Validation worse than its best twice in a row (or once by far), while the training loss kept falling."""
     validated = [(step, loss) for step, loss in w.validations if step]
     if len(validated) < 2:
         return ""
@@ -447,13 +445,13 @@ def _memorising(w: Monitors) -> str:
         still_falling = validated[-1] < 0.95 * min(validated[:-1]) if validated[1:] else w.share < 1
         if not validated or still_falling or validated[-1] < max(10 * w.recent(n), NEAR_ZERO * w.start):
             return ""
-        alongside = f", {validated[-1]:.3g} on validation rows"
+        of_validation = f", {validated[-1]:.3g} on validation rows"
     elif w.epoch < 5:
         return ""
     else:
-        alongside = ""
+        of_validation = ""
     rows = counted(w.facts.rows, "row") if w.facts.rows else "the rows"
-    return f"After {counted(w.epoch, 'pass')} over {rows} the training loss is {w.recent(n):.2g}{alongside}: they are known by heart."  # fmt: skip
+    return f"After {counted(w.epoch, 'pass')} over {rows} the training loss is {w.recent(n):.2g}{of_validation}: they are known by heart."  # fmt: skip
 
 
 Detect = Callable[[Monitors], str]
@@ -493,7 +491,7 @@ FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
 }
 
 
-def remedies(kind: str, facts: Facts, rows: Sequence[str] = ()) -> tuple[str, ...]:
+def remedies(kind: str, facts: RunFacts, rows: Sequence[str] = ()) -> tuple[str, ...]:
     """What to do about a finding, in the order data, learning rate, clipping, batch, epochs, dropout."""
     rate = facts.learning_rate
     named = f"look at these rows: {', '.join(rows)}" if rows else "look at the rows of that step"
@@ -547,4 +545,4 @@ def make_monitors(config: TrainConfig, rows: Sequence[TrainRow], total_steps: in
     named = ("learning_rate", "rows_per_step", "max_grad_norm", "epochs", "dropout")
     settings = {name: getattr(config, name) for name in named}
     usual = usual_rate(config.method, config.loss)
-    return Monitors(Facts(total_steps, len(rows), usual_rate=usual, guess_loss=guess_loss(answers), **settings))
+    return Monitors(RunFacts(total_steps, len(rows), usual_rate=usual, guess_loss=guess_loss(answers), **settings))

@@ -188,10 +188,10 @@ def round_off(wide: Tensor, weight: Tensor, rest: Tensor) -> None:
 
 
 def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
-    """AdamW, with states in 32 or 8 bits; the multiple of the learning rate stands in each parameter group as `ratio`.
+    """AdamW, with states in 32 or 8 bits; the multiple of the learning rate is in each parameter group as `ratio`.
 
     Raises:
-        UserError: paged states are asked for and bitsandbytes is not installed, or there are several processes.
+        UserError: paged states are requested and bitsandbytes is not installed, or there are several processes.
     """
     groups: dict[Any, list[nn.Parameter]] = {}
     for name, parameter in trainable.parameters.items():
@@ -277,5 +277,5 @@ class UpdatesInBackward:
 
     def norm(self) -> float:
         """Of the gradients of the step that has ended; a new one begins."""
-        found, self.squares, self.armed = math.sqrt(sum(self.squares)), [], False
-        return found
+        norm, self.squares, self.armed = math.sqrt(sum(self.squares)), [], False
+        return norm

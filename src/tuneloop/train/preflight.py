@@ -49,7 +49,7 @@ class Preflight:
     shown: tuple[tuple[str, Rendered], ...] = ()
 
     def lines(self) -> list[str]:
-        """The figures in plain sentences."""
+        """The numbers in plain sentences."""
         counts = (
             ", ".join(f"{n} in {counted(rows, 'row')}" for n, rows in sorted(self.bos.items())) or "the model has none"
         )
@@ -96,8 +96,8 @@ def preflight(
         longest=max((len(part.ids) for _, part in parts), default=0),
         limit=limit,
         bos=dict(Counter(part.ids.count(bos) for _, part in parts)) if bos is not None else {},
-        answers=sum(len(found) for found in ends),
-        ended=sum(sum(found) for found in ends),
+        answers=sum(len(of_row) for of_row in ends),
+        ended=sum(sum(of_row) for of_row in ends),
         end_token=template.tokenizer.id_to_token(template.end_ids[0]) if template.end_ids else "end of turn",
         steps=len(steps),
         warmup_steps=warmup,
@@ -113,11 +113,11 @@ def preflight(
 
 def _ends(row: Rendered, end_ids: Sequence[int]) -> list[bool]:
     """For each run of supervised tokens whether an end-of-turn token is its last, or the last but white space."""
-    found = []
+    endings = []
     for i, weight in enumerate(row.mask):
         if weight and (i + 1 == len(row.mask) or not row.mask[i + 1]):
-            found.append(any(token in end_ids for token in row.ids[max(i - 1, 0) : i + 1]))
-    return found
+            endings.append(any(token in end_ids for token in row.ids[max(i - 1, 0) : i + 1]))
+    return endings
 
 
 def _problems(
@@ -130,13 +130,13 @@ def _problems(
 ) -> list[str]:
     unsupervised = [name for name, part in parts if not any(part.mask[1:])]
     long = [f"{name} ({len(part.ids):,} tokens)" for name, part in parts if len(part.ids) > limit]
-    open_ended = [name for (name, _), found in zip(parts, ends, strict=True) if found and not any(found)]
+    open_ended = [name for (name, _), problems in zip(parts, ends, strict=True) if problems and not any(problems)]
     starts = [part.ids[:1] == [bos] for _, part in parts]
     doubled = [name for name, part in parts if bos is not None and part.ids[:2] == [bos, bos]]
     bare = [name for (name, _), begins in zip(parts, starts, strict=True) if not begins]
     if not template.end_ids or config.train_on == "all":
         open_ended = []
-    found = (
+    problems = (
         (unsupervised, "no token to learn: every row needs an assistant turn with text and a weight"),
         (
             long,
@@ -150,7 +150,7 @@ def _problems(
         (bare if len(bare) < len(parts) else [], "no begin-of-text token while others do"),
     )
     none = [] if parts else ["there is no training row: give more data, or smaller split.val and split.test"]
-    return none + [f"{_named(names)} {what}" for names, what in found if names]
+    return none + [f"{_named(names)} {what}" for names, what in problems if names]
 
 
 def _named(names: Sequence[str]) -> str:

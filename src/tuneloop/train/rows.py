@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.targets.local import open_folder_or_name
 from tuneloop.models.template import Rendered, Template
 from tuneloop.records.rows import Message, Row
-from tuneloop.train.alignment import aligned
-from tuneloop.train.config import TrainConfig
-from tuneloop.train.loss_table import LOSSES, RowKind
-from tuneloop.train.teachers import check_teacher, keys_of, teachers_template
+from tuneloop.train.config import LOSSES, RowKind, TrainConfig
+from tuneloop.train.teachers import aligned, keys_of, refuse_other_tokens, teachers_template
+from tuneloop.train.top_logits import is_store
 
 
 @dataclass(frozen=True)
-class Pair:
+class PreferencePair:
     """Two answers to one prompt, the better one first.
 
     Args:
@@ -29,7 +29,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Rated:
+class RatedAnswer:
     """An answer with a thumb.
 
     Args:
@@ -50,9 +50,9 @@ class Taught(Rendered):
     """A conversation at whose supervised positions a teacher's probabilities are stored.
 
     Args:
-        key: by which they are found; empty: the teacher is asked in each step.
+        key: by which they are found; empty: the teacher is queried in each step.
         theirs: the conversation as a teacher with other tokens reads it; None: it has the same.
-        aligned: for each supervised position the number of the one of `theirs` that stands at the same place, see `alignment`.
+        aligned: for each supervised position the number of the one of `theirs` that is at the same place, see `teachers.aligned`.
     """
 
     key: str = ""
@@ -60,14 +60,14 @@ class Taught(Rendered):
     aligned: tuple[int, ...] = ()
 
 
-TrainRow = Rendered | Pair | Rated
+TrainRow = Rendered | PreferencePair | RatedAnswer
 
 
 def conversations(row: TrainRow) -> tuple[Rendered, ...]:
     """What is computed of a row in a training step."""
-    if isinstance(row, Pair):
+    if isinstance(row, PreferencePair):
         return row.chosen, row.rejected
-    return (row.answer,) if isinstance(row, Rated) else (row,)
+    return (row.answer,) if isinstance(row, RatedAnswer) else (row,)
 
 
 def tokens_of(row: TrainRow) -> int:
@@ -77,9 +77,9 @@ def tokens_of(row: TrainRow) -> int:
 
 def reference_tokens(row: TrainRow) -> int:
     """Tokens of a row that the reference model reads before the first step."""
-    if isinstance(row, Rated):
+    if isinstance(row, RatedAnswer):
         return len(row.answer.ids) + len(row.other.ids)
-    return tokens_of(row) if isinstance(row, Pair) else 0
+    return tokens_of(row) if isinstance(row, PreferencePair) else 0
 
 
 def supervised_tokens(row: TrainRow) -> float:
@@ -125,7 +125,7 @@ def _pairs(rows: Sequence[Row], template: Template, config: TrainConfig) -> list
 def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
     answers = [_last_answer(row.messages, len(row.messages) - 1, row, template) for row in rows]
     return [
-        Rated(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
+        RatedAnswer(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
         for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
     ]
 
@@ -139,8 +139,8 @@ def _taught(rows: Sequence[Row], template: Template, config: TrainConfig) -> lis
     made = [template.render(row.messages, row.tools) for row in rows]
     if made and config.divergence == "universal":
         return _taught_by_other_tokens(rows, made, template, config)
-    if made:
-        check_teacher(rows[0], made[0], template, config)
+    if made and not is_store(str(config.teacher)):
+        refuse_other_tokens(open_folder_or_name(str(config.teacher)), rows[0], made[0], template)
     return [Taught(row.ids, row.mask, key) for row, key in zip(made, keys_of(made, config), strict=True)]
 
 
@@ -181,10 +181,10 @@ def _last_answer(messages: Sequence[Message], shared: int, row: Row, template: T
     return template.render([*turns, *messages[shared:]], row.tools)
 
 
-def _pair(row: Row, template: Template) -> Pair:
+def _pair(row: Row, template: Template) -> PreferencePair:
     shared = int(row.meta.get("shared_turns", len(row.messages) - 1))
     worse = [*row.messages[:shared], *row.meta["rejected"]]
-    return Pair(_last_answer(row.messages, shared, row, template), _last_answer(worse, shared, row, template))
+    return PreferencePair(_last_answer(row.messages, shared, row, template), _last_answer(worse, shared, row, template))
 
 
 def _mismatched(prompt: Rendered, answer: Rendered) -> Rendered:

@@ -25,14 +25,14 @@ from tuneloop.records.run import Schedule
 from tuneloop.train.checkpoint import State, save_checkpoint
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import load_optimizer
-from tuneloop.train.monitors import Finding, Monitors
+from tuneloop.train.monitors import Monitors, TrainingFinding
 from tuneloop.train.optimizers import UpdatesInBackward
 
 SAVES_APART = 19.0  # times what writing a checkpoint took: full 8B writes 50 to 80 GB
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """What the loop's parts share."""
 
     model: Model
@@ -47,7 +47,7 @@ class Run:
     start: dict[str, Tensor] = field(default_factory=dict)
     monitors: Monitors = field(default_factory=Monitors)
     ids: Sequence[str] = ()
-    found: list[Finding] = field(default_factory=list)
+    found: list[TrainingFinding] = field(default_factory=list)
     untrained: dict[str, Tensor] = field(default_factory=dict)
     metrics: Any = None
     saved_at: float = 0.0
@@ -57,7 +57,7 @@ class Run:
     threads: int = field(default_factory=torch.get_num_threads)
     seed: int = 0
     in_backward: UpdatesInBackward | None = None
-    schedule: Schedule | None = None  # of an earlier run, which is done again
+    schedule: Schedule | None = None  # of an earlier run, which is reproduced
 
     def __post_init__(self) -> None:
         if self.config.optimizer_in_backward:
@@ -69,7 +69,7 @@ class Run:
         return self.out / "checkpoints"
 
     def record(self, record: dict[str, Any]) -> None:
-        """Write a record to `metrics.jsonl`, tell of it, and note what the monitors find in it; `act` acts on that."""
+        """Write a record to `metrics.jsonl`, pass it on, and note what the monitors find in it; `act` acts on that."""
         if self.metrics is not None:
             self.metrics.write(record)
         self.log(record)
@@ -130,15 +130,15 @@ class MetricsFile:
         self.path = path
         with user_errors_of_the_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = []
+            lines = []
             if step and path.is_file():
                 for line in path.read_text(encoding="utf-8").splitlines():
                     try:
                         if json.loads(line)["step"] <= step:
-                            kept.append(line + "\n")
+                            lines.append(line + "\n")
                     except (ValueError, KeyError):
                         continue  # the line that was being written when the process died
-            path.write_text("".join(kept), encoding="utf-8")
+            path.write_text("".join(lines), encoding="utf-8")
             self.file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> MetricsFile:

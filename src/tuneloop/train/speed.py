@@ -17,14 +17,13 @@ from tuneloop.models.sharded import processes
 from tuneloop.train.batches import Step, plan_steps, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import agreed, own_share, summed
-from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import shared_prefix
-from tuneloop.train.methods import attach
+from tuneloop.train.methods import attach, recompute_layers
 from tuneloop.train.rows import TrainRow, check_rows, conversations, tokens_of
 from tuneloop.train.step import batch_loss
 
 # A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in again, and a
-# shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a figure of experience.
+# shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a number from experience.
 SUSTAINED = 0.82
 MEASURING = "measuring this machine"  # as progress calls it
 # Seconds of passes that are enough; most seconds of a measurement, and most of them as a share of a run's time.

@@ -16,19 +16,19 @@ from tuneloop.train.batches import Step, halved, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distil import distil as distil  # which puts its loss into LOSSES
 from tuneloop.train.distributed import own_share, sum_gradients, summed
-from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import LOSSES, Batch
+from tuneloop.train.methods import recompute_layers
 from tuneloop.train.rows import TrainRow, tokens_of
-from tuneloop.train.run import Run
+from tuneloop.train.run import TrainingRun
 
 
 def optimizer_step(
-    run: Run, step: Step, rows: Sequence[TrainRow], rate: float
+    run: TrainingRun, step: Step, rows: Sequence[TrainRow], rate: float
 ) -> tuple[float, float, dict[str, float]]:
-    """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, and the loss's further figures.
+    """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, and the loss's further metrics.
 
     The mean is taken over the whole step, so that how it is divided into micro-batches changes nothing. When memory runs
-    out the step is done again in micro-batches of half as many rows, and so are those that follow.
+    out the step is repeated in micro-batches of half as many rows, and so are those that follow.
 
     Raises:
         UserError: a single row does not fit into memory.
@@ -42,7 +42,7 @@ def optimizer_step(
     while True:
         rng = random_state()
         try:
-            total, figures = _gradients(run, step, rows)
+            total, metrics = _gradients(run, step, rows)
             if not (run.state.loss_scale > 1 and _overflowed(parameters)):
                 break
             run.state.loss_scale /= 2
@@ -64,10 +64,10 @@ def optimizer_step(
         run.state.scaled_steps += 1
         if run.state.scaled_steps % SCALED_STEPS == 0:
             run.state.loss_scale = min(2 * run.state.loss_scale, LOSS_SCALE)
-    return total, norm, figures
+    return total, norm, metrics
 
 
-def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
+def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
     loss = LOSSES[run.config.loss]
     of_step = [rows[i] for i in step.indices]
     scale = run.state.loss_scale or 1.0
@@ -79,25 +79,25 @@ def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, d
     for place, (micro, counted) in enumerate(own_micro_batches, 1):
         if run.in_backward:
             run.in_backward.armed = place == len(own_micro_batches)
-        own = share if counted else 0.0
-        batch = Batch(run.model, [rows[i] for i in micro], own, run.config, run.trainable.base, constant)
+        weight = share if counted else 0.0
+        batch = Batch(run.model, [rows[i] for i in micro], weight, run.config, run.trainable.base, constant)
         value, sums = loss.value(batch)
         value.backward()  # type: ignore[no-untyped-call]
         values.append(value.detach())
-        for name, figure in sums.items():
-            parts.setdefault(name, []).append(figure)
+        for name, metric in sums.items():
+            parts.setdefault(name, []).append(metric)
     sum_gradients(list(run.trainable.parameters.values()))
     # Read only now: until here a GPU has been given its work without waiting.
     read = torch.stack([number.to(values[0].device) for each in (values, *parts.values()) for number in each]).tolist()
     ends = [0, *itertools.accumulate(map(len, (values, *parts.values())))]
     total, *sums_of_all = summed([sum(read[start:end]) for start, end in itertools.pairwise(ends)])
-    figures = dict(zip(parts, sums_of_all, strict=True))
+    metrics = dict(zip(parts, sums_of_all, strict=True))
     if run.state.loss_scale:
-        total, figures = total / scale, {name: figure / scale for name, figure in figures.items()}
+        total, metrics = total / scale, {name: metric / scale for name, metric in metrics.items()}
         torch._foreach_mul_([p.grad for p in run.trainable.parameters.values() if p.grad is not None], 1 / scale)
     if run.start:
-        figures["l2_start"] = _pull_to_start(run)
-    return total, figures
+        metrics["l2_start"] = _pull_to_start(run)
+    return total, metrics
 
 
 # Half precision: the loss is scaled up by this at first, by half of it after each overflow, by twice after so many steps without one.
@@ -105,7 +105,7 @@ LOSS_SCALE, SCALED_STEPS = 2.0**16, 1000
 
 
 def _overflowed(parameters: Sequence[nn.Parameter]) -> bool:
-    """Whether a gradient became infinite: the step is then done again with a smaller scale (Micikevicius et al. 2018, arXiv 1710.03740)."""
+    """Whether a gradient became infinite: the step is then repeated with a smaller scale (Micikevicius et al. 2018, arXiv 1710.03740)."""
     norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None], 2, dtype=torch.float32)
     return not bool(torch.stack(norms).isfinite().all())
 
@@ -119,7 +119,7 @@ def _clip(parameters: Sequence[nn.Parameter], most: float) -> float:
     return float(whole(norm))
 
 
-def _pull_to_start(run: Run) -> float:
+def _pull_to_start(run: TrainingRun) -> float:
     """Add the gradient of `l2_start` times the squared distance from where the run began; returns the distance.
 
     A weight at a time, for the differences are fp32. Of a bf16 weight they are what the model computes with, without what rounding took away.
@@ -133,8 +133,8 @@ def _pull_to_start(run: Run) -> float:
     return float(whole(torch.stack(distances).sum()))
 
 
-def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
-    """The step in smaller micro-batches; what is said about it stands in `metrics.jsonl`."""
+def _with_less_memory(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> Step:
+    """The step in smaller micro-batches; the message about it is in `metrics.jsonl`."""
     release_memory()
     try:
         smaller = halved(step)

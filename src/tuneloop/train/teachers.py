@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ BY_TEXT = (
 
 
 def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
-    """What is stored of each row is found by this; empty where the teacher is asked in each step.
+    """What is stored of each row is found by this; empty where the teacher is queried in each step.
 
     Raises:
         UserError: nothing is stored of some row, or for another temperature.
@@ -50,22 +51,11 @@ def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
     return keys
 
 
-def check_teacher(row: Row, rendered: Rendered, template: Template, config: TrainConfig) -> None:
-    """Refuse a teacher that is asked in each step and reads other tokens than the student.
-
-    Raises:
-        UserError: another vocabulary, or another chat template.
-    """
-    if is_store(str(config.teacher)):
-        return
-    refuse_other_tokens(open_teacher(str(config.teacher)), row, rendered, template)
-
-
 def teachers_template(config: TrainConfig) -> Template:
     """The tokenizer and chat template of a teacher whose tokens are not the student's.
 
     Raises:
-        UserError: the store does not hold them; the student is to write answers, which nobody puts into the teacher's tokens.
+        UserError: the store does not hold them; the student is to write answers, which no one puts into the teacher's tokens.
     """
     if config.on_policy:
         raise UserError(
@@ -74,7 +64,7 @@ def teachers_template(config: TrainConfig) -> Template:
         )  # fmt: skip
     name = str(config.teacher)
     if not is_store(name):
-        return own_template(open_teacher(name))
+        return own_template(open_folder_or_name(name))
     folder = Path(name).expanduser()
     if not (folder / "tokenizer.json").is_file():
         raise UserError(
@@ -97,12 +87,7 @@ def teacher_hash(config: TrainConfig) -> list[str]:
     if is_store(config.teacher):
         about = TopStore.open(Path(config.teacher).expanduser()).about
         return [content_hash([about.teacher_key, about.top, about.temperature])]
-    return [open_teacher(config.teacher).identity]
-
-
-def open_teacher(name: str) -> LocalTarget:
-    """A teacher by its name; its model is not loaded."""
-    return open_folder_or_name(name)
+    return [open_folder_or_name(config.teacher).identity]
 
 
 def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, template: Template) -> None:
@@ -125,7 +110,46 @@ def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, temp
 
 
 def same_tokens(one: Template, other: Template) -> bool:
-    """Whether the same ids stand for the same tokens; one vocabulary may go on where the other ends."""
-    known, theirs = (each.tokenizer.get_vocab() for each in (one, other))
-    shared = min(len(known), len(theirs))
-    return all(theirs.get(token) == place for token, place in known.items() if place < shared)
+    """Whether the same ids stand for the same tokens; one vocabulary may continue where the other ends."""
+    ours, theirs = (each.tokenizer.get_vocab() for each in (one, other))
+    shared = min(len(ours), len(theirs))
+    return all(theirs.get(token) == place for token, place in ours.items() if place < shared)
+
+
+CONTEXT = 16  # tokens before a token that are decoded with it: its text may depend on them
+APART = -1  # a position that has no counterpart
+BROKEN = "\ufffd"  # what stands for the beginning of a character whose rest is in the next token
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def aligned(student: Rendered, teacher: Rendered, of_student: Decode, of_teacher: Decode) -> tuple[int, ...]:
+    """For each supervised position of the student the number of the teacher's that has read the same text, or `APART`.
+
+    Two tokenizers cut a text differently. Where both have a border at the same character, each predicts what follows the same
+    text. Supervised tokens alone count, so the prompts may be in different forms.
+
+    Args:
+        student, teacher: one conversation, rendered by either's template.
+        of_student, of_teacher: text of token ids, control tokens left out.
+    """
+    ours, theirs = (_places(row, decode) for row, decode in ((student, of_student), (teacher, of_teacher)))
+    where: defaultdict[int, deque[int]] = defaultdict(deque)
+    for number, place in enumerate(theirs):
+        if place is not None:
+            where[place].append(number)
+    return tuple(where[place].popleft() if place is not None and where[place] else APART for place in ours)
+
+
+def _places(row: Rendered, decode: Decode) -> list[int | None]:
+    """Characters of the supervised text before each supervised token; None inside a character."""
+    ids = [token for token, weight in zip(row.ids[1:], row.mask[1:], strict=True) if weight > 0]
+    places: list[int | None] = []
+    place, whole = 0, True
+    for i, token in enumerate(ids):
+        places.append(place if whole else None)
+        before = list(ids[max(i - CONTEXT, 0) : i])
+        text = decode([*before, token])
+        place += len(text) - len(decode(before))
+        whole = not text.endswith(BROKEN)
+    return places

@@ -6,7 +6,7 @@ probability is one of 256 steps between the logarithms of the greatest and the l
 apart; all of a position are then scaled so that they and the tail add up to 1.
 
 A folder holds `tokens.bin` (the positions of all rows), `rows.jsonl` (which of them are whose) and `teacher.json` (what they are
-of). Positions are appended and a row counts once its line stands, so a pass that was cut short goes on where it ended.
+of). Positions are appended and a row counts once its line stands, so a pass that was cut short continues where it ended.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from tuneloop.train.top_logits import TopStore, row_key
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tuneloop.inference.engine import Row as Answering
+    from tuneloop.inference.engine import ActiveRow
     from tuneloop.inference.targets.local import LocalTarget
     from tuneloop.models.template import Rendered, Template
     from tuneloop.train.config import TrainConfig
@@ -86,7 +86,7 @@ class ProbabilityStore:
         asked = [each for each in made if isinstance(each, Request)]
         states: dict[str, list[Tensor]] = {}
 
-        def watch(rows: Sequence[Answering | None], hidden: Tensor) -> None:
+        def watch(rows: Sequence[ActiveRow | None], hidden: Tensor) -> None:
             for row, state in zip(rows, hidden, strict=True):
                 if row is not None:
                     states.setdefault(row.request.id, [])

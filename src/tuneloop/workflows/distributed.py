@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from tuneloop.inference.crew import SharedWork
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import needs_several_cards
 from tuneloop.models.sharded import is_first, processes, rank
+from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.train.distributed import (
     broadcast,
@@ -24,7 +25,6 @@ from tuneloop.train.distributed import (
     joined,
     lost_the_first,
     processes_wanted,
-    receive,
     start_processes,
 )
 from tuneloop.workflows.run_context import RunContext, attach_trained
@@ -43,19 +43,13 @@ class Part:
     Args:
         task: `measure` the speed, find the learning `rate`, or `train`.
         dataset: folder of the data set.
-        tokens_per_second: as planned.
-        seconds_spent: of the time of training, on measuring.
-        micro_batch_tokens, recompute, kept_layers: how `train` divides its steps, see `plan.estimate.Sizes`; not of the settings, by which a run is known.
+        measured: of the machine; it is not part of the settings, by which a run is identified.
     """
 
     task: Literal["measure", "rate", "train"]
     dataset: str
     config: TrainConfig
-    tokens_per_second: float = 0.0
-    seconds_spent: float = 0.0
-    micro_batch_tokens: int = 0
-    recompute: bool = False
-    kept_layers: int = 0
+    measured: MeasuredMachine = field(default_factory=MeasuredMachine)
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ def leading(job: RunContext) -> Iterator[None]:
             return
         try:
             follower = RunContext(job.recipe, job.folder)
-            while (part := receive()) is not None:
+            while (part := broadcast()) is not None:
                 if isinstance(part, LetGo):
                     _let_go(follower)
                 elif isinstance(part, Answers):
@@ -124,7 +118,7 @@ def distributed_run(job: RunContext, part: Part) -> Any:
 def _take_part(job: RunContext, part: Part) -> Any:
     """A process's share of a part: a speed, a range test or what training came to."""
     from tuneloop.data.dataset import load_dataset
-    from tuneloop.train.loop import train
+    from tuneloop.train.loop import TrainingJob, train
     from tuneloop.train.lr_finder import range_test
     from tuneloop.train.speed import measure_speed
 
@@ -132,7 +126,8 @@ def _take_part(job: RunContext, part: Part) -> Any:
     dataset = load_dataset(part.dataset)
     rows = job.rendered(dataset.train)
     if part.task == "measure":
-        return measure_speed(model, rows, part.config, seed, kept_layers=part.kept_layers, progress=job.progress)
+        kept = part.measured.kept_layers
+        return measure_speed(model, rows, part.config, seed, kept_layers=kept, progress=job.progress)
     if part.task == "rate":
         return range_test(model, rows, part.config, seed, progress=job.progress)
     return train(
@@ -141,18 +136,16 @@ def _take_part(job: RunContext, part: Part) -> Any:
         job.rendered(dataset.val),
         part.config,
         job.folder,
-        ids=job.ids(dataset.train),
-        log=lambda record: _tell(job, record),
-        general=held_out(job, dataset),
-        mixed=job.mixed(dataset.train),
         seed=seed,
-        data_id=dataset.manifest.hash,
-        tokens_per_second=part.tokens_per_second,
-        seconds_spent=part.seconds_spent,
-        micro_batch_tokens=part.micro_batch_tokens,
-        recompute=part.recompute,
-        kept_layers=part.kept_layers,
-        saved=lambda: keep_checkpoints(job),
+        job=TrainingJob(
+            general=held_out(job, dataset),
+            mixed=job.mixed(dataset.train),
+            ids=job.ids(dataset.train),
+            data_id=dataset.manifest.hash,
+            measured=part.measured,
+            saved=lambda: keep_checkpoints(job),
+        ),
+        log=lambda record: _tell(job, record),
         progress=job.progress,
     )
 

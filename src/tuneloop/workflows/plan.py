@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,10 @@ from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted, usd_words
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.sharded import processes
-from tuneloop.plan.estimate import MachineAtHand, RunWork, Sizes, device_of, estimate, sizes_on_gpu
+from tuneloop.plan.estimate import MachineAtHand, RunWork, device_of, estimate, sizes_on_gpu
 from tuneloop.plan.ledger import corrected, read_ledger, usual_speed
 from tuneloop.records.evaluation import BaselinesManifest
-from tuneloop.records.plan import PLAN, Plan
+from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.train.batches import Step, plan_steps
@@ -50,17 +51,18 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
     if done and training_began(job):
         job.say(plan_line(done, already=True))
         return done
-    sizes = sizes_of(job, dataset)
+    measured = sizes_of(job, dataset)
     resident = _resident(job)
     began = time.monotonic()
     limit = job.recipe.train.max_minutes or job.recipe.max_minutes
-    timed = sized(job.recipe.train, sizes).model_copy(update={"max_minutes": limit})
-    speed = distributed_run(job, Part("measure", dataset.path, timed, kept_layers=sizes.kept_layers))
+    timed = sized(job.recipe.train, measured).model_copy(update={"max_minutes": limit})
+    speed = distributed_run(job, Part("measure", dataset.path, timed, measured))
     measuring = time.monotonic() - began
     resident = _resident_as_trained(job, resident)
     spent = 0.0 if choose() or job.recipe.train.max_minutes is None else measuring
     with busy(job.progress, "planning the steps"):
-        plan = {**make_plan(job, dataset, speed, resident, spent, sizes), "measuring_seconds": round(spent, 2)}
+        measured = replace(measured, tokens_per_second=speed, seconds_spent=spent)
+        plan = {**make_plan(job, dataset, measured, resident), "measuring_seconds": round(spent, 2)}
     disturbed = _disturbed(plan)
     plan = {**plan, "disturbed": bool(disturbed), "key": _plan_key(job, dataset)}
     write_record(job.folder / PLAN, Plan.model_validate(plan))
@@ -108,11 +110,11 @@ def _resident_as_trained(job: RunContext, before: float) -> float:
     return before if device.backend().is_cpu else _resident(job)
 
 
-def sizes_of(job: RunContext, dataset: Dataset) -> Sizes:
+def sizes_of(job: RunContext, dataset: Dataset) -> MeasuredMachine:
     """How steps are divided: on a GPU by its memory, where the recipe does not say; on a processor the loop's own way."""
     train = job.recipe.train
     if device.backend().is_cpu or train.micro_batch_tokens:
-        return Sizes()
+        return MeasuredMachine()
     rows = job.rendered(dataset.train)
 
     def work_at(tokens: int) -> RunWork:
@@ -120,67 +122,47 @@ def sizes_of(job: RunContext, dataset: Dataset) -> Sizes:
         return _work_of(job, rows, plan_steps(rows, epoch, job.recipe.seed, job.mixed(dataset.train)), epoch)
 
     if not rows:
-        return Sizes()
+        return MeasuredMachine()
     here = device_of(_machine(job, 0.0, 0.0))
     return sizes_on_gpu(
         _shape(job), work_at, here, device.available(), may_recompute=train.gradient_checkpointing == "auto", **_settings(job)
     )  # fmt: skip
 
 
-def sized(config: TrainConfig, sizes: Sizes) -> TrainConfig:
+def sized(config: TrainConfig, measured: MeasuredMachine) -> TrainConfig:
     """The settings with what was chosen by a GPU's memory."""
     chosen: dict[str, Any] = {}
-    if sizes.micro_batch_tokens:
-        chosen["micro_batch_tokens"] = sizes.micro_batch_tokens
-    if sizes.recompute:
+    if measured.micro_batch_tokens:
+        chosen["micro_batch_tokens"] = measured.micro_batch_tokens
+    if measured.recompute:
         chosen["gradient_checkpointing"] = "always"
     return config.model_copy(update=chosen)
 
 
-def run_plan(
-    job: RunContext, dataset: Dataset, speed: float, seconds_spent: float = 0.0, sizes: Sizes = Sizes()
-) -> tuple[list[TrainRow], RunPlan]:
-    """The training rows, and the steps and validations that a run at this speed does.
-
-    Args:
-        speed: tokens a second.
-        seconds_spent: of the time of training already.
-        sizes: as `sizes_of` has them.
-    """
-    config, seed = sized(job.recipe.train, sizes), job.recipe.seed
+def run_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> tuple[list[TrainRow], RunPlan]:
+    """The training rows, and the steps and validations that a run does on a machine."""
+    config, seed = sized(job.recipe.train, measured), job.recipe.seed
     rows = job.rendered(dataset.train)
     steps = plan_steps(rows, config, seed, job.mixed(dataset.train)) if rows else []
-    return rows, plan_run(
-        steps, rows, job.rendered(dataset.val), held_out(job, dataset), config, seed, speed, seconds_spent
-    )
+    return rows, plan_run(steps, rows, job.rendered(dataset.val), held_out(job, dataset), config, seed, measured)
 
 
-def make_plan(
-    job: RunContext,
-    dataset: Dataset,
-    speed: float,
-    resident: float,
-    seconds_spent: float = 0.0,
-    sizes: Sizes = Sizes(),
-) -> dict[str, Any]:
+def make_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine, resident: float) -> dict[str, Any]:
     """The plan of a run whose data and speed are known.
 
     Args:
-        speed: tokens a second, forward and backward.
         resident: GiB in use with the model loaded.
-        seconds_spent: of the time of training already.
-        sizes: as `sizes_of` has them.
     """
-    train = sized(job.recipe.train, sizes)
-    train_rows, run = run_plan(job, dataset, speed, seconds_spent, sizes)
+    train = sized(job.recipe.train, measured)
+    train_rows, run = run_plan(job, dataset, measured)
     steps = run.steps
     work = _work_of(job, train_rows, steps, train, run.forward_tokens)
     settings = {
         **_settings(job),
         "grad_ckpt": train.gradient_checkpointing == "always",
-        "kept_layers": sizes.kept_layers,
+        "kept_layers": measured.kept_layers,
     }
-    plan = estimate(_shape(job), work, _machine(job, resident, speed), **settings)
+    plan = estimate(_shape(job), work, _machine(job, resident, measured.tokens_per_second), **settings)
     plan = _within_limit(corrected(plan, read_ledger()), train.max_minutes)
     seen = rows_seen(steps)
     return {
@@ -193,7 +175,7 @@ def make_plan(
         "validation": {"times": run.validations, "rows": min(run.val_rows, len(job.rendered(dataset.val)))},
         "max_minutes": train.max_minutes,
         "apart": _apart(job, dataset),
-        **vars(sizes),
+        **measured.division(),
     }
 
 
@@ -297,12 +279,15 @@ def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[s
     with tempfile.TemporaryDirectory() as scratch:
         job = RunContext(recipe, Path(scratch), progress, say)
         dataset = prepare_stage(job)
-        sizes = sizes_of(job, dataset)
+        measured = sizes_of(job, dataset)
         resident = _resident(job)
-        train = sized(recipe.train, sizes)
+        train = sized(recipe.train, measured)
         rows = job.rendered(dataset.train)
-        speed = measure_speed(job.model, rows, train, recipe.seed, kept_layers=sizes.kept_layers, progress=job.progress)
-        plan = make_plan(job, dataset, speed, _resident_as_trained(job, resident), sizes=sizes)
+        speed = measure_speed(
+            job.model, rows, train, recipe.seed, kept_layers=measured.kept_layers, progress=job.progress
+        )
+        measured = replace(measured, tokens_per_second=speed)
+        plan = make_plan(job, dataset, measured, _resident_as_trained(job, resident))
     if out:
         write_record(Path(out) / PLAN, Plan.model_validate(plan))
     return plan

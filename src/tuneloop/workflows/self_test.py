@@ -25,10 +25,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.core.progress import Progress, busy, no_progress, without_bars
 from tuneloop.core.threads import use_threads
-from tuneloop.models.load import Model, load_model, skeleton
+from tuneloop.models.load import SIZES, Model, load_model, random_model, skeleton
 from tuneloop.models.methods import SHIPPED, USUAL, method_named
 from tuneloop.models.names import resolve
-from tuneloop.models.random_model import SIZES, random_model
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.models.template import Rendered
 from tuneloop.models.trained import load_trained
@@ -362,7 +361,7 @@ def _step_checks(kind: str) -> list[Check]:
     """
     from tuneloop.train.checkpoint import State
     from tuneloop.train.optimizers import make_optimizer
-    from tuneloop.train.run import Run
+    from tuneloop.train.run import TrainingRun
     from tuneloop.train.step import optimizer_step
 
     on_gpu = not device.backend().is_cpu
@@ -374,7 +373,9 @@ def _step_checks(kind: str) -> list[Check]:
     rows = [Rendered([(7 * i + j) % 1000 for j in range(length)], [0, *[1] * (length - 1)]) for i in range(count)]
     trainable = attach(model, config, SEED, rows)
     model.net.train()
-    run = Run(model, config, trainable, make_optimizer(trainable, config), State("self-test"), Path("self-test"))
+    run = TrainingRun(
+        model, config, trainable, make_optimizer(trainable, config), State("self-test"), Path("self-test")
+    )
     step, spent = Step((tuple(range(count)),), 0.0), []
     for place in range(STEPS + 2):
         if place == 2:

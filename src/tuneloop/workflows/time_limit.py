@@ -17,7 +17,7 @@ from tuneloop.core.machine import cores
 from tuneloop.core.units import counted, exactly, verb
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.records.evaluation import BaselinesManifest
-from tuneloop.records.plan import Plan
+from tuneloop.records.plan import MeasuredMachine, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import FullRun, RunManifest, TimeChoices
@@ -201,7 +201,7 @@ def _full_run(job: RunContext, found: TimeChoices) -> FullRun | None:
     """Minutes and extent of the same run without a limit, from what this one took; None where nothing was left out."""
     run, plan = read_record(RunManifest, job.folder), read_record(Plan, job.folder)
     dataset = dataset_of(job, True, "")
-    rows, whole = run_plan(job, dataset, 0.0)  # of no known speed: nothing is left out
+    rows, whole = run_plan(job, dataset, MeasuredMachine())  # of no known speed: nothing is left out
     asked, every = found.test_rows or 0, found.all_test_rows or 0
     more_rows = every / max(asked, 1)
     whole_run = asked == every and run.total_steps >= len(whole.steps)

@@ -16,9 +16,8 @@ from tuneloop.core.files import content_hash, lock_folder, read_jsonl, write_jso
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted
 from tuneloop.models.methods import method_named
-from tuneloop.plan.estimate import Sizes
 from tuneloop.plan.ledger import record_run
-from tuneloop.records.plan import PLAN, Plan
+from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RUN, LearningRate, RunManifest
@@ -74,13 +73,13 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         return done
     plan = read_record(Plan, folder).to_json() if (folder / PLAN).is_file() else None
     began = training_began(job)
-    config = _with_rate(job, dataset, _sizes(plan))
+    config = _with_rate(job, dataset, MeasuredMachine.of_plan(plan))
     with busy(job.progress, "looking at the rows"):
         checked = preflight_of(job, dataset, config, plan)
     refuse_problems(checked, dataset)
     job.say(f"preflight {checked.line()}")
     try:
-        result = distributed_run(job, Part("train", dataset.path, config, *_measured(plan), **vars(_sizes(plan))))
+        result = distributed_run(job, Part("train", dataset.path, config, MeasuredMachine.of_plan(plan)))
     except Preempted as preempted:
         job.say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
         raise
@@ -187,7 +186,7 @@ def _keep_result(job: RunContext) -> None:
         job.__dict__.pop("training_model")
 
 
-def _with_rate(job: RunContext, dataset: Dataset, sizes: Sizes) -> TrainConfig:
+def _with_rate(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> TrainConfig:
     """The training settings with a learning rate that a range test has found, where one is asked for; it is kept for resuming."""
     config = job.recipe.train
     if not config.range_test:
@@ -196,7 +195,7 @@ def _with_rate(job: RunContext, dataset: Dataset, sizes: Sizes) -> TrainConfig:
     found = done_record(LearningRate, job.folder, key)
     if found is None:
         began = time.monotonic()
-        test = distributed_run(job, Part("rate", dataset.path, sized(config, sizes)))
+        test = distributed_run(job, Part("rate", dataset.path, sized(config, measured)))
         found = LearningRate(key=key, **vars(test), seconds=round(time.monotonic() - began, 1))
         write_record(job.folder / LearningRate.file, found)
         job.say(f"rate      {found.sentence}")
@@ -206,20 +205,9 @@ def _with_rate(job: RunContext, dataset: Dataset, sizes: Sizes) -> TrainConfig:
 
 def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: Mapping[str, Any] | None) -> Preflight:
     """What a run is about to do, from its rows and settings."""
-    rows, run = run_plan(job, dataset, *_measured(plan))
+    rows, run = run_plan(job, dataset, MeasuredMachine.of_plan(plan))
     limit = min(dataset.manifest.max_length or job.recipe.data.max_length, job.context)
     return preflight(rows, job.ids(dataset.train), job.template, config, run.steps, limit)
-
-
-def _measured(plan: Mapping[str, Any] | None) -> tuple[float, float]:
-    """The speed that was measured for a plan, and the seconds of training's time that this took; 0 without a plan."""
-    return (plan["time"]["tokens_per_second"], plan.get("measuring_seconds", 0.0)) if plan else (0.0, 0.0)
-
-
-def _sizes(plan: Mapping[str, Any] | None) -> Sizes:
-    """How the plan divides the steps; the same when the run goes on, however much memory is free then."""
-    names = ("micro_batch_tokens", "recompute", "kept_layers")
-    return Sizes(**{name: plan[name] for name in names if name in plan}) if plan else Sizes()
 
 
 def refuse_problems(checked: Preflight, dataset: Dataset) -> None:

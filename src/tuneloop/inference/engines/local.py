@@ -4,7 +4,7 @@ The thread has the model for itself: what the event loop wants (a request, an en
 empties between two steps, and what became known in a step goes back in one call. So the loop never waits for a forward
 pass. Choices are scored by the tree of labels, those that wait together in one pass.
 
-Engines of one process that serve the same base share it (`models.lent`): while one takes the place of another, memory holds
+Engines of one process that serve the same base share it (`models.shared`): while one takes the place of another, memory holds
 one base, and the adapters of both.
 """
 
@@ -36,10 +36,9 @@ from tuneloop.inference.prompt import LabelTrees, refused, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import LabelTrie, choose_for
 from tuneloop.models.adapters import BASE
-from tuneloop.models.alongside import merge_adapter
-from tuneloop.models.lent import give_back, lend_adapter, lend_model
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import method_of_folder
+from tuneloop.models.shared import give_back, lend_adapter, lend_model, merge_adapter
 from tuneloop.models.trained import trained_folder
 from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message

@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 SHIPPED = (FULL, LORA, QLORA, PREFIX)
-USUAL = LORA  # where nothing else is said
+USUAL = LORA  # by default
 _known: dict[str, Method] = {method.name: method for method in SHIPPED}
 _of_files: dict[Path, Method] = {}  # run once: a run keeps the method that it began with
 
@@ -61,12 +61,12 @@ def register(method: Method) -> Method:
 
 
 def find_method(name: str) -> Method | None:
-    """The method of that name; None where nobody knows it."""
+    """The method of that name; None where no one knows it."""
     return _known.get(name)
 
 
 def title_of(name: str) -> str:
-    """Its title; the name where nobody knows it."""
+    """Its title; the name where no one knows it."""
     return _known[name].title if name in _known else name
 
 
@@ -90,14 +90,14 @@ def _method_of_file(file: str) -> Method:
     where, path = f"train.method={file}", Path(file).expanduser().resolve()
     if path not in _of_files:
         module = run_python_file(file, where, "method's file")
-        found = {id(value): value for value in vars(module).values() if isinstance(value, Method)}
-        own = [method for method in found.values() if method not in SHIPPED]
-        if len(own) != 1:
+        by_identity = {id(value): value for value in vars(module).values() if isinstance(value, Method)}
+        defined = [method for method in by_identity.values() if method not in SHIPPED]
+        if len(defined) != 1:
             raise UserError(
-                f"{file} describes {len(own) or 'no'} method{'s' if own else ''} where one is needed", where=where,
+                f"{file} describes {len(defined) or 'no'} method{'s' if defined else ''} where one is needed", where=where,
                 next_step="put one tuneloop.models.methods.Method(...) into a variable of the file",
             )  # fmt: skip
-        _of_files[path] = register(replace(own[0], source=sha256_file(path)))
+        _of_files[path] = register(replace(defined[0], source=sha256_file(path)))
     return _of_files[path]
 
 

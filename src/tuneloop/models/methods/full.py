@@ -83,7 +83,7 @@ def save_model(folder: Path, model: Model) -> None:
 
 
 def has_all_weights(folder: Path) -> bool:
-    """Whether a run's whole model is here. A merged export has the same files, but is a model by itself: it has no base."""
+    """Whether a run's whole model is here. A merged export has the same files, but is a model of its own: it has no base."""
     there = (folder / OWN).is_file() and (folder / "config.json").is_file()
     return there and "base_fingerprint" in read_json_object(folder / OWN)
 

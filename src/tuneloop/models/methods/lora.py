@@ -95,7 +95,7 @@ def lora_shape(model: Model, settings: LoraSettings) -> LoraShape:
 
 
 def add_adapter(start: Start, *, quantised: bool = False) -> Trainable:
-    """Put low-rank matrices alongside the target layers.
+    """Put low-rank matrices next to the target layers.
 
     B starts at zero and has the larger role in early learning, so one rate for both is too low for B or too high for A
     (LoRA+, Hayou et al. 2024, arXiv 2402.12354): B learns at `lora_plus` times the rate. PiSSA starts both alike.
@@ -135,7 +135,7 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
     """The matrices of an earlier run.
 
     Raises:
-        UserError: it had another base model or another shape, or a PiSSA start is asked for.
+        UserError: it had another base model or another shape, or a PiSSA start is requested.
     """
     from tuneloop.models.lora import read_adapter, shape_of
 

@@ -42,12 +42,12 @@ class Footprint:
         trained: parameters that learn, of a planned job.
         all_weights: the base's own weights learn: they all have gradients, optimizer states and what masters they need,
             and all products keep their inputs and are computed a third time, for the weights' gradients.
-        low_rank: each target matrix has two narrow ones alongside it: it keeps its input, and narrow activations come on top.
-        flops: operations of a token for each trained parameter, alongside the base model's own products.
-        has_virtual_tokens: `prefix_tokens` of them stand in front of each row, in attention alone.
+        low_rank: each target matrix has two narrow ones next to it: it keeps its input, and narrow activations come on top.
+        flops: operations of a token for each trained parameter, in addition to the base model's own products.
+        has_virtual_tokens: `prefix_tokens` of them are in front of each row, in attention alone.
         virtual_widths: elements that a virtual token keeps in a layer, in widths of queries and keys.
-        quant: how frozen matrices are kept where nothing else is said: `none`, or in four bits, as in `nf4-dq`.
-        usual: settings of a planned job where nothing else is said. usual_on_gpu: those on a GPU.
+        quant: how frozen matrices are kept by default: `none`, or in four bits, as in `nf4-dq`.
+        usual: settings of a planned job by default. usual_on_gpu: those on a GPU.
         saves: why this method needs less memory than another; empty where it is no way out of too little memory.
         saves_over: whether it needs less than a method with another footprint.
     """
@@ -92,7 +92,7 @@ class Trainable:
         detach: take it out of the model again.
         base: a context in which the model computes as before training; does nothing where that is not to be had.
         ratios: learning rate of a parameter as a multiple, where it is not 1.
-        ready: called with a parameter when a backward pass has its whole gradient, by methods that can tell.
+        ready: called with a parameter when a backward pass has its whole gradient, by methods that know it.
         folder: name of the result in the run's folder.
     """
 
@@ -151,7 +151,7 @@ class Method:
         conflict: what is wrong with the settings of `train` together, in a sentence; None: nothing.
         layout: what says in the saved folder whose it is: `peft_type` of `adapter_config.json`, or `WHOLE`.
         folder: name of the result in the run's folder.
-        quantised: how `tuneloop.json` alongside an adapter says that the base was held in fewer bits; empty: it was not.
+        quantised: how `tuneloop.json` next to an adapter says that the base was held in fewer bits; empty: it was not.
         prepare: bring frozen modules, in place, to the form in which they are trained on.
         load: put a saved folder into its base model.
         load_alongside: load a saved folder next to other adapters on one base, and return its hash, by which requests name it; None: it

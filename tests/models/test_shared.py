@@ -17,9 +17,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.inference.engines import BASE, Served, complete
 from tuneloop.inference.engines.local import LocalEngine
 from tuneloop.inference.request import Request
-from tuneloop.models.alongside import adapters_of
-from tuneloop.models.lent import give_back, lend_adapter, lend_model
 from tuneloop.models.lora import switches
+from tuneloop.models.shared import adapters_of, give_back, lend_adapter, lend_model
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +94,12 @@ def test_an_engine_that_takes_anothers_place_needs_no_second_base_on_the_gpu(
 
 
 def test_a_base_that_cannot_take_an_adapter_is_given_back(own_base: Path, tmp_path: Path) -> None:
-    from tuneloop.models import lent
+    from tuneloop.models import shared
 
     async def work() -> None:
         with pytest.raises(UserError):
             await LocalEngine(Served(str(own_base)), [Served(str(tmp_path))]).start()
-        while any(key[0] == own_base.resolve() for key in lent._lent):
+        while any(key[0] == own_base.resolve() for key in shared._lent):
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(work(), HANG))

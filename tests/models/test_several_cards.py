@@ -20,20 +20,19 @@ from tuneloop.inference.generate import generate
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import answer_fits, choose, label_trie
 from tuneloop.models.adapters import BASE
-from tuneloop.models.alongside import load_adapter_alongside
-from tuneloop.models.load import Model, load_model, needs_several_cards
+from tuneloop.models.load import Model, _filled, load_model, needs_several_cards
 from tuneloop.models.prefix import add_prefix
-from tuneloop.models.spread import _filled
+from tuneloop.models.shared import load_adapter_alongside
 
 QUESTIONS = ["Rain?", "Is it windy on Jupiter in the autumn, or does it only look so?", "Why", "How cold " * 9]
 
 
 def two_cards(folder: Path, **settings: Any) -> Model:
     """The tiny model, a layer on each of two cards."""
-    from tuneloop.models import load, spread
+    from tuneloop.models import load
 
     def spread_out(net: Any, prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
-        return spread.put_on_cards(net, ["cuda:0", "cuda:1"], prepare)
+        return load.put_on_cards(net, ["cuda:0", "cuda:1"], prepare)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(load, "place_where_room_is", spread_out)
@@ -130,7 +129,7 @@ def test_cards_are_filled_to_the_same_share(
 def test_a_70b_llama_takes_two_cards_of_80_gb_and_a_405b_more_than_four(tmp_path: Path) -> None:
     import json
 
-    from tuneloop.models.random_model import SIZES
+    from tuneloop.models.load import SIZES
 
     for name, config in (
         ("70b", SIZES["70b"]),

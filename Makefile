@@ -48,9 +48,9 @@ clients: $(VENV)/.installed-dev
 # for long, in several processes or on the packaged model computes the same way, and is left to `make test`.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 AVX2_TESTS := tests/models/test_llama.py tests/models/test_lora.py tests/models/test_prefix.py tests/models/test_quantised.py \
-	tests/models/test_adapters.py tests/models/test_fallback.py tests/train/test_flops.py tests/train/test_speed.py \
-	tests/train/test_loss.py tests/train/test_methods.py tests/train/test_optimizers.py tests/inference/test_generate.py \
-	tests/inference/test_scoring.py tests/inference/test_sampling.py tests/release/test_merge.py
+	tests/models/test_adapters.py tests/models/test_fallback.py tests/training/test_flops.py tests/training/test_speed.py \
+	tests/training/test_loss.py tests/training/test_methods.py tests/training/test_optimizers.py tests/inference/local/test_generate.py \
+	tests/inference/local/test_scoring.py tests/inference/local/test_sampling.py tests/release/test_merged_weights.py
 test-avx2: $(VENV)/.installed-dev
 	$(AVX2) $(PYTEST) -m "not slow" $(AVX2_TESTS)
 
@@ -61,7 +61,7 @@ test-hosts: $(VENV)/.installed-dev
 
 # A Ray cluster of two nodes on this machine, with processes and a node that are killed (8 minutes on two cores).
 test-ray: $(VENV)/.installed-dev
-	TUNELOOP_RAY=1 $(BIN)/pytest tests/workflows/test_on_ray.py
+	TUNELOOP_RAY=1 $(BIN)/pytest tests/deploy/test_on_ray.py
 
 reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py

@@ -43,9 +43,9 @@ def speed(dataset: Path, seconds: float) -> None:
     from tuneloop.core.threads import use_threads
     from tuneloop.data.dataset import load_dataset
     from tuneloop.models.load import load_model
-    from tuneloop.train.config import TrainConfig
-    from tuneloop.train.rows import training_rows
-    from tuneloop.train.speed import SUSTAINED, measure_speed
+    from tuneloop.training.config import TrainConfig
+    from tuneloop.training.rows import training_rows
+    from tuneloop.training.speed import SUSTAINED, measure_speed
 
     use_threads()
     model, config = load_model(MODEL), TrainConfig()

@@ -27,7 +27,7 @@ from tuneloop.core.files import read_json
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
-from tuneloop.serve.store import connect, insert
+from tuneloop.serving.store.store import connect, insert
 
 EVERY = 20  # of the general rows one is kept for the measurement
 

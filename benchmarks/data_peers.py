@@ -24,8 +24,8 @@ def tuneloop(source: Path, out: Path, workers: int, gram: int, model: str) -> di
     from tuneloop.data.config import PrepareConfig
     from tuneloop.data.prepare import prepare
     from tuneloop.models.load import load_tokenizer
+    from tuneloop.pipeline.prepare import measure_with
     from tuneloop.report.data_html import write_data_report
-    from tuneloop.workflows.prepare import measure_with
 
     measure = measure_with(load_tokenizer("smollm2-135m"))
     config = PrepareConfig(

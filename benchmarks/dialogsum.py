@@ -18,13 +18,13 @@ from statistics import mean
 from tuneloop.core.threads import use_threads
 from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.prepare import prepare
-from tuneloop.inference.generate import generate
+from tuneloop.inference.local.generate import generate
 from tuneloop.models.load import load_model
+from tuneloop.pipeline.prepare import measure_with
 from tuneloop.records.plan import MeasuredMachine
-from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import TrainingJob, train
-from tuneloop.train.speed import measure_speed
-from tuneloop.workflows.prepare import measure_with
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.loop import TrainingJob, train
+from tuneloop.training.speed import measure_speed
 
 INSTRUCTION = "Summarise the dialogue in one to three sentences."
 

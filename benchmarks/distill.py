@@ -64,17 +64,17 @@ def main() -> None:
     import torch
 
     from tuneloop.core.threads import use_threads
-    from tuneloop.inference.generate import answer_requests, generate
+    from tuneloop.inference.local.generate import answer_requests, generate
     from tuneloop.inference.request import Request
     from tuneloop.models.load import load_model
     from tuneloop.models.template import Rendered
     from tuneloop.records.distillation import TeacherLogits
-    from tuneloop.train import distil
-    from tuneloop.train.config import TrainConfig
-    from tuneloop.train.loss import supervised_states
-    from tuneloop.train.rows import Taught
-    from tuneloop.train.step import batch_loss
-    from tuneloop.train.top_logits import TopStore, row_key
+    from tuneloop.training import distil
+    from tuneloop.training.config import TrainConfig
+    from tuneloop.training.loss import supervised_states
+    from tuneloop.training.rows import Taught
+    from tuneloop.training.step import batch_loss
+    from tuneloop.training.top_logits import TopStore, row_key
 
     use_threads()
     teacher, student = load_model(MODEL), load_model(MODEL)

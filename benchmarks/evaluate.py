@@ -25,10 +25,10 @@ from typing import Any
 
 from tuneloop.core.device import peak_memory, reset_peak_memory
 from tuneloop.core.threads import use_threads
-from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.models.load import Model, load_model
+from tuneloop.pipeline.compared_systems import Asking, ask
 from tuneloop.records.rows import Dataset, Message, Row
-from tuneloop.workflows.systems import Asking, ask
 
 MODEL = "smollm2-135m"
 CLASSIFY = "Classify the text. Answer with the label only."

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.files import read_json
+from tuneloop.pipeline.compare import compare_evaluations, evaluate_files
+from tuneloop.pipeline.evaluations import EvalTarget, evaluate_target
 from tuneloop.records.completion import Completion
-from tuneloop.workflows.compare import compare_evaluations, evaluate_files
-from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 
 SHOWN = ("rouge1", "rougeL", "meteor", "bleu", "chrf", "token_f1", "length_ratio")
 
@@ -62,7 +62,7 @@ def labels(data: Path, scratch: Path) -> None:
     """nlupp_banking: classifiers that learn from folds 0 to 15 on the rest, and "no label" everywhere."""
     from tuneloop.data.config import PrepareConfig
     from tuneloop.data.load_eval_file import read_whole
-    from tuneloop.evaluate.classical import minilm_system, tfidf_system
+    from tuneloop.evaluation.classical import minilm_system, tfidf_system
 
     rows = read_whole(str(data / "nlupp_banking" / "all.jsonl"), PrepareConfig()).rows
     train, test = [r for r in rows if r.meta["fold"] < 16], [r for r in rows if r.meta["fold"] >= 16]
@@ -90,7 +90,7 @@ def labels(data: Path, scratch: Path) -> None:
 
 def judge(file: Path, rows: int) -> None:
     """The packaged model as a judge of rows that people have judged."""
-    from tuneloop.workflows.judge import Judge, check_judge
+    from tuneloop.pipeline.judge import Judge, check_judge
 
     print(f"\n{file.parent.name}:")
     for judgement in check_judge(Judge("smollm2-135m", rows=rows), str(file)):

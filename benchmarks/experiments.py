@@ -22,8 +22,8 @@ from functools import partial
 
 import numpy as np
 
-from tuneloop.improve.experiment import AMOUNTS, Stage, Units, decide, evidence_of
-from tuneloop.records.experiment import ExperimentDesign
+from tuneloop.improve.experiment.record import ExperimentDesign
+from tuneloop.improve.experiment.statistics import AMOUNTS, Stage, Units, decide, evidence_of
 
 RATED, BASE, INVALID, MATURATION_DAYS = 0.75, 0.6, 0.02, 3
 Z = 1.959963984540054

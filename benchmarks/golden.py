@@ -39,7 +39,7 @@ from unittest import mock
 import tuneloop
 from tuneloop.cli.main import main as command
 from tuneloop.core.files import read_json, read_jsonl, read_yaml, write_json, write_jsonl, write_yaml
-from tuneloop.workflows.self_test import small_llama
+from tuneloop.pipeline.self_test import small_llama
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).with_name("golden.json")

@@ -40,9 +40,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tuneloop.core import device
-from tuneloop.inference.engine import ActiveRow, DecodingBatch
+from tuneloop.inference.local.engine import ActiveRow, DecodingBatch
+from tuneloop.inference.local.scoring import choose, label_trie
 from tuneloop.inference.request import Request
-from tuneloop.inference.scoring import choose, label_trie
 from tuneloop.models.load import SIZES, random_model
 from tuneloop.models.methods import method_named
 from tuneloop.models.shape import ModelShape
@@ -53,14 +53,14 @@ from tuneloop.plan.job import TrainingSetup
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.speed import speed_of
 from tuneloop.records.plan import MeasuredMachine
-from tuneloop.train.batches import Step
-from tuneloop.train.checkpoint import State
-from tuneloop.train.config import TrainConfig
-from tuneloop.train.flops import needed_gflop
-from tuneloop.train.methods import attach, recompute_layers
-from tuneloop.train.optimizers import make_optimizer
-from tuneloop.train.run import TrainingRun
-from tuneloop.train.step import batch_loss, optimizer_step
+from tuneloop.training.batches import Step
+from tuneloop.training.checkpoint import State
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.flops import needed_gflop
+from tuneloop.training.methods import attach, recompute_layers
+from tuneloop.training.optimizers import make_optimizer
+from tuneloop.training.run import TrainingRun
+from tuneloop.training.step import batch_loss, optimizer_step
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "tuneloop": (),

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tuneloop.data.load_eval_file import row_of_problem
-from tuneloop.evaluate.metrics.code import run_tests
+from tuneloop.evaluation.metrics.code import run_tests
 from tuneloop.records.rows import Row
 
 # Name -> the answer, and whether it must pass.

@@ -37,8 +37,8 @@ def write_adapters(place: Path) -> None:
     import torch
 
     from tuneloop.models.load import load_model
-    from tuneloop.train.config import TrainConfig
-    from tuneloop.train.methods import attach
+    from tuneloop.training.config import TrainConfig
+    from tuneloop.training.methods import attach
 
     model = load_model(MODEL)
     for seed in range(ADAPTERS):
@@ -53,8 +53,8 @@ def write_adapters(place: Path) -> None:
 
 def ours(place: Path, method: str) -> dict[str, Any]:
     """Merge by tuneloop."""
-    from tuneloop.combine.adapters import open_adapter
-    from tuneloop.combine.merge import MergeSettings, base_shapes, merge_adapters
+    from tuneloop.combine.merge.adapters import open_adapter
+    from tuneloop.combine.merge.merge import MergeSettings, base_shapes, merge_adapters
     from tuneloop.models.names import resolve
 
     base = (MODEL, base_shapes(resolve(MODEL)))
@@ -121,7 +121,7 @@ def weights_apart(place: Path, base: Path, merged: Path) -> float:
     import torch
     from safetensors.torch import load_file
 
-    from tuneloop.combine.adapters import open_adapter
+    from tuneloop.combine.merge.adapters import open_adapter
 
     before, after = (
         {k: v for f in each.glob("*.safetensors") for k, v in load_file(f).items()} for each in (base, merged)
@@ -138,8 +138,8 @@ def weights_apart(place: Path, base: Path, merged: Path) -> float:
 
 def apart(place: Path, merged: Path) -> float:
     """Distance of some merged updates from the sum of the adapters' products, as a share of the sum's length."""
-    from tuneloop.combine.adapters import open_adapter
-    from tuneloop.combine.low_rank import Product, squared_length, stacked
+    from tuneloop.combine.merge.adapters import open_adapter
+    from tuneloop.combine.merge.low_rank import Product, squared_length, stacked
 
     result = open_adapter("merged", merged, "any")
     sources = [open_adapter(str(seed), place / str(seed)) for seed in range(ADAPTERS)]

@@ -62,9 +62,9 @@ def child(place: Path, method: str, layers: int) -> None:
     """What a process of its own does: a merge, and its figures as JSON."""
     import torch
 
-    from tuneloop.combine.adapters import open_adapter
-    from tuneloop.combine.low_rank import Product, svd_of
-    from tuneloop.combine.merge import MergeSettings, merge_adapters
+    from tuneloop.combine.merge.adapters import open_adapter
+    from tuneloop.combine.merge.low_rank import Product, svd_of
+    from tuneloop.combine.merge.merge import MergeSettings, merge_adapters
 
     svd_of(
         Product(torch.ones(64, 2, dtype=torch.float64), torch.ones(2, 64, dtype=torch.float64))

@@ -30,7 +30,7 @@ def write_adapters(base: Path, place: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from tuneloop.combine.merge import base_shapes
+    from tuneloop.combine.merge.merge import base_shapes
 
     modules = {name: shape for name, shape in base_shapes(base).items() if ".layers." in name}
     for number in range(ADAPTERS):
@@ -52,11 +52,11 @@ def child(base: Path, place: Path) -> None:
     """Both steps, each with its seconds and the most memory that it added, as JSON."""
     import torch
 
-    from tuneloop.combine.adapters import open_adapter
-    from tuneloop.combine.low_rank import Product, svd_of
-    from tuneloop.combine.merge import MergeSettings, base_shapes, merge_adapters
+    from tuneloop.combine.merge.adapters import open_adapter
+    from tuneloop.combine.merge.low_rank import Product, svd_of
+    from tuneloop.combine.merge.merge import MergeSettings, base_shapes, merge_adapters
     from tuneloop.models.load import fingerprint
-    from tuneloop.release.merge import merge
+    from tuneloop.release.merged_weights import merge
 
     ones = torch.ones(64, 2, dtype=torch.float64)
     svd_of(Product(ones, ones.T.contiguous()))  # libraries are loaded

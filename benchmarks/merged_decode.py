@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from tuneloop.core.progress import no_progress
-from tuneloop.inference.generate import answer_requests
+from tuneloop.core.ui import no_progress
+from tuneloop.inference.local.generate import answer_requests
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import Model, load_model

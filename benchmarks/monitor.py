@@ -40,11 +40,11 @@ import numpy as np
 from peers import peers_python
 
 from tuneloop.core.ids import utc
-from tuneloop.improve.monitor import Helpers, MonitorOptions, monitor
+from tuneloop.improve.monitor.command import helpers
+from tuneloop.improve.monitor.detectors import Helpers, MonitorOptions, monitor
+from tuneloop.improve.monitor.record import MonitorReport
 from tuneloop.records.feedback import Feedback
-from tuneloop.records.monitoring import MonitorReport
 from tuneloop.records.request import StoredRequest
-from tuneloop.workflows.monitor import helpers
 
 Pair = tuple[str, str]  # text, true label
 WEEKS = 52.18

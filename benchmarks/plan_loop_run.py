@@ -17,8 +17,8 @@ def main(job: dict[str, Any]) -> None:
     from tuneloop.core.device import memory_now, release_memory
     from tuneloop.models.load import load_model
     from tuneloop.models.template import Rendered
-    from tuneloop.train.config import TrainConfig
-    from tuneloop.train.loop import train
+    from tuneloop.training.config import TrainConfig
+    from tuneloop.training.loop import train
 
     rows, length, shared = int(job["micro_batch"]), int(job["seq_len"]), int(job["shared"])
     rng = random.Random(0)

@@ -41,8 +41,8 @@ PARTS = 12  # shards of the random model
 
 def table(runs: list[str]) -> None:
     """Print a line for each format of each run."""
+    from tuneloop.release.export import export_run
     from tuneloop.release.options import WeightsWanted
-    from tuneloop.workflows.export import export_run
 
     print(f"{ROWS} test rows at most; threads: {os.environ.get('OMP_NUM_THREADS') or os.cpu_count()}")
     head = (
@@ -109,9 +109,9 @@ def kl_of_folder(run: Path, folder: Path) -> float:
     import torch
 
     from tuneloop.models.load import load_model
-    from tuneloop.workflows.evaluate import attach_trained
-    from tuneloop.workflows.measure_artifact import KL_ROWS, KL_TOKENS, rows_to_measure
-    from tuneloop.workflows.run_context import RunContext, load_run_recipe
+    from tuneloop.pipeline.context import RunContext, load_run_recipe
+    from tuneloop.pipeline.evaluate import attach_trained
+    from tuneloop.release.measure import KL_ROWS, KL_TOKENS, rows_to_measure
 
     job = RunContext(load_run_recipe(run, []), run)
     attach_trained(job)
@@ -131,8 +131,8 @@ def kl_of_folder(run: Path, folder: Path) -> float:
 def print_packaged(runs: list[str]) -> None:
     """The packaged GGUF file as llama.cpp reads it, on prompts of the first run, in the same process as the others."""
     from tuneloop.models.template import load_template
-    from tuneloop.workflows.measure_artifact import SPEED_ROWS, SPEED_TOKENS, rows_to_measure
-    from tuneloop.workflows.run_context import RunContext, load_run_recipe
+    from tuneloop.pipeline.context import RunContext, load_run_recipe
+    from tuneloop.release.measure import SPEED_ROWS, SPEED_TOKENS, rows_to_measure
 
     file = packaged_gguf()
     asked = rows_to_measure(RunContext(load_run_recipe(Path(runs[0]), []), Path(runs[0])), ROWS)
@@ -170,7 +170,7 @@ def speeds(folder: Path | None, gigabytes: float) -> None:
 def random_files(place: Path, gigabytes: float) -> dict[str, Path]:
     """A random Llama of about so many GB in 16 bits, in three formats."""
     from tuneloop.models.template import load_template
-    from tuneloop.release.gguf import About, write_gguf
+    from tuneloop.release.gguf.convert import About, write_gguf
     from tuneloop.release.quantise import quantise
     from tuneloop.release.tuned_weights import open_tuned
 
@@ -222,7 +222,7 @@ def stream(gigabytes: float) -> None:
     import torch
 
     from tuneloop.models.template import load_template
-    from tuneloop.release.gguf import About, write_gguf
+    from tuneloop.release.gguf.convert import About, write_gguf
     from tuneloop.release.tuned_weights import open_tuned
 
     with tempfile.TemporaryDirectory(dir=".") as name:

@@ -19,8 +19,8 @@ from benchmarks.simulated_server import Costs, SimulatedEngine, Timed, simulate
 
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
-from tuneloop.serve.admission import Admission, Pass, Work
-from tuneloop.serve.errors import ApiError
+from tuneloop.serving.admission import Admission, Pass, Work
+from tuneloop.serving.http.errors import ApiError
 
 Schedule = Literal["fifo", "shortest", "static", "gate", "ours"]
 SCHEDULES: tuple[Schedule, ...] = ("fifo", "shortest", "static", "gate", "ours")

@@ -32,7 +32,7 @@ import numpy as np
 from train_table import ROOT, put_into_results
 
 if TYPE_CHECKING:
-    from tuneloop.combine.router import Router
+    from tuneloop.combine.route.router import Router
     from tuneloop.records.router import Features
 
 HEADING = "## Routing"
@@ -82,7 +82,7 @@ class Seen:
     """
 
     def __init__(self, features: Features) -> None:
-        from tuneloop.workflows.route import RouteJob
+        from tuneloop.combine.route.command import RouteJob
 
         self.job, self.known = RouteJob(features), dict[str, Any]()
 
@@ -95,7 +95,7 @@ class Seen:
 
 def fitted(seen: Seen, train: tuple[Any, Any], val: tuple[Any, Any], names: Sequence[str], exclusive: bool) -> Router:
     """The best router of all kinds."""
-    from tuneloop.combine.route_fit import Outcomes, fit_router
+    from tuneloop.combine.route.fit import Outcomes, fit_router
     from tuneloop.records.router import RouterRecord, RouteTarget
 
     routes = [RouteTarget(name=name) for name in names]
@@ -137,9 +137,9 @@ def domains(data: Path, features: Sequence[Features]) -> list[str]:
 
 def domain_line(seen: Seen, splits: Sequence[Any], own: Any, right: Any, far: Sequence[str]) -> str:
     """The line of one kind of features."""
-    from tuneloop.combine.frontier import auroc
-    from tuneloop.combine.router import NONE
-    from tuneloop.core.significance import wilson_interval
+    from tuneloop.combine.route.frontier import auroc
+    from tuneloop.combine.route.router import NONE
+    from tuneloop.core.stats.tests import wilson_interval
 
     names = list(DOMAINS)
 
@@ -238,7 +238,7 @@ def curve_line(name: str, curve: Any, interval: str) -> str:
 
 def times(data: Path, features: Sequence[Features]) -> list[str]:
     """The table of times."""
-    from tuneloop.workflows.serve_router import decider
+    from tuneloop.serving.router import decider
 
     train, test = (rows_of(data / f"banking77/{split}.jsonl")[::5] for split in ("train", "test"))
     names = list(DOMAINS)

@@ -8,7 +8,7 @@ step take is the planner's figure for vLLM in 16 bits on the card (`tuneloop pla
 has room for so many adapters (`--slots`), and for instructions in what its memory leaves; the least recently used go. An
 instruction that is not there is read again, an adapter that is not there is loaded (`--load-ms`) before its request is read.
 
-Each engine has the admission that serves (`tuneloop.serve.admission`), which refuses what can't keep the objective. Routers:
+Each engine has the admission that serves (`tuneloop.serving.admission`), which refuses what can't keep the objective. Routers:
 one engine after the other (`turns`); the less busy of two that are drawn (`least`); the less busy of an adapter's own engines
 (`affinity`): those that come first by a hash of both, two of them, and more for an adapter with more traffic. Where an engine
 refuses, `least` and `affinity` ask another one. What adapters cost in a step is not counted.
@@ -35,7 +35,7 @@ from benchmarks.replayed_traffic import Arrival, Outcome, Replay, Run, ask_in_ti
 from benchmarks.simulated_server import Costs, SimulatedEngine, simulate  # noqa: E402
 
 from tuneloop.inference.request import Request  # noqa: E402
-from tuneloop.serve.admission import Admission  # noqa: E402
+from tuneloop.serving.admission import Admission  # noqa: E402
 
 Router = Literal["turns", "least", "affinity"]
 ROUTERS: tuple[Router, ...] = ("turns", "least", "affinity")

@@ -27,7 +27,7 @@ def main() -> None:
     from live_server import StubEngine, live
     from serve_gateway import environment
 
-    from tuneloop.serve.gateway import ServedModel
+    from tuneloop.serving.gateway import ServedModel
 
     program = environment("schemathesis", "schemathesis", "schemathesis") / "schemathesis"
     models = {

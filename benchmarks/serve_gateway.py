@@ -93,7 +93,7 @@ def run_direct(port: int) -> None:
 
 def stub_engine() -> Any:
     """An engine that answers at once."""
-    from tuneloop.inference.engine import Update
+    from tuneloop.inference.local.engine import Update
     from tuneloop.records.completion import Completion
 
     class Stub:
@@ -140,22 +140,22 @@ async def run_gateway(port: int, folder: str, kind: str) -> None:
     """tuneloop's gateway before an engine, everything on."""
     import uvicorn
 
-    from tuneloop.records.api_key import Limits
-    from tuneloop.serve.admission import Admission
-    from tuneloop.serve.app import make_app
-    from tuneloop.serve.config import ServeConfig
-    from tuneloop.serve.gateway import Gateway, ServedModel
-    from tuneloop.serve.keys import Keyring, add_key
-    from tuneloop.serve.limits import Ledger
-    from tuneloop.serve.pauses import short_pauses
-    from tuneloop.serve.writer import StoreWriter
+    from tuneloop.serving.admission import Admission
+    from tuneloop.serving.api_key import Limits
+    from tuneloop.serving.config import ServeConfig
+    from tuneloop.serving.garbage_collection import short_pauses
+    from tuneloop.serving.gateway import Gateway, ServedModel
+    from tuneloop.serving.http.app import make_app
+    from tuneloop.serving.keys import Keyring, add_key
+    from tuneloop.serving.limits import Ledger
+    from tuneloop.serving.store.writer import StoreWriter
 
     place = Path(folder)
     engine = make_engine(kind, place)
     await engine.start()
     config = ServeConfig.model_validate({"folder": folder, "prices": {"input": 0.1, "output": 0.4}})
     if CONTENT == "redacted":  # as `tuneloop serve` does
-        from tuneloop.workflows.serve import redactor_of
+        from tuneloop.serving.server import redactor_of
 
         store = StoreWriter(place, "redacted", redactor_of(CONTENT))
     else:

@@ -34,7 +34,7 @@ def make_engine(kind: str, folder: Path, context: int) -> Any:
     from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
     from tuneloop.inference.engines.local import LocalEngine
     from tuneloop.models.names import packaged_gguf, resolve
-    from tuneloop.release.gguf_lora import write_gguf_lora
+    from tuneloop.release.gguf.lora import write_gguf_lora
 
     base = resolve("smollm2-135m")
     adapters = [write_adapter(base, folder / f"adapter-{seed}", seed, 0.01) for seed in (1, 2)]

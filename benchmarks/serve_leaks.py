@@ -177,7 +177,7 @@ def started(plan: Plan, folder: Path, port: int) -> subprocess.Popen[bytes]:
 
 async def matrix(plan: Plan, folder: Path) -> Seen:
     """Serve, ask, swap and kill; what clients saw."""
-    from tuneloop.workflows.serve_swap import deploy_to_server
+    from tuneloop.serving.swap import deploy_to_server
 
     os.environ["TUNELOOP_DTYPE"] = "float32"
     hashes, cold = await cold_answers(plan)

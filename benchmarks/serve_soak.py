@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "src"))
-    from tuneloop.serve.keys import add_key
+    from tuneloop.serving.keys import add_key
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

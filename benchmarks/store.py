@@ -22,18 +22,18 @@ from typing import Any, ClassVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc, utc_now, uuid7
+from tuneloop.improve.controller.command import facts_of
+from tuneloop.improve.experiment import command as ab
+from tuneloop.improve.feedback.command import show
+from tuneloop.improve.monitor.canary_requests import findings, rounds_due
+from tuneloop.improve.monitor.command import due_window
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
-from tuneloop.serve import store as stores
-from tuneloop.serve.database import Database, is_database_url
-from tuneloop.serve.erase import find
-from tuneloop.serve.store import first_arms, insert, last_routes, opened, read_feedback, read_requests
-from tuneloop.workflows import ab
-from tuneloop.workflows.canary_prompts import findings, rounds_due
-from tuneloop.workflows.costs import costs_of
-from tuneloop.workflows.feedback import show
-from tuneloop.workflows.improve import facts_of
-from tuneloop.workflows.monitor import due_window
+from tuneloop.serving.costs import costs_of
+from tuneloop.serving.store import store as stores
+from tuneloop.serving.store.database import Database, is_database_url
+from tuneloop.serving.store.erase import find
+from tuneloop.serving.store.store import first_arms, insert, last_routes, opened, read_feedback, read_requests
 
 END = 1_790_000_000.0  # of the year of traffic
 DAY = 86_400.0

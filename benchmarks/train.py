@@ -29,7 +29,7 @@ from tuneloop.core.threads import use_threads
 from tuneloop.models.load import load_model, load_tokenizer
 from tuneloop.models.names import resolve
 from tuneloop.models.template import Rendered
-from tuneloop.train.flops import matmul_peak, needed_gflop
+from tuneloop.training.flops import matmul_peak, needed_gflop
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m"
@@ -51,8 +51,8 @@ def chats(folder: Path, most: int) -> list[Rendered]:
 
 def train_ours(job: dict[str, Any]) -> None:
     """The same job by tuneloop; see `train_peers.py` for the others."""
-    from tuneloop.train.config import TrainConfig
-    from tuneloop.train.loop import train
+    from tuneloop.training.config import TrainConfig
+    from tuneloop.training.loop import train
 
     use_threads()
     model = load_model(MODEL)
@@ -73,7 +73,7 @@ def train_ours(job: dict[str, Any]) -> None:
 
 def val_loss(job: dict[str, Any], rows: list[Rendered]) -> float:
     """Mean loss of held-out answers under a system's result."""
-    from tuneloop.inference.scoring import answer_fits
+    from tuneloop.inference.local.scoring import answer_fits
     from tuneloop.models.lora import load_adapter
 
     use_threads()

@@ -18,9 +18,9 @@ from pathlib import Path
 from tuneloop.core.threads import use_threads
 from tuneloop.models.load import load_model
 from tuneloop.models.template import Rendered, Template
-from tuneloop.train.config import TrainConfig, usual_rate
-from tuneloop.train.loop import train
-from tuneloop.train.lr_finder import range_test
+from tuneloop.training.config import TrainConfig, usual_rate
+from tuneloop.training.loop import train
+from tuneloop.training.lr_finder import range_test
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 

@@ -30,8 +30,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.stats import binom
 
-from tuneloop.improve.controller import Facts, ProjectConfig, choose
-from tuneloop.improve.monitor import level_of
+from tuneloop.improve.controller.controller import Facts, ProjectConfig, choose
+from tuneloop.improve.monitor.detectors import level_of
 
 KNOWN, UNKNOWN, LEARNED, HALF, FEW = 0.85, 0.25, 0.6, 50, 5
 RATED, PUT_RIGHT = 0.03, 0.3

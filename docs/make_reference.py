@@ -26,11 +26,11 @@ def reference() -> str:
     import typer.testing
 
     from tuneloop.cli.main import app
+    from tuneloop.cli.record_schemas import RECORDS
     from tuneloop.data.checks import CHECKS
     from tuneloop.data.dataset import REASONS, REPAIRS
-    from tuneloop.evaluate.metrics import METRICS
-    from tuneloop.workflows.recipe import ALIASES, describe_keys
-    from tuneloop.workflows.schemas import RECORDS
+    from tuneloop.evaluation.metrics import METRICS
+    from tuneloop.recipe import ALIASES, describe_keys
 
     group = typer.main.get_command(app)
     runner = typer.testing.CliRunner()

@@ -280,8 +280,8 @@ def write_run(folder: Path, base: Path, method: str, **settings: Any) -> None:
 
     from tuneloop.core.files import write_json, write_yaml
     from tuneloop.models.load import load_model
-    from tuneloop.train.config import TrainConfig
-    from tuneloop.train.methods import attach
+    from tuneloop.training.config import TrainConfig
+    from tuneloop.training.methods import attach
 
     model = load_model(str(base), dtype="float32")
     config = TrainConfig(method=method, rank=4, alpha=8.0, prefix_text="Hello there", **settings)  # type: ignore[arg-type]
@@ -321,7 +321,7 @@ def make_artifact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[str], Path]:
     """Make the artifact of a run, `make_artifact("merged")`, with the run next to it: it is exported once and copied."""
-    from tuneloop.workflows.export import export_run
+    from tuneloop.release.export import export_run
 
     def make(form: str) -> Path:
         run = make_run()
@@ -371,7 +371,7 @@ def postgres_of_its_own() -> Iterator[Postgres]:
 def each_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Let a test run twice: with its stores in files, and with each of them in a Postgres database in its place."""
     if request.param == "postgres":
-        from tuneloop.serve import store
+        from tuneloop.serving.store import store
 
         server: Postgres = request.getfixturevalue("postgres")
         urls: dict[Path, str] = {}

@@ -12,7 +12,7 @@ import pytest
 
 from places import ROOT
 from tuneloop.models.methods import SHIPPED
-from tuneloop.workflows.recipe import load_recipe
+from tuneloop.recipe import load_recipe
 
 SOURCE = ROOT / "src" / "tuneloop"
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -25,20 +25,20 @@ ALLOWED: dict[str, set[str]] = {
     "": {
         "core",
         "records.metric",
-        "workflows.library",
-        "workflows.recipe",
+        "api",
+        "recipe",
         "data.config",
-        "train.config",
+        "training.config",
     },  # `from tuneloop import ...`
     "core": {""},
     "records": {"core"},
     "models": GROUND,
     "inference": GROUND | {"models"},
     **{stage: GROUND | {"models", "inference"} for stage in STAGES},
-    "advise": GROUND | {"models", "plan", "evaluate.metrics"},
+    "advise": GROUND | {"models", "plan", "evaluation.metrics"},
     "track": GROUND,
     # Pages say which settings are not the defaults, and write each metric as it is declared.
-    "report": GROUND | {"models", "workflows.recipe", "evaluate.metrics"},
+    "report": GROUND | {"models", "recipe", "evaluation.metrics"},
     "workflows": GROUND | {"models", "inference", "cli.console"} | STAGES | FACES,  # library: progress as in a terminal
     "cli": GROUND | {"models", "inference", "workflows"} | STAGES | FACES,
     "__main__": {"cli"},
@@ -86,26 +86,26 @@ NEED = {
             "step",
         )
     },
-    "combine.gains": {"numpy"},
-    "combine.router": {"numpy"},
-    "combine.route_fit": {"numpy"},
-    "combine.cascade": {"numpy"},
-    "combine.frontier": {"numpy"},
-    "workflows.route": {"numpy"},
-    "workflows.route_cascade": {"numpy"},
-    "workflows.static_vectors": {"numpy"},
-    "combine.low_rank": {"torch"},
-    "combine.merge_methods": {"torch"},
-    "inference.engine": {"torch"},
-    "inference.generate": {"torch"},
-    "inference.replay": {"torch"},
-    "evaluate.classical": {"numpy"},
-    "evaluate.compare": {"numpy"},
-    "evaluate.forgetting": {"numpy"},
-    "evaluate.judge": {"numpy"},
-    "evaluate.production": {"numpy"},
-    "evaluate.review.results": {"numpy"},
-    "evaluate.slices": {"numpy"},
+    "evaluation.retained_gain": {"numpy"},
+    "combine.route.router": {"numpy"},
+    "combine.route.fit": {"numpy"},
+    "combine.route.cascade": {"numpy"},
+    "combine.route.frontier": {"numpy"},
+    "combine.route.command": {"numpy"},
+    "combine.route.cascade_command": {"numpy"},
+    "combine.route.static_vectors": {"numpy"},
+    "combine.merge.low_rank": {"torch"},
+    "combine.merge.methods": {"torch"},
+    "inference.local.engine": {"torch"},
+    "inference.local.generate": {"torch"},
+    "inference.local.cuda_graph": {"torch"},
+    "evaluation.classical": {"numpy"},
+    "evaluation.compare": {"numpy"},
+    "evaluation.forgetting": {"numpy"},
+    "evaluation.judge": {"numpy"},
+    "evaluation.production": {"numpy"},
+    "evaluation.review.results": {"numpy"},
+    "evaluation.slices": {"numpy"},
 }
 
 MOST_LINES, MOST_PARAMETERS = 60, 8
@@ -332,7 +332,7 @@ def test_no_code_outside_the_methods_own_files_knows_one_by_its_name(trees: Tree
     assert not named, "\n".join(named)
 
 
-@pytest.mark.parametrize("module", ["tuneloop.cli.main", "tuneloop.workflows.doctor"])
+@pytest.mark.parametrize("module", ["tuneloop.cli.main", "tuneloop.pipeline.doctor"])
 def test_the_command_line_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
@@ -343,13 +343,13 @@ def test_the_command_line_loads_nothing_heavy(module: str) -> None:
 def test_a_server_before_another_engine_loads_no_torch() -> None:
     """It would take four times the memory."""
     code = """import sys; sys.modules["torch"] = None
-import tuneloop.serve.app, tuneloop.inference.engine, tuneloop.inference.engines.endpoint, tuneloop.inference.engines.llamacpp"""
+import tuneloop.serving.http.app, tuneloop.inference.local.engine, tuneloop.inference.engines.endpoint, tuneloop.inference.engines.llamacpp"""
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""})
 
 
 def test_the_recipe_and_the_planner_work_without_torch() -> None:
     code = """import sys; sys.modules["torch"] = None; sys.modules["numpy"] = None
-import tuneloop.workflows.recipe, tuneloop.plan.estimate, tuneloop.workflows.run
+import tuneloop.recipe, tuneloop.plan.estimate, tuneloop.pipeline.run
 del sys.modules["numpy"]
 import tuneloop.data.prepare"""
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""})

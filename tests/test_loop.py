@@ -15,8 +15,8 @@ import pytest
 from live_server import live
 
 from places import ROOT
-from tuneloop.serve.gateway import ServedModel
-from tuneloop.serve.store import opened, read_feedback, read_requests
+from tuneloop.serving.gateway import ServedModel
+from tuneloop.serving.store.store import opened, read_feedback, read_requests
 
 CUSTOMERS = ROOT / "examples" / "loop" / "customers.py"
 

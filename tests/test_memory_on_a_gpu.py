@@ -20,13 +20,13 @@ from tuneloop.models.template import Rendered
 from tuneloop.plan.estimate import RunWork, loop_job
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.memory import memory_of
-from tuneloop.train.batches import Step
-from tuneloop.train.checkpoint import State
-from tuneloop.train.config import TrainConfig
-from tuneloop.train.methods import attach, recompute_layers
-from tuneloop.train.optimizers import make_optimizer
-from tuneloop.train.run import TrainingRun
-from tuneloop.train.step import optimizer_step
+from tuneloop.training.batches import Step
+from tuneloop.training.checkpoint import State
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.methods import attach, recompute_layers
+from tuneloop.training.optimizers import make_optimizer
+from tuneloop.training.run import TrainingRun
+from tuneloop.training.step import optimizer_step
 
 bits = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 MOST_OFF = 0.08

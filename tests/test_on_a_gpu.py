@@ -22,21 +22,21 @@ from pretend_gpu import TO_HOST, Card, Gpu, MixedDevices, pretend_gpu, varlen
 from tuneloop.core.device import GRAPHS
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
-from tuneloop.core.progress import no_progress
-from tuneloop.inference.engine import Engine
-from tuneloop.inference.generate import generate
+from tuneloop.core.ui import no_progress
+from tuneloop.inference.local.engine import Engine
+from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local.sampling import Sampling
+from tuneloop.inference.local.scoring import answer_fits, choose, label_trie
 from tuneloop.inference.request import Request
-from tuneloop.inference.sampling import Sampling
-from tuneloop.inference.scoring import answer_fits, choose, label_trie
 from tuneloop.models.load import load_model
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import load_trained
+from tuneloop.pipeline.context import RunContext
 from tuneloop.plan.estimate import SIZES
+from tuneloop.recipe import Recipe
 from tuneloop.records.plan import MeasuredMachine
-from tuneloop.train.loss import mean_loss, with_references
-from tuneloop.train.step import batch_loss
-from tuneloop.workflows.recipe import Recipe
-from tuneloop.workflows.run_context import RunContext
+from tuneloop.training.loss import mean_loss, with_references
+from tuneloop.training.step import batch_loss
 
 bits = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 # What is set differently from `train_helpers.CONFIG`, by name.
@@ -158,7 +158,7 @@ def _waits_of_steps(folder: Path, out: Path, config: Any) -> Counter[tuple[str, 
 def test_a_step_waits_for_its_loss_and_its_norm_alone(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     waits = _waits_of_steps(tiny_llama, tmp_path, changed(**KINDS[kind], epochs=1, evaluations=1, patience=99))
     # KTO's reference point is a number that its losses need.
-    places = {"train/step.py", "train/loss.py"} if kind == "kto" else {"train/step.py"}
+    places = {"training/step.py", "training/loss.py"} if kind == "kto" else {"training/step.py"}
     assert {place.partition(":")[0] for _, place in waits} == places, waits
     assert sum(waits.values()) <= 2 * (4 if kind == "kto" else 3)  # the loss once, the norm as a copy and a value
 
@@ -220,7 +220,7 @@ def test_a_norm_is_one_kernel_forward_and_one_backward(tiny_llama: Path) -> None
 def test_a_run_is_planned_by_the_cards_memory_and_kept_to_the_plan(
     method: str, tiny_llama: Path, tmp_path: Path, data_file: Path
 ) -> None:
-    from tuneloop.workflows.train import train_alone
+    from tuneloop.pipeline.train import train_alone
 
     settings = {"method": method, "epochs": 0.2, "evaluations": 1}
     recipe = Recipe.model_validate(

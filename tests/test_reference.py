@@ -11,7 +11,7 @@ import typer.main
 
 from places import ROOT
 from tuneloop.cli.main import app
-from tuneloop.workflows.recipe import ALIASES, describe_keys
+from tuneloop.recipe import ALIASES, describe_keys
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 

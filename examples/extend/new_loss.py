@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tuneloop import train
+from tuneloop import training as train
 from tuneloop.data.dataset import load_dataset
 from tuneloop.models.load import load_model
-from tuneloop.train.config import TrainConfig
-from tuneloop.train.loss import LOSSES, Batch, Loss, log_likelihoods
-from tuneloop.train.rows import PAIRS
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.loss import LOSSES, Batch, Loss, log_likelihoods
+from tuneloop.training.rows import PAIRS
 
 
 def orpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

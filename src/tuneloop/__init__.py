@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError as UserError
 
 if TYPE_CHECKING:  # at run time `train` and `evaluate` are the packages of these names, which can be called
+    from tuneloop.api import Evaluation as Evaluation
+    from tuneloop.api import Run as Run
+    from tuneloop.api import evaluate as evaluate
+    from tuneloop.api import predict as predict
+    from tuneloop.api import prepare as prepare
+    from tuneloop.api import run as run
+    from tuneloop.api import train as train
     from tuneloop.data.config import PrepareConfig as PrepareConfig
+    from tuneloop.recipe import Recipe as Recipe
     from tuneloop.records.metric import metric as metric
-    from tuneloop.train.config import TrainConfig as TrainConfig
-    from tuneloop.workflows.library import Evaluation as Evaluation
-    from tuneloop.workflows.library import Run as Run
-    from tuneloop.workflows.library import evaluate as evaluate
-    from tuneloop.workflows.library import predict as predict
-    from tuneloop.workflows.library import prepare as prepare
-    from tuneloop.workflows.library import run as run
-    from tuneloop.workflows.library import train as train
-    from tuneloop.workflows.recipe import Recipe as Recipe
+    from tuneloop.training.config import TrainConfig as TrainConfig
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    **dict.fromkeys(("prepare", "predict", "run", "Run", "Evaluation"), "tuneloop.workflows.library"),
+    **dict.fromkeys(("prepare", "predict", "run", "Run", "Evaluation"), "tuneloop.api"),
     "PrepareConfig": "tuneloop.data.config",
     "metric": "tuneloop.records.metric",
-    "Recipe": "tuneloop.workflows.recipe",
-    "TrainConfig": "tuneloop.train.config",
+    "Recipe": "tuneloop.recipe",
+    "TrainConfig": "tuneloop.training.config",
 }
 
 

@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 
 from tuneloop.cli.main import app
 from tuneloop.core.files import write_yaml
-from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import evaluate
-from tuneloop.evaluate.results import write_evaluation
+from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.evaluate import evaluate
+from tuneloop.evaluation.results import write_evaluation
+from tuneloop.pipeline.compare import notes_of
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import EvaluationManifest, Subject
 from tuneloop.records.rows import Row
-from tuneloop.workflows.compare import notes_of
 
 
 def run_folder(folder: Path, right: int, rate: float, **settings: object) -> Path:

@@ -19,7 +19,7 @@ import pytest
 from patience import HANG
 from places import ROOT
 from tuneloop.cli.console import IDLE, Screen, plain_table, print_json, terminal, visible, visible_output
-from tuneloop.core.progress import busy
+from tuneloop.core.ui import busy
 
 
 class Clock:

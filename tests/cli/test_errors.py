@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tuneloop.cli.main import main
-from tuneloop.workflows.recipe import load_recipe
+from tuneloop.recipe import load_recipe
 
 Fails = Callable[..., str]
 
@@ -364,12 +364,12 @@ def test_debug_shows_the_traceback(here: Path, capsys: pytest.CaptureFixture[str
 def test_other_errors_are_short_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, words: str
 ) -> None:
-    import tuneloop.workflows.doctor
+    import tuneloop.pipeline.doctor
 
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(tuneloop.workflows.doctor, "examine", fail)
+    monkeypatch.setattr(tuneloop.pipeline.doctor, "examine", fail)
     assert main(["doctor"]) == status
     err = capsys.readouterr().err
     assert words in err and "Traceback" not in err and len(err.strip().splitlines()) <= 3

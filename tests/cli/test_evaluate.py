@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tuneloop.cli.main import app
+from tuneloop.pipeline.scoring import how_far_trained
 from tuneloop.records.run import RunManifest
-from tuneloop.workflows.scoring import how_far_trained
 
 WORDS = [
     "card",

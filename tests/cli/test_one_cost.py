@@ -10,10 +10,10 @@ import pytest
 from manifests import manifest_of
 
 from tuneloop.cli.main import main
+from tuneloop.pipeline.advise import remind, reuse_baselines
+from tuneloop.pipeline.context import RunContext
+from tuneloop.recipe import Recipe
 from tuneloop.records.rows import Dataset
-from tuneloop.workflows.advise import remind, reuse_baselines
-from tuneloop.workflows.recipe import Recipe
-from tuneloop.workflows.run_context import RunContext
 
 TEXTS = {"refund": "I want my money back for order {n}, please answer {w}", "shipping": "Where is parcel number {n} now, it is {w} late",
          "login": "My password {n} is refused when I sign in on a {w}"}  # fmt: skip
@@ -177,8 +177,8 @@ def test_advice_not_to_tune_is_kept_and_said_once_before_a_run(
 def test_a_run_on_the_same_file_reminds_of_it_and_goes_on(
     mails: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tuneloop.workflows.run as pipeline
-    from tuneloop.workflows.recipes import recipe_of
+    import tuneloop.pipeline.run as pipeline
+    from tuneloop.pipeline.recipes import recipe_of
 
     assert answer(capsys, "advise", str(mails), "--few-shot", "0.97")["answer"] == "dont"
 

@@ -13,9 +13,9 @@ import typer.testing
 from tuneloop.advise.config import AdviseOptions
 from tuneloop.cli.main import COMMANDS, app, main
 from tuneloop.cli.parameters import Output, expanded, given
-from tuneloop.evaluate.config import EvalOptions
+from tuneloop.evaluation.config import EvalOptions
+from tuneloop.pipeline.evaluations import EvalTarget
 from tuneloop.plan.config import PlanOptions
-from tuneloop.workflows.evaluations import EvalTarget
 
 NAMES = [name for stage in COMMANDS.values() for name in stage]
 

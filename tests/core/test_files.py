@@ -35,7 +35,7 @@ from tuneloop.core.files import (
     write_text,
     write_yaml,
 )
-from tuneloop.workflows.recipe import ALIASES, Recipe, load_recipe, make_recipe
+from tuneloop.recipe import ALIASES, Recipe, load_recipe, make_recipe
 
 # --- configuration -------------------------------------------------------------------------------
 
@@ -377,7 +377,7 @@ def test_a_folder_made_for_work_that_fails_at_once_goes_again(tmp_path: Path) ->
     ids=["digits", "nested", "inf", "nan", "large"],
 )
 def test_odd_values_are_refused_in_words(raw: str, tmp_path: Path) -> None:
-    from tuneloop.workflows.recipe import Recipe
+    from tuneloop.recipe import Recipe
 
     with pytest.raises(UserError) as error:
         build_config(Recipe, {}, [f"train.epochs={raw}"])

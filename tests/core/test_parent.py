@@ -15,8 +15,8 @@ import pytest
 from patience import slowness
 from tuneloop.core.parent import PARENT
 
-IMPROVE = "import sys; from tuneloop.workflows.improve import run_command; run_command(sys.argv[1:])"
-RANKS = "import sys; from tuneloop.train.distributed import start_processes; start_processes(2, [sys.executable, '-m', 'tuneloop', *sys.argv[1:]])"
+IMPROVE = "import sys; from tuneloop.improve.controller.command import run_command; run_command(sys.argv[1:])"
+RANKS = "import sys; from tuneloop.training.distributed import start_processes; start_processes(2, [sys.executable, '-m', 'tuneloop', *sys.argv[1:]])"
 WORKERS = """
 import multiprocessing, time
 from tuneloop.data.workers import _start
@@ -48,7 +48,7 @@ def is_there(process: int) -> bool:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    from tuneloop.serve.store import connect
+    from tuneloop.serving.store.store import connect
 
     connect(tmp_path / "serve", create=True).close()
     (tmp_path / "r.yaml").touch()

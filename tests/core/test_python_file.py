@@ -14,10 +14,10 @@ import pytest
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_yaml, write_json, write_yaml
 from tuneloop.core.python_file import TRUST, code_of_a_command, run_python_file, trust_code
-from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.models import methods
-from tuneloop.train.config import TrainConfig
-from tuneloop.workflows.recipe import load_recipe, make_recipe
+from tuneloop.recipe import load_recipe, make_recipe
+from tuneloop.training.config import TrainConfig
 
 METHOD = (Path(__file__).parents[2] / "examples" / "extend" / "new_method.py").read_text()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from train_helpers import changed, run
 
-import tuneloop.train.loop as loop
+import tuneloop.training.loop as loop
 from tuneloop.core import threads
 from tuneloop.core.files import read_jsonl
 

@@ -2,10 +2,10 @@
 
 import random
 
-from tuneloop.evaluate.compare import compare
-from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import evaluate
-from tuneloop.evaluate.results import ComparedWith, write_evaluation
+from tuneloop.evaluation.compare import compare
+from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.evaluate import evaluate
+from tuneloop.evaluation.results import ComparedWith, write_evaluation
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row

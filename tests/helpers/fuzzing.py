@@ -265,7 +265,7 @@ def _dataset(folder: Path) -> object:
 
 
 def _router(folder: Path) -> object:
-    from tuneloop.combine.router import load_router
+    from tuneloop.combine.route.router import load_router
 
     return load_router(folder / "router")
 
@@ -273,18 +273,18 @@ def _router(folder: Path) -> object:
 def _config(kind: str) -> Callable[[Path], object]:
     def parse(folder: Path) -> object:
         if kind == "recipe":
-            from tuneloop.workflows.run_context import load_run_recipe
+            from tuneloop.pipeline.context import load_run_recipe
 
             return load_run_recipe(folder / "run", [])
         if kind == "serve":
-            from tuneloop.workflows.serve import serve_config
+            from tuneloop.serving.server import serve_config
 
             return serve_config([str(folder / "serve.yaml")], [])
         if kind == "suite":
-            from tuneloop.evaluate.suite import load_suite
+            from tuneloop.evaluation.suite import load_suite
 
             return load_suite(folder / "suite.yaml")
-        from tuneloop.workflows.improve import load_project
+        from tuneloop.improve.controller.command import load_project
 
         return load_project(folder / "project.yaml")
 
@@ -292,13 +292,13 @@ def _config(kind: str) -> Callable[[Path], object]:
 
 
 def _keys(folder: Path) -> object:
-    from tuneloop.serve.keys import read_keys
+    from tuneloop.serving.keys import read_keys
 
     return read_keys(folder)
 
 
 def _batch(folder: Path) -> object:
-    from tuneloop.serve.batch_file import BatchFile, InvalidBatch
+    from tuneloop.serving.batch.file import BatchFile, InvalidBatch
 
     rows = BatchFile(folder / "batch.jsonl", "/v1/chat/completions")
     try:
@@ -308,14 +308,14 @@ def _batch(folder: Path) -> object:
 
 
 def _verify(folder: Path) -> object:
-    from tuneloop.release.verify import read_intact, verify
+    from tuneloop.registry.verify import read_intact, verify
 
     verify(folder / "artifact")
     return read_intact(folder / "artifact")
 
 
 def _checkpoint(folder: Path) -> object:
-    from tuneloop.train.checkpoint import list_checkpoints, load_checkpoint
+    from tuneloop.training.checkpoint import list_checkpoints, load_checkpoint
 
     assert list_checkpoints(folder / "checkpoints")
     return load_checkpoint(folder / "checkpoints", "k")
@@ -523,10 +523,10 @@ def _write_run(folder: Path) -> None:
     import torch
 
     from tuneloop.cli.main import main
-    from tuneloop.combine.router import Router
+    from tuneloop.combine.route.router import Router
     from tuneloop.records.router import RouterRecord, RouteTarget
-    from tuneloop.serve.keys import add_key
-    from tuneloop.train.checkpoint import _write
+    from tuneloop.serving.keys import add_key
+    from tuneloop.training.checkpoint import _write
 
     def done(*arguments: str) -> None:
         out, err = StringIO(), StringIO()

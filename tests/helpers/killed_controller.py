@@ -16,10 +16,10 @@ from typing import Any
 
 from traffic import request, thumb
 
-from tuneloop.improve.controller import ProjectConfig
-from tuneloop.serve.store import connect, insert, opened, read_decisions
-from tuneloop.workflows import ab
-from tuneloop.workflows import improve as w
+from tuneloop.improve.controller import command as w
+from tuneloop.improve.controller.controller import ProjectConfig
+from tuneloop.improve.experiment import command as ab
+from tuneloop.serving.store.store import connect, insert, opened, read_decisions
 
 STEPS = ["collect", "train", "evaluate", "gate", "export", "register", "experiment", "decide", "promote"]
 NAMES = {"run": "train", "start": "experiment", "check": "decide"}

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.http_server import Server, listen
-from tuneloop.inference.engine import Update
 from tuneloop.inference.engines import AdapterFacts
+from tuneloop.inference.local.engine import Update
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
-from tuneloop.serve.admission import Admission
-from tuneloop.serve.app import make_app
-from tuneloop.serve.batch_api import Batches
-from tuneloop.serve.config import ServeConfig
-from tuneloop.serve.gateway import Gateway, ServedModel
-from tuneloop.serve.keys import Keyring
-from tuneloop.serve.limits import Ledger
-from tuneloop.serve.writer import StoreWriter
+from tuneloop.serving.admission import Admission
+from tuneloop.serving.batch.api import Batches
+from tuneloop.serving.config import ServeConfig
+from tuneloop.serving.gateway import Gateway, ServedModel
+from tuneloop.serving.http.app import make_app
+from tuneloop.serving.keys import Keyring
+from tuneloop.serving.limits import Ledger
+from tuneloop.serving.store.writer import StoreWriter
 
 
 @dataclass

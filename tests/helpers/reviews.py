@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tuneloop.evaluate.review.items import ReviewFolder, make_review, read_systems
+from tuneloop.evaluation.review.items import ReviewFolder, make_review, read_systems
 from tuneloop.records.review import Vote
 
 

@@ -27,8 +27,8 @@ class Files:
 def write_files(tiny_llama: Path, folder: Path, count: int = 2) -> Files:
     """Write adapters of the tiny model in all layouts."""
     from tuneloop.models.template import load_template
-    from tuneloop.release.gguf import About, write_gguf
-    from tuneloop.release.gguf_lora import write_gguf_lora
+    from tuneloop.release.gguf.convert import About, write_gguf
+    from tuneloop.release.gguf.lora import write_gguf_lora
     from tuneloop.release.tuned_weights import open_tuned
 
     gguf = folder / "base.gguf"

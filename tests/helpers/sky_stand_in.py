@@ -1,6 +1,6 @@
 """SkyPilot's package as far as it is asked: it knows what is there, counts requests, and fails where it is told to.
 
-A test in `tests/scale/test_skypilot_sdk.py` holds its calls against the signatures of the real package.
+A test in `tests/deploy/test_skypilot_sdk.py` holds its calls against the signatures of the real package.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import random
 from datetime import UTC, datetime, timedelta
 
 from tuneloop.core.ids import utc
-from tuneloop.improve.experiment import assign
-from tuneloop.records.experiment import ExperimentDesign
+from tuneloop.improve.experiment.record import ExperimentDesign
+from tuneloop.improve.experiment.statistics import assign
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 

@@ -6,12 +6,12 @@ import json
 import random
 from pathlib import Path
 
-from tuneloop.evaluate.classical import MAJORITY, TFIDF
-from tuneloop.evaluate.compare import adjusted, compare
-from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import Evaluation, evaluate
-from tuneloop.evaluate.results import ComparedWith, write_evaluation
-from tuneloop.evaluate.verdict import Verdict, decide, verdict_in_words
+from tuneloop.evaluation.classical import MAJORITY, TFIDF
+from tuneloop.evaluation.compare import adjusted, compare
+from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.evaluate import Evaluation, evaluate
+from tuneloop.evaluation.results import ComparedWith, write_evaluation
+from tuneloop.evaluation.verdict import Verdict, decide, verdict_in_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row

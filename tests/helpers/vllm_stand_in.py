@@ -14,8 +14,8 @@ from typing import Any
 from patience import HANG
 from tuneloop.inference.engines import BASE, Served
 from tuneloop.inference.engines.local import LocalEngine
+from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.request import Request
-from tuneloop.inference.sampling import Sampling
 
 MODEL = "tiny"
 

@@ -13,13 +13,13 @@ from tiny import BEGIN_OF_TEXT
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp as engine
-from tuneloop.inference.generate import answer_requests
 from tuneloop.inference.llamacpp import LlamaCpp, installed
+from tuneloop.inference.local.generate import answer_requests
+from tuneloop.inference.local.scoring import choose, label_trie
 from tuneloop.inference.request import Request
-from tuneloop.inference.scoring import choose, label_trie
 from tuneloop.models.load import load_model
 from tuneloop.models.template import load_template
-from tuneloop.release.gguf import About, write_gguf
+from tuneloop.release.gguf.convert import About, write_gguf
 from tuneloop.release.tuned_weights import open_tuned
 
 llamacpp = pytest.mark.skipif(not installed(), reason="llama-cpp-py-sync is not installed: no llama.cpp to ask")

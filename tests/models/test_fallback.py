@@ -11,18 +11,18 @@ from train_helpers import changed, losses, run
 
 from pretend_gpu import pretend_gpu
 from tuneloop.core.errors import UserError
-from tuneloop.inference.generate import generate
-from tuneloop.inference.scoring import choose, label_trie
+from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local.scoring import choose, label_trie
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import lora_layers
 from tuneloop.models.template import Rendered
-from tuneloop.train.batches import Step
-from tuneloop.train.checkpoint import State
-from tuneloop.train.config import TrainConfig
-from tuneloop.train.methods import attach
-from tuneloop.train.optimizers import make_optimizer
-from tuneloop.train.run import TrainingRun
-from tuneloop.train.step import batch_loss, optimizer_step
+from tuneloop.training.batches import Step
+from tuneloop.training.checkpoint import State
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.methods import attach
+from tuneloop.training.optimizers import make_optimizer
+from tuneloop.training.run import TrainingRun
+from tuneloop.training.step import batch_loss, optimizer_step
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from torch import nn
 from pretend_gpu import Card, pretend_gpu
 from tuneloop.core.device import CARD_SHARE
 from tuneloop.core.errors import UserError
-from tuneloop.inference.engine import Engine
-from tuneloop.inference.generate import generate
+from tuneloop.inference.local.engine import Engine
+from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local.scoring import answer_fits, choose, label_trie
 from tuneloop.inference.request import Request
-from tuneloop.inference.scoring import answer_fits, choose, label_trie
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import Model, _filled, load_model, needs_several_cards
 from tuneloop.models.prefix import add_prefix

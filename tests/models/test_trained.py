@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tuneloop.core.errors import UserError
 from tuneloop.models.load import load_model
 from tuneloop.models.trained import load_trained
-from tuneloop.train.config import TrainConfig
-from tuneloop.train.methods import attach
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.methods import attach
 
 
 def copied(folder: Path, to: Path) -> Path:

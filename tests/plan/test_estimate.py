@@ -126,7 +126,7 @@ def test_a_plan_that_fits_needs_no_alternatives() -> None:
 
 
 def test_a_plan_that_does_not_fit_offers_settings_that_exist() -> None:
-    from tuneloop.workflows.recipe import make_recipe
+    from tuneloop.recipe import make_recipe
 
     found = plan(machine=replace(ROOMY, capacity_gib=1.0))
     assert found["fits"] is False

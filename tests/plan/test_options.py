@@ -151,8 +151,8 @@ def test_memory_grows_with_rows_length_rank_and_model_and_not_with_gpus(
 
 def test_the_micro_batch_is_the_one_that_the_loop_takes() -> None:
     from tuneloop.plan import options as usual
-    from tuneloop.train.batches import tokens_at_once
-    from tuneloop.train.config import TrainConfig
+    from tuneloop.training.batches import tokens_at_once
+    from tuneloop.training.config import TrainConfig
 
     assert TrainConfig().rows_per_step == usual.LOOP_ROWS
     assert tokens_at_once(TrainConfig(method="lora")) == usual.LOOP_TOKENS

@@ -6,7 +6,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.server import ServedName, ServerState
-from tuneloop.serve.config import ServeConfig
+from tuneloop.serving.config import ServeConfig
 
 URL = "postgresql://anna@db/x"
 

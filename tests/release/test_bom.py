@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tuneloop.core.files import read_json, write_json
+from tuneloop.registry.verify import verify
 from tuneloop.release import bom
-from tuneloop.release.verify import verify
-from tuneloop.workflows.export import export_run
+from tuneloop.release.export import export_run
 
 pytest.importorskip("cyclonedx", reason="needs cyclonedx-python-lib")
 MakeRun = Callable[..., Path]

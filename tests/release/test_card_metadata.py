@@ -12,8 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.record import as_record
 from tuneloop.release.card_metadata import card_metadata
+from tuneloop.release.export import export_run
 from tuneloop.release.licences import licence_of
-from tuneloop.workflows.export import export_run
 
 MANIFEST: Mapping[str, Any] = {
     "version": 1, "run": {"id": "run"}, "files": {},

@@ -15,7 +15,7 @@ from tuneloop.core.files import write_json
 from tuneloop.inference.llamacpp import LlamaCpp, installed
 from tuneloop.models.gguf import gguf_name
 from tuneloop.models.template import load_template
-from tuneloop.release.gguf import About, tensor_types, write_gguf
+from tuneloop.release.gguf.convert import About, tensor_types, write_gguf
 from tuneloop.release.quantise import NEED_IMPORTANCE, QUANTS, importance_of, quant_named, quantise
 from tuneloop.release.tuned_weights import open_tuned
 

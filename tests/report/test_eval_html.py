@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.compare import compare
-from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import evaluate
-from tuneloop.evaluate.results import ComparedWith, write_evaluation
+from tuneloop.evaluation.compare import compare
+from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.evaluate import evaluate
+from tuneloop.evaluation.results import ComparedWith, write_evaluation
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Confusion, EvaluationManifest, Subject
 from tuneloop.records.record import read_record

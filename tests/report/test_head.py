@@ -97,7 +97,7 @@ def test_a_model_is_not_called_by_its_place_in_a_cache(given: object, shown: str
 
 
 def test_only_settings_that_are_not_the_defaults_are_named() -> None:
-    from tuneloop.workflows.recipe import make_recipe
+    from tuneloop.recipe import make_recipe
 
     config = make_recipe({"name": "tickets"}, ["train.epochs=1", "data.sources=[a.jsonl]"]).model_dump(mode="json")
     changed = {c.key: (c.value, c.default) for c in changed_settings(config)}
@@ -105,7 +105,7 @@ def test_only_settings_that_are_not_the_defaults_are_named() -> None:
 
 
 def test_a_learning_rate_is_held_against_the_default_of_its_method() -> None:
-    from tuneloop.workflows.recipe import make_recipe
+    from tuneloop.recipe import make_recipe
 
     config = make_recipe({}, ["train.method=full"]).model_dump(mode="json")
     assert [c.key for c in changed_settings(config)] == ["train.method"]

@@ -24,6 +24,6 @@ def test_report_to_none_starts_nothing(project: Path) -> None:
      ("[mlflow, mlflow]", ["mlflow"])],
 )  # fmt: skip
 def test_report_to_takes_a_word_or_a_list(given: str, wanted: list[str]) -> None:
-    from tuneloop.workflows.recipe import make_recipe
+    from tuneloop.recipe import make_recipe
 
     assert make_recipe({}, [f"report_to={given}"]).track.report_to == wanted

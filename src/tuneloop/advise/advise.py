@@ -30,7 +30,7 @@ from tuneloop.advise.rules import decide, load_rules
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
 from tuneloop.core.units import counted, exactly, hours_words, usd_words
-from tuneloop.evaluate.metrics import lower_is_better, metric_of
+from tuneloop.evaluation.metrics import lower_is_better, metric_of
 from tuneloop.models.methods import USUAL, method_named, methods, title_of
 from tuneloop.plan.config import CostOptions
 from tuneloop.plan.cost import Cost

@@ -10,10 +10,10 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import inside, nearest_path, read_json
-from tuneloop.core.significance import by_interval, wilson_interval
+from tuneloop.core.stats.tests import by_interval, wilson_interval
 from tuneloop.core.units import counted, verb
-from tuneloop.evaluate.metrics import declare, likely_to_decide, lower_is_better
-from tuneloop.evaluate.metrics.claims import claim_between
+from tuneloop.evaluation.metrics import declare, likely_to_decide, lower_is_better
+from tuneloop.evaluation.metrics.claims import claim_between
 from tuneloop.models.methods import USUAL
 from tuneloop.plan.options import lengths_of
 from tuneloop.records.advice import MeasuredSystem

@@ -11,12 +11,12 @@ from tuneloop.cli.endpoint import ConnectionOptions
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.flag import flag
 from tuneloop.core.units import counted, verb
-from tuneloop.improve.config import ExperimentOptions, ExperimentPlanOptions
+from tuneloop.improve.experiment.config import ExperimentOptions, ExperimentPlanOptions
 
 if TYPE_CHECKING:
-    from tuneloop.improve.experiment_log import ExperimentState
-    from tuneloop.records.experiment import PlannedPower
-    from tuneloop.serve.chain import DecisionLog
+    from tuneloop.improve.experiment.log import ExperimentState
+    from tuneloop.improve.experiment.record import PlannedPower
+    from tuneloop.serving.store.chain import DecisionLog
 
 STORE = flag("serve", "FOLDER", "The server's folder, or its store: a file or a postgresql:// URL.")
 EXIT = {"promote": 0, "roll back": 1, "futility": 1, "continue": 3}
@@ -24,7 +24,7 @@ EXIT = {"promote": 0, "roll back": 1, "futility": 1, "continue": 3}
 
 def plan(*, options: ExperimentPlanOptions, output: Output) -> None:
     """Say what an experiment with this traffic can show, before anything is spent."""
-    from tuneloop.improve.experiment_plan import plan_experiment
+    from tuneloop.improve.experiment.plan import plan_experiment
 
     found = plan_experiment(given(options))
     if output.json:
@@ -63,8 +63,8 @@ def start(
     output: Output,
 ) -> None:
     """Register an experiment and begin it: who meets the candidate, what decides, what must not get worse."""
-    from tuneloop.workflows.ab import counts_users, not_served, registration_file
-    from tuneloop.workflows.ab import start as begin
+    from tuneloop.improve.experiment.command import counts_users, not_served, registration_file
+    from tuneloop.improve.experiment.command import start as begin
 
     state = begin(store, name, given(options))
     file, note = registration_file(store, name), not_served(store, state.design.model)
@@ -97,9 +97,9 @@ def check(
 
     Exit status 0: promote; 1: roll back or futility; 3: continue.
     """
-    from tuneloop.workflows.ab import check as decide
-    from tuneloop.workflows.ab import find, read_experiments
-    from tuneloop.workflows.shadow import judge_copies
+    from tuneloop.improve.experiment.command import check as decide
+    from tuneloop.improve.experiment.command import find, read_experiments
+    from tuneloop.improve.experiment.shadow import judge_copies
 
     found = find(read_experiments(store), name, store)
     if found.in_shadow_mode:
@@ -119,7 +119,7 @@ def show(
     output: Output,
 ) -> None:
     """Show experiments, and every decision on one of them."""
-    from tuneloop.workflows.ab import find, read_experiments
+    from tuneloop.improve.experiment.command import find, read_experiments
 
     found = read_experiments(store)
     states = [find(found, name, store)] if name else list(found.values())
@@ -147,7 +147,7 @@ def stop(
     output: Output,
 ) -> None:
     """End an experiment by hand; the champion answers everybody again."""
-    from tuneloop.workflows.ab import stop as end
+    from tuneloop.improve.experiment.command import stop as end
 
     state = end(store, name, why)
     if output.json:
@@ -166,8 +166,8 @@ def replay(
 
     Exit status 1: one differs, or the log was changed.
     """
-    from tuneloop.workflows.ab import decision_log
-    from tuneloop.workflows.ab import replay as again
+    from tuneloop.improve.experiment.command import decision_log
+    from tuneloop.improve.experiment.command import replay as again
 
     found, log = again(store, name), decision_log(store)
     if output.json:
@@ -198,8 +198,8 @@ def judge(
     Equal answers tie. Where one of both failed, or people have said what is right, no judge is asked either. Without
     --judge only these are judged, as `tuneloop ab check` does by itself.
     """
-    from tuneloop.workflows.judge import Judge
-    from tuneloop.workflows.shadow import judge_copies
+    from tuneloop.improve.experiment.shadow import judge_copies
+    from tuneloop.pipeline.judge import Judge
 
     found = None
     if judge:

@@ -81,7 +81,7 @@ def command(
         known.facts.update(facts_from_results(evaluation, metric))
     advice = advise(_question(known.facts, facts))
     if known.folder:
-        from tuneloop.workflows.advise import keep_advice
+        from tuneloop.pipeline.advise import keep_advice
 
         keep_advice(known.folder, known.dataset_hash, advice.record(), known.sources)
     if html:
@@ -138,10 +138,10 @@ def _known(source: str, metric: str, stated: Mapping[str, Any], measuring: _Meas
 def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
     """What data say: a prepared data set, a file of examples, or a recipe; measured where that is wanted."""
     from tuneloop.advise.measured import facts_from_results
+    from tuneloop.pipeline.advise import Counted, advice_folder, counted_data, hashes_of_sources, stand_in
+    from tuneloop.pipeline.baselines import measure_alone
+    from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
     from tuneloop.records.dataset import read_manifest
-    from tuneloop.workflows.advise import Counted, advice_folder, counted_data, hashes_of_sources, stand_in
-    from tuneloop.workflows.baselines import measure_alone
-    from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
     refuse_missing_source(source)
     recipe = recipe_of(source, measuring.settings, model=str(stated.get("model", "")))

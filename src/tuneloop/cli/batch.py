@@ -11,7 +11,7 @@ from tuneloop.cli.console import Settings, print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
-from tuneloop.scale.clusters import BatchWish, refuse_other_place
+from tuneloop.deploy.clusters import BatchWish, refuse_other_place
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def command(
     The result has OpenAI's form, a line for each custom_id; errors stand in a file next to it. A batch that was interrupted
     or killed goes on where it stopped. Settings are those of serve. Exit status 1: some requests have an error.
     """
-    from tuneloop.workflows.batch import BatchInput, answer_batch, read_hours, read_window
-    from tuneloop.workflows.serve import serve_config
+    from tuneloop.serving.batch.command import BatchInput, answer_batch, read_hours, read_window
+    from tuneloop.serving.server import serve_config
 
     path = Path(source)
     if not path.exists():

@@ -13,11 +13,11 @@ from tuneloop.cli.predict import TARGET, TargetOptions
 from tuneloop.cli.unread import stop_if_unread
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
-from tuneloop.core.progress import busy
+from tuneloop.core.ui import busy
 
 if TYPE_CHECKING:
-    from tuneloop.workflows.chat import Chat
-    from tuneloop.workflows.predict import Prediction
+    from tuneloop.pipeline.chat import Chat
+    from tuneloop.pipeline.predict import Prediction
 
 
 def command(
@@ -33,7 +33,7 @@ def command(
     It is asked as it was trained; /help lists the commands, /prompt shows what the model reads. Piped, each line is a
     question. With --json the questions and answers are printed as one object at the end.
     """
-    from tuneloop.workflows.chat import HELP, open_chat
+    from tuneloop.pipeline.chat import HELP, open_chat
 
     chat = open_chat(
         target, against, base=asking.base, task=asking.task, system=asking.system, max_new_tokens=asking.max_new_tokens,
@@ -111,7 +111,7 @@ class _Loop:
 
     def _take(self, line: str) -> bool:
         """Do what a line says; False: it was the end."""
-        from tuneloop.workflows.chat import HELP
+        from tuneloop.pipeline.chat import HELP
 
         word, _, rest = line.partition(" ")
         rest = rest.strip()

@@ -9,7 +9,7 @@ from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
 from tuneloop.data.config import PersonalConfig
-from tuneloop.improve.collect import DROPPED, CollectOptions
+from tuneloop.improve.collect.collect import DROPPED, CollectOptions
 
 
 def command(
@@ -28,7 +28,7 @@ def command(
     Writes sft.jsonl, preference.jsonl, kto.jsonl and heldout.jsonl, which `tuneloop prepare` reads, and must_pass.jsonl, demands
     for the suite of a gate.
     """
-    from tuneloop.workflows.collect import collect_store
+    from tuneloop.improve.collect.command import collect_store
 
     personal = PersonalConfig(mode="off") if keep_personal else None
     with screen(output.quiet, "collecting"):
@@ -46,7 +46,7 @@ def command(
     if found.counts["must_pass"]:
         print(f"{'suite':<11} choose rows of {out}/must_pass.jsonl for the suite's must_pass_file")
     if run:
-        from tuneloop.workflows.training_rows import settings_of_retraining
+        from tuneloop.improve.collect.training_rows import settings_of_retraining
 
         print(f"{'next':<11} tuneloop run RECIPE.yaml {' '.join(settings_of_retraining(Path(out)))}")
         return

@@ -17,10 +17,10 @@ from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 
 if TYPE_CHECKING:
-    from tuneloop.evaluate.evaluate import Evaluation
-    from tuneloop.evaluate.judge import Judgement
-    from tuneloop.workflows.evaluations import EvalTarget
-    from tuneloop.workflows.judge import Judge
+    from tuneloop.evaluation.evaluate import Evaluation
+    from tuneloop.evaluation.judge import Judgement
+    from tuneloop.pipeline.evaluations import EvalTarget
+    from tuneloop.pipeline.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class JudgeOptions:
 
     def chosen(self, connection: PricedEndpointOptions) -> Judge | None:
         """The judge; None where none is asked for."""
-        from tuneloop.workflows.judge import Judge
+        from tuneloop.pipeline.judge import Judge
 
         if not self.judge:
             if self.check_judge or self.votes:
@@ -77,7 +77,7 @@ def command(
             assert judge is not None
             result, words = _checked(judge, judging.check_judge, shown)
         else:
-            from tuneloop.workflows.evaluations import EvalTarget
+            from tuneloop.pipeline.evaluations import EvalTarget
 
             against = EvalTarget(dataset=dataset, split=split, data=references)
             result, words = _compare(evaluations or [], out, judge, shown, against)
@@ -96,7 +96,7 @@ def command(
 
 
 def _checked(judge: Judge, file: str, shown: Screen) -> tuple[dict[str, Any], list[str]]:
-    from tuneloop.workflows.judge import check_judge
+    from tuneloop.pipeline.judge import check_judge
 
     found = check_judge(judge, file, shown.progress, shown.say)
     facts = {"judge": judge.model, "checks": [{**one.facts, "words": one.words} for one in found]}
@@ -106,8 +106,8 @@ def _checked(judge: Judge, file: str, shown: Screen) -> tuple[dict[str, Any], li
 def _compare(
     evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: EvalTarget
 ) -> tuple[dict[str, Any], list[str]]:
-    from tuneloop.workflows.compare import compare_evaluations, evaluate_files
-    from tuneloop.workflows.judge import judge_evaluations, write_verdicts
+    from tuneloop.pipeline.compare import compare_evaluations, evaluate_files
+    from tuneloop.pipeline.judge import judge_evaluations, write_verdicts
 
     judged: list[Judgement] = []
 

@@ -11,7 +11,7 @@ from tuneloop.core.flag import flag
 from tuneloop.core.units import counted, hours_words
 
 if TYPE_CHECKING:
-    from tuneloop.workflows.costs import CostRow, Costs
+    from tuneloop.serving.costs import CostRow, Costs
 
 
 def command(
@@ -29,7 +29,7 @@ def command(
     Tokens, engine seconds, utilisation, dollars for a million tokens and for a request, next to the prices of hosted
     models, with the volume from which this machine is cheaper.
     """
-    from tuneloop.workflows.costs import costs_of, since_time
+    from tuneloop.serving.costs import costs_of, since_time
 
     found = costs_of(folder, since_time(since), usd_per_hour, gpu)
     if output.json:

@@ -11,7 +11,7 @@ import typer
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
-from tuneloop.scale.deployment import DeployWish
+from tuneloop.deploy.deployment import DeployWish
 
 
 def command(
@@ -28,11 +28,11 @@ def command(
     Then it is put up, if you say yes; with --dry-run never. Where --to is the folder of a running `tuneloop serve`, or
     is left out next to `serve/`, that server takes the version: it swaps when the new engine has answered its test rows.
     """
+    from tuneloop.deploy.command import launch_of, plan_deployment, record_of, write_project
+    from tuneloop.deploy.launch import put_up_after_yes
+    from tuneloop.deploy.project_text import price_words
     from tuneloop.records.server import ServerState
-    from tuneloop.scale.text import price_words
-    from tuneloop.workflows.deploy import launch_of, plan_deployment, record_of, write_project
-    from tuneloop.workflows.put_up import put_up_after_yes
-    from tuneloop.workflows.registry import local_name
+    from tuneloop.registry.registered import local_name
 
     place = Path(wish.to or "serve")
     if (place / ServerState.file).is_file():
@@ -51,7 +51,7 @@ def command(
 
 
 def _to_server(folder: Path, source: str, name: str, output: Output) -> None:
-    from tuneloop.workflows.serve_swap import deploy_to_server
+    from tuneloop.serving.swap import deploy_to_server
 
     with screen(output.quiet, "waiting for the server"):
         found = deploy_to_server(folder, source, name=name)

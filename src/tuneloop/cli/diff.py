@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.cli.console import plain_table, print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
-from tuneloop.core.significance import p_words
+from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
 
 if TYPE_CHECKING:

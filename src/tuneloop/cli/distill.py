@@ -29,7 +29,7 @@ def command(
     Settings of the student's recipe may follow: train.epochs=3. The same student trained on the rows' own answers is the
     control. The teacher's answers are kept: the same command goes on where it was cut short.
     """
-    from tuneloop.workflows.distil import DistilInput, distil
+    from tuneloop.combine.distill.command import DistilInput, distil
 
     places, settings = split_arguments([student, *(settings or [])])
     places = [place for place in places if place]
@@ -53,8 +53,8 @@ def command(
 def _plan(
     teacher: str, places: list[str], dataset: str, settings: list[str], options: DistilOptions, as_json: bool
 ) -> None:  # fmt: skip
-    from tuneloop.workflows.distil_plan import plan_distillation, sentences
-    from tuneloop.workflows.recipe import make_recipe
+    from tuneloop.combine.distill.plan import plan_distillation, sentences
+    from tuneloop.recipe import make_recipe
 
     if not places:
         raise typer.BadParameter("--plan needs a student's name: its size is read from there")

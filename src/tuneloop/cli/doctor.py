@@ -28,7 +28,7 @@ def command(*, self_test: SelfTest = False, device: Device = "", output: Output)
     if self_test or device:
         _test(device, output)
         return
-    from tuneloop.workflows.doctor import examine
+    from tuneloop.pipeline.doctor import examine
 
     with screen(output.quiet, "looking at this machine"):
         findings = examine()
@@ -45,7 +45,7 @@ def command(*, self_test: SelfTest = False, device: Device = "", output: Output)
 def _test(kind: str, output: Output) -> None:
     if kind:
         os.environ[DEVICE] = kind
-    from tuneloop.workflows.self_test import self_test
+    from tuneloop.pipeline.self_test import self_test
 
     with screen(output.quiet, "testing the device") as shown:
         checks = self_test(progress=shown.progress)

@@ -11,10 +11,10 @@ from tuneloop.cli.console import Settings, print_json, screen, split_arguments
 from tuneloop.cli.endpoint import PricedEndpointOptions
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
-from tuneloop.evaluate.config import EvalOptions
+from tuneloop.deploy.clusters import refuse_other_place
+from tuneloop.evaluation.config import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
-from tuneloop.scale.clusters import refuse_other_place
 
 
 def command(
@@ -44,7 +44,7 @@ def command(
         raise typer.BadParameter("--examples is balanced or nearest")
     refuse_other_place(options.on)
     from tuneloop.inference.targets import kind_of_name
-    from tuneloop.workflows.evaluations import EvalTarget, evaluate_target, processes_to_start
+    from tuneloop.pipeline.evaluations import EvalTarget, evaluate_target, processes_to_start
 
     place = places[0] if places else ""
     kind = kind_of_name(place)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
-from tuneloop.release.forms import FORMS
+from tuneloop.release.formats import FORMS
 from tuneloop.release.options import WeightsWanted
 
 FORMATS = "; ".join(f"{name}: {form.help}" for name, form in FORMS.items())
@@ -33,7 +33,7 @@ def command(
 
     It is refused while `tuneloop gate` says no, or has judged an earlier evaluation.
     """
-    from tuneloop.workflows.export import export_run
+    from tuneloop.release.export import export_run
 
     with screen(output.quiet, "exporting") as shown:
         artifact = export_run(

@@ -43,7 +43,7 @@ def add(
     output: Output,
 ) -> None:
     """Store one piece of feedback on a request or a conversation."""
-    from tuneloop.workflows.feedback import add as store_one
+    from tuneloop.improve.feedback.command import add as store_one
 
     given = {**asdict(said), "request": request, "value": _value(said.kind, said.value)}
     one, new = store_one(store, given, personal=_personal(keep_personal))
@@ -79,7 +79,7 @@ def import_(
     output: Output,
 ) -> None:
     """Store the feedback of files; the same file again adds nothing. Exit status 1: no record could be read as feedback."""
-    from tuneloop.workflows.feedback import import_files
+    from tuneloop.improve.feedback.command import import_files
 
     with screen(output.quiet, "importing"):
         done = import_files(store, sources, kind=kind, personal=_personal(keep_personal))
@@ -117,7 +117,7 @@ def export(
     output: Output,
 ) -> None:
     """Write feedback as JSON Lines."""
-    from tuneloop.workflows.feedback import export as write
+    from tuneloop.improve.feedback.command import export as write
 
     lines = write(store, out, since=since, until=until, personal=_personal(keep_personal))
     if output.json:
@@ -135,7 +135,7 @@ def show(
     output: Output,
 ) -> None:
     """Show how much feedback there is of each kind, and how good it is."""
-    from tuneloop.workflows.feedback import show as read
+    from tuneloop.improve.feedback.command import show as read
 
     found = read(store, since=since, until=until)
     if output.json:
@@ -166,7 +166,7 @@ def queue(
 
     40 of 100 at random; the others are disliked, disagree with a candidate, stand out in an alarm, or are uncertain.
     """
-    from tuneloop.workflows.review_queue import draw_queue, queue_lines
+    from tuneloop.improve.feedback.review_command import draw_queue, queue_lines
 
     drawn = draw_queue(store, out, rows=rows, since=since, model=model, seed=seed, hidden=hidden)
     if output.json:
@@ -184,7 +184,7 @@ def votes(
     output: Output,
 ) -> None:
     """Store what people said in a review of production as feedback."""
-    from tuneloop.workflows.review_queue import store_votes
+    from tuneloop.improve.feedback.review_command import store_votes
 
     added, number = store_votes(store, review)
     if output.json:

@@ -18,7 +18,7 @@ from tuneloop.core.units import counted, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneloop.data.forget import Descendant, Forgotten, SubjectRows
+    from tuneloop.data.erase.forget import Descendant, Forgotten, SubjectRows
 
 MOST = 20  # rows that are shown
 
@@ -57,12 +57,12 @@ def command(
         _from_store(dataset, match, more, dry_run=dry_run, yes=yes, output=output)
         return
 
-    from tuneloop.data.forget import descendants, find_rows, forget, personal_settings
+    from tuneloop.data.erase.forget import descendants, find_rows, forget, personal_settings
+    from tuneloop.data.erase.subject_match import Matcher, pseudonyms
     from tuneloop.data.pii import hidden
-    from tuneloop.data.subject_match import Matcher, pseudonyms
+    from tuneloop.pipeline.prepare import measure_of
     from tuneloop.report.data_html import write_data_report
-    from tuneloop.workflows.forget_requests import versions_of
-    from tuneloop.workflows.prepare import measure_of
+    from tuneloop.serving.store.forget import versions_of
 
     console = terminal(highlight=False, quiet=output.json)
     matcher = Matcher(match, regex)
@@ -108,7 +108,7 @@ def _wanted(match: str, user: str) -> str:
 def _is_store(place: str) -> bool:
     """Whether a server's folder is named, or its store."""
     from tuneloop.records.server import ServerState
-    from tuneloop.serve.database import is_database_url
+    from tuneloop.serving.store.database import is_database_url
 
     if is_database_url(place):
         return True
@@ -118,7 +118,7 @@ def _is_store(place: str) -> bool:
         and not (Path(place) / ServerState.file).is_file()
     ):
         return False
-    from tuneloop.serve.store import is_store
+    from tuneloop.serving.store.store import is_store
 
     return is_store(place)
 
@@ -136,7 +136,7 @@ def _confirmed(found: SubjectRows, as_json: bool) -> bool:
 def _print_found(found: SubjectRows, console: Console) -> None:
     from rich.text import Text
 
-    from tuneloop.data.forget import personal_settings
+    from tuneloop.data.erase.forget import personal_settings
 
     if found.resumed:
         console.print("An earlier removal was interrupted; it will be completed.")
@@ -205,8 +205,8 @@ def _end(text: str, longest: int) -> str:
 def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool, output: Output) -> None:
     """Erase from a server's store, or show by a receipt that it was done."""
 
-    from tuneloop.serve.store import store_folder, store_name
-    from tuneloop.workflows.forget_requests import forget_requests, made_of_requests, pending, proof_of, rebuild
+    from tuneloop.serving.store.forget import forget_requests, made_of_requests, pending, proof_of, rebuild
+    from tuneloop.serving.store.store import store_folder, store_name
 
     if more.receipt:
         stone = proof_of(place, match, more.receipt)

@@ -38,10 +38,10 @@ def command(
         if not value:
             hint = "; `tuneloop gate --init RUN` writes a first suite" if what.startswith("--suite") else ""
             raise typer.BadParameter(f"{what} is missing{hint}")
-    from tuneloop.evaluate.gate import EXIT, read_side, run_gate, write_gate
-    from tuneloop.evaluate.suite import load_suite
-    from tuneloop.workflows.evaluate import answers_of
-    from tuneloop.workflows.registry import evaluation_place
+    from tuneloop.evaluation.gate import EXIT, read_side, run_gate, write_gate
+    from tuneloop.evaluation.suite import load_suite
+    from tuneloop.pipeline.evaluate import answers_of
+    from tuneloop.registry.registered import evaluation_place
 
     wanted = load_suite(suite)
     with screen(output.quiet, "applying the suite") as shown:
@@ -62,7 +62,7 @@ def command(
 
 
 def _init(target: str, against: str, suite: str, as_json: bool) -> None:
-    from tuneloop.workflows.suites import write_first_suite
+    from tuneloop.pipeline.suites import write_first_suite
 
     if not target or against:
         raise typer.BadParameter("--init takes one run or data set, and no --against")

@@ -27,9 +27,9 @@ def run(
     Exit status 0: nothing to do, or promoted; 1: rolled back or refused; 3: waits.
     """
     from tuneloop.cli.ab import log_line
-    from tuneloop.workflows import improve as work
-    from tuneloop.workflows.ab import decision_log
-    from tuneloop.workflows.monitor import days_of
+    from tuneloop.improve.controller import command as work
+    from tuneloop.improve.experiment.command import decision_log
+    from tuneloop.improve.monitor.command import days_of
 
     found = work.load_project(project)
     if replay:
@@ -61,7 +61,7 @@ def run(
 
 def _watch(project: str, pause: float, quiet: bool) -> None:
     """Pass after pass; lines go to stderr, where logs belong."""
-    from tuneloop.workflows.improve import watch
+    from tuneloop.improve.controller.command import watch
 
     def say(line: str) -> None:
         if not quiet:
@@ -76,7 +76,7 @@ def report(
     output: Output,
 ) -> None:
     """Write a page of all that was tried: funnel, experiments, drift, costs, timeline."""
-    from tuneloop.workflows.improve_report import write_improve_report
+    from tuneloop.improve.report.command import write_improve_report
 
     with screen(output.quiet, "reading the store"):
         page, found = write_improve_report(store)

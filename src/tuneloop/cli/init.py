@@ -21,7 +21,7 @@ def command(
     output: Output,
 ) -> None:
     """Write a recipe for a file of examples."""
-    from tuneloop.workflows.recipes import write_starter
+    from tuneloop.pipeline.recipes import write_starter
 
     settings = settings or []
     try:

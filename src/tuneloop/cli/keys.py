@@ -11,7 +11,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
-    from tuneloop.records.api_key import ApiKey
+    from tuneloop.serving.api_key import ApiKey
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,14 @@ def command(
     A key is shown once, when it is made; only a digest is kept. One that is revoked is refused at once. Once there was a key,
     a key is needed until `tuneloop keys open --yes`, also where the last one was revoked or keys.json is gone.
     """
-    from tuneloop.serve.keys import add_key, last_prices, open_keys, read_keys, refuse_budget_without_prices, revoke_key
+    from tuneloop.serving.keys import (
+        add_key,
+        last_prices,
+        open_keys,
+        read_keys,
+        refuse_budget_without_prices,
+        revoke_key,
+    )
 
     if action not in ("add", "list", "revoke", "open"):
         raise UserError(
@@ -86,7 +93,7 @@ def command(
 def _limits(options: LimitOptions) -> Any:
     from pydantic import ValidationError
 
-    from tuneloop.records.api_key import Limits
+    from tuneloop.serving.api_key import Limits
 
     lists = {
         name: [each.strip() for each in getattr(options, name).split(",") if each.strip()]

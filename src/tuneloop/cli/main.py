@@ -252,7 +252,7 @@ def _as_user_error(error: Exception, arguments: list[str]) -> UserError:
 def _as_setting(option: str) -> str:
     """ "write max_minutes=VALUE; " where an option that does not exist is a setting of the recipe."""
     from tuneloop.core.files import config_keys
-    from tuneloop.workflows.recipe import Recipe
+    from tuneloop.recipe import Recipe
 
     keys = [key for key in config_keys(Recipe) if key.replace(".", "_") == option or key.split(".")[-1] == option]
     key = min(keys, key=lambda key: key.count("."), default="")

@@ -32,9 +32,9 @@ def command(
     test rows of all tasks are at hand, each task judges the merged model, and one that loses too much stays with its expert.
     Exit status 1: a task lost more than allowed.
     """
-    from tuneloop.combine.merge import MergeSettings
-    from tuneloop.workflows.merge import merge_runs, open_experts
-    from tuneloop.workflows.merge_tasks import can_judge, merge_tasks
+    from tuneloop.combine.merge.command import merge_runs, open_experts
+    from tuneloop.combine.merge.merge import MergeSettings
+    from tuneloop.combine.merge.tasks import can_judge, merge_tasks
 
     settings = MergeSettings(how.method, _numbers(how.weights), how.rank, how.density)
     with screen(output.quiet, "merging") as shown:
@@ -65,7 +65,7 @@ def command(
 
 
 def _print(record: MergeRecord | None, deployment: TaskDeployment | None, out: str) -> None:
-    from tuneloop.workflows.merge_tasks import unshown
+    from tuneloop.combine.merge.tasks import unshown
 
     for words in unshown(record.tasks) if record else ():
         print(f"warn: {words}")

@@ -10,7 +10,7 @@ from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.urls import masked
 
 if TYPE_CHECKING:
-    from tuneloop.records.registry import RegisteredModel, RegisteredVersion, RegistryEvent
+    from tuneloop.registry.record import RegisteredModel, RegisteredVersion, RegistryEvent
 
 HEAD = ("version", "aliases", "artifact", "figure", "gate", "data set", "registered")
 
@@ -24,8 +24,8 @@ def command(
 
     The aliases say which version is in use.
     """
-    from tuneloop.release.registry import read_models, read_settled
-    from tuneloop.workflows.registry import open_registry
+    from tuneloop.registry.registered import open_registry
+    from tuneloop.registry.versions import read_models, read_settled
 
     with screen(output.quiet, "reading the registry") as shown:
         registry = open_registry(say=shown.say)

@@ -11,10 +11,10 @@ from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.endpoint import ConnectionOptions
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.flag import flag, switch
-from tuneloop.improve.monitor import MonitorOptions
+from tuneloop.improve.monitor.detectors import MonitorOptions
 
 if TYPE_CHECKING:
-    from tuneloop.workflows.targets import TaskTarget
+    from tuneloop.pipeline.targets import TaskTarget
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def command(
 
     Exit status 0: no alarm; 1: an alarm; 3: too few requests to tell.
     """
-    from tuneloop.workflows.monitor import ignore as note
-    from tuneloop.workflows.monitor import monitor_store
+    from tuneloop.improve.monitor.command import ignore as note
+    from tuneloop.improve.monitor.command import monitor_store
 
     if known.ignore:
         note(store, options.model, [name.strip() for name in known.ignore.split(",")], known.ignore_until)
@@ -77,8 +77,8 @@ def command(
 
 def _target(store: str, name: str, model: str, connection: ConnectionOptions) -> TaskTarget:
     """Who is asked."""
-    from tuneloop.workflows.monitor import refuse_itself
-    from tuneloop.workflows.targets import open_with_task
+    from tuneloop.improve.monitor.command import refuse_itself
+    from tuneloop.pipeline.targets import open_with_task
 
     if name.startswith(("http://", "https://")):
         refuse_itself(store, name)

@@ -95,10 +95,10 @@ def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, 
 
 def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     """The plan of a run on data: of this machine and measured where nothing else is asked and the model is there; else by formula."""
+    from tuneloop.pipeline.advise import counted_data, stand_in
+    from tuneloop.pipeline.plan import plan_alone
+    from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
     from tuneloop.plan.options import plan_machines
-    from tuneloop.workflows.advise import counted_data, stand_in
-    from tuneloop.workflows.plan import plan_alone
-    from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
     if source and "dataset" in asked:
         raise UserError(
@@ -165,8 +165,8 @@ def _trained(asked: dict[str, Any]) -> list[str]:
 
 
 def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> dict[str, Any]:
-    from tuneloop.workflows.recipes import recipe_of
-    from tuneloop.workflows.train import calibrate_alone
+    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.pipeline.train import calibrate_alone
 
     with screen(quiet, "planning") as shown, tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
@@ -209,7 +209,7 @@ def _history(as_json: bool) -> None:
 
 
 def _print_measured(plan: dict[str, Any]) -> None:
-    from tuneloop.workflows.plan import plan_line
+    from tuneloop.pipeline.plan import plan_line
 
     print(plan_line(plan))
     for name, gib in plan["memory"]["terms"].items():

@@ -65,9 +65,9 @@ def command(
     it stopped. With --json the summary is printed, and without --out the rows stand in it. Exit status 1: some rows have an
     error in place of an answer.
     """
-    from tuneloop.workflows.predict import Options
-    from tuneloop.workflows.predict_files import predict_file
-    from tuneloop.workflows.targets import open_with_task
+    from tuneloop.pipeline.predict import Options
+    from tuneloop.pipeline.predict_files import predict_file
+    from tuneloop.pipeline.targets import open_with_task
 
     opened = open_with_task(target, base=asking.base, task=asking.task, endpoint=asking.server(connection))
     options = Options(column, asking.system, top, asking.max_new_tokens)

@@ -11,7 +11,7 @@ import typer
 from tuneloop.cli.console import print_json, screen, split_arguments, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
-from tuneloop.scale.clusters import refuse_other_place
+from tuneloop.deploy.clusters import refuse_other_place
 
 if TYPE_CHECKING:
     from tuneloop.records.dataset import Check
@@ -35,9 +35,9 @@ def command(
 
     Exit status 1: all is written, but a check is at `error`.
     """
-    from tuneloop.workflows.on_ray import cluster_of
-    from tuneloop.workflows.prepare import prepare_alone
-    from tuneloop.workflows.recipes import recipe_for_sources
+    from tuneloop.deploy.on_ray import cluster_of
+    from tuneloop.pipeline.prepare import prepare_alone
+    from tuneloop.pipeline.recipes import recipe_for_sources
 
     places, settings = split_arguments(sources)
     recipe = recipe_for_sources(places, settings, name=name, model=model)

@@ -19,7 +19,7 @@ def command(
 
     It becomes the champion, and the champion so far becomes the previous one.
     """
-    from tuneloop.workflows.registry import promote_version
+    from tuneloop.registry.registered import promote_version
 
     with screen(output.quiet, "reading the registry") as shown:
         model = promote_version(name, version, force=force, why=why, progress=shown.progress, say=shown.say)

@@ -20,8 +20,8 @@ def command(
 ) -> None:
     """Upload an artifact to the Hugging Face hub. Nothing is sent without --send."""
     from tuneloop.core.files import plain
+    from tuneloop.registry.registered import local_name
     from tuneloop.release.push import push
-    from tuneloop.workflows.registry import local_name
 
     with screen(output.quiet, "uploading" if send else "hashing") as shown:
         found = push(Path(local_name(artifact, say=shown.say)), destination, send=send, public=public)

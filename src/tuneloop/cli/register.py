@@ -21,7 +21,7 @@ def command(
 
     It becomes the model's candidate. The registry is MLflow's: MLFLOW_REGISTRY_URI, else MLFLOW_TRACKING_URI, else mlflow.db in this folder.
     """
-    from tuneloop.workflows.registry import register_artifact
+    from tuneloop.registry.registered import register_artifact
 
     with screen(output.quiet, "registering") as shown:
         found = register_artifact(

@@ -21,12 +21,12 @@ def command(
     It also prints the table with which a run ends.
     """
 
+    from tuneloop.pipeline.report import summary
     from tuneloop.records.evaluation import EvaluationManifest
     from tuneloop.records.record import read_record
     from tuneloop.report.comparison import comparison_as
     from tuneloop.report.html import write_page
     from tuneloop.report.terminal import print_closing
-    from tuneloop.workflows.report import summary
 
     folder = Path(run)
     if table:

@@ -27,7 +27,7 @@ def command(
 
     Exit status 1: the second run departs from the first by more than the tolerance.
     """
-    from tuneloop.workflows.reproduce import reproduce
+    from tuneloop.release.reproduce import reproduce
 
     with screen(output.quiet, "reproducing") as shown:
         found = reproduce(

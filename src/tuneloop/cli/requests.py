@@ -25,8 +25,8 @@ def command(
     failed, and those whose texts were not kept, are counted.
     """
     from tuneloop.data.config import PersonalConfig
-    from tuneloop.workflows.costs import since_time
-    from tuneloop.workflows.requests import write_requests
+    from tuneloop.improve.collect.requests import write_requests
+    from tuneloop.serving.costs import since_time
 
     personal = PersonalConfig(mode="off") if keep_personal else None
     found = write_requests(folder, Path(out), since=since_time(since), model=model, personal=personal)

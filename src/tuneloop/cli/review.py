@@ -51,8 +51,8 @@ def command(
 
     Then it reports agreement and ranking, and writes votes as data with --export.
     """
-    from tuneloop.evaluate.review.results import results
-    from tuneloop.evaluate.review.server import serve
+    from tuneloop.evaluation.review.results import results
+    from tuneloop.evaluation.review.server import serve
 
     with screen(output.quiet, "preparing the pairs") as shown:
         review = _review(places, sample)
@@ -77,7 +77,7 @@ def command(
 
 
 def _review(places: list[str], sample: SampleOptions) -> Any:
-    from tuneloop.evaluate.review.items import load_review, make_review, read_systems
+    from tuneloop.evaluation.review.items import load_review, make_review, read_systems
 
     if len(places) == 1 and (Path(places[0]) / "review.json").is_file():
         return load_review(places[0])
@@ -104,7 +104,7 @@ def _conversations(dataset: str, folders: list[Path]) -> dict[str, list[dict[str
 
 
 def _export(review: Any, kind: str, to: str) -> dict[str, Any]:
-    from tuneloop.evaluate.review.results import export
+    from tuneloop.evaluation.review.results import export
 
     if kind not in ("preference", "kto", "corrected"):
         raise UserError(f"No such export {kind!r}", where="--export", next_step="choose preference, kto or corrected")

@@ -14,8 +14,8 @@ def command(
     output: Output,
 ) -> None:
     """Make the previous version the one in use again."""
-    from tuneloop.release.registry import rollback
-    from tuneloop.workflows.registry import open_registry
+    from tuneloop.registry.registered import open_registry
+    from tuneloop.registry.versions import rollback
 
     with screen(output.quiet, "reading the registry") as shown:
         model = rollback(open_registry(say=shown.say), name, why=why)

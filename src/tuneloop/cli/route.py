@@ -14,7 +14,7 @@ from tuneloop.core.flag import flag
 from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
-    from tuneloop.combine.router import Router
+    from tuneloop.combine.route.router import Router
 
 
 MOST_FOREIGN = 0.1  # share of requests in another language that is passed over in silence
@@ -35,7 +35,7 @@ def fit(
 
     Several kinds are fitted; the best on validation rows is calibrated and kept.
     """
-    from tuneloop.workflows.route import RouteSources, fit_route
+    from tuneloop.combine.route.command import RouteSources, fit_route
 
     sources = RouteSources(targets or [], outcomes, _costs(costs))
     with screen(output.quiet, "fitting") as shown:
@@ -59,7 +59,7 @@ def judge(
     output: Output,
 ) -> None:
     """Measure a router on test rows, next to each model alone and the best choice for each row."""
-    from tuneloop.workflows.route import eval_route
+    from tuneloop.combine.route.command import eval_route
 
     with screen(output.quiet, "judging") as shown:
         found = eval_route(Path(router), outcomes, outside, progress=shown.progress)
@@ -79,7 +79,7 @@ def cascade(
 
     One half of the rows chooses the threshold, the other half judges it.
     """
-    from tuneloop.workflows.route_cascade import cascade_of, sentences
+    from tuneloop.combine.route.cascade_command import cascade_of, sentences
 
     parts = costs.split(",")
     try:

@@ -10,10 +10,10 @@ import typer
 
 from tuneloop.cli.console import Settings, print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
-from tuneloop.scale.clusters import RemoteWish, is_ray, refuse_options_of_rented
+from tuneloop.deploy.clusters import RemoteWish, is_ray, refuse_options_of_rented
 
 if TYPE_CHECKING:
-    from tuneloop.workflows.recipe import Recipe
+    from tuneloop.recipe import Recipe
 
 
 def command(
@@ -31,10 +31,10 @@ def command(
     rest there.
     """
 
-    from tuneloop.workflows.distributed import shared_out
-    from tuneloop.workflows.recipes import recipe_of
-    from tuneloop.workflows.report import summary
-    from tuneloop.workflows.run import run
+    from tuneloop.pipeline.distributed import shared_out
+    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.pipeline.report import summary
+    from tuneloop.pipeline.run import run
 
     resolved = recipe_of(source, settings or [])
     on_ray = is_ray(wish.on)
@@ -47,7 +47,7 @@ def command(
         raise typer.Exit(status)
     with screen(output.quiet, "running") as shown:
         if on_ray:
-            from tuneloop.workflows.on_ray import run_on_ray
+            from tuneloop.deploy.on_ray import run_on_ray
 
             folder = run_on_ray(resolved, wish, whole=True, progress=shown.progress, say=shown.say)
         else:
@@ -61,8 +61,8 @@ def command(
 
 
 def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
-    from tuneloop.workflows.put_up import put_up_after_yes
-    from tuneloop.workflows.remote import launch_of, price_words, write_remote
+    from tuneloop.deploy.launch import put_up_after_yes
+    from tuneloop.deploy.remote import launch_of, price_words, write_remote
 
     folder = Path(wish.project or f"remote/{recipe.name}-{wish.on}")
     with screen(output.quiet, "preparing") as shown:

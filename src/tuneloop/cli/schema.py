@@ -15,8 +15,8 @@ def command(
     output: Output,
 ) -> None:
     """Print the JSON Schema of a recipe or of a file's record, or a table of the recipe's keys."""
-    from tuneloop.workflows.recipe import Recipe, describe_keys
-    from tuneloop.workflows.schemas import schema_of
+    from tuneloop.cli.record_schemas import schema_of
+    from tuneloop.recipe import Recipe, describe_keys
 
     if record:
         print(json.dumps(schema_of(record), indent=None if output.json else 2))

@@ -15,7 +15,7 @@ from tuneloop.core.flag import switch
 from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
-    from tuneloop.serve.config import ServeConfig
+    from tuneloop.serving.config import ServeConfig
 
 SAME = 0.99  # share of the answers that --check asks for; roundings of another order flip near ties
 
@@ -39,8 +39,8 @@ def command(
     With --json one line with the address is printed when it is ready. --check: exit status 1 where a model answers less
     than 99 % of its test rows as in its evaluation, 3 where no evaluation is at hand.
     """
-    from tuneloop.serve.gateway import Gateway
-    from tuneloop.workflows.serve import first_key, first_steps, serve, serve_config
+    from tuneloop.serving.gateway import Gateway
+    from tuneloop.serving.server import first_key, first_steps, serve, serve_config
 
     targets, settings = split_arguments(arguments)
     config = serve_config(targets, settings)
@@ -68,7 +68,7 @@ def command(
 
 
 def _check(config: ServeConfig, output: Output) -> None:
-    from tuneloop.workflows.serve import check_served
+    from tuneloop.serving.server import check_served
 
     with screen(output.quiet, "asking the test rows") as shown:
         found = check_served(config, shown.say)

@@ -9,10 +9,10 @@ from tuneloop.cli.console import Settings, plain_table, print_json, screen, term
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
-from tuneloop.scale.clusters import refuse_other_place
+from tuneloop.deploy.clusters import refuse_other_place
 
 if TYPE_CHECKING:
-    from tuneloop.records.sweep import SweepManifest
+    from tuneloop.pipeline.sweep_record import SweepManifest
 
 
 def command(
@@ -31,8 +31,8 @@ def command(
     third of them longer; validation rows decide. With --on ray they are trained at the same time, and the worse ones end early.
     """
     from tuneloop.core.files import content_hash
-    from tuneloop.workflows.recipes import recipe_of
-    from tuneloop.workflows.sweep import search_of, sweep
+    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.pipeline.sweep import search_of, sweep
 
     refuse_other_place(on)
     if trials < 0 or trials == 1:
@@ -53,7 +53,7 @@ def command(
 def _show(found: SweepManifest) -> None:
     """A table of the trials, the longest and best first, and what to do next."""
 
-    from tuneloop.workflows.sweep import words
+    from tuneloop.pipeline.sweep import words
 
     table = plain_table("settings", "passes", "validation loss", "minutes")
     for trial in sorted(found.trials, key=lambda each: (-each.share, each.val_loss is None, each.val_loss or 0.0)):

@@ -31,7 +31,7 @@ def command(
     It reads the server's /metrics again and again until Ctrl-C; where the output is no terminal, it prints each reading. With --json or --once it prints what went on in the time
     between two readings.
     """
-    from tuneloop.workflows.top import address_of, batch_progress, read_metrics, view
+    from tuneloop.serving.top import address_of, batch_progress, read_metrics, view
 
     address, key = url or address_of(Path(folder)), os.environ.get(api_key_env, "").strip()
     before = read_metrics(address, time.monotonic(), key)
@@ -53,7 +53,7 @@ def command(
 def _live(shown: dict[str, Any], address: str, key: str, every: float, folder: Path) -> None:
     from rich.live import Live
 
-    from tuneloop.workflows.top import batch_progress, read_metrics, view
+    from tuneloop.serving.top import batch_progress, read_metrics, view
 
     before = read_metrics(address, time.monotonic(), key)
     terminal = sys.stdout.isatty()

@@ -9,12 +9,12 @@ import typer
 from tuneloop.cli.console import Settings, print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.deploy.clusters import RayWish, refuse_other_place
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
-from tuneloop.scale.clusters import RayWish, refuse_other_place
 
 if TYPE_CHECKING:
-    from tuneloop.workflows.recipe import Recipe
+    from tuneloop.recipe import Recipe
 
 
 def command(
@@ -31,9 +31,9 @@ def command(
 
     A training that was interrupted goes on from its last checkpoint.
     """
-    from tuneloop.workflows.distributed import shared_out
-    from tuneloop.workflows.recipes import recipe_of
-    from tuneloop.workflows.train import train_alone
+    from tuneloop.pipeline.distributed import shared_out
+    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.pipeline.train import train_alone
 
     recipe = recipe_of(source, settings or [], model=model, out=out)
     if preflight:
@@ -44,7 +44,7 @@ def command(
         raise typer.Exit(status)
     with screen(output.quiet, "running") as shown:
         if wish.on:
-            from tuneloop.workflows.on_ray import run_on_ray
+            from tuneloop.deploy.on_ray import run_on_ray
 
             folder = run_on_ray(recipe, wish, whole=False, progress=shown.progress, say=shown.say)
             run = read_record(RunManifest, folder)
@@ -58,7 +58,7 @@ def command(
 
 def _preflight(recipe: Recipe, as_json: bool, quiet: bool) -> None:
     from tuneloop.cli.rows import print_rendered
-    from tuneloop.workflows.train import preflight_alone
+    from tuneloop.pipeline.train import preflight_alone
 
     with screen(quiet, "checking before the training") as shown:
         checked, plan, template = preflight_alone(recipe, progress=shown.progress, say=shown.say)

@@ -23,8 +23,8 @@ def command(
     Exit status 1: a file was changed, is missing or was added, or the signature is not valid.
     """
     from tuneloop.core.files import plain
-    from tuneloop.release.verify import verify
-    from tuneloop.workflows.registry import local_name
+    from tuneloop.registry.registered import local_name
+    from tuneloop.registry.verify import verify
 
     with screen(output.quiet, "hashing") as shown:
         artifact = local_name(artifact, say=shown.say)

@@ -1,4 +1,4 @@
-"""Packages that are also what they do: `from tuneloop import train`, then `train(...)`, next to `tuneloop.train.loop`."""
+"""Packages that are also what they do: `from tuneloop import train`, then `train(...)`, next to `tuneloop.training.loop`."""
 
 from __future__ import annotations
 

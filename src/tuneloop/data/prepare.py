@@ -19,8 +19,8 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import cores
-from tuneloop.core.progress import Progress, no_progress
-from tuneloop.core.ray_cluster import on_ray
+from tuneloop.core.ray.cluster import on_ray
+from tuneloop.core.ui import Progress, no_progress
 from tuneloop.core.units import counted, verb
 from tuneloop.data.checks import reject_share
 from tuneloop.data.checks.label_errors import Embed

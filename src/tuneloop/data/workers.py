@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.parent import end_with
-from tuneloop.core.ray_cluster import answer_of, cpus, on_ray
+from tuneloop.core.ray.cluster import answer_of, cpus, on_ray
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_json
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.ui import Progress, no_progress
 from tuneloop.core.urls import masked, split_login
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import ATTACHED, BASE

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from tuneloop.core import json_schema
+from tuneloop.inference.local.scoring import LabelTrie, label_ids, label_trie, trie_of_labels
 from tuneloop.inference.request import Request
-from tuneloop.inference.scoring import LabelTrie, label_ids, label_trie, trie_of_labels
 from tuneloop.models.template import Template, TemplateError
 from tuneloop.records.completion import ENGINE, Completion
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.sampling import GREEDY, Sampling
+from tuneloop.inference.local.sampling import GREEDY, Sampling
 from tuneloop.models.adapters import ATTACHED, applied_now
 from tuneloop.records.rows import Message
 

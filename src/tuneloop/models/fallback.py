@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.progress import without_bars
 from tuneloop.core.threads import adapt_threads
+from tuneloop.core.ui import without_bars
 from tuneloop.models.adapters import rows_of_tokens
 
 

@@ -190,7 +190,7 @@ def _trained_bytes(job: TrainingSetup) -> int:
 
 
 def _keeps_rests(job: TrainingSetup) -> bool:
-    """Whether bf16 weights learn together with what rounding takes from them (train/optimizers.py)."""
+    """Whether bf16 weights learn together with what rounding takes from them (training/optimizers.py)."""
     return job.kernels.own and job.full and job.dtype != "fp32"
 
 

@@ -24,7 +24,7 @@ from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import SPREAD, Speed, overhead_hours
 from tuneloop.records.dataset import DatasetManifest, read_manifest
 
-# `tokens_at_once` and `rows_per_step` of the loop (train/batches.py, train/config.py, which import torch): a micro-batch has no more tokens than these, and no
+# `tokens_at_once` and `rows_per_step` of the loop (training/batches.py, training/config.py, which import torch): a micro-batch has no more tokens than these, and no
 # more rows than a step.
 LOOP_TOKENS, LOOP_TOKENS_FULL_CPU, LOOP_ROWS = 2048, 1024, 8
 NO_LENGTH = 1024  # tokens of a row where the data set's are not known

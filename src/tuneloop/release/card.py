@@ -13,7 +13,7 @@ from tuneloop.records.artifact import ArtifactManifest, GateRecord, Quantisation
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.release.card_metadata import FLOATS, card_metadata, is_rounded
 from tuneloop.release.compressed import is_compressed
-from tuneloop.release.forms import FORMS
+from tuneloop.release.formats import FORMS
 from tuneloop.release.licences import Licence, hub_name
 
 _COMPRESSED = """```sh

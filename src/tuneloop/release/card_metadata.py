@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tuneloop.records.artifact import ArtifactManifest
-from tuneloop.release.forms import FORMS
+from tuneloop.release.formats import FORMS
 from tuneloop.release.licences import Licence, hub_name
 
 FLOATS = ("F32", "F16", "BF16")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, write_json
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.ui import Progress, no_progress
 from tuneloop.records.artifact import Quantisation
 from tuneloop.release.tuned_weights import TunedWeights
 

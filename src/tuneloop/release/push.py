@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.records.artifact import ARTIFACT, SIGNATURE
-from tuneloop.release.verify import read_intact
+from tuneloop.registry.verify import read_intact
 
 PLACE = re.compile(r"hub:([\w-][\w.-]*/[\w.-]+)")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.ui import Progress, busy, no_progress
 from tuneloop.inference.llamacpp import LlamaCpp
 from tuneloop.models.gguf import gguf_name
-from tuneloop.release.gguf import FLOAT_TYPES
+from tuneloop.release.gguf.convert import FLOAT_TYPES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from tuneloop.core.files import read_json_object
 from tuneloop.models.load import weight_files
 from tuneloop.models.methods import WeightUpdate
 from tuneloop.models.names import resolve
-from tuneloop.release.merge import update_of
+from tuneloop.release.merged_weights import update_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tuneloop.core.units import counted, exactly, usd_words
-from tuneloop.evaluate.metrics import metric_of
+from tuneloop.evaluation.metrics import metric_of
 from tuneloop.models.methods import method_named, title_of
 from tuneloop.records.advice import (
     AdviceRecord,

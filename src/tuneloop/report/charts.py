@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from tuneloop.evaluate.metrics import title_of
+from tuneloop.evaluation.metrics import title_of
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.run import FindingLine, TrainingStep, Validation
 from tuneloop.report.facts import SystemFacts, count, figure, interval, number

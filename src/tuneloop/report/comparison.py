@@ -18,7 +18,8 @@ from rich.text import Text
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import FROM_FILE, plain_cell
 from tuneloop.core.units import counted
-from tuneloop.evaluate.metrics import title_of
+from tuneloop.evaluation.metrics import title_of
+from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.report.charts import MOST_RUNS, Curve, chart_pair, overlay_chart, points_of
 from tuneloop.report.facts import (
@@ -36,7 +37,6 @@ from tuneloop.report.facts import (
     signed,
     systems_of,
 )
-from tuneloop.workflows.recipe import Recipe
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tuneloop.core.units import counted
-from tuneloop.evaluate.metrics import metric_of, title_of
+from tuneloop.evaluation.metrics import metric_of, title_of
 from tuneloop.records.evaluation import CalibrationBin, Estimate, EvaluationManifest, Slice
 from tuneloop.records.side_effects import Canaries, Forgetting, Memorisation, PublicTasks
 from tuneloop.report.charts import (

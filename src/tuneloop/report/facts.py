@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import bounded_int, read_json, read_yaml
-from tuneloop.core.significance import p_words
+from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
-from tuneloop.evaluate.metrics import declare, headline_of, metric_of
-from tuneloop.evaluate.metrics.claims import claim_between
+from tuneloop.evaluation.metrics import declare, headline_of, metric_of
+from tuneloop.evaluation.metrics.claims import claim_between
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.evaluation import SAMPLES, Estimate, EvaluationManifest, GateResult, Sample
 from tuneloop.records.plan import Plan

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tuneloop.core.files import sha256_file
-from tuneloop.evaluate.metrics import title_of
+from tuneloop.evaluation.metrics import title_of
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
 from tuneloop.records.run import RunManifest
 from tuneloop.report.facts import (

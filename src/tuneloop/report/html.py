@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
-from tuneloop.evaluate.metrics import title_of
+from tuneloop.evaluation.metrics import title_of
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import EVALUATION
 from tuneloop.records.run import FindingLine, Validation

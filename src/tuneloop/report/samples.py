@@ -19,8 +19,8 @@ from markupsafe import Markup
 from tuneloop.core.errors import UserError
 from tuneloop.core.patterns import Pattern, compile_pattern
 from tuneloop.core.units import counted
-from tuneloop.evaluate.metrics import metric_of, title_of
-from tuneloop.evaluate.metrics.objects import differing_fields
+from tuneloop.evaluation.metrics import metric_of, title_of
+from tuneloop.evaluation.metrics.objects import differing_fields
 from tuneloop.records.evaluation import EvaluationManifest, Sample
 from tuneloop.report.facts import RunFacts, clean, count, figure, finite, is_right, number, section, shown_metrics
 

@@ -18,8 +18,8 @@ from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.inference.engines import BASE, Served, complete
 from tuneloop.inference.engines.endpoint import QUANTUM, EndpointEngine, EndpointSettings
+from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.request import Request
-from tuneloop.inference.sampling import Sampling
 from tuneloop.models.peft_layout import hash_of_adapter
 
 TURNS: Any = [{"role": "user", "content": "Is it windy on Jupiter?"}]

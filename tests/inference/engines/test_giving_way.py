@@ -17,9 +17,9 @@ from served import Files
 from tuneloop.inference.engines import BASE, ServingEngine, complete
 from tuneloop.inference.engines.llamacpp import VERSION, WHEEL, LlamaCppEngine
 from tuneloop.inference.llamacpp import installed
-from tuneloop.inference.pace import Pace
+from tuneloop.inference.local.sampling import Sampling
+from tuneloop.inference.local.time_slice import Pace
 from tuneloop.inference.request import Request
-from tuneloop.inference.sampling import Sampling
 from tuneloop.records.completion import Completion
 
 needs_llamacpp = pytest.mark.skipif(

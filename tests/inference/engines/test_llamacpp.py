@@ -26,9 +26,9 @@ from tuneloop.inference.engines import BASE, Served, complete
 from tuneloop.inference.engines import llamacpp as module
 from tuneloop.inference.engines.llamacpp import VERSION, WHEEL, LlamaCppEngine, LlamaCppSettings, _Answer, template_of
 from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.prompt import schema_breach
 from tuneloop.inference.request import Request
-from tuneloop.inference.sampling import Sampling
 from tuneloop.models.template import load_template
 from tuneloop.records.completion import Completion
 

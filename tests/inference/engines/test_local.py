@@ -195,7 +195,7 @@ def test_an_engine_that_fails_says_so_to_everybody_and_is_not_healthy(
         def broken(self: Any) -> Any:
             raise MemoryError("no room")
 
-        monkeypatch.setattr("tuneloop.inference.engine.Engine.step", broken)
+        monkeypatch.setattr("tuneloop.inference.local.engine.Engine.step", broken)
         first = await complete(engine, asked())
         later = await complete(engine, asked())
         assert first.finish == later.finish == "error" and "MemoryError: no room" in later.error

@@ -13,8 +13,8 @@ from served import Files
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp
+from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.request import Request
-from tuneloop.inference.sampling import Sampling
 from tuneloop.inference.targets import Target, open_target
 from tuneloop.inference.targets.gguf import GgufTarget, as_gguf
 from tuneloop.inference.targets.local import LocalTarget

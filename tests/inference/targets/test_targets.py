@@ -14,9 +14,9 @@ from local_http import Quiet, listening
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.client import Endpoint
-from tuneloop.inference.generate import generate
+from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.request import Request
-from tuneloop.inference.sampling import Sampling
 from tuneloop.inference.targets import Target, open_target
 from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.inference.targets.local import LocalTarget

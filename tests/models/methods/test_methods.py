@@ -33,8 +33,8 @@ from tuneloop.plan.config import PlanOptions
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.job import make_job
 from tuneloop.plan.shape import find_model
-from tuneloop.release.export import form_for
-from tuneloop.train.config import TrainConfig
+from tuneloop.release.artifact import form_for
+from tuneloop.training.config import TrainConfig
 
 SOURCE = ROOT / "src" / "tuneloop"
 

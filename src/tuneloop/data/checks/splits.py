@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tuneloop.core.significance import holm
+from tuneloop.core.stats.tests import holm
 from tuneloop.data.checks.drift import chi_square, compare_with, kolmogorov_smirnov
 from tuneloop.data.checks.labels import label_counts
 from tuneloop.data.checks.overview import Finding, Level, Overview, check, examples_of, named, question_of, share_of

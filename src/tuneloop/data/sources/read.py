@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, nearest_path, user_errors_of_the_disk
-from tuneloop.core.store import is_url, open_store
+from tuneloop.core.object_store import is_url, open_store
 from tuneloop.data.sources.chunks import chunks, guessed_file
 from tuneloop.data.sources.parse import MAX_EXPANSION, Item, SourceFile, SourceRecord, parse_chunk, printable
 from tuneloop.models.names import cache_folder

@@ -25,7 +25,7 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
+    from tuneloop.inference.local.engine import Update
 
 START_WITHIN = 120.0  # seconds; the packaged model is there in three, 8 GB from a slow disk take minutes
 

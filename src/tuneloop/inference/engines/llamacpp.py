@@ -41,7 +41,6 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file, user_errors_of_the_disk
-from tuneloop.inference.engine import Update
 from tuneloop.inference.engines import (
     START_WITHIN,
     AdapterFacts,
@@ -51,15 +50,16 @@ from tuneloop.inference.engines import (
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.engines.turns import Fair, Slots, Turns
+from tuneloop.inference.engines.priority import Fair, Slots, Turns
 from tuneloop.inference.engines.wire import Broken, Refused, Wire
-from tuneloop.inference.grammar import compile_problem
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
-from tuneloop.inference.pace import Pace
+from tuneloop.inference.local.engine import Update
+from tuneloop.inference.local.grammar import compile_problem
+from tuneloop.inference.local.scoring import chosen
+from tuneloop.inference.local.stream import TextStream
+from tuneloop.inference.local.time_slice import Pace
 from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, with_ids
 from tuneloop.inference.request import Request
-from tuneloop.inference.scoring import chosen
-from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import BASE
 from tuneloop.models.gguf import read_tokenizer
 from tuneloop.models.template import Template, load_template

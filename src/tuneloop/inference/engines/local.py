@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.threads import use_threads
-from tuneloop.inference.engine import Engine, Update
 from tuneloop.inference.engines import (
     START_WITHIN,
     AdapterFacts,
@@ -31,10 +30,11 @@ from tuneloop.inference.engines import (
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.grammar import Grammars, compile_problem
+from tuneloop.inference.local.engine import Engine, Update
+from tuneloop.inference.local.grammar import Grammars, compile_problem
+from tuneloop.inference.local.scoring import LabelTrie, choose_for
 from tuneloop.inference.prompt import LabelTrees, refused, with_ids
 from tuneloop.inference.request import Request
-from tuneloop.inference.scoring import LabelTrie, choose_for
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import method_of_folder
@@ -44,7 +44,7 @@ from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
-    from tuneloop.inference.engine import Ticket
+    from tuneloop.inference.local.engine import Ticket
     from tuneloop.models.template import Template
 
 MOST_CHOICES = (

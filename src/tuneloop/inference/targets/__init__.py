@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.ui import Progress, no_progress
 from tuneloop.core.urls import masked
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.endpoint import EndpointTarget
@@ -21,7 +21,7 @@ from tuneloop.records.completion import Completion
 
 if TYPE_CHECKING:
     from tuneloop.inference.client import Endpoint
-    from tuneloop.inference.engine import Update
+    from tuneloop.inference.local.engine import Update
 
 Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuneloop.core.files import content_hash
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.ui import Progress, no_progress
 from tuneloop.core.urls import masked
 from tuneloop.inference.client import Endpoint, complete
 from tuneloop.inference.request import Request

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import content_hash
-from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.threads import use_threads
-from tuneloop.inference.crew import Crew, SharedWork
-from tuneloop.inference.engine import Engine, Update
-from tuneloop.inference.grammar import Grammars
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.inference.local.engine import Engine, Update
+from tuneloop.inference.local.grammar import Grammars
+from tuneloop.inference.local.scoring import AnswerFit, LabelTrie, answer_fits, choose_for
+from tuneloop.inference.local.workers import Crew, SharedWork
 from tuneloop.inference.prompt import label_tree, refused, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
-from tuneloop.inference.scoring import AnswerFit, LabelTrie, answer_fits, choose_for
 from tuneloop.models.adapters import applied_now, is_mixed
 from tuneloop.models.load import Model, fingerprint, load_model
 from tuneloop.models.names import refuse_missing_path, resolve
@@ -116,7 +116,7 @@ class LocalTarget:
         return self._written(asked, progress, task)
 
     def _written(self, requests: Sequence[Request], progress: Progress, task: str) -> Iterator[Completion]:
-        from tuneloop.inference.generate import answer_requests
+        from tuneloop.inference.local.generate import answer_requests
 
         made = [self._writable(request) for request in requests]
         asked = [each for each in made if isinstance(each, Request)]

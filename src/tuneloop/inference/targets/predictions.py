@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_jsonl
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.ui import Progress, no_progress
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.text_only import TextTarget
 from tuneloop.records.completion import Completion

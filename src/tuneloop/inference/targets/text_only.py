@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.progress import Progress, no_progress
-from tuneloop.inference.engine import Update
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.inference.local.engine import Update
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 

@@ -1,0 +1,404 @@
+"""tuneloop from Python: `prepare`, `train`, `evaluate`, `predict` and `run`, with the settings and files of the command line.
+
+A run made here is a run: `tuneloop report`, `evaluate`, `compare`, `gate`, `export` and `predict` take its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from tuneloop.cli.console import screen
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_jsonl
+from tuneloop.core.python_file import trust_code
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.data.config import PrepareConfig
+from tuneloop.pipeline.evaluations import EvalTarget, evaluate_target
+from tuneloop.pipeline.predict import predict as predict
+from tuneloop.pipeline.prepare import prepare_alone
+from tuneloop.pipeline.recipes import name_of
+from tuneloop.pipeline.run import run as main_job
+from tuneloop.pipeline.train import train_alone
+from tuneloop.recipe import Recipe, load_recipe, make_recipe
+from tuneloop.records.evaluation import Estimate, EvaluationManifest
+from tuneloop.records.record import read_record
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.run import RunManifest
+from tuneloop.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from tuneloop.models.load import Model
+    from tuneloop.training.loop import Trained
+    from tuneloop.training.rows import TrainRow
+
+Place = str | os.PathLike[str]
+Data = Place | Sequence[Place] | Iterable[Mapping[str, Any]] | Dataset
+Shown = bool | Progress
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Args:
+        path: its folder, with `eval.json`, `samples.jsonl` and `report.html`.
+    """
+
+    path: Path
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """All of `eval.json`."""
+        return read_record(EvaluationManifest, self.path).to_json()
+
+    @property
+    def metrics(self) -> dict[str, Estimate]:
+        """Each metric with its 95 % interval."""
+        nan = float("nan")
+        return {
+            name: Estimate(*(nan if (value := entry[key]) is None else value for key in ("value", "low", "high")))
+            for name, entry in self.record["metrics"].items()
+        }
+
+    @property
+    def verdict(self) -> str:
+        """What it comes to, in a sentence or two."""
+        return " ".join(self.record["words"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run; its folder goes wherever a path goes.
+
+    Args:
+        path: its folder.
+    """
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """All of `run.json`: steps, losses, minutes, peak memory, cost."""
+        return read_record(RunManifest, self.path).to_json()
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """How the tuned model does on the test split.
+
+        Raises:
+            UserError: it has not been evaluated.
+        """
+        if not (self.path / "eval.json").is_file():
+            raise UserError("This run has no evaluation yet", where=str(self.path), next_step="tuneloop.evaluate(run)")
+        return Evaluation(self.path)
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+
+def prepare(
+    data: Data,
+    config: PrepareConfig | None = None,
+    *,
+    out: Place = "",
+    name: str = "",
+    model: str = "",
+    seed: int | None = None,
+    progress: Shown = False,
+    **settings: Any,
+) -> Dataset:
+    """Turn examples of any shape into train, validation and test splits without a leak; the same as `tuneloop prepare`.
+
+    Args:
+        data: a file, glob or folder, several of them, or records in memory: anything that gives mappings (a list, a Hugging Face
+            data set, `frame.to_dict("records")`). Those are written to `OUT.rows.jsonl` next to the data set, so that its accounts can
+            name lines.
+        config: all settings in one record.
+        out: folder of the data set; default: `datasets/NAME`.
+        name: of the data set; default: that of the first file, `rows` for records in memory.
+        model: its tokenizer and chat template measure the rows; default: the packaged model.
+        seed: of the split.
+        progress: True for bars on stderr, or a `Progress`.
+        settings: those of a recipe's `data` section, as in `max_length=512, split={"stratify": "queue"}`.
+
+    Returns:
+        The data set: `train`, `val` and `test` rows, `manifest` (what stands in `dataset.json`), `path`.
+
+    Raises:
+        UserError: no data, an unknown setting, more rejected rows than `allow_rejects`.
+    """
+    places = _places(data)
+    name = name or (name_of(places[0]) if places else "rows")
+    folder = Path(out) if out else Path("datasets") / name
+    if not places:
+        places = [str(_written(data, folder.with_name(f"{folder.name}.rows.jsonl")))]
+    recipe = _recipe(name, model, seed, {"data": _section(config, settings) | {"sources": places}})
+    with _shown(progress) as (shown, say):
+        return prepare_alone(recipe, str(folder), progress=shown, say=say)
+
+
+@overload
+def train(
+    data: Dataset | Place,
+    config: TrainConfig | None = None,
+    *,
+    out: Place = "",
+    model: str = "",
+    seed: int | None = None,
+    progress: Shown = False,
+    **settings: Any,
+) -> Run: ...
+@overload
+def train(
+    data: Model,
+    config: Sequence[Row | TrainRow],
+    val_rows: Sequence[Row | TrainRow],
+    train_config: TrainConfig,
+    out: Path,
+    /,
+    **settings: Any,
+) -> Trained: ...
+def train(  # type: ignore[misc]  # the loop's rows have no names here
+    data: Dataset | Place | Model,
+    config: Any = None,
+    *rows: Any,
+    out: Place = "",
+    model: str = "",
+    seed: int | None = None,
+    progress: Shown = False,
+    **settings: Any,
+) -> Run | Trained:
+    """Train on a prepared data set; the same as `tuneloop train`.
+
+    Plans first and refuses what does not fit into memory. A run that was cut short goes on from its last checkpoint.
+
+    Args:
+        data: what `prepare` returned, its folder, a file of examples, or a recipe.
+        config: all settings in one record: `TrainConfig(max_minutes=5)`.
+        out: folder of the run; default: `runs/NAME-HASH`.
+        model: base model: a short name, a hub name or a folder; default: the packaged one.
+        seed: of order and initial weights.
+        progress: True for bars on stderr, or a `Progress`.
+        settings: those of a recipe's `train` section, as in `epochs=2, learning_rate=1e-4, rank=8`.
+
+    Returns:
+        The run: its folder holds `run.json`, `metrics.jsonl`, `adapter/` (or `model/`) and `report.html`.
+
+    With a loaded model in place of the data, `train(model, rows, val_rows, config, out)` is the bare loop on your own rows
+    (`tuneloop.training.loop.train`): weights and `metrics.jsonl`, no plan, no `run.json`.
+
+    Raises:
+        UserError: no data, an unknown setting, not enough memory, a folder that holds another run.
+    """
+    if isinstance(data, Iterable) and not isinstance(data, str):
+        step = "dataset = tuneloop.prepare(records), then tuneloop.train(dataset)"
+        raise UserError("Records are prepared before they are trained on", next_step=step)
+    if not isinstance(data, str | os.PathLike | Dataset):
+        from tuneloop.training import loop
+
+        more: dict[str, Any] = {"progress": progress} if callable(progress) else {}
+        more |= {} if seed is None else {"seed": seed}
+        bare: Any = loop.train
+        return bare(data, config, *rows, **more, **settings)  # type: ignore[no-any-return]
+    recipe = _recipe_of_run(data, model, seed, out, {"train": _section(config, settings)})
+    with _shown(progress) as (shown, say):
+        return Run(train_alone(recipe, progress=shown, say=say)[0])
+
+
+def evaluate(
+    target: Place | Run,
+    data: Data | None = None,
+    *,
+    split: Literal["train", "val", "test"] = "test",
+    few_shot: int = 0,
+    base: str = "",
+    name: str = "",
+    out: Place = "",
+    progress: Shown = False,
+    **settings: Any,
+) -> Evaluation:
+    """Measure a run, an adapter or a model on rows, with intervals; the same as `tuneloop evaluate`.
+
+    Args:
+        target: a run, its folder, an adapter's or a model's folder, a model's name, a GGUF file.
+        data: a prepared data set, a file, or records in memory; default: the run's own data set.
+        split: of a prepared data set.
+        few_shot: examples in the prompt, from the training split.
+        base: of an adapter that does not name it.
+        name: of the system in the result.
+        out: folder of the result; default: the run's, or one in `evals/`.
+        progress: True for bars on stderr, or a `Progress`.
+        settings: those of a recipe's `evaluate` section, as in `limit=100, consistency=5`.
+
+    Raises:
+        UserError: no such target, no rows, an unknown setting.
+    """
+    trust_code(settings)
+    with tempfile.TemporaryDirectory() as scratch, _shown(progress) as (shown, say):
+        dataset, file = "", ""
+        if isinstance(data, Dataset):
+            dataset = data.path
+        elif data is not None:
+            places = _places(data) or [str(_written(data, Path(scratch) / "rows.jsonl"))]
+            prepared = len(places) == 1 and (Path(places[0]) / "dataset.json").is_file()
+            dataset, file = (places[0], "") if prepared else ("", places[0])
+        question = EvalTarget(
+            target=str(target), dataset=dataset, data=file, split=split, few_shot=few_shot, base=base, name=name, out=str(out),
+            settings=[f"evaluate.{key}={_value(value)}" for key, value in settings.items()],
+        )  # fmt: skip
+        return Evaluation(evaluate_target(question, progress=shown, say=say).folder)
+
+
+def run(
+    recipe: Recipe | Mapping[str, Any] | Data,
+    *,
+    out: Place = "",
+    model: str = "",
+    seed: int | None = None,
+    progress: Shown = False,
+    **settings: Any,
+) -> Run:
+    """Do the main job: prepare, baselines, plan, train, evaluate, report; the same as `tuneloop run`.
+
+    Args:
+        recipe: a recipe (a file, a mapping or a record), a file of examples, a prepared data set, or records in memory.
+        out: folder of the run; default: `runs/NAME-HASH`.
+        model: base model, where it is not the recipe's.
+        seed: of every random choice.
+        progress: True for bars on stderr, or a `Progress`.
+        settings: of the recipe, by section: `train={"epochs": 1}, max_minutes=8`.
+
+    Returns:
+        The run; `run.evaluation.verdict` says what came of it.
+
+    Raises:
+        UserError: whatever can be put right; finished stages stay finished.
+    """
+    trust_code(settings)
+    if isinstance(recipe, Recipe):
+        values: dict[str, Any] = recipe.model_dump(exclude_unset=True)
+        resolved = make_recipe(_merged(values, _top(model, seed, out) | settings))
+    elif isinstance(recipe, Mapping):
+        trust_code(recipe)
+        resolved = make_recipe(_merged(dict(recipe), _top(model, seed, out) | settings))
+    elif isinstance(recipe, Dataset) or _places(recipe):
+        resolved = _recipe_of_run(recipe, model, seed, out, settings)
+    else:
+        rows = _written(recipe, Path(f"{out}.rows.jsonl") if out else Path("datasets") / "rows.rows.jsonl")
+        resolved = _recipe_of_run(rows, model, seed, out, settings)
+    with _shown(progress) as (shown, say):
+        return Run(main_job(resolved, progress=shown, say=say))
+
+
+# --- from what is given to a recipe ----------------------------------------------------------------
+
+
+def _places(data: Data) -> list[str]:
+    """The files that data names; none for records in memory.
+
+    Raises:
+        UserError: it is neither files nor records.
+    """
+    if isinstance(data, str | os.PathLike):
+        return [str(data)]
+    if isinstance(data, Dataset):
+        return [data.path]
+    if isinstance(data, Sequence) and data and all(isinstance(item, str | os.PathLike) for item in data):
+        return [str(item) for item in data]
+    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise UserError(
+            f"Not data: {type(data).__name__}",
+            next_step="give a file, a folder, a prepared data set, or records: [{'text': ..., 'label': ...}, ...]",
+        )
+    return []
+
+
+def _written(data: Any, path: Path) -> Path:
+    """Records in memory as a file.
+
+    Raises:
+        UserError: one is no mapping, or there is none.
+    """
+    records = []
+    for number, record in enumerate(data, 1):
+        if not isinstance(record, Mapping):
+            raise UserError(
+                f"Record {number} is not a mapping but {type(record).__name__}",
+                next_step="give dictionaries; of a pandas frame: frame.to_dict('records')",
+            )
+        records.append(dict(record))
+    if not records:
+        raise UserError("No records", next_step="give at least one dictionary with the columns of an example")
+    try:
+        write_jsonl(path, records)
+    except TypeError as error:
+        raise UserError(f"A record holds what JSON can't: {error}", next_step="give texts, numbers, lists") from None
+    return path
+
+
+def _section(config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's section from a record and single settings, which come later."""
+    return _merged(config.model_dump(exclude_unset=True) if config is not None else {}, settings)
+
+
+def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings within mappings put together."""
+    merged = dict(values)
+    for key, value in more.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _top(model: str, seed: int | None, out: Place) -> dict[str, Any]:
+    given = {"model": model or None, "seed": seed, "output_dir": str(out) or None}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _recipe(name: str, model: str, seed: int | None, sections: Mapping[str, Any]) -> Recipe:
+    trust_code(sections)
+    return make_recipe({"name": name, **_top(model, seed, ""), **sections})
+
+
+def _recipe_of_run(
+    data: Dataset | Place | Data, model: str, seed: int | None, out: Place, sections: Mapping[str, Any]
+) -> Recipe:
+    """The recipe of a run: one from a file, or the defaults on data."""
+    trust_code(sections)
+    places = _places(data)
+    if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
+        given = load_recipe(places[0]).model_dump(exclude_unset=True)
+        return make_recipe(_merged(given, _top(model, seed, out) | dict(sections)), where=places[0])
+    values = {"name": name_of(places[0]), "data": {"sources": places}, **_top(model, seed, out)}
+    return make_recipe(_merged(values, sections))
+
+
+def _value(value: Any) -> str:
+    """A setting as it stands behind `key=`."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@contextmanager
+def _shown(progress: Shown) -> Iterator[tuple[Progress, Callable[[str], None]]]:
+    """How progress is reported, and lines on the way."""
+    if progress is True:
+        with screen(quiet=False) as shown:
+            yield shown.progress, shown.say
+    else:
+        yield progress if callable(progress) else no_progress, lambda line: None

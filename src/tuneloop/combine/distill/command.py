@@ -1,0 +1,376 @@
+"""`tuneloop distill`: a small model learns a larger one's answers, and is compared with itself taught by the rows alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.combine.distill.answers import DistilJob, asked
+from tuneloop.combine.distill.probabilities import ProbabilityStore
+from tuneloop.combine.distill.prune import layers_to_drop, write_pruned
+from tuneloop.combine.distill.rows import taught_rows
+from tuneloop.combine.options import DistilOptions
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, read_json, write_json
+from tuneloop.core.stats.tests import THAN, by_interval
+from tuneloop.core.ui import Progress, Say, no_progress
+from tuneloop.core.units import counted, usd_words
+from tuneloop.data.dataset import load_dataset
+from tuneloop.evaluation.evaluate import sample_rows
+from tuneloop.inference.request import Request
+from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.models.load import skeleton
+from tuneloop.models.methods import WHOLE
+from tuneloop.models.names import resolve
+from tuneloop.pipeline.context import RunContext
+from tuneloop.pipeline.scoring import score, score_of
+from tuneloop.pipeline.targets import TaskTarget, open_with_task
+from tuneloop.pipeline.train import train_alone
+from tuneloop.recipe import Recipe, make_recipe
+from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost, PrunedStudent
+from tuneloop.records.record import write_record
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.registry.registered import local_name
+from tuneloop.release.tuned_weights import open_tuned
+
+if TYPE_CHECKING:
+    from tuneloop.evaluation.retained_gain import Score
+    from tuneloop.inference.client import Endpoint
+    from tuneloop.records.merge import Share
+
+LOOKED_AT = 24  # conversations that show which layers matter
+
+
+@dataclass(frozen=True)
+class DistilInput:
+    """Who teaches whom, on what.
+
+    Args:
+        teacher: a run, an adapter, a model, a GGUF file or an endpoint's URL.
+        student: a model; empty with `DistilOptions.layers`: the teacher without some of its layers.
+        dataset: a prepared data set. Its test rows judge; its validation rows keep their own answers.
+        settings: `key=value`, of the student's recipe.
+        endpoint: makes an endpoint from a URL.
+    """
+
+    teacher: str
+    student: str
+    dataset: str
+    settings: Sequence[str] = ()
+    endpoint: Callable[[str], Endpoint] | None = None
+
+
+def distil(
+    given: DistilInput, out: Path, options: DistilOptions, *, progress: Progress = no_progress, say: Say = lambda line: None
+) -> DistillationRecord:  # fmt: skip
+    """Let a teacher answer a data set's training prompts, train a student on that, and say whether it was worth it.
+
+    Answers are written as they come: the same command goes on where it was cut short, and asks nothing twice.
+
+    Args:
+        given: who teaches whom, on what.
+        out: the student's run.
+        options: how the student is made and judged.
+
+    Raises:
+        UserError: no such teacher or rows; no student, or one that is no smaller; too few usable answers.
+    """
+    teacher, student = given.teacher, given.student
+    job = DistilJob(
+        open_with_task(teacher, endpoint=given.endpoint),
+        load_dataset(given.dataset),
+        out,
+        options,
+        given.settings,
+        progress,
+        say,
+    )
+    _refuse_impossible(job, student)
+    made = _pruned(job) if options.layers else None
+    model = str(job.place / "student") if made else student
+    if options.level == "logits":
+        job.store = ProbabilityStore.open(job, model, _recipe(job, model, job.dataset.path, out).train)
+    taught = taught_rows(job) if options.answers == "teacher" or options.prompts else job.dataset
+    train_alone(_taught_recipe(job, model, taught), progress=progress, say=say)
+    _forget_teacher(job)
+    control = None
+    if not options.no_control:
+        control = job.place / "control"
+        say("control   the same student learns the rows' own answers")
+        train_alone(_as_long(_recipe(job, model, job.dataset.path, control), job, taught), progress=progress, say=say)
+    own = {row.id: row.answer.strip() for row in job.dataset.train}
+    same = [own[row.id] == row.answer.strip() for row in taught.train if row.id in own]
+    record = DistillationRecord(
+        teacher=job.teacher.name, teacher_key=job.teacher.identity, student=model, pruned=made, dataset=job.dataset.id,
+        asked=len(job.dataset.train) + len(job.unlabelled), kept=len(taught.train), dropped=dict(job.dropped),
+        agreement=sum(same) / len(same) if same else None, unlabelled=len(job.unlabelled),
+        level=options.level, answers=options.answers, figures=_figures(job, control),
+    )  # fmt: skip
+    record = record.model_copy(update={"words": list(sentences(record))})
+    write_record(out / DistillationRecord.file, record)
+    for line in record.words:
+        say(f"distill   {line}")
+    return record
+
+
+# --- the student -------------------------------------------------------------------------------
+
+
+def _pruned(job: DistilJob) -> PrunedStudent:
+    """The teacher without some layers, as a model's folder; found again where it was made already."""
+    local, out = job.teacher.local, job.place / "student"
+    assert local is not None, "checked before"
+    record = job.place / "student.json"
+    key = content_hash([job.teacher.identity, job.options.layers])
+    if (out / "config.json").is_file() and record.is_file():
+        found = read_json(record)
+        if found.get("key") == key:
+            return PrunedStudent.model_validate(found["pruned"])
+    template = local.model.template
+    texts = [template.render(row.messages, row.tools).ids for row in job.dataset.train[:LOOKED_AT]]
+    made = layers_to_drop(local.model, texts, job.options.layers)
+    template.save(out)
+    weights = open_tuned(local.base, local.trained or resolve(local.base))
+    write_pruned(weights.config, weights.files, weights.tensor, made, out)
+    write_json(record, {"version": 1, "key": key, "pruned": made})
+    job.say(
+        f"student   layers {made.dropped[0]} to {made.dropped[1]} of {made.of} are left out: {made.layers} are left"
+    )
+    return made
+
+
+def _refuse_impossible(job: DistilJob, student: str) -> None:
+    """Refuse what can't be distilled, before the teacher is asked and paid.
+
+    Raises:
+        UserError: no student or two; a student that is no smaller; a teacher whose layers or probabilities can't be had.
+    """
+    options, where = job.options, "tuneloop distill"
+    for name, value, known in (
+        ("level", options.level, options.LEVELS),
+        ("answers", options.answers, options.ANSWERS),
+        ("pick", options.pick, options.PICKS),
+    ):
+        if value not in known:
+            raise UserError(f"--{name} {value} is not known", where=where, next_step=f"choose {', '.join(known)}")
+    if bool(student) == bool(options.layers):
+        raise UserError("Which student?", where=where, next_step="name a smaller model, or give --layers N, not both")
+    if options.level == "text" and options.answers == "own" and not options.prompts:
+        raise UserError(
+            "The rows' own text alone is what the control learns", where=where,
+            next_step="add --level logits, or --prompts FILE for the teacher to answer, or leave --answers out",
+        )  # fmt: skip
+    if options.best_of > 1 and job.labels:
+        raise UserError(
+            "Labels are scored: there is one answer to each row", where=where, next_step="leave --best-of out"
+        )
+    _ = job.gate, job.unlabelled  # files that are wrong are said before the teacher is paid
+    if (options.pick == "judge") != bool(options.judge):
+        raise UserError("--pick judge and --judge MODEL go together", where=where, next_step="give both or none")
+    if job.teacher.local is None:
+        if options.layers:
+            raise UserError(
+                "Layers of a server's model can't be had", where=job.teacher.name, next_step="name a student model"
+            )
+        if options.level != "text":
+            raise UserError(
+                "Only a model that tuneloop loads itself gives its probabilities", where=job.teacher.name,
+                next_step="leave --level out: the student learns the teacher's answers",
+            )  # fmt: skip
+        return
+    if student:
+        _refuse_larger(student, job.teacher.local)
+
+
+def _refuse_larger(student: str, teacher: LocalTarget) -> None:
+    """A student is smaller than its teacher, where both sizes are known.
+
+    Raises:
+        UserError: it is not.
+    """
+    own, theirs = (_parameters(resolve(name)) for name in (student, teacher.base))
+    if own > theirs:
+        raise UserError(
+            f"The student has {own / 1e6:,.0f}M parameters and its teacher {theirs / 1e6:,.0f}M", where=student,
+            next_step="name a smaller model, or give --layers N",
+        )  # fmt: skip
+
+
+def _parameters(folder: Path) -> int:
+    return sum(parameter.numel() for parameter in skeleton(folder).parameters())
+
+
+def _taught_recipe(job: DistilJob, model: str, taught: Dataset) -> Recipe:
+    """The student's recipe, with its teacher's probabilities where it learns them."""
+    if job.options.level == "text":
+        return _recipe(job, model, taught.path, job.out)
+    name = local_name(job.teacher.name)
+    if job.store is not None:
+        job.store.complete(job, taught)
+        name, job.store = str(job.store.folder), None  # from here on, answers are only asked to be judged
+    _forget_teacher(job)
+    return _recipe(job, model, taught.path, job.out, name)
+
+
+def _forget_teacher(job: DistilJob) -> None:
+    """Give up the teacher's memory; where it is needed again, it is loaded again."""
+    if job.options.level == "live":
+        from tuneloop.training.distil import teacher_model
+
+        teacher_model.cache_clear()
+    if job.teacher.local is not None:
+        job.teacher.local.__dict__.pop("model", None)
+
+
+def _recipe(job: DistilJob, model: str, rows: str, out: Path, teacher: str = "") -> Recipe:
+    """The student's recipe. A model that lost layers is trained as a whole unless the settings say otherwise.
+
+    Args:
+        teacher: whose probabilities it learns; empty: the rows alone.
+    """
+    train: dict[str, Any] = {"method": WHOLE} if job.options.layers else {}
+    if teacher:
+        train |= {"loss": "distil", "teacher": teacher}
+    values: dict[str, Any] = {"name": "student", "track": {"report_to": "none"}, "train": train}
+    recipe = make_recipe(values, job.settings)
+    data = recipe.data.model_copy(update={"sources": [str(rows)]})
+    return recipe.model_copy(update={"model": model, "output_dir": str(out), "data": data})
+
+
+def _as_long(recipe: Recipe, job: DistilJob, taught: Dataset) -> Recipe:
+    """The control's recipe with more passes over its fewer rows, so that it trains for as many steps as the student.
+
+    Without that a transfer set would be compared with a model that was trained less.
+    """
+    times = len(taught.train) / max(len(job.dataset.train), 1)
+    if not job.unlabelled or times <= 1:
+        return recipe
+    train = recipe.train.model_copy(update={"epochs": round(recipe.train.epochs * times, 2)})
+    return recipe.model_copy(update={"train": train})
+
+
+# --- the proof ---------------------------------------------------------------------------------
+
+
+def _figures(job: DistilJob, control: Path | None) -> DistilledFigures | None:
+    """Teacher, control and student on the same test rows."""
+    from tuneloop.evaluation.retained_gain import difference, kept_share, ratio
+
+    rows = sample_rows(job.dataset.test, job.options.rows, seed=0, stratum=job.dataset.stratum)
+    if not rows:
+        job.say("distill   no test rows: nothing is measured")
+        return None
+    teacher = _score(job, rows, job.teacher)
+    student = _score(job, rows, open_with_task(str(job.out)))
+    known = _score(job, rows, open_with_task(str(control))) if control else None
+    values: dict[str, Any] = {"kept": ratio(teacher.score, student.score)}
+    if known is not None:
+        values |= {
+            "control": abs(known.score.value),
+            "closed": kept_share(known.score, teacher.score, student.score),
+            "over_control": difference(known.score, student.score),
+        }
+    return DistilledFigures(
+        metric=teacher.metric, n=len(rows), teacher=abs(teacher.score.value), student=abs(student.score.value),
+        teacher_cost=teacher.cost, student_cost=student.cost, **values,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What a model comes to on rows: the metric that decides, its score, and what the answers cost."""
+
+    metric: str
+    score: Score
+    cost: ModelCost
+
+
+def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
+    """Ask a model for rows, and judge its answers."""
+    from tuneloop.pipeline.compared_systems import SystemAnswers
+
+    limit = target.task.max_new_tokens if target.task else 256
+    requests = [Request(messages=row.prompt, tools=row.tools, max_new_tokens=limit, id=row.id) for row in rows]
+    target.target.load()
+    parameters = None
+    if isinstance(target.target, LocalTarget):
+        parameters = sum(weight.numel() for weight in target.target.model.net.parameters())
+    began = time.monotonic()
+    answers = list(asked(replace(job, teacher=target), requests))
+    seconds = time.monotonic() - began
+    if isinstance(target.target, LocalTarget):
+        target.target.__dict__.pop("model", None)  # three models need not be in memory together
+    recipe = make_recipe({"name": "student"}, job.settings)
+    found = score(
+        RunContext(recipe, job.out, job.progress), replace(job.dataset, test=rows), rows, SystemAnswers(answers, 0.0)
+    )
+    metric = found.primary
+    tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
+    own = isinstance(target.target, LocalTarget)  # of a server nobody knows what an hour costs
+    cost = ModelCost(
+        parameters=parameters, rows_per_second=len(rows) / max(seconds, 1e-9),
+        tokens_per_second=tokens / max(seconds, 1e-9) if tokens else None,
+        usd_per_million_tokens=recipe.plan.usd_per_hour * seconds / 3600 / tokens * 1e6 if tokens and own else None,
+    )  # fmt: skip
+    return _Scored(metric, score_of(found, metric), cost)
+
+
+def sentences(record: DistillationRecord) -> Sequence[str]:
+    """What came of it."""
+    lost = ", ".join(f"{count} {why}" for why, count in record.dropped.items())
+    whose = "answers of the teacher" if record.answers == "teacher" else "rows' own answers"
+    if record.unlabelled and record.answers == "own":
+        whose = f"own answers and the teacher's to {counted(record.unlabelled, 'further request')}"
+    with_ = {"logits": ", with its stored probabilities", "live": ", with its probabilities"}.get(record.level, "")
+    said = [f"{record.kept} of {record.asked} {whose} were trained on{with_}" + (f" ({lost})" if lost else "")]
+    found = record.figures
+    if found is None:
+        return said
+    values = (
+        f"{found.metric} on {counted(found.n, 'test row')}: teacher {found.teacher:.3f}, student {found.student:.3f}"
+    )
+    said.append(values + (f", control {found.control:.3f}" if found.control is not None else ""))
+    if found.kept is not None:
+        said.append(f"The student keeps {_share(found.kept)} of the teacher")
+    if found.over_control is not None:
+        delta = found.over_control
+        said.append(
+            f"The student is {THAN[by_interval(delta.low, delta.high)]} the same model trained on the rows' own answers: "
+            f"{delta.in_words()}"
+        )
+        if found.closed is not None:
+            said.append(f"It closes {_share(found.closed)} of the gap between the two")
+        else:
+            said.append("The teacher is not shown to be better than that model, so no gap can be measured")
+    if words := _cost_words(found):
+        said.append(words)
+    return said
+
+
+MOST_SHARE = 10  # beyond that, a bound of a share is not reported
+
+
+def _share(share: Share) -> str:
+    low, high = (f"{bound:.0%}" if abs(bound) < MOST_SHARE else "no bound" for bound in (share.low, share.high))
+    return f"{share.value:.0%} [{low}, {high}]"
+
+
+def _cost_words(found: DistilledFigures) -> str:
+    """How much smaller and faster the student is."""
+    teacher, student = found.teacher_cost, found.student_cost
+    if teacher is None or student is None:
+        return ""
+    sizes = ""
+    if teacher.parameters and student.parameters:
+        sizes = f"{student.parameters / 1e6:,.0f}M parameters instead of {teacher.parameters / 1e6:,.0f}M, and "
+    times = student.rows_per_second / teacher.rows_per_second
+    said = f"It {'has ' + sizes if sizes else ''}answers {times:.1f} times as many rows a second"
+    if student.tokens_per_second and teacher.tokens_per_second:
+        said += f": {student.tokens_per_second:,.0f} tokens/s, read and written, instead of {teacher.tokens_per_second:,.0f}"
+    if student.usd_per_million_tokens and teacher.usd_per_million_tokens:
+        prices = (usd_words(each.usd_per_million_tokens or 0) for each in (student, teacher))
+        said += ", {} per million tokens instead of {}".format(*prices)
+    return said

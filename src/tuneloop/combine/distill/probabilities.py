@@ -1,0 +1,143 @@
+"""A teacher's probabilities, stored once: of the answers that it writes while it writes them, of all other rows in a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.core.files import content_hash
+from tuneloop.core.units import counted
+from tuneloop.inference.request import Request
+from tuneloop.models.load import load_tokenizer
+from tuneloop.records.completion import Completion
+from tuneloop.records.distillation import TeacherLogits
+from tuneloop.records.rows import Dataset, Message, Row
+from tuneloop.training.teachers import own_template, refuse_other_tokens
+from tuneloop.training.top_logits import TopStore, row_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tuneloop.combine.distill.answers import DistilJob
+    from tuneloop.inference.local.engine import ActiveRow
+    from tuneloop.inference.targets.local import LocalTarget
+    from tuneloop.models.template import Rendered, Template
+    from tuneloop.training.config import TrainConfig
+
+
+@dataclass
+class ProbabilityStore:
+    """Stored probabilities of a teacher, in the form in which rows are read.
+
+    Args:
+        template: of the student; of a teacher with other tokens its own.
+        top: the folder.
+        written: rows that were stored while they were written.
+    """
+
+    template: Template
+    top: TopStore
+    written: int = 0
+
+    @staticmethod
+    def open(job: DistilJob, student: str, config: TrainConfig) -> ProbabilityStore:
+        """The store of a distillation; what it holds from before stays.
+
+        Args:
+            student: whose tokenizer and template count.
+            config: of its training: which divergence, at which temperature.
+
+        Raises:
+            UserError: teacher and student have different tokens or templates, and the divergence is not the universal one.
+        """
+        local = job.teacher.local
+        assert local is not None, "checked before"
+        universal, row = config.divergence == "universal", job.dataset.train[0]
+        template = own_template(local) if universal else load_tokenizer(student)
+        if not universal:
+            refuse_other_tokens(local, row, template.render(row.messages, row.tools), template)
+        vocabulary = min(template.tokenizer.get_vocab_size(), local.model.head.shape[0])
+        temperature = config.teacher_temperature
+        about = TeacherLogits(
+            teacher=job.teacher.name, teacher_key=job.teacher.identity, vocabulary=vocabulary,
+            top=min(job.options.top, vocabulary - 1), temperature=temperature,
+        )  # fmt: skip
+        parts = [about.teacher_key, about.top, temperature, *(["universal"] if universal else [])]
+        folder = job.place / f"logits-{content_hash(parts)[:12]}"
+        if universal:
+            template.save(folder)  # how the rows are read stands next to what is stored of them
+        return ProbabilityStore(template, TopStore.create(folder, about))
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self.top.folder
+
+    def while_writing(self, teacher: LocalTarget, requests: Sequence[Request]) -> list[Completion]:
+        """The teacher's answers, and what it finds likely at each of their tokens, from the states that it writes them from.
+
+        Of an answer that the student reads as other tokens nothing is stored here: `complete` does that.
+        """
+        from tuneloop.inference.local.generate import answer_requests
+
+        made = [teacher.rendered(request) for request in requests]
+        asked = [each for each in made if isinstance(each, Request)]
+        states: dict[str, list[Tensor]] = {}
+
+        def watch(rows: Sequence[ActiveRow | None], hidden: Tensor) -> None:
+            for row, state in zip(rows, hidden, strict=True):
+                if row is not None:
+                    states.setdefault(row.request.id, [])
+                    if not row.new:  # its first token; again, where memory ran out before
+                        states[row.request.id] = []
+                    states[row.request.id].append(state)
+
+        answers = answer_requests(teacher.model, asked, watch=watch)
+        self._keep(teacher, asked, answers, states)
+        found = iter(answers)
+        return [next(found) if isinstance(each, Request) else each for each in made]
+
+    def _keep(
+        self,
+        teacher: LocalTarget,
+        asked: Sequence[Request],
+        answers: Sequence[Completion],
+        states: dict[str, list[Tensor]],
+    ) -> None:
+        import torch
+
+        from tuneloop.training.distil import store_states
+
+        rows: list[Rendered] = []
+        kept: list[Tensor] = []
+        for request, answer in zip(asked, answers, strict=True):
+            turn: Message = {"role": "assistant", "content": answer.text.strip()}
+            if answer.finish != "stop" or not turn["content"]:
+                continue  # not trained on
+            row = self.template.render([*request.messages, turn], [dict(tool) for tool in request.tools])
+            supervised = [token for token, weight in zip(row.ids, row.mask, strict=True) if weight]
+            same = row.ids[: len(request.ids)] == list(request.ids) and supervised == list(answer.token_ids)
+            if same and row_key(row) not in self.top.rows:
+                rows.append(row)
+                kept += states[request.id][: len(supervised)]
+        if rows:
+            store_states(teacher.model, rows, torch.stack(kept), self.top)
+            self.written += len(rows)
+
+    def complete(self, job: DistilJob, dataset: Dataset) -> None:
+        """Read the training and validation rows that are not stored yet, in a pass of the teacher."""
+        from tuneloop.training.distil import store_probabilities, stored_by
+
+        rows: list[Row] = [*dataset.train, *dataset.val]
+        rendered = [self.template.render(row.messages, row.tools) for row in rows]
+        assert job.teacher.local is not None, "checked before"
+        store_probabilities(job.teacher.local.model, rendered, self.top, job.progress)
+        stored_by.cache_clear()
+        size = self.top.count * self.top.layout.width
+        job.say(
+            f"teacher   probabilities of {self.top.about.top} tokens at {self.top.count:,} positions: {size / 1e6:,.1f} MB, "
+            f"{self.top.layout.width} bytes each"
+            + (f"; of {counted(self.written, 'row')} stored while writing" if self.written else "")
+        )

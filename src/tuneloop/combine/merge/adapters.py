@@ -1,0 +1,216 @@
+"""LoRA adapters opened to be merged: what they are for, and their updates one module at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, nearest_path, read_json_object, user_errors_of_the_disk
+from tuneloop.models.peft_layout import (
+    A_END,
+    B_END,
+    PEFT_PREFIX,
+    SETTINGS,
+    WEIGHTS,
+    hash_of_adapter,
+    rank_of,
+    scale_of,
+    stems_of,
+)
+from tuneloop.models.trained import OWN
+
+if TYPE_CHECKING:
+    from tuneloop.combine.merge.low_rank import Product
+
+# Settings of PEFT's LoRA that one product of two matrices can't say -> what they are.
+_CANT = {
+    "use_dora": "DoRA's learned lengths of weights",
+    "modules_to_save": "whole layers besides the matrices (modules_to_save)",
+    "fan_in_fan_out": "transposed layers (fan_in_fan_out)",
+    "lora_bias": "biases of its matrices (lora_bias)",
+}
+ALONE = "keep it by itself, next to the merged one"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter in PEFT's layout.
+
+    Args:
+        name: as the user gave it.
+        folder: with `adapter_config.json`.
+        fingerprint: of the base model that it was trained on.
+        settings: `adapter_config.json`.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+    settings: dict[str, Any]
+
+    @cached_property
+    def hash(self) -> str:
+        """Of its tensors and their scale."""
+        return hash_of_adapter(self.folder)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor, from the file's header."""
+        with self._open() as source:
+            return {name: tuple(source.get_slice(name).get_shape()) for name in source.keys()}  # noqa: SIM118 - no dictionary
+
+    @cached_property
+    def modules(self) -> list[str]:
+        """Names of the modules that it changes.
+
+        Raises:
+            UserError: it holds no tensors, or others than A and B.
+        """
+        try:
+            found = stems_of(self.shapes)
+        except ValueError as odd:
+            raise self._refused(f"The adapter holds {odd}, which is no LoRA matrix", ALONE) from None
+        if not found:
+            raise self._refused("The adapter is empty: it holds no tensors", "train it again, or leave it out")
+        whole = {f"{PEFT_PREFIX}{stem}{end}" for stem in found for end in (A_END, B_END)}
+        if lone := sorted(whole - self.shapes.keys()):
+            raise self._refused(f"The adapter file is damaged: {lone[0]} is missing", "restore it, or train again")
+        return found
+
+    def rank(self, module: str) -> int:
+        """Rank of a module's update; 0 where it leaves the module alone."""
+        return self.shapes.get(f"{PEFT_PREFIX}{module}{A_END}", (0,))[0]
+
+    def update(self, module: str) -> Product:
+        """The update of a module in float64, its scale in b.
+
+        Raises:
+            UserError: it holds NaN, or the file is damaged.
+        """
+        from tuneloop.combine.merge.low_rank import Product
+
+        with self._open() as source:
+            a, b = (source.get_tensor(f"{PEFT_PREFIX}{module}{end}").double() for end in (A_END, B_END))
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise self._refused(f"The adapter holds NaN or infinity in {module}", "train again, or restore it")
+        return Product(b * scale_of(self.settings, module), a)
+
+    def check_shapes(self, base: dict[str, tuple[int, ...]]) -> None:
+        """Refuse an adapter that does not fit a base.
+
+        Args:
+            base: (outputs, inputs) of each linear layer.
+
+        Raises:
+            UserError: a module that the base does not have, or of another shape; a rank that the settings don't say.
+        """
+        step = "name adapters of one base; `--base MODEL` says which"
+        for module in self.modules:
+            a, b = (self.shapes[f"{PEFT_PREFIX}{module}{end}"] for end in (A_END, B_END))
+            if module not in base:
+                raise self._refused(f"The base model has no layer {module}", step)
+            if len(a) != 2 or len(b) != 2 or (b[0], a[1]) != base[module] or a[0] != b[1]:
+                shape = " x ".join(map(str, base[module]))
+                raise self._refused(f"{module} has matrices of {b} and {a}, and the base's layer is {shape}", step)
+            if a[0] != rank_of(self.settings, module):
+                said = rank_of(self.settings, module)
+                raise self._refused(f"{module} has rank {a[0]}, and {SETTINGS} says {said}", "restore the folder")
+
+    def _open(self) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        file = self.folder / WEIGHTS
+        try:
+            with user_errors_of_the_disk(file):
+                return safe_open(file, "pt")
+        except SafetensorError as error:
+            raise self._refused(f"The adapter file is damaged: {error}", "restore it, or train again") from None
+
+    def _refused(self, what: str, step: str) -> UserError:
+        return UserError(what, where=str(self.folder), next_step=step)
+
+
+def open_adapter(name: str, folder: Path, fingerprint: str = "") -> Adapter:
+    """An adapter that can be merged.
+
+    Args:
+        name: as the user gave it.
+        folder: in PEFT's layout.
+        fingerprint: of the base that it names, where its own folder (`tuneloop.json`) does not say it.
+
+    Raises:
+        UserError: no adapter is there, or one of a kind that can't be merged; the way out is named.
+    """
+    if not (folder / SETTINGS).is_file():
+        raise UserError("There is no adapter here", where=str(folder), next_step=nearest_path(folder / SETTINGS))
+    settings: dict[str, Any] = read_json_object(folder / SETTINGS)
+    kind = settings.get("peft_type")
+    cant = [what for key, what in _CANT.items() if settings.get(key)]
+    if kind != "LORA":
+        cant = [f"an adapter of the kind {kind}"]
+    elif settings.get("bias", "none") != "none":
+        cant.append("trained biases")
+    if cant:
+        raise UserError(f"Only plain LoRA updates can be merged, not {' and '.join(cant)}", where=name, next_step=ALONE)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"The adapter has no {WEIGHTS}", where=str(folder), next_step="save it as safetensors with PEFT"
+        )
+    own = read_json_object(folder / OWN) if (folder / OWN).is_file() else {}
+    return Adapter(name, folder, str(own.get("base_fingerprint") or fingerprint), settings)
+
+
+def check_together(adapters: Sequence[Adapter]) -> None:
+    """Refuse adapters that can't be one.
+
+    Raises:
+        UserError: none, one given twice, other bases, tokenizers or prompts.
+    """
+    if not adapters:
+        raise UserError("Merge what?", where="tuneloop merge", next_step="name two or more runs or adapters")
+    seen: dict[str, Adapter] = {}
+    first = adapters[0]
+    for one in adapters:
+        if one.hash in seen:
+            raise UserError(
+                f"The same adapter twice: {seen[one.hash].name} and {one.name}", where="tuneloop merge",
+                next_step="name it once; --weights makes it count more",
+            )  # fmt: skip
+        seen[one.hash] = one
+        if one.fingerprint != first.fingerprint:
+            raise UserError(
+                f"{first.name} and {one.name} were trained on different base models", where=str(one.folder),
+                next_step="merge adapters of one base only",
+            )  # fmt: skip
+        for what, of in (("tokenizer", _vocabulary), ("chat template", _template), ("base in four bits", _quantised)):
+            ours, theirs = of(first.folder), of(one.folder)
+            if ours is not None and theirs is not None and ours != theirs:
+                raise UserError(
+                    f"{first.name} and {one.name} differ in their {what}", where=str(one.folder),
+                    next_step="train one of them again as the other was; or keep both",
+                )  # fmt: skip
+
+
+def _vocabulary(folder: Path) -> str | None:
+    """Hash of a tokenizer's tokens and their numbers; None where the folder has no tokenizer."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    value = json.loads(file.read_text(encoding="utf-8"))
+    added = [(one.get("id"), one.get("content")) for one in value.get("added_tokens", [])]
+    return content_hash([value.get("model", {}).get("vocab"), added])
+
+
+def _template(folder: Path) -> str | None:
+    file = folder / "tokenizer_config.json"
+    template = read_json_object(file).get("chat_template") if file.is_file() else None
+    return template if isinstance(template, str) and template else None
+
+
+def _quantised(folder: Path) -> str | None:
+    return str(read_json_object(folder / OWN).get("quantised", "")) if (folder / OWN).is_file() else None

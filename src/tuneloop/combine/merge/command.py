@@ -1,0 +1,244 @@
+"""`tuneloop merge`: adapters of one base as one adapter, in a run's folder."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.combine.merge.adapters import ALONE, Adapter, check_together, open_adapter
+from tuneloop.combine.merge.joint_dataset import pool
+from tuneloop.core import device, machine
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, lock_folder, write_json, write_yaml
+from tuneloop.core.ui import Progress, Say, busy, no_progress
+from tuneloop.core.units import counted
+from tuneloop.inference.targets import open_local
+from tuneloop.models.load import fingerprint, load_tokenizer
+from tuneloop.models.methods import USUAL
+from tuneloop.models.names import resolve
+from tuneloop.pipeline.context import RunContext, done_record, load_run_recipe
+from tuneloop.recipe import Recipe, make_recipe
+from tuneloop.records.artifact import ARTIFACT
+from tuneloop.records.dataset import MANIFEST
+from tuneloop.records.merge import MergeRecord, MergeSource
+from tuneloop.records.record import write_record
+from tuneloop.records.rows import Dataset
+from tuneloop.records.run import RUN, RunManifest
+from tuneloop.registry.registered import local_name
+
+if TYPE_CHECKING:
+    from tuneloop.combine.merge.merge import MergedAdapter, MergeSettings
+
+
+@dataclass(frozen=True)
+class Expert:
+    """An adapter to be merged, with the run that it came from where that is at hand.
+
+    Args:
+        name: as the user gave it.
+        adapter: opened.
+        base: name of its base model.
+        run: the folder of its run; None: nobody says which rows it was trained for.
+    """
+
+    name: str
+    adapter: Adapter
+    base: str
+    run: Path | None
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """The recipe of its run."""
+        return load_run_recipe(self.run, []) if self.run and (self.run / "config.yaml").is_file() else None
+
+    @cached_property
+    def dataset(self) -> Dataset | None:
+        """The rows that it was trained for, with their splits; None where they are not at hand."""
+        from tuneloop.data.dataset import load_dataset
+
+        if self.run is None or self.recipe is None:
+            return None
+        places = [self.run / "dataset", *map(Path, self.recipe.data.sources[:1])]
+        return next((load_dataset(place) for place in places if (place / MANIFEST).is_file()), None)
+
+
+def open_experts(names: Sequence[str], base: str = "", *, say: Say = lambda line: None) -> list[Expert]:
+    """What the names of adapters stand for.
+
+    Args:
+        names: runs, artifacts with an adapter, registered versions, folders in PEFT's layout.
+        base: of adapters that don't name theirs.
+
+    Raises:
+        UserError: one is no LoRA adapter; the way out is named.
+    """
+    return [_open_expert(name, base, say) for name in names]
+
+
+def _open_expert(name: str, base: str, say: Say) -> Expert:
+    target = open_local(local_name(name, say=say), base=base)
+    if target.trained is None:
+        if (Path(name).expanduser() / "adapter_model.safetensors").is_file():
+            raise UserError(
+                "The adapter has no adapter_config.json", where=name, next_step="restore it, or train again"
+            )
+        resolve(target.base)  # refuses a name that stands for nothing
+        raise UserError(
+            "This is a whole model and no adapter: only LoRA adapters are merged", where=name, next_step=ALONE
+        )
+    adapter = open_adapter(name, target.trained)
+    if not adapter.fingerprint:
+        adapter = replace(adapter, fingerprint=fingerprint(resolve(target.base)))
+    return Expert(name, adapter, target.base, _run_folder(name, target.run, say))
+
+
+def _run_folder(name: str, run: Path | None, say: Say) -> Path | None:
+    from tuneloop.release.reproduce import run_of
+
+    if run is not None:
+        return run
+    folder = Path(local_name(name, say=lambda line: None)).expanduser()
+    if (folder.parent / RUN).is_file() and folder.name == "adapter":
+        return folder.parent
+    try:
+        return run_of(str(folder), say=say) if (folder / ARTIFACT).is_file() else None
+    except UserError:
+        return None  # an artifact by itself: it can be merged, but nobody has the rows to judge it by
+
+
+def merge_key(experts: Sequence[Expert], settings: MergeSettings) -> str:
+    """Hash of all that a merge depends on; the order of the adapters is not in it."""
+    weights = settings.weights or (1.0,) * len(experts)
+    pairs = sorted(zip((one.adapter.hash for one in experts), weights, strict=False))
+    fingerprint = experts[0].adapter.fingerprint if experts else ""
+    return content_hash([pairs, settings.method, settings.rank, settings.density, fingerprint, 1])
+
+
+def merge_runs(
+    experts: Sequence[Expert],
+    settings: MergeSettings,
+    out: Path,
+    *,
+    progress: Progress = no_progress,
+    say: Say = lambda line: None,
+) -> MergeRecord:
+    """Merge adapters into a run's folder that `evaluate`, `predict`, `chat`, `gate` and `export` take.
+
+    Args:
+        experts: the adapters.
+        settings: how.
+        out: the folder: `adapter/`, `merge.json`, the rows of all tasks in `dataset/` where they are at hand, `run.json` last.
+
+    Raises:
+        UserError: adapters that don't go together, or a folder that holds another run.
+    """
+    from tuneloop.combine.merge.merge import base_shapes, merge_adapters
+
+    check_together([one.adapter for one in experts])
+    key = merge_key(experts, settings)
+    done = done_record(MergeRecord, out, key)
+    if done and (out / RUN).is_file():
+        say(f"merge     already done: {done.method}, rank {done.rank}")
+        return done
+    if (out / RUN).is_file() or (out / "checkpoints").is_dir():
+        raise UserError(
+            "This folder holds another run",
+            where=str(out),
+            next_step="choose another folder with --out, or delete this one",
+        )
+    first = experts[0]
+    with lock_folder(out):
+        with busy(progress, "opening the base model"):
+            shapes = base_shapes(resolve(first.base))
+        _write_template(first, out / "adapter")
+        adapters = [one.adapter for one in experts]
+        merged = merge_adapters(adapters, settings, (first.base, shapes), out / "adapter", progress=progress)
+        record = _record(experts, settings, merged, key)
+        write_record(out / MergeRecord.file, record)
+        write_json(out / "environment.json", machine.environment(device.names_in_use()))
+        _write_run(experts, merged, key, out, progress, say)
+    for line in record.words:
+        say(f"merge     {line}")
+    return record
+
+
+def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAdapter, key: str) -> MergeRecord:
+    weights = settings.weights or (1.0,) * len(experts)
+    sources = [
+        MergeSource(
+            name=one.name,
+            hash=one.adapter.hash,
+            weight=weight,
+            rank=max(map(one.adapter.rank, one.adapter.modules)),
+            run=str(one.run or ""),
+            dataset=one.dataset.id if one.dataset else "",
+        )
+        for one, weight in zip(experts, weights, strict=True)
+    ]
+    lost = "nothing was cut off" if merged.lost < 1e-6 else f"cutting to the rank took {merged.lost:.1%} of its length"
+    words = f"{counted(len(sources), 'adapter')} by {settings.method}: rank {merged.rank} in {counted(merged.modules, 'module')}; {lost}"
+    return MergeRecord(
+        key=key, model=experts[0].base, model_fingerprint=experts[0].adapter.fingerprint, method=settings.method,
+        density=settings.density, rank=merged.rank, lost=merged.lost, hash=merged.hash, sources=sources, words=[words],
+    )  # fmt: skip
+
+
+def _write_template(like: Expert, folder: Path) -> None:
+    """Tokenizer and chat template next to the adapter, as training leaves them."""
+    names = ("tokenizer.json", "tokenizer_config.json")
+    if all((like.adapter.folder / name).is_file() for name in names):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copyfile(like.adapter.folder / name, folder / name)
+    else:
+        load_tokenizer(like.base).save(folder)
+
+
+def _write_run(
+    experts: Sequence[Expert], merged: MergedAdapter, key: str, out: Path, progress: Progress, say: Say
+) -> None:
+    """`config.yaml`, the rows, the task, and `run.json` last."""
+    from tuneloop.pipeline.task import write_task
+
+    dataset, sources = _rows_of(experts, out, progress, say)
+    like = next((one.recipe for one in experts if one.recipe), None)
+    recipe = make_recipe({"name": _name(out), "model": experts[0].base, "track": {"report_to": "none"}})
+    if like is not None:
+        recipe = recipe.model_copy(update={"evaluate": like.evaluate, "plan": like.plan, "seed": like.seed})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
+    write_yaml(out / "config.yaml", recipe.model_dump(mode="json"))
+    if dataset is not None:
+        write_task(RunContext(recipe, out, progress, say), dataset)
+    write_record(
+        out / RUN,
+        RunManifest(
+            id=out.resolve().name, key=key, method=USUAL.name, model=experts[0].base,
+            model_fingerprint=experts[0].adapter.fingerprint, dataset=dataset.id if dataset else "", stopped="merged",
+            trainable_parameters=merged.parameters, adapter_hash=merged.hash, adapter="adapter",
+        ),
+    )  # fmt: skip
+
+
+def _rows_of(experts: Sequence[Expert], out: Path, progress: Progress, say: Say) -> tuple[Dataset | None, list[str]]:
+    """The rows of all tasks and the folder that holds them; none where a task's rows are not at hand."""
+    known = {one.name: one.dataset for one in experts if one.dataset is not None}
+    if len(known) < len(experts):
+        missing = [one.name for one in experts if one.dataset is None]
+        say(f"data      no rows are known for {', '.join(missing)}: evaluate with --dataset FOLDER")
+        return None, []
+    if len({dataset.manifest.hash for dataset in known.values()}) == 1:
+        only = next(iter(known.values()))
+        return only, [str(Path(only.path).resolve())]
+    with busy(progress, "pooling the rows"):
+        pooled = pool(known, out / "dataset")
+    return pooled, [str((out / "dataset").resolve())]
+
+
+def _name(out: Path) -> str:
+    """A name for the recipe: letters, digits, dots, dashes."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", out.resolve().name).lstrip("._-") or "merged"

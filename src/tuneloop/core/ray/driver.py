@@ -1,0 +1,158 @@
+"""A job whose driver lives on the cluster: who started it from elsewhere may leave, and finds it again by its name."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ray.cluster import answer_of, task_errors
+from tuneloop.core.ui import Say
+
+PART = 8 << 20  # bytes of a file that are sent at once
+POLL = 1.0  # seconds between looks at what the driver says
+DATASET = "dataset"
+LEFT_OUT = ("checkpoints", ".ray", ".lock")  # what is not brought back
+
+Work = Callable[[Any, Path, Say], None]
+
+
+class Driver:
+    """An actor that outlives its client: takes files, does the work in a thread, and gives files back.
+
+    Args:
+        folder: of the job, on the cluster; `~` is the home there.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder).expanduser()
+        self.lines: list[str] = []
+        self.state, self.error = "new", ("", "", "")
+
+    def write(self, name: str, data: bytes, first: bool) -> None:
+        """Take a part of a file."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb" if first else "ab") as file:
+            file.write(data)
+
+    def start(self, work: Work, setting: Any) -> None:
+        """Begin `work(setting, folder, say)`, unless it was begun."""
+        if self.state == "new":
+            self.state = "running"
+            threading.Thread(target=self._do, args=(work, setting), daemon=True).start()
+
+    def _do(self, work: Work, setting: Any) -> None:
+        try:
+            work(setting, self.folder, self.lines.append)
+            self.state = "done"
+        except UserError as error:
+            self.error, self.state = (error.what, error.where, error.next_step), "failed"
+        except BaseException as error:
+            self.error, self.state = (
+                (f"{type(error).__name__}: {error}"[:500], "the cluster", "look at Ray's logs"),
+                "failed",
+            )
+
+    def look(self, since: int) -> tuple[str, list[str], tuple[str, str, str]]:
+        """State, the lines behind the first `since`, and why it failed."""
+        return self.state, self.lines[since:], self.error
+
+    def files(self) -> dict[str, int]:
+        """Bytes of each file of the result."""
+        found = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
+        names = ((path.relative_to(self.folder), path) for path in found)
+        return {name.as_posix(): path.stat().st_size for name, path in names if name.parts[0] not in LEFT_OUT}
+
+    def read(self, name: str, start: int) -> bytes:
+        """A part of a file."""
+        with (self.folder / name).open("rb") as file:
+            file.seek(start)
+            return file.read(PART)
+
+
+def drive(ray: Any, name: str, work: Work, setting: Any, *, sent: Path, remote: str, local: Path, say: Say) -> None:
+    """Have a cluster do a job, or follow the one of this name that it is doing, and bring the result here.
+
+    Args:
+        ray: connected, from anywhere.
+        name: of the job: the same name finds it again.
+        work: of a module's top level.
+        sent: folder of the data set, whose files go into `remote`/dataset first.
+        remote: folder of the job on the cluster.
+        local: where the result comes.
+
+    Raises:
+        UserError: what the work raises; the driver's machine was lost.
+        KeyboardInterrupt: the user leaves; the job goes on.
+    """
+    driver, fresh = _driver(ray, name, remote)
+    try:
+        if fresh:
+            _send(ray, driver, sent)
+        else:
+            say(f"ray       {name} is at work there already: followed")
+        ray.get(driver.start.remote(work, setting))
+        seen = 0
+        while True:
+            state, lines, error = ray.get(driver.look.remote(seen))
+            seen += len(lines)
+            for line in lines:
+                say(line)
+            if state in ("done", "failed"):
+                break
+            time.sleep(POLL)
+        if state == "done":
+            _fetch(ray, driver, local)
+        ray.kill(driver)
+        if state == "failed":
+            raise UserError(error[0], where=error[1], next_step=error[2])
+    except KeyboardInterrupt:
+        say(f"ray       {name} goes on there; the same command comes back to it")
+        raise
+    except task_errors(ray):
+        raise UserError(
+            "The machine on which the job's driver was is lost", where=name,
+            next_step="run the same command again: it goes on from the last checkpoint",
+        ) from None  # fmt: skip
+
+
+def _driver(ray: Any, name: str, remote: str) -> tuple[Any, bool]:
+    """The job's driver, and whether it was started now."""
+    try:
+        return ray.get_actor(name), False
+    except ValueError:
+        options = {"name": name, "lifetime": "detached", "num_cpus": 0, "max_concurrency": 4}
+        driver = ray.remote(Driver).options(**options).remote(remote)
+        answer_of(ray, driver.look.remote(0))  # it is there, and so is the package
+        return driver, True
+
+
+def _send(ray: Any, driver: Any, folder: Path) -> None:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+        name = (Path(DATASET) / path.relative_to(folder)).as_posix()
+        with path.open("rb") as file:
+            part, first = file.read(PART), True
+            while part or first:
+                ray.get(driver.write.remote(name, part, first))
+                part, first = file.read(PART), False
+
+
+def _fetch(ray: Any, driver: Any, local: Path) -> None:
+    for name, size in ray.get(driver.files.remote()).items():
+        path = local / name
+        if path.is_file() and path.stat().st_size == size and path.suffix not in (".json", ".jsonl"):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partly = path.with_name(f".{path.name}.part")
+        with partly.open("wb") as file:
+            while file.tell() < size:
+                data = ray.get(driver.read.remote(name, file.tell()))
+                if not data:
+                    break
+                file.write(data)
+        shutil.move(partly, path)

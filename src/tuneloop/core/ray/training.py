@@ -1,0 +1,165 @@
+"""Training by Ray Train: processes of a cluster take part in one run, and a lost one costs the steps since its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.object_store import is_url, open_store
+from tuneloop.core.ray.cluster import on_ray
+from tuneloop.core.ui import Say
+
+RESTARTS = 8  # of a training whose processes or machines are lost, before it is given up
+PATIENCE = 24 * 3600  # seconds that processes wait for the first one, which prepares and evaluates
+POLL = 1.0  # seconds between looks at what the processes say
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes of a training.
+
+    Args:
+        count: how many; with fewer machines the training goes on with as many as there is room for.
+        gpu: whether each has a GPU.
+        storage: folder for Ray's own records, which all machines see.
+    """
+
+    count: int
+    gpu: bool
+    storage: str
+
+
+class Notes:
+    """What the processes of a training tell its driver; an actor that outlives them.
+
+    Attributes:
+        lines: for the user.
+        refused: what the user can put right, as `(what, where, next_step)`; trying again would not help.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.refused: tuple[str, str, str] | None = None
+
+    def say(self, line: str) -> None:
+        """Keep a line."""
+        self.lines.append(line)
+
+    def refuse(self, what: str, where: str, next_step: str) -> None:
+        """Keep the first error."""
+        self.refused = self.refused or (what, where, next_step)
+
+    def verdict(self) -> tuple[str, str, str] | None:
+        """The first error."""
+        return self.refused
+
+    def since(self, number: int) -> list[str]:
+        """The lines behind the first `number`."""
+        return self.lines[number:]
+
+
+def train_on_ray(name: str, work: Callable[[Any, Say], None], setting: Any, workers: Workers, say: Say) -> None:
+    """Call `work(setting, say)` in processes of the cluster that know of each other as those of `torchrun` do.
+
+    When a process or its machine is lost, all are started again, on the machines that are left: `work` goes on from its checkpoint.
+
+    Args:
+        name: of the run.
+        work: of a module's top level.
+        say: gets the lines of the processes.
+
+    Raises:
+        UserError: what `work` raises, or too many were lost.
+    """
+    with on_ray() as ray:
+        try:
+            from ray.train import FailureConfig, RunConfig, ScalingConfig
+            from ray.train.torch import TorchConfig, TorchTrainer
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        except ImportError as error:
+            raise UserError(
+                f"Ray Train is not complete here: {error}", where="ray", next_step="pip install 'tuneloop[ray]'"
+            ) from None
+        # Here, where the driver is: on a machine that is lost they would be lost too, and with them what was said and refused.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        notes = ray.remote(Notes).options(num_cpus=0, scheduling_strategy=here).remote()
+        trainer = TorchTrainer(
+            _guarded,
+            train_loop_config={"work": work, "setting": setting, "notes": notes},
+            torch_config=TorchConfig(timeout_s=PATIENCE),
+            scaling_config=ScalingConfig(
+                num_workers=(1, workers.count) if workers.count > 1 else 1, use_gpu=workers.gpu, placement_strategy="SPREAD",
+            ),
+            run_config=RunConfig(name=name, **_storage(workers.storage), failure_config=FailureConfig(max_failures=RESTARTS)),
+        )  # fmt: skip
+        over = threading.Event()
+        reading = threading.Thread(target=_pass_on, args=(ray, notes, say, over), daemon=True)
+        reading.start()
+        failed: BaseException | None = None
+        try:
+            failed = trainer.fit().error
+        except Exception as error:
+            failed = error
+        finally:
+            over.set()
+            reading.join()
+        if refused := ray.get(notes.verdict.remote()):
+            raise UserError(refused[0], where=refused[1], next_step=refused[2])
+        if failed is not None:
+            raise _given_up(failed)
+
+
+def _storage(place: str) -> dict[str, Any]:
+    """Where Ray keeps its records: a folder, or one of an object store."""
+    if not is_url(place):
+        return {"storage_path": place}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    store = open_store(place)
+    return {"storage_path": store.path, "storage_filesystem": PyFileSystem(FSSpecHandler(store.system))}
+
+
+def _pass_on(ray: Any, notes: Any, say: Say, over: threading.Event) -> None:
+    """Say what the processes say, until the training is over."""
+    seen = 0
+    while True:
+        last = over.wait(POLL)
+        for line in ray.get(notes.since.remote(seen)):
+            seen += 1
+            say(line)
+        if last:
+            return
+
+
+def _guarded(config: dict[str, Any]) -> None:
+    """The function of each process. After an error of the user all are started again once, and end at once."""
+    import ray
+
+    notes = config["notes"]
+    if ray.get(notes.verdict.remote()) is not None:
+        return
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        config["work"](
+            config["setting"], (lambda line: ray.get(notes.say.remote(line))) if first else (lambda line: None)
+        )
+    except UserError as error:
+        ray.get(notes.refuse.remote(error.what, error.where, error.next_step))
+        raise RuntimeError(error.what) from None
+    except SystemExit as end:  # of a process that only took part, and has done so
+        if end.code:
+            raise RuntimeError("another process of this training was lost") from None
+
+
+def _given_up(error: BaseException) -> UserError:
+    """What made a training fail for good, in a sentence."""
+    last = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    return UserError(
+        f"The training was lost {RESTARTS + 1} times on the cluster: {last:.300}", where="ray",
+        next_step="look at `ray status` and Ray's logs; the same command goes on from the last checkpoint",
+    )  # fmt: skip

@@ -1,0 +1,679 @@
+"""A person's rows taken out of a data set, and found in what was made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import lock_folder, read_json, replacing, sha256_file, user_errors_of_the_disk, write_json
+from tuneloop.data import language
+from tuneloop.data.checks import check_dataset
+from tuneloop.data.config import PersonalConfig, PrepareConfig
+from tuneloop.data.dataset import dataset_hash, label_counts, read_rows, token_statistics
+from tuneloop.data.diff import dataset_folder, read_lines, split_files
+from tuneloop.data.erase.subject_match import NO_TEXT, Matcher
+from tuneloop.data.formats import FormatGuess, with_whole_texts
+from tuneloop.data.mix import GENERAL_FILE
+from tuneloop.data.process_record import LANGUAGES_EVERY, Measure, question_text
+from tuneloop.data.sources.read import read_records
+from tuneloop.data.split import SPLITS
+from tuneloop.records.dataset import (
+    AGAIN,
+    MANIFEST,
+    Check,
+    DatasetManifest,
+    Mix,
+    Removal,
+    RowsAndTokens,
+    SplitFile,
+    Splits,
+    TokenStatistics,
+    read_manifest,
+)
+from tuneloop.records.evaluation import EVALUATION
+from tuneloop.records.record import Part, as_record, write_record
+from tuneloop.records.rows import Dataset, Reject, Row
+from tuneloop.records.run import RUN
+
+REHEARSAL = ".rehearsal-"  # begins the name of the folder in which a removal is tried first
+JOURNAL = ".forgetting.json"  # the manifest while a data set is being rewritten
+# Each line is a row or a record; lines of other files only tell of some: repairs, duplicates, labels that look wrong.
+ROW_FILES = (*(f"{split}.jsonl" for split in SPLITS), GENERAL_FILE, "rejects.jsonl")
+LOOK = "look yourself whether it holds the rows, and fix or delete it"
+DEPTH = 4  # folders below the root in which data sets and runs are looked for
+
+
+Origin = tuple[str, int]  # a source and a line in it
+Checks = Callable[[Dataset], list[Check]]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A line that matches: its file in the data set, its number there, its row's id, its source with the line, and why.
+
+    `general` marks rows that were mixed in.
+    """
+
+    file: str
+    line: int
+    id: str
+    source: str
+    source_line: int
+    excerpt: str
+    general: bool = False
+
+
+@dataclass(frozen=True)
+class SubjectRows:
+    """A data set with the rows that match.
+
+    Args:
+        folder: of the data set.
+        manifest: its manifest as it is.
+        hits: the matching rows, rows of the same source records, and lines of other files that tell of them.
+        report: whether there is a report, which may quote them.
+        others: further files of the folder that hold the text; they are not touched.
+        resumed: whether an earlier removal was interrupted and is to be completed.
+    """
+
+    folder: Path
+    manifest: DatasetManifest
+    hits: list[Hit]
+    report: bool
+    others: list[str]
+    resumed: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows and rejects among the hits."""
+        return sum(hit.file in ROW_FILES for hit in self.hits)
+
+    @property
+    def ids(self) -> set[str]:
+        """Ids of the rows."""
+        return {hit.id for hit in self.hits if hit.id}
+
+    @property
+    def origins(self) -> dict[str, list[int]]:
+        """The source records: lines by source. The sources themselves are the user's, and still hold them."""
+        lines: dict[str, set[int]] = defaultdict(set)
+        for hit in self.hits:
+            if hit.source:
+                lines[hit.source].add(hit.source_line)
+        return {source: sorted(some) for source, some in sorted(lines.items())}
+
+
+def find_rows(dataset: Path | str, match: Matcher) -> SubjectRows:
+    """A person's rows in a data set's splits and rejects, and what other files tell of them; nothing is changed.
+
+    Rows made of the same source record as a matching one are found too (a long chat divided in several rows, a row
+    used more than once), and rows whose record matches in the source, though personal data were taken out of the row,
+    as long as the source is still as it was.
+
+    Raises:
+        UserError: no complete data set there, or a damaged one.
+    """
+    folder = dataset_folder(dataset)
+    resumed = not (folder / MANIFEST).is_file() and (folder / JOURNAL).is_file()
+    manifest = _interrupted(folder, match) if resumed else read_manifest(folder)
+    splits = [path for path in split_files(folder, manifest).values() if path.is_file()]
+    files = [*splits, folder / "rejects.jsonl", *_side_files(folder)]
+    origins = {origin: f"in the source: {excerpt}" for origin, excerpt in _in_sources(manifest, match)}
+    direct: dict[tuple[str, int], str] = {}
+    for path in files:
+        for number, record in _records(path):
+            for origin, excerpt in _matches(path.name, record, match):
+                direct[path.name, number] = excerpt
+                if origin[0]:
+                    origins.setdefault(origin, "another row of the same record matches")
+    hits: list[Hit] = []
+    ids: set[str] = set()
+    for path in files:
+        for number, record in _records(path):
+            if record.get("reason") == "forgotten":
+                continue
+            name = str(record.get("id", "")) if path.name != "rejects.jsonl" else ""
+            why = direct.get((path.name, number)) or next(filter(None, map(origins.get, _origins(record))), None)
+            if why is None and path.name not in ROW_FILES and ids & {name, str(record.get("kept_id", ""))}:
+                why = "tells of a row that matches"
+            if why is not None:
+                hits.append(Hit(path.name, number, name, *_origins(record)[0], why, "mix" in record.get("meta", {})))
+                ids |= {name} - {""}
+    read_files = {path.name for path in files} | {"report.html", MANIFEST, JOURNAL}
+    others = [name for name in sorted(os.listdir(folder)) if name not in read_files and _holds(folder / name, match)]
+    return SubjectRows(folder, manifest, hits, (folder / "report.html").is_file(), others, resumed)
+
+
+def _in_sources(manifest: DatasetManifest, match: Matcher) -> Iterator[tuple[Origin, str]]:
+    """Records of the sources that match, streamed answers put together. A source that has changed is left out: its lines are
+    others now."""
+    form = manifest.format
+    guess = FormatGuess(form.name if form else "", dict(form.columns) if form else {}, "")
+    for about in manifest.sources:
+        path = Path(about.path)
+        with contextlib.suppress(UserError, OSError):
+            if path.is_file() and sha256_file(path) == about.sha256:
+                for item in read_records([str(path)]):
+                    record = item.record if isinstance(item, Reject) else with_whole_texts(item.value, guess)
+                    excerpt = match.finds(record)
+                    if excerpt is not None:
+                        yield (about.path, item.line), excerpt
+
+
+def personal_settings(dataset: Path | str) -> PersonalConfig:
+    """How personal data were treated in a data set; the default where no data set is, or one of another version."""
+    folder = dataset_folder(dataset)
+    with contextlib.suppress(UserError, OSError, ValueError):  # ValueError: settings of another version
+        manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else _journal(folder)[1]
+        return PersonalConfig.model_validate(manifest.config.get("personal", {}))
+    return PersonalConfig()
+
+
+def _journal(folder: Path) -> tuple[str, DatasetManifest]:
+    """Of a removal that was interrupted: the hash of its pattern, and the manifest from before."""
+    path = folder / JOURNAL
+    value = read_json(path)
+    if not isinstance(value, dict) or "match_hash" not in value:
+        raise UserError("The note on an interrupted removal is damaged", where=str(path), next_step=AGAIN)
+    return str(value["match_hash"]), as_record(DatasetManifest, value.get("manifest"), str(path))
+
+
+def _interrupted(folder: Path, match: Matcher) -> DatasetManifest:
+    """The manifest from before a removal that was interrupted.
+
+    Raises:
+        UserError: another one than this.
+    """
+    match_hash, manifest = _journal(folder)
+    if match_hash != match.hash:
+        raise UserError(
+            "An earlier removal from this data set was interrupted",
+            where=str(folder),
+            next_step="run that one again first, with the same --match; or prepare the data set again",
+        )
+    return manifest
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if path.is_file():
+        for number, (_, _, record) in enumerate(read_lines(path), 1):
+            if isinstance(record, dict):
+                yield number, record
+
+
+def _side_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.jsonl") if path.name not in ROW_FILES)
+
+
+def _matches(file: str, record: Mapping[str, Any], match: Matcher) -> Iterator[tuple[Origin, str]]:
+    """Where a line of a data set's file matches: the source record concerned, and an excerpt."""
+    if file == "rejects.jsonl":  # holds raw records, and details that may quote them
+        parts = [record.get("record"), {"detail": record.get("detail")}]
+        excerpts = [(_origins(record)[0], match.finds(part)) for part in parts if record.get("reason") != "forgotten"]
+    elif file not in ROW_FILES:  # may tell of two rows: one, and one that was kept in its place
+        halves = [{k: v for k, v in record.items() if k.startswith("kept_") == of_kept} for of_kept in (False, True)]
+        excerpts = [
+            (
+                origin,
+                match.finds(
+                    {k: v for k, v in half.items() if k.removeprefix("kept_") not in (*NO_TEXT, "id", "found")}
+                ),
+            )
+            for origin, half in zip(_origins(record), halves, strict=False)
+        ]
+    else:
+        excerpts = [(_origins(record)[0], match.finds(record, str(record.get("id", ""))))]
+    yield from ((origin, excerpt) for origin, excerpt in excerpts if excerpt is not None)
+
+
+def _origins(record: Mapping[str, Any]) -> list[Origin]:
+    """Source and line of a row or reject, or of the two rows that a line of another file tells of."""
+    place = record.get("meta", record)
+    keys = (("source", "line"), *([("kept_source", "kept_line")] if "kept_source" in place else []))
+    lines = [line if isinstance(line := place.get(key), int) else 0 for _, key in keys]
+    return [(str(place.get(source, "")), line) for (source, _), line in zip(keys, lines, strict=True)]
+
+
+def _holds(path: Path, match: Matcher) -> bool:
+    """Whether a file of unknown kind holds the text."""
+    if not path.is_file() or path.name == ".lock" or _is_leftover(path):
+        return False
+    with contextlib.suppress(OSError):
+        return match.finds(path.read_bytes().decode("utf-8", "replace")) is not None
+    return False
+
+
+def _is_leftover(path: Path) -> bool:
+    """Half of a file that a killed process left: see `tuneloop.core.files.write_bytes`."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+@dataclass(frozen=True)
+class Descendant:
+    """Something made from a data set: what it is, its rows of the person (None: weights, which can't be searched), and
+    what to do about it."""
+
+    kind: str
+    path: str
+    id: str
+    rows: int | None
+    why: str
+    advice: str
+
+
+def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") -> list[Descendant]:
+    """Data sets, runs and evaluations below `root` (to a depth of 4) that come from a data set or hold its matching rows.
+
+    Where nothing matches in the data set itself, only what holds matching rows is listed, and what came of that.
+
+    Args:
+        subject: the data set, as it was before the rows were removed.
+        match: what was looked for.
+        root: folder to search.
+    """
+    folders = list(_walk(Path(root)))
+    names = _names(subject.manifest) if subject.hits or subject.resumed else set()
+    taught = names if subject.resumed or any(hit.file == "train.jsonl" for hit in subject.hits) else set()
+    made: list[Descendant] = []
+    for folder in folders:
+        if (folder / MANIFEST).is_file() and folder.resolve() != subject.folder.resolve():
+            try:
+                child = _dataset_child(folder, subject, match, names)
+            except UserError as error:
+                made.append(Descendant("data set", str(folder), "", None, f"can't be read: {error.what}", LOOK))
+                continue
+            if child is not None:
+                made.append(child)
+                names_of_child = _names(read_manifest(folder))
+                names = names | names_of_child
+                taught = taught | names_of_child if _count(folder / "train.jsonl", subject.ids, match) else taught
+    for folder in folders:
+        run = _made_of(folder / RUN)
+        if run is not None and run.dataset in taught:
+            advice = "train again on the new data set, or delete it: weights can remember rows"
+            made.append(Descendant("run", str(folder), run.id, None, "trained on them", advice))
+        elif run is not None and run.dataset in names:
+            why, advice = "trained on the data set, but not on these rows", "its weights may stay"
+            made.append(Descendant("run", str(folder), run.id, 0, why, advice))
+    for folder in folders:
+        evaluation = _made_of(folder / EVALUATION)
+        if evaluation is None:
+            continue
+        rows = _count(folder / "samples.jsonl", subject.ids, match)
+        if rows or evaluation.dataset in names:
+            why = f"quotes {rows} of the rows" if rows else "measured on the data set as it was"
+            advice = (
+                "delete it, or evaluate again on the new data set" if rows else "its metrics stay good for that one"
+            )
+            made.append(Descendant("evaluation", str(folder), evaluation.name, rows, why, advice))
+    return made
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Folders to a depth of `DEPTH` below the root, hidden ones and checkpoints left out."""
+    for place, folders, _ in os.walk(root):
+        path = Path(place)
+        depth = len(path.relative_to(root).parts)
+        folders[:] = sorted(
+            name for name in folders if depth < DEPTH and not name.startswith(".") and name != "checkpoints"
+        )
+        yield path
+
+
+def _names(manifest: DatasetManifest) -> set[str]:
+    """Ids and hashes that a data set has and had."""
+    last = manifest.forgotten
+    removals = [last, *last.earlier] if last else []
+    names = {manifest.id, manifest.hash, *(r.was for r in removals), *(r.was_hash for r in removals)}
+    return {name for name in names if name}
+
+
+class _MadeOf(Part):
+    """What a run or an evaluation says of its data set; all else in its file may be of any version."""
+
+    id: str = ""
+    name: str = ""
+    dataset: str = ""
+
+
+def _made_of(path: Path) -> _MadeOf | None:
+    with contextlib.suppress(UserError, OSError, ValueError):
+        return _MadeOf.model_validate(read_json(path), extra="ignore")
+    return None
+
+
+def _dataset_child(folder: Path, subject: SubjectRows, match: Matcher, ids: Collection[str]) -> Descendant | None:
+    manifest = read_manifest(folder)
+    files = [*split_files(folder, manifest).values(), folder / "rejects.jsonl"]
+    rows = sum(_count(path, subject.ids, match) for path in files)
+    named = bool(_names(manifest) & set(ids)) or (bool(subject.hits) and _names_folder(manifest, subject.folder))
+    if not rows and not named:
+        return None
+    why = f"holds {rows} of the rows" if rows else "made from it"
+    advice = f"tuneloop forget {folder} --match ..." if rows else "prepare it again"
+    return Descendant("data set", str(folder), manifest.id, rows, why, advice)
+
+
+def _names_folder(manifest: DatasetManifest, folder: Path) -> bool:
+    """Whether a data set's configuration names another one's folder: as source, as general data, as frozen split."""
+    config = manifest.config
+    mix, split = config.get("mix") or {}, config.get("split") or {}
+    places = [*(config.get("sources") or []), *(mix.get("sources") or []), split.get("freeze"), split.get("test")]
+    inside = folder.resolve()
+    return any(isinstance(p, str) and p and inside in (Path(p).resolve(), Path(p).resolve().parent) for p in places)
+
+
+def _count(path: Path, ids: Collection[str], match: Matcher) -> int:
+    """Rows of a file with one of the ids, or that match."""
+    n = 0
+    with contextlib.suppress(UserError, OSError):
+        for _, record in _records(path):
+            n += record.get("id") in ids or any(_matches(path.name, record, match))
+    return n
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What became of a data set.
+
+    Args:
+        found: what it held.
+        rows: removed from splits and rejects.
+        old_id, new_id: before and after.
+        descendants: what else was made from it.
+        files: files that were rewritten or deleted.
+    """
+
+    found: SubjectRows
+    rows: int
+    old_id: str
+    new_id: str
+    descendants: list[Descendant]
+    files: list[str] = field(default_factory=list)
+
+
+def forget(
+    dataset: Path | str,
+    match: Matcher,
+    *,
+    runs_root: Path | str = ".",
+    measure: Measure | None = None,
+    checks: Checks | None = None,
+    today: datetime.date | None = None,
+) -> Forgotten:
+    """Remove a person's rows from a data set, which gets a new hash and id, and list what was made from it.
+
+    The rows go from the splits, from `rejects.jsonl` and `repairs.jsonl`; `report.html` is deleted. What stays is a
+    line in `rejects.jsonl` with source, line and the reason `forgotten`, so that every record is still accounted for,
+    and `forgotten` in the manifest, with a hash of the pattern and never the pattern. An interrupted removal is
+    completed by the next one.
+
+    Args:
+        dataset: its folder.
+        match: whose rows.
+        runs_root: folder to search for data sets, runs and evaluations that come from it.
+        measure: a row's length in tokens; without it the token statistics stay those from before, and say so.
+        checks: the checks of a data set; default: `tuneloop.data.checks.check_dataset`.
+        today: date of the removal.
+
+    Raises:
+        UserError: no complete data set there, a damaged one, or another process works in it.
+    """
+    folder = dataset_folder(dataset)
+    if not folder.is_dir():
+        read_manifest(folder)  # says what is missing
+    with lock_folder(folder):
+        for left in folder.glob(f"{REHEARSAL}*"):  # of a killed removal: it links to files that hold the rows
+            shutil.rmtree(left)
+        if (folder / MANIFEST).is_file():  # else an interrupted removal needs it
+            (folder / JOURNAL).unlink(missing_ok=True)
+        subject = find_rows(folder, match)
+        made = descendants(subject, match, runs_root)
+        old_id = subject.manifest.id
+        if not subject.hits and not subject.resumed:
+            return Forgotten(subject, 0, old_id, old_id, made)
+        try:
+            config = PrepareConfig.model_validate(subject.manifest.config)
+        except ValueError:
+            raise UserError(
+                "The data set was prepared by another version",
+                where=str(folder / MANIFEST),
+                next_step="delete the rows from its sources and run `tuneloop prepare` again",
+            ) from None
+        when = today or datetime.date.today()
+        with user_errors_of_the_disk(folder):
+            if not subject.resumed:
+                _rehearse(subject, match, config, measure, when)
+                write_json(folder / JOURNAL, {"match_hash": match.hash, "manifest": subject.manifest})
+                (folder / MANIFEST).unlink()
+            files = _remove(subject)
+            manifest = _manifest_after(subject, match, config, measure, checks, when)
+            write_record(folder / MANIFEST, manifest)
+            (folder / JOURNAL).unlink()
+    rows = manifest.forgotten.rows if manifest.forgotten else 0
+    return Forgotten(subject, rows, old_id, manifest.id, made, [*files, MANIFEST])
+
+
+def _rehearse(
+    subject: SubjectRows,
+    match: Matcher,
+    config: PrepareConfig,
+    measure: Measure | None,
+    today: datetime.date,
+) -> None:
+    """Do all of it in another folder, on links to the files: what can't be finished leaves the data set as it was.
+
+    Raises:
+        UserError: a file is missing or damaged, or the manifest does not fit its files.
+    """
+    for split, path in split_files(subject.folder, subject.manifest).items():
+        if not path.is_file():
+            raise UserError(f"The {split} split is missing: nothing was removed", where=str(path), next_step=AGAIN)
+    with tempfile.TemporaryDirectory(dir=subject.folder, prefix=REHEARSAL) as place:
+        copies = Path(place)
+        for path in subject.folder.iterdir():
+            if path.is_file():
+                _link(path, copies / path.name)
+        rehearsed = replace(subject, folder=copies)
+        _remove(rehearsed)
+        try:
+            _manifest_after(rehearsed, match, config, measure, lambda dataset: [], today)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"The data set's manifest does not fit its files ({type(error).__name__}: {error}): nothing was removed",
+                where=str(subject.folder / MANIFEST),
+                next_step="delete the rows from its sources and run `tuneloop prepare` again",
+            ) from None
+
+
+def _link(path: Path, copies: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(path, copies)
+    except OSError:
+        shutil.copyfile(path, copies)
+
+
+def _remove(subject: SubjectRows) -> list[str]:
+    """Rewrite the files without the rows; `rejects.jsonl` first, so that no record drops out of the account."""
+    folder = subject.folder
+    gone = {(hit.file, hit.line) for hit in subject.hits}
+    changed = []
+    for path in sorted(folder.iterdir()):
+        if _is_leftover(path):
+            path.unlink()
+            changed.append(path.name)
+    files = split_files(folder, subject.manifest)
+    counted = {"rejects.jsonl", *(files[split].name for split in SPLITS)}
+    due = {(hit.source, hit.source_line) for hit in subject.hits if hit.file in counted and not hit.general}
+    rejects = folder / "rejects.jsonl"
+    due -= {_origins(record)[0] for _, record in _records(rejects) if record.get("reason") == "forgotten"}
+    tombs = [{"source": s, "line": n, "reason": "forgotten", "detail": "", "record": None} for s, n in sorted(due)]
+    if due:
+        lines = (json.dumps(tomb, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for tomb in tombs)
+        changed.append(_rewrite(rejects, itertools.chain(_kept_lines(rejects, gone), lines)))
+    for path in [*_side_files(folder), *files.values()]:
+        if any(name == path.name for name, _ in gone):
+            changed.append(_rewrite(path, _kept_lines(path, gone)))
+    if subject.report:
+        (folder / "report.html").unlink(missing_ok=True)
+        changed.append("report.html")
+    return changed
+
+
+def _kept_lines(path: Path, gone: Collection[tuple[str, int]]) -> Iterator[bytes]:
+    for number, (_, line, _) in enumerate(read_lines(path) if path.is_file() else (), 1):
+        if (path.name, number) not in gone:
+            yield line
+
+
+def _rewrite(path: Path, lines: Iterable[bytes]) -> str:
+    """Rewrite a file, whole or not at all; its name. The lines may come from the file itself."""
+    with replacing(path) as file:
+        file.writelines(lines)
+    return path.name
+
+
+def _manifest_after(
+    subject: SubjectRows,
+    match: Matcher,
+    config: PrepareConfig,
+    measure: Measure | None,
+    checks: Checks | None,
+    today: datetime.date,
+) -> DatasetManifest:
+    """The manifest of the rewritten files.
+
+    Numbers are counted again from the files and compared with the old manifest's, so that a removal that was
+    interrupted is counted in full.
+    """
+    old, folder = subject.manifest, subject.folder
+    files = split_files(folder, old)
+    rows = {
+        split: read_rows(path, (record for _, _, record in read_lines(path)))
+        for split, path in files.items()
+        if path.is_file()
+    }
+    reasons = Counter(str(record.get("reason")) for _, record in _records(folder / "rejects.jsonl"))
+    repairs = [record for _, record in _records(folder / "repairs.jsonl")]
+    sizes: dict[str, int] = {split: sum("mix" not in row.meta for row in rows[split]) for split in SPLITS}
+    rows_left, rejected = sum(sizes.values()), reasons.total()
+    changes: dict[str, Any] = {
+        "splits": Splits(**{
+            split: _split_after(was, files[split], rows[split], measure) for split, was in old.splits.by_name.items()
+        }),
+        "rejected": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "repaired": dict(sorted(Counter(str(record.get("kind")) for record in repairs).items())),
+        "personal": _personal_after(old, repairs),
+        "counts": old.counts.model_copy(
+            update={"read": rows_left + rejected - old.counts.added, "kept": rows_left, "rejected": rejected, **sizes}
+        ),
+    }  # fmt: skip
+    if old.mix:
+        changes["mix"] = _mix_after(old.mix, rows, measure)
+    if old.languages:
+        changes["languages"] = _languages_after(old.languages, old.counts.kept, rows)
+    new = old.model_copy(update=changes)
+    removal = Removal(
+        rows=_rows_with_content(old) - _rows_with_content(new),
+        when=today.isoformat(),
+        match_hash=match.hash,
+        was=old.id,
+        was_hash=old.hash,
+    )
+    if last := old.forgotten:
+        removal = removal.model_copy(update={"earlier": [*last.earlier, last.model_copy(update={"earlier": []})]})
+    digest = dataset_hash({split: rows[split] for split in SPLITS}, config, old.seed or 0, new.mix)
+    new = new.model_copy(update={"forgotten": removal, "hash": digest, "id": f"{old.name}-{digest[:12]}"})
+    smaller = Dataset(str(folder), new, rows["train"], rows["val"], rows["test"])
+    return new.model_copy(update={"checks": _checks_after(old, smaller, checks)})
+
+
+def _personal_after(old: DatasetManifest, repairs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Kinds of personal data that were replaced in the rows that are left; as before where the repairs don't count them."""
+    kinds: Counter[str] = Counter()
+    for record in repairs:
+        if record.get("kind") == "pii":
+            if "found" not in record:  # written before there was this key
+                return old.personal
+            kinds.update(record["found"])
+    return dict(sorted(kinds.items()))
+
+
+def _languages_after(was: Mapping[str, int], row_count: int, rows: Mapping[str, Sequence[Row]]) -> dict[str, int]:
+    """Languages of the rows that are left, of the same rows that prepare looked at: all, or a sample by their ids."""
+    every = 1 if sum(was.values()) >= row_count else LANGUAGES_EVERY
+    looked_at = [
+        row for some in rows.values() for row in some if "mix" not in row.meta and int(row.id, 16) % every == 0
+    ]
+    codes = Counter(code for row in looked_at if (code := language.detect_language(question_text(row))[0]) is not None)
+    return dict(sorted(codes.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _rows_with_content(manifest: DatasetManifest) -> int:
+    """Rows and rejects of a data set that hold what a record said."""
+    rows = sum(split.rows for split in manifest.splits.by_name.values())
+    held_out = sum(source.held_out for source in manifest.mix.sources) if manifest.mix else 0
+    rejects = sum(n for reason, n in manifest.rejected.items() if reason != "forgotten")
+    return rows + held_out + rejects
+
+
+def _mix_after(mix: Mix, rows: Mapping[str, Sequence[Row]], measure: Measure | None) -> Mix:
+    """The manifest's account of general rows with what is left of them; without `measure` tokens stay as they were."""
+    left = {split: Counter(row.meta.get("mix") for row in some) for split, some in rows.items()}
+    places = {"uses": "train", "test": "test", "held_out": "general"}
+    sources = [
+        source.model_copy(update={key: left.get(split, Counter())[source.name] for key, split in places.items()})
+        for source in mix.sources
+    ]
+    parts: dict[str, list[Row]] = {"task": [], "general": []}
+    for row in rows.get("train", ()):
+        parts["general" if "mix" in row.meta else "task"].append(row)
+    sizes = {}
+    for name, was in (("task", mix.task), ("general", mix.general)):
+        some, tokens = parts[name], was.tokens
+        if measure is not None and len(some) != was.rows:
+            tokens = sum(measure(row).tokens for row in some)
+        sizes[name] = RowsAndTokens(rows=len(some), tokens=tokens)
+    of_general, of_task = (getattr(sizes[name], mix.by) for name in ("general", "task"))
+    share = round(of_general / (of_general + of_task), 4) if of_general + of_task else 0.0
+    return mix.model_copy(update={**sizes, "share": share, "sources": sources})
+
+
+def _split_after(was: SplitFile, path: Path, rows: Sequence[Row], measure: Measure | None) -> SplitFile:
+    """What the manifest says of a split; without `measure` the old token statistics, marked with the rows they are of.
+
+    Statistics are of the task's own rows, as prepare writes them.
+    """
+    task_rows = [row for row in rows if "mix" not in row.meta]
+    about: dict[str, Any] = {"rows": len(rows), "sha256": sha256_file(path)}
+    if was.labels:
+        about["labels"] = label_counts(task_rows)
+    if was.rows != len(rows) and was.tokens:
+        if measure is None:
+            about["tokens"] = was.tokens.model_copy(update={"of_rows": was.tokens.of_rows or was.rows})
+        else:
+            counts = [measure(row) for row in task_rows]
+            about["tokens"] = TokenStatistics(
+                **token_statistics([c.tokens for c in counts], sum(c.supervised for c in counts))
+            )
+    return was.model_copy(update=about)
+
+
+def _checks_after(old: DatasetManifest, dataset: Dataset, checks: Checks | None) -> list[Check]:
+    """The checks of the smaller data set; those that prepare alone can do stay, without their examples."""
+    again = (checks or check_dataset)(dataset)
+    done = {check.name for check in again}
+    others = [check.model_copy(update={"examples": []}) for check in old.checks if check.name not in done]
+    return [*again, *others]

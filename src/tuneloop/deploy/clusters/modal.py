@@ -1,0 +1,84 @@
+"""Modal: one function that trains, with a volume for the run."""
+
+from __future__ import annotations
+
+from tuneloop.deploy.clusters import Cluster, TrainingJob
+from tuneloop.deploy.hosts.modal import GPUS
+
+
+def project(job: TrainingJob) -> dict[str, str]:
+    """`app.py`."""
+    secrets = '[modal.Secret.from_name("huggingface")]' if job.gated else "[]"
+    words = job.command(f"/runs/{job.name}").split()
+    return {
+        "app.py": f'''"""{job.name}: a training run on Modal. `modal run app.py`."""
+
+import subprocess
+import threading
+from pathlib import Path
+
+import modal
+
+HERE = Path(__file__).parent
+app = modal.App({job.name!r})
+image = (
+    modal.Image.debian_slim(python_version="3.12")
+    .pip_install({job.package!r})
+    .add_local_file(HERE / "recipe.yaml", "/job/recipe.yaml")
+    .add_local_dir(HERE / "dataset", "/job/dataset")
+)
+runs = modal.Volume.from_name({job.name + "-runs"!r}, create_if_missing=True)
+
+
+@app.function(
+    image=image, gpu="{GPUS[job.gpu]}{f":{job.gpus}" if job.gpus > 1 else ""}", volumes={{"/runs": runs}}, secrets={secrets},
+    timeout=24 * 60 * 60, retries=3,
+)
+def train() -> None:
+    # A function that is taken away begins again, and the run goes on from its last checkpoint in the volume.
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(120):
+            runs.commit()
+
+    threading.Thread(target=keep, daemon=True).start()
+    try:
+        subprocess.run({words!r}, cwd="/job", check=True)
+    finally:
+        over.set()
+        runs.commit()
+
+
+@app.local_entrypoint()
+def main() -> None:
+    train.remote()
+'''
+    }
+
+
+def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
+    """Up, fetch, down."""
+    secret = "modal secret create huggingface HF_TOKEN=$HF_TOKEN\n" if job.gated else ""
+    return (
+        (f"{secret}modal run --detach app.py", "Start it"),
+        (f"modal volume get {job.name}-runs {job.name} runs/", "Fetch the run"),
+        (f"modal app stop {job.name}\nmodal volume delete {job.name}-runs", "Take it down"),
+    )
+
+
+CLUSTER = Cluster(
+    name="modal",
+    title="Modal",
+    project=project,
+    commands=commands,
+    source="https://modal.com/docs/reference",
+    as_of="2026-11-27",
+    checked="Modal's own package builds the app from this file without a token.",
+    unchecked="that the image builds there, the prices.",
+    gpus=GPUS,
+    providers=("Modal",),
+    bucket="",
+    nodes=1,
+    variables=("HF_TOKEN",),
+)

@@ -1,0 +1,110 @@
+"""RunPod Serverless: the vLLM worker."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tuneloop.deploy.deployment import Deployment, engine_arguments
+from tuneloop.deploy.hosts import Host
+
+IMAGE = "runpod/worker-v1-vllm:v2.23.0"
+
+
+def worker_environment(job: Deployment) -> dict[str, str]:
+    """The worker's variables: each option of `vllm serve` in capitals (worker-vllm, docs/configuration.md)."""
+    named = {"served-model-name": "OPENAI_SERVED_MODEL_NAME_OVERRIDE"}
+    options = engine_arguments(job).items()
+    found = {named.get(name, name.replace("-", "_").upper()): _text(value) for name, value in options}
+    return {"MODEL_NAME": job.model, **found, "MAX_CONCURRENCY": "32"}
+
+
+def _text(value: Any) -> str:
+    return "true" if value is True else str(value)
+
+
+def project(job: Deployment) -> dict[str, str]:
+    """Two bodies for RunPod's REST API, and the script that sends them."""
+    template = {
+        "name": job.name, "imageName": IMAGE, "isServerless": True, "containerDiskInGb": 30,
+        "env": {**worker_environment(job), "HF_TOKEN": "{{ RUNPOD_SECRET_hf_token }}"},
+    }  # fmt: skip
+    gpu = GPUS[job.machine.card.key] if job.machine else ""
+    endpoint = {
+        "name": job.name, "templateId": "TEMPLATE_ID", "gpuTypeIds": [gpu], "gpuCount": job.cards,
+        "workersMin": job.traffic.least, "workersMax": max(job.traffic.most, 1),
+        "idleTimeout": round(60 * job.traffic.idle_minutes), "scalerType": "QUEUE_DELAY", "scalerValue": 4,
+        "flashboot": True,
+    }  # fmt: skip
+    return {
+        "template.json": json.dumps(template, indent=2) + "\n",
+        "endpoint.json": json.dumps(endpoint, indent=2) + "\n",
+        "deploy.sh": _SCRIPT,
+    }
+
+
+_SCRIPT = """#!/usr/bin/env bash
+# Creates the template and the endpoint; what was created is deleted again when the second step fails.
+set -euo pipefail
+cd "$(dirname "$0")"
+: "${RUNPOD_API_KEY:?set it first: https://console.runpod.io/user/settings}"
+api=${RUNPOD_API:-https://rest.runpod.io/v1}
+send() { curl --fail-with-body -sS --retry 4 -X "$1" "$api/$2" -H "Authorization: Bearer $RUNPOD_API_KEY" -H "Content-Type: application/json" "${@:3}"; }
+create() {  # prints the id of what it made, or what the server said
+  local answer=$(mktemp)  # a busy server is asked again; only the last answer stays in a file
+  send POST "$1" --data "$2" -o "$answer" || { cat "$answer" >&2; return 1; }
+  python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["id"])' "$answer"
+}
+template=$(create templates @template.json)
+if ! endpoint=$(create endpoints "$(sed "s/TEMPLATE_ID/$template/" endpoint.json)"); then
+  send DELETE "templates/$template" && echo "the template was deleted again: nothing was left behind" >&2
+  exit 1
+fi
+printf '{"template": "%s", "endpoint": "%s"}\\n' "$template" "$endpoint" | tee created.json
+"""
+
+
+def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+    """Up, ask, down."""
+    endpoint = """ENDPOINT_ID=$(python3 -c 'import json; print(json.load(open("created.json"))["endpoint"])')"""
+    ask = (
+        f"{endpoint}\n"
+        'curl "https://api.runpod.ai/v2/$ENDPOINT_ID/openai/v1/chat/completions" -H "Authorization: Bearer $RUNPOD_API_KEY" '
+        '-H "Content-Type: application/json" -d @request.json'
+    )
+    down = (
+        'curl -X DELETE "https://rest.runpod.io/v1/endpoints/$ENDPOINT_ID" -H "Authorization: Bearer $RUNPOD_API_KEY"'
+    )
+    return (
+        (
+            "bash deploy.sh",
+            "Store the Hugging Face token as the secret `hf_token` in RunPod's console, then create the endpoint",
+        ),
+        (ask, "Ask it"),
+        (f"{endpoint}\n{down}", "Take it down"),
+    )
+
+
+GPUS = {
+    "l4": "NVIDIA L4", "a5000": "NVIDIA RTX A5000", "rtx3090": "NVIDIA GeForce RTX 3090", "rtx4090": "NVIDIA GeForce RTX 4090",
+    "rtx5090": "NVIDIA GeForce RTX 5090", "a6000": "NVIDIA RTX A6000", "rtx6000-ada": "NVIDIA RTX 6000 Ada Generation",
+    "a40": "NVIDIA A40", "l40": "NVIDIA L40", "l40s": "NVIDIA L40S", "a100-80gb": "NVIDIA A100-SXM4-80GB",
+    "h100-pcie": "NVIDIA H100 PCIe", "h100-sxm": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200", "b200": "NVIDIA B200",
+}  # fmt: skip
+
+HOST = Host(
+    name="runpod",
+    title="RunPod Serverless",
+    forms=("merged", "adapter"),
+    project=project,
+    commands=commands,
+    source="https://github.com/runpod-workers/worker-vllm/blob/main/docs/configuration.md and https://rest.runpod.io/v1/docs",
+    as_of="2026-11-27",
+    checked="Each variable is an option of the worker's own list, or of its wrapper; deploy.sh runs against a stand-in, also a busy one.",
+    unchecked="that a worker starts, the image's tag, the prices.",
+    limits=("The first request after a pause waits until a worker has loaded the model.",),
+    gpus=GPUS,
+    providers=("RunPod Serverless", "RunPod Secure"),
+    variables=("RUNPOD_API_KEY",),
+    secrets=(("RUNPOD_API_KEY", "in your shell"), ("hf_token", "in RunPod, reads the model and a gated base")),
+)

@@ -1,0 +1,121 @@
+"""Amazon SageMaker: a real-time endpoint with the vLLM of AWS' large model inference container."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tuneloop.deploy.deployment import Deployment, lora_rank
+from tuneloop.deploy.hosts import Host
+
+IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:0.36.0-lmi23.0.0-cu130"
+
+
+def environment(job: Deployment) -> dict[str, str]:
+    """The container's variables (docs.djl.ai, LMI configurations)."""
+    found = {
+        "HF_MODEL_ID": job.model,
+        "OPTION_ROLLING_BATCH": "disable",
+        "OPTION_ASYNC_MODE": "true",
+        "OPTION_ENTRYPOINT": "djl_python.lmi_vllm.vllm_async_service",
+        "OPTION_MAX_MODEL_LEN": str(job.context),
+        "OPTION_TENSOR_PARALLEL_DEGREE": str(job.cards),
+        "SERVING_FAIL_FAST": "true",
+    }
+    if job.half:
+        found["OPTION_DTYPE"] = "fp16"
+    if job.form == "adapter":
+        found |= {"OPTION_ENABLE_LORA": "true", "OPTION_MAX_LORA_RANK": str(lora_rank(job.rank))}
+    return found
+
+
+def requests(job: Deployment) -> dict[str, dict[str, Any]]:
+    """Bodies of the three calls that put it up; the role and the token are filled in when they are sent."""
+    instance = INSTANCES[job.machine.card.key][job.cards] if job.machine else "ml.g6.2xlarge"
+    variant = {
+        "VariantName": "all", "ModelName": job.name, "InstanceType": instance,
+        "InitialInstanceCount": max(job.traffic.least, 1), "ContainerStartupHealthCheckTimeoutInSeconds": 1800,
+        "ModelDataDownloadTimeoutInSeconds": 1800,
+    }  # fmt: skip
+    return {
+        "create_model": {
+            "ModelName": job.name,
+            "PrimaryContainer": {"Image": IMAGE, "Environment": environment(job)},
+            "ExecutionRoleArn": "arn:aws:iam::123456789012:role/ROLE",
+        },
+        "create_endpoint_config": {"EndpointConfigName": job.name, "ProductionVariants": [variant]},
+        "create_endpoint": {"EndpointName": job.name, "EndpointConfigName": job.name},
+    }
+
+
+def project(job: Deployment) -> dict[str, str]:
+    """The calls, and a script that makes them."""
+    return {"requests.json": json.dumps(requests(job), indent=2) + "\n", "deploy.py": _SCRIPT}
+
+
+_SCRIPT = '''"""Makes the calls of requests.json; what was created is deleted again when a later one fails."""
+
+import json
+import os
+from pathlib import Path
+
+import boto3
+
+calls = json.loads(Path(__file__).with_name("requests.json").read_text())
+calls["create_model"]["ExecutionRoleArn"] = os.environ["SAGEMAKER_ROLE"]
+calls["create_model"]["PrimaryContainer"]["Environment"]["HF_TOKEN"] = os.environ["HF_TOKEN"]
+client = boto3.client("sagemaker", region_name=os.environ.get("AWS_REGION", "us-east-1"))
+undo = []
+try:
+    for name, values in calls.items():
+        getattr(client, name)(**values)
+        key = next(key for key in values if key.endswith("Name"))
+        undo.append((name.replace("create_", "delete_"), {key: values[key]}))
+except BaseException:
+    for name, values in reversed(undo):
+        getattr(client, name)(**values)
+        print("undone:", name, values)
+    raise
+print("creating; it is ready when this says InService: aws sagemaker describe-endpoint --endpoint-name", calls["create_endpoint"]["EndpointName"])
+'''
+
+
+def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+    """Up, ask, down."""
+    ask = (
+        f"aws sagemaker-runtime invoke-endpoint --endpoint-name {job.name} --content-type application/json "
+        "--body fileb://request.json /dev/stdout"
+    )
+    down = "\n".join(
+        f"aws sagemaker delete-{what} --{what}-name {job.name}" for what in ("endpoint", "endpoint-config", "model")
+    )
+    return ("pip install boto3\npython deploy.py", "Put it up"), (ask, "Ask it"), (down, "Take it down")
+
+
+INSTANCES: dict[str, dict[int, str]] = {
+    "l4": {1: "ml.g6.2xlarge", 4: "ml.g6.12xlarge", 8: "ml.g6.48xlarge"},
+    "a10g": {1: "ml.g5.2xlarge", 4: "ml.g5.12xlarge", 8: "ml.g5.48xlarge"},
+    "l40s": {1: "ml.g6e.2xlarge", 4: "ml.g6e.12xlarge", 8: "ml.g6e.48xlarge"},
+    "a100-40gb": {8: "ml.p4d.24xlarge"},
+    "a100-80gb": {8: "ml.p4de.24xlarge"},
+    "h100-sxm": {1: "ml.p5.4xlarge", 8: "ml.p5.48xlarge"},
+}
+
+HOST = Host(
+    name="sagemaker",
+    title="Amazon SageMaker",
+    forms=("merged",),
+    project=project,
+    commands=commands,
+    source="botocore's model of SageMaker's API, and docs.djl.ai for the container's variables",
+    as_of="2026-11-27",
+    checked="botocore's own validator accepts the three calls; deploy.py runs against a stand-in, which a refusal at each step leaves as it was.",
+    unchecked="that the image of that tag is in your region, quotas, the prices.",
+    limits=("The address of the image holds for us-east-1.", "An endpoint is billed while it exists, asked or not."),
+    asked_as=lambda job: "",
+    gpus={key: key for key in INSTANCES},
+    counts={key: tuple(row) for key, row in INSTANCES.items()},
+    providers=("AWS us-east-1",),
+    variables=("SAGEMAKER_ROLE", "HF_TOKEN"),
+    secrets=(("SAGEMAKER_ROLE", "an IAM role that SageMaker may take on"), ("HF_TOKEN", "reads the model")),
+)

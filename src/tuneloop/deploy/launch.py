@@ -1,0 +1,159 @@
+"""Put a project up: after a yes, by SkyPilot's own package or by the project's first commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ui import Say
+from tuneloop.core.units import usd_words
+from tuneloop.deploy.skypilot_sdk import Offer, SkyJob, find_offer, load_sky, start
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What putting something up may cost.
+
+    Args:
+        hours: of the machines that are offered, which are paid.
+        words: for what, in words.
+        planned: dollars for these, as planned; None: not known.
+        usd: the most; 0: no limit.
+        option: of the command line, which sets it.
+    """
+
+    hours: float
+    words: str
+    planned: float | None = None
+    usd: float = 0.0
+    option: str = ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a project is put up.
+
+    Args:
+        title: of the host.
+        up, down: commands for a shell, the second for what is left when the first fails.
+        variables: of the environment, which they need.
+        environment: further ones, which are set for them.
+        sky: what SkyPilot's own package starts in place of the commands, where it is installed; None: nothing.
+        limit: what it may cost, where SkyPilot says what it takes.
+    """
+
+    title: str
+    up: str
+    down: str
+    variables: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    sky: SkyJob | None = None
+    limit: Limit | None = None
+
+
+def put_up_after_yes(launch: Launch, folder: Path, question: str, yes: bool, say: Say) -> None:
+    """Ask, and put a project up: by SkyPilot's package, which first says what it takes now, or by the project's commands.
+
+    Raises:
+        UserError: it costs more than the limit, something is missing, or it fails; what it may have left is named.
+    """
+    if not yes and not sys.stdin.isatty():
+        say(f"Nothing was put up. Read {folder}/README.md, then: the same command with --yes")
+        return
+    sky = load_sky() if launch.sky else None
+    if sky is None or launch.sky is None:
+        if confirmed(question, yes):
+            put_up(launch, folder, say)
+        return
+    _refuse_missing(launch, launch.sky.secrets, folder)
+    offer = find_offer(sky, launch.sky, folder)
+    _say_offer(offer, launch.limit, say)
+    if confirmed(question, yes):
+        say(f"up        {launch.sky.kind} {launch.sky.name}, by SkyPilot")
+        start(sky, launch.sky, folder, say)
+        say(
+            f"up        it is there; {folder / 'README.md'} has the commands that follow, `{launch.sky.down}` takes it down"
+        )
+
+
+def _say_offer(offer: Offer, limit: Limit | None, say: Say) -> None:
+    """Say what SkyPilot takes now, and refuse it where that is more than the limit.
+
+    Raises:
+        UserError: it is more, or nobody knows.
+    """
+    usd = offer.usd_per_hour
+    if limit is None:
+        say(f"price     {offer.words}" + ("" if usd is None else f": {usd_words(usd)} an hour"))
+        return
+    total = None if usd is None else usd * limit.hours
+    price = "it names no price"
+    if usd is not None and total is not None:
+        planned = "" if limit.planned is None else f", planned {usd_words(limit.planned)}"
+        price = f"{usd_words(usd)} an hour, {usd_words(total)} {limit.words}{planned}"
+    say(f"price     SkyPilot takes {offer.words} now: {price}")
+    if limit.usd and (total is None or total > limit.usd):
+        raise UserError(
+            f"SkyPilot takes {offer.words}: {price}. The limit is {usd_words(limit.usd)}", where=limit.option,
+            next_step="raise the limit, name another --gpu, or try later; nothing was started",
+        )  # fmt: skip
+
+
+def put_up(launch: Launch, folder: Path, say: Say) -> None:
+    """Run a project's first commands in its folder.
+
+    Raises:
+        UserError: a tool or a variable is missing, or a command fails; what it may have left is named.
+    """
+    lines = [line.split("#")[0].strip() for line in launch.up.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("pip install")]
+    environment = {**os.environ, **launch.environment}
+    _refuse_missing(launch, {*_variables(launch.up), *launch.variables}, folder)
+    for line in lines:
+        tool = next(word for word in line.split() if "=" not in word)
+        if shutil.which(tool) is None and tool != "cd":
+            raise UserError(f"No command {tool!r} here", where=launch.title, next_step=f"see {folder / 'README.md'}")
+    say(f"up        {' && '.join(lines)}")
+    script = "\n".join(lines)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        raise UserError(
+            f"Putting it up failed with status {done.returncode}; its own words stand above", where=str(folder),
+            next_step=f"if anything was created, this takes it down: {launch.down.splitlines()[0]}",
+        )  # fmt: skip
+
+
+def confirmed(question: str, yes: bool) -> bool:
+    """Whether to go on with what costs money: said beforehand, or asked."""
+    if yes:
+        return True
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # stdout has one JSON object with --json
+    return input().strip().lower() in ("y", "yes")
+
+
+def _refuse_missing(launch: Launch, names: Iterable[str], folder: Path) -> None:
+    """Refuse to begin without a variable of the environment.
+
+    Raises:
+        UserError: one is not set.
+    """
+    environment = {**os.environ, **launch.environment}
+    if missing := sorted(name for name in set(names) if not environment.get(name)):
+        raise UserError(
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set", where=launch.title,
+            next_step=f"export {missing[0]}=..., as {folder / 'README.md'} says",
+        )  # fmt: skip
+
+
+def _variables(command: str) -> set[str]:
+    """Variables of the environment that a command reads."""
+    return {name for name in re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", command) if name != "PWD"}

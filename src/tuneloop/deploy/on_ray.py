@@ -1,0 +1,215 @@
+"""`--on ray`: data are prepared by the whole cluster, training is one run of many processes, rows are answered by actors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.object_store import is_url, open_store
+from tuneloop.core.python_file import trust_code
+from tuneloop.core.ray import cluster as ray_cluster
+from tuneloop.core.ray.cluster import on_ray
+from tuneloop.core.ray.driver import drive
+from tuneloop.core.ray.training import Workers, train_on_ray
+from tuneloop.core.ui import Progress, Say, busy, no_progress
+from tuneloop.core.units import counted
+from tuneloop.deploy.clusters import RayWish
+from tuneloop.pipeline.context import RunContext, default_folder
+from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
+from tuneloop.recipe import Recipe, make_recipe
+
+
+def address_of(place: str) -> str:
+    """The address that `--on` names; empty: the cluster of this machine. The usual port of clients is added."""
+    if place == "ray":
+        return ""
+    host = place.removeprefix("ray://").rstrip("/")
+    if not host:
+        raise UserError("Which cluster?", where="--on", next_step="write it as ray://HOST:10001")
+    return f"ray://{host}" if ":" in host else f"ray://{host}:10001"
+
+
+@contextlib.contextmanager
+def cluster_of(place: str) -> Iterator[None]:
+    """Connected to the cluster that `--on` names; empty: nothing is done.
+
+    Raises:
+        UserError: there is none, or it has other versions.
+    """
+    if not place:
+        yield
+        return
+    with on_ray(address_of(place)):
+        yield
+
+
+def whole_path(name: str) -> str:
+    """A folder's path as another process finds it; any other name as it is."""
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+
+@dataclass(frozen=True)
+class RayRun:
+    """What each process of a run gets.
+
+    Args:
+        recipe: as text, with the prepared data set as its only source.
+        folder: of the run, on each machine.
+        whole: with baselines and evaluation.
+    """
+
+    recipe: dict[str, Any]
+    folder: str
+    whole: bool
+
+
+def run_on_ray(
+    recipe: Recipe, wish: RayWish, *, whole: bool, progress: Progress = no_progress, say: Say = lambda line: None
+) -> Path:
+    """Do the job, or with `whole=False` only its training, on a cluster.
+
+    The run's folder, or with `recipe.store` the object store, must be one that all machines see. Of a cluster that this machine is
+    no part of (`ray://`), the data are prepared here and sent, the driver stays there, and the result comes back.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: no cluster, no room on it, or whatever the stages raise.
+    """
+    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    folder = folder.resolve()
+    recipe = _kept(recipe, wish, folder)
+    if wish.on.startswith("ray://"):
+        return _from_outside(recipe, wish, folder, whole, progress, say)
+    with on_ray(address_of(wish.on)) as ray:
+        workers = _workers(ray, wish, f"{recipe.store.rstrip('/')}/.ray" if recipe.store else str(folder / ".ray"))
+        say(f"ray       {counted(ray_cluster.machines(ray), 'machine')}, {ray_cluster.cpus(ray)} processors, {ray_cluster.gpus(ray)} GPUs: "
+            f"{workers.count} {'process trains' if workers.count == 1 else 'processes train'}")  # fmt: skip
+        own = recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
+        with busy(progress, "preparing the data on the cluster"):
+            dataset = prepare_stage(RunContext(own, folder, progress, say))
+            refuse_errors(dataset, recipe)
+        with busy(progress, "working on the cluster"):
+            _train(recipe, Path(dataset.path).resolve(), folder, whole, workers, say)
+        if recipe.store:
+            open_store(recipe.store).pull(folder)
+    return folder
+
+
+def _train(recipe: Recipe, dataset: Path, folder: Path, whole: bool, workers: Workers, say: Say) -> None:
+    """Train on a data set that lies on this machine of the cluster."""
+    if recipe.store:
+        open_store(recipe.store).inner("dataset").push(dataset)
+        dataset = folder / "dataset"
+    job = RayRun(_with_data(recipe, dataset, folder), str(folder), whole)
+    train_on_ray(recipe.name, take_part, job, workers, say)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a driver on the cluster gets: the recipe as text, and what is wished."""
+
+    recipe: dict[str, Any]
+    wish: RayWish
+    whole: bool
+
+
+def _from_outside(recipe: Recipe, wish: RayWish, folder: Path, whole: bool, progress: Progress, say: Say) -> Path:
+    """Prepare here, and have a driver on the cluster do the rest; it stays when this process leaves."""
+    with busy(progress, "preparing the data"):
+        dataset = prepare_stage(RunContext(recipe, folder, progress, say))
+        refuse_errors(dataset, recipe)
+    values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "output_dir"})
+    kept = {"allow_errors": recipe.data.allow_errors, "max_length": recipe.data.max_length}
+    sent = Sent({**values, "data": {"sources": ["dataset"], **kept}}, wish, whole)
+    shared = getattr(wish, "bucket", "")
+    place = f"{shared.rstrip('/')}/{folder.name}" if shared and not is_url(shared) else f"~/tuneloop-runs/{folder.name}"
+    with on_ray(address_of(wish.on)) as ray, busy(progress, "working on the cluster"):
+        drive(
+            ray,
+            f"tuneloop-{folder.name}",
+            _drive,
+            sent,
+            sent=Path(dataset.path).resolve(),
+            remote=place,
+            local=folder,
+            say=say,
+        )
+    return folder
+
+
+def _drive(sent: Sent, folder: Path, say: Say) -> None:
+    """The driver's work, in a process of the cluster; the data set lies in its folder."""
+    trust_code(sent.recipe)  # as the machine that sent it did
+    recipe = make_recipe(sent.recipe)
+    with on_ray() as ray:
+        storage = f"{recipe.store.rstrip('/')}/.ray" if recipe.store else str(folder / ".ray")
+        _train(recipe, folder / "dataset", folder, sent.whole, _workers(ray, sent.wish, storage), say)
+    if recipe.store:
+        open_store(recipe.store).pull(folder)
+
+
+def _kept(recipe: Recipe, wish: RayWish, folder: Path) -> Recipe:
+    """The recipe with the object store that `--bucket` names as the place where the run is kept too."""
+    bucket = getattr(wish, "bucket", "")
+    return (
+        recipe.model_copy(update={"store": f"{bucket.rstrip('/')}/{folder.name}"})
+        if is_url(bucket) and not recipe.store
+        else recipe
+    )
+
+
+def take_part(job: RayRun, say: Say) -> None:
+    """A process's share of a run; the first one leads it."""
+    from tuneloop.pipeline.run import run
+    from tuneloop.pipeline.train import train_alone
+
+    Path(job.folder).mkdir(parents=True, exist_ok=True)
+    trust_code(job.recipe)
+    recipe = make_recipe(job.recipe)
+    os.chdir(Path(job.folder).parent)
+    if job.whole:
+        run(recipe, say=say)
+    else:
+        train_alone(recipe, progress=no_progress, say=say)
+
+
+def _with_data(recipe: Recipe, dataset: Path, folder: Path) -> dict[str, Any]:
+    """The recipe as a process of another machine reads it: with whole paths."""
+    values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "output_dir", "model"})
+    kept = {"allow_errors": recipe.data.allow_errors, "max_length": recipe.data.max_length}
+    return {
+        **values,
+        "model": whole_path(recipe.model),
+        "output_dir": str(folder),
+        "data": {"sources": [str(dataset)], **kept},
+    }
+
+
+def _workers(ray: Any, wish: RayWish, storage: str) -> Workers:
+    """How many processes train: as asked, else one for each GPU, else one for each machine.
+
+    Raises:
+        UserError: the cluster has no room for so many.
+    """
+    there, boards, machines = ray_cluster.cpus(ray), ray_cluster.gpus(ray), ray_cluster.machines(ray)
+    room = boards or there
+    count = (
+        (wish.nodes or machines) * wish.gpus
+        if wish.gpus
+        else min(wish.nodes, room)
+        if wish.nodes
+        else boards or machines
+    )
+    if count > room or wish.nodes > machines:
+        raise UserError(
+            f"The cluster has {counted(machines, 'machine')} with {there} processors and {boards} GPUs: no room for {wish.nodes or machines} x {wish.gpus or 1}",
+            where="--nodes, --gpus", next_step="ask for fewer, or add machines (ray start --address HEAD:6379)",
+        )  # fmt: skip
+    return Workers(count, boards > 0, storage)

@@ -1,0 +1,112 @@
+"""How the files of a project are written: YAML with a first line that says what it is, and the README."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from tuneloop.core.units import counted, exactly
+from tuneloop.deploy.deployment import REQUEST, Deployment, first_request
+from tuneloop.deploy.hosts import Host
+
+
+def yaml_text(what: str, *documents: Mapping[str, Any]) -> str:
+    """YAML documents, with a comment that says what they are."""
+    parts = [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True, width=1000) for each in documents]
+    return f"# {what}\n" + "---\n".join(parts)
+
+
+def shell(words: Sequence[str]) -> str:
+    """A command as a shell reads it; variables such as $HF_TOKEN stay."""
+    return " ".join(word if "$" in word else shlex.quote(word) for word in words)
+
+
+def price_words(host: Host, job: Deployment) -> str:
+    """The monthly price, in a sentence or two; at the given traffic, where there is one."""
+    return f"{_replica_words(host, job)}{_demand_words(job)}"
+
+
+def _demand_words(job: Deployment) -> str:
+    demand, month = job.demand, job.usd_a_month()
+    if demand is None:
+        return ""
+    few = job.traffic.most < demand.replicas
+    return (
+        f" {counted(demand.queries_per_day, 'request')} a day of {demand.prompt_tokens:,.0f} + {demand.answer_tokens:,.0f} tokens need "
+        f"{counted(demand.replicas, 'replica')} in the busiest hour ({exactly(demand.peak, 'time')} the mean, half loaded)"
+        + (
+            f", which cost{'s' * (demand.replicas == 1)} {f'${demand.replicas * month[1] / job.traffic.most:,.0f} a month'}"
+            if month
+            else ""
+        )
+        + (f": --max-replicas {job.traffic.most} is too few." if few else ".")
+    )
+
+
+def _replica_words(host: Host, job: Deployment) -> str:
+    """The monthly price of the replicas."""
+    if job.machine is None and host.own:
+        return "It runs on a machine of your own and costs nothing more."
+    if job.machine is None:
+        return "The host bills by use; see its price page."
+    card = job.machine.card
+    machine = f"{job.machine.cards} x {card.name}"
+    month = job.usd_a_month()
+    if month is None:
+        return f"A replica is {machine}. No price of it here is known: see the host's price page."
+    least, most = month
+    always = f"${least:,.0f} a month for {counted(job.traffic.least, 'replica')} all the time"
+    top = f", ${most:,.0f} at most for {job.traffic.most}" if job.traffic.most > job.traffic.least else ""
+    if card.rented:
+        return (
+            f"A replica is {machine}, on machines of your own; `--usd-per-hour` says what they cost you. Rented, such a card "
+            f"costs {card.price}; at that price it is {always}{top}."
+        )
+    return f"A replica is {machine}: {card.price}. That is {always}{top}."
+
+
+def request_text(host: Host, job: Deployment) -> str | None:
+    """The file with a first request; None: the host has another way."""
+    model = host.asked_as(job)
+    return None if model is None else json.dumps(first_request(job, model), indent=2, ensure_ascii=False) + "\n"
+
+
+def readme(host: Host, job: Deployment) -> str:
+    """The project's README: what it is, three commands, price, what was checked and what was not."""
+    steps = "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in host.commands(job))
+    written = "".join([*host.project(job).values(), *(command for command, _ in host.commands(job))])
+    named = [
+        each for each in host.secrets if each[0] != "HF_TOKEN" or "HF_TOKEN" in written
+    ]  # not for a file that is mounted
+    secrets = "".join(f"- `{name}`: {what}\n" for name, what in named)
+    limits = "".join(f"- {limit}\n" for limit in host.limits)
+    said = f"; `{REQUEST}` holds it, and your question" if host.asked_as(job) is not None else ""
+    system = (
+        f"\nThe model was trained with this system turn; send it with each request{said}:\n\n> {job.system}\n"
+        if job.system
+        else ""
+    )
+    artifact = (
+        f"`$ARTIFACT` is the artifact's folder: `export ARTIFACT=$PWD/artifacts/{job.artifact}`.\n"
+        if "ARTIFACT" in written
+        else ""
+    )
+    return f"""# {job.name} on {host.title}
+
+Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:,} tokens of prompt and answer together.
+{artifact}{system}
+{steps}
+
+## Price
+
+{price_words(host, job)} Planned need: {job.size.need_gib:,.1f} GiB of GPU memory (weights {job.size.weights_gib:,.1f}).
+
+{f"## Secrets{chr(10)}{chr(10)}{secrets}{chr(10)}" if secrets else ""}## What was checked
+
+{host.checked} **Not checked here: {host.unchecked}**
+The files follow {host.source}, read on {host.as_of}.
+{f"{chr(10)}## Good to know{chr(10)}{chr(10)}{limits}" if limits else ""}"""

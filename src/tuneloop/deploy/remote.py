@@ -1,0 +1,210 @@
+"""Train elsewhere: prepare here, so that only checked and redacted rows leave, and write the project of a cluster."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_text, write_yaml
+from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.core.units import hours_expected, hours_words, usd_words
+from tuneloop.deploy.clusters import Cluster, RemoteWish, TrainingJob, find_cluster, refuse_what_it_lacks
+from tuneloop.deploy.deployment import service_name
+from tuneloop.deploy.launch import Launch, Limit
+from tuneloop.deploy.record import RemoteJob
+from tuneloop.models.names import PACKAGED
+from tuneloop.pipeline.context import RunContext
+from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
+from tuneloop.pipeline.recipes import plan_settings
+from tuneloop.plan.gpus import all_gpus, find_gpu
+from tuneloop.plan.options import plan_machines
+from tuneloop.recipe import Recipe
+from tuneloop.records.record import read_record, write_record
+
+
+@dataclass(frozen=True)
+class RemoteProject:
+    """A written project, the job in it, and the planner's words on it."""
+
+    folder: Path
+    cluster: Cluster
+    job: TrainingJob
+    plan: Mapping[str, Any]
+
+
+def write_remote(
+    recipe: Recipe,
+    wish: RemoteWish,
+    out: Path,
+    *,
+    progress: Progress = no_progress,
+    say: Callable[[str], None] = lambda line: None,
+) -> RemoteProject:
+    """Prepare the data, plan the run, and write the folder that a cluster needs: recipe, data set, its own files, README.
+
+    Raises:
+        UserError: no such cluster, no card there that fits, another project in the folder, or whatever preparing raises.
+    """
+    cluster = find_cluster(wish.on)
+    refuse_what_it_lacks(cluster, wish)
+    wish = replace(wish, nodes=wish.nodes or 1)
+    from tuneloop.pipeline.advise import stand_in
+
+    if other := stand_in(recipe.model):
+        say(
+            f"note      {recipe.model} is not on this machine: rows are counted as {other} reads them, and again where it trains"
+        )
+    job = RunContext(recipe.model_copy(update={"model": other or recipe.model}), out, progress, say)
+    with busy(progress, "preparing the data"):
+        dataset = prepare_stage(job)
+        refuse_errors(dataset, recipe)
+    plan = _planned(recipe, Path(dataset.path), cluster, wish)
+    _refuse_price(plan, cluster, wish, out, say)
+    training = TrainingJob(
+        name=service_name(recipe.name), gpu=plan["gpu"], gpus=wish.gpus or max(1, plan["gpus"] // wish.nodes), nodes=wish.nodes,
+        spot=wish.spot, bucket=wish.bucket, gated=recipe.model.lower() != PACKAGED,
+        max_usd_per_hour=round(wish.max_usd / (plan["time"]["hours"] * wish.nodes), 4) if wish.max_usd else 0.0,
+    )  # fmt: skip
+    files = cluster.project(training)
+    place = Path(dataset.path).resolve()
+    if place != (out / "dataset").resolve():
+        shutil.copytree(place, out / "dataset", dirs_exist_ok=True)
+    values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "output_dir"})
+    if wish.bucket and cluster.bucket == "store":
+        values = {"store": f"{wish.bucket.rstrip('/')}/{training.name}", **values}
+    write_yaml(out / "recipe.yaml", {**values, "data": {"sources": ["dataset"]}})
+    for name, text in {**files, "README.md": readme(cluster, training, plan)}.items():
+        write_text(out / name, text)
+    write_record(out / RemoteJob.file, _record(cluster, training, plan))
+    return RemoteProject(out, cluster, training, plan)
+
+
+def launch_of(project: RemoteProject, wish: RemoteWish) -> Launch:
+    """How a run elsewhere is started, and what that may cost."""
+    cluster, job, plan = project.cluster, project.job, project.plan
+    commands = cluster.commands(job)
+    variables = tuple(name for name in cluster.variables if job.gated or name != "HF_TOKEN")
+    hours = plan["time"]["hours"]
+    limit = Limit(hours, f"for {hours_words(hours)} of training", plan["cost"].get("usd"), wish.max_usd, "--max-usd")
+    return Launch(
+        cluster.title,
+        commands[0][0],
+        commands[-1][0],
+        variables,
+        sky=cluster.sky(job) if cluster.sky else None,
+        limit=limit,
+    )
+
+
+def _record(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> RemoteJob:
+    """What `remote.json` says; on own machines nothing is paid by the hour."""
+    cost = plan["cost"] if cluster.gpus else {}
+    return RemoteJob(
+        name=job.name, on=cluster.name, gpu=job.gpu, gpus=job.gpus, nodes=job.nodes, spot=job.spot,
+        minutes=round(60 * plan["time"]["hours"], 2), usd=cost.get("usd"), p90=cost.get("p90"), usd_per_hour=cost.get("usd_per_hour"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def _refuse_price(
+    plan: Mapping[str, Any], cluster: Cluster, wish: RemoteWish, out: Path, say: Callable[[str], None]
+) -> None:
+    """Refuse a price above the user's limit, and say so where it rose since the project was written.
+
+    Raises:
+        UserError: it costs more than `--max-usd`.
+    """
+    if not cluster.gpus:
+        return
+    usd, card = plan["cost"]["usd"], f"{plan['gpus']} x {plan['gpu']}"
+    if usd is None:
+        if wish.max_usd:
+            raise UserError(
+                f"No price of {card} on {cluster.title} is known, and there is a limit", where="--max-usd",
+                next_step="name another --gpu, put your price into ~/.config/tuneloop/prices.yaml, or leave the limit out",
+            )  # fmt: skip
+        return
+    before = read_record(RemoteJob, out) if (out / RemoteJob.file).is_file() else None
+    rose = ""
+    if before is not None and before.usd and usd > 1.01 * before.usd:
+        rose = f", {usd_words(before.usd)} when it was planned on {before.created[:10]}"
+        say(f"price     it is {usd_words(usd)} now{rose}")
+    if wish.max_usd and usd > wish.max_usd:
+        raise UserError(
+            f"Training on {card} is expected to cost {usd_words(usd)}{rose}: more than {usd_words(wish.max_usd)}", where="--max-usd",
+            next_step="name another --gpu, take --spot, or raise the limit; nothing was started",
+        )  # fmt: skip
+
+
+def price_words(plan: Mapping[str, Any], cluster: Cluster) -> str:
+    """What the planner expects, in a sentence."""
+    if not cluster.gpus:
+        return "Time and price depend on your machines: tuneloop plan RECIPE --gpu GPU says them."
+    time, cost = plan["time"], plan["cost"]
+    price = next((line for line in plan["assumptions"] if "an hour and GPU" in line), "")
+    train = f"{plan['gpus']} x {plan['gpu']}: {hours_expected(time['hours'], time['low'], time['high'])} of training"
+    if cost["usd"] is None:
+        return f"{train}. No price of it there is known. Baselines and evaluation come on top."
+    paid = f"{usd_words(cost['usd'])} expected, one time in ten more than {usd_words(cost['p90'])} ({price})"
+    if cluster.own:
+        paid = f"on machines of your own, whose cost only you know; rented, {paid}"
+    return f"{train}, {paid}. Baselines and evaluation come on top."
+
+
+def readme(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> str:
+    """The project's README."""
+    steps = "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in cluster.commands(job))
+    limits = "".join(f"- {limit}\n" for limit in cluster.limits)
+    return f"""# {job.name} on {cluster.title}
+
+`recipe.yaml` and the prepared `dataset/`: personal data in it were redacted here as the recipe says, before anything leaves.
+
+{steps}
+
+## Price
+
+{price_words(plan, cluster)}
+
+## What was checked
+
+{cluster.checked} **Not checked, since it needs an account: {cluster.unchecked}**
+The files follow {cluster.source}, read on {cluster.as_of}.
+{f"{chr(10)}## Good to know{chr(10)}{chr(10)}{limits}" if limits else ""}"""
+
+
+def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, wish: RemoteWish) -> dict[str, Any]:
+    """The planner's answer for the wished card, or for the cheapest that the cluster has and that fits.
+
+    Raises:
+        UserError: it fits on none of them.
+    """
+    asked: dict[str, Any] = {"model": recipe.model, **plan_settings(recipe), "dataset": str(dataset)}
+    asked |= {"tier": "spot"} if wish.spot else {}
+    asked |= {"providers": cluster.providers} if cluster.providers else {}
+    if wish.gpu:
+        key = find_gpu(wish.gpu).key
+        if cluster.gpus and key not in cluster.gpus:
+            raise UserError(
+                f"{cluster.title} has no {all_gpus()[key].name}",
+                where="--gpu",
+                next_step=f"it has {', '.join(cluster.gpus)}",
+            )
+        return plan_machines({**asked, "gpu": key, "gpus": max(wish.gpus, 1) * wish.nodes})
+    table = plan_machines(asked)["table"]
+    number = wish.gpus * wish.nodes
+    fits = [
+        row for row in table
+        if row["fits"] and (not cluster.gpus or row["gpu"] in cluster.gpus) and (not number or row["gpus"] == number)
+    ]  # fmt: skip
+    if not fits:
+        raise UserError(
+            f"The run fits on no machine of {cluster.title} as it stands", where="--on",
+            next_step="`tuneloop plan RECIPE` says what would make it fit; or name --gpu and --gpus",
+        )  # fmt: skip
+    best = min(fits, key=lambda row: (row["usd"] is None, row["usd"] or 0.0))
+    return plan_machines({**asked, "gpu": best["gpu"], "gpus": best["gpus"]})

@@ -1,0 +1,245 @@
+"""SkyPilot by its own package: what it offers now, starting it, and taking down what was begun where that fails.
+
+Written after skypilot 0.14's `sky`, `sky.jobs` and `sky.serve`: each call gives a request's id, and `sky.get` its result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ui import Say
+
+WHERE = "SkyPilot"
+# What is taken down by name, and by which command.
+DOWN = {"cluster": "sky down", "job": "sky jobs cancel -n", "service": "sky serve down"}
+
+
+@dataclass(frozen=True)
+class SkyJob:
+    """What is to be started.
+
+    Args:
+        file: with the task, in the project's folder.
+        name: of the cluster, the managed job or the service.
+        kind: which of these it is.
+        secrets: variables of the environment that are sent as secrets.
+    """
+
+    file: str
+    name: str
+    kind: Literal["cluster", "job", "service"]
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def down(self) -> str:
+        """The command that takes it down."""
+        return f"{DOWN[self.kind]} {self.name}"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What SkyPilot would take now.
+
+    Args:
+        words: cloud, region and machine.
+        usd_per_hour: of all machines of a job, or of one replica; None: it names no price.
+    """
+
+    words: str
+    usd_per_hour: float | None
+
+
+def load_sky() -> Any | None:
+    """SkyPilot's package; None where it is not installed. What it prints goes to stderr."""
+    if importlib.util.find_spec("sky") is None:
+        return None
+    os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")  # nothing is sent to anybody unless the user asks
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            sky = importlib.import_module("sky")
+            for name in ("sky.jobs", "sky.serve"):
+                importlib.import_module(name)
+        except ImportError:  # another package of that name, or one that is broken
+            return None
+    return sky if hasattr(sky, "stream_and_get") else None
+
+
+def find_offer(sky: Any, job: SkyJob, folder: Path) -> Offer:
+    """What SkyPilot's optimizer takes for a task now; it shows the others on stderr.
+
+    Args:
+        folder: of the project.
+
+    Raises:
+        UserError: no cloud is open to the user, none has the machine, or its server does not answer.
+    """
+    with _translated(job), contextlib.redirect_stdout(sys.stderr):
+        dag = sky.Dag()
+        dag.add(_task(sky, job, folder))
+        found = sky.stream_and_get(sky.optimize(dag))
+        task = (found or dag).tasks[0]
+        best = task.best_resources
+        if best is None:
+            return Offer("a machine that SkyPilot does not name", None)
+        parts = (best.cloud, best.region, best.instance_type)
+        words = " ".join(str(part) for part in parts if part) + (", which may be taken away" if best.use_spot else "")
+        machines = task.num_nodes or 1
+        try:
+            usd: float | None = machines * float(best.get_cost(3600))
+        except Exception:  # its catalogue can't be read here
+            usd = None
+        return Offer(f"{f'{machines} x ' if machines > 1 else ''}{words}", usd)
+
+
+def start(sky: Any, job: SkyJob, folder: Path, say: Say) -> None:
+    """Start a task and wait until it is there. Where that fails, or is interrupted, what was begun is taken down again.
+
+    Raises:
+        UserError: something of that name is there already; it did not start, and what is left, if anything, is named.
+        KeyboardInterrupt: the user gave up; nothing is left.
+    """
+    request: Any = None
+    with contextlib.redirect_stdout(sys.stderr):
+        with _translated(job):
+            before = _there(sky, job)
+            if before and job.kind != "job":
+                raise UserError(
+                    f"There is a {job.kind} named {job.name} already", where=WHERE,
+                    next_step=f"`{job.down}` takes it down; another name is another one",
+                )  # fmt: skip
+            task = _task(sky, job, folder)
+        try:
+            request = _launch(sky, job, task)
+            sky.stream_and_get(request)
+        except BaseException as error:
+            left = _undo(sky, job, request, before)
+            if isinstance(error, KeyboardInterrupt) and not left:
+                say("up        interrupted; nothing was left there")
+                raise
+            raise refusal(error, job, left) from None
+
+
+def _launch(sky: Any, job: SkyJob, task: Any) -> Any:
+    """Ask for it; the request's id."""
+    if job.kind == "cluster":
+        return sky.launch(task, cluster_name=job.name)
+    return sky.jobs.launch(task, name=job.name) if job.kind == "job" else sky.serve.up(task, job.name)
+
+
+def _task(sky: Any, job: SkyJob, folder: Path) -> Any:
+    """The project's task, with its secrets and its folder by whole path."""
+    import yaml
+
+    config = yaml.safe_load((folder / job.file).read_text(encoding="utf-8"))
+    if config.get("workdir"):
+        config["workdir"] = str(folder.resolve())
+    secrets = [(name, os.environ[name]) for name in job.secrets if os.environ.get(name)]
+    return sky.Task.from_yaml_config(config, secrets_overrides=secrets)
+
+
+def _there(sky: Any, job: SkyJob) -> list[Any]:
+    """What has the job's name: cluster and service by name, managed jobs by id, since their names may repeat."""
+    if job.kind == "cluster":
+        return [job.name] if sky.get(sky.status([job.name])) else []
+    try:
+        if job.kind == "service":
+            return [job.name] if sky.get(sky.serve.status([job.name])) else []
+        rows = sky.get(sky.jobs.queue_v2(refresh=False, skip_finished=True, name_match=job.name))[0]
+    except Exception as error:
+        if "ClusterNotUpError" in _kinds(error):  # there is no controller yet, so nothing that it controls
+            return []
+        raise
+    return sorted({_field(row, "job_id") for row in rows if _field(row, "job_name") == job.name})
+
+
+def _field(row: Any, name: str) -> Any:
+    return row[name] if isinstance(row, dict) else getattr(row, name)
+
+
+def _undo(sky: Any, job: SkyJob, request: Any, before: Sequence[Any]) -> str:
+    """Take down what a start has begun; returns what is left, in words: empty where it is nothing."""
+    if request is not None:
+        with contextlib.suppress(Exception):  # it is over already
+            sky.get(sky.api_cancel(request, silent=True))
+    try:
+        begun = [one for one in _there(sky, job) if one not in before]
+        if not begun:
+            return ""
+        if job.kind == "cluster":
+            sky.get(sky.down(job.name))
+        elif job.kind == "service":
+            sky.get(sky.serve.down([job.name]))
+        else:
+            sky.get(sky.jobs.cancel(job_ids=begun))
+        left = [one for one in _there(sky, job) if one not in before]
+        return "" if not left or job.kind != "cluster" else f"the cluster {job.name}"
+    except BaseException as error:
+        return f"the {job.kind} {job.name}, perhaps ({_first_line(error)})"
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _first_line(error: BaseException) -> str:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # its messages have colours
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{lines[0] if lines else type(error).__name__:.200}"
+
+
+# What SkyPilot raises -> what it means, and what to do. The first that fits counts.
+_MEANINGS = (
+    ("NoCloudAccessError", "SkyPilot has access to no cloud here", "`sky check` says what each cloud needs"),
+    ("ApiServerAuthenticationError", "SkyPilot's server does not know you, or the token has expired", "`sky api login`"),
+    ("PermissionDeniedError", "SkyPilot's server does not let you do this", "ask who keeps it, or `sky api login`"),
+    ("ApiServerConnectionError", "SkyPilot's server does not answer", "`sky api info` says where it is; `sky api start`"),
+    ("APIVersionMismatchError", "SkyPilot's server and its package here are of different versions", "pip install 'skypilot==VERSION' of the server"),
+    ("CloudUserIdentityError", "The cloud's credentials are no longer good", "sign in to the cloud again; `sky check` says whether it helped"),
+    ("InvalidCloudCredentials", "The cloud's credentials are no longer good", "sign in to the cloud again; `sky check` says whether it helped"),
+    ("StorageError", "The bucket can't be used", "name one that you may list, read, write and delete in: --bucket"),
+    ("StorageSpecError", "The bucket can't be used", "name one that you may list, read, write and delete in: --bucket"),
+    ("ResourcesUnavailableError", "No cloud of yours has this machine now, or none below the limit", "name another --gpu, raise the limit, or try later"),
+)  # fmt: skip
+
+
+def refusal(error: BaseException, job: SkyJob, left: str | None = None) -> UserError:
+    """What an error of SkyPilot is to the user.
+
+    Args:
+        left: what stands there still, in words; empty: nothing; None: nothing was begun.
+    """
+    kinds = _kinds(error)
+    known = next((rest for name, *rest in _MEANINGS if name in kinds), None)
+    if isinstance(error, UserError):
+        what, step = error.what, error.next_step
+    elif isinstance(error, KeyboardInterrupt):
+        what, step = "Interrupted", ""
+    elif known:
+        what, step = f"{known[0]} ({_first_line(error)})", known[1]
+    else:
+        what, step = f"SkyPilot refuses: {type(error).__name__}: {_first_line(error)}", "`sky api logs` says more"
+    after = "nothing was started" if left is None else "nothing was left there"
+    if left:
+        after = f"still there, and perhaps paid: {left}; `{job.down}` takes it down"
+    return UserError(what, where=WHERE, next_step=f"{after}; {step}".removesuffix("; "))
+
+
+@contextlib.contextmanager
+def _translated(job: SkyJob) -> Any:
+    """Errors of SkyPilot before anything was begun, as the user reads them."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise refusal(error, job) from None

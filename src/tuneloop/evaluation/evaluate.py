@@ -1,0 +1,372 @@
+"""Answers to an evaluation: every metric that fits them, with its 95 % interval; on rows that several evaluations share, again."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.stats import intervals as u
+from tuneloop.core.stats.intervals import Array, Statistics
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.units import counted, verb
+from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.metrics import METRICS, headline_of, lower_is_better, metric_of
+from tuneloop.evaluation.primary import PARTS, WHOLE, LabelUse, field_metric, primary_metric
+from tuneloop.evaluation.scoring import AnswerStats, Scoring, score_answers
+from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Estimate
+from tuneloop.records.metric import Headline
+from tuneloop.records.rows import Row
+
+Stratum = Callable[[Row], str | None]  # the group of a row, None where it has none
+
+FEWEST_SHARED = 20  # shared rows that are worth a comparison
+# The row's conversation, by the names that it usually has.
+CLUSTER_NAMES = ("conversation_id", "conversation", "dialogue_id", "dialog_id", "dialogue", "session_id", "session",
+                 "thread_id", "duplicate_cluster", "cluster")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One system's answers to a split, scored. Lists have an entry for each row, in the order of `rows`.
+
+    Args:
+        task: `classification`, `generation` or `chat`.
+        labels: allowed labels (classification), else None.
+        predictions: the label that each answer names (several: joined by commas); None outside the label set, and for
+            tasks without labels.
+        valid: whether an answer is in the label set, holds every field asked for, is JSON where that is asked for.
+        metrics: name -> value with 95 % interval.
+        config: what was measured, and how.
+        notes: what a reader has to know about these numbers.
+        signatures: what exactly was computed, by metric.
+        seed: of the resamples.
+        statistics, draws: what paired comparisons are computed from.
+        primary: the metric that decides.
+        labels_used: how often references and answers name each label: "" for the rows' labels, else by the field's name.
+        measured: what can't be found out again from the texts.
+        clusters: the cluster of each row; None where each row stands for itself.
+        code: how the answers' programs ended, and under which protections; empty without programs.
+    """
+
+    task: str
+    rows: list[Row]
+    answers: list[Completion]
+    labels: list[str] | None
+    predictions: list[str | None]
+    valid: list[bool]
+    metrics: dict[str, Estimate]
+    config: EvaluateConfig
+    notes: list[str]
+    signatures: dict[str, str]
+    seed: int
+    statistics: list[Statistics] = field(repr=False, compare=False)
+    draws: dict[str, Array] = field(repr=False, compare=False)
+    primary: str
+    labels_used: dict[str, LabelUse] = field(default_factory=dict)
+    measured: AnswerStats = field(default_factory=AnswerStats, repr=False, compare=False)
+    clusters: list[int] | None = None
+    code: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def row_scores(self) -> dict[str, list[float]]:
+        """Metric -> one score a row, for metrics that have one (NaN: the row doesn't count)."""
+        return {name: scores for family in self.statistics for name, scores in family.row_scores.items()}
+
+    @property
+    def invalid(self) -> int:
+        """Number of answers that aren't valid."""
+        return self.valid.count(False)
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    @property
+    def row_metric(self) -> str:
+        """What single rows are judged by: the metric that decides, or where no row has a score in it (macro-F1) the nearest one."""
+        name, dot, _ = self.primary.rpartition(".")
+        near = (self.primary, f"{name}{dot}accuracy", "accuracy", "field_accuracy", *headline_of("texts"))
+        return next((m for m in near if m in self.row_scores and not lower_is_better(m)), self.primary)
+
+    @property
+    def deciding_labels(self) -> LabelUse | None:
+        """The use of the labels (or of the field's values) that the deciding metric is about; None where there are none."""
+        return self.labels_used.get(self.primary.rpartition(".")[0])
+
+    @property
+    def headline(self) -> list[str]:
+        """The metrics that a verdict rests on, the one that decides first: a sure loss on any of them stands against a gain.
+
+        Accuracy and macro-F1 of labels (micro-F1 too where rows have several), the deciding metric of each field of
+        `evaluate.fields`, whole answers and fields right of JSON, pass@1, ROUGE-L and chrF of texts, the user's scorers, and the
+        share of invalid answers.
+        """
+        labels = ["micro_f1"] if "subset_accuracy" in self.metrics else []
+        fields = [field_metric(name, self.metrics, self.labels_used) for name in self.config.fields]
+        kinds: tuple[Headline, ...] = ("JSON", "programs", "texts")
+        general = [name for kind in kinds for name in headline_of(kind)]
+        custom = [name for name in self.own_metrics if metric_of(name).headline]
+        wanted = [
+            self.primary,
+            *labels,
+            *headline_of("labels"),
+            *fields,
+            *general,
+            *custom,
+            *headline_of("valid answers"),
+        ]
+        return [name for name in dict.fromkeys(wanted) if name in self.metrics]
+
+    @property
+    def own_metrics(self) -> list[str]:
+        """The metrics of the user's scorers."""
+        return [name for name in self.measured.row_scores if name not in METRICS]
+
+
+def decided_together(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+    """Systems that are compared, with one metric that decides about answers in JSON.
+
+    Whole answers decide (`object_accuracy`). Where no system has one right, that tells nothing apart, and the share of right
+    fields decides (`field_accuracy`).
+    """
+    free = {name: e for name, e in evaluations.items() if e.primary in (WHOLE, PARTS) and e.config.primary is None}
+    primary = WHOLE if any(e.metrics[WHOLE].value > 0 for e in free.values()) else PARTS
+    return {**evaluations, **{name: replace(e, primary=primary) for name, e in free.items()}}
+
+
+def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int, stratum: Stratum | None = None) -> list[Row]:
+    """At most `limit` rows, a seeded sample in the order of the split; answers that were rated bad or have weight 0 are no references.
+
+    A smaller sample is a part of every larger one of the same rows, strata and seed.
+
+    Args:
+        stratum: see `sample_order`.
+    """
+    rows = [row for row in rows if row.has_reference]
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    return [rows[i] for i in sorted(sample_order(rows, seed, stratum)[:limit])]
+
+
+def sample_order(rows: Sequence[Row], seed: int, stratum: Stratum | None = None) -> list[int]:
+    """The order in which a seeded sample takes up rows, as places in `rows`.
+
+    Each stratum's rows are spread evenly over the order, from a random start, so that a sample of any size holds each
+    stratum by its share (proportional allocation: Cochran, Sampling Techniques, 1977, chapter 5). Figures of a small
+    sample then vary less than those of a simple random one; the intervals, which assume the latter, are on the safe side.
+
+    Args:
+        stratum: the group of a row, None where it has none; default: its label.
+    """
+    rng = random.Random(seed)
+    shuffled = rng.sample(range(len(rows)), len(rows))
+    groups: dict[str | None, list[int]] = {}
+    for place in shuffled:
+        row = rows[place]
+        groups.setdefault(row.label if stratum is None else stratum(row), []).append(place)
+    when: dict[int, float] = {}
+    for group in groups.values():  # in the order of the shuffle, so that equal rows and seeds give equal starts
+        start = rng.random()
+        when |= {place: (rank + start) / len(group) for rank, place in enumerate(group)}
+    return sorted(shuffled, key=when.__getitem__)
+
+
+def check_ids(rows: Sequence[Row]) -> None:
+    """Refuse rows that can't be told apart: answers, reviews and other runs name them by their ids."""
+    counts = Counter(row.id for row in rows)
+    if len(counts) != len(rows):
+        row_id, times = counts.most_common(1)[0]
+        raise UserError(
+            "Some rows have the same id", where=f"row {row_id} ({times} times)", next_step="prepare the data set again"
+        )
+
+
+def evaluate(
+    rows: Sequence[Row],
+    answers: Sequence[Completion],
+    *,
+    task: str,
+    labels: Sequence[str] | None,
+    config: EvaluateConfig,
+    seed: int,
+    measured: AnswerStats | None = None,
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Score answers, each metric with its 95 % interval.
+
+    Shares of right answers get Wilson's interval; all else the bias-corrected percentile bootstrap, corpus metrics
+    (BLEU, chrF, macro-F1) computed again from each resample. Where rows belong together (a conversation, the same
+    prompt), whole clusters are drawn, for shares too.
+
+    Args:
+        rows: the split's rows.
+        answers: one for each row, in order.
+        task: `classification` scores labels (`meta["labels"]`: several a row), all else scores texts.
+        labels: allowed labels; default: those of the rows.
+        config: what is measured, and how.
+        seed: of the resamples; systems that are to be compared share it.
+        measured: what is known apart from the texts.
+        progress: of unit tests.
+
+    Raises:
+        UserError: no rows, another number of answers, repeated row ids, a row without label, a bad field, schema or
+            scorer.
+    """
+    measured = measured or AnswerStats()
+    s = Scoring(list(rows), list(answers), config, measured, progress, dict(measured.field_labels))
+    _check_rows(s.rows, s.answers, task)
+    score_answers(s, task, labels)
+    return _evaluation(s, task, seed)
+
+
+def _evaluation(s: Scoring, task: str, seed: int) -> Evaluation:
+    cut = sum(answer.finish == "length" for answer in s.answers)
+    if cut:
+        s.notes.append(
+            f"{cut} of {counted(len(s.answers), 'answer')} {verb(cut, 'was', 'were')} cut off at the length limit (evaluate.max_new_tokens)."
+        )
+    clusters = u.cluster_numbers(cluster_keys(s.rows, s.config.cluster))
+    if clusters is not None:
+        drawn = max(clusters) + 1
+        few = " They are few: the intervals are rough." if drawn < 20 else ""
+        s.notes.append(
+            f"{counted(len(s.rows), 'row')} {verb(len(s.rows), 'forms', 'form')} {counted(drawn, 'cluster')} that belong together; intervals draw clusters.{few}"
+        )
+    draws = u.bootstrap(s.statistics, len(s.rows), resamples=s.config.bootstrap, seed=seed, clusters=clusters)
+    estimates = _estimates(s.statistics, draws, clustered=clusters is not None)
+    if s.measured.perplexity is not None and "perplexity" not in estimates:
+        estimates["perplexity"] = Estimate(float(s.measured.perplexity), math.nan, math.nan)
+    return Evaluation(
+        task=task,
+        rows=s.rows,
+        answers=s.answers,
+        labels=s.labels,
+        predictions=s.predictions,
+        valid=s.valid,
+        metrics=estimates,
+        config=s.config,
+        notes=s.notes,
+        signatures=s.signatures,
+        seed=seed,
+        statistics=s.statistics,
+        draws=draws,
+        primary=primary_metric(
+            task, [*s.config.fields, *s.prose], list(estimates), s.labels_used, named=s.config.primary
+        ),
+        labels_used=s.labels_used,
+        measured=replace(s.measured, row_scores=s.found, field_labels=s.field_labels),
+        clusters=clusters,
+        code=s.code,
+    )
+
+
+def cluster_keys(rows: Sequence[Row], name: str | None) -> list[Hashable]:
+    """What tells which rows belong together: a metadata field, and else the whole prompt."""
+    names = (name,) if name else CLUSTER_NAMES
+    used = next((n for n in names if any(row.meta.get(n) is not None for row in rows)), None)
+    if name and used is None:
+        raise UserError(
+            f"No row has the metadata field {name!r}", where="evaluate.cluster", next_step="name a field of `meta`"
+        )
+    keys: list[Hashable] = []
+    for row in rows:
+        value = row.meta.get(used) if used else None
+        if value is not None:
+            keys.append(("field", json.dumps(value, sort_keys=True, default=str)))
+        else:
+            keys.append(("prompt", json.dumps(row.prompt, sort_keys=True) if row.prompt else row.id))
+    return keys
+
+
+def _check_rows(rows: list[Row], answers: list[Completion], task: str) -> None:
+    if not rows:
+        raise UserError("There are no rows to evaluate", next_step="choose another split, or a larger data.split.test")
+    if len(rows) != len(answers):
+        raise UserError(
+            f"{len(answers)} answers came back for {counted(len(rows), 'row')}", next_step="run the evaluation again"
+        )
+    check_ids(rows)
+    if task == "classification":
+        unlabelled = next((row.id for row in rows if row.label is None), None)
+        if unlabelled is not None:
+            raise UserError(
+                "A row of a classification split has no label",
+                where=f"row {unlabelled}",
+                next_step="prepare the data set again with data.label=COLUMN, or set data.task=generation",
+            )
+
+
+def _estimates(statistics: list[Statistics], draws: Mapping[str, Array], *, clustered: bool) -> dict[str, Estimate]:
+    estimates = {}
+    for family in statistics:
+        for name, value in family.point_values().items():
+            source = family.same.get(name, name)
+            low, high = u.bootstrap_interval(value, draws[name])
+            # Resamples of rows that are all right, or all wrong, know no spread.
+            if source in family.right_or_wrong and (not clustered or not low < high):
+                right = [score for score in family.row_scores[source] if not math.isnan(score)]
+                low, high = u.wilson_interval(int(sum(right)), len(right))
+            estimates[name] = Estimate(value, low, high)
+    return estimates
+
+
+def on_shared_rows(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation] | None:
+    """All evaluations, by place, on the rows that every one of them holds; None where they hold the same rows.
+
+    Raises:
+        UserError: fewer than 20 rows are shared.
+    """
+    ids = {place: {row.id for row in evaluation.rows} for place, evaluation in evaluations.items()}
+    shared = set.intersection(*ids.values())
+    if all(row_ids == shared for row_ids in ids.values()):
+        return None
+    if len(shared) < FEWEST_SHARED:
+        first, other = next((a, b) for a in ids for b in ids if ids[a] != ids[b])
+        raise UserError(
+            f"{first} and {other} were evaluated on different rows ({len(ids[first]):,} and {len(ids[other]):,}, "
+            f"{len(shared):,} shared; at least {FEWEST_SHARED} are needed)",
+            where=f"{first}/samples.jsonl, {other}/samples.jsonl",
+            next_step="evaluate both on the same rows: tuneloop evaluate RUN --data FILE, or --dataset DATASET --split test",
+        )
+    return {place: some_rows(evaluation, shared) for place, evaluation in evaluations.items()}
+
+
+def shared_words(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]) -> str:
+    """ "Compared on the 24 rows that all of them were asked (A: 40, B: 24)." """
+    counts = ", ".join(f"{place}: {evaluation.n:,}" for place, evaluation in before.items())
+    return f"Compared on the {counted(next(iter(after.values())).n, 'row')} that all of them were asked ({counts})."
+
+
+def some_rows(all_rows: Evaluation, ids: Collection[str]) -> Evaluation:
+    """An evaluation of some of its rows, scored again by the same settings."""
+    places = [i for i, row in enumerate(all_rows.rows) if row.id in ids]
+
+    def some(values: Sequence[Any]) -> list[Any]:
+        return [values[i] for i in places] if values else []
+
+    measured = all_rows.measured
+    return evaluate(
+        some(all_rows.rows),
+        some(all_rows.answers),
+        task=all_rows.task,
+        labels=all_rows.labels,
+        config=all_rows.config,
+        seed=all_rows.seed,
+        measured=replace(
+            measured,
+            further=some(measured.further),
+            languages=some(measured.languages),
+            row_scores={name: some(scores) for name, scores in measured.row_scores.items()},
+            complete=True,  # what needs programs, models or files is not found out again
+            perplexity=None,
+        ),
+    )

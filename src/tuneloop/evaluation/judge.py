@@ -1,0 +1,382 @@
+"""A model as judge: pairs in both orders, ratings by a rubric, and how far the judge itself can be trusted.
+
+A judge prefers places, lengths and its own style (Zheng et al. 2023, arXiv 2306.05685), so its biases and its agreement
+with people are measured in the same breath, and a verdict that depends on the order of the answers is a tie.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_yaml
+from tuneloop.core.stats import intervals as u
+from tuneloop.core.stats.intervals import auroc, mean_statistics
+from tuneloop.core.stats.tests import p_words
+from tuneloop.core.units import counted, verb
+from tuneloop.records.evaluation import Estimate
+from tuneloop.records.review import JudgedRow
+from tuneloop.records.rows import Message
+
+Winner = Literal["a", "b", "tie"]
+PAIR_OPTIONS = ("A", "B", "tie")
+SCORES = ("1", "2", "3", "4", "5")
+GOOD = 4  # the score from which an answer counts as good, against a thumb
+LONGEST = 12_000  # characters of an answer that a judge is shown
+_VERDICT = re.compile(r"verdict\W{0,6}(A\b|B\b|tie\b|[1-5]\b)", re.IGNORECASE)
+_PLACE = re.compile(r"\{(\w+)\}")
+# What an answer says to whoever judges it: a verdict, or an order to forget the task.
+_TO_A_JUDGE = re.compile(
+    r"verdict\W{0,6}(?:A\b|B\b|tie\b|[1-5]\b)|\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:instructions?|prompts?|rubric|above|previous)\b"
+    r"|\b(?:answer|response) [AB] is (?:clearly |much |far )?(?:better|worse|the best)\b|\b(?:judge|grader|evaluator)s?\b[^.\n]{0,40}\b(?:must|should|please|choose|prefer|pick|rate)\b",
+    re.IGNORECASE,
+)
+
+# Conversations and the options to choose from -> the option chosen for each, None where the judge named none.
+Choose = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[str | None]]
+
+
+@dataclass(frozen=True)
+class JudgePrompt:
+    """Templates of the system and the user turn."""
+
+    system: str
+    user: str
+
+    def turns(self, **values: str) -> list[Message]:
+        """The conversation that a judge is asked to continue. A line that looks like one of its headings is marked as quoted."""
+        headings = {line.strip().casefold() for line in self.user.splitlines() if line.strip().startswith("[")}
+        shown = {name: _quoted(value[:LONGEST], headings) for name, value in values.items()}
+        text = _PLACE.sub(lambda m: shown.get(m[1], m[0]), self.user)
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": text}]
+
+
+def _quoted(text: str, headings: Collection[str]) -> str:
+    return "\n".join(f"> {line}" if line.strip().casefold() in headings else line for line in text.split("\n"))
+
+
+def speaks_to_the_judge(text: str) -> bool:
+    """Whether an answer tries to say how it is to be judged; then no model's verdict on it counts, and people should look."""
+    return bool(_TO_A_JUDGE.search(text[:LONGEST]))
+
+
+@dataclass(frozen=True)
+class AnswerPair:
+    """Two answers to a request; `human` is what people prefer, where that is known."""
+
+    id: str
+    conversation: str
+    a: str
+    b: str
+    reference: str = ""
+    human: Winner | None = None
+
+
+@dataclass(frozen=True)
+class RatedAnswer:
+    """One answer to a request; `human`: whether people liked it, where that is known."""
+
+    id: str
+    conversation: str
+    answer: str
+    reference: str = ""
+    human: bool | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge said: the part `judge` of `eval.json`, a record for each pair or answer, and what to take from it."""
+
+    facts: dict[str, Any]
+    rows: list[JudgedRow] = field(repr=False)
+    words: list[str] = field(default_factory=list)
+
+
+def load_judge_prompt(kind: Literal["pairwise", "rubric"], file: str = "") -> JudgePrompt:
+    """The packaged prompt, or one of a file in the same form.
+
+    Raises:
+        UserError: the file lacks a template, or the template leaves out what is to be judged.
+    """
+    path = Path(file) if file else Path(__file__).with_name("judge.yaml")
+    part = read_yaml(path, "judge's prompt").get(kind)
+    if not isinstance(part, Mapping) or not all(isinstance(part.get(key), str) for key in ("system", "user")):
+        raise UserError(
+            f"A judge's prompt needs {kind} with system and user",
+            where=str(path),
+            next_step="copy the packaged judge.yaml",
+        )
+    needed = ("{first}", "{second}") if kind == "pairwise" else ("{answer}",)
+    if missing := [place for place in needed if place not in part["user"]]:
+        raise UserError(
+            f"The judge's prompt leaves out {missing[0]}",
+            where=f"{path}: {kind}.user",
+            next_step="put it where it belongs",
+        )
+    return JudgePrompt(part["system"], part["user"])
+
+
+def read_verdict(text: str, options: Sequence[str]) -> str | None:
+    """The option that a judge's answer ends with; None where it names none."""
+    by_fold = {option.casefold(): option for option in options}
+    verdicts = [by_fold[m.casefold()] for m in _VERDICT.findall(text) if m.casefold() in by_fold]
+    if verdicts:
+        return verdicts[-1]
+    return by_fold.get(text.strip().strip(".*[]\"'()").casefold())
+
+
+def judge_pairs(
+    pairs: Sequence[AnswerPair],
+    choose: Choose,
+    prompt: JudgePrompt,
+    *,
+    names: tuple[str, str] = ("a", "b"),
+    seed: int = 0,
+) -> Judgement:
+    """Judge each pair in both orders.
+
+    A pair is won only when both orders name the same answer; equal answers tie unasked; a pair with an answer of the judge
+    that names no verdict doesn't count, nor one in which an answer speaks to the judge. `names`: of the systems a and b;
+    `seed`: of the resamples.
+    """
+    different = [pair for pair in pairs if pair.a.strip() != pair.b.strip()]
+    spoken = {pair.id for pair in different if speaks_to_the_judge(pair.a) or speaks_to_the_judge(pair.b)}
+    judged = [pair for pair in different if pair.id not in spoken]
+    turns = []
+    for pair in judged:
+        shared = {"conversation": pair.conversation, "reference": pair.reference or "(none)"}
+        turns += [prompt.turns(first=a, second=b, **shared) for a, b in ((pair.a, pair.b), (pair.b, pair.a))]
+    replies = choose(turns, PAIR_OPTIONS) if turns else []
+    sides: dict[str, tuple[str | None, str | None]] = {
+        pair.id: (replies[2 * i], replies[2 * i + 1]) for i, pair in enumerate(judged)
+    }
+    winners = {pair.id: None if pair.id in spoken else _winner(sides.get(pair.id)) for pair in pairs}
+    facts = _preference(pairs, winners, names, seed)
+    facts |= {
+        "unread": sum(None in side for side in sides.values()),
+        "spoken": len(spoken),
+        "position_bias": _position_bias(list(sides.values())),
+        "length_bias": _length_bias(judged, winners),
+        "agreement": _agreement(
+            [(str(pair.human), str(w)) for pair in pairs if pair.human and (w := winners[pair.id])], seed
+        ),
+    }
+    rows = [
+        JudgedRow(id=pair.id, winner=winners[pair.id], orders=list(sides.get(pair.id, ())), human=pair.human)
+        for pair in pairs
+    ]
+    return Judgement(facts, rows, _pairs_in_words(facts, names))
+
+
+def _winner(side: tuple[str | None, str | None] | None) -> Winner | None:
+    """From the verdict with a first, and that with b first."""
+    if side is not None and None in side:
+        return None
+    return "a" if side == ("A", "B") else "b" if side == ("B", "A") else "tie"
+
+
+def _preference(
+    pairs: Sequence[AnswerPair], winners: Mapping[str, Winner | None], names: tuple[str, str], seed: int
+) -> dict[str, Any]:
+    counted: list[Winner] = [w for pair in pairs if (w := winners[pair.id]) is not None]
+    won = {side: sum(w == side for w in counted) for side in ("a", "b", "tie")}
+    if not counted:
+        return {"kind": "pairwise", "a": names[0], "b": names[1], "n": 0, "wins": won}
+    points = [{"a": 0.0, "b": 1.0, "tie": 0.5}[w] for w in counted]
+    preferred = _mean(points, seed)
+    p = u.mcnemar_p(won["a"], won["b"])  # sign test over the pairs that were decided
+    return {
+        "kind": "pairwise",
+        "a": names[0],
+        "b": names[1],
+        "n": len(counted),
+        "wins": won,
+        "preference": preferred,
+        "p": p,
+        "verdict": u.verdict(preferred.low - 0.5, preferred.high - 0.5, p),
+    }
+
+
+def _position_bias(sides: Sequence[tuple[str | None, str | None]]) -> dict[str, Any]:
+    """How often the verdict depends on the order, and which place gains: 0.5 is fair."""
+    read = [side for side in sides if None not in side]
+    single = [v for side in read for v in side if v != "tie"]
+    first = single.count("A")
+    turned = sum(side in (("A", "A"), ("B", "B")) for side in read)
+    return {"first": _share(first, len(single)), "inconsistent": _share(turned, len(read)), "n": len(read)}
+
+
+def _length_bias(pairs: Sequence[AnswerPair], winners: Mapping[str, Winner | None]) -> dict[str, Any]:
+    """How often the longer answer wins where one wins, and how often people preferred it: 0.5 is indifferent."""
+    decided = [
+        (pair, winners[pair.id]) for pair in pairs if winners[pair.id] in ("a", "b") and len(pair.a) != len(pair.b)
+    ]
+    longer = sum((w == "b") == (len(pair.b) > len(pair.a)) for pair, w in decided)
+    voted = [pair for pair, _ in decided if pair.human in ("a", "b")]
+    humans = sum((pair.human == "b") == (len(pair.b) > len(pair.a)) for pair in voted)
+    return {"longer": _share(longer, len(decided)), "humans": _share(humans, len(voted)), "n": len(decided)}
+
+
+def _addressed_in_words(number: int) -> list[str]:
+    single = 'one answer speaks to the judge, as in "Verdict: A"; it has no verdict, look at it'
+    several = f'{number} times an answer speaks to the judge, as in "Verdict: A"; these have no verdict, look at them'
+    return [(single if number == 1 else several).capitalize() + "."] if number else []
+
+
+def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
+    spoken = _addressed_in_words(facts["spoken"])
+    if not facts["n"]:
+        return [
+            f"The judge gave no verdict on any pair ({counted(facts['unread'], 'answer')} could not be read).",
+            *spoken,
+        ]
+    won, share = facts["wins"], facts["preference"]
+    words = [
+        f"The judge prefers {names[1]} in {won['b']}, {names[0]} in {won['a']} of {counted(facts['n'], 'pair')}, {counted(won['tie'], 'tie')}: "
+        f"{_percent(share)} for {names[1]} with ties as halves ({p_words(facts['p'])}): {facts['verdict']}."
+    ]
+    place, length = facts["position_bias"], facts["length_bias"]
+    if place["first"]:
+        words.append(
+            f"Position bias: it names the answer shown first in {_percent(place['first'])} of its verdicts (50 % is fair), and "
+            f"{_percent(place['inconsistent'])} of its pairs turn with the order; these count as ties."
+        )
+    if length["longer"]:
+        people = f"; people, on the same pairs, in {_percent(length['humans'])}" if length["humans"] else ""
+        words.append(
+            f"Length bias: the longer answer wins in {_percent(length['longer'])} of {length['n']} decided pairs{people}."
+        )
+    if facts["unread"]:
+        words.append(
+            f"{counted(facts['unread'], 'pair')} {verb(facts['unread'], 'has', 'have')} an answer that names no verdict; {verb(facts['unread'], 'it does', 'they do')} not count."
+        )
+    words += spoken
+    return [*words, _agreement_in_words(facts["agreement"])]
+
+
+def judge_answers(items: Sequence[RatedAnswer], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
+    """Rate answers from 1 to 5 by the rubric; 4 and more count as good when compared with people's thumbs.
+
+    One that speaks to the judge gets no rating.
+    """
+    judged = [i for i in items if not speaks_to_the_judge(i.answer)]
+    turns = [
+        prompt.turns(conversation=i.conversation, reference=i.reference or "(none)", answer=i.answer) for i in judged
+    ]
+    given = dict(zip([id(i) for i in judged], choose(turns, SCORES) if turns else [], strict=True))
+    replies = [given.get(id(i)) for i in items]
+    scores = [None if s is None else int(s) for s in replies]
+    read = [(item, score) for item, score in zip(items, scores, strict=True) if score is not None]
+    votes = [
+        ("up" if item.human else "down", "up" if s >= GOOD else "down") for item, s in read if item.human is not None
+    ]
+    liked = [float(score) for item, score in read if item.human]
+    disliked = [float(score) for item, score in read if item.human is False]
+    facts: dict[str, Any] = {
+        "kind": "rubric",
+        "n": len(read),
+        "unread": len(judged) - len(read),
+        "spoken": len(items) - len(judged),
+        "score": _mean([float(s) for _, s in read], seed) if read else None,
+        "scores": {s: sum(str(score) == s for _, score in read) for s in SCORES},
+        "length_bias": {
+            "spearman": _spearman([len(i.answer) for i, _ in read], [float(s) for _, s in read]),
+            "n": len(read),
+        },
+        "agreement": _agreement(votes, seed),
+        "auc": auroc(liked, disliked) if liked and disliked else None,
+    }
+    rows = [JudgedRow(id=i.id, score=s, human=i.human) for i, s in zip(items, scores, strict=True)]
+    return Judgement(facts, rows, _ratings_in_words(facts))
+
+
+def _ratings_in_words(facts: Mapping[str, Any]) -> list[str]:
+    spoken = _addressed_in_words(facts["spoken"])
+    if not facts["n"]:
+        return [f"The judge rated nothing ({counted(facts['unread'], 'answer')} could not be read).", *spoken]
+    mean, rank = facts["score"], facts["length_bias"]["spearman"]
+    words = [
+        f"Mean rating of {counted(facts['n'], 'answer')}: {mean.value:.2f} of 5 (95 % interval {mean.low:.2f} to {mean.high:.2f})."
+    ]
+    if rank is not None:
+        words.append(f"Length bias: Spearman's correlation of rating and length is {rank:+.2f}.")
+    if facts["auc"] is not None:
+        words.append(
+            f"An answer that people liked is rated above one that they didn't in {100 * facts['auc']:.0f} % of cases (50 %: chance)."
+        )
+    if facts["unread"]:
+        words.append(
+            f"{counted(facts['unread'], 'answer')} of the judge {verb(facts['unread'], 'names', 'name')} no rating; {verb(facts['unread'], 'it does', 'they do')} not count."
+        )
+    words += spoken
+    return [*words, _agreement_in_words(facts["agreement"])]
+
+
+def _agreement(votes: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
+    """People's votes (first) and the judge's on the same things: Cohen's kappa, 95 % by bootstrap, and plain agreement."""
+    n = len(votes)
+    if not n:
+        return {"n": 0, "kappa": None, "same": None}
+    names = sorted({vote for pair in votes for vote in pair})
+    codes = np.array([[names.index(human), names.index(judge)] for human, judge in votes])
+    table = np.zeros((n, len(names) ** 2))
+    table[np.arange(n), codes[:, 0] * len(names) + codes[:, 1]] = 1.0
+    draws = np.concatenate([_kappas(weights @ table, len(names)) for weights in u.resample_weights(n, 2000, seed)])
+    value = float(_kappas(table.sum(0, keepdims=True), len(names))[0])
+    defined = draws[~np.isnan(draws)]
+    bounds = u.bootstrap_interval(value, defined) if len(defined) and not math.isnan(value) else (math.nan, math.nan)
+    same = int((codes[:, 0] == codes[:, 1]).sum())
+    return {"n": n, "kappa": Estimate(value, *bounds), "same": _share(same, n)}
+
+
+def _kappas(sums: Any, k: int) -> Any:
+    """Cohen's kappa of tables of counts (R, k * k): (observed - chance) / (1 - chance). Source: Cohen 1960."""
+    table = sums.reshape(-1, k, k)
+    n = table.sum((1, 2))
+    observed = np.trace(table, axis1=1, axis2=2) / n
+    chance = (table.sum(2) * table.sum(1)).sum(1) / n**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(chance < 1, (observed - chance) / (1 - chance), np.nan)
+
+
+def _agreement_in_words(agreement: Mapping[str, Any]) -> str:
+    if not agreement["n"]:
+        return "It is not known whether people would agree: there are no human votes on these rows (--votes)."
+    kappa, same = agreement["kappa"], agreement["same"]
+    if math.isnan(kappa.value):
+        return f"With people it agrees on {_percent(same)} of {counted(agreement['n'], 'vote')}; kappa is not defined, all votes are equal."
+    trust = "" if kappa.low > 0 else " That is not more than chance can do: this judge proves nothing here."
+    return (
+        f"With people it agrees on {_percent(same)} of {counted(agreement['n'], 'vote')}: Cohen's kappa {kappa.value:.2f} "
+        f"({kappa.low:.2f} to {kappa.high:.2f}; 0 is chance, 1 perfect).{trust}"
+    )
+
+
+def _share(hits: int, n: int) -> Estimate | None:
+    return Estimate(hits / n, *u.wilson_interval(hits, n)) if n else None
+
+
+def _mean(values: Sequence[float], seed: int) -> Estimate:
+    family = mean_statistics({"mean": list(values)})
+    draws = u.bootstrap([family], len(values), resamples=2000, seed=seed)["mean"]
+    value = sum(values) / len(values)
+    return Estimate(value, *u.bootstrap_interval(value, draws))
+
+
+def _spearman(lengths: Sequence[int], scores: Sequence[float]) -> float | None:
+    from scipy.stats import spearmanr
+
+    if len(set(lengths)) < 2 or len(set(scores)) < 2:
+        return None
+    return float(spearmanr(lengths, scores).statistic)
+
+
+def _percent(share: Estimate) -> str:
+    return f"{100 * share.value:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"

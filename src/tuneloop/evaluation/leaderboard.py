@@ -1,0 +1,139 @@
+"""The leaderboard: every system on one frozen test set, with its gain over the few-shot prompt and what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuneloop.core.stats.intervals import NOT_ENOUGH
+from tuneloop.evaluation.compare import adjusted, compare
+from tuneloop.evaluation.evaluate import Evaluation
+from tuneloop.evaluation.metrics import lower_is_better
+from tuneloop.evaluation.metrics.claims import amount, claim_of, seen_from, sure
+from tuneloop.evaluation.verdict import kind_of
+from tuneloop.records.evaluation import Claim, Comparison, EntryKind, LeaderboardEntry
+
+
+def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, float | None]:
+    """Dollars of 1,000 requests, each read as a request on its own is.
+
+    Measuring shares what prompts have in common (an instruction, examples), which single requests in production don't.
+    Systems of one model therefore pay by token: the price is their dollars together over the tokens that were really
+    computed, times the tokens of a request. Systems without `computed_tokens` (endpoints, classifiers) pay what they
+    paid.
+
+    Args:
+        costs: system -> `usd`, `prompt_tokens`, `tokens`, `computed_tokens`.
+        n: requests.
+    """
+    computing = [cost for cost in costs.values() if cost.get("computed_tokens")]
+    computed = sum(cost["computed_tokens"] for cost in computing)
+    price = sum(cost.get("usd", 0.0) for cost in computing) / computed if computed else 0.0
+    prices: dict[str, float | None] = {}
+    for name, cost in costs.items():
+        if cost.get("computed_tokens"):
+            prices[name] = 1000 * price * (cost["prompt_tokens"] + cost["tokens"]) / n
+        else:
+            prices[name] = None if cost.get("usd") is None else 1000 * cost["usd"] / n
+    return prices
+
+
+def leaderboard(
+    evaluations: Mapping[str, Evaluation],
+    costs: Mapping[str, Mapping[str, Any]],
+    *,
+    tuned: Sequence[str] = (),
+    comparisons: Sequence[Comparison] = (),
+) -> list[LeaderboardEntry]:
+    """The systems from the base model upwards.
+
+    Args:
+        evaluations: by name, all on the same rows.
+        costs: by name; see `usd_per_1000`, and `training_seconds`, `training_usd`.
+        tuned: names of the tuned ones.
+        comparisons: those that are shown, adjusted together; what they compare is not compared in other numbers here.
+    """
+    if not evaluations:  # baselines may be turned off
+        return []
+    first = next(iter(evaluations.values()))
+    metric, n = first.primary, first.n
+    kinds: dict[str, EntryKind] = {name: "tuned" if name in tuned else kind_of(name) for name in evaluations}
+    before = _reference(evaluations, kinds, metric)
+    claims = _claims(evaluations, before, metric, comparisons) if before else {}
+    prices = usd_per_1000({name: cost for name, cost in costs.items() if name in evaluations}, n)
+    order: list[EntryKind] = ["constant", "prompt", "classical", "tuned"]
+    entries = []
+    for name, evaluation in sorted(evaluations.items(), key=lambda item: order.index(kinds[item[0]])):
+        score, cost = evaluation.metrics.get(metric), costs.get(name, {})
+        if score is None:
+            continue
+        gain = claims.get(name)
+        delta, low, high, p, verdict = (gain.gain, gain.low, gain.high, gain.p, gain.outcome) if gain else NO_GAIN
+        entries.append(
+            LeaderboardEntry(
+                name, kinds[name], metric, score.value, score.low, score.high, delta, low, high, p, verdict,
+                float(cost.get("training_seconds", 0.0)), float(cost.get("training_usd", 0.0)),
+                cost.get("prompt_tokens", 0) / n, cost.get("tokens", 0) / n, prices.get(name),
+            )
+        )  # fmt: skip
+    return entries
+
+
+NO_GAIN = (None, None, None, None, "")
+
+
+def _claims(
+    evaluations: Mapping[str, Evaluation], before: str, metric: str, comparisons: Sequence[Comparison]
+) -> dict[str, Claim]:
+    """What each other system gains over the reference, corrected for their number where no comparison has said it."""
+    others = {name: evaluation for name, evaluation in evaluations.items() if name != before}
+    pairs = [c for n, e in others.items() for c in compare(before, evaluations[before], n, e, only=[metric])]
+    claims = {pair.b: claim_of(seen_from(pair.b, pair)) for pair in adjusted(pairs, evaluations[before])}
+    stated = [(c.b if c.a == before else c.a, c) for c in comparisons if c.metric == metric and before in (c.a, c.b)]
+    return claims | {name: claim_of(seen_from(name, pair)) for name, pair in stated}
+
+
+def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, EntryKind], metric: str) -> str | None:
+    prompts = [name for name, e in evaluations.items() if kinds[name] == "prompt" and metric in e.metrics]
+    shown = [name for name in prompts if "few-shot" in name] or prompts
+    best = min if lower_is_better(metric) else max
+    return best(shown, key=lambda name: evaluations[name].metrics[metric].value) if shown else None
+
+
+def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
+    """What to take from the leaderboard before anything is tuned, and what requests cost."""
+    sentences = []
+    cheap, tuned = _best(entries, "classical"), _best(entries, "tuned")
+    prompts = [r for r in entries if r.kind == "prompt"]
+    if cheap and not tuned and cheap.gain is not None:
+        first = next((r.name for r in prompts if r.gain is None), "the prompt")
+        low, high, p = (math.nan if x is None else x for x in (cheap.gain_low, cheap.gain_high, cheap.p))
+        tests = sum(r.p is not None for r in entries)
+        claim = Claim(cheap.metric, cheap.verdict, cheap.gain, low, high, p, tests)
+        points = f"{amount(claim)} over {first}, {sure(claim)}"
+        if cheap.verdict == "better":
+            sentences.append(
+                f"{cheap.name} is better than the base model ({points}) and trains in {cheap.training_seconds:.1f} s: "
+                "a tuned model has to beat it, and where they tie, use it."
+            )
+        elif cheap.verdict == NOT_ENOUGH:
+            sentences.append(
+                f"{cheap.name} is not shown to differ from the base model ({points}): use it, it costs next to nothing."
+            )
+    shown = _best([r for r in prompts if "few-shot" in r.name], "prompt")
+    if tuned and shown and tuned.usd_per_1000 and shown.usd_per_1000:
+        ratio = shown.usd_per_1000 / tuned.usd_per_1000
+        sentences.append(
+            f"1,000 requests cost ${tuned.usd_per_1000:.4f} with the {tuned.name} model ({tuned.prompt_tokens:,.0f} tokens read each) and "
+            f"${shown.usd_per_1000:.4f} with {shown.name} ({shown.prompt_tokens:,.0f}): {ratio:.1f} times as much, for its "
+            "examples are read every time."
+            if ratio > 1
+            else f"1,000 requests cost ${tuned.usd_per_1000:.4f} with the {tuned.name} model and ${shown.usd_per_1000:.4f} with {shown.name}."
+        )
+    return sentences
+
+
+def _best(entries: Sequence[LeaderboardEntry], kind: EntryKind) -> LeaderboardEntry | None:
+    candidates = [r for r in entries if r.kind == kind]
+    return max(candidates, key=lambda r: -r.value if lower_is_better(r.metric) else r.value, default=None)

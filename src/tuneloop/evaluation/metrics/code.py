@@ -1,0 +1,159 @@
+"""Answers that are programs: run against their unit tests in the sandbox, scored as pass@k."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+from tuneloop.core.machine import cores
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.evaluation.sandbox import Outcome, SandboxLimits, run_program
+from tuneloop.records.metric import Metric
+from tuneloop.records.rows import Row, last_user_turn
+
+PASS_AT = (1, 5, 10, 100)  # those that the number of answers a row allows are reported
+
+METRICS = tuple(
+    Metric(f"pass@{k}", f"pass@{k}", "share", test="exact McNemar" if k == 1 else "by its scores", needs="programs", headline="programs" if k == 1 else "",
+           meaning="chance that one of so many answers passes its unit tests")
+    for k in PASS_AT
+)  # fmt: skip
+
+_CUTS = 20  # parts at the end of an answer that are left out, one by one, until the rest compiles
+LONGEST_PROGRAM = 1 << 17  # characters of an answer that are run
+
+_FENCE = re.compile(
+    r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE
+)
+_BREAK = re.compile(r"\n(?=\S)")  # a line at the left margin: where an answer may have run on
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One task with unit tests.
+
+    Args:
+        prompt: code that the answer may continue; empty where the task is put in words.
+        entry_point: name of the function asked for; empty if the tests call it themselves.
+        tests: code that raises when the answer is wrong.
+    """
+
+    prompt: str
+    entry_point: str
+    tests: str
+
+
+def problem_of(row: Row) -> Problem | None:
+    """The unit tests that a row brings in its `meta`, or None.
+
+    Read are the columns of HumanEval (`test`, which defines `check(candidate)`, and `entry_point`) and of MBPP
+    (`test_list` of assertions, with `test_setup_code`). The code to continue is `meta["prompt"]` or the last user turn.
+    """
+    meta = row.meta
+    test, entry_point, listed = meta.get("test"), meta.get("entry_point"), meta.get("test_list")
+    prompt = meta.get("prompt") if isinstance(meta.get("prompt"), str) else last_user_turn(row)
+    if isinstance(test, str) and isinstance(entry_point, str) and entry_point.isidentifier() and "def check" in test:
+        code = prompt if re.search(rf"^\s*(?:async\s+)?def\s+{entry_point}\b", str(prompt), re.MULTILINE) else ""
+        return Problem(str(code), entry_point, f"{test}\n\ncheck({entry_point})\n")
+    if isinstance(listed, list) and listed and all(isinstance(item, str) for item in listed):
+        setup = meta.get("test_setup_code")
+        return Problem("", "", "\n".join([setup if isinstance(setup, str) else "", *listed]) + "\n")
+    return None
+
+
+def programs(problem: Problem, answer: str) -> list[str]:
+    """The programs that an answer may mean, the likeliest first; the first that compiles is run.
+
+    An answer is a whole function or the continuation of the prompt, bare or in a Markdown fence; a continuation whose
+    first line lost its indentation, or that runs on after the function, is read too.
+    """
+    answer = answer[:LONGEST_PROGRAM]
+    fenced = [found.group(1) for found in _FENCE.finditer(answer)]
+    texts = ["\n".join(fenced), *fenced[:1], answer] if fenced else [answer]
+    found = []
+    for text in texts:
+        for piece in _beginnings(text):
+            if not problem.prompt or _defines(problem.entry_point, piece):
+                # The stub before it brings the prompt's imports and helpers; the answer's definition replaces it.
+                found.append(f"{problem.prompt.rstrip()}\n    pass\n\n{piece}" if problem.prompt else piece)
+            if problem.prompt and not _defines(problem.entry_point, piece):
+                found += [
+                    problem.prompt.rstrip("\n") + "\n" + piece.lstrip("\n"),
+                    problem.prompt.rstrip() + "\n    " + piece.lstrip(),
+                ]
+    return [f"{text}\n\n{problem.tests}" for text in dict.fromkeys(found)]
+
+
+def _beginnings(text: str) -> list[str]:
+    """The text, then what is left of it without its last parts: prose after the code, a function cut off."""
+    places = [found.start() for found in _BREAK.finditer(text)]
+    return [text, *(text[:place] for place in places[: -_CUTS - 1 : -1])]
+
+
+def _defines(name: str, text: str) -> bool:
+    return bool(name) and bool(re.search(rf"^(?:async\s+def|def|class)\s+{name}\b|^{name}\s*=", text, re.MULTILINE))
+
+
+def run_tests(
+    rows: Sequence[Row],
+    answers: Sequence[Sequence[str]],
+    *,
+    limits: SandboxLimits | None = None,
+    progress: Progress = no_progress,
+) -> list[list[Outcome | None]]:
+    """Run each answer's program with its row's unit tests, as many at once as there are cores; rows without tests give None."""
+    jobs = [
+        (i, j, p, text) for i, row in enumerate(rows) if (p := problem_of(row)) for j, text in enumerate(answers[i])
+    ]
+    outcomes: list[list[Outcome | None]] = [[None] * len(texts) for texts in answers]
+    with ThreadPoolExecutor(max_workers=max(1, min(cores(), 16))) as pool:
+        results = pool.map(lambda job: run_program(programs(job[2], job[3]), limits), jobs)
+        for done, ((i, j, _, _), outcome) in enumerate(zip(jobs, results, strict=True), 1):
+            outcomes[i][j] = outcome
+            progress("running unit tests", done, len(jobs))
+    return outcomes
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Chance that at least one of `k` answers drawn from `n`, of which `right` pass, is right.
+
+    Unbiased: 1 - C(n - right, k) / C(n, k). Source: Chen et al. 2021, arXiv 2107.03374, eq. 1.
+
+    Raises:
+        ValueError: k above n.
+    """
+    if not 0 < k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} answers, there are {n}")
+    return 1.0 - comb(n - right, k) / comb(n, k)
+
+
+def pass_scores(outcomes: Sequence[Sequence[Outcome | None]]) -> dict[str, list[float]]:
+    """`pass@k` -> one estimate a row (NaN: the row has no tests), for the k that every row's answers allow."""
+    counts = [(len(row), sum(o.passed for o in row if o)) for row in outcomes]
+    tested = [bool(row) and row[0] is not None for row in outcomes]
+    fewest = min((n for (n, _), has in zip(counts, tested, strict=True) if has), default=0)
+    return {
+        f"pass@{k}": [
+            pass_at_k(n, right, k) if has else float("nan") for (n, right), has in zip(counts, tested, strict=True)
+        ]
+        for k in PASS_AT
+        if k <= fewest
+    }
+
+
+def code_facts(outcomes: Sequence[Sequence[Outcome | None]]) -> Mapping[str, Any]:
+    """What `eval.json` tells of the runs: how they ended, and under which protections."""
+    ran = [outcome for row in outcomes for outcome in row if outcome is not None]
+    reasons = Counter(o.reason.partition(":")[0] for o in ran if o.status == "failed")
+    return {
+        "answers": len(ran),
+        "ended": dict(Counter(outcome.status for outcome in ran)),
+        "errors": dict(reasons.most_common(10)),
+        "protections": sorted({lock for outcome in ran for lock in outcome.protections}),
+        "seconds": round(sum(outcome.seconds for outcome in ran), 2),
+    }

@@ -1,0 +1,211 @@
+"""Labels: which one an answer names, and accuracy, F1, precision and recall over them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from tuneloop.core.lazy import np
+from tuneloop.core.stats.intervals import Array, Statistics, ratio
+from tuneloop.records.metric import Metric
+
+LONGEST_LABEL = 60  # characters of an answer that may be a label without being called so
+EQUAL_ACCURACY = ("micro_f1", "precision_micro", "recall_micro", "recall_weighted")  # with one label a row
+
+METRICS = (
+    Metric("accuracy", "accuracy", "share", test="exact McNemar", needs="labels", headline="labels", meaning="share of rows with the right label"),
+    Metric("macro_f1", "macro-F1", needs="labels", headline="labels", meaning="mean of the labels' F1: each label counts the same"),
+    Metric("micro_f1", "micro-F1", test="exact McNemar", needs="labels", meaning="F1 of all rows together: accuracy, with one label a row"),
+    Metric("weighted_f1", "weighted F1", needs="labels", meaning="mean of the labels' F1, weighted by their rows"),
+    Metric("balanced_accuracy", "balanced accuracy", needs="labels", meaning="mean of the labels' recall"),
+    Metric("precision_macro", "macro precision", needs="labels", meaning="mean of the labels' precision"),
+    Metric("recall_macro", "macro recall", needs="labels", meaning="mean of the labels' recall"),
+    Metric("precision_micro", "micro precision", test="exact McNemar", needs="labels", meaning="accuracy, with one label a row"),
+    Metric("recall_micro", "micro recall", test="exact McNemar", needs="labels", meaning="accuracy, with one label a row"),
+    Metric("precision_weighted", "weighted precision", needs="labels", meaning="mean of the labels' precision, weighted by their rows"),
+    Metric("recall_weighted", "weighted recall", test="exact McNemar", needs="labels", meaning="accuracy, with one label a row"),
+)  # fmt: skip
+
+
+def label_matcher(labels: Sequence[str], spellings: Mapping[str, str] | None = None) -> Callable[[str], str | None]:
+    """Make the function that finds which label a free answer names; None for an answer outside the label set.
+
+    The first line of the trimmed answer must equal a label: as it is, else regardless of case, else also without
+    surrounding quotes and punctuation. Where a looser form fits two labels ("C" and "C#"), it decides nothing.
+    `spellings`: further texts that stand for a label (answer text -> label).
+    """
+    pairs = [(label, label) for label in labels] + list((spellings or {}).items())
+    tables: list[dict[str, set[str]]] = []
+    for form in _LABEL_FORMS:
+        table: dict[str, set[str]] = {}
+        for text, label in pairs:
+            table.setdefault(form(text), set()).add(label)
+        tables.append(table)
+
+    def match(text: str) -> str | None:
+        lines = text.strip().splitlines()
+        # The whole trimmed text comes first, for labels of more than one line.
+        for candidate in (text, lines[0] if lines else ""):
+            for form, table in zip(_LABEL_FORMS, tables, strict=True):
+                key = form(candidate)
+                fitting = table.get(key, set()) if key else set()
+                if len(fitting) == 1:
+                    return next(iter(fitting))
+        return None
+
+    return match
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold().strip()
+
+
+def _bare(text: str) -> str:
+    """Without case and without the quotes, punctuation and spaces around it."""
+    text = _folded(text)
+    start, end = 0, len(text)
+    while start < end and _is_wrapping(text[start]):
+        start += 1
+    while end > start and _is_wrapping(text[end - 1]):
+        end -= 1
+    return text[start:end]
+
+
+def _is_wrapping(char: str) -> bool:
+    return char.isspace() or char in "`´" or unicodedata.category(char).startswith("P")
+
+
+_LABEL_FORMS: tuple[Callable[[str], str], ...] = (str.strip, _folded, _bare)
+
+
+def label_statistics(
+    references: Sequence[str | None],
+    predictions: Sequence[str | None],
+    *,
+    prefix: str = "",
+    every: bool = True,
+    known: Collection[str] = (),
+) -> Statistics:
+    """Accuracy, F1, precision and recall over labels.
+
+    The same as scikit-learn's functions with `zero_division=0`: macro averages run over the labels that references or
+    predictions name, balanced accuracy over those of the references; micro averages over everything, so they equal
+    accuracy. A prediction of None (an answer outside the label set) is wrong for every metric and no label of its own.
+    Rows whose reference is None don't count.
+
+    Args:
+        references: the right label of each row.
+        predictions: the label that the answer names.
+        prefix: put before metric names ("queue.").
+        every: all metrics; else accuracy and macro-F1.
+        known: labels that get columns whether they occur or not, so that two systems have the same columns.
+    """
+    from scipy import sparse
+
+    counted = [pair for pair in zip(references, predictions, strict=True) if pair[0] is not None]
+    names = sorted({label for pair in counted for label in pair if label is not None}.union(known))
+    index = {label: i for i, label in enumerate(names)}
+    k, n = len(names), len(references)
+    places: list[tuple[int, int]] = []
+    right: list[float] = []
+    for i, (reference, prediction) in enumerate(zip(references, predictions, strict=True)):
+        if reference is None:
+            right.append(float("nan"))
+            continue
+        hit = prediction == reference
+        right.append(float(hit))
+        places += [(i, k + index[reference]), (i, 3 * k + 1)]  # support, counted
+        if hit:
+            places += [(i, index[reference]), (i, 3 * k)]  # hits of the label, right
+        if prediction is not None:
+            places.append((i, 2 * k + index[prediction]))  # predicted
+    rows = sparse.csr_matrix(
+        (np.ones(len(places)), ([p[0] for p in places], [p[1] for p in places])), shape=(n, 3 * k + 2)
+    )
+    values = _label_values(k)
+    chosen = values if every else {name: values[name] for name in ("accuracy", "macro_f1")}
+    accuracy = f"{prefix}accuracy"
+    return Statistics(
+        rows=rows,
+        values={f"{prefix}{name}": function for name, function in chosen.items()},
+        row_scores={accuracy: right},
+        right_or_wrong=frozenset({accuracy}),
+        layout=tuple(names),
+        same={f"{prefix}{name}": accuracy for name in EQUAL_ACCURACY if name in chosen},
+    )
+
+
+Share = Callable[[Array, Array, Array], Array]  # of hits, support and predicted rows, for each label or summed
+
+
+def f1(hits: Array, support: Array, predicted: Array) -> Array:
+    """F1, 0 where a label is neither in references nor in predictions."""
+    return ratio(2 * hits, support + predicted)
+
+
+def precision(hits: Array, support: Array, predicted: Array) -> Array:
+    """Precision, 0 where nothing is predicted."""
+    return ratio(hits, predicted)
+
+
+def recall(hits: Array, support: Array, predicted: Array) -> Array:
+    """Recall, 0 where a label has no rows."""
+    return ratio(hits, support)
+
+
+def parts(sums: Array, k: int) -> tuple[Array, Array, Array]:
+    """Hits, support and predicted rows of k labels, the first columns of the sums."""
+    return sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k]
+
+
+def macro(share: Share, k: int) -> Callable[[Array], Array]:
+    """The mean over labels; one that is missing from a resample isn't averaged there."""
+
+    def value(sums: Array) -> Array:
+        hits, support, predicted = parts(sums, k)
+        present = support + predicted > 0
+        return ratio((share(hits, support, predicted) * present).sum(axis=1), present.sum(axis=1), empty=np.nan)
+
+    return value
+
+
+def weighted(share: Share, k: int) -> Callable[[Array], Array]:
+    """The mean over labels, weighted by their rows."""
+
+    def value(sums: Array) -> Array:
+        hits, support, predicted = parts(sums, k)
+        return ratio((share(hits, support, predicted) * support).sum(axis=1), support.sum(axis=1), empty=np.nan)
+
+    return value
+
+
+def _label_values(k: int) -> dict[str, Callable[[Array], Array]]:
+    """Metric functions over sums laid out as hits (k), support (k), predicted (k), right, counted."""
+
+    def accuracy(sums: Array) -> Array:
+        return ratio(sums[:, 3 * k], sums[:, 3 * k + 1], empty=np.nan)
+
+    def balanced(sums: Array) -> Array:
+        support = sums[:, k : 2 * k]
+        return ratio(recall(*parts(sums, k)).sum(axis=1), (support > 0).sum(axis=1), empty=np.nan)
+
+    return {
+        "accuracy": accuracy,
+        "macro_f1": macro(f1, k),
+        "micro_f1": accuracy,
+        "weighted_f1": weighted(f1, k),
+        "balanced_accuracy": balanced,
+        "precision_macro": macro(precision, k),
+        "recall_macro": macro(recall, k),
+        "precision_micro": accuracy,
+        "recall_micro": accuracy,
+        "precision_weighted": weighted(precision, k),
+        "recall_weighted": accuracy,
+    }
+
+
+def are_labels(references: Sequence[Sequence[str]]) -> bool:
+    """Whether reference answers are labels in all but name: one each, short, on a line, and each met twice on average."""
+    texts = [row[0].strip() for row in references]
+    short = all(0 < len(text) <= LONGEST_LABEL and "\n" not in text and text[0] not in "{[" for text in texts)
+    return short and all(len(row) == 1 for row in references) and 2 * len(set(texts)) <= len(texts)

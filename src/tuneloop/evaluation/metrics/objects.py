@@ -1,0 +1,506 @@
+"""Answers that are JSON objects or arrays: is the whole of one right, and each of its fields.
+
+A field is a leaf by its dotted path (`address.city`); an array is one field, whose items are compared as a set. Of objects in
+an array each is paired with the one most like it, and their fields are scored as `items.name`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from tuneloop.core.lazy import np
+from tuneloop.core.stats.intervals import Array, Statistics, mean_statistics, ratio
+from tuneloop.evaluation.metrics.labels import label_statistics
+from tuneloop.evaluation.metrics.structured import parse
+from tuneloop.evaluation.metrics.text import LONGEST_SCORED, chrf_statistics, exact_match, is_latin, rouge, token_f1
+from tuneloop.records.metric import Metric
+
+MOST_FIELDS = 40  # fields with a line of their own
+PROSE_WORDS = 6  # mean words of a field's values from which on it is prose, if more than half of them differ
+LETTERS_A_WORD = 6  # where a script writes no spaces
+MOST_PAIRS = (
+    10_000  # of items of two arrays that are compared with each other; items of longer ones are paired by their places
+)
+
+METRICS = (
+    Metric("object_accuracy", "whole answers right", "share", test="exact McNemar", needs="JSON", headline="JSON",
+           meaning="share of answers with every field right, none missing and none invented; prose need only be there"),
+    Metric("field_accuracy", "fields right", needs="JSON", headline="JSON", meaning="mean share of a reference's fields (prose left out) that are right"),
+    Metric("missing_fields", "answers that lack a field", "share", "lower", "exact McNemar", "JSON", gained="answers without missing fields",
+           meaning="share of answers that lack a field of the reference; one that is no JSON lacks all"),
+    Metric("invented_fields", "answers with an invented field", "share", "lower", "exact McNemar", "JSON", gained="answers without invented fields",
+           meaning="share of answers with a field that the reference does not have"),
+    Metric("item_f1", "F1 of items", needs="JSON", meaning="F1 of an array's items over all rows, whatever their order"),
+    Metric("item_precision", "precision of items", needs="JSON", meaning="share of the answers' items that the references have"),
+    Metric("item_recall", "recall of items", needs="JSON", meaning="share of the references' items that are found"),
+)  # fmt: skip
+
+DEEPEST = 100  # objects and arrays in one another; an answer of more is taken for none
+
+Path = tuple[str, ...]  # keys from the outside inwards
+
+
+# --- what an answer says -------------------------------------------------------------------------
+
+
+def fields_of(value: Any, place: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """A value's fields: path and value of each leaf; arrays and empty objects are leaves."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from fields_of(inner, (*place, str(key)))
+    else:
+        yield place, value
+
+
+def canonical(value: Any, deepest: int = DEEPEST) -> Any:
+    """A value in a form that is equal for equal values: 3 and 3.0, arrays in any order, texts without white space at the ends.
+
+    Raises:
+        ValueError: it is nested more than `deepest` times.
+    """
+    if deepest < 0:
+        raise ValueError("nested too deeply")
+    if isinstance(value, str):
+        return "text", unicodedata.normalize("NFC", value).strip()
+    if isinstance(value, dict):
+        return "object", frozenset((key, canonical(inner, deepest - 1)) for key, inner in value.items())
+    if isinstance(value, list):
+        return "array", frozenset(Counter(canonical(inner, deepest - 1) for inner in value).items())
+    return type(value).__name__ if isinstance(value, bool | None) else "number", value
+
+
+@dataclass(frozen=True)
+class ReadAnswer:
+    """An answer as it was read.
+
+    Args:
+        fields: path and value of each leaf; `forms`: the same values in canonical form.
+        paths: of all that it has, inside arrays too.
+    """
+
+    fields: Mapping[Path, Any]
+    forms: Mapping[Path, Any]
+    paths: frozenset[Path]
+
+
+def read_answer(text: str) -> ReadAnswer | None:
+    """An answer in JSON; None where it is none, or nested too deeply."""
+    try:
+        value = parse(text)
+        fields = dict(fields_of(value))
+        forms = {path: canonical(each) for path, each in fields.items()}
+        return ReadAnswer(fields, forms, frozenset(_paths(value)))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _paths(value: Any, place: Path = ()) -> Iterator[Path]:
+    yield place
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _paths(inner, (*place, str(key)))
+    elif isinstance(value, list):
+        for inner in value:
+            if isinstance(inner, dict):
+                yield from _paths(inner, (*place, "[]"))
+
+
+Kind = Literal["exact", "labels", "prose", "items"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field with a line of its own.
+
+    Args:
+        path: keys from the outside inwards; `name` joins them with dots.
+        kind: what it is measured by: `exact`, `labels` (short texts that repeat), `prose`, `items` (arrays).
+    """
+
+    path: Path
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        """The dotted path."""
+        return ".".join(self.path)
+
+    def metric(self, name: str) -> str:
+        """The name of one of its metrics; of an answer that is an array as a whole, the metric's name alone."""
+        return ".".join((*self.path, name))
+
+
+def fields_in(references: Sequence[ReadAnswer | None], labels: Mapping[str, Sequence[str]]) -> list[Field]:
+    """The fields of references, with what each is measured by; it follows from the references' values, never from answers.
+
+    An array in most of them: items. Texts of six words or more on average, more than half of them different: prose. Texts and
+    booleans with few different values, or that are labels in the training split: labels. All else must be equal.
+
+    Args:
+        labels: fields that are labels in the training split.
+    """
+    values: dict[Path, list[Any]] = {}
+    for read in references:
+        for path, value in read.fields.items() if read else ():
+            if value != {}:  # an object without keys is no field
+                values.setdefault(path, []).append(value)
+    enough = 2 if len(references) > 4 else 1
+    often = sorted((path for path in values if len(values[path]) >= enough), key=lambda path: -len(values[path]))
+    listed = {".".join(path): path for path in often[:MOST_FIELDS]}  # of keys with dots in them, only one has the name
+    return [
+        Field(path, _kind(values[path], name in labels))
+        for path in values
+        if listed.get(name := ".".join(path)) == path
+    ]
+
+
+def _kind(values: Sequence[Any], are_labels: bool) -> Kind:
+    held = [value for value in values if value is not None]
+    if 2 * sum(isinstance(value, list) for value in held) > len(held):
+        return "items"
+    texts = [value for value in held if isinstance(value, str)]
+    if is_prose(texts) and 2 * len(texts) > len(held):
+        return "prose"
+    plain = bool(held) and all(isinstance(value, str | bool) for value in held)
+    return "labels" if plain and (are_labels or 3 * len(set(map(label_text, held))) <= len(held)) else "exact"
+
+
+def is_prose(texts: Sequence[str]) -> bool:
+    """Whether texts are so long and so different that equality says little: see `PROSE_WORDS`."""
+    words = [max(len(t.split()), 0 if t.isascii() else len(t) / LETTERS_A_WORD) for t in texts]
+    return bool(texts) and sum(words) >= PROSE_WORDS * len(texts) and 2 * len(set(texts)) > len(texts)
+
+
+def label_text(value: Any) -> str:
+    """A label as text: `billing`, `true`, `null`."""
+    return value.strip() if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Answers in JSON, scored.
+
+    Args:
+        statistics: a family for the answers as wholes, and one or more for each field.
+        fields: those with a line of their own; `others`: how many have none.
+        whole: whether each answer parses and lacks no field, where its reference has fields.
+    """
+
+    statistics: list[Statistics]
+    fields: list[Field]
+    others: int
+    whole: list[bool]
+
+
+def object_statistics(
+    references: Sequence[Sequence[str]],
+    answers: Sequence[str],
+    labels: Mapping[str, Sequence[str]],
+    without: Collection[str] = (),
+) -> Objects:
+    """Whole answers, missing and invented fields, and each field by what fits it (`fields_in`).
+
+    Of several references the one counts that shares the most fields with the answer.
+
+    Args:
+        references: JSON texts.
+        answers: texts.
+        labels: fields that are labels in the training split, with these.
+        without: fields that are scored otherwise.
+    """
+    read_answers = [read_answer(text) for text in answers]
+    golds = _golds(references)
+    fields, prose = _with_prose(golds, labels)
+    gold = [_nearest(row, read) for row, read in zip(golds, read_answers, strict=True)]
+    rows = [
+        _scores(right, read, prose) if right else _of_text(row, text)
+        for right, read, row, text in zip(gold, read_answers, references, answers, strict=True)
+    ]
+    scores = {name: [row[name] for row in rows] for name in _of_text((), "")}
+    family = mean_statistics(scores, right_or_wrong=["object_accuracy", "missing_fields", "invented_fields"])
+    names = {*without, *(field.name for field in fields)}
+    each = [
+        statistics
+        for field in fields
+        if field.name not in without
+        for statistics in _field_statistics(field, gold, read_answers, labels, names)
+    ]
+    others = len({path for row in gold if row for path in row.fields}) - len(fields)
+    return Objects([family, *each], fields, others, [not lacks for lacks in scores["missing_fields"]])
+
+
+def right_as_a_whole(references: Sequence[Sequence[str]], place: int, answer: str) -> bool:
+    """Whether an answer to one of some rows is right, as `object_accuracy` counts it."""
+    golds, read = _golds(references), read_answer(answer)
+    _, prose = _with_prose(golds, {})
+    gold = _nearest(golds[place], read)
+    return (_scores(gold, read, prose) if gold else _of_text(references[place], answer))["object_accuracy"] == 1.0
+
+
+def _golds(references: Sequence[Sequence[str]]) -> list[list[ReadAnswer]]:
+    return [[read for text in row if (read := read_answer(text))] for row in references]
+
+
+def _with_prose(
+    golds: Sequence[Sequence[ReadAnswer]], labels: Mapping[str, Sequence[str]]
+) -> tuple[list[Field], set[Path]]:
+    """The fields, and those whose wording does not decide whether an answer is right."""
+    fields = fields_in([row[0] if row else None for row in golds], labels)
+    prose = {field.path for field in fields if field.kind == "prose"}
+    return fields, prose if len(prose) < len(fields) else set()  # where all are prose, nothing else says what is right
+
+
+def _nearest(golds: Sequence[ReadAnswer], answer: ReadAnswer | None) -> ReadAnswer | None:
+    return max(golds, key=lambda gold: _shared(gold, answer), default=None)
+
+
+def _of_text(references: Sequence[str], answer: str) -> dict[str, float]:
+    """The same for a row whose reference is no JSON: there are no fields, and the text must be equal."""
+    right = exact_match(references, answer)
+    return {"object_accuracy": right, "field_accuracy": math.nan, "missing_fields": 0.0, "invented_fields": 0.0}
+
+
+def _scores(gold: ReadAnswer, answer: ReadAnswer | None, prose: Collection[Path]) -> dict[str, float]:
+    hits = {path: _is_right(path, gold, answer, path in prose) for path in gold.fields}
+    counted = [hit for path, hit in hits.items() if path not in prose]
+    missing = answer is None or not gold.paths <= _with_arrays(answer, gold)
+    invented = answer is not None and not answer.paths <= _with_arrays(gold, answer)
+    return {
+        "object_accuracy": float(all(hits.values()) and not missing and not invented),
+        "field_accuracy": sum(counted) / len(counted) if counted else math.nan,
+        "missing_fields": float(missing),
+        "invented_fields": float(invented),
+    }
+
+
+def _shared(gold: ReadAnswer, answer: ReadAnswer | None) -> int:
+    return sum(_is_right(path, gold, answer, False) for path in gold.fields) if answer else 0
+
+
+def _is_right(path: Path, gold: ReadAnswer, answer: ReadAnswer | None, prose: bool) -> bool:
+    if answer is None or path not in answer.fields:
+        return False
+    wanted, given = gold.fields[path], answer.fields[path]
+    if prose and isinstance(wanted, str) and wanted.strip():
+        return isinstance(given, str) and bool(given.strip())
+    return bool(gold.forms[path] == answer.forms[path])
+
+
+def _with_arrays(one: ReadAnswer, other: ReadAnswer) -> frozenset[Path]:
+    """The paths of one, and those of the other inside arrays that are empty in one: an item more or less is no field."""
+    empty = [path for path, value in one.fields.items() if isinstance(value, list) and (*path, "[]") not in one.paths]
+    return one.paths | {p for p in other.paths for path in empty if p[: len(path) + 1] == (*path, "[]")}
+
+
+# --- one field -----------------------------------------------------------------------------------
+
+_NO_FIELD = object()  # no row counts where the reference lacks the field
+
+
+def _field_statistics(
+    field: Field,
+    gold: Sequence[ReadAnswer | None],
+    read_answers: Sequence[ReadAnswer | None],
+    labels: Mapping[str, Sequence[str]],
+    names: Collection[str],
+) -> Iterator[Statistics]:
+    """The metrics of one field over the rows whose reference has it; `names`: of all fields, which those of items can't take."""
+    wanted = [row.fields.get(field.path, _NO_FIELD) if row else _NO_FIELD for row in gold]
+    given = [row.fields.get(field.path, _NO_FIELD) if row else _NO_FIELD for row in read_answers]
+    if field.kind == "prose":
+        yield _prose(field, wanted, given)
+        return
+    right = [
+        math.nan if w is _NO_FIELD else float(g is not _NO_FIELD and canonical(w) == canonical(g))
+        for w, g in zip(wanted, given, strict=True)
+    ]
+    exact = field.metric("exact_match")
+    if field.kind == "labels":
+        vocabulary = {label_text(value) for value in wanted if value is not _NO_FIELD} | set(labels.get(field.name, ()))
+        family = label_statistics(
+            [None if w is _NO_FIELD else label_text(w) for w in wanted],
+            [_named(w, g, hit, vocabulary) for w, g, hit in zip(wanted, given, right, strict=True)],
+            prefix=f"{field.name}.",
+            every=False,
+            known=vocabulary,
+        )  # fmt: skip
+        accuracy = field.metric("accuracy")
+        yield replace(
+            family,
+            values={**family.values, exact: family.values[accuracy]},
+            row_scores={**family.row_scores, exact: family.row_scores[accuracy]},
+            right_or_wrong=family.right_or_wrong | {exact},
+            same={**family.same, exact: accuracy},
+        )
+        return
+    yield mean_statistics({exact: right}, right_or_wrong=[exact])
+    if field.kind == "items":
+        yield from _items(field, wanted, given, names)
+
+
+def _named(wanted: Any, given: Any, hit: float, vocabulary: Collection[str]) -> str | None:
+    """The label that an answer names; None where it names none, or one that only looks like the right one ("true" for true)."""
+    if wanted is _NO_FIELD or given is _NO_FIELD or isinstance(given, dict | list):
+        return None
+    right, label = label_text(wanted), label_text(given)
+    return right if hit == 1 else label if label in vocabulary and label != right else None
+
+
+def _prose(field: Field, wanted: Sequence[Any], given: Sequence[Any]) -> Statistics:
+    """Token F1, and ROUGE-L (chrF where ROUGE can't read the script), of rows whose reference has a text there."""
+    rows = [i for i, value in enumerate(wanted) if isinstance(value, str)]
+    right = [[wanted[i]] for i in rows]
+    texts = [given[i][:LONGEST_SCORED] if isinstance(given[i], str) else "" for i in rows]
+    measures = {"token_f1": [token_f1(r, t) for r, t in zip(right, texts, strict=True)]}
+    if is_latin([row[0] for row in right]):
+        measures |= rouge(right, texts, ["rougeL"])
+    else:  # mean of sentence chrF
+        measures["chrf"] = chrf_statistics(right, texts)[0].row_scores["chrf"]
+    scores = {field.metric(name): [math.nan] * len(wanted) for name in measures}
+    for name, each in measures.items():
+        for i, score in zip(rows, each, strict=True):
+            scores[field.metric(name)][i] = score
+    return mean_statistics(scores)
+
+
+def _items(field: Field, wanted: Sequence[Any], given: Sequence[Any], names: Collection[str]) -> Iterator[Statistics]:
+    """Precision, recall and F1 of an array's items as a set, and each field of items that are objects."""
+    rows = np.zeros((len(wanted), 3))  # items of both, of the answer, of the reference
+    scores: list[float] = []
+    parts: dict[Path, list[tuple[float, int]]] = {}
+    for i, (w, g) in enumerate(zip(wanted, given, strict=True)):
+        right, items = _as_items(w), _as_items(g)
+        if w is _NO_FIELD:
+            scores.append(math.nan)
+            continue
+        hits = (Counter(map(canonical, right)) & Counter(map(canonical, items))).total()
+        rows[i] = hits, len(items), len(right)
+        scores.append(2 * hits / (len(items) + len(right)) if items or right else 1.0)
+        for path, hit, total in _parts(right, items):
+            parts.setdefault(path, [(0.0, 0)] * len(wanted))[i] = (hit, total)
+    f1, precision, recall = (field.metric(name) for name in ("item_f1", "item_precision", "item_recall"))
+    values: dict[str, Callable[[Array], Array]] = {
+        f1: lambda sums: ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2], empty=np.nan),
+        precision: lambda sums: ratio(sums[:, 0], sums[:, 1], empty=np.nan),
+        recall: lambda sums: ratio(sums[:, 0], sums[:, 2], empty=np.nan),
+    }
+    yield Statistics(rows, values, {f1: scores})
+    for path in sorted(parts, key=lambda path: -sum(total for _, total in parts[path]))[:MOST_FIELDS]:
+        if ".".join((*field.path, *path)) in names:
+            continue
+        name = ".".join((*field.path, *path, "exact_match"))
+        shares = [hit / total if total else math.nan for hit, total in parts[path]]
+        yield Statistics(np.array(parts[path]), {name: lambda s: ratio(s[:, 0], s[:, 1], empty=np.nan)}, {name: shares})
+
+
+def _as_items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None or value is _NO_FIELD else [value]
+
+
+def _parts(right: Sequence[Any], items: Sequence[Any]) -> Iterator[tuple[Path, float, int]]:
+    """For each field of the reference's items: how often its partner has the same value, and how many items have it.
+
+    Partners are those that make the number of equal fields the largest (linear assignment).
+    """
+    wanted = [dict(fields_of(item)) for item in right if isinstance(item, dict) and item]
+    given = [dict(fields_of(item)) for item in items if isinstance(item, dict)]
+    alike = [[_equal(w, g) for g in given] for w in wanted] if len(wanted) * len(given) <= MOST_PAIRS else None
+    partner = {i: i for i in range(min(len(wanted), len(given)))}
+    if alike is not None and wanted and given:
+        from scipy.optimize import linear_sum_assignment
+
+        partner = dict(
+            zip(*(side.tolist() for side in linear_sum_assignment(np.array(alike), maximize=True)), strict=True)
+        )
+    hits, totals = Counter[Path](), Counter[Path]()
+    for i, item in enumerate(wanted):
+        other = given[partner[i]] if i in partner else {}
+        for path, value in item.items():
+            totals[path] += 1
+            hits[path] += path in other and canonical(value) == canonical(other[path])
+    yield from ((path, float(hits[path]), total) for path, total in totals.items())
+
+
+def _equal(one: Mapping[Path, Any], other: Mapping[Path, Any]) -> int:
+    return sum(path in other and canonical(value) == canonical(other[path]) for path, value in one.items())
+
+
+# --- for baselines and readers -------------------------------------------------------------------
+
+
+def label_fields(texts: Sequence[str]) -> dict[str, list[str | None]]:
+    """The values of fields that are labels, by their dotted paths; None where an answer lacks the field."""
+    read = [read_answer(text) for text in texts]
+    return {
+        field.name: [label_text(row.fields[field.path]) if row and field.path in row.fields else None for row in read]
+        for field in fields_in(read, {})
+        if field.kind == "labels"
+    }
+
+
+def usual_object(texts: Sequence[str]) -> str | None:
+    """The most frequent value of each field that at least half of the answers have, as an answer; None where there is no field."""
+    read = [row for text in texts if (row := read_answer(text))]
+    values: dict[Path, list[Any]] = {}
+    for row in read:
+        for path, value in row.fields.items():
+            values.setdefault(path, []).append(value)
+    made: Any = {}
+    for path, each in values.items():
+        if 2 * len(each) < len(read):
+            continue
+        counts = Counter(map(canonical, each))
+        most = max(counts.values())
+        usual = next(value for value in each if counts[canonical(value)] == most)
+        if not path:
+            return json.dumps(usual, ensure_ascii=False, separators=(",", ":"))
+        place = made
+        for key in path[:-1]:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                break
+        else:
+            place[path[-1]] = usual
+    return json.dumps(made, ensure_ascii=False, separators=(",", ":")) if made else None
+
+
+def differing_fields(reference: str, answer: str, most: int = 3) -> str:
+    """In which fields an answer differs from its reference, in words; empty where either is no JSON, or they are equal."""
+    gold, read = read_answer(reference), read_answer(answer)
+    if gold is None or read is None:
+        return "" if gold is None else "no valid JSON"
+    words = []
+    for path, value in gold.fields.items():
+        name = ".".join(path) or "the list"
+        if path not in read.paths:
+            words.append(f"{name} is missing")
+        elif not _is_right(path, gold, read, False):
+            given = read.fields.get(path, {})
+            if isinstance(value, list) and isinstance(given, list):
+                words += [f"{name} lacks {_brief(item)}" for item in _only_in(value, given)]
+                words += [f"{name} has also {_brief(item)}" for item in _only_in(given, value)]
+            else:
+                words.append(f"{name} is {_brief(given)}, not {_brief(value)}")
+    words += [f"{'.'.join(path)} is invented" for path in read.fields if path not in gold.paths]
+    more = len(words) - most
+    return "; ".join(words[:most]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _only_in(one: Sequence[Any], other: Sequence[Any]) -> Iterator[Any]:
+    left = Counter(map(canonical, other))
+    for item in one:
+        if left[key := canonical(item)] > 0:
+            left[key] -= 1
+        else:
+            yield item
+
+
+def _brief(value: Any, longest: int = 60) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

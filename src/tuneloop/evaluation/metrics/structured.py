@@ -1,0 +1,183 @@
+"""Answers that are JSON: do they parse, do they fit a schema, are their fields right."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
+from tuneloop.core.json_schema import checker, schema_problem
+from tuneloop.core.lazy import np
+from tuneloop.core.stats.intervals import Array, Statistics, ratio
+from tuneloop.records.metric import Metric
+
+LONGEST = 1 << 20  # characters of an answer that are parsed
+NEARLY = 0.9
+
+METRICS = (
+    Metric("field_f1", "field-F1", needs="JSON", meaning="F1 of (path, value) pairs over all rows"),
+    Metric("field_precision", "field precision", needs="JSON", meaning="share of the answers' fields that are right"),
+    Metric("field_recall", "field recall", needs="JSON", meaning="share of the references' fields that are found"),
+    Metric("valid_json", "valid JSON", "share", test="exact McNemar", needs="JSON", meaning="share of answers that parse"),
+    Metric("schema_valid", "answers that fit the schema", "share", test="exact McNemar", needs="JSON", headline="JSON", meaning="share of answers that fit `evaluate.json_schema`"),
+)  # fmt: skip
+
+
+def parse(text: str) -> Any:
+    """The JSON value that a text is, as a whole; ValueError for anything else (a Markdown fence, NaN, prose around it)."""
+    if len(text) > LONGEST:
+        raise ValueError("too long")
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def parses(text: str) -> bool:
+    """Whether a text is valid JSON."""
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def unfenced(text: str) -> str:
+    """The content of the first Markdown fence in a text, or the text where there is none."""
+    match = re.search(r"```[^\n`]*\n(.*?)```", text, re.DOTALL)
+    return match.group(1) if match else text
+
+
+def are_structured(references: Sequence[Sequence[str]]) -> bool:
+    """Whether nearly all reference answers are JSON objects or arrays; a few may say in words that there is nothing."""
+    objects = [text.lstrip()[:1] in ("{", "[") and parses(text) for row in references for text in row]
+    return bool(objects) and sum(objects) >= NEARLY * len(objects)
+
+
+def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
+    """Make the function that tells whether a value conforms to a JSON schema.
+
+    Raises:
+        UserError: no valid schema.
+    """
+    from jsonschema import exceptions, validators
+
+    kind = validators.validator_for(schema)
+    why = schema_problem(schema, any_keyword=True)
+    try:
+        if not why:
+            kind.check_schema(schema)
+    except exceptions.SchemaError as error:
+        why = error.message
+    if why:
+        raise UserError(
+            f"Not a JSON schema: {why}", where="evaluate.json_schema", next_step="fix the schema's file"
+        )  # fmt: skip
+    breach = checker(schema, kind, seconds=2.0)
+
+    def conforms(value: Any) -> bool:
+        try:
+            return not breach(value)
+        except RecursionError:
+            return False
+        except Exception as error:  # a reference that leads nowhere shows only when it is followed
+            raise UserError(
+                f"The JSON schema can't be applied: {error}", where="evaluate.json_schema", next_step="fix the schema"
+            ) from None
+
+    return conforms
+
+
+def read_schema(path: str) -> dict[str, Any]:
+    """A JSON schema from its file."""
+    schema = read_json(Path(path))
+    if not isinstance(schema, dict):
+        raise UserError("A JSON schema is an object", where=path, next_step="see evaluate.json_schema")
+    return schema
+
+
+def leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """A value's fields as (path, value) pairs; the items of a list share a path, so their order doesn't count.
+
+    Numbers are compared as numbers (1 equals 1.0), texts without the white space around them.
+    """
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list) and value:
+        for inner in value:
+            yield from leaves(inner, f"{place}[]")
+    else:
+        yield place, as_text(value)
+
+
+def as_text(value: Any) -> str:
+    """A leaf's value for comparison."""
+    if isinstance(value, str):
+        return f'"{value.strip()}"'
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        value = int(value)
+    try:
+        return json.dumps(value)
+    except ValueError:  # an integer of thousands of digits
+        return hex(value)
+
+
+def structured_statistics(
+    references: Sequence[Sequence[str]], answers: Sequence[str], conforms: Sequence[float] | None
+) -> Statistics:
+    """Share of answers that are valid JSON and fit the schema; precision, recall and F1 of fields.
+
+    A field is a (path, value) pair, right if the reference has the same; counts are summed over all rows (micro). Of
+    several references, the one with the best F1 counts. An answer that is no JSON has no field.
+
+    Args:
+        references: JSON texts.
+        answers: texts.
+        conforms: 1 or 0 for each row: whether the answer fits the schema; None without schema.
+    """
+    n = len(answers)
+    rows = np.zeros((n, 6))  # hits, fields of the answer, of the reference, valid, conforming, rows
+    valid, scores = [], []
+    for i, (row, answer) in enumerate(zip(references, answers, strict=True)):
+        given = Counter[tuple[str, str]]()
+        valid.append(float(parses(answer)))
+        if valid[-1]:
+            given = Counter(_leaves(answer))
+        options = []
+        for text in row:
+            right = Counter(_leaves(text)) if parses(text) else Counter[tuple[str, str]]()
+            hits = (given & right).total()
+            both = given.total() + right.total()
+            options.append((2 * hits / both if both else 1.0, hits, right.total()))
+        best, hits, total = max(options)
+        scores.append(best)
+        rows[i] = hits, given.total(), total, valid[-1], conforms[i] if conforms else 0.0, 1.0
+    values: dict[str, Callable[[Array], Array]] = {
+        "field_f1": lambda sums: ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2]),
+        "field_precision": lambda sums: ratio(sums[:, 0], sums[:, 1]),
+        "field_recall": lambda sums: ratio(sums[:, 0], sums[:, 2]),
+        "valid_json": lambda sums: ratio(sums[:, 3], sums[:, 5], empty=np.nan),
+    }
+    row_scores = {"field_f1": scores, "valid_json": valid}
+    if conforms is not None:
+        values["schema_valid"] = lambda sums: ratio(sums[:, 4], sums[:, 5], empty=np.nan)
+        row_scores["schema_valid"] = list(conforms)
+    return Statistics(rows, values, row_scores, frozenset({"valid_json", "schema_valid"} & row_scores.keys()))
+
+
+def _leaves(text: str) -> list[tuple[str, str]]:
+    try:
+        return list(leaves(parse(text)))
+    except RecursionError:
+        return []

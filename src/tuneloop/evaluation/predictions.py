@@ -1,0 +1,159 @@
+"""Answers made elsewhere, from a file: each found to its row by id or by number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.units import counted
+from tuneloop.evaluation.metrics.code import problem_of
+from tuneloop.evaluation.metrics.multilabel import NO_LABELS
+from tuneloop.records.rows import Row
+
+NAMES = ("prediction", "predicted", "answer", "output", "response", "completion", "generated", "label", "labels")
+IDS = ("id", "task_id")
+
+
+@dataclass(frozen=True)
+class MatchedPredictions:
+    """What a file of predictions says of rows: each row's answers, the first one and further ones, and ids that no row has."""
+
+    answers: list[list[str]]
+    unknown: list[str]
+
+    def missing(self, rows: Sequence[Row]) -> list[str]:
+        """The ids of rows without an answer."""
+        return [row.id for row, each in zip(rows, self.answers, strict=True) if not each]
+
+
+def answers_from(
+    records: Sequence[Any], rows: Sequence[Row], where: str, *, known: Sequence[Row] = (), order: Sequence[str] = ()
+) -> MatchedPredictions:
+    """Find the answers to rows.
+
+    Rows that the file leaves out, and ids that no row has, are reported, not refused: a job elsewhere that has lost some
+    rows is still measured on all of them. What could be about the wrong rows is refused.
+
+    Args:
+        records: `{"id" or "row", "prediction"}` each. `id` is that of the row, or its record's own (`meta.id`); `row`
+            is the record's number, from 0 or from 1 (the file's lowest number tells). Without both, the order counts.
+            Ids that are numbers, where no row has such an id, are taken as `row`. Predictions that are no text are taken
+            as JSON; a list of texts is several answers to one prompt, and so are, for programs, several records.
+        rows: what is evaluated.
+        where: the file of predictions, for errors.
+        known: all rows that there may be predictions for; default: `rows`.
+        order: the ids of all records that are counted; default: of `known`.
+
+    Raises:
+        UserError: a record without prediction, a row with two, no record about any row, numbers that leave open
+            whether they count from 0 or from 1.
+    """
+    if not records:
+        raise UserError("The file holds no predictions", where=where, next_step='write rows {"id", "prediction"}')
+    wanted = {row.id: row for row in rows}
+    known = known or rows
+    texts: dict[str, list[str]] = {}
+    unknown: list[str] = []
+    order = order or [row.id for row in known]
+    places, everything = _places(records, known, order, where), {*order, *wanted}
+    for number, (record, row_id) in enumerate(zip(records, places, strict=True), 1):
+        row = wanted.get(row_id)
+        if row_id not in everything:
+            unknown.append(row_id)
+        if row is None:
+            continue  # of a row that is not evaluated
+        if row_id in texts and problem_of(row) is None:
+            raise UserError(
+                f"Two predictions for row {row_id}",
+                where=f"{where}, record {number}",
+                next_step="keep one of them; several answers of one prompt are a list",
+            )
+        texts[row_id] = texts.get(row_id, []) + _texts(record, row, f"{where}, record {number}")
+    if not texts:
+        raise UserError(
+            f"None of its predictions is about the {counted(len(rows), 'row')} (the first: {places[0][:60]!r})",
+            where=where,
+            next_step=f"ids of the rows are as in {rows[0].id!r}; is this the right split or reference file?",
+        )
+    return MatchedPredictions([texts.get(row.id, []) for row in rows], unknown)
+
+
+def _places(records: Sequence[Any], known: Sequence[Row], order: Sequence[str], where: str) -> list[str]:
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, Mapping):
+            raise UserError("Not an object", where=f"{where}, record {number}", next_step='write {"id", "prediction"}')
+    for name in IDS:
+        if all(name in record for record in records):
+            return _by_id([record[name] for record in records], known, order, where)
+    if all("row" in record for record in records):
+        return _by_number([record["row"] for record in records], order, where)
+    if any("id" in record or "row" in record for record in records):
+        raise UserError(
+            "Some predictions have an id and some have not", where=where, next_step="give all an id, or none"
+        )
+    if len(records) != len(order):
+        raise UserError(
+            f"{len(records)} predictions without ids for {counted(len(order), 'row')}",
+            where=where,
+            next_step='give each its row: {"id": ..., "prediction": ...}',
+        )
+    return list(order)
+
+
+def _by_id(ids: Sequence[Any], known: Sequence[Row], order: Sequence[str], where: str) -> list[str]:
+    ids_of: dict[str, str] = {}
+    for row in known:
+        if row.meta.get("id") is not None:  # the source's own id, in a prepared data set
+            ids_of.setdefault(str(row.meta["id"]), row.id)
+    ids_of |= {row_id: row_id for row_id in order}
+    if not any(str(each) in ids_of for each in ids) and all(_number(each) is not None for each in ids):
+        return _by_number(ids, order, where)
+    return [ids_of.get(str(each), str(each)) for each in ids]
+
+
+def _by_number(values: Sequence[Any], order: Sequence[str], where: str) -> list[str]:
+    numbers = []
+    for i, value in enumerate(values, 1):
+        number = _number(value)
+        if number is None:
+            raise UserError(f"Not a row's number: {value!r}", where=f"{where}, record {i}", next_step="count from 0")
+        numbers.append(number)
+    if 0 not in numbers and len(order) not in numbers and 0 < max(numbers) < len(order):
+        raise UserError(
+            f"Do these numbers count rows from 0 or from 1? Rows 0 and {len(order)} are both missing",
+            where=where,
+            next_step='give ids instead, or add a record for the first or last row, with the prediction "" if there is none',
+        )
+    first = 1 if min(numbers) > 0 and max(numbers) == len(order) else 0
+    for i, number in enumerate(numbers, 1):
+        if not 0 <= number - first < len(order):
+            raise UserError(
+                f"There is no row {number}",
+                where=f"{where}, record {i}",
+                next_step=f"there are {counted(len(order), 'row')}",
+            )
+    return [order[number - first] for number in numbers]
+
+
+def _number(value: Any) -> int | None:
+    """A whole number, also as CSV (text) and tables with gaps (3.0) have it."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 16:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _texts(record: Mapping[str, Any], row: Row, where: str) -> list[str]:
+    name = next((n for n in NAMES if n in record), None)
+    if name is None:
+        raise UserError("No prediction", where=where, next_step='write {"id": ..., "prediction": "..."}')
+    value = record[name]
+    if "labels" in row.meta and (isinstance(value, list) or not value):  # several labels are one answer
+        return [", ".join(map(str, value or ())) or NO_LABELS]
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return list(value)
+    return ["" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]

@@ -1,0 +1,152 @@
+"""Which metric decides: it follows from how often references name each label, never from the answers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.evaluation.metrics import headline_of, metric_of
+
+# Two labels at 69 and 31 % have this evenness, four at 55, 15, 15 and 15 % are well below.
+EVEN = 0.9
+# Macro averages over labels with fewer rows than this on average are mostly noise: then accuracy decides whatever the labels are.
+FEWEST_ROWS = 5
+
+
+@dataclass(frozen=True)
+class LabelUse:
+    """Rows of each label by reference, and by what the answers say.
+
+    Args:
+        references: label -> rows that have it.
+        answers: label -> rows whose answer names it; answers outside the label set name none.
+        without: rows with a label whose answer names none; `asked`: all rows with a label.
+        data_set: label -> rows of the whole data set that these rows are drawn from, where that is known. It tells whether labels are
+            uneven, so that the metric that decides is the same for every sample.
+    """
+
+    references: Mapping[str, int]
+    answers: Mapping[str, int]
+    without: int = 0
+    asked: int = 0
+    data_set: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Labels of all rows together."""
+        return sum(self.references.values())
+
+    @property
+    def _counts(self) -> Mapping[str, int]:
+        return self.data_set or self.references
+
+    @property
+    def evenness(self) -> float:
+        """Shannon entropy of the labels' shares over its largest possible value: 1 where all are equally frequent.
+
+        1 where fewer than two labels occur. Source: Pielou 1966, "The measurement of diversity in different types of biological
+        collections".
+        """
+        counts, rows = self._counts, sum(self._counts.values())
+        if len(counts) < 2:
+            return 1.0
+        shares = [n / rows for n in counts.values() if n]
+        return -sum(share * math.log(share) for share in shares) / math.log(len(counts))
+
+    @property
+    def uneven(self) -> bool:
+        """Whether accuracy would hide what becomes of the rare labels: evenness below 0.9, and 5 rows a label or more."""
+        return self.evenness < EVEN and sum(self._counts.values()) >= FEWEST_ROWS * len(self._counts)
+
+    @property
+    def most_frequent(self) -> tuple[str, float]:
+        """The label that most rows of the data set have (of these rows, where only they are known), and its share."""
+        label, n = max(self._counts.items(), key=lambda item: (item[1], item[0]))
+        return label, n / sum(self._counts.values())
+
+    @property
+    def never(self) -> list[str]:
+        """Labels of the references that no answer names, the most frequent first."""
+        missing = [label for label, n in self.references.items() if n and not self.answers.get(label)]
+        return sorted(missing, key=lambda label: (-self.references[label], label))
+
+    @property
+    def only(self) -> str | None:
+        """The label that every answer names, where several occur in the references and one is all that is ever given."""
+        given = [label for label, n in self.answers.items() if n]
+        return given[0] if len(given) == 1 and len(self.references) > 1 and not self.without else None
+
+
+def label_use(
+    references: Iterable[Collection[str]], answers: Iterable[Collection[str]], data_set: Mapping[str, int] | None = None
+) -> LabelUse:
+    """Count labels: for each row those that it has, and those that its answer names; `data_set`: see `LabelUse`."""
+    right, named_counts = Counter[str](), Counter[str]()
+    without = labelled = 0
+    for labels, named in itertools.zip_longest(references, answers, fillvalue=()):
+        right.update(labels)
+        named_counts.update(named)
+        labelled += bool(labels)
+        without += bool(labels) and not named
+    return LabelUse(dict(right), dict(named_counts), without, labelled, dict(data_set or {}))
+
+
+WHOLE, PARTS = "object_accuracy", "field_accuracy"  # what decides about JSON, and where no answer is right as a whole
+
+
+def primary_metric(
+    task: str,
+    fields: Collection[str] = (),
+    metrics: Collection[str] = (),
+    labels_used: Mapping[str, LabelUse] | None = None,
+    *,
+    named: str | None = None,
+) -> str:
+    """The metric that decides. It depends on the rows, never on the answers (but see `evaluate.decided_together`).
+
+    Accuracy for labels, macro-F1 where they are uneven (`LabelUse.uneven`), micro-F1 where rows have several; pass@1 for
+    programs, the first field's of `evaluate.fields` (accuracy or macro-F1 likewise), whole answers of JSON, else ROUGE-L.
+
+    Args:
+        task: of the data set.
+        fields: names of the fields scored on their own.
+        metrics: names at hand; where the first choice isn't among them (a field of free text, a script that ROUGE
+            can't read), the next one is taken.
+        labels_used: of the rows' labels ("") and of fields, by name.
+        named: the user's choice, `evaluate.primary`.
+
+    Raises:
+        UserError: the named metric is not at hand, or neither more nor less of it is better.
+    """
+    if named is not None:
+        if named not in metrics or not metric_of(named).compared:
+            why = "it has no better direction" if named in metrics else "these rows have no such metric"
+            raise UserError(
+                f"{named!r} can't decide: {why}",
+                where="evaluate.primary",
+                next_step=did_you_mean(
+                    named, [name for name in metrics if metric_of(name).compared], f"choose one of {', '.join(metrics)}"
+                ),
+            )
+        return named
+    used = labels_used or {}
+    first = []
+    if task == "classification":
+        several = "subset_accuracy" in metrics
+        first = ["micro_f1" if several else "macro_f1" if "" in used and used[""].uneven else "accuracy"]
+    choices = [*first, *(name for name in headline_of("programs") if name in metrics)]
+    choices += [field_metric(name, metrics, used) for name in fields]
+    choices += [name for name in (WHOLE, PARTS) if name in metrics]
+    choices += headline_of("texts")
+    return next((name for name in choices if name in metrics), choices[0])
+
+
+def field_metric(name: str, metrics: Collection[str], labels_used: Mapping[str, LabelUse]) -> str:
+    """The deciding metric of one field: accuracy or macro-F1 of labels, ROUGE-L or chrF of texts."""
+    first = "macro_f1" if name in labels_used and labels_used[name].uneven else "accuracy"
+    choices = [f"{name}.{metric}" for metric in (first, "accuracy", *headline_of("texts"))]
+    return next((metric for metric in choices if metric in metrics), choices[0])

@@ -1,0 +1,92 @@
+"""How much of an expert's gain over the base another model keeps on the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tuneloop.core.stats.intervals import rows_apart, shown_interval
+from tuneloop.records.merge import Share
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ENDLESS = 1e9  # a share of no gain
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of which more is better, with the values of bootstrap resamples: the same rows in each model's.
+
+    Args:
+        value: of all rows.
+        draws: of each resample.
+        rows: the figures of each row (or cluster), which tell on how many two models differ.
+    """
+
+    value: float
+    draws: NDArray[np.float64]
+    rows: Any = None
+
+    @staticmethod
+    def of(value: float, draws: Any, *, lower_is_better: bool = False, rows: Any = None) -> Score:
+        """A score from a metric's figures; one of which less is better changes its sign."""
+        sign = -1.0 if lower_is_better else 1.0
+        return Score(sign * value, sign * np.asarray(draws, dtype=np.float64), rows)
+
+
+def difference(expert: Score, merged: Score) -> Share:
+    """merged - expert with its paired 95 % interval, which excludes 0 only where so few rows can show it."""
+    delta = merged.value - expert.value
+    known = expert.rows is not None and merged.rows is not None and expert.rows.shape == merged.rows.shape
+    apart = rows_apart(expert.rows, merged.rows) if known else None
+    low, high = shown_interval(delta, merged.draws - expert.draws, apart)
+    return Share(value=delta, low=low, high=high)
+
+
+def ratio(whole: Score, part: Score) -> Share | None:
+    """part / whole with its paired 95 % interval; None where less is better, or the whole is nothing.
+
+    A resample in which the whole is nothing counts as a share without bound.
+    """
+    if whole.value <= 0:
+        return None
+    some = whole.draws > 0
+    low, high = np.quantile(np.where(some, part.draws / np.where(some, whole.draws, 1.0), ENDLESS), [0.025, 0.975])
+    return Share(value=part.value / whole.value, low=float(low), high=float(high))
+
+
+def kept_share(base: Score, expert: Score, merged: Score) -> Share | None:
+    """(merged - base) / (expert - base), with the 95 % interval of paired resamples; None where the expert has no sure gain.
+
+    The gain is sure where the interval of expert - base lies above 0. Then nearly all resamples have a gain; those without
+    one count with the share on the side that they point to: without bound.
+    """
+    gain = expert.value - base.value
+    if not difference(base, expert).low > 0:
+        return None
+    gains, kept = expert.draws - base.draws, merged.draws - base.draws
+    endless = np.sign(kept - gains) * ENDLESS + 1.0
+    low, high = np.quantile(np.where(gains > 0, kept / np.where(gains > 0, gains, 1.0), endless), [0.025, 0.975])
+    return Share(value=(merged.value - base.value) / gain, low=float(low), high=float(high))
+
+
+def point_share(base: float, expert: float, merged: float) -> float:
+    """The share that a search goes by, of few rows and without an interval: of the gain, or where there is none, 1 + the difference."""
+    return (merged - base) / (expert - base) if expert > base else 1.0 + merged - expert
+
+
+def holds(kept: Share | None, delta: Share, allowed: float) -> tuple[bool, bool]:
+    """Whether a task keeps enough, and whether its interval says so, too.
+
+    Args:
+        kept: of the gain; None: there is no sure gain, then the merged model only must not be surely worse than the expert.
+        delta: merged - expert.
+        allowed: the most of the gain that may be lost, as a share.
+    """
+    if kept is None:
+        return not delta.high < 0, False
+    least = 1.0 - allowed
+    return kept.value >= least, kept.low >= least or kept.high < least

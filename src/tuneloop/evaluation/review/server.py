@@ -1,0 +1,207 @@
+"""The local page for reviewers: four addresses over a review's folder. Systems' names never reach the browser."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tuneloop.core.errors import UserError
+from tuneloop.evaluation.review.items import ReviewFolder, append_vote, read_votes, standing
+from tuneloop.records.review import ReviewItem, Vote
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+ABOUT_THE_ROW = "reference is wrong"  # belongs to neither of two answers
+TAGS = ("wrong fact", "incomplete", "off topic", "wrong format", "too long", "wrong tone", "unsafe", ABOUT_THE_ROW)
+LONGEST_CORRECTION = 100_000
+LONGEST_BODY = 1_000_000  # bytes
+LOCAL = ("127.0.0.1", "localhost", "::1")
+# The page is one file: nothing may be loaded, nor sent anywhere else.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # fmt: skip
+
+
+class Ballot(BaseModel):
+    """A vote as the page sends it: of answers left (`a`) and right (`b`), not of systems; so `a: wrong fact` among its tags."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    item: str = Field(max_length=64)
+    reviewer: str = Field(min_length=1, max_length=60)
+    choice: Literal["a", "b", "tie", "both_bad", "rating", "skip"]
+    thumb: bool | None = None
+    stars: int | None = Field(None, ge=1, le=5)
+    tags: list[str] = Field(default_factory=list, max_length=20)
+    corrected: str | None = Field(None, max_length=LONGEST_CORRECTION)
+    note: str = Field("", max_length=2000)
+    seconds: float | None = Field(None, ge=0)
+
+
+def sides(item: ReviewItem, reviewer: str, seed: int) -> tuple[int, ...]:
+    """Places of the item's answers, left to right: shuffled for each item and reviewer, the same at each look."""
+    if len(item.answers) < 2:
+        return (0,)
+    digest = hashlib.sha256(f"{seed}\n{item.id}\n{reviewer}".encode(errors="backslashreplace")).digest()
+    return (1, 0) if digest[0] & 1 else (0, 1)
+
+
+def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str, ...] = TAGS) -> FastAPI:
+    """The web application over one review; votes are read from disk at each request, so several may run at once.
+
+    Args:
+        review: what is reviewed.
+        hosts: names under which it may be called; other pages in the browser can't reach it under theirs.
+        tags: words that reviewers may put on an answer.
+    """
+    from fastapi import FastAPI, HTTPException
+    from fastapi.responses import HTMLResponse, JSONResponse
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    items = {item.id: item for item in review.items}
+    seed = review.manifest.seed
+    page = (files("tuneloop.evaluation.review") / "page.html").read_text(encoding="utf-8")
+    app = FastAPI(title="tuneloop review", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+
+    @app.middleware("http")
+    async def guarded(request: Any, call_next: Callable[[Any], Any]) -> Any:
+        # A page elsewhere can send a form here, but not JSON: the browser would ask us first.
+        if request.method == "POST":
+            if not request.headers.get("content-type", "").startswith("application/json"):
+                return JSONResponse({"detail": "votes are JSON"}, status_code=415)
+            if not request.headers.get("content-length", "").isdigit():
+                return JSONResponse({"detail": "a length is needed"}, status_code=411)
+            if int(request.headers["content-length"]) > LONGEST_BODY:
+                return JSONResponse({"detail": "too long"}, status_code=413)
+        response = await call_next(request)
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["Content-Security-Policy"] = POLICY
+        return response
+
+    def item_of(key: str) -> ReviewItem:
+        if key not in items:
+            raise HTTPException(404, "no such item")
+        return items[key]
+
+    def votes_of(reviewer: str) -> dict[str, Vote]:
+        votes, _ = read_votes(review.votes_path)
+        return {item: vote for (item, who), vote in standing(votes).items() if who == reviewer}
+
+    @app.get("/", response_class=HTMLResponse)
+    def index() -> str:
+        return page
+
+    @app.get("/api/session")
+    def session(reviewer: str) -> dict[str, Any]:
+        given = votes_of(reviewer.strip())
+        return {
+            "mode": review.mode,
+            "tags": [tag for tag in tags if tag != ABOUT_THE_ROW],
+            "row_tags": [tag for tag in tags if tag == ABOUT_THE_ROW],
+            "items": [{"id": key, "done": key in given and given[key].choice != "skip"} for key in items],
+        }
+
+    @app.get("/api/items/{key}")
+    def item(key: str, reviewer: str) -> dict[str, Any]:
+        shown, reviewer = item_of(key), reviewer.strip()
+        places = sides(shown, reviewer, seed)
+        vote = votes_of(reviewer).get(key)
+        return {
+            "id": key,
+            "messages": shown.messages,
+            "answers": [shown.answers[i] for i in places],
+            "references": shown.references,
+            "vote": _ballot_of(vote, [shown.systems[i] for i in places]) if vote else None,
+        }
+
+    @app.post("/api/votes")
+    def cast(ballot: Ballot) -> dict[str, Any]:
+        shown = item_of(ballot.item)
+        if (ballot.choice == "rating") == (review.mode == "pairwise") and ballot.choice != "skip":
+            raise HTTPException(422, f"this is a {review.mode} review")
+        names = [shown.systems[i] for i in sides(shown, ballot.reviewer, seed)]
+        try:
+            append_vote(review.votes_path, _vote_of(ballot, names))
+        except UserError as error:  # a full disk: the page says so and keeps the vote
+            raise HTTPException(507, str(error)) from None
+        given = votes_of(ballot.reviewer)
+        return {"saved": True, "done": sum(vote.choice != "skip" for vote in given.values()), "items": len(items)}
+
+    return app
+
+
+def _vote_of(ballot: Ballot, names: list[str]) -> Vote:
+    winner = {"a": 0, "b": 1}.get(ballot.choice)
+    return Vote(
+        item=ballot.item,
+        reviewer=ballot.reviewer,
+        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        choice="win" if ballot.choice in ("a", "b") else ballot.choice,
+        winner=None if winner is None else names[winner],
+        shown=tuple(names),
+        thumb=ballot.thumb,
+        stars=ballot.stars,
+        tags=tuple(
+            dict.fromkeys(_renamed(tag[:60], dict(zip(SIDES, names, strict=False))) for tag in ballot.tags if tag)
+        ),
+        corrected=ballot.corrected or None,
+        note=ballot.note,
+        seconds=None if ballot.seconds is None else round(ballot.seconds, 1),
+    )
+
+
+SIDES = ("a", "b")
+
+
+def _renamed(tag: str, names: Mapping[str, str]) -> str:
+    """A tag of one of two answers, `WHO: word`, under another name; a tag of a single answer, or of the row, stays."""
+    who, colon, word = tag.rpartition(": ")
+    return f"{names[who]}: {word}" if colon and len(names) == 2 and who in names else tag
+
+
+def _ballot_of(vote: Vote, names: list[str]) -> dict[str, Any]:
+    choice = vote.choice if vote.winner is None else SIDES[names.index(vote.winner)]
+    tags = [_renamed(tag, dict(zip(names, SIDES, strict=False))) for tag in vote.tags]
+    return {
+        "choice": choice, "thumb": vote.thumb, "stars": vote.stars, "tags": tags, "corrected": vote.corrected,
+        "note": vote.note,
+    }  # fmt: skip
+
+
+def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0, say: Callable[[str], None]) -> None:
+    """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address when it can be opened.
+
+    Args:
+        host: address to listen on; another than this machine's own lets everyone who reaches it vote.
+        port: 0 takes a free one.
+
+    Raises:
+        UserError: the web packages are missing, or the port is taken.
+    """
+    try:
+        from tuneloop.core.http_server import Server, listen
+
+        app = make_app(review, hosts=LOCAL if host in LOCAL else ("*",))
+    except ImportError as error:
+        raise UserError(
+            f"Missing package {error.name}", next_step="pip install 'tuneloop[serve]' (FastAPI and uvicorn)"
+        ) from None
+    try:
+        listening = listen(host, port)
+    except OSError as error:
+        raise UserError(
+            f"Can't listen on {host}:{port}: {error.strerror}",
+            where="--port",
+            next_step="choose another, or leave it out",
+        ) from None
+    shown = f"[{host}]" if ":" in host else host
+    server = Server(app, say, log_level="error")
+    say(f"Review at http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C ends it; votes are kept)")
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])

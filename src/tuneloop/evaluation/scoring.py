@@ -1,0 +1,388 @@
+"""Answers to per-row figures: each kind of answer by the metrics that fit it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.stats.intervals import Statistics, mean_statistics
+from tuneloop.core.ui import Progress
+from tuneloop.core.units import counted, verb
+from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.metrics import METRICS, declare, metric_of
+from tuneloop.evaluation.metrics.code import code_facts, pass_scores, problem_of, run_tests
+from tuneloop.evaluation.metrics.fields import compile_fields, extract, values_repeat
+from tuneloop.evaluation.metrics.labels import are_labels, label_matcher, label_statistics
+from tuneloop.evaluation.metrics.multilabel import label_lists, label_reader, multilabel_statistics, vocabulary
+from tuneloop.evaluation.metrics.objects import label_fields, object_statistics, usual_object
+from tuneloop.evaluation.metrics.probabilities import calibration_statistics, confidences, loss_statistics
+from tuneloop.evaluation.metrics.scorers import load_scorer, own_scores
+from tuneloop.evaluation.metrics.structured import (
+    are_structured,
+    parse,
+    parses,
+    read_schema,
+    schema_check,
+    structured_statistics,
+    unfenced,
+)
+from tuneloop.evaluation.metrics.text import (
+    EMBEDDER,
+    LONGEST_SCORED,
+    bleu_statistics,
+    chrf_statistics,
+    embedder,
+    exact_match,
+    is_latin,
+    length_ratio,
+    meteor,
+    rouge,
+    similarity,
+    token_f1,
+)
+from tuneloop.evaluation.primary import LabelUse, label_use
+from tuneloop.evaluation.sandbox import SandboxLimits
+from tuneloop.records.completion import Completion
+from tuneloop.records.rows import Row, references_of
+
+
+@dataclass(frozen=True)
+class AnswerStats:
+    """What is known apart from rows and answers. Each list is empty or has an entry for each row.
+
+    Args:
+        further: more answers to the same prompt, for pass@k.
+        languages: of the prompt, for slices.
+        row_scores: metrics measured elsewhere, as one score a row (NaN: the row doesn't count).
+        complete: nothing else is to be measured that needs programs, models or files (answers read back from a folder).
+        perplexity: measured elsewhere, carried along without an interval; better give the answers' losses.
+        field_labels: fields that hold labels, with these (`labels_of_fields`); default: those whose values repeat in the rows,
+            which few rows don't show.
+        label_rows: rows of each label in the whole data set, for the rows' labels ("") and for fields by name: they decide
+            whether labels are uneven, and so which metric decides. Default: those of the rows, which differ from sample to sample.
+    """
+
+    further: Sequence[Sequence[str]] = ()
+    languages: Sequence[str] = ()
+    row_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    complete: bool = False
+    perplexity: float | None = None
+    field_labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    label_rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass
+class Scoring:
+    """What scoring gathers on its way through the kinds of metrics."""
+
+    rows: list[Row]
+    answers: list[Completion]
+    config: EvaluateConfig
+    measured: AnswerStats
+    progress: Progress
+    field_labels: dict[str, Sequence[str]] = field(default_factory=dict)
+    statistics: list[Statistics] = field(default_factory=list)
+    signatures: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    labels: list[str] | None = None
+    predictions: list[str | None] = field(default_factory=list)
+    valid: list[bool] = field(default_factory=list)
+    valid_counts: bool = False  # whether anything says what a valid answer is
+    found: dict[str, list[float]] = field(default_factory=dict)  # row scores that the texts alone don't give again
+    labels_used: dict[str, LabelUse] = field(default_factory=dict)
+    prose: list[str] = field(default_factory=list)  # the fields of JSON answers, where all are scored as texts
+    code: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        return [answer.text for answer in self.answers]
+
+    @property
+    def references(self) -> list[list[str]]:
+        return [references_of(row) for row in self.rows]
+
+    def add(self, scores: Mapping[str, list[float]]) -> None:
+        """Metrics that are means of row scores; where all are 0 or 1, rows are right or wrong."""
+        binary = [name for name, each in scores.items() if {x for x in each if not math.isnan(x)} <= {0.0, 1.0}]
+        self.statistics.append(mean_statistics(scores, right_or_wrong=binary))
+
+    def need_valid(self, holds: Sequence[bool]) -> None:
+        self.valid = [ok and held for ok, held in zip(self.valid, holds, strict=True)]
+        self.valid_counts = True
+
+
+def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
+    """Score by every metric that fits the answers; see `evaluate`.
+
+    Raises:
+        UserError: a bad field, schema or scorer.
+    """
+    s.predictions, s.valid = [None] * len(s.rows), [True] * len(s.rows)
+    if task == "classification":
+        _score_labels(s, labels)
+    else:
+        answered = any(text for row in s.references for text in row)  # programs may come with tests and no solution
+        if answered and (s.config.structured is False or not are_structured(s.references)):
+            _score_texts(s)
+        _score_code(s)
+        _score_structure(s)
+    for name, pattern in compile_fields(s.config.fields).items():
+        references = [extract(pattern, row[0]) for row in s.references]
+        values = [extract(pattern, answer.text[:LONGEST_SCORED]) for answer in s.answers]
+        if all(value is None for value in references):
+            raise UserError(
+                "The field's pattern matches none of the reference answers",
+                where=f"evaluate.fields.{name}",
+                next_step="compare it with an answer of the split; ^ and $ are the ends of a line",
+            )
+        _score_field(s, name, references, values)
+    _score_own(s)
+    losses = [(a.loss, a.loss_tokens) for a in s.answers if a.loss is not None and a.loss_tokens is not None]
+    if len(losses) == len(s.answers):
+        s.statistics.append(loss_statistics([loss for loss, _ in losses], [tokens for _, tokens in losses]))
+    if s.valid_counts:
+        invalid = [float(not ok) for ok in s.valid]
+        s.statistics.append(mean_statistics({"invalid_rate": invalid}, right_or_wrong=["invalid_rate"]))
+
+
+def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
+    s.labels = sorted(set(labels or ()) | {str(row.label) for row in s.rows})
+    lists = label_lists(s.rows)
+    if lists is not None:
+        s.labels = vocabulary(s.rows, labels)
+        read = label_reader(s.labels)
+        read_answers = [read(answer.text) for answer in s.answers]
+        s.predictions = [str(each) if not each.outside else None for each in read_answers]
+        s.need_valid([not e.outside and bool(e.labels) != e.none for e in read_answers])
+        s.labels_used[""] = label_use(lists, (each.labels for each in read_answers), s.measured.label_rows.get(""))
+        s.statistics.append(multilabel_statistics(lists, read_answers, s.labels))
+        s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
+    else:
+        # A row's reference text ("Queue: billing") also stands for its label.
+        match = label_matcher(s.labels, {row.answer: row.label for row in s.rows if row.label is not None})
+        s.predictions = [match(answer.text) for answer in s.answers]
+        s.need_valid([prediction is not None for prediction in s.predictions])
+        s.labels_used[""] = label_use(
+            _each([row.label for row in s.rows]), _each(s.predictions), s.measured.label_rows.get("")
+        )
+        s.statistics.append(label_statistics([row.label for row in s.rows], s.predictions, known=s.labels))
+        occurring = len({row.label for row in s.rows})
+        if len(s.rows) < 5 * occurring:
+            s.notes.append(
+                f"{counted(len(s.rows), 'row')} for {counted(occurring, 'label')} {verb(len(s.rows), 'is', 'are')} fewer than 5 a label: macro averages come out low "
+                "and their intervals too narrow. More rows would help (evaluate.limit, data.split.test)."
+            )
+    chances = confidences(s.answers)
+    if not all(map(math.isnan, chances)):
+        s.answers = [
+            replace(answer, label_probability=None if math.isnan(sure) else sure)
+            for answer, sure in zip(s.answers, chances, strict=True)
+        ]
+        s.statistics.append(calibration_statistics(chances, s.statistics[0].row_scores["accuracy"]))
+
+
+def _each(labels: Sequence[str | None]) -> list[tuple[str, ...]]:
+    return [() if label is None else (label,) for label in labels]
+
+
+def _score_texts(s: Scoring) -> None:
+    references, texts = s.references, s.texts
+    scores = {
+        "exact_match": [exact_match(r, t) for r, t in zip(references, texts, strict=True)],
+        "token_f1": [token_f1(r, t) for r, t in zip(references, texts, strict=True)],
+    }
+    shortened = [t[: max(LONGEST_SCORED, 4 * max(map(len, r)))] for r, t in zip(references, texts, strict=True)]
+    longer = sum(len(k) < len(t) for k, t in zip(shortened, texts, strict=True))
+    if longer:
+        s.notes.append(
+            f"{counted(longer, 'answer')} above {LONGEST_SCORED:,} characters {verb(longer, 'was', 'were')} scored on {verb(longer, 'its', 'their')} beginning."
+        )
+    if is_latin([text for row in references for text in row]):
+        scores |= rouge(references, shortened)
+    else:
+        s.notes.append("No ROUGE: it reads only a-z and 0-9, and most of these texts are in another script. Read chrF.")
+    scores["meteor"] = meteor(references, shortened)
+    s.signatures["meteor"] = "nltk, alpha 0.9, beta 3, gamma 0.5, exact and Porter stem, no synonyms"
+    s.statistics.append(mean_statistics(scores, right_or_wrong=["exact_match"]))
+    for name, scorer in (("bleu", bleu_statistics), ("chrf", chrf_statistics)):
+        family, s.signatures[name] = scorer(references, shortened, name=name)
+        s.statistics.append(family)
+    s.statistics.append(length_ratio(references, texts))
+    _score_embedding(s, references, shortened)
+    if are_labels(references):
+        s.notes.append("The reference answers are few and short: they are also scored as labels (accuracy, F1).")
+        names = sorted({row[0] for row in references})
+        match = label_matcher(names)
+        named, firsts = [match(text) for text in texts], [row[0] for row in references]
+        s.labels_used[""] = label_use(_each(firsts), _each(named))
+        s.statistics.append(label_statistics(firsts, named, known=names))
+        s.need_valid([label is not None for label in named])
+
+
+def _score_embedding(s: Scoring, references: list[list[str]], texts: list[str]) -> None:
+    if "embedding" in s.measured.row_scores:
+        scores = list(s.measured.row_scores["embedding"])
+    elif s.config.embedding and not s.measured.complete and (embed := embedder()) is not None:
+        scores = similarity(references, texts, embed)
+    else:
+        return
+    s.found["embedding"] = scores
+    s.signatures["embedding"] = f"cosine of {EMBEDDER}"
+    s.statistics.append(mean_statistics({"embedding": scores}))
+
+
+def _score_code(s: Scoring) -> None:
+    scores = {name: list(x) for name, x in s.measured.row_scores.items() if name.startswith("pass@")}
+    tested = [problem_of(row) is not None for row in s.rows]
+    if not scores:
+        wanted = s.config.run_code
+        if s.measured.complete or wanted is False or (wanted == "auto" and not all(tested)):
+            return
+        if not any(tested):
+            raise UserError(
+                "No row brings unit tests",
+                where="evaluate.run_code",
+                next_step="rows need the metadata `test` and `entry_point`, or `test_list`",
+            )
+        further = list(s.measured.further) or [()] * len(s.rows)
+        limits = SandboxLimits(seconds=s.config.code_seconds, memory=s.config.code_memory_mb << 20)
+        texts = [[answer.text, *more] for answer, more in zip(s.answers, further, strict=True)]
+        outcomes = run_tests(s.rows, texts, limits=limits, progress=s.progress)
+        scores = pass_scores(outcomes)
+        s.code = dict(code_facts(outcomes))
+        locks = s.code["protections"]
+        if not any("seccomp" in lock or "Landlock" in lock for lock in locks):
+            s.notes.append("Programs ran with weak protection on this machine: " + "; ".join(locks) + ".")
+    s.found |= scores
+    s.add(scores)
+
+
+def _score_structure(s: Scoring) -> None:
+    config, references = s.config, s.references
+    wanted = config.structured is True or config.json_schema
+    if config.structured is False or not (wanted or are_structured(references)):
+        return
+    conforms: list[float] | None = None
+    if "schema_valid" in s.measured.row_scores:
+        conforms = list(s.measured.row_scores["schema_valid"])
+    elif config.json_schema and not s.measured.complete:
+        check = schema_check(read_schema(config.json_schema))
+        conforms = [float(parses(text) and check(parse(text))) for text in s.texts]
+        broken = sum(not (parses(r[0]) and check(parse(r[0]))) for r in references)
+        if broken:
+            s.notes.append(f"{broken} reference answers do not fit the JSON schema themselves.")
+    if conforms is not None:
+        s.found["schema_valid"] = conforms
+    s.statistics.append(structured_statistics(references, s.texts, conforms))
+    objects = object_statistics(references, s.texts, s.field_labels, config.fields)
+    s.statistics += objects.statistics
+    s.need_valid(objects.whole)
+    s.field_labels |= {
+        field.name: s.field_labels.get(field.name, ()) for field in objects.fields if field.kind == "labels"
+    }
+    prose = [field.name for field in objects.fields if field.kind == "prose"]
+    if len(prose) == len(objects.fields):
+        s.prose = prose
+    elif prose:
+        s.notes.append(
+            f"{', '.join(prose)}: prose, scored as text; for a whole answer to be right it need only be there."
+        )
+    if plain := sum(not parses(row[0]) for row in references):
+        s.notes.append(f"Reference answers that are no JSON, for which an answer must be the same text: {plain}.")
+    if objects.others:
+        s.notes.append(f"Fields too rare for a line of their own, which count in whole answers: {objects.others}.")
+    if conforms is not None:
+        s.need_valid([bool(ok) for ok in conforms])
+    fenced = sum("```" in t and are_structured([[unfenced(t)]]) and not parses(t) for t in s.texts)
+    if fenced:
+        s.notes.append(f"{counted(fenced, 'answer')} would be valid JSON without the Markdown fence around it.")
+
+
+def _score_own(s: Scoring) -> None:
+    scores_of = {n: list(x) for n, x in s.measured.row_scores.items() if n not in s.found}
+    taken = METRICS.keys() | {name for family in s.statistics for name in family.values}
+    for name, place in s.config.scorers.items():
+        if name in taken:
+            raise UserError(
+                f"The scorer's name {name!r} is a metric's already", where="evaluate.scorers", next_step="rename it"
+            )
+        if name not in scores_of and not s.measured.complete:
+            scorer = load_scorer(name, place)
+            scores_of[name] = own_scores(scorer, s.rows, s.texts)
+            declare([scorer.metric])
+    for name, scores in scores_of.items():
+        s.found[name] = scores
+        if metric_of(name).test == "paired bootstrap":
+            s.statistics.append(mean_statistics({name: scores}))
+        else:
+            s.add({name: scores})
+
+
+def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """The fields of answers whose values repeat, with how often each value occurs: these are labels, the others are texts.
+
+    Args:
+        answers: of the task, best those of training: a small test split does not show which values repeat.
+        fields: patterns, see `evaluate.fields`; the fields of answers in JSON are found without.
+    """
+    fields_values = _field_values(answers, fields)
+    values_of = {name: [value for value in values if value is not None] for name, values in fields_values.items()}
+    repeated = {name: values for name, values in values_of.items() if values and values_repeat(values)}
+    return {name: dict(sorted(Counter(values).items())) for name, values in repeated.items()}
+
+
+def _field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, list[str | None]]:
+    by_pattern = {name: [extract(p, text) for text in answers] for name, p in compile_fields(fields).items()}
+    return label_fields(answers) | by_pattern if are_structured([[text] for text in answers]) else by_pattern
+
+
+def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | None:
+    """The most frequent value in each field that holds labels (`labels_of_fields`), in an answer of the form of the given ones.
+
+    Of answers in JSON the most frequent value of every field. None where no field holds labels.
+    """
+    if not fields and are_structured([[text] for text in answers]):
+        return usual_object(answers)
+    counts = labels_of_fields(answers, fields)
+    if not counts:
+        return None
+    usual = {name: min(values, key=lambda value: (-values[value], value)) for name, values in counts.items()}
+    field_values, patterns = _field_values(answers, fields), compile_fields(fields)
+    hits = [sum(field_values[name][i] == value for name, value in usual.items()) for i in range(len(answers))]
+    text = answers[hits.index(max(hits))]
+    for name, value in usual.items():
+        if name in patterns:
+            place = patterns[name].search(text)
+            text = f"{text[: place.start(1)]}{value}{text[place.end(1) :]}" if place and place[1] is not None else text
+    return text
+
+
+def _score_field(s: Scoring, name: str, references: list[str | None], values: list[str | None]) -> None:
+    """One field's metrics, and which answers hold it. Values that repeat are labels, others are texts."""
+    filled = [value for value in references if value is not None]
+    if len(filled) < len(references):
+        s.notes.append(
+            f"{name}: {len(references) - len(filled)} reference answers lack this field and don't count in it."
+        )
+    if name in s.field_labels or values_repeat(filled):
+        labels = s.field_labels[name] = sorted({*filled, *s.field_labels.get(name, ())})
+        match = label_matcher(labels)
+        predictions = [None if value is None else match(value) for value in values]
+        family = label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(labels))
+        counted_labels = [None if r is None else p for r, p in zip(references, predictions, strict=True)]
+        s.labels_used[name] = label_use(_each(references), _each(counted_labels), s.measured.label_rows.get(name))
+        s.statistics.append(family)
+        s.need_valid([r is None or p is not None for r, p in zip(references, predictions, strict=True)])
+        return
+    wanted, texts = [[r or ""] for r in references], [f or "" for f in values]
+    if is_latin(filled):
+        metric, scores = "rougeL", rouge(wanted, texts, ["rougeL"])["rougeL"]
+    else:  # mean of sentence chrF
+        metric, scores = "chrf", chrf_statistics(wanted, texts)[0].row_scores["chrf"]
+    counted = [math.nan if r is None else score for r, score in zip(references, scores, strict=True)]
+    s.statistics.append(mean_statistics({f"{name}.{metric}": counted}))
+    s.need_valid([r is None or f is not None for r, f in zip(references, values, strict=True)])

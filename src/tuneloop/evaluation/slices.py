@@ -1,0 +1,370 @@
+"""Where a model is good and where it isn't: results by slice and label, confusions, disagreements, groups of errors."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.stats import intervals as u
+from tuneloop.core.stats.intervals import Array
+from tuneloop.core.stats.tests import p_words
+from tuneloop.core.units import counted
+from tuneloop.evaluation.evaluate import CLUSTER_NAMES, Evaluation
+from tuneloop.evaluation.metrics import lower_is_better, title_of
+from tuneloop.evaluation.metrics.multilabel import label_lists
+from tuneloop.evaluation.metrics.probabilities import reliability
+from tuneloop.records.evaluation import Slice
+from tuneloop.records.rows import Row, last_user_turn
+
+FEWEST = 5  # rows of a slice, and outside it
+MOST_VALUES = 20  # of a metadata field that is sliced by its values
+MOST_SLICES = 200
+MOST_PAIRS = 50
+LISTED = 50  # row ids named in a list
+MOST_CLUSTERED = 2000  # wrong rows that are grouped
+
+TIME_NAMES = ("time", "timestamp", "created", "created_at", "date", "datetime", "ts", "updated_at")
+# Of `meta`: where a row stands, what it is marked by, and what belongs to its answer.
+_NO_SLICE = {"line", "id", "references", "labels", "mix", "test", "prompt", "entry_point", "test_list", "test_setup_code",
+             *CLUSTER_NAMES}  # fmt: skip
+
+
+def breakdown(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """All of this module for `eval.json`, against baselines on the same rows; every list is bounded, whatever the number of rows."""
+    parts: dict[str, Any] = {"primary": evaluation.primary, "row_metric": evaluation.row_metric}
+    if evaluation.task == "classification":
+        parts["per_class"] = per_class(evaluation)
+        if label_lists(evaluation.rows) is None:
+            parts["confusion"] = confusion_matrix(evaluation)
+            parts["confusion_pairs"] = confusion_pairs(evaluation)
+        confidence = [answer.confidence for answer in evaluation.answers]
+        if not all(map(math.isnan, confidence)):
+            parts["calibration"] = {
+                "ece": evaluation.metrics["ece"],
+                "bins": reliability(confidence, evaluation.row_scores["accuracy"]),
+            }
+    parts["slices"] = slices(evaluation, evaluation.config.slices)
+    parts["disagreements"] = {name: disagreements(evaluation, other) for name, other in baselines.items()}
+    parts["errors"] = error_groups(evaluation)
+    if evaluation.code:
+        parts["code"] = evaluation.code
+    return parts
+
+
+def breakdown_in_words(parts: Mapping[str, Any]) -> list[str]:
+    """What of the breakdown a reader should not miss."""
+    sentences = []
+    worse = [s for s in parts["slices"] if s.verdict == "worse"]
+    if worse:
+        worst = sorted(worse, key=lambda s: s.delta)[:3]
+        named = "; ".join(
+            f"{s.field} {s.value} ({s.score:.2f} against {s.rest:.2f}, {p_words(s.p_holm)}, {counted(s.n, 'row')})"
+            for s in worst
+        )
+        more = f" and {len(worse) - len(worst)} more" if len(worse) > len(worst) else ""
+        sentences.append(f"Significantly worse than the rest by {title_of(parts['row_metric'])}: {named}{more}.")
+    pairs = parts.get("confusion_pairs") or []
+    if pairs and pairs[0]["n"] >= 3:
+        top = pairs[0]
+        sentences.append(
+            f"Most often confused: {top['label']} taken for {top['predicted']} ({top['n']} of {counted(top['of'], 'row')})."
+        )
+    return sentences
+
+
+def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[Slice]:
+    """What rows are judged by, by label, length, turns, language, source, time and metadata.
+
+    Each slice of at least 5 rows is compared with all rows outside it. Test: Fisher's exact test for right or wrong
+    (rows that form no clusters), else a difference of means with standard errors robust to clusters; Holm over all.
+
+    Raises:
+        UserError: a field asked for is in no row.
+    """
+    scores = np.array(evaluation.row_scores.get(evaluation.row_metric, []), dtype=np.float64)
+    counted = ~np.isnan(scores)
+    if counted.sum() < 2 * FEWEST:
+        return []
+    numbers = evaluation.clusters or list(range(evaluation.n))
+    clusters = np.array(numbers, dtype=np.int64)
+    binary = evaluation.clusters is None and set(np.unique(scores[counted])) <= {0.0, 1.0}
+    members = [
+        (field, value, inside & counted)
+        for field, values in slice_values(evaluation, fields).items()
+        for value, inside in _members(values).items()
+    ]
+    members = [x for x in members if min(x[2].sum(), (counted & ~x[2]).sum()) >= FEWEST]
+    members = sorted(members, key=lambda x: -int(x[2].sum()))[:MOST_SLICES]
+    test = _fisher if binary else u.robust_difference
+    rows = [(*member, test(scores[counted], member[2][counted], clusters[counted])) for member in members]
+    holm = u.holm([test[3] for *_, test in rows])
+    results = []
+    for (field, value, inside, (delta, low, high, p)), p_holm in zip(rows, holm, strict=True):
+        inner, outside = scores[inside], scores[counted & ~inside]
+        bounds = _mean_interval(inner, clusters[inside], binary)
+        seen = (-high, -low) if lower_is_better(evaluation.row_metric) else (low, high)
+        verdict = u.verdict(*seen, p_holm)
+        mean, rest = float(inner.mean()), float(outside.mean())
+        results.append(Slice(field, value, len(inner), mean, *bounds, rest, delta, low, high, p, p_holm, verdict))
+    return sorted(results, key=lambda s: (s.field, -s.n, s.value))
+
+
+def slice_values(evaluation: Evaluation, fields: Sequence[str] | None = None) -> dict[str, list[tuple[str, ...]]]:
+    """For each way to slice, the values of each row (none: the row is in no slice)."""
+    rows = evaluation.rows
+    ways: dict[str, list[tuple[str, ...]]] = {}
+    if evaluation.task == "classification":
+        lists = label_lists(rows)
+        ways["label"] = [(str(row.label),) for row in rows] if lists is None else [tuple(sorted(x)) for x in lists]
+    ways["length"] = _quarters([len(last_user_turn(row).split()) for row in rows], lambda n: f"{n:.0f}", "words")
+    ways["turns"] = _single([str(sum(turn["role"] == "user" for turn in row.prompt)) for row in rows])
+    if evaluation.measured.languages:
+        ways["language"] = _single(list(evaluation.measured.languages))
+    ways["source"] = _single([_name(row.meta.get("source")) for row in rows])
+    names = dict.fromkeys(name for row in rows for name in row.meta)
+    for name in fields if fields is not None else names:
+        if name not in names and name not in ways:
+            raise UserError(
+                f"No row has the metadata field {name!r}", where="evaluate.slices", next_step="name a field of `meta`"
+            )
+        if name in ways or (fields is None and name in _NO_SLICE):
+            continue
+        ways[name] = _meta_values(name, [row.meta.get(name) for row in rows], wanted=fields is not None)
+    return {name: values for name, values in ways.items() if len({v for each in values for v in each}) > 1}
+
+
+def _meta_values(name: str, values: list[Any], *, wanted: bool) -> list[tuple[str, ...]]:
+    """A metadata field's values as they are if they are few, in quarters if they are times or numbers."""
+    none: list[tuple[str, ...]] = [()] * len(values)
+    filled = [value for value in values if value is not None]
+    if not filled or not all(isinstance(value, str | int | float) for value in filled):
+        return none
+    if name.casefold() in TIME_NAMES:
+        times = [_time(value) for value in values]
+        if all(time is not None for time, value in zip(times, values, strict=True) if value is not None):
+            return _quarters(times, lambda t: datetime.fromtimestamp(t, UTC).date().isoformat(), "")
+    if len(set(filled)) <= (200 if wanted else MOST_VALUES):
+        return _single([None if value is None else str(value) for value in values])
+    if all(isinstance(value, int | float) for value in filled):
+        return _quarters([None if value is None else float(value) for value in values], lambda x: f"{x:.4g}", "")
+    return none
+
+
+def _single(values: Sequence[str | None]) -> list[tuple[str, ...]]:
+    return [() if value is None else (value,) for value in values]
+
+
+def _name(source: Any) -> str | None:
+    return PurePath(source).name if isinstance(source, str) else None
+
+
+def _time(value: Any) -> float | None:
+    """Seconds since 1970 of a number (seconds, or milliseconds) or an ISO date."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        seconds = value / 1000 if abs(value) > 1e11 else float(value)
+        return float(seconds) if math.isfinite(seconds) and 0 < seconds < 1e11 else None
+    try:
+        moment = datetime.fromisoformat(str(value).strip())
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _quarters(values: Sequence[float | None], show: Callable[[float], str], unit: str) -> list[tuple[str, ...]]:
+    """Each value's quarter of the distribution, named by its smallest and largest member."""
+    numbers = np.array([value for value in values if value is not None], dtype=np.float64)
+    if not len(numbers):
+        return [()] * len(values)
+    edges = np.unique(np.quantile(numbers, [0.25, 0.5, 0.75]))
+    places = [None if value is None else int(np.searchsorted(edges, value)) for value in values]
+    names = {}
+    for place in {p for p in places if p is not None}:
+        inside = [v for v, p in zip(values, places, strict=True) if p == place and v is not None]
+        low, high = show(min(inside)), show(max(inside))
+        names[place] = " ".join(filter(None, [low if low == high else f"{low} to {high}", unit]))
+    return [() if place is None else (names[place],) for place in places]
+
+
+def _members(values: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for i, each in enumerate(values):
+        for value in each:
+            members.setdefault(value, np.zeros(len(values), dtype=bool))[i] = True
+    return members
+
+
+def _fisher(scores: Array, inside: Any, clusters: Any) -> tuple[float, float, float, float]:
+    """Difference of two shares, Newcombe's hybrid score interval (1998, method 10), and Fisher's exact p-value."""
+    from scipy.stats import fisher_exact
+
+    inner, other = scores[inside], scores[~inside]
+    a, b = int(inner.sum()), int(other.sum())
+    delta = a / len(inner) - b / len(other)
+    (low_a, high_a), (low_b, high_b) = u.wilson_interval(a, len(inner)), u.wilson_interval(b, len(other))
+    share_a, share_b = a / len(inner), b / len(other)
+    low = delta - math.hypot(share_a - low_a, high_b - share_b)
+    high = delta + math.hypot(high_a - share_a, share_b - low_b)
+    p = float(fisher_exact([[a, len(inner) - a], [b, len(other) - b]])[1])
+    return delta, low, high, p
+
+
+def _mean_interval(scores: Array, clusters: Any, binary: bool) -> tuple[float, float]:
+    if binary:
+        return u.wilson_interval(int(scores.sum()), len(scores))
+    from scipy.stats import t
+
+    groups = np.unique(clusters)
+    if len(groups) < 2:
+        return math.nan, math.nan
+    sums = np.bincount(clusters, weights=(scores - scores.mean()) / len(scores))
+    half = t.ppf(0.975, len(groups) - 1) * math.sqrt((sums**2).sum() * len(groups) / (len(groups) - 1))
+    return float(scores.mean() - half), float(scores.mean() + half)
+
+
+def per_class(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Rows, precision, recall, F1, times predicted and invalid answers of each label that occurs."""
+    lists = label_lists(evaluation.rows)
+    rights = [frozenset({str(row.label)}) for row in evaluation.rows] if lists is None else lists
+    several = lists is not None
+    saids = [
+        frozenset() if p is None else frozenset(p.split(", ")) if several else frozenset({p})
+        for p in evaluation.predictions
+    ]
+    rows, predicted, hits, invalid = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    for right, named, valid in zip(rights, saids, evaluation.valid, strict=True):
+        rows.update(right)
+        predicted.update(named)
+        hits.update(right & named)
+        if not valid:
+            invalid.update(right)
+    return [
+        {
+            "label": label,
+            "n": rows[label],
+            "precision": hits[label] / predicted[label] if predicted[label] else 0.0,
+            "recall": hits[label] / rows[label] if rows[label] else 0.0,
+            "f1": 2 * hits[label] / (rows[label] + predicted[label]),
+            "predicted": predicted[label],
+            "invalid": invalid[label],
+        }
+        for label in sorted(rows | predicted)
+    ]
+
+
+def confusion_matrix(evaluation: Evaluation) -> dict[str, Any]:
+    """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: an invalid answer."""
+    cells = Counter(
+        (str(row.label), predicted) for row, predicted in zip(evaluation.rows, evaluation.predictions, strict=True)
+    )
+    labels = sorted({label for label, _ in cells} | {predicted for _, predicted in cells if predicted is not None})
+    ordered = sorted(cells.items(), key=lambda cell: (cell[0][0], cell[0][1] or ""))
+    return {"labels": labels, "cells": [[label, predicted, n] for (label, predicted), n in ordered]}
+
+
+def confusion_pairs(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Labels taken for another one, the most frequent first: `label`, `predicted`, `n`, `of` (rows of the label)."""
+    totals = Counter(str(row.label) for row in evaluation.rows)
+    wrong = Counter(
+        (str(row.label), predicted)
+        for row, predicted in zip(evaluation.rows, evaluation.predictions, strict=True)
+        if predicted is not None and predicted != row.label
+    )
+    ordered = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))
+    return [{"label": a, "predicted": b, "n": n, "of": totals[a]} for (a, b), n in ordered[:MOST_PAIRS]]
+
+
+def disagreements(evaluation: Evaluation, other: Evaluation) -> dict[str, Any]:
+    """Rows where two systems differ by what rows are judged by, those that differ most first.
+
+    `better` and `worse`: rows where the first is above or below the other; `rows`: ids with both scores.
+    """
+    metric = evaluation.row_metric
+    theirs = {row.id: score for row, score in zip(other.rows, other.row_scores.get(metric, []), strict=False)}
+    pairs = [
+        (row.id, score, theirs[row.id])
+        for row, score in zip(evaluation.rows, evaluation.row_scores.get(metric, []), strict=False)
+        if row.id in theirs and score == score and theirs[row.id] == theirs[row.id] and score != theirs[row.id]
+    ]
+    pairs.sort(key=lambda pair: -abs(pair[1] - pair[2]))
+    return {
+        "metric": metric,
+        "better": sum(own > their for _, own, their in pairs),
+        "worse": sum(own < their for _, own, their in pairs),
+        "rows": [{"id": i, "score": own, "other": their} for i, own, their in pairs[:LISTED]],
+    }
+
+
+def error_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Wrong rows grouped by what their prompts say: TF-IDF of words, k-means, as many groups as separate best.
+
+    Wrong is a score below 0.5 for right-or-wrong metrics, else the lowest quarter. Each group: `terms` that set it
+    apart, `n`, `ids`, an `example` next to its centre. Empty for fewer than 10 wrong rows.
+    """
+    wrong = _wrong_rows(evaluation)[:MOST_CLUSTERED]
+    texts = [last_user_turn(row)[:5000] for row in wrong]
+    if len(texts) < 10:
+        return []
+    from sklearn.cluster import KMeans
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.metrics import silhouette_score
+
+    vectorizer = TfidfVectorizer(
+        stop_words="english", sublinear_tf=True, ngram_range=(1, 2), max_features=5000, min_df=2, max_df=0.5
+    )
+    try:
+        table = vectorizer.fit_transform(texts)
+    except ValueError:  # no word occurs in two of them
+        return []
+    best: tuple[float, Any] | None = None
+    for k in range(2, min(8, len(texts) // 5) + 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are fewer different texts than groups
+            model = KMeans(k, n_init=3, random_state=0).fit(table)
+        if len(set(model.labels_)) < k:
+            break
+        score = float(silhouette_score(table, model.labels_)) if k < len(texts) else 0.0
+        best = (score, model) if best is None or score > best[0] else best
+    if best is None:
+        return []
+    model, words, everywhere = best[1], vectorizer.get_feature_names_out(), np.asarray(table.mean(axis=0)).ravel()
+    groups = []
+    for number in range(model.n_clusters):
+        inside = np.flatnonzero(model.labels_ == number)
+        if not len(inside):
+            continue
+        lift = model.cluster_centers_[number] - everywhere
+        near = inside[int(np.argmax(table[inside] @ model.cluster_centers_[number]))]
+        groups.append(
+            {
+                "terms": [str(words[i]) for i in np.argsort(-lift)[:5] if lift[i] > 0],
+                "n": len(inside),
+                "ids": [wrong[i].id for i in inside[:LISTED]],
+                "example": textwrap.shorten(texts[near], 300, placeholder=" …"),
+            }
+        )
+    return sorted(groups, key=lambda group: -int(group["n"]))
+
+
+def _wrong_rows(evaluation: Evaluation) -> list[Row]:
+    scores = np.array(evaluation.row_scores.get(evaluation.row_metric, []), dtype=np.float64)
+    defined = scores[~np.isnan(scores)]
+    if not len(defined):
+        return []
+    binary = set(np.unique(defined)) <= {0.0, 1.0}
+    limit = 0.5 if binary else float(np.quantile(defined, 0.25))
+    return [
+        row
+        for row, score in zip(evaluation.rows, scores, strict=True)
+        if score < limit or (not binary and score == limit and score < defined.max())
+    ]

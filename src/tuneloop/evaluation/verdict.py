@@ -1,0 +1,479 @@
+"""The verdict on a system: how it stands against each alternative, and so against all of them; then in plain sentences.
+
+"Better" has to be earned. It needs the metric that decides, no significant loss on another headline metric, and this against
+every alternative: the prompts, the cheap classifiers, and always answering the most frequent label. So the weakest standing is
+the verdict. Requiring all of several tests to pass needs no correction for their number (an intersection-union test: Berger
+1982); that each pair is also adjusted for the others (`adjusted`) makes it stricter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from tuneloop.core.stats.intervals import NOT_ENOUGH, least_apart
+from tuneloop.core.units import counted
+from tuneloop.evaluation.classical import CLASSICAL, MAJORITY
+from tuneloop.evaluation.compare import rows_needed
+from tuneloop.evaluation.evaluate import Evaluation
+from tuneloop.evaluation.metrics import lower_is_better, metric_of, title_of
+from tuneloop.evaluation.metrics.claims import amount, claim_of, evidence, listed, outcome_words, seen_from, sure
+from tuneloop.evaluation.metrics.labels import LONGEST_LABEL
+from tuneloop.evaluation.metrics.structured import parse
+from tuneloop.evaluation.primary import PARTS, LabelUse
+from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing, Verdict
+
+FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")
+# From here to 0.05 a gain is promising, not proven: such a p-value speaks at most 14 to 1 for a difference (see `best_odds`).
+# Source: Benjamin et al. 2018, "Redefine statistical significance", Nature Human Behaviour 2.
+PROVEN = 0.005
+
+
+def kind_of(name: str) -> BaselineKind:
+    """What kind of alternative a system is, by its name; whatever is no classifier and no constant answer is a way of prompting."""
+    return "constant" if name == MAJORITY else "classical" if name in CLASSICAL else "prompt"
+
+
+def decide(evaluations: Mapping[str, Evaluation], comparisons: Sequence[Comparison], name: str) -> Verdict:
+    """The verdict on a system, and on others that are compared with the same one.
+
+    Args:
+        comparisons: pairs, adjusted together; in either direction where `name` is one of the two, else of the first (a) with
+            another one (b).
+    """
+    evaluation = evaluations[name]
+    pairs: dict[tuple[str, str], dict[str, Comparison]] = {}
+    for comparison in comparisons:
+        pair = seen_from(name, comparison)
+        pairs.setdefault((pair.b, pair.a), {})[pair.metric] = pair
+    standings = [standing(by_metric, evaluation) for by_metric in pairs.values() if evaluation.primary in by_metric]
+
+    def value(s: Standing) -> float:
+        other = evaluations[s.against].metrics.get(evaluation.primary) if s.against in evaluations else None
+        return -math.inf if other is None else -other.value if lower_is_better(evaluation.primary) else other.value
+
+    standings.sort(key=lambda s: (s.name != name, -value(s)))
+    mine = [s for s in standings if s.name == name]
+    weakest = min(mine, key=lambda s: FROM_WORST.index(s.outcome), default=None)
+    used = evaluation.deciding_labels
+    return Verdict(
+        name=name,
+        outcome=weakest.outcome if weakest else "not compared",
+        against=weakest.against if weakest else None,
+        metric=evaluation.primary,
+        why=_why(evaluation),
+        never=used.never if used else [],
+        only=used.only if used else None,
+        standings=standings,
+    )
+
+
+def standing(pairs: Mapping[str, Comparison], evaluation: Evaluation) -> Standing:
+    """How b stands against a; `pairs`: metric -> the pair, gains positive where b is better, with the metric that decides."""
+    first = pairs[evaluation.primary]
+    claims = [claim_of(pairs[metric]) for metric in evaluation.headline if metric in pairs]
+    shown_of = {claim.metric: claim.outcome for claim in claims}
+    outcome: Outcome = NOT_ENOUGH
+    if {"better", "worse"} <= set(shown_of.values()):
+        outcome = "mixed"
+    elif "worse" in shown_of.values():
+        outcome = "worse"
+    elif shown_of[evaluation.primary] == "better":
+        outcome = "better" if first.p < PROVEN else "promising"
+    decides = claims[0]
+    return Standing(
+        name=first.b,
+        against=first.a,
+        kind=kind_of(first.a),
+        outcome=outcome,
+        gain=decides.gain,
+        low=decides.low,
+        high=decides.high,
+        p=first.p,
+        p_holm=decides.p,
+        tests=decides.tests,
+        detectable=first.detectable,
+        rows_needed=rows_needed(first, evaluation.n, PROVEN),
+        only_name=first.only_b,
+        only_against=first.only_a,
+        apart=first.apart,
+        claims=claims,
+    )
+
+
+def _why(evaluation: Evaluation) -> str:
+    used, metric = evaluation.deciding_labels, evaluation.primary.rpartition(".")[2]
+    if evaluation.config.primary is not None:
+        return "you named it (evaluate.primary)"
+    if evaluation.primary == PARTS:
+        return "no answer is right as a whole, so the share of right fields decides"
+    if metric == "macro_f1" and used is not None:
+        label, share = used.most_frequent
+        return f'labels are uneven ("{label}" is {100 * share:.0f} % of the rows), so accuracy would hide what becomes of the rare ones'
+    return ""
+
+
+def best_odds(p: float) -> float:
+    """How much a p-value can speak for a difference at the very best: the largest Bayes factor, 1 / (-e p ln p); 1 from p = 1/e on.
+
+    Source: Sellke, Bayarri & Berger 2001, "Calibration of p values for testing precise null hypotheses".
+    """
+    return 1.0 if math.isnan(p) or p >= 1 / math.e else -1 / (math.e * p * math.log(p)) if p > 0 else math.inf
+
+
+_FAR = 100  # more rows than this many times the present ones are no advice that anyone could follow
+SERIOUS = 0.1  # share of the rows whose labels are never given
+_NEARLY_ALL = 0.9  # share of equal answers from which on that answer says more than a count of the missing labels
+_NAMED = 3  # labels in a sentence
+_ROWS = {"test": "test row", "val": "validation row", "train": "training row"}
+
+_CHEAP = "it trains in seconds and answers at next to no cost"
+_NOTHING = "So far {model} has learned nothing that this test shows."
+# What is said of an alternative that the first sentence is not about, by its kind and the outcome against it.
+_SENTENCES: dict[BaselineKind, dict[str, str]] = {
+    "prompt": {
+        "better": "It gains {gain} over {theirs}.",
+        "promising": "It looks better than {theirs}: {gain}.",
+        "not enough evidence": "There is not enough evidence that it differs from {theirs}: {gain}.",
+        "mixed": "Against {theirs} it {changes}.",
+        "worse": "It is worse than {theirs}: {gain}. Don't use {model} as it is.",
+    },
+    "classical": {
+        "better": "It gains {gain} over {theirs}.",
+        "promising": "It looks better than {theirs}: {gain}.",
+        "not enough evidence": "These rows can't tell it from {theirs}: {gain}. "
+        f"Use that one unless {{model}} has to do more than this: {_CHEAP}.",
+        "behind": f"It is behind {{theirs}}, though these rows can't prove it: {{gain}}. Use that one: {_CHEAP}.",
+        "mixed": "Against {theirs} it {changes}.",
+        "worse": f"It is worse than {{theirs}}: {{gain}}. Use that one: {_CHEAP}.",
+    },
+    "constant": {
+        "better": "It gains {gain} over {theirs}.",
+        "promising": "It looks better than {theirs}: {gain}.",
+        "not enough evidence": "There is not enough evidence that it beats {theirs}: {gain}.",
+        "behind": f"It is not shown to beat {{theirs}}: {{gain}}. {_NOTHING}",
+        "mixed": "Against {theirs} it {changes}.",
+        "worse": f"It is worse than {{theirs}}: {{gain}}. {_NOTHING}",
+    },
+}  # fmt: skip
+# What follows from the alternative that the first sentence is about; it has said how they compare.
+_ADVICE: dict[BaselineKind, dict[str, str]] = {
+    "prompt": {"worse": "Don't use {model} as it is."},
+    "classical": {
+        "not enough evidence": f"Use {{name}} unless {{model}} has to do more than this: {_CHEAP}.",
+        "behind": f"{{name}} is ahead, though these rows can't prove it. Use that one: {_CHEAP}.",
+        "worse": f"Use {{name}}: {_CHEAP}.",
+    },
+    "constant": {"behind": _NOTHING, "worse": _NOTHING},
+}
+
+
+def verdict_in_words(
+    verdict: Verdict, evaluations: Mapping[str, Evaluation], *, split: str = "test", trained: str = ""
+) -> list[str]:
+    """The verdict first, in one sentence or two, then what stands behind it; each fact once.
+
+    How the model compares with the best prompt, the best cheap classifier and always answering the most frequent label, by
+    how much and with what evidence; on which metrics it gained and lost; what would settle an open question; how many answers were
+    invalid; what came of pairs without it.
+
+    Args:
+        verdict: see `decide`.
+        evaluations: of all systems, by name.
+        split: that the rows are of; anything but train, val and test is a file.
+        trained: how far the model was trained, where that is worth a word ("trained for 5 steps, ...").
+    """
+    evaluation, metric = evaluations[verdict.name], verdict.metric
+    if metric not in evaluation.metrics:
+        return [f"No metric decides: {metric} was not measured on {rows_of(evaluation.n, split)}."]
+    several = any(s.name != verdict.name for s in verdict.standings)  # compared with a first one: then the head has all
+    about = None if several else verdict.weakest
+    sentences = [_headline(verdict, evaluations, split, trained)]
+    if verdict.own:
+        sentences.append(_own_interval(verdict, evaluations, about))
+    if verdict.why:
+        sentences.append(f"{title_of(metric)[0].upper()}{title_of(metric)[1:]} decides: {verdict.why}.")
+    shown = _shown(verdict)
+    sentences += filter(None, (_against(s, verdict, evaluations, s is about) for s in shown))
+    if verdict.weakest and verdict.outcome in (NOT_ENOUGH, "promising") and verdict.weakest.low < verdict.weakest.high:
+        sentences.append(_settle(verdict.weakest, metric, evaluation.n, split))
+    others = [s for s in verdict.own if s is not verdict.weakest]
+    news = [s for s in others if s not in shown and _surprises(s, metric)]
+    sentences += [f"Against {_opponent(s, evaluations)} it {_changes(s)}; {title_of(metric)} decides." for s in news]
+    if evaluation.invalid:
+        kind = (
+            "named no allowed label"
+            if evaluation.task == "classification"
+            else "lacked a field or held an unknown value"
+        )
+        kind = "lacked a field or were no valid JSON" if "valid_json" in evaluation.metrics else kind
+        count = "counts" if evaluation.invalid == 1 else "count"
+        some = _some_answers(evaluation.invalid, evaluation.n)
+        sentences.append(f"{some[0].upper()}{some[1:]} {kind} and {count} as wrong.")
+    for s in verdict.standings:
+        if s.name != verdict.name:
+            also = f"{s.name} {_changes(s)} against {s.against}. " if _surprises(s, metric) else ""
+            sentences.append(f"{also}The gain of {s.name} over {s.against}: {sure(s.claims[0])}.")
+            if s.outcome in (NOT_ENOUGH, "promising"):
+                sentences.append(_settle(s, metric, evaluation.n, split))
+    return sentences
+
+
+def rows_of(n: int, split: str) -> str:
+    """ "1,234 test rows"; rows of a file are just rows."""
+    return counted(n, _ROWS.get(split, "row"))
+
+
+# --- the verdict's first words ------------------------------------------------------------------------
+
+
+def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: str, trained: str) -> str:
+    """The outcome with its value and with the labels that are never given; then how sure that is and what it rests on."""
+    evaluation, metric, weakest = evaluations[verdict.name], verdict.metric, verdict.weakest
+    if any(s.name != verdict.name for s in verdict.standings):
+        several = [f"{s.name} {outcome_words(s, metric)} ({_amounts(s, metric)})" for s in verdict.standings]
+        return f"Against {verdict.standings[0].against}, by {title_of(metric)} on {rows_of(evaluation.n, split)}: {'; '.join(several)}."
+    fault, rows = _never(verdict, evaluation), rows_of(evaluation.n, split)
+    if weakest is None:
+        value = f"{title_of(metric)} {_figure(evaluation, metric)}{_own_bounds(evaluation, metric)}"
+        return f"Not compared with anything: {value} on {rows}{f', and {fault}' if fault else ''}."
+    against, won = _opponent(weakest, evaluations), weakest.outcome in ("better", "promising")
+    decides = weakest.claims[0]
+    beaten = [_opponent(s, evaluations) for s in _shown(verdict) if s.outcome == "better"]
+    named = "" if not won or beaten == [against] else f" over {against}"
+    gain = f"gain {amount(decides)}" if lower_is_better(metric) else amount(decides)
+    figures = f"{title_of(metric)} {_figure(evaluation, metric)}, {gain}{named} on {rows}"
+    first, how_sure = "; ".join([*_surprises(weakest, metric), figures]), sure(decides)
+    serious = won and _is_serious(verdict, evaluation)
+    further = []
+    if not fault:
+        first += f" ({how_sure})"
+    else:
+        first += f"{', but' if won and not serious else ', and'} {fault}"
+        if weakest.low < weakest.high:
+            further.append(f"The gain has the {how_sure}.")
+    idle = next(
+        (s for s in verdict.own if s.kind == "constant" and s.outcome not in ("better", "promising") and s.gain <= 0),
+        None,
+    )
+    if weakest.outcome != "better" and beaten and idle is None:
+        further.append(f"It is better than {listed(beaten)}.")
+    further += [f"{trained[0].upper()}{trained[1:]}."] if trained else []
+    heads = {"better": f"Better than {listed(beaten)}", "promising": "Promising, not proven", NOT_ENOUGH: f"No proven gain over {against}",
+             "mixed": f"Mixed against {against}", "worse": f"Worse than {against}"}  # fmt: skip
+    head = heads[weakest.outcome] + (" but with a serious fault" if serious else "")
+    if idle is not None and idle is not weakest:
+        ahead = "no better than" if idle.outcome == NOT_ENOUGH else f"{idle.outcome} than"
+        head += f", and {ahead} {_opponent(idle, evaluations)} ({_figure(evaluations[idle.against], metric)})"
+        head += " on these rows" if idle.outcome == NOT_ENOUGH else ""
+    return " ".join([f"{head}: {first}.", *further])
+
+
+def _surprises(s: Standing, metric: str) -> list[str]:
+    """What the outcome rests on where the metric that decides does not say it."""
+    if s.outcome == "mixed" or (s.outcome == "worse" and metric not in s.lost):
+        return [f"it {_changes(s)}"]
+    if s.outcome == NOT_ENOUGH and s.gained:
+        return [f"it {_changes(s)}, which does not decide"]
+    return []
+
+
+def _amounts(s: Standing, metric: str) -> str:
+    """The gain in the metric that decides, or in those that the outcome rests on."""
+    if not _surprises(s, metric) or s.outcome == NOT_ENOUGH:
+        return amount(s.claims[0])
+    rests = [claim for claim in s.claims if claim.outcome != NOT_ENOUGH]
+    return ", ".join(f"{title_of(claim.metric)} {amount(claim)}" for claim in rests)
+
+
+def _shown_by(s: Standing, metric: str) -> str:
+    """The numbers that an outcome is shown by: of the metric that decides, and of others where it rests on them."""
+    shown = [*_surprises(s, metric), f"{title_of(metric)} {evidence(s.claims[0])}"]
+    return "; ".join(shown if s.outcome != NOT_ENOUGH else shown[::-1])
+
+
+def _shown(verdict: Verdict) -> list[Standing]:
+    kinds: tuple[BaselineKind, ...] = ("prompt", "classical", "constant")
+    return [s for kind in kinds if (s := verdict.best_of(kind)) is not None]
+
+
+def _never(verdict: Verdict, evaluation: Evaluation) -> str:
+    """What a model that leaves out labels does; empty where it gives each."""
+    used = evaluation.deciding_labels
+    if not verdict.never or used is None:
+        return ""
+    if verdict.only is not None:
+        return f"it answers {_quoted(verdict.only)} to every row"
+    if 2 * used.without > used.asked:
+        return f"{_some_answers(used.without, used.asked)} {'names' if used.without == 1 else 'name'} no label"
+    shares = [_share(label, used) for label in verdict.never]
+    if len(shares) <= _NAMED:
+        return f"it never answers {listed(shares, 'or')}"
+    usual, times = max(used.answers.items(), key=lambda item: (item[1], item[0]))
+    if times >= _NEARLY_ALL * used.asked:
+        return f"it answers {_quoted(usual)} to {times:,} of the {counted(used.asked, 'row')}"
+    return f"it never gives {len(shares)} of {counted(len(used.references), 'label')}, {shares[0]} among them"
+
+
+def _some_answers(some: int, of: int) -> str:
+    return "its only answer" if of == 1 else f"{some:,} of its {counted(of, 'answer')}"
+
+
+def _share(label: str, used: LabelUse) -> str:
+    return f"{_quoted(label)} ({100 * used.references[label] / used.rows:.2g} % of the rows)"
+
+
+def _is_serious(verdict: Verdict, evaluation: Evaluation) -> bool:
+    """Whether the labels that are never given are a tenth of the rows or more: too many for a plain "better"."""
+    used = evaluation.deciding_labels
+    return used is not None and sum(used.references[label] for label in verdict.never) >= SERIOUS * used.rows > 0
+
+
+def _quoted(answer: str) -> str:
+    """An answer in a sentence: in quotes and cut between words; of a JSON object as many whole fields as there is room for."""
+    text = " ".join(answer.split())
+    try:
+        value = parse(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict | list):
+        short = textwrap.shorten(text, LONGEST_LABEL, placeholder=" …")
+        return f'"{text[: LONGEST_LABEL - 1]}…"' if short == "…" else f'"{short}"'
+    whole = json.dumps(value, ensure_ascii=False)
+    if len(whole) <= LONGEST_LABEL:
+        return whole
+    if isinstance(value, list):
+        return f"a list of {counted(len(value), 'value')}"
+    fields: list[str] = []
+    for name, part in value.items():
+        named = f"{name} {json.dumps(part, ensure_ascii=False)}"
+        if len(", ".join([*fields, named])) > LONGEST_LABEL:
+            break
+        fields.append(named)
+    more = counted(len(value) - len(fields), "more field" if fields else "field")
+    return f"the object with {listed([*fields, more])}"
+
+
+def _opponent(s: Standing, evaluations: Mapping[str, Evaluation]) -> str:
+    if s.kind == "constant" and s.against in evaluations:
+        used = evaluations[s.against].deciding_labels
+        text = used.only if used and used.only else evaluations[s.against].answers[0].text
+        return f"always answering {_quoted(text)}"
+    return s.against
+
+
+# --- against each alternative ------------------------------------------------------------------
+
+
+def _own_interval(verdict: Verdict, evaluations: Mapping[str, Evaluation], about: Standing | None) -> str:
+    """The interval of the model's own figure, and the figure of the alternative that the first sentence is about."""
+    metric, evaluation = verdict.metric, evaluations[verdict.name]
+    if about is None:
+        figure = f"{title_of(metric)} {_figure(evaluation, metric)}{_own_bounds(evaluation, metric)}"
+        return f"On these rows {_model(verdict.name)} has {figure}."
+    kind, figure = _kind(about), _figure(evaluations[about.against], metric)
+    theirs = f"{_opponent(about, evaluations)}{f', {kind},' if kind else ''} has {figure}"
+    if not _own_bounds(evaluation, metric):
+        return f"{theirs[0].upper()}{theirs[1:]}."
+    return f"The 95 % interval of its {title_of(metric)} is {_interval(evaluation, metric)}; {theirs}."
+
+
+def _kind(s: Standing) -> str:
+    if s.kind == "prompt":
+        return "the best prompt" if s.against.startswith(("zero-shot", "few-shot")) else ""
+    return "the best cheap alternative" if s.kind == "classical" else ""
+
+
+def _against(s: Standing, verdict: Verdict, evaluations: Mapping[str, Evaluation], stated: bool) -> str:
+    """A sentence about an alternative; of the one that the first sentence is about (`stated`) only what follows from it."""
+    metric = verdict.metric
+    behind = s.outcome == NOT_ENOUGH and (s.gain < 0 or (s.kind == "constant" and s.gain == 0))
+    templates = (_ADVICE if stated else _SENTENCES)[s.kind]
+    template = templates.get("behind" if behind and s.kind != "prompt" else s.outcome, "")
+    theirs = f"{_opponent(s, evaluations)} ({_figure(evaluations[s.against], metric)})"
+    theirs = f"{_kind(s)}, {theirs}" if _kind(s) else theirs
+    theirs += ", which takes no model" if s.kind == "constant" else ""
+    gain = _shown_by(s, metric) if _surprises(s, metric) else evidence(s.claims[0])
+    return template.format(
+        theirs=theirs, name=s.against, gain=gain, model=_model(verdict.name), changes=_shown_by(s, metric)
+    )
+
+
+def _changes(s: Standing) -> str:
+    """ "gained ROUGE-L (+0.190, 95 % interval +0.120 to +0.260, p < 0.001) but lost chrF (-3.1, 95 % ...)"."""
+    parts = []
+    for verb, outcome in (("gained", "better"), ("lost", "worse")):
+        named = [
+            f"{_gainable(claim.metric)} ({amount(claim)}, {sure(claim, tests=False)})"
+            for claim in s.claims
+            if claim.outcome == outcome
+        ]
+        parts += [f"{verb} {listed(named)}"] if named else []
+    return " but ".join(parts)
+
+
+def _gainable(metric: str) -> str:
+    """What is gained or lost with a metric: more of it, or of what it counts the lack of, or ground on it."""
+    on = "on " if lower_is_better(metric) else ""
+    return metric_of(metric).gained or f"{on}{title_of(metric)}"
+
+
+# --- what would settle it ----------------------------------------------------------------------
+
+
+def _settle(s: Standing, metric: str, n: int, split: str) -> str:
+    """How little these rows show, and how many would show a difference as large as this one."""
+    kind, smallest = rows_of(2, split).partition(" ")[2], s.detectable
+    possible = metric_of(metric).scale == "from 0" or smallest <= metric_of(metric).out_of
+    rests, shown = "", f"These rows would have shown a difference of {metric_of(metric).change_in_words(smallest)}."
+    if not possible:
+        shown = "So few rows can hardly show any difference."
+    elif smallest <= abs(s.gain):  # the test says otherwise
+        shown = ""
+    if s.only_name is not None and s.only_against is not None:
+        rests = f" It rests on {counted(s.only_name + s.only_against, 'row')}: {s.name} alone is right on {s.only_name}, {s.against} alone on {s.only_against}."
+    elif s.apart is not None and s.apart < least_apart(PROVEN):
+        rests = f" The two differ on {counted(s.apart, 'row')} only: too few to prove anything."
+        shown = ""
+    if s.rows_needed is None or s.rows_needed > _FAR * n:
+        return f"{shown} The difference is too near zero for more {kind} to be worth their labels.".strip()
+    needed, more = _rounded(s.rows_needed), _rounded(max(s.rows_needed - n, math.ceil(n / 10)))
+    if s.outcome == "promising":
+        return (
+            f"p = {s.p:.2g}{' before the correction' if s.tests > 1 else ''} on {rows_of(n, split)} is weak evidence: it speaks at most {best_odds(s.p):.0f} to 1 for a difference, and one that "
+            f"just passes is usually smaller than it looks.{rests} To settle it, ask about {needed} new {kind}, once: so many show a "
+            "difference as large as this one with 80 % power and p below 0.005."
+        )
+    more_rows = f"If the difference is as large as it looks, about {more} more {kind} would show it"
+    return f"{shown}{rests} {more_rows} (80 % power, p below 0.005).".strip()
+
+
+def _rounded(count: int) -> str:
+    """Two significant digits, upwards: more would promise too much."""
+    step = 10 ** max(0, len(str(count)) - 2)
+    return f"{math.ceil(count / step) * step:,}"
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+def _figure(of: Evaluation, metric: str) -> str:
+    return metric_of(metric).in_words(of.metrics[metric].value)
+
+
+def _own_bounds(of: Evaluation, metric: str) -> str:
+    """ " (95 % interval 81.0 % to 92.3 %)"; empty where there is none."""
+    value = of.metrics[metric]
+    return "" if math.isnan(value.low + value.high) else f" (95 % interval {_interval(of, metric)})"
+
+
+def _interval(of: Evaluation, metric: str) -> str:
+    value = of.metrics[metric]
+    return f"{metric_of(metric).in_words(value.low)} to {metric_of(metric).in_words(value.high)}"
+
+
+def _model(name: str) -> str:
+    """A system in a sentence; places and models of endpoints go by their own names."""
+    return f"the {name} model" if name == "tuned" or "-shot" in name else name

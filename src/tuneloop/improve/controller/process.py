@@ -1,0 +1,94 @@
+"""A server's retraining: `tuneloop improve --watch` in a process alongside it, which ends with it and is started again when it dies.
+
+The controller trains for hours, and the server has to answer meanwhile: so it is no part of its process and gets what that
+leaves of the processors. What it has done stands in the store, so that it can be ended at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Collection
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.parent import environment_of_child
+from tuneloop.core.ui import Say
+from tuneloop.improve.controller.command import check_files, load_project
+from tuneloop.improve.monitor.command import days_of
+from tuneloop.serving.config import ServeConfig
+from tuneloop.serving.store.store import store_name
+
+NICE = 15
+AGAIN = 60.0  # seconds before a controller that died is started again
+LONGEST_LINE = 1 << 20  # bytes that a controller may say at once
+
+
+def check_improve(config: ServeConfig, models: Collection[str]) -> None:
+    """Refuse a project that this server can't keep good.
+
+    Args:
+        models: names of the tuned ones that are served.
+
+    Raises:
+        UserError: its file is wrong, it reads another store, or its model is not served.
+    """
+    if not config.improve.project:
+        return
+    days_of(config.improve.every, "improve.every")
+    project = load_project(config.improve.project)
+    check_files(project)
+    if store_name(project.store) != store_name(config.store):
+        raise UserError(
+            f"The project reads the store {store_name(project.store)}, and this server writes {store_name(config.store)}",
+            where=config.improve.project, next_step=f"store: {config.log.store or config.folder} in the project",
+        )  # fmt: skip
+    if project.model not in models:
+        raise UserError(
+            f"The project keeps {project.model!r} good, and this server has {', '.join(models) or 'no tuned model'}",
+            where=config.improve.project, next_step="give both the same name, as in adapters: {NAME: NAME@champion}",
+        )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def improving(config: ServeConfig, say: Say) -> AsyncIterator[None]:
+    """Retrain for the time of a block, where the settings name a project."""
+    if not config.improve.project:
+        yield
+        return
+    say(f"improve   a pass over {config.improve.project} every {config.improve.every}, in a process of its own")
+    task = asyncio.create_task(_controlled(config, say))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _controlled(config: ServeConfig, say: Say) -> None:
+    while True:
+        status = await _controller(config, say)
+        say(f"improve   the controller ended with {status} and is started again in {AGAIN:g} s")
+        await asyncio.sleep(AGAIN)
+
+
+async def _controller(config: ServeConfig, say: Say) -> int:
+    """Run a controller and say what it says; with the task that waits here its process and what it began end too."""
+    words = ["improve", config.improve.project, "--watch", "--every", config.improve.every]
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tuneloop", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE, limit=LONGEST_LINE, start_new_session=True, preexec_fn=lambda: os.nice(NICE),
+        env=environment_of_child(),
+    )  # fmt: skip
+    assert child.stderr is not None
+    try:
+        async for line in child.stderr:
+            if text := line.decode(errors="replace").strip():
+                say(f"improve   {text}")
+        return await child.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        await child.wait()

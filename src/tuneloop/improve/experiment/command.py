@@ -1,0 +1,281 @@
+"""`tuneloop ab`: experiments of a server's store are started, decided, stopped and replayed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import build_config, plain
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.improve.experiment.config import ExperimentOptions
+from tuneloop.improve.experiment.log import DECISION, START, STOP, ExperimentState, design_of, experiments_of
+from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentVerdict
+from tuneloop.improve.experiment.statistics import decide, evidence_of, registration_hash, time_of, units_of
+from tuneloop.improve.feedback.value import current
+from tuneloop.records.decision import Decision
+from tuneloop.records.feedback import SHADOW, Feedback
+from tuneloop.records.record import read_record, write_record
+from tuneloop.records.request import LEFT
+from tuneloop.records.server import ServerState
+from tuneloop.serving.keys import read_keys
+from tuneloop.serving.store.chain import DecisionLog, refuse_rewritten, verify
+from tuneloop.serving.store.database import Database, is_database_url
+from tuneloop.serving.store.store import (
+    insert,
+    last_place,
+    opened,
+    read_decisions,
+    read_feedback,
+    read_requests,
+    store_folder,
+    store_name,
+)
+
+EVENTS = "kind LIKE 'experiment.%'"
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A decision of the log, made again.
+
+    Args:
+        logged, again: as it stands in the log, and as it comes out now.
+        same: whether outcome, share, sentence and evidence are the same.
+        follows: whether the logged decision follows from its own logged evidence.
+    """
+
+    logged: ExperimentVerdict
+    again: ExperimentVerdict
+    same: bool
+    follows: bool
+
+
+def registration_file(place: Path | str, name: str) -> Path:
+    """Where an experiment's registration stands."""
+    return store_folder(place) / "experiments" / f"{name}.json"
+
+
+def read_experiments(place: Path | str) -> dict[str, ExperimentState]:
+    """All experiments of a store.
+
+    Args:
+        place: the store's file, or the server's folder.
+
+    Raises:
+        UserError: there is no store.
+    """
+    with opened(place) as store:
+        return experiments_of(read_decisions(store, where=EVENTS))
+
+
+def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str = "") -> ExperimentState:
+    """Register an experiment and begin it.
+
+    Args:
+        place: the store's file, or the server's folder.
+        name: of the experiment.
+        settings: by the names of `ExperimentOptions`.
+        at: the time; now where empty.
+
+    Raises:
+        UserError: a bad setting, a name that is taken, or another experiment with this model goes on.
+    """
+    design = design_of(name, build_config(ExperimentOptions, settings), secrets.token_hex(8))
+    file = registration_file(place, name)
+    with opened(place) as store:
+        there = experiments_of(read_decisions(store, where=EVENTS))
+        if name in there:
+            raise UserError(f"There is an experiment {name} already", where=str(file), next_step="choose another name")
+        busy = [other for other, state in there.items() if not state.ended and state.design.model == design.model]
+        if busy:
+            raise UserError(
+                f"Experiment {busy[0]} with {design.model} goes on", where=store_name(place),
+                next_step=f"tuneloop ab stop {busy[0]}, or wait for its end",
+            )  # fmt: skip
+        whole = design.model_dump(mode="json")  # with the defaults of today, which later versions may change
+        write_record(file, ExperimentDesign.model_validate(whole))
+        data = {"design": whole, "registration": registration_hash(design)}
+        key = f"{START}:{name}"
+        event = Decision(id=uuid7(), time=at or utc_now(), kind=START, subject=name, data=data, key=key)
+        if not insert(store, [event]):
+            raise UserError(f"Another process has just started {name}", where=str(file), next_step="tuneloop ab show")
+        return experiments_of([event])[name]
+
+
+def not_served(place: Path | str, model: str) -> str:
+    """What to know where the server of a store has no such model, so that nobody meets a candidate; empty: it has it, or there
+    is no server yet."""
+    state = store_folder(place) / ServerState.file
+    names = [served.name for served in read_record(ServerState, state).models] if state.is_file() else []
+    if not names or model in names:
+        return ""
+    return f"the server has no model {model!r}, so nobody meets the candidate; it has {', '.join(names)}"
+
+
+def counts_users(place: Path | str) -> bool:
+    """Whether users count one by one: the server believes a key in use, or callers without one, whom they name. True, too,
+    where there is no server yet."""
+    folder = store_folder(place)
+    if not (folder / ServerState.file).is_file():
+        return True
+    open_rights = read_record(ServerState, folder).config.get("keys", {}).get("open_rights", [])
+    return "users" in open_rights or any(
+        key.revoked is None and "users" in key.limits.rights for key in read_keys(folder)
+    )
+
+
+def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | str) -> ExperimentState:
+    """An experiment by its name.
+
+    Args:
+        experiments: of the store.
+        name: may be empty where there is only one that goes on.
+
+    Raises:
+        UserError: there is none of that name, or none or several go on.
+    """
+    going = [other for other, state in experiments.items() if not state.ended]
+    chosen = name or (going[0] if len(going) == 1 else "")
+    if chosen in experiments:
+        return experiments[chosen]
+    known = ", ".join(experiments) or "none; `tuneloop ab start NAME` begins one"
+    what = f"There is no experiment {name!r}" if name else f"{len(going) or 'No'} experiments go on"
+    raise UserError(what, where=store_name(place), next_step=f"experiments: {known}")
+
+
+def votes_of(feedback: Iterable[Feedback], experiment: str) -> list[Feedback]:
+    """The judged pairs of an experiment's shadow mode: `judge_copies` alone writes them, under a key that nobody can send."""
+    mine = f"{SHADOW}:{experiment}:"
+    return [
+        one for one in feedback if one.kind == SHADOW and (one.key or "").startswith(mine) and one.value in (-1, 0, 1)
+    ]
+
+
+def verdict_of(store: Database, state: ExperimentState, at: str, seen: int | None = None) -> ExperimentVerdict:
+    """What follows from all that was stored before a time.
+
+    Args:
+        store: open.
+        state: of the experiment before the decision.
+        at: ISO 8601 in UTC.
+        seen: place of the last event that counts; None: all that is stored.
+    """
+    known = (" AND place <= ?", [seen]) if seen is not None else ("", [])
+    own, values = f"model = ? AND arm IS NOT NULL{known[0]}", [state.design.model, *known[1]]
+    requests = list(read_requests(store, since=state.started, until=at, where=own, values=values, texts=False))
+    feedback = list(read_feedback(store, since=state.started, until=at, where=f"TRUE{known[0]}", values=known[1]))
+    when = time_of(at)
+    units = units_of(state.design, requests, feedback, when)
+    votes = [float(one.value) for one in current(votes_of(feedback, state.design.name))]
+    copies = 0
+    if state.in_shadow_mode:
+        every = read_requests(store, since=state.started, until=at, where=own, values=values, shadow=True, texts=False)
+        copies = sum(copy.error != LEFT for copy in every)
+    verdict = decide(state.design, evidence_of(state.design, units, state.stage(when), votes, copies), at)
+    return verdict.model_copy(update={"seen": seen})
+
+
+def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[ExperimentState, ExperimentVerdict]:
+    """Decide on an experiment now, and log it. One that has ended gives its last decision again.
+
+    Args:
+        place: the store's file, or the server's folder.
+        name: of the experiment; empty: the one that goes on.
+        at: the time; now where empty.
+
+    Returns:
+        The state before it, and the decision.
+
+    Raises:
+        UserError: no such experiment, its registration was changed, or it was stopped.
+    """
+    with opened(place) as store:
+        refuse_rewritten(store, store_name(place))
+        state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
+        name = state.design.name
+        file = registration_file(place, name)
+        if is_database_url(place) and not file.is_file():
+            write_record(file, state.design)  # it was started on another machine; the database has it too
+        refuse_changed(state, file)
+        if state.ended == "stopped":
+            raise UserError(f"{name} was stopped", where=store_name(place), next_step="start another one")
+        if state.ended:
+            return state, state.verdicts[-1]
+        verdict = verdict_of(store, state, at or utc_now(), last_place(store))
+        key = f"{DECISION}:{name}:{len(state.verdicts)}"  # two processes that decide: the first one counts
+        event = Decision(id=uuid7(), time=verdict.at, kind=DECISION, subject=name, data=verdict.to_json(), key=key)
+        if not insert(store, [event]):
+            again = experiments_of(read_decisions(store, where=EVENTS))[name]
+            return state, again.verdicts[len(state.verdicts)]
+        return state, verdict
+
+
+def refuse_changed(state: ExperimentState, file: Path) -> None:
+    """Refuse an experiment whose registration is not what it was.
+
+    Raises:
+        UserError: the file is missing or was changed.
+    """
+    found = registration_hash(read_record(ExperimentDesign, file))
+    if found != state.registration:
+        raise UserError(
+            "The registration was changed after the start", where=str(file),
+            next_step=f"restore it ({state.registration[:19]}...), or stop this experiment and start another one",
+        )  # fmt: skip
+
+
+def stop(place: Path | str, name: str, why: str) -> ExperimentState:
+    """End an experiment by hand; the champion answers all.
+
+    Raises:
+        UserError: no such experiment, or it has ended.
+    """
+    with opened(place) as store:
+        state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
+        if state.ended:
+            raise UserError(
+                f"{state.design.name} has ended: {state.ended}", where=store_name(place), next_step="tuneloop ab show"
+            )  # fmt: skip
+        key = f"{STOP}:{state.design.name}"
+        data = {"why": why, "registration": state.registration}
+        insert(store, [Decision(id=uuid7(), time=utc_now(), kind=STOP, subject=state.design.name, data=data, key=key)])
+        return experiments_of(read_decisions(store, where=EVENTS))[state.design.name]
+
+
+def replay(place: Path | str, name: str = "") -> list[Replayed]:
+    """Make every decision of an experiment again from the log.
+
+    Raises:
+        UserError: no such experiment.
+    """
+    done: list[Replayed] = []
+    with opened(place) as store:
+        events = list(read_decisions(store, where=EVENTS))
+        name = find(experiments_of(events), name, place).design.name
+        own = [event for event in events if event.subject == name]
+        for at, event in enumerate(own):
+            if event.kind == DECISION:
+                logged = ExperimentVerdict.model_validate(event.data)
+                state = experiments_of(own[:at])[name]
+                again = verdict_of(store, state, logged.at, logged.seen)
+                follows = decide(state.design, logged.evidence, logged.at).model_copy(update={"seen": logged.seen})
+                done.append(Replayed(logged, again, _same(logged, again), _same(logged, follows)))
+    return done
+
+
+def decision_log(place: Path | str) -> DecisionLog:
+    """The log of decisions of a store, verified.
+
+    Raises:
+        UserError: there is no store.
+    """
+    with opened(place) as store:
+        return verify(store, store_name(place))
+
+
+def _same(a: ExperimentVerdict, b: ExperimentVerdict) -> bool:
+    return bool(plain(a.model_dump(mode="json")) == plain(b.model_dump(mode="json")))

@@ -1,0 +1,152 @@
+"""Experiments of a server's store, for its gateway: who meets the candidate, and whose requests are copied to it.
+
+The store is the only link: `tuneloop ab` adds events to it, the server reads them again every second, so that a start, a
+step of the ramp and a stop take effect without a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from tuneloop.core.errors import UserError
+from tuneloop.improve.experiment.command import EVENTS
+from tuneloop.improve.experiment.log import Arms, ExperimentState, experiments_of
+from tuneloop.improve.experiment.statistics import CANDIDATE
+from tuneloop.serving.gateway import Drawn, Gateway
+from tuneloop.serving.store.database import Database, DatabaseError
+from tuneloop.serving.store.store import connect, first_arms, is_store, read_decisions
+
+EVERY = 1.0  # seconds between two looks into the store
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What an experiment wants served.
+
+    Args:
+        model: name of the model in whose place it answers.
+        source: run, artifact or registered version.
+    """
+
+    model: str
+    source: str
+
+
+@dataclass
+class Experiments:
+    """The experiments that go on, as a server follows them.
+
+    Args:
+        place: the store's.
+        say: gets a line about what has changed.
+        going: state of those that go on, by the model that they are about.
+        arms: who meets what, by the model.
+    """
+
+    place: str
+    say: Callable[[str], None]
+    going: dict[str, ExperimentState] = field(default_factory=dict)
+    arms: dict[str, Arms] = field(default_factory=dict)
+    _gateway: Gateway | None = None
+    _seen: str = ""
+    _told: dict[str, str] = field(default_factory=dict)
+    _store: Database | None = None
+
+    # --- reading
+
+    def refresh(self) -> bool:
+        """Read the store again where events came; returns whether anything has changed.
+
+        Raises:
+            DatabaseError: it can't be read at present.
+            UserError: it is no store of this version.
+        """
+        if self._store is None:
+            if not is_store(self.place):
+                return False
+            self._store = connect(self.place, create=True)
+        last = self._store.execute("SELECT MAX(id) FROM decisions").fetchone()[0] or ""
+        if last == self._seen:
+            return False
+        found = experiments_of(read_decisions(self._store, where=EVENTS))
+        going = {state.design.model: state for state in found.values() if not state.ended}
+        for model, state in going.items():
+            before = self.going.get(model)
+            same = before is not None and before.registration == state.registration
+            known = self.arms[model].known if same else first_arms(self._store, model, state.started)
+            self.arms[model] = Arms(state, known)
+        for model in set(self.arms) - set(going):
+            del self.arms[model]
+        changed, self.going, self._seen = going != self.going, going, last
+        return changed
+
+    def candidates(self) -> dict[str, Candidate]:
+        """What the experiments want served, by their names."""
+        with contextlib.suppress(DatabaseError):
+            self.refresh()
+        return {state.design.name: Candidate(model, state.design.candidate) for model, state in self.going.items()}
+
+    # --- for the gateway
+
+    def draw(self, model: str, unit: str, request: str) -> Drawn | None:
+        """The arm of a request; see `gateway.Draw`. A user who comes while the candidate is not served has none."""
+        arms = self.arms.get(model)
+        if arms is None or self._gateway is None:
+            return None
+        name = arms.state.design.name
+        served = name in self._gateway.candidates
+        if not served and unit not in arms.known:
+            return None
+        found = arms.arm_of(unit or request)
+        if not unit:
+            arms.known.pop(request, None)  # nobody comes again under it
+        if found is None:
+            return None
+        return Drawn(*found, served=name if found[0] == CANDIDATE else "")
+
+    def shadow(self, model: str) -> str:
+        """The experiment whose candidate answers copies of a model's requests; empty: none."""
+        state = self.going.get(model)
+        return state.design.name if state is not None and state.in_shadow_mode else ""
+
+    @contextlib.asynccontextmanager
+    async def followed_by(self, gateway: Gateway) -> AsyncIterator[None]:
+        """Keep a gateway up to date for the time of a block."""
+        self._gateway = gateway
+        gateway.draw, gateway.shadow = self.draw, self.shadow
+        self._tell()
+        task = asyncio.create_task(self._follow())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY)
+            with contextlib.suppress(DatabaseError, UserError):  # a file that is locked can be read a second later
+                if await asyncio.to_thread(self.refresh):
+                    self._tell()
+
+    def _tell(self) -> None:
+        """Say what has changed."""
+        assert self._gateway is not None
+        now = {}
+        for model, state in self.going.items():
+            name = state.design.name
+            share = "copies, which nobody sees" if not state.share else f"{state.share:.0%} of new users"
+            ready = name in self._gateway.candidates
+            now[name] = f"{model}: the candidate gets {share}" if ready else f"{model}: the candidate is not loaded"
+        for name, line in now.items():
+            if self._told.get(name) != line:
+                self.say(f"experiment {name}, {line}")
+        for name in set(self._told) - set(now):
+            self.say(f"experiment {name} is over; the champion answers all")
+        self._told = now

@@ -1,0 +1,144 @@
+"""An experiment in the log: its registration, and its state as its events tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from tuneloop.core.errors import UserError
+from tuneloop.improve.experiment.config import ExperimentOptions
+from tuneloop.improve.experiment.plan import Traffic, units_for
+from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentVerdict
+from tuneloop.improve.experiment.statistics import Stage, assign, time_of
+from tuneloop.records.decision import Decision
+
+START, DECISION, STOP = "experiment.start", "experiment.decision", "experiment.stop"
+ENDS = ("promote", "roll back", "futility")
+
+
+@dataclass(frozen=True)
+class ExperimentState:
+    """Where an experiment stands.
+
+    Args:
+        design: what was registered, and the hash of that.
+        started: when; `since` when the share was last set.
+        share: of new users that meet the candidate.
+        verdicts: all decisions, in order.
+        ended: how it ended: promote, roll back, futility or stopped; empty while it goes on.
+        stopped: when a person ended it, and `why` as that person said; empty where nobody did.
+    """
+
+    design: ExperimentDesign
+    registration: str
+    started: str
+    since: str
+    share: float
+    verdicts: tuple[ExperimentVerdict, ...] = ()
+    ended: str = ""
+    stopped: str = ""
+    why: str = ""
+
+    @property
+    def in_shadow_mode(self) -> bool:
+        """Whether the candidate answers copies only, which nobody sees."""
+        return self.design.shadow and not self.share and not self.ended
+
+    def stage(self, at: datetime) -> Stage:
+        """Where it stands at some time."""
+        days = [max(0.0, (at - time_of(then)).total_seconds() / 86_400) for then in (self.started, self.since)]
+        return Stage(days[0], days[1], self.share)
+
+
+def experiments_of(events: Iterable[Decision]) -> dict[str, ExperimentState]:
+    """All experiments by their names, from the events of the log in order."""
+    found: dict[str, ExperimentState] = {}
+    for event in events:
+        if event.kind == START and event.subject not in found:
+            design = ExperimentDesign.model_validate(event.data["design"])
+            share = 0.0 if design.shadow else design.ramp[0]
+            hashed = event.data["registration"]
+            found[event.subject] = ExperimentState(design, hashed, event.time, event.time, share)
+        elif event.kind in (DECISION, STOP) and event.subject in found and not found[event.subject].ended:
+            found[event.subject] = _after(found[event.subject], event)
+    return found
+
+
+def _after(state: ExperimentState, event: Decision) -> ExperimentState:
+    if event.kind == STOP:
+        return replace(state, ended="stopped", share=0.0, stopped=event.time, why=str(event.data.get("why") or ""))
+    verdict = ExperimentVerdict.model_validate(event.data)
+    changed = verdict.share != state.share
+    return replace(
+        state,
+        verdicts=(*state.verdicts, verdict),
+        share=verdict.share,
+        since=verdict.at if changed else state.since,
+        ended=verdict.outcome if verdict.outcome in ENDS else "",
+    )
+
+
+@dataclass
+class Arms:
+    """Who meets what, for a server: units keep the arm of their first request.
+
+    Args:
+        state: of the experiment.
+        known: unit -> arm and propensity of its first request, from the stored requests.
+    """
+
+    state: ExperimentState
+    known: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def arm_of(self, unit: str) -> tuple[str, float] | None:
+        """Arm and propensity of a unit, which are stored with its request; None where no experiment runs.
+
+        Args:
+            unit: from `experiment.unit_of`.
+        """
+        if self.state.ended or not self.state.share:
+            return None
+        if unit not in self.known:
+            self.known[unit] = assign(self.state.design, unit, self.state.share), self.state.share
+        return self.known[unit]
+
+
+def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDesign:
+    """The registration that options make.
+
+    Args:
+        name: of the experiment.
+        options: as they were asked for.
+        salt: of the users' hashes.
+
+    Raises:
+        UserError: no model is named, or a value can't be.
+    """
+    if not options.model:
+        step = "--model NAME, the name under which both are served"
+        raise UserError("No model is named", where="--model", next_step=step)
+    try:
+        ramp = [float(step) / 100 for step in options.ramp.split(",")]
+    except ValueError:
+        raise UserError(
+            f"Not a ramp: {options.ramp!r:.60}", where="--ramp", next_step="percent with commas, as in 10,25,50,100"
+        ) from None
+    kept = options.model_dump(exclude={"ramp", "shadow_copies"})
+    share = max((step for step in ramp if 0 < step < 1), default=0.5)
+    planned = max(units_for(Traffic(1, share, options.base, 0).deviation, options.effect, options.alpha), 2)
+    candidate, champion = (target if not target.startswith("@") else f"{options.model}{target}" for target in (options.candidate, options.champion))  # fmt: skip
+    found = {**kept, "candidate": candidate, "champion": champion}
+    try:
+        return ExperimentDesign(
+            name=name, ramp=ramp, planned_units=planned, salt=salt, shadow_votes=options.shadow_copies, **found
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise UserError(
+            f"Can't register this: {what}{first['msg'].removeprefix('Value error, ')}",
+            where=f"ab start {name:.40}", next_step="tuneloop ab start --help",
+        ) from None  # fmt: skip

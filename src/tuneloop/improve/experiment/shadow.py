@@ -1,0 +1,168 @@
+"""Shadow mode judged: a candidate's unseen answers against the answers that users got, before anybody meets the candidate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.improve.experiment.command import EVENTS, find, votes_of
+from tuneloop.improve.experiment.log import ExperimentState, experiments_of
+from tuneloop.improve.experiment.statistics import is_invalid
+from tuneloop.improve.feedback.value import current
+from tuneloop.improve.monitor.detectors import answered
+from tuneloop.records.feedback import SHADOW, Feedback
+from tuneloop.records.request import LEFT, StoredRequest
+from tuneloop.serving.store.database import Database
+from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
+
+if TYPE_CHECKING:
+    from tuneloop.evaluation.judge import AnswerPair
+    from tuneloop.pipeline.judge import Judge
+
+VOTES = {"a": -1, "tie": 0, "b": 1}  # b is the candidate
+MOST = 1000  # pairs of one call
+
+
+@dataclass(frozen=True)
+class JudgedCopies:
+    """What became of an experiment's copies.
+
+    Args:
+        experiment: its name.
+        pairs: copies without a verdict that were looked at.
+        votes: new verdicts by where they come from: `invalid`, one of both failed or was cut off; `equal` answers tie;
+            `people` have said what is right; `judge` is the model.
+        mean: of these: 1 the candidate is better, -1 worse.
+        open: pairs about which nobody could say anything.
+        notes: what to know of the judge.
+    """
+
+    experiment: str
+    pairs: int
+    votes: dict[str, int]
+    mean: float
+    open: int
+    notes: list[str]
+
+
+def judge_copies(
+    place: Path | str, name: str = "", *, judge: Judge | None = None, progress: Progress = no_progress,
+    say: Callable[[str], None] = lambda line: None,
+) -> JudgedCopies:  # fmt: skip
+    """Give a verdict on each pair of answers of a shadow mode that has none, as feedback of the kind `shadow`.
+
+    Args:
+        place: the store's file, or the server's folder.
+        name: of the experiment; empty: the one that goes on.
+        judge: a model that compares answers in both orders; None: only answers that failed, are equal, or of which people
+            have said what is right, get a verdict.
+
+    Raises:
+        UserError: no such experiment, or it has no shadow mode.
+    """
+    with opened(place) as store:
+        state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
+        design = state.design
+        if not design.shadow:
+            raise UserError(
+                f"{design.name} has no shadow mode", where=store_name(place),
+                next_step="tuneloop ab start NAME begins one with it, unless --no-shadow is given",
+            )  # fmt: skip
+        feedback = current(read_feedback(store, since=state.started))
+        known = {one.request for one in votes_of(feedback, design.name)}
+        pairs = _pairs(store, state, known)
+        right = {
+            one.request: str(one.value).strip()
+            for one in feedback
+            if one.kind in ("label", "correction") and one.request and one.may_teach()
+        }
+        said = {copy.id: plain for one, copy in pairs if (plain := _plain_verdict(one, copy, right.get(one.id)))}
+        left = [
+            (one, copy)
+            for one, copy in pairs
+            if copy.id not in said and answered(one).strip() and answered(copy).strip()
+        ]
+        notes: list[str] = []
+        if judge is not None and left:
+            found, notes = _asked(left, right, judge, progress, say)
+            said |= found
+        votes = [_vote(one, copy, *said[copy.id], design.name) for one, copy in pairs if copy.id in said]
+        insert(store, votes)
+    values = [vote.value for vote in votes]
+    return JudgedCopies(
+        design.name, len(pairs), dict(Counter(said[copy.id][1] for _, copy in pairs if copy.id in said)),
+        sum(values) / len(values) if values else 0.0, len(pairs) - len(votes), notes,
+    )  # fmt: skip
+
+
+def _pairs(
+    store: Database, state: ExperimentState, known: Set[str | None]
+) -> list[tuple[StoredRequest, StoredRequest]]:
+    """Requests and their copies, in order; those of which a verdict is `known` are left out.
+
+    Users' requests may be a million: only those that have a copy are read.
+    """
+    own, values = "model = ? AND arm IS NOT NULL", [state.design.model]
+    every = read_requests(store, since=state.started, where=own, values=values, shadow=True)
+    copies = [copy for copy in every if copy.error != LEFT and copy.shadow not in known][:MOST]
+    if not copies:
+        return []
+    asked = [copy.shadow for copy in copies]
+    originals = read_requests(store, where=f"id IN ({', '.join('?' * len(asked))})", values=asked)
+    seen = {request.id: request for request in originals}
+    return [(seen[copy.shadow], copy) for copy in copies if copy.shadow in seen]
+
+
+Verdict = tuple[int, str]  # 1, 0 or -1, and who says so
+
+
+def _plain_verdict(one: StoredRequest, copy: StoredRequest, right: str | None) -> Verdict | None:
+    """What can be said without a judge."""
+    failed = is_invalid(one), is_invalid(copy)
+    if failed[0] != failed[1]:
+        return (1 if failed[0] else -1), "invalid"
+    champion, candidate = answered(one).strip(), answered(copy).strip()
+    if champion == candidate:
+        return (0, "equal") if champion else None
+    if right is not None and right in (champion, candidate):
+        return (1 if candidate == right else -1), "people"
+    return None
+
+
+def _asked(
+    pairs: Sequence[tuple[StoredRequest, StoredRequest]], right: Mapping[str, str], judge: Judge, progress: Progress,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Verdict], list[str]]:  # fmt: skip
+    from tuneloop.evaluation.judge import judge_pairs, load_judge_prompt
+
+    asked = [_pair(one, copy, right.get(one.id, "")) for one, copy in pairs]
+    found = judge_pairs(
+        asked, judge.choose(progress, say), load_judge_prompt("pairwise", judge.prompt), names=("champion", "candidate")
+    )
+    return {row.id: (VOTES[row.winner], "judge") for row in found.rows if row.winner is not None}, found.words
+
+
+def _pair(one: StoredRequest, copy: StoredRequest, reference: str) -> AnswerPair:
+    from tuneloop.evaluation.judge import AnswerPair
+
+    turns = "\n\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in one.prompt)
+    return AnswerPair(copy.id, turns, answered(one), answered(copy), reference)
+
+
+def _vote(one: StoredRequest, copy: StoredRequest, value: int, by: str, experiment: str) -> Feedback:
+    given: dict[str, Any] = {
+        "id": uuid7(),
+        "request": one.id,
+        "kind": SHADOW,
+        "value": value,
+        "user": by,
+        "source": "judge",
+        "time": utc_now(),
+    }
+    return Feedback(**given, key=f"{SHADOW}:{experiment}:{copy.id}")

@@ -1,0 +1,213 @@
+"""`tuneloop feedback`: what people said of answers comes into the store, and out of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, write_jsonl
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii import Redactor
+from tuneloop.data.sources.parse import SourceRecord
+from tuneloop.data.sources.read import read_records
+from tuneloop.improve.feedback.value import current, mean_value
+from tuneloop.records.feedback import Feedback, feedback_of
+from tuneloop.serving.store.database import Database
+from tuneloop.serving.store.store import insert, opened, read_feedback
+
+BATCH = 5000
+# Names that other tools give to the columns.
+COLUMNS = {
+    "request": ("request", "request_id", "completion_id"),
+    "conversation": ("conversation", "conversation_id", "session", "session_id"),
+    "kind": ("kind", "type", "name"),
+    "value": ("value", "score", "feedback", "rating", "thumbs"),
+    "user": ("user", "user_id"),
+    "time": ("time", "created", "created_at", "timestamp"),
+    "key": ("key", "idempotency_key"),
+    "source": ("source",),
+    "weight": ("weight",),
+}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a file: new events, those that were there already, and refused lines with the reason."""
+
+    added: int
+    known: int
+    refused: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the store holds of one kind: events, current ones, and the mean of their values (0 bad, 1 good)."""
+
+    kind: str
+    events: int
+    current: int
+    mean: float | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Feedback of a store: by kind, of how many requests, and that on requests or conversations that are not known."""
+
+    kinds: list[Kind]
+    requests: int
+    rated: int
+    orphans: list[Feedback]
+
+
+def add(
+    place: Path | str, given: Mapping[str, Any], *, personal: PersonalConfig | None = None
+) -> tuple[Feedback, bool]:
+    """Store one piece of feedback. The request need not be known yet.
+
+    Args:
+        place: the store's file, or the server's folder.
+        given: see `records.feedback.feedback_of`.
+        personal: what happens to personal data in texts; replaced by default.
+
+    Returns:
+        The feedback, and whether it is new: one with a known key is not.
+
+    Raises:
+        UserError: there is no store, or a value does not fit.
+    """
+    given = {**given, "source": given.get("source") or "command"}
+    one = _clean(feedback_of(given, new_id=uuid7(), now=utc_now()), Redactor(personal or PersonalConfig()))
+    with opened(place) as store:
+        return one, bool(insert(store, [one]))
+
+
+def _clean(one: Feedback, redactor: Redactor) -> Feedback:
+    return one.model_copy(update={"value": redactor(one.value)}) if isinstance(one.value, str) else one
+
+
+def import_files(
+    place: Path | str, sources: Sequence[str], *, kind: str = "", personal: PersonalConfig | None = None
+) -> Imported:
+    """Store the feedback of files; the same file again adds nothing.
+
+    Columns may have the names of `COLUMNS`. A record without a key gets one from its content.
+
+    Args:
+        place: the store's file, or the server's folder.
+        sources: files, globs or folders of any format that `prepare` reads as records.
+        kind: of records that name none.
+        personal: as for `add`.
+
+    Raises:
+        UserError: a file can't be read, or there is no store.
+    """
+    redactor = Redactor(personal or PersonalConfig())
+    refused: list[dict[str, Any]] = []
+    added = seen = 0
+    now = utc_now()
+    with opened(place) as store:
+        batch: list[Feedback] = []
+        for item in read_records(sources):
+            try:
+                if not isinstance(item, SourceRecord) or not isinstance(item.value, Mapping):
+                    raise UserError("it is not a record with named values")
+                found = _columns(item.value, kind)
+                found.setdefault("key", "import:" + content_hash(found)[:32])
+                found.setdefault("source", "file")
+                batch.append(_clean(feedback_of(found, new_id=uuid7(), now=now), redactor))
+            except UserError as error:
+                refused.append({"source": item.source, "line": item.line, "reason": error.what})
+                continue
+            seen += 1
+            if len(batch) >= BATCH:
+                added += insert(store, batch)
+                batch = []
+        added += insert(store, batch)
+    return Imported(added, seen - added, refused)
+
+
+def _columns(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The values of a record by our names; a column `thumbs` or `rating` also names the kind."""
+    found: dict[str, Any] = {}
+    for name, columns in COLUMNS.items():
+        column = next((column for column in columns if record.get(column) not in (None, "")), None)
+        if column is None:
+            continue
+        found[name] = record[column]
+        if column in ("rating", "thumbs"):
+            found.setdefault("kind", column)
+    if kind:
+        found.setdefault("kind", kind)
+    if "request" in found and "conversation" in found:
+        del found["conversation"]  # what is said of an answer is about that answer
+    return found
+
+
+def export(
+    place: Path | str, out: Path | str, *, since: str = "", until: str = "", personal: PersonalConfig | None = None
+) -> int:
+    """Write feedback as JSON Lines, oldest first, and give the number of lines.
+
+    Args:
+        place: the store's file, or the server's folder.
+        out: the file.
+        since, until: ISO times; empty: no bound.
+        personal: what happens to personal data in texts; replaced by default, also where the server kept them.
+
+    Raises:
+        UserError: there is no store, or the file can't be written.
+    """
+    with opened(place) as store:
+        redactor = Redactor(personal or PersonalConfig())
+        lines = [_clean(one, redactor).to_json() for one in read_feedback(store, since=since, until=until)]
+    write_jsonl(out, lines)
+    return len(lines)
+
+
+def show(place: Path | str, *, since: str = "", until: str = "", most_orphans: int = 100) -> Shown:
+    """What the store holds.
+
+    Args:
+        place: the store's file, or the server's folder.
+        since, until: ISO times; empty: no bound.
+        most_orphans: that are listed.
+
+    Raises:
+        UserError: there is no store.
+    """
+    with opened(place) as store:
+        events = list(read_feedback(store, since=since, until=until))
+        lost = [*_orphans(store, since, until, most_orphans)]
+        requests = int(store.execute("SELECT SUM(requests) FROM costs").fetchone()[0] or 0)
+        rated = int(
+            store.execute(
+                "SELECT COUNT(*) FROM requests WHERE id IN (SELECT request FROM feedback WHERE request IS NOT NULL)"
+                " OR conversation IN (SELECT conversation FROM feedback WHERE conversation IS NOT NULL)"
+            ).fetchone()[0]
+        )
+    return Shown(list(_kinds(events)), requests, rated, lost)
+
+
+def _orphans(store: Database, since: str, until: str, most: int) -> Iterable[Feedback]:
+    unknown = (
+        "(request IS NOT NULL AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = feedback.request)) OR"
+        " (conversation IS NOT NULL AND NOT EXISTS"
+        " (SELECT 1 FROM requests WHERE requests.conversation = feedback.conversation))"
+    )
+    for at, one in enumerate(read_feedback(store, since=since, until=until, where=unknown)):
+        if at >= most:
+            return
+        yield one
+
+
+def _kinds(events: Sequence[Feedback]) -> Iterable[Kind]:
+    counts = Counter(one.kind for one in events)
+    held = current(events)
+    for kind, number in counts.most_common():
+        of = [one for one in held if one.kind == kind]
+        yield Kind(kind, number, len(of), mean_value(of))

@@ -1,0 +1,556 @@
+"""Has production changed, and does it matter? One window of requests against a data set and against the time before.
+
+Each detector is an exact test by permutation at the sizes of its groups. The false alarms of a year are a setting: they
+are divided over the windows of the year and over the detectors that are read in each. What goes together counts once: the
+requests of a user, copies of a text, and for latency the requests of a part of the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from tuneloop.core.files import Config
+from tuneloop.core.flag import Flag
+from tuneloop.core.lazy import np
+from tuneloop.core.units import counted, verb
+from tuneloop.improve.experiment.statistics import person_of, time_of
+from tuneloop.improve.feedback.value import by_request, mean_value, talks_of
+from tuneloop.improve.monitor.canary_prompts import SHARE, round_in_words
+from tuneloop.improve.monitor.permutation import Difference, categories_differ, numbers_differ, vectors_differ
+from tuneloop.improve.monitor.record import CanaryRound, Detection, MonitorReport, QualityEstimate
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.request import StoredRequest
+
+FEW = 50  # rows of a group below which nothing is said
+MOST_BEFORE, MOST_NOW = 3000, 1500  # rows that are compared, chosen by the hashes of their ids
+EARLIER_WINDOWS = 4  # what "earlier" is: the production of so many windows before this one
+SHOWN = 5
+WORD = re.compile(r"\w+")
+REFUSES = re.compile(r"\b(?:i (?:can(?:no|')t|am unable|am not able)|i'm (?:unable|not able|sorry)|as an ai)\b", re.I)
+TAILED = ("novelty", "vocabulary")  # a few rows far out are what they look for
+BLOCKED = ("latency",)  # compared by parts of time
+BLOCKS = 7  # of a window: days of a week
+FEW_BLOCKS, FEW_IN_BLOCK = 5, 5  # parts, and requests of a part, below which nothing is said
+CANARIES = "canaries"  # among the alarms: not a window's detector, see `canary_prompts`
+KNOWN_ENOUGH = 50  # judged answers from which probabilities are calibrated
+
+Embed = Callable[[Sequence[str]], Any]
+Reference = Literal["reference", "earlier"]
+
+STEPS = {
+    "inputs": "let people label some of these requests (`tuneloop feedback queue`, then `tuneloop review`), and train again; or `--ignore inputs --ignore-until TIME`, if you know the change",
+    "novelty": "look whether these are a new kind of request; label them and train again",
+    "vocabulary": "look at the words: a new product, or damaged texts? label some and train again, or repair the source",
+    "length": "look whether a template or a client has changed; evaluate on some of these",
+    "language": "evaluate on these by language; add rows in it, or send them elsewhere",
+    "labels": "label a random sample: has the mix of requests changed, or does the model err? Then train again, or roll back",
+    "outputs": "look at these answers; if a release has changed, `tuneloop rollback`",
+    "confidence": "label some of the answers of which the model is least sure (`tuneloop review`); if they are wrong, train again",
+    "output length": "look at these answers; if a release has changed, `tuneloop rollback`",
+    "feedback": "compare with the release before (`tuneloop rollback`), then train on the corrections (`tuneloop collect`)",
+    "latency": "see `tuneloop top`: load, or longer requests; the model's answers need not be worse",
+    "cost": "see `tuneloop costs`: longer requests or answers, or another tier",
+}
+
+MEASURED = {  # number of each request that a detector compares, and its unit
+    "novelty": ("distance to the nearest row", ""),
+    "vocabulary": ("share of unknown words", ""),
+    "length": ("length", " characters"),
+    "confidence": ("probability", ""),
+    "output length": ("length", " characters"),
+    "cost": ("cost", " USD"),
+    "latency": ("time", " ms"),
+}
+
+
+class MonitorOptions(Config):
+    """What is compared."""
+
+    model: str = Field("", description="Served name; default: the only one of the window.")
+    window: Annotated[str, Flag(metavar="TIME")] = Field("7d", description="Length of the window, as in 7d or 12h.")
+    until: Annotated[str, Flag(metavar="TIME")] = Field(
+        "", description="End of the window, as in 2026-01-31; default: now."
+    )
+    false_alarms: float = Field(
+        2.0, gt=0, le=50, description="Windows of a year that may raise an alarm without cause."
+    )
+    canaries: int = Field(20, ge=1, le=500, description="Rows of the data set's test that --ask asks.")
+    canaries_every: Annotated[str, Flag(metavar="TIME")] = Field(
+        "1d", description="Time between two rounds of canary prompts, as in 1d or 12h."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the permutations.")
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """What other stages know.
+
+    Args:
+        embed: texts to vectors; None: there is no embedder.
+        language: a text's language code; None: nobody can tell.
+        telling: words that tell the second texts from the first.
+    """
+
+    embed: Embed | None
+    language: Callable[[str], str] | None
+    telling: Callable[[Sequence[str], Sequence[str]], list[str]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What one detector compares.
+
+    Args:
+        name: of the detector.
+        against: the reference or earlier production.
+        kind: of its values.
+        before, now: values by row.
+        ids: of the requests of now.
+        texts: of both groups where words explain a difference, else empty.
+        unit: what the size is of.
+    """
+
+    name: str
+    against: Reference
+    kind: Literal["vectors", "numbers", "categories"]
+    before: Any
+    now: Any
+    ids: Sequence[str]
+    texts: tuple[Sequence[str], Sequence[str]] = ((), ())
+    unit: str = "distance of the distributions"
+
+
+def level_of(false_alarms: float, window_days: float, detectors: int) -> float:
+    """The level of one detector in one window with which windows raise at most so many false alarms in a year.
+
+    Args:
+        false_alarms: in a year.
+        window_days: length of a window; windows follow each other.
+        detectors: that are read in it.
+    """
+    return min(0.5, false_alarms * window_days / 365.25) / max(1, detectors)
+
+
+def monitor(
+    reference: Sequence[tuple[str, str | None]],
+    window: Sequence[StoredRequest],
+    earlier: Sequence[StoredRequest],
+    feedback: Iterable[Feedback],
+    helpers: Helpers,
+    options: MonitorOptions,
+    *,
+    window_days: float,
+    canaries: Sequence[CanaryRound] = (),
+) -> MonitorReport:
+    """Compare a window with a data set and with the production before it.
+
+    Args:
+        reference: text and label of the data set's training rows.
+        window, earlier: requests of one model, in order.
+        feedback: on them.
+        helpers: what other stages know.
+        options: settings.
+        window_days: length of the window.
+        canaries: rounds of canary prompts in it, which have their share of the false alarms.
+    """
+    now, before = _one_a_user(window, MOST_NOW), _one_a_user(earlier, MOST_BEFORE)
+    said = by_request(feedback, talks_of([*earlier, *window]))
+    skipped: dict[str, str] = {}
+    texts_now, texts_before = _one_a_text(now), _one_a_text(before)
+    found = [
+        *_of_inputs(reference, texts_now, texts_before, helpers, skipped),
+        *_of_production(now, before, said),
+        *_of_answers(texts_now, texts_before),
+        *_of_load(window, earlier, window_days),
+    ]
+    compared = []
+    for one in found:
+        least = FEW_BLOCKS if one.name in BLOCKED else FEW
+        if min(len(one.before), len(one.now)) < least:
+            unit = "parts of time" if one.name in BLOCKED else "rows"
+            skipped[one.name] = f"{len(one.now)} {unit} now and {len(one.before)} before; {least} are needed"
+        else:
+            compared.append(one)
+    level = level_of(options.false_alarms * (1 - SHARE if canaries else 1), window_days, len(compared))
+    detections = [_detect(one, level, helpers, options.seed) for one in compared]
+    alarms = [one.name for one in detections if one.alarm] + [CANARIES] * any(one.alarm for one in canaries)
+    quality = _quality([*earlier, *window], {r.id for r in window}, said)
+    report = MonitorReport(
+        model=options.model, since="", until="", requests=len(window), compared=len(now),
+        false_alarms_per_year=options.false_alarms, detections=detections, skipped=skipped, quality=quality, alarms=alarms,
+        canaries=[one for one in canaries if one.changed], canary_rounds=len(canaries), summary=[],
+    )  # fmt: skip
+    return report.model_copy(update={"summary": list(_summary(report, _releases(window) - _releases(earlier)))})
+
+
+def _one_a_user(requests: Sequence[StoredRequest], most: int) -> list[StoredRequest]:
+    """The first request of each user; of more than `most` those with the smallest hashes."""
+    first: dict[str, StoredRequest] = {}
+    for request in requests:
+        first.setdefault(person_of(request), request)
+    return _some(list(first.values()), most, lambda request: request.id)
+
+
+def _one_a_text(requests: Sequence[StoredRequest]) -> list[StoredRequest]:
+    """The first request of each text: a data set has no copies, and those of production go together."""
+    first: dict[str, StoredRequest] = {}
+    for request in requests:
+        first.setdefault(" ".join(asked(request).casefold().split()) or request.id, request)
+    return list(first.values())
+
+
+def _some(rows: Sequence[Any], most: int, key: Callable[[Any], str]) -> list[Any]:
+    if len(rows) <= most:
+        return list(rows)
+    hashed = sorted(range(len(rows)), key=lambda i: hashlib.sha256(key(rows[i]).encode("utf-8", "replace")).digest())
+    return [rows[i] for i in sorted(hashed[:most])]
+
+
+def _releases(requests: Sequence[StoredRequest]) -> set[str]:
+    return {request.release for request in requests if request.release}
+
+
+# --- what is compared --------------------------------------------------------------------------
+
+
+def asked(request: StoredRequest) -> str:
+    """The last turn of the user; empty where it was not kept."""
+    turns = [str(turn.get("content") or "") for turn in request.prompt if turn.get("role") == "user"]
+    return turns[-1] if turns and not turns[-1].startswith("sha256:") else ""
+
+
+def answered(request: StoredRequest) -> str:
+    """The text of the answer; empty where there is none."""
+    found = request.completion
+    text = found.get("content") if isinstance(found, Mapping) else found
+    return text if isinstance(text, str) and not text.startswith("sha256:") else ""
+
+
+def _of_inputs(
+    reference: Sequence[tuple[str, str | None]],
+    now: Sequence[StoredRequest],
+    before: Sequence[StoredRequest],
+    helpers: Helpers,
+    skipped: dict[str, str],
+) -> Iterator[Compared]:
+    """What users ask, against the data set; labels against earlier production, else against the data set's."""
+    known = _some([row for row in reference if row[0]], MOST_BEFORE, lambda row: str(row[0]))
+    texts = [text for text, _ in known]
+    kept = [request for request in now if asked(request)]
+    ids, asks = [request.id for request in kept], [asked(request) for request in kept]
+    both = (texts, asks)
+    memory, rest = texts[::2], texts[1::2]
+    if helpers.embed is None:
+        skipped["inputs"] = skipped["novelty"] = "no embedder is installed"
+    elif min(len(texts), len(asks)) >= FEW:
+        vectors = np.asarray(helpers.embed([*texts, *asks]), dtype=np.float64)
+        old, new = vectors[: len(texts)], vectors[len(texts) :]
+        yield Compared(
+            "inputs",
+            "reference",
+            "vectors",
+            old,
+            new,
+            ids,
+            both,
+            "chance to tell a request of now from a row of the data set",
+        )
+        nearest = [1 - (some @ old[::2].T).max(axis=1) for some in (old[1::2], new)]
+        yield Compared("novelty", "reference", "numbers", nearest[0], nearest[1], ids, (rest, asks))
+    words = {word for text in memory for word in WORD.findall(text.lower())}
+    fresh = [_unknown(some, words) for some in (rest, asks)]
+    yield Compared("vocabulary", "reference", "numbers", fresh[0], fresh[1], ids, (rest, asks))
+    lengths = [np.array([len(text) for text in some], dtype=np.float64) for some in both]
+    yield Compared("length", "reference", "numbers", lengths[0], lengths[1], ids, both)
+    if helpers.language is None:
+        skipped["language"] = "no detector of languages is installed"
+    else:
+        spoken = [[helpers.language(text) for text in some] for some in both]
+        yield Compared(
+            "language",
+            "reference",
+            "categories",
+            spoken[0],
+            spoken[1],
+            ids,
+            both,
+            "share of requests in another language",
+        )
+    yield from _of_labels([label for _, label in known if label], now, before)
+
+
+def _unknown(texts: Sequence[str], words: set[str]) -> Any:
+    """The share of each text's words that are not among the known ones."""
+    found = [WORD.findall(text.lower()) for text in texts]
+    return np.array([sum(word not in words for word in own) / len(own) if own else 0.0 for own in found])
+
+
+def _of_labels(
+    labels: Sequence[str], now: Sequence[StoredRequest], before: Sequence[StoredRequest]
+) -> Iterator[Compared]:
+    given = [(request.id, answered(request).strip()) for request in now if answered(request)]
+    old = [text for request in before if (text := answered(request).strip())]
+    names = set(labels)
+    sides = (old, [text for _, text in given])
+    if not names or not any(texts and 2 * sum(text in names for text in texts) >= len(texts) for texts in sides):
+        return  # no labels, or the model answers in sentences, now as before
+    against: Reference = "earlier" if len(old) >= FEW else "reference"
+    shown = [[text if text in names else "(none of the labels)" for text in some]
+             for some in (old if against == "earlier" else labels, [text for _, text in given])]  # fmt: skip
+    yield Compared(
+        "labels",
+        against,
+        "categories",
+        shown[0],
+        shown[1],
+        [name for name, _ in given],
+        unit="share of answers with another label",
+    )
+
+
+def _of_production(
+    now: Sequence[StoredRequest], before: Sequence[StoredRequest], said: Mapping[str, list[Feedback]]
+) -> Iterator[Compared]:
+    """What kind of answers there were and how they were taken, against earlier production."""
+    sides = (before, now)
+    ids = [request.id for request in now]
+    states = [[_state(request) for request in some] for some in sides]
+    yield Compared(
+        "outputs", "earlier", "categories", states[0], states[1], ids, unit="share of answers of another kind"
+    )
+    rated = [[(r.id, v) for r in some if (v := _liked(said.get(r.id, ()))) is not None] for some in sides]
+    votes = [[v for _, v in some] for some in rated]
+    unit = "share of rated answers that are taken otherwise"
+    yield Compared("feedback", "earlier", "categories", votes[0], votes[1], [name for name, _ in rated[1]], unit=unit)
+
+
+def _of_answers(now: Sequence[StoredRequest], before: Sequence[StoredRequest]) -> Iterator[Compared]:
+    """How sure the model is of its answers, how long they are and what they cost, against earlier production."""
+    chances = [[(r.id, p) for r in some if (p := probability_of(r)) is not None] for some in (before, now)]
+    if any(chances):
+        yield _numbers("confidence", chances[0], chances[1])
+    lengths = [[(r.id, float(len(answered(r)))) for r in some if answered(r)] for some in (before, now)]
+    yield _numbers("output length", lengths[0], lengths[1])
+    prices = [[(r.id, r.usd) for r in some if r.usd is not None] for some in (before, now)]
+    yield _numbers("cost", prices[0], prices[1])
+
+
+def _of_load(
+    window: Sequence[StoredRequest], earlier: Sequence[StoredRequest], window_days: float
+) -> Iterator[Compared]:
+    """Latency, as the geometric mean of each part of the time: requests that wait behind the same ones go together."""
+    sides = []
+    for some in (earlier, window):
+        blocks: dict[int, list[tuple[float, str]]] = {}
+        for request in some:
+            if request.total_ms is not None and request.total_ms > 0:
+                at = time_of(request.time).timestamp() / 86_400 / window_days * BLOCKS
+                blocks.setdefault(math.floor(at), []).append((request.total_ms, request.id))
+        kept = [each for each in blocks.values() if len(each) >= FEW_IN_BLOCK]
+        sides.append([(max(each)[1], math.exp(sum(math.log(ms) for ms, _ in each) / len(each))) for each in kept])
+    yield _numbers("latency", sides[0], sides[1])
+
+
+def _numbers(name: str, before: Sequence[tuple[str, float]], now: Sequence[tuple[str, float]]) -> Compared:
+    """A number of each request, against earlier production."""
+    values = [np.array([value for _, value in some], dtype=np.float64) for some in (before, now)]
+    return Compared(name, "earlier", "numbers", values[0], values[1], [id_ for id_, _ in now])
+
+
+def _state(request: StoredRequest) -> str:
+    """What kind of answer it is."""
+    if request.error is not None:
+        return "failed"
+    if request.finish == "length":
+        return "cut"
+    text = answered(request)
+    words = WORD.findall(text.lower())
+    if REFUSES.search(text[:200]):
+        return "refused"
+    return "repeats itself" if len(words) >= 20 and len(set(words)) < len(words) / 4 else "answered"
+
+
+def _liked(said: Iterable[Feedback]) -> str | None:
+    mean = mean_value(said)
+    return None if mean is None else "good" if mean >= 0.5 else "bad"
+
+
+# --- what was found ----------------------------------------------------------------------------
+
+
+def _detect(one: Compared, level: float, helpers: Helpers, seed: int) -> Detection:
+    test: Callable[..., Difference] = vectors_differ
+    if one.kind != "vectors":
+        test = numbers_differ if one.kind == "numbers" else categories_differ
+    if one.name in TAILED:
+        test = partial(numbers_differ, upper_tail=True)
+    found = test(one.before, one.now, level=level, seed=seed)
+    alarm = found.p <= level
+    words = helpers.telling(*one.texts)[:SHOWN] if alarm and one.texts[0] else []
+    order = np.argsort(-found.foreign, kind="stable")[: SHOWN if alarm else 0].tolist()
+    against = "the data set" if one.against == "reference" else "production before"
+    said = (
+        f"{one.name} {'differ' if one.name.endswith('s') else 'differs'} from {against}"
+        if alarm
+        else f"{one.name}: no change is shown"
+    )
+    return Detection(
+        name=one.name, compared_with=one.against, p=found.p, level=level, size=found.size, unit=one.unit, alarm=alarm,
+        rows=[len(one.before), len(one.now)],
+        sentence=f"{said} ({_sized(one, found)}, p {found.p:.2g}, alarm below {level:.2g})",
+        next_step=_next_step(one) if alarm else "", words=words, requests=[one.ids[i] for i in order],
+    )  # fmt: skip
+
+
+def _next_step(one: Compared) -> str:
+    """What to do about an alarm. Where people like the answers more than before, nothing is to be taken back."""
+    if one.name == "feedback":
+        before, now = (list(map(str, each)).count("good") / max(len(each), 1) for each in (one.before, one.now))
+        if now > before:
+            return "people like the answers more than before: a better release, or other people who rate? Nothing to take back"
+    return STEPS[one.name]
+
+
+def _sized(one: Compared, found: Difference) -> str:
+    if one.kind == "categories":
+        before, now = Counter(map(str, one.before)), Counter(map(str, one.now))
+        shifts = {name: now[name] / now.total() - before[name] / before.total() for name in before | now}
+        most = max(shifts, key=lambda name: abs(shifts[name]))
+        return f"{most} from {before[most] / before.total():.1%} to {now[most] / now.total():.1%}"
+    if one.kind == "numbers":
+        word, middles = "median", [float(np.median(one.before)), float(np.median(one.now))]
+        if middles[0] == middles[1]:  # a few rows far out change the mean alone
+            word, middles = "mean", [float(np.mean(one.before)), float(np.mean(one.now))]
+        what, unit = MEASURED[one.name]
+        return f"{word} {what} from {middles[0]:.4g} to {middles[1]:.4g}{unit}"
+    return f"told apart with a chance of {found.size:.2f}; 0.5: alike"
+
+
+# --- quality without labels --------------------------------------------------------------------
+
+
+def _quality(
+    requests: Sequence[StoredRequest], current: set[str], said: Mapping[str, list[Feedback]]
+) -> QualityEstimate | None:
+    """The estimate, from answers with a probability; what people said of earlier ones calibrates it.
+
+    Labels alone do so where there are enough: some thumbs are down for right answers, and corrections come to wrong ones.
+    """
+    chances = {r.id: chance for r in requests if (chance := probability_of(r)) is not None}
+    now = [chance for name, chance in chances.items() if name in current]
+    if len(now) < FEW:
+        return None
+    texts = {r.id: answered(r).strip() for r in requests if r.id in chances}
+    right = _right(texts, said, ("label",))
+    if sum(name not in current for name in right) < KNOWN_ENOUGH:
+        liked = {name: mean >= 0.5 for name in texts if (mean := mean_value(said.get(name, ()))) is not None}
+        right = liked | _right(texts, said, ("label", "correction"))
+    known = [(chances[name], truth) for name, truth in right.items() if name not in current]
+    judged = [truth for name, truth in right.items() if name in current]
+    return estimate_quality(now, known, judged)
+
+
+def probability_of(request: StoredRequest) -> float | None:
+    """The probability of the label that was chosen; None where the answer has none."""
+    found = request.completion.get("probability") if isinstance(request.completion, Mapping) else None
+    return float(found) if isinstance(found, int | float) and 0 <= found <= 1 else None
+
+
+def _right(texts: Mapping[str, str], said: Mapping[str, list[Feedback]], kinds: Sequence[str]) -> dict[str, bool]:
+    """Whether answers are right by the texts that people gave in feedback of some kinds."""
+    given = {
+        name: [str(one.value).strip() for one in said.get(name, ()) if one.kind in kinds and one.may_teach()]
+        for name in texts
+    }
+    return {name: all(text == texts[name] for text in values) for name, values in given.items() if values}
+
+
+def estimate_quality(
+    chances: Sequence[float], known: Sequence[tuple[float, bool]], judged: Sequence[bool] = (), *, seed: int = 0
+) -> QualityEstimate:
+    """Accuracy of answers that nobody has judged: the mean of their calibrated probabilities.
+
+    Isotonic regression on the judged answers calibrates them; with fewer than 50 of these they are taken as they are. The
+    interval is a bootstrap over both. It holds while an answer of some probability is as often right as before, which a new
+    kind of request may break.
+    Source: Guillory et al. 2021, "Predicting with confidence on unseen distributions"; Garg et al. 2022 show where it ends.
+
+    Args:
+        chances: probabilities of the answers of the window.
+        known: probability of earlier answers, and whether they were right.
+        judged: whether answers of the window were right, where people said so.
+        seed: of the bootstrap.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    rng = np.random.default_rng(seed)
+    values = np.asarray(chances, dtype=np.float64)
+    scores = np.array([chance for chance, _ in known], dtype=np.float64)
+    truths = np.array([truth for _, truth in known], dtype=np.float64)
+    calibrated = len(known) >= KNOWN_ENOUGH and 0 < truths.sum() < len(truths)
+
+    def mean(of: Any, by: Any) -> float:
+        if not calibrated:
+            return float(of.mean())
+        fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores[by], truths[by])
+        return float(fitted.predict(of).mean())
+
+    everyone = np.arange(len(known))
+    value = mean(values, everyone)
+    draws = []
+    for _ in range(100):
+        resampled = values[rng.integers(0, len(values), len(values))]
+        # The answers themselves are right or not by chance, too.
+        spread = rng.normal(0, math.sqrt(max(value * (1 - value), 0.0) / len(values)))
+        draws.append(mean(resampled, rng.integers(0, len(known), len(known)) if calibrated else everyone) + spread)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return QualityEstimate(
+        estimated=value, low=max(0.0, float(low)), high=min(1.0, float(high)),
+        before=float(truths.mean()) if len(truths) >= FEW else math.nan, calibrated_on=len(known) if calibrated else 0,
+        measured=float(np.mean(judged)) if judged else math.nan, judged=len(judged),
+    )  # fmt: skip
+
+
+def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
+    ran, found = len(report.detections), sum(one.alarm for one in report.detections)
+    if not ran:
+        yield f"{counted(report.requests, 'request')} {verb(report.requests, 'says', 'say')} too little: {FEW} users are needed, now and before."
+    elif found:
+        yield f"{found} of {counted(ran, 'detector')} {verb(found, 'raises', 'raise')} an alarm on {counted(report.requests, 'request')}."
+    else:
+        yield f"No alarm: {counted(ran, 'detector')} {verb(ran, 'shows', 'show')} no change on {counted(report.requests, 'request')} ({counted(report.compared, 'user')})."
+    for one in report.detections:
+        if one.alarm:
+            words = f"\n  Words: {', '.join(one.words)}." if one.words else ""
+            yield f"{one.sentence}.{words}\n  Requests: {', '.join(one.requests)}.\n  Next: {one.next_step}."
+    yield from map(round_in_words, report.canaries)
+    if report.canary_rounds and not report.canaries:
+        yield f"Canary prompts: asked {counted(report.canary_rounds, 'time')}, all answered as before."
+    if report.alarms and new_releases:
+        yield f"New in this window: release {', '.join(sorted(new_releases))}."
+    if report.quality is not None:
+        q = report.quality
+        by = (
+            f"calibrated on {q.calibrated_on:,} judged answers"
+            if q.calibrated_on
+            else "not calibrated, as the model says"
+        )
+        loss = f"; before {q.before:.3f}" if q.before == q.before else ""
+        if loss and report.alarms:
+            more = [100 * (each - q.before) for each in (q.estimated, q.low, q.high)]
+            loss += f", so about {more[0]:+.0f} points [{more[1]:+.0f}, {more[2]:+.0f}]"
+        yield f"Estimated share of right answers: {q.estimated:.3f} [{q.low:.3f}, {q.high:.3f}], {by}{loss}."
+        if q.judged:
+            aside = "" if q.low <= q.measured <= q.high else (
+                ", which is outside of the estimate: answers as sure as before are not right as often now"
+            )  # fmt: skip
+            yield f"People judged {q.judged:,} of them: {q.measured:.3f} are right{aside}."

@@ -1,0 +1,115 @@
+"""A server's monitor: each window of production is compared when it is over, and canary prompts are asked every day.
+
+Windows are compared by `tuneloop monitor` in a process of its own, for in the server's own one embedding thousands of texts
+would keep its answers waiting. Canary prompts are asked of the engine at work, while nobody else asks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import clock
+from tuneloop.core.parent import environment_of_child
+from tuneloop.data.dataset import load_dataset
+from tuneloop.improve.monitor.canary_prompts import canary_level, round_in_words
+from tuneloop.improve.monitor.canary_requests import ask_gateway, check_last, identity_of, rounds_due, rows_of
+from tuneloop.improve.monitor.command import days_of, due_window
+from tuneloop.serving.config import ServeConfig
+from tuneloop.serving.gateway import ROUTER, Gateway
+from tuneloop.serving.store.database import DatabaseError
+
+LOOKS = 50  # at the store, in the time of a window
+SELDOM = 3600.0  # seconds between two looks at most
+NICE = 15
+
+
+@contextlib.asynccontextmanager
+async def monitored(config: ServeConfig, gateway: Gateway, say: Callable[[str], None]) -> AsyncIterator[None]:
+    """Monitor the models of a server for the time of a block, where its settings name a data set.
+
+    Raises:
+        UserError: the length of a window, or the time between two rounds of canary prompts, is none.
+    """
+    if not config.monitor.reference:
+        yield
+        return
+    every = days_of(config.monitor.canaries_every, "monitor.canaries_every")
+    pause = min(SELDOM, days_of(config.monitor.window, "monitor.window") * 86_400 / LOOKS)
+    tasks = [asyncio.create_task(_follow(config, list(gateway.models), say, pause))]
+    if config.monitor.canaries:
+        pause = min(SELDOM, every * 86_400 / LOOKS)
+        tasks.append(asyncio.create_task(_canaries(config, gateway, say, every, pause)))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _canaries(
+    config: ServeConfig, gateway: Gateway, say: Callable[[str], None], every: float, pause: float
+) -> None:
+    """Ask the canary prompts of each model when they are due."""
+    try:
+        rows = rows_of(await asyncio.to_thread(load_dataset, config.monitor.reference), config.monitor.canaries)
+    except UserError as error:
+        say(f"canaries  no prompt can be asked: {error.what}")
+        return
+    level = canary_level(config.monitor.false_alarms, every)
+    while True:
+        for name in [name for name in gateway.models if name != ROUTER]:
+            with contextlib.suppress(DatabaseError, UserError):  # the next look asks again
+                due = await asyncio.to_thread(rounds_due, config.store, name, identity_of(gateway.models[name]), every)
+                for _ in range(due):
+                    await ask_gateway(gateway, name, rows)
+                if due and (found := await asyncio.to_thread(check_last, config.store, name, rows, level)) is not None:
+                    say(f"canaries  {name}: {round_in_words(found)}")
+        await _until_later(pause)
+
+
+async def _follow(config: ServeConfig, models: Sequence[str], say: Callable[[str], None], pause: float) -> None:
+    while True:
+        begun = clock()
+        for model in models:
+            with contextlib.suppress(DatabaseError, UserError):  # a file that is locked can be read a little later
+                until = await asyncio.to_thread(due_window, config.store, config.monitor.window, model)
+                if until:
+                    say(f"monitor   {model}: {await compare(config, model, until)}")
+        await _until_later(pause - (clock() - begun))
+
+
+async def _until_later(pause: float) -> None:
+    """Wait by the clock of the store, which may run faster in a simulation."""
+    begun = clock()
+    while clock() - begun < pause:
+        await asyncio.sleep(1.0)
+
+
+async def compare(config: ServeConfig, model: str, until: str) -> str:
+    """Compare one window; gives what was found in a sentence."""
+    words = ["monitor", config.store, "--reference", config.monitor.reference, "--window", config.monitor.window, "--until", until,
+             "--model", model, "--false-alarms", f"{config.monitor.false_alarms:g}", "--canaries-every", config.monitor.canaries_every,
+             "--canaries", str(config.monitor.canaries or 1), "--json", "-q"]  # fmt: skip
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tuneloop", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        preexec_fn=lambda: os.nice(NICE), env=environment_of_child(),
+    )  # fmt: skip
+    try:
+        out, _ = await child.communicate()
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+        raise
+    try:
+        found = json.loads(out)
+        return str(found["summary"][0] if "summary" in found else found["error"]["what"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return f"tuneloop monitor ended with {child.returncode}"

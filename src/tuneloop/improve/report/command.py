@@ -1,0 +1,280 @@
+"""`tuneloop improve report`: one record of all that a server's store says of how it was kept good, and its page."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.files import write_text
+from tuneloop.core.ids import utc
+from tuneloop.core.units import counted
+from tuneloop.improve.controller.command import number
+from tuneloop.improve.controller.controller import APPROVE, DECLINE, END, START, STEP, Cycle, cycles_of
+from tuneloop.improve.experiment.log import DECISION, STOP, ExperimentState, experiments_of
+from tuneloop.improve.experiment.log import START as EXPERIMENT_START
+from tuneloop.improve.experiment.statistics import time_of
+from tuneloop.improve.feedback.value import Talk, by_request, mean_value
+from tuneloop.improve.monitor.command import EVENT as MONITORED
+from tuneloop.improve.report.html import render_improve_page
+from tuneloop.improve.report.record import (
+    ExperimentLine,
+    FunnelStep,
+    ImprovementReport,
+    LedgerCycle,
+    LedgerStep,
+    MonitoredWindow,
+    SequencePoint,
+    TimelineEvent,
+    TrafficPeriod,
+)
+from tuneloop.records.decision import Decision
+from tuneloop.records.record import write_record
+from tuneloop.serving.store.database import Database
+from tuneloop.serving.store.store import opened, read_decisions, read_feedback, store_folder, store_name
+
+MOST_PERIODS = 45  # of traffic, that a chart shows legibly
+
+
+def write_improve_report(place: Path | str) -> tuple[Path, ImprovementReport]:
+    """Write `improve/report.json` and `improve/report.html` next to a store, and give the page and its record.
+
+    Args:
+        place: the store's file, or the server's folder.
+
+    Raises:
+        UserError: there is no store, or the files can't be written.
+    """
+    found = report_of(place)
+    folder = store_folder(place) / "improve"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder / ImprovementReport.file, found)
+    page = folder / "report.html"
+    write_text(page, render_improve_page(found))
+    return page, found
+
+
+def report_of(place: Path | str) -> ImprovementReport:
+    """What a store says, in one record.
+
+    Raises:
+        UserError: there is no store.
+    """
+    with opened(place) as store:
+        events = list(read_decisions(store))
+        first, last, total, usd = store.execute(
+            "SELECT MIN(time), MAX(time), COUNT(*), COALESCE(SUM(usd), 0) FROM requests WHERE shadow IS NULL"
+        ).fetchone()
+        liked = _liked(store)
+        periods, days = _periods(store, first, last, liked)
+    by_project: dict[str, list[Decision]] = defaultdict(list)
+    for event in events:
+        if event.kind.startswith("improve."):
+            by_project[event.subject].append(event)
+    ledgers = [line for own in by_project.values() for line in _ledger(own)]
+    cycles = [cycle for own in by_project.values() for cycle in cycles_of(own)]
+    experiments = experiments_of(event for event in events if event.kind.startswith("experiment."))
+    windows = [_window(event.data) for event in events if event.kind == MONITORED]
+    models = {state.design.model for state in experiments.values()} | {e.subject for e in events if e.kind == MONITORED}
+    notes = [] if total else ["No request was served yet."]
+    return ImprovementReport(
+        name=", ".join(by_project) or ", ".join(sorted(models)) or store_folder(place).name,
+        store=store_name(place), since=first or "", until=last or "", days=days,
+        funnel=_funnel(total, len(liked), cycles, experiments), periods=periods,
+        timeline=[line for event in events if (line := _timeline(event)) is not None],
+        experiments=[_experiment(state) for state in experiments.values()], windows=windows, cycles=ledgers,
+        requests_usd=usd, training_usd=sum(line.usd for line in ledgers),
+        training_hours=sum(line.hours for line in ledgers), notes=notes,
+    )  # fmt: skip
+
+
+# --- traffic -----------------------------------------------------------------------------------
+
+
+def _liked(store: Database) -> dict[str, float]:
+    """Request -> mean of what people said of it; feedback on a conversation counts for its last request."""
+    last: dict[Talk, list[str]] = {}
+    for key, name, id_ in store.read(
+        "SELECT COALESCE(key, ''), conversation, MAX(id) FROM requests WHERE conversation IS NOT NULL GROUP BY 1, 2 ORDER BY MIN(id)"
+    ):
+        last[key, name] = [id_]
+        last.setdefault(name, [id_])
+    said = by_request(read_feedback(store, origin=False), last)
+    return {request: mean for request, of in said.items() if (mean := mean_value(of)) is not None}
+
+
+def _periods(
+    store: Database, first: str | None, last: str | None, liked: Mapping[str, float]
+) -> tuple[list[TrafficPeriod], float]:
+    """Traffic by day, or by as many days as keep the chart legible."""
+    if not first or not last:
+        return [], 1.0
+    begin = time_of(first)
+    whole = (time_of(last) - begin).total_seconds() / 86_400
+    days = next((d for d in (1.0, 7.0, 30.0) if whole / d <= MOST_PERIODS), math.ceil(whole / MOST_PERIODS))
+    if whole < 1:
+        days = 1 / 24
+    counts: dict[int, list[float]] = defaultdict(lambda: [0, 0, 0.0, 0.0])
+    for id_, time, usd in store.read("SELECT id, time, COALESCE(usd, 0) FROM requests WHERE shadow IS NULL"):
+        of = counts[int((time_of(time) - begin).total_seconds() / 86_400 / days)]
+        of[0] += 1
+        of[3] += usd
+        if id_ in liked:
+            of[1] += 1
+            of[2] += liked[id_]
+    found = []
+    for at in range(max(counts) + 1):
+        number, rated, good, usd = counts.get(at, [0, 0, 0.0, 0.0])
+        since = utc((begin + timedelta(days=at * days)).timestamp())
+        found.append(TrafficPeriod(since=since, requests=int(number), rated=int(rated), liked=good / rated if rated else math.nan, usd=usd))  # fmt: skip
+    return found, days
+
+
+def _funnel(
+    requests: int, rated: int, cycles: Sequence[Cycle], experiments: Mapping[str, ExperimentState]
+) -> list[FunnelStep]:  # fmt: skip
+    def done(step: str) -> list[Mapping[str, Any]]:
+        return [cycle.done[step] for cycle in cycles if step in cycle.done]
+
+    rows = [int((found.get("counts") or {}).get("sft", 0)) for found in done("collect")]
+    steps = [FunnelStep(name="requests", count=requests, detail="answered and stored")]
+    share = f"{rated / requests:.1%} of them" if requests else ""
+    steps.append(FunnelStep(name="with judgements", count=rated, detail=share))
+    if rows:
+        steps.append(FunnelStep(name="training rows", count=rows[-1], detail=f"collected for cycle {len(rows)}"))
+    steps.append(
+        FunnelStep(name="runs trained", count=len(done("train")), detail=f"in {counted(len(cycles), 'cycle')}")
+    )
+    steps.append(FunnelStep(name="versions registered", count=len(done("register"))))
+    words = {"promote": "promoted", "roll back": "rolled back", "": "going on"}
+    ended = [words.get(state.ended, state.ended) for state in experiments.values()]
+    outcomes = ", ".join(f"{ended.count(word)} {word}" for word in dict.fromkeys(ended))
+    steps.append(FunnelStep(name="experiments", count=len(experiments), detail=outcomes))
+    promoted = sum(state.ended == "promote" for state in experiments.values())
+    steps.append(FunnelStep(name="promoted", count=promoted, detail="versions that proved better"))
+    return steps
+
+
+# --- decisions ---------------------------------------------------------------------------------
+
+
+def _timeline(event: Decision) -> TimelineEvent | None:
+    """An event of the log as a line; None where others say it."""
+    data, kind = event.data, event.kind
+
+    def line(title: str, sentence: str = "", tone: Any = "plain") -> TimelineEvent:
+        return TimelineEvent(time=event.time, kind=kind, title=title, sentence=sentence, tone=tone)
+
+    if kind == MONITORED:
+        alarms = data.get("alarms") or []
+        if not alarms:
+            return line("no alarm", (data.get("summary") or [""])[0])
+        return line(
+            f"alarm: {', '.join(alarms)}", f"{counted(data['requests'], 'request')} since {data['since'][:10]}", "bad"
+        )
+    if kind == EXPERIMENT_START:
+        design = data["design"]
+        return line(f"experiment {event.subject} began", f"{design['candidate']} against {design['champion']}")
+    if kind == DECISION:
+        tone = {"promote": "good", "roll back": "bad"}.get(data["outcome"], "plain")
+        named = {"promote": "promoted", "roll back": "rolled back", "futility": "ended for futility"}
+        return line(f"{event.subject}: {named.get(data['outcome'], 'goes on')}", data["sentence"], tone)
+    if kind == STOP:
+        return line(f"{event.subject}: stopped by hand", str(data.get("why") or ""))
+    if kind == START:
+        return line(
+            f"cycle {data['cycle']} began", "; ".join([*data["reasons"], *([data["why"]] if data.get("why") else [])])
+        )
+    if kind == DECLINE:
+        return line(f"no cycle {data['cycle']}", f"{'; '.join(data['reasons'])}, but {data['why']}")
+    if kind == STEP:
+        return line(f"cycle {data['cycle']}: {data['step']}", _result_words(data["step"], data["result"]))
+    if kind == APPROVE:
+        return line(f"cycle {data['cycle']}: {data['step']} was approved by a person")
+    if kind == END:
+        tone = "good" if data["outcome"] == "promoted" else "bad"
+        return line(f"cycle {data['cycle']} ended: {data['outcome']}", data["why"], tone)
+    return line(kind.replace(".", " "), str(data.get("why") or data.get("sentence") or ""))
+
+
+def _result_words(step: str, result: Mapping[str, Any]) -> str:
+    """What came of a step."""
+    counts = result.get("counts")
+    if step == "collect" and isinstance(counts, Mapping):
+        return ", ".join(f"{number:,} {name} rows" for name, number in counts.items() if number)
+    if step == "register" and result.get("version") is not None:
+        return f"version {result['version']}"
+    return str(result.get("sentence") or result.get("status") or result.get("path") or "")
+
+
+def _experiment(state: ExperimentState) -> ExperimentLine:
+    design, last = state.design, state.verdicts[-1] if state.verdicts else None
+    points = [
+        SequencePoint(
+            days=v.evidence.days, share=v.evidence.share, units=v.evidence.measure.units, difference=v.evidence.measure.difference,
+            low=v.evidence.measure.low, high=v.evidence.measure.high,
+        )
+        for v in state.verdicts
+    ]  # fmt: skip
+    return ExperimentLine(
+        name=design.name, candidate=design.candidate, champion=design.champion, measure=design.measure, effect=design.effect,
+        alpha=design.alpha, registration=state.registration, started=state.started, outcome=state.ended,
+        sentence=_last_words(state), users=last.evidence.users if last else 0,
+        candidate_users=last.evidence.candidate_users if last else 0, shadow_votes=last.evidence.shadow_votes if last else 0,
+        shadow_copies=max((verdict.evidence.shadow_copies for verdict in state.verdicts), default=0),
+        points=points, guardrails=last.evidence.guardrails if last else [],
+    )  # fmt: skip
+
+
+def _last_words(state: ExperimentState) -> str:
+    """How an experiment stands: what a person said at its end, else its last decision."""
+    if state.stopped:
+        return f"Stopped by hand: {state.why}." if state.why else "Stopped by hand."
+    return state.verdicts[-1].sentence if state.verdicts else ""
+
+
+def _window(data: Mapping[str, Any]) -> MonitoredWindow:
+    detections = data.get("detections") or []
+    quality = (data.get("quality") or {}).get("estimated")
+    return MonitoredWindow(
+        since=data["since"], until=data["until"], requests=data["requests"], alarms=data["alarms"],
+        strengths={one["name"]: _strength(one["p"], one["level"]) for one in detections},
+        sentences=[_alarm_words(one) for one in detections if one["alarm"]],
+        quality=math.nan if quality is None else quality,
+    )  # fmt: skip
+
+
+def _alarm_words(one: Mapping[str, Any]) -> str:
+    """What a detector found, the words that tell it, and what to do."""
+    words = f" Words: {', '.join(one['words'])}." if one.get("words") else ""
+    step = f" Next: {one['next_step']}." if one.get("next_step") else ""
+    return f"{one['sentence']}.{words}{step}"
+
+
+def _strength(p: float, level: float) -> float:
+    return math.log(max(p, 1e-300)) / math.log(level) if 0 < level < 1 else 0.0
+
+
+def _ledger(events: Iterable[Decision]) -> list[LedgerCycle]:
+    """The cycles of a project with what each step took."""
+    events = list(events)
+    began = {int(e.data["cycle"]): e.data for e in events if e.kind == START}
+    steps: dict[int, list[LedgerStep]] = defaultdict(list)
+    for event in events:
+        if event.kind in (STEP, END):
+            data = event.data
+            hours, usd = data.get("hours", 0.0), data.get("usd", 0.0)
+            result = _result_words(data["step"], data["result"])
+            steps[int(data["cycle"])].append(LedgerStep(step=data["step"], hours=hours, usd=usd, result=result))
+    return [
+        LedgerCycle(
+            number=cycle.number, began=cycle.began, ended=cycle.ended, reasons=list(cycle.reasons),
+            expected_usd=number(began[cycle.number]["facts"].get("expected_usd")),
+            gain_usd=number(began[cycle.number].get("gain_usd")), steps=steps[cycle.number],
+            hours=cycle.hours, usd=cycle.usd, outcome=cycle.outcome, why=cycle.why,
+        )
+        for cycle in cycles_of(events)
+    ]  # fmt: skip

@@ -1,0 +1,255 @@
+"""Who computes now, in an engine that works on one adapter at a time: those who wait before work that gives way.
+
+Work that gives way (batches, the tier flex) is done in quanta of a few tokens. Each quantum is begun by itself: while
+nobody else is being answered, or a small share of the time next to them. Quanta of one adapter are computed together; those
+of another one have their turn once the first have worked for a while. One piece of a prompt is read at a time: several
+would be one long step, and whoever comes meanwhile would wait for all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tuneloop.inference.local.time_slice import SHARE
+
+FAIR_TURN = 0.25  # seconds in which people's answers of one adapter go on while those of another one wait
+TURN = 2.0  # seconds in which the quanta of one adapter go on while those of another one wait
+
+
+@dataclass
+class Turns:
+    """The order of quanta before one engine. All methods are called from one event loop.
+
+    Args:
+        alongside: quanta that write next to answers of the same adapter.
+        turn: seconds of an adapter while another one waits.
+        share: of the time, where somebody is being answered all the time.
+        clock: seconds.
+    """
+
+    alongside: int = 0
+    turn: float = TURN
+    share: float = SHARE
+    clock: Callable[[], float] = time.monotonic
+    urgent: Counter[str] = field(default_factory=Counter)
+    running: Counter[str] = field(default_factory=Counter)
+    _reading: bool = False
+    _waiting: list[tuple[str, bool, asyncio.Future[None]]] = field(default_factory=list)
+    _rows: Counter[str] = field(default_factory=Counter)
+    _turn_of: str = ""
+    _since: float = 0.0
+    _rest_until: float = 0.0
+    _timer: asyncio.TimerHandle | None = None
+
+    # --- those who wait for an answer
+
+    def come(self, adapter: str) -> None:
+        """Somebody is being answered from now on: no further quantum begins but its share."""
+        self.urgent[adapter] += 1
+
+    def go(self, adapter: str) -> None:
+        """The answer is over."""
+        _less(self.urgent, adapter)
+        self._next()
+
+    # --- work that gives way
+
+    def row(self, adapter: str, by: int) -> None:
+        """Count a row of work in (1) or out (-1)."""
+        self._rows[adapter] += by
+        if self._rows[adapter] <= 0:
+            del self._rows[adapter]
+        self._next()
+
+    async def begin(self, adapter: str, *, reads: bool) -> float:
+        """Wait until a quantum may be computed; returns when that is. Follow it with `end`.
+
+        Args:
+            reads: whether it reads a piece of the prompt, which takes longer than writing.
+        """
+        if self._may(adapter, reads):
+            self._take(adapter, reads)
+            return self.clock()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((adapter, reads, future))
+        self._next()
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self.end(adapter, self.clock(), reads=reads)
+            raise
+        return self.clock()
+
+    def end(self, adapter: str, began: float, *, reads: bool) -> None:
+        """A quantum is over that began at some time of the clock."""
+        _less(self.running, adapter)
+        self._reading = self._reading and not reads
+        now = self.clock()
+        if self.urgent:
+            self._rest_until = max(self._rest_until, now + (now - began) * (1 / self.share - 1))
+        self._next()
+
+    def _take(self, adapter: str, reads: bool) -> None:
+        if adapter != self._turn_of:
+            self._turn_of, self._since = adapter, self.clock()
+        self.running[adapter] += 1
+        self._reading = self._reading or reads
+
+    def _may(self, adapter: str, reads: bool) -> bool:
+        if reads and self._reading:
+            return False
+        if self.urgent:
+            same = not reads and set(self.urgent) == {adapter}
+            if same and sum(self.running.values()) < self.alongside:
+                return True
+            return not self.running and self.clock() >= self._rest_until
+        if adapter == self._turn_of or self._turn_of not in self._rows:
+            over = self.clock() - self._since >= self.turn
+            others = any(name != adapter and not future.done() for name, _, future in self._waiting)
+            return all(name == adapter for name in self.running) and not (adapter == self._turn_of and over and others)
+        return not self.running and self.clock() - self._since >= self.turn
+
+    def _next(self) -> None:
+        """Let those begin that may, in their order."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._waiting = [each for each in self._waiting if not each[2].done()]
+        for each in list(self._waiting):
+            adapter, reads, future = each
+            if self._may(adapter, reads):
+                self._waiting.remove(each)
+                self._take(adapter, reads)
+                future.set_result(None)
+        if self._waiting and not self.running:
+            until = self._rest_until if self.urgent else self._since + self.turn
+            delay = max(until - self.clock(), 0.001)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._next)
+
+
+@dataclass
+class Fair:
+    """Whose answers are computed now, in an engine that never mixes adapters in a pass: each adapter in its turn.
+
+    By itself llama.cpp goes on with the adapter of its first slot as long as somebody asks that. All methods are called
+    from one event loop.
+
+    Args:
+        turn: seconds that an adapter has while another one waits.
+        clock: seconds.
+    """
+
+    turn: float = FAIR_TURN
+    clock: Callable[[], float] = time.monotonic
+    _now: str = ""
+    _since: float = 0.0
+    _running: int = 0
+    _waiting: list[tuple[str, asyncio.Future[None]]] = field(default_factory=list)
+
+    async def enter(self, adapter: str) -> None:
+        """Wait for the adapter's turn. Follow it with `leave`."""
+        if not self._running or (adapter == self._now and not self.over(adapter)):
+            self._take(adapter)
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((adapter, future))
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """An answer is over, or makes room."""
+        self._running -= 1
+        self._waiting = [each for each in self._waiting if not each[1].done()]
+        if self._running or not self._waiting:
+            return
+        adapter = self._waiting[0][0]
+        for whose, future in self._waiting:
+            if whose == adapter:
+                self._take(adapter)
+                future.set_result(None)
+
+    def over(self, adapter: str) -> bool:
+        """Whether answers of this adapter are to make room: its turn is over, and another one waits."""
+        waits = any(whose != adapter and not future.done() for whose, future in self._waiting)
+        return waits and self.clock() - self._since >= self.turn
+
+    def _take(self, adapter: str) -> None:
+        if not self._running:
+            self._now, self._since = adapter, self.clock()
+        self._running += 1
+
+
+def _less(counter: Counter[str], name: str) -> None:
+    counter[name] -= 1
+    if counter[name] <= 0:
+        del counter[name]
+
+
+@dataclass
+class Slots:
+    """Which slot of the engine computes a request: one that has read the longest beginning of it under its adapter.
+
+    Args:
+        numbers: of the slots.
+    """
+
+    numbers: Sequence[int]
+    _free: list[int] = field(default_factory=list)  # the one that rests longest first
+    _held: dict[int, tuple[str, Sequence[int]]] = field(default_factory=dict)
+    _waiting: list[asyncio.Future[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._free = list(self.numbers)
+
+    async def take(self, adapter: str, ids: Sequence[int]) -> int:
+        """Wait for a free slot, in the order of asking."""
+        while not self._free or any(not each.done() for each in self._waiting):
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            try:
+                await future
+            except asyncio.CancelledError:
+                if future.done() and not future.cancelled():
+                    self._wake()
+                raise
+            if self._free:
+                break
+        best, longest = self._free[0], 0
+        for slot in self._free:
+            held, had = self._held.get(slot, ("", ()))
+            if held == adapter and (common := shared_beginning(had, ids)) > longest:
+                best, longest = slot, common
+        self._free.remove(best)
+        return best
+
+    def give(self, slot: int, adapter: str, ids: Sequence[int]) -> None:
+        """Give a slot back, with what it has read."""
+        self._held[slot] = adapter, ids
+        self._free.append(slot)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._waiting = [each for each in self._waiting if not each.done()]
+        if self._waiting and self._free:
+            self._waiting.pop(0).set_result(None)
+
+
+def shared_beginning(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens that two texts begin with alike; halved again and again, since slices are compared quickly."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if tuple(a[low:middle]) == tuple(b[low:middle]):
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,117 @@
+"""Prompts in batches: what all share read once, rows of similar length together, padding on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.device import in_parts, put
+from tuneloop.core.errors import UserError
+from tuneloop.core.ui import Progress, busy
+from tuneloop.models.load import Model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts split into what all share and the rest, left-padded in batches."""
+
+    shared: list[int]
+    rests: list[list[int]]
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of the ids that all prompts start with, leaving each at least one of its own."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(map(list, prompts)), max(map(list, prompts))
+    length = min(len(p) for p in prompts) - 1
+    for i in range(length):
+        if first[i] != last[i]:
+            return i
+    return max(length, 0)
+
+
+def split_prompts(prompts: Sequence[Sequence[int]]) -> Prompts:
+    length = shared_length(prompts)
+    if length < 8:  # not worth a pass of its own
+        length = 0
+    return Prompts(list(prompts[0][:length]) if prompts else [], [list(p[length:]) for p in prompts])
+
+
+def batched_by_length(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first, each at most `tokens` padded tokens and `rows` rows."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batch: list[int] = []
+    for i in order:
+        longest = lengths[batch[0]] if batch else lengths[i]
+        if batch and ((len(batch) + 1) * longest > tokens or len(batch) >= rows):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def read_shared(model: Model, shared: list[int], progress: Progress, task: str) -> Any:
+    """Cache of the shared ids (one row), or None."""
+    import torch
+
+    if not shared:
+        return None
+    caches: list[Any] = []
+
+    def read(group: Sequence[list[int]]) -> None:
+        cache = model.new_cache()
+        model.hidden(torch.tensor([shared], device=model.device), cache=cache)
+        caches.append(cache)
+
+    with busy(progress, f"{task}: reading what the prompts share"):
+        in_parts([[shared]], read, len, lambda ids: prompt_too_large(len(ids)))
+    return caches[0]
+
+
+def prompt_too_large(tokens: int) -> UserError:
+    """The error where a single prompt does not fit into memory."""
+    return UserError(
+        f"Out of memory: a single prompt of {tokens:,} tokens does not fit",
+        next_step="set a smaller data.max_length, or use a machine with more memory; see docs/gpu.md",
+    )
+
+
+@dataclass
+class Padded:
+    """A left-padded batch behind a shared prefix: ids and positions (B, L), a mask of the real tokens (B, P + L)."""
+
+    ids: Tensor
+    positions: Tensor
+    real: Tensor
+    lengths: Tensor
+    mask: Tensor
+
+    @property
+    def real_ids(self) -> Tensor:
+        """Which of `ids` are no padding (B, L)."""
+        return self.real[:, -self.ids.shape[1] :]
+
+
+def pad_left(rests: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any) -> Padded:
+    import torch
+
+    longest = max(len(r) for r in rests)
+    ids = torch.full((len(rests), longest), pad_id, dtype=torch.long)
+    lengths = torch.tensor([len(r) for r in rests])
+    for row, rest in enumerate(rests):
+        ids[row, longest - len(rest) :] = torch.tensor(rest)
+    steps = torch.arange(longest)
+    positions = (steps - (longest - lengths)[:, None]).clamp(min=0) + shared
+    real = torch.cat((torch.ones(len(rests), shared, dtype=torch.bool), steps >= (longest - lengths)[:, None]), 1)
+    causal = torch.ones(longest, shared + longest, dtype=torch.bool).tril(shared)
+    itself = torch.zeros(longest, shared + longest, dtype=torch.bool)
+    itself[steps, shared + steps] = True  # padding looks at itself: no row of the softmax may be empty
+    mask = (causal & real[:, None]) | itself
+    real, lengths = put(real, device), put(lengths, device)
+    return Padded(put(ids, device), put(positions, device), real, lengths + shared, put(mask[:, None], device))

@@ -1,0 +1,765 @@
+"""Our own engine: requests that are decoded together, and join and leave between steps.
+
+`DecodingBatch` holds rows that share a forward pass: `join` reads prompts, `step` writes one token in each row, `leave` drops
+one. `Engine` puts requests into batches as there is room, for one thread or many: `submit` and `cancel` at any time,
+`step` for all, `stream` and `complete` for those who wait. Rows may have different LoRA adapters; rows behind
+different prefixes go into batches of their own. An answer depends on its own request alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.device import fits, is_out_of_memory, put
+from tuneloop.core.errors import UserError
+from tuneloop.inference.local.batches import Padded, pad_left
+from tuneloop.inference.local.cuda_graph import SPARSE, StepReplay, may_record, note_failure, slots_for
+from tuneloop.inference.local.grammar import Constraint, Grammars
+from tuneloop.inference.local.sampling import Sampler, Sampling, logprobs
+from tuneloop.inference.local.stream import TextStream
+from tuneloop.inference.local.time_slice import QUANTUM, SHARE, Pace
+from tuneloop.inference.prompt import refused, schema_breach
+from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
+from tuneloop.models.adapters import BASE, applied
+from tuneloop.models.load import Model
+from tuneloop.models.shared import check_adapter
+from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tuneloop.models.template import Template
+
+
+@dataclass(slots=True)
+class ActiveRow:
+    """A request that is being answered.
+
+    Args:
+        request: with the prompt's ids.
+        stream: its text, where someone looks at it before the end (a reader, or stop strings).
+        started: of the clock, when its prompt began to be read.
+        new: tokens written.
+        piece: text that has become certain since someone took the last piece.
+        taken, again: characters that were taken; of these, how many are still to be written once more after a new beginning.
+        completion: the answer, once it is over.
+        constraint: what the answer may be; None: anything.
+    """
+
+    request: Request
+    stream: TextStream | None = None
+    started: float = 0.0
+    first: float | None = None
+    new: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    piece: str = ""
+    completion: Completion | None = None
+    constraint: Constraint | None = None
+    taken: int = 0
+    again: int = 0
+
+    def take(self) -> str:
+        """The text that no one has taken yet."""
+        repeated = min(self.again, len(self.piece))
+        piece, self.piece = self.piece[repeated:], ""
+        self.again -= repeated
+        self.taken += len(piece)
+        return piece
+
+    def begin_again(self, template: Template, grammars: Grammars) -> None:
+        """Forget what was written; the same comes again, since draws are seeded, and what was taken is not given twice."""
+        self.new, self.logprobs, self.piece, self.again = [], [], "", self.taken
+        if self.stream is not None:
+            self.stream = TextStream(template.decode, self.request.stop)
+        if self.request.schema is not None:
+            made = grammars.constraint(self.request.schema)
+            self.constraint = None if isinstance(made, str) else made
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What all prompts of a batch begin with, read once: its ids, and the cache of one row that holds them."""
+
+    ids: Sequence[int] = ()
+    cache: Any = None
+
+
+Watch = Callable[[Sequence[ActiveRow | None], "Tensor"], None]
+
+
+def padded_tokens(rows: Sequence[ActiveRow]) -> int:
+    """Places that the cache of some rows may come to need."""
+    return len(rows) * max((len(row.request.ids) + row.request.max_new_tokens for row in rows), default=0)
+
+
+class DecodingBatch:
+    """Rows that share forward passes.
+
+    Args:
+        model: what answers.
+        beginning: what all prompts begin with; computed under the adapters that the rows ask for.
+        watch: gets the rows and the states (B, C) that their next tokens are drawn from, before each token; a row that is over is None.
+        places: of the cache that there may be, those kept for further rows included; 0: no further rows will join.
+    """
+
+    def __init__(
+        self, model: Model, beginning: Beginning = Beginning(), watch: Watch | None = None, *, places: int = 0
+    ) -> None:
+        self.model, self.beginning, self.watch, self.places = model, beginning, watch, places
+        self.rows: list[ActiveRow | None] = []  # None: over, its place in the tensors is given up when a quarter is
+        self._state: _BatchState | None = None
+
+    @property
+    def active(self) -> list[ActiveRow]:
+        """Rows that are not over."""
+        return [row for row in self.rows if row is not None]
+
+    def padded_tokens(self, new: Sequence[ActiveRow] = ()) -> int:
+        """Places that the cache may come to need with further rows."""
+        return padded_tokens([*self.active, *new])
+
+    def join(self, rows: Sequence[ActiveRow], beginning: Beginning | None = None) -> None:
+        """Read the prompts of further rows and write the first token of each.
+
+        Args:
+            beginning: what of these prompts is read already; None: what all in the batch begin with.
+        """
+        import torch
+
+        read = self.beginning if beginning is None else beginning
+        began = len(read.ids)
+        for row in rows:
+            row.started = row.started or time.perf_counter()
+            if row.stream is None and row.request.stop:
+                row.stream = TextStream(self.model.template.decode, row.request.stop)
+        with torch.inference_mode():
+            rests = [row.request.ids[began:] for row in rows]
+            padded = pad_left(rests, began, self.model.template.pad_id, self.model.device)
+            state = _BatchState.read(self.model, rows, padded, read.cache)
+            self._write(rows, state)
+            if self._state is None or not self.active:
+                self._state, self.rows = state, list(rows)
+            elif slots := self._state.seat(state, rows, self.rows):
+                for slot, row in zip(slots, rows, strict=True):
+                    self.rows[slot] = row
+            else:
+                self._compact(1.0)
+                self._state.join(state)
+                self.rows += rows
+            self.rows = [None if row is None or row.completion is not None else row for row in self.rows]
+
+    def step(self, tokens: int = 1) -> list[ActiveRow]:
+        """Write one more token in each row; returns the rows that took part.
+
+        Args:
+            tokens: written at most before it is looked at which rows are over: the host waits for a GPU once for all of them. What a
+                row has written behind its end is dropped. One at a time where log probabilities are requested.
+        """
+        import torch
+
+        if not self.active or self._state is None:
+            return []
+        rows = self.active
+        if self.watch is not None or any(row.request.logprobs is not None for row in rows):
+            tokens = 1
+        longest = max(row.request.max_new_tokens - len(row.new) for row in rows)
+        with torch.inference_mode():
+            self._compact(0.75 if self._state.replay is None else SPARSE)
+            self._state.record(self.model, self.rows, self.places)
+            written: list[Tensor] = []
+            for place in range(max(min(tokens, longest), 1)):
+                if place:
+                    self._state.token = written[-1]
+                self._state.forward(self.model, self.rows)
+                written.append(self._state.sampler.next(self._state.hidden, self.model.head))
+            self._read(self.rows, self._state, written)
+        self.rows = [None if row is None or row.completion is not None else row for row in self.rows]
+        return rows
+
+    def leave(self, row: ActiveRow, finish: Finish = "cancelled") -> Completion:
+        """End a row now; what it has written is its answer."""
+        if row.completion is None:
+            row.completion = _completion(self.model, row, finish)
+        self.rows = [None if each is row else each for each in self.rows]
+        return row.completion
+
+    def _compact(self, share: float) -> None:
+        """Give up the places of rows that are over: copying the cache pays when a quarter of the rows is gone."""
+        left = [i for i, row in enumerate(self.rows) if row is not None]
+        if self._state is not None and len(left) < len(self.rows) and len(left) <= share * len(self.rows):
+            self._state.keep(left)
+            self.rows = [self.rows[i] for i in left]
+
+    def _write(self, rows: Sequence[ActiveRow | None], state: _BatchState) -> None:
+        """Draw the next token of each row and see which rows are over."""
+        self._read(rows, state, [state.sampler.next(state.hidden, self.model.head)])
+
+    def _read(self, rows: Sequence[ActiveRow | None], state: _BatchState, written: Sequence[Tensor]) -> None:
+        """Take over tokens that have been written one behind the other in each row, up to the row's end."""
+        import torch
+
+        if self.watch is not None:
+            self.watch(rows, state.hidden)
+        state.token = written[-1]
+        columns = torch.stack(list(written)).tolist() if len(written) > 1 else [state.token.tolist()]
+        values, now = columns[-1], time.perf_counter()
+        measured = [i for i, row in enumerate(rows) if row is not None and row.request.logprobs is not None]
+        if measured:
+            top = [rows[i].request.logprobs or 0 for i in measured]  # type: ignore[union-attr]
+            token_logprobs = logprobs(state.hidden[measured], self.model.head, [values[i] for i in measured], top)
+            for i, each in zip(measured, token_logprobs, strict=True):
+                rows[i].logprobs.append(each)  # type: ignore[union-attr]
+        ends = self.model.template.end_ids
+        for column in columns:
+            for row, token in zip(rows, column, strict=True):
+                if row is not None and row.completion is None:
+                    _take(self.model, row, token, token in ends, now)
+
+
+def _take(model: Model, row: ActiveRow, token: int, ends: bool, now: float) -> None:
+    row.new.append(token)
+    row.first = now if row.first is None else row.first
+    if row.stream is not None and not ends:
+        row.piece += row.stream.push(token)
+    stopped = row.stream is not None and row.stream.stopped
+    if ends or stopped or len(row.new) >= row.request.max_new_tokens:
+        row.completion = _completion(model, row, "stop" if ends or stopped else "length")
+
+
+def _completion(model: Model, row: ActiveRow, finish: Finish) -> Completion:
+    template = model.template
+    if row.stream is not None:
+        row.piece += row.stream.end()
+        text = row.stream.text
+    else:
+        text = template.decode(row.new[:-1] if row.new and row.new[-1] in template.end_ids else row.new).strip()
+    broken = schema_breach(row.request.schema, text) if row.request.schema is not None and finish == "stop" else ""
+    return Completion(
+        text, tuple(row.new), "error" if broken else finish, len(row.request.ids), len(row.new),
+        ttft_ms=None if row.first is None else round(1000 * (row.first - row.started), 3),
+        total_ms=round(1000 * (time.perf_counter() - row.started), 3) if row.started else None,
+        logprobs=None if row.request.logprobs is None else tuple(row.logprobs), error=broken,
+        engine=ENGINE, adapter=row.request.adapter,
+    )  # fmt: skip
+
+
+def _adapters(rows: Sequence[ActiveRow | None]) -> list[str]:
+    """Of each row; a place whose row is over has that of another one."""
+    some = next(row.request.adapter for row in rows if row is not None)
+    return [some if row is None else row.request.adapter for row in rows]
+
+
+@dataclass
+class _BatchState:
+    """The tensors of a batch: a place for each row (B), also for those that are over.
+
+    Args:
+        cache: keys and values of the tokens read so far.
+        real: which of them are no padding (B, S).
+        positions: of the next token (B).
+        hidden: of the last one (B, C).
+        token: the last one written (B).
+        held: places at the beginning of the cache that no token of a row takes: those of a trained prefix.
+        steps: since the rows or their buffers changed.
+        replay: a step of these rows that was recorded.
+        records: False where that has failed.
+    """
+
+    cache: Any
+    real: Tensor
+    positions: Tensor
+    hidden: Tensor
+    sampler: Sampler
+    token: Tensor
+    held: int
+    steps: int = 0
+    replay: StepReplay | None = None
+    records: bool = True
+
+    @staticmethod
+    def read(model: Model, rows: Sequence[ActiveRow], padded: Padded, beginning: Any) -> _BatchState:
+        """Read the prompts of rows."""
+        import torch
+
+        first = torch.zeros(len(rows), dtype=torch.long, device=model.device)
+        cache = model.new_cache() if beginning is None else beginning.select(first)
+        with applied([row.request.adapter for row in rows]):
+            hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.real_ids)[:, -1]
+        sampler = Sampler(
+            [row.request.sampling for row in rows], model.device, [row.request.ids for row in rows],
+            [row.constraint for row in rows],
+        )  # fmt: skip
+        held = cache.length - padded.real.shape[1]
+        return _BatchState(cache, padded.real, padded.lengths, hidden, sampler, first, held)
+
+    def forward(self, model: Model, rows: Sequence[ActiveRow | None]) -> None:
+        """Read the last token of each row."""
+        import torch
+
+        if self._replayed(rows):
+            return
+        self.steps += 1
+        self.real = torch.cat((self.real, torch.ones_like(self.real[:, :1])), 1)
+        with applied(_adapters(rows)):
+            self.hidden = model.hidden(
+                self.token[:, None], self.positions[:, None], self.real[:, None, None], self.cache
+            )[:, -1]
+        self.positions = self.positions + 1
+
+    def record(self, model: Model, rows: list[ActiveRow | None], places: int) -> None:
+        """Record a step of these rows where that pays, see `StepReplay`; `rows` gets a place for each slot that is empty then."""
+        left = max(row.request.max_new_tokens - len(row.new) for row in rows if row is not None)
+        if self.replay is not None or not self.records or not may_record(model, self.steps, left):
+            return
+        try:
+            slots, length = slots_for(len(rows), self.cache, left, places)
+            if (slots, length) != (len(rows), self.cache.capacity):
+                self._make_slots(slots - len(rows), length)
+                rows += [None] * (slots - len(rows))
+            self.replay = StepReplay(
+                model, self.cache, self.real, self.positions, self.token, self.held, _adapters(rows)
+            )
+        except RuntimeError as error:
+            self._give_up(error)
+
+    def _make_slots(self, empty: int, length: int) -> None:
+        """Get buffers of some length, with further places for rows."""
+        import torch.nn.functional as F
+
+        self.cache = self.cache.in_room_for(len(self.real) + empty, length)
+        if not empty:
+            return
+        self.real = F.pad(self.real, (0, 0, 0, empty), value=True)  # a softmax over nothing is no number
+        self.positions, self.token = F.pad(self.positions, (0, empty)), F.pad(self.token, (0, empty))
+        self.hidden = F.pad(self.hidden, (0, 0, 0, empty))
+        self.sampler.join(Sampler([Sampling()] * empty, self.real.device))
+
+    def _replayed(self, rows: Sequence[ActiveRow | None]) -> bool:
+        """Whether the step was done as one that was recorded."""
+        if self.replay is None:
+            return False
+        try:
+            self.hidden, self.real, self.positions = self.replay.next(self.token, [row is not None for row in rows])
+        except RuntimeError as error:
+            self._give_up(error)
+            return False
+        return True
+
+    def _give_up(self, error: RuntimeError) -> None:
+        self.replay, self.records = None, False
+        if not is_out_of_memory(error):
+            note_failure(error)
+
+    def seat(self, other: _BatchState, new: Sequence[ActiveRow], rows: Sequence[ActiveRow | None]) -> list[int]:
+        """Put the rows of another batch into slots of rows that are over, so that what was recorded holds on.
+
+        Args:
+            new: these rows.
+            rows: those of this batch.
+
+        Returns:
+            The slots; none where nothing was recorded, or it has no room for these rows.
+        """
+        import torch
+
+        slots = [i for i, row in enumerate(rows) if row is None][: len(new)]
+        adapters = [row.request.adapter for row in new]
+        longest = other.cache.length + max(row.request.max_new_tokens for row in new)
+        if self.replay is None or len(slots) < len(new) or not self.replay.has_room(longest, adapters):
+            return []
+        self.replay.take(slots, other.cache, other.real, other.positions, adapters)
+        order = list(range(len(rows)))
+        for place, slot in enumerate(slots, len(rows)):
+            order[slot] = place
+        index = put(torch.tensor(order), self.real.device)
+        self.token = torch.cat((self.token, other.token)).index_select(0, index)
+        self.hidden = torch.cat((self.hidden, other.hidden)).index_select(0, index)
+        self.sampler.join(other.sampler)
+        self.sampler.keep(index)
+        self.real, self.positions = self.replay.seen([row is not None or i in slots for i, row in enumerate(rows)])
+        return slots
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Continue with some rows only."""
+        import torch
+
+        self.replay, self.steps = None, 0
+        index = torch.tensor(rows, device=self.real.device)
+        self.cache, self.real, self.positions = self.cache.select(index), self.real[index], self.positions[index]
+        self.hidden, self.token = self.hidden[index], self.token[index]
+        self.sampler.keep(index)
+
+    def join(self, other: _BatchState) -> None:
+        """Continue with the rows of another batch as well."""
+        import torch
+        import torch.nn.functional as F
+
+        self.replay, self.steps = None, 0
+        for state in (self, other):
+            empty = int(state.real.any(0).long().argmax())
+            if empty:  # places that only rows had which are gone
+                state.cache = state.cache.without_first(empty, state.held)
+                state.real = state.real[:, empty:]
+        self.cache = self.cache.joined(other.cache, self.held)
+        width = max(self.real.shape[1], other.real.shape[1])
+        reals = [F.pad(state.real, (width - state.real.shape[1], 0), value=False) for state in (self, other)]
+        self.real = torch.cat(reals)
+        self.positions = torch.cat((self.positions, other.positions))
+        self.hidden, self.token = torch.cat((self.hidden, other.hidden)), torch.cat((self.token, other.token))
+        self.sampler.join(other.sampler)
+
+
+# --- many requests, one engine ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What has become known of an answer: a further piece of its text, and at the end all of it."""
+
+    text: str = ""
+    completion: Completion | None = None
+
+
+class Ticket:
+    """A request that an engine has taken."""
+
+    def __init__(self, row: ActiveRow) -> None:
+        self.row = row
+        self.updates: deque[Update] = deque()
+
+    @property
+    def completion(self) -> Completion | None:
+        """The answer, once it is over."""
+        return self.row.completion
+
+
+class Engine:
+    """Answers requests on one model, as many together as there is room for.
+
+    All methods may be called from any thread; one thread at a time computes.
+
+    Args:
+        model: with the adapters that requests name.
+        rows, tokens: bounds of a batch; tokens count the places of prompts and longest answers, padding included.
+    """
+
+    def __init__(self, model: Model, *, rows: int = 64, tokens: int = 24576) -> None:
+        self.model, self.most_rows, self.most_tokens = model, rows, tokens
+        self._lock = threading.Lock()
+        self._waiting: deque[Ticket] = deque()
+        self._running: dict[Any, tuple[DecodingBatch, list[Ticket]]] = {}
+        self.grammars = Grammars(model.template, model.head.shape[0])
+        self._giving = GivingWay(self)
+
+    def submit(self, request: Request, *, stream: bool = False) -> Ticket:
+        """Take a request; it is answered by further steps.
+
+        Args:
+            stream: whether its text is wanted piece by piece.
+
+        Returns:
+            A ticket; of a request that can't be answered (no prompt, one that is too long, an adapter that is not
+            loaded) with a completion that says why.
+        """
+        request = with_adapter(request)
+        row = ActiveRow(request, TextStream(self.model.template.decode, request.stop) if stream else None)
+        ticket = Ticket(row)
+        error = self._refusal(request)
+        if request.schema is not None and not error:
+            made = self.grammars.constraint(request.schema)
+            row.constraint, error = (None, made) if isinstance(made, str) else (made, "")
+        if error:
+            row.completion = refused(request, error)
+            ticket.updates.append(Update(completion=row.completion))
+            return ticket
+        room = self.model.context - len(request.ids)
+        if request.max_new_tokens > room:
+            row.request = replace(request, max_new_tokens=room)
+        with self._lock:
+            (self._giving.waiting if request.gives_way else self._waiting).append(ticket)
+        return ticket
+
+    def _refusal(self, request: Request) -> str:
+        if not request.ids:
+            return "no_prompt: the prompt has no tokens"
+        if request.choices:
+            return WRITES_FREELY
+        if len(request.ids) >= self.model.context:
+            return f"too_long: {len(request.ids):,} tokens, and the model reads {self.model.context:,} with its answer"
+        try:
+            check_adapter(self.model, request.adapter)
+        except UserError as error:
+            return f"no_adapter: {error.what}"
+        return ""
+
+    def cancel(self, ticket: Ticket) -> Completion:
+        """End an answer now and return what there is of it."""
+        with self._lock:
+            if ticket.row.completion is None:
+                if ticket in self._waiting:
+                    self._waiting.remove(ticket)
+                    ticket.row.completion = _completion(self.model, ticket.row, "cancelled")
+                if ticket.row.request.gives_way:
+                    self._giving.drop(ticket)
+                for batch, tickets in self._running.values():
+                    if ticket in tickets:
+                        batch.leave(ticket.row)
+                        tickets.remove(ticket)
+                ticket.updates.append(Update(ticket.row.take(), ticket.row.completion))
+            completion = ticket.row.completion
+        assert completion is not None
+        return completion
+
+    @property
+    def pending(self) -> int:
+        """Requests that are waiting or being answered."""
+        with self._lock:
+            return self._urgent + self._giving.pending
+
+    @property
+    def urgent(self) -> int:
+        """Requests that are waiting or being answered, but those that yield."""
+        with self._lock:
+            return self._urgent
+
+    @property
+    def _urgent(self) -> int:
+        return len(self._waiting) + sum(len(tickets) for _, tickets in self._running.values())
+
+    def step(self) -> list[Ticket]:
+        """Take waiting requests in, write a token in each row; returns the tickets that have an update.
+
+        Requests that yield have a step where there are no others, and a small share of the time next to them.
+        """
+        with self._lock:
+            touched: list[Ticket] = []
+            began = time.perf_counter()
+            if self._urgent:
+                touched += self._step()
+            if self._giving.may_step(time.perf_counter() - began):
+                touched += self._giving.step()
+            for ticket in touched:
+                ticket.updates.append(Update(ticket.row.take(), ticket.completion))
+            return touched
+
+    def _step(self) -> list[Ticket]:
+        """A token in each row that yields to no one."""
+        touched = self._admit()
+        for key, (batch, tickets) in list(self._running.items()):
+            if not fits(batch.step):
+                del self._running[key]
+                touched += self.begin_again(tickets, self._waiting)
+                continue
+            touched += tickets
+            self._running[key] = batch, [ticket for ticket in tickets if ticket.completion is None]
+            if not self._running[key][1]:
+                del self._running[key]  # its cache goes with it
+        return touched
+
+    def begin_again(self, tickets: Sequence[Ticket], waiting: deque[Ticket]) -> list[Ticket]:
+        """Requests for which memory ran out wait again, for batches of half the size; returns those that are over by that.
+
+        A request that does not fit although nothing else is computed gets an error.
+        """
+        rows = [ticket.row for ticket in tickets]
+        self.most_tokens = max(padded_tokens(rows) // 2, 1)
+        alone = len(tickets) == 1 and not self._running and not self._giving.computing
+        if alone:
+            error = "out_of_memory: the request does not fit into memory by itself"
+            rows[0].completion = replace(_completion(self.model, rows[0], "error"), error=error)
+            return list(tickets)
+        for row in rows:
+            row.begin_again(self.model.template, self.grammars)
+        waiting.extendleft(reversed(tickets))
+        return []
+
+    def _admit(self) -> list[Ticket]:
+        """Let waiting requests join, in their order, as far as there is room; returns those that can't be answered."""
+        new: dict[Any, list[Ticket]] = {}
+        while self._waiting:
+            ticket = self._waiting[0]
+            key = self.lane(ticket.row.request.adapter)
+            batch, tickets = self._running.setdefault(key, (self.new_batch(), []))
+            rows = [t.row for t in (*new.get(key, ()), ticket)]
+            count = len(tickets) + len(rows)
+            if count > 1 and (count > self.most_rows or batch.padded_tokens(rows) > self.most_tokens):
+                break
+            new.setdefault(key, []).append(self._waiting.popleft())
+        over: list[Ticket] = []
+        for key, joining in new.items():
+            batch, tickets = self._running[key]
+            if fits(partial(batch.join, [ticket.row for ticket in joining])):
+                self._running[key] = batch, tickets + joining
+            else:
+                del self._running[key], batch
+                over += self.begin_again(tickets + joining, self._waiting)
+        return over
+
+    def new_batch(self) -> DecodingBatch:
+        """An empty batch."""
+        return DecodingBatch(self.model, places=self.most_tokens)
+
+    def lane(self, adapter: str) -> Any:
+        """Requests with the same key can share a batch: those behind the same trained prefix, or none."""
+        if not self.model.is_own:
+            return None
+        from tuneloop.models.prefix import applied_prefix
+
+        with applied(adapter):
+            return id(applied_prefix(self.model.net.model))  # type: ignore[arg-type]
+
+    def stream(self, request: Request) -> Iterator[Update]:
+        """An answer as it is written: pieces of text, the last one with the completion.
+
+        Whoever stops reading cancels it.
+        """
+        ticket = self.submit(request, stream=True)
+        try:
+            while True:
+                while ticket.updates:
+                    update = ticket.updates.popleft()
+                    if update.text or update.completion is not None:
+                        yield update
+                    if update.completion is not None:
+                        return
+                self.step()
+        finally:
+            if ticket.completion is None:
+                self.cancel(ticket)
+
+    def complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Answers in the order of the requests, each as soon as it and those before it are over."""
+        tickets = [self.submit(request) for request in requests]
+        try:
+            for ticket in tickets:
+                while ticket.completion is None:
+                    self.step()
+                yield ticket.completion
+        finally:
+            for ticket in tickets:
+                if ticket.completion is None:
+                    self.cancel(ticket)
+
+
+# --- requests that yield ------------------------------------------------------------------------
+
+
+class GivingWay:
+    """Requests that are computed in what others leave: their rows stay in the memory meanwhile, so nothing is read twice.
+
+    Long prompts are read in pieces, rows with the same kind of prefix are written together.
+
+    Args:
+        engine: whose model computes.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.waiting: deque[Ticket] = deque()
+        self._tickets: list[Ticket] = []
+        self._batch = engine.new_batch()
+        self._lane: Any = None
+        self._reading: tuple[Ticket, Any, int] | None = None  # with the cache, and how many tokens are in it
+        self._reads = Pace(32, 512)
+        self._credit = self._took = 0.0
+
+    @property
+    def pending(self) -> int:
+        """Requests that are not over."""
+        return len(self.waiting) + len(self._tickets) + (self._reading is not None)
+
+    @property
+    def computing(self) -> bool:
+        """Whether any of them holds memory."""
+        return bool(self._tickets) or self._reading is not None
+
+    def may_step(self, urgent_seconds: float) -> bool:
+        """Whether a step may be computed now.
+
+        Args:
+            urgent_seconds: that others have just been computed for; 0: there are none.
+        """
+        if not self.pending:
+            self._credit = 0.0
+            return False
+        self._credit += SHARE * urgent_seconds
+        return not self.engine._urgent or self._credit > max(self._took, QUANTUM)
+
+    def drop(self, ticket: Ticket) -> None:
+        """End a request now."""
+        if ticket in self.waiting:
+            self.waiting.remove(ticket)
+        if ticket in self._tickets:
+            self._tickets.remove(ticket)
+        if self._reading is not None and self._reading[0] is ticket:
+            self._reading = None
+        if ticket.completion is None:
+            self._batch.leave(ticket.row)
+
+    def step(self) -> list[Ticket]:
+        """Read a piece of a prompt, or write a token in each row; returns the tickets that have an update."""
+        began = time.perf_counter()
+        touched = self._read() if self._begin() else self._write()
+        self._took = time.perf_counter() - began
+        self._credit = 0.0
+        return touched
+
+    def _begin(self) -> bool:
+        """Whether a prompt is to be read now: one that is begun, or of a further request that there is room for."""
+        if self._reading is not None:
+            return True
+        if not self.waiting:
+            return False
+        ticket, lane = self.waiting[0], self.engine.lane(self.waiting[0].row.request.adapter)
+        if self._tickets and (
+            lane != self._lane
+            or len(self._tickets) >= self.engine.most_rows // 2
+            or self._batch.padded_tokens([ticket.row]) > self.engine.most_tokens // 2
+        ):
+            return False
+        if not self._tickets:
+            self._batch, self._lane = self.engine.new_batch(), lane  # the memory of earlier rows goes
+        self.waiting.popleft()
+        self._reading = ticket, self.engine.model.new_cache(), 0
+        return True
+
+    def _read(self) -> list[Ticket]:
+        import torch
+
+        assert self._reading is not None
+        ticket, cache, read = self._reading
+        request, model, piece = ticket.row.request, self.engine.model, self._reads.tokens
+        ticket.row.started = ticket.row.started or time.perf_counter()
+        if len(request.ids) - read > piece and model.is_own and self._lane == self.engine.lane(BASE):
+            began = time.perf_counter()
+            part = pad_left([request.ids[read : read + piece]], read, model.template.pad_id, model.device)
+            with torch.inference_mode(), applied([request.adapter]):
+                if not fits(partial(model.hidden, part.ids, part.positions, part.mask, cache, part.real_ids)):
+                    return self._again([*self._tickets, ticket])
+            self._reads.learn(piece, time.perf_counter() - began)
+            self._reading = ticket, cache, read + piece
+            return []
+        self._reading = None
+        beginning = Beginning(request.ids[:read], cache) if read else None
+        if not fits(partial(self._batch.join, [ticket.row], beginning)):
+            return self._again([*self._tickets, ticket])
+        if ticket.completion is None:
+            self._tickets.append(ticket)
+        return [ticket]
+
+    def _again(self, tickets: list[Ticket]) -> list[Ticket]:
+        """Let go of what was computed; see `Engine.begin_again`."""
+        self._batch, self._tickets, self._reading = self.engine.new_batch(), [], None
+        return self.engine.begin_again(tickets, self.waiting)
+
+    def _write(self) -> list[Ticket]:
+        if not fits(self._batch.step):
+            return self._again(self._tickets)
+        touched, self._tickets = self._tickets, [each for each in self._tickets if each.completion is None]
+        return touched

@@ -1,0 +1,129 @@
+"""Answers that are held to a JSON Schema: which tokens may come next.
+
+llguidance computes it: an MIT wheel of 3 MB without dependencies, which vLLM, SGLang and llama.cpp can use too. It reads the
+schema in a millisecond and needs no tables for the vocabulary; outlines-core builds an automaton over the whole vocabulary
+for each schema, and xgrammar brings torch, transformers and triton along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.inference.prompt import schema_problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from tuneloop.models.template import Template
+
+NEEDS = "no_schema: answers are held to a schema by llguidance: pip install 'tuneloop[serve]'"
+# Spaces as llama.cpp allows them between tokens of JSON: with any number a model could write them for ever.
+SPACES = r"(?: |\n{1,2}[ \t]{0,20})"
+COMPILE_SECONDS = 30.0  # of the clock, on a busy machine, for what takes at most one of a processor
+_COMPILING = ThreadPoolExecutor(1, "schemas")  # one at a time, and no thread that other requests wait for
+
+
+async def compile_problem(schema: Mapping[str, Any]) -> str:
+    """Why an engine with llguidance can't hold answers to a schema; empty where it can. The loop continues meanwhile."""
+    return await asyncio.get_running_loop().run_in_executor(_COMPILING, _problem, schema)
+
+
+def _problem(schema: Mapping[str, Any]) -> str:
+    try:
+        import llguidance  # noqa: F401
+    except ImportError:
+        return NEEDS
+    if why := schema_problem(schema):
+        return why
+    why = _compiled(json.dumps([schema, {"whitespace_pattern": SPACES}]))
+    return f"no_schema: {why[:160]}" if why else ""
+
+
+@lru_cache(maxsize=128)
+def _compiled(task: str) -> str:
+    """What llguidance has against a schema, compiled in a process with limits."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tuneloop.inference.local.grammar_child"], input=task, capture_output=True, text=True,
+            timeout=COMPILE_SECONDS, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+        return str(json.loads(done.stdout))
+    except (subprocess.TimeoutExpired, ValueError):  # it was ended, or has crashed
+        return "the schema takes too much time or memory to compile: use fewer alternatives, patterns and references"
+
+
+class Constraint:
+    """What one answer may still be.
+
+    Args:
+        matcher: of llguidance, at the beginning of the answer.
+        ends: tokens that end an answer.
+    """
+
+    def __init__(self, matcher: Any, ends: Sequence[int]) -> None:
+        self._matcher, self._ends = matcher, list(ends)
+        self.over = False  # an end was written: what comes behind it is no one's answer
+
+    def allowed(self, size: int) -> np.ndarray[Any, Any]:
+        """Which tokens of a vocabulary of some size may come next (size), bool."""
+        import numpy as np
+
+        allowed = np.zeros(size, bool)
+        if self._matcher.is_stopped():  # complete: all that can follow is an end
+            allowed[self._ends] = True
+        else:
+            bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")[:size]
+            allowed[: len(bits)] = bits
+        return allowed
+
+    def apply(self, logits: Tensor) -> None:
+        """Rule out (-inf) what may not come next in a row's logits (V), in place."""
+        import torch
+
+        barred = torch.from_numpy(~self.allowed(logits.shape[0]))
+        logits.masked_fill_(barred.to(logits.device), float("-inf"))
+
+    def accept(self, token: int) -> None:
+        """Continue behind a token that was written."""
+        self.over = self.over or token in self._ends
+        if not self._matcher.is_stopped():
+            self._matcher.consume_token(token)
+
+
+class Grammars:
+    """Constraints for the answers of one model: its vocabulary is read once, when the first schema comes.
+
+    Args:
+        template: tokenizer, and the tokens that end an answer.
+        size: of the vocabulary, as the model's output has it.
+    """
+
+    def __init__(self, template: Template, size: int) -> None:
+        self._template, self._size = template, size
+        self._tokens: Any = None
+
+    def constraint(self, schema: Mapping[str, Any]) -> Constraint | str:
+        """What an answer under a schema may be, or why there is none."""
+        if why := _problem(schema):
+            return why
+        from llguidance import LLMatcher, LLTokenizer
+
+        if self._tokens is None:
+            ends = list(self._template.end_ids)
+            self._tokens = LLTokenizer(self._template.tokenizer.to_str(), n_vocab=self._size, eos_token=ends)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(dict(schema), defaults={"whitespace_pattern": SPACES})
+            matcher = LLMatcher(self._tokens, grammar, log_level=0)
+            why = matcher.get_error()
+        except (ValueError, TypeError) as error:
+            why = str(error)
+        return f"no_schema: {' '.join(why.split())[:160]}" if why else Constraint(matcher, self._template.end_ids)

@@ -1,0 +1,159 @@
+"""Advice and its data: what `advise` reads, measures and keeps in `evals/advise-NAME`, and what `plan` and `run` find there.
+
+The folder holds `dataset/` (where the source had to be prepared), `baselines/` (with `--measure`) and `advise.json`, the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import lock_folder
+from tuneloop.core.ui import Progress
+from tuneloop.data.dataset import load_dataset, prepare_key, sha256_of_source
+from tuneloop.data.sources.read import find_files
+from tuneloop.models.names import PACKAGED, is_local
+from tuneloop.pipeline.context import RunContext, default_folder, find_done, training_began
+from tuneloop.pipeline.prepare import prepare_stage
+from tuneloop.pipeline.source_sample import is_large, sampled_data
+from tuneloop.recipe import Recipe
+from tuneloop.records.advice import AdviceRecord
+from tuneloop.records.record import read_record, write_record
+from tuneloop.records.rows import Dataset
+
+
+def advice_folder(recipe: Recipe, out: str = "") -> Path:
+    """Where advice about a recipe's data is kept: `out`, or `evals/advise-NAME`."""
+    return Path(out) if out else Path("evals") / f"advise-{recipe.name}"
+
+
+def stand_in(model: str) -> str:
+    """The model that stands in for one whose files are not on this machine; "" where they are."""
+    return "" if is_local(model) else PACKAGED
+
+
+def read_data(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> Dataset:
+    """The recipe's data as `run` would prepare them: as they are where they are prepared, else kept in the advice's folder."""
+    folder = advice_folder(recipe, out)
+
+    def waiting(holder: str) -> None:
+        say(f"waiting   another tuneloop process ({holder}) is at work on these data in {folder}")
+
+    with lock_folder(folder, waiting=waiting):
+        return prepare_stage(RunContext(recipe, folder, progress, say))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Data that were counted.
+
+    Args:
+        path: a folder whose `dataset.json` has the counts; of a sample a temporary one.
+        hash: of the data set; "" of a sample.
+        sample: how a sample was counted, in words; "" where all rows were.
+    """
+
+    path: str
+    hash: str
+    sample: str = ""
+
+
+@contextmanager
+def counted_data(recipe: Recipe, out: str = "", *, progress: Progress, say: Callable[[str], None]) -> Iterator[Counted]:
+    """The recipe's data, to be counted: as they have been prepared before; large ones by a sample; else as `read_data` prepares and keeps them."""
+    if (before := _prepared_before(recipe, out)) is not None:
+        say(f"data set {before}, prepared before")
+        yield Counted(str(before), load_dataset(before).manifest.hash)
+    elif not _is_prepared(recipe) and is_large(recipe):
+        with sampled_data(recipe, progress=progress, say=say) as (dataset, words):
+            yield Counted(dataset.path, "", words)
+    else:
+        dataset = read_data(recipe, out, progress=progress, say=say)
+        yield Counted(dataset.path, dataset.manifest.hash)
+
+
+def _prepared_before(recipe: Recipe, out: str) -> Path | None:
+    """Where `run`, `prepare` or `advise` have prepared these data."""
+    if _is_prepared(recipe):
+        return None
+    key = prepare_key(
+        recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=RunContext(recipe, Path()).fingerprint
+    )
+    places = (
+        Path("datasets") / recipe.name,
+        default_folder(recipe) / "dataset",
+        advice_folder(recipe, out) / "dataset",
+    )
+    return next((place for place in places if find_done(place / "dataset.json", key)), None)
+
+
+def _is_prepared(recipe: Recipe) -> bool:
+    sources = recipe.data.sources
+    return len(sources) == 1 and (Path(sources[0]) / "dataset.json").is_file()
+
+
+# --- the answer, kept and remembered -----------------------------------------------------------------
+
+
+def hashes_of_sources(recipe: Recipe) -> list[str]:
+    """SHA-256 of each file of a recipe's data, as a manifest's `sources` have it."""
+    return [sha256_of_source(file.path) for file in find_files(recipe.data.sources, recipe.data.max_expansion)]
+
+
+def keep_advice(folder: Path, dataset_hash: str, advice: AdviceRecord, sources: Sequence[str] = ()) -> None:
+    """Write `advise.json`: the answer as `--json` prints it, with the hash of the data that it is about.
+
+    Args:
+        sources: hashes of the files, where only a sample of them was prepared.
+
+    A folder that can't be written to is passed over: the answer stands on the screen.
+    """
+    with contextlib.suppress(UserError, OSError):
+        about = advice.model_copy(update={"dataset_hash": dataset_hash, "source_hashes": list(sources)})
+        write_record(folder / AdviceRecord.file, about)
+
+
+def remind(job: RunContext, dataset: Dataset) -> None:
+    """Say once, before anything is trained, that the advice about these data was not to."""
+    if training_began(job):
+        return
+    for file in sorted(Path("evals").glob(f"advise-*/{AdviceRecord.file}")):
+        try:
+            advice = read_record(AdviceRecord, file)
+        except UserError:
+            continue
+        if _is_about(advice, dataset) and advice.answer == "dont":
+            job.say(f"advise    said about these data: {advice.headline}")
+            job.say(f"          ({file}) The run goes on all the same.")
+            return
+
+
+def _is_about(advice: AdviceRecord, dataset: Dataset) -> bool:
+    files = [source.sha256 for source in dataset.manifest.sources]
+    return advice.dataset_hash == dataset.manifest.hash or bool(files and advice.source_hashes == files)
+
+
+def reuse_baselines(job: RunContext, key: str) -> bool:
+    """Take over baselines that `advise --measure` has measured on the same data with the same model and settings.
+
+    Args:
+        key: hash of all that they depend on.
+
+    Returns:
+        Whether there were any.
+    """
+    for folder in sorted(Path("evals").glob("advise-*/baselines")):
+        if folder.resolve() != (job.folder / "baselines").resolve() and find_done(folder / "baselines.json", key):
+            shutil.rmtree(job.folder / "baselines", ignore_errors=True)
+            partial = job.folder / "baselines.part"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(folder, partial)
+            partial.rename(job.folder / "baselines")
+            job.say(f"baselines measured before by `tuneloop advise`, taken from {folder}")
+            return True
+    return False

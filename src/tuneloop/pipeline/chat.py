@@ -1,0 +1,272 @@
+"""A conversation with a target, a line at a time, with another one next to it if wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.data.formats import Rejection
+from tuneloop.data.task import TaskPrompt
+from tuneloop.evaluation.prompt import example_turns
+from tuneloop.inference.request import Request
+from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.models.methods import base_only
+from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
+from tuneloop.pipeline.predict import Asker, Options, Prediction, prediction_of
+from tuneloop.pipeline.targets import TaskTarget, open_with_task
+from tuneloop.records.completion import Completion
+from tuneloop.records.rows import Message
+
+if TYPE_CHECKING:
+    from tuneloop.inference.client import Endpoint
+
+TOP = 5  # labels that are shown with their probabilities
+HELP = """\
+  a line          is asked; a line of JSON gives several columns: {"subject": "...", "body": "..."}
+  /prompt         the last prompt as the model read it, control tokens included; /prompt TEXT that of a text, without asking
+  /system TEXT    another system turn; /system - for none; /system alone for that of training
+  /reset          forget the conversation
+  /help, /quit    this text; the end (Ctrl-D also ends, Ctrl-C stops an answer)
+  //TEXT          asks a text that begins with /"""
+
+
+@dataclass
+class Speaker:
+    """Who answers, under a name.
+
+    Args:
+        examples: turns of examples that come before the question.
+        base: whether the base model answers; it shares the tuned model's weights.
+        said: the conversation so far: questions and answers.
+    """
+
+    name: str
+    target: TaskTarget
+    examples: Sequence[Message] = ()
+    base: bool = False
+    said: list[Message] = field(default_factory=list)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether earlier turns are part of a question: where training rows were conversations, and of untuned models."""
+        return self.target.task is None or self.target.task.kind == "chat"
+
+
+@dataclass
+class Chat:
+    """A conversation.
+
+    Args:
+        speakers: who is asked, the target first.
+        max_new_tokens: longest answer; default: that of training.
+        system: in place of the trained system turn.
+    """
+
+    speakers: list[Speaker]
+    max_new_tokens: int | None = None
+    system: str | None = None
+
+    def load(self) -> None:
+        """Load all models before the first question."""
+        for speaker in self.speakers:
+            speaker.target.target.load()
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that a question needs, where there are several."""
+        task = self.speakers[0].target.task
+        return task.inputs if task is not None and len(task.inputs) > 1 else []
+
+    def question(self, line: str) -> dict[str, Any]:
+        """A line as a record.
+
+        Raises:
+            UserError: the model needs several columns, and the line doesn't give them.
+        """
+        if line.lstrip()[:1] == "{":
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(line)
+                if isinstance(value, dict):
+                    return value
+        if self.columns:
+            shown = ", ".join(f'"{name}": "..."' for name in self.columns)
+            raise UserError("The model was trained on several columns", next_step=f"write them as JSON: {{{shown}}}")
+        return {"text": line}
+
+    def _asker(self, speaker: Speaker, record: dict[str, Any]) -> Asker:
+        top = TOP if speaker.target.scores_labels else 0
+        return Asker(speaker.target, Options("", self.system, top, self.max_new_tokens), [record])
+
+    def prompt(self, speaker: Speaker, record: dict[str, Any]) -> TaskPrompt | Rejection:
+        """What a speaker is asked: the question as in training, behind the examples and the conversation so far."""
+        made = self._asker(speaker, record).read(record)
+        if isinstance(made, Rejection) or made.continues is not None:
+            return made
+        before = speaker.said if speaker.remembers else []
+        return replace(made, messages=[*_system(made.messages), *speaker.examples, *before, *_others(made.messages)])
+
+    def answer(self, speaker: Speaker, record: dict[str, Any], show: Callable[[str], None]) -> Prediction:
+        """A speaker's answer; what is written is given to `show` piece by piece.
+
+        Raises:
+            UserError: the record has not the columns that the speaker needs, or the endpoint refuses.
+        """
+        prompt = self.prompt(speaker, record)
+        if isinstance(prompt, Rejection):
+            return Prediction(error=f"{prompt.reason}: {prompt.detail}")
+        asker = self._asker(speaker, record)
+        found = _ask(asker, speaker, prompt, show)
+        if not found.error and speaker.remembers and prompt.continues is None:
+            speaker.said = [
+                *_others(prompt.messages)[len(speaker.examples) :],
+                {"role": "assistant", "content": found.text},
+            ]
+        return found
+
+    def rendered(self, speaker: Speaker, record: dict[str, Any]) -> str:
+        """The prompt as a speaker reads it, control tokens as text; of an endpoint the turns."""
+        prompt = self.prompt(speaker, record)
+        if isinstance(prompt, Rejection):
+            return f"{prompt.reason}: {prompt.detail}"
+        model = speaker.target.model
+        if model is None:
+            return json.dumps(prompt.messages, ensure_ascii=False, indent=2)
+        made = model.rendered(self._asker(speaker, record).request(prompt))
+        if isinstance(made, Completion):
+            return made.error
+        template = model.model.template if isinstance(model, LocalTarget) else model.template
+        text: str = template.tokenizer.decode(list(made.ids), skip_special_tokens=False)
+        return f"{text}\n({len(made.ids):,} tokens)"
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        for speaker in self.speakers:
+            speaker.said = []
+
+
+def _system(turns: Sequence[Message]) -> list[Message]:
+    return [turn for turn in turns if turn["role"] == "system"]
+
+
+def _others(turns: Sequence[Message]) -> list[Message]:
+    return [turn for turn in turns if turn["role"] != "system"]
+
+
+def _ask(asker: Asker, speaker: Speaker, prompt: TaskPrompt, show: Callable[[str], None]) -> Prediction:
+    """A model's answer to one prompt; an interrupt stops the writing, and what was said stays."""
+    local = asker.target.local
+    with base_only(local.model.net) if speaker.base and local else nullcontext():
+        return _answered(asker, asker.request(prompt), show)
+
+
+def _answered(asker: Asker, request: Request, show: Callable[[str], None]) -> Prediction:
+    if asker.target.scores_labels:
+        found = next(asker.ask([request]))
+        if not found.error:
+            show(labels_in_words(found))
+        return found
+    said, written = "", 0
+    try:
+        for update in asker.target.target.stream(request):
+            said += update.text  # before it is shown: an interrupt may come while it is
+            written += 1
+            show(update.text)
+            if update.completion is not None:
+                return prediction_of(update.completion)
+    except KeyboardInterrupt:
+        pass
+    return Prediction(said, finish="stop", tokens=written)
+
+
+def labels_in_words(found: Prediction) -> str:
+    """The label with its probability, and the next ones."""
+    first, *others = (found.probabilities or {found.text: found.probability or 0.0}).items()
+    rest = ", ".join(f"{label} {_percent(p)}" for label, p in others)
+    return f"{first[0]}  {_percent(first[1])}" + (f"   (then {rest})" if rest else "")
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
+
+
+# --- who is compared -----------------------------------------------------------------------------
+
+
+def open_chat(
+    target: str,
+    against: str = "",
+    *,
+    base: str = "",
+    task: str = "",
+    system: str | None = None,
+    max_new_tokens: int | None = None,
+    endpoint: Callable[[str], Endpoint] | None = None,
+) -> Chat:
+    """A conversation with a target.
+
+    Args:
+        against: `base` (the model before tuning), `few-shot` (the same with the examples of the baseline), or another target.
+        base, task, endpoint: see `open_with_task`.
+        system: in place of the trained system turn.
+
+    Raises:
+        UserError: no such target, or nothing to compare it with.
+    """
+    opened = open_with_task(target, base=base, task=task, endpoint=endpoint)
+    if opened.target.kind == "predictions":
+        raise UserError("A file of answers can't chat", where=target, next_step="name a run, a model or an endpoint")
+    tuned = opened.target.kind in ("run", "adapter")
+    speakers = [Speaker("tuned" if tuned else "answer" if not against else Path(target).name, opened)]
+    if against in ("base", "few-shot"):
+        speakers.append(_untuned(opened, against))
+    elif against:
+        other = open_with_task(against, endpoint=endpoint)
+        if other.task is None:
+            other = replace(other, task=opened.task)  # asked the same, under the same instruction
+        speakers.append(Speaker(Path(against).name or against, other))
+    return Chat(speakers, max_new_tokens, system)
+
+
+def _untuned(target: TaskTarget, how: str) -> Speaker:
+    """The model before tuning, with examples if wanted."""
+    local = target.local
+    if local is None or not local.untuned:
+        raise UserError(
+            "Nobody says what this was tuned from",
+            where=f"--against {how}",
+            next_step="name the other model: --against MODEL",
+        )
+    if local.trained is None:
+        template = target.task.chat_template if target.task else ""
+        plain = TaskTarget(LocalTarget(local.untuned, local.untuned, template=template), target.task)
+        return Speaker(how, plain, _examples(target, plain) if how == "few-shot" else ())
+
+    return Speaker(how, target, _examples(target, target) if how == "few-shot" else (), base=True)
+
+
+def _examples(target: TaskTarget, of: TaskTarget) -> list[Message]:
+    """Turns of the examples that the few-shot baseline shows, from the run's training split.
+
+    Raises:
+        UserError: the target is no run, or its data set is gone.
+    """
+    from tuneloop.pipeline.compared_systems import few_shot_examples
+
+    run = target.local.run if target.local else None
+    if run is None or of.local is None:
+        raise UserError(
+            "Examples come from a run's training rows, and this is not a run",
+            where="--against few-shot",
+            next_step="name the run's folder, or compare with --against base",
+        )
+    recipe = load_run_recipe(run, [])
+    dataset = dataset_of(RunContext(recipe, run), True, "")
+    rows = dataset.test[:50] or dataset.train[:50]
+    found, _ = few_shot_examples(of.local.model, dataset, rows, recipe.baselines, recipe.evaluate, recipe.seed)
+    return [turn for row in found for turn in (*_others(row.prompt), example_turns(row)[-1])]

@@ -1,0 +1,209 @@
+"""What several processes of one run do together; one process does it by itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tuneloop.core.device import default_dtype, release_memory
+from tuneloop.core.files import read_jsonl
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.data.mix import GENERAL_FILE
+from tuneloop.inference.local.workers import SharedWork
+from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.models.load import needs_several_cards
+from tuneloop.models.sharded import is_first, processes, rank
+from tuneloop.pipeline.context import RunContext, attach_trained
+from tuneloop.pipeline.run_mirror import keep_checkpoints
+from tuneloop.records.plan import MeasuredMachine
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.training.distributed import (
+    broadcast,
+    gathered,
+    joined,
+    lost_the_first,
+    processes_wanted,
+    start_processes,
+)
+
+if TYPE_CHECKING:
+    from tuneloop.models.template import Rendered
+    from tuneloop.recipe import Recipe
+    from tuneloop.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a run that all its processes do together.
+
+    Args:
+        task: `measure` the speed, find the learning `rate`, or `train`.
+        dataset: folder of the data set.
+        measured: of the machine; it is not part of the settings, by which a run is identified.
+    """
+
+    task: Literal["measure", "rate", "train"]
+    dataset: str
+    config: TrainConfig
+    measured: MeasuredMachine = field(default_factory=MeasuredMachine)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers that all processes give together.
+
+    Args:
+        work: what is asked.
+        tuned: whether of the run's result; else of the base model.
+    """
+
+    work: SharedWork
+    tuned: bool
+
+
+@dataclass(frozen=True)
+class LetGo:
+    """All processes but the first free their devices: it needs them by itself."""
+
+
+def shared_out(recipe: Recipe, *, answers_only: bool = False) -> int | None:
+    """The command that is being run, in a process on each of several GPUs (`train.gpus`), and the exit status of the first; None: there is one.
+
+    Args:
+        answers_only: nothing is trained, so that a model that needs several GPUs by itself is asked by one process.
+    """
+    count = processes_wanted(recipe.train.gpus)
+    if count > 1 and answers_only and needs_several_cards(recipe.model, default_dtype()):
+        return None
+    return None if count == 1 else start_processes(count, [sys.executable, "-m", "tuneloop", *sys.argv[1:]])
+
+
+@contextmanager
+def leading(job: RunContext) -> Iterator[None]:
+    """Where several processes share a job, the first does it; the others take part in training and answering, say nothing, and end with it."""
+    with joined():
+        if is_first():
+            if processes() > 1:
+                job.crew = lambda work, progress: _answered(job, work, progress)
+                job.others_let_go = lambda: broadcast(LetGo())
+            yield
+            broadcast(None)
+            return
+        try:
+            follower = RunContext(job.recipe, job.folder)
+            while (part := broadcast()) is not None:
+                if isinstance(part, LetGo):
+                    _let_go(follower)
+                elif isinstance(part, Answers):
+                    _give_answers(follower, part)
+                else:
+                    _take_part(follower, part)
+        except Exception as error:
+            if lost_the_first(error):
+                raise SystemExit(1) from None  # it has said why
+            raise
+        raise SystemExit(0)
+
+
+def distributed_run(job: RunContext, part: Part) -> Any:
+    """Do a part of the run with all processes."""
+    broadcast(part)
+    return _take_part(job, part)
+
+
+def _take_part(job: RunContext, part: Part) -> Any:
+    """A process's share of a part: a speed, a range test or what training came to."""
+    from tuneloop.data.dataset import load_dataset
+    from tuneloop.training.loop import TrainingJob, train
+    from tuneloop.training.lr_finder import range_test
+    from tuneloop.training.speed import measure_speed
+
+    model, seed = job.training_model, job.recipe.seed
+    dataset = load_dataset(part.dataset)
+    rows = job.rendered(dataset.train)
+    if part.task == "measure":
+        kept = part.measured.kept_layers
+        return measure_speed(model, rows, part.config, seed, kept_layers=kept, progress=job.progress)
+    if part.task == "rate":
+        return range_test(model, rows, part.config, seed, progress=job.progress)
+    return train(
+        model,
+        rows,
+        job.rendered(dataset.val),
+        part.config,
+        job.folder,
+        seed=seed,
+        job=TrainingJob(
+            general=held_out(job, dataset),
+            mixed=job.mixed(dataset.train),
+            ids=job.ids(dataset.train),
+            data_id=dataset.manifest.hash,
+            measured=part.measured,
+            saved=lambda: keep_checkpoints(job),
+        ),
+        log=lambda record: _tell(job, record),
+        progress=job.progress,
+    )
+
+
+def _answered(job: RunContext, work: SharedWork, progress: Progress) -> list[Any]:
+    """Answers of all processes, in the order of the rows.
+
+    Raises:
+        Exception: what any of them has met.
+    """
+    broadcast(Answers(work, job.tuned))
+    found: dict[int, Any] = {}
+    for part in _own_part(job, work, progress):
+        if isinstance(part, Exception):
+            raise part
+        found |= part
+    return [found[i] for i in range(len(work.rows))]
+
+
+def _give_answers(job: RunContext, asked: Answers) -> None:
+    """A following process's share of the answers; it keeps nothing of the training, which may fill its device."""
+    if "training_model" in job.__dict__:
+        _let_go(job)
+    if asked.tuned:
+        attach_trained(job)
+    _own_part(job, asked.work, no_progress)
+
+
+def _let_go(job: RunContext) -> None:
+    """Free the device of what a following process has loaded."""
+    for name in ("training_model", "model"):
+        job.__dict__.pop(name, None)
+    release_memory()
+
+
+def _own_part(job: RunContext, work: SharedWork, progress: Progress) -> list[Any]:
+    """What each process has answered, by row, or the error that it has met: all of them wait here for each other."""
+    own: dict[int, Any] | Exception
+    try:
+        own = work.part(LocalTarget.of(replace(job.model, crew=None)), rank(), processes(), progress)
+    except Exception as error:
+        own = error
+    return gathered(own)
+
+
+def held_out(job: RunContext, dataset: Dataset) -> list[Rendered]:
+    """General rows that were held out of a mix: their loss shows what training forgets."""
+    file = Path(dataset.path) / GENERAL_FILE
+    rows = [Row.from_json(record) for record in read_jsonl(file)] if file.is_file() else []
+    return [job.template.render(row.messages, row.tools) for row in rows]
+
+
+def _tell(job: RunContext, record: Mapping[str, Any]) -> None:
+    """Say what the monitors find, and what the loop does about it."""
+    job.on_record(record)
+    if "finding" in record:
+        rows = f"\n          rows of that step: {', '.join(record['rows'])}" if record["rows"] else ""
+        tries = "; ".join(remedy for remedy in record["remedies"] if not remedy.startswith("look at these rows"))
+        job.say(f"monitor   {record['sentence']}{rows}\n          try: {tries}")
+    elif "event" in record:
+        job.say(f"train     {record['message']}")

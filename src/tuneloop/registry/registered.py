@@ -1,0 +1,298 @@
+"""The model registry: opened as MLflow's variables say, with the gate asked where a run is at hand."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import inside
+from tuneloop.core.ui import Progress, Say, no_progress
+from tuneloop.core.urls import masked
+from tuneloop.records.artifact import ARTIFACT, EVALS, GateRecord
+from tuneloop.records.evaluation import EVALUATION, GateResult
+from tuneloop.records.record import read_record
+from tuneloop.records.run import RunManifest
+from tuneloop.registry import versions as models
+from tuneloop.registry.record import Lineage, RegisteredModel, RegisteredVersion
+from tuneloop.registry.verify import read_artifact
+from tuneloop.release.gguf.convert import FLOAT_TYPES
+from tuneloop.track import KINDS, QUICK_AND_QUIET
+
+NAMED = re.compile(r"(?:models:/)?([A-Za-z0-9][\w.-]*)@([A-Za-z][\w-]*|\d+)|models:/([A-Za-z0-9][\w.-]*)/(\d+)")
+
+
+# Else MLflow prints addresses on stdout and bars on stderr.
+_SILENT = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def registry_uri() -> str:
+    """`MLFLOW_REGISTRY_URI`, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the current folder."""
+    uri = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    return uri or f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
+def open_registry(*, create: bool = False, say: Say = silent) -> models.Registry:
+    """The registry that the environment names.
+
+    Args:
+        create: make the database where there is none; else that is an error.
+
+    Raises:
+        UserError: MLflow is not installed, or the registry can't be opened.
+    """
+    uri = registry_uri()
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not create and not file.is_file():
+        raise UserError(
+            "There is no registry here",
+            where=str(file),
+            next_step="tuneloop register ARTIFACT --name NAME makes one; MLFLOW_REGISTRY_URI names another",
+        )
+    for name, value in (QUICK_AND_QUIET | _SILENT).items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it prints tracebacks of what it raises as well
+    logging.getLogger("alembic").setLevel(logging.CRITICAL)
+    try:
+        from mlflow.tracking import MlflowClient
+    except ImportError:
+        raise UserError("The registry needs MLflow", where=masked(uri), next_step=KINDS["mlflow"].install) from None
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    with models.registry_errors(uri):
+        tracking = os.environ.get("MLFLOW_TRACKING_URI") or uri
+        return models.Registry(MlflowClient(tracking_uri=tracking, registry_uri=uri), uri, say)
+
+
+def register_artifact(
+    folder: Path,
+    name: str,
+    *,
+    run: Path | None = None,
+    why: str = "",
+    progress: Progress = no_progress,
+    say: Say = silent,
+) -> RegisteredVersion:
+    """See `release.registry.register`; `run` is by default that in `runs/`, whatever its folder's name is now."""
+    manifest = read_artifact(folder)
+    place = run or find_run(manifest.run.id, manifest.run.key)
+    is_its_run = place is not None and is_run(place, manifest.run.key)
+    if run is not None and not is_its_run:
+        raise UserError(
+            f"This is not the run of the artifact, {manifest.run.id}", where=str(run), next_step="leave --run out"
+        )
+
+    def opened() -> models.Registry:
+        return open_registry(create=True, say=say)
+
+    return models.register(opened, folder, name, run=place if is_its_run else None, why=why, progress=progress)
+
+
+def promote_version(
+    name: str,
+    version: str = "",
+    *,
+    force: str = "",
+    why: str = "",
+    progress: Progress = no_progress,
+    say: Say = silent,
+) -> RegisteredModel:
+    """See `release.registry.promote`; the gate's last word on the run counts, else that on the artifact.
+
+    Args:
+        force: why a gate that is not green, or was not asked, is overruled; empty: it is not.
+
+    Raises:
+        UserError: a reason of blanks, or whatever `release.registry.promote` refuses.
+    """
+    if force and not force.strip():
+        raise UserError("The reason is empty", where="--force", next_step="say why, for the history: --force 'REASON'")
+
+    def ask_gate(wanted: RegisteredVersion) -> GateRecord:
+        found = gate_of(wanted, force=bool(force))
+        said = found.status if found.status != "none" else "none was asked"
+        say(f"gate      {said}{', overruled' if found.forced else ''}")
+        return found
+
+    return models.promote(
+        open_registry(say=say), name, version, ask_gate=ask_gate, overrule=force.strip(), why=why, progress=progress
+    )
+
+
+def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
+    """What the gate says of a version: the last word where its run is at hand, else what was known when it was exported.
+
+    Weights in fewer bits than the run's are other weights: of them only a verdict on their own figures counts.
+
+    Raises:
+        UserError: it is not green, or no gate was asked, and `force` is not given.
+    """
+    lineage = version.lineage
+    run = run_folder_of(version)
+    own = run / EVALS / lineage.artifact if run is not None else None
+    if own is not None and (own / GateResult.file).is_file():
+        found = _verdict(own, force)
+    elif is_quantised(lineage) and not (run is None and lineage.judged):
+        found = GateRecord()
+    elif run is not None:
+        found = _verdict(run, force)
+    else:
+        found = GateRecord.model_validate({"status": lineage.gate})
+        if lineage.gate not in ("pass", "none"):
+            if not force:
+                raise UserError(
+                    f"The gate said {lineage.gate} when this version was exported",
+                    where=f"version {version.version}, suite {lineage.suite}",
+                    next_step="promote another version, or overrule it with --force REASON",
+                )
+            found = found.model_copy(update={"forced": True})
+    if found.status != "none":
+        return found
+    if not force:
+        raise UserError(
+            "No gate has judged this version" + (f" in {lineage.quantisation}" if is_quantised(lineage) else ""),
+            where=f"version {version.version}, {lineage.artifact}",
+            next_step=f"tuneloop gate {_to_judge(version, run)} --against BASE --suite suite.yaml (gate --init writes a "
+            "first one); or promote it without a gate: --force REASON",
+        )
+    return found.model_copy(update={"forced": True})
+
+
+def _verdict(judged: Path, force: bool) -> GateRecord:
+    """What the gate last said of a run or an artifact's evaluation; `force` takes any answer."""
+    from tuneloop.evaluation.gate import release
+
+    try:
+        return GateRecord.model_validate(release(judged, force=force))
+    except UserError as error:
+        step = error.next_step.replace("--force", "--force REASON")
+        raise UserError(error.what, where=error.where, next_step=step) from None
+
+
+def is_quantised(lineage: Lineage) -> bool:
+    """Whether the weights have fewer bits than those of the run."""
+    return bool(lineage.quantisation) and lineage.quantisation not in FLOAT_TYPES
+
+
+def _to_judge(version: RegisteredVersion, run: Path | None) -> str:
+    """What the gate is to be asked about."""
+    place = urlparse(version.source)
+    if is_quantised(version.lineage):
+        return unquote(place.path) if place.scheme in ("", "file") else f"artifacts/{version.lineage.artifact}"
+    return str(run) if run is not None else f"runs/{version.lineage.run}"
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+def registered_name(name: str) -> tuple[str, str] | None:
+    """Model and alias or version of `NAME@ALIAS`, `NAME@VERSION`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None for any other name."""
+    found = NAMED.fullmatch(name)
+    if found is None or Path(name).exists():
+        return None
+    return found[1] or found[3], found[2] or found[4]
+
+
+def version_of(registry: models.Registry, name: str) -> RegisteredVersion:
+    """The version that `NAME@ALIAS` stands for."""
+    model, alias = registered_name(name) or (name, models.CHAMPION)
+    return models.version_named(models.read_settled(registry, model), alias)
+
+
+def local_name(name: str, *, say: Say = silent) -> str:
+    """The folder of a registered version's artifact; any other name as it is.
+
+    Raises:
+        UserError: no such model or alias, or its files are gone.
+    """
+    if registered_name(name) is None:
+        return name
+    registry = open_registry(say=say)
+    version = version_of(registry, name)
+    folder = models.local_artifact(registry, version)
+    say(f"registry  {name} is version {version.version}: {folder}")
+    return str(folder)
+
+
+def run_folder_of(version: RegisteredVersion) -> Path | None:
+    """The folder of a version's run, where it is still there and still holds that run."""
+    lineage = version.lineage
+    folder = Path(lineage.run_folder)
+    if not lineage.run_folder:
+        return None
+    return folder if is_run(folder, lineage.run_key) else find_run(lineage.run, lineage.run_key, folder.parent)
+
+
+def find_run(id_: str, key: str, *places: Path) -> Path | None:
+    """The folder of a finished run in `runs/` or another place, by what stands in its `run.json`: it may have been renamed.
+
+    Args:
+        id_: of the run, which was the name of its folder.
+    """
+    folders = [
+        sub for place in dict.fromkeys([Path("runs"), *places]) if place.is_dir() for sub in sorted(place.iterdir())
+    ]
+    for folder in sorted(folders, key=lambda folder: folder.name != id_):
+        with contextlib.suppress(UserError):  # another run, and damaged
+            if is_run(folder, key):
+                return folder
+    return None
+
+
+def is_run(folder: Path, key: str) -> bool:
+    """Whether a folder holds the finished run with this key.
+
+    Raises:
+        UserError: its `run.json` is damaged or of another version.
+    """
+    return (folder / RunManifest.file).is_file() and read_record(RunManifest, folder).key == key
+
+
+def evaluation_of_artifact(folder: Path) -> Path:
+    """Where an artifact's own evaluation is, which was made when it was exported: in its run's folder.
+
+    Raises:
+        UserError: it was not measured, or its run is not at hand.
+    """
+    manifest = read_artifact(folder)
+    place = find_run(manifest.run.id, manifest.run.key, folder.resolve().parent.parent / "runs")
+    if place is not None and (inside(place / EVALS, manifest.id) / EVALUATION).is_file():
+        return place / EVALS / manifest.id
+    raise UserError(
+        "This artifact has no evaluation of its own at hand" if manifest.measured else "This artifact was not measured",
+        where=str(folder),
+        next_step=f"it was made from run {manifest.run.id}: name the run, or evaluate the artifact and name that folder",
+    )
+
+
+def evaluation_place(place: str) -> str:
+    """The folder with the evaluation of a registered version or an artifact; any other place as it is.
+
+    Raises:
+        UserError: no such version, or neither its run's folder nor MLflow has the evaluation; an artifact without one.
+    """
+    if (Path(place) / ARTIFACT).is_file():
+        return str(evaluation_of_artifact(Path(place)))
+    if registered_name(place) is None:
+        return place
+    registry = open_registry()
+    version = version_of(registry, place)
+    folder = run_folder_of(version)
+    own = folder / EVALS / version.lineage.artifact if folder else None
+    if own is not None and (own / EVALUATION).is_file():
+        return str(own)  # of its own weights, where they were measured
+    folder = folder or models.fetch_run_files(registry, version, (EVALUATION, "samples.jsonl"))
+    if not (folder / EVALUATION).is_file():
+        raise UserError(
+            "The evaluation of this version is not at hand",
+            where=place,
+            next_step="tuneloop evaluate it, or register the artifact with --run FOLDER",
+        )
+    return str(folder)

@@ -1,0 +1,200 @@
+"""Whether an artifact's files are those that were exported, and who signed them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import nearest_path, sha256_file, user_errors_of_the_disk, write_bytes
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.records.artifact import ARTIFACT, SIGNATURE, ArtifactManifest
+from tuneloop.records.record import read_record
+
+# Git and the hub's library put these into folders that they download; nothing loads a model from them.
+_TOOLS = {".git", ".gitattributes", ".gitignore", ".github", ".cache", ".lock"}
+PASSWORD = "TUNELOOP_KEY_PASSWORD"  # of an encrypted private key  # noqa: S105 - no password
+INSTALL = "pip install 'tuneloop[release]'"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What became of an artifact's files.
+
+    Args:
+        id: of the artifact.
+        files: how many `artifact.json` names.
+        changed, missing, added: names, relative to the folder.
+        signature: `none`; `unchecked` where no key was given; `valid`; `invalid`, or wanted and missing.
+        reason: why a signature is not valid.
+    """
+
+    id: str
+    files: int
+    changed: list[str]
+    missing: list[str]
+    added: list[str]
+    signature: Literal["none", "unchecked", "valid", "invalid"] = "none"
+    reason: str = ""
+
+    @property
+    def intact(self) -> bool:
+        """Whether all is as it was exported, and the signature that was asked for is valid."""
+        return not (self.changed or self.missing or self.added or self.signature == "invalid")
+
+
+def read_artifact(folder: Path) -> ArtifactManifest:
+    """An artifact's manifest.
+
+    Raises:
+        UserError: no artifact is there.
+    """
+    if not (folder / ARTIFACT).is_file():
+        step = "name the folder that `tuneloop export` printed" if folder.exists() else nearest_path(folder)
+        raise UserError(f"There is no artifact here (no {ARTIFACT})", where=str(folder), next_step=step)
+    return read_record(ArtifactManifest, folder)
+
+
+def verify(folder: Path, key: Path | None = None, *, progress: Progress = no_progress) -> Verification:
+    """Compare every file with its SHA-256 in `artifact.json`, and the signature with a public key.
+
+    Args:
+        key: a PEM file with the public key of who signed; None: the signature is not checked.
+        progress: is called for each file.
+
+    Raises:
+        UserError: no artifact is there, no such key, or the package that checks signatures is missing.
+    """
+    manifest = read_artifact(folder)
+    there = set(_files(folder))
+    changed = []
+    with user_errors_of_the_disk(folder):
+        for done, (name, entry) in enumerate(manifest.files.items(), 1):
+            if name in there and sha256_file(folder / name) != entry.sha256:
+                changed.append(name)
+            progress("hashing", done, len(manifest.files))
+    missing = [name for name in manifest.files if name not in there]
+    added = sorted(there - {*manifest.files, ARTIFACT, SIGNATURE})
+    signature, reason = _check_signature(folder, key)
+    return Verification(manifest.id, len(manifest.files), changed, missing, added, signature, reason)
+
+
+def read_intact(folder: Path, *, progress: Progress = no_progress) -> ArtifactManifest:
+    """The manifest of an artifact that is as it was exported.
+
+    Raises:
+        UserError: it is not there, or a file of it was changed, is missing or was added.
+    """
+    found = verify(folder, progress=progress)
+    if not found.intact:
+        faults = {"changed": found.changed, "missing": found.missing, "added": found.added}
+        shown = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in faults.items() if names)
+        raise UserError(
+            "The artifact is not as it was exported",
+            where=f"{folder}: {shown}",
+            next_step="export the run again; `tuneloop verify` names all files",
+        )
+    return read_artifact(folder)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Names of all files below a folder, but those of other tools."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if name.parts[0] not in _TOOLS and (path.is_symlink() or not path.is_dir()):
+            yield name.as_posix()
+
+
+# --- signatures --------------------------------------------------------------------------------
+
+
+def check_private_key(key: Path) -> None:
+    """Refuse a key that can't sign, before anything is written.
+
+    Raises:
+        UserError: no such file, no key of an elliptic curve, a wrong password, or the package that signs is missing.
+    """
+    _signer(key)
+
+
+def sign(folder: Path, key: Path) -> None:
+    """Sign all files of an artifact: `artifact.sig`, a Sigstore bundle as `model-signing` writes and reads it.
+
+    Args:
+        key: a PEM file with a private key (NIST P-256, P-384 or P-521); the environment's `TUNELOOP_KEY_PASSWORD` opens it.
+
+    Raises:
+        UserError: see `check_private_key`.
+    """
+    signing = _signer(key)
+    from model_signing import hashing
+
+    others = [SIGNATURE, *sorted(_TOOLS)]  # relative to the folder, and said in the signature
+    signing.set_hashing_config(hashing.Config().set_ignored_paths(paths=others))
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / SIGNATURE
+        signing.sign(folder, made)
+        write_bytes(folder / SIGNATURE, made.read_bytes())
+
+
+def _signer(key: Path):  # type: ignore[no-untyped-def]  # a class of an optional package
+    _need_package()
+    from model_signing import signing
+
+    if not key.is_file():
+        raise UserError("No such key", where=str(key), next_step=nearest_path(key))
+    password = os.environ.get(PASSWORD)
+    try:
+        # The library hands the password on as it stands, and the function behind takes bytes.
+        secret = password.encode() if password else None
+        return signing.Config().use_elliptic_key_signer(private_key=key, password=secret)
+    except (ValueError, TypeError, AttributeError) as error:  # AttributeError: an RSA key
+        locked = "password" in str(error).lower()
+        raise UserError(
+            f"Can't sign with this key: {'it is of another kind' if isinstance(error, AttributeError) else str(error)}",
+            where=str(key),
+            next_step=f"set {PASSWORD}"
+            if locked
+            else "make one with `openssl ecparam -name prime256v1 -genkey -noout -out KEY`",
+        ) from None
+
+
+def _check_signature(folder: Path, key: Path | None) -> tuple[Literal["none", "unchecked", "valid", "invalid"], str]:
+    there = (folder / SIGNATURE).is_file()
+    if key is None:
+        return "unchecked" if there else "none", ""
+    _need_package()
+    from model_signing import verifying
+
+    if not key.is_file():
+        raise UserError("No such key", where=str(key), next_step=nearest_path(key))
+    try:
+        checker = verifying.Config().use_elliptic_key_verifier(public_key=key)
+    except ValueError as error:
+        raise UserError(
+            f"This is not a public key: {str(error).splitlines()[0]}",
+            where=str(key),
+            next_step="write it with `openssl ec -in PRIVATE_KEY -pubout -out KEY`",
+        ) from None
+    if not there:
+        return "invalid", f"there is no {SIGNATURE}"
+    try:
+        checker.set_ignore_unsigned_files(True).verify(folder, folder / SIGNATURE)
+    except Exception as error:  # the library lets those of its parsers and of cryptography through
+        differ = "Signature mismatch" in str(error) or "Cannot use" in str(error)
+        said = "the files are not those that were signed" if differ else "it was made with another key, or is damaged"
+        return "invalid", said
+    return "valid", ""
+
+
+def _need_package() -> None:
+    try:
+        import model_signing  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"Signatures need the package model-signing ({error})", where=SIGNATURE, next_step=INSTALL
+        ) from None

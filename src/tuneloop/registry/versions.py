@@ -1,0 +1,489 @@
+"""Versions of a model in MLflow's registry, and which of them is in use: aliases `candidate`, `champion`, `previous`.
+
+A change may move several aliases, and MLflow has no transaction over them. So a change is first written down as a whole (the
+tag `tuneloop.pending`), then done, then moved to the history. Whoever finds a pending change finishes it: a process that was
+killed in between leaves nothing half done for longer than until the next command.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.urls import masked
+from tuneloop.models.names import cache_folder
+from tuneloop.records.artifact import ARTIFACT, EVALS, ArtifactManifest, GateRecord
+from tuneloop.records.evaluation import GateResult
+from tuneloop.records.record import as_record
+from tuneloop.registry.record import Action, Lineage, RegisteredModel, RegisteredVersion, RegistryEvent
+from tuneloop.registry.verify import read_artifact, read_intact
+from tuneloop.release.card_metadata import is_rounded
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+TAG, HISTORY, PENDING = "tuneloop.", "tuneloop.history.", "tuneloop.pending"
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """An open registry.
+
+    Args:
+        client: of MLflow.
+        uri: of the registry.
+        say: gets a line about what takes time or was left by others.
+    """
+
+    client: MlflowClient
+    uri: str
+    say: Callable[[str], None] = lambda line: None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a server, which can't see this machine's folders."""
+        return self.uri.startswith(("http://", "https://", "databricks"))
+
+
+@contextmanager
+def registry_errors(uri: str) -> Iterator[None]:
+    """Turn what goes wrong between here and the registry into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # MLflow lets those of SQLAlchemy, of drivers and of its HTTP library through
+        text, where = masked(" ".join(str(error).split())), masked(uri)
+        if "locked" in text:
+            what, step = "The registry is locked by another process", "wait until it lets go, then run this again"
+        elif "Max retries" in text or "Connection" in text or "could not connect" in text or "timed out" in text:
+            what, step = (
+                "The registry can't be reached",
+                "start its server or set MLFLOW_REGISTRY_URI, then run this again",
+            )
+        else:
+            what, step = (
+                f"The registry refuses: {text[:160]}",
+                "check MLFLOW_REGISTRY_URI (default: mlflow.db in this folder)",
+            )
+        raise UserError(what, where=where, next_step=step) from error
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read_model(registry: Registry, name: str) -> RegisteredModel:
+    """A registered model with its versions and its history.
+
+    Raises:
+        UserError: there is none of that name; the names that there are are listed.
+    """
+    with registry_errors(registry.uri):
+        found = _find(registry, name)
+        if found is None:
+            known = [model.name for model in registry.client.search_registered_models(max_results=100)]
+            raise UserError(
+                f"No model {name!r} is registered",
+                where=masked(registry.uri),
+                next_step=f"registered are: {', '.join(known)}"
+                if known
+                else f"tuneloop register ARTIFACT --name {name}",
+            )
+        return _read(registry, found)
+
+
+def read_models(registry: Registry) -> list[RegisteredModel]:
+    """All registered models that hold versions of tuneloop's."""
+    with registry_errors(registry.uri):
+        return [_read(registry, model) for model in _pages(registry.client.search_registered_models)]
+
+
+def read_settled(registry: Registry, name: str) -> RegisteredModel:
+    """A registered model; a change of its aliases that was interrupted is finished first, where that can be done.
+
+    Raises:
+        UserError: see `read_model`.
+    """
+    model = read_model(registry, name)
+    if model.pending is not None:
+        with suppress(UserError), _changing(registry, name) as finished:  # else the next command tries again
+            return finished
+    return model
+
+
+def version_named(model: RegisteredModel, alias: str) -> RegisteredVersion:
+    """The version of an alias or number.
+
+    Raises:
+        UserError: there is none.
+    """
+    number = model.aliases.get(alias, alias)
+    for version in model.versions:
+        if version.version == number:
+            return version
+    aliases = [f"{alias} (version {number})" for alias, number in model.aliases.items()]
+    numbers = f"versions {', '.join(version.version for version in model.versions[:5])}"
+    raise UserError(
+        f"{model.name} has no version or alias {alias!r}",
+        where=f"{model.name}@{alias}",
+        next_step=f"it has {', '.join(aliases) or numbers}",
+    )
+
+
+def _find(registry: Registry, name: str) -> Any | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return registry.client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def _pages(search: Callable[..., Any], **query: Any) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(page_token=token, **query)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _read(registry: Registry, model: Any) -> RegisteredModel:
+    aliases = {alias: str(version) for alias, version in sorted(model.aliases.items())}
+    found = []
+    for version in _pages(registry.client.search_model_versions, filter_string=f"name='{model.name}'"):
+        if TAG + "artifact" in version.tags:  # a version of another tool's is not ours to move
+            found.append(
+                _version(version, [alias for alias, number in aliases.items() if number == str(version.version)])
+            )
+    events = [key for key in sorted(model.tags) if key.startswith(HISTORY)]
+    pending = model.tags.get(PENDING)
+    return RegisteredModel(
+        name=model.name,
+        aliases=aliases,
+        versions=sorted(found, key=lambda version: -int(version.version)),
+        history=[_event(model.tags[key]) for key in events],
+        pending=_event(pending) if pending else None,
+    )
+
+
+def _version(version: Any, aliases: list[str]) -> RegisteredVersion:
+    tags = {name: version.tags[TAG + name] for name in Lineage.model_fields if TAG + name in version.tags}
+    if "metrics" in tags:
+        tags["metrics"] = json.loads(tags["metrics"])
+    created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds")
+    return RegisteredVersion(
+        version=str(version.version),
+        aliases=aliases,
+        source=version.source,
+        tracked=version.run_id or "",
+        created=created,
+        lineage=Lineage.model_validate(tags),
+    )
+
+
+def _event(text: str) -> RegistryEvent:
+    return as_record(RegistryEvent, json.loads(text), "the registry")
+
+
+# --- changing ----------------------------------------------------------------------------------
+
+
+def register(
+    opened: Callable[[], Registry],
+    folder: Path,
+    name: str,
+    *,
+    run: Path | None = None,
+    why: str = "",
+    progress: Progress = no_progress,
+) -> RegisteredVersion:
+    """Make an artifact the newest version of a model, and its candidate. One that is there already is found.
+
+    Args:
+        opened: gives the registry; it is asked once the artifact is known to be whole, since it may be made by that.
+        folder: of the artifact.
+        name: of the model.
+        run: the folder of its run, where that is at hand: the gate is asked there when it is promoted.
+        why: a reason, for the history.
+
+    Raises:
+        UserError: no artifact, a changed one, a name that can't be used, or a registry that refuses.
+    """
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"Bad name {name!r}", where="--name", next_step="use letters, digits, dots, dashes and underscores"
+        )
+    manifest = read_intact(folder, progress=progress)
+    lineage, registry = _lineage(manifest, folder, run), opened()
+    with _changing(registry, name, create=True) as model:
+        known = next((v for v in model.versions if v.lineage.manifest == lineage.manifest), None)
+        number = known.version if known else _create(registry, name, folder, lineage)
+        registered = any(event.action == "register" and event.model_version == number for event in model.history)
+        if not registered:  # new, or its register was killed before it got its alias
+            _change(registry, model, "register", number, {CANDIDATE: number}, why, manifest.gate)
+    return version_named(read_model(registry, name), number)
+
+
+def promote(
+    registry: Registry,
+    name: str,
+    version: str = "",
+    *,
+    ask_gate: Callable[[RegisteredVersion], GateRecord],
+    overrule: str = "",
+    why: str = "",
+    progress: Progress = no_progress,
+) -> RegisteredModel:
+    """Make a version the champion, and the champion the previous one.
+
+    Args:
+        version: number or alias; empty: the candidate.
+        ask_gate: what the gate says of a version; raises a `UserError` where it says no.
+        overrule: why the gate is overruled, for the history.
+
+    Raises:
+        UserError: no such version, a gate that is not green, an artifact that was changed, or a registry that refuses.
+    """
+    with _changing(registry, name) as model:
+        wanted = version_named(model, version or CANDIDATE)
+        champion = model.aliases.get(CHAMPION)
+        if champion == wanted.version:
+            registry.say(f"promote   version {champion} is the champion already")
+            return model
+        gate = ask_gate(wanted)
+        if not registry.is_remote:
+            read_intact(local_artifact(registry, wanted), progress=progress)
+        aliases = {PREVIOUS: champion, CHAMPION: wanted.version}
+        _change(registry, model, "promote", wanted.version, aliases, why, gate, overrule if gate.forced else "")
+    return read_model(registry, name)
+
+
+def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel:
+    """Make the previous version the champion again; previous is then the one before it, as the history tells.
+
+    Raises:
+        UserError: there is no previous version, or the registry refuses.
+    """
+    with _changing(registry, name) as model:
+        target = model.aliases.get(PREVIOUS)
+        if target is None:
+            raise UserError(
+                f"{name} has no previous version to go back to",
+                where=f"{name}@{PREVIOUS}",
+                next_step=f"promote another one: tuneloop promote {name} VERSION",
+            )
+        version_named(model, target)
+        earlier = champions(model.history)[:-2]
+        aliases = {PREVIOUS: earlier[-1] if earlier else None, CHAMPION: target}
+        _change(registry, model, "rollback", target, aliases, why, GateRecord())
+    return read_model(registry, name)
+
+
+def champions(history: Sequence[RegistryEvent]) -> list[str]:
+    """The champions that one could go back to, oldest first, the one in use last: a promotion adds one, a rollback takes one."""
+    stack: list[str] = []
+    for event in history:
+        if event.action == "promote":
+            stack.append(event.model_version)
+        elif event.action == "rollback" and stack:
+            stack.pop()
+    return stack
+
+
+@contextmanager
+def _changing(registry: Registry, name: str, *, create: bool = False) -> Iterator[RegisteredModel]:
+    """The model, locked against other processes of this machine, with an interrupted change finished."""
+    place = cache_folder() / "registry" / content_hash([registry.uri, name])[:16]
+    with (
+        lock_folder(place, waiting=lambda holder: registry.say(f"waiting   {holder} changes {name}")),
+        registry_errors(registry.uri),
+    ):
+        if create and _find(registry, name) is None:
+            registry.client.create_registered_model(name)
+        model = read_model(registry, name)
+        if model.pending is not None:
+            event = model.pending
+            registry.say(
+                f"finishing {event.action} of version {event.model_version} by {event.who}, which was interrupted"
+            )
+            _finish(registry, name, event)
+            model = read_model(registry, name)
+        yield model
+
+
+def _change(
+    registry: Registry,
+    model: RegisteredModel,
+    action: Action,
+    version: str,
+    aliases: Mapping[str, str | None],
+    why: str,
+    gate: GateRecord,
+    overruled: str = "",
+) -> None:
+    now = datetime.now(UTC)
+    event = RegistryEvent(
+        id=f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}",
+        action=action,
+        model_version=version,
+        aliases=dict(aliases),
+        before={alias: model.aliases.get(alias) for alias in aliases},
+        who=_who(),
+        when=now.isoformat(timespec="seconds"),
+        why=why,
+        gate=gate,
+        overruled=overruled,
+    )
+    registry.client.set_registered_model_tag(model.name, PENDING, _text(event.to_json()))
+    _finish(registry, model.name, event)
+
+
+def _finish(registry: Registry, name: str, event: RegistryEvent) -> None:
+    """Do what an event says; doing it twice changes nothing."""
+    client = registry.client
+    for alias, version in event.aliases.items():
+        if version is not None:
+            client.set_registered_model_alias(name, alias, version)
+        else:
+            client.delete_registered_model_alias(name, alias)
+    client.set_registered_model_tag(name, HISTORY + event.id, _text(event.to_json()))
+    client.delete_registered_model_tag(name, PENDING)
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no such user in a container
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _text(value: Any) -> str:
+    return json.dumps(plain(value), ensure_ascii=False)
+
+
+def _lineage(manifest: ArtifactManifest, folder: Path, run: Path | None) -> Lineage:
+    evaluation, gate = None if is_rounded(manifest) else manifest.evaluation, manifest.gate
+    return Lineage(
+        artifact=manifest.id,
+        manifest=sha256_file(folder / ARTIFACT),
+        format=manifest.format,
+        quantisation=manifest.quantisation.name if manifest.quantisation else "",
+        method=manifest.method,
+        base=manifest.base.model,
+        base_fingerprint=manifest.base.fingerprint,
+        licence=manifest.base.licence or "",
+        run=manifest.run.id,
+        run_key=manifest.run.key,
+        run_folder=str(run.resolve()) if run else "",
+        dataset=manifest.dataset,
+        split=evaluation.split if evaluation else "",
+        rows=evaluation.n if evaluation else 0,
+        primary=evaluation.primary if evaluation else "",
+        metrics=plain(evaluation.metrics) if evaluation else {},
+        gate=gate.status,
+        suite=gate.suite.name if gate.suite else "",
+        judged="artifact" if run is not None and (run / EVALS / manifest.id / GateResult.file).is_file() else "",
+    )
+
+
+# --- where a version's files are ---------------------------------------------------------------
+
+
+def _create(registry: Registry, name: str, folder: Path, lineage: Lineage) -> str:
+    """A new version; its files stay where they are, or go to the server's store first."""
+    tracked = _tracked_run(lineage.run_folder, registry)
+    source = folder.resolve().as_uri()
+    if registry.is_remote:
+        registry.say(f"upload    {folder} to the artifact store")
+        run_id = tracked or _new_run(registry.client, lineage)
+        place = f"artifacts/{lineage.artifact}"
+        registry.client.log_artifacts(run_id, str(folder), place)
+        source, tracked = f"{registry.client.get_run(run_id).info.artifact_uri}/{place}", run_id
+    tags = {TAG + key: value if isinstance(value, str) else _text(value) for key, value in lineage if value}
+    return str(registry.client.create_model_version(name, source, tracked, tags=tags).version)
+
+
+def _tracked_run(run_folder: str, registry: Registry) -> str | None:
+    """Id of the MLflow run of a run's folder, where it was logged to this server or file."""
+    file = Path(run_folder) / "tracking.json"
+    if not run_folder or not file.is_file():
+        return None
+    state = json.loads(file.read_text(encoding="utf-8"))
+    return str(state["run_id"]) if state.get("uri") == registry.uri and state.get("run_id") else None
+
+
+def _new_run(client: MlflowClient, lineage: Lineage) -> str:
+    found = client.get_experiment_by_name("tuneloop")
+    experiment = found.experiment_id if found else client.create_experiment("tuneloop")
+    run = client.create_run(experiment, run_name=lineage.artifact)
+    client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)
+
+
+def local_artifact(registry: Registry, version: RegisteredVersion) -> Path:
+    """The folder of a version's artifact: where it was registered, else fetched into the cache.
+
+    Raises:
+        UserError: it is gone, or another artifact stands in its place.
+    """
+    where, step = version.source, f"export the run again, or register another artifact (id {version.lineage.artifact})"
+    parts = urlparse(version.source)
+    folder = Path(unquote(parts.path)) if parts.scheme in ("", "file") else _fetched(registry, version)
+    if not folder.is_dir():
+        raise UserError("The files of this version are gone", where=where, next_step=step)
+    if read_artifact(folder).id != version.lineage.artifact:
+        raise UserError("Another artifact stands where this version's files were", where=where, next_step=step)
+    return folder
+
+
+def fetch_run_files(registry: Registry, version: RegisteredVersion, names: Sequence[str]) -> Path:
+    """A folder in the cache with files of a version's run, as far as MLflow has them: `eval.json`, `dataset/train.jsonl`, ..."""
+    from mlflow.exceptions import MlflowException
+
+    folder = cache_folder() / "registry" / f"run-{version.tracked}"
+    for name in names if version.tracked else ():
+        file = folder / name
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(MlflowException, OSError):  # it has no such file; who needs it says so
+                got = Path(registry.client.download_artifacts(version.tracked, name, str(folder)))
+                got.replace(file)  # some versions leave out the folders of its name
+    return folder
+
+
+def _fetched(registry: Registry, version: RegisteredVersion) -> Path:
+    folder = cache_folder() / "registry" / f"{version.lineage.artifact}-{version.lineage.manifest[:8]}"
+    with lock_folder(folder, waiting=lambda holder: registry.say(f"waiting   {holder} fetches {folder.name}")):
+        if not (folder / ARTIFACT).is_file() or sha256_file(folder / ARTIFACT) != version.lineage.manifest:
+            from mlflow.artifacts import download_artifacts
+
+            registry.say(f"fetch     {version.source}")
+            with registry_errors(registry.uri):
+                download_artifacts(artifact_uri=version.source, dst_path=str(folder), tracking_uri=registry.uri)
+            inner = folder / Path(urlparse(version.source).path).name
+            for path in inner.iterdir() if inner.is_dir() else ():  # some versions put the folder itself there
+                path.rename(folder / path.name)
+            if inner.is_dir():
+                inner.rmdir()
+        read_intact(folder)
+    return folder

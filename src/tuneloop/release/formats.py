@@ -1,0 +1,58 @@
+"""The formats of `tuneloop export`: one record each, read by the command, the export and the model card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExportForm:
+    """A format that a run can be exported in; its files are written in `release/artifact.py`.
+
+    Args:
+        help: what it is, for the option `--format`.
+        is_model: it is a model by itself; else it is for its base.
+        library: the hub's name of the library that loads it.
+        relation: to its base, as the hub names it; a model in fewer bits is always `quantized`.
+        loading: how it is loaded, for the card; BASE and FOLDER are replaced, ARGUMENT by what the method's base needs.
+        weights: of a GGUF file: the format whose weights it holds.
+    """
+
+    help: str
+    is_model: bool
+    library: str
+    relation: str
+    loading: str
+    weights: str = ""
+
+
+_MERGED = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+turns = [{"role": "user", "content": "..."}]
+inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**inputs, max_new_tokens=200, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+```"""
+_ADAPTER = """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("BASE", dtype="auto"ARGUMENT)
+model = PeftModel.from_pretrained(base, "FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")  # with the chat template that was trained
+```"""
+_SERVER = "```sh\nollama create NAME -f Modelfile     # in this folder\nllama-server -m {files} --jinja\n```"
+_GGUF = _SERVER.format(files="*.gguf")
+_GGUF_LORA = "It is for a GGUF file of BASE, put here as `base.gguf`; its scale is 1.\n\n" + _SERVER.format(
+    files="base.gguf --lora *lora*.gguf"
+)
+
+FORMS: dict[str, ExportForm] = {
+    "merged": ExportForm("a model by itself", True, "transformers", "finetune", _MERGED),
+    "adapter": ExportForm("for its base", False, "peft", "adapter", _ADAPTER),
+    "gguf": ExportForm("a model for llama.cpp and Ollama", True, "gguf", "quantized", _GGUF, weights="merged"),
+    "gguf-lora": ExportForm("an adapter for them", False, "gguf", "adapter", _GGUF_LORA, weights="adapter"),
+}

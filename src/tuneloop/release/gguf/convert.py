@@ -1,0 +1,241 @@
+"""A run's tuned weights as a GGUF file, as llama.cpp and Ollama read it; one tensor at a time is in memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.models.gguf import gguf_name, permuted, read_header
+from tuneloop.models.template import Template, plain_source
+from tuneloop.release.gguf.vocabulary import vocabulary
+from tuneloop.release.tuned_weights import TunedWeights
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from tuneloop.models.llama import LlamaConfig
+
+FloatType = Literal["f32", "f16", "bf16"]
+FLOAT_TYPES: tuple[FloatType, ...] = ("f32", "f16", "bf16")
+ARCHITECTURE = "llama"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a GGUF file says of itself: its name, its base model, the base's licence."""
+
+    name: str
+    base: str = ""
+    licence: str = ""
+
+
+def write_gguf(
+    weights: TunedWeights,
+    template: Template,
+    out: Path,
+    kind: FloatType,
+    about: About,
+    progress: Progress = no_progress,
+) -> None:
+    """Write all tensors in one floating-point type; vectors stay fp32, as llama.cpp computes with them.
+
+    Args:
+        weights: of a Llama.
+        template: the tokenizer, and the chat template that was trained.
+        out: the file.
+
+    Raises:
+        UserError: another architecture, a tokenizer that llama.cpp does not know, values beyond the type's range, a full disk.
+    """
+    import gguf
+
+    from tuneloop.models.llama import LlamaConfig
+
+    if not LlamaConfig.supports(dict(weights.config)):
+        raise UserError(
+            f"Only Llama models are written as GGUF here, not {weights.config.get('model_type')!r}",
+            where="config.json",
+            next_step="export with --format merged and convert it with llama.cpp's convert_hf_to_gguf.py",
+        )
+    config = LlamaConfig.from_json(dict(weights.config))
+    names = _names(weights, config)
+    writer = gguf.GGUFWriter(out, ARCHITECTURE)
+    _describe(writer, config, kind, about)
+    add_fields(writer, vocabulary(template, config.vocab_size))
+    writer.add_chat_template(plain_source(template.source))
+    rope = _rope_factors(config)
+    if rope is not None:
+        announce(writer, "rope_freqs.weight", rope.shape, "f32")
+    for name, there in names.items():
+        announce(writer, there, weights.shapes[name], _kind_of(weights.shapes[name], kind))
+    with written(writer, out):
+        if rope is not None:
+            writer.write_tensor_data(rope)
+        for done, name in enumerate(names):
+            writer.write_tensor_data(_data(name, weights, config, kind))
+            progress("writing GGUF", done + 1, len(names))
+
+
+@contextmanager
+def written(writer: Any, out: Path) -> Iterator[None]:
+    """Write what comes before the values of the tensors, and see to it that the file is on the disk when the block has written them.
+
+    Raises:
+        UserError: the file can't be written, or the disk has no room for it.
+    """
+    size = sum(tensor.nbytes for tensor in writer.tensors[0].values())
+    free = shutil.disk_usage(out.parent).free
+    if size > free:
+        raise UserError(
+            f"The file takes {size / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free",
+            where=str(out.parent),
+            next_step="free some space, or choose a folder on another disk with --out FOLDER",
+        )
+    with user_errors_of_the_disk(out):
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            yield
+            writer.flush()
+            os.fsync(writer.fout[0].fileno())
+        finally:
+            writer.close()
+
+
+def add_fields(writer: Any, fields: Mapping[str, Any]) -> None:
+    """Add metadata by keys; the type follows the value, with unsigned whole numbers."""
+    for key, value in fields.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, value)
+
+
+def tensor_types(file: Path) -> dict[str, int]:
+    """How many tensors of each type a GGUF file holds: what its name promises is not what each tensor is."""
+    import gguf
+
+    counted = Counter(read_header(file).tensor_types.values())
+    return {gguf.GGMLQuantizationType(kind).name: count for kind, count in counted.most_common()}
+
+
+def _names(weights: TunedWeights, config: LlamaConfig) -> dict[str, str]:
+    """Transformers' name of each tensor -> its name in the file; a head that is the embedding is not written twice."""
+    names = {}
+    for name in weights.shapes:
+        there = gguf_name(name)
+        if name == "lm_head.weight" and config.tied:
+            continue
+        if there is None:
+            if name.endswith("rotary_emb.inv_freq"):  # computed, not learned; files of old versions have it
+                continue
+            raise UserError(
+                f"llama.cpp's Llama has no tensor {name}",
+                where=str(weights.files[name]),
+                next_step="export with --format merged",
+            )
+        names[name] = there
+    return names
+
+
+def _describe(writer: Any, config: LlamaConfig, kind: FloatType, about: About) -> None:
+    import gguf
+
+    writer.add_type("model")
+    writer.add_name(about.name)
+    if about.licence:
+        writer.add_license(about.licence)
+    if about.base:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, about.base)
+    ftypes = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16"}
+    writer.add_file_type(gguf.LlamaFileType[ftypes[kind]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    fields: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.context,
+        "embedding_length": config.hidden_size,
+        "block_count": config.layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.key_heads,
+        "attention.key_length": config.head_size,
+        "attention.value_length": config.head_size,
+        "attention.layer_norm_rms_epsilon": float(config.norm_eps),
+        "rope.dimension_count": config.head_size,
+        "rope.freq_base": float(config.rope_theta),
+    }
+    if _rope_type(config) == "linear":
+        fields |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling["factor"])}
+    add_fields(writer, {f"{ARCHITECTURE}.{key}": value for key, value in fields.items()})
+
+
+def _rope_type(config: LlamaConfig) -> str:
+    return str(config.rope_scaling.get("rope_type", config.rope_scaling.get("type", "default")))
+
+
+def _rope_factors(config: LlamaConfig) -> np.ndarray[Any, Any] | None:
+    """What llama.cpp divides each rotary frequency by (D / 2), where a context was stretched as in Llama 3.1; None elsewhere."""
+    from tuneloop.models.llama import rope_frequencies
+
+    if _rope_type(config) != "llama3":
+        return None
+    plain = rope_frequencies(replace(config, rope_scaling={}))
+    return (plain / rope_frequencies(config)).float().numpy()
+
+
+def _kind_of(shape: tuple[int, ...], kind: FloatType) -> FloatType:
+    return "f32" if len(shape) == 1 else kind
+
+
+def announce(writer: Any, name: str, shape: tuple[int, ...], kind: FloatType) -> None:
+    """Add a tensor's name, shape and type, which stand before all values."""
+    import gguf
+    import numpy as np
+
+    size, count = (4 if kind == "f32" else 2), int(np.prod(shape))
+    writer.add_tensor_info(name, shape, np.dtype(np.float16), size * count, gguf.GGMLQuantizationType[kind.upper()])
+
+
+def _data(name: str, weights: TunedWeights, config: LlamaConfig, kind: FloatType) -> np.ndarray[Any, Any]:
+    """A tensor's values as they stand in the file."""
+    tensor = weights.tensor(name)
+    for which, heads in (("q_proj", config.heads), ("k_proj", config.key_heads)):
+        if name.endswith(f".{which}.weight"):
+            tensor = permuted(tensor, heads)
+    return as_numpy(tensor, _kind_of(weights.shapes[name], kind), name)
+
+
+def as_numpy(tensor: Tensor, kind: FloatType, name: str) -> np.ndarray[Any, Any]:
+    """Values in a type of the file; numpy has no bf16, so that one goes as the bits.
+
+    Raises:
+        UserError: a value is beyond the type's range.
+    """
+    import torch
+
+    stored = tensor.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kind]).contiguous()
+    # The least and the greatest value need no memory besides the tensor, and a thirtieth of the time that `isfinite` takes.
+    if kind == "f16" and stored.numel() and not all(value.isfinite() for value in stored.aminmax()):
+        raise UserError(
+            f"{name} has values that f16 can't hold (beyond 65,504)", where="--quant f16", next_step="take --quant bf16"
+        )
+    found: np.ndarray[Any, Any] = stored.view(torch.int16).numpy() if kind == "bf16" else stored.numpy()
+    return found

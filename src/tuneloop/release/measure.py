@@ -1,0 +1,339 @@
+"""A GGUF artifact measured: the run's test rows through llama.cpp, compared with the run itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file, user_errors_of_the_disk
+from tuneloop.core.units import counted
+from tuneloop.evaluation.evaluate import Evaluation, sample_rows, some_rows
+from tuneloop.evaluation.metrics import lower_is_better
+from tuneloop.evaluation.metrics.claims import amount, claim_of, seen_from, sure
+from tuneloop.evaluation.metrics.structured import read_schema
+from tuneloop.inference.engines import Served, complete
+from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.request import Request
+from tuneloop.models.load import load_model
+from tuneloop.models.names import resolve
+from tuneloop.models.template import load_template
+from tuneloop.models.trained import trained_folder
+from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of
+from tuneloop.pipeline.gguf import ask_gguf
+from tuneloop.pipeline.scoring import cost_of, score, write_scored
+from tuneloop.records.artifact import EVALS, NEAR_TIE, PARTED, ArtifactCost, EvaluationExcerpt, SameAnswers
+from tuneloop.records.evaluation import Comparison, Subject
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.release.artifact import ArtifactFigures
+from tuneloop.release.gguf.convert import About, FloatType, write_gguf
+from tuneloop.release.tuned_weights import open_tuned
+
+if TYPE_CHECKING:
+    from tuneloop.inference.targets.gguf import GgufTarget
+
+BASE_TYPE: FloatType = "f16"  # of the base's file that a LoRA file is measured on
+RUN = "run"  # name of the run in comparisons
+KL_ROWS, KL_TOKENS = 8, 256  # rows whose distributions are compared, and tokens of each
+END = -1  # behind the tokens of an answer: that it ends
+SPEED_ROWS, SPEED_TOKENS = 5, 33  # prompts that are timed, and tokens written behind each
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What an artifact of a run is measured on: a seeded sample of its test rows, of which a larger one holds a smaller one."""
+
+    job: RunContext
+    dataset: Dataset
+    rows: list[Row]
+
+
+def rows_to_measure(job: RunContext, most: int) -> Rows | str:
+    """The test rows that an artifact is asked, or why there are none.
+
+    Args:
+        most: rows at most; 0: it is not wanted.
+    """
+    if not most:
+        return "it was not asked for"
+    try:
+        dataset = dataset_of(job, True, "")
+    except UserError as error:
+        return f"the run's data set is not at hand: {error.what}"
+    limit = min(most, job.recipe.evaluate.limit or most)
+    rows = sample_rows(dataset.test, limit, seed=job.recipe.seed, stratum=dataset.stratum)
+    return Rows(job, dataset, rows) if rows else "the run's data set has no test rows"
+
+
+YOUNG = 60.0  # seconds
+
+
+def remove_stale_bases(folder: Path) -> None:
+    """Remove what killed exports have left in a run's folder: folders `.base-*` with the base's GGUF file.
+
+    The folder of an export that is at work is locked, and stays. So does one that is younger than a minute: its export may
+    be about to lock it.
+    """
+    for left in folder.glob(".base-*"):
+        with contextlib.suppress(UserError, FileNotFoundError):
+            if time.time() - left.stat().st_ctime > YOUNG:
+                with lock_folder(left):
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> ArtifactFigures:
+    """The same as `measure_artifact` of a LoRA file, on the base's GGUF file in f16, which is written for it and taken away.
+
+    Raises:
+        UserError: see `measure_artifact`; no room for the base.
+    """
+    from tuneloop.inference.targets.gguf import GgufTarget
+
+    job = asked.job
+    remove_stale_bases(job.folder)
+    with (
+        user_errors_of_the_disk(job.folder),
+        tempfile.TemporaryDirectory(dir=job.folder, prefix=".base-") as folder,
+        lock_folder(folder),
+    ):
+        base, model = Path(folder) / "base.gguf", resolve(job.recipe.model)
+        write_gguf(open_tuned("", model), load_template(model), base, BASE_TYPE, About("base"), job.progress)
+        target = GgufTarget(str(file), base, adapters=(file,), tokenizer=trained_folder(job.folder))
+        return measure_artifact(asked, file, name, id_, target)
+
+
+def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufTarget | None = None) -> ArtifactFigures:
+    """Ask the file the rows, and compare its answers with the run's.
+
+    The evaluation with every answer is written into the run's folder, `evals/ID`: test rows do not travel with an artifact.
+
+    Args:
+        file: the GGUF file.
+        name: of its type of weights, by which it is named in comparisons.
+        id_: the artifact's.
+        target: that answers; default: the file.
+
+    Raises:
+        UserError: llama.cpp is missing or fails, or a row can't be asked.
+    """
+    from tuneloop.evaluation.compare import compare
+    from tuneloop.inference.targets.gguf import GgufTarget
+
+    job, dataset, rows = asked.job, asked.dataset, asked.rows
+    target = target or GgufTarget(str(file), file)
+    try:
+        answers = ask_gguf(target, dataset, rows, job.recipe.evaluate, progress=job.progress, task=f"measuring {name}")
+        kl = _mean_kl(job, target, rows)
+        cost = _cost(target, rows)
+    finally:
+        target.close()
+    own = score(job, dataset, rows, answers)
+    theirs = evaluation_of_run(job, dataset, rows)
+    pairs = compare(RUN, theirs, name, own)
+    folder = job.folder / EVALS / id_
+    key = content_hash([sha256_file(file), dataset.manifest.hash, [row.id for row in rows]])
+    subject = Subject(job.recipe.model, dataset.id, "test", name, key)
+    write_scored(
+        job, folder, own, subject, {name: cost_of(job, answers)}, more={"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
+    )  # fmt: skip
+    return ArtifactFigures(
+        EvaluationExcerpt(
+            name=name, dataset=dataset.id, split="test", n=own.n, primary=own.primary, metrics=own.metrics,
+            comparisons=list(pairs), words=_words(name, own, theirs, pairs),
+        ),
+        parted(job, same_answers(theirs, own), theirs, own),
+        kl,
+        cost.model_copy(update={"file_bytes": file.stat().st_size}),
+        _structured(asked, file, theirs) if not target.adapters else None,
+    )  # fmt: skip
+
+
+def _structured(asked: Rows, file: Path, theirs: Evaluation) -> SameAnswers | None:
+    """The share of rows whose answer, held to the run's JSON Schema as a server holds it, is the one that was evaluated.
+
+    None: the run has no schema, or llama.cpp's server is not installed.
+    """
+    from tuneloop.inference.engines.llamacpp import VERSION, WHEEL, LlamaCppEngine
+    from tuneloop.pipeline.compared_systems import longest_answer
+
+    config, job = asked.job.recipe.evaluate, asked.job
+    if not config.json_schema or not installed(WHEEL, VERSION):
+        return None
+    schema = read_schema(config.json_schema)
+    limit = longest_answer(job.template, asked.dataset, config)
+    engine = LlamaCppEngine(Served(str(file)))
+    wanted = {row.id: answer.text for row, answer in zip(theirs.rows, theirs.answers, strict=True)}
+
+    async def ask_all() -> int:
+        await engine.start()
+        try:
+            same = 0
+            for done, row in enumerate(asked.rows):
+                job.progress("answers by the schema", done, len(asked.rows))
+                request = Request(row.prompt, row.tools or (), max_new_tokens=limit, schema=schema, id=row.id)
+                same += (await complete(engine, request)).text == wanted[row.id]
+            return same
+        finally:
+            await engine.stop()
+
+    return SameAnswers(share=asyncio.run(ask_all()) / len(asked.rows), n=len(asked.rows))
+
+
+def same_answers(a: Evaluation, b: Evaluation) -> SameAnswers:
+    """The share of rows to which both give the same answer: the same label, or the same text."""
+    theirs = {row.id: (label, answer.text) for row, label, answer in zip(a.rows, a.predictions, a.answers, strict=True)}
+    same = 0
+    for row, label, answer in zip(b.rows, b.predictions, b.answers, strict=True):
+        other_label, other_text = theirs[row.id]
+        same += answer.text == other_text or (label is not None and label == other_label)
+    return SameAnswers(share=same / b.n, n=b.n)
+
+
+def parted(job: RunContext, same: SameAnswers, theirs: Evaluation, own: Evaluation) -> SameAnswers:
+    """`same` with what the run says where written answers part: by how much it prefers its own token there.
+
+    Greedy answers of two roundings of one model differ where two tokens are equally likely, and stay different. A gap near 0
+    is such a tie; a large one says that the model has changed.
+
+    Args:
+        theirs: answers of the run.
+        own: answers of the artifact, to the same rows.
+    """
+    import torch
+
+    attach_trained(job)
+    template, head = job.template, job.model.head.float().t()
+    before = {row.id: answer.text for row, answer in zip(theirs.rows, theirs.answers, strict=True)}
+    gaps: list[float] = []
+    for row, label, answer in zip(own.rows, own.predictions, own.answers, strict=True):
+        if label is not None or answer.error or answer.text == before[row.id] or len(gaps) == PARTED:
+            continue
+        first, second = ([*template.encode(text), END] for text in (before[row.id], answer.text))
+        at = next((i for i, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), None)
+        if at is None:  # the texts differ in outer white space alone
+            continue
+        ids = [*template.prompt_ids(row.prompt, row.tools or ()), *first[:at]]
+        with torch.inference_mode():
+            hidden = job.model.hidden(torch.tensor([ids], device=job.model.device))[0, -1:].float()
+            logs = torch.log_softmax(hidden @ head, -1)[0]
+        ends = logs[list(template.end_ids)].max()  # the model knows several, and ends its turns with one of them
+        a, b = (ends if text[at] == END else logs[text[at]] for text in (first, second))
+        gaps.append(float(a - b))
+    if not gaps:
+        return same
+    return same.model_copy(
+        update={"parted": len(gaps), "ties": sum(gap < NEAR_TIE for gap in gaps), "largest_gap": round(max(gaps), 4)}
+    )
+
+
+def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Evaluation:
+    """The run's own evaluation on these rows: as it was made, or asked now."""
+    from tuneloop.evaluation.results import load_evaluation
+    from tuneloop.pipeline.compared_systems import ask
+
+    ids = {row.id for row in rows}
+    try:
+        known = load_evaluation(job.folder)
+    except UserError:
+        known = None
+    if known is not None and ids <= {row.id for row in known.rows}:
+        return known if known.n == len(ids) else some_rows(known, ids)
+    attach_trained(job)
+    asked = ask(job.model, dataset, rows, job.recipe.evaluate, progress=job.progress, task="the run itself")
+    return score(job, dataset, rows, asked[""])
+
+
+def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
+    """Mean divergence, in nats, of the file's next-token distribution from the run's, over the tokens of some rows."""
+    import torch
+
+    attach_trained(job)
+    total, count = 0.0, 0
+    some, head = rows[:KL_ROWS], job.model.head.float().t()
+    for done, row in enumerate(some):
+        job.progress("comparing distributions", done, len(some))
+        ids = job.template.render(row.messages, row.tools).ids[:KL_TOKENS]
+        with torch.inference_mode():
+            hidden = job.model.hidden(torch.tensor([ids], device=job.model.device))[0].float()
+            ours = torch.log_softmax(hidden @ head, -1).cpu()
+            theirs = torch.log_softmax(torch.from_numpy(target.llama.logits(ids).copy()), -1)[:, : ours.shape[1]]
+            total += float((ours.exp() * (ours - theirs)).sum())
+        count += len(ids)
+    job.progress("comparing distributions", len(some), len(some))
+    return total / max(count, 1)
+
+
+def mean_kl_of_folder(asked: Rows, folder: Path) -> float:
+    """The same of a model that Transformers loads, such as one in compressed-tensors' layout, on the processor.
+
+    Raises:
+        UserError: Transformers or what unpacks the weights is missing.
+    """
+    import torch
+
+    job = asked.job
+    attach_trained(job)
+    other = load_model(str(folder), device="cpu")
+    total, count = 0.0, 0
+    for done, row in enumerate(asked.rows):
+        job.progress("comparing distributions", done, len(asked.rows))
+        ids = torch.tensor([job.template.render(row.messages, row.tools).ids[:KL_TOKENS]])
+        with torch.inference_mode():
+            ours, theirs = (
+                torch.log_softmax((m.hidden(ids.to(m.device))[0].float() @ m.head.float().t()).cpu(), -1)
+                for m in (job.model, other)
+            )
+        total, count = total + float((ours.exp() * (ours - theirs)).sum()), count + ids.shape[1]
+    return total / max(count, 1)
+
+
+def _cost(target: GgufTarget, rows: Sequence[Row]) -> ArtifactCost:
+    """Speed of reading and writing, one prompt at a time, and the memory that it took."""
+    read, read_ms, written, written_ms = 0, 0.0, 0, 0.0
+    for row in rows[:SPEED_ROWS]:
+        ids = target.template.prompt_ids(row.prompt, row.tools or ())
+        said = target.llama.generate(ids, SPEED_TOKENS, [])
+        read, read_ms = read + len(ids), read_ms + said["first"]
+        written, written_ms = written + len(said["ids"]) - 1, written_ms + said["total"] - said["first"]
+    return ArtifactCost(
+        file_bytes=target.file.stat().st_size,
+        peak_bytes=target.llama.peak_bytes,
+        prompt_tokens_per_second=round(1000 * read / read_ms, 1),
+        answer_tokens_per_second=round(1000 * written / written_ms, 1),
+        threads=target.llama.threads,
+    )
+
+
+def _words(name: str, own: Evaluation, theirs: Evaluation, pairs: Sequence[Comparison]) -> list[str]:
+    """What the comparison comes to, in sentences."""
+    found = next((pair for pair in pairs if pair.metric == own.primary), None)
+    ours, before = own.metrics[own.primary].value, theirs.metrics[own.primary].value
+    said = f"On {counted(own.n, 'test row')} `{name}` has {own.primary} {ours:.4g}, the run itself {before:.4g}"
+    if found is None:
+        return [f"{said}."]
+    claim = claim_of(seen_from(name, found))
+    verdict = {"better": "it is better", "worse": "it is worse"}.get(
+        claim.outcome, "not enough evidence of a difference"
+    )
+    return [f"{said}: {verdict} ({amount(claim)}, {sure(claim)})."]
+
+
+def acceptable(measured: EvaluationExcerpt, most: float) -> bool:
+    """Whether an artifact is not worse than allowed: its deciding metric lost at most so much, and it is not surely worse.
+
+    Args:
+        most: loss of the deciding metric that is allowed, such as 0.01.
+    """
+    primary = measured.primary
+    pair = next((c for c in measured.comparisons if c.metric == primary), None)
+    if pair is None:
+        return False
+    loss = pair.delta if lower_is_better(primary) else -pair.delta
+    return loss <= most and (pair.verdict != "worse" or loss <= 0)

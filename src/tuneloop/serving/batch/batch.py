@@ -1,0 +1,532 @@
+"""Batches: files of requests that are answered when nobody waits, each exactly once.
+
+A batch is a folder: `input.jsonl`, `batch.json` (its state, as OpenAI's API shows it), `journal.jsonl` (what is done), and
+at the end `output.jsonl` and `errors.jsonl`, made from the journal in the order of the input. Whoever finds a folder
+whose batch is not over goes on with it.
+
+Nothing that one request does ends the others: what it raises is its error. A full disk ends nothing either: the batch
+waits until there is room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import replacing
+from tuneloop.core.ids import uuid7
+from tuneloop.inference.client import seconds_to_wait
+from tuneloop.records.completion import Completion
+from tuneloop.records.record import write_record
+from tuneloop.serving.batch.file import MOST_BYTES, STEP, WAITING, BatchFile, InvalidBatch, Line
+from tuneloop.serving.batch.journal import Journal, encoded, failed, in_thread
+from tuneloop.serving.batch.record import BatchState, Counts, read_state
+from tuneloop.serving.gateway import Caller, Gateway
+from tuneloop.serving.http import api_request as read
+from tuneloop.serving.http import replies
+from tuneloop.serving.http.api_request import ApiRequest
+from tuneloop.serving.http.app import whole
+from tuneloop.serving.http.errors import ApiError
+
+T = TypeVar("T")
+
+INPUT, STATE, JOURNAL, OUTPUT, ERRORS = "input.jsonl", BatchState.file, "journal.jsonl", "output.jsonl", "errors.jsonl"
+_RETRIED = (408, 500, 503, 504)
+TRIES, PAUSE = 5, 1.0  # tries of a request whose engine fails, and seconds before the second one
+LONGEST_PAUSE = 60.0  # seconds between two tries where nobody says how long to wait
+PATIENCE = 86_400.0  # seconds that a request waits for room in a rate, in a batch that never expires
+GRACE = 30.0  # seconds that requests at work get when their batch is cancelled or expires
+LOOK = 0.2  # seconds between two looks at what a batch is to do
+SAVE = 1.0  # seconds between two counts on the disk
+RESERVE = 4 << 20  # bytes of the disk that no batch fills, at most a sixteenth of it: others store requests there too
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Answer = Callable[[Line], Awaitable[dict[str, Any]]]  # the body of a line's answer; raises ApiError
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether the operating system refused to write for want of room."""
+    cause = error.__cause__ if isinstance(error, UserError) else error
+    return isinstance(cause, OSError) and cause.errno in _FULL
+
+
+@dataclass
+class Batch:
+    """A batch at work.
+
+    Args:
+        folder: of the batch.
+        answer: answers a line.
+        rows: that are answered at the same time, at most: fewer while a rate is used up.
+        room: returns when there is room for a further row.
+        stopping: whether the process is about to end; rows are left for the next one then.
+        report: is told how many requests are over, of how many.
+        say: gets a line when it must wait for the disk, and when it goes on.
+        clock: seconds since 1970.
+        pause, full_pause: seconds before the second try of a request, and between two looks at a full disk.
+        most_bytes: of a line.
+        most_rows: lines of a new batch; None: any number.
+        longest: seconds of one answer, after which its row has an error; None: any time.
+        fatal: what `answer` raises that ends the work, and no row.
+        queued: requests of the same caller that wait in other batches; they count against `most_rows`.
+        paused: why it waits; empty: it does not.
+
+    Raises:
+        UserError: its state is missing or damaged.
+    """
+
+    folder: Path
+    answer: Answer
+    rows: int = 4
+    room: Callable[[], Awaitable[None]] | None = None
+    stopping: Callable[[], bool] = lambda: False
+    report: Callable[[int, int], None] = lambda done, total: None
+    say: Callable[[str], None] = lambda line: None
+    clock: Callable[[], float] = time.time
+    pause: float = PAUSE
+    full_pause: float = 1.0
+    most_bytes: int = MOST_BYTES
+    most_rows: int | None = None
+    longest: float | None = None
+    fatal: tuple[type[Exception], ...] = ()
+    queued: Callable[[], int] = lambda: 0
+    state: BatchState = field(init=False)
+    paused: str = ""
+    file: BatchFile = field(init=False)
+    _journal: Journal = field(init=False)
+    _saving: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _active: set[asyncio.Task[None]] = field(default_factory=set)
+    _at_once: float = 0.0  # rows that may be asked at the same time now
+    _resume_at: float = 0.0  # of the monotonic clock: no row is asked before
+    _shrunk: float = 0.0
+    _refusals: int = 0  # one after the other, for a rate
+    _busy_since: float = float("inf")
+    _stuck: int = 0
+    _looked: float = 0.0
+    _failures: int = 0
+
+    def __post_init__(self) -> None:
+        self.state = read_state(self.folder)
+        self.file = BatchFile(self.folder / INPUT, self.state.endpoint, self.most_bytes)
+        self._journal = Journal(self.folder / JOURNAL, self.file)
+        self._at_once = self.rows
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nothing further is to be begun."""
+        return self.state.status == "cancelling"
+
+    @property
+    def left(self) -> int:
+        """Requests that wait, as far as they are counted."""
+        return self.file.counts[WAITING]
+
+    @property
+    def _ending(self) -> bool:
+        return self.cancelled or self.stopping() or self.clock() >= self._until
+
+    @property
+    def _until(self) -> float:
+        return float("inf") if self.state.expires_at is None else self.state.expires_at
+
+    async def cancel(self) -> None:
+        """Begin nothing further; what is at work may end. It is kept on the disk, also through a kill. Does nothing twice."""
+        if self.state.over or self.cancelled:
+            return
+        self._set(status="cancelling")
+        with suppress(UserError):  # a full disk: it is written with the next state
+            await self._save()
+
+    async def run(self) -> str:
+        """Do what is left; returns the status that it ends with.
+
+        Raises:
+            UserError: its files are damaged or can't be read.
+        """
+        if self.state.over:
+            return self.state.status
+        try:
+            if not self.cancelled or self._begun:
+                try:
+                    if not await self._read():
+                        return self.state.status
+                except InvalidBatch as error:
+                    return await self.fail(error.message, error.code)
+            if self.cancelled and not self._begun:
+                return await self._change(status="cancelled")
+            if self.state.status == "validating":
+                await self._change(status="in_progress", request_counts=self._counts)
+            await self._answers()
+            if self.stopping():
+                return self.state.status
+            if self.left and not self._ending:
+                return await self.fail("The file of requests became shorter while the batch was at work")
+            expired = not self.cancelled and self.left > 0
+            if not self.cancelled:
+                await self._change(status="finalizing", request_counts=self._counts)
+            missing = ("batch_cancelled", "the batch was cancelled")
+            if expired:
+                missing = ("batch_expired", "the batch's time was over")
+            if not await self._steps(lambda: self._results(missing)):
+                return self.state.status
+            end = "cancelled" if self.cancelled else "expired" if expired else "completed"
+            return await self._change(status=end, request_counts=self._counts)
+        finally:
+            await self._journal.close()
+
+    async def fail(self, message: str, code: str = "server") -> str:
+        """End the batch as a whole, with a sentence."""
+        data = {"code": code, "message": message, "line": None, "param": None}
+        return await self._change(status="failed", errors={"object": "list", "data": [data]})
+
+    # --- its files
+
+    @property
+    def _begun(self) -> bool:
+        """Whether an answer may be kept."""
+        path = self.folder / JOURNAL
+        return path.exists() and path.stat().st_size > 0
+
+    @property
+    def _counts(self) -> Counts:
+        done = self.file.total - self.left
+        return Counts(total=self.file.total, completed=done - self.file.failed, failed=self.file.failed)
+
+    async def _read(self) -> bool:
+        """Read input and journal; returns whether that was done to its end."""
+        most = self.most_rows if self.state.status == "validating" else None
+        if not await self._steps(lambda: self.file.check(most), unless=lambda: self.cancelled and not self._begun):
+            return self.cancelled and not self.stopping()
+        if most is not None and self.left + self.queued() > most:
+            what = f"{self.queued():,} requests wait in other batches; with these they are more than {most:,}"
+            raise InvalidBatch("too_many_rows", what)
+        return await self._steps(self._journal.open)
+
+    def _set(self, **fields: Any) -> None:
+        if "status" in fields:
+            fields[f"{fields['status']}_at"] = int(self.clock())
+        self.state = self.state.model_copy(update=fields)
+
+    async def _save(self) -> None:
+        async with self._saving:  # each write holds the newest state
+            await in_thread(write_record, self.folder / STATE, self.state)
+
+    async def _change(self, **fields: Any) -> str:
+        self._set(**fields)
+        await self._patiently(self._save)
+        return self.state.status
+
+    async def _steps(self, begin: Callable[[], Iterator[Any]], unless: Callable[[], bool] = lambda: False) -> bool:
+        """Do work on files in a thread, step by step, so that the server answers meanwhile; returns whether it was done to
+        its end. It begins again where the disk was full."""
+
+        async def work() -> bool:
+            steps, over = begin(), object()
+            while await in_thread(next, steps, over) is not over:
+                if self.stopping() or unless():
+                    return False
+            return True
+
+        return await self._patiently(work)
+
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what writes to the disk; while that is full, wait and try again.
+
+        Raises:
+            UserError, OSError: it fails for another reason.
+        """
+        stuck = False
+        try:
+            while True:
+                try:
+                    return await work()
+                except (UserError, OSError) as error:
+                    if not disk_is_full(error):
+                        raise
+                    if not stuck:
+                        stuck = True
+                        self._wait_for_room(1)
+                    await asyncio.sleep(self.full_pause)
+        finally:
+            if stuck:
+                self._wait_for_room(-1)
+
+    def _wait_for_room(self, change: int) -> None:
+        """Count what waits for the disk; the first and the last are said."""
+        self._stuck += change
+        if self._stuck and not self.paused:
+            self.paused = "the disk is full: the batch waits, and continues as soon as there is room"
+            self.say(f"batch     {self.folder.name}: {self.paused}")
+        elif not self._stuck and self.paused:
+            self.paused = ""
+            self.say(f"batch     {self.folder.name}: there is room on the disk again, the batch continues")
+
+    def _crowded(self) -> bool:
+        disk = os.statvfs(self.folder)
+        return disk.f_bavail * disk.f_frsize < min(RESERVE, disk.f_blocks * disk.f_frsize // 16)
+
+    def _results(self, missing: tuple[str, str]) -> Iterator[None]:
+        """Write output and error file in steps, each line of the input in one of them."""
+        until = time.monotonic() + STEP
+        with (
+            replacing(self.folder / OUTPUT) as output,
+            replacing(self.folder / ERRORS) as errors,
+            (self.folder / JOURNAL).open("rb") as journal,
+        ):
+            for line in self.file.lines():
+                if isinstance(line, int):
+                    result = self._journal.read(journal, line)
+                else:
+                    result = {"number": line.number, **_error(line, *(line.fault or missing))}
+                value = {"id": f"batch_req_{result.pop('number')}", **result}
+                (errors if failed(value) else output).write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
+                if time.monotonic() > until:
+                    yield
+                    until = time.monotonic() + STEP
+
+    # --- its rows
+
+    async def _answers(self) -> None:
+        """Answer all rows that wait; returns when that is done, or may not go on."""
+        work = asyncio.create_task(self._feed())
+        saved, ends = time.monotonic(), float("inf")
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=LOOK)
+                self.report(self.file.total - self.left, self.file.total)
+                if self._ending:
+                    ends = min(ends, time.monotonic() + GRACE)
+                    if not self._active or time.monotonic() > ends:
+                        break
+                elif time.monotonic() - saved > SAVE and self.state.request_counts != self._counts:
+                    saved = time.monotonic()
+                    self._set(request_counts=self._counts)
+                    with suppress(UserError):  # it is written with the next one
+                        await self._save()
+            if work.done():
+                work.result()
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _feed(self) -> None:
+        """Begin row after row; those that were refused for a rate wait until all others had their turn."""
+        faults: list[BaseException] = []
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._active.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                faults.append(error)
+
+        try:
+            begun, going = 1, True
+            while self.left and begun and going:
+                begun, lines = 0, self.file.waiting()
+                while going and (some := await in_thread(next, lines, None)) is not None:
+                    for line in some:
+                        if not (going := await self._place(line, faults)):
+                            break
+                        task = asyncio.create_task(self._row(line))
+                        self._active.add(task)
+                        task.add_done_callback(over)
+                        begun += 1
+                while self._active and not faults:
+                    await asyncio.wait(self._active, return_when=asyncio.FIRST_COMPLETED)
+                if faults:
+                    raise faults[0]
+        finally:
+            for task in tuple(self._active):
+                task.cancel()
+            await asyncio.gather(*self._active, return_exceptions=True)
+
+    async def _place(self, line: Line, faults: Sequence[BaseException]) -> bool:
+        """Wait until a row may begin; returns False where none may any more.
+
+        Raises:
+            Exception: that a row has ended with: the journal can't be written.
+        """
+        crowded = False
+        try:
+            while not self._ending:
+                if faults:
+                    raise faults[0]
+                if time.monotonic() - self._looked > LOOK or crowded:
+                    self._looked = time.monotonic()
+                    if self._crowded() is not crowded:
+                        crowded = not crowded
+                        self._wait_for_room(1 if crowded else -1)
+                if crowded or self._stuck:
+                    await asyncio.sleep(self.full_pause)
+                elif len(self._active) >= int(self._at_once):
+                    await asyncio.wait(self._active, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+                elif (left := self._resume_at - time.monotonic()) > 0:
+                    await asyncio.sleep(min(left, LOOK))
+                else:
+                    if line.fault is None and self.room is not None:
+                        await self.room()
+                    return not self._ending
+            return False
+        finally:
+            if crowded:
+                self._wait_for_room(-1)
+
+    async def _row(self, line: Line) -> None:
+        try:
+            result = await self._result(line)
+            data = encoded(line.number, result) if result is not None else b""
+        except self.fatal:
+            raise
+        except Exception as error:  # of our own code: it is this row's error, and nobody else's
+            result = None if self.stopping() else self._internal(line, error)
+            data = encoded(line.number, result) if result is not None else b""
+        if result is None:
+            return
+        await self._patiently(lambda: self._journal.add(line.number, data, wrong=failed(result)))
+
+    async def _result(self, line: Line) -> dict[str, Any] | None:
+        """What the journal keeps of a line; None where it is left for later."""
+        if line.fault is not None:
+            return _error(line, *line.fault)
+        for attempt in range(TRIES):
+            asked = time.monotonic()
+            try:
+                async with asyncio.timeout(self.longest):
+                    body = await self.answer(line)
+            except TimeoutError:
+                if self.longest is None:
+                    raise
+                return _error(line, "timeout", f"the answer took longer than {self.longest:,.0f} s")
+            except ApiError as error:
+                if self.stopping():
+                    return None
+                wait = seconds_to_wait(error.headers.get("Retry-After"))
+                if _is_busy(error, wait) and self._waits_its_turn(asked, wait):
+                    return None
+                if error.status in _RETRIED and attempt < TRIES - 1:
+                    await asyncio.sleep(wait or _backoff(self.pause, attempt))
+                    continue
+                return _response(line, error.status, None, error.body())
+            self._refusals, self._busy_since = 0, float("inf")
+            self._at_once = min(self.rows, self._at_once + 1 / self._at_once)
+            return _response(line, 200, body.get("id"), body)
+        return None
+
+    def _waits_its_turn(self, asked: float, wait: float | None) -> bool:
+        """Hold all rows for the time that a rate needs, and ask half as many at the same time; returns False where that is
+        longer than anybody waits.
+
+        Args:
+            asked: when the row was, of the monotonic clock: rows that were refused together count once.
+            wait: seconds that were named.
+        """
+        now = time.monotonic()
+        wait = wait or _backoff(self.pause, self._refusals)
+        self._busy_since = min(self._busy_since, now)
+        if self.state.expires_at is None and now + wait - self._busy_since > PATIENCE:
+            return False
+        self._resume_at = max(self._resume_at, now + wait)
+        if asked >= self._shrunk:
+            self._at_once, self._shrunk = max(self._at_once / 2, 1.0), now
+            self._refusals += 1
+        return True
+
+    def _internal(self, line: Line, error: Exception) -> dict[str, Any]:
+        if not self._failures:
+            what = f"{type(error).__name__}: {error!s:.200}"
+            self.say(
+                f"batch     {self.folder.name}: the server failed on line {line.number}, further lines are not named: {what}"
+            )
+        self._failures += 1
+        return _error(line, "server", f"the server failed on this request ({type(error).__name__})")
+
+
+def _is_busy(error: ApiError, wait: float | None) -> bool:
+    if error.code == "insufficient_quota":
+        return False
+    return error.status == 429 or (error.status == 503 and wait is not None)
+
+
+def _backoff(pause: float, before: int) -> float:
+    return float(min(pause * 2 ** min(before, 16), LONGEST_PAUSE) * random.uniform(0.5, 1.0))
+
+
+def _response(line: Line, status: int, id_: Any, body: Any) -> dict[str, Any]:
+    response = {"status_code": status, "request_id": id_, "body": body}
+    return {"custom_id": line.custom_id, "response": response, "error": None}
+
+
+def _error(line: Line, code: str, message: str) -> dict[str, Any]:
+    return {"custom_id": line.custom_id, "response": None, "error": {"code": code, "message": message}}
+
+
+def make_batch(folder: Path, endpoint: str, *, seconds: float | None = None, **fields: Any) -> BatchState:
+    """The first state of a batch, written.
+
+    Args:
+        endpoint: that all requests are for; empty: each its own.
+        seconds: after which it expires; None: never.
+        fields: further ones, as `metadata`.
+    """
+    now = time.time()
+    state = BatchState(
+        id=folder.name, object="batch", endpoint=endpoint, errors=None, status="validating", created_at=int(now),
+        expires_at=None if seconds is None else int(now + seconds), request_counts=Counts(total=0, completed=0, failed=0),
+        **fields,
+    )  # fmt: skip
+    write_record(folder / STATE, state)
+    return state
+
+
+# --- through the gateway ---------------------------------------------------------------------------
+
+
+def answer_by(gateway: Gateway, caller: Caller, model: str = "") -> Answer:
+    """Answers lines by a gateway, in the background.
+
+    Args:
+        caller: whose limits hold.
+        model: takes the place of the lines' own.
+    """
+
+    async def one(asked: ApiRequest) -> tuple[Any, list[Completion]]:
+        return await whole(gateway.answer(asked, caller, background=True))
+
+    async def answer(line: Line) -> dict[str, Any]:
+        assert line.body is not None
+        body = {**line.body, "stream": False, **({"model": model} if model else {})}
+        most = gateway.config.limits.most_choices
+        if line.url == "/v1/completions":
+            several = read.read_completions(body, most)
+            found = [await one(each) for each in several]
+            first = found[0][0]
+            return replies.completions_body(several, first.model, first.id, [done for _, done in found])
+        asked = read.read_chat(body, most) if line.url == "/v1/chat/completions" else read.read_responses(body)
+        piece, done = await one(asked)
+        if asked.kind == "responses":
+            return replies.responses_body(asked, piece.model, piece.id, done[0].text, done[0])
+        return replies.chat_body(asked, piece, done)
+
+    return answer
+
+
+async def file_parts(path: Path) -> AsyncIterator[bytes]:
+    """A file in parts, read in a thread."""
+    with path.open("rb") as file:
+        while part := await asyncio.to_thread(file.read, 1 << 16):
+            yield part
+
+
+def new_id(prefix: str) -> str:
+    """An id as OpenAI's: `file-...`, `batch_...`."""
+    return prefix + uuid7().replace("-", "")

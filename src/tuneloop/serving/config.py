@@ -1,0 +1,212 @@
+"""The settings of a server: what `serve.yaml` holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from tuneloop.core.files import Config
+from tuneloop.serving.api_key import Right
+from tuneloop.serving.store.database import FILE
+
+
+class Objective(Config):
+    """What real-time requests are promised."""
+
+    ttft_ms: float = Field(500.0, gt=0, description="milliseconds to the first token; a key may have its own")
+    admission: Literal["refuse", "queue"] = Field(
+        "refuse", description="refuse: a request that can't meet its objective gets 429 at once; queue: it waits"
+    )
+
+
+class KeysConfig(Config):
+    """Who may ask."""
+
+    required: bool | None = Field(
+        None,
+        description="whether a key is needed; default: on any address but loopback, and once a key was made, until "
+        "`tuneloop keys open --yes`",
+    )
+    open_rights: list[Right] = Field(
+        [],
+        description="rights of callers without a key, as `keys add --rights`: where only your own application reaches the server",
+    )
+
+
+class ServeLimits(Config):
+    """Bounds that keep a server alive."""
+
+    body_mb: float = Field(10.0, gt=0, description="largest body of a request, in MB")
+    waiting: int = Field(512, ge=1, description="requests that may wait for the engine; further ones get 429")
+    max_new_tokens: int = Field(256, ge=1, description="longest answer where neither the request nor the task says it")
+    most_choices: int = Field(16, ge=1, description="largest n of a request")
+    request_seconds: float = Field(600.0, gt=0, description="time for a request as a whole")
+    silent_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="time for the head of a request, for the next part of its body, and between two requests of a connection; "
+        "then it is closed",
+    )
+    drain_seconds: float = Field(30.0, ge=0, description="time that running requests get when the server is stopped")
+    proxies: list[str] = Field(
+        [],
+        description="addresses of reverse proxies, whose X-Forwarded-For names the client; from others it says nothing",
+    )
+
+
+class LogConfig(Config):
+    """What is kept of requests, and where."""
+
+    store: str = Field(
+        "",
+        description="database for requests, feedback and decisions, as postgresql://USER@HOST/DATABASE; "
+        "default: the file store.db in the server's folder",
+    )
+    content: Literal["redacted", "pseudonyms", "full", "hash", "none"] = Field(
+        "redacted",
+        description="redacted: texts without personal data; pseudonyms: with invented values in their place, by the key in "
+        "TUNELOOP_SECRET; full: texts as they are; hash: a digest of each text; none; but for full, batches that are over lose their input",
+    )
+    lines: Literal["text", "json"] = Field(
+        "text",
+        description="what the server says on standard error: text, notes for people; json, an object in each line for a "
+        "collector of logs, and one for each request, without its texts",
+    )
+    keep_days: float | None = Field(
+        None,
+        gt=0,
+        description="days after which texts, users and conversations leave the store, and texts the uploads and batches that "
+        "are over; figures stay; default: never",
+    )
+
+
+class BatchConfig(Config):
+    """How batches are done."""
+
+    enabled: bool = Field(True, description="whether /v1/files and /v1/batches take work")
+    rows: int = Field(4, ge=1, description="rows that are answered at the same time, where nobody waits")
+    file_mb: float = Field(512.0, gt=0, description="largest file that is uploaded, in MB")
+    most_gb: float = Field(20.0, gt=0, description="files and results that are stored for a key, in GB")
+    most_open: int = Field(50, ge=1, description="batches of a key that are not over")
+    most_rows: int = Field(5_000_000, ge=1, description="requests of a key that wait, in all of its batches together")
+
+
+class Prices(Config):
+    """What answers cost, for budgets and `tuneloop costs`."""
+
+    input: float = Field(0.0, ge=0, description="USD for a million tokens read")
+    output: float = Field(0.0, ge=0, description="USD for a million tokens written")
+    usd_per_hour: float = Field(0.0, ge=0, description="USD for an hour of this machine")
+
+
+class FeedbackConfig(Config):
+    """Where feedback may come from, besides this server's own clients, and how much of it is taken."""
+
+    origins: list[str] = Field(
+        [],
+        description="pages whose readers may send feedback without a key, as in https://shop.example; `/feedback.js` does it there",
+    )
+    per_minute: int = Field(
+        120, ge=1, description="pieces of feedback a minute from one key or, without a key, one address"
+    )
+    pages_per_minute: int = Field(
+        3000,
+        ge=1,
+        description="pieces of feedback a minute from all readers of pages together, or from all users of a key with the right users",
+    )
+
+
+class MonitorConfig(Config):
+    """Windows of production that are compared when they are over."""
+
+    reference: str = Field("", description="prepared data set that is compared with; empty: nothing is monitored")
+    window: str = Field("7d", description="length of a window, as in 7d or 12h")
+    false_alarms: float = Field(2.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
+    canaries: int = Field(
+        20,
+        ge=0,
+        le=500,
+        description="test rows of the data set that are asked again and again: did the answers change?",
+    )
+    canaries_every: str = Field("1d", description="time between two rounds of them, as in 1d or 12h")
+
+
+class ImproveConfig(Config):
+    """Retraining alongside the server, as `tuneloop improve PROJECT --watch` does it."""
+
+    project: str = Field("", description="file of `tuneloop improve`; empty: nothing is retrained")
+    every: str = Field("15m", description="time between two passes, as in 15m or 2h")
+
+
+class ServeConfig(Config):
+    """A server."""
+
+    base: str = Field("", description="base model; default: that of the adapters")
+    adapters: dict[str, str] = Field(
+        {}, description="name -> run, artifact or registered version (NAME@champion); the first one answers by default"
+    )
+    tasks: str = Field("", description="tasks.json of `tuneloop merge`: which model answers which task")
+    router: str = Field(
+        "", description="folder of `tuneloop route fit`: chooses who answers requests to the model `router`"
+    )
+    engine: str | list[str] = Field(
+        "auto",
+        description="tuneloop, our own; llama.cpp, for GGUF files; auto: by what the base is; "
+        "or the URL of an OpenAI-compatible server, or several with commas, between which requests are balanced",
+    )
+    tokenizer: str = Field(
+        "",
+        description="model whose tokenizer makes the prompts for a URL; default: the base of the runs, else the server renders",
+    )
+    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key of these servers")
+    host: str = Field("127.0.0.1", description="address; 0.0.0.0 lets others in, who then need a key")
+    port: int = Field(8100, ge=0, le=65535, description="port; 0 for a free one")
+    folder: str = Field("serve", description="folder of the store, keys and batches")
+    merge: bool = Field(
+        False,
+        description="our own engine with one adapter: write it into the base's weights, so that answers are written faster; "
+        "some differ by rounding, and the base itself is not served",
+    )
+    slots: int = Field(16, ge=1, description="requests that the engine answers at the same time")
+    context: int = Field(4096, ge=64, description="tokens of a prompt with its answer, in llama.cpp")
+    canaries: int = Field(
+        5,
+        ge=0,
+        description="test rows of each model's evaluation that are asked at the start; it must answer as it did then",
+    )
+    objective: Objective = Objective()
+    keys: KeysConfig = KeysConfig()
+    limits: ServeLimits = ServeLimits()
+    log: LogConfig = LogConfig()
+    batch: BatchConfig = BatchConfig()
+    prices: Prices = Prices()
+    feedback: FeedbackConfig = FeedbackConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    improve: ImproveConfig = ImproveConfig()
+
+    @property
+    def urls(self) -> list[str]:
+        """The servers that answer in place of an engine here."""
+        given = self.engine if isinstance(self.engine, list) else self.engine.split(",")
+        return [each.strip() for each in given if each.strip().startswith(("http://", "https://"))]
+
+    @property
+    def store(self) -> str:
+        """The place of the store: the URL of a database, or a file."""
+        return self.log.store or str(Path(self.folder) / FILE)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
+    @property
+    def priced(self) -> bool:
+        """Whether tokens have a price, without which a budget is never used up."""
+        return bool(self.prices.input or self.prices.output)
+
+    def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The price of a request in USD, by its tokens."""
+        return (prompt_tokens * self.prices.input + completion_tokens * self.prices.output) / 1e6

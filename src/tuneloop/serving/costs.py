@@ -1,0 +1,241 @@
+"""`tuneloop costs`: what served requests cost, by the store of a server."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tuneloop.advise.advise import make_question
+from tuneloop.advise.economics import serving
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc
+from tuneloop.plan.prices import load_prices
+from tuneloop.records.record import read_record
+from tuneloop.records.server import ServerState
+from tuneloop.serving.store.database import Database
+from tuneloop.serving.store.store import SUMS, opened, store_folder
+
+MONTH_HOURS = 730.5
+BY = ("model", "key", "tier")
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """What a group of requests used.
+
+    Args:
+        failed: got no whole answer, since the engine failed or the client left; `refused`: never ran, since a limit or their
+            own fault kept them out (429, 400, 401, 404).
+        usd: by prices of tokens.
+        seconds: of the engine; requests that ran at the same time share them.
+        machine_usd: share of the machine's price, its idle time included, by the seconds; None: no price was given.
+    """
+
+    name: str
+    requests: int
+    failed: int
+    refused: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    usd: float
+    machine_usd: float | None
+
+    @property
+    def tokens(self) -> int:
+        """Read and written."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """With the figures that follow."""
+        paid = self.usd if self.machine_usd is None else self.machine_usd
+        return {
+            **asdict(self),
+            "usd_per_million_tokens": paid / self.tokens * 1e6 if self.tokens else None,
+            "usd_per_request": paid / self.requests if self.requests else None,
+        }
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """The same tokens at a provider's price, and from which volume this machine is cheaper.
+
+    Args:
+        usd: for the same tokens.
+        tokens_a_month: at which both cost the same; None: no price of the machine was given.
+        reachable: whether this machine can do so many, working all the time.
+    """
+
+    provider: str
+    model: str
+    date: str
+    usd: float
+    tokens_a_month: float | None
+    reachable: bool | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the planner expects of a rented machine with this model and these prompts and answers.
+
+    Args:
+        machine: GPUs, provider and price.
+        tokens_per_second: read and written, at full load; `measured` of this server while it worked.
+        usd_per_hour: of the machine.
+        usd_per_million_full, usd_per_million: dollars for a million tokens at full load, and at this server's utilisation.
+    """
+
+    machine: str
+    tokens_per_second: float
+    measured: float
+    usd_per_hour: float
+    usd_per_million_full: float
+    usd_per_million: float | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a server's requests cost.
+
+    Args:
+        forecast: of the planner; None: it does not know the model, or there were no answers.
+        hours: from the first request to the last one, or since the time that was asked for.
+        utilisation: share of these hours in which the engine worked.
+    """
+
+    since: str
+    hours: float
+    utilisation: float
+    usd_per_hour: float
+    total: CostRow
+    groups: dict[str, list[CostRow]]
+    hosted: list[Hosted]
+    forecast: Forecast | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        groups = {by: [row.to_json() for row in rows] for by, rows in self.groups.items()}
+        return {
+            "since": self.since or None, "hours": self.hours, "utilisation": self.utilisation,
+            "usd_per_hour": self.usd_per_hour or None, "total": self.total.to_json(), "by": groups,
+            "hosted": [asdict(each) for each in self.hosted],
+            "forecast": asdict(self.forecast) if self.forecast else None,
+        }  # fmt: skip
+
+
+def since_time(text: str, now: float | None = None) -> str:
+    """`7d`, `24h`, `30m` before now, or an ISO time, as an ISO time; empty: the beginning.
+
+    Raises:
+        UserError: it is neither.
+    """
+    found = re.fullmatch(r"(\d{1,6})([mhd])", text)
+    if found:
+        seconds = int(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]]
+        return utc((time.time() if now is None else now) - seconds)
+    if text and not re.match(r"\d{4}-\d{2}-\d{2}($|T)", text):
+        raise UserError(f"Not a time: {text!r:.40}", where="--since", next_step="write it as 24h, 7d or 2026-01-31")
+    return text
+
+
+def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = None, gpu: str = "") -> Costs:
+    """What the requests of a server cost.
+
+    Args:
+        place: the server's folder, or its store.
+        since: ISO time; empty: all of them.
+        usd_per_hour: of the machine; None: `prices.usd_per_hour` of the server's settings.
+        gpu: that the planner is asked about; empty: a common one.
+
+    Raises:
+        UserError: there is no store.
+    """
+    file = store_folder(place) / ServerState.file
+    state = read_record(ServerState, file) if file.is_file() else ServerState()
+    price = state.usd_per_hour if usd_per_hour is None else usd_per_hour
+    with opened(place) as store:
+        # Each by itself is looked up in the index; both at once are not in SQLite.
+        first, last = (
+            store.execute(f"SELECT {each}(time) FROM requests WHERE time >= ?", [since]).fetchone()[0]
+            for each in ("MIN", "MAX")
+        )
+        groups = _groups(store, since)
+        rows = {by: _rows(groups, place) for place, by in enumerate(BY)}
+        (whole,) = _rows(groups, None) or [("all", 0, 0, 0, 0, 0.0, 0.0, 0)]
+    hours = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds() / 3600 if first else 0.0
+    seconds = whole[5] or 0.0
+    hours = max(hours, seconds / 3600)
+    machine = hours * price if price else None
+
+    def row(values: Sequence[Any]) -> CostRow:
+        name, *numbers = values
+        requests, failed, read, written, used, usd, refused = (each or 0 for each in numbers)
+        share = None if machine is None else machine * (used / seconds if seconds else 0.0)
+        return CostRow(name or "(none)", requests, failed, refused, read, written, used, usd, share)
+
+    total = row(whole)
+    busy = seconds / (hours * 3600) if hours else 0.0
+    return Costs(
+        since, hours, busy, price, total,
+        {by: [row(each) for each in found] for by, found in rows.items()},
+        _hosted(state.base, total, price), _forecast(state.base, total, busy, gpu),
+    )  # fmt: skip
+
+
+def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | None:
+    answered = total.requests - total.failed - total.refused
+    if not base or not answered or not total.seconds:
+        return None
+    try:
+        question = make_question({"model": base, **({"gpu": gpu} if gpu else {})})
+        means = total.prompt_tokens / answered, total.completion_tokens / answered
+        own = serving(question, load_prices(), *means, "on-demand")
+    except UserError:
+        if gpu:
+            raise
+        return None  # a model that the planner does not know
+    if own is None:
+        return None
+    return Forecast(
+        own.engine.source, own.engine.tokens_per_second, total.tokens / total.seconds,
+        own.price.machines_usd(own.gpus), own.engine.usd_per_million(1.0), own.engine.usd_per_million(busy) if busy else None,
+    )  # fmt: skip
+
+
+def _groups(store: Database, since: str) -> list[tuple[Any, ...]]:
+    """Sums of requests by all of `BY` at once: of whole days as the store keeps them, and of what is left of the first day."""
+    days = f"SELECT {', '.join(BY)}, {', '.join(f'SUM({each})' for each in SUMS)} FROM costs WHERE day "
+    by = f" GROUP BY {', '.join(BY)}"
+    day = since[:10]
+    if since == day:
+        return store.execute(f"{days}>= ?{by}", [since]).fetchall()
+    rest = f"SELECT {', '.join(BY)}, {', '.join(SUMS.values())} FROM requests"
+    first = store.execute(f"{rest} WHERE time >= ? AND time < ?{by}", [since, f"{day}~"]).fetchall()
+    return first + store.execute(f"{days}> ?{by}", [day]).fetchall()
+
+
+def _rows(groups: Sequence[tuple[Any, ...]], place: int | None) -> list[tuple[Any, ...]]:
+    """Sums by one of `BY`, or of all, those that took the most seconds first."""
+    sums: dict[Any, list[Any]] = {}
+    for group in groups:
+        own = sums.setdefault("all" if place is None else group[place] or "", [0, 0, 0, 0, 0.0, 0.0, 0])
+        for at, value in enumerate(group[len(BY) :]):
+            own[at] += value or 0
+    return sorted(((name, *each) for name, each in sums.items()), key=lambda row: -row[5])
+
+
+def _hosted(base: str, total: CostRow, usd_per_hour: float) -> list[Hosted]:
+    found = []
+    for price in load_prices().hosted(base) if base else []:
+        usd = (total.prompt_tokens * price.input + total.completion_tokens * price.output) / 1e6
+        volume = reachable = None
+        if usd_per_hour and usd and total.seconds:
+            volume = usd_per_hour * MONTH_HOURS / (usd / total.tokens)
+            reachable = volume <= total.tokens / total.seconds * MONTH_HOURS * 3600
+        found.append(Hosted(price.provider, price.model, price.date, usd, volume, reachable))
+    return found

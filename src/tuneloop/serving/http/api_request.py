@@ -1,0 +1,430 @@
+"""What a client asks, read from the bodies of OpenAI's endpoints.
+
+Every value is checked here, so that what comes behind can trust it. Fields that OpenAI's API has and that change nothing
+here are passed over; unknown ones are refused, as OpenAI does.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.json_schema import schema_problem
+from tuneloop.core.text import storable
+from tuneloop.core.units import counted
+from tuneloop.inference.local.sampling import Sampling
+from tuneloop.inference.request import MOST_LOGPROBS
+from tuneloop.records.rows import Message
+from tuneloop.serving.http.errors import ApiError
+
+Tier = Literal["default", "flex", "priority"]
+Body = Mapping[str, Any]
+
+_SHARED = {
+    "model", "stream", "stream_options", "n", "temperature", "top_p", "seed", "stop", "max_tokens", "user",
+    "service_tier", "logprobs", "frequency_penalty", "presence_penalty", "logit_bias",
+    # of other servers, with the same meaning
+    "top_k", "min_p", "repetition_penalty",
+}  # fmt: skip
+_CHAT = _SHARED | {
+    "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "max_completion_tokens",
+    "top_logprobs", "metadata", "store", "reasoning_effort", "verbosity", "modalities", "prediction",
+    "safety_identifier", "prompt_cache_key", "functions", "function_call", "audio", "web_search_options",
+}  # fmt: skip
+_COMPLETIONS = _SHARED | {"prompt", "echo", "suffix", "best_of"}
+_RESPONSES = {
+    "model", "input", "instructions", "stream", "temperature", "top_p", "max_output_tokens", "text", "user", "metadata",
+    "store", "service_tier", "tools", "tool_choice", "parallel_tool_calls", "truncation", "include", "reasoning",
+    "previous_response_id", "conversation", "background", "prompt", "safety_identifier", "prompt_cache_key",
+    "stream_options", "max_tool_calls", "top_logprobs",
+}  # fmt: skip
+LONGEST_STOP = 256  # characters: each token is compared with all beginnings of them
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+@dataclass(frozen=True)
+class ApiRequest:
+    """A request, whichever endpoint it came to.
+
+    Args:
+        kind: the endpoint.
+        model: as the client names it; empty: the first one.
+        messages, tools: the conversation.
+        text, ids: of `/v1/completions`, a text or token ids to go on with, in place of messages.
+        n: answers.
+        max_new_tokens: None: the usual length of the model.
+        logprobs: None: none, else so many likeliest tokens.
+        schema: that the answer must fulfil.
+        stream, include_usage: whether it comes in pieces, and whether the last one tells the tokens.
+        echo: repeat the prompt before the answer.
+        top: labels whose probabilities are wanted; of `/v1/classify`.
+    """
+
+    kind: Literal["chat", "completions", "responses", "classify"]
+    model: str = ""
+    messages: Sequence[Message] = ()
+    tools: Sequence[Mapping[str, Any]] = ()
+    text: str | None = None
+    ids: Sequence[int] = ()
+    n: int = 1
+    max_new_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    schema: Mapping[str, Any] | None = None
+    stream: bool = False
+    include_usage: bool = False
+    echo: bool = False
+    user: str = ""
+    tier: Tier = "default"
+    top: int = 0
+
+
+def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """A request that is wrong in itself."""
+    return ApiError(400, message, param=param, code=code)
+
+
+# --- endpoints -----------------------------------------------------------------------------------
+
+
+def read_chat(body: Body, most_choices: int) -> ApiRequest:
+    """The body of `/v1/chat/completions`.
+
+    Raises:
+        ApiError: a value is wrong, or a field unknown.
+    """
+    _known(body, _CHAT)
+    for old, new in (("functions", "tools"), ("function_call", "tool_choice"), ("audio", "messages")):
+        if body.get(old):
+            raise bad(f"{old} is not supported; use {new}", old)
+    messages = read_messages(body.get("messages"))
+    tools, schema = _tools(body)
+    wanted = _response_format(body.get("response_format"), "response_format")
+    logprobs = None
+    if _bool(body, "logprobs"):
+        logprobs = _integer(body, "top_logprobs", 0, MOST_LOGPROBS) or 0
+    elif body.get("top_logprobs"):
+        raise bad("top_logprobs needs logprobs: true", "top_logprobs")
+    most = _integer(body, "max_completion_tokens", 1)
+    return ApiRequest(
+        "chat", messages=messages, tools=tools, schema=schema or wanted, logprobs=logprobs,
+        max_new_tokens=most or _integer(body, "max_tokens", 1), **_shared(body, most_choices),
+    )  # fmt: skip
+
+
+def read_completions(body: Body, most_choices: int) -> list[ApiRequest]:
+    """The body of `/v1/completions`: a request for each of its prompts.
+
+    Raises:
+        ApiError: see `read_chat`.
+    """
+    _known(body, _COMPLETIONS)
+    for name in ("suffix", "best_of"):
+        if body.get(name) not in (None, "", 1, body.get("n")):
+            raise bad(f"{name} is not supported", name)
+    shared: dict[str, Any] = _shared(body, most_choices) | {
+        "logprobs": _integer(body, "logprobs", 0, MOST_LOGPROBS), "echo": _bool(body, "echo"),
+        "max_new_tokens": _integer(body, "max_tokens", 1),
+    }  # fmt: skip
+    prompt = body.get("prompt")
+    prompts: list[Any] = [prompt] if isinstance(prompt, str) or _is_ids(prompt) else prompt  # type: ignore[assignment]
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) or _is_ids(p) for p in prompts):
+        raise bad("prompt must be a text, token ids, or a list of texts or of token ids, and not empty", "prompt")
+    if len(prompts) > most_choices:
+        raise bad(f"at most {counted(most_choices, 'prompt')} in a request; a batch takes more", "prompt")
+    return [
+        ApiRequest("completions", text=p, **shared)
+        if isinstance(p, str)
+        else ApiRequest("completions", ids=p, **shared)
+        for p in prompts
+    ]
+
+
+def read_responses(body: Body) -> ApiRequest:
+    """The body of `/v1/responses`: texts, without a memory of earlier ones.
+
+    Raises:
+        ApiError: see `read_chat`; also what needs memory.
+    """
+    _known(body, _RESPONSES)
+    for name in ("previous_response_id", "conversation", "background", "prompt"):
+        if body.get(name):
+            raise bad(f"{name} is not supported: nothing is remembered between requests; send all turns as input", name)
+    if body.get("tools"):
+        raise bad("tools are supported by /v1/chat/completions only", "tools")
+    given = body.get("input")
+    turns: Any = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    if not isinstance(turns, list):
+        raise bad("input must be a text or a list of items", "input")
+    items = [item for item in turns if not (isinstance(item, dict) and item.get("type") == "reasoning")]
+    for item in items:
+        if isinstance(item, dict) and item.get("type") not in (None, "message"):
+            raise bad(f"items of type {str(item['type'])[:40]!r} are not supported: messages are", "input")
+    messages = read_messages([_without_type(item) for item in items], "input")
+    if instructions := body.get("instructions"):
+        if not isinstance(instructions, str):
+            raise bad("instructions must be a text", "instructions")
+        messages = [{"role": "system", "content": instructions}, *messages]
+    text = body.get("text")
+    schema = None
+    if isinstance(text, dict) and isinstance(text.get("format"), dict):
+        form = text["format"]
+        nested = {"type": form.get("type"), "json_schema": form} if form.get("type") == "json_schema" else form
+        schema = _response_format(nested, "text.format")
+    shared = _shared({**body, "n": None, "stop": None}, 1)
+    return ApiRequest(
+        "responses", messages=messages, schema=schema, max_new_tokens=_integer(body, "max_output_tokens", 1), **shared
+    )
+
+
+def read_classify(body: Body) -> list[ApiRequest]:
+    """The body of `/v1/classify`: `input`, a text or a list of them, or `messages`; `top`, so many probabilities.
+
+    Raises:
+        ApiError: see `read_chat`.
+    """
+    _known(body, {"model", "input", "messages", "top", "user", "service_tier"})
+    top = _integer(body, "top", 0) or 0
+    shared: dict[str, Any] = {"model": _model(body), "user": _text_field(body, "user"), "tier": _tier(body), "top": top}
+    if body.get("messages") is not None:
+        return [ApiRequest("classify", messages=read_messages(body["messages"]), **shared)]
+    given = body.get("input")
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise bad("input must be a text or a list of texts, and not empty", "input")
+    if len(texts) > 256:
+        raise bad("at most 256 texts in a request; a batch takes more", "input")
+    return [ApiRequest("classify", messages=[{"role": "user", "content": text}], **shared) for text in texts]
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _known(body: Body, names: set[str]) -> None:
+    unknown = [name for name in body if name not in names]
+    if unknown:
+        raise bad(f"Unrecognized request argument supplied: {unknown[0][:80]}", unknown[0][:80], "unknown_parameter")
+
+
+def _shared(body: Body, most_choices: int) -> dict[str, Any]:
+    for name in ("frequency_penalty", "presence_penalty", "logit_bias"):
+        if body.get(name):
+            raise bad(f"{name} is not supported; repetition_penalty is", name)
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise bad("stream_options must be an object", "stream_options")
+    return {
+        "model": _model(body),
+        "n": _integer(body, "n", 1, most_choices) or 1,
+        "sampling": _sampling(body),
+        "stop": _stop(body.get("stop")),
+        "stream": _bool(body, "stream"),
+        "include_usage": bool(options and options.get("include_usage")),
+        "user": _text_field(body, "user"),
+        "tier": _tier(body),
+    }
+
+
+def _model(body: Body) -> str:
+    return _text_field(body, "model")
+
+
+def _text_field(body: Body, name: str) -> str:
+    value = body.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > 512:
+        raise bad(f"{name} must be a text of at most 512 characters", name)
+    if storable(value) != value:
+        raise bad(f"{name} holds a character that can't be stored, as \\u0000", name)
+    return value
+
+
+def _tier(body: Body) -> Tier:
+    value = body.get("service_tier")
+    if value in (None, "auto", "default"):
+        return "default"
+    if value not in ("flex", "priority"):
+        raise bad("service_tier must be auto, default, flex or priority", "service_tier")
+    return cast(Tier, value)
+
+
+def _bool(body: Body, name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise bad(f"{name} must be true or false", name)
+    return bool(value)
+
+
+def _integer(body: Body, name: str, least: int, most: int = 1_000_000) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or int_or_none(value) is None:
+        raise bad(f"{name} must be a whole number", name)
+    if not least <= value <= most:
+        raise bad(f"{name} must be {least} to {most:,}, not {value}", name)
+    return int(value)
+
+
+def int_or_none(value: float) -> int | None:
+    """A number that is whole, as an int; None for any other one."""
+    return int(value) if math.isfinite(value) and value == int(value) else None
+
+
+def _number(body: Body, name: str, usual: float, least: float, most: float) -> float:
+    value = body.get(name)
+    if value is None:
+        return usual
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise bad(f"{name} must be a number from {least:g} to {most:g}", name)
+    return float(value)
+
+
+def _sampling(body: Body) -> Sampling:
+    seed = body.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise bad("seed must be a whole number", "seed")
+    temperature = _number(body, "temperature", 0.0, 0.0, 2.0)
+    if seed is None and temperature:
+        seed = random.getrandbits(31)
+    try:
+        return Sampling(
+            temperature, _number(body, "top_p", 1.0, 1e-6, 1.0), (seed or 0) % (1 << 63),
+            _integer(body, "top_k", 0) or 0, _number(body, "min_p", 0.0, 0.0, 1.0),
+            _number(body, "repetition_penalty", 1.0, 1e-3, 100.0),
+        )  # fmt: skip
+    except UserError as error:
+        raise bad(error.what, error.where) from None
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops) or len(stops) > 16:
+        raise bad("stop must be a text or a list of up to 16 texts, none of them empty", "stop")
+    if max(map(len, stops), default=0) > LONGEST_STOP:
+        raise bad(f"a stop text has at most {LONGEST_STOP} characters", "stop")
+    return tuple(stops)
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(i) is int and 0 <= i < 1 << 31 for i in value)
+
+
+def _without_type(item: Any) -> Any:
+    if not isinstance(item, dict):
+        return item
+    return {key: value for key, value in item.items() if key not in ("type", "id", "status")}
+
+
+def read_messages(value: Any, param: str = "messages") -> list[Message]:
+    """Turns in the form of records: contents in parts are joined, `developer` is `system`.
+
+    Raises:
+        ApiError: no turns, or one that is invalid.
+    """
+    if not isinstance(value, list) or not value:
+        raise bad(f"{param} must be a list of messages, and not empty", param)
+    return [_message(turn, f"{param}[{i}]") for i, turn in enumerate(value)]
+
+
+def _message(turn: Any, param: str) -> Message:
+    if not isinstance(turn, dict):
+        raise bad(f"{param} must be an object", param)
+    role = turn.get("role")
+    if role not in _ROLES:
+        raise bad(f"{param}.role must be system, developer, user, assistant or tool", f"{param}.role")
+    calls = turn.get("tool_calls")
+    content = _content(turn.get("content"), f"{param}.content", optional=bool(calls))
+    made: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(role, role), "content": content}
+    if calls:
+        if role != "assistant" or not isinstance(calls, list) or not all(map(_is_call, calls)):
+            raise bad(
+                f"{param}.tool_calls must be calls of functions in a turn of the assistant", f"{param}.tool_calls"
+            )
+        made["tool_calls"] = calls
+    for name in ("tool_call_id", "name"):
+        if isinstance(turn.get(name), str) and made["role"] == "tool":
+            made[name] = turn[name]
+    return cast(Message, made)
+
+
+def _is_call(value: Any) -> bool:
+    function = value.get("function") if isinstance(value, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
+
+
+def _content(value: Any, param: str, *, optional: bool) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None and optional:
+        return ""
+    if not isinstance(value, list):
+        raise bad(f"{param} must be a text or a list of parts", param)
+    texts = []
+    for part in value:
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        text = part.get("text", part.get("refusal")) if isinstance(part, dict) else part
+        if kind not in ("text", "input_text", "output_text", "refusal", None) or not isinstance(text, str):
+            raise bad(f"{param} may have parts of text only", param)
+        texts.append(text)
+    return "".join(texts)
+
+
+def _tools(body: Body) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | None]:
+    """The tools, and the schema of a call where one must be made."""
+    tools = body.get("tools") or []
+    if not isinstance(tools, list) or not all(
+        isinstance(t, dict) and t.get("type") == "function" and _is_call(t) for t in tools
+    ):
+        raise bad('tools must be a list of {"type": "function", "function": {"name": ...}}', "tools")
+    choice = body.get("tool_choice")
+    if choice in (None, "auto"):
+        return tools, None
+    if choice == "none":
+        return [], None
+    named = choice.get("function", {}).get("name") if isinstance(choice, dict) and _is_call(choice) else None
+    chosen = [t for t in tools if choice == "required" or t["function"]["name"] == named]
+    if not chosen:
+        raise bad("tool_choice must be none, auto, required or one of the tools", "tool_choice")
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": t["function"]["name"]},
+                "parameters": t["function"].get("parameters") or {"type": "object"},
+            },
+            "required": ["name", "parameters"],
+            "additionalProperties": False,
+        }
+        for t in chosen
+    ]
+    return tools, _bounded(calls[0] if len(calls) == 1 else {"anyOf": calls}, "tools")
+
+
+def _response_format(value: Any, param: str) -> Mapping[str, Any] | None:
+    if value is None:
+        return None
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    schema = value.get("json_schema") if kind == "json_schema" else None
+    schema = schema.get("schema") if isinstance(schema, dict) else None
+    if not isinstance(schema, dict):
+        raise bad(f"{param} must be of the type text, json_object or json_schema with a schema", param)
+    return _bounded(schema, param)
+
+
+def _bounded(schema: Mapping[str, Any], param: str) -> Mapping[str, Any]:
+    if why := schema_problem(schema):
+        raise bad(f"Invalid schema: {why}", param, "no_schema")
+    return schema

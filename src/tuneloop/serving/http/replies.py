@@ -1,0 +1,326 @@
+"""Answers as OpenAI's endpoints give them, whole and in pieces."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuneloop.core.ids import uuid7
+from tuneloop.core.text import storable
+from tuneloop.records.completion import Completion
+from tuneloop.serving.gateway import Piece, ServedModel
+from tuneloop.serving.http.api_request import ApiRequest
+
+_FINISH = {"stop": "stop", "choice": "stop", "length": "length"}
+_OPENINGS = ("{", "<tool_call>", "<|python_tag|>", "[{")  # how an answer begins that is a call of a function
+
+
+# --- calls of functions --------------------------------------------------------------------------
+
+
+def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The calls that an answer is: JSON with a name and parameters or arguments, as Llama 3 writes it, or in `<tool_call>`.
+
+    Returns:
+        Calls in OpenAI's form; none where the text is anything else, or names a function that is not among the tools.
+    """
+    names = {tool["function"]["name"] for tool in tools}
+    text = text.strip().removeprefix("<|python_tag|>")
+    if text.startswith("<tool_call>"):
+        parts = [part.partition("</tool_call>")[0] for part in text.split("<tool_call>")[1:]]
+    else:
+        parts = text.split(";") if text.count('"name"') > 1 and not text.startswith("[") else [text]
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        try:
+            value = json.loads(part)
+        except (ValueError, RecursionError):
+            return []
+        for call in value if isinstance(value, list) else [value]:
+            call = (
+                call.get("function", call)
+                if isinstance(call, dict) and isinstance(call.get("function"), dict)
+                else call
+            )
+            if not isinstance(call, dict) or call.get("name") not in names:
+                return []
+            arguments = call.get("parameters", call.get("arguments", {}))
+            text_of = storable(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+            found.append(
+                {
+                    "id": f"call_{uuid7()[-12:]}",
+                    "type": "function",
+                    "function": {"name": call["name"], "arguments": text_of},
+                }
+            )
+    return found
+
+
+def may_be_call(text: str) -> bool:
+    """Whether a text may be the beginning of a call."""
+    start = text.lstrip()
+    return any(start.startswith(opening) or opening.startswith(start) for opening in _OPENINGS)
+
+
+# --- whole answers -------------------------------------------------------------------------------
+
+
+def usage(completions: Sequence[Completion]) -> dict[str, Any]:
+    """Tokens of an answer; the prompt counts once."""
+    read = completions[0].prompt_tokens if completions else 0
+    written = sum(each.completion_tokens for each in completions)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def chat_body(asked: ApiRequest, piece: Piece, completions: Sequence[Completion]) -> dict[str, Any]:
+    """The body of `/v1/chat/completions`.
+
+    Args:
+        piece: the last one of the answer.
+    """
+    model = piece.model
+    choices: list[dict[str, Any]] = []
+    for index, each in enumerate(completions):
+        calls = read_calls(each.text, asked.tools) if asked.tools else []
+        message: dict[str, Any] = {"role": "assistant", "content": None if calls else each.text, "refusal": None}
+        if calls:
+            message["tool_calls"] = calls
+        choices.append(
+            {
+                "index": index,
+                "message": message,
+                "logprobs": chat_logprobs(each, model),
+                "finish_reason": "tool_calls" if calls else _FINISH.get(each.finish, "stop"),
+            }
+        )
+    return {
+        "id": piece.id, "object": "chat.completion", "created": int(time.time()), "model": model.name, "choices": choices,
+        "usage": usage(completions), "service_tier": piece.tier, "system_fingerprint": _fingerprint(model),
+    }  # fmt: skip
+
+
+def _fingerprint(model: ServedModel) -> str:
+    return f"fp_{model.adapter[:12]}"
+
+
+def chat_logprobs(completion: Completion, model: ServedModel) -> dict[str, Any] | None:
+    """Log probabilities of a chat answer's tokens."""
+    if completion.logprobs is None:
+        return None
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        text = token_text(model, token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+    content = [{**one(t.id, t.logprob), "top_logprobs": [one(i, p) for i, p in t.top]} for t in completion.logprobs]
+    return {"content": content, "refusal": None}
+
+
+def token_text(model: ServedModel, token: int) -> str:
+    """A token as text; its number where nobody knows the tokenizer, or it is a control token."""
+    text = model.decode([token]) if model.decode is not None else ""
+    return text or f"<token {token}>"
+
+
+def completions_body(
+    asked: Sequence[ApiRequest], model: ServedModel, id_: str, answers: Sequence[Sequence[Completion]]
+) -> dict[str, Any]:
+    """The body of `/v1/completions`: the choices of all prompts one after the other."""
+    choices: list[dict[str, Any]] = []
+    for each, completions in zip(asked, answers, strict=True):
+        for completion in completions:
+            text = ((each.text or "") if each.echo else "") + completion.text
+            found = None
+            if completion.logprobs is not None:
+                found = {
+                    "tokens": [token_text(model, t.id) for t in completion.logprobs],
+                    "token_logprobs": [t.logprob for t in completion.logprobs],
+                    "top_logprobs": [{token_text(model, i): p for i, p in t.top} for t in completion.logprobs],
+                    "text_offset": [],
+                }
+            choices.append(
+                {
+                    "index": len(choices),
+                    "text": text,
+                    "logprobs": found,
+                    "finish_reason": _FINISH.get(completion.finish, "stop"),
+                }
+            )
+    total = [usage(completions) for completions in answers]
+    return {
+        "id": id_, "object": "text_completion", "created": int(time.time()), "model": model.name, "choices": choices,
+        "usage": {key: sum(each[key] for each in total) for key in total[0]},
+        "system_fingerprint": _fingerprint(model),
+    }  # fmt: skip
+
+
+def responses_body(
+    asked: ApiRequest, model: ServedModel, id_: str, text: str, done: Completion | None
+) -> dict[str, Any]:
+    """The body of `/v1/responses`; without a completion that of an answer that has only begun."""
+    tokens = usage([done]) if done else None
+    item = _output_item(id_, text, "completed" if done else "in_progress")
+    cut = done is not None and done.finish == "length"
+    return {
+        "id": id_, "object": "response", "created_at": int(time.time()), "model": model.name,
+        "status": ("incomplete" if cut else "completed") if done else "in_progress",
+        "error": None, "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "instructions": None, "metadata": {}, "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
+        "temperature": asked.sampling.temperature, "top_p": asked.sampling.top_p,
+        "max_output_tokens": asked.max_new_tokens, "previous_response_id": None, "store": False,
+        "text": {"format": {"type": "text"}}, "truncation": "disabled", "user": asked.user or None,
+        "output": [item] if done else [],
+        "usage": tokens and {
+            "input_tokens": tokens["prompt_tokens"], "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": tokens["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": tokens["total_tokens"],
+        },
+    }  # fmt: skip
+
+
+def _output_item(id_: str, text: str, status: str) -> dict[str, Any]:
+    content = [] if status == "in_progress" else [_part(text)]
+    return {"id": f"msg_{id_}", "type": "message", "role": "assistant", "status": status, "content": content}
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+# --- answers in pieces ---------------------------------------------------------------------------
+
+
+@dataclass
+class ChatStream:
+    """The events of a streamed chat answer.
+
+    Text that may become a call of a function is held back until it is known which of the two it is.
+    """
+
+    asked: ApiRequest
+    created: int = field(default_factory=lambda: int(time.time()))
+    held: dict[int, str] = field(default_factory=dict)
+    begun: set[int] = field(default_factory=set)
+    done: list[Completion] = field(default_factory=list)
+    last: Piece | None = None
+
+    def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """What a piece of the answer becomes."""
+        self.last, index = piece, piece.index
+        if index not in self.begun:
+            self.begun.add(index)
+            yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
+        text = self.held.pop(index, "") + piece.text
+        if self.asked.tools and piece.completion is None and may_be_call(text):
+            self.held[index] = text
+            return
+        completion = piece.completion
+        calls = read_calls(text, self.asked.tools) if self.asked.tools and completion is not None else []
+        if calls:
+            yield self._chunk(index, {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
+        elif text:
+            logprobs = chat_logprobs(completion, piece.model) if completion is not None else None
+            yield self._chunk(index, {"content": text}, logprobs=logprobs)
+        if completion is not None:
+            self.done.append(completion)
+            left = chat_logprobs(completion, piece.model) if not text and not calls else None
+            finish = "tool_calls" if calls else _FINISH.get(completion.finish, "stop")
+            yield self._chunk(index, {}, finish=finish, logprobs=left)
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """What comes behind the last piece."""
+        if self.asked.include_usage and self.last is not None:
+            yield {**self._head(), "choices": [], "usage": usage(self.done)}
+
+    def _head(self) -> dict[str, Any]:
+        assert self.last is not None
+        return {
+            "id": self.last.id, "object": "chat.completion.chunk", "created": self.created,
+            "model": self.last.model.name, "system_fingerprint": _fingerprint(self.last.model),
+        }  # fmt: skip
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        usage_ = {"usage": None} if self.asked.include_usage else {}
+        return {**self._head(), "choices": [choice], **usage_}
+
+
+@dataclass
+class CompletionsStream:
+    """The events of a streamed answer of `/v1/completions`."""
+
+    asked: ApiRequest
+    created: int = field(default_factory=lambda: int(time.time()))
+    begun: set[int] = field(default_factory=set)
+    done: list[Completion] = field(default_factory=list)
+    last: Piece | None = None
+
+    def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """What a piece of the answer becomes."""
+        self.last, text = piece, piece.text
+        if piece.index not in self.begun:
+            self.begun.add(piece.index)
+            text = ((self.asked.text or "") if self.asked.echo else "") + text
+        finish = None
+        if piece.completion is not None:
+            self.done.append(piece.completion)
+            finish = _FINISH.get(piece.completion.finish, "stop")
+        if text or finish:
+            choice = {"index": piece.index, "text": text, "logprobs": None, "finish_reason": finish}
+            yield {**self._head(piece), "choices": [choice]}
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """What comes behind the last piece."""
+        if self.asked.include_usage and self.last is not None:
+            yield {**self._head(self.last), "choices": [], "usage": usage(self.done)}
+
+    def _head(self, piece: Piece) -> dict[str, Any]:
+        return {"id": piece.id, "object": "text_completion", "created": self.created, "model": piece.model.name}
+
+
+@dataclass
+class ResponsesStream:
+    """The events of a streamed answer of `/v1/responses`; each tells its type."""
+
+    asked: ApiRequest
+    text: str = ""
+    number: int = -1
+    last: Piece | None = None
+
+    def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """What a piece of the answer becomes."""
+        item = f"msg_{piece.id}"
+        at = {"item_id": item, "output_index": 0, "content_index": 0}
+        if self.last is None:
+            begun = responses_body(self.asked, piece.model, piece.id, "", None)
+            yield self._event("response.created", response=begun)
+            yield self._event("response.in_progress", response=begun)
+            yield self._event(
+                "response.output_item.added", output_index=0, item=_output_item(piece.id, "", "in_progress")
+            )
+            yield self._event("response.content_part.added", **at, part=_part(""))
+        self.last = piece
+        if piece.text:
+            self.text += piece.text
+            yield self._event("response.output_text.delta", **at, delta=piece.text, logprobs=[])
+        if piece.completion is not None:
+            whole = piece.completion.text
+            yield self._event("response.output_text.done", **at, text=whole, logprobs=[])
+            yield self._event("response.content_part.done", **at, part=_part(whole))
+            done = _output_item(piece.id, whole, "completed")
+            yield self._event("response.output_item.done", output_index=0, item=done)
+            body = responses_body(self.asked, piece.model, piece.id, whole, piece.completion)
+            yield self._event(f"response.{body['status']}", response=body)
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """Nothing: the last event says that it is the last."""
+        return iter(())
+
+    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
+        self.number += 1
+        return {"type": kind, "sequence_number": self.number, **fields}

@@ -1,0 +1,192 @@
+"""What each key has used, and what it may still use: requests and tokens a minute, dollars in all.
+
+What a request may use at most is reserved before it is asked and settled by what it did use, also when its reader left.
+So requests that run at the same time can't spend the same dollar.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tuneloop.core.units import counted
+from tuneloop.serving.api_key import ApiKey
+
+MOST_KNOWN = 10_000  # senders whose feedback is counted at a time
+
+
+@dataclass(frozen=True)
+class Refusal(Exception):
+    """A request that a limit does not allow.
+
+    Args:
+        code: of the error, as OpenAI names it.
+        message: what, and how much.
+        retry_after: seconds after which it may be allowed; None: never by waiting.
+    """
+
+    code: str
+    message: str
+    retry_after: float | None = None
+
+
+@dataclass
+class _Bucket:
+    """An amount that refills evenly: `rate` in a minute, and never more than that."""
+
+    rate: float
+    left: float
+    at: float
+
+    def take(self, amount: float, now: float) -> float:
+        """Take an amount; returns 0 where it was there, else the seconds until it is."""
+        self.refill(now)
+        amount = min(amount, self.rate)  # a request that is larger than the rate waits for a full bucket
+        if self.left + 1e-9 >= amount:
+            self.left -= amount
+            return 0.0
+        return (amount - self.left) * 60 / self.rate
+
+    def refill(self, now: float) -> None:
+        self.left = min(self.rate, self.left + max(now - self.at, 0.0) * self.rate / 60)
+        self.at = max(now, self.at)
+
+
+@dataclass
+class Reservation:
+    """What a request may use, taken from its key's limits until it is settled."""
+
+    key: str
+    tokens: int
+    usd: float
+    settled: bool = False
+
+
+@dataclass
+class _Account:
+    requests: _Bucket | None = None
+    tokens: _Bucket | None = None
+    spent: float = 0.0
+    reserved: float = 0.0
+
+
+@dataclass
+class Ledger:
+    """The accounts of all keys.
+
+    Args:
+        spent: dollars that each key, by name, has spent before.
+        clock: seconds.
+    """
+
+    spent: Mapping[str, float] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    _accounts: dict[str, _Account] = field(default_factory=dict)
+
+    def reserve(self, key: ApiKey | None, tokens: int, usd: float, *, again: bool = False) -> Reservation:
+        """Take what a request may use at most.
+
+        Args:
+            key: None: a request without one, which has no limits.
+            tokens: of its prompt and its longest answer.
+            usd: their price.
+            again: the request has been counted already, and is asked in another way now.
+
+        Raises:
+            Refusal: a limit does not allow it; nothing is taken then.
+        """
+        if key is None:
+            return Reservation("", tokens, usd)
+        account, now, limits = self._account(key), self.clock(), key.limits
+        if limits.budget_usd is not None and account.spent + account.reserved + usd > limits.budget_usd + 1e-12:
+            raise Refusal(
+                "insufficient_quota",
+                f"The key {key.name!r} has spent {account.spent:.4f} of its {limits.budget_usd:.4f} USD, {account.reserved:.4f} "
+                f"are reserved, and this request may cost {usd:.6f}",
+            )
+        if account.requests is not None and not again and (wait := account.requests.take(1, now)):
+            raise Refusal(
+                "rate_limit_exceeded",
+                f"The key {key.name!r} allows {counted(limits.rpm or 0, 'request')} a minute",
+                wait,
+            )
+        if account.tokens is not None and (wait := account.tokens.take(tokens, now)):
+            if account.requests is not None and not again:
+                account.requests.left += 1
+            raise Refusal("rate_limit_exceeded", f"The key {key.name!r} allows {limits.tpm} tokens a minute", wait)
+        account.reserved += usd
+        return Reservation(key.name, tokens, usd)
+
+    def settle(self, reservation: Reservation, tokens: int, usd: float) -> None:
+        """Give back what was reserved and take what was used. The second call for a reservation does nothing."""
+        if reservation.settled:
+            return
+        reservation.settled = True
+        account = self._accounts.get(reservation.key)
+        if account is None:
+            return
+        account.reserved = max(account.reserved - reservation.usd, 0.0)
+        account.spent += usd
+        if account.tokens is not None:
+            back = min(reservation.tokens, account.tokens.rate) - tokens
+            account.tokens.left = min(account.tokens.left + back, account.tokens.rate)
+
+    def _account(self, key: ApiKey) -> _Account:
+        account = self._accounts.get(key.name)
+        if account is None:
+            account = self._accounts[key.name] = _Account(spent=self.spent.get(key.name, 0.0))
+        now = self.clock()
+        account.requests = _with_rate(account.requests, key.limits.rpm, now)
+        account.tokens = _with_rate(account.tokens, key.limits.tpm, now)
+        return account
+
+
+def _with_rate(bucket: _Bucket | None, rate: int | None, now: float) -> _Bucket | None:
+    if rate is None:
+        return None
+    if bucket is None or not math.isclose(bucket.rate, rate):
+        return _Bucket(rate, rate, now)
+    return bucket
+
+
+@dataclass
+class FeedbackLimit:
+    """How much feedback is taken in a minute, so that nobody fills the store alone.
+
+    Args:
+        each: pieces a minute from one sender.
+        pages: from all readers of pages together, or from all users whom one key names.
+        clock: seconds.
+    """
+
+    each: int
+    pages: int
+    clock: Callable[[], float] = time.monotonic
+    _open: _Bucket | None = None
+    _known: dict[str, _Bucket] = field(default_factory=dict)
+
+    def take(self, who: str, *, page: bool, user: str = "") -> None:
+        """Count a piece of feedback.
+
+        Args:
+            who: the key, or the address where there is none.
+            page: it comes from a reader of a page.
+            user: whom a key names that is believed; empty: none.
+
+        Raises:
+            Refusal: there was too much of it in this minute.
+        """
+        now = self.clock()
+        if page:
+            self._open = self._open or _Bucket(self.pages, self.pages, now)
+            if wait := self._open.take(1, now):
+                raise Refusal("rate_limit_exceeded", f"Pages may send {self.pages:,} pieces of feedback a minute", wait)
+        for sender, rate in ((who, self.pages), (f"{who}\x1f{user}", self.each)) if user else ((who, self.each),):
+            bucket = self._known.pop(sender, None) or _Bucket(rate, rate, now)
+            self._known[sender] = bucket  # the last ones stand last
+            if len(self._known) > MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            if wait := bucket.take(1, now):
+                raise Refusal("rate_limit_exceeded", f"One sender may send {rate:,} pieces of feedback a minute", wait)

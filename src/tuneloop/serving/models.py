@@ -1,0 +1,470 @@
+"""What a server serves: models and adapters as they were trained, the engine that has them, and the proof that it applies them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import sha256_file
+from tuneloop.core.ui import Say
+from tuneloop.core.units import counted
+from tuneloop.core.urls import masked, split_login
+from tuneloop.data.formats import Rejection
+from tuneloop.data.task import TaskSpec, prompt_reader
+from tuneloop.improve.experiment.live import Candidate
+from tuneloop.inference.client import key_from
+from tuneloop.inference.engines import Served, ServingEngine, complete, with_template
+from tuneloop.inference.engines.canary import gap_at_parting, is_expected, prove
+from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
+from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings, gguf_file, template_of
+from tuneloop.inference.engines.local import LocalEngine
+from tuneloop.inference.local.scoring import label_ids
+from tuneloop.inference.targets.gguf import as_gguf
+from tuneloop.models.adapters import BASE
+from tuneloop.models.names import resolve
+from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
+from tuneloop.models.template import Template, load_template
+from tuneloop.pipeline.targets import open_with_task
+from tuneloop.pipeline.task import read_task_of
+from tuneloop.records.artifact import NEAR_TIE, PARTED
+from tuneloop.records.rows import Message
+from tuneloop.registry.registered import local_name, open_registry, registered_name, silent, version_of
+from tuneloop.serving.canaries import canaries_of
+from tuneloop.serving.config import ServeConfig
+from tuneloop.serving.gateway import Prompt, ReadPrompt, ServedModel
+from tuneloop.serving.pool import EnginePool
+from tuneloop.serving.router import Named, served_by
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An adapter or model of the settings.
+
+    Args:
+        name: as clients ask for it.
+        source: as the settings name it.
+        base: the model that it stands on, or is.
+        loaded: what the engine is to load for it; None: the base itself.
+        task: what it was trained to answer; None: nobody says it.
+        chooses: whether its answers are labels.
+    """
+
+    name: str
+    source: str
+    base: str
+    loaded: Served | None
+    task: TaskSpec | None
+    chooses: bool
+
+    @property
+    def template(self) -> str:
+        """The chat template that was trained; empty: that of the base."""
+        return self.task.chat_template if self.task else ""
+
+
+def open_model(name: str, source: str, task_of: str = "") -> Opened:
+    target = open_with_task(source, task=task_of)
+    local, task = target.local, target.task
+    if local is None:
+        raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
+    loaded = Served(str(local.trained), task.chat_template if task else "") if local.trained is not None else None
+    return Opened(name, source, local.base, loaded, task, target.scores_labels)
+
+
+def _open_gguf(name: str, source: str, base: str) -> Opened:
+    """A GGUF file: the base model, or an adapter on it."""
+    place = local_name(source)
+    if Path(place).is_dir() and not list(Path(place).glob("*.gguf")):
+        raise UserError(
+            "llama.cpp serves GGUF files, and this is none", where=source,
+            next_step=f"tuneloop export {source} --format gguf-lora, or take engine=tuneloop",
+        )  # fmt: skip
+    file = gguf_file(place)
+    task = read_task_of(file.parent)
+    loaded = None if place == base else Served(str(file), task.chat_template if task else "")
+    return Opened(name, source, base, loaded, task, bool(task and task.answer == "choice" and task.labels))
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a server is made of before it is started: the engine, and what becomes of it."""
+
+    engine: ServingEngine
+    opened: Sequence[Opened]
+    base: str
+    candidates: Mapping[str, Opened] = field(default_factory=dict)  # of experiments, by their names
+    tokenizer: str = ""  # model whose tokenizer it is; empty: the base's
+    unproved: set[str] = field(default_factory=set)  # candidates that did not answer as in their evaluation
+
+    def adapter_of(self, opened: Opened) -> str:
+        """The hash by which a started engine knows an adapter; `base` of the base itself."""
+        hashes = {facts.source: hash_ for hash_, facts in self.engine.adapters.items()}
+        return hashes[opened.loaded.source] if opened.loaded is not None else BASE
+
+    def models(self) -> dict[str, ServedModel]:
+        """The models by name, once the engine is started: those that were tuned first, then the base, if it can be asked."""
+        template = _template_of(self.tokenizer or self.base)
+        found = {each.name: _served(each, self.adapter_of(each), template) for each in self.opened}
+        if all(model.adapter != BASE for model in found.values()) and not getattr(self.engine, "merged", False):
+            name = Path(self.base).name if Path(self.base).exists() else self.base
+            decode, created = template.decode if template else None, _written(self.base, template)
+            found.setdefault(name, ServedModel(name, source=self.base, decode=decode, created=created))
+        return found
+
+    def candidate_models(self) -> dict[str, ServedModel]:
+        """The models of experiments by the names of these, once the engine is started."""
+        template = _template_of(self.tokenizer or self.base)
+        return {name: _served(each, self.adapter_of(each), template) for name, each in self.candidates.items() if name not in self.unproved}  # fmt: skip
+
+
+def _template_of(base: str) -> Template | None:
+    """A base model's tokenizer and template, where they are here."""
+    try:
+        return template_of(gguf_file(base)) if as_gguf(base) is not None else load_template(resolve(base))
+    except (UserError, OSError, ValueError):
+        return None
+
+
+def _served(each: Opened, adapter: str, template: Template | None) -> ServedModel:
+    task = each.task
+    labels = tuple(task.labels or ()) if task is not None and each.chooses else ()
+    tokens: dict[str, int] = {}
+    if labels and template is not None:
+        ids = label_ids(with_template(template, each.template), labels, [{"role": "user", "content": "x"}])
+        tokens = {label: len(own) for label, own in zip(labels, ids, strict=True)}
+    return ServedModel(
+        each.name, adapter, release=_release(each.source) if registered_name(each.source) else "",
+        labels=labels, label_tokens=tokens,
+        max_new_tokens=task.max_new_tokens if task else None, read=prompt_of(task) if task else None,
+        source=each.source, decode=template.decode if template else None,
+        created=_written(each.loaded.source if each.loaded is not None else each.base, template),
+    )  # fmt: skip
+
+
+def _written(source: str, template: Template | None) -> int:
+    """When weights were written, in seconds since 1970; now, where they are elsewhere: then there is no template either."""
+    place = Path(source).expanduser()
+    if not place.exists() and template is not None:
+        with contextlib.suppress(UserError, OSError, ValueError):
+            place = resolve(source)
+    files = [place] if place.is_file() else [*place.glob("*.safetensors"), *place.glob("*.gguf")]
+    return int(max((file.stat().st_mtime for file in files), default=time.time()))
+
+
+def _release(source: str) -> str:
+    model, _ = registered_name(source) or (source, "")
+    return f"{model}/{version_of(open_registry(), source).version}"
+
+
+def deployment_of(
+    config: ServeConfig, candidates: Mapping[str, Candidate] | None = None, say: Say = silent
+) -> Deployment:
+    """The engine with all that it is to load; nothing is loaded yet.
+
+    Args:
+        candidates: of experiments, by their names. One that can't be served with the rest is left out.
+        say: gets a line about such.
+
+    Raises:
+        UserError: something is missing, or the adapters stand on different base models.
+    """
+    if config.urls:
+        return _endpoints(config, candidates or {}, say)
+    if config.engine not in ("auto", "tuneloop", "llama.cpp"):
+        raise UserError(
+            f"No such engine {masked(str(config.engine))!r:.80}", where="engine",
+            next_step="choose auto, tuneloop, llama.cpp or the URL of a server",
+        )  # fmt: skip
+    base, served = served_by(config)
+    named = base or served[0].source
+    if config.engine == "llama.cpp" or (config.engine == "auto" and as_gguf(local_name(named)) is not None):
+        return _llamacpp(config, local_name(named), candidates or {}, say)
+    opened_ = [open_model(each.name, each.source, each.task) for each in served]
+    base = base or opened_[0].base
+    strangers = [each for each in opened_ if each.base != base]
+    if strangers:
+        raise UserError(
+            f"{strangers[0].name} stands on {strangers[0].base}, and the others on {base}",
+            where="adapters", next_step="start a server for each base model",
+        )  # fmt: skip
+    whole = next((each for each in opened_ if each.loaded is None), None)
+    extra = _candidates(candidates or {}, lambda candidate: open_model(candidate.model, candidate.source), base, say)
+    opened_, extra = _with_one_source(opened_, extra)
+    adapters = _loaded(opened_, extra.values())
+    engine = LocalEngine(
+        Served(base, whole.template if whole else ""), adapters, slots=config.slots, merge=config.merge
+    )
+    return Deployment(engine, opened_, base, extra)
+
+
+def _with_one_source(
+    opened_: Sequence[Opened], candidates: Mapping[str, Opened]
+) -> tuple[list[Opened], dict[str, Opened]]:
+    """The same with one source for equal adapters: a merged model of several tasks, a copy of a run.
+
+    Engines know weights by their hash and load them once.
+    """
+    first: dict[str, Served] = {}
+
+    def one(each: Opened) -> Opened:
+        if each.loaded is None:
+            return each
+        place = Path(each.loaded.source)
+        if (place / WEIGHTS).is_file() and (place / SETTINGS).is_file():
+            digest = hash_of_adapter(place)
+        else:
+            digest = sha256_file(place) if place.is_file() else str(place)
+        return replace(each, loaded=first.setdefault(digest, each.loaded))
+
+    return [one(each) for each in opened_], {name: one(each) for name, each in candidates.items()}
+
+
+def _loaded(*groups: Iterable[Opened]) -> list[Served]:
+    """What an engine is to load, each once."""
+    found = [each.loaded for group in groups for each in group if each.loaded is not None]
+    return list({served.source: served for served in found}.values())
+
+
+def _candidates(
+    candidates: Mapping[str, Candidate], open_one: Callable[[Candidate], Opened], base: str, say: Say
+) -> dict[str, Opened]:
+    """Candidates that can be served on a base; an experiment must not keep a server from its work."""
+    found = {}
+    for name, candidate in candidates.items():
+        try:
+            opened_ = open_one(candidate)
+        except UserError as error:
+            say(f"experiment {name}: the candidate can't be served: {error.what}")
+            continue
+        if opened_.base != base:
+            say(f"experiment {name}: the candidate stands on {opened_.base}, and the server on {base}")
+        else:
+            found[name] = opened_
+    return found
+
+
+def _llamacpp(config: ServeConfig, base: str, candidates: Mapping[str, Candidate], say: Say) -> Deployment:
+    """llama.cpp with a GGUF file as the base and LoRA files on it."""
+    opened_ = [_open_gguf(each.name, each.source, base) for each in served_by(config)[1]]
+    whole = next((each for each in opened_ if each.loaded is None), None)
+    template = whole.template if whole else ""
+    extra = _candidates(candidates, lambda each: _open_gguf(each.model, each.source, base), base, say)
+    opened_, extra = _with_one_source(opened_, extra)
+    adapters = _loaded(opened_, extra.values())
+    settings = LlamaCppSettings(
+        config.slots, config.batch.rows, config.context, log=Path(config.folder) / "llamacpp.log"
+    )  # fmt: skip
+    return Deployment(LlamaCppEngine(Served(base, template), adapters, settings), opened_, base, extra)
+
+
+def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate], say: Say) -> Deployment:
+    """Servers elsewhere as the engine: one, or several between which requests are balanced.
+
+    Raises:
+        UserError: no server tells its models, or it has several and none is named.
+    """
+    base, named = served_by(config)
+    opened_ = [_open_elsewhere(each) for each in named]
+    local = next((each.base for each in opened_ if each.base), "")
+    key = key_from(config.api_key_env)
+    base = base or _only_model(config.urls, key)
+    extra = {}
+    for name, candidate in candidates.items():
+        try:
+            extra[name] = _open_elsewhere(Named(candidate.model, candidate.source))
+        except UserError as error:
+            say(f"experiment {name}: the candidate can't be served: {error.what}")
+    adapters = _loaded(opened_, extra.values())
+    engines = []
+    for url in config.urls:
+        settings = EndpointSettings(url, key, config.tokenizer or local, slots=config.slots)
+        engines.append(EndpointEngine(Served(base), adapters, settings))
+    tokenizer = config.tokenizer or local or base
+    if len(engines) == 1:
+        return Deployment(engines[0], opened_, base, extra, tokenizer=tokenizer)
+
+    async def proof(engine: ServingEngine) -> None:
+        await prove_models(config, Deployment(engine, opened_, base), lambda line: None)
+
+    return Deployment(EnginePool(engines, proof, say), opened_, base, extra, tokenizer=tokenizer)
+
+
+def _open_elsewhere(named: Named) -> Opened:
+    """A run or artifact here, whose task is known; else a model by the server's name of it."""
+    if registered_name(named.source) is not None or Path(named.source).expanduser().exists():
+        found = open_model(named.name, named.source, named.task)
+        if found.loaded is None:
+            raise UserError(
+                "A server can be given adapters, and this run trained all weights", where=named.source,
+                next_step="start the server with these weights and name it by the server's name of the model",
+            )  # fmt: skip
+        return found
+    return Opened(named.name, named.source, "", Served(named.source), None, False)
+
+
+def _only_model(urls: Sequence[str], key: str) -> str:
+    """The model of the first server that answers."""
+    import httpx
+
+    fault = ""
+    for url in urls:
+        place = url.rstrip("/").removesuffix("/v1") + "/v1/models"
+        try:
+            place, login = split_login(place)
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            reply = httpx.get(place, headers=headers, auth=login, timeout=10)
+            reply.raise_for_status()
+            names = [str(each["id"]) for each in reply.json()["data"]]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            fault = masked(f"{type(error).__name__}: {error}")[:200]
+            continue
+        if len(names) == 1:
+            return names[0]
+        raise UserError(
+            f"The server has {counted(len(names), 'model')}", where=masked(url),
+            next_step=f"say which with base=NAME: {', '.join(names)[:300]}",
+        )  # fmt: skip
+    raise UserError(
+        f"The server does not tell its models ({fault})",
+        where=masked(", ".join(urls)),
+        next_step="check the URL and that it runs",
+    )
+
+
+def prompt_of(task: TaskSpec) -> ReadPrompt:
+    """The function from a client's turns to the prompt that a model was trained on.
+
+    A single turn of the user is a record of the training data: its text is repaired, put into the template and set under
+    the instruction, as `predict` does. Where training took several columns, it is a JSON object with them. Turns with a
+    system turn, or several, are a conversation: the instruction is added where they have none.
+    """
+    whole = prompt_reader(task, [{"messages": [{"role": "user", "content": "x"}]}])
+    single = None
+    if not task.is_conversation and len(task.inputs) == 1:
+        single = prompt_reader(task, [{"text": "x"}], column="text")
+    columns = prompt_reader(task, [dict.fromkeys(task.inputs, "x")]) if len(task.inputs) > 1 else None
+
+    def read(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
+        alone = len(messages) == 1 and messages[0]["role"] == "user"
+        record: dict[str, Any] = {"messages": [dict(turn) for turn in messages]}
+        if tools:
+            record["tools"] = [dict(tool) for tool in tools]
+        reader = whole
+        if alone and columns is not None:
+            reader, record = columns, _columns(messages[0]["content"], task.inputs)
+        elif alone and single is not None:
+            reader, record = single, {"text": messages[0]["content"]}
+        made = reader(record)
+        if isinstance(made, Rejection):
+            raise ValueError(f"{made.reason}: {made.detail}")
+        return Prompt(made.messages, made.tools, made.continues)
+
+    return read
+
+
+def _columns(text: str, names: Sequence[str]) -> dict[str, Any]:
+    shown = ", ".join(f'"{name}": "..."' for name in names)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"This model was trained on several columns: write them as JSON, {{{shown}}}")
+    return value
+
+
+@dataclass(frozen=True)
+class Sameness:
+    """How many answers of a served model are those of its evaluation.
+
+    Args:
+        name: of the model.
+        n: test rows that were asked; 0: no evaluation of the test split is at hand.
+        same: answers that are equal.
+        failed: rows that got no answer.
+        parted: answers that differ and were looked at, `PARTED` at most.
+        ties: of them, those that part where the served model finds both tokens equally likely, but for `NEAR_TIE` nats.
+        largest_gap: between these two tokens, of all that were looked at.
+        examples: the first answers that differ: as evaluated, as served.
+    """
+
+    name: str
+    n: int
+    same: int
+    failed: int = 0
+    parted: int = 0
+    ties: int = 0
+    largest_gap: float = 0.0
+    examples: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def are_ties(self) -> bool:
+        """Whether rounding explains the answers that differ."""
+        return 0 < self.parted == self.ties and not self.failed
+
+
+async def same_answers(deployment: Deployment, say: Say) -> list[Sameness]:
+    """Ask all test rows of each model's evaluation, with whole answers, and compare.
+
+    Args:
+        deployment: whose engine is started.
+    """
+    found = []
+    for each in deployment.opened:
+        longest = (each.task.max_new_tokens if each.task else None) or 256
+        adapter = deployment.adapter_of(each)
+        rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, sys.maxsize, longest)
+        examples: list[tuple[str, str]] = []
+        gaps: list[float] = []
+        same = failed = 0
+        for i in range(0, len(rows), deployment.engine.slots):
+            part = rows[i : i + deployment.engine.slots]
+            answers = await asyncio.gather(*(complete(deployment.engine, row.request) for row in part))
+            for answer, row in zip(answers, part, strict=True):
+                failed += bool(answer.error)
+                if is_expected(answer, row):
+                    same += 1
+                    continue
+                if len(examples) < 3:
+                    examples.append((row.expected, answer.error or answer.text))
+                if len(gaps) < PARTED and (gap := await gap_at_parting(deployment.engine, row, answer)) is not None:
+                    gaps.append(gap)
+            if i // 100 != (i + len(part)) // 100:
+                say(f"asked     {each.name}: {i + len(part):,} of {len(rows):,}")
+        ties, largest = sum(gap < NEAR_TIE for gap in gaps), round(max(gaps, default=0.0), 3)
+        found.append(Sameness(each.name, len(rows), same, failed, len(gaps), ties, largest, tuple(examples)))
+    return found
+
+
+async def prove_models(config: ServeConfig, deployment: Deployment, say: Say) -> None:
+    """Ask rows of each model's evaluation before anybody else asks, every engine of a pool.
+
+    Raises:
+        UserError: an adapter is not applied, or answers other than it did in the evaluation.
+    """
+    engine = deployment.engine
+    if isinstance(engine, EnginePool):
+        await engine.prove(say)
+        return
+    for each in deployment.opened if config.canaries else ():
+        adapter = deployment.adapter_of(each)
+        rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, config.canaries)
+        for proof in await prove(engine, rows):
+            say(f"proof     {each.name}: {proof.in_words}")
+    for name, each in deployment.candidates.items() if config.canaries else ():
+        adapter = deployment.adapter_of(each)
+        rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, config.canaries)
+        try:
+            for proof in await prove(engine, rows):
+                say(f"proof     candidate of {name}: {proof.in_words}")
+        except UserError as error:
+            deployment.unproved.add(name)
+            say(f"experiment {name}: the candidate meets nobody: {error.what}")

@@ -1,0 +1,346 @@
+"""Several engines as one: each request goes where its first token is predicted to come first, and around those that fail.
+
+The prediction is learned for each engine, as admission learns it. The part of a prompt that an engine has read lately
+counts as read (its prefix cache), so that conversations return to their engine as long as that is quicker. An engine
+that fails is left out at once; a request that has got nothing of its answer is asked again elsewhere. So is one that
+hangs: an engine that gives nothing and does not say that it is healthy (`healthy` has a deadline). An engine comes back
+once it is healthy and has answered its canaries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from tuneloop.core.errors import UserError
+from tuneloop.inference.engines import START_WITHIN, AdapterFacts, ServingEngine, can_give_way
+from tuneloop.inference.engines.wire import Broken
+from tuneloop.inference.local.engine import Update
+from tuneloop.inference.request import Request
+from tuneloop.models.adapters import BASE
+from tuneloop.records.completion import Completion
+from tuneloop.records.rows import Message
+from tuneloop.serving.service_time import ServiceTime
+
+T = TypeVar("T")
+BLOCK = 32  # tokens of a prompt that are looked up together
+MOST_BLOCKS = 20_000  # of prompts that are remembered for each engine
+ENGINE_FAULTS = ("engine:", "busy:")  # words of errors that another engine may not have
+HANGS = "it does not answer"
+
+Prove = Callable[[ServingEngine], Awaitable[None]]
+
+
+@dataclass
+class Member:
+    """An engine of a pool.
+
+    Args:
+        active: requests that it is answering.
+        out: why it is left out; empty: it is asked.
+        read: hashes of the beginnings of prompts that it has read lately.
+        faults: times that it failed.
+        heard: when it gave something last, of the monotonic clock.
+        waits: for something from it.
+    """
+
+    engine: ServingEngine
+    times: ServiceTime = field(default_factory=ServiceTime)
+    active: int = 0
+    out: str = ""
+    read: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    faults: int = 0
+    heard: float = 0.0
+    waits: set[asyncio.Timeout] = field(default_factory=set)
+
+    async def given(self, work: Awaitable[T]) -> T:
+        """What it gives.
+
+        Raises:
+            TimeoutError: `give_up` was called meanwhile.
+        """
+        async with asyncio.timeout(None) as wait:
+            self.waits.add(wait)
+            try:
+                value = await work
+            finally:
+                self.waits.discard(wait)
+        self.heard = time.monotonic()
+        return value
+
+    def give_up(self) -> None:
+        """Wait no longer for what was to come from it."""
+        waits, self.waits = self.waits, set()
+        for wait in waits:
+            wait.reschedule(asyncio.get_running_loop().time())
+
+    def known(self, blocks: Sequence[int]) -> int:
+        """How many tokens at the beginning of a prompt it has read lately."""
+        count = 0
+        for block in blocks:
+            if block not in self.read:
+                break
+            count += BLOCK
+        return count
+
+    def remember(self, blocks: Sequence[int]) -> None:
+        """Note that it reads a prompt."""
+        for block in blocks:
+            self.read[block] = None
+            self.read.move_to_end(block)
+        while len(self.read) > MOST_BLOCKS:
+            self.read.popitem(last=False)
+
+    def first_ms(self, tokens: int, blocks: Sequence[int], longest: int) -> tuple[float, float]:
+        """Predicted milliseconds to the first token; then, and while nothing is known, by load and what it has read."""
+        new = max(tokens - self.known(blocks), 1)
+        waves = self.active // self.engine.slots  # answers that must end before this one begins
+        predicted = self.times.first_ms(new, self.active + 1) + waves * self.times.total_ms(new, self.active, longest)
+        return predicted, self.active / self.engine.slots + new / max(tokens, 1)
+
+
+class EnginePool:
+    """See `ServingEngine`.
+
+    Args:
+        engines: with the same base and adapters.
+        prove: asks an engine its canaries; raises UserError where it does not answer as it should.
+        say: called when one is left out and when it is back.
+        every: seconds between two looks at engines that are left out, or give nothing.
+    """
+
+    def __init__(
+        self, engines: Sequence[ServingEngine], prove: Prove, say: Callable[[str], None], *, every: float = 2.0
+    ) -> None:
+        self.members = [Member(engine) for engine in engines]
+        self._prove, self._say, self._every = prove, say, every
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def name(self) -> str:
+        """The names of all engines."""
+        return ", ".join(member.engine.name for member in self.members)
+
+    @property
+    def base(self) -> str:
+        """The base model, as the first engine names it."""
+        return self.members[0].engine.base
+
+    @property
+    def context(self) -> int:
+        """Tokens that every engine takes."""
+        return min(member.engine.context for member in self._asked())
+
+    @property
+    def slots(self) -> int:
+        """Requests that all of them compute at the same time."""
+        return sum(member.engine.slots for member in self.members)
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether all engines compute some requests in what others leave idle."""
+        return all(can_give_way(member.engine) for member in self.members)
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterFacts]:
+        """What every engine has loaded."""
+        first, *others = self._asked()
+        return {h: facts for h, facts in first.engine.adapters.items() if all(h in o.engine.adapters for o in others)}
+
+    @property
+    def renders(self) -> bool:
+        """Whether prompts become tokens here."""
+        return all(getattr(member.engine, "renders", True) for member in self.members)
+
+    def _asked(self) -> list[Member]:
+        """Engines that are asked; all of them where none is left, so that errors say why."""
+        return [member for member in self.members if not member.out] or self.members
+
+    async def start(self) -> None:
+        """Start all engines. Those that don't start are left out until they do.
+
+        Raises:
+            UserError: none starts.
+        """
+        started = await asyncio.gather(*(each.engine.start() for each in self.members), return_exceptions=True)
+        for member, fault in zip(self.members, started, strict=True):
+            if isinstance(fault, UserError):
+                self._leave_out(member, fault.what)
+            elif isinstance(fault, BaseException):
+                raise fault
+        if all(member.out for member in self.members):
+            raise next(fault for fault in started if isinstance(fault, BaseException))
+        self._tasks = [asyncio.create_task(self._look_after(member)) for member in self.members]
+
+    async def prove(self, say: Callable[[str], None]) -> None:
+        """Ask every engine its canaries; those that fail are left out.
+
+        Raises:
+            UserError: none answers as it should.
+        """
+        fault: UserError | None = None
+        for member in self.members:
+            if not member.out:
+                try:
+                    await self._prove(member.engine)
+                    say(f"engine    {member.engine.name} is ready")
+                except UserError as error:
+                    fault = error
+                    self._leave_out(member, error.what)
+        if fault is not None and all(member.out for member in self.members):
+            raise fault
+
+    async def healthy(self) -> bool:
+        """Whether one of them can answer now."""
+        found = await asyncio.gather(*(each.engine.healthy() for each in self.members if not each.out))
+        return any(found)
+
+    async def stop(self) -> None:
+        """End all of them."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(member.engine.stop() for member in self.members))
+
+    # --- asking
+
+    async def tokenize(self, text: str) -> Sequence[int]:
+        """Token ids of plain text, by an engine that works."""
+        return await self._first(lambda engine: engine.tokenize(text))
+
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
+    ) -> Sequence[int]:
+        """Token ids of a conversation; see `ServingEngine.render`."""
+        return await self._first(lambda engine: engine.render(messages, tools, adapter=adapter))
+
+    async def _first(self, ask: Callable[[ServingEngine], Awaitable[Sequence[int]]]) -> Sequence[int]:
+        fault: Exception | None = None
+        for member in self._asked():
+            try:
+                return await member.given(ask(member.engine))
+            except UserError:
+                raise
+            except TimeoutError as error:  # it is left out already
+                fault = error
+            except Exception as error:  # a connection that broke; the next one may answer
+                fault = error
+                self._leave_out(member, f"{type(error).__name__}")
+        raise Broken("no engine answers") from fault
+
+    async def stream(self, request: Request) -> AsyncIterator[Update]:
+        """An answer as it is written; see `ServingEngine.stream`. It begins anew elsewhere where an engine fails before."""
+        blocks = blocks_of(request)
+        tried: list[Member] = []
+        while True:
+            member = self.choose(request, blocks, tried)
+            tried.append(member)
+            sent, failed = False, ""
+            async with aclosing(self._counted(member, request, blocks)) as updates:
+                async for update in updates:
+                    done = update.completion
+                    if done is not None and done.finish == "error" and done.error.startswith(ENGINE_FAULTS):
+                        failed = done.error
+                        if not done.error.startswith("busy:"):
+                            self._leave_out(member, done.error.partition(": ")[2])
+                        if not sent and len(tried) < len(self.members):
+                            break
+                    sent = sent or bool(update.text)
+                    yield update
+                else:
+                    return
+            assert failed
+
+    async def _counted(
+        self, member: Member, request: Request, blocks: Sequence[int]
+    ) -> AsyncGenerator[Update, None]:  # fmt: skip
+        """An engine's answer; what it took teaches the predictions."""
+        new = max(_size(request) - member.known(blocks), 1)
+        member.remember(blocks)
+        member.active += 1
+        began, first, active = time.perf_counter(), 0.0, member.active
+        try:
+            # Closing what the engine gives cancels the answer in it.
+            async with aclosing(cast("AsyncGenerator[Update, None]", member.engine.stream(request))) as updates:
+                while (update := await member.given(anext(updates, None))) is not None:
+                    first = first or 1000 * (time.perf_counter() - began)
+                    done = update.completion
+                    if done is not None and done.finished and not request.choices:
+                        total = 1000 * (time.perf_counter() - began)
+                        member.times.learn(new, active, done.completion_tokens, first, total)
+                    yield update
+        except TimeoutError:
+            yield Update(completion=Completion(finish="error", error=f"engine: {HANGS}"))
+        finally:
+            member.active -= 1
+
+    def choose(self, request: Request, blocks: Sequence[int], tried: Sequence[Member] = ()) -> Member:
+        """The engine that is predicted to give the first token first."""
+        left = [member for member in self._asked() if member not in tried] or [
+            member for member in self.members if member not in tried
+        ]
+        size, longest = _size(request), request.max_new_tokens
+        known = all(member.times.known for member in left)
+        guesses = {id(member): member.first_ms(size, blocks, longest) for member in left}
+        return min(left, key=lambda member: guesses[id(member)] if known else guesses[id(member)][1])
+
+    # --- those that fail
+
+    def _leave_out(self, member: Member, why: str) -> None:
+        if not member.out:
+            member.faults += 1
+            self._say(f"engine    {member.engine.name} is left out: {why}")
+        member.out = member.out or why or "it failed"
+        member.read.clear()
+
+    async def _look_after(self, member: Member) -> None:
+        """Leave an engine out when it hangs, and bring back one that is left out."""
+        while True:
+            await asyncio.sleep(self._every)
+            looked = time.monotonic()
+            if not member.out and looked - member.heard < self._every:
+                continue
+            with contextlib.suppress(UserError, OSError):
+                if member.out:
+                    await member.engine.start()  # does nothing where it is started
+                if await member.engine.healthy():
+                    await self._bring_back(member)
+                elif member.heard < looked:
+                    self._leave_out(member, HANGS)
+                    member.give_up()
+
+    async def _bring_back(self, member: Member) -> None:
+        if member.out:
+            async with asyncio.timeout(START_WITHIN):  # it may hang again
+                await self._prove(member.engine)
+            member.out, member.times = "", ServiceTime()
+            self._say(f"engine    {member.engine.name} is back")
+
+
+def blocks_of(request: Request) -> list[int]:
+    """Hashes of the beginnings of a prompt, one for each whole block; adapters have caches of their own."""
+    parts: Sequence[Any] = request.ids or [
+        word for turn in request.messages for word in str(turn.get("content") or "").split()
+    ]
+    found, before = [], hash(request.adapter)
+    for i in range(0, len(parts) - BLOCK + 1, BLOCK):
+        before = hash((before, *parts[i : i + BLOCK]))
+        found.append(before)
+    return found
+
+
+def _size(request: Request) -> int:
+    """Tokens of a prompt; guessed from its characters where it is sent as turns."""
+    return len(request.ids) or guessed_tokens(request.messages)
+
+
+def guessed_tokens(messages: Sequence[Message]) -> int:
+    """Tokens of turns that nobody here can count: four characters each, and five for the turn."""
+    return sum(len(str(turn.get("content") or "")) // 4 + 5 for turn in messages)

@@ -1,0 +1,189 @@
+"""What `tuneloop merge` and `tuneloop route fit` write, as a server takes it: models by task, and the model `router`."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.core.errors import UserError
+from tuneloop.models.adapters import BASE
+from tuneloop.records.merge import TaskDeployment
+from tuneloop.records.record import read_record
+from tuneloop.records.router import RouterRecord
+from tuneloop.registry.registered import registered_name
+from tuneloop.serving.config import ServeConfig
+from tuneloop.serving.gateway import ROUTER, Gateway, Route, Routed, ServedModel
+from tuneloop.serving.store.store import last_routes, opened
+
+if TYPE_CHECKING:
+    from tuneloop.combine.route.command import RouteJob
+    from tuneloop.combine.route.router import Router
+
+QUICK_MS = 2.0  # that a router may take
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model that a server has.
+
+    Args:
+        name: as clients ask for it.
+        source: run, artifact or registered version.
+        task: a run whose task it answers in place of its own; empty: its own.
+    """
+
+    name: str
+    source: str
+    task: str = ""
+
+
+def split_targets(targets: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Targets without those that are a `tasks.json` or a router's folder, and these as settings.
+
+    Raises:
+        UserError: two of a kind.
+    """
+    rest: list[str] = []
+    found: dict[str, str] = {}
+    for target in targets:
+        kind = "tasks" if target.endswith(".json") else "router" if (Path(target) / RouterRecord.file).is_file() else ""
+        if not kind:
+            rest.append(target)
+        elif kind in found:
+            raise UserError(f"Two of {kind}: {found[kind]} and {target}", next_step="name one of them")
+        else:
+            found[kind] = target
+    return rest, found
+
+
+def name_of(target: str, taken: Sequence[str] = ()) -> str:
+    """The name by which clients ask for a target: of a registered version the model's, else the folder's."""
+    registered = registered_name(target)
+    path = Path(target).expanduser().resolve()
+    name = registered[0] if registered else path.parent.name if path.name in ("adapter", "model") else path.name
+    name = re.sub(r"[^A-Za-z0-9._:-]+", "-", name).strip("-") or "model"
+    number, found = 2, name
+    while found in taken:
+        found, number = f"{name}-{number}", number + 1
+    return found
+
+
+def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
+    """The base (empty: that of the adapters) and the models of a server, from its settings and the files that they name.
+
+    Raises:
+        UserError: a file is missing or damaged, or it names another base.
+    """
+    base, found = config.base, [Named(name, source) for name, source in config.adapters.items()]
+    if config.tasks:
+        tasks = read_record(TaskDeployment, Path(config.tasks))
+        if base and base != tasks.base:
+            raise UserError(
+                f"Two base models: {base} and {tasks.base}", where=config.tasks, next_step="name one of them"
+            )
+        base = tasks.base
+        for route in tasks.routes:
+            found.append(Named(name_of(route.task, [each.name for each in found]), route.target, route.task))
+    if config.router and not found:
+        for target in read_record(RouterRecord, Path(config.router)).routes:
+            found.append(Named(name_of(target.name, [each.name for each in found]), target.name))
+    if any(each.name == ROUTER for each in found) and config.router:
+        raise UserError(
+            f"{ROUTER!r} is the name of the router", where="adapters", next_step="name this model otherwise"
+        )
+    return base, found
+
+
+def use_router(gateway: Gateway, say: Callable[[str], None]) -> None:
+    """Let a gateway's router choose who answers requests to the model `router`.
+
+    Raises:
+        UserError: there is no router, or it chooses a model that is not served.
+    """
+    from tuneloop.combine.route.command import RouteJob
+    from tuneloop.combine.route.router import load_router
+
+    config = gateway.config
+    router = load_router(Path(config.router))
+    record = router.record
+    names = [_served_name(target, config, gateway) for target in router.names]
+    base = next((name for name, model in gateway.models.items() if model.adapter == BASE), "")
+    decide = decider(router, RouteJob(record.features, record.base), names, base or names[0])
+    gateway.models = {ROUTER: ServedModel(ROUTER, source=config.router), **gateway.models}
+    gateway.route = decide
+    with opened(config.store, create=True) as store:
+        gateway.talks = last_routes(store)
+    took = _milliseconds(decide)
+    more = (
+        ""
+        if took <= QUICK_MS or record.features in ("static", "words")
+        else "; `route fit --features static` gives a quicker one"
+    )
+    say(f"router    chooses between {', '.join(names)} in {took:.1f} ms ({record.features}){more}")
+
+
+def _served_name(target: str, config: ServeConfig, gateway: Gateway) -> str:
+    """The name under which a router's target is served."""
+    by_source = {each.source: each.name for each in reversed(served_by(config)[1])}
+    by_task = {each.task: each.name for each in served_by(config)[1] if each.task}
+    for name in (by_task.get(target), by_source.get(target), target, name_of(target)):
+        if name in gateway.models:
+            return name
+    raise UserError(
+        f"The router chooses {target}, and nothing of that name is served", where=config.router,
+        next_step=f"serve {target} as well; served are {', '.join(gateway.models)}",
+    )  # fmt: skip
+
+
+def decider(router: Router, job: RouteJob, names: Sequence[str], base: str) -> Route:
+    """The function from a text to who answers it.
+
+    Args:
+        names: of the router's models, as they are served.
+        base: who answers where it is none of them.
+    """
+    import numpy as np
+
+    costs = np.array([route.cost for route in router.record.routes])
+
+    def decide(text: str) -> Routed:
+        features = job.embed([_plain(text)])
+        quality = router.quality(features)[0]
+        scores = {name: round(float(value), 4) for name, value in zip(names, quality, strict=True)}
+        near = None
+        if router.record.threshold is not None:
+            near = round(float(router.nearness(features)[0]), 4)
+            if near < router.record.threshold:
+                return Routed(base, "none of these", scores, near)
+        best = int((quality - router.record.price * costs).argmax())
+        return Routed(names[best], "best", scores, near)
+
+    return decide
+
+
+def _plain(text: str) -> str:
+    """The values of a JSON object as text, as rows of several columns are put into a prompt; any other text as it is."""
+    if text[:1] == "{":
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+        if isinstance(found, dict):
+            return "\n".join(str(value) for value in found.values())
+    return text
+
+
+def _milliseconds(decide: Route) -> float:
+    decide("The first one loads what is needed.")
+    took = []
+    for number in range(9):
+        began = time.perf_counter()
+        decide(f"Where is parcel {number}, which I ordered two weeks ago?")
+        took.append(1000 * (time.perf_counter() - began))
+    return statistics.median(took)

@@ -1,0 +1,451 @@
+"""`tuneloop serve`: an engine, the models on it as they were trained, and the server before them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import build_config, lock_folder, make_private, read_yaml
+from tuneloop.core.ids import utc, utc_now
+from tuneloop.core.ui import Say
+from tuneloop.core.units import counted, verb
+from tuneloop.core.urls import masked
+from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii import Redactor
+from tuneloop.improve.controller.process import check_improve, improving
+from tuneloop.improve.experiment.command import decision_log
+from tuneloop.improve.experiment.live import Experiments
+from tuneloop.improve.monitor.schedule import monitored
+from tuneloop.records.record import write_record
+from tuneloop.records.server import ServedName, ServerState
+from tuneloop.registry.registered import registered_name
+from tuneloop.serving.admission import Admission
+from tuneloop.serving.api_key import ApiKey
+from tuneloop.serving.batch.api import Batches
+from tuneloop.serving.config import ServeConfig
+from tuneloop.serving.garbage_collection import short_pauses
+from tuneloop.serving.gateway import Gateway
+from tuneloop.serving.http.app import make_app
+from tuneloop.serving.http.lines import LogLines
+from tuneloop.serving.keys import Keyring, add_key, read_keys, refuse_budget_without_prices
+from tuneloop.serving.limits import Ledger
+from tuneloop.serving.models import Deployment, Sameness, deployment_of, prove_models, same_answers
+from tuneloop.serving.router import name_of, split_targets, use_router
+from tuneloop.serving.store.database import Database, DatabaseError, is_database_url, keep_password
+from tuneloop.serving.store.erase import expire, spent_by_erased
+from tuneloop.serving.store.erase_files import PENDING, expire_files
+from tuneloop.serving.store.forget import finish_forgetting, refuse_spilled
+from tuneloop.serving.store.store import is_store, opened
+from tuneloop.serving.store.writer import StoreWriter
+from tuneloop.serving.swap import Swaps, pinned
+
+LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
+LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop forget` has begun one
+
+
+# --- settings --------------------------------------------------------------------------------------
+
+
+def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig:
+    """The settings of a server.
+
+    Args:
+        targets: a `serve.yaml`, or what is to be served.
+        settings: `key=value`.
+
+    Raises:
+        UserError: nothing to serve, an unknown key or a bad value.
+    """
+    targets, found = split_targets(targets)
+    files = [name for name in targets if name.endswith((".yaml", ".yml"))]
+    if len(files) > 1 or (files and len(targets) > 1):
+        raise UserError("Give one serve.yaml, or what is to be served", where=", ".join(targets))
+    values = read_yaml(files[0], "serve.yaml") if files else {}
+    urls = [target for target in targets if target.startswith(("http://", "https://"))]
+    targets = [target for target in targets if target not in urls]
+    if urls:
+        found["engine"] = ",".join(urls)
+    config = build_config(ServeConfig, {**values, **found}, settings, where=files[0] if files else "")
+    named = dict(config.adapters)
+    base = config.base
+    for target in [] if files else targets:
+        if _is_base(target):
+            if base and base != target:
+                raise UserError(f"Two base models: {base} and {target}", next_step="start a server for each of them")
+            base = target
+        else:
+            named[name_of(target, list(named))] = target
+    if not named and not base and not config.tasks and not config.router and not config.urls:
+        raise UserError(
+            "Nothing to serve",
+            next_step="tuneloop serve RUN, ARTIFACT, NAME@champion, MODEL, tasks.json, a router or serve.yaml",
+        )
+    log = config.log
+    if log.store:
+        if not is_database_url(log.store):
+            raise UserError(
+                "Not a URL of a Postgres database", where="log.store",
+                next_step="write postgresql://USER@HOST/DATABASE; a file's place follows from folder=NAME",
+            )  # fmt: skip
+        log = log.model_copy(update={"store": keep_password(log.store)})
+    return config.model_copy(update={"adapters": named, "base": base, "log": log})
+
+
+def _is_base(name: str) -> bool:
+    """Whether a name is that of a model on the hub or in the package, not of something here."""
+    return registered_name(name) is None and not Path(name).expanduser().exists()
+
+
+# --- the server ------------------------------------------------------------------------------------
+
+
+def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway:
+    """The gateway before a started engine, with its store open.
+
+    Raises:
+        UserError: the store can't be opened, or a name is taken twice.
+    """
+    folder = Path(config.folder)
+    content = config.log.content
+    if content == "redacted" or content == "pseudonyms":
+        store = StoreWriter(folder, "redacted", redactor_of(content), say, store=config.store)
+    else:
+        store = StoreWriter(folder, content, say=say, store=config.store)
+    store.start()
+    admission = Admission(
+        min(config.slots, deployment.engine.slots), config.limits.waiting, config.objective.admission == "refuse"
+    )
+    ledger = Ledger(_spent(config.store))
+    models = deployment.models()
+    gateway = Gateway(
+        deployment.engine, models, config, Keyring(folder, LOOK_AT_KEYS, bool(ledger.spent), say), ledger, store, admission,
+        candidates=deployment.candidate_models(),
+    )  # fmt: skip
+    if config.router:
+        use_router(gateway, say)
+    return gateway
+
+
+def redactor_of(content: str) -> Callable[[Any], Any]:
+    """What replaces personal data, ready to work.
+
+    Raises:
+        UserError: pseudonyms are wanted, and there is no key for them.
+    """
+    redactor = Redactor(PersonalConfig(mode="pseudonym" if content == "pseudonyms" else "placeholder"))
+    redactor("call +1 202 555 0143")  # reads its lists now, and not while the first requests are answered
+    return redactor
+
+
+def _spent(place: str) -> dict[str, float]:
+    """Dollars by key, from the store."""
+    with opened(place) as store:
+        rows = store.execute("SELECT key, SUM(usd) FROM costs WHERE key != '' GROUP BY key").fetchall()
+        found = Counter(spent_by_erased(store))
+    found.update({key: usd or 0.0 for key, usd in rows})
+    return dict(found)
+
+
+async def _expire(config: ServeConfig, say: Say) -> None:
+    """Once an hour, take from the store what is older than it may be."""
+
+    def work() -> int:
+        keys, now = read_keys(config.folder), time.time()
+        before = _before(config.log.keep_days, keys, now)
+        expire_files(Path(config.folder), before, config.log.content)
+        with opened(config.store) as store:
+            return expire_all(store, config.log.keep_days, keys, now)
+
+    while True:
+        with contextlib.suppress(DatabaseError, UserError, OSError):  # it is locked; an hour later it is not
+            if count := await asyncio.to_thread(work):
+                say(
+                    f"store     texts and users of {counted(count, 'request')} are erased, which were kept as long as they may be"
+                )
+        await asyncio.sleep(3600)
+
+
+def expire_all(store: Database, days: float | None, keys: Sequence[ApiKey], now: float) -> int:
+    """Take from a store what is older than its key or the server's settings say; returns how many requests that were.
+
+    Args:
+        store: open.
+        days: that requests are kept whose key says nothing; None: for ever.
+        keys: of the server, revoked ones too.
+        now: seconds since 1970.
+    """
+    own = _own_days(keys)
+    count = sum(expire(store, utc(now - 86_400 * kept), [name]) for name, kept in own.items())
+    return count if days is None else count + expire(store, utc(now - 86_400 * days), [*own], others=True)
+
+
+def _own_days(keys: Sequence[ApiKey]) -> dict[str, float]:
+    """Days that requests are kept, by the names of keys that say it."""
+    own: dict[str, float] = {}
+    for key in keys:
+        if (kept := key.limits.keep_days) is not None:
+            own[key.name] = min(kept, own.get(key.name, kept))
+    return own
+
+
+def _before(days: float | None, keys: Sequence[ApiKey], now: float) -> Callable[[str], float | None]:
+    """Name of a key -> the time before which its files go, in seconds since 1970; None: they stay."""
+    own = _own_days(keys)
+    return lambda name: None if (kept := own.get(name, days)) is None else now - 86_400 * kept
+
+
+async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None, say: Say) -> bool:
+    """Do what `tuneloop forget` has begun in the server's folder, while batches pause; returns whether it could be done."""
+    folder = Path(config.folder)
+    if not any(folder.glob(PENDING)):
+        return True
+
+    def work() -> list[str]:
+        if not gateway.store.settle(30):
+            refuse_spilled(folder)
+        return finish_forgetting(folder, config.store, alone=False, appending=gateway.store.appending)
+
+    if batches is not None:
+        await batches.stop()
+    try:
+        gone = set(await asyncio.to_thread(work))
+        for copy in [each for each in gateway.copies.waiting if each.of in gone]:
+            gateway.copies.waiting.remove(copy)
+    except (UserError, DatabaseError, OSError) as error:
+        say(f"forget    not everything is erased yet: {error}")
+        return False
+    finally:
+        if batches is not None:
+            batches.resume()
+    return True
+
+
+async def _forgetting(config: ServeConfig, gateway: Gateway, batches: Batches | None, say: Say) -> None:
+    while True:
+        done = await _forget(config, gateway, batches, say)
+        await asyncio.sleep(LOOK_FOR_ERASURES if done else 60 * LOOK_FOR_ERASURES)
+
+
+def serve(config: ServeConfig, say: Say, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        ready: is called with the address once requests are taken.
+
+    Raises:
+        UserError: something is missing, the port is taken, or another server works in the folder.
+    """
+    folder = Path(config.folder)
+    with _alone_in(folder), _socket(config) as listening:
+        if config.log.lines == "text":
+            _run(_serve(config, listening, say, ready))
+            return
+        lines = LogLines(sys.stderr)
+
+        def follow(address: str, gateway: Gateway) -> None:
+            gateway.ended = lines.ended
+            lines.say(first_steps(address, gateway)[0])
+            if ready is not None:
+                ready(address, gateway)
+
+        with lines.writing():
+            _run(_serve(config, listening, lines.say, follow))
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a server in uvloop where it is installed: its answers are through sooner."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        asyncio.run(work)
+        return
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
+
+
+def check_served(config: ServeConfig, say: Say) -> list[Sameness]:
+    """Ask all test rows of each model and compare with its evaluation; nothing is served.
+
+    Raises:
+        UserError: something is missing.
+    """
+
+    async def work() -> list[Sameness]:
+        deployment = deployment_of(pinned(config), {}, say)
+        await deployment.engine.start()
+        try:
+            return await same_answers(deployment, say)
+        finally:
+            await deployment.engine.stop()
+
+    return asyncio.run(work())
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as held:
+        try:
+            new = not folder.is_dir()
+            held.enter_context(lock_folder(folder))
+        except UserError as error:
+            step = "that server answers already; stop it, or name another folder: folder=NAME"
+            raise UserError(error.what, where=error.where, next_step=step) from None
+        if new:
+            make_private(folder, (".lock",))
+        yield
+
+
+@contextlib.contextmanager
+def _socket(config: ServeConfig) -> Any:
+    from tuneloop.core.http_server import listen
+
+    try:
+        listening = listen(config.host, config.port)
+    except OSError as error:
+        raise UserError(
+            f"Can't listen on {config.host}:{config.port}: {error.strerror or error}",
+            where="host, port", next_step="choose another port: port=8101, or port=0 for a free one",
+        ) from None  # fmt: skip
+    try:
+        yield listening
+    finally:
+        listening.close()
+
+
+def _check_folder(config: ServeConfig, say: Say) -> None:
+    """Refuse keys whose budget can't be kept; warn of an open address and of a log of decisions that was changed."""
+    keys = read_keys(config.folder)
+    budgets = [key.name for key in keys if key.revoked is None and key.limits.budget_usd is not None]
+    refuse_budget_without_prices(budgets, config.priced, config.folder)
+    if config.keys.required is False and not config.loopback:
+        say(f"warning   keys.required=false: whoever reaches {config.host} may send requests, feedback and batches")
+    if fault := decision_log(config.store).fault if is_store(config.store) else "":
+        say(f"WARNING   the log of decisions was changed: {fault} (tuneloop ab replay)")
+
+
+async def _serve(
+    config: ServeConfig, listening: socket.socket, say: Say, ready: Callable[[str, Gateway], None] | None
+) -> None:
+    from uvicorn.config import LOGGING_CONFIG
+
+    from tuneloop.core.http_server import Server
+
+    experiments = Experiments(config.store, say)
+    candidates = experiments.candidates()
+    swaps = Swaps(config, experiments, say)
+    _check_folder(config, say)
+    swaps.current = swaps.wanted()
+    named, config = config, pinned(config)
+    deployment = deployment_of(config, candidates, say)
+    check_improve(config, [each.name for each in deployment.opened])
+    async with (
+        _started(config, deployment, say) as gateway,
+        experiments.followed_by(gateway),
+        swaps.followed_by(gateway),
+    ):
+        batches = Batches(gateway, Path(config.folder) / "batch", say) if config.batch.enabled else None
+        server = Server(
+            make_app(gateway, batches.routes() if batches else ()), say, seconds=config.limits.silent_seconds, log_level="warning",
+            log_config=None if config.log.lines == "json" else LOGGING_CONFIG,
+            proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies,
+            timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
+        )  # fmt: skip
+        loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        port = listening.getsockname()[1]
+        address = f"http://{'[::1]' if config.host == '::' else config.host}:{port}"
+        swaps.swapped = lambda gateway: _write_state(named, gateway, address)
+        swaps.swapped(gateway)
+        running = asyncio.create_task(server._serve([listening]))
+        while not server.started and not running.done():
+            await asyncio.sleep(0.01)
+        await _forget(config, gateway, batches, say)  # begun when no server was there, or an earlier one was killed
+        if batches is not None and (left := batches.resume() or len(batches.running)):
+            say(f"batch     goes on with {left} of an earlier server")
+        expiring = asyncio.create_task(_expire(config, say))
+        erasing = asyncio.create_task(_forgetting(config, gateway, batches, say))
+        if ready is not None:
+            ready(address, gateway)
+        short_pauses()
+        async with monitored(config, gateway, say), improving(config, say):
+            await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
+        gateway.admission.close()
+        if gateway.admission.active:
+            say(
+                f"stopping  {counted(len(gateway.admission.active), 'request')} {verb(len(gateway.admission.active), 'gets', 'get')} {config.limits.drain_seconds:g} s to end"
+            )
+        if batches is not None:
+            await batches.stop()
+        await gateway.copies.stop()
+        expiring.cancel()
+        erasing.cancel()
+        server.should_exit = True
+        await running
+
+
+@contextlib.asynccontextmanager
+async def _started(config: ServeConfig, deployment: Deployment, say: Say) -> AsyncIterator[Gateway]:
+    """A gateway whose engine is started; both end with the block."""
+    gateway: Gateway | None = None
+    try:
+        await deployment.engine.start()
+        await prove_models(config, deployment, say)
+        gateway = gateway_of(config, deployment, say)
+        try:
+            yield gateway
+        finally:
+            await asyncio.to_thread(gateway.store.stop)
+    finally:
+        await (gateway.engine if gateway is not None else deployment.engine).stop()
+
+
+def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:
+    models = [
+        ServedName(name=m.name, adapter=m.adapter, release=m.release or None, source=m.source)
+        for m in gateway.models.values()
+    ]
+    engine = masked(config.engine) if isinstance(config.engine, str) else [masked(url) for url in config.engine]
+    state = ServerState(
+        pid=os.getpid(), address=address, started=utc_now(), base=gateway.engine.base, engine=gateway.engine.name,
+        models=models, config=config.model_dump(mode="json") | {"engine": engine},
+    )  # fmt: skip
+    write_record(Path(config.folder) / ServerState.file, state)
+
+
+def first_key(gateway: Gateway) -> str:
+    """A key for the first use, made where one is needed and there is none; else an empty text. It is to be shown once."""
+    if not gateway.key_required or gateway.keyring.used:
+        return ""
+    return add_key(gateway.config.folder, "first")[0]
+
+
+def first_steps(address: str, gateway: Gateway, key: str = "") -> list[str]:
+    """What is printed when a server is ready: address, models, a line to try it.
+
+    Args:
+        key: of `first_key`.
+    """
+    name = next(iter(gateway.models))
+    header = f' -H "Authorization: Bearer {key or "$KEY"}"' if gateway.key_required else ""
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})
+    lines = [
+        f"serving   {', '.join(gateway.models)} on {gateway.engine.name}: {address}",
+        f"try       curl {address}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'",
+    ]
+    if key:
+        lines.append("key       the one above is shown this once; `tuneloop keys` makes others and revokes it")
+    elif gateway.key_required and not gateway.keyring.used:
+        lines.append(f"key       a key is needed and there is none: tuneloop keys add NAME -f {gateway.config.folder}")
+    return lines

@@ -1,0 +1,402 @@
+"""What leaves the files of a server's folder: a person's lines on demand, batches and uploads after some days.
+
+Lines of a batch's input are overwritten with spaces where they stand: so the numbers of the others stay, and an upload
+that is the same file forgets them too. From all other files lines are taken out. The store's own rows are `erase`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import re
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json, replacing, write_json
+from tuneloop.core.ids import utc
+from tuneloop.records.dataset import MANIFEST
+from tuneloop.records.server import ServerState
+from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE
+from tuneloop.serving.batch.record import OVER
+from tuneloop.serving.keys import FILE as KEYS
+from tuneloop.serving.store.database import FILE
+from tuneloop.serving.store.write_ahead import FILES
+from tuneloop.serving.store.writer import DEAD, SPILL
+
+PENDING = "forget-*.json"  # erasures that have begun
+SQLITE = b"SQLite format 3\0"
+OLD = 10.0  # seconds without a change after which a half-written file is no one's any more
+_PERSONAL = ("metadata", "filename", "errors")  # what a batch's or an upload's state holds of its sender
+SHORTEST = 3  # characters of a name that is looked for in lines that are no JSON, and in the names of files
+_FIELDS = {
+    "user": ("user", "user_id", "end_user", "safety_identifier"),
+    "conversation": ("conversation", "conversation_id", "session", "session_id"),
+    "key": ("key", "owner"),
+}
+_IDS = ("id", "request", "request_id", "row", "shadow")
+# What the erasure of the store itself takes care of, or what names no user.
+_APART = (*FILES, SPILL, KEYS, ServerState.file, ".lock")
+
+
+@dataclass(frozen=True)
+class Whose:
+    """Whose lines are meant.
+
+    Args:
+        column, value: as in `user=anna`; no column: the lines with one of the texts.
+        texts: as `folded` gives them.
+        requests: ids of stored requests that are theirs.
+        talks: conversations that are theirs alone.
+    """
+
+    column: str = ""
+    value: str = ""
+    texts: tuple[str, ...] = ()
+    requests: frozenset[str] = frozenset()
+    talks: frozenset[str] = frozenset()
+
+    def has(self, value: Any) -> bool:
+        """Whether a JSON value is theirs, or something within it."""
+        if self.texts and any(text in words for words in [words_of(value)] for text in self.texts):
+            return True
+        return self._names(value)
+
+    def _names(self, value: Any) -> bool:
+        if isinstance(value, list):
+            return any(self._names(each) for each in value if isinstance(each, dict | list))
+        if not isinstance(value, dict):
+            return False
+        for name, each in value.items():
+            if isinstance(each, dict | list):
+                named = name == "metadata" and self.column in ("user", "conversation")
+                if (named and isinstance(each, dict) and self.value in each.values()) or self._names(each):
+                    return True
+            elif (isinstance(each, str | int) and str(each) == self.value and name in _FIELDS.get(self.column, ())) or (
+                isinstance(each, str)
+                and (
+                    (name in _IDS and each in self.requests)
+                    or (name in _FIELDS["conversation"] and each in self.talks)
+                    or (name == "custom_id" and self.column in ("user", "conversation") and self.stands_in(each))
+                )
+            ):
+                return True
+        return False
+
+    def has_line(self, raw: bytes) -> bool:
+        """Whether a line is theirs."""
+        if not raw.strip():
+            return False
+        try:
+            value = json.loads(raw)
+            return self.has(value) if isinstance(value, dict | list) else self.stands_in(str(value))
+        except (ValueError, RecursionError):
+            return self.stands_in(raw.decode("utf-8", "replace"))
+
+    def stands_in(self, text: str) -> bool:
+        """Whether a text that is no JSON names them: by the whole word, where a column is meant."""
+        text = _unescaped(text)
+        if self.value and text == self.value:
+            return True
+        if self.texts:
+            return any(len(each) >= SHORTEST and each in folded(text) for each in self.texts)
+        names = [self.value, *self.requests, *self.talks] if len(self.requests) < 1000 else [self.value]
+        return any(
+            len(name) >= SHORTEST and name in text and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
+            for name in names
+        )
+
+    def cleaned(self, value: Any, everywhere: bool = True, name: str = "") -> Any:
+        """A JSON value without what is theirs: items of lists go, other texts become `erased`.
+
+        Args:
+            everywhere: also where a field of another name holds the value, as one of settings may by chance.
+            name: of the field that holds it.
+        """
+        if isinstance(value, dict):
+            parts = {key: self.cleaned(each, everywhere, key) for key, each in value.items()}
+            return {self.cleaned(key, everywhere): each for key, each in parts.items()}
+        if isinstance(value, list):
+            left = [each for each in value if not (isinstance(each, dict | list) and self.has(each))]
+            return [self.cleaned(each, everywhere, name) for each in left]
+        if not isinstance(value, str):
+            return value
+        meant = everywhere or bool(self.texts) or name in _FIELDS.get(self.column, ())
+        return "erased" if value in self.requests | self.talks or (meant and self.stands_in(value)) else value
+
+
+def folded(text: str) -> str:
+    """A text as it is compared: whatever its case, white space and Unicode form."""
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
+
+
+def words_of(value: Any) -> str:
+    """All texts of a JSON value, folded; of texts that are JSON themselves what they say."""
+    parts: list[str] = []
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            left += [*each.keys(), *each.values()]
+        elif isinstance(each, list):
+            left += each
+        elif each is not None and not isinstance(each, bool):
+            parts.append(str(each))
+    text = "\n".join(parts)
+    return folded(f"{text}\n{_unescaped(text)}" if "\\" in text else text)
+
+
+def _unescaped(text: str) -> str:
+    """A text with the letters that JSON's escapes stand for."""
+    if "\\" not in text:
+        return text
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), text)
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return re.sub(r'\\(["\\/])', r"\1", text)
+
+
+# --- a person's lines --------------------------------------------------------------------------------
+
+
+def erase_lines(folder: Path, whose: Whose, *, act: bool, alone: bool = True) -> int:
+    """Take a person's lines from all files of a server's folder, but for its store and what waits for it.
+
+    Data sets are passed over: they are rewritten as a whole. An erasure that was cut is done again.
+
+    Args:
+        act: False: count only.
+        alone: no server works there, so that what is half-written is no one's.
+
+    Returns:
+        How many lines, entries and files were theirs.
+    """
+    count = 0
+    batches = folder / "batch" / "batches"
+    for batch in sorted(batches.glob("*")) if batches.is_dir() else ():
+        if batch.is_dir():
+            count += _erase_batch(batch, folder / "batch" / "files", whose, act)
+    for path in _files(folder):
+        with contextlib.suppress(FileNotFoundError):
+            count += _erase_file(path, path.relative_to(folder).parts[0], whose, act, alone)
+    if act:  # of a line that was cut no one can say whose it is
+        _take_out(folder / DEAD, lambda _, raw: b'"line":' in raw)
+    for path in sorted(folder.rglob("*"), reverse=True):  # what stands in a folder comes before it
+        given = path.relative_to(folder).parts[0] in ("batch", "improve", "experiments")
+        if not given and path.name not in (FILE, *_APART) and not path.match(PENDING) and whose.stands_in(path.stem):
+            count += 1
+            if act:
+                path.rename(path.with_name(f"erased-{os.urandom(4).hex()}{path.suffix}"))
+    return count
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files that are looked through one by one."""
+    for place, folders, names in os.walk(folder):
+        path = Path(place)
+        if MANIFEST in names:
+            folders[:] = []
+            continue
+        in_batch = path.parent.name == "batches" and path.parent.parent.name == "batch"
+        for name in sorted(names):
+            apart = name in _APART or name.startswith(FILE) or (in_batch and not name.endswith((".tmp", STATE)))
+            if not (path == folder and apart) and not (in_batch and apart) and not (path / name).match(PENDING):
+                yield path / name
+
+
+def _erase_batch(batch: Path, uploads: Path, whose: Whose, act: bool) -> int:
+    """A batch's rows: those of the input, and what became of them."""
+    mine: set[int] = set()
+    state = _state(batch / STATE)
+    whole = whose.column == "key" and state.get("owner") == whose.value
+    for name in (INPUT, JOURNAL, OUTPUT, ERRORS):
+        for number, raw in _lines(batch / name):
+            if (whole and raw.strip()) or whose.has_line(raw):
+                mine.add(number if name == INPUT else _number(raw) or 0)
+    if not act or not mine:
+        return len(mine)
+    for name in (JOURNAL, OUTPUT, ERRORS):
+        _take_out(batch / name, lambda _, raw: _number(raw) in mine or whose.has_line(raw))
+    given = state.get("input_file_id")
+    for path in [batch / INPUT, *([uploads / f"{given}.jsonl"] if isinstance(given, str) else [])]:
+        _overwrite(path, lambda number, _: number in mine)
+    return len(mine)
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What a batch or an upload says of itself; nothing where its file is damaged."""
+    with contextlib.suppress(UserError):
+        value = read_json(path)
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def _number(raw: bytes) -> int | None:
+    """The number of the row that a line of a journal or a result is about."""
+    try:
+        value = json.loads(raw)
+        return int(value["number"] if "number" in value else str(value["id"]).removeprefix("batch_req_"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _erase_file(path: Path, part: str, whose: Whose, act: bool, alone: bool) -> int:
+    """A file.
+
+    Args:
+        part: of the server's folder in which it is.
+    """
+    if part == "experiments":  # registrations, which name no one
+        return 0
+    if part == "improve" and not whose.texts and path.suffix not in (".jsonl", ".json", ".gz", ".tmp"):
+        return 0  # recipes and pages, in which a user's name is a word like any other
+    if path.name.endswith((".tmp", ".part")):
+        if not any(whose.has_line(raw) for _, raw in _lines(path)):
+            return 0
+        if act and not alone:  # it may be an upload under way
+            while (left := OLD - (time.time() - path.stat().st_mtime)) > 0:
+                time.sleep(min(left, OLD))
+        if act:
+            path.unlink()
+        return 1
+    if path.suffix == ".json":
+        try:
+            value = read_json(path)
+        except UserError:
+            return _take_out(path, lambda _, raw: whose.has_line(raw), act)
+        if part == "batch" and isinstance(value, dict):
+            new = {**value, **{name: whose.cleaned(value[name]) for name in _PERSONAL if name in value}}
+        else:
+            new = whose.cleaned(value, part != "improve")
+        if new == value:
+            return 0
+        if act:
+            write_json(path, new)
+        return 1
+    with path.open("rb") as file:
+        head = file.read(8192)
+    if path.suffix != ".gz" and b"\0" in head:  # weights, a database
+        return 0
+    if path.parent.name == "files" and path.parent.parent.name == "batch":
+        whole = whose.column == "key" and _state(path.with_suffix(".json")).get("owner") == whose.value
+        return _overwrite(path, lambda _, raw: whole or whose.has_line(raw), act)
+    return _take_out(path, lambda _, raw: whose.has_line(raw), act)
+
+
+Mine = Callable[[int, bytes], bool]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    if path.is_file():
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield from enumerate(file, 1)
+
+
+def _take_out(path: Path, mine: Mine, act: bool = True) -> int:
+    """Write a file again without some lines; returns how many these are."""
+    count = sum(mine(number, raw) for number, raw in _lines(path))
+    if act and count:
+        with replacing(path) as file, contextlib.ExitStack() as stack:
+            out: Any = stack.enter_context(gzip.GzipFile(fileobj=file, mode="wb")) if path.suffix == ".gz" else file
+            for number, raw in _lines(path):
+                if not mine(number, raw):
+                    out.write(raw)
+    return count
+
+
+def _overwrite(path: Path, mine: Mine, act: bool = True) -> int:
+    """Put spaces in place of some lines, so that the others keep their numbers; returns how many these are."""
+    places: list[tuple[int, int]] = []
+    at = 0
+    for number, raw in _lines(path):
+        if raw.strip() and mine(number, raw):
+            places.append((at, len(raw.rstrip(b"\r\n"))))
+        at += len(raw)
+    if act and places:
+        with path.open("r+b") as file:
+            for start, length in places:
+                file.seek(start)
+                file.write(b" " * length)
+            file.flush()
+            os.fsync(file.fileno())
+    return len(places)
+
+
+def copies_of_the_store(folder: Path, store: Path | None) -> list[Path]:
+    """Other SQLite files in a server's folder, as a copy that a person made.
+
+    Args:
+        store: the file of the store itself, which must not be opened here; None: it is no file.
+    """
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not (store and store.exists() and path.samefile(store)):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                if file.read(len(SQLITE)) == SQLITE:
+                    found.append(path)
+    return found
+
+
+# --- what is old -------------------------------------------------------------------------------------
+
+
+def expire_files(folder: Path, before: Callable[[str], float | None], content: str) -> int:
+    """Take the texts from batches, uploads and dead letters that are older than they may be; numbers stay.
+
+    Where texts are not kept as they are, a batch that is over loses its input and its journal at once, and so does an
+    upload that no other batch needs. Its results stay for whoever sent it.
+
+    Args:
+        folder: of the server.
+        before: seconds since 1970, by the name of a key: what is older goes; None: nothing does.
+        content: what is kept of texts, as `log.content` says it.
+
+    Returns:
+        How many batches, uploads and letters that were.
+    """
+    count, done, full = 0, set(), content == "full"
+    for state_file in sorted((folder / "batch" / "batches").glob(f"*/{STATE}")):
+        with contextlib.suppress(UserError, OSError, KeyError, TypeError):
+            state, batch = read_json(state_file), state_file.parent
+            if state["status"] not in OVER:
+                continue
+            done.add(state.get("input_file_id"))
+            old = _is_old(state["created_at"], before(state.get("owner") or ""))
+            names = (INPUT, JOURNAL, OUTPUT, ERRORS) if old else () if full else (INPUT, JOURNAL)
+            gone = [batch / name for name in names if (batch / name).exists()]
+            for path in gone:
+                path.unlink()
+            if old and state.get("metadata"):
+                write_json(state_file, {**state, "metadata": None})
+            count += bool(gone)
+    for state_file in sorted((folder / "batch" / "files").glob("file-*.json")):
+        with contextlib.suppress(UserError, OSError, KeyError, TypeError):
+            state, path = read_json(state_file), state_file.with_suffix(".jsonl")
+            if _is_old(state["created_at"], before(state.get("owner") or "")):
+                path.unlink(missing_ok=True)
+                state_file.unlink()
+                count += 1
+            elif not full and state["id"] in done and path.stat().st_nlink == 1 and path.stat().st_size:
+                os.truncate(path, 0)
+                count += 1
+    return count + _expire_letters(folder / DEAD, before)
+
+
+def _is_old(made: float, before: float | None) -> bool:
+    return before is not None and made < before
+
+
+def _expire_letters(path: Path, before: Callable[[str], float | None]) -> int:
+    def old(_: int, raw: bytes) -> bool:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            letter = json.loads(raw)
+            limit = before(str((letter.get("record") or {}).get("key") or ""))
+            return limit is not None and letter["time"] < utc(limit)
+        return False
+
+    return _take_out(path, old)

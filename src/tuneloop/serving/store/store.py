@@ -1,0 +1,504 @@
+"""The store of a server: requests, feedback and decisions in one SQLite file, or in a Postgres database.
+
+`connect` opens it; `insert` and the `read_...` functions work on any connection, so that
+commands use the store while a server writes. Every id is inserted once: the same record again changes nothing.
+
+A store's place is its file, the URL of a database, or the folder of its server, which says where its store is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import make_private, user_errors_of_the_disk
+from tuneloop.core.text import storable
+from tuneloop.records.decision import Decision
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.record import read_record
+from tuneloop.records.request import REFUSED, StoredRequest
+from tuneloop.records.server import ServerState
+from tuneloop.serving.store.chain import last_link, link
+from tuneloop.serving.store.database import (
+    FILE,
+    Database,
+    DatabaseError,
+    is_database_url,
+    named,
+    open_postgres,
+    open_sqlite,
+    without_password,
+)
+
+# What a server has in its folder; with a slash: and all that is below.
+OWN = (
+    "store.*", "*.log*", "*.db", "*.db-*", "keys.json", "state.json", ".lock", ".keys/", "batch/", "experiments/", "improve",
+)  # fmt: skip
+FOLDER = "serve"  # that a server works in where nothing else is said
+PATIENCE = 5.0  # seconds to wait for a lock that another process holds
+
+
+# Sums of requests, for `tuneloop costs`: those that never ran are `refused`, and the others with an error `failed`.
+REFUSALS = f"COALESCE(SUM(CASE WHEN finish = '{REFUSED}' THEN 1 ELSE 0 END), 0)"
+SUMS = {
+    "requests": "COUNT(*)",
+    "failed": f"(COUNT(error) - {REFUSALS})",
+    **{each: f"COALESCE(SUM({each}), 0)" for each in ("prompt_tokens", "completion_tokens", "seconds", "usd")},
+    "refused": REFUSALS,
+}
+# Sums by day, which the database keeps itself, so that they hold whoever writes or erases.
+_GROUP = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
+_MORE, _LESS = (f"{_GROUP}, {', '.join(f'{sign}{each}' for each in SUMS.values())}" for sign in ("", "-"))
+_ADD = f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in SUMS)}"
+_SUM_COLUMNS = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in SUMS)
+
+VERSION = 1  # of the tables
+# `place` is the order in which requests and feedback were stored: a request's time is that at which it came. `number` and
+# `chain` are of `serving/store/chain.py`; `store` is a name that this store alone has.
+SCHEMA = f"""
+CREATE TABLE requests (
+    id TEXT PRIMARY KEY, time TEXT NOT NULL, key TEXT, model TEXT NOT NULL, adapter TEXT, release TEXT, arm TEXT,
+    propensity REAL, fallback TEXT, shadow TEXT, route TEXT, train TEXT, voice TEXT, "user" TEXT, conversation TEXT,
+    prompt TEXT NOT NULL, tools TEXT, completion TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, ttft_ms REAL,
+    total_ms REAL, finish TEXT, tier TEXT, usd REAL, seconds REAL, error TEXT, place INTEGER
+);
+CREATE INDEX requests_by_time ON requests (time);
+CREATE INDEX requests_by_user ON requests ("user") WHERE "user" IS NOT NULL;
+CREATE INDEX requests_by_conversation ON requests (conversation) WHERE conversation IS NOT NULL;
+CREATE INDEX requests_by_arm ON requests (model, id) WHERE arm IS NOT NULL;
+CREATE INDEX requests_by_shadow ON requests (model, id) WHERE shadow IS NOT NULL;
+CREATE INDEX requests_by_route ON requests (id) WHERE route IS NOT NULL;
+CREATE TABLE feedback (
+    id TEXT PRIMARY KEY, request TEXT, conversation TEXT, kind TEXT NOT NULL, value TEXT NOT NULL, "user" TEXT,
+    time TEXT NOT NULL, key TEXT UNIQUE, source TEXT, weight REAL, voice TEXT, place INTEGER
+);
+CREATE INDEX feedback_by_time ON feedback (time);
+CREATE INDEX feedback_by_request ON feedback (request) WHERE request IS NOT NULL;
+CREATE INDEX feedback_by_conversation ON feedback (conversation) WHERE conversation IS NOT NULL;
+CREATE TABLE decisions (
+    id TEXT PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL, data TEXT NOT NULL,
+    key TEXT UNIQUE, number INTEGER NOT NULL UNIQUE, chain TEXT NOT NULL
+);
+CREATE INDEX decisions_by_subject ON decisions (subject, id);
+CREATE TABLE places (last INTEGER NOT NULL, store TEXT NOT NULL);
+CREATE TABLE costs (
+    day TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, tier TEXT NOT NULL, {_SUM_COLUMNS},
+    PRIMARY KEY (day, model, key, tier)
+);
+"""
+SQLITE = f"""
+CREATE TRIGGER decisions_stay BEFORE UPDATE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
+CREATE TRIGGER decisions_remain BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
+CREATE TRIGGER costs_more AFTER INSERT ON requests BEGIN
+    INSERT INTO costs SELECT {_MORE} FROM requests WHERE id = NEW.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
+END;
+CREATE TRIGGER costs_less BEFORE DELETE ON requests BEGIN
+    INSERT INTO costs SELECT {_LESS} FROM requests WHERE id = OLD.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
+    DELETE FROM costs WHERE day = substr(OLD.time, 1, 10) AND requests = 0;
+END;
+INSERT INTO places VALUES (0, lower(hex(randomblob(16))));
+"""
+POSTGRES = f"""
+CREATE FUNCTION decisions_stay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION 'decisions are only added' USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+CREATE FUNCTION costs_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO costs SELECT {_MORE} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD}; RETURN NULL;
+END $$;
+CREATE FUNCTION costs_less() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO costs SELECT {_LESS} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
+    DELETE FROM costs WHERE requests = 0; RETURN NULL;
+END $$;
+CREATE TRIGGER decisions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON decisions EXECUTE FUNCTION decisions_stay();
+CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
+CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
+-- What a person wrote is not to stand in the planner's statistics too, from which no one could erase it.
+ALTER TABLE requests ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER prompt SET STATISTICS 0,
+    ALTER tools SET STATISTICS 0, ALTER completion SET STATISTICS 0, ALTER error SET STATISTICS 0;
+ALTER TABLE feedback ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER value SET STATISTICS 0;
+INSERT INTO places VALUES (0, md5(random()::text || clock_timestamp()::text));
+"""
+Stored = StoredRequest | Feedback | Decision
+TABLES: dict[type[Stored], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
+_TEXTS = ("prompt", "tools", "completion")
+_JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON
+
+
+def _type(name: str, annotation: str) -> str:
+    """What a column holds."""
+    return (
+        "JSON" if name in _JSON else "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
+    )
+
+
+COLUMNS: dict[type[Stored], dict[str, str]] = {
+    kind: {name: _type(name, text) for name, text in kind.__annotations__.items() if "ClassVar" not in text}
+    for kind in TABLES
+}
+_VALUES = {kind: attrgetter(*columns) for kind, columns in COLUMNS.items()}
+
+
+def values_of(record: Stored) -> dict[str, Any]:
+    """A record's values by their columns."""
+    kind = type(record)
+    return dict(zip(COLUMNS[kind], _VALUES[kind](record), strict=True))
+
+
+# --- where it is -------------------------------------------------------------------------------
+
+
+def store_url(place: Path | str) -> str:
+    """The URL of the database that a store is in: its place, or what the server of a folder has said; empty: it is a file."""
+    if is_database_url(place):
+        return str(place)
+    state = Path(place).expanduser() / ServerState.file
+    if not state.is_file():
+        return ""
+    with contextlib.suppress(UserError):  # a damaged file says nothing
+        url = read_record(ServerState, state).store_url
+        return url if is_database_url(url) else ""
+    return ""
+
+
+def store_name(place: Path | str) -> str:
+    """A store's place as it is shown: its file, or its URL without the password."""
+    url = store_url(place)
+    return without_password(url) if url else str(store_file(place))
+
+
+def store_folder(place: Path | str) -> Path:
+    """The folder of the files next to a store: that of its server; `serve`, where it is named by a URL."""
+    return Path(FOLDER) if is_database_url(place) else store_file(place).parent
+
+
+def store_file(place: Path | str) -> Path:
+    """The store's file, by its own name or the folder of a server.
+
+    Raises:
+        UserError: it is a URL that was made a path, which has lost a slash by that.
+    """
+    path = Path(place).expanduser()
+    if path.parts and path.parts[0] in ("postgresql:", "postgres:"):
+        raise UserError("This is the URL of a database, as the path of a file", next_step="give it as a text")
+    return path if path.suffix == ".db" else path / FILE
+
+
+def is_store(place: Path | str) -> bool:
+    """Whether a place names a store: a database, or a file that is there."""
+    return bool(store_url(place)) or store_file(place).is_file()
+
+
+def connect(place: Path | str, *, create: bool = False, patience: float = PATIENCE) -> Database:
+    """Open a store.
+
+    Args:
+        place: the store's file, its URL, or the server's folder.
+        create: make it where there is none.
+        patience: seconds to wait for another process that writes.
+
+    Raises:
+        UserError: there is no store, it can't be reached, it is another program's, or another version made it.
+    """
+    url, name = store_url(place), store_name(place)
+    if not create and not is_store(place):
+        raise UserError("There is no store here", where=name, next_step="name the folder of `tuneloop serve`")
+    if not url:
+        with user_errors_of_the_disk(store_file(place)):
+            if not store_file(place).parent.is_dir():
+                make_private(store_file(place).parent, ())
+    try:
+        connection = open_postgres(url, patience) if url else open_sqlite(store_file(place), patience)
+        try:
+            _prepare(connection, name, create=create or not url)
+        except BaseException:
+            connection.close()
+            raise
+    except DatabaseError as error:
+        raise _as_user_error(error, name) from None
+    return connection
+
+
+@contextlib.contextmanager
+def opened(place: Path | str, *, create: bool = False) -> Iterator[Database]:
+    """`connect` for a block; the store is closed at its end.
+
+    Raises:
+        UserError: as `connect`, and where the database fails within the block.
+    """
+    connection = connect(place, create=create)
+    try:
+        yield connection
+    except DatabaseError as error:
+        raise _as_user_error(error, store_name(place), "used") from error
+    finally:
+        connection.close()
+
+
+_STEPS = {  # what a database says -> what to do
+    "locked": "another process writes to it; try again",
+    "busy": "another process writes to it; try again",
+    "lock timeout": "another process writes to it; try again",
+    "password": "put the right password into PGPASSWORD or ~/.pgpass",
+    "role": "name another user: postgresql://USER@HOST/DATABASE",
+    "database": "make it: createdb NAME; or name another one",
+    "permission": "this user needs the right to make tables in the database",
+    "already exists": "another program's tables are there; name another database",
+    "refused": "start the database, or correct host and port",
+    "host": "correct the host",
+    "connect": "start the database, or correct host and port",
+    "timeout": "start the database, or correct host and port",
+}
+_FILE_STEPS = {  # of these, and what a file's disk says: it is the disk that is at fault, and the file is to stay
+    **{word: _STEPS[word] for word in ("locked", "busy")},
+    "disk is full": "free space; the same command then goes on",
+    "disk I/O error": "free space, or look after the disk; the same command then goes on",
+    "readonly": "let this user write to the file and its folder",
+    "read-only": "let this user write to the file and its folder",
+}
+
+
+def _as_user_error(error: DatabaseError, name: str, done: str = "opened") -> UserError:
+    steps, otherwise = _FILE_STEPS, "name another folder, or move this file away"
+    if is_database_url(name):
+        steps, otherwise = _STEPS, "look into the log of the database"
+    step = next((step for word, step in steps.items() if word in str(error)), otherwise)
+    return UserError(f"The store can't be {done}: {error}", where=name, next_step=step)
+
+
+def _prepare(connection: Database, name: str, *, create: bool) -> None:
+    """Make the tables of a new store; refuse one of another version."""
+    version = connection.version()
+    if not version:
+        if not create:
+            raise UserError("There is no store here", where=name, next_step="`tuneloop serve log.store=URL` makes one")
+        with connection.transaction():  # of two processes that open a new store the second one finds it made
+            if not connection.version():
+                connection.make_tables(SCHEMA, sqlite=SQLITE, postgres=POSTGRES, version=VERSION)
+        version = connection.version()
+    if version != VERSION:
+        raise UserError(
+            f"Another version of tuneloop made this store (its tables are of version {version}; this one reads {VERSION})",
+            where=name, next_step="use the tuneloop that made it, or name another store",
+        )  # fmt: skip
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def insert(connection: Database, records: Iterable[Stored]) -> int:
+    """Add records in one transaction; those whose id or key is there already change nothing.
+
+    Returns:
+        How many were new.
+
+    Raises:
+        DatabaseError: the disk is full, another process holds the store, or it is away; nothing was added then.
+        DataRefusedError: a record can't be stored for what is in it; none was.
+    """
+    with connection.transaction():
+        place = before = last_place(connection)
+        new = 0
+        for kind, group in groupby(records, type):
+            types = COLUMNS[kind].values()
+            rows = [
+                [_held(each, type_) for each, type_ in zip(_VALUES[kind](one), types, strict=True)] for one in group
+            ]
+            if kind is Decision:
+                rows, placed = _chained(connection, rows), {"number": "INTEGER", "chain": "TEXT"}
+            else:
+                rows, placed = [[*row, place + i] for i, row in enumerate(rows, 1)], {"place": "INTEGER"}
+                place += len(rows)
+            new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows) if rows else 0
+        if place != before:
+            connection.execute("UPDATE places SET last = ?", [place])
+    return new
+
+
+def _chained(connection: Database, rows: Sequence[list[Any]]) -> list[list[Any]]:
+    """Rows of decisions that are new, with their numbers and hashes. No one else writes meanwhile."""
+    number, chain = last_link(connection)
+    fresh: list[list[Any]] = []
+    ids, keys = set(), set()
+    for row in rows:
+        id_, key = row[0], row[-1]
+        there = connection.execute("SELECT 1 FROM decisions WHERE id = ? OR key = ?", [id_, key]).fetchone()
+        if there is None and id_ not in ids and (key is None or key not in keys):
+            ids.add(id_)
+            keys.add(key)
+            number, chain = number + 1, link(chain, row)
+            fresh.append([*row, number, chain])
+    return fresh
+
+
+def last_place(connection: Database) -> int:
+    """The place of the last request or feedback that was stored; all later ones have higher places."""
+    return int(connection.execute("SELECT last FROM places").fetchone()[0])
+
+
+def _held(value: Any, type_: str) -> Any:
+    """A value as a column of a type holds it: no lone surrogates, nor numbers that are none."""
+    if value is None:
+        return None
+    if type_ == "JSON":
+        try:
+            return orjson.dumps(value).decode()
+        except TypeError:  # half a surrogate pair in a text, or a number of more than 64 bits
+            return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    if isinstance(value, str):
+        return storable(value)
+    return None if type_ == "REAL" and value - value != 0.0 else value
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read_requests(
+    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (),
+    shadow: bool | None = False, texts: bool = True,
+) -> Iterator[StoredRequest]:  # fmt: skip
+    """Stored requests in the order of their ids, which is that of their arrival.
+
+    Args:
+        since, until: ISO times; the second one is not included. Empty: no bound.
+        where: a further SQL condition with `?` for `values`, as SQLite and Postgres both read it: `"user"` has quotes.
+        shadow: False: without copies that candidates answered unseen; True: these alone; None: all of both.
+        texts: False: without prompts, tools and completions, which takes half the time.
+    """
+    copies = "" if shadow is None else f"shadow IS {'NOT ' if shadow else ''}NULL"
+    conditions = " AND ".join(f"({each})" for each in (copies, where) if each)
+    found = _read(connection, StoredRequest, since, until, conditions, values, without=() if texts else _TEXTS)
+    return (StoredRequest(**{"prompt": [], **each}) for each in found)
+
+
+def who_meets(voice: str | None, user: str | None, conversation: str | None) -> str:
+    """By whom an arm is drawn and kept: the user, else the conversation; empty: neither. Of each voice apart, so that
+    no one takes the place of another one's user."""
+    name = user or conversation or ""
+    return f"{voice}\x1f{name}" if voice and name else name
+
+
+def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[str, float]]:
+    """The arm and propensity of the first request of each user, or conversation without a user, in an experiment.
+
+    Args:
+        model: as it was asked for.
+        since: ISO time of the experiment's start.
+    """
+    rows = connection.execute(
+        'SELECT voice, "user", conversation, arm, propensity FROM requests WHERE model = ? AND time >= ? AND '
+        'arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL AND COALESCE("user", conversation) IS NOT NULL '
+        "ORDER BY id DESC",
+        [model, since],
+    )
+    # The first one comes last and stays.
+    return {who_meets(*who): (arm, propensity) for *who, arm, propensity in rows}
+
+
+def read_feedback(
+    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (), origin: bool = True
+) -> Iterator[Feedback]:  # fmt: skip
+    """Stored feedback in the order of its ids; see `read_requests`.
+
+    Args:
+        origin: False: without key and source, which say how it came, and take a sixth of the time.
+    """
+    without = () if origin else ("key", "source")
+    return map(Feedback.model_validate, _read(connection, Feedback, since, until, where, values, without))
+
+
+def read_decisions(
+    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
+) -> Iterator[Decision]:
+    """Decisions in the order of their ids; see `read_requests`."""
+    return map(Decision.model_validate, _read(connection, Decision, since, until, where, values))
+
+
+def _read(
+    connection: Database,
+    kind: type[Stored],
+    since: str,
+    until: str,
+    where: str,
+    values: Iterable[Any],
+    without: Sequence[str] = (),
+) -> Iterator[dict[str, Any]]:
+    """The columns of each record by their names."""
+    bounds = [("time >= ?", since), ("time < ?", until)]
+    conditions = [text for text, value in bounds if value] + ([f"({where})"] if where else [])
+    columns = {name: type_ for name, type_ in COLUMNS[kind].items() if name not in without}
+    query = f"SELECT {named(columns)} FROM {TABLES[kind]}"
+    query += f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    # A bound of time is looked up in its index: with a plain `ORDER BY id` SQLite reads the whole table in the order of the ids.
+    order = "CAST(id AS TEXT)" if since or until else "id"
+    for row in connection.read(f"{query} ORDER BY {order}", [*(v for _, v in bounds if v), *values]):
+        pairs = zip(columns.items(), row, strict=True)
+        yield {name: json.loads(v) if type_ == "JSON" and v is not None else v for (name, type_), v in pairs}
+
+
+def last_routes(connection: Database, most: int = 10_000) -> dict[tuple[str, str], str]:
+    """Key and conversation -> the model that a router sent its last request to, of those with the last requests."""
+    rows = connection.execute(
+        "SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL AND conversation IS NOT NULL "
+        "AND shadow IS NULL ORDER BY id DESC LIMIT ?",
+        [most],
+    ).fetchall()
+    return {(key, conversation): model for key, conversation, model in reversed(rows)}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request of which feedback may speak: the key that it came with, and whose word its user is."""
+
+    key: str
+    user: str | None
+    conversation: str | None
+    voice: str | None
+
+
+def find_answered(connection: Database, id_: str) -> Answered | None:
+    """A request that a client got an answer to, or a part of one; None: there is none of this id."""
+    row = connection.execute(
+        "SELECT COALESCE(key, ''), \"user\", conversation, voice FROM requests WHERE id = ? AND shadow IS NULL AND "
+        "(error IS NULL OR COALESCE(completion_tokens, 0) > 0)",
+        [id_],
+    ).fetchone()
+    return Answered(*row) if row else None
+
+
+def had_conversation(connection: Database, key: str, conversation: str) -> bool:
+    """Whether a key has asked in a conversation."""
+    query = "SELECT 1 FROM requests WHERE conversation = ? AND key = ? AND shadow IS NULL LIMIT 1"
+    return connection.execute(query, [conversation, key]).fetchone() is not None
+
+
+def exported(request: StoredRequest) -> dict[str, Any] | None:
+    """A request in the form of a log of a chat API, which `tuneloop prepare` reads; None where it must not be trained on or
+    its texts were not kept.
+
+    `meta` columns stand next to request and response: ids, time, user, release, finish.
+    """
+    if not request.prompt or request.completion is None or request.error is not None or request.train == "no":
+        return None
+    message = request.completion
+    if isinstance(message, str):
+        message = {"role": "assistant", "content": message}
+    body: dict[str, Any] = {"model": request.model, "messages": request.prompt}
+    if request.tools:
+        body["tools"] = request.tools
+    reply = {"choices": [{"index": 0, "message": message, "finish_reason": request.finish}]}
+    meta = ("time", "user", "conversation", "release", "adapter", "arm")
+    return {
+        "request_id": request.id,
+        "request": body,
+        "response": reply,
+        **{name: value for name in meta if (value := getattr(request, name)) is not None},
+    }

@@ -1,0 +1,544 @@
+"""The one thread of a server that writes to its store, so that no answer ever waits for a disk.
+
+Records are queued; the thread takes all there are and inserts them in one transaction. Where the file is locked, the
+disk is full or the database is away it appends them to a spill file in the server's folder, which goes into the store as
+soon as that works again. If the spill file can't be written either, records wait in memory, and from `most_waiting` of
+them on no request is accepted (`full`): none that was is lost.
+
+A record that no store takes costs none of the others: it goes into a file of dead letters, which is for a person to look at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import make_private, user_errors_of_the_disk
+from tuneloop.core.ids import utc_now
+from tuneloop.core.units import counted, verb
+from tuneloop.records.feedback import Feedback, right_answer, value_of
+from tuneloop.records.request import StoredRequest
+from tuneloop.serving.store.database import Database, DatabaseError, DataRefusedError
+from tuneloop.serving.store.store import OWN, TABLES, Stored, connect, insert, store_folder
+from tuneloop.serving.store.write_ahead import BadLine, WriteAhead, json_of, line_of, read_spilled
+
+Content = Literal["full", "redacted", "hash", "none"]
+Redact = Callable[[Any], Any]  # a JSON value without personal data
+SPILL = "store.spill.jsonl"
+DEAD = "store.dead.jsonl"  # what no store takes: a JSON object in each line, with the time and the reason
+MOST = 1000  # records in one transaction
+SHORT = 2000  # bytes of a request's texts that are searched for personal data at once: about 0.2 ms
+EVERY = 0.1  # seconds between two transactions, where no one waits for one
+
+
+@dataclass
+class Counts:
+    """What has become of the records.
+
+    Args:
+        written: into the store.
+        spilled: into the spill file, for want of the store; they count as written once they are there.
+        lost: neither could be written, and there was no room to wait.
+        dead: in the file of dead letters, since no store takes them.
+        fault: the last error in words; empty once the store takes records again.
+    """
+
+    written: int = 0
+    spilled: int = 0
+    lost: int = 0
+    dead: int = 0
+    fault: str = ""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A record that waits to be written.
+
+    Args:
+        future: done when it is, with the id under which it is stored: that of the first one with its key.
+        kept: the record is as it may be kept already.
+    """
+
+    record: Stored
+    future: Future[str] | None = None
+    kept: bool = False
+
+
+@dataclass
+class StoreWriter:
+    """Writes records to a store in a thread.
+
+    Args:
+        place: the server's folder, or the store's file in it.
+        store: the store's place where it is another one, as the URL of a database.
+        content: what is kept of prompts and answers: `full`; `redacted`, without personal data; `hash`, a digest of each
+            text; `none`.
+        redact: removes personal data, from each value of a mapping apart; needed for `redacted`. It runs in the thread of
+            the writer, but for short requests, which are searched at once, so that a kill costs none of their texts. A prompt
+            is searched when its request begins, and not again when it ends.
+        say: gets a line once when writing fails, and once when it works again.
+        most_waiting: records that may wait in memory.
+        patience: seconds to wait for another process that holds the store, before records are spilled.
+    """
+
+    place: Path
+    content: Content = "full"
+    redact: Redact | None = None
+    say: Callable[[str], None] = print
+    most_waiting: int = 20_000
+    patience: float = 1.0
+    store: str = ""
+    counts: Counts = field(default_factory=Counts)
+    appending: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # to the files of spilled records and dead letters
+    _queue: deque[_Waiting] = field(default_factory=deque)
+    _wake: threading.Event = field(default_factory=threading.Event)
+    _over: bool = False
+    _settling: threading.Event | None = None
+    _thread: threading.Thread | None = None
+    _connection: Database | None = None
+    _ahead: WriteAhead | None = None
+    _full_disk: bool = False  # the spill file can't be written
+    _held: bool = False  # records wait in memory: neither the store nor the spill file takes them
+    _searched: dict[str, tuple[StoredRequest, StoredRequest]] = field(default_factory=dict)  # as given and as kept
+
+    @property
+    def folder(self) -> Path:
+        """The server's folder, for what waits to get into the store."""
+        return store_folder(self.place)
+
+    def start(self) -> None:
+        """Open the store and start the thread.
+
+        Raises:
+            UserError: the store can't be opened, or `content` is `redacted` and nothing redacts.
+        """
+        if self.content == "redacted" and self.redact is None:
+            raise UserError("Nothing redacts what is logged", where="log.content: redacted")
+        with user_errors_of_the_disk(self.folder):
+            if wide := make_private(self.folder, OWN):
+                self._tell(
+                    f"folder    others could read {self.folder}: now it is yours alone ({wide:,} permissions changed)"
+                )
+        self._connection = connect(self.store or self.place, create=True, patience=self.patience)
+        self._ahead = WriteAhead(self.folder)
+        self._recover_killed(*self._ahead.open())
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+        self._thread.start()
+
+    def begin(self, record: StoredRequest) -> None:
+        """Note a request that is accepted, so that it is known even if the server is killed before it is answered."""
+        if self._ahead is None:
+            return
+        if self._is_long(record):
+            self._ahead.begin(_without_texts(record))
+            return
+        kept = self._kept_request(record)
+        self._ahead.begin(kept)
+        if self.content == "redacted" and len(kept.prompt) == len(record.prompt):
+            if len(self._searched) >= self.most_waiting:  # requests that never ended; others are searched again
+                self._searched.clear()
+            self._searched[record.id] = (record, kept)
+
+    def add(self, record: Stored) -> None:
+        """Write a record some time soon, and a line at once that survives the server's death. Never waits and never fails."""
+        if self._ahead is None:
+            self._queue.append(_Waiting(record))
+            return
+        if isinstance(record, StoredRequest) and self._is_long(record):
+            line, waiting = line_of(_without_texts(record)), _Waiting(record)
+        else:
+            kept = self._kept(record)
+            line, waiting = line_of(kept), _Waiting(kept, kept=True)
+        with self._ahead.lock:
+            self._ahead.end(record.id, line)
+            self._queue.append(waiting)  # the thread looks every 0.1 s: waking it costs more than the record
+
+    def _is_long(self, record: StoredRequest) -> bool:
+        """Whether the search for personal data would hold an answer up."""
+        return self.content == "redacted" and _size(record) > SHORT
+
+    def _ready(self, each: _Waiting) -> Stored:
+        return each.record if each.kept else self._kept(each.record)
+
+    def add_durably(self, record: Stored) -> Future[str]:
+        """Write a record; the future is done when it is in the store or the spill file, and fails where it is in neither.
+
+        Its result is the id under which the record is stored: of several with the same key that of the first one.
+        """
+        future: Future[str] = Future()
+        if self._over or self._thread is None or not self._thread.is_alive():
+            future.set_exception(OSError("the store is closed"))
+            return future
+        if self.full:
+            self.counts.lost += 1
+            future.set_exception(OSError("the store takes nothing at present"))
+            return future
+        self._queue.append(_Waiting(record, future))
+        self._wake.set()
+        return future
+
+    @property
+    def full(self) -> bool:
+        """Whether no further request may be accepted, since it might be lost."""
+        return len(self._queue) >= self.most_waiting
+
+    @property
+    def waiting(self) -> int:
+        """Records in memory."""
+        return len(self._queue)
+
+    @property
+    def unsafe(self) -> int:
+        """Records that could not be written before their answer ended."""
+        return self._ahead.failed if self._ahead is not None else 0
+
+    def settle(self, seconds: float) -> bool:
+        """Bring all that waits into the store, and empty the files before it, but for the starts of requests under way.
+
+        Returns:
+            False: the store took nothing in that time.
+        """
+        self._settling = done = threading.Event()
+        self._wake.set()
+        return done.wait(seconds)
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Write what is left and end the thread."""
+        self._over = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+            self._settle(list(self._queue), OSError("the server has stopped"))
+        if self._ahead is not None:
+            self._ahead.close(empty=not self._queue)
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # --- the thread
+
+    def _run(self) -> None:
+        retry = 0.0  # of the clock: not before then is the store tried again
+        while not (self._over and not self._queue):
+            self._wake.wait(EVERY)
+            self._wake.clear()
+            now = time.monotonic()
+            if self._spilled and now >= retry:
+                self._guarded(self._recover)
+            if now < retry and self._held and not self._over:
+                continue
+            self._held = False
+            settling = self._settling
+            taken, full = self._take(settling is not None)
+            for i in range(0, len(taken), MOST):
+                some = taken[i : i + MOST]
+                retry = self._guarded(partial(self._write, some, now < retry), some) or retry
+                if self._held:
+                    self._queue.extendleft(reversed(taken[i + MOST :]))
+                    break
+            if full is not None and self._ahead is not None and not self._held:
+                self._ahead.clear(full)
+            if settling is not None and not self._spilled and not self._held:
+                self._settling = None
+                settling.set()
+            if self._over and (self._held or not taken):  # what is held was written ahead, for the next server
+                break
+
+    def _guarded(self, work: Callable[[], float | None], taken: Sequence[_Waiting] = ()) -> float | None:
+        """Do work whose failure must not end the thread: what comes later is to be written, and no one waits for ever."""
+        try:
+            return work()
+        except Exception as error:
+            self._tell(f"records of {len(taken)} events may be lost: {error!r:.200}")
+            self.counts.lost += len(taken)
+            self._settle(taken, error)
+            return None
+
+    def _take(self, every: bool) -> tuple[list[_Waiting], int | None]:
+        """All that waits, and the file of lines that can be emptied once it is written."""
+        if self._ahead is None:
+            return [self._queue.popleft() for _ in range(len(self._queue))], None
+        with self._ahead.lock:
+            return [self._queue.popleft() for _ in range(len(self._queue))], self._ahead.turn(always=every)
+
+    def _write(self, taken: Sequence[_Waiting], spill: bool) -> float:
+        """Write records; returns when to try the store again where it took nothing, else 0."""
+        fault: Exception | None = None
+        retry, spilled = 0.0, False
+        try:
+            if spill:
+                raise DatabaseError(self.counts.fault)
+            assert self._connection is not None
+            insert(self._connection, map(self._ready, taken))
+            self.counts.written += len(taken)
+            if self._full_disk and not self._spilled:
+                self._full_disk, self.counts.fault = False, ""
+                self._tell("the store can be written again")
+        except DataRefusedError as error:
+            return self._write_alone(taken, spill, error)
+        except (DatabaseError, OSError) as error:
+            retry, spilled = 0.0 if spill else time.monotonic() + 1.0, True
+            fault = self._spill(taken, str(error))
+        except Exception as error:  # a record that can't be written must cost neither the others nor this thread
+            return self._write_alone(taken, spill, error)
+        self._settle(taken, fault, spilled=spilled)
+        if fault is not None:
+            waiting = [each for each in taken if each.future is None]
+            self.counts.lost += len(taken) - len(waiting)  # those were not accepted
+            self._queue.extendleft(reversed(waiting))
+            self._held, retry = bool(waiting), time.monotonic() + 1.0
+        return retry
+
+    def _write_alone(self, taken: Sequence[_Waiting], spill: bool, error: Exception) -> float:
+        """Write records one by one, since one of them can't be; see `_write`."""
+        if len(taken) > 1:
+            return max(self._write([each], spill) for each in taken)
+        self._bury(taken[0], error)
+        self._settle(taken, error)
+        return 0.0
+
+    def _bury(self, what: _Waiting | Stored | str, why: object) -> None:
+        """Put what no store takes among the dead letters, and say it.
+
+        Args:
+            what: a record, or a line that is none.
+        """
+        letter: dict[str, Any] = {"time": utc_now(), "why": f"{why}"[:300]}
+        try:
+            if isinstance(what, str):
+                line = json.dumps({**letter, "line": what})
+            else:
+                record = self._ready(what) if isinstance(what, _Waiting) else what
+                line = json.dumps({**letter, "table": TABLES[type(record)], "record": json.loads(json_of(record))})
+        except Exception:  # what can't be written as JSON at all
+            name = getattr(what.record if isinstance(what, _Waiting) else what, "id", None)
+            line = json.dumps({**letter, "id": name if isinstance(name, str) else None})
+        try:
+            self._append(DEAD, line.encode() + b"\n")
+        except OSError as error:
+            self.counts.lost += 1
+            self._tell(f"a record can't be stored and is lost ({error}): {letter['why']}")
+            return
+        self.counts.dead += 1
+        self._tell(f"a record can't be stored and was put into {self.folder / DEAD}: {letter['why']}")
+
+    def _bury_all(self, refused: Sequence[tuple[Stored, Exception]], bad: Sequence[BadLine]) -> None:
+        for record, error in refused:
+            self._bury(record, error)
+        for line, why in bad:
+            self._bury(line, why)
+
+    def _append(self, name: str, data: bytes) -> None:
+        with self.appending:
+            path = self.folder / name
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "ab", buffering=0) as file:
+                before = os.fstat(descriptor).st_size
+                try:
+                    if (file.write(data) or 0) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(descriptor)
+                except OSError:
+                    os.truncate(descriptor, before)  # half a line would spoil the next one
+                    if not before:
+                        path.unlink(missing_ok=True)
+                    raise
+
+    def _settle(self, taken: Sequence[_Waiting], fault: Exception | None, *, spilled: bool = False) -> None:
+        """Say what has become of records to those who wait for it."""
+        for each in taken:
+            if each.future is None:
+                continue
+            with contextlib.suppress(InvalidStateError):  # whoever waited for it is gone
+                if fault is None:
+                    each.future.set_result(each.record.id if spilled else self._stored_id(each.record))
+                elif isinstance(fault, DataRefusedError):
+                    each.future.set_exception(OSError(f"the store can't hold this: {fault}"))
+                else:
+                    each.future.set_exception(OSError(f"the store takes nothing at present: {fault}"))
+
+    def _stored_id(self, record: Stored) -> str:
+        """The id of the first record with this one's key; its own where it has none, or the store can't be queried."""
+        if isinstance(record, Feedback) and record.key is not None and self._connection is not None:
+            with contextlib.suppress(DatabaseError):
+                found = self._connection.execute("SELECT id FROM feedback WHERE key = ?", [record.key]).fetchone()
+                return str(found[0]) if found else record.id
+        return record.id
+
+    def _kept(self, record: Stored) -> Stored:
+        """A record as it may be written."""
+        if isinstance(record, StoredRequest):
+            return self._kept_request(record)
+        return self._kept_feedback(record) if isinstance(record, Feedback) else record
+
+    def _kept_request(self, record: StoredRequest) -> StoredRequest:
+        """A request as it may be written."""
+        if self.content == "full":
+            return record
+        if self.content == "none":
+            return replace(record, prompt=[], completion=None, tools=[])
+        if self.content == "hash":
+            return replace(record, prompt=_hashed(record.prompt), completion=_hashed(record.completion), tools=[])
+        assert self.redact is not None
+        rest = {name: getattr(record, name) for name in ("prompt", "completion", "error", "tools")}
+        known: dict[str, Any] = {}
+        given, clean = self._searched.pop(record.id, (None, None))
+        if given and clean and (given.prompt, given.tools) == (record.prompt, record.tools):
+            known = {} if clean is given else {"prompt": clean.prompt, "tools": clean.tools}
+            rest = {"completion": record.completion, "error": record.error}
+        try:
+            new = self.redact(rest)
+            return record if new is rest and not known else replace(record, **new, **known)
+        except Exception as error:  # a text that the search can't read must not be kept as it is, nor stop the thread
+            self._tell(
+                f"a request's texts were left out of the log, the search for personal data failed: {error!r:.200}"
+            )
+            return replace(record, prompt=[], completion=None, tools=[])
+
+    def _kept_feedback(self, record: Feedback) -> Feedback:
+        """Feedback as it may be written: of texts what `content` says; classes, choices, and words for good and bad stay."""
+        value = record.value
+        if self.content == "full" or not isinstance(value, str):
+            return record
+        if self.content == "redacted":
+            assert self.redact is not None
+            try:
+                return record.model_copy(update={"value": self.redact(value)})
+            except Exception as error:
+                self._tell(f"a text was left out of feedback, the search for personal data failed: {error!r:.200}")
+                return record.model_copy(update={"value": ""})
+        free = right_answer(record.kind, value) is not None or value_of(record.kind, value) is None
+        if record.kind in ("label", "choice") or not free:
+            return record
+        return record.model_copy(update={"value": _hashed(value) if self.content == "hash" else ""})
+
+    # --- when the store can't be written
+
+    @property
+    def _spill_file(self) -> Path:
+        return self.folder / SPILL
+
+    @property
+    def _spilled(self) -> bool:
+        return self._spill_file.exists()
+
+    def _spill(self, taken: Sequence[_Waiting], why: str) -> Exception | None:
+        lines: list[bytes] = []
+        for each in taken:
+            try:
+                lines.append(line_of(self._ready(each)))
+            except Exception as error:  # as one that is nested too deeply
+                self._bury(each, error)
+                self._settle([each], error)
+        if not lines:
+            return None
+        if not self.counts.fault:
+            self._tell(f"the store can't be written ({why}); records go to {self._spill_file} until it can")
+        self.counts.fault = why
+        try:
+            self._append(SPILL, b"".join(lines))
+        except OSError as error:
+            if not self._full_disk:
+                self._tell(
+                    f"nor can {self._spill_file} ({error}); requests wait in memory, and new ones are refused at {self.most_waiting:,}"
+                )
+            self._full_disk = True
+            return error
+        self._full_disk = False
+        self.counts.spilled += len(lines)
+        return None
+
+    def _recover_killed(self, left: Sequence[Stored], bad: Sequence[BadLine]) -> None:
+        """Bring what a killed server left into the store; ids that are there already change nothing.
+
+        Whatever stands in its files, it prevents no start.
+        """
+        assert self._ahead is not None
+        refused: list[tuple[Stored, Exception]] = []
+        try:
+            if new := self._insert_all(left, refused):
+                self._tell(
+                    f"an earlier server was killed: {counted(new, 'record')} that it had not stored {verb(new, 'is', 'are')} stored now"
+                )
+        except (DatabaseError, OSError) as error:
+            refused = []  # they are spilled with the others
+            if self._spill([_Waiting(each, kept=True) for each in left], str(error)):
+                return
+        self._bury_all(refused, bad)
+        self._ahead.clear(0)
+        self._ahead.clear(1)
+
+    def _recover(self) -> None:
+        """Bring the spill file into the store. Ids make that idempotent: it may be done twice after a crash."""
+        refused: list[tuple[Stored, Exception]] = []
+        try:
+            records, bad = read_spilled(self._spill_file)
+            self._insert_all(records, refused)
+            self._spill_file.unlink()
+        except (DatabaseError, OSError):
+            return
+        self._bury_all(refused, bad)
+        came = len(records) - len(refused)
+        self.counts.written += came
+        self._tell(f"the store can be written again: {counted(came, 'record')} came from the spill file")
+        self.counts.fault = ""
+
+    def _insert_all(self, records: Sequence[Stored], refused: list[tuple[Stored, Exception]]) -> int:
+        """`insert`; a record that the store refuses costs none of the others, and is added to `refused`."""
+        assert self._connection is not None
+        if len(records) > MOST:  # after hours without a store
+            return sum(self._insert_all(records[i : i + MOST], refused) for i in range(0, len(records), MOST))
+        try:
+            return insert(self._connection, records) if records else 0
+        except Exception as error:
+            if isinstance(error, DatabaseError | OSError) and not isinstance(error, DataRefusedError):
+                raise
+            if len(records) > 1:
+                return sum(self._insert_all([each], refused) for each in records)
+            refused.append((records[0], error))
+            return 0
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(Exception):  # whoever listens must not end the thread
+            self.say(line)
+
+
+def _without_texts(record: StoredRequest) -> StoredRequest:
+    return replace(record, prompt=[], completion=None, tools=[], error=record.error and "failed")
+
+
+def _size(record: StoredRequest) -> int:
+    """Bytes of a request's texts, about."""
+    try:
+        return len(orjson.dumps([record.prompt, record.completion, record.tools, record.error]))
+    except TypeError:  # half a surrogate pair in a text
+        return SHORT + 1
+
+
+def _hashed(value: Any) -> Any:
+    """A value with a digest in place of each text; roles, names and ids stay."""
+    if isinstance(value, str):
+        return "sha256:" + hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()
+    if isinstance(value, list):
+        return [_hashed(each) for each in value]
+    if isinstance(value, dict):
+        plain = ("role", "type", "id", "tool_call_id")
+        return {key: each if key in plain else _hashed(each) for key, each in value.items()}
+    return value

@@ -1,0 +1,167 @@
+"""`tuneloop top`: what a running server does, from two readings of its metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.urls import masked
+from tuneloop.records.record import read_record
+from tuneloop.records.server import ServerState
+from tuneloop.serving.batch.record import read_state
+
+Key = tuple[str, tuple[tuple[str, str], ...]]  # name of a series and its labels
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The metrics of a server at a time.
+
+    Args:
+        at: of the clock, in seconds.
+        values: of each series.
+    """
+
+    at: float
+    values: Mapping[Key, float]
+
+
+def address_of(folder: Path) -> str:
+    """Where the server of a folder listens.
+
+    Raises:
+        UserError: none was started there.
+    """
+    if not (folder / ServerState.file).is_file():
+        raise UserError("No server was started here", where=str(folder), next_step="name its folder with -f, or --url")
+    return read_record(ServerState, folder).address
+
+
+def read_metrics(url: str, now: float, key: str = "") -> Reading:
+    """Read `/metrics`.
+
+    Args:
+        url: of the server.
+        now: of the clock, in seconds.
+        key: of the server, which is needed once there is one.
+
+    Raises:
+        UserError: nobody answers, or no server of this kind.
+    """
+    import httpx
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        reply = httpx.get(f"{url.rstrip('/')}/metrics", timeout=5, headers=headers)
+        if reply.status_code == 401:
+            raise UserError(
+                "The server needs a key",
+                where=masked(url),
+                next_step="export TUNELOOP_KEY=..., or name its variable: --api-key-env NAME",
+            )
+        reply.raise_for_status()
+        families = list(text_string_to_metric_families(reply.text))
+    except (httpx.HTTPError, ValueError) as error:
+        raise UserError(
+            f"The server does not answer: {masked(str(error))}"[:200],
+            where=masked(url),
+            next_step="start it: tuneloop serve",
+        ) from None
+    values = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    return Reading(now, values)
+
+
+def difference(before: Reading | None, after: Reading) -> dict[Key, float]:
+    """What the counters have grown by; all that they hold, where there is no earlier reading or the server was restarted."""
+    earlier = {} if before is None else before.values
+    grown = {key: value - earlier.get(key, 0.0) for key, value in after.values.items()}
+    return dict(after.values) if any(value < 0 for key, value in grown.items() if key[0].endswith("_total")) else grown
+
+
+def quantile(share: float, buckets: Mapping[float, float]) -> float | None:
+    """A quantile of a histogram by cumulated counts at upper bounds, linear within a bucket; None where it is empty."""
+    bounds = sorted(buckets)
+    total = buckets[bounds[-1]] if bounds else 0.0
+    if total <= 0:
+        return None
+    low = below = 0.0
+    for bound in bounds:
+        if buckets[bound] >= share * total:
+            if math.isinf(bound):
+                return low
+            inside = buckets[bound] - below
+            return low + (bound - low) * ((share * total - below) / inside if inside else 1.0)
+        low, below = bound, buckets[bound]
+    return low
+
+
+def view(before: Reading | None, after: Reading, seconds: float) -> dict[str, Any]:
+    """Rates, times and states.
+
+    Args:
+        seconds: between the readings; of the first one since the server started, if that is known.
+    """
+    grown = difference(before, after)
+
+    def total(name: str, **labels: str) -> float:
+        return sum(v for (n, ls), v in grown.items() if n == name and labels.items() <= dict(ls).items())
+
+    tiers = sorted({dict(ls)["tier"] for n, ls in grown if n == "tuneloop_requests_total"})
+    models = sorted({dict(ls)["gen_ai_request_model"] for n, ls in grown if n == "tuneloop_requests_total"})
+    state = {
+        n.removeprefix("tuneloop_"): v for (n, ls), v in after.values.items() if not ls and n.startswith("tuneloop_")
+    }
+    return {
+        "requests_per_second": total("tuneloop_requests_total") / seconds,
+        "tokens_per_second": total("gen_ai_client_token_usage_total", gen_ai_token_type="output") / seconds,  # noqa: S106 - no password
+        "usd_per_hour": total("tuneloop_usd_total") / seconds * 3600,
+        "engine_share": min(total("tuneloop_engine_seconds_total") / seconds, 1.0),
+        "tiers": {tier: _times(grown, tier) for tier in tiers},
+        "models": {
+            model: {
+                "requests_per_second": total("tuneloop_requests_total", gen_ai_request_model=model) / seconds,
+                "tokens_per_second": total(
+                    "gen_ai_client_token_usage_total", gen_ai_request_model=model, gen_ai_token_type="output"  # noqa: S106 - no password
+                ) / seconds,
+            }
+            for model in models
+        },
+        **{
+            name: state.get(name, 0.0)
+            for name in (
+                "active", "waiting", "giving_way", "refused", "on_time", "late", "store_lost", "predictions",
+                "prediction_error", "prediction_coverage",
+            )
+        },
+    }  # fmt: skip
+
+
+def _times(grown: Mapping[Key, float], tier: str) -> dict[str, float | None]:
+    buckets: dict[float, float] = {}
+    for (name, labels), value in grown.items():
+        found = dict(labels)
+        if name == "gen_ai_server_time_to_first_token_bucket" and found.get("tier") == tier:
+            bound = float(found["le"].replace("+Inf", "inf"))
+            buckets[bound] = buckets.get(bound, 0.0) + value
+    times = {f"ttft_p{int(100 * share)}_ms": quantile(share, buckets) for share in (0.5, 0.99)}
+    return {name: None if value is None else 1000 * value for name, value in times.items()}
+
+
+def batch_progress(folder: Path) -> Iterator[dict[str, Any]]:
+    """The batches of a server that are not over."""
+    for place in sorted((folder / "batch" / "batches").glob("batch_*")):
+        try:
+            state = read_state(place)
+        except UserError:
+            continue
+        if not state.over:
+            yield {"id": state.id, "status": state.status, **state.request_counts.model_dump()}

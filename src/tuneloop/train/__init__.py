@@ -1,5 +1,0 @@
-"""Training. The package is also what it does: `tuneloop.train(dataset, epochs=1)`."""
-
-from tuneloop.core.callable_package import make_callable
-
-make_callable(__name__, "tuneloop.workflows.library")

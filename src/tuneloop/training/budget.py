@@ -1,0 +1,310 @@
+"""What fits into `max_minutes`: steps, validations and their rows, before the first step and again while the run goes.
+
+A run that is not limited has the steps, validations and rows of its settings. In one that is, the validations and the reference of
+preferences get at most a share of the time, steps get the rest. The number of steps follows the machine's speed: where it turns out
+slower than measured, fewer are done, and the learning rate falls over those that are left, to the same end; where it turns out faster,
+more are, on the schedule of a run that was planned with so many.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.models.sharded import is_first
+from tuneloop.models.template import Rendered
+from tuneloop.records.plan import MeasuredMachine
+from tuneloop.records.record import read_record, write_record
+from tuneloop.records.run import Schedule, ScheduleChange
+from tuneloop.training.batches import Step
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.rows import RatedAnswer, TrainRow, reference_tokens, tokens_of
+
+if TYPE_CHECKING:
+    from tuneloop.training.checkpoint import State
+
+# Tokens a second without a backward pass relative to those with one; `plan/estimate.py` has the same number and its source.
+FORWARD_SPEED = 2.5
+# Most of the time that validations and the reference may take, and rows below which there are fewer validations instead of fewer rows:
+# a loss of a handful of rows can't choose between checkpoints.
+CHECKING_SHARE, LEAST_ROWS = 0.2, 32
+# A run may take so much of its time longer; steps are added when there is time for so many more, as a share of those done and of
+# those left; its speed is known from so many steps, and is that of about the last so much of its time.
+LATE, EARLY, KNOWN_FROM, RECENT = 0.02, 0.1, 3, 0.1
+# Steps whose rows get their reference together, and how far from the planned speed it must be for other steps than planned.
+REFERENCE_STEPS, SLOWER = 16, 1.3
+# Below this share of the planned speed the machine is said to be busy, after so many seconds of steps.
+BUSY, BUSY_AFTER = 0.5, 15.0
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run does.
+
+    Args:
+        steps: all of them.
+        evaluations: validations after the first one, which comes before the first step.
+        val_rows: most rows of each.
+        forward_tokens: tokens that are read without a backward pass: by validations, the reference, and KTO's reference point.
+    """
+
+    steps: list[Step]
+    evaluations: int
+    val_rows: int
+    forward_tokens: int
+
+    @property
+    def validations(self) -> int:
+        """Validations, the one before the first step included."""
+        return min(self.evaluations, len(self.steps)) + 1
+
+
+def plan_run(
+    steps: list[Step],
+    rows: Sequence[TrainRow],
+    val: Sequence[TrainRow],
+    general: Sequence[Rendered],
+    config: TrainConfig,
+    seed: int,
+    measured: MeasuredMachine,
+) -> RunPlan:
+    """All steps, or those that fit into `config.max_minutes` together with validations and the reference.
+
+    Args:
+        steps: of the whole run, see `plan_steps`.
+        rows, val, general: of the training split, the validation split, and rows of other work.
+        measured: the machine's speed, as the run will keep it up; without one nothing is left out.
+    """
+
+    def made(done: list[Step], evaluations: int, most: int) -> RunPlan:
+        some, other = sample(val, most, seed), sample(general, most, seed)
+        once = sum(map(_read, some)) + sum(map(tokens_of, other))
+        seen = {i for step in done for i in step.indices}
+        reference = sum(map(reference_tokens, some)) + sum(reference_tokens(rows[i]) for i in seen)
+        mismatched = sum(_read(rows[i]) - tokens_of(rows[i]) for step in done for i in step.indices)
+        validations = min(evaluations, len(done)) + 1
+        return RunPlan(done, evaluations, most, once * validations + reference + mismatched)
+
+    def time_of(plan: RunPlan) -> float:
+        """In trained tokens."""
+        trained = sum(tokens_of(rows[i]) for step in plan.steps for i in step.indices)
+        return trained + plan.forward_tokens / FORWARD_SPEED
+
+    whole = made(steps, config.evaluations, config.val_rows)
+    if config.max_minutes is None or measured.tokens_per_second <= 0:
+        return whole
+    time = max(config.max_minutes * 60 - measured.seconds_spent, 0.0) * measured.tokens_per_second
+    if time_of(whole) <= time:
+        return whole
+    evaluations, most = _validations(val, general, config, time * CHECKING_SHARE * FORWARD_SPEED)
+    fewest, most_steps = 1, len(steps)  # by halves: time grows with the number of steps
+    while fewest < most_steps:
+        middle = (fewest + most_steps + 1) // 2
+        if time_of(made(steps[:middle], evaluations, most)) <= time:
+            fewest = middle
+        else:
+            most_steps = middle - 1
+    return made(steps[:fewest], evaluations, most)
+
+
+def _validations(
+    val: Sequence[TrainRow], general: Sequence[Rendered], config: TrainConfig, tokens: float
+) -> tuple[int, int]:
+    """How many validations, in addition to the first one, of how many rows take at most so many tokens: rather fewer rows, down to
+    `LEAST_ROWS`, than fewer validations; at least one, of few rows."""
+    if not val and not general:
+        return config.evaluations, config.val_rows
+    rows = min(config.val_rows, max(len(val), len(general)))
+    of_val = sum(map(_read, val)) / max(len(val), 1)
+    reference = sum(map(reference_tokens, val)) / max(len(val), 1)
+    of_general = sum(map(tokens_of, general)) / max(len(general), 1)
+    most = 0
+    for evaluations in range(config.evaluations, 0, -1):
+        most = int(tokens / max((evaluations + 1) * (of_val + of_general) + reference, 1))
+        if most >= min(LEAST_ROWS, rows):
+            return evaluations, min(most, rows)
+    return 1, min(max(most, 8), rows)
+
+
+def sample(rows: Sequence[Any], most: int, seed: int) -> list[Any]:
+    """All rows, or `most` of them by chance."""
+    return list(rows) if len(rows) <= most else random.Random(seed).sample(list(rows), most)
+
+
+def _read(row: TrainRow) -> int:
+    """Tokens of a row in a validation: KTO also asks how far the model has moved on another row's answer."""
+    return tokens_of(row) + (len(row.other.ids) if isinstance(row, RatedAnswer) else 0)
+
+
+def step_tokens(step: Step, rows: Sequence[TrainRow]) -> float:
+    """What a step computes, in trained tokens."""
+    trained = sum(tokens_of(rows[i]) for i in step.indices)
+    return trained + (sum(_read(rows[i]) for i in step.indices) - trained) / FORWARD_SPEED
+
+
+# --- while the run goes
+
+
+def place_of(state: State, step: float) -> float:
+    """Where a step stands in the planned schedule, in planned steps: the step itself, unless some have been left out since."""
+    since, place = state.turn
+    return place + (step - since) * (state.planned_steps - place) / max(state.total_steps - since, 1)
+
+
+def is_due(state: State) -> bool:
+    """Whether a validation stands behind the step that has just been done."""
+    before, now = place_of(state, state.step - 1), place_of(state, state.step)
+    return any(before + 1e-6 < due <= now + 1e-6 for due in state.due)
+
+
+def refit_steps(
+    state: State, steps: Sequence[Step], rows: Sequence[TrainRow], config: TrainConfig, seconds: float
+) -> int:
+    """Keep a run to its time: change `total_steps` to what fits into the rest of it at the recent speed.
+
+    Only where the difference is worth it. Validations that would take much more than their share of the rest are left out; the
+    last one, behind the last step, stays. More steps than planned continue on the learning rate of a run that was planned with them.
+    Rows with a reference (preferences) got theirs before the first step, so their steps are never more than `steps_in_time` found.
+
+    Args:
+        steps: of the whole recipe, whatever was planned.
+        seconds: of the run so far; the same in all its processes.
+
+    Returns:
+        Steps more or fewer than before.
+    """
+    if config.max_minutes is None:
+        return 0
+    limit = 60 * config.max_minutes
+    stepping = max(seconds - state.checking_seconds, 1e-9)
+    fading = math.exp(-(stepping - state.timed) / (RECENT * limit))
+    tokens, took = state.recent
+    state.recent = (fading * tokens + step_tokens(steps[state.step - 1], rows), fading * took + stepping - state.timed)
+    state.timed = stepping
+    if state.step < min(KNOWN_FROM, state.total_steps):
+        return 0
+    each = max(state.recent[1], 1e-9) / state.recent[0]  # seconds of a trained token
+    now = place_of(state, state.step)
+    past, coming = [d for d in state.due if d <= now + 1e-6], [d for d in state.due if d > now + 1e-6]
+    left = limit - seconds
+    if coming and len(coming) * state.validation_seconds > 2 * CHECKING_SHARE * left:
+        fitting = max(int(CHECKING_SHARE * left / max(state.validation_seconds, 1e-9)), 1)
+        coming = coming[:: -math.ceil(len(coming) / fitting)][::-1]
+    left += LATE * limit - max(len(coming), 1) * state.validation_seconds
+    most = len(steps) if not any(map(reference_tokens, rows[:1])) else state.total_steps
+    total, used = state.step, 0.0
+    for step in steps[state.step : most]:
+        used += step_tokens(step, rows) * each
+        if used > left:
+            break
+        total += 1
+    if state.step < state.total_steps:
+        total = max(total, state.step + 1)  # there is always a last validation, and it comes after a step
+    more, rest = total - state.total_steps, state.total_steps - state.step
+    if (0 <= more < max(EARLY * max(rest, state.step), 1)) and len(past) + len(coming) == len(state.due):
+        return 0
+    if more > 0:
+        now = min(now, state.planned_steps * state.step / total)
+        past, coming = [min(d, int(now)) for d in past], coming or [state.planned_steps]
+    state.turn, state.total_steps, state.due = (state.step, now), total, past + coming
+    return more
+
+
+def steps_in_time(
+    state: State,
+    steps: Sequence[Step],
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    seconds: float,
+    each: float,
+    referenced: int,
+) -> int:
+    """Steps that fit by the speed at which the first ones got their reference; as many as before where that is about the planned one.
+
+    Args:
+        seconds: of the run so far.
+        each: seconds of a token in the reference.
+        known: steps whose rows have their reference.
+    """
+    if config.max_minutes is None or 1 / SLOWER < each * FORWARD_SPEED * state.planned_speed < SLOWER:
+        return state.total_steps
+    left = (1 - CHECKING_SHARE) * (config.max_minutes * 60 - seconds)
+    seen = {i for step in steps[:referenced] for i in step.indices}
+    for number, step in enumerate(steps):
+        fresh = {*step.indices} - seen
+        seen |= fresh
+        left -= each * (FORWARD_SPEED * step_tokens(step, rows) + sum(reference_tokens(rows[i]) for i in fresh))
+        if left < 0:
+            return max(number, 1)
+    return len(steps)
+
+
+def speed_words(share: float) -> str:
+    """A share of a speed in words: `a tenth of`."""
+    named = {2: "half", 3: "a third of", 4: "a quarter of", 5: "a fifth of", 10: "a tenth of"}
+    nearest = min(named, key=lambda n: abs(math.log(share * n)))
+    close = abs(math.log(share * nearest)) < 0.1
+    return named[nearest] if close else f"{max(100 * share, 1):.0f} % of"
+
+
+def seen_words(seen: int, rows: int, epochs: float) -> str:
+    """What share of the training rows a run sees: `1.6 % of the rows`, `all rows 3 times`."""
+    if seen < rows:
+        share = 100 * seen / rows
+        return f"{share:.1f} % of the rows" if share < 10 else f"{min(share, 99):.0f} % of the rows"
+    return "all rows once" if epochs <= 1 else f"all rows {epochs:.3g} times"
+
+
+def rows_seen(steps: Sequence[Step], skipped: Collection[int] = ()) -> int:
+    """Different rows of some steps, without those that were skipped (numbered from 1)."""
+    return len({i for number, step in enumerate(steps, 1) if number not in skipped for i in step.indices})
+
+
+def schedule_to_follow(out: Path) -> Schedule | None:
+    """The schedule of an earlier run, where this one has to keep to it."""
+    if not (out / Schedule.file).is_file():
+        return None
+    schedule = read_record(Schedule, out)
+    return schedule if schedule.follow else None
+
+
+def start_by(schedule: Schedule, state: State) -> None:
+    """Plan a run as an earlier one was."""
+    state.planned_steps = state.total_steps = schedule.planned_steps
+    state.due, state.val_rows = list(schedule.due), schedule.val_rows
+    change_by(schedule, state)
+
+
+def change_by(schedule: Schedule, state: State) -> None:
+    """Change what is left of a run where the earlier one changed it."""
+    for change in schedule.changes:
+        if change.step == state.step:
+            state.turn, state.total_steps, state.due = change.turn, change.total_steps, list(change.due)
+
+
+def keep_plan(out: Path, state: State, planned_due: list[int]) -> None:
+    """Write the schedule as it was planned, or cut it back to the checkpoint that a run continues from."""
+    if not is_first():
+        return
+    schedule = read_record(Schedule, out) if state.step and (out / Schedule.file).is_file() else None
+    if schedule is None:
+        schedule = Schedule(planned_steps=state.planned_steps, due=planned_due, val_rows=state.val_rows)
+    changes = [change for change in schedule.changes if 0 < change.step <= state.step]
+    if state.step == 0 and state.total_steps != state.planned_steps:
+        changes.append(_change(state))
+    write_record(out / Schedule.file, schedule.model_copy(update={"changes": changes}))
+
+
+def keep_change(out: Path, state: State) -> None:
+    """Write down what has just been changed."""
+    if is_first():
+        schedule = read_record(Schedule, out)
+        write_record(out / Schedule.file, schedule.model_copy(update={"changes": [*schedule.changes, _change(state)]}))
+
+
+def _change(state: State) -> ScheduleChange:
+    return ScheduleChange(step=state.step, turn=state.turn, total_steps=state.total_steps, due=list(state.due))

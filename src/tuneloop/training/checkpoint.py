@@ -1,0 +1,275 @@
+"""Checkpoints: everything that the next step depends on, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import replacing
+from tuneloop.models.sharded import is_first, is_sharded, processes
+from tuneloop.training.distributed import mesh, wait
+
+
+@dataclass
+class State:
+    """Where a run is.
+
+    Args:
+        key: hash of what the run depends on; a checkpoint of another key is not resumed.
+        step: optimizer steps done.
+        planned_steps: steps planned when the run began.
+        total_steps: steps that it will do: as many as fit into `max_minutes` at the speed so far.
+        turn: the step at which their number was last changed, and its place among the planned ones.
+        due: places among the planned steps behind which validations stand.
+        val_rows: rows of a validation.
+        recent, timed: tokens and seconds of the last steps, older ones counting less, and the seconds of steps when they were taken.
+        planned_speed: tokens a second, forward and backward, that the run was planned with; 0: not known.
+        parameters: what is trained by name, after `step` steps; empty before the first checkpoint.
+        best_step: step with the lowest validation loss so far; its parameters are in a file of their own.
+        worse: evaluations in a row that brought no better loss.
+        seconds: training time so far, of all processes that worked on the run.
+        checking_seconds, validation_seconds: those of it that were no steps (validations, the reference), and of the last validation.
+        halvings: how often micro-batches have been halved because memory ran out.
+        rate_factor: what rollbacks have multiplied the learning rate with.
+        skipped: steps whose batch is left out since a rollback.
+        rollbacks: how often the run went back to a checkpoint.
+        recompute: whether layers are computed again in the backward pass, by the plan or because memory ran out.
+        kept_layers: of these, how many of the last ones are not.
+        loss_scale: what the loss is multiplied with where gradients are in half precision; 0: no scaling.
+        scaled_steps: steps since it last fell.
+    """
+
+    key: str
+    step: int = 0
+    planned_steps: int = 0
+    total_steps: int = 0
+    turn: tuple[int, float] = (0, 0.0)
+    due: list[int] = field(default_factory=list)
+    val_rows: int = 0
+    recent: tuple[float, float] = (0.0, 0.0)
+    timed: float = 0.0
+    planned_speed: float = 0.0
+    parameters: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    rng: Any = None
+    best_step: int = 0
+    best_val_loss: float = float("inf")
+    first_val_loss: float = float("nan")
+    worse: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    checking_seconds: float = 0.0
+    validation_seconds: float = 0.0
+    peak_memory_gib: float = 0.0
+    halvings: int = 0
+    rate_factor: float = 1.0
+    skipped: list[int] = field(default_factory=list)
+    rollbacks: int = 0
+    stopped: str = ""
+    recompute: bool = False
+    kept_layers: int = 0
+    loss_scale: float = 0.0
+    scaled_steps: int = 0
+
+
+def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
+    """Write `step-N.pt` atomically, then drop all but the `keep` latest, and best weights that none of these names.
+
+    Raises:
+        UserError: the disk is full or read-only; earlier checkpoints stay, and the error says which.
+    """
+    path = folder / f"step-{state.step:07d}.pt"
+    _write(path, vars(state))
+    if not is_first():
+        return path
+    checkpoints = list_checkpoints(folder)
+    for old in checkpoints[:-keep]:
+        _drop(old)
+    oldest = _step_of(checkpoints[-keep:][0])
+    named = max((_step_of(p) for p in _numbered(folder, "best") if _step_of(p) <= oldest), default=0)
+    for old in _numbered(folder, "best"):
+        if _step_of(old) < min(named, state.best_step):
+            _drop(old)
+    return path
+
+
+def save_best(folder: Path, step: int, parameters: dict[str, Any]) -> None:
+    """Write the best weights so far, `best-N.pt`; the file goes when the checkpoints that name it have gone.
+
+    Raises:
+        UserError: as `save_checkpoint`.
+    """
+    _write(folder / f"best-{step:07d}.pt", parameters)
+
+
+def load_best(folder: Path, step: int) -> dict[str, Any] | None:
+    """The weights of `save_best`; None when there are none."""
+    path = folder / f"best-{step:07d}.pt"
+    if not path.is_file():
+        return None
+    try:
+        parameters: dict[str, Any] = _read(path)
+    except Exception:
+        raise UserError(
+            "The best weights can't be read: the file is damaged",
+            where=str(path),
+            next_step=f"delete {folder} to start again from the first step",
+        ) from None
+    return parameters
+
+
+def _write(path: Path, value: Any) -> None:
+    """Pickle to a file next to it and rename it; a full disk says what is still there.
+
+    What is sharded over processes is written by each of them into a folder of the same name, by torch.distributed.checkpoint,
+    before the file is there: any number of processes can read it.
+    """
+    shards: dict[str, Any] = {}
+    value = _without_shards(value, shards)
+    try:
+        if shards:
+            _write_shards(_shards(path), shards)
+        if is_first():
+            with replacing(path) as file:
+                torch.save(value, file)
+        wait()
+    except (UserError, RuntimeError) as error:
+        checkpoints = list_checkpoints(path.parent)
+        if not checkpoints or (isinstance(error, RuntimeError) and "write" not in str(error)):
+            raise
+        what = error.what if isinstance(error, UserError) else "Can't write: the disk is full"
+        raise UserError(
+            f"{what}; the checkpoint of step {_step_of(checkpoints[-1])} is kept",
+            where=str(path),
+            next_step="free some space on that disk, then run the same command again: it goes on from there",
+        ) from None
+
+
+def _write_shards(folder: Path, shards: dict[str, Any]) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    if is_first():
+        shutil.rmtree(folder, ignore_errors=True)
+    wait()
+    try:
+        save(shards, storage_writer=FileSystemWriter(folder))
+    except CheckpointException as error:  # no Exception, so no one would expect it
+        raise RuntimeError(f"a process could not write its shards: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    """The inverse of `_write`: sharded over the processes that there are now, or whole for one."""
+    value = torch.load(path, map_location="cpu", weights_only=True)
+    shards: dict[str, Any] = {}
+    _places_of_shards(value, shards)
+    if shards:
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        load(shards, storage_reader=FileSystemReader(_shards(path)))
+    return _with_shards(value, shards)
+
+
+def _shards(path: Path) -> Path:
+    return path.with_suffix(".shards")
+
+
+# Stands in a file for a tensor that is in the folder of shards: (SHARD, key, shape, dtype).
+SHARD = "sharded tensor"
+
+
+def _without_shards(value: Any, shards: dict[str, Any]) -> Any:
+    if is_sharded(value):
+        key = str(len(shards))
+        shards[key] = value
+        return (SHARD, key, tuple(value.shape), value.dtype)
+    if isinstance(value, dict):
+        return {key: _without_shards(item, shards) for key, item in value.items()}
+    return value
+
+
+def _places_of_shards(value: Any, shards: dict[str, Any]) -> None:
+    if isinstance(value, tuple) and value[:1] == (SHARD,):
+        _, key, shape, kind = value
+        if processes() > 1:
+            from torch.distributed.tensor import Shard, zeros
+
+            shards[key] = zeros(shape, dtype=kind, device_mesh=mesh(), placements=[Shard(0)])
+        else:
+            shards[key] = torch.empty(shape, dtype=kind)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _places_of_shards(item, shards)
+
+
+def _with_shards(value: Any, shards: dict[str, Any]) -> Any:
+    if isinstance(value, tuple) and value[:1] == (SHARD,):
+        return shards[value[1]]
+    if isinstance(value, dict):
+        return {key: _with_shards(item, shards) for key, item in value.items()}
+    return value
+
+
+def _drop(path: Path) -> None:
+    if is_first():
+        with contextlib.suppress(OSError):
+            path.unlink()
+        shutil.rmtree(_shards(path), ignore_errors=True)
+
+
+def _numbered(folder: Path, kind: str) -> list[Path]:
+    files = [p for p in folder.glob(f"{kind}-*.pt") if re.fullmatch(rf"{kind}-\d+\.pt", p.name)]
+    return sorted(files, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.split("-")[1])
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in order of their steps."""
+    return _numbered(folder, "step")
+
+
+def load_checkpoint(folder: Path, key: str) -> State | None:
+    """The latest readable checkpoint; None when there is none.
+
+    Raises:
+        UserError: the checkpoints are another run's, or all of them are damaged.
+    """
+    damaged: list[Path] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            state = State(**_read(path))
+        except Exception:  # whatever a torn or foreign file makes the reader raise: it can't be used
+            damaged.append(path)
+            continue
+        if state.key != key:
+            raise UserError(
+                "The checkpoints here belong to a run with other settings, data or base model",
+                where=str(folder),
+                next_step="choose another folder with output_dir=FOLDER, or delete this one",
+            )
+        for late in _numbered(folder, "best"):
+            if _step_of(late) > state.step:  # written on the way to a checkpoint that never came
+                _drop(late)
+        return state
+    if damaged:
+        step = f"delete {folder} to start again from the first step"
+        raise UserError(f"No checkpoint can be read ({len(damaged)} damaged)", where=str(damaged[0]), next_step=step)
+    return None
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove the folder once the run's result is written."""
+    if is_first():
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,268 @@
+"""The loss of a student that learns a teacher's next-token probabilities: stored ones, or those of a teacher that is queried in each step.
+
+With `train.on_policy` the student writes answers of its own and the teacher scores them (GKD: Agarwal et al. 2023, arXiv
+2306.13649). The soft part is multiplied by the square of the temperature, so that its gradient stays as large as the hard
+part's (Hinton et al. 2015, arXiv 1503.02531, section 2).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuneloop.core.device import backend, in_parts, put
+from tuneloop.core.errors import UserError
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.inference.local.generate import answer_requests
+from tuneloop.inference.local.sampling import Sampling
+from tuneloop.inference.request import Request
+from tuneloop.inference.targets.local import open_folder_or_name
+from tuneloop.models.load import Model, load_model
+from tuneloop.models.quantised import quantise
+from tuneloop.models.sharded import processes
+from tuneloop.models.template import Rendered
+from tuneloop.models.trained import load_trained
+from tuneloop.training.batches import too_large
+from tuneloop.training.config import LOSSES, Batch, Loss, TrainConfig
+from tuneloop.training.divergence import TopProbabilities, of_logits, of_top
+from tuneloop.training.loss import (
+    BATCH_TOKENS,
+    HeadLoss,
+    head_loss,
+    in_batches,
+    learned_head,
+    softmax_loss,
+    supervised_states,
+)
+from tuneloop.training.rows import Taught, supervised_tokens, tokens_of
+from tuneloop.training.teachers import APART
+from tuneloop.training.top_logits import TopStore, is_store, positions, row_key, top_of
+
+# Positions whose probabilities exist in fp32 at a time, on a device that takes a whole chunk at once otherwise.
+POSITIONS_AT_ONCE = 256
+MORE_TOKENS = 16  # an answer of the student's own may be twice as long as the row's, and by so many tokens
+
+
+@functools.lru_cache(maxsize=1)
+def stored_by(folder: str) -> TopStore:
+    """The probabilities that are stored in a folder; it is read once."""
+    return TopStore.open(Path(folder))
+
+
+@functools.lru_cache(maxsize=1)
+def teacher_model(name: str, bits: int = 16) -> Model:
+    """A teacher that is queried in each step; it is loaded once, and let go by `teacher_model.cache_clear`."""
+    target = open_folder_or_name(name)
+    model = load_model(target.base, prepare=quantise if bits == 4 else None)
+    if target.trained is not None:
+        load_trained(model, target.trained)
+    return model
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """What a teacher says of a batch's positions: its hidden states and head, or what is stored.
+
+    Args:
+        vocabulary: tokens that both models know; of a teacher with other tokens, all of the student's.
+        counts_N: 1 at positions that the teacher has too, 0 at others; None: it has all.
+    """
+
+    vocabulary: int
+    hidden_NC: Tensor | None = None
+    head_VC: Tensor | None = None
+    top: TopProbabilities | None = None
+    counts_N: Tensor | None = None
+
+    def of(self, part: slice) -> Callable[[slice], Tensor | TopProbabilities]:
+        """For a chunk of positions: a function from a piece of the chunk to its logits, or to what is stored of it."""
+        if self.top is not None:
+            top = self.top.part(part)
+            return top.part
+        assert self.hidden_NC is not None and self.head_VC is not None
+        logits = self.hidden_NC[part] @ self.head_VC.t()
+        return lambda piece: logits[piece]
+
+
+def distil(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """`1 - hard_weight` parts divergence from the teacher, `hard_weight` parts cross entropy of the rows' tokens."""
+    config, rows = batch.config, batch.rows
+    if config.on_policy and torch.is_grad_enabled():
+        rows = _with_own_answers(batch.model, rows, config.on_policy)
+    states = supervised_states(batch.model, rows, packed=config.packing)
+    weights_N, head_VC = states.weights_N * batch.share, learned_head(batch.model)
+    teacher = _teacher_of(batch, rows)
+    metrics: dict[str, Tensor] = {}
+    loss = head_loss(
+        states.hidden_NC, head_VC, weights_N, _soft_and_hard(config, teacher, states.targets_N, weights_N, metrics)
+    )
+    return loss, metrics
+
+
+def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
+    config, vocabulary = batch.config, batch.model.head.shape[0]
+    name, there = str(config.teacher), batch.model.device
+    others = [row.theirs for row in rows if isinstance(row, Taught) and row.theirs is not None]
+    index = _aligned(rows) if others else None
+    counts = None if index is None else put((index >= 0).float(), there)
+    if is_store(name):
+        store = stored_by(name)
+        top = store.read([row.key for row in rows if isinstance(row, Taught)])
+        parts = (top.ids_NK, top.p_NK, top.tail_N)
+        if index is not None:
+            parts = tuple(each[index.clamp(min=0)] for each in parts)  # type: ignore[assignment]
+        top = TopProbabilities(*(put(each, there) for each in parts))
+        return _Teacher(vocabulary if others else min(vocabulary, store.about.vocabulary), top=top, counts_N=counts)
+    model = teacher_model(name, config.teacher_bits)
+    with torch.no_grad():
+        hidden_NC = supervised_states(model, others or rows, packed=config.packing).hidden_NC
+    if index is not None:
+        return _Teacher(vocabulary, hidden_NC[put(index.clamp(min=0), there)], model.head.detach(), counts_N=counts)
+    shared = min(vocabulary, model.head.shape[0])
+    return _Teacher(shared, hidden_NC, model.head.detach()[:shared])
+
+
+def _aligned(rows: Sequence[Rendered]) -> Tensor:
+    """For each supervised position of all rows its number among those of all rows as the teacher reads them, or `APART` (N)."""
+    places: list[int] = []
+    before = 0
+    for row in rows:
+        assert isinstance(row, Taught) and row.theirs is not None
+        places += [place if place == APART else before + place for place in row.aligned]
+        before += len(positions(row.theirs))
+    return torch.tensor(places)
+
+
+def _soft_and_hard(
+    config: TrainConfig, teacher: _Teacher, targets_N: Tensor, weights_N: Tensor, metrics: dict[str, Tensor]
+) -> HeadLoss:
+    """The losses of a chunk of logits, which become their gradient; sums of both parts are put into `metrics`."""
+    hard, heat = config.hard_weight, config.teacher_temperature
+    soft = (1 - hard) * heat**2
+
+    def of(logits: Tensor, part: slice, turn: bool) -> Tensor:
+        teacher_of = teacher.of(part)
+        few = backend(logits.device).softmax_rows or POSITIONS_AT_ONCE
+        parts = []
+        for start in range(0, len(logits), few):
+            piece = slice(start, start + few)
+            student, targets = logits[piece], targets_N[part][piece]
+            hard_logits = student.clone() if turn else student
+            shared, about = student[:, : teacher.vocabulary], teacher_of(piece)
+            divergence = of_top if isinstance(about, TopProbabilities) else of_logits
+            far, gradient = divergence(config.divergence, config.divergence_mix, shared, about, heat)  # type: ignore[arg-type]
+            if teacher.counts_N is not None:
+                counts = teacher.counts_N[part][piece]
+                far, gradient = far * counts, gradient * counts[:, None]
+            missed = softmax_loss(hard_logits, targets, turn)
+            if turn:
+                student.copy_(hard_logits.mul_(hard))
+                shared.add_(gradient.mul_(soft))
+            parts.append(torch.stack((far, missed)))
+        both = torch.cat(parts, 1)
+        for name, each in zip(("divergence", "hard_loss"), both @ weights_N[part], strict=True):
+            metrics[name] = metrics[name] + each if name in metrics else each
+        return soft * both[0] + hard * both[1]
+
+    return of
+
+
+def _with_own_answers(model: Model, rows: Sequence[Rendered], share: float) -> list[Rendered]:
+    """Rows with some answers written by the model as it is now, each counting as much as the row's own answer.
+
+    Which rows and which draws follow from torch's random state, which checkpoints hold.
+
+    Raises:
+        UserError: several processes share the training; they would have to write in step.
+    """
+    if processes() > 1:
+        raise UserError(
+            "Several processes can't write answers while they train",
+            where="train.on_policy",
+            next_step="set train.gpus=1",
+        )
+    chosen = [i for i, draw in enumerate(torch.rand(len(rows)).tolist()) if draw < share]
+    seeds = torch.randint(2**31, (len(rows),)).tolist()
+    requests = []
+    for i in chosen:
+        begin, end = last_answer(rows[i])
+        requests.append(
+            Request(
+                ids=rows[i].ids[:begin], max_new_tokens=2 * (end - begin) + MORE_TOKENS,
+                sampling=Sampling(temperature=1.0, seed=seeds[i]),
+            )
+        )  # fmt: skip
+    learning = model.net.training
+    model.net.eval()
+    try:
+        answers = answer_requests(model, requests)
+    finally:
+        model.net.train(learning)
+    out = list(rows)
+    for i, answer in zip(chosen, answers, strict=True):
+        begin, written = last_answer(rows[i])[0], list(answer.token_ids)
+        weight = supervised_tokens(rows[i]) / len(written)
+        out[i] = Rendered([*rows[i].ids[:begin], *written], [0.0] * begin + [weight] * len(written))
+    return out
+
+
+def last_answer(row: Rendered) -> tuple[int, int]:
+    """Where a row's last run of supervised tokens begins, and where it ends."""
+    end = max(i for i, weight in enumerate(row.mask) if weight) + 1
+    begin = end
+    while begin > 1 and row.mask[begin - 1]:
+        begin -= 1
+    return begin, end
+
+
+@torch.no_grad()
+def store_probabilities(
+    model: Model, rows: Sequence[Rendered], store: TopStore, progress: Progress = no_progress
+) -> None:
+    """Write down what a teacher says at the supervised positions of rows that are not in a store yet."""
+    left = [row for row in rows if row_key_of(row) not in store.rows]
+    done = len(rows) - len(left)
+    progress("storing the teacher's probabilities", done, len(rows))
+
+    def add(group: Sequence[Rendered]) -> None:
+        nonlocal done
+        store_states(model, group, supervised_states(model, group).hidden_NC, store)
+        done += len(group)
+        progress("storing the teacher's probabilities", done, len(rows))
+
+    in_parts(
+        list(in_batches(left, BATCH_TOKENS))[::-1], add, lambda group: len(group) * max(map(tokens_of, group)),
+        lambda row: too_large(tokens_of(row), "while the teacher's probabilities are stored"),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def store_states(model: Model, rows: Sequence[Rendered], hidden_NC: Tensor, store: TopStore) -> None:
+    """Write down what a teacher says at the supervised positions of rows, from its last states there.
+
+    Args:
+        hidden_NC: of all rows, one behind the other.
+    """
+    import numpy as np
+
+    head_VC, there = model.head[: store.about.vocabulary], backend(model.device)
+    parts: list[Any] = []
+    for chunk in torch.split(hidden_NC, there.positions_at_once):
+        for logits in torch.split(chunk @ head_VC.t(), there.softmax_rows or POSITIONS_AT_ONCE):
+            likeliest = top_of(logits, store.about.top, store.about.temperature)
+            parts.append([each.cpu().numpy() for each in likeliest])
+    store.add(rows, store.layout.pack(*(np.concatenate(each) for each in zip(*parts, strict=True))))
+
+
+def row_key_of(row: Rendered) -> str:
+    """What a row is found by in a store."""
+    return row.key if isinstance(row, Taught) and row.key else row_key(row)
+
+
+LOSSES["distil"] = Loss(distil, units=supervised_tokens)

@@ -1,0 +1,482 @@
+"""The training loop, readable from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneloop.core.device import memory_now, needs_scaling, peak_memory, release_memory, reset_peak_memory
+from tuneloop.core.files import content_hash, read_json, read_jsonl
+from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.core.units import counted, exactly, verb
+from tuneloop.models.load import Model
+from tuneloop.models.methods import Trainable
+from tuneloop.models.sharded import is_first, processes
+from tuneloop.models.template import Rendered
+from tuneloop.records.plan import MeasuredMachine
+from tuneloop.records.rows import Row
+from tuneloop.training import budget
+from tuneloop.training.batches import Step, plan_steps
+from tuneloop.training.budget import change_by, keep_change, keep_plan, schedule_to_follow, start_by
+from tuneloop.training.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.distributed import agreed, regroup, seed_step, summed, wait
+from tuneloop.training.failures import Preempted, act, notice_sigterm
+from tuneloop.training.loss import mean_loss, with_references
+from tuneloop.training.methods import attach, compile_layers, recompute_layers, run_key
+from tuneloop.training.monitors import make_monitors, trend
+from tuneloop.training.optimizers import make_optimizer
+from tuneloop.training.rows import (
+    TrainRow,
+    check_rows,
+    conversations,
+    is_usable,
+    reference_tokens,
+    tokens_of,
+    training_rows,
+)
+from tuneloop.training.run import TrainingRun
+from tuneloop.training.speed import measure_speed
+from tuneloop.training.step import LOSS_SCALE, optimizer_step
+
+# Steps between giving freed memory back: buffers of ever new sizes leave holes, and without this the process grew by
+# two thirds over a run; at every step it would cost as much as `use_threads` gains.
+TRIM_EVERY = 8
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What a run belongs to: its data set, its plan, its folder's owner. Rows of your own need none of it.
+
+    Args:
+        general: rows of other work, held out; their loss is measured together with the validation loss and shows what is forgotten.
+        mixed: for each training row whether it is general data; its share is then held in every stretch of steps.
+        ids: of the training rows, for the monitors to name them. Rows of a data set say both themselves.
+        data_id: identifies the data set; a checkpoint made from another one is refused. Default: a hash of the training rows.
+        measured: of the machine. Without a speed it is measured first where `config.max_minutes` needs it, in a few seconds of the time.
+        saved: called by each process when a checkpoint has been written.
+    """
+
+    general: Sequence[Rendered] = ()
+    mixed: Sequence[bool] = ()
+    ids: Sequence[str] = ()
+    data_id: str = ""
+    measured: MeasuredMachine = field(default_factory=MeasuredMachine)
+    saved: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """What a run reads.
+
+    Args:
+        train, val: rows of the configured loss's kind.
+        general: rows of other work, held out; their loss shows what is forgotten.
+    """
+
+    train: Sequence[TrainRow]
+    val: Sequence[TrainRow] = ()
+    general: Sequence[Rendered] = ()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to; `run.json` is made of it.
+
+    Args:
+        steps, total_steps, planned_steps: done, to be done in the end, and planned at first; see `budget.refit_steps`.
+        epochs: passes over the training rows.
+        rows, rows_seen, seen: training rows, how many of them a step saw, and that in words.
+        tokens, seconds, tokens_per_second: trained tokens; time with validations and references; the one by the other.
+        checking_seconds: of these, validations and references.
+        planned_tokens_per_second, speed_share: the speed of steps that the run was planned with (0: none), and what share of it
+            they had.
+        resumed_at: step of the checkpoint from which the run continued.
+        findings: of the monitors.
+    """
+
+    steps: int
+    total_steps: int
+    planned_steps: int
+    epochs: float
+    rows: int
+    rows_seen: int
+    seen: str
+    best_step: int
+    best_val_loss: float
+    first_val_loss: float
+    stopped: str
+    trainable_parameters: int
+    tokens: int
+    seconds: float
+    checking_seconds: float
+    tokens_per_second: float
+    planned_tokens_per_second: float
+    speed_share: float | None
+    peak_memory_gib: float
+    adapter_hash: str
+    resumed_at: int
+    findings: tuple[dict[str, Any], ...] = ()
+
+
+def learning_rate(step: float, total: int, config: TrainConfig) -> float:
+    """Learning rate of a step (from 0): linear rise over the warm-up, then down to zero at the end."""
+    rise = max(round(total * config.warmup), 1)
+    if step < rise:
+        return config.learning_rate * (step + 1) / rise
+    if config.schedule == "constant":
+        return config.learning_rate
+    left = 1 - (step - rise) / max(total - rise, 1)
+    return config.learning_rate * (left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
+
+
+def scheduled_rate(state: State, config: TrainConfig) -> float:
+    """Learning rate of the next step: on the planned schedule, or on that of a run which was planned with all steps that were added."""
+    length = max(state.planned_steps, state.total_steps)
+    return learning_rate(budget.place_of(state, state.step) * length / state.planned_steps, length, config)
+
+
+def train(
+    model: Model,
+    train_rows: Sequence[Row | TrainRow],
+    val_rows: Sequence[Row | TrainRow],
+    config: TrainConfig,
+    out: Path,
+    *,
+    seed: int = 0,
+    job: TrainingJob = TrainingJob(),
+    log: Callable[[dict[str, Any]], None] = lambda record: None,
+    progress: Progress = no_progress,
+) -> Trained:
+    """Train on rows and leave the best weights in the model and in `out/adapter` or `out/model`.
+
+    Writes `metrics.jsonl` (a record a step and an evaluation) and `checkpoints/`; a run that was cut short continues
+    from its last checkpoint and, on CPU, ends with the same bits as one that was not. With `config.max_minutes` that holds where
+    both do as many steps: how many fit depends on the machine's speed, see `training/budget.py`.
+
+    Args:
+        train_rows, val_rows: rows of a data set, or made of them for the configured loss, see `training_rows`.
+        out: folder of the run.
+        config: settings of `train`.
+        seed: of the start, the order of rows and dropout.
+        job: the data set and the plan that the run belongs to, if any.
+        log: gets every record of `metrics.jsonl` as it is written.
+        progress: gets steps done and to be done.
+
+    Returns:
+        What the run came to; the model holds the best weights.
+
+    Raises:
+        UserError: no rows, a row without supervised tokens, the loss is not a number, foreign or damaged
+            checkpoints, a full disk, a row that is too large for the memory.
+        Preempted: SIGTERM came; a checkpoint is written.
+    """
+    usable = [row for row in train_rows if isinstance(row, Row) and is_usable(row, config)]
+    ids = job.ids or [row.id for row in usable]
+    mixed = job.mixed or ["mix" in row.meta for row in usable]
+    rows = SplitRows(training_rows(train_rows, model.template, config), training_rows(val_rows, model.template, config))
+    check_rows(rows.train, "training", model.head.shape[0])
+    if rows.val:
+        check_rows(rows.val, "validation", model.head.shape[0])
+    data_id = job.data_id or content_hash([part.ids for row in rows.train for part in conversations(row)])
+    key, measured = run_key(model, config, seed, data_id), job.measured
+    config = config.model_copy(update={"micro_batch_tokens": measured.micro_batch_tokens or config.micro_batch_tokens})
+    state = load_checkpoint(out / "checkpoints", key)
+    state = state or State(key, recompute=measured.recompute, kept_layers=measured.kept_layers)
+    resumed_at = state.step
+    began = time.monotonic()
+    steps = plan_steps(rows.train, config, seed, mixed)
+    given = schedule_to_follow(out)
+    if given is not None and not state.planned_steps:
+        start_by(given, state)
+    elif not state.planned_steps:
+        if config.max_minutes is not None and not measured.tokens_per_second:
+            speed = measure_speed(model, rows.train, config, seed, progress=progress)
+            measured = replace(measured, tokens_per_second=summed([speed])[0] / processes())
+        spent = measured.seconds_spent + summed([time.monotonic() - began])[0] / processes()
+        measured = replace(measured, seconds_spent=spent)
+        plan = budget.plan_run(steps, rows.train, rows.val, job.general, config, seed, measured)
+        state.planned_steps = state.total_steps = len(plan.steps)
+        state.due = [round(len(plan.steps) * (i + 1) / plan.evaluations) for i in range(plan.evaluations)]
+        state.val_rows, state.planned_speed = plan.val_rows, measured.tokens_per_second
+    planned_due = list(state.due)
+    timed = config if given is None else config.model_copy(update={"max_minutes": None})
+    trainable = attach(model, config, seed, rows.train)  # divides the model over the processes, where there are several
+    rows = SplitRows(
+        train=_referenced_in_time(model, rows.train, timed, trainable, progress, state, steps, began),
+        val=_referenced(model, budget.sample(rows.val, state.val_rows, seed), config, trainable, progress),
+        general=budget.sample(job.general, state.val_rows, seed),
+    )
+    if given is None:
+        keep_plan(out, state, planned_due)
+    state.seconds += time.monotonic() - began
+    state.checking_seconds += time.monotonic() - began
+    with busy(progress, "getting ready to train"):
+        run = _begin(model, config, trainable, state, rows, seed, out)
+    run.ids, run.schedule, run.saved = ids, given, job.saved
+    if is_first():
+        run.log, run.progress = log, progress
+    with run.open_metrics() as run.metrics, notice_sigterm(run):
+        wait()
+        for record in read_jsonl(out / "metrics.jsonl"):
+            run.monitors.feed(record)
+        wait()
+        _steps(run, steps, rows)
+    with busy(run.progress, "saving the result"):
+        _finish(run)
+    return _result(run, steps, len(rows.train), resumed_at)
+
+
+def _begin(
+    model: Model, config: TrainConfig, trainable: Trainable, state: State, rows: SplitRows, seed: int, out: Path
+) -> TrainingRun:
+    """The run before its next step: the first one, or the one behind the checkpoint."""
+    run = TrainingRun(
+        model,
+        config,
+        trainable,
+        make_optimizer(trainable, config),
+        state,
+        out,
+        monitors=make_monitors(config, rows.train, state.total_steps),
+        seed=seed,
+    )
+    if config.l2_start:
+        run.start = {name: p.detach().clone() for name, p in trainable.parameters.items()}
+    if "rollback" in (config.on_spike, config.on_divergence):
+        run.untrained = trainable.state()
+    recompute_layers(model.net, config.gradient_checkpointing == "always" or state.recompute, state.kept_layers)
+    if config.compile:
+        compile_layers(model.net)
+    torch.manual_seed(seed)
+    if needs_scaling(model.head.dtype) and not state.loss_scale:
+        state.loss_scale = LOSS_SCALE
+    if state.step:
+        run.restore()
+    release_memory()
+    reset_peak_memory()
+    return run
+
+
+def _steps(run: TrainingRun, steps: list[Step], rows: SplitRows) -> None:
+    state = run.state
+    began = time.monotonic() - state.seconds
+    run.saved_at = time.monotonic()
+    if state.step == 0:
+        _evaluate(run, rows, began)
+        with busy(run.progress, "saving a checkpoint"):
+            run.save()
+    run.model.net.train()
+    run.progress("training", state.step, state.total_steps)
+    while state.step < state.total_steps and not state.stopped:
+        if state.step + 1 in state.skipped:
+            state.step += 1
+            continue
+        _step(run, steps[state.step], rows, began)
+        if budget.is_due(state) and math.isfinite(run.monitors.losses[-1]):
+            _evaluate(run, rows, began)
+        if act(run, bool(rows.val)):
+            continue
+        if state.step % TRIM_EVERY == 0:
+            release_memory()
+        _keep_time(run, steps, rows, time.monotonic() - began)
+        state.seconds = time.monotonic() - began
+        run.asked_to_end = agreed(run.asked_to_end)
+        if agreed(run.checkpoint_due()):
+            with busy(run.progress, "saving a checkpoint"):
+                run.save()
+        if run.asked_to_end and state.step < state.total_steps and not state.stopped:
+            raise Preempted(state.step)
+    if not state.stopped:
+        state.stopped = "finished"
+    state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
+
+
+def _keep_time(run: TrainingRun, steps: Sequence[Step], rows: SplitRows, seconds: float) -> None:
+    """Say so when the machine is much slower than planned, and do as many steps as fit into the time."""
+    state = run.state
+    if (threads := torch.get_num_threads()) != run.threads:
+        message = f"computes with {counted(threads, 'thread')} from here, not with {run.threads}"
+        run.record({"step": state.step, "event": "threads", "message": message})
+        run.threads = threads
+    stepping = seconds - state.checking_seconds
+    share = state.tokens / max(stepping, 1e-9) / state.planned_speed if state.planned_speed else 1.0
+    if not run.said_busy and share < budget.BUSY and stepping > budget.BUSY_AFTER and state.step >= budget.KNOWN_FROM:
+        run.said_busy = True
+        run.record({"step": state.step, "event": "busy", "message": busy_words(share, state.planned_speed)})
+    if run.schedule is not None:
+        change_by(run.schedule, state)
+        return
+    if run.config.max_minutes is None:
+        return
+    before = state.turn
+    changed = budget.refit_steps(state, steps, rows.train, run.config, summed([seconds])[0] / processes())
+    if state.turn != before:
+        keep_change(run.out, state)
+        run.monitors.facts = replace(run.monitors.facts, total_steps=state.total_steps)
+    if abs(changed) > 0.1 * state.total_steps:
+        run.record({
+            "step": state.step, "event": "steps",
+            "message": f"at the recent speed {counted(state.total_steps, 'step')} {verb(state.total_steps, 'fits', 'fit')} into {exactly(run.config.max_minutes, 'minute')}, not "
+                       f"{state.total_steps - changed:,}; the learning rate falls over those that are left",
+        })  # fmt: skip
+
+
+def busy_words(share: float, planned: float) -> str:
+    """The message about a machine that is much slower than it was when it was measured."""
+    return (
+        f"this machine runs at {budget.speed_words(share)} the speed planned ({share * planned:,.0f} of {planned:,.0f} tokens/s); "
+        "is something else running on it?"
+    )
+
+
+def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
+    state = run.state
+    seed_step(run.seed, state.step)
+    started = time.monotonic()
+    rate = scheduled_rate(state, run.config) * state.rate_factor
+    loss, norm, metrics = optimizer_step(run, step, rows.train, rate)
+    numbers = step.indices
+    tokens = sum(tokens_of(rows.train[i]) for i in numbers)
+    state.step += 1
+    state.tokens += tokens
+    speed = tokens / (time.monotonic() - started)
+    run.record({
+        "step": state.step, "epoch": round(step.epoch, 4), "loss": loss, "learning_rate": rate, "grad_norm": norm,
+        "tokens": tokens, "tokens_per_second": round(speed, 1), "seconds": round(time.monotonic() - began, 2),
+        "memory_gib": round(memory_now(), 3), "rows": numbers, **metrics,
+    })  # fmt: skip
+    run.progress("training", state.step, state.total_steps, loss=trend(run.monitors.losses), tokens_per_second=speed,
+                 learning_rate=rate, memory=memory_now())  # fmt: skip
+
+
+def _referenced_in_time(
+    model: Model,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    trainable: Trainable,
+    progress: Progress,
+    state: State,
+    steps: Sequence[Step],
+    began: float,
+) -> list[TrainRow]:
+    """The training rows with their reference, in the order of the steps; should it take too long, fewer steps are to be done.
+
+    Without a limit on time all at once: then nothing depends on the clock.
+    """
+    ready = 0
+    with_reference, referenced, read, started = list(rows), set[int](), 0, time.monotonic()
+    while ready < state.total_steps:
+        last = (
+            state.total_steps if config.max_minutes is None else min(ready + budget.REFERENCE_STEPS, state.total_steps)
+        )
+        fresh = {i for step in steps[ready:last] for i in step.indices} - referenced
+        tokens = sum(reference_tokens(rows[i]) for i in fresh)
+        if tokens:
+            with_reference = _referenced(model, with_reference, config, trainable, progress, fresh)
+        referenced, read, ready = referenced | fresh, read + tokens, last
+        if read:
+            now, took = summed([time.monotonic() - began, time.monotonic() - started])
+            each, seconds = took / processes() / read, state.seconds + now / processes()
+            state.total_steps = budget.steps_in_time(state, steps, rows, config, seconds, each, ready)
+    return with_reference
+
+
+def _referenced(
+    model: Model,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    trainable: Trainable,
+    progress: Progress,
+    needed: Collection[int] | None = None,
+) -> list[TrainRow]:
+    """Rows of preferences with what the reference makes of them: the base model, or what `init` continues from.
+
+    Args:
+        needed: the rows that need it; default: all. A run that is short in time trains on some.
+    """
+    places = sorted(range(len(rows)) if needed is None else needed)
+    with nullcontext() if config.init else trainable.base():
+        with_reference = dict(zip(places, with_references(model, [rows[i] for i in places], progress), strict=True))
+    regroup(model)
+    return [with_reference.get(i, row) for i, row in enumerate(rows)]
+
+
+def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
+    """Validation loss: keep the best weights, count worse ones, decide on stopping."""
+    state = run.state
+    started = time.monotonic()
+    if not rows.val:
+        state.best_step = state.step
+    run.model.net.eval()
+    record: dict[str, Any] = {"step": state.step}
+    if rows.val:
+        loss, metrics = _loss_of(run, rows.val, run.config)
+        better = loss < state.best_val_loss
+        if state.step == 0:
+            state.first_val_loss = loss  # the base model: a mark to compare with, not a candidate
+        elif better:
+            state.best_val_loss, state.best_step, state.worse = loss, state.step, 0
+            save_best(run.checkpoints, state.step, run.trainable.state())
+        else:
+            state.worse += 1
+            if state.worse >= run.config.patience and state.step < state.total_steps:
+                state.stopped = "early"
+        record |= {"val_loss": loss, "best": bool(better and state.step > 0)}
+        record |= {f"val_{name}": metric for name, metric in metrics.items()}
+    if rows.general:
+        record["general_loss"], _ = _loss_of(run, rows.general, TrainConfig())
+    regroup(run.model)
+    run.model.net.train()
+    state.validation_seconds = summed([time.monotonic() - started])[0] / processes()
+    state.checking_seconds += state.validation_seconds
+    if len(record) > 1:
+        run.record({**record, "seconds": round(time.monotonic() - began, 2)})
+
+
+def _loss_of(run: TrainingRun, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[float, dict[str, float]]:
+    return mean_loss(run.model, rows, config, base=run.trainable.base, progress=run.progress)
+
+
+def _finish(run: TrainingRun) -> None:
+    """Put the best weights into the model and into the run's folder; checkpoints have served."""
+    best = load_best(run.checkpoints, run.state.best_step)
+    if best is not None:
+        run.trainable.load(best, str(run.checkpoints))
+    run.model.net.eval()
+    recompute_layers(run.model.net, False)
+    run.trainable.save(run.out / run.trainable.folder)
+    wait()
+    drop_checkpoints(run.checkpoints)
+
+
+def _result(run: TrainingRun, steps: Sequence[Step], rows: int, resumed_at: int) -> Trained:
+    state = run.state
+    epochs = round(steps[state.step - 1].epoch, 3) if state.step else 0.0
+    seen = budget.rows_seen(steps[: state.step], state.skipped)
+    step_speed = state.tokens / max(state.seconds - state.checking_seconds, 1e-9)
+    same = ("total_steps", "planned_steps", "best_step", "first_val_loss", "stopped", "tokens", "seconds",
+            "checking_seconds", "peak_memory_gib")  # fmt: skip
+    return Trained(
+        **{name: getattr(state, name) for name in same},
+        steps=state.step,
+        epochs=epochs,
+        rows=rows,
+        rows_seen=seen,
+        seen=budget.seen_words(seen, rows, epochs),
+        best_val_loss=state.best_val_loss if math.isfinite(state.best_val_loss) else float("nan"),
+        trainable_parameters=sum(p.numel() for p in run.trainable.parameters.values()),
+        planned_tokens_per_second=state.planned_speed,
+        speed_share=round(step_speed / state.planned_speed, 3) if state.planned_speed else None,
+        tokens_per_second=state.tokens / max(state.seconds, 1e-9),
+        adapter_hash=read_json(run.out / run.trainable.folder / "tuneloop.json")["hash"],
+        resumed_at=resumed_at,
+        findings=tuple(r for r in read_jsonl(run.out / "metrics.jsonl") if "finding" in r),
+    )

@@ -1,0 +1,114 @@
+"""What is trained, put into its model: the method's own start, or what an earlier run came to.
+
+The loop is one; a method (models/methods/) says which parameters it moves and how they are saved.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, read_json, sha256_file
+from tuneloop.models.load import Model, layers_of
+from tuneloop.models.methods import WHOLE, Method, Start, Trainable, layout_of, method_named
+from tuneloop.models.trained import trained_folder
+from tuneloop.training.batches import ORDER
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.distributed import refuse_unsharded, regroup, shard
+from tuneloop.training.rows import TrainRow, conversations
+from tuneloop.training.teachers import teacher_hash
+
+
+def attach(model: Model, config: TrainConfig, seed: int, rows: Sequence[TrainRow] = ()) -> Trainable:
+    """Put what is to be trained into the model, as it is before the first step.
+
+    Args:
+        seed: of the start values.
+        rows: training rows; a method may start from their texts.
+
+    Raises:
+        UserError: the method is impossible here, or `config.init` does not fit.
+    """
+    method = method_named(config.method)
+    refuse_unsharded(model, method)
+    shard(model, method)
+    regroup(model)
+    trainable = method.attach(Start(model, config, seed, [conversations(row)[0].ids for row in rows]))
+    trainable = replace(trainable, folder=method.folder)
+    if disabled := method.disabled:
+        trainable = replace(trainable, base=lambda: disabled(model.net))
+    if config.init:
+        _go_on_from(Path(config.init), model, config, method, trainable)
+    return trainable
+
+
+def init_hash(config: TrainConfig) -> str:
+    """Identity of the weights that `config.init` names; empty without."""
+    if not config.init:
+        return ""
+    folder = trained_folder(Path(config.init))
+    origin = folder / "tuneloop.json"
+    return str(read_json(origin)["hash"]) if origin.is_file() else sha256_file(folder / "adapter_model.safetensors")
+
+
+def _go_on_from(run: Path, model: Model, config: TrainConfig, method: Method, trainable: Trainable) -> None:
+    """Start from what an earlier run came to.
+
+    Raises:
+        UserError: it was another method, another shape or another base model.
+    """
+    folder = trained_folder(run)
+    where, layout = f"train.init={run}", layout_of(folder)
+    if layout != method.layout:
+        step = f"set model={folder}" if layout == WHOLE else "set train.method to the earlier run's"
+        raise UserError(f"That run trained {layout}, and this one is {method.name}", where=where, next_step=step)
+    if method.resume is None:
+        raise UserError(f"{method.name} can't go on from an earlier run", where=where, next_step="leave train.init out")
+    trainable.load(method.resume(model, config, folder), str(folder))
+
+
+def run_key(model: Model, config: TrainConfig, seed: int, data_id: str) -> str:
+    """Hash of what a run's steps depend on."""
+    source_hash = [source] if (source := method_named(config.method).source) else []
+    return content_hash(
+        [config, seed, data_id, model.fingerprint, init_hash(config), ORDER, *source_hash, *teacher_hash(config)]
+    )
+
+
+def recompute_layers(net: Any, on: bool, kept: int = 0) -> None:
+    """Keep only each layer's input and compute the layer again in the backward pass (Chen et al. 2016, arXiv 1604.06174), or no more.
+
+    The gradient stays the same; dropout draws the same numbers again.
+
+    Args:
+        kept: so many of the last layers keep what they computed. Their memory is free again when the first ones are computed again.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    layers = layers_of(net)
+    for place, layer in enumerate(layers):
+        layer.__dict__.pop("forward", None)
+        if on and place < len(layers) - kept:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def compile_layers(net: Any, **options: Any) -> None:
+    """torch.compile each layer in place, once for all lengths of rows: the part before attention, and the part behind it.
+
+    Attention of rows that lie one behind the other is left out: it is one kernel, and the rows' lengths change with each batch.
+
+    Args:
+        options: of `torch.compile`.
+    """
+    import torch
+
+    from tuneloop.models.llama import Documents
+
+    if not getattr(Documents.attend, "_torchdynamo_disable", False):
+        Documents.attend = torch.compiler.disable(Documents.attend)  # type: ignore[method-assign,no-untyped-call]
+    for layer in layers_of(net):
+        layer.compile(dynamic=True, **options)

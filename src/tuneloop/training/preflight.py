@@ -1,0 +1,158 @@
+"""What is about to be trained, looked at before the first step: rendered rows, counts, and what would spoil the run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuneloop.core.units import counted
+from tuneloop.models.template import Rendered, Template
+from tuneloop.training.batches import Step
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.rows import TrainRow, conversations, tokens_of
+
+NAMED = 3  # rows that a problem names
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a run begins with.
+
+    Args:
+        rows, tokens, supervised: of the training split as the model sees it; `supervised` tokens count in the loss.
+        longest, limit: tokens of the longest row, and the most that a row may have.
+        bos: for each number of begin-of-text tokens how many rows have it; empty where the model has no such token.
+        answers, ended: runs of supervised tokens, and those of them that end in a supervised end-of-turn token.
+        end_token: the end-of-turn token as text.
+        steps, warmup_steps, rows_per_step: of the run as planned.
+        learning_rate, schedule: the peak, and how it falls.
+        problems: what makes training refuse to start, each with rows and what to do.
+        shown: two rows with their ids.
+    """
+
+    rows: int
+    tokens: int
+    supervised: int
+    longest: int
+    limit: int
+    bos: dict[int, int]
+    answers: int
+    ended: int
+    end_token: str
+    steps: int
+    warmup_steps: int
+    rows_per_step: float
+    learning_rate: float
+    schedule: str
+    problems: tuple[str, ...]
+    shown: tuple[tuple[str, Rendered], ...] = ()
+
+    def lines(self) -> list[str]:
+        """The numbers in plain sentences."""
+        counts = (
+            ", ".join(f"{n} in {counted(rows, 'row')}" for n, rows in sorted(self.bos.items())) or "the model has none"
+        )
+        return [
+            f"rows          {self.rows:,} of at most {self.longest:,} tokens ({self.limit:,} are allowed)",
+            f"supervised    {self.supervised:,} of {self.tokens:,} tokens ({self.supervised / max(self.tokens, 1):.0%})",
+            f"begin of text {counts}",
+            f"end of turn   {self.ended:,} of {self.answers:,} answers end in a supervised {self.end_token}",
+            f"steps         {self.steps:,} of about {self.rows_per_step:.3g} rows",
+            f"learning rate {self.learning_rate:g} after {counted(self.warmup_steps, 'step')}, then {self.schedule}",
+        ]
+
+    def line(self) -> str:
+        """The short form."""
+        return (
+            f"{counted(self.rows, 'row')}, {self.supervised:,} of {self.tokens:,} tokens supervised, {self.ended:,} of {self.answers:,} answers end in a "
+            f"supervised {self.end_token}; {counted(self.steps, 'step')}, learning rate {self.learning_rate:g}, then {self.schedule}"
+        )
+
+
+def preflight(
+    rows: Sequence[TrainRow],
+    ids: Sequence[str],
+    template: Template,
+    config: TrainConfig,
+    steps: Sequence[Step],
+    limit: int,
+) -> Preflight:
+    """Look at the rows of a run; nothing is computed with the model.
+
+    Args:
+        rows, ids: training rows and their ids, in the same order.
+        steps: the run as planned.
+        limit: most tokens of a row: the model's context, or the data set's limit.
+    """
+    parts = [(name, part) for name, row in zip(ids, rows, strict=True) for part in conversations(row)]
+    bos = template.tokenizer.token_to_id(str(template.variables.get("bos_token") or ""))
+    ends = [_ends(part, template.end_ids) for _, part in parts]
+    warmup = max(round(len(steps) * config.warmup), 1)
+    return Preflight(
+        rows=len(rows),
+        tokens=sum(tokens_of(row) for row in rows),
+        supervised=sum(sum(1 for weight in part.mask[1:] if weight) for _, part in parts),
+        longest=max((len(part.ids) for _, part in parts), default=0),
+        limit=limit,
+        bos=dict(Counter(part.ids.count(bos) for _, part in parts)) if bos is not None else {},
+        answers=sum(len(of_row) for of_row in ends),
+        ended=sum(sum(of_row) for of_row in ends),
+        end_token=template.tokenizer.id_to_token(template.end_ids[0]) if template.end_ids else "end of turn",
+        steps=len(steps),
+        warmup_steps=warmup,
+        rows_per_step=sum(step.rows for step in steps) / max(len(steps), 1),
+        learning_rate=config.learning_rate,
+        schedule={"constant": "constant", "linear": "linear to zero", "cosine": "along a cosine to zero"}[
+            config.schedule
+        ],
+        problems=tuple(_problems(parts, ends, template, bos, config, limit)),
+        shown=tuple(parts[:2]),
+    )
+
+
+def _ends(row: Rendered, end_ids: Sequence[int]) -> list[bool]:
+    """For each run of supervised tokens whether an end-of-turn token is its last, or the last but white space."""
+    endings = []
+    for i, weight in enumerate(row.mask):
+        if weight and (i + 1 == len(row.mask) or not row.mask[i + 1]):
+            endings.append(any(token in end_ids for token in row.ids[max(i - 1, 0) : i + 1]))
+    return endings
+
+
+def _problems(
+    parts: Sequence[tuple[str, Rendered]],
+    ends: Sequence[Sequence[bool]],
+    template: Template,
+    bos: int | None,
+    config: TrainConfig,
+    limit: int,
+) -> list[str]:
+    unsupervised = [name for name, part in parts if not any(part.mask[1:])]
+    long = [f"{name} ({len(part.ids):,} tokens)" for name, part in parts if len(part.ids) > limit]
+    open_ended = [name for (name, _), problems in zip(parts, ends, strict=True) if problems and not any(problems)]
+    starts = [part.ids[:1] == [bos] for _, part in parts]
+    doubled = [name for name, part in parts if bos is not None and part.ids[:2] == [bos, bos]]
+    bare = [name for (name, _), begins in zip(parts, starts, strict=True) if not begins]
+    if not template.end_ids or config.train_on == "all":
+        open_ended = []
+    problems = (
+        (unsupervised, "no token to learn: every row needs an assistant turn with text and a weight"),
+        (
+            long,
+            f"more than {limit:,} tokens: prepare again with data.max_length={limit} and data.too_long=truncate or split",
+        ),
+        (
+            open_ended,
+            "no supervised end-of-turn token: the model would never learn to stop; the chat template is at fault",
+        ),
+        (doubled, "two begin-of-text tokens: the text of the first turn holds one"),
+        (bare if len(bare) < len(parts) else [], "no begin-of-text token while others do"),
+    )
+    none = [] if parts else ["there is no training row: give more data, or smaller split.val and split.test"]
+    return none + [f"{_named(names)} {what}" for names, what in problems if names]
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
+    return f"{len(names):,} {'row has' if len(names) == 1 else 'rows have'} ({shown})"

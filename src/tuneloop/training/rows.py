@@ -1,0 +1,224 @@
+"""What a loss is computed from: rows of a data set as token ids and masks, with what people thought of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tuneloop.core.errors import UserError
+from tuneloop.inference.targets.local import open_folder_or_name
+from tuneloop.models.template import Rendered, Template
+from tuneloop.records.rows import Message, Row
+from tuneloop.training.config import LOSSES, RowKind, TrainConfig
+from tuneloop.training.teachers import aligned, keys_of, refuse_other_tokens, teachers_template
+from tuneloop.training.top_logits import is_store
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two answers to one prompt, the better one first.
+
+    Args:
+        chosen, rejected: the conversation with either; the mask marks the answer.
+        reference: log likelihoods of both answers under the reference model.
+    """
+
+    chosen: Rendered
+    rejected: Rendered
+    reference: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class RatedAnswer:
+    """An answer with a thumb.
+
+    Args:
+        answer: the conversation; the mask marks the rated answer.
+        other: the same prompt with another row's answer, by which KTO estimates how far the model has moved.
+        good: thumb up.
+        reference: log likelihoods of both answers under the reference model.
+    """
+
+    answer: Rendered
+    other: Rendered
+    good: bool
+    reference: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Taught(Rendered):
+    """A conversation at whose supervised positions a teacher's probabilities are stored.
+
+    Args:
+        key: by which they are found; empty: the teacher is queried in each step.
+        theirs: the conversation as a teacher with other tokens reads it; None: it has the same.
+        aligned: for each supervised position the number of the one of `theirs` that is at the same place, see `teachers.aligned`.
+    """
+
+    key: str = ""
+    theirs: Rendered | None = None
+    aligned: tuple[int, ...] = ()
+
+
+TrainRow = Rendered | PreferencePair | RatedAnswer
+
+
+def conversations(row: TrainRow) -> tuple[Rendered, ...]:
+    """What is computed of a row in a training step."""
+    if isinstance(row, PreferencePair):
+        return row.chosen, row.rejected
+    return (row.answer,) if isinstance(row, RatedAnswer) else (row,)
+
+
+def tokens_of(row: TrainRow) -> int:
+    """Tokens of a row in a training step."""
+    return sum(len(part.ids) for part in conversations(row))
+
+
+def reference_tokens(row: TrainRow) -> int:
+    """Tokens of a row that the reference model reads before the first step."""
+    if isinstance(row, RatedAnswer):
+        return len(row.answer.ids) + len(row.other.ids)
+    return tokens_of(row) if isinstance(row, PreferencePair) else 0
+
+
+def supervised_tokens(row: TrainRow) -> float:
+    """Supervised tokens of a row; by weight, where tokens have weights."""
+    return sum(sum(part.mask[1:]) for part in conversations(row))
+
+
+def training_rows(rows: Sequence[Row | TrainRow], template: Template, config: TrainConfig) -> list[TrainRow]:
+    """The rows that the configured loss can use, rendered; what has been made for a loss before is passed on.
+
+    Raises:
+        UserError: no row is of the kind that the loss needs.
+    """
+    raw = [row for row in rows if isinstance(row, Row)]
+    if len(raw) < len(rows):
+        return [row for row in rows if not isinstance(row, Row)]
+    kind = row_kind(config)
+    usable = [row for row in raw if kind.usable(row)]
+    if rows and not usable and kind.needed:
+        step = "set train.loss=supervised, or give such data"
+        raise UserError(f"No row has {kind.needed}", where=f"train.loss={config.loss}", next_step=step)
+    return kind.make(usable, template, config)
+
+
+def is_usable(row: Row, config: TrainConfig) -> bool:
+    """Whether the configured loss can learn from a row."""
+    return row_kind(config).usable(row)
+
+
+def row_kind(config: TrainConfig) -> RowKind:
+    """What the configured loss learns from."""
+    return SHIPPED.get(config.loss) or LOSSES[config.loss].rows or CONVERSATIONS
+
+
+def _conversations(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
+    return [_learned(template.render(row.messages, row.tools), config.train_on) for row in rows]
+
+
+def _pairs(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
+    return [_pair(row, template) for row in rows]
+
+
+def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
+    answers = [_last_answer(row.messages, len(row.messages) - 1, row, template) for row in rows]
+    return [
+        RatedAnswer(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
+        for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
+    ]
+
+
+def _taught(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
+    """Conversations that a teacher judges, each with the place of what is stored.
+
+    Raises:
+        UserError: nothing is stored of a row, or the teacher has other tokens or another chat template.
+    """
+    made = [template.render(row.messages, row.tools) for row in rows]
+    if made and config.divergence == "universal":
+        return _taught_by_other_tokens(rows, made, template, config)
+    if made and not is_store(str(config.teacher)):
+        refuse_other_tokens(open_folder_or_name(str(config.teacher)), rows[0], made[0], template)
+    return [Taught(row.ids, row.mask, key) for row, key in zip(made, keys_of(made, config), strict=True)]
+
+
+def _taught_by_other_tokens(
+    rows: Sequence[Row], made: Sequence[Rendered], template: Template, config: TrainConfig
+) -> list[TrainRow]:
+    """Conversations of a teacher with other tokens, each as both read it."""
+    theirs = teachers_template(config)
+    others = [theirs.render(row.messages, row.tools) for row in rows]
+    return [
+        Taught(row.ids, row.mask, key, other, aligned(row, other, template.decode, theirs.decode))
+        for row, other, key in zip(made, others, keys_of(others, config), strict=True)
+    ]
+
+
+CONVERSATIONS = RowKind(lambda row: not row.rated_bad, _conversations)
+PAIRS = RowKind(lambda row: bool(row.meta.get("rejected")), _pairs, "a chosen and a rejected answer")
+RATINGS = RowKind(lambda row: isinstance(row.meta.get("thumb"), bool), _ratings, "a thumb up or down")
+TAUGHT = RowKind(lambda row: not row.rated_bad, _taught)
+SHIPPED = {"supervised": CONVERSATIONS, "dpo": PAIRS, "kto": RATINGS, "distil": TAUGHT}  # known without importing torch
+
+
+def _learned(row: Rendered, what: str) -> Rendered:
+    if what == "assistant":
+        return row
+    if what == "all":
+        return Rendered(row.ids, [1] * len(row.ids))
+    end = max((i for i, weight in enumerate(row.mask) if weight), default=-1) + 1
+    begin = end
+    while begin and row.mask[begin - 1]:
+        begin -= 1
+    return Rendered(row.ids, [0] * begin + row.mask[begin:end] + [0] * (len(row.mask) - end))
+
+
+def _last_answer(messages: Sequence[Message], shared: int, row: Row, template: Template) -> Rendered:
+    """The conversation, only its turns from `shared` on learned."""
+    turns: list[Message] = [{**m, "weight": 0} for m in messages[:shared]]
+    return template.render([*turns, *messages[shared:]], row.tools)
+
+
+def _pair(row: Row, template: Template) -> PreferencePair:
+    shared = int(row.meta.get("shared_turns", len(row.messages) - 1))
+    worse = [*row.messages[:shared], *row.meta["rejected"]]
+    return PreferencePair(_last_answer(row.messages, shared, row, template), _last_answer(worse, shared, row, template))
+
+
+def _mismatched(prompt: Rendered, answer: Rendered) -> Rendered:
+    """The prompt of one conversation with the answer of another."""
+    begin, other = _begin(prompt), _begin(answer)
+    return Rendered(prompt.ids[:begin] + answer.ids[other:], prompt.mask[:begin] + answer.mask[other:])
+
+
+def _begin(row: Rendered) -> int:
+    return next((i for i, weight in enumerate(row.mask) if weight), len(row.mask))
+
+
+def with_reference(row: TrainRow, values: tuple[float, float]) -> TrainRow:
+    """The row with the reference model's log likelihoods."""
+    return row if isinstance(row, Rendered) else replace(row, reference=values)
+
+
+def check_rows(rows: Sequence[TrainRow], split: str, vocabulary: int) -> None:
+    """Refuse what can't be trained on.
+
+    Raises:
+        UserError: no rows, a row without a supervised token, a token id that the model does not have.
+    """
+    if not rows:
+        raise UserError(f"The {split} split is empty", next_step="give more data, or smaller split.val and split.test")
+    for number, row in enumerate(rows, 1):
+        for part in conversations(row):
+            if not any(part.mask[1:]):
+                step = (
+                    "every row needs an assistant turn; `tuneloop prepare --show 3` shows which tokens are supervised"
+                )
+                raise UserError(f"Row {number} of the {split} split has no token to learn", next_step=step)
+            if max(part.ids) >= vocabulary or min(part.ids) < 0:
+                raise UserError(
+                    f"Row {number} of the {split} split has the token {max(part.ids)}, and the model knows {vocabulary}",
+                    next_step="the tokenizer is not this model's: download the model's folder again, with its own tokenizer.json",
+                )

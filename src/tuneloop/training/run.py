@@ -1,0 +1,160 @@
+"""A run as its parts share it: what is trained, how far it is, and how it writes down what happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuneloop.core.device import peak_memory, random_state, set_random_state
+from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.ui import Progress, no_progress
+from tuneloop.models.load import Model
+from tuneloop.models.methods import Trainable
+from tuneloop.models.sharded import is_first
+from tuneloop.records.run import Schedule
+from tuneloop.training.checkpoint import State, save_checkpoint
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.distributed import load_optimizer
+from tuneloop.training.monitors import Monitors, TrainingFinding
+from tuneloop.training.optimizers import UpdatesInBackward
+
+SAVES_APART = 19.0  # times what writing a checkpoint took: full 8B writes 50 to 80 GB
+
+
+@dataclass
+class TrainingRun:
+    """What the loop's parts share."""
+
+    model: Model
+    config: TrainConfig
+    trainable: Trainable
+    optimizer: Any
+    state: State
+    out: Path
+    log: Callable[[dict[str, Any]], None] = lambda record: None
+    saved: Callable[[], None] = lambda: None
+    progress: Progress = no_progress
+    start: dict[str, Tensor] = field(default_factory=dict)
+    monitors: Monitors = field(default_factory=Monitors)
+    ids: Sequence[str] = ()
+    found: list[TrainingFinding] = field(default_factory=list)
+    untrained: dict[str, Tensor] = field(default_factory=dict)
+    metrics: Any = None
+    saved_at: float = 0.0
+    saving_seconds: float = 0.0
+    asked_to_end: bool = False
+    said_busy: bool = False
+    threads: int = field(default_factory=torch.get_num_threads)
+    seed: int = 0
+    in_backward: UpdatesInBackward | None = None
+    schedule: Schedule | None = None  # of an earlier run, which is reproduced
+
+    def __post_init__(self) -> None:
+        if self.config.optimizer_in_backward:
+            self.in_backward = UpdatesInBackward(self.optimizer)
+            self.trainable.ready[:] = [self.in_backward]
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Write a record to `metrics.jsonl`, pass it on, and note what the monitors find in it; `act` acts on that."""
+        if self.metrics is not None:
+            self.metrics.write(record)
+        self.log(record)
+        batch = [self.ids[i] for i in record.get("rows", ())] if self.ids and "loss" in record else []
+        for finding in self.monitors.feed(record, batch):
+            self.found.append(finding)
+            self.record(finding.to_record())
+
+    def checkpoint_due(self) -> bool:
+        """Whether it is time for one: by the clock, by steps, or because the process is to end."""
+        every = self.config.checkpoint_steps
+        return (
+            self.asked_to_end
+            or time.monotonic() - self.saved_at > self._seconds_apart()
+            or (every is not None and self.state.step % every == 0)
+        )
+
+    def _seconds_apart(self) -> float:
+        """Seconds between checkpoints: as configured, but no more than a twentieth of the time goes into writing them."""
+        wanted = self.config.checkpoint_seconds
+        return max(wanted, SAVES_APART * self.saving_seconds) if wanted else 0.0
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        state, began = self.state, time.monotonic()
+        if state.step:  # the first checkpoint only holds the plan: a resumed run makes the same start again
+            state.parameters = self.trainable.state()
+            state.optimizer = self.optimizer.state_dict()
+        state.rng = random_state()
+        state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
+        if self.metrics is not None:
+            self.metrics.sync()
+        save_checkpoint(self.checkpoints, state, self.config.keep_checkpoints)
+        state.parameters, state.optimizer = {}, {}
+        self.saved()
+        self.saved_at = time.monotonic()
+        self.saving_seconds = self.saved_at - began
+
+    def restore(self) -> None:
+        """Put what the state holds, fresh from a checkpoint, into the model, the optimizer and the random numbers."""
+        self.trainable.load(self.state.parameters or self.untrained, str(self.checkpoints))
+        self.optimizer.state.clear()
+        if self.state.optimizer:
+            load_optimizer(self.optimizer, self.state.optimizer)
+        if self.in_backward:
+            self.in_backward.find_groups()
+        set_random_state(self.state.rng)
+
+    def open_metrics(self) -> contextlib.AbstractContextManager[MetricsFile | None]:
+        """The run's metrics, opened by the process that writes them."""
+        return MetricsFile(self.out / "metrics.jsonl", self.state.step) if is_first() else contextlib.nullcontext()
+
+
+class MetricsFile:
+    """`metrics.jsonl`, appended record by record; opening drops what a cut-short run wrote behind its last checkpoint."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        with user_errors_of_the_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = []
+            if step and path.is_file():
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    try:
+                        if json.loads(line)["step"] <= step:
+                            lines.append(line + "\n")
+                    except (ValueError, KeyError):
+                        continue  # the line that was being written when the process died
+            path.write_text("".join(lines), encoding="utf-8")
+            self.file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record."""
+        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in record.items()}
+        with user_errors_of_the_disk(self.path):
+            self.file.write(json.dumps(clean) + "\n")
+            self.file.flush()
+
+    def sync(self) -> None:
+        """Make the records durable."""
+        with user_errors_of_the_disk(self.path):
+            os.fsync(self.file.fileno())

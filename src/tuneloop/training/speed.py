@@ -1,0 +1,163 @@
+"""How fast a run will go, measured before it begins."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+
+import torch
+
+from tuneloop.core.device import is_out_of_memory, release_memory
+from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.models.load import Model
+from tuneloop.models.methods import method_named
+from tuneloop.models.sharded import processes
+from tuneloop.training.batches import Step, plan_steps, too_large
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.distributed import agreed, own_share, summed
+from tuneloop.training.loss import shared_prefix
+from tuneloop.training.methods import attach, recompute_layers
+from tuneloop.training.rows import TrainRow, check_rows, conversations, tokens_of
+from tuneloop.training.step import batch_loss
+
+# A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in again, and a
+# shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a number from experience.
+SUSTAINED = 0.82
+MEASURING = "measuring this machine"  # as progress calls it
+# Seconds of passes that are enough; most seconds of a measurement, and most of them as a share of a run's time.
+ENOUGH, MOST, MOST_SHARE = 3.0, 15.0, 0.06
+FEW_TOKENS = 256  # of the first passes of several rows: products of so many are about as fast as larger ones
+
+
+def measure_speed(
+    model: Model,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    seed: int,
+    seconds: float | None = None,
+    kept_layers: int = 0,
+    progress: Progress = no_progress,
+) -> float:
+    """Tokens a second that a run will keep up, from forward and backward passes on some of its own batches.
+
+    Nothing is changed. A few seconds run faster than many minutes, see SUSTAINED. Where even one micro-batch would take too long,
+    see `longest_measurement`, a few of its rows are the measure.
+
+    Args:
+        seconds: that are enough; default: `ENOUGH`, or a tenth of the run's time where that is less.
+        kept_layers: where layers are computed again, so many of the last ones are not.
+    """
+    seconds = min(ENOUGH, 6 * (config.max_minutes or 1.0)) if seconds is None else seconds
+
+    check_rows(rows, "training", model.head.shape[0])
+    trainable = attach(model, config, seed, rows)
+    steps = plan_steps(rows, config, seed)
+    picked = random.Random(seed).sample(steps, min(len(steps), 8))
+    recompute_layers(model.net, config.gradient_checkpointing == "always", kept_layers)
+    model.net.train()
+    with busy(progress, MEASURING), torch.random.fork_rng(devices=[]):
+        speed = _timed(model, rows, config, picked, seconds)
+    for parameter in trainable.parameters.values():
+        parameter.grad = None
+    trainable.detach()
+    recompute_layers(model.net, False)
+    model.net.eval()
+    return SUSTAINED * speed
+
+
+def longest_measurement(config: TrainConfig, seconds: float) -> float:
+    """Seconds after which no pass of a measurement may end, as far as is known before it begins: some per cent of the run's time.
+
+    Args:
+        seconds: that are enough; half as many more are always allowed.
+    """
+    return MOST if config.max_minutes is None else min(MOST, max(1.5 * seconds, MOST_SHARE * 60 * config.max_minutes))
+
+
+def _timed(
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, picked: Sequence[Step], seconds: float
+) -> float:
+    """Tokens a second of passes on these steps.
+
+    Passes grow from a single row to a whole micro-batch, and each is begun only where the one before it says that it will end in
+    time. So a machine of any speed is measured, a very slow one by a row.
+    """
+    began, most = time.monotonic(), longest_measurement(config, seconds)
+    tokens, took = 0, 0.0  # of the last pass
+
+    def fits(micro: Sequence[int]) -> bool:
+        expected = took / max(tokens, 1) * sum(tokens_of(rows[i]) for i in micro)
+        return not agreed(time.monotonic() - began + expected > most)
+
+    def passed(micro: Sequence[int]) -> tuple[int, float]:
+        start = time.monotonic()
+        _forth_and_back(model, [rows[i] for i in micro], config)
+        return sum(tokens_of(rows[i]) for i in micro), time.monotonic() - start
+
+    micros = [micro for step in picked for micro, _ in own_share(step.micro_batches)]
+    few = _few_rows(rows, micros[0])
+    # The first pass does what is done once, and the first of a size takes new memory: their time counts where there is no other.
+    for micro in (micros[0][:1], few, few, micros[0]):
+        if not fits(micro):
+            return summed([tokens])[0] / took
+        tokens, took = passed(micro)
+    whole: list[tuple[int, float]] = []
+    for micro in micros:
+        if not fits(micro):
+            break
+        whole.append(passed(micro))
+        if agreed(sum(each for _, each in whole) > seconds):
+            break
+    if whole:
+        tokens, took = sum(n for n, _ in whole), sum(each for _, each in whole)
+    return summed([tokens])[0] / took
+
+
+def _few_rows(rows: Sequence[TrainRow], micro: Sequence[int]) -> list[int]:
+    """The first rows of a micro-batch that have `FEW_TOKENS` together."""
+    few: list[int] = []
+    for i in micro:
+        few.append(i)
+        if sum(tokens_of(rows[j]) for j in few) >= FEW_TOKENS:
+            break
+    return few
+
+
+def _forth_and_back(model: Model, rows: Sequence[TrainRow], config: TrainConfig, recomputing: bool = False) -> None:
+    """A micro-batch's passes, divided as a run divides them when memory runs out.
+
+    Raises:
+        UserError: a single row does not fit.
+    """
+    try:
+        batch_loss(model, rows, 1.0, config).backward()  # type: ignore[no-untyped-call]
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or processes() > 1:
+            raise
+    release_memory()
+    if len(rows) > 1:
+        for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+            _forth_and_back(model, half, config, recomputing)
+    elif recomputing or config.gradient_checkpointing != "auto":
+        raise too_large(tokens_of(rows[0]), "while measuring the speed")
+    else:
+        recompute_layers(model.net, True)
+        _forth_and_back(model, rows, config, True)
+
+
+def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[int, int, int]:
+    """Conversations, their length behind what is computed once for all of them, and the length of that.
+
+    The length is the root of the mean square, between what layers and what attention needs; on several processes, which may compute all padding, the longest.
+    """
+    parts = [part for row in rows for part in conversations(row)]
+    virtual = method_named(config.method).footprint.has_virtual_tokens
+    shares = model.shares(max(len(part.ids) for part in parts), behind_prefix=virtual)
+    prefix = shared_prefix(parts) if shares else 0
+    lengths = [len(part.ids) - prefix for part in parts]
+    if processes() > 1:
+        return len(parts), max(lengths), prefix
+    return len(parts), math.ceil(math.sqrt(sum(n * n for n in lengths) / len(lengths))), prefix

@@ -1,0 +1,161 @@
+"""One optimizer step: the gradient of all its rows, in as many parts as the memory asks for, and the update."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tuneloop.core.device import is_out_of_memory, random_state, release_memory, set_random_state
+from tuneloop.models.load import Model
+from tuneloop.models.sharded import processes, whole
+from tuneloop.training.batches import Step, halved, too_large
+from tuneloop.training.config import TrainConfig
+from tuneloop.training.distil import distil as distil  # which puts its loss into LOSSES
+from tuneloop.training.distributed import own_share, sum_gradients, summed
+from tuneloop.training.loss import LOSSES, Batch
+from tuneloop.training.methods import recompute_layers
+from tuneloop.training.rows import TrainRow, tokens_of
+from tuneloop.training.run import TrainingRun
+
+
+def optimizer_step(
+    run: TrainingRun, step: Step, rows: Sequence[TrainRow], rate: float
+) -> tuple[float, float, dict[str, float]]:
+    """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, and the loss's further metrics.
+
+    The mean is taken over the whole step, so that how it is divided into micro-batches changes nothing. When memory runs
+    out the step is repeated in micro-batches of half as many rows, and so are those that follow.
+
+    Raises:
+        UserError: a single row does not fit into memory.
+    """
+    parameters = list(run.trainable.parameters.values())
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate * group.get("ratio", 1.0)
+    for _ in range(run.state.halvings):
+        with contextlib.suppress(ValueError):
+            step = halved(step)
+    while True:
+        rng = random_state()
+        try:
+            total, metrics = _gradients(run, step, rows)
+            if not (run.state.loss_scale > 1 and _overflowed(parameters)):
+                break
+            run.state.loss_scale /= 2
+            run.state.scaled_steps = 0
+        except (RuntimeError, MemoryError) as error:
+            # With several processes the others are in the middle of the step; in the backward pass weights have changed already.
+            if not is_out_of_memory(error) or processes() > 1 or run.in_backward:
+                raise
+        run.optimizer.zero_grad(set_to_none=True)
+        set_random_state(rng)
+        step = _with_less_memory(run, step, rows)
+    if run.in_backward:
+        norm = run.in_backward.norm()
+    else:
+        norm = _clip(parameters, run.config.max_grad_norm)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+    if run.state.loss_scale:
+        run.state.scaled_steps += 1
+        if run.state.scaled_steps % SCALED_STEPS == 0:
+            run.state.loss_scale = min(2 * run.state.loss_scale, LOSS_SCALE)
+    return total, norm, metrics
+
+
+def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
+    loss = LOSSES[run.config.loss]
+    of_step = [rows[i] for i in step.indices]
+    scale = run.state.loss_scale or 1.0
+    share = scale / sum(loss.units(row) for row in of_step)
+    constant = loss.constant(Batch(run.model, of_step, share, run.config, run.trainable.base))
+    values: list[Tensor] = []
+    parts: dict[str, list[Tensor]] = {}
+    own_micro_batches = own_share(step.micro_batches)
+    for place, (micro, counted) in enumerate(own_micro_batches, 1):
+        if run.in_backward:
+            run.in_backward.armed = place == len(own_micro_batches)
+        weight = share if counted else 0.0
+        batch = Batch(run.model, [rows[i] for i in micro], weight, run.config, run.trainable.base, constant)
+        value, sums = loss.value(batch)
+        value.backward()  # type: ignore[no-untyped-call]
+        values.append(value.detach())
+        for name, metric in sums.items():
+            parts.setdefault(name, []).append(metric)
+    sum_gradients(list(run.trainable.parameters.values()))
+    # Read only now: until here a GPU has been given its work without waiting.
+    read = torch.stack([number.to(values[0].device) for each in (values, *parts.values()) for number in each]).tolist()
+    ends = [0, *itertools.accumulate(map(len, (values, *parts.values())))]
+    total, *sums_of_all = summed([sum(read[start:end]) for start, end in itertools.pairwise(ends)])
+    metrics = dict(zip(parts, sums_of_all, strict=True))
+    if run.state.loss_scale:
+        total, metrics = total / scale, {name: metric / scale for name, metric in metrics.items()}
+        torch._foreach_mul_([p.grad for p in run.trainable.parameters.values() if p.grad is not None], 1 / scale)
+    if run.start:
+        metrics["l2_start"] = _pull_to_start(run)
+    return total, metrics
+
+
+# Half precision: the loss is scaled up by this at first, by half of it after each overflow, by twice after so many steps without one.
+LOSS_SCALE, SCALED_STEPS = 2.0**16, 1000
+
+
+def _overflowed(parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether a gradient became infinite: the step is then repeated with a smaller scale (Micikevicius et al. 2018, arXiv 1710.03740)."""
+    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None], 2, dtype=torch.float32)
+    return not bool(torch.stack(norms).isfinite().all())
+
+
+def _clip(parameters: Sequence[nn.Parameter], most: float) -> float:
+    """Shrink the gradients to a norm of at most `most` over all of them; returns what it was. Norms are fp32 also where gradients are bf16."""
+    with_gradient = [p for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm([p.grad for p in with_gradient], 2, dtype=torch.float32)  # type: ignore[misc]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    torch.nn.utils.clip_grads_with_norm_(with_gradient, most, norm)
+    return float(whole(norm))
+
+
+def _pull_to_start(run: TrainingRun) -> float:
+    """Add the gradient of `l2_start` times the squared distance from where the run began; returns the distance.
+
+    A weight at a time, for the differences are fp32. Of a bf16 weight they are what the model computes with, without what rounding took away.
+    """
+    distances = []
+    for name, p in run.trainable.parameters.items():
+        moved = p.detach().float() - run.start[name].float()
+        distances.append(moved.square().sum())
+        pull = moved.mul_(2 * run.config.l2_start).to(p.dtype)
+        p.grad = pull if p.grad is None else p.grad.add_(pull)
+    return float(whole(torch.stack(distances).sum()))
+
+
+def _with_less_memory(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> Step:
+    """The step in smaller micro-batches; the message about it is in `metrics.jsonl`."""
+    release_memory()
+    try:
+        smaller = halved(step)
+    except ValueError:
+        if run.config.gradient_checkpointing == "auto" and (run.state.kept_layers or not run.state.recompute):
+            run.state.recompute, run.state.kept_layers = True, 0
+            recompute_layers(run.model.net, True)
+            run.record({"step": run.state.step, "event": "out_of_memory",
+                          "message": f"memory ran out: from step {run.state.step + 1} on layers are computed again in the backward "
+                                     "pass, which takes about a third longer; the result stays the same"})  # fmt: skip
+            return step
+        longest = max(tokens_of(rows[i]) for i in step.indices)
+        raise too_large(longest, f"at step {run.state.step + 1}", str(run.out)) from None
+    run.state.halvings += 1
+    before, after = (max(len(micro) for micro in s.micro_batches) for s in (step, smaller))
+    run.record({"step": run.state.step, "event": "out_of_memory",
+                  "message": f"memory ran out: micro-batches of {after} rows instead of {before} from step "
+                             f"{run.state.step + 1} on; a step's rows and its result stay the same"})  # fmt: skip
+    return smaller
+
+
+def batch_loss(model: Model, rows: Sequence[TrainRow], weight: float, config: TrainConfig = TrainConfig()) -> Tensor:
+    """The configured loss of one micro-batch, each unit (a supervised token, a pair) counted `weight`."""
+    return LOSSES[config.loss].value(Batch(model, rows, weight, config))[0]

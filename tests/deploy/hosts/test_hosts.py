@@ -1,0 +1,413 @@
+"""What is written for a host is what the host's own definitions accept."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from host_definitions import in_environment, schema
+
+from tuneloop.core.errors import UserError
+from tuneloop.deploy.deployment import Card, Deployment, Form, Machine, Size, Traffic
+from tuneloop.deploy.hosts import find_host, hosts, refuse_form
+from tuneloop.deploy.project_text import readme, request_text
+
+NAMES = [
+    "runpod", "modal", "baseten", "replicate", "together", "fireworks", "huggingface", "sagemaker", "skypilot", "dstack",
+    "kubernetes", "kserve", "production-stack", "ray-serve", "compose", "ollama", "docker-model-runner",
+]  # fmt: skip
+
+
+def job(host: str, form: Form = "merged", cards: int = 1, traffic: Traffic = Traffic(1, 3)) -> Deployment:
+    known = find_host(host).gpus
+    key = next((key for key in ("a100-80gb", "h100-sxm") if cards in find_host(host).counts.get(key, (1, 2, 4, 8))), "")
+    key = key if key in known else next(iter(known), "")
+    machine = Machine(Card(key, "a card", 80.0, 1.5, "$1.5 an hour"), cards) if known else None
+    return Deployment(
+        "tickets", "tickets-merged-0123", form, "meta-llama/Llama-3.1-8B-Instruct", "acme/tickets", Size(15.0, 131072, 4096),
+        file="model.gguf", rank=24, system="File the ticket.", machine=machine, traffic=traffic,
+    )  # fmt: skip
+
+
+CASES = [(name, form) for name in NAMES for form in find_host(name).forms]
+
+
+def written(host: str, form: Form, folder: Path, **settings: Any) -> dict[str, Path]:
+    files = find_host(host).project(job(host, form, **settings))
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return {name: folder / name for name in files}
+
+
+def closed(node: Any) -> Any:
+    """A resource definition's schema that refuses unknown fields, as an API server in strict mode does."""
+    if isinstance(node, dict):
+        node = {key: closed(value) for key, value in node.items()}
+        if "properties" in node and not node.get("x-kubernetes-preserve-unknown-fields"):
+            node.setdefault("additionalProperties", False)
+        if node.get("x-kubernetes-int-or-string"):
+            node = {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+    return [closed(each) for each in node] if isinstance(node, list) else node
+
+
+def check_resource(definition: Path, resource: dict[str, Any]) -> None:
+    crd = yaml.safe_load(definition.read_text())
+    version = resource["apiVersion"].rpartition("/")[2]
+    found = next(each for each in crd["spec"]["versions"] if each["name"] == version)
+    open_meta = closed(found["schema"]["openAPIV3Schema"]) | {"required": ["spec"]}
+    open_meta["properties"]["metadata"] = {"type": "object"}
+    jsonschema.validate(resource, open_meta)
+
+
+def test_every_host_of_the_list_is_there() -> None:
+    assert sorted(hosts()) == sorted(NAMES)
+    with pytest.raises(UserError, match="No host 'kubernets'") as caught:
+        find_host("kubernets")
+    assert "kubernetes" in caught.value.next_step
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_a_project_names_the_model_its_template_and_no_secret(name: str, form: Form) -> None:
+    host, one = find_host(name), job(name, form)
+    text = "\n".join(host.project(one).values()) + readme(host, one)
+    assert "tickets" in text and "4,096 tokens" in text and "File the ticket." in text
+    assert not re.search(r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9]{8,}", text)
+    assert len(host.commands(one)) == 3 and host.unchecked and host.checked and host.as_of >= "2026"
+
+
+@pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[1] == "adapter"])
+def test_an_adapter_is_served_on_its_base_with_room_for_its_rank(name: str, form: Form) -> None:
+    text = "\n".join(find_host(name).project(job(name, form)).values())
+    if name not in ("together", "fireworks"):  # they read the rank in the adapter's own files
+        assert "meta-llama/Llama-3.1-8B-Instruct" in text and "32" in text
+    assert "24" not in re.findall(r"rank\D{1,6}(\d+)", text)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if find_host(name).gpus])
+def test_several_cards_share_a_model(name: str) -> None:
+    number = max(find_host(name).counts.get("a100-80gb", (1, 2, 4, 8)))
+    assert str(number) in "\n".join(
+        find_host(name).project(job(name, find_host(name).forms[-1], cards=number)).values()
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if {"t4", "v100-16gb"} & set(find_host(name).gpus)])
+def test_a_card_without_bfloat16_computes_in_half_precision(name: str) -> None:
+    host = find_host(name)
+    for form in set(host.forms) - {"gguf"}:
+        known = job(name, form)
+        assert known.machine is not None
+        old = replace(known.machine, card=replace(known.machine.card, key="t4", bf16=False))
+        assert "half" in "\n".join(host.project(replace(known, machine=old)).values())
+        assert "half" not in "\n".join(host.project(known).values())
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_every_variable_of_the_commands_is_explained(name: str, form: Form) -> None:
+    host, one = find_host(name), job(name, form)
+    commands = "\n".join(command for command, _ in host.commands(one))
+    told = readme(host, one)
+    for command, _ in host.commands(one):
+        told = told.replace(command, "")
+    set_there = set(re.findall(r"^([A-Z_]+)=", commands, re.M)) | {"PORT", "PWD"}
+    used = set(re.findall(r"\$\{?([A-Z_]+)", commands)) - set_there
+    assert not [variable for variable in used if variable not in told and EXPLAINED.get(variable, "?") not in told]
+
+
+# What is only known when it is there -> the words that say where it is told.
+EXPLAINED = {
+    "MODEL_ID": "`truss push` tells the model's id", "ENDPOINT_URL": "the address stands in what deploy.py prints",
+    "DSTACK_GATEWAY": "`dstack apply` tells the address", "RAY_SERVE_URL": "port 8000 of the cluster's head",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_the_first_request_is_as_the_model_was_trained(name: str, form: Form) -> None:
+    host, one = find_host(name), job(name, form)
+    text = request_text(host, one)
+    asks = host.commands(one)[1][0]
+    if text is None:
+        assert name in ("replicate", "docker-model-runner") and "request.json" not in asks
+        return
+    request = json.loads(text)
+    assert "request.json" in asks and request["messages"][0] == {"role": "system", "content": "File the ticket."}
+    assert (request.get("model") or "").endswith("tickets") or name == "sagemaker"
+    assert request["temperature"] == 0, "as it was evaluated"
+
+
+@pytest.mark.parametrize("form", ["gguf", "merged", "adapter"])
+def test_compose_mounts_what_is_not_on_the_hub(form: Form) -> None:
+    local = yaml.safe_load(find_host("compose").project(replace(job("compose", form), repo=""))["compose.yaml"])
+    engine = local["services"]["engine"]
+    assert engine["volumes"][0] == "${ARTIFACT:?the folder of the artifact}:/models:ro"
+    assert any(word.endswith(("/models", "/models/model.gguf")) for word in engine["command"])
+    assert ("HF_TOKEN" in engine["environment"]) == (form == "adapter"), "its base comes from the hub"
+
+
+def test_a_readme_asks_for_a_token_only_where_something_is_read_from_the_hub() -> None:
+    for form, asks in (("gguf", False), ("merged", False), ("adapter", True)):
+        one = replace(job("compose", form), repo="")
+        assert ("HF_TOKEN" in readme(find_host("compose"), one)) == asks
+    for form, asks in (("gguf", False), ("adapter", True)):
+        assert ("HF_TOKEN" in readme(find_host("kubernetes"), job("kubernetes", form))) == asks
+
+
+@pytest.mark.parametrize("name", ["ollama", "docker-model-runner"])
+def test_what_runs_on_a_machine_of_one_s_own_names_no_bill(name: str) -> None:
+    host, one = find_host(name), job(name, "gguf")
+    assert "costs nothing more" in readme(host, one) and "bills by use" not in readme(host, one)
+    assert "cd " not in host.commands(one)[0][0], "the first request lies in this folder"
+
+
+def test_a_format_that_a_host_can_t_serve_names_one_that_it_can() -> None:
+    with pytest.raises(UserError, match="Ollama does not serve the format 'merged'") as caught:
+        refuse_form(find_host("ollama"), "merged")
+    assert "--format gguf" in caught.value.next_step
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_the_predictor_is_python_that_cog_s_schema_and_names_fit(tmp_path: Path, form: Form) -> None:
+    files = written("replicate", form, tmp_path)
+    jsonschema.validate(yaml.safe_load(files["cog.yaml"].read_text()), json.loads(schema("cog.json").read_text()))
+    tree = ast.parse(files["predict.py"].read_text())
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Predictor")
+    assert {node.name for node in found.body if isinstance(node, ast.AsyncFunctionDef)} == {"setup", "predict"}
+
+
+@pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[0] in ("compose", "docker-model-runner")])
+def test_compose_files_fit_the_specification(tmp_path: Path, name: str, form: Form) -> None:
+    files = written(name, form, tmp_path)
+    jsonschema.validate(
+        yaml.safe_load(files["compose.yaml"].read_text()), json.loads(schema("compose.json").read_text())
+    )
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_kserve_s_definition_accepts_the_service(tmp_path: Path, form: Form) -> None:
+    files = written("kserve", form, tmp_path)
+    resource = yaml.safe_load(files["inference-service.yaml"].read_text())
+    check_resource(schema("kserve.yaml"), resource)
+    resource["spec"]["predictor"]["minReplica"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="minReplica"):
+        check_resource(schema("kserve.yaml"), resource)
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_the_stack_s_chart_and_definition_accept_the_files(tmp_path: Path, form: Form) -> None:
+    files = written("production-stack", form, tmp_path)
+    rules = json.loads(schema("production-stack-values.json").read_text())
+    values = yaml.safe_load(files["values.yaml"].read_text())
+    jsonschema.validate(values, rules)
+    engine = rules["properties"]["servingEngineSpec"]["properties"]["modelSpec"]["items"]["properties"]
+    assert values["servingEngineSpec"]["modelSpec"][0].keys() <= engine.keys()
+    assert values["servingEngineSpec"]["modelSpec"][0]["vllmConfig"].keys() <= engine["vllmConfig"]["properties"].keys()
+    if form == "adapter":
+        check_resource(schema("production-stack-adapter.yaml"), yaml.safe_load(files["adapter.yaml"].read_text()))
+
+
+@pytest.mark.parametrize(("form", "cards"), [("merged", 1), ("adapter", 1), ("merged", 4)])
+def test_runpod_s_worker_turns_the_variables_into_the_engine_s_options(tmp_path: Path, form: Form, cards: int) -> None:
+    files = written("runpod", form, tmp_path, cards=cards)
+    known: dict[str, Any] = {}
+    exec(compile(schema("runpod-args.py").read_text(), "args_builder.py", "exec"), known)
+    variables = json.loads(files["template.json"].read_text())["env"]
+    flags = known["VALUE_FLAGS"] | known["PAIRED_BOOL_FLAGS"] | known["BOOL_FLAGS"]
+    named = {flag.lstrip("-").replace("-", "_").upper() for flag in flags} | set(known["ENV_ALIASES"])
+    assert variables.keys() <= named | {"MODEL_NAME", "HF_TOKEN", "MAX_CONCURRENCY"}
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_huggingface_hub_takes_the_endpoint(tmp_path: Path, form: Form) -> None:
+    import inspect
+
+    from huggingface_hub import create_inference_endpoint
+
+    values = json.loads(written("huggingface", form, tmp_path)["endpoint.json"].read_text())
+    inspect.signature(create_inference_endpoint).bind(**values)
+    assert len(values["name"]) <= 32
+
+
+@pytest.mark.parametrize("cards", [1, 8])
+def test_botocore_accepts_the_calls(tmp_path: Path, cards: int) -> None:
+    files = written("sagemaker", "merged", tmp_path, cards=cards)
+    code = """
+import json, sys, botocore.session, botocore.validate
+api = botocore.session.get_session().get_service_model("sagemaker")
+for name, values in json.load(open(sys.argv[1])).items():
+    operation = "".join(part.title() for part in name.split("_"))
+    report = botocore.validate.ParamValidator().validate(values, api.operation_model(operation).input_shape)
+    assert not report.has_errors(), report.generate_report()
+    kinds = api.shape_for("ProductionVariantInstanceType").enum
+    for variant in values.get("ProductionVariants", []):
+        assert variant["InstanceType"] in kinds, variant
+"""
+    in_environment("boto3", code, files["requests.json"])
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_truss_reads_the_config_and_knows_each_key(tmp_path: Path, form: Form) -> None:
+    written("baseten", form, tmp_path)
+    code = """
+import sys, pathlib, typing, yaml, pydantic
+from truss.base.truss_config import TrussConfig
+path = pathlib.Path(sys.argv[1])
+TrussConfig.from_yaml(path / "config.yaml")
+def check(values, model, where=""):
+    for key, value in values.items():
+        assert key in model.model_fields, f"{where}{key}"
+        kind = model.model_fields[key].annotation
+        for one in (kind, *typing.get_args(kind)):
+            if isinstance(one, type) and issubclass(one, pydantic.BaseModel) and isinstance(value, dict):
+                check(value, one, f"{where}{key}.")
+check(yaml.safe_load((path / "config.yaml").read_text()), TrussConfig)
+"""
+    in_environment("truss", code, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_modal_builds_the_app_without_a_token(tmp_path: Path, form: Form) -> None:
+    files = written("modal", form, tmp_path)
+    code = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("app", sys.argv[1])
+module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+assert list(module.app.registered_functions) == ["serve"], module.app.registered_functions
+"""
+    in_environment("modal", code, files["app.py"], HOME=str(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+@pytest.mark.parametrize("traffic", [Traffic(1, 1), Traffic(1, 4)])
+def test_dstack_s_records_accept_the_service(tmp_path: Path, form: Form, traffic: Traffic) -> None:
+    files = written("dstack", form, tmp_path, traffic=traffic)
+    code = """
+import sys, yaml
+from dstack._internal.core.models.configurations import parse_run_configuration
+parse_run_configuration(yaml.safe_load(open(sys.argv[1])))
+"""
+    in_environment("dstack", code, files[".dstack.yml"], HOME=str(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+@pytest.mark.parametrize("traffic", [Traffic(1, 1), Traffic(1, 4)])
+def test_skypilot_s_schemas_accept_the_service(tmp_path: Path, form: Form, traffic: Traffic) -> None:
+    files = written("skypilot", form, tmp_path, traffic=traffic)
+    code = """
+import sys, yaml, jsonschema
+from sky.utils import schemas
+task = yaml.safe_load(open(sys.argv[1]))
+jsonschema.validate(task, schemas.get_task_schema())
+jsonschema.validate(task["service"], schemas.get_service_schema())
+jsonschema.validate(task["resources"], schemas.get_resources_schema())
+"""
+    in_environment("skypilot", code, files["service.yaml"], HOME=str(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_ray_s_schema_accepts_the_file(tmp_path: Path, form: Form) -> None:
+    files = written("ray-serve", form, tmp_path)
+    code = """
+import sys, yaml
+from ray.serve.schema import ServeDeploySchema
+ServeDeploySchema.model_validate(yaml.safe_load(open(sys.argv[1])))
+"""
+    in_environment("ray[serve]", code, files["serve.yaml"])
+
+
+@pytest.mark.parametrize("traffic", [Traffic(1, 1), Traffic(0, 4)])
+@pytest.mark.parametrize("form", ["merged", "adapter", "gguf"])
+def test_kubernetes_accepts_the_manifests_strictly(tmp_path: Path, form: Form, traffic: Traffic) -> None:
+    files = written("kubernetes", form, tmp_path, traffic=traffic)
+    code = """
+import sys, yaml, kubernetes_validate
+for path in sys.argv[1:]:
+    for each in yaml.safe_load_all(open(path)):
+        if not each["kind"] in ("InferencePool", "HTTPRoute"):
+            kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+"""
+    in_environment("kubernetes-validate", code, *files.values())
+
+
+def resources(path: Path) -> dict[str, dict[str, Any]]:
+    """The resources of a file by kind."""
+    return {each["kind"]: each for each in yaml.safe_load_all(path.read_text())}
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_the_gateway_s_definitions_accept_the_pool_and_its_route(tmp_path: Path, form: Form) -> None:
+    found = resources(written("kubernetes", form, tmp_path)["pool.yaml"])
+    check_resource(schema("inference-pool.yaml"), found["InferencePool"])
+    check_resource(schema("http-route.yaml"), found["HTTPRoute"])
+    found["InferencePool"]["spec"]["targetPortNumber"] = 8000  # as it was named before v1
+    with pytest.raises(jsonschema.ValidationError, match="targetPortNumber"):
+        check_resource(schema("inference-pool.yaml"), found["InferencePool"])
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_the_endpoint_picker_knows_each_option_and_scorer(tmp_path: Path, form: Form) -> None:
+    found = resources(written("kubernetes", form, tmp_path)["pool.yaml"])
+    options = set(re.findall(r'fs\.\w+Var\(&[\w.]+,\s*"([\w-]+)"', schema("picker-options.go").read_text()))
+    used = {
+        word.lstrip("-").partition("=")[0]
+        for word in found["Deployment"]["spec"]["template"]["spec"]["containers"][0]["args"]
+        if word.startswith("--")
+    }
+    assert used <= options and "pool-name" in used
+    config = yaml.safe_load(found["ConfigMap"]["data"]["picker.yaml"])
+    chart = schema("picker-config.yaml").read_text()
+    named = {each["type"] for each in config["plugins"]}
+    assert named - {"lora-affinity-scorer"} <= set(re.findall(r"- type: ([\w-]+)", chart))
+    assert f"apiVersion: {config['apiVersion']}" in chart
+
+
+def test_a_pool_selects_the_pods_and_prefers_those_that_have_the_adapter(tmp_path: Path) -> None:
+    for form, prefers in (("merged", False), ("adapter", True)):
+        files = written("kubernetes", form, tmp_path, traffic=Traffic(2, 4))  # type: ignore[arg-type]
+        pool, engine = resources(files["pool.yaml"]), resources(files["service.yaml"])
+        labels = engine["Deployment"]["spec"]["template"]["metadata"]["labels"]
+        assert pool["InferencePool"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        port = engine["Deployment"]["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"]
+        assert pool["InferencePool"]["spec"]["targetPorts"] == [{"number": port}]
+        picker = pool["InferencePool"]["spec"]["endpointPickerRef"]
+        assert picker["name"] == pool["Service"]["metadata"]["name"]
+        assert picker["port"]["number"] == pool["Service"]["spec"]["ports"][0]["port"]
+        assert (
+            pool["HTTPRoute"]["spec"]["rules"][0]["backendRefs"][0]["name"] == pool["InferencePool"]["metadata"]["name"]
+        )
+        assert ("lora-affinity-scorer" in pool["ConfigMap"]["data"]["picker.yaml"]) is prefers
+
+
+def test_replicas_come_and_go_where_there_may_be_more(tmp_path: Path) -> None:
+    one = resources(written("kubernetes", "merged", tmp_path, traffic=Traffic(1, 1))["service.yaml"])
+    assert "HorizontalPodAutoscaler" not in one and one["Deployment"]["spec"]["replicas"] == 1
+    assert one["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOnce"]
+    more = resources(written("kubernetes", "merged", tmp_path, traffic=Traffic(0, 4, idle_minutes=30))["service.yaml"])
+    scaler = more["HorizontalPodAutoscaler"]["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (1, 4)
+    assert scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 1800
+    assert "replicas" not in more["Deployment"]["spec"], "a second apply would set it back"
+    assert more["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_together_s_command_knows_each_option(tmp_path: Path, form: Form) -> None:
+    files = written("together", form, tmp_path)
+    code = r"""
+import re, subprocess, sys
+text = open(sys.argv[1]).read().replace("\\\n", " ")
+for group, verb, rest in re.findall(r"tg (models|endpoints) (\w+)([^|\n]*)", text):
+    known = subprocess.run([sys.argv[2], group, verb, "--help"], capture_output=True, text=True, env={"COLUMNS": "300", "HOME": sys.argv[3]}).stdout
+    assert known.startswith("Usage"), (group, verb)
+    for option in re.findall(r"--[a-z-]+", rest):
+        assert option in known or option.replace("--", "--no-") in known, (group, verb, option)
+"""
+    from host_definitions import FOLDER
+
+    in_environment("together", code, files["deploy.sh"], FOLDER / "together" / "bin" / "together", tmp_path)

@@ -1,0 +1,182 @@
+"""Experiments of a store: started, decided, stopped and replayed, also through the command line."""
+
+import json
+
+import pytest
+from traffic import at, thumb, traffic
+
+from tuneloop.cli.main import main
+from tuneloop.core.errors import UserError
+from tuneloop.improve.experiment import command as ab
+from tuneloop.improve.experiment.log import experiments_of
+from tuneloop.records.record import write_record
+from tuneloop.records.server import ServedName, ServerState
+from tuneloop.serving.api_key import Limits
+from tuneloop.serving.keys import add_key, revoke_key
+from tuneloop.serving.store.store import connect, insert, opened, read_decisions
+
+pytestmark = pytest.mark.usefixtures("each_database")
+
+SETTINGS = {"model": "m", "shadow": False, "maturation_hours": 24.0, "ramp": "50,100"}
+
+
+@pytest.fixture
+def store(tmp_path):
+    connect(tmp_path, create=True).close()
+    return tmp_path
+
+
+def begun(store, **changes):
+    return ab.start(store, "new", {**SETTINGS, **changes}, at=at(0))
+
+
+def add(store, state, rates, users=600):
+    with opened(store) as connection:
+        for records in traffic(state.design, state.share, users, 5, rates=rates):
+            insert(connection, records)
+
+
+def test_a_good_candidate_is_promoted_and_every_decision_replays(store):
+    state = begun(store)
+    add(store, state, (0.9, 0.6))
+    assert ab.check(store, at=at(0.5))[1].outcome == "continue"
+    assert ab.check(store, at=at(2))[1].outcome in ("continue", "promote")
+    _, verdict = ab.check(store, "new", at=at(10))  # which may have been decided already
+    assert verdict.outcome == "promote"
+    assert verdict.registration == state.registration
+    done = ab.replay(store, "new")
+    assert len(done) >= 2 and all(one.same and one.follows for one in done)
+    assert ab.check(store, "new", at=at(11))[1] == verdict  # it has ended: the same decision again
+
+
+def test_a_bad_one_is_rolled_back(store):
+    add(store, begun(store), (0.2, 0.8))
+    _, verdict = ab.check(store, at=at(10))
+    assert verdict.outcome == "roll back" and "Rolled back" in verdict.sentence
+    assert ab.read_experiments(store)["new"].ended == "roll back"
+
+
+def test_no_second_experiment_with_the_same_model_or_name(store):
+    begun(store)
+    for name, why in (("new", "already"), ("other", "goes on")):
+        with pytest.raises(UserError, match=why):
+            ab.start(store, name, SETTINGS)
+    ab.stop(store, "", "enough")
+    assert ab.start(store, "other", SETTINGS).share == 0.5
+    with pytest.raises(UserError, match="was stopped"):
+        ab.check(store, "new")
+    with pytest.raises(UserError, match="has ended"):
+        ab.stop(store, "new", "")
+
+
+def test_a_registration_that_was_changed_decides_nothing(store):
+    begun(store)
+    file = ab.registration_file(store, "new")
+    file.write_text(file.read_text().replace('"effect": 0.05', '"effect": 0.01'))
+    with pytest.raises(UserError, match="changed after the start"):
+        ab.check(store, "new")
+
+
+def test_what_came_before_a_decision_and_was_stored_after_it_changes_no_replay(store):
+    """A request has the time at which it came, and is stored when its answer ends."""
+    state = begun(store)
+    with opened(store) as connection:
+        requests, feedback = traffic(state.design, state.share, 300, 5, rates=(0.7, 0.6))
+        requests, feedback = list(requests), list(feedback)
+        insert(connection, requests[:200] + feedback[:150])
+        late = ab.check(store, at=at(10))
+        insert(connection, requests[200:] + feedback[150:])
+    assert late[1].seen == 350
+    assert any(one.time < at(10) for one in requests[200:])
+    (one,) = ab.replay(store, "new")
+    assert one.same and one.follows
+    assert ab.check(store, at=at(11))[1].evidence.users > late[1].evidence.users
+    assert all(one.same for one in ab.replay(store, "new"))
+
+
+def test_an_erased_request_shows_in_the_replay(store):
+    add(store, begun(store), (0.7, 0.6), users=200)
+    ab.check(store, at=at(10))
+    with opened(store) as connection:
+        connection.execute("DELETE FROM requests WHERE id < 'r000050'")
+    (one,) = ab.replay(store, "new")
+    assert not one.same and one.follows
+
+
+def test_two_processes_that_decide_at_once_leave_one_decision(store, monkeypatch):
+    state = begun(store)
+    add(store, state, (0.7, 0.6), users=100)
+    real = ab.verdict_of
+    seen = []
+
+    def and_another_one(connection, before, when, last):
+        found = real(connection, before, when, last)
+        if when == at(4):
+            seen.append(ab.check(store, at=at(3)))
+        return found
+
+    monkeypatch.setattr(ab, "verdict_of", and_another_one)
+    found = ab.check(store, at=at(4))
+    with opened(store) as connection:
+        (only,) = experiments_of(read_decisions(connection))["new"].verdicts
+    assert found[1] == seen[0][1] == only and only.at == at(3)
+
+
+def test_the_command_line_from_start_to_end(store, capsys):
+    def run(*words):
+        code = main(["ab", *words, "--store", str(store), "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    code, made = run("start", "new", "--model", "m", "--no-shadow", "--ramp", "50,100", "--maturation-hours", "1e-6")
+    assert code == 0 and made["share"] == 0.5
+    code, found = run("check")
+    assert code == 3 and found["outcome"] == "continue" and found["registration"] == made["registration"]
+    code, found = run("replay", "new")
+    assert code == 0 and found["same"]
+    code, found = run("stop", "new", "--why", "a test")
+    assert code == 0 and found["ended"] == "stopped"
+    assert main(["ab", "show", "new", "--store", str(store)]) == 0
+    assert "stopped by hand: a test" in capsys.readouterr().out
+    code, found = run("show")
+    assert code == 0 and [one["name"] for one in found["experiments"]] == ["new"]
+    assert run("check", "nothing")[0] == 2
+    assert main(["ab", "show", "new", "--store", str(store)]) == 0
+    assert "stopped" in capsys.readouterr().out
+
+
+def test_a_model_that_the_server_does_not_have_is_noted(store, capsys):
+    state = ServerState(models=[ServedName(name="queue", adapter="base")])
+    write_record(store / ServerState.file, state)
+    main(["ab", "start", "new", "--model", "base", "--store", str(store), "--json"])
+    made = json.loads(capsys.readouterr().out)
+    assert "no model 'base'" in made["note"] and "it has queue" in made["note"]
+    main(["ab", "start", "other", "--model", "queue", "--store", str(store), "--json"])
+    assert json.loads(capsys.readouterr().out)["note"] == ""
+
+
+def test_users_whom_no_key_is_believed_to_name_are_noted(store, capsys):
+    def noted(name, **config):
+        write_record(store / ServerState.file, ServerState(config=config))
+        assert main(["ab", "start", name, "--model", name, "--store", str(store)]) == 0
+        return "no key has the right `users`" in capsys.readouterr().out
+
+    assert noted("a") and not noted("b", keys={"open_rights": ["users"]})
+    add_key(store, "plain", Limits(rights=["feedback"]))
+    assert noted("c")
+    add_key(store, "app", Limits(rights=["users"]))
+    assert not noted("d")
+    revoke_key(store, "app")
+    assert noted("e")
+
+
+def test_a_shadow_vote_that_judging_did_not_write_decides_nothing(store):
+    state = ab.start(store, "new", {"model": "m"}, at=at(0))
+    votes = [
+        thumb(i, 1, True, kind="shadow", value=1, key=key)
+        for i, key in enumerate((None, "x", "shadow:other:r", "api:1"))
+    ]
+    mine = thumb(9, 1, True, kind="shadow", value=-1, key="shadow:new:r9")
+    with opened(store) as connection:
+        insert(connection, [*votes, mine])
+        evidence = ab.verdict_of(connection, state, at(2)).evidence
+    assert (evidence.shadow_votes, evidence.shadow_mean) == (1, -1.0)

@@ -1,0 +1,71 @@
+import pytest
+from traffic import at, design, traffic
+
+from tuneloop.core.errors import UserError
+from tuneloop.improve.experiment.config import ExperimentOptions
+from tuneloop.improve.experiment.log import DECISION, START, STOP, Arms, design_of, experiments_of
+from tuneloop.improve.experiment.statistics import assign, registration_hash
+from tuneloop.records.decision import Decision
+
+
+def event(number, kind, **data):
+    return Decision(id=f"d{number}", time=at(number), kind=kind, subject="new", data=data)
+
+
+def started(**changes):
+    registered = design(**changes)
+    return event(0, START, design=registered.model_dump(mode="json"), registration=registration_hash(registered))
+
+
+def test_the_state_is_that_of_the_events():
+    assert experiments_of([]) == {}
+    state = experiments_of([started()])["new"]
+    assert (state.share, state.ended, state.design) == (0.1, "", design())
+    assert experiments_of([started(shadow=True)])["new"].share == 0.0
+    stopped = experiments_of([started(), event(1, STOP, why="")])["new"]
+    assert (stopped.ended, stopped.share) == ("stopped", 0.0)
+
+
+def test_what_comes_after_the_end_changes_nothing():
+    events = [started(), event(1, STOP, why=""), event(2, DECISION, nonsense=1)]
+    assert experiments_of(events)["new"].ended == "stopped"
+
+
+def test_users_keep_their_arm_when_the_share_rises():
+    state = experiments_of([started()])["new"]
+    arms = Arms(state)
+    first = {f"u{i}": arms.arm_of(f"u{i}") for i in range(300)}
+    later = Arms(experiments_of([started(ramp=[0.5, 1.0])])["new"], dict(first))
+    assert all(later.arm_of(unit) == pair for unit, pair in first.items())
+    assert later.arm_of("new one") == (assign(design(), "new one", 0.5), 0.5)
+
+
+def test_nobody_meets_a_candidate_in_shadow_mode_or_after_the_end():
+    assert Arms(experiments_of([started(shadow=True)])["new"]).arm_of("u") is None
+    assert Arms(experiments_of([started(), event(1, STOP)])["new"]).arm_of("u") is None
+
+
+def test_options_become_a_registration():
+    made = design_of("new", ExperimentOptions(model="queue", ramp="5, 20,100"), "s")
+    assert made.ramp == [0.05, 0.2, 1.0]
+    assert (made.candidate, made.champion) == ("queue@candidate", "queue@champion")
+    assert made.planned_units > 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("new", {}), ("new", {"model": "m", "ramp": "ten"}), ("new", {"model": "m", "ramp": "50,10"}), ("a/b", {"model": "m"})],
+)  # fmt: skip
+def test_what_cannot_be_registered_is_refused(name, options):
+    with pytest.raises(UserError):
+        design_of(name, ExperimentOptions(**options), "s")
+
+
+def test_traffic_of_the_helper_follows_the_assignment():
+    requests, votes = traffic(design(), 0.3, 50, 1)
+    assert [r.arm for r in requests] == [assign(design(), f"u{i}", 0.3) for i in range(50)] and len(votes) == 50
+
+
+def test_shadow_mode_lasts_as_many_copies_as_asked_for():
+    options = ExperimentOptions(model="m", shadow_copies=30)
+    assert (design_of("new", options, "s").shadow, design_of("new", options, "s").shadow_votes) == (True, 30)

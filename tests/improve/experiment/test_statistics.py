@@ -1,0 +1,239 @@
+import math
+from dataclasses import replace
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from traffic import BEGIN, at, design, request, thumb, traffic
+
+from tuneloop.improve.experiment.statistics import (
+    Stage,
+    assign,
+    decide,
+    evidence_of,
+    place_of,
+    registration_hash,
+    unit_of,
+    units_of,
+)
+from tuneloop.records.request import NOT_LOADED
+
+LATE = BEGIN + timedelta(days=60)
+
+
+def verdict(registered, requests, feedback, *, days=30.0, share=0.5, when=LATE, votes=()):
+    units = units_of(registered, requests, feedback, when)
+    return decide(registered, evidence_of(registered, units, Stage(days, days, share), votes), at(days))
+
+
+# --- who meets the candidate
+
+
+def test_a_user_keeps_the_arm_and_arms_have_their_shares():
+    registered = design()
+    arms = [assign(registered, f"user-{i}", 0.25) for i in range(4000)]
+    assert arms == [assign(registered, f"user-{i}", 0.25) for i in range(4000)]
+    assert abs(arms.count("candidate") / 4000 - 0.25) < 0.03
+    # Whoever met the candidate at a small share meets it at a larger one, too.
+    assert all(assign(registered, f"user-{i}", 0.5) == "candidate" for i in range(4000) if arms[i] == "candidate")
+
+
+def test_places_of_another_experiment_are_independent():
+    pairs = np.array([[place_of(design(), f"u{i}"), place_of(design(name="other"), f"u{i}")] for i in range(3000)])
+    assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.06
+    assert pairs.min() >= 0 and pairs.max() < 1
+
+
+def test_the_unit_is_the_user_then_the_conversation_then_the_request():
+    assert unit_of(request(1, 0)) == "u1"
+    assert unit_of(request(1, 0, user=None, conversation="c")) == "c"
+    assert unit_of(request(1, 0, user=None)) == "r000001"
+
+
+def test_all_that_a_voice_says_of_its_users_is_one_unit():
+    requests = [request(i, 0, arm=("candidate", "champion")[i % 2], propensity=0.5, user=f"u{i}", conversation=f"c{i}",
+                        voice=("anyone", "key:bot", None)[i % 3]) for i in range(12)]  # fmt: skip
+    votes = [thumb(i, 0.1, True) for i in range(12)]
+    units = units_of(design(), requests, votes, LATE)
+    assert len(units.candidate) == 2 + 4 and list(units.outcome) == [1.0] * 6
+
+
+def test_a_strangers_conversation_of_the_same_name_leaves_none_out():
+    arms = {"arm": "candidate", "propensity": 0.5, "conversation": "c"}
+    requests = [request(1, 0, user="a", adapter="new", **arms), request(2, 0.1, user="a", adapter="new", **arms),
+                request(3, 0.2, adapter="old", voice="key:bot", **arms)]  # fmt: skip
+    assert units_of(design(), requests, [], LATE).dropped == 0
+
+
+def test_the_hash_changes_with_every_registered_value():
+    assert registration_hash(design()) == registration_hash(design())
+    assert (
+        len(
+            {
+                registration_hash(design(**change))
+                for change in ({}, {"effect": 0.04}, {"ramp": [0.1, 1.0]}, {"salt": "t"})
+            }
+        )
+        == 4
+    )
+
+
+# --- what came of it
+
+
+def test_a_user_counts_once_and_only_within_the_window_that_is_the_same_for_both_arms():
+    requests = [
+        request(1, 0.0, user="a", arm="candidate", propensity=0.5),
+        request(2, 0.5, user="a", arm="candidate", propensity=0.5),
+        request(3, 1.5, user="a", arm="candidate", propensity=0.5),  # after the window of a day
+    ]
+    votes = [thumb(1, 0.1, True, user="a"), thumb(2, 0.6, False, user="a"), thumb(3, 1.6, False, user="a")]
+    units = units_of(design(), requests, votes, LATE)
+    assert list(units.outcome) == [0.5] and list(units.candidate) == [True]
+    assert math.isnan(units_of(design(), requests[:1], votes[:1], BEGIN + timedelta(hours=23)).outcome[0])
+    late = [thumb(1, 1.2, False, user="a")]  # a late vote counts in neither arm
+    assert math.isnan(units_of(design(), requests[:1], late, LATE).outcome[0])
+
+
+def test_conversations_in_which_both_answered_are_left_out():
+    requests = [
+        request(1, 0, conversation="c", arm="candidate", propensity=0.5, adapter="new"),
+        request(2, 0.1, conversation="c", arm="candidate", propensity=0.5, adapter="old"),  # a fallback
+        request(3, 0, arm="champion", propensity=0.5),
+    ]
+    units = units_of(design(), requests, [], LATE)
+    assert units.dropped == 1 and len(units.candidate) == 1
+
+
+def test_requests_outside_the_experiment_say_nothing():
+    requests = [
+        request(1, 0), request(2, 0, arm="candidate", propensity=1.0),
+        request(3, 0, arm="candidate", propensity=0.5, model="other"), request(4, 0, arm="third", propensity=0.5),
+    ]  # fmt: skip
+    assert len(units_of(design(), requests, [], LATE).candidate) == 0
+
+
+# --- what follows
+
+
+def test_without_data_it_goes_on_and_the_share_stays():
+    found = verdict(design(), [], [])
+    assert (found.outcome, found.share) == ("continue", 0.5)
+    assert "too few to compare" in found.sentence
+
+
+def test_a_better_candidate_is_promoted_with_its_figures():
+    found = verdict(design(), *traffic(design(), 0.5, 900, 10, rates=(0.85, 0.6)))
+    assert (found.outcome, found.reason, found.share) == ("promote", "better", 1.0)
+    assert found.evidence.measure.low > 0 and f"{found.evidence.measure.difference:+.4f}" in found.sentence
+
+
+def test_a_worse_candidate_is_rolled_back():
+    found = verdict(design(guardrails=[]), *traffic(design(), 0.5, 900, 10, rates=(0.4, 0.7)))
+    assert (found.outcome, found.share) == ("roll back", 0.0)
+    assert found.evidence.measure.high < 0
+
+
+def test_less_is_better_where_it_is_registered():
+    requests, votes = traffic(design(), 0.5, 900, 10, rates=(0.4, 0.7))
+    assert verdict(design(guardrails=[], lower_is_better=True), requests, votes).outcome == "promote"
+
+
+def test_dislikes_roll_back_before_the_window_is_over():
+    requests, votes = traffic(design(), 0.5, 400, 0.5, rates=(0.2, 0.8))
+    found = verdict(design(), requests, votes, days=0.6, when=BEGIN + timedelta(days=0.6))
+    assert (found.outcome, found.reason) == ("roll back", "guardrail")
+    assert "dislikes" in found.sentence and found.evidence.measure.units == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"error": "engine died", "finish": None}, "invalid"), ({"fallback": "HTTP 500"}, "invalid"),
+     ({"total_ms": 400.0}, "latency"),
+     ({"usd": 0.01}, "cost"), ({"completion_tokens": 90}, "length")],
+)  # fmt: skip
+def test_each_guardrail_takes_a_bad_candidate_back(change, name):
+    requests, votes = traffic(design(), 0.5, 300, 1)
+    rng = np.random.default_rng(0)
+    noisy = [replace(r, **{"total_ms": 100 * rng.lognormal(0, 0.3), "usd": 0.001 * rng.lognormal(0, 0.3),
+                                  "completion_tokens": int(20 * rng.lognormal(0, 0.3)) + 1}) for r in requests]  # fmt: skip
+    assert verdict(design(), noisy, votes).outcome in ("continue", "futility")
+    broken = [replace(r, **change) if r.arm == "candidate" and rng.random() < 0.8 else r for r in noisy]
+    found = verdict(design(), broken, votes)
+    assert (found.outcome, found.reason) == ("roll back", "guardrail")
+    assert name in found.sentence
+
+
+def test_a_candidate_that_is_not_loaded_yet_is_no_failure_of_its_answers():
+    requests, votes = traffic(design(), 0.5, 300, 1)
+    early = [replace(r, **{"fallback": NOT_LOADED}) if r.arm == "candidate" else r for r in requests]
+    assert verdict(design(), early, votes).reason != "guardrail"
+
+
+def test_a_broken_assignment_is_noticed_and_nothing_is_promoted():
+    requests, votes = traffic(design(), 0.5, 900, 10, rates=(0.9, 0.5))
+    lost = [r for i, r in enumerate(requests) if not (r.arm == "candidate" and i % 3 == 0)]  # an arm that loses users
+    found = verdict(design(), lost, votes)
+    assert (found.outcome, found.reason) == ("roll back", "assignment")
+
+
+def test_arms_that_are_rated_at_different_rates_are_not_promoted():
+    requests, votes = traffic(design(), 0.5, 900, 10, rates=(0.9, 0.5))
+    arm = {r.id: r.arm for r in requests}
+    kept = [v for i, v in enumerate(votes) if not (arm[v.request] == "candidate" and i % 2)]
+    found = verdict(design(), requests, kept)
+    assert (found.outcome, found.reason, found.share) == ("continue", "ratings", 0.5)
+    assert verdict(design(), requests, kept, days=400).outcome == "futility"
+
+
+def test_a_gain_that_is_excluded_and_a_time_that_is_over_end_it():
+    requests, votes = traffic(design(), 0.5, 900, 10)
+    assert verdict(design(effect=0.3), requests, votes).outcome == "futility"
+    found = verdict(design(), requests[:20], votes[:20], days=365)
+    assert (found.outcome, found.reason) == ("futility", "time")
+
+
+def test_the_ramp_goes_on_only_after_its_time_and_with_values_in_both_arms():
+    registered = design(guardrails=[])
+    requests, votes = traffic(registered, 0.25, 400, 2)
+    units = units_of(registered, requests, votes, LATE)
+    after = decide(registered, evidence_of(registered, units, Stage(5, 2, 0.25)), at(5))
+    before = decide(registered, evidence_of(registered, units, Stage(5, 0.5, 0.25)), at(5))
+    empty = decide(registered, evidence_of(registered, units_of(registered, [], [], LATE), Stage(5, 5, 0.25)), at(5))
+    assert (after.share, before.share, empty.share) == (0.5, 0.25, 0.25)
+
+
+def test_shadow_mode_needs_its_copies_and_takes_a_worse_candidate_back():
+    registered = design(shadow=True, shadow_votes=100)
+    rng = np.random.default_rng(0)
+    even = rng.choice([-1.0, 0.0, 1.0], 120)
+    assert verdict(registered, [], [], share=0.0, votes=even[:60]).share == 0.0
+    passed = verdict(registered, [], [], share=0.0, votes=even)
+    assert (passed.outcome, passed.share) == ("continue", 0.1)
+    worse = verdict(registered, [], [], share=0.0, votes=rng.choice([-1.0, -1.0, -1.0, 0.0, 1.0], 200))
+    assert (worse.outcome, worse.reason) == ("roll back", "shadow")
+    assert verdict(registered, [], [], share=0.0, days=400).outcome == "futility"
+
+
+def test_shadow_mode_ends_after_its_copies_where_nobody_can_judge_them():
+    registered = design(shadow=True, shadow_votes=100)
+    units = units_of(registered, [], [], LATE)
+    stage = Stage(2, 2, 0.0)
+    few, enough, none = (
+        decide(registered, evidence_of(registered, units, stage, [0.0] * 10, copies), at(2)) for copies in (99, 100, 0)
+    )
+    assert few.share == 0.0 and "99 copies, 10 of them judged" in few.sentence
+    assert enough.share == registered.ramp[0]
+    nothing = decide(registered, evidence_of(registered, units, stage), at(2))
+    assert nothing.share == none.share == 0.0 and "no copy yet" in nothing.sentence
+
+
+def test_the_same_events_give_the_same_decision():
+    requests, votes = traffic(design(), 0.5, 300, 5)
+    assert verdict(design(), requests, votes) == verdict(design(), requests, votes)
+
+
+@pytest.mark.parametrize("ramp", [[], [1.0], [0.5, 0.1], [0.0, 1.0], [0.1, 1.5], [0.1, 0.1]])
+def test_a_ramp_that_does_not_rise_is_refused(ramp):
+    with pytest.raises(ValueError, match="ramp"):
+        design(ramp=ramp)

@@ -1,0 +1,79 @@
+"""Production is looked at by `tuneloop review`, and what people say comes back as feedback."""
+
+import json
+
+import pytest
+from traffic import at, request, thumb
+
+from tuneloop.cli.main import main
+from tuneloop.core.ids import uuid7
+from tuneloop.evaluation.review.items import append_vote, load_review
+from tuneloop.improve.collect.command import collect_store
+from tuneloop.records.decision import Decision
+from tuneloop.records.review import Vote
+from tuneloop.serving.store.store import connect, insert, opened, read_feedback
+
+
+@pytest.fixture
+def store(tmp_path):
+    """30 answers: three disliked, one to which a candidate said something else, one that an alarm names."""
+    connection = connect(tmp_path / "serve", create=True)
+    insert(
+        connection,
+        (request(i, i, prompt=[{"role": "user", "content": f"mail bo@example.com about {i}"}]) for i in range(30)),
+    )
+    insert(connection, [request(900, 9, arm="candidate", shadow="r000005", completion="other")])
+    insert(connection, (thumb(i, i, False) for i in range(3)))
+    alarm = {"detections": [{"alarm": True, "requests": ["r000007"]}, {"alarm": False, "requests": ["r000008"]}]}
+    insert(connection, [Decision(id=uuid7(), time=at(29), kind="monitor.window", subject="m", data=alarm)])
+    connection.close()
+    return tmp_path / "serve"
+
+
+def test_a_queue_goes_to_people_and_their_votes_become_training_rows(store, tmp_path, capsys):
+    folder = tmp_path / "queue"
+    assert main(["feedback", "queue", str(store), "-o", str(folder), "--rows", "10", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == 10 and told["strata"]["random"] == 4
+    review = load_review(folder)
+    assert review.populations == {"production": {"disliked": 3, "rest": 25, "disagreement": 1, "drifting": 1}}
+    assert "bo@example.com" not in (folder / "items.jsonl").read_text()
+    assert {item.group for item in review.items} >= {"disliked", "disagreement", "drifting"}
+    item = next(item for item in review.items if item.group == "disagreement")
+    assert item.row == "r000005" and item.answers == ("answer 5",)
+    given = {"item": item.id, "reviewer": "Anna", "choice": "rating"}
+    append_vote(review.votes_path, Vote(**given, time=at(31), thumb=True))
+    append_vote(
+        review.votes_path,
+        Vote(**given, time=at(32), thumb=False, corrected="It is there, mail al@example.com", note="so"),
+    )
+    append_vote(review.votes_path, Vote(item=review.items[0].id, reviewer="Bo", choice="skip", time=at(32)))
+    for added in (3, 0):  # the last vote counts, once
+        assert main(["feedback", "votes", str(folder), "--store", str(store), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["added"] == added
+    with opened(store) as connection:
+        found = {one.kind: one.value for one in read_feedback(connection, where="\"user\" = 'reviewer:Anna'")}
+    assert found == {"thumbs": False, "correction": "It is there, mail <EMAIL>", "comment": "so"}
+    assert collect_store(store, tmp_path / "c", {}).origins == {"correction": 1}
+    assert main(["feedback", "queue", str(store), "-o", str(tmp_path / "again"), "--rows", "40", "--json"]) == 0
+    assert "r000005" not in (tmp_path / "again" / "items.jsonl").read_text()  # its answer is known now
+    assert main(["review", str(folder), "--no-serve", "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["reviewed"] == 1
+
+
+def test_the_given_answer_can_be_hidden(store, tmp_path):
+    assert main(["feedback", "queue", str(store), "-o", str(tmp_path / "q"), "--hidden"]) == 0
+    assert "answer 1" not in (tmp_path / "q" / "items.jsonl").read_text()
+
+
+def test_bad_places_are_refused(store, tmp_path, capsys):
+    assert main(["feedback", "queue", str(store), "-o", str(tmp_path / "q")]) == 0
+    assert main(["feedback", "queue", str(store), "-o", str(tmp_path / "q")]) == 2
+    assert "There is a review in this folder" in capsys.readouterr().err
+    assert main(["feedback", "queue", str(store), "-o", str(tmp_path / "r"), "--model", "none"]) == 2
+    assert main(["feedback", "votes", str(tmp_path / "nothing"), "--store", str(store)]) == 2
+    manifest = json.loads((tmp_path / "q" / "review.json").read_text())
+    manifest["systems"][0]["name"] = "tuned"
+    (tmp_path / "q" / "review.json").write_text(json.dumps(manifest))
+    assert main(["feedback", "votes", str(tmp_path / "q"), "--store", str(store)]) == 2
+    assert "not a review of production" in capsys.readouterr().err

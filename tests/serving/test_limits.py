@@ -1,0 +1,91 @@
+"""What a key has used is what its requests used, and nobody spends a dollar twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from tuneloop.serving.api_key import ApiKey, Limits
+from tuneloop.serving.limits import FeedbackLimit, Ledger, Refusal
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def key(**limits: object) -> ApiKey:
+    return ApiKey(id="0" * 8, name="anna", sha256="", created="", limits=Limits(**limits))  # type: ignore[arg-type]
+
+
+def test_a_budget_holds_for_requests_that_run_at_the_same_time() -> None:
+    ledger = Ledger()
+    first = ledger.reserve(key(budget_usd=1.0), 10, 0.6)
+    with pytest.raises(Refusal) as refused:
+        ledger.reserve(key(budget_usd=1.0), 10, 0.6)
+    assert refused.value.code == "insufficient_quota" and refused.value.retry_after is None
+    ledger.settle(first, 5, 0.3)
+    ledger.settle(first, 5, 0.3)
+    with pytest.raises(Refusal, match=r"has spent 0\.3000 of its 1\.0000 USD, 0\.0000 are reserved"):
+        ledger.reserve(key(budget_usd=1.0), 10, 0.8)
+    ledger.settle(ledger.reserve(key(budget_usd=1.0), 10, 0.6), 10, 0.6)
+    with pytest.raises(Refusal, match=r"has spent 0\.9000 of its 1\.0000 USD"):
+        ledger.reserve(key(budget_usd=1.0), 10, 0.6)
+
+
+def test_what_was_spent_before_a_restart_counts() -> None:
+    with pytest.raises(Refusal):
+        Ledger({"anna": 0.9}).reserve(key(budget_usd=1.0), 10, 0.2)
+
+
+def test_requests_a_minute_come_back_with_time() -> None:
+    clock = Clock()
+    ledger = Ledger(clock=clock)
+    for _ in range(3):
+        ledger.reserve(key(rpm=3), 1, 0)
+    with pytest.raises(Refusal) as refused:
+        ledger.reserve(key(rpm=3), 1, 0)
+    assert refused.value.retry_after == pytest.approx(20)
+    clock.now += 20
+    ledger.reserve(key(rpm=3), 1, 0)
+    clock.now -= 50  # a clock that jumps back gives nothing and takes nothing
+    with pytest.raises(Refusal):
+        ledger.reserve(key(rpm=3), 1, 0)
+
+
+def test_tokens_that_were_not_used_are_given_back() -> None:
+    clock = Clock()
+    ledger = Ledger(clock=clock)
+    held = ledger.reserve(key(tpm=100, rpm=10), 90, 0)
+    with pytest.raises(Refusal):
+        ledger.reserve(key(tpm=100, rpm=10), 50, 0)
+    ledger.settle(held, 10, 0)
+    ledger.reserve(key(tpm=100, rpm=10), 50, 0)
+    ledger.settle(ledger.reserve(None, 10**9, 10**9), 1, 1)  # without a key there are no limits
+
+
+def test_a_request_larger_than_the_rate_waits_for_a_full_minute_and_goes_through() -> None:
+    clock = Clock()
+    ledger = Ledger(clock=clock)
+    ledger.reserve(key(tpm=100), 1000, 0)
+    with pytest.raises(Refusal) as refused:
+        ledger.reserve(key(tpm=100), 1000, 0)
+    clock.now += refused.value.retry_after or 0
+    ledger.reserve(key(tpm=100), 1000, 0)
+
+
+def test_feedback_comes_back_with_time_and_few_users_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuneloop.serving.limits.MOST_KNOWN", 3)
+    clock = Clock()
+    limit = FeedbackLimit(2, 1000, clock)
+    for _ in range(2):
+        limit.take("anna", page=False)
+    with pytest.raises(Refusal) as refused:
+        limit.take("anna", page=True)
+    assert refused.value.retry_after == pytest.approx(30.0)
+    clock.now += 30
+    limit.take("anna", page=False)
+    for who in "abcdef":
+        limit.take(who, page=False)
+    assert len(limit._known) == 3

@@ -38,11 +38,7 @@ class Set:
 
 SETS = {
     "banking77": Set(
-        "banking77/train.jsonl",
-        ("split.test={data}/banking77/test.jsonl",),
-        ("answer=choice",),
-        120,
-        "accuracy",
+        "banking77/train.jsonl", ("split.test={data}/banking77/test.jsonl",), ("answer=choice",), 120, "accuracy"
     ),
     "dialogsum": Set(
         "dialogsum/dev.jsonl",

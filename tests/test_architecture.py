@@ -22,14 +22,7 @@ STAGES = {"data", "plan", "advise", "train", "evaluate", "release", "serve", "im
 FACES = {"report", "track"}
 # What a part may import besides itself. A stage gets what it needs of another one as a value or a function.
 ALLOWED: dict[str, set[str]] = {
-    "": {
-        "core",
-        "records.metric",
-        "api",
-        "recipe",
-        "data.config",
-        "training.config",
-    },  # `from tuneloop import ...`
+    "": {"core", "records.metric", "api", "recipe", "data.config", "training.config"},  # `from tuneloop import ...`
     "core": {""},
     "records": {"core"},
     "models": GROUND,

@@ -16,9 +16,7 @@ def attach(start: Start) -> Trainable:
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return Trainable(
-        parameters,
-        save=lambda folder: save_model(folder, start.model),
-        detach=lambda: net.requires_grad_(False),
+        parameters, save=lambda folder: save_model(folder, start.model), detach=lambda: net.requires_grad_(False)
     )
 
 

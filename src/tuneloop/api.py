@@ -149,8 +149,8 @@ def prepare(
     if not places:
         places = [str(_written(data, folder.with_name(f"{folder.name}.rows.jsonl")))]
     recipe = _recipe(name, model, seed, {"data": _section(config, settings) | {"sources": places}})
-    with _shown(progress) as (shown, say):
-        return prepare_alone(recipe, str(folder), progress=shown, say=say)
+    with _shown() as (shown, say):
+        return prepare_alone(recipe, str(folder), progress=shown)
 
 
 @overload
@@ -212,13 +212,13 @@ def train(  # type: ignore[misc]  # the loop's rows have no names here
     if not isinstance(data, str | os.PathLike | Dataset):
         from tuneloop.training import loop
 
-        more: dict[str, Any] = {"progress": progress} if callable(progress) else {}
+        more: dict[str, Any] = {"progress": progress} if callable() else {}
         more |= {} if seed is None else {"seed": seed}
         bare: Any = loop.train
         return bare(data, config, *rows, **more, **settings)  # type: ignore[no-any-return]
     recipe = _recipe_of_run(data, model, seed, out, {"train": _section(config, settings)})
-    with _shown(progress) as (shown, say):
-        return Run(train_alone(recipe, progress=shown, say=say)[0])
+    with _shown() as (shown, say):
+        return Run(train_alone(recipe, progress=shown)[0])
 
 
 def evaluate(
@@ -250,7 +250,7 @@ def evaluate(
         UserError: no such target, no rows, an unknown setting.
     """
     trust_code(settings)
-    with tempfile.TemporaryDirectory() as scratch, _shown(progress) as (shown, say):
+    with tempfile.TemporaryDirectory() as scratch, _shown() as (shown, say):
         dataset, file = "", ""
         if isinstance(data, Dataset):
             dataset = data.path
@@ -262,7 +262,7 @@ def evaluate(
             target=str(target), dataset=dataset, data=file, split=split, few_shot=few_shot, base=base, name=name, out=str(out),
             settings=[f"evaluate.{key}={_value(value)}" for key, value in settings.items()],
         )  # fmt: skip
-        return Evaluation(evaluate_target(question, progress=shown, say=say).folder)
+        return Evaluation(evaluate_target(question, progress=shown).folder)
 
 
 def run(
@@ -302,8 +302,8 @@ def run(
     else:
         rows = _written(recipe, Path(f"{out}.rows.jsonl") if out else Path("datasets") / "rows.rows.jsonl")
         resolved = _recipe_of_run(rows, model, seed, out, settings)
-    with _shown(progress) as (shown, say):
-        return Run(main_job(resolved, progress=shown, say=say))
+    with _shown() as (shown, say):
+        return Run(main_job(resolved, progress=shown))
 
 
 # --- from what is given to a recipe ----------------------------------------------------------------
@@ -401,4 +401,4 @@ def _shown(progress: Shown) -> Iterator[tuple[Progress, Callable[[str], None]]]:
         with screen(quiet=False) as shown:
             yield shown.progress, shown.say
     else:
-        yield progress if callable(progress) else no_progress, lambda line: None
+        yield progress if callable() else no_progress, lambda line: None

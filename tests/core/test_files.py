@@ -48,8 +48,7 @@ def test_defaults_then_recipe_then_overrides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [("5e-4", 5e-4), ("5E-4", 5e-4), ("1e-3", 1e-3), ("0.002", 0.002), ("1.5e-05", 1.5e-5)],
+    ("text", "value"), [("5e-4", 5e-4), ("5E-4", 5e-4), ("1e-3", 1e-3), ("0.002", 0.002), ("1.5e-05", 1.5e-5)]
 )
 def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
     assert make_recipe({}, [f"lr={text}"]).train.learning_rate == value
@@ -422,16 +421,6 @@ def test_a_manifest_names_files_within_its_folder_only(tmp_path: Path) -> None:
     (folder / "link").symlink_to(outside)
     for name in ("a.jsonl", "a/b.jsonl", "a/../b.jsonl", "..a", "../folder/a"):
         assert inside(folder, name) == folder / name
-    for name in (
-        "../outside/x",
-        "..",
-        ".",
-        "",
-        str(outside),
-        "/etc/passwd",
-        "link/x",
-        "x\0",
-        "a/../../b",
-    ):
+    for name in ("../outside/x", "..", ".", "", str(outside), "/etc/passwd", "link/x", "x\0", "a/../../b"):
         with pytest.raises(UserError, match="outside its folder"):
             inside(folder, name)

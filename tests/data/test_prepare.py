@@ -58,13 +58,7 @@ REAL: list[tuple[str, dict[str, Any], str, str, dict[str, int]]] = [
     ("alpaca_en_demo/train.json", {}, "alpaca", "generation", {"read": 999}),
     ("sharegpt_toolcall_demo/train.json", {"max_length": 10_000}, "sharegpt", "chat", {"read": 300}),
     ("taskmaster4_chats/train.jsonl", {}, "messages", "chat", {"read": 1710}),
-    (
-        "dialogsum/dev.jsonl",
-        {"input": "{dialogue}", "output": "{summary}"},
-        "fields",
-        "generation",
-        {"read": 500},
-    ),
+    ("dialogsum/dev.jsonl", {"input": "{dialogue}", "output": "{summary}"}, "fields", "generation", {"read": 500}),
     ("messy_tickets/messy.jsonl", {"max_length": 10_000}, "text_label", "classification", {"read": 3303}),
     ("messy_chats/messy.jsonl", {"allow_rejects": 0.5}, "thumbs", "chat", {"read": 1346}),
 ]

@@ -43,16 +43,7 @@ def start(cli: Cli, rows: Path, tiny_llama: Path, make_artifact: Callable[[str],
 
     def run(kind: str, *more: str, env: dict[str, str] = SECRETS) -> subprocess.CompletedProcess[str]:
         if kind == "service":
-            words = [
-                "deploy",
-                artifact(),
-                "--to",
-                "skypilot",
-                "--hub",
-                "acme/tickets",
-                "--name",
-                "rows",
-            ]
+            words = ["deploy", artifact(), "--to", "skypilot", "--hub", "acme/tickets", "--name", "rows"]
         else:
             spot = ["--spot", "--bucket", "s3://acme"] if kind == "job" else []
             words = ["run", str(rows), f"model={tiny_llama}", "--on", "skypilot", *spot]

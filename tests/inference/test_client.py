@@ -19,15 +19,7 @@ from local_http import Quiet, listening
 
 from patience import slowness
 from tuneloop.core.errors import UserError
-from tuneloop.inference.client import (
-    Endpoint,
-    complete,
-    failures,
-    key_from,
-    read_reply,
-    seconds_to_wait,
-    usage,
-)
+from tuneloop.inference.client import Endpoint, complete, failures, key_from, read_reply, seconds_to_wait, usage
 from tuneloop.inference.request import Request
 
 Script = Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]

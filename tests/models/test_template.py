@@ -116,11 +116,7 @@ def test_two_hundred_prompts_are_token_identical_to_metas_formatter(llama3: Temp
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    question=st.text(max_size=60),
-    answer=st.text(max_size=60),
-    system=st.none() | st.text(max_size=30),
-)
+@given(question=st.text(max_size=60), answer=st.text(max_size=60), system=st.none() | st.text(max_size=30))
 def test_any_text_at_all_is_token_identical_to_metas_formatter(
     llama3: Template, meta: Any, question: str, answer: str, system: str | None
 ) -> None:

@@ -25,13 +25,7 @@ from tuneloop.records.evaluation import Comparison
 from tuneloop.records.record import read_record
 from tuneloop.registry.registered import evaluation_place
 from tuneloop.release.export import WeightsWanted, export_run
-from tuneloop.release.measure import (
-    acceptable,
-    evaluation_of_run,
-    parted,
-    remove_stale_bases,
-    rows_to_measure,
-)
+from tuneloop.release.measure import acceptable, evaluation_of_run, parted, remove_stale_bases, rows_to_measure
 
 MakeTuned = Callable[..., Path]
 

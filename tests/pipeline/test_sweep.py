@@ -19,12 +19,7 @@ from tuneloop.records.run import RunManifest
 
 @pytest.mark.parametrize(
     ("text", "values"),
-    [
-        ("1e-4,5e-4", ["1e-4", "5e-4"]),
-        ("[q,v],[q,k,v]", ["[q,v]", "[q,k,v]"]),
-        ("lora", ["lora"]),
-        ("1,", ["1"]),
-    ],
+    [("1e-4,5e-4", ["1e-4", "5e-4"]), ("[q,v],[q,k,v]", ["[q,v]", "[q,k,v]"]), ("lora", ["lora"]), ("1,", ["1"])],
 )
 def test_commas_inside_brackets_belong_to_a_value(text: str, values: list[str]) -> None:
     assert split_values(text) == values

@@ -113,10 +113,7 @@ def check(
 
 
 def show(
-    name: str = argument("[NAME]", "Name of the experiment; default: all.", ""),
-    store: str = STORE,
-    *,
-    output: Output,
+    name: str = argument("[NAME]", "Name of the experiment; default: all.", ""), store: str = STORE, *, output: Output
 ) -> None:
     """Show experiments, and every decision on one of them."""
     from tuneloop.improve.experiment.command import find, read_experiments
@@ -209,7 +206,7 @@ def judge(
         endpoint = connection.endpoint(judge, judge_model) if remote else None
         found = Judge(judge_model if remote else judge, endpoint, judge_prompt)
     with screen(output.quiet, "judging") as shown:
-        done = judge_copies(store, name, judge=found, progress=shown.progress, say=shown.say)
+        done = judge_copies(store, name, judge=found)
     if output.json:
         print_json(done)
         return

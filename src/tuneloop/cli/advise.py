@@ -18,6 +18,7 @@ from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.ui import say
 
 if TYPE_CHECKING:
     from tuneloop.advise.advise import Advice
@@ -159,18 +160,16 @@ def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
         return _Known({**facts, **facts_from_results(source)}, folder, read_manifest(prepared).hash)
     with screen(measuring.quiet, "measuring") as shown:
         if other and measuring.wanted:
-            shown.say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
-            shown.say(
-                f"          What its prompts fall short of, {model} may still reach; what classifiers reach holds."
-            )
-            shown.say(f"          To measure {model} itself: download it, then --model FOLDER.")
+            say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
+            say(f"          What its prompts fall short of, {model} may still reach; what classifiers reach holds.")
+            say(f"          To measure {model} itself: download it, then --model FOLDER.")
         if measuring.wanted:
-            _, dataset = measure_alone(recipe, measuring.out, progress=shown.progress, say=shown.say)
+            _, dataset = measure_alone(recipe, measuring.out)
             counted = Counted(dataset.path, dataset.manifest.hash)
             facts |= facts_from_results(dataset.path) | facts_from_results(folder, metric)
             facts["measured"] = replace(facts["measured"], stand_in=other)
         else:
-            with counted_data(recipe, measuring.out, progress=shown.progress, say=shown.say) as counted:
+            with counted_data(recipe, measuring.out) as counted:
                 facts |= facts_from_results(counted.path)
     stand = (f"tokens are counted as {other} reads them: {model} is not on this machine",) if other else ()
     facts["notes"] = (*stand, *([counted.sample] if counted.sample else []))
@@ -319,16 +318,7 @@ def _print_options(advice: Advice, console: Any) -> None:
 
     page = page_of_advice(advice.record())
     if page["alternatives"]:
-        table = _table(
-            "\nAlternatives",
-            "",
-            "quality",
-            "upfront",
-            "per 1,000",
-            "a month",
-            page["months"],
-            "pays back",
-        )
+        table = _table("\nAlternatives", "", "quality", "upfront", "per 1,000", "a month", page["months"], "pays back")
         for a in page["alternatives"]:
             table.add_row(a["name"], a["quality"], a["upfront"], a["query"], a["month"], a["total"], a["pays"])
         _print_table(console, table)

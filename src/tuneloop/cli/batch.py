@@ -11,6 +11,7 @@ from tuneloop.cli.console import Settings, print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
+from tuneloop.core.ui import say
 from tuneloop.deploy.clusters import BatchWish, refuse_other_place
 
 
@@ -64,8 +65,8 @@ def command(
     )
     config = serve_config([model], settings or [])
     with screen(output.quiet, "answering") as shown:
-        found = answer_batch(given, config, shown.say, shown.progress)
-        shown.say(
+        found = answer_batch(given, config)
+        say(
             f"batch     {found['completed']:,} of {found['total']:,} answered, {found['failed']:,} errors: {found['out']}"
         )
     if output.json:

@@ -13,7 +13,7 @@ from tuneloop.cli.predict import TARGET, TargetOptions
 from tuneloop.cli.unread import stop_if_unread
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
-from tuneloop.core.ui import busy
+from tuneloop.core.ui import busy, say
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.chat import Chat
@@ -40,11 +40,11 @@ def command(
         endpoint=asking.server(connection),
     )  # fmt: skip
     with screen(output.quiet, "loading the model") as shown:
-        with busy(shown.progress, "loading the model"):
+        with busy("loading the model"):
             chat.load()
-        shown.say(f"chat      {_introduction(chat)}")
+        say(f"chat      {_introduction(chat)}")
         if sys.stdin.isatty():
-            shown.say(HELP)
+            say(HELP)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal in another encoding is no reason to stop
     if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,6 +12,7 @@ from tuneloop.cli.console import plain_table, print_json, screen, terminal
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def command(
     _refuse_raw_file(dataset)
     loaded = load_dataset(dataset)
     with screen(output.quiet, "checking") as shown:
-        production = _read(against, loaded.manifest, shown.say) if against else None
+        production = _read(against, loaded.manifest) if against else None
     checks = check_dataset(loaded, against=production)
     checks = sorted(checks, key=lambda check: LEVELS.index(check.level))  # stable: the order of checks stays
     worst = checks[0].level if checks else "ok"
@@ -55,7 +56,7 @@ def _refuse_raw_file(path: str) -> None:
         raise UserError("A file is not a data set yet: it has no splits to check", where=path, next_step=step)
 
 
-def _read(against: str, manifest: DatasetManifest, say: Any) -> list[Row]:
+def _read(against: str, manifest: DatasetManifest) -> list[Row]:
     from tuneloop.data.checks.production import as_prepared, read_production
 
     rows, without = read_production([against], as_prepared(manifest, [against]))

@@ -98,7 +98,7 @@ def command(
 def _checked(judge: Judge, file: str, shown: Screen) -> tuple[dict[str, Any], list[str]]:
     from tuneloop.pipeline.judge import check_judge
 
-    found = check_judge(judge, file, shown.progress, shown.say)
+    found = check_judge(judge, file)
     facts = {"judge": judge.model, "checks": [{**one.facts, "words": one.words} for one in found]}
     return facts, [word for one in found for word in one.words]
 
@@ -113,11 +113,11 @@ def _compare(
 
     def ask(loaded: Mapping[str, Evaluation]) -> dict[str, Any]:
         assert judge is not None
-        judged.append(judge_evaluations(judge, loaded, shown.progress, shown.say))
+        judged.append(judge_evaluations(judge, loaded))
         return {"judge": judged[0].facts}
 
-    folders = evaluate_files(evaluations, against, shown.say)
-    found = compare_evaluations(evaluations, out, judge=ask if judge else None, folders=folders, say=shown.say)
+    folders = evaluate_files(evaluations, against)
+    found = compare_evaluations(evaluations, out, judge=ask if judge else None, folders=folders)
     for judgement in judged:
         write_verdicts(found.folder, judgement)
     words = [word for judgement in judged for word in judgement.words]

@@ -39,7 +39,7 @@ def command(
         _to_server(place, artifact, wish.name, output)
         return
     with screen(output.quiet, "checking the artifact") as shown:
-        project = plan_deployment(Path(local_name(artifact, say=shown.say)), wish)
+        project = plan_deployment(Path(local_name(artifact)), wish)
         folder = write_project(project, Path(out or f"deploy/{project.job.name}-{project.host.name}"))
     if output.json:
         print_json({"folder": str(folder), **record_of(project).to_json()})

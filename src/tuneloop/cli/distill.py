@@ -43,7 +43,7 @@ def command(
         return
     given = DistilInput(teacher, places[0] if places else "", dataset, settings, endpoint)
     with screen(output.quiet, "distilling") as shown:
-        record = distil(given, Path(out), options, progress=shown.progress, say=shown.say)
+        record = distil(given, Path(out), options)
     if output.json:
         print_json({"path": out, **record.to_json()})
     else:

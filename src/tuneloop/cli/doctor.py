@@ -48,7 +48,7 @@ def _test(kind: str, output: Output) -> None:
     from tuneloop.pipeline.self_test import self_test
 
     with screen(output.quiet, "testing the device") as shown:
-        checks = self_test(progress=shown.progress)
+        checks = self_test()
     wrong = [check for check in checks if check.status == "wrong"]
     if output.json:
         print_json({"ok": not wrong, "checks": checks})

@@ -59,7 +59,7 @@ def command(
     if (status := processes_to_start(question)) is not None:
         raise typer.Exit(status)
     with screen(output.quiet, "evaluating") as shown:
-        found = evaluate_target(question, progress=shown.progress, say=shown.say)
+        found = evaluate_target(question)
     result = read_record(EvaluationManifest, found.folder)
     if output.json:
         print_json({"path": str(found.folder), **result.to_json()})

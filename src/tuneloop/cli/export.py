@@ -15,13 +15,7 @@ FORMATS = "; ".join(f"{name}: {form.help}" for name, form in FORMS.items())
 
 def command(
     run: str = argument("RUN", "Folder of a finished run."),
-    form: str = flag(
-        "",
-        "NAME",
-        f"{FORMATS}. Default: merged where possible.",
-        "--format",
-        "-f",
-    ),
+    form: str = flag("", "NAME", f"{FORMATS}. Default: merged where possible.", "--format", "-f"),
     out: str = flag("", "FOLDER", "Folder of the artifact; default: artifacts/ID.", "-o"),
     force: bool = switch("Overrule a gate that is not green; the artifact says so."),
     sign: str = flag("", "KEY", "Sign all files with this private key of an elliptic curve, a PEM file."),
@@ -37,14 +31,7 @@ def command(
 
     with screen(output.quiet, "exporting") as shown:
         artifact = export_run(
-            Path(run),
-            form,
-            Path(out) if out else None,
-            force=force,
-            weights=weights,
-            key=Path(sign) if sign else None,
-            progress=shown.progress,
-            say=shown.say,
+            Path(run), form, Path(out) if out else None, force=force, weights=weights, key=Path(sign) if sign else None
         )
     if output.json:
         print_json({"path": str(artifact.folder), **artifact.manifest})

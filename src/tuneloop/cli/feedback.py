@@ -178,10 +178,7 @@ def queue(
 
 
 def votes(
-    review: str = argument("FOLDER", "Of the review, from `feedback queue`."),
-    store: str = STORE,
-    *,
-    output: Output,
+    review: str = argument("FOLDER", "Of the review, from `feedback queue`."), store: str = STORE, *, output: Output
 ) -> None:
     """Store what people said in a review of production as feedback."""
     from tuneloop.improve.feedback.review_command import store_votes

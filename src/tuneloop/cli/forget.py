@@ -230,7 +230,7 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
             err=True,
         ):
             with screen(output.quiet, "erasing") as shown:
-                found, done = forget_requests(place, match, dry_run=False, say=shown.say)
+                found, done = forget_requests(place, match, dry_run=False)
     facts = {"requests": len(found.requests), "feedback": len(found.feedback), "lines": found.lines}
     folder = store_folder(place)
     made = made_of_requests([more.root, folder], found.requests, match)

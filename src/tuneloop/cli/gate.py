@@ -47,7 +47,7 @@ def command(
     with screen(output.quiet, "applying the suite") as shown:
         sides = read_side(evaluation_place(candidate)), read_side(evaluation_place(against))
         folder = sides[0].folder
-        ask = None if no_model or sides[0].baseline else answers_of(folder, progress=shown.progress, say=shown.say)
+        ask = None if no_model or sides[0].baseline else answers_of(folder)
         result = run_gate(wanted, *sides, ask=ask, fields=_columns(folder))
     # What is said of a baseline in a folder is not said of the run that the folder belongs to.
     place = Path(out) if out else None if sides[0].baseline else folder

@@ -49,7 +49,7 @@ def run(
         _watch(project, pause, output.quiet)
         return
     with screen(output.quiet, "improving") as shown:
-        done = work.improve(found, approve=approve, say=shown.say)
+        done = work.improve(found, approve=approve)
     if output.json:
         print_json(done)
     else:
@@ -67,7 +67,7 @@ def _watch(project: str, pause: float, quiet: bool) -> None:
         if not quiet:
             print(line, file=sys.stderr, flush=True)
 
-    watch(project, every=pause, say=say)
+    watch(project, every=pause)
 
 
 def report(

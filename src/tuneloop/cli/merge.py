@@ -11,6 +11,7 @@ from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output
 from tuneloop.combine.options import AUTO, JudgeOptions, MergeOptions
 from tuneloop.core.flag import flag
+from tuneloop.core.ui import say
 
 if TYPE_CHECKING:
     from tuneloop.records.merge import MergeRecord, TaskDeployment
@@ -38,7 +39,7 @@ def command(
 
     settings = MergeSettings(how.method, _numbers(how.weights), how.rank, how.density)
     with screen(output.quiet, "merging") as shown:
-        experts = open_experts(adapters, how.base, say=shown.say)
+        experts = open_experts(adapters, how.base)
         why_not = "" if judging.no_judge or len(experts) < 2 else can_judge(experts)
         if judging.no_judge or why_not or len(experts) < 2:
             if settings.method == AUTO:
@@ -46,15 +47,11 @@ def command(
                     f"--method auto judges by each task's rows: {why_not or 'leave --no-judge out'}"
                 )
             if why_not:
-                shown.say(f"task      not judged: {why_not}")
-            record: MergeRecord | None = merge_runs(
-                experts, settings, Path(out), progress=shown.progress, say=shown.say
-            )
+                say(f"task      not judged: {why_not}")
+            record: MergeRecord | None = merge_runs(experts, settings, Path(out))
             deployment = None
         else:
-            record, deployment = merge_tasks(
-                experts, settings, Path(out), judging, progress=shown.progress, say=shown.say
-            )
+            record, deployment = merge_tasks(experts, settings, Path(out), judging)
     if output.json:
         tasks = deployment.to_json() if deployment else None
         print_json({"path": out, **(record.to_json() if record else {}), "deployment": tasks})

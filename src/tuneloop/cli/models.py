@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 HEAD = ("version", "aliases", "artifact", "figure", "gate", "data set", "registered")
 
 
-def command(
-    name: str = argument("[NAME]", "Only this model, and its history.", ""),
-    *,
-    output: Output,
-) -> None:
+def command(name: str = argument("[NAME]", "Only this model, and its history.", ""), *, output: Output) -> None:
     """List registered models, their versions and figures.
 
     The aliases say which version is in use.
@@ -28,7 +24,7 @@ def command(
     from tuneloop.registry.versions import read_models, read_settled
 
     with screen(output.quiet, "reading the registry") as shown:
-        registry = open_registry(say=shown.say)
+        registry = open_registry()
         models = [read_settled(registry, name)] if name else read_models(registry)
     if output.json:
         print_json({"registry": masked(registry.uri), "models": models})

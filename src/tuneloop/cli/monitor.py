@@ -59,7 +59,7 @@ def command(
         note(store, options.model, [name.strip() for name in known.ignore.split(",")], known.ignore_until)
     target = _target(store, canary.ask, canary.ask_model, connection) if canary.ask else None
     with screen(output.quiet, "comparing") as shown:
-        report = monitor_store(store, reference, given(options), ask=target, progress=shown.progress)
+        report = monitor_store(store, reference, given(options), ask=target)
     if output.json:
         print_json(report)
     else:

@@ -112,10 +112,10 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
     other = stand_in(recipe.model)
     with screen(quiet, "planning") as shown:
         if source and not asked and not other:
-            plan = plan_alone(recipe, "", progress=shown.progress, say=shown.say)
+            plan = plan_alone(recipe, "")
             return {**plan, "recommendation": recommendation_here(plan)}
         read = recipe.model_copy(update={"model": other or recipe.model})
-        with counted_data(read, progress=shown.progress, say=shown.say) as counted:
+        with counted_data(read) as counted:
             plan = plan_machines({"model": recipe.model, **plan_settings(recipe), **asked, "dataset": counted.path})
     if counted.sample:
         plan["assumptions"].insert(0, counted.sample)
@@ -177,7 +177,7 @@ def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> di
             rows = [{"prompt": text, "completion": f"answer {i} of {text[-20:]}"} for i, text in enumerate(texts)]
             file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
             source = str(file)
-        return calibrate_alone(recipe_of(source, settings, model=model), progress=shown.progress, say=shown.say)
+        return calibrate_alone(recipe_of(source, settings, model=model))
 
 
 def _history(as_json: bool) -> None:

@@ -15,6 +15,7 @@ from tuneloop.cli.endpoint import ConnectionOptions, EndpointOptions
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.cli.unread import stop_if_unread
 from tuneloop.core.flag import flag
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
 
 if TYPE_CHECKING:
@@ -73,13 +74,13 @@ def command(
     options = Options(column, asking.system, top, asking.max_new_tokens)
     with screen(output.quiet, "answering") as shown:
         write = None if output.json or out else _print
-        found = predict_file(opened, file, options, out, write=write, progress=shown.progress, say=shown.say)
+        found = predict_file(opened, file, options, out, write=write)
     summary = found.summary
     if output.json:
         print_json(summary if out else {**summary, "predictions": found.rows})
     else:
         with screen(output.quiet, "answering") as shown:
-            shown.say(_said(summary))
+            say(_said(summary))
         if out:
             print(out)
     if found.failed:

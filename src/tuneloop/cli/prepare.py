@@ -47,7 +47,7 @@ def command(
             recipe if not on else recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
         )
         track = track or bool(os.environ.get("MLFLOW_TRACKING_URI"))
-        dataset = prepare_alone(recipe, out, track=track, progress=shown.progress, say=shown.say)
+        dataset = prepare_alone(recipe, out, track=track)
     if show:
         from tuneloop.cli.rows import print_rows
 

@@ -22,7 +22,7 @@ def command(
     from tuneloop.registry.registered import promote_version
 
     with screen(output.quiet, "reading the registry") as shown:
-        model = promote_version(name, version, force=force, why=why, progress=shown.progress, say=shown.say)
+        model = promote_version(name, version, force=force, why=why)
     if output.json:
         print_json({"name": name, "aliases": model.aliases, "event": model.history[-1].to_json()})
     else:

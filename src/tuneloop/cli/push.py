@@ -24,7 +24,7 @@ def command(
     from tuneloop.release.push import push
 
     with screen(output.quiet, "uploading" if send else "hashing") as shown:
-        found = push(Path(local_name(artifact, say=shown.say)), destination, send=send, public=public)
+        found = push(Path(local_name(artifact)), destination, send=send, public=public)
     if output.json:
         print_json({**plain(found), "sent": send})
         return

@@ -24,9 +24,7 @@ def command(
     from tuneloop.registry.registered import register_artifact
 
     with screen(output.quiet, "registering") as shown:
-        found = register_artifact(
-            Path(artifact), name, run=Path(run) if run else None, why=why, progress=shown.progress, say=shown.say
-        )
+        found = register_artifact(Path(artifact), name, run=Path(run) if run else None, why=why)
     if output.json:
         print_json({"name": name, **found.model_dump()})
     else:

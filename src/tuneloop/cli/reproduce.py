@@ -30,14 +30,7 @@ def command(
     from tuneloop.release.reproduce import reproduce
 
     with screen(output.quiet, "reproducing") as shown:
-        found = reproduce(
-            target,
-            Path(out) if out else None,
-            check=check,
-            tolerance=tolerance,
-            progress=shown.progress,
-            say=shown.say,
-        )
+        found = reproduce(target, Path(out) if out else None, check=check, tolerance=tolerance)
     if output.json:
         print_json(found.to_json())
     elif found.verdict == "identical":

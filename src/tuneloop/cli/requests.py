@@ -8,6 +8,7 @@ from pathlib import Path
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.ui import say
 
 
 def command(
@@ -34,8 +35,8 @@ def command(
         print_json(asdict(found))
         return
     with screen(output.quiet) as shown:
-        shown.say(
+        say(
             f"requests  {found.written:,} in {found.out}; left out: {found.failed:,} failed, "
             f"{found.without_text:,} whose texts were not kept, {found.without_consent:,} that must not be trained on"
         )
-        shown.say(f"next:     tuneloop prepare {found.out}")
+        say(f"next:     tuneloop prepare {found.out}")

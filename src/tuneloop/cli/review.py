@@ -10,6 +10,7 @@ from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
 
 
@@ -61,13 +62,13 @@ def command(
             if output.json:
                 print_json(written)
             else:
-                shown.say(f"{counted(written['rows'], 'row')} in {written['path']}" + _left(written))
-                shown.say(f"next: {written['prepare']}")
+                say(f"{counted(written['rows'], 'row')} in {written['path']}" + _left(written))
+                say(f"next: {written['prepare']}")
             return
         hint = "" if sample.rows else "; --rows 10 takes ten rows, in a folder of its own (--out)"
-        shown.say(f"{counted(len(review.items), 'item')} in {review.folder}{hint}")
+        say(f"{counted(len(review.items), 'item')} in {review.folder}{hint}")
     if not no_serve:  # not with a screen at work: it would go on telling of the time that people take to read
-        serve(review, host=host, port=port, say=shown.say)
+        serve(review, host=host, port=port)
     found = results(review)
     if output.json:
         print_json(found)

@@ -18,7 +18,7 @@ def command(
     from tuneloop.registry.versions import rollback
 
     with screen(output.quiet, "reading the registry") as shown:
-        model = rollback(open_registry(say=shown.say), name, why=why)
+        model = rollback(open_registry(), name, why=why)
     event = model.history[-1]
     if output.json:
         print_json({"name": name, "aliases": model.aliases, "event": event.to_json()})

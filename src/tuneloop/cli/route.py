@@ -39,7 +39,7 @@ def fit(
 
     sources = RouteSources(targets or [], outcomes, _costs(costs))
     with screen(output.quiet, "fitting") as shown:
-        router = fit_route(sources, Path(out), options, progress=shown.progress)
+        router = fit_route(sources, Path(out), options)
     _show(router, out, output.json)
     found = router.record.figures
     if not output.json and found is not None and 0 < options.max_cost < found.cost:
@@ -62,7 +62,7 @@ def judge(
     from tuneloop.combine.route.command import eval_route
 
     with screen(output.quiet, "judging") as shown:
-        found = eval_route(Path(router), outcomes, outside, progress=shown.progress)
+        found = eval_route(Path(router), outcomes, outside)
     _show(found, router, output.json)
 
 

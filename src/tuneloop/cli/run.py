@@ -49,9 +49,9 @@ def command(
         if on_ray:
             from tuneloop.deploy.on_ray import run_on_ray
 
-            folder = run_on_ray(resolved, wish, whole=True, progress=shown.progress, say=shown.say)
+            folder = run_on_ray(resolved, wish, whole=True)
         else:
-            folder = run(resolved, progress=shown.progress, say=shown.say)
+            folder = run(resolved)
     if output.json:
         print_json(summary(folder))
     else:
@@ -66,7 +66,7 @@ def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
 
     folder = Path(wish.project or f"remote/{recipe.name}-{wish.on}")
     with screen(output.quiet, "preparing") as shown:
-        written = write_remote(recipe, wish, folder, progress=shown.progress, say=shown.say)
+        written = write_remote(recipe, wish, folder)
     cluster, job = written.cluster, written.job
     if output.json:
         print_json({"folder": str(folder), "on": cluster.name, **vars(job), "plan": written.plan})

@@ -59,19 +59,19 @@ def command(
             # Only a terminal is shown a key: what a file or a collector of logs gets must not hold one.
             key = first_key(gateway) if sys.stderr.isatty() and not (as_lines or output.quiet or output.json) else ""
             for line in () if as_lines else first_steps(address, gateway, key):
-                shown.say(line)
+                say(line)
 
         def say(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
-        serve(config, say, ready=ready)
+        serve(config, ready=ready)
 
 
 def _check(config: ServeConfig, output: Output) -> None:
     from tuneloop.serving.server import check_served
 
     with screen(output.quiet, "asking the test rows") as shown:
-        found = check_served(config, shown.say)
+        found = check_served(config)
     if output.json:
         print_json({"models": [{**asdict(each), "share": each.same / each.n if each.n else None} for each in found]})
     for each in () if output.json else found:

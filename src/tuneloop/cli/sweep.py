@@ -43,7 +43,7 @@ def command(
     recipe = recipe_of(source, fixed)
     folder = Path(out or f"sweeps/{recipe.name}-{content_hash([source, fixed, search.settings])[:8]}")
     with screen(output.quiet, "searching") as shown:
-        found = sweep(recipe, search, folder, on=on, evaluate=not no_evaluate, progress=shown.progress, say=shown.say)
+        found = sweep(recipe, search, folder, on=on, evaluate=not no_evaluate)
     if output.json:
         print_json({"path": str(folder), **found.to_json()})
     else:

@@ -46,10 +46,10 @@ def command(
         if wish.on:
             from tuneloop.deploy.on_ray import run_on_ray
 
-            folder = run_on_ray(recipe, wish, whole=False, progress=shown.progress, say=shown.say)
+            folder = run_on_ray(recipe, wish, whole=False)
             run = read_record(RunManifest, folder)
         else:
-            folder, run = train_alone(recipe, progress=shown.progress, say=shown.say)
+            folder, run = train_alone(recipe)
     if output.json:
         print_json({"path": str(folder), **run.to_json()})
     else:
@@ -61,7 +61,7 @@ def _preflight(recipe: Recipe, as_json: bool, quiet: bool) -> None:
     from tuneloop.pipeline.train import preflight_alone
 
     with screen(quiet, "checking before the training") as shown:
-        checked, plan, template = preflight_alone(recipe, progress=shown.progress, say=shown.say)
+        checked, plan, template = preflight_alone(recipe)
     if as_json:
         print_json(
             {**vars(checked), "shown": [name for name, _ in checked.shown], "plan": plan, "ready": not checked.problems}

@@ -27,8 +27,8 @@ def command(
     from tuneloop.registry.verify import verify
 
     with screen(output.quiet, "hashing") as shown:
-        artifact = local_name(artifact, say=shown.say)
-        found = verify(Path(artifact), Path(key) if key else None, progress=shown.progress)
+        artifact = local_name(artifact)
+        found = verify(Path(artifact), Path(key) if key else None)
     if output.json:
         print_json({"path": artifact, "intact": found.intact, **plain(found)})
     else:

@@ -22,13 +22,14 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tuneloop.core.ui import say
 
 SILENT = 30.0  # seconds
 SLOWEST = 10_000  # bytes of a body in a second
@@ -216,9 +217,7 @@ class Server(uvicorn.Server):
         config: further settings of `uvicorn.Config`.
     """
 
-    def __init__(
-        self, app: Any, say: Callable[[str], None], *, seconds: float = SILENT, **config: Any
-    ) -> None:  # fmt: skip
+    def __init__(self, app: Any, *, seconds: float = SILENT, **config: Any) -> None:  # fmt: skip
         super().__init__(
             uvicorn.Config(
                 app, http=HttpToolsProtocol, ws="none", lifespan="off", access_log=False, server_header=False,
@@ -257,7 +256,7 @@ class Server(uvicorn.Server):
                     each.look(now, self.seconds)
             if self._full and now - self._full > ROOM_AGAIN:
                 self._full = 0.0
-                self.say("listening  there is room for connections again")
+                say("listening  there is room for connections again")
         return await super().on_tick(counter)
 
     async def _accept(self, listening: socket.socket) -> None:
@@ -289,7 +288,7 @@ class Server(uvicorn.Server):
     def _make_room(self) -> bool:
         """Close a connection that nobody waits on; returns whether there was one."""
         if not self._full:
-            self.say(
+            say(
                 f"listening  {len(self.server_state.connections):,} connections are open, and the limit of open files "
                 f"({_limit():,}) is near: idle ones are closed, further ones get 503 (ulimit -n raises it)"
             )

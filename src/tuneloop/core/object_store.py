@@ -95,11 +95,7 @@ class Store:
         Raises:
             UserError: the store refuses or does not answer, or the disk is full.
         """
-        with (
-            _clear(self._place(name)),
-            self.system.open(self._path(name), "rb") as source,
-            replacing(file) as target,
-        ):
+        with _clear(self._place(name)), self.system.open(self._path(name), "rb") as source, replacing(file) as target:
             while part := source.read(1 << 22):
                 target.write(part)
 

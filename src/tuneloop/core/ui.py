@@ -1,19 +1,23 @@
-"""How a stage reports how far it is."""
+"""What a user sees while something works: lines, and how far a stage is.
+
+Who shows them is one context variable: a command puts its screen there (`reporting`), Python code what it likes, and
+whatever works says its lines without being handed anything. New threads start with `in_this_context`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
-
-Say = Callable[[str], None]  # what is to be done with a line for the user
 
 
 class Progress(Protocol):
-    """How a stage tells how far it is; the command line draws it as a bar with rate and time left.
+    """Shows how far a stage is; the command line draws a bar with rate and time left.
 
-    Called with a short task name ("training"), units done, units in all, and figures to show
-    next to the bar (`loss=1.23`). A stage calls it with `done == total` when it ends.
+    Called with a short task name ("training"), units done, units in all, and values to show next to the bar
+    (`loss=1.23`). A stage calls it with `done == total` when it ends.
     """
 
     def __call__(self, task: str, done: float, total: float, /, **info: float | str) -> None: ...
@@ -23,9 +27,69 @@ def no_progress(task: str, done: float, total: float, /, **info: float | str) ->
     """A `Progress` that stays silent."""
 
 
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Who shows lines and progress.
+
+    Args:
+        say: gets each line.
+        progress: gets each step.
+    """
+
+    say: Callable[[str], None] = _silent
+    progress: Progress = no_progress
+
+
+_SILENT = Reporter()
+_reporter: ContextVar[Reporter] = ContextVar("reporter", default=_SILENT)
+
+
+def reporter() -> Reporter:
+    """Who shows lines and progress here, for those that pass on what they get."""
+    return _reporter.get()
+
+
+def say(line: str) -> None:
+    """Show a line."""
+    _reporter.get().say(line)
+
+
+def progress(task: str, done: float, total: float, /, **info: float | str) -> None:
+    """Show how far a task is, see `Progress`."""
+    _reporter.get().progress(task, done, total, **info)
+
+
 @contextmanager
-def busy(progress: Progress, task: str) -> Iterator[None]:
-    """Tell of work whose parts can't be counted, from its beginning to its end."""
+def reporting(say: Callable[[str], None] | None = None, progress: Progress | None = None) -> Iterator[None]:
+    """Show lines and progress here for the time of a block; None leaves either as it is."""
+    given = {name: value for name, value in (("say", say), ("progress", progress)) if value is not None}
+    token = _reporter.set(replace(_reporter.get(), **given))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        _reporter.reset(token)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show neither lines nor progress for the time of a block."""
+    with reporting(_silent, no_progress):
+        yield
+
+
+def in_this_context(work: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that reports where this one does, whichever thread calls it."""
+    context = copy_context()
+    return lambda *args, **named: context.run(work, *args, **named)
+
+
+@contextmanager
+def busy(task: str) -> Iterator[None]:
+    """Show work whose parts can't be counted, from its beginning to its end."""
     progress(task, 0, 1)
     yield
     progress(task, 1, 1)

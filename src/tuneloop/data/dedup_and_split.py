@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.dedup import duplicates, minhash
@@ -45,7 +46,7 @@ def dedup_and_split(job: PrepareContext, given: int) -> None:
         given: rows of a given test file, the first ones of the table: they are taken as they are.
     """
     table, config, columns = job.table, job.config, job.table.columns
-    job.progress("comparing", 0, 3)
+    progress("comparing", 0, 3)
     frozen = np.full(len(table), UNDECIDED, dtype=np.int8)
     if config.split.freeze is not None:
         frozen = frozen_splits(columns["id"], columns["question"], load_dataset(config.split.freeze))
@@ -66,7 +67,7 @@ def dedup_and_split(job: PrepareContext, given: int) -> None:
         )
     _drop_copies(job, order, alike, given, fixed)
     _drop_conflicts(table, config.duplicates.conflicts, order, given)
-    job.progress("comparing", 1, 3)
+    progress("comparing", 1, 3)
     _measure(job)
     rows = table.alive
     links, _ = duplicates.find_links(
@@ -74,7 +75,7 @@ def dedup_and_split(job: PrepareContext, given: int) -> None:
     )
     for name in [name for name in columns if name.startswith(minhash.COLUMNS)]:
         del columns[name]  # half of all that is known of the rows, and needed no longer
-    job.progress("comparing", 2, 3)
+    progress("comparing", 2, 3)
     facts = SplitFacts(
         question=columns["question"][rows],
         stratum=columns["stratum"][rows],
@@ -93,7 +94,7 @@ def dedup_and_split(job: PrepareContext, given: int) -> None:
     member = connected([facts.question], facts.links)[measured]
     table.mark_clusters(rows[measured], clusters(member, columns["id"][rows[measured]]))
     table.give_repeats_own_ids()
-    job.progress("comparing", 3, 3)
+    progress("comparing", 3, 3)
 
 
 def shuffled(ids: Array, seed: int) -> Array:
@@ -160,14 +161,14 @@ def _measure(job: PrepareContext) -> None:
     else:
         results = ordered_map(_measured, batches, (table.reader, job.processor), workers=workers)
     for number, (batch, lengths) in enumerate(zip(batches, results, strict=True)):
-        job.progress("measuring", number * BATCH, len(rows))
+        progress("measuring", number * BATCH, len(rows))
         for row, measured in zip(batch, lengths, strict=True):
             if isinstance(measured, Rejection):
                 table.drop(row, measured.reason, measured.detail)
                 table.rejected_tokens += measured.tokens
             else:
                 columns["tokens"][row], columns["supervised"][row] = measured.tokens, measured.supervised
-    job.progress("measuring", len(rows), len(rows))
+    progress("measuring", len(rows), len(rows))
 
 
 def _to_measure(rows: Array, characters: Array, keys: Array) -> Array:

@@ -20,7 +20,7 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import cores
 from tuneloop.core.ray.cluster import on_ray
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.core.units import counted, verb
 from tuneloop.data.checks import reject_share
 from tuneloop.data.checks.label_errors import Embed
@@ -54,7 +54,6 @@ def prepare(
     model: str = "",
     template_adds: str = "",
     embed: Embed | None = None,
-    progress: Progress = no_progress,
 ) -> Dataset:
     """Read, parse, repair, redact, deduplicate, measure, split, check and write a data set.
 
@@ -70,7 +69,6 @@ def prepare(
         model: fingerprint of the model that `measure` stands for; part of the manifest's `key`.
         template_adds: the system turn that this model's chat template puts before rows that have none, for the record.
         embed: texts to unit vectors (rows, size), for `duplicates.semantic` and better label checks.
-        progress: is called with how far it is.
 
     Raises:
         UserError: missing or empty sources, no format that fits, a column that no record has, no valid rows,
@@ -101,7 +99,7 @@ def prepare(
     workers = 1 if is_small else config.workers or cores()
     cluster = on_ray() if config.engine == "ray" else nullcontext()
     with spool_folder(out) as spool, Table(spool, frame) as table, cluster:
-        job = PrepareContext(config, seed, out, files, guess, processor, table, workers, embed, progress)
+        job = PrepareContext(config, seed, out, files, guess, processor, table, workers, embed)
         _gather(job, given, processor)
         taken = len(table)
         index = index_of(table.reader.texts(range(taken)), config.duplicates) if given else None
@@ -143,7 +141,7 @@ def _work(job: PrepareContext, files: Sequence[Given]) -> Iterator[ChunkWork]:
         for chunk in chunks(file, CHUNK):
             job.encodings[file.name] = chunk.encoding
             position = max(position, chunk.position)
-            job.progress("reading", min(before + position, size), max(size, 1), file=file.name)
+            progress("reading", min(before + position, size), max(size, 1), file=file.name)
             if left is None or given.split is not None:
                 yield ChunkWork(file.name, chunk, given.guess or job.guess)
                 continue

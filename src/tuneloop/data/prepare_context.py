@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tuneloop.core.ui import Progress
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dedup.minhash import NO_FRAME, PromptFrame, shared_frame
@@ -51,7 +50,6 @@ class PrepareContext:
     table: Table
     workers: int
     embed: Embed | None
-    progress: Progress
     encodings: dict[str, str] = field(default_factory=dict)
 
 

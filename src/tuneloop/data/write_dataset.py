@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, user_errors_of_the_disk
+from tuneloop.core.ui import progress
 from tuneloop.data.checks import (
     CHECKS,
     Check,
@@ -313,7 +314,7 @@ def _long_check(name: str, setting: tuple[Embed | None, Overview]) -> Finding | 
 
 def _checks(job: PrepareContext, overview: Overview, begun: _Begun) -> list[Check]:
     """All checks; the rows they found stand in `flagged.jsonl`, those with doubtful labels in `label_errors.jsonl`."""
-    job.progress("checking", 0, 1)
+    progress("checking", 0, 1)
     path = job.out / "label_errors.jsonl"
     if _DOUBTED not in begun:
         path.unlink(missing_ok=True)
@@ -337,7 +338,7 @@ def _checks(job: PrepareContext, overview: Overview, begun: _Begun) -> list[Chec
         slow={name: wait for name, wait in begun.items() if name != _DOUBTED},
         flagged=flagged,
     )
-    job.progress("checking", 1, 1)
+    progress("checking", 1, 1)
     return checks
 
 

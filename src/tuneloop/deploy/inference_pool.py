@@ -34,10 +34,7 @@ def _scorers(job: Deployment) -> str:
         "kind": "EndpointPickerConfig",
         "plugins": [{"type": name} for name in (*scorers, "metrics-data-source", "core-metrics-extractor")],
         "schedulingProfiles": [
-            {
-                "name": "default",
-                "plugins": [{"pluginRef": name, "weight": weight} for name, weight in scorers.items()],
-            }
+            {"name": "default", "plugins": [{"pluginRef": name, "weight": weight} for name, weight in scorers.items()]}
         ],
     }
     return yaml_text("How the replicas are compared.", config)

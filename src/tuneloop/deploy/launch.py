@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import Say
+from tuneloop.core.ui import say
 from tuneloop.core.units import usd_words
 from tuneloop.deploy.skypilot_sdk import Offer, SkyJob, find_offer, load_sky, start
 
@@ -58,7 +58,7 @@ class Launch:
     limit: Limit | None = None
 
 
-def put_up_after_yes(launch: Launch, folder: Path, question: str, yes: bool, say: Say) -> None:
+def put_up_after_yes(launch: Launch, folder: Path, question: str, yes: bool) -> None:
     """Ask, and put a project up: by SkyPilot's package, which first says what it takes now, or by the project's commands.
 
     Raises:
@@ -70,20 +70,20 @@ def put_up_after_yes(launch: Launch, folder: Path, question: str, yes: bool, say
     sky = load_sky() if launch.sky else None
     if sky is None or launch.sky is None:
         if confirmed(question, yes):
-            put_up(launch, folder, say)
+            put_up(launch, folder)
         return
     _refuse_missing(launch, launch.sky.secrets, folder)
     offer = find_offer(sky, launch.sky, folder)
-    _say_offer(offer, launch.limit, say)
+    _say_offer(offer, launch.limit)
     if confirmed(question, yes):
         say(f"up        {launch.sky.kind} {launch.sky.name}, by SkyPilot")
-        start(sky, launch.sky, folder, say)
+        start(sky, launch.sky, folder)
         say(
             f"up        it is there; {folder / 'README.md'} has the commands that follow, `{launch.sky.down}` takes it down"
         )
 
 
-def _say_offer(offer: Offer, limit: Limit | None, say: Say) -> None:
+def _say_offer(offer: Offer, limit: Limit | None) -> None:
     """Say what SkyPilot takes now, and refuse it where that is more than the limit.
 
     Raises:
@@ -106,7 +106,7 @@ def _say_offer(offer: Offer, limit: Limit | None, say: Say) -> None:
         )  # fmt: skip
 
 
-def put_up(launch: Launch, folder: Path, say: Say) -> None:
+def put_up(launch: Launch, folder: Path) -> None:
     """Run a project's first commands in its folder.
 
     Raises:

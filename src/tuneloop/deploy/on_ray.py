@@ -16,7 +16,7 @@ from tuneloop.core.ray import cluster as ray_cluster
 from tuneloop.core.ray.cluster import on_ray
 from tuneloop.core.ray.driver import drive
 from tuneloop.core.ray.training import Workers, train_on_ray
-from tuneloop.core.ui import Progress, Say, busy, no_progress
+from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
 from tuneloop.deploy.clusters import RayWish
 from tuneloop.pipeline.context import RunContext, default_folder
@@ -68,9 +68,7 @@ class RayRun:
     whole: bool
 
 
-def run_on_ray(
-    recipe: Recipe, wish: RayWish, *, whole: bool, progress: Progress = no_progress, say: Say = lambda line: None
-) -> Path:
+def run_on_ray(recipe: Recipe, wish: RayWish, *, whole: bool) -> Path:
     """Do the job, or with `whole=False` only its training, on a cluster.
 
     The run's folder, or with `recipe.store` the object store, must be one that all machines see. Of a cluster that this machine is
@@ -86,29 +84,29 @@ def run_on_ray(
     folder = folder.resolve()
     recipe = _kept(recipe, wish, folder)
     if wish.on.startswith("ray://"):
-        return _from_outside(recipe, wish, folder, whole, progress, say)
+        return _from_outside(recipe, wish, folder, whole)
     with on_ray(address_of(wish.on)) as ray:
         workers = _workers(ray, wish, f"{recipe.store.rstrip('/')}/.ray" if recipe.store else str(folder / ".ray"))
         say(f"ray       {counted(ray_cluster.machines(ray), 'machine')}, {ray_cluster.cpus(ray)} processors, {ray_cluster.gpus(ray)} GPUs: "
             f"{workers.count} {'process trains' if workers.count == 1 else 'processes train'}")  # fmt: skip
         own = recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
-        with busy(progress, "preparing the data on the cluster"):
-            dataset = prepare_stage(RunContext(own, folder, progress, say))
+        with busy("preparing the data on the cluster"):
+            dataset = prepare_stage(RunContext(own, folder))
             refuse_errors(dataset, recipe)
-        with busy(progress, "working on the cluster"):
-            _train(recipe, Path(dataset.path).resolve(), folder, whole, workers, say)
+        with busy("working on the cluster"):
+            _train(recipe, Path(dataset.path).resolve(), folder, whole, workers)
         if recipe.store:
             open_store(recipe.store).pull(folder)
     return folder
 
 
-def _train(recipe: Recipe, dataset: Path, folder: Path, whole: bool, workers: Workers, say: Say) -> None:
+def _train(recipe: Recipe, dataset: Path, folder: Path, whole: bool, workers: Workers) -> None:
     """Train on a data set that lies on this machine of the cluster."""
     if recipe.store:
         open_store(recipe.store).inner("dataset").push(dataset)
         dataset = folder / "dataset"
     job = RayRun(_with_data(recipe, dataset, folder), str(folder), whole)
-    train_on_ray(recipe.name, take_part, job, workers, say)
+    train_on_ray(recipe.name, take_part, job, workers)
 
 
 @dataclass(frozen=True)
@@ -120,37 +118,30 @@ class Sent:
     whole: bool
 
 
-def _from_outside(recipe: Recipe, wish: RayWish, folder: Path, whole: bool, progress: Progress, say: Say) -> Path:
+def _from_outside(recipe: Recipe, wish: RayWish, folder: Path, whole: bool) -> Path:
     """Prepare here, and have a driver on the cluster do the rest; it stays when this process leaves."""
-    with busy(progress, "preparing the data"):
-        dataset = prepare_stage(RunContext(recipe, folder, progress, say))
+    with busy("preparing the data"):
+        dataset = prepare_stage(RunContext(recipe, folder))
         refuse_errors(dataset, recipe)
     values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "output_dir"})
     kept = {"allow_errors": recipe.data.allow_errors, "max_length": recipe.data.max_length}
     sent = Sent({**values, "data": {"sources": ["dataset"], **kept}}, wish, whole)
     shared = getattr(wish, "bucket", "")
     place = f"{shared.rstrip('/')}/{folder.name}" if shared and not is_url(shared) else f"~/tuneloop-runs/{folder.name}"
-    with on_ray(address_of(wish.on)) as ray, busy(progress, "working on the cluster"):
+    with on_ray(address_of(wish.on)) as ray, busy("working on the cluster"):
         drive(
-            ray,
-            f"tuneloop-{folder.name}",
-            _drive,
-            sent,
-            sent=Path(dataset.path).resolve(),
-            remote=place,
-            local=folder,
-            say=say,
+            ray, f"tuneloop-{folder.name}", _drive, sent, sent=Path(dataset.path).resolve(), remote=place, local=folder
         )
     return folder
 
 
-def _drive(sent: Sent, folder: Path, say: Say) -> None:
+def _drive(sent: Sent, folder: Path) -> None:
     """The driver's work, in a process of the cluster; the data set lies in its folder."""
     trust_code(sent.recipe)  # as the machine that sent it did
     recipe = make_recipe(sent.recipe)
     with on_ray() as ray:
         storage = f"{recipe.store.rstrip('/')}/.ray" if recipe.store else str(folder / ".ray")
-        _train(recipe, folder / "dataset", folder, sent.whole, _workers(ray, sent.wish, storage), say)
+        _train(recipe, folder / "dataset", folder, sent.whole, _workers(ray, sent.wish, storage))
     if recipe.store:
         open_store(recipe.store).pull(folder)
 
@@ -165,7 +156,7 @@ def _kept(recipe: Recipe, wish: RayWish, folder: Path) -> Recipe:
     )
 
 
-def take_part(job: RayRun, say: Say) -> None:
+def take_part(job: RayRun) -> None:
     """A process's share of a run; the first one leads it."""
     from tuneloop.pipeline.run import run
     from tuneloop.pipeline.train import train_alone
@@ -175,9 +166,9 @@ def take_part(job: RayRun, say: Say) -> None:
     recipe = make_recipe(job.recipe)
     os.chdir(Path(job.folder).parent)
     if job.whole:
-        run(recipe, say=say)
+        run(recipe)
     else:
-        train_alone(recipe, progress=no_progress, say=say)
+        train_alone(recipe)
 
 
 def _with_data(recipe: Recipe, dataset: Path, folder: Path) -> dict[str, Any]:

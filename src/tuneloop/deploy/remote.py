@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text, write_yaml
-from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.core.ui import busy, say
 from tuneloop.core.units import hours_expected, hours_words, usd_words
 from tuneloop.deploy.clusters import Cluster, RemoteWish, TrainingJob, find_cluster, refuse_what_it_lacks
 from tuneloop.deploy.deployment import service_name
@@ -37,14 +37,7 @@ class RemoteProject:
     plan: Mapping[str, Any]
 
 
-def write_remote(
-    recipe: Recipe,
-    wish: RemoteWish,
-    out: Path,
-    *,
-    progress: Progress = no_progress,
-    say: Callable[[str], None] = lambda line: None,
-) -> RemoteProject:
+def write_remote(recipe: Recipe, wish: RemoteWish, out: Path) -> RemoteProject:
     """Prepare the data, plan the run, and write the folder that a cluster needs: recipe, data set, its own files, README.
 
     Raises:
@@ -59,12 +52,12 @@ def write_remote(
         say(
             f"note      {recipe.model} is not on this machine: rows are counted as {other} reads them, and again where it trains"
         )
-    job = RunContext(recipe.model_copy(update={"model": other or recipe.model}), out, progress, say)
-    with busy(progress, "preparing the data"):
+    job = RunContext(recipe.model_copy(update={"model": other or recipe.model}), out)
+    with busy("preparing the data"):
         dataset = prepare_stage(job)
         refuse_errors(dataset, recipe)
     plan = _planned(recipe, Path(dataset.path), cluster, wish)
-    _refuse_price(plan, cluster, wish, out, say)
+    _refuse_price(plan, cluster, wish, out)
     training = TrainingJob(
         name=service_name(recipe.name), gpu=plan["gpu"], gpus=wish.gpus or max(1, plan["gpus"] // wish.nodes), nodes=wish.nodes,
         spot=wish.spot, bucket=wish.bucket, gated=recipe.model.lower() != PACKAGED,
@@ -111,9 +104,7 @@ def _record(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> Remo
     )  # fmt: skip
 
 
-def _refuse_price(
-    plan: Mapping[str, Any], cluster: Cluster, wish: RemoteWish, out: Path, say: Callable[[str], None]
-) -> None:
+def _refuse_price(plan: Mapping[str, Any], cluster: Cluster, wish: RemoteWish, out: Path) -> None:
     """Refuse a price above the user's limit, and say so where it rose since the project was written.
 
     Raises:

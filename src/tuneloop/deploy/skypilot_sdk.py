@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import Say
+from tuneloop.core.ui import say
 
 WHERE = "SkyPilot"
 # What is taken down by name, and by which command.
@@ -101,7 +101,7 @@ def find_offer(sky: Any, job: SkyJob, folder: Path) -> Offer:
         return Offer(f"{f'{machines} x ' if machines > 1 else ''}{words}", usd)
 
 
-def start(sky: Any, job: SkyJob, folder: Path, say: Say) -> None:
+def start(sky: Any, job: SkyJob, folder: Path) -> None:
     """Start a task and wait until it is there. Where that fails, or is interrupted, what was begun is taken down again.
 
     Raises:

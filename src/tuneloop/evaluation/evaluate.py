@@ -14,7 +14,6 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import intervals as u
 from tuneloop.core.stats.intervals import Array, Statistics
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.metrics import METRICS, headline_of, lower_is_better, metric_of
@@ -199,7 +198,6 @@ def evaluate(
     config: EvaluateConfig,
     seed: int,
     measured: AnswerStats | None = None,
-    progress: Progress = no_progress,
 ) -> Evaluation:
     """Score answers, each metric with its 95 % interval.
 
@@ -215,14 +213,13 @@ def evaluate(
         config: what is measured, and how.
         seed: of the resamples; systems that are to be compared share it.
         measured: what is known apart from the texts.
-        progress: of unit tests.
 
     Raises:
         UserError: no rows, another number of answers, repeated row ids, a row without label, a bad field, schema or
             scorer.
     """
     measured = measured or AnswerStats()
-    s = Scoring(list(rows), list(answers), config, measured, progress, dict(measured.field_labels))
+    s = Scoring(list(rows), list(answers), config, measured, dict(measured.field_labels))
     _check_rows(s.rows, s.answers, task)
     score_answers(s, task, labels)
     return _evaluation(s, task, seed)

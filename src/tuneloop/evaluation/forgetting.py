@@ -17,7 +17,7 @@ import numpy as np
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import intervals as u
 from tuneloop.core.stats.intervals import Array, Statistics, mean_statistics, ratio
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.records.completion import Completion
@@ -244,7 +244,7 @@ def exposure(loss: float, others: Sequence[float]) -> float:
 
 
 def canaries(
-    rows: Sequence[Row], losses: Callable[[Sequence[Row]], list[float]], seed: int = 0, progress: Progress = no_progress
+    rows: Sequence[Row], losses: Callable[[Sequence[Row]], list[float]], seed: int = 0
 ) -> list[dict[str, Any]]:
     """Exposure of each planted canary under one model, from the summed losses of answers."""
     exposures = []

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.python_file import need_trust
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.inference.request import Request
 from tuneloop.models.template import Rendered
 
@@ -43,7 +42,7 @@ def harness_missing() -> str:
 
 
 def run_tasks(
-    target: LocalTarget, tasks: Sequence[str], *, limit: int | None = None, progress: Progress = no_progress
+    target: LocalTarget, tasks: Sequence[str], *, limit: int | None = None
 ) -> dict[str, dict[str, TaskScores]]:
     """Run tasks of lm-eval (names of tasks or groups, or YAML files): name -> metric -> scores.
 
@@ -61,7 +60,7 @@ def run_tasks(
             need_trust(task, "evaluate.lm_eval")  # `!function` in it is Python
     files = [str(Path(task).resolve()) if task.endswith((".yaml", ".yml")) else task for task in tasks]
     results = simple_evaluate(
-        _harness_model(target, progress),
+        _harness_model(target),
         tasks=files,
         limit=limit,
         bootstrap_iters=0,
@@ -92,7 +91,7 @@ def _each(samples: Sequence[Mapping[str, Any]], metric: str, chosen: str) -> dic
     return {int(sample["doc_id"]): float(sample[metric]) for sample in mine}
 
 
-def _harness_model(target: LocalTarget, progress: Progress) -> Any:
+def _harness_model(target: LocalTarget) -> Any:
     """The target as lm-eval asks a model: log likelihoods of continuations, and greedy answers."""
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -107,7 +106,7 @@ def _harness_model(target: LocalTarget, progress: Progress) -> Any:
             ids = [*before, *after][-context:]
             supervised = min(len(after), len(ids) - 1)
             rows.append(Rendered(ids, [0.0] * (len(ids) - supervised) + [1.0] * supervised))
-        return [(-fit.loss, fit.verbatim) for fit in target.fits(rows, progress=progress, task="lm-eval")]
+        return [(-fit.loss, fit.verbatim) for fit in target.fits(rows, task="lm-eval")]
 
     def split(context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of both, tokenised together; spaces at the border belong to the continuation."""
@@ -136,7 +135,7 @@ def _harness_model(target: LocalTarget, progress: Progress) -> Any:
                 limit = min(int(request.args[1].get("max_gen_toks") or MOST_NEW), context // 2)
                 prompt = [*adds_bos, *template.encode(request.args[0])][limit - context :]
                 prompts.append(Request(ids=prompt, max_new_tokens=limit))
-            answers = target.complete(prompts, progress=progress, task="lm-eval")
+            answers = target.complete(prompts, task="lm-eval")
             stops = [request.args[1].get("until") or () for request in requests]
             return [_until(answer.text, stop) for answer, stop in zip(answers, stops, strict=True)]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats.intervals import Statistics, mean_statistics
-from tuneloop.core.ui import Progress
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.metrics import METRICS, declare, metric_of
@@ -83,7 +82,6 @@ class Scoring:
     answers: list[Completion]
     config: EvaluateConfig
     measured: AnswerStats
-    progress: Progress
     field_labels: dict[str, Sequence[str]] = field(default_factory=dict)
     statistics: list[Statistics] = field(default_factory=list)
     signatures: dict[str, str] = field(default_factory=dict)
@@ -251,7 +249,7 @@ def _score_code(s: Scoring) -> None:
         further = list(s.measured.further) or [()] * len(s.rows)
         limits = SandboxLimits(seconds=s.config.code_seconds, memory=s.config.code_memory_mb << 20)
         texts = [[answer.text, *more] for answer, more in zip(s.answers, further, strict=True)]
-        outcomes = run_tests(s.rows, texts, limits=limits, progress=s.progress)
+        outcomes = run_tests(s.rows, texts, limits=limits)
         scores = pass_scores(outcomes)
         s.code = dict(code_facts(outcomes))
         locks = s.code["protections"]

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_json
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.core.urls import masked, split_login
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import ATTACHED, BASE
@@ -158,9 +158,7 @@ def failures(replies: Sequence[Completion]) -> list[tuple[str, int]]:
     return Counter(reply.error for reply in replies if reply.error).most_common()
 
 
-def complete(
-    endpoint: Endpoint, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "asking"
-) -> list[Completion]:
+def complete(endpoint: Endpoint, requests: Sequence[Request], *, task: str = "asking") -> list[Completion]:
     """Answers to requests, in order; equal requests are asked once.
 
     Raises:

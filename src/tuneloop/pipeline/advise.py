@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
-from tuneloop.core.ui import Progress
+from tuneloop.core.ui import say
 from tuneloop.data.dataset import load_dataset, prepare_key, sha256_of_source
 from tuneloop.data.sources.read import find_files
 from tuneloop.models.names import PACKAGED, is_local
@@ -37,7 +37,7 @@ def stand_in(model: str) -> str:
     return "" if is_local(model) else PACKAGED
 
 
-def read_data(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> Dataset:
+def read_data(recipe: Recipe, out: str) -> Dataset:
     """The recipe's data as `run` would prepare them: as they are where they are prepared, else kept in the advice's folder."""
     folder = advice_folder(recipe, out)
 
@@ -45,7 +45,7 @@ def read_data(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[st
         say(f"waiting   another tuneloop process ({holder}) is at work on these data in {folder}")
 
     with lock_folder(folder, waiting=waiting):
-        return prepare_stage(RunContext(recipe, folder, progress, say))
+        return prepare_stage(RunContext(recipe, folder))
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ class Counted:
 
 
 @contextmanager
-def counted_data(recipe: Recipe, out: str = "", *, progress: Progress, say: Callable[[str], None]) -> Iterator[Counted]:
+def counted_data(recipe: Recipe, out: str = "") -> Iterator[Counted]:
     """The recipe's data, to be counted: as they have been prepared before; large ones by a sample; else as `read_data` prepares and keeps them."""
     if (before := _prepared_before(recipe, out)) is not None:
         say(f"data set {before}, prepared before")
         yield Counted(str(before), load_dataset(before).manifest.hash)
     elif not _is_prepared(recipe) and is_large(recipe):
-        with sampled_data(recipe, progress=progress, say=say) as (dataset, words):
+        with sampled_data(recipe) as (dataset, words):
             yield Counted(dataset.path, "", words)
     else:
-        dataset = read_data(recipe, out, progress=progress, say=say)
+        dataset = read_data(recipe, out)
         yield Counted(dataset.path, dataset.manifest.hash)
 
 
@@ -128,8 +128,8 @@ def remind(job: RunContext, dataset: Dataset) -> None:
         except UserError:
             continue
         if _is_about(advice, dataset) and advice.answer == "dont":
-            job.say(f"advise    said about these data: {advice.headline}")
-            job.say(f"          ({file}) The run goes on all the same.")
+            say(f"advise    said about these data: {advice.headline}")
+            say(f"          ({file}) The run goes on all the same.")
             return
 
 
@@ -154,6 +154,6 @@ def reuse_baselines(job: RunContext, key: str) -> bool:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(folder, partial)
             partial.rename(job.folder / "baselines")
-            job.say(f"baselines measured before by `tuneloop advise`, taken from {folder}")
+            say(f"baselines measured before by `tuneloop advise`, taken from {folder}")
             return True
     return False

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, lock_folder
-from tuneloop.core.ui import Progress, busy
+from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import Evaluation, decided_together, sample_rows
 from tuneloop.evaluation.prompt import labels_shown
@@ -56,19 +56,19 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None 
     recipe = job.recipe
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
     if not rows:
-        job.say("baselines no test rows: nothing will be proven (data.split.test is 0)")
+        say("baselines no test rows: nothing will be proven (data.split.test is 0)")
         return {}
     folder = job.folder / "baselines"
     key = _baselines_key(job, dataset)
     done = done_record(BaselinesManifest, folder, key)
     if done:
-        job.say("baselines already done")
+        say("baselines already done")
     elif reuse_baselines(job, key):
         done = done_record(BaselinesManifest, folder, key)
     if done:
         return {name: load_evaluation(inside(folder, place)) for name, place in done.systems.items()}
     if answered is None and (before := measured_before(job, dataset)) and before.first_of(rows) == len(rows):
-        job.say(f"baselines {before.words(len(rows))}")
+        say(f"baselines {before.words(len(rows))}")
         return _on_part(job, dataset, before.evaluations, before.listed, rows)
     began = time.monotonic() - (answered.seconds if answered else 0.0)
     asked: dict[str, SystemAnswers] = {}
@@ -87,7 +87,7 @@ def _ask_all(
         yield from _ask_base(job, dataset, rows)
     else:
         yield answered.asked
-    with busy(job.progress, "cheap alternatives"):  # their libraries take a while to load
+    with busy("cheap alternatives"):  # their libraries take a while to load
         majority = _ask_majority(job, dataset, rows)
     yield majority
     yield _ask_classical(job, dataset, rows)
@@ -100,7 +100,7 @@ def _score_all(
     evaluations = {}
     for name, result in asked.items():
         evaluations[name] = score(job, dataset, rows, result)
-        job.say(f"baseline  {name}: {headline(evaluations[name])}{f'; {result.note}' if result.note else ''}")
+        say(f"baseline  {name}: {headline(evaluations[name])}{f'; {result.note}' if result.note else ''}")
     return evaluations
 
 
@@ -241,7 +241,7 @@ def _write(
     )
     write_record(folder / BaselinesManifest.file, listed)
     for sentence in words:
-        job.say(f"          {sentence}")
+        say(f"          {sentence}")
     return evaluations
 
 
@@ -330,7 +330,7 @@ def ask_base(
     task = f"few-shot ({counted(len(examples), 'example')})" if examples else "zero-shot"
     calibrated = config.calibrate and uses_choice(dataset, config)
     how = Asking(examples, with_calibrated=calibrated, perplexity=not job.recipe.max_minutes)
-    found = ask(job.model, dataset, rows, config, how, progress=job.progress, task=task)
+    found = ask(job.model, dataset, rows, config, how, task=task)
     note = labels_shown(examples, dataset.train) if examples and dataset.task == "classification" else ""
     return {kind: replace(answers, note=note) for kind, answers in found.items()}
 
@@ -345,10 +345,10 @@ def base_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], most: 
 
     wanted = job.recipe.baselines
     wanted = wanted if most is None else wanted.model_copy(update={"few_shot": most})
-    with busy(job.progress, "choosing few-shot's examples"):
+    with busy("choosing few-shot's examples"):
         examples, warning = few_shot_examples(job.model, dataset, rows, wanted, job.recipe.evaluate, job.recipe.seed)
     if warning and most is None:
-        job.say(f"baselines warn: {warning}")
+        say(f"baselines warn: {warning}")
     return examples
 
 
@@ -380,23 +380,23 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> di
         return {}
     examples = [row for row in dataset.train if row.shows_the_task]
     if len({row.label for row in examples}) < 2:
-        job.say("baselines warn: only one label in the training split: no classical baseline")
+        say("baselines warn: only one label in the training split: no classical baseline")
         return {}
     asked: dict[str, SystemAnswers] = {}
-    job.progress("cheap alternatives", 0, 2)
+    progress("cheap alternatives", 0, 2)
     for place, build in enumerate((tfidf_system, minilm_system)):
         found = build(examples)
         if found is None:
-            job.say(f"baselines {MINILM_MISSING}")
+            say(f"baselines {MINILM_MISSING}")
         else:
             started = time.monotonic()
             answers = found.system(rows)
             asked[found.name] = SystemAnswers(answers, time.monotonic() - started, training_seconds=found.seconds)
-        job.progress("cheap alternatives", place + 1, 2)
+        progress("cheap alternatives", place + 1, 2)
     return asked
 
 
-def measure_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, Dataset]:
+def measure_alone(recipe: Recipe, out: str) -> tuple[Path, Dataset]:
     """Prepare where needed and measure the base model and the cheap alternatives; nothing is trained.
 
     Returns:
@@ -406,11 +406,11 @@ def measure_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable
         UserError: there are no test rows.
     """
     folder = advice_folder(recipe, out)
-    job = RunContext(recipe, folder, progress, say)
+    job = RunContext(recipe, folder)
     with lock_folder(folder):
-        with busy(progress, "preparing the data"):
+        with busy("preparing the data"):
             dataset = prepare_stage(job)
-        with busy(progress, "measuring the baselines"):
+        with busy("measuring the baselines"):
             measured = baseline_stage(job, dataset)
         if not measured:
             raise UserError(

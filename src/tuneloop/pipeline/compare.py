@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
-from tuneloop.core.ui import Say
+from tuneloop.core.ui import say
 from tuneloop.evaluation.evaluate import decided_together, on_shared_rows, shared_words
 from tuneloop.pipeline.evaluations import EvalTarget, evaluate_target
 from tuneloop.pipeline.recipes import name_of
@@ -68,7 +68,7 @@ def _per_row(cost: Mapping[str, Any], share: float) -> dict[str, Any]:
     }
 
 
-def evaluate_files(places: Sequence[str], against: EvalTarget, say: Say = lambda line: None) -> dict[str, str]:
+def evaluate_files(places: Sequence[str], against: EvalTarget) -> dict[str, str]:
     """Score those places that are files of predictions, each in a folder of its own.
 
     Args:
@@ -89,7 +89,7 @@ def evaluate_files(places: Sequence[str], against: EvalTarget, say: Say = lambda
                 next_step="give --references FILE, or --dataset FOLDER",
             )
         name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(place)
-        folders[place] = str(evaluate_target(replace(against, predictions=place, name=name), say=say).folder)
+        folders[place] = str(evaluate_target(replace(against, predictions=place, name=name)).folder)
     return folders
 
 
@@ -108,7 +108,6 @@ def compare_evaluations(
     *,
     judge: Callable[[Mapping[str, Evaluation]], Mapping[str, Any]] | None = None,
     folders: Mapping[str, str] | None = None,
-    say: Say = lambda line: None,
 ) -> Compared:
     """Compare evaluations of the same rows, paired, against the first, and write `eval.json`, `samples.jsonl` and the page.
 
@@ -117,7 +116,6 @@ def compare_evaluations(
         out: folder; default: `evals/compare-...`.
         judge: further parts of `eval.json` from the evaluations.
         folders: where a place's evaluation is, if not there (`evaluate_files`).
-        say: gets a line where only a part of the rows is shared.
 
     Raises:
         UserError: fewer than 20 rows are shared, or an evaluation can't be read.

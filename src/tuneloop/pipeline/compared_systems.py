@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.core.ui import busy, progress
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluation.evaluate import sample_rows
@@ -256,7 +256,6 @@ def ask(
     config: EvaluateConfig,
     how: Asking = Asking(),
     *,
-    progress: Progress = no_progress,
     task: str = "answering",
 ) -> dict[str, SystemAnswers]:
     """A model's answers to rows.
@@ -282,12 +281,12 @@ def ask(
     _refuse_too_long(model, rows, ids)
     target = LocalTarget.of(model)
     if choice:
-        return _chosen(target, dataset, rows, requests, how, started, progress, task)
-    answers = list(target.complete(requests, progress=progress, task=task))
+        return _chosen(target, dataset, rows, requests, how, started, task)
+    answers = list(target.complete(requests, task=task))
     seconds = time.monotonic() - started
     if how.measures_loss and dataset.task != "classification":
         known = [model.template.render(row.messages, row.tools) for row in rows]
-        fits = target.fits(known, progress=progress, task=f"{task}: reference answers")
+        fits = target.fits(known, task=f"{task}: reference answers")
         answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
     return {"": SystemAnswers(answers, seconds, computed=_computed(ids, answers))}
 
@@ -299,20 +298,19 @@ def _chosen(
     requests: Sequence[Request],
     how: Asking,
     started: float,
-    progress: Progress,
     task: str,
 ) -> dict[str, SystemAnswers]:
     """The likeliest labels, and where they are wanted those by calibrated scores."""
     labels, template = dataset.manifest.labels or [], target.model.template
     # Calibration subtracts from every label's score, so every label's score is needed.
-    answers = list(target.score(requests, labels, exact=how.with_calibrated, progress=progress, task=task))
+    answers = list(target.score(requests, labels, exact=how.with_calibrated, task=task))
     seconds = time.monotonic() - started
     ids = [list(request.ids or ()) for request in requests]
     asked = {"": SystemAnswers(answers, seconds, computed=_computed(ids, answers))}
     if how.with_calibrated:
         blank = _content_free(rows[0])
         shown = template.prompt_ids(prompt_turns(blank, examples=how.examples), blank.tools)
-        with busy(progress, f"{task}: calibrating"):
+        with busy(f"{task}: calibrating"):
             offset = next(target.score([Request(ids=shown)], labels, exact=True)).label_scores or {}
         tokens = target.label_tree(labels).tokens
         subtracted = [calibrated(answer, offset, tokens) for answer in answers]
@@ -371,7 +369,6 @@ def side_effects(
     planted: Sequence[Row],
     config: EvaluateConfig,
     seed: int,
-    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """What tuning has done besides its task: the parts `forgetting`, `lm_eval`, `memorisation` and `canaries` of `eval.json`.
 
@@ -389,11 +386,11 @@ def side_effects(
     missing = harness_missing()
     if not (general or learned or planted or config.lm_eval):
         return {}
-    after = _look(model, general, learned, planted, seed, progress)
-    tasks, why = ({}, missing) if missing or not config.lm_eval else _tasks(model, config, progress)
+    after = _look(model, general, learned, planted, seed)
+    tasks, why = ({}, missing) if missing or not config.lm_eval else _tasks(model, config)
     with base() as original:
-        before = _look(original, general, learned, planted, seed, progress)
-        tasks_before = _tasks(original, config, progress)[0] if tasks else {}
+        before = _look(original, general, learned, planted, seed)
+        tasks_before = _tasks(original, config)[0] if tasks else {}
     found: dict[str, Any] = {}
     if before.ability and after.ability:
         found["forgetting"] = forgetting(before.ability, after.ability, seed=seed)
@@ -410,41 +407,34 @@ def side_effects(
     return found
 
 
-def _tasks(model: Model, config: EvaluateConfig, progress: Progress) -> tuple[dict[str, dict[str, TaskScores]], str]:
+def _tasks(model: Model, config: EvaluateConfig) -> tuple[dict[str, dict[str, TaskScores]], str]:
     """Scores of lm-eval's tasks, or none and why: data that aren't there must not cost an evaluation that is done."""
     try:
-        return run_tasks(LocalTarget.of(model), config.lm_eval, limit=config.general_rows, progress=progress), ""
+        return run_tasks(LocalTarget.of(model), config.lm_eval, limit=config.general_rows), ""
     except Exception as error:
         return {}, " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _look(
-    model: Model,
-    general: Sequence[Row],
-    learned: Sequence[Row],
-    planted: Sequence[Row],
-    seed: int,
-    progress: Progress,
-) -> _Looked:
+def _look(model: Model, general: Sequence[Row], learned: Sequence[Row], planted: Sequence[Row], seed: int) -> _Looked:
     target = LocalTarget.of(model)
 
     def fits(rows: Sequence[Row], task: str) -> list[AnswerFit]:
         rendered = [model.template.render(row.messages, row.tools) for row in rows]
-        return target.fits(rendered, progress=progress, task=task)
+        return target.fits(rendered, task=task)
 
     shown = None
     if general:
         lengths = sorted(len(model.template.encode(row.answer)) + 1 for row in general)
         limit = min(max(8, lengths[int(0.98 * (len(lengths) - 1))]), 128)
         requests = [Request(row.prompt, row.tools or (), max_new_tokens=limit) for row in general]
-        answers = list(target.complete(requests, progress=progress, task="general rows"))
+        answers = list(target.complete(requests, task="general rows"))
         known = fits(general, "general rows")
         shown = ability(general, answers, [f.loss for f in known], [f.tokens for f in known])
-    exposed = canaries(planted, lambda rows: ending_losses(model, rows), seed, progress) if planted else []
-    return _Looked(shown, _completed(model, learned, progress), exposed)
+    exposed = canaries(planted, lambda rows: ending_losses(model, rows), seed) if planted else []
+    return _Looked(shown, _completed(model, learned), exposed)
 
 
-def _completed(model: Model, rows: Sequence[Row], progress: Progress) -> list[Completed]:
+def _completed(model: Model, rows: Sequence[Row]) -> list[Completed]:
     """Which training rows a model completes; those that don't count (short answers, shared ones) are not asked."""
     times = Counter(row.answer for row in rows)
     rendered = [model.template.render(row.messages, row.tools) for row in rows]
@@ -454,7 +444,7 @@ def _completed(model: Model, rows: Sequence[Row], progress: Progress) -> list[Co
     ]
     asked = [i for i, each in enumerate(found) if each.tokens >= LEAST_TOKENS and not each.shared]
     chosen = [rendered[i] for i in asked]
-    fits = LocalTarget.of(model).fits(chosen, progress=progress, task="training rows") if asked else []
+    fits = LocalTarget.of(model).fits(chosen, task="training rows") if asked else []
     for i, fit in zip(asked, fits, strict=True):
         found[i] = replace(found[i], verbatim=fit.verbatim)
     return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
-from tuneloop.core.ui import busy
+from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.consistency import FEWEST_WAYS, Way, measure_consistency, ways_of
 from tuneloop.evaluation.evaluate import sample_rows
@@ -61,21 +61,21 @@ def consistency_part(
     )
     ways = [each for each in every if len(each) >= FEWEST_WAYS]
     if not ways:
-        job.say(
+        say(
             "warn: consistency was not measured: programs and very long texts are not reworded, and scored labels not drawn"
         )
         return {}
     questions = [way.row for each in ways for way in each]
     sampling = [way.sampling for each in ways for way in each]
-    job.say(_planned(len(ways), len(questions), costs, len(rows)))
+    say(_planned(len(ways), len(questions), costs, len(rows)))
     answers: dict[str, SystemAnswers] = {}
     try:
         for ask in asks:
             answers |= ask(questions, sampling)
     except UserError as error:
-        job.say(f"warn: consistency was not measured: {error.what} ({error.where})")
+        say(f"warn: consistency was not measured: {error.what} ({error.where})")
         return {}
-    with busy(job.progress, "comparing answers"):
+    with busy("comparing answers"):
         found = measure_consistency(
             ways, {name: asked.completions for name, asked in answers.items()}, own=own, task=dataset.task, labels=labels or None,
             config=config, seed=seed,
@@ -83,7 +83,7 @@ def consistency_part(
         found = replace(found, seconds={name: round(asked.seconds, 3) for name, asked in answers.items()})
         write_jsonl(folder / ANSWERS, _records(ways, answers))
     for line in found.words:
-        job.say(f"evaluate  {line}")
+        say(f"evaluate  {line}")
     return {"consistency": found}
 
 
@@ -141,8 +141,7 @@ def asked_tuned(job: RunContext, dataset: Dataset) -> Ask:
 
     def tuned(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
         found = ask(
-            job.model, dataset, rows, job.recipe.evaluate, Asking(sampling=sampling), progress=job.progress,
-            task="tuned, several ways",
+            job.model, dataset, rows, job.recipe.evaluate, Asking(sampling=sampling), task="tuned, several ways",
         )  # fmt: skip
         return {"tuned": found[""]}
 
@@ -180,8 +179,7 @@ def _prompted(
     answers: dict[str, SystemAnswers] = {}
     for name, given in shown.items():
         found = ask(
-            model, dataset, rows, config, Asking(given, with_calibrated=calibrated, sampling=sampling), progress=job.progress,
-            task=f"{name}, several ways",
+            model, dataset, rows, config, Asking(given, with_calibrated=calibrated, sampling=sampling), task=f"{name}, several ways",
         )  # fmt: skip
         answers |= {f"{name} {kind}".strip(): asked for kind, asked in found.items()}
     return answers

@@ -12,7 +12,7 @@ from tuneloop.core.device import default_dtype, in_use, is_out_of_memory, needs_
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, flat, read_json, read_yaml, sha256_file
 from tuneloop.core.threads import use_threads
-from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.core.ui import busy, say
 from tuneloop.models.load import Model, fingerprint, load_model, load_tokenizer, needs_several_cards
 from tuneloop.models.methods import method_named
 from tuneloop.models.names import resolve
@@ -40,8 +40,6 @@ class RunContext:
     Args:
         recipe: the resolved recipe.
         folder: of the run.
-        progress: reports how far stages are.
-        say: gets one line for every stage that starts, is done already, or has something to tell.
         tuned: whether the model holds the run's result.
         on_record: gets each record of the training's metrics.
         crew: asks the other processes of the run for their parts of the model's answers; None: there are none.
@@ -50,8 +48,6 @@ class RunContext:
 
     recipe: Recipe
     folder: Path
-    progress: Progress = no_progress
-    say: Callable[[str], None] = lambda line: None
     tuned: bool = False
     on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
     crew: Crew | None = None
@@ -65,14 +61,14 @@ class RunContext:
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the base model."""
-        with busy(self.progress, "opening the model"):  # unpacked the first time
+        with busy("opening the model"):  # unpacked the first time
             return fingerprint(resolve(self.recipe.model))
 
     @cached_property
     def model(self) -> Model:
         """The base model, loaded when a stage first needs it."""
         use_threads()
-        with busy(self.progress, "loading the model"):
+        with busy("loading the model"):
             model = self._loaded()
             return model if model.is_spread else replace(model, crew=self.crew)
 
@@ -83,7 +79,7 @@ class RunContext:
             return self.model
         self.__dict__.pop("model", None)  # a device may have room for one
         use_threads()
-        with busy(self.progress, "loading the model"):
+        with busy("loading the model"):
             return load_model(self.recipe.model, dtype=self._dtype, device="cpu")
 
     @property
@@ -97,7 +93,7 @@ class RunContext:
         prepare = method_named(self.recipe.train.method).prepare
         if prepare is None:
             if alone := self._needs_several_cards():
-                self.say("model     no GPU has room for it: its layers are on several, and one process asks it")
+                say("model     no GPU has room for it: its layers are on several, and one process asks it")
                 self.others_let_go()
             return load_model(self.recipe.model, dtype=self._dtype, alone=alone)
         try:
@@ -106,7 +102,7 @@ class RunContext:
             if not is_out_of_memory(error):
                 raise
         release_memory()
-        self.say(
+        say(
             "model     it does not fit as it is: it is loaded in the form that the method trains on, and measured in that"
         )
         return load_model(self.recipe.model, dtype=self._dtype, prepare=prepare)
@@ -118,7 +114,7 @@ class RunContext:
 
     def rendered(self, rows: Sequence[Row]) -> list[TrainRow]:
         """The rows that the loss can use, as ids and loss masks."""
-        with busy(self.progress, "turning rows into tokens"):
+        with busy("turning rows into tokens"):
             return training_rows(rows, self.template, self.recipe.train)
 
     def ids(self, rows: Sequence[Row]) -> list[str]:

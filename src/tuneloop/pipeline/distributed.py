@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.device import default_dtype, release_memory
 from tuneloop.core.files import read_jsonl
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import no_progress, say
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.inference.local.workers import SharedWork
 from tuneloop.inference.targets.local import LocalTarget
@@ -21,14 +21,7 @@ from tuneloop.pipeline.context import RunContext, attach_trained
 from tuneloop.pipeline.run_mirror import keep_checkpoints
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.training.distributed import (
-    broadcast,
-    gathered,
-    joined,
-    lost_the_first,
-    processes_wanted,
-    start_processes,
-)
+from tuneloop.training.distributed import broadcast, gathered, joined, lost_the_first, processes_wanted, start_processes
 
 if TYPE_CHECKING:
     from tuneloop.models.template import Rendered
@@ -88,7 +81,7 @@ def leading(job: RunContext) -> Iterator[None]:
     with joined():
         if is_first():
             if processes() > 1:
-                job.crew = lambda work, progress: _answered(job, work, progress)
+                job.crew = lambda work, progress: _answered(job, work)
                 job.others_let_go = lambda: broadcast(LetGo())
             yield
             broadcast(None)
@@ -127,9 +120,9 @@ def _take_part(job: RunContext, part: Part) -> Any:
     rows = job.rendered(dataset.train)
     if part.task == "measure":
         kept = part.measured.kept_layers
-        return measure_speed(model, rows, part.config, seed, kept_layers=kept, progress=job.progress)
+        return measure_speed(model, rows, part.config, seed, kept_layers=kept)
     if part.task == "rate":
-        return range_test(model, rows, part.config, seed, progress=job.progress)
+        return range_test(model, rows, part.config, seed)
     return train(
         model,
         rows,
@@ -146,11 +139,10 @@ def _take_part(job: RunContext, part: Part) -> Any:
             saved=lambda: keep_checkpoints(job),
         ),
         log=lambda record: _tell(job, record),
-        progress=job.progress,
     )
 
 
-def _answered(job: RunContext, work: SharedWork, progress: Progress) -> list[Any]:
+def _answered(job: RunContext, work: SharedWork) -> list[Any]:
     """Answers of all processes, in the order of the rows.
 
     Raises:
@@ -158,7 +150,7 @@ def _answered(job: RunContext, work: SharedWork, progress: Progress) -> list[Any
     """
     broadcast(Answers(work, job.tuned))
     found: dict[int, Any] = {}
-    for part in _own_part(job, work, progress):
+    for part in _own_part(job, work):
         if isinstance(part, Exception):
             raise part
         found |= part
@@ -181,11 +173,11 @@ def _let_go(job: RunContext) -> None:
     release_memory()
 
 
-def _own_part(job: RunContext, work: SharedWork, progress: Progress) -> list[Any]:
+def _own_part(job: RunContext, work: SharedWork) -> list[Any]:
     """What each process has answered, by row, or the error that it has met: all of them wait here for each other."""
     own: dict[int, Any] | Exception
     try:
-        own = work.part(LocalTarget.of(replace(job.model, crew=None)), rank(), processes(), progress)
+        own = work.part(LocalTarget.of(replace(job.model, crew=None)), rank(), processes())
     except Exception as error:
         own = error
     return gathered(own)
@@ -204,6 +196,6 @@ def _tell(job: RunContext, record: Mapping[str, Any]) -> None:
     if "finding" in record:
         rows = f"\n          rows of that step: {', '.join(record['rows'])}" if record["rows"] else ""
         tries = "; ".join(remedy for remedy in record["remedies"] if not remedy.startswith("look at these rows"))
-        job.say(f"monitor   {record['sentence']}{rows}\n          try: {tries}")
+        say(f"monitor   {record['sentence']}{rows}\n          try: {tries}")
     elif "event" in record:
-        job.say(f"train     {record['message']}")
+        say(f"train     {record['message']}")

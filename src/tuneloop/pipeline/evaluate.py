@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash
-from tuneloop.core.ui import Progress
+from tuneloop.core.ui import say
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.data.mix import GENERAL_FILE
@@ -40,10 +40,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_stage(
-    job: RunContext,
-    dataset: Dataset,
-    baselines: Mapping[str, Evaluation],
-    limit: TimeLimit | None = None,
+    job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluation], limit: TimeLimit | None = None
 ) -> None:
     """The tuned model on the same rows, and the paired comparison.
 
@@ -59,7 +56,7 @@ def evaluate_stage(
     check_ids(rows)
     key = tuned_key(job, dataset, baselines)
     if find_done(job.folder / "eval.json", key):
-        job.say("evaluate  already done")
+        say("evaluate  already done")
         return
     attach_trained(job)
     if limit and limit.seconds:
@@ -70,7 +67,7 @@ def evaluate_stage(
             baselines = on_fewer_rows(job, dataset, baselines, rows) if baselines else {}
             key = tuned_key(job, dataset, baselines)
     else:
-        asked = ask(job.model, dataset, rows, recipe.evaluate, progress=job.progress, task="tuned")[""]
+        asked = ask(job.model, dataset, rows, recipe.evaluate, task="tuned")[""]
     evaluation, run = score(job, dataset, rows, asked), read_record(RunManifest, job.folder)
     costs = {"tuned": cost_of(job, asked, run)}
     if baselines and (job.folder / "baselines" / "baselines.json").is_file():
@@ -83,7 +80,7 @@ def evaluate_stage(
     )  # fmt: skip
     subject = Subject(recipe.model, dataset.id, "test", "tuned", key, how_far_trained(run))
     write_scored(job, job.folder, evaluation, subject, costs, baselines=baselines, more=more)
-    job.say(f"evaluate  tuned: {headline(evaluation)}")
+    say(f"evaluate  tuned: {headline(evaluation)}")
 
 
 def after_tuning(
@@ -107,10 +104,10 @@ def after_tuning(
     if not (general or learned or planted or config.lm_eval):
         return {}  # without a model
     found = side_effects(
-        job.model, base or (lambda: base_model(job)), general, learned, planted, config, job.recipe.seed, job.progress
+        job.model, base or (lambda: base_model(job)), general, learned, planted, config, job.recipe.seed
     )
     for part in found.values():
-        job.say(f"evaluate  {part['words']}")
+        say(f"evaluate  {part['words']}")
     return found
 
 
@@ -143,16 +140,14 @@ def tuned_key(job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluat
     )
 
 
-def answers_of(
-    run: Path, *, progress: Progress, say: Callable[[str], None]
-) -> Callable[[Sequence[Row]], list[Completion]] | None:
+def answers_of(run: Path) -> Callable[[Sequence[Row]], list[Completion]] | None:
     """A function that asks a run's tuned model, which is loaded when it is first called; None where there is no run.
 
     Rows of its test split are asked as they stand there; a new prompt under the instruction that all of them share.
     """
     if not (run / "run.json").is_file():
         return None
-    job = RunContext(load_run_recipe(run, []), run, progress, say)
+    job = RunContext(load_run_recipe(run, []), run)
 
     def answers(rows: Sequence[Row]) -> list[Completion]:
         from tuneloop.pipeline.compared_systems import ask
@@ -163,7 +158,7 @@ def answers_of(
         instruction = shared.pop() if len(shared) == 1 else ""
         attach_trained(job)
         asked = [known.get(row.id) or _under(row, instruction) for row in rows]
-        return ask(job.model, dataset, asked, job.recipe.evaluate, progress=progress, task="asking")[""].completions
+        return ask(job.model, dataset, asked, job.recipe.evaluate, task="asking")[""].completions
 
     return answers
 

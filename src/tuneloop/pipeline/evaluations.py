@@ -14,7 +14,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, lock_folder, sha256_file
 from tuneloop.core.ray.actors import ordered_by_actors, usual_actors
 from tuneloop.core.ray.cluster import on_ray
-from tuneloop.core.ui import Progress, Say, no_progress
+from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
 from tuneloop.data.config import PersonalConfig, PrepareConfig
@@ -110,17 +110,17 @@ class Result:
     failed: int = 0
 
 
-def evaluate_target(question: EvalTarget, *, progress: Progress = no_progress, say: Say = lambda line: None) -> Result:
+def evaluate_target(question: EvalTarget) -> Result:
     """Get answers, score them, and write `eval.json`, `samples.jsonl` and the page.
 
     Raises:
         UserError: whatever the user can put right.
     """
-    question = _resolved(question, say)
+    question = _resolved(question)
     recipe = _recipe(question)
     _check_base(recipe, question)
     _check_consistency(recipe, question)
-    job = RunContext(recipe, Path(question.target), progress, say)
+    job = RunContext(recipe, Path(question.target))
     with leading(job):
         return _evaluated(job, question)
 
@@ -172,9 +172,9 @@ def _evaluated(job: RunContext, question: EvalTarget) -> Result:
 # --- what and on what --------------------------------------------------------------------------
 
 
-def _resolved(question: EvalTarget, say: Say) -> EvalTarget:
+def _resolved(question: EvalTarget) -> EvalTarget:
     """The target by a local name, and the rows by data set or split, which `data` may also name."""
-    question = _with_references(replace(question, target=local_name(question.target, say=say)))
+    question = _with_references(replace(question, target=local_name(question.target)))
     if question.split not in ("train", "val", "test"):
         raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")
     return question
@@ -242,10 +242,10 @@ def _with_file(job: RunContext, known: Dataset | None, file: str, config: Any, p
     whole = read_whole(file, config, prompts=prompts, redact=True)
     rows, task = whole.rows, known.task if known else whole.task
     if whole.personal:
-        job.say(f"data      {whole.personal}")
+        say(f"data      {whole.personal}")
     if whole.skipped:
         reasons = ", ".join(f"{n} {reason}" for reason, n in whole.skipped.items())
-        job.say(f"warn: {counted(sum(whole.skipped.values()), 'record')} of {file} can't be evaluated ({reasons})")
+        say(f"warn: {counted(sum(whole.skipped.values()), 'record')} of {file} can't be evaluated ({reasons})")
     if task == "classification":
         rows = [row if row.label is not None else replace(row, label=row.answer) for row in rows]
     labels = known.manifest.labels if known else sorted({row.label for row in rows if row.label is not None})
@@ -355,7 +355,7 @@ def _ask(
         redactor = Redactor(_personal(job.recipe, question, dataset))
         asked, failed, notes = _predicted(question.predictions, dataset, rows, redactor)
         if found := redactor.words(question.predictions, len(rows)):
-            job.say(f"data      {found}")
+            say(f"data      {found}")
         return asked, {}, {"model": name} | ({"failures": failed[:MOST_FAILURES]} if failed else {}), notes
     if not all(row.prompt for row in rows):
         raise UserError(
@@ -372,12 +372,10 @@ def _ask(
     prompts, notes = _prompts(job, question, dataset, rows)
     if (file := _gguf(question)) is not None:
         served = GgufTarget(question.target, file)
-        asked = ask_gguf(served, dataset, rows, job.recipe.evaluate, prompts=prompts, progress=job.progress, task=name)
+        asked = ask_gguf(served, dataset, rows, job.recipe.evaluate, prompts=prompts, task=name)
         served.close()
         return asked, cost_of(job, asked), {}, notes
-    asked = ask(
-        job.model, dataset, rows, job.recipe.evaluate, Asking(prompts=prompts), progress=job.progress, task=name
-    )[""]
+    asked = ask(job.model, dataset, rows, job.recipe.evaluate, Asking(prompts=prompts), task=name)[""]
     training = read_record(RunManifest, job.folder) if question.kind == "run" else None
     return asked, cost_of(job, asked, training), {}, notes
 
@@ -394,7 +392,7 @@ def _ask_on_ray(
     began, asked, notes = time.monotonic(), list[SystemAnswers](), list[str]()
     with on_ray(address_of(question.on)) as ray:
         actors = usual_actors(ray, question.actors)
-        job.say(f"ray       {actors} {'actor answers' if actors == 1 else 'actors answer'}")
+        say(f"ray       {actors} {'actor answers' if actors == 1 else 'actors answer'}")
         size = max(-(-len(rows) // (PIECES * actors)), 1)
         pieces = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
         setting = (
@@ -407,7 +405,7 @@ def _ask_on_ray(
         for part, said in ordered_by_actors(ray, _actor, setting, pieces, actors):
             asked.append(part)
             notes = said  # the same of each actor
-            job.progress(name, sum(len(each.completions) for each in asked), len(rows))
+            progress(name, sum(len(each.completions) for each in asked), len(rows))
     answers = SystemAnswers(
         [completion for part in asked for completion in part.completions], time.monotonic() - began,
         computed=sum(part.computed for part in asked),
@@ -552,7 +550,7 @@ def _ask_endpoint(
         )
     replies, notes = _replies(job, question, dataset, rows, None, name)
     cost = usage(endpoint, replies)
-    job.say(endpoint_line(cost))
+    say(endpoint_line(cost))
     more: dict[str, Any] = {"model": endpoint.model, "endpoint": masked(endpoint.address)}
     failed = [{"id": row.id, "error": reply.error} for row, reply in zip(rows, replies, strict=True) if reply.error]
     if failed:
@@ -581,7 +579,7 @@ def _replies(
         for turns, row, drawn in zip(shown, rows, sampling or [GREEDY] * len(rows), strict=True)
     ]
     target = EndpointTarget(question.endpoint.url, question.endpoint)
-    return list(target.complete(requests, progress=job.progress, task=task)), notes
+    return list(target.complete(requests, task=task)), notes
 
 
 def endpoint_line(cost: Mapping[str, Any]) -> str:
@@ -634,20 +632,12 @@ def _consistency(
         if question.endpoint is not None:
             replies, _ = _replies(job, question, dataset, questions, sampling, task)
             cost = usage(question.endpoint, replies)
-            job.say(endpoint_line(cost))
+            say(endpoint_line(cost))
             return {name: SystemAnswers(list(replies), cost["seconds"])}
         prompts, _ = _prompts(job, question, dataset, questions)
         config = job.recipe.evaluate
         return {
-            name: ask(
-                job.model,
-                dataset,
-                questions,
-                config,
-                Asking(prompts=prompts, sampling=sampling),
-                progress=job.progress,
-                task=task,
-            )[""]
+            name: ask(job.model, dataset, questions, config, Asking(prompts=prompts, sampling=sampling), task=task)[""]
         }
 
     asks: list[Ask] = [target]

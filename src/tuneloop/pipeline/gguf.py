@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.inference.request import Request
 from tuneloop.records.rows import Dataset, Message, Row
@@ -25,7 +24,6 @@ def ask_gguf(
     config: EvaluateConfig,
     *,
     prompts: Sequence[Sequence[Message]] | None = None,
-    progress: Progress = no_progress,
     task: str = "answering",
 ) -> SystemAnswers:
     """A GGUF file's answers to rows, asked as a run is: labels are scored, else the likeliest text is written.
@@ -48,9 +46,9 @@ def ask_gguf(
     ]  # fmt: skip
     if is_choice:
         labels = dataset.manifest.labels or []
-        answers = list(target.score(requests, labels, exact=True, progress=progress, task=task))
+        answers = list(target.score(requests, labels, exact=True, task=task))
     else:
-        answers = list(target.complete(requests, progress=progress, task=task))
+        answers = list(target.complete(requests, task=task))
     for row, answer in zip(rows, answers, strict=True):
         if answer.error:
             raise UserError(
@@ -60,6 +58,6 @@ def ask_gguf(
     seconds = time.monotonic() - began
     if prompts is None and not is_choice and dataset.task != "classification":
         known = [target.template.render(row.messages, row.tools) for row in rows]
-        fits = target.fits(known, progress=progress, task=f"{task}: reference answers")
+        fits = target.fits(known, task=f"{task}: reference answers")
         answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
     return SystemAnswers(answers, seconds)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
-from tuneloop.core.ui import Progress, Say, no_progress
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluation.evaluate import Evaluation, sample_rows
@@ -48,24 +48,22 @@ class Judge:
     rows: int = ROWS
     seed: int = 0
 
-    def choose(self, progress: Progress, say: Say) -> Choose:
+    def choose(self) -> Choose:
         """The judge as a function."""
         if self.endpoint is not None:
-            return lambda turns, options: self._ask_endpoint(turns, options, progress, say)
+            return lambda turns, options: self._ask_endpoint(turns, options)
         target = open_local(self.model)
         target.load()
-        return lambda turns, options: verdicts(target, turns, options, progress)
+        return lambda turns, options: verdicts(target, turns, options)
 
-    def _ask_endpoint(
-        self, turns: Sequence[Sequence[Message]], options: Sequence[str], progress: Progress, say: Say
-    ) -> list[str | None]:
+    def _ask_endpoint(self, turns: Sequence[Sequence[Message]], options: Sequence[str]) -> list[str | None]:
         from tuneloop.evaluation.judge import read_verdict
         from tuneloop.pipeline.evaluations import endpoint_line
 
         assert self.endpoint is not None
         target = EndpointTarget(self.endpoint.url, self.endpoint)
         asked = [Request(each, max_new_tokens=TOKENS) for each in turns]
-        replies = list(target.complete(asked, progress=progress, task="judging"))
+        replies = list(target.complete(asked, task="judging"))
         say(endpoint_line(usage(self.endpoint, replies)))
         for reason, n in failures(replies)[:3]:
             say(f"warn: {counted(n, 'request')} to the judge failed: {reason}")
@@ -76,30 +74,25 @@ LEAD = "Verdict:"  # what a local judge's answer begins with
 
 
 def verdicts(
-    target: LocalTarget,
-    conversations: Sequence[Sequence[Message]],
-    options: Sequence[str],
-    progress: Progress = no_progress,
+    target: LocalTarget, conversations: Sequence[Sequence[Message]], options: Sequence[str]
 ) -> list[str | None]:
     """The option that a local model gives as its verdict on each conversation, by choice scoring; of long ones the middle is left out."""
     template = target.model.template
     room = target.model.context - max(target.label_tree(options, LEAD).lengths) - len(template.encode(LEAD))
     prompts = [template.prompt_ids(list(turns)) for turns in conversations]
     cut = [ids if len(ids) <= room else ids[:8] + ids[8 - room :] for ids in prompts]
-    answers = target.score([Request(ids=ids) for ids in cut], options, lead=LEAD, progress=progress, task="judging")
+    answers = target.score([Request(ids=ids) for ids in cut], options, lead=LEAD, task="judging")
     return [answer.text for answer in answers]
 
 
-def judge_evaluations(
-    judge: Judge, evaluations: Mapping[str, Evaluation], progress: Progress = no_progress, say: Say = lambda line: None
-) -> Judgement:
+def judge_evaluations(judge: Judge, evaluations: Mapping[str, Evaluation]) -> Judgement:
     """Judge each other evaluation against the first; the last one's verdicts are returned, all are in `facts["pairs"]`.
 
     With one evaluation its answers are rated by the rubric.
     """
     from tuneloop.evaluation.judge import AnswerPair, RatedAnswer, judge_answers, judge_pairs, load_judge_prompt
 
-    choose = judge.choose(progress, say)
+    choose = judge.choose()
     first, *others = evaluations
     kept = {row.id for row in sample_rows(evaluations[first].rows, judge.rows, seed=judge.seed)}
     by_row = {
@@ -127,9 +120,7 @@ def judge_evaluations(
     return replace(found[-1], facts={**facts, "words": words}, rows=every, words=words)
 
 
-def check_judge(
-    judge: Judge, file: str, progress: Progress = no_progress, say: Say = lambda line: None
-) -> list[Judgement]:
+def check_judge(judge: Judge, file: str) -> list[Judgement]:
     """Hold a judge against what people have said: preferences (chosen, rejected) and thumbs of a file.
 
     Raises:
@@ -147,7 +138,7 @@ def check_judge(
             where=file,
             next_step="give preferences (chosen, rejected) or thumbs (rating)",
         )
-    choose = judge.choose(progress, say)
+    choose = judge.choose()
     found: list[Judgement] = []
     if preferences:
         pairs = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
-from tuneloop.core.ui import Progress, busy
+from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, usd_words
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.sharded import processes
@@ -49,7 +49,7 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
     """
     done = find_done(job.folder / "plan.json", _plan_key(job, dataset))
     if done and training_began(job):
-        job.say(plan_line(done, already=True))
+        say(plan_line(done, already=True))
         return done
     measured = sizes_of(job, dataset)
     resident = _resident(job)
@@ -60,15 +60,15 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
     measuring = time.monotonic() - began
     resident = _resident_as_trained(job, resident)
     spent = 0.0 if choose() or job.recipe.train.max_minutes is None else measuring
-    with busy(job.progress, "planning the steps"):
+    with busy("planning the steps"):
         measured = replace(measured, tokens_per_second=speed, seconds_spent=spent)
         plan = {**make_plan(job, dataset, measured, resident), "measuring_seconds": round(spent, 2)}
     disturbed = _disturbed(plan)
     plan = {**plan, "disturbed": bool(disturbed), "key": _plan_key(job, dataset)}
     write_record(job.folder / PLAN, Plan.model_validate(plan))
-    job.say(plan_line(plan))
+    say(plan_line(plan))
     if disturbed:
-        job.say(disturbed)
+        say(disturbed)
     if not plan["fits"]:
         raise UserError(
             f"Training needs about {plan['memory']['peak_gib']:.1f} GiB, and this machine has {plan['memory']['capacity_gib']:.1f}",
@@ -272,20 +272,18 @@ def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
     return line
 
 
-def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
+def plan_alone(recipe: Recipe, out: str) -> dict[str, Any]:
     """The plan stage by itself; nothing is trained."""
     from tuneloop.training.speed import measure_speed
 
     with tempfile.TemporaryDirectory() as scratch:
-        job = RunContext(recipe, Path(scratch), progress, say)
+        job = RunContext(recipe, Path(scratch))
         dataset = prepare_stage(job)
         measured = sizes_of(job, dataset)
         resident = _resident(job)
         train = sized(recipe.train, measured)
         rows = job.rendered(dataset.train)
-        speed = measure_speed(
-            job.model, rows, train, recipe.seed, kept_layers=measured.kept_layers, progress=job.progress
-        )
+        speed = measure_speed(job.model, rows, train, recipe.seed, kept_layers=measured.kept_layers)
         measured = replace(measured, tokens_per_second=speed)
         plan = make_plan(job, dataset, measured, _resident_as_trained(job, resident))
     if out:

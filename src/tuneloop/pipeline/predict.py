@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import ReadPrompt, TaskPrompt, prompt_reader
 from tuneloop.inference.local.scoring import label_distribution
@@ -84,7 +84,6 @@ def predict(
     system: str | None = None,
     top: int = 0,
     max_new_tokens: int | None = None,
-    progress: Progress = no_progress,
 ) -> Iterator[Prediction]:
     """Ask a model about rows.
 
@@ -95,7 +94,6 @@ def predict(
         system: takes the place of the trained system turn; "" for none.
         top: give the probabilities of so many labels with each answer; of a classifier only.
         max_new_tokens: longest answer; default: that of training, else 256.
-        progress: reports how far it is.
 
     Returns:
         One `Prediction` for each row, in order; a row that can't be asked has an `error`. Answers come in blocks of rows as
@@ -111,7 +109,7 @@ def predict(
         return iter(())
     total = len(rows) if isinstance(rows, Sequence) else 0
     asker = Asker(opened, Options(column, system, top, max_new_tokens), sample)
-    return asker.answers(itertools.chain(sample, stream), total=total, progress=progress)
+    return asker.answers(itertools.chain(sample, stream), total=total)
 
 
 def _record(row: str | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -155,7 +153,7 @@ class Asker:
         return self.options.max_new_tokens or (task.max_new_tokens if task else USUAL_ANSWER)
 
     def answers(
-        self, records: Iterable[Mapping[str, Any] | Rejection], *, total: int = 0, done: int = 0, progress: Progress
+        self, records: Iterable[Mapping[str, Any] | Rejection], *, total: int = 0, done: int = 0
     ) -> Iterator[Prediction]:
         """An answer to each record, block by block.
 
@@ -164,11 +162,11 @@ class Asker:
             total, done: of all rows, for progress.
         """
         for block in batched(records, self.block):
-            yield from self.answer_block(block, total=total, done=done, progress=progress)
+            yield from self.answer_block(block, total=total, done=done)
             done += len(block)
 
     def answer_block(
-        self, records: Sequence[Mapping[str, Any] | Rejection], *, total: int = 0, done: int = 0, progress: Progress
+        self, records: Sequence[Mapping[str, Any] | Rejection], *, total: int = 0, done: int = 0
     ) -> list[Prediction]:
         """Answers to the records of a block."""
 
@@ -194,15 +192,15 @@ class Asker:
         """A prompt as a request."""
         return Request(prompt.messages, prompt.tools, prompt.continues, max_new_tokens=self.limit)
 
-    def ask(self, requests: Sequence[Request], progress: Progress = no_progress) -> Iterator[Prediction]:
+    def ask(self, requests: Sequence[Request]) -> Iterator[Prediction]:
         """The target's answers: labels where it was trained to choose one, else texts."""
         task, target = self.target.task, self.target.target
         if not self.target.scores_labels:
-            yield from map(prediction_of, target.complete(requests, progress=progress))
+            yield from map(prediction_of, target.complete(requests))
             return
         assert task is not None and task.labels is not None
         top = self.options.top
-        for answer in target.score(requests, task.labels, exact=bool(top), progress=progress):
+        for answer in target.score(requests, task.labels, exact=bool(top)):
             likeliest = label_distribution(answer, self._tokens, top) if top and not answer.error else None
             yield prediction_of(answer, likeliest)
 

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, plain_cell, replacing, sha256_file, user_errors_of_the_disk
-from tuneloop.core.ui import Progress, Say, busy, no_progress
+from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, verb
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.chunks import chunks, header_of
@@ -62,8 +62,6 @@ def predict_file(
     out: str = "",
     *,
     write: Callable[[dict[str, Any]], None] | None = None,
-    progress: Progress = no_progress,
-    say: Say = lambda line: None,
 ) -> Predicted:
     """Answer the rows of a file.
 
@@ -71,7 +69,6 @@ def predict_file(
         file: of any format that `prepare` reads, or "-"; of plain text each line is a row.
         out: `.csv` or `.jsonl`; empty: rows are given to `write`, or back.
         write: takes each row of the result as it comes, without `out`.
-        progress, say: report how far it is, and what was found.
 
     Raises:
         UserError: no rows, columns that are missing or not clear, an output that can't be written.
@@ -97,13 +94,13 @@ def predict_file(
                 say(
                     f"predict   goes on behind {counted(resumed, 'row')} that {verb(resumed, 'was', 'were')} answered before"
                 )
-            for answers in _answers(target, asker, rows, resumed, progress):
+            for answers in _answers(target, asker, rows, resumed):
                 _append(journal, answers)
                 found += answers
             _write(Path(out), form, rows, found, names)
             journal_of(Path(out)).unlink()
     else:
-        for answers in _answers(target, asker, rows, 0, progress):
+        for answers in _answers(target, asker, rows, 0):
             for row, each in zip(rows[len(found) :], answers, strict=False):
                 if write is not None:
                     write(names.row(row, each))
@@ -116,15 +113,15 @@ def predict_file(
 
 
 def _answers(
-    target: TaskTarget, asker: Asker, rows: Sequence[SourceRecord | Reject], done: int, progress: Progress
+    target: TaskTarget, asker: Asker, rows: Sequence[SourceRecord | Reject], done: int
 ) -> Iterator[list[Prediction]]:
     """Answers to the rows from `done` on, a block at a time."""
     inputs = [row.value if isinstance(row, SourceRecord) else Rejection(row.reason, row.detail) for row in rows]
     if inputs[done:] and target.local is not None:
-        with busy(progress, "loading the model"):
+        with busy("loading the model"):
             target.target.load()
     for block in batched(inputs[done:], asker.block):
-        answers = asker.answer_block(block, total=len(rows), done=done, progress=progress)
+        answers = asker.answer_block(block, total=len(rows), done=done)
         yield answers
         done += len(answers)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
-from tuneloop.core.ui import Progress, busy
+from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
 from tuneloop.data.pii import hidden
 from tuneloop.models.load import fingerprint, load_tokenizer
@@ -83,11 +83,11 @@ def prepare_stage(job: RunContext) -> Dataset:
     given = Path(recipe.data.sources[0])
     if len(recipe.data.sources) == 1 and (given / "dataset.json").is_file():
         dataset = load_dataset(given)
-        job.say(f"data set {dataset.id} as prepared in {given}")
+        say(f"data set {dataset.id} as prepared in {given}")
         return dataset
     dataset = _prepare_into(job, job.folder / "dataset")
     for line in dataset_lines(dataset):
-        job.say(line)
+        say(line)
     return dataset
 
 
@@ -116,7 +116,7 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
     key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=job.fingerprint)
     if find_done(out / "dataset.json", key):
         dataset = load_dataset(out)
-        job.say(f"prepare   already done: {dataset.id}")
+        say(f"prepare   already done: {dataset.id}")
         return dataset
     dataset = prepare(
         recipe.data,
@@ -127,9 +127,8 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
         model=job.fingerprint,
         template_adds=job.template.default_system,
         embed=_embedder(recipe),
-        progress=job.progress,
     )
-    with busy(job.progress, "writing the data page"):
+    with busy("writing the data page"):
         write_data_report(out, hidden)
     return dataset
 
@@ -174,13 +173,11 @@ def dataset_lines(dataset: Dataset) -> list[str]:
     return lines + [f"          {check.level}: {check.message}" for check in m.checks if check.level != "ok"]
 
 
-def prepare_alone(
-    recipe: Recipe, out: str, *, track: bool = False, progress: Progress, say: Callable[[str], None]
-) -> Dataset:
+def prepare_alone(recipe: Recipe, out: str, *, track: bool = False) -> Dataset:
     """The prepare stage by itself, into `out` or `datasets/NAME`; with `track` the data set is logged to MLflow."""
     folder = Path(out) if out else Path("datasets") / recipe.name
     with lock_folder(folder):
-        dataset = _prepare_into(RunContext(recipe, folder, progress, say), folder)
+        dataset = _prepare_into(RunContext(recipe, folder), folder)
         if track:
             say("track     logging the data set to MLflow")
             start_tracking(recipe.model_dump(mode="json"), folder, warn=say).finish(timeout=60.0)

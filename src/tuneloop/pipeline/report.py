@@ -19,7 +19,7 @@ from tuneloop.report.html import write_report
 
 def report_stage(job: RunContext) -> Path:
     """`report.html`, from the run's files."""
-    with busy(job.progress, "writing the report"):
+    with busy("writing the report"):
         return write_report(job.folder)
 
 

@@ -6,11 +6,10 @@ key is not done again, so the same command after an interruption goes on where i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.core.ui import busy
 from tuneloop.pipeline.advise import remind
 from tuneloop.pipeline.baselines import baseline_stage
 from tuneloop.pipeline.evaluate import evaluate_stage
@@ -21,26 +20,26 @@ from tuneloop.recipe import Recipe
 from tuneloop.track import start_tracking
 
 
-def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str], None] = lambda line: None) -> Path:
+def run(recipe: Recipe) -> Path:
     """Do the main job and return the run's folder; see the module's description.
 
     Raises:
         UserError: whatever the user can put right; finished stages stay finished.
     """
-    with prepared_run(recipe, progress=progress, say=say) as (job, limit, dataset):
+    with prepared_run(recipe) as (job, limit, dataset):
         remind(job, dataset)
-        with busy(progress, "starting the tracker"):
+        with busy("starting the tracker"):
             tracker = start_tracking(job.recipe.model_dump(mode="json"), job.folder, warn=say)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            with busy(job.progress, "measuring the baselines"):
+            with busy("measuring the baselines"):
                 answered = limit.ask_base(dataset)
                 baselines = baseline_stage(job, dataset, answered)
-            with busy(job.progress, "planning the training"):
+            with busy("planning the training"):
                 plan_stage(job, dataset, lambda: limit.choose_training(dataset))
-            with busy(job.progress, "training the model"):
+            with busy("training the model"):
                 train_stage(job, dataset)
-            with busy(job.progress, "evaluating the tuned model"):
+            with busy("evaluating the tuned model"):
                 evaluate_stage(job, dataset, baselines, limit=limit)
                 limit.finish()
             report_stage(job)
@@ -49,6 +48,6 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
             status = "KILLED"
             raise
         finally:
-            with busy(progress, "handing the last figures to the tracker"):
+            with busy("handing the last figures to the tracker"):
                 tracker.finish(status)
     return job.folder

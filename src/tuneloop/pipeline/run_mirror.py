@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tuneloop.core.object_store import open_store
-from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
 from tuneloop.models.sharded import is_first
 from tuneloop.pipeline.context import RunContext
@@ -21,9 +21,7 @@ CHECKPOINTS = "checkpoints"
 
 
 @contextmanager
-def stored(
-    recipe: Recipe, folder: Path, *, progress: Progress = no_progress, say: Callable[[str], None] = lambda line: None
-) -> Iterator[None]:
+def stored(recipe: Recipe, folder: Path) -> Iterator[None]:
     """Work on a run's folder that `recipe.store` keeps as well; without a store nothing is done.
 
     Of several processes on a machine one fetches and sends.
@@ -36,7 +34,7 @@ def stored(
         return
     store = open_store(recipe.store)
     if local_rank() == 0:
-        with busy(progress, "fetching what the object store has"):
+        with busy("fetching what the object store has"):
             there = store.sizes()
             here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
             fetched = store.pull(folder, newer=_how_far(there) > _how_far(here), known=there)
@@ -44,7 +42,7 @@ def stored(
             say(f"store     {counted(fetched, 'file')} of this run were in {recipe.store}")
     yield
     if is_first():
-        with busy(progress, "sending the run to the object store"):
+        with busy("sending the run to the object store"):
             store.push(folder)
             store.remove([name for name in store.sizes() if name.startswith(f"{CHECKPOINTS}/")])
         say(f"store     the run is in {recipe.store}")

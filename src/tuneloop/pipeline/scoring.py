@@ -58,7 +58,7 @@ def answers_that_show_the_task(dataset: Dataset) -> list[str]:
 def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemAnswers) -> Evaluation:
     """A system's answers as an evaluation."""
     config = job.recipe.evaluate
-    with busy(job.progress, "scoring answers"):
+    with busy("scoring answers"):
         labels, known = dataset.task == "classification", answers_that_show_the_task(dataset)
         counted = {"": _label_rows(dataset)} if labels else labels_of_fields(known, config.fields)
         found = evaluate(
@@ -73,7 +73,6 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemA
                 field_labels={name: list(counts) for name, counts in counted.items() if name},
                 label_rows=counted,
             ),
-            progress=job.progress,
         )
         found.notes[:0] = [asked.note] if asked.note else []
         return found
@@ -143,7 +142,7 @@ def write_scored(
     name = subject.name
     *others, evaluation = decided_together({**(baselines or {}), name: evaluation}).values()
     baselines = dict(zip(baselines or {}, others, strict=True))
-    with busy(job.progress, "comparing answers"):
+    with busy("comparing answers"):
         pairs = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
         pairs = adjusted(pairs, evaluation)
         more = {"costs": costs, **(more or {})}

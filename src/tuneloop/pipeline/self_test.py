@@ -24,7 +24,7 @@ from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.core.threads import use_threads
-from tuneloop.core.ui import Progress, busy, no_progress, without_bars
+from tuneloop.core.ui import busy, without_bars
 from tuneloop.models.load import SIZES, Model, load_model, random_model, skeleton
 from tuneloop.models.methods import SHIPPED, USUAL, method_named
 from tuneloop.models.names import resolve
@@ -69,7 +69,7 @@ class Check:
     detail: str
 
 
-def self_test(*, progress: Progress = no_progress) -> list[Check]:
+def self_test() -> list[Check]:
     """Try all methods on the device in use (`core.device.in_use`) and measure its speeds; about two minutes.
 
     Writes the speeds to `plan.gpus.measured_file`, from which the planner takes this card's figures.
@@ -86,7 +86,7 @@ def self_test(*, progress: Progress = no_progress) -> list[Check]:
             for layout in ("padded", "packed"):
                 if layout == "packed" and method_named(settings.get("method", USUAL.name)).footprint.has_virtual_tokens:
                     continue
-                with busy(progress, f"{name}, {layout}"):
+                with busy(f"{name}, {layout}"):
                     step = functools.partial(_gradient, folder, f"{name}, {layout}", settings)
                     checks.append(_guarded(f"{name}, {layout}", step))
         for name, check in (
@@ -94,12 +94,12 @@ def self_test(*, progress: Progress = no_progress) -> list[Check]:
             ("answers as Transformers'", lambda: _answers(folder)),
             ("four bits", lambda: _four_bits(folder)),
         ):
-            with busy(progress, name):
+            with busy(name):
                 checks.append(_guarded(name, check))
-    with busy(progress, "measuring speeds"):
+    with busy("measuring speeds"):
         speeds = _speeds(kind)
         checks += _speed_checks(kind, speeds)
-    with busy(progress, "training a step of a larger model"):
+    with busy("training a step of a larger model"):
         try:
             checks += _step_checks(kind)
         except RuntimeError as error:

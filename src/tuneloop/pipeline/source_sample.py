@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from tuneloop.core.ui import Progress
+from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import Chunk, SourceFile, SourceRecord, parse_chunk
@@ -68,7 +68,7 @@ def _size(chunk: Chunk) -> int:
     return len(chunk.data) or sum(len(item[1]) for item in chunk.items if isinstance(item, tuple) and len(item) == 2)
 
 
-def _drawn(files: Sequence[SourceFile], progress: Progress) -> _Sample:
+def _drawn(files: Sequence[SourceFile]) -> _Sample:
     size, before, sample = sum(os.path.getsize(file.path) for file in files), 0, _Sample()
     for file in files:
         for chunk in chunks(file, CHUNK):
@@ -80,7 +80,7 @@ def _drawn(files: Sequence[SourceFile], progress: Progress) -> _Sample:
 
 
 @contextmanager
-def sampled_data(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> Iterator[tuple[Dataset, str]]:
+def sampled_data(recipe: Recipe) -> Iterator[tuple[Dataset, str]]:
     """A recipe's sources prepared in part, with the counts of the manifest scaled to all of them.
 
     The folder is a temporary one, since a sample is no data set to train on.
@@ -90,8 +90,8 @@ def sampled_data(recipe: Recipe, *, progress: Progress, say: Callable[[str], Non
     """
     from tuneloop.data.prepare import prepare
 
-    job = RunContext(recipe, Path(), progress, say)
-    sample = _drawn(find_files(recipe.data.sources, recipe.data.max_expansion), progress)
+    job = RunContext(recipe, Path())
+    sample = _drawn(find_files(recipe.data.sources, recipe.data.max_expansion))
     with tempfile.TemporaryDirectory() as scratch:
         file, chunk_of_line = Path(scratch) / "sample.jsonl", []
         with file.open("wb") as lines:
@@ -103,8 +103,7 @@ def sampled_data(recipe: Recipe, *, progress: Progress, say: Callable[[str], Non
         config = recipe.data.model_copy(update={"sources": [str(file)]})
         dataset = prepare(
             config, name=recipe.name, seed=recipe.seed, out=Path(scratch) / "dataset", measure=measure_with(job.template),
-            model=job.fingerprint, progress=progress,
-        )  # fmt: skip
+            model=job.fingerprint)  # fmt: skip
         error = _error(dataset, chunk_of_line, sample)
         scaled = _scaled(dataset.manifest, sample.total / max(sample.taken, 1))
         write_record(Path(dataset.path) / MANIFEST, scaled)

@@ -21,7 +21,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.ray.tune import Tried, tune_on_ray
-from tuneloop.core.ui import Progress, Say, busy, no_progress
+from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
 from tuneloop.deploy.on_ray import address_of, whole_path
 from tuneloop.pipeline.context import RunContext
@@ -110,16 +110,7 @@ def rungs_of(number: int) -> list[float]:
     return [KEPT ** -float(left) for left in range(rounds, -1, -1)]
 
 
-def sweep(
-    recipe: Recipe,
-    search: Search,
-    out: Path,
-    *,
-    on: str = "",
-    evaluate: bool = True,
-    progress: Progress = no_progress,
-    say: Say = lambda line: None,
-) -> SweepManifest:
+def sweep(recipe: Recipe, search: Search, out: Path, *, on: str = "", evaluate: bool = True) -> SweepManifest:
     """Search, and do the whole job with the winner; a search that was cut short goes on.
 
     Args:
@@ -132,12 +123,12 @@ def sweep(
         UserError: a recipe that is wrong, or every trial failed.
     """
     if on:
-        return _sweep_on_ray(recipe, search, out, on, evaluate=evaluate, progress=progress, say=say)
+        return _sweep_on_ray(recipe, search, out, on, evaluate=evaluate)
     began = time.monotonic()
     for settings in search.settings:  # a wrong value of the last one is seen before the first is trained
         _with(recipe, settings, 1.0, out)
     with lock_folder(out):
-        dataset = _shared_data(recipe, out, progress, say)
+        dataset = _shared_data(recipe, out)
         key = content_hash([recipe.model_dump(mode="json", exclude={"output_dir"}), search.settings, dataset[1]])
         found = _begun(out, key, search, dataset[1])
         left = search.settings
@@ -145,9 +136,7 @@ def sweep(
             done = []
             for number, settings in enumerate(left, 1):
                 say(f"trial     {number} of {len(left)} with {share:.0%} of the passes: {words(settings)}")
-                trial = _known(found, settings, share) or _try(
-                    _on(recipe, dataset[0]), settings, share, out, progress, say
-                )
+                trial = _known(found, settings, share) or _try(_on(recipe, dataset[0]), settings, share, out)
                 if _known(found, settings, share) is None:
                     found = found.model_copy(update={"trials": [*found.trials, trial]})
                     write_record(out / SweepManifest.file, found)
@@ -156,23 +145,14 @@ def sweep(
         best = _best([trial for trial in found.trials if trial.share == 1.0])[0]
         folder = out / best.run
         if evaluate:
-            run(_with(_on(recipe, dataset[0]), best.settings, 1.0, out), progress=progress, say=say)
+            run(_with(_on(recipe, dataset[0]), best.settings, 1.0, out))
         seconds = found.seconds or round(time.monotonic() - began, 1)
         found = found.model_copy(update={"best": best.settings, "run": str(folder), "seconds": seconds})
         write_record(out / SweepManifest.file, found)
     return found
 
 
-def _sweep_on_ray(
-    recipe: Recipe,
-    search: Search,
-    out: Path,
-    on: str,
-    *,
-    evaluate: bool = True,
-    progress: Progress = no_progress,
-    say: Say = lambda line: None,
-) -> SweepManifest:
+def _sweep_on_ray(recipe: Recipe, search: Search, out: Path, on: str, *, evaluate: bool = True) -> SweepManifest:
     """As `sweep`, on a Ray cluster: trials side by side, each with all its passes unless ASHA ends it. The winner is evaluated here.
 
     Args:
@@ -186,7 +166,7 @@ def _sweep_on_ray(
     for settings in search.settings:
         _with(recipe, settings, 1.0, out)
     with lock_folder(out):
-        dataset = _shared_data(recipe, out, progress, say)
+        dataset = _shared_data(recipe, out)
         key = content_hash(
             [recipe.model_dump(mode="json", exclude={"output_dir"}), search.settings, dataset[1], "asha"]
         )
@@ -195,7 +175,7 @@ def _sweep_on_ray(
         if found.best is None:
             say(f"tune      {counted(len(search.settings), 'trial')} side by side; ASHA ends the worse ones")
             values = base.model_dump(mode="json", exclude_unset=True), str(out)
-            with busy(progress, "training on the cluster"):
+            with busy("training on the cluster"):
                 tried = tune_on_ray(
                     _train_trial, values, search.settings, recipe.train.evaluations, out / ".ray", address_of(on)
                 )
@@ -208,7 +188,7 @@ def _sweep_on_ray(
             found = found.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
             write_record(out / SweepManifest.file, found)
         if evaluate:
-            run(_with(base, found.best or {}, 1.0, out), progress=progress, say=say)
+            run(_with(base, found.best or {}, 1.0, out))
     return found
 
 
@@ -227,7 +207,7 @@ def _train_trial(setting: tuple[dict[str, Any], str], trial: dict[str, str], rep
             report(float(record["val_loss"]))
 
     try:
-        _, result = train_alone(own, progress=no_progress, say=lambda line: None, on_record=on_record)
+        _, result = train_alone(own, on_record=on_record)
         status = "FINISHED"
     finally:
         tracker.finish(status)  # type: ignore[arg-type]
@@ -260,10 +240,10 @@ def words(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def _shared_data(recipe: Recipe, out: Path, progress: Progress, say: Say) -> tuple[Path, str]:
+def _shared_data(recipe: Recipe, out: Path) -> tuple[Path, str]:
     """The data set that all trials read, and its id."""
-    job = RunContext(recipe, out, progress, say)
-    with busy(progress, "preparing the data"):
+    job = RunContext(recipe, out)
+    with busy("preparing the data"):
         dataset = prepare_stage(job)
         refuse_errors(dataset, recipe)
     if not dataset.val:
@@ -309,7 +289,7 @@ def _known(found: SweepManifest, settings: Mapping[str, str], share: float) -> T
     return next((trial for trial in found.trials if trial.settings == settings and trial.share == share), None)
 
 
-def _try(recipe: Recipe, settings: dict[str, str], share: float, out: Path, progress: Progress, say: Say) -> Trial:
+def _try(recipe: Recipe, settings: dict[str, str], share: float, out: Path) -> Trial:
     """Train with some settings; a training that fails is a trial that lost."""
     own = _with(recipe, settings, share, out)
     folder = Path(own.output_dir or "")
@@ -318,7 +298,7 @@ def _try(recipe: Recipe, settings: dict[str, str], share: float, out: Path, prog
     tracker = start_tracking(own.model_dump(mode="json"), folder, warn=say)
     status = "FAILED"
     try:
-        _, result = train_alone(own, progress=progress, say=say)
+        _, result = train_alone(own)
         status = "FINISHED"
     except UserError as error:
         say(f"          failed: {error.what}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
+from tuneloop.core.ui import say
 from tuneloop.data.task import TaskSpec, read_task, task_spec
 from tuneloop.models.template import plain_source
 from tuneloop.models.trained import OWN, trained_folder
@@ -38,7 +39,7 @@ def write_task(job: RunContext, dataset: Dataset) -> None:
         write_json(file, {**read_json(file), "task": task_of(job, dataset)})
     except (UserError, ValueError, KeyError, TypeError) as error:
         why = " ".join(str(error).split())[:200]
-        job.say(f"warn: what this model was trained to answer can't be kept with it: {why}")
+        say(f"warn: what this model was trained to answer can't be kept with it: {why}")
 
 
 def read_task_of(folder: Path) -> TaskSpec | None:

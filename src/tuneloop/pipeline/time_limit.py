@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash, write_yaml
 from tuneloop.core.machine import cores
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted, exactly, verb
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference, measured_before
@@ -99,7 +100,7 @@ class TimeLimit:
         left = self.seconds - (time.monotonic() - self.began)
         answered = ask_within(job, dataset, ANSWERS * left, self.expect, measured_before(job, dataset))
         if recipe.evaluate.limit and answered.rows < rows:
-            job.say(
+            say(
                 f"time      evaluate.limit={recipe.evaluate.limit} asks for {counted(rows, 'test row')}; max_minutes={recipe.max_minutes:g} leaves time "
                 f"for {answered.rows} of them"
             )
@@ -121,7 +122,7 @@ class TimeLimit:
         total = time.monotonic() - self.began + seconds + training + 0.5 * (whole - self.seconds)
         if not self.warned and total > ENOUGH * whole:
             self.warned = True
-            self.job.say(
+            say(
                 f"time      {exactly(self.recipe.max_minutes or 0, 'minute')} {verb(self.recipe.max_minutes or 0, 'is', 'are')} not enough on this machine, as {_how_it_is()} as it is now: the run will take "
                 f"about {_minutes(total)} minutes in all.\n"
                 "          Stop it with Ctrl-C and run the same command later, if you can: what is done is kept."
@@ -149,12 +150,12 @@ class TimeLimit:
         left = self.seconds - spent - evaluation
         seconds = max(left, TRAINING * self.seconds)
         self._keep(train_minutes=round(seconds / 60, 2))
-        job.say(
+        say(
             f"time      {exactly(recipe.max_minutes, 'minute')} in all: {_asked_words(self.found)}; {spent / 60:.1f} minutes are gone, training may take "
             f"{seconds / 60:.1f}, the evaluation will take about {evaluation / 60:.1f}"
         )
         if examples := _examples_words(self.found):
-            job.say(f"          {examples}")
+            say(f"          {examples}")
         self.expect(evaluation, seconds)
         return True
 
@@ -164,9 +165,7 @@ class TimeLimit:
         left = whole - RESERVE_SECONDS - (time.monotonic() - self.began)
         number, asked = ask_tuned_within(job, dataset, left)
         if self.found.test_rows is not None and number < self.found.test_rows:
-            job.say(
-                f"evaluate  time runs out: all are compared on {counted(number, 'row')}, not on {self.found.test_rows}"
-            )
+            say(f"evaluate  time runs out: all are compared on {counted(number, 'row')}, not on {self.found.test_rows}")
             self._keep(test_rows=number)
         return asked
 

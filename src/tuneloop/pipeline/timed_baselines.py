@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from tuneloop.core.ui import busy
+from tuneloop.core.ui import busy, say
 from tuneloop.evaluation.evaluate import sample_order, sample_rows
 from tuneloop.models.methods import base_only
 from tuneloop.pipeline.consistency import expected_consistency
@@ -178,7 +178,7 @@ def _taken(job: RunContext, dataset: Dataset, rows: Sequence[Row], seconds: floa
         return None
     each = before.asked("zero-shot", rows[:known]).seconds / known
     number = min(known, max(int(seconds / max(TUNED * each, 1e-9)), LEAST))
-    job.say(f"baselines {before.words(number)}")
+    say(f"baselines {before.words(number)}")
 
     def way(name: str, examples: Sequence[Row] = ()) -> _Way:
         kinds = [kind for kind in ("", "calibrated") if f"{name} {kind}".strip() in before.evaluations]
@@ -214,9 +214,7 @@ def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple
     more = min(max(LEAST, math.ceil(len(places) / 3)), len(places))
     while more:
         rows = [every[place] for place in places[number : number + more]]
-        parts.append(
-            ask(job.model, dataset, rows, config, Asking(perplexity=False), progress=job.progress, task="tuned")[""]
-        )
+        parts.append(ask(job.model, dataset, rows, config, Asking(perplexity=False), task="tuned")[""])
         number += more
         left = seconds - (time.monotonic() - began)
         more = _more(number, len(places), left * len(rows) / max(parts[-1].seconds, 1e-9))
@@ -258,7 +256,7 @@ def _few_shot(
     whole = len(examples)
     if not examples:
         return None, 0
-    with busy(job.progress, "measuring few-shot"):
+    with busy("measuring few-shot"):
         reading = reading_seconds(job.model, examples, rows[0], 512 if number > LEAST else 128)
     if reading > READING * seconds:
         examples = base_examples(job, dataset, rows, int(whole * READING * seconds / reading))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_jsonl, write_json, write_yaml
-from tuneloop.core.ui import Progress, busy
+from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
 from tuneloop.models.methods import method_named
 from tuneloop.pipeline.context import (
@@ -69,25 +69,25 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     key = train_key(job, dataset)
     done = done_record(RunManifest, folder, key)
     if done:
-        job.say(f"train     already done: {_validated(done)}")
+        say(f"train     already done: {_validated(done)}")
         return done
     plan = read_record(Plan, folder).to_json() if (folder / PLAN).is_file() else None
     began = training_began(job)
     config = _with_rate(job, dataset, MeasuredMachine.of_plan(plan))
-    with busy(job.progress, "looking at the rows"):
+    with busy("looking at the rows"):
         checked = preflight_of(job, dataset, config, plan)
     refuse_problems(checked, dataset)
-    job.say(f"preflight {checked.line()}")
+    say(f"preflight {checked.line()}")
     try:
         result = distributed_run(job, Part("train", dataset.path, config, MeasuredMachine.of_plan(plan)))
     except Preempted as preempted:
-        job.say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
+        say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
         raise
     _keep_result(job)
     write_task(job, dataset)
     mfu = _mfu(job, dataset) if job.tuned else None
     if began and result.resumed_at:
-        job.say(f"train     went on from the checkpoint at step {result.resumed_at}")
+        say(f"train     went on from the checkpoint at step {result.resumed_at}")
     method = method_named(recipe.train.method)
     run = RunManifest.model_validate({
         "id": folder.resolve().name,
@@ -110,9 +110,9 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         disturbed = plan.get("disturbed") or (result.speed_share or 1.0) < BUSY or (mfu and mfu["value"] is None)
         record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second, disturbed=bool(disturbed))
     for line in _result_lines(run, config):
-        job.say(line)
+        say(line)
     if share := used(run.mfu):
-        job.say(f"machine   operations that the steps need, of what it could do (MFU): {share}")
+        say(f"machine   operations that the steps need, of what it could do (MFU): {share}")
     return run
 
 
@@ -173,7 +173,7 @@ def _validated(run: RunManifest) -> str:
 def _mfu(job: RunContext, dataset: Dataset) -> dict[str, Any] | None:
     """How well the steps used the machine, from their records and a short measurement."""
     head = job.model.head
-    with busy(job.progress, "measuring this machine's peak"):
+    with busy("measuring this machine's peak"):
         peak = matmul_peak(head.dtype, head.device)
         records = read_jsonl(job.folder / "metrics.jsonl")
         return utilisation(job.model.config, job.recipe.train.method, job.rendered(dataset.train), records, peak)
@@ -198,7 +198,7 @@ def _with_rate(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> 
         test = distributed_run(job, Part("rate", dataset.path, sized(config, measured)))
         found = LearningRate(key=key, **vars(test), seconds=round(time.monotonic() - began, 1))
         write_record(job.folder / LearningRate.file, found)
-        job.say(f"rate      {found.sentence}")
+        say(f"rate      {found.sentence}")
     rest = config.max_minutes and max(config.max_minutes - found.seconds / 60, config.max_minutes / 4)
     return config.model_copy(update={"learning_rate": found.chosen, "range_test": False, "max_minutes": rest})
 
@@ -224,12 +224,10 @@ def refuse_problems(checked: Preflight, dataset: Dataset) -> None:
         )
 
 
-def preflight_alone(
-    recipe: Recipe, *, progress: Progress, say: Callable[[str], None]
-) -> tuple[Preflight, dict[str, Any] | None, Template]:
+def preflight_alone(recipe: Recipe) -> tuple[Preflight, dict[str, Any] | None, Template]:
     """Prepare where needed and look at the run; the plan is made only when there are no problems."""
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
-    job = RunContext(recipe, folder, progress, say)
+    job = RunContext(recipe, folder)
     with lock_folder(folder):
         refuse_other_run(folder, recipe)
         dataset = prepare_stage(job)
@@ -240,11 +238,7 @@ def preflight_alone(
 
 @contextlib.contextmanager
 def prepared_run(
-    recipe: Recipe,
-    *,
-    progress: Progress,
-    say: Callable[[str], None],
-    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    recipe: Recipe, *, on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
 ) -> Iterator[tuple[RunContext, TimeLimit, Dataset]]:
     """The folder of a run, locked, with its settings in it and its data prepared.
 
@@ -255,28 +249,24 @@ def prepared_run(
         UserError: another run is in the folder, or the data have an error.
     """
     began = time.monotonic()
-    with busy(progress, "looking at the sources"):
+    with busy("looking at the sources"):
         folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
     given, recipe = recipe, limited(recipe, folder)
-    job = RunContext(recipe, folder, progress, say, on_record=on_record)
+    job = RunContext(recipe, folder, on_record=on_record)
     limit = TimeLimit(job, given, began)
-    kept = stored(recipe, folder, progress=progress, say=say)
+    kept = stored(recipe, folder)
     with kept, leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment(device.names_in_use()))
-        with busy(job.progress, "preparing the data"):
+        with busy("preparing the data"):
             dataset = prepare_stage(job)
             refuse_errors(dataset, recipe)
         yield job, limit, dataset
 
 
 def train_alone(
-    recipe: Recipe,
-    *,
-    progress: Progress,
-    say: Callable[[str], None],
-    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    recipe: Recipe, *, on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
 ) -> tuple[Path, RunManifest]:
     """Prepare where needed, plan and train, without baselines and evaluation.
 
@@ -284,17 +274,17 @@ def train_alone(
         on_record: gets each record of the training's metrics.
     """
     began = time.monotonic()
-    with prepared_run(recipe, progress=progress, say=say, on_record=on_record) as (job, limit, dataset):
+    with prepared_run(recipe, on_record=on_record) as (job, limit, dataset):
         prepared = time.monotonic()
         limit.give_training_all()
-        with busy(job.progress, "planning the training"):
+        with busy("planning the training"):
             plan = plan_stage(job, dataset)
         planned = time.monotonic()
-        with busy(job.progress, "training the model"):
+        with busy("training the model"):
             run = train_stage(job, dataset)
         report_stage(job)
         if job.recipe.train.max_minutes and time.monotonic() - planned >= run.seconds:
-            job.say(_time_line(plan, run, prepared - began, planned - prepared, time.monotonic() - planned))
+            say(_time_line(plan, run, prepared - began, planned - prepared, time.monotonic() - planned))
     return job.folder, run
 
 
@@ -320,7 +310,7 @@ def _time_line(plan: Mapping[str, Any], run: RunManifest, preparing: float, plan
 CALIBRATION_MINUTES = 0.3  # of training in `tuneloop plan --calibrate`
 
 
-def calibrate_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
+def calibrate_alone(recipe: Recipe) -> dict[str, Any]:
     """Train for some steps in a folder that is thrown away: what the plan said and what came goes into the ledger.
 
     Returns:
@@ -328,7 +318,7 @@ def calibrate_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], 
     """
     short = recipe.train.model_copy(update={"max_minutes": CALIBRATION_MINUTES, "evaluations": 1, "val_rows": 8})
     with tempfile.TemporaryDirectory() as scratch:
-        job = RunContext(recipe.model_copy(update={"train": short}), Path(scratch), progress, say)
+        job = RunContext(recipe.model_copy(update={"train": short}), Path(scratch))
         dataset = prepare_stage(job)
         plan = plan_stage(job, dataset)
         run = train_stage(job, dataset)

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import inside
-from tuneloop.core.ui import Progress, Say, no_progress
+from tuneloop.core.ui import say
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT, EVALS, GateRecord
 from tuneloop.records.evaluation import EVALUATION, GateResult
@@ -40,7 +40,7 @@ def registry_uri() -> str:
     return uri or f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
-def open_registry(*, create: bool = False, say: Say = silent) -> models.Registry:
+def open_registry(*, create: bool = False) -> models.Registry:
     """The registry that the environment names.
 
     Args:
@@ -68,18 +68,10 @@ def open_registry(*, create: bool = False, say: Say = silent) -> models.Registry
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     with models.registry_errors(uri):
         tracking = os.environ.get("MLFLOW_TRACKING_URI") or uri
-        return models.Registry(MlflowClient(tracking_uri=tracking, registry_uri=uri), uri, say)
+        return models.Registry(MlflowClient(tracking_uri=tracking, registry_uri=uri), uri)
 
 
-def register_artifact(
-    folder: Path,
-    name: str,
-    *,
-    run: Path | None = None,
-    why: str = "",
-    progress: Progress = no_progress,
-    say: Say = silent,
-) -> RegisteredVersion:
+def register_artifact(folder: Path, name: str, *, run: Path | None = None, why: str = "") -> RegisteredVersion:
     """See `release.registry.register`; `run` is by default that in `runs/`, whatever its folder's name is now."""
     manifest = read_artifact(folder)
     place = run or find_run(manifest.run.id, manifest.run.key)
@@ -90,20 +82,12 @@ def register_artifact(
         )
 
     def opened() -> models.Registry:
-        return open_registry(create=True, say=say)
+        return open_registry(create=True)
 
-    return models.register(opened, folder, name, run=place if is_its_run else None, why=why, progress=progress)
+    return models.register(opened, folder, name, run=place if is_its_run else None, why=why)
 
 
-def promote_version(
-    name: str,
-    version: str = "",
-    *,
-    force: str = "",
-    why: str = "",
-    progress: Progress = no_progress,
-    say: Say = silent,
-) -> RegisteredModel:
+def promote_version(name: str, version: str = "", *, force: str = "", why: str = "") -> RegisteredModel:
     """See `release.registry.promote`; the gate's last word on the run counts, else that on the artifact.
 
     Args:
@@ -121,9 +105,7 @@ def promote_version(
         say(f"gate      {said}{', overruled' if found.forced else ''}")
         return found
 
-    return models.promote(
-        open_registry(say=say), name, version, ask_gate=ask_gate, overrule=force.strip(), why=why, progress=progress
-    )
+    return models.promote(open_registry(), name, version, ask_gate=ask_gate, overrule=force.strip(), why=why)
 
 
 def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
@@ -206,7 +188,7 @@ def version_of(registry: models.Registry, name: str) -> RegisteredVersion:
     return models.version_named(models.read_settled(registry, model), alias)
 
 
-def local_name(name: str, *, say: Say = silent) -> str:
+def local_name(name: str) -> str:
     """The folder of a registered version's artifact; any other name as it is.
 
     Raises:
@@ -214,7 +196,7 @@ def local_name(name: str, *, say: Say = silent) -> str:
     """
     if registered_name(name) is None:
         return name
-    registry = open_registry(say=say)
+    registry = open_registry()
     version = version_of(registry, name)
     folder = models.local_artifact(registry, version)
     say(f"registry  {name} is version {version.version}: {folder}")

@@ -11,7 +11,7 @@ from typing import Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path, sha256_file, user_errors_of_the_disk, write_bytes
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.records.artifact import ARTIFACT, SIGNATURE, ArtifactManifest
 from tuneloop.records.record import read_record
 
@@ -59,12 +59,11 @@ def read_artifact(folder: Path) -> ArtifactManifest:
     return read_record(ArtifactManifest, folder)
 
 
-def verify(folder: Path, key: Path | None = None, *, progress: Progress = no_progress) -> Verification:
+def verify(folder: Path, key: Path | None = None) -> Verification:
     """Compare every file with its SHA-256 in `artifact.json`, and the signature with a public key.
 
     Args:
         key: a PEM file with the public key of who signed; None: the signature is not checked.
-        progress: is called for each file.
 
     Raises:
         UserError: no artifact is there, no such key, or the package that checks signatures is missing.
@@ -83,13 +82,13 @@ def verify(folder: Path, key: Path | None = None, *, progress: Progress = no_pro
     return Verification(manifest.id, len(manifest.files), changed, missing, added, signature, reason)
 
 
-def read_intact(folder: Path, *, progress: Progress = no_progress) -> ArtifactManifest:
+def read_intact(folder: Path) -> ArtifactManifest:
     """The manifest of an artifact that is as it was exported.
 
     Raises:
         UserError: it is not there, or a file of it was changed, is missing or was added.
     """
-    found = verify(folder, progress=progress)
+    found = verify(folder)
     if not found.intact:
         faults = {"changed": found.changed, "missing": found.missing, "added": found.added}
         shown = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in faults.items() if names)

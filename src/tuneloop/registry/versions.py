@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import say
 from tuneloop.core.urls import masked
 from tuneloop.models.names import cache_folder
 from tuneloop.records.artifact import ARTIFACT, EVALS, ArtifactManifest, GateRecord
@@ -47,12 +47,10 @@ class Registry:
     Args:
         client: of MLflow.
         uri: of the registry.
-        say: gets a line about what takes time or was left by others.
     """
 
     client: MlflowClient
     uri: str
-    say: Callable[[str], None] = lambda line: None
 
     @property
     def is_remote(self) -> bool:
@@ -208,13 +206,7 @@ def _event(text: str) -> RegistryEvent:
 
 
 def register(
-    opened: Callable[[], Registry],
-    folder: Path,
-    name: str,
-    *,
-    run: Path | None = None,
-    why: str = "",
-    progress: Progress = no_progress,
+    opened: Callable[[], Registry], folder: Path, name: str, *, run: Path | None = None, why: str = ""
 ) -> RegisteredVersion:
     """Make an artifact the newest version of a model, and its candidate. One that is there already is found.
 
@@ -232,7 +224,7 @@ def register(
         raise UserError(
             f"Bad name {name!r}", where="--name", next_step="use letters, digits, dots, dashes and underscores"
         )
-    manifest = read_intact(folder, progress=progress)
+    manifest = read_intact(folder)
     lineage, registry = _lineage(manifest, folder, run), opened()
     with _changing(registry, name, create=True) as model:
         known = next((v for v in model.versions if v.lineage.manifest == lineage.manifest), None)
@@ -251,7 +243,6 @@ def promote(
     ask_gate: Callable[[RegisteredVersion], GateRecord],
     overrule: str = "",
     why: str = "",
-    progress: Progress = no_progress,
 ) -> RegisteredModel:
     """Make a version the champion, and the champion the previous one.
 
@@ -267,11 +258,11 @@ def promote(
         wanted = version_named(model, version or CANDIDATE)
         champion = model.aliases.get(CHAMPION)
         if champion == wanted.version:
-            registry.say(f"promote   version {champion} is the champion already")
+            say(f"promote   version {champion} is the champion already")
             return model
         gate = ask_gate(wanted)
         if not registry.is_remote:
-            read_intact(local_artifact(registry, wanted), progress=progress)
+            read_intact(local_artifact(registry, wanted))
         aliases = {PREVIOUS: champion, CHAMPION: wanted.version}
         _change(registry, model, "promote", wanted.version, aliases, why, gate, overrule if gate.forced else "")
     return read_model(registry, name)
@@ -314,7 +305,7 @@ def _changing(registry: Registry, name: str, *, create: bool = False) -> Iterato
     """The model, locked against other processes of this machine, with an interrupted change finished."""
     place = cache_folder() / "registry" / content_hash([registry.uri, name])[:16]
     with (
-        lock_folder(place, waiting=lambda holder: registry.say(f"waiting   {holder} changes {name}")),
+        lock_folder(place, waiting=lambda holder: say(f"waiting   {holder} changes {name}")),
         registry_errors(registry.uri),
     ):
         if create and _find(registry, name) is None:
@@ -322,9 +313,7 @@ def _changing(registry: Registry, name: str, *, create: bool = False) -> Iterato
         model = read_model(registry, name)
         if model.pending is not None:
             event = model.pending
-            registry.say(
-                f"finishing {event.action} of version {event.model_version} by {event.who}, which was interrupted"
-            )
+            say(f"finishing {event.action} of version {event.model_version} by {event.who}, which was interrupted")
             _finish(registry, name, event)
             model = read_model(registry, name)
         yield model
@@ -414,7 +403,7 @@ def _create(registry: Registry, name: str, folder: Path, lineage: Lineage) -> st
     tracked = _tracked_run(lineage.run_folder, registry)
     source = folder.resolve().as_uri()
     if registry.is_remote:
-        registry.say(f"upload    {folder} to the artifact store")
+        say(f"upload    {folder} to the artifact store")
         run_id = tracked or _new_run(registry.client, lineage)
         place = f"artifacts/{lineage.artifact}"
         registry.client.log_artifacts(run_id, str(folder), place)
@@ -473,11 +462,11 @@ def fetch_run_files(registry: Registry, version: RegisteredVersion, names: Seque
 
 def _fetched(registry: Registry, version: RegisteredVersion) -> Path:
     folder = cache_folder() / "registry" / f"{version.lineage.artifact}-{version.lineage.manifest[:8]}"
-    with lock_folder(folder, waiting=lambda holder: registry.say(f"waiting   {holder} fetches {folder.name}")):
+    with lock_folder(folder, waiting=lambda holder: say(f"waiting   {holder} fetches {folder.name}")):
         if not (folder / ARTIFACT).is_file() or sha256_file(folder / ARTIFACT) != version.lineage.manifest:
             from mlflow.artifacts import download_artifacts
 
-            registry.say(f"fetch     {version.source}")
+            say(f"fetch     {version.source}")
             with registry_errors(registry.uri):
                 download_artifacts(artifact_uri=version.source, dst_path=str(folder), tracking_uri=registry.uri)
             inner = folder / Path(urlparse(version.source).path).name

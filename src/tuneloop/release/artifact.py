@@ -26,7 +26,6 @@ from tuneloop.core.files import (
     write_json,
     write_text,
 )
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.models.load import weight_files
 from tuneloop.models.methods import Method
 from tuneloop.models.names import resolve
@@ -163,7 +162,6 @@ def export(
     gguf: GgufSettings | None = None,
     compressed: str = "",
     measure: Measure | None = None,
-    progress: Progress = no_progress,
 ) -> Artifact:
     """Write the artifact, or find it written; then only what is said of it is brought up to date.
 
@@ -198,7 +196,7 @@ def export(
     with lock_folder(partial):
         try:
             _empty(partial)
-            made = _write(origin, form, id_, partial, _Weights(gguf, compressed, measure), progress)
+            made = _write(origin, form, id_, partial, _Weights(gguf, compressed, measure))
             manifest = _describe(origin, form, id_, partial, made)
             _take_place(partial, folder)
         except BaseException:
@@ -216,7 +214,7 @@ class _Weights:
     measure: Measure | None
 
 
-def _write(origin: Origin, form: str, id_: str, out: Path, wanted: _Weights, progress: Progress) -> dict[str, Any]:
+def _write(origin: Origin, form: str, id_: str, out: Path, wanted: _Weights) -> dict[str, Any]:
     """Write all files but what is said of them; returns what belongs into the manifest."""
     trained = trained_folder(origin.run)
     made: dict[str, Any] = {
@@ -224,11 +222,11 @@ def _write(origin: Origin, form: str, id_: str, out: Path, wanted: _Weights, pro
     }  # fmt: skip
     if wanted.gguf:
         source = _gguf_source(origin, id_, trained)
-        made["quantisation"] = write_gguf_model(source, wanted.gguf, out, progress).model_dump(mode="json")
+        made["quantisation"] = write_gguf_model(source, wanted.gguf, out).model_dump(mode="json")
     elif wanted.compressed:
-        made["quantisation"] = _write_compressed(origin, wanted.compressed, trained, out, progress)
+        made["quantisation"] = _write_compressed(origin, wanted.compressed, trained, out)
     else:
-        return made | {"merge": _write_model(origin, form, trained, out, progress)}
+        return made | {"merge": _write_model(origin, form, trained, out)}
     return made | _measured(wanted.measure, out, id_, made) if wanted.measure is not None else made
 
 
@@ -300,14 +298,14 @@ def _is_whole(folder: Path, known: Mapping[str, Any]) -> bool:
     )
 
 
-def _write_model(origin: Origin, form: str, trained: Path, out: Path, progress: Progress) -> dict[str, Any] | None:
+def _write_model(origin: Origin, form: str, trained: Path, out: Path) -> dict[str, Any] | None:
     """The files that are loaded; what merging did, if anything was merged."""
     if form == "adapter":
         _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
         return None
     if (trained / "adapter_config.json").is_file():
         model = origin.manifest.model
-        merged = merge(model, trained, out, progress=progress)
+        merged = merge(model, trained, out)
         source = resolve(model)
     else:
         merged, source = None, trained
@@ -316,10 +314,10 @@ def _write_model(origin: Origin, form: str, trained: Path, out: Path, progress: 
     return vars(merged) if merged else None
 
 
-def _write_compressed(origin: Origin, quant: str, trained: Path, out: Path, progress: Progress) -> dict[str, Any]:
+def _write_compressed(origin: Origin, quant: str, trained: Path, out: Path) -> dict[str, Any]:
     """The files of a model in fewer bits, and what its tensors have become."""
     model = origin.manifest.model
-    found = write_compressed(open_tuned(model, trained), quant, out, progress)
+    found = write_compressed(open_tuned(model, trained), quant, out)
     source = resolve(model) if (trained / "adapter_config.json").is_file() else trained
     _write_surroundings(origin, source, trained, out)
     return found.model_dump(mode="json")
@@ -368,11 +366,7 @@ def _describe(origin: Origin, form: str, id_: str, folder: Path, made: Mapping[s
         "method": origin.method,
         "dataset": run.dataset,
         "task": origin.task,
-        "base": {
-            "model": run.model,
-            "fingerprint": run.model_fingerprint,
-            "licence": licence.id if licence else None,
-        },
+        "base": {"model": run.model, "fingerprint": run.model_fingerprint, "licence": licence.id if licence else None},
         "gate": dict(origin.gate),
         "evaluation": measured
         if measured

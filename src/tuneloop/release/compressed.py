@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, write_json
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.records.artifact import Quantisation
 from tuneloop.release.tuned_weights import TunedWeights
 
@@ -48,13 +48,11 @@ def need_compressed_tensors() -> None:
         import compressed_tensors  # noqa: F401
     except ImportError:
         raise UserError(
-            f"{WHEEL} is not installed",
-            where="--quant",
-            next_step="pip install 'tuneloop[compressed]'",
+            f"{WHEEL} is not installed", where="--quant", next_step="pip install 'tuneloop[compressed]'"
         ) from None
 
 
-def write_compressed(weights: TunedWeights, quant: str, out: Path, progress: Progress = no_progress) -> Quantisation:
+def write_compressed(weights: TunedWeights, quant: str, out: Path) -> Quantisation:
     """Write weights, their index and `config.json`.
 
     Args:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import FEWEST_SHARED
 from tuneloop.inference.llamacpp import installed, need_llamacpp
@@ -61,8 +61,6 @@ def export_run(
     weights: WeightsWanted | None = None,
     force: bool = False,
     key: Path | None = None,
-    progress: Progress = no_progress,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Artifact:
     """Export a finished run.
 
@@ -88,8 +86,8 @@ def export_run(
     form = form_for(method_named(method), wanted)
     automatic = weights.quant.lower() == AUTO
     compressed = _compressed(form, weights)
-    gguf = None if automatic or compressed else _gguf_settings(run, form, weights, progress)
-    measure = _measure(RunContext(recipe, run, progress, say), form, weights, say)
+    gguf = None if automatic or compressed else _gguf_settings(run, form, weights)
+    measure = _measure(RunContext(recipe, run), form, weights)
     if automatic:
         _check_automatic(form, weights, measure)
     gate = release(run, force=force)
@@ -100,21 +98,21 @@ def export_run(
     origin = _origin(run, recipe, gate)
     if automatic:
         assert measure is not None
-        artifact = _smallest(origin, weights, out, measure, progress, say)
+        artifact = _smallest(origin, weights, out, measure)
     else:
-        artifact = export(origin, form, out, gguf=gguf, compressed=compressed, measure=measure, progress=progress)
-    artifact = _judged_itself(artifact, origin, form, gguf, force, progress)
-    _tell(artifact, say)
+        artifact = export(origin, form, out, gguf=gguf, compressed=compressed, measure=measure)
+    artifact = _judged_itself(artifact, origin, form, gguf, force)
+    _tell(artifact)
     if key is not None:
         sign(artifact.folder, key)
         say(f"signed    {SIGNATURE}: check it with `tuneloop verify {artifact.folder} --key PUBLIC_KEY`")
     return artifact
 
 
-def _measure(job: RunContext, form: str, weights: WeightsWanted, say: Callable[[str], None]) -> Measure | None:
+def _measure(job: RunContext, form: str, weights: WeightsWanted) -> Measure | None:
     """What measures a GGUF file of the run; None where it can't be, which is said."""
     if form not in ("gguf", "gguf-lora"):
-        return _divergence(job, weights, say) if _compressed(form, weights) else None
+        return _divergence(job, weights) if _compressed(form, weights) else None
     ask = measure_artifact if form == "gguf" else measure_lora
     asked = rows_to_measure(job, weights.measure) if installed() else "llama.cpp is not installed"
     if isinstance(asked, str):
@@ -148,7 +146,7 @@ def _compressed(form: str, wanted: WeightsWanted) -> str:
     return wanted.quant.lower()
 
 
-def _divergence(job: RunContext, weights: WeightsWanted, say: Callable[[str], None]) -> Measure | None:
+def _divergence(job: RunContext, weights: WeightsWanted) -> Measure | None:
     """What measures how far a model in fewer bits is from the run; None where it can't be, which is said."""
     asked = rows_to_measure(job, min(weights.measure, KL_ROWS))
     if isinstance(asked, str):
@@ -157,9 +155,7 @@ def _divergence(job: RunContext, weights: WeightsWanted, say: Callable[[str], No
     return lambda folder, id_: mean_kl_of_folder(asked, folder)
 
 
-def _judged_itself(
-    artifact: Artifact, origin: Origin, form: str, gguf: GgufSettings | None, force: bool, progress: Progress
-) -> Artifact:
+def _judged_itself(artifact: Artifact, origin: Origin, form: str, gguf: GgufSettings | None, force: bool) -> Artifact:
     """The artifact with what the gate said of its own figures, where it was asked about them: then that counts and not the run's.
 
     Raises:
@@ -173,7 +169,7 @@ def _judged_itself(
     gate = release(own, force=force)
     if plain(gate) == artifact.manifest["gate"] or gguf is None:
         return artifact
-    return export(replace(origin, gate=gate), form, artifact.folder, gguf=gguf, progress=progress)
+    return export(replace(origin, gate=gate), form, artifact.folder, gguf=gguf)
 
 
 def _check_automatic(form: str, weights: WeightsWanted, measure: Measure | None) -> None:
@@ -201,14 +197,7 @@ def _check_automatic(form: str, weights: WeightsWanted, measure: Measure | None)
     GgufSettings(form, TRIED[-1])
 
 
-def _smallest(
-    origin: Origin,
-    weights: WeightsWanted,
-    out: Path | None,
-    measure: Measure,
-    progress: Progress,
-    say: Callable[[str], None],
-) -> Artifact:
+def _smallest(origin: Origin, weights: WeightsWanted, out: Path | None, measure: Measure) -> Artifact:
     """The smallest file that is not worse than allowed; the others that were tried are taken away again.
 
     Raises:
@@ -216,7 +205,7 @@ def _smallest(
     """
     tried = []
     for quant in TRIED:
-        artifact = export(origin, "gguf", out, gguf=GgufSettings("gguf", quant), measure=measure, progress=progress)
+        artifact = export(origin, "gguf", out, gguf=GgufSettings("gguf", quant), measure=measure)
         manifest = ArtifactManifest.model_validate(artifact.manifest)
         assert manifest.evaluation is not None and manifest.cost is not None
         gb = manifest.cost.file_bytes / 1e9
@@ -238,7 +227,7 @@ def _smallest(
     )
 
 
-def _tell(artifact: Artifact, say: Callable[[str], None]) -> None:
+def _tell(artifact: Artifact) -> None:
     """Say what has become of the weights."""
     if BOM not in artifact.manifest["files"]:
         say(f"bom       {BOM} is not written: pip install 'tuneloop[release]'")
@@ -282,7 +271,7 @@ def _origin(run: Path, recipe: Recipe, gate: Mapping[str, Any]) -> Origin:
     )
 
 
-def _gguf_settings(run: Path, form: str, wanted: WeightsWanted, progress: Progress) -> GgufSettings | None:
+def _gguf_settings(run: Path, form: str, wanted: WeightsWanted) -> GgufSettings | None:
     """How a GGUF file is to be written; None for other forms.
 
     Raises:
@@ -302,15 +291,13 @@ def _gguf_settings(run: Path, form: str, wanted: WeightsWanted, progress: Progre
     if not importance:
         settings = GgufSettings(form, quant)
     else:
-        job = RunContext(load_run_recipe(run, []), run, progress)
+        job = RunContext(load_run_recipe(run, []), run)
         dataset = dataset_of(job, True, "")
         rows = dataset.train[:importance]
 
         def computed() -> Mapping[str, np.ndarray[Any, Any]]:
             attach_trained(job)
-            return importance_of(
-                job.model, [job.template.render(row.messages, row.tools).ids for row in rows], progress
-            )
+            return importance_of(job.model, [job.template.render(row.messages, row.tools).ids for row in rows])
 
         settings = GgufSettings(form, quant, computed, f"{dataset.manifest['hash']}, {len(rows)}")
     if settings.quant in QUANTS:

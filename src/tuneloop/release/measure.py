@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file, user_errors_of_the_disk
+from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import Evaluation, sample_rows, some_rows
 from tuneloop.evaluation.metrics import lower_is_better
@@ -104,7 +105,7 @@ def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> ArtifactFigure
         lock_folder(folder),
     ):
         base, model = Path(folder) / "base.gguf", resolve(job.recipe.model)
-        write_gguf(open_tuned("", model), load_template(model), base, BASE_TYPE, About("base"), job.progress)
+        write_gguf(open_tuned("", model), load_template(model), base, BASE_TYPE, About("base"))
         target = GgufTarget(str(file), base, adapters=(file,), tokenizer=trained_folder(job.folder))
         return measure_artifact(asked, file, name, id_, target)
 
@@ -129,7 +130,7 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufT
     job, dataset, rows = asked.job, asked.dataset, asked.rows
     target = target or GgufTarget(str(file), file)
     try:
-        answers = ask_gguf(target, dataset, rows, job.recipe.evaluate, progress=job.progress, task=f"measuring {name}")
+        answers = ask_gguf(target, dataset, rows, job.recipe.evaluate, task=f"measuring {name}")
         kl = _mean_kl(job, target, rows)
         cost = _cost(target, rows)
     finally:
@@ -176,7 +177,7 @@ def _structured(asked: Rows, file: Path, theirs: Evaluation) -> SameAnswers | No
         try:
             same = 0
             for done, row in enumerate(asked.rows):
-                job.progress("answers by the schema", done, len(asked.rows))
+                progress("answers by the schema", done, len(asked.rows))
                 request = Request(row.prompt, row.tools or (), max_new_tokens=limit, schema=schema, id=row.id)
                 same += (await complete(engine, request)).text == wanted[row.id]
             return same
@@ -246,7 +247,7 @@ def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) ->
     if known is not None and ids <= {row.id for row in known.rows}:
         return known if known.n == len(ids) else some_rows(known, ids)
     attach_trained(job)
-    asked = ask(job.model, dataset, rows, job.recipe.evaluate, progress=job.progress, task="the run itself")
+    asked = ask(job.model, dataset, rows, job.recipe.evaluate, task="the run itself")
     return score(job, dataset, rows, asked[""])
 
 
@@ -258,7 +259,7 @@ def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
     total, count = 0.0, 0
     some, head = rows[:KL_ROWS], job.model.head.float().t()
     for done, row in enumerate(some):
-        job.progress("comparing distributions", done, len(some))
+        progress("comparing distributions", done, len(some))
         ids = job.template.render(row.messages, row.tools).ids[:KL_TOKENS]
         with torch.inference_mode():
             hidden = job.model.hidden(torch.tensor([ids], device=job.model.device))[0].float()
@@ -266,7 +267,7 @@ def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
             theirs = torch.log_softmax(torch.from_numpy(target.llama.logits(ids).copy()), -1)[:, : ours.shape[1]]
             total += float((ours.exp() * (ours - theirs)).sum())
         count += len(ids)
-    job.progress("comparing distributions", len(some), len(some))
+    progress("comparing distributions", len(some), len(some))
     return total / max(count, 1)
 
 
@@ -283,7 +284,7 @@ def mean_kl_of_folder(asked: Rows, folder: Path) -> float:
     other = load_model(str(folder), device="cpu")
     total, count = 0.0, 0
     for done, row in enumerate(asked.rows):
-        job.progress("comparing distributions", done, len(asked.rows))
+        progress("comparing distributions", done, len(asked.rows))
         ids = torch.tensor([job.template.render(row.messages, row.tools).ids[:KL_TOKENS]])
         with torch.inference_mode():
             ours, theirs = (

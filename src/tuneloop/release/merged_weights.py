@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object, replacing, user_errors_of_the_disk, write_json
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.models.load import weight_files
 from tuneloop.models.methods import WeightUpdate, method_of_folder
 from tuneloop.models.names import resolve
@@ -39,7 +39,7 @@ class Merge:
     rounding: float
 
 
-def merge(model: str, adapter: Path, out: Path, *, progress: Progress = no_progress) -> Merge:
+def merge(model: str, adapter: Path, out: Path) -> Merge:
     """Write the base model's weights with the adapter in them, its `config.json` and its index.
 
     An adapter that was trained on a base in four bits is added to what those four bits say: that is the model that was evaluated.
@@ -48,7 +48,6 @@ def merge(model: str, adapter: Path, out: Path, *, progress: Progress = no_progr
         model: the base, by a name that resolves.
         adapter: folder of a method that can be merged.
         out: folder that the files go to; computed in fp32, stored in the base's dtypes.
-        progress: is called for each tensor.
 
     Raises:
         UserError: another base, a base that can't take an update, a damaged file, a full disk.

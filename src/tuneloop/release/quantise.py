@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.core.ui import busy, progress
 from tuneloop.inference.llamacpp import LlamaCpp
 from tuneloop.models.gguf import gguf_name
 from tuneloop.release.gguf.convert import FLOAT_TYPES
@@ -41,13 +41,7 @@ def quant_named(name: str) -> str:
     )
 
 
-def quantise(
-    source: Path,
-    out: Path,
-    quant: str,
-    importance: Mapping[str, np.ndarray[Any, Any]] | None = None,
-    progress: Progress = no_progress,
-) -> None:
+def quantise(source: Path, out: Path, quant: str, importance: Mapping[str, np.ndarray[Any, Any]] | None = None) -> None:
     """Write a GGUF file in fewer bits.
 
     Args:
@@ -60,13 +54,11 @@ def quantise(
     """
     if quant in NEED_IMPORTANCE and not importance:
         raise UserError(f"{quant} needs to know which inputs matter", where="--quant", next_step="add --importance")
-    with busy(progress, f"quantising to {quant}"), LlamaCpp(patience=24 * 3600) as llama:
+    with busy(f"quantising to {quant}"), LlamaCpp(patience=24 * 3600) as llama:
         llama.quantise(source, out, QUANTS[quant], importance)
 
 
-def importance_of(
-    model: Model, rows: Sequence[Sequence[int]], progress: Progress = no_progress
-) -> dict[str, np.ndarray[Any, Any]]:
+def importance_of(model: Model, rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray[Any, Any]]:
     """How much each input of each matrix matters: the mean square of what it gets on these rows, by the matrix's GGUF name.
 
     It is what llama.cpp calls an importance matrix: errors of weights count by it when their rounding is chosen.

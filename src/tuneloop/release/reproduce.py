@@ -13,7 +13,7 @@ from typing import Any
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import inside, lock_folder, read_jsonl, sha256_file, write_json, write_yaml
-from tuneloop.core.ui import Progress, Say, no_progress
+from tuneloop.core.ui import say
 from tuneloop.pipeline.context import RunContext, load_run_recipe
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.pipeline.train import train_key, train_stage
@@ -29,29 +29,13 @@ from tuneloop.release.export import finished_run
 from tuneloop.release.reproduction import Difference, InputFile, Reproduction
 
 RATE = LearningRate.file
-RUN_FILES = (
-    "config.yaml",
-    "run.json",
-    "environment.json",
-    "schedule.json",
-    RATE,
-    "plan.json",
-    "metrics.jsonl",
-)
+RUN_FILES = ("config.yaml", "run.json", "environment.json", "schedule.json", RATE, "plan.json", "metrics.jsonl")
 THREADS = "OMP_NUM_THREADS"
 SPLITS = ("train.jsonl", "val.jsonl", "test.jsonl")
 DATASET = ("dataset/dataset.json", "dataset/general.jsonl", *(f"dataset/{name}" for name in SPLITS))
 
 
-def reproduce(
-    target: str,
-    out: Path | None = None,
-    *,
-    check: bool = False,
-    tolerance: float = 1e-3,
-    progress: Progress = no_progress,
-    say: Say = lambda line: None,
-) -> Reproduction:
+def reproduce(target: str, out: Path | None = None, *, check: bool = False, tolerance: float = 1e-3) -> Reproduction:
     """Check what a run was made from, train it again and compare.
 
     Args:
@@ -63,7 +47,7 @@ def reproduce(
     Raises:
         UserError: no such run, or neither its rows nor its sources are as they were.
     """
-    folder = run_of(target, say=say)
+    folder = run_of(target)
     first = finished_run(folder)
     recipe = load_run_recipe(folder, [])
     dataset = _dataset_folder(folder, recipe)
@@ -79,27 +63,27 @@ def reproduce(
         differences=list(_differences(folder)),
         tolerance=tolerance,
     )
-    _tell_inputs(found, say)
+    _tell_inputs(found)
     found = found.model_copy(update={"rows_from": _rows_from(found, dataset)})
     if check:
         return found
     place = out or inside(Path("reproductions"), first.id)
     if place.resolve() == folder.resolve():
         raise UserError("This is the run itself", where=str(place), next_step="choose another folder with --out FOLDER")
-    second = _train_again(folder, first, recipe, dataset, place, found, progress, say)
+    second = _train_again(folder, first, recipe, dataset, place, found)
     found = found.model_copy(update={"second": str(place), **_compared(folder, first, place, second, tolerance)})
     write_record(place / Reproduction.file, found)
     return found
 
 
-def run_of(target: str, *, say: Say) -> Path:
+def run_of(target: str) -> Path:
     """The folder of a target's run; for a registered version, its files are fetched from MLflow where the folder is not here.
 
     Raises:
         UserError: the run is not at hand.
     """
     if registered_name(target) is not None:
-        registry = open_registry(say=say)
+        registry = open_registry()
         version = version_of(registry, target)
         here = run_folder_of(version)
         if here is not None:
@@ -183,7 +167,7 @@ def _differences(run: Path) -> Iterator[Difference]:
             yield Difference(name=name, then=a, now=b)
 
 
-def _tell_inputs(found: Reproduction, say: Say) -> None:
+def _tell_inputs(found: Reproduction) -> None:
     for what, files in (("source", found.sources), ("split", found.splits)):
         for file in files:
             if file.state != "same":
@@ -197,9 +181,7 @@ def _tell_inputs(found: Reproduction, say: Say) -> None:
 # --- again -------------------------------------------------------------------------------------
 
 
-def _train_again(
-    folder: Path, first: RunManifest, recipe: Recipe, dataset: Path, out: Path, found: Reproduction, progress: Progress, say: Say
-) -> RunManifest:  # fmt: skip
+def _train_again(folder: Path, first: RunManifest, recipe: Recipe, dataset: Path, out: Path, found: Reproduction) -> RunManifest:  # fmt: skip
     """Train in `out` by the first run's settings and schedule; a finished one is found, an interrupted one goes on.
 
     Raises:
@@ -217,7 +199,7 @@ def _train_again(
             ),
         }
     )
-    job = RunContext(again, out, progress, say)
+    job = RunContext(again, out)
     with lock_folder(out), _threads_of(folder):
         write_yaml(out / "config.yaml", again.model_dump(mode="json"))
         write_json(out / "environment.json", machine.environment(device.names_in_use()))

@@ -14,7 +14,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file
-from tuneloop.core.ui import Say
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
@@ -36,7 +36,7 @@ from tuneloop.pipeline.targets import open_with_task
 from tuneloop.pipeline.task import read_task_of
 from tuneloop.records.artifact import NEAR_TIE, PARTED
 from tuneloop.records.rows import Message
-from tuneloop.registry.registered import local_name, open_registry, registered_name, silent, version_of
+from tuneloop.registry.registered import local_name, open_registry, registered_name, version_of
 from tuneloop.serving.canaries import canaries_of
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Prompt, ReadPrompt, ServedModel
@@ -164,20 +164,17 @@ def _release(source: str) -> str:
     return f"{model}/{version_of(open_registry(), source).version}"
 
 
-def deployment_of(
-    config: ServeConfig, candidates: Mapping[str, Candidate] | None = None, say: Say = silent
-) -> Deployment:
+def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | None = None) -> Deployment:
     """The engine with all that it is to load; nothing is loaded yet.
 
     Args:
         candidates: of experiments, by their names. One that can't be served with the rest is left out.
-        say: gets a line about such.
 
     Raises:
         UserError: something is missing, or the adapters stand on different base models.
     """
     if config.urls:
-        return _endpoints(config, candidates or {}, say)
+        return _endpoints(config, candidates or {})
     if config.engine not in ("auto", "tuneloop", "llama.cpp"):
         raise UserError(
             f"No such engine {masked(str(config.engine))!r:.80}", where="engine",
@@ -186,7 +183,7 @@ def deployment_of(
     base, served = served_by(config)
     named = base or served[0].source
     if config.engine == "llama.cpp" or (config.engine == "auto" and as_gguf(local_name(named)) is not None):
-        return _llamacpp(config, local_name(named), candidates or {}, say)
+        return _llamacpp(config, local_name(named), candidates or {})
     opened_ = [open_model(each.name, each.source, each.task) for each in served]
     base = base or opened_[0].base
     strangers = [each for each in opened_ if each.base != base]
@@ -196,7 +193,7 @@ def deployment_of(
             where="adapters", next_step="start a server for each base model",
         )  # fmt: skip
     whole = next((each for each in opened_ if each.loaded is None), None)
-    extra = _candidates(candidates or {}, lambda candidate: open_model(candidate.model, candidate.source), base, say)
+    extra = _candidates(candidates or {}, lambda candidate: open_model(candidate.model, candidate.source), base)
     opened_, extra = _with_one_source(opened_, extra)
     adapters = _loaded(opened_, extra.values())
     engine = LocalEngine(
@@ -234,7 +231,7 @@ def _loaded(*groups: Iterable[Opened]) -> list[Served]:
 
 
 def _candidates(
-    candidates: Mapping[str, Candidate], open_one: Callable[[Candidate], Opened], base: str, say: Say
+    candidates: Mapping[str, Candidate], open_one: Callable[[Candidate], Opened], base: str
 ) -> dict[str, Opened]:
     """Candidates that can be served on a base; an experiment must not keep a server from its work."""
     found = {}
@@ -251,12 +248,12 @@ def _candidates(
     return found
 
 
-def _llamacpp(config: ServeConfig, base: str, candidates: Mapping[str, Candidate], say: Say) -> Deployment:
+def _llamacpp(config: ServeConfig, base: str, candidates: Mapping[str, Candidate]) -> Deployment:
     """llama.cpp with a GGUF file as the base and LoRA files on it."""
     opened_ = [_open_gguf(each.name, each.source, base) for each in served_by(config)[1]]
     whole = next((each for each in opened_ if each.loaded is None), None)
     template = whole.template if whole else ""
-    extra = _candidates(candidates, lambda each: _open_gguf(each.model, each.source, base), base, say)
+    extra = _candidates(candidates, lambda each: _open_gguf(each.model, each.source, base), base)
     opened_, extra = _with_one_source(opened_, extra)
     adapters = _loaded(opened_, extra.values())
     settings = LlamaCppSettings(
@@ -265,7 +262,7 @@ def _llamacpp(config: ServeConfig, base: str, candidates: Mapping[str, Candidate
     return Deployment(LlamaCppEngine(Served(base, template), adapters, settings), opened_, base, extra)
 
 
-def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate], say: Say) -> Deployment:
+def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Deployment:
     """Servers elsewhere as the engine: one, or several between which requests are balanced.
 
     Raises:
@@ -294,7 +291,7 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate], say: Sa
     async def proof(engine: ServingEngine) -> None:
         await prove_models(config, Deployment(engine, opened_, base), lambda line: None)
 
-    return Deployment(EnginePool(engines, proof, say), opened_, base, extra, tokenizer=tokenizer)
+    return Deployment(EnginePool(engines, proof), opened_, base, extra, tokenizer=tokenizer)
 
 
 def _open_elsewhere(named: Named) -> Opened:
@@ -411,7 +408,7 @@ class Sameness:
         return 0 < self.parted == self.ties and not self.failed
 
 
-async def same_answers(deployment: Deployment, say: Say) -> list[Sameness]:
+async def same_answers(deployment: Deployment) -> list[Sameness]:
     """Ask all test rows of each model's evaluation, with whole answers, and compare.
 
     Args:
@@ -444,7 +441,7 @@ async def same_answers(deployment: Deployment, say: Say) -> list[Sameness]:
     return found
 
 
-async def prove_models(config: ServeConfig, deployment: Deployment, say: Say) -> None:
+async def prove_models(config: ServeConfig, deployment: Deployment) -> None:
     """Ask rows of each model's evaluation before anybody else asks, every engine of a pool.
 
     Raises:
@@ -452,7 +449,7 @@ async def prove_models(config: ServeConfig, deployment: Deployment, say: Say) ->
     """
     engine = deployment.engine
     if isinstance(engine, EnginePool):
-        await engine.prove(say)
+        await engine.prove()
         return
     for each in deployment.opened if config.canaries else ():
         adapter = deployment.adapter_of(each)

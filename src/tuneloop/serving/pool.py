@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.ui import say
 from tuneloop.inference.engines import START_WITHIN, AdapterFacts, ServingEngine, can_give_way
 from tuneloop.inference.engines.wire import Broken
 from tuneloop.inference.local.engine import Update
@@ -115,9 +116,7 @@ class EnginePool:
         every: seconds between two looks at engines that are left out, or give nothing.
     """
 
-    def __init__(
-        self, engines: Sequence[ServingEngine], prove: Prove, say: Callable[[str], None], *, every: float = 2.0
-    ) -> None:
+    def __init__(self, engines: Sequence[ServingEngine], prove: Prove, *, every: float = 2.0) -> None:
         self.members = [Member(engine) for engine in engines]
         self._prove, self._say, self._every = prove, say, every
         self._tasks: list[asyncio.Task[None]] = []
@@ -178,7 +177,7 @@ class EnginePool:
             raise next(fault for fault in started if isinstance(fault, BaseException))
         self._tasks = [asyncio.create_task(self._look_after(member)) for member in self.members]
 
-    async def prove(self, say: Callable[[str], None]) -> None:
+    async def prove(self) -> None:
         """Ask every engine its canaries; those that fail are left out.
 
         Raises:

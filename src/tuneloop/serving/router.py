@@ -6,12 +6,13 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.ui import say
 from tuneloop.models.adapters import BASE
 from tuneloop.records.merge import TaskDeployment
 from tuneloop.records.record import read_record
@@ -100,7 +101,7 @@ def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
     return base, found
 
 
-def use_router(gateway: Gateway, say: Callable[[str], None]) -> None:
+def use_router(gateway: Gateway) -> None:
     """Let a gateway's router choose who answers requests to the model `router`.
 
     Raises:

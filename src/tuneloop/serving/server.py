@@ -18,7 +18,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, make_private, read_yaml
 from tuneloop.core.ids import utc, utc_now
-from tuneloop.core.ui import Say
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
 from tuneloop.data.config import PersonalConfig
@@ -110,7 +110,7 @@ def _is_base(name: str) -> bool:
 # --- the server ------------------------------------------------------------------------------------
 
 
-def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway:
+def gateway_of(config: ServeConfig, deployment: Deployment) -> Gateway:
     """The gateway before a started engine, with its store open.
 
     Raises:
@@ -119,9 +119,9 @@ def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway
     folder = Path(config.folder)
     content = config.log.content
     if content == "redacted" or content == "pseudonyms":
-        store = StoreWriter(folder, "redacted", redactor_of(content), say, store=config.store)
+        store = StoreWriter(folder, "redacted", redactor_of(content), store=config.store)
     else:
-        store = StoreWriter(folder, content, say=say, store=config.store)
+        store = StoreWriter(folder, content, store=config.store)
     store.start()
     admission = Admission(
         min(config.slots, deployment.engine.slots), config.limits.waiting, config.objective.admission == "refuse"
@@ -129,11 +129,11 @@ def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway
     ledger = Ledger(_spent(config.store))
     models = deployment.models()
     gateway = Gateway(
-        deployment.engine, models, config, Keyring(folder, LOOK_AT_KEYS, bool(ledger.spent), say), ledger, store, admission,
+        deployment.engine, models, config, Keyring(folder, LOOK_AT_KEYS, bool(ledger.spent)), ledger, store, admission,
         candidates=deployment.candidate_models(),
     )  # fmt: skip
     if config.router:
-        use_router(gateway, say)
+        use_router(gateway)
     return gateway
 
 
@@ -157,7 +157,7 @@ def _spent(place: str) -> dict[str, float]:
     return dict(found)
 
 
-async def _expire(config: ServeConfig, say: Say) -> None:
+async def _expire(config: ServeConfig) -> None:
     """Once an hour, take from the store what is older than it may be."""
 
     def work() -> int:
@@ -205,7 +205,7 @@ def _before(days: float | None, keys: Sequence[ApiKey], now: float) -> Callable[
     return lambda name: None if (kept := own.get(name, days)) is None else now - 86_400 * kept
 
 
-async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None, say: Say) -> bool:
+async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None) -> bool:
     """Do what `tuneloop forget` has begun in the server's folder, while batches pause; returns whether it could be done."""
     folder = Path(config.folder)
     if not any(folder.glob(PENDING)):
@@ -231,13 +231,13 @@ async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None
     return True
 
 
-async def _forgetting(config: ServeConfig, gateway: Gateway, batches: Batches | None, say: Say) -> None:
+async def _forgetting(config: ServeConfig, gateway: Gateway, batches: Batches | None) -> None:
     while True:
-        done = await _forget(config, gateway, batches, say)
+        done = await _forget(config, gateway, batches)
         await asyncio.sleep(LOOK_FOR_ERASURES if done else 60 * LOOK_FOR_ERASURES)
 
 
-def serve(config: ServeConfig, say: Say, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
+def serve(config: ServeConfig, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
@@ -249,18 +249,18 @@ def serve(config: ServeConfig, say: Say, *, ready: Callable[[str, Gateway], None
     folder = Path(config.folder)
     with _alone_in(folder), _socket(config) as listening:
         if config.log.lines == "text":
-            _run(_serve(config, listening, say, ready))
+            _run(_serve(config, listening, ready))
             return
         lines = LogLines(sys.stderr)
 
         def follow(address: str, gateway: Gateway) -> None:
             gateway.ended = lines.ended
-            lines.say(first_steps(address, gateway)[0])
+            say(first_steps(address, gateway)[0])
             if ready is not None:
                 ready(address, gateway)
 
         with lines.writing():
-            _run(_serve(config, listening, lines.say, follow))
+            _run(_serve(config, listening, follow))
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -274,7 +274,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         runner.run(work)
 
 
-def check_served(config: ServeConfig, say: Say) -> list[Sameness]:
+def check_served(config: ServeConfig) -> list[Sameness]:
     """Ask all test rows of each model and compare with its evaluation; nothing is served.
 
     Raises:
@@ -282,10 +282,10 @@ def check_served(config: ServeConfig, say: Say) -> list[Sameness]:
     """
 
     async def work() -> list[Sameness]:
-        deployment = deployment_of(pinned(config), {}, say)
+        deployment = deployment_of(pinned(config), {})
         await deployment.engine.start()
         try:
-            return await same_answers(deployment, say)
+            return await same_answers(deployment)
         finally:
             await deployment.engine.stop()
 
@@ -323,7 +323,7 @@ def _socket(config: ServeConfig) -> Any:
         listening.close()
 
 
-def _check_folder(config: ServeConfig, say: Say) -> None:
+def _check_folder(config: ServeConfig) -> None:
     """Refuse keys whose budget can't be kept; warn of an open address and of a log of decisions that was changed."""
     keys = read_keys(config.folder)
     budgets = [key.name for key in keys if key.revoked is None and key.limits.budget_usd is not None]
@@ -334,29 +334,23 @@ def _check_folder(config: ServeConfig, say: Say) -> None:
         say(f"WARNING   the log of decisions was changed: {fault} (tuneloop ab replay)")
 
 
-async def _serve(
-    config: ServeConfig, listening: socket.socket, say: Say, ready: Callable[[str, Gateway], None] | None
-) -> None:
+async def _serve(config: ServeConfig, listening: socket.socket, ready: Callable[[str, Gateway], None] | None) -> None:
     from uvicorn.config import LOGGING_CONFIG
 
     from tuneloop.core.http_server import Server
 
-    experiments = Experiments(config.store, say)
+    experiments = Experiments(config.store)
     candidates = experiments.candidates()
-    swaps = Swaps(config, experiments, say)
-    _check_folder(config, say)
+    swaps = Swaps(config, experiments)
+    _check_folder(config)
     swaps.current = swaps.wanted()
     named, config = config, pinned(config)
-    deployment = deployment_of(config, candidates, say)
+    deployment = deployment_of(config, candidates)
     check_improve(config, [each.name for each in deployment.opened])
-    async with (
-        _started(config, deployment, say) as gateway,
-        experiments.followed_by(gateway),
-        swaps.followed_by(gateway),
-    ):
-        batches = Batches(gateway, Path(config.folder) / "batch", say) if config.batch.enabled else None
+    async with _started(config, deployment) as gateway, experiments.followed_by(gateway), swaps.followed_by(gateway):
+        batches = Batches(gateway, Path(config.folder) / "batch") if config.batch.enabled else None
         server = Server(
-            make_app(gateway, batches.routes() if batches else ()), say, seconds=config.limits.silent_seconds, log_level="warning",
+            make_app(gateway, batches.routes() if batches else ()), seconds=config.limits.silent_seconds, log_level="warning",
             log_config=None if config.log.lines == "json" else LOGGING_CONFIG,
             proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies,
             timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
@@ -371,15 +365,15 @@ async def _serve(
         running = asyncio.create_task(server._serve([listening]))
         while not server.started and not running.done():
             await asyncio.sleep(0.01)
-        await _forget(config, gateway, batches, say)  # begun when no server was there, or an earlier one was killed
+        await _forget(config, gateway, batches)  # begun when no server was there, or an earlier one was killed
         if batches is not None and (left := batches.resume() or len(batches.running)):
             say(f"batch     goes on with {left} of an earlier server")
-        expiring = asyncio.create_task(_expire(config, say))
-        erasing = asyncio.create_task(_forgetting(config, gateway, batches, say))
+        expiring = asyncio.create_task(_expire(config))
+        erasing = asyncio.create_task(_forgetting(config, gateway, batches))
         if ready is not None:
             ready(address, gateway)
         short_pauses()
-        async with monitored(config, gateway, say), improving(config, say):
+        async with monitored(config, gateway), improving(config):
             await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
         gateway.admission.close()
         if gateway.admission.active:
@@ -396,13 +390,13 @@ async def _serve(
 
 
 @contextlib.asynccontextmanager
-async def _started(config: ServeConfig, deployment: Deployment, say: Say) -> AsyncIterator[Gateway]:
+async def _started(config: ServeConfig, deployment: Deployment) -> AsyncIterator[Gateway]:
     """A gateway whose engine is started; both end with the block."""
     gateway: Gateway | None = None
     try:
         await deployment.engine.start()
-        await prove_models(config, deployment, say)
-        gateway = gateway_of(config, deployment, say)
+        await prove_models(config, deployment)
+        gateway = gateway_of(config, deployment)
         try:
             yield gateway
         finally:

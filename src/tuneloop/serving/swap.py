@@ -17,6 +17,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.ui import say
 from tuneloop.improve.experiment.live import Experiments
 from tuneloop.inference.engines import ServingEngine
 from tuneloop.records.decision import Decision
@@ -66,7 +67,6 @@ class Swaps:
 
     config: ServeConfig
     experiments: Experiments
-    say: Callable[[str], None]
     swapped: Callable[[Gateway], None] = lambda gateway: None
     current: Wanted = field(default_factory=dict)
     refused: Wanted = field(default_factory=dict)
@@ -133,7 +133,7 @@ class Swaps:
 
     async def _restart(self, gateway: Gateway) -> None:
         """Start the engine anew that has ended by itself; its memory is given back first."""
-        self.say("engine    has ended by itself and is started anew")
+        say("engine    has ended by itself and is started anew")
         await gateway.engine.stop()
         while not await self.swap(gateway, self.current):
             await asyncio.sleep(RESTART_PAUSE)
@@ -141,15 +141,15 @@ class Swaps:
     async def swap(self, gateway: Gateway, wanted: Wanted) -> bool:
         """Serve something else; returns whether it could be started and proved."""
         changed = {name: source for name, source in wanted.items() if self.current.get(name) != source}
-        self.say(f"swap      begins: {_words(changed) or 'what has ended is left out'}")
+        say(f"swap      begins: {_words(changed) or 'what has ended is left out'}")
         began = time.perf_counter()
         config = await asyncio.to_thread(self._pinned)
         engine: ServingEngine | None = None
         try:
-            deployment = await asyncio.to_thread(deployment_of, config, self.experiments.candidates(), self.say)
+            deployment = await asyncio.to_thread(deployment_of, config, self.experiments.candidates())
             engine = deployment.engine
             await engine.start()
-            await prove_models(config, deployment, self.say)
+            await prove_models(config, deployment)
             models = await asyncio.to_thread(deployment.models)
             candidates = await asyncio.to_thread(deployment.candidate_models)
         except Exception as error:
@@ -158,7 +158,7 @@ class Swaps:
             why = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self.refused = wanted
             self._log(gateway, REFUSED, wanted, why)
-            self.say(f"swap      is refused, all stays as it was: {why}")
+            say(f"swap      is refused, all stays as it was: {why}")
             return False
         except BaseException:
             if engine is not None:
@@ -168,7 +168,7 @@ class Swaps:
         self._log(gateway, SWAP, wanted, "")
         self.current, self.refused = wanted, {}
         self.swapped(gateway)
-        self.say(f"swap      is done after {time.perf_counter() - began:.1f} s; the old engine ends its requests")
+        say(f"swap      is done after {time.perf_counter() - began:.1f} s; the old engine ends its requests")
         task = asyncio.create_task(self._end(gateway, old))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

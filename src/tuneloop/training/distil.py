@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tuneloop.core.device import backend, in_parts, put
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.inference.local.generate import answer_requests
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.request import Request
@@ -222,9 +222,7 @@ def last_answer(row: Rendered) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def store_probabilities(
-    model: Model, rows: Sequence[Rendered], store: TopStore, progress: Progress = no_progress
-) -> None:
+def store_probabilities(model: Model, rows: Sequence[Rendered], store: TopStore) -> None:
     """Write down what a teacher says at the supervised positions of rows that are not in a store yet."""
     left = [row for row in rows if row_key_of(row) not in store.rows]
     done = len(rows) - len(left)

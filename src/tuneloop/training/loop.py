@@ -14,7 +14,7 @@ import torch
 
 from tuneloop.core.device import memory_now, needs_scaling, peak_memory, release_memory, reset_peak_memory
 from tuneloop.core.files import content_hash, read_json, read_jsonl
-from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.core.ui import busy, progress
 from tuneloop.core.units import counted, exactly, verb
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
@@ -153,7 +153,6 @@ def train(
     seed: int = 0,
     job: TrainingJob = TrainingJob(),
     log: Callable[[dict[str, Any]], None] = lambda record: None,
-    progress: Progress = no_progress,
 ) -> Trained:
     """Train on rows and leave the best weights in the model and in `out/adapter` or `out/model`.
 
@@ -168,7 +167,6 @@ def train(
         seed: of the start, the order of rows and dropout.
         job: the data set and the plan that the run belongs to, if any.
         log: gets every record of `metrics.jsonl` as it is written.
-        progress: gets steps done and to be done.
 
     Returns:
         What the run came to; the model holds the best weights.
@@ -198,7 +196,7 @@ def train(
         start_by(given, state)
     elif not state.planned_steps:
         if config.max_minutes is not None and not measured.tokens_per_second:
-            speed = measure_speed(model, rows.train, config, seed, progress=progress)
+            speed = measure_speed(model, rows.train, config, seed)
             measured = replace(measured, tokens_per_second=summed([speed])[0] / processes())
         spent = measured.seconds_spent + summed([time.monotonic() - began])[0] / processes()
         measured = replace(measured, seconds_spent=spent)
@@ -210,15 +208,15 @@ def train(
     timed = config if given is None else config.model_copy(update={"max_minutes": None})
     trainable = attach(model, config, seed, rows.train)  # divides the model over the processes, where there are several
     rows = SplitRows(
-        train=_referenced_in_time(model, rows.train, timed, trainable, progress, state, steps, began),
-        val=_referenced(model, budget.sample(rows.val, state.val_rows, seed), config, trainable, progress),
+        train=_referenced_in_time(model, rows.train, timed, trainable, state, steps, began),
+        val=_referenced(model, budget.sample(rows.val, state.val_rows, seed), config, trainable),
         general=budget.sample(job.general, state.val_rows, seed),
     )
     if given is None:
         keep_plan(out, state, planned_due)
     state.seconds += time.monotonic() - began
     state.checking_seconds += time.monotonic() - began
-    with busy(progress, "getting ready to train"):
+    with busy("getting ready to train"):
         run = _begin(model, config, trainable, state, rows, seed, out)
     run.ids, run.schedule, run.saved = ids, given, job.saved
     if is_first():
@@ -229,7 +227,7 @@ def train(
             run.monitors.feed(record)
         wait()
         _steps(run, steps, rows)
-    with busy(run.progress, "saving the result"):
+    with busy("saving the result"):
         _finish(run)
     return _result(run, steps, len(rows.train), resumed_at)
 
@@ -271,10 +269,10 @@ def _steps(run: TrainingRun, steps: list[Step], rows: SplitRows) -> None:
     run.saved_at = time.monotonic()
     if state.step == 0:
         _evaluate(run, rows, began)
-        with busy(run.progress, "saving a checkpoint"):
+        with busy("saving a checkpoint"):
             run.save()
     run.model.net.train()
-    run.progress("training", state.step, state.total_steps)
+    progress("training", state.step, state.total_steps)
     while state.step < state.total_steps and not state.stopped:
         if state.step + 1 in state.skipped:
             state.step += 1
@@ -290,7 +288,7 @@ def _steps(run: TrainingRun, steps: list[Step], rows: SplitRows) -> None:
         state.seconds = time.monotonic() - began
         run.asked_to_end = agreed(run.asked_to_end)
         if agreed(run.checkpoint_due()):
-            with busy(run.progress, "saving a checkpoint"):
+            with busy("saving a checkpoint"):
                 run.save()
         if run.asked_to_end and state.step < state.total_steps and not state.stopped:
             raise Preempted(state.step)
@@ -353,7 +351,7 @@ def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
         "tokens": tokens, "tokens_per_second": round(speed, 1), "seconds": round(time.monotonic() - began, 2),
         "memory_gib": round(memory_now(), 3), "rows": numbers, **metrics,
     })  # fmt: skip
-    run.progress("training", state.step, state.total_steps, loss=trend(run.monitors.losses), tokens_per_second=speed,
+    progress("training", state.step, state.total_steps, loss=trend(run.monitors.losses), tokens_per_second=speed,
                  learning_rate=rate, memory=memory_now())  # fmt: skip
 
 
@@ -362,7 +360,6 @@ def _referenced_in_time(
     rows: Sequence[TrainRow],
     config: TrainConfig,
     trainable: Trainable,
-    progress: Progress,
     state: State,
     steps: Sequence[Step],
     began: float,
@@ -380,7 +377,7 @@ def _referenced_in_time(
         fresh = {i for step in steps[ready:last] for i in step.indices} - referenced
         tokens = sum(reference_tokens(rows[i]) for i in fresh)
         if tokens:
-            with_reference = _referenced(model, with_reference, config, trainable, progress, fresh)
+            with_reference = _referenced(model, with_reference, config, trainable, fresh)
         referenced, read, ready = referenced | fresh, read + tokens, last
         if read:
             now, took = summed([time.monotonic() - began, time.monotonic() - started])
@@ -394,7 +391,6 @@ def _referenced(
     rows: Sequence[TrainRow],
     config: TrainConfig,
     trainable: Trainable,
-    progress: Progress,
     needed: Collection[int] | None = None,
 ) -> list[TrainRow]:
     """Rows of preferences with what the reference makes of them: the base model, or what `init` continues from.
@@ -404,7 +400,7 @@ def _referenced(
     """
     places = sorted(range(len(rows)) if needed is None else needed)
     with nullcontext() if config.init else trainable.base():
-        with_reference = dict(zip(places, with_references(model, [rows[i] for i in places], progress), strict=True))
+        with_reference = dict(zip(places, with_references(model, [rows[i] for i in places]), strict=True))
     regroup(model)
     return [with_reference.get(i, row) for i, row in enumerate(rows)]
 
@@ -442,7 +438,7 @@ def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
 
 
 def _loss_of(run: TrainingRun, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[float, dict[str, float]]:
-    return mean_loss(run.model, rows, config, base=run.trainable.base, progress=run.progress)
+    return mean_loss(run.model, rows, config, base=run.trainable.base)
 
 
 def _finish(run: TrainingRun) -> None:

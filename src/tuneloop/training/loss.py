@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tuneloop.core.device import Backend, backend, in_parts, put
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
@@ -373,7 +373,6 @@ def mean_loss(
     config: TrainConfig,
     *,
     base: Callable[[], AbstractContextManager[None]] = nullcontext,
-    progress: Progress = no_progress,
 ) -> tuple[float, dict[str, float]]:
     """The configured loss over rows as one step, and its metrics."""
     loss = LOSSES[config.loss]
@@ -399,7 +398,7 @@ def mean_loss(
 
 
 @torch.no_grad()
-def with_references(model: Model, rows: Sequence[TrainRow], progress: Progress = no_progress) -> list[TrainRow]:
+def with_references(model: Model, rows: Sequence[TrainRow]) -> list[TrainRow]:
     """Rows with the log likelihoods that the model gives their answers now; supervised rows as they are.
 
     Once before training instead of in every step: the reference costs no second model and no second pass an epoch.

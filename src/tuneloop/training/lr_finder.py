@@ -11,7 +11,7 @@ from statistics import mean
 
 import torch
 
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.models.load import Model
 from tuneloop.training.batches import plan_steps
 from tuneloop.training.checkpoint import State
@@ -44,9 +44,7 @@ class RangeTest:
     sentence: str
 
 
-def range_test(
-    model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, *, progress: Progress = no_progress
-) -> RangeTest:
+def range_test(model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int) -> RangeTest:
     """Raise the learning rate step by step and see where the loss of other rows stops to fall (after Smith 2017, arXiv 1506.01186).
 
     The model is left as it was.

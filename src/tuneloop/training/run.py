@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tuneloop.core.device import peak_memory, random_state, set_random_state
 from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
 from tuneloop.models.sharded import is_first
@@ -43,7 +42,6 @@ class TrainingRun:
     out: Path
     log: Callable[[dict[str, Any]], None] = lambda record: None
     saved: Callable[[], None] = lambda: None
-    progress: Progress = no_progress
     start: dict[str, Tensor] = field(default_factory=dict)
     monitors: Monitors = field(default_factory=Monitors)
     ids: Sequence[str] = ()

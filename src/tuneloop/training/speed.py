@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from tuneloop.core.device import is_out_of_memory, release_memory
-from tuneloop.core.ui import Progress, busy, no_progress
+from tuneloop.core.ui import busy
 from tuneloop.models.load import Model
 from tuneloop.models.methods import method_named
 from tuneloop.models.sharded import processes
@@ -38,7 +38,6 @@ def measure_speed(
     seed: int,
     seconds: float | None = None,
     kept_layers: int = 0,
-    progress: Progress = no_progress,
 ) -> float:
     """Tokens a second that a run will keep up, from forward and backward passes on some of its own batches.
 
@@ -57,7 +56,7 @@ def measure_speed(
     picked = random.Random(seed).sample(steps, min(len(steps), 8))
     recompute_layers(model.net, config.gradient_checkpointing == "always", kept_layers)
     model.net.train()
-    with busy(progress, MEASURING), torch.random.fork_rng(devices=[]):
+    with busy(MEASURING), torch.random.fork_rng(devices=[]):
         speed = _timed(model, rows, config, picked, seconds)
     for parameter in trainable.parameters.values():
         parameter.grad = None

@@ -86,14 +86,8 @@ GONE = [
     ("API_KEY", "«ghp_16C7e42F292c6912E7710c838347Ae178B4a»"),
     ("API_KEY", "«xoxb-123456789012-123456789012-abcdefABCDEF123456abcdef»"),
     ("API_KEY", "«hf_abcdefghijKLMNOPQRSTuvwx1234567890»"),
-    (
-        "API_KEY",
-        "«eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U»",
-    ),
-    (
-        "API_KEY",
-        "«-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA1\nab==\n-----END RSA PRIVATE KEY-----»\nbye",
-    ),
+    ("API_KEY", "«eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U»"),
+    ("API_KEY", "«-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA1\nab==\n-----END RSA PRIVATE KEY-----»\nbye"),
     ("API_KEY", 'api_key = "«a8f5f167f44f4964e6c998dee827110c»"'),
     ("API_KEY", "Authorization: Bearer «abcDEF123456ghiJKL»"),
     ("PASSWORD", "my password is «Tr0ub4dor&3»"),

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from tuneloop.evaluation.metrics.probabilities import (
-    BINS,
-    calibration_statistics,
-    confidences,
-    reliability,
-)
+from tuneloop.evaluation.metrics.probabilities import BINS, calibration_statistics, confidences, reliability
 from tuneloop.records.completion import Completion
 
 

@@ -25,10 +25,7 @@ from tuneloop.records.completion import Completion
 needs_llamacpp = pytest.mark.skipif(
     not (installed() and installed(WHEEL, VERSION)), reason="llama.cpp is not installed"
 )
-ENGINES = [
-    pytest.param(served.local, id="local"),
-    pytest.param(served.llamacpp, id="llamacpp", marks=[needs_llamacpp]),
-]
+ENGINES = [pytest.param(served.local, id="local"), pytest.param(served.llamacpp, id="llamacpp", marks=[needs_llamacpp])]
 LONG = [{"role": "user", "content": "The history of the city begins with a small village on the river. " * 12}]
 SHORT = [{"role": "user", "content": "Is it windy on Jupiter?"}]
 LABELS = ("refund", "refund request", "delivery")

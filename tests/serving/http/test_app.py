@@ -35,10 +35,7 @@ CHAT: dict[str, Any] = {"model": "stub", "messages": [{"role": "user", "content"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Gateway]]:
-    models = {
-        "stub": ServedModel("stub", release="stub/3"),
-        "labels": ServedModel("labels", labels=("good", "bad")),
-    }
+    models = {"stub": ServedModel("stub", release="stub/3"), "labels": ServedModel("labels", labels=("good", "bad"))}
     with live(tmp_path_factory.mktemp("serve"), StubEngine(), models, limits={"body_mb": 0.1}) as found:
         yield found
 
@@ -502,10 +499,7 @@ def test_a_full_disk_costs_no_accepted_request(tmp_path: Path, full: bool) -> No
             vote = {"request": replies[0].json()["id"], "kind": "thumbs", "value": "up"}
             refused.append(httpx.post(f"{address}/v1/feedback", json=vote))
             batch = {"endpoint": "/v1/chat/completions", "input_file_id": file}
-            for work in (
-                httpx.post(f"{address}/v1/files", **form),
-                httpx.post(f"{address}/v1/batches", json=batch),
-            ):
+            for work in (httpx.post(f"{address}/v1/files", **form), httpx.post(f"{address}/v1/batches", json=batch)):
                 assert work.status_code == 507 and work.json()["error"]["code"] == "disk_full"
             for reply in refused:
                 assert reply.status_code == 503 and reply.headers["retry-after"] == "5"
@@ -537,9 +531,7 @@ PATHS = ("chat/completions", "completions", "responses", "classify", "feedback",
 
 @hypothesis.settings(max_examples=100, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(
-    path=st.sampled_from(PATHS),
-    right=st.booleans(),
-    fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4),
+    path=st.sampled_from(PATHS), right=st.booleans(), fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4)
 )
 def test_no_body_makes_the_server_fail(
     server: tuple[str, Gateway], path: str, right: bool, fields: dict[str, Any]

@@ -16,7 +16,7 @@ from tuneloop.combine.distill.prompts import unlabelled_rows
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_errors_of_the_disk
-from tuneloop.core.ui import Progress, Say, no_progress
+from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.inference.local.sampling import Sampling
@@ -52,8 +52,6 @@ class DistilJob:
     out: Path
     options: DistilOptions
     settings: Sequence[str] = ()
-    progress: Progress = no_progress
-    say: Say = lambda line: None
     dropped: Counter[str] = field(default_factory=Counter)
     store: ProbabilityStore | None = None
 
@@ -123,7 +121,7 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
     file = job.place / f"answers-{_key(job)}.jsonl"
     known = _read(file)
     if known:
-        job.say(f"teacher   {counted(len(known), 'answer')} {verb(len(known), 'is', 'are')} there already")
+        say(f"teacher   {counted(len(known), 'answer')} {verb(len(known), 'is', 'are')} there already")
     draws = [(row, number) for number in range(job.options.best_of) for row in job.for_teacher]
     left = [(row, number) for row, number in draws if (row.id, number) not in known]
     failed: dict[Draw, Completion] = {}
@@ -143,7 +141,7 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
                 lines.append(_line(draw, answer))
         _append(file, lines)  # those of the right model, also where another one joined in
         done += len(some)
-        job.progress("asking the teacher", done, len(left))
+        progress("asking the teacher", done, len(left))
     if lied and isinstance(job.teacher.target, EndpointTarget):
         raise UserError(
             f"{lied} has answered, and {job.teacher.target.endpoint.model} was asked", where=job.teacher.name,
@@ -224,7 +222,7 @@ def _best(job: DistilJob, known: dict[Draw, Completion]) -> dict[str, Completion
     scores = _judged(job, known, usable) if job.options.pick == "judge" else _overlaps(job, known, usable)
     best = {row.id: max(usable[row.id], key=lambda n, i=row.id: scores[i, n]) for row in rows}  # type: ignore[misc]
     moved = sum(n != 0 for n in best.values())
-    job.say(
+    say(
         f"teacher   best of {count} by {job.options.pick}: of {moved:,} of {counted(len(best), 'row')} another than the first"
     )
     return {i: known[i, n] for i, n in best.items()}
@@ -260,7 +258,7 @@ def _judged(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, lis
         drop_torn_line(file)
     found = {(line["id"], line["draw"]): line["score"] for line in read_jsonl(file)} if file.is_file() else {}
     left = [(row, n) for row, n in draws if (row.id, n) not in found]
-    choose = Judge(job.options.judge).choose(job.progress, job.say) if left else None
+    choose = Judge(job.options.judge).choose() if left else None
     for start in range(0, len(left), AT_ONCE):
         some = left[start : start + AT_ONCE]
         items = [RatedAnswer(f"{row.id}", conversation_of(row), known[row.id, n].text, row.answer) for row, n in some]

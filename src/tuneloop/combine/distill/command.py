@@ -16,7 +16,7 @@ from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.stats.tests import THAN, by_interval
-from tuneloop.core.ui import Progress, Say, no_progress
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.evaluate import sample_rows
@@ -63,9 +63,7 @@ class DistilInput:
     endpoint: Callable[[str], Endpoint] | None = None
 
 
-def distil(
-    given: DistilInput, out: Path, options: DistilOptions, *, progress: Progress = no_progress, say: Say = lambda line: None
-) -> DistillationRecord:  # fmt: skip
+def distil(given: DistilInput, out: Path, options: DistilOptions) -> DistillationRecord:  # fmt: skip
     """Let a teacher answer a data set's training prompts, train a student on that, and say whether it was worth it.
 
     Answers are written as they come: the same command goes on where it was cut short, and asks nothing twice.
@@ -80,13 +78,7 @@ def distil(
     """
     teacher, student = given.teacher, given.student
     job = DistilJob(
-        open_with_task(teacher, endpoint=given.endpoint),
-        load_dataset(given.dataset),
-        out,
-        options,
-        given.settings,
-        progress,
-        say,
+        open_with_task(teacher, endpoint=given.endpoint), load_dataset(given.dataset), out, options, given.settings
     )
     _refuse_impossible(job, student)
     made = _pruned(job) if options.layers else None
@@ -94,13 +86,13 @@ def distil(
     if options.level == "logits":
         job.store = ProbabilityStore.open(job, model, _recipe(job, model, job.dataset.path, out).train)
     taught = taught_rows(job) if options.answers == "teacher" or options.prompts else job.dataset
-    train_alone(_taught_recipe(job, model, taught), progress=progress, say=say)
+    train_alone(_taught_recipe(job, model, taught))
     _forget_teacher(job)
     control = None
     if not options.no_control:
         control = job.place / "control"
         say("control   the same student learns the rows' own answers")
-        train_alone(_as_long(_recipe(job, model, job.dataset.path, control), job, taught), progress=progress, say=say)
+        train_alone(_as_long(_recipe(job, model, job.dataset.path, control), job, taught))
     own = {row.id: row.answer.strip() for row in job.dataset.train}
     same = [own[row.id] == row.answer.strip() for row in taught.train if row.id in own]
     record = DistillationRecord(
@@ -136,9 +128,7 @@ def _pruned(job: DistilJob) -> PrunedStudent:
     weights = open_tuned(local.base, local.trained or resolve(local.base))
     write_pruned(weights.config, weights.files, weights.tensor, made, out)
     write_json(record, {"version": 1, "key": key, "pruned": made})
-    job.say(
-        f"student   layers {made.dropped[0]} to {made.dropped[1]} of {made.of} are left out: {made.layers} are left"
-    )
+    say(f"student   layers {made.dropped[0]} to {made.dropped[1]} of {made.of} are left out: {made.layers} are left")
     return made
 
 
@@ -261,7 +251,7 @@ def _figures(job: DistilJob, control: Path | None) -> DistilledFigures | None:
 
     rows = sample_rows(job.dataset.test, job.options.rows, seed=0, stratum=job.dataset.stratum)
     if not rows:
-        job.say("distill   no test rows: nothing is measured")
+        say("distill   no test rows: nothing is measured")
         return None
     teacher = _score(job, rows, job.teacher)
     student = _score(job, rows, open_with_task(str(job.out)))
@@ -304,9 +294,7 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     if isinstance(target.target, LocalTarget):
         target.target.__dict__.pop("model", None)  # three models need not be in memory together
     recipe = make_recipe({"name": "student"}, job.settings)
-    found = score(
-        RunContext(recipe, job.out, job.progress), replace(job.dataset, test=rows), rows, SystemAnswers(answers, 0.0)
-    )
+    found = score(RunContext(recipe, job.out), replace(job.dataset, test=rows), rows, SystemAnswers(answers, 0.0))
     metric = found.primary
     tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
     own = isinstance(target.target, LocalTarget)  # of a server nobody knows what an hour costs

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.files import content_hash
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_tokenizer
@@ -133,10 +134,10 @@ class ProbabilityStore:
         rows: list[Row] = [*dataset.train, *dataset.val]
         rendered = [self.template.render(row.messages, row.tools) for row in rows]
         assert job.teacher.local is not None, "checked before"
-        store_probabilities(job.teacher.local.model, rendered, self.top, job.progress)
+        store_probabilities(job.teacher.local.model, rendered, self.top)
         stored_by.cache_clear()
         size = self.top.count * self.top.layout.width
-        job.say(
+        say(
             f"teacher   probabilities of {self.top.about.top} tokens at {self.top.count:,} positions: {size / 1e6:,.1f} MB, "
             f"{self.top.layout.width} bytes each"
             + (f"; of {counted(self.written, 'row')} stored while writing" if self.written else "")

@@ -15,7 +15,7 @@ from tuneloop.combine.merge.joint_dataset import pool
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_json, write_yaml
-from tuneloop.core.ui import Progress, Say, busy, no_progress
+from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
 from tuneloop.inference.targets import open_local
 from tuneloop.models.load import fingerprint, load_tokenizer
@@ -67,7 +67,7 @@ class Expert:
         return next((load_dataset(place) for place in places if (place / MANIFEST).is_file()), None)
 
 
-def open_experts(names: Sequence[str], base: str = "", *, say: Say = lambda line: None) -> list[Expert]:
+def open_experts(names: Sequence[str], base: str = "") -> list[Expert]:
     """What the names of adapters stand for.
 
     Args:
@@ -77,11 +77,11 @@ def open_experts(names: Sequence[str], base: str = "", *, say: Say = lambda line
     Raises:
         UserError: one is no LoRA adapter; the way out is named.
     """
-    return [_open_expert(name, base, say) for name in names]
+    return [_open_expert(name, base) for name in names]
 
 
-def _open_expert(name: str, base: str, say: Say) -> Expert:
-    target = open_local(local_name(name, say=say), base=base)
+def _open_expert(name: str, base: str) -> Expert:
+    target = open_local(local_name(name), base=base)
     if target.trained is None:
         if (Path(name).expanduser() / "adapter_model.safetensors").is_file():
             raise UserError(
@@ -94,19 +94,19 @@ def _open_expert(name: str, base: str, say: Say) -> Expert:
     adapter = open_adapter(name, target.trained)
     if not adapter.fingerprint:
         adapter = replace(adapter, fingerprint=fingerprint(resolve(target.base)))
-    return Expert(name, adapter, target.base, _run_folder(name, target.run, say))
+    return Expert(name, adapter, target.base, _run_folder(name, target.run))
 
 
-def _run_folder(name: str, run: Path | None, say: Say) -> Path | None:
+def _run_folder(name: str, run: Path | None) -> Path | None:
     from tuneloop.release.reproduce import run_of
 
     if run is not None:
         return run
-    folder = Path(local_name(name, say=lambda line: None)).expanduser()
+    folder = Path(local_name(name)).expanduser()
     if (folder.parent / RUN).is_file() and folder.name == "adapter":
         return folder.parent
     try:
-        return run_of(str(folder), say=say) if (folder / ARTIFACT).is_file() else None
+        return run_of(str(folder)) if (folder / ARTIFACT).is_file() else None
     except UserError:
         return None  # an artifact by itself: it can be merged, but nobody has the rows to judge it by
 
@@ -119,14 +119,7 @@ def merge_key(experts: Sequence[Expert], settings: MergeSettings) -> str:
     return content_hash([pairs, settings.method, settings.rank, settings.density, fingerprint, 1])
 
 
-def merge_runs(
-    experts: Sequence[Expert],
-    settings: MergeSettings,
-    out: Path,
-    *,
-    progress: Progress = no_progress,
-    say: Say = lambda line: None,
-) -> MergeRecord:
+def merge_runs(experts: Sequence[Expert], settings: MergeSettings, out: Path) -> MergeRecord:
     """Merge adapters into a run's folder that `evaluate`, `predict`, `chat`, `gate` and `export` take.
 
     Args:
@@ -153,15 +146,15 @@ def merge_runs(
         )
     first = experts[0]
     with lock_folder(out):
-        with busy(progress, "opening the base model"):
+        with busy("opening the base model"):
             shapes = base_shapes(resolve(first.base))
         _write_template(first, out / "adapter")
         adapters = [one.adapter for one in experts]
-        merged = merge_adapters(adapters, settings, (first.base, shapes), out / "adapter", progress=progress)
+        merged = merge_adapters(adapters, settings, (first.base, shapes), out / "adapter")
         record = _record(experts, settings, merged, key)
         write_record(out / MergeRecord.file, record)
         write_json(out / "environment.json", machine.environment(device.names_in_use()))
-        _write_run(experts, merged, key, out, progress, say)
+        _write_run(experts, merged, key, out)
     for line in record.words:
         say(f"merge     {line}")
     return record
@@ -199,13 +192,11 @@ def _write_template(like: Expert, folder: Path) -> None:
         load_tokenizer(like.base).save(folder)
 
 
-def _write_run(
-    experts: Sequence[Expert], merged: MergedAdapter, key: str, out: Path, progress: Progress, say: Say
-) -> None:
+def _write_run(experts: Sequence[Expert], merged: MergedAdapter, key: str, out: Path) -> None:
     """`config.yaml`, the rows, the task, and `run.json` last."""
     from tuneloop.pipeline.task import write_task
 
-    dataset, sources = _rows_of(experts, out, progress, say)
+    dataset, sources = _rows_of(experts, out)
     like = next((one.recipe for one in experts if one.recipe), None)
     recipe = make_recipe({"name": _name(out), "model": experts[0].base, "track": {"report_to": "none"}})
     if like is not None:
@@ -213,7 +204,7 @@ def _write_run(
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
     write_yaml(out / "config.yaml", recipe.model_dump(mode="json"))
     if dataset is not None:
-        write_task(RunContext(recipe, out, progress, say), dataset)
+        write_task(RunContext(recipe, out), dataset)
     write_record(
         out / RUN,
         RunManifest(
@@ -224,7 +215,7 @@ def _write_run(
     )  # fmt: skip
 
 
-def _rows_of(experts: Sequence[Expert], out: Path, progress: Progress, say: Say) -> tuple[Dataset | None, list[str]]:
+def _rows_of(experts: Sequence[Expert], out: Path) -> tuple[Dataset | None, list[str]]:
     """The rows of all tasks and the folder that holds them; none where a task's rows are not at hand."""
     known = {one.name: one.dataset for one in experts if one.dataset is not None}
     if len(known) < len(experts):
@@ -234,7 +225,7 @@ def _rows_of(experts: Sequence[Expert], out: Path, progress: Progress, say: Say)
     if len({dataset.manifest.hash for dataset in known.values()}) == 1:
         only = next(iter(known.values()))
         return only, [str(Path(only.path).resolve())]
-    with busy(progress, "pooling the rows"):
+    with busy("pooling the rows"):
         pooled = pool(known, out / "dataset")
     return pooled, [str((out / "dataset").resolve())]
 

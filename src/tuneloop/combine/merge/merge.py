@@ -16,7 +16,7 @@ from tuneloop.combine.merge.low_rank import Product, cut_to, lost_share, squared
 from tuneloop.combine.merge.methods import MergeMethod, ModuleUpdates, merge_method
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, replacing, write_json
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
 from tuneloop.models.load import skeleton
 from tuneloop.models.lora import linear_places
@@ -78,19 +78,13 @@ def base_shapes(base: Path) -> dict[str, tuple[int, ...]]:
 
 
 def merge_adapters(
-    adapters: Sequence[Adapter],
-    settings: MergeSettings,
-    base: tuple[str, Mapping[str, tuple[int, ...]]],
-    out: Path,
-    *,
-    progress: Progress = no_progress,
+    adapters: Sequence[Adapter], settings: MergeSettings, base: tuple[str, Mapping[str, tuple[int, ...]]], out: Path
 ) -> MergedAdapter:
     """Merge adapters into a new one. The order in which they are named does not matter, to the last bit.
 
     Args:
         base: name of the base model, and the shapes of its layers, see `base_shapes`.
         out: folder of the new adapter, in PEFT's layout.
-        progress: is called for each module.
 
     Raises:
         UserError: adapters that don't go together, a kind that can't be merged, settings that the method can't take.
@@ -107,10 +101,7 @@ def merge_adapters(
     shapes = {
         f"{PEFT_PREFIX}{module}{end}": shape
         for module in modules
-        for end, shape in (
-            (A_END, (ranks[module], base[1][module][1])),
-            (B_END, (base[1][module][0], ranks[module])),
-        )
+        for end, shape in ((A_END, (ranks[module], base[1][module][1])), (B_END, (base[1][module][0], ranks[module])))
     }
     digests: dict[str, str] = {}
     with replacing(out / WEIGHTS) as file:
@@ -201,13 +192,7 @@ class _Merging:
         products = [self.adapters[i].update(module) for i in there]
         for i, product in zip(there, products, strict=True):
             self.length[i] += squared_length(product)
-        found = self.method.merge(
-            ModuleUpdates(
-                products,
-                [self.weights[i] for i in there],
-                self.settings.density,
-            )
-        )
+        found = self.method.merge(ModuleUpdates(products, [self.weights[i] for i in there], self.settings.density))
         b, a = self._at_rank(found, self.ranks[module])
         alpha = max(self.ranks.values())
         return a.float(), (b * (self.ranks[module] / alpha)).float()
@@ -250,10 +235,7 @@ def _write_header(file: BinaryIO, shapes: Mapping[str, tuple[int, ...]]) -> None
 
 
 def _write_settings(
-    found: MergedAdapter,
-    ranks: Mapping[str, int],
-    base: tuple[str, Mapping[str, tuple[int, ...]]],
-    like: Adapter,
+    found: MergedAdapter, ranks: Mapping[str, int], base: tuple[str, Mapping[str, tuple[int, ...]]], like: Adapter
 ) -> None:
     """`tuneloop.json` and, last, `adapter_config.json`."""
     origin = {"base_fingerprint": like.fingerprint}

@@ -18,7 +18,7 @@ from tuneloop.combine.options import AUTO, JudgeOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.threads import use_threads
-from tuneloop.core.ui import Progress, Say, no_progress
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import FEWEST_SHARED, sample_rows
 from tuneloop.models.load import Model, load_model
@@ -45,13 +45,10 @@ class Judge:
     Args:
         experts: each with its rows.
         options: how many rows; see there.
-        progress, say: report what goes on.
     """
 
     experts: Sequence[Expert]
     options: JudgeOptions
-    progress: Progress = no_progress
-    say: Say = lambda line: None
     _known: dict[tuple[str, str, str], Score] = field(default_factory=dict)
     _metrics: dict[str, str] = field(default_factory=dict)
 
@@ -85,11 +82,11 @@ class Judge:
         if key in self._known:
             return self._known[key]
         assert expert.dataset is not None and expert.recipe is not None and expert.run is not None
-        job, rows = RunContext(expert.recipe, expert.run, self.progress), self.rows(expert, split)
+        job, rows = RunContext(expert.recipe, expert.run), self.rows(expert, split)
         job.__dict__["model"] = self.model
         ask_model = functools.partial(
             ask, self.model, expert.dataset, rows, expert.recipe.evaluate, Asking(perplexity=False),
-            progress=self.progress, task=f"{name} on {expert.name}",
+            task=f"{name} on {expert.name}",
         )  # fmt: skip
         if folder is None:
             with base_only(self.model.net):
@@ -131,13 +128,7 @@ def can_judge(experts: Sequence[Expert]) -> str:
 
 
 def merge_tasks(
-    experts: Sequence[Expert],
-    settings: MergeSettings,
-    out: Path,
-    options: JudgeOptions,
-    *,
-    progress: Progress = no_progress,
-    say: Say = lambda line: None,
+    experts: Sequence[Expert], settings: MergeSettings, out: Path, options: JudgeOptions
 ) -> tuple[MergeRecord | None, TaskDeployment]:
     """Merge the tasks that can be merged; the others stay with their expert.
 
@@ -159,7 +150,7 @@ def merge_tasks(
     if (found := _done(out, request)) is not None:
         say("merge     already done")
         return found
-    judge = Judge(experts, options, progress, say)
+    judge = Judge(experts, options)
     _say_few(judge)
     searched: list[Tried] = []
     if settings.method == AUTO:
@@ -171,9 +162,9 @@ def merge_tasks(
         deployment = _deployment(experts, [], out, results)
         write_record(out / TaskDeployment.file, deployment)
         return None, deployment
-    record = merge_runs(left, now, out, progress=progress, say=say)
+    record = merge_runs(left, now, out)
     if options.pooled:
-        results |= _judged(judge, left, now, {"pooled": _pooled(left, out, Path(options.pooled), progress, say)})
+        results |= _judged(judge, left, now, {"pooled": _pooled(left, out, Path(options.pooled))})
     tasks = [results[one.name] for one in experts]
     record = record.model_copy(
         update={
@@ -204,7 +195,7 @@ def _those_that_hold(
         if not losing:
             return left, now, results
         worst = min(losing, key=lambda one: _kept(results[one.name]))
-        judge.say(f"task      {worst.name} {_loss(results[worst.name])}: it stays with its expert")
+        say(f"task      {worst.name} {_loss(results[worst.name])}: it stays with its expert")
         del weights[left.index(worst)]
         left.remove(worst)
     return left, settings, results
@@ -229,32 +220,32 @@ def _judged(
     """Each task's figures under one merge of these experts, with a control of random matrices for each."""
     name = f"merged {content_hash([[one.name for one in experts], settings])[:8]}"
     with tempfile.TemporaryDirectory() as scratch:
-        merged = _merged(experts, settings, Path(scratch) / "merged", judge.progress)
+        merged = _merged(experts, settings, Path(scratch) / "merged")
         results = {}
         for i, one in enumerate(experts):
-            random = _with_random(experts, i, settings, Path(scratch) / f"random{i}", judge.progress)
+            random = _with_random(experts, i, settings, Path(scratch) / f"random{i}")
             results[one.name] = judge.result(one, merged, name, {"random": random, **controls})
-            judge.say(f"task      {sentence(results[one.name])}")
+            say(f"task      {sentence(results[one.name])}")
     return results
 
 
-def _merged(experts: Sequence[Expert], settings: MergeSettings, out: Path, progress: Progress) -> Path:
+def _merged(experts: Sequence[Expert], settings: MergeSettings, out: Path) -> Path:
     from tuneloop.combine.merge.merge import base_shapes, merge_adapters
 
     base = (experts[0].base, base_shapes(resolve(experts[0].base)))
-    return merge_adapters([one.adapter for one in experts], settings, base, out, progress=progress).folder
+    return merge_adapters([one.adapter for one in experts], settings, base, out).folder
 
 
-def _with_random(experts: Sequence[Expert], own: int, settings: MergeSettings, out: Path, progress: Progress) -> Path:
+def _with_random(experts: Sequence[Expert], own: int, settings: MergeSettings, out: Path) -> Path:
     """One expert merged with random adapters in the place of the others."""
     others = [
         one if i == own else replace(one, adapter=random_adapter(one.adapter, out / f"r{i}", seed=i))
         for i, one in enumerate(experts)
     ]
-    return _merged(others, settings, out / "merged", progress)
+    return _merged(others, settings, out / "merged")
 
 
-def _pooled(experts: Sequence[Expert], out: Path, run: Path, progress: Progress, say: Say) -> Path:
+def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
     """One adapter trained on the rows of all tasks, by the first expert's settings: as many passes, so the same tokens in sum."""
     from tuneloop.pipeline.train import train_alone
 
@@ -266,7 +257,7 @@ def _pooled(experts: Sequence[Expert], out: Path, run: Path, progress: Progress,
         track = like.track.model_copy(update={"report_to": ["none"]})
         again = like.model_copy(update={"data": data, "output_dir": str(run), "name": "pooled", "track": track})
         say(f"pooled    one adapter is trained on the rows of all tasks: {run}")
-        train_alone(again, progress=progress, say=say)
+        train_alone(again)
     return trained_folder(run)
 
 
@@ -303,7 +294,7 @@ def _try(judge: Judge, settings: MergeSettings) -> Tried:
 
     began, name = time.monotonic(), f"tried {content_hash(settings)[:8]}"
     with tempfile.TemporaryDirectory() as scratch:
-        merged = _merged(judge.experts, settings, Path(scratch), judge.progress)
+        merged = _merged(judge.experts, settings, Path(scratch))
         shares = tuple(
             point_share(
                 judge.score(one, "val", None, "base").value,
@@ -314,7 +305,7 @@ def _try(judge: Judge, settings: MergeSettings) -> Tried:
         )
     found = Tried(settings, shares, time.monotonic() - began)
     weights = ", ".join(f"{weight:g}" for weight in settings.weights)
-    judge.say(f"search    {settings.method:<10} weights {weights}: the worst task keeps {found.worst:.0%}")
+    say(f"search    {settings.method:<10} weights {weights}: the worst task keeps {found.worst:.0%}")
     return found
 
 
@@ -335,7 +326,7 @@ def _kept(result: TaskResult) -> float:
 def _say_few(judge: Judge) -> None:
     for one in judge.experts:
         if (few := len(judge.rows(one, "test"))) < FEWEST_SHARED:
-            judge.say(f"warn: {_nothing_shown(one.name, few)}")
+            say(f"warn: {_nothing_shown(one.name, few)}")
 
 
 def unshown(tasks: Sequence[TaskResult]) -> list[str]:

@@ -21,7 +21,7 @@ from tuneloop.combine.route.static_vectors import StaticVectors, open_static_vec
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path
 from tuneloop.core.threads import use_threads
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.language import detect_language, foreign
 from tuneloop.evaluation.classical import minilm_folder
@@ -55,7 +55,6 @@ class RouteJob:
     features: Features
     base: str = ""
     rows: int = 600
-    progress: Progress = no_progress
 
     @cached_property
     def _model(self) -> Model:
@@ -82,7 +81,7 @@ class RouteJob:
         parts = []
         for i in range(0, len(clean), 64):
             parts.append(np.asarray(embed(clean[i : i + 64]), dtype=np.float32))
-            self.progress("embedding", min(i + 64, len(clean)), len(clean))
+            progress("embedding", min(i + 64, len(clean)), len(clean))
         return np.concatenate(parts)
 
     @cached_property
@@ -90,7 +89,7 @@ class RouteJob:
         folder = minilm_folder()
         if folder is None:
             raise _no_embedder(self.features)
-        return open_static_vectors(folder, self.progress)
+        return open_static_vectors(folder)
 
     def _hidden(self, texts: Sequence[str]) -> Array:
         """Mean of the base model's last hidden states over a text's tokens."""
@@ -102,7 +101,7 @@ class RouteJob:
                 ids = model.template.encode(text)[: model.context] or model.template.encode(" ")
                 states = model.hidden(torch.tensor([ids], device=model.device))[0]
                 found.append(states.float().mean(0).cpu().numpy())
-                self.progress("reading hidden states", i + 1, len(texts))
+                progress("reading hidden states", i + 1, len(texts))
         return np.stack(found).astype(np.float32)
 
 
@@ -144,7 +143,7 @@ def dataset_of_target(name: str) -> Dataset:
     """
     from tuneloop.data.dataset import load_dataset
 
-    folder = Path(local_name(name, say=lambda line: None)).expanduser()
+    folder = Path(local_name(name)).expanduser()
     if (folder / MANIFEST).is_file():
         return load_dataset(folder)
     if not (folder / "config.yaml").is_file():
@@ -295,7 +294,7 @@ class RouteSources:
     costs: dict[str, float] | None = None
 
 
-def fit_route(sources: RouteSources, out: Path, options: RouteOptions, *, progress: Progress = no_progress) -> Router:
+def fit_route(sources: RouteSources, out: Path, options: RouteOptions) -> Router:
     """Fit a router, judge it on test rows, and write it.
 
     Args:
@@ -306,7 +305,7 @@ def fit_route(sources: RouteSources, out: Path, options: RouteOptions, *, progre
     Raises:
         UserError: too few models or rows, unknown names, a file that can't be read.
     """
-    job = RouteJob(features_of(options.features, options.base), options.base, options.rows, progress)
+    job = RouteJob(features_of(options.features, options.base), options.base, options.rows)
     train, val, test, like = _learned_from(job, sources)
     router = fit_router(train, val, like)
     if options.max_cost:
@@ -381,9 +380,7 @@ def _price(router: Router, val: Outcomes, most: float) -> float:
     return found
 
 
-def eval_route(
-    folder: Path, outcomes: str = "", outside: str = "", *, progress: Progress = no_progress,
-) -> Router:  # fmt: skip
+def eval_route(folder: Path, outcomes: str = "", outside: str = "") -> Router:  # fmt: skip
     """Judge a fitted router on test rows.
 
     Args:
@@ -399,7 +396,7 @@ def eval_route(
     """
     router = load_router(folder)
     record = router.record
-    job = RouteJob(record.features, record.base, progress=progress)
+    job = RouteJob(record.features, record.base)
     if record.exclusive:
         if outcomes:
             raise UserError("This router was fitted to tasks", where="--outcomes", next_step="leave it out")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuneloop.core.files import sha256_file, write_bytes
-from tuneloop.core.ui import Progress, no_progress, without_bars
+from tuneloop.core.ui import progress, without_bars
 from tuneloop.models.names import cache_folder
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class StaticVectors:
         return found
 
 
-def open_static_vectors(folder: Path, progress: Progress = no_progress) -> StaticVectors:
+def open_static_vectors(folder: Path) -> StaticVectors:
     """Static vectors of a sentence model; the table is made once, in half a minute, and kept in the cache.
 
     Args:
@@ -76,12 +76,12 @@ def open_static_vectors(folder: Path, progress: Progress = no_progress) -> Stati
         return StaticVectors(folder, load_file(file)["table"])
     except (OSError, KeyError, SafetensorError):  # not there, or damaged: it is made (again)
         pass
-    table = _table(folder, progress)
+    table = _table(folder)
     write_bytes(file, save({"table": table}))
     return StaticVectors(folder, table)
 
 
-def _table(folder: Path, progress: Progress) -> Array:
+def _table(folder: Path) -> Array:
     """A vector for each token: MiniLM's of the token by itself, their mean taken off, frequent ones shortened.
 
     Tokens stand in the vocabulary by how frequent they are, so the logarithm of a token's place is its weight, as Zipf's law has it.

@@ -11,7 +11,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ray.cluster import answer_of, task_errors
-from tuneloop.core.ui import Say
+from tuneloop.core.ui import Say, say
 
 PART = 8 << 20  # bytes of a file that are sent at once
 POLL = 1.0  # seconds between looks at what the driver says
@@ -75,7 +75,7 @@ class Driver:
             return file.read(PART)
 
 
-def drive(ray: Any, name: str, work: Work, setting: Any, *, sent: Path, remote: str, local: Path, say: Say) -> None:
+def drive(ray: Any, name: str, work: Work, setting: Any, *, sent: Path, remote: str, local: Path) -> None:
     """Have a cluster do a job, or follow the one of this name that it is doing, and bring the result here.
 
     Args:

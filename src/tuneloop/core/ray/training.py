@@ -11,7 +11,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.object_store import is_url, open_store
 from tuneloop.core.ray.cluster import on_ray
-from tuneloop.core.ui import Say
+from tuneloop.core.ui import Say, say
 
 RESTARTS = 8  # of a training whose processes or machines are lost, before it is given up
 PATIENCE = 24 * 3600  # seconds that processes wait for the first one, which prepares and evaluates
@@ -62,7 +62,7 @@ class Notes:
         return self.lines[number:]
 
 
-def train_on_ray(name: str, work: Callable[[Any, Say], None], setting: Any, workers: Workers, say: Say) -> None:
+def train_on_ray(name: str, work: Callable[[Any, Say], None], setting: Any, workers: Workers) -> None:
     """Call `work(setting, say)` in processes of the cluster that know of each other as those of `torchrun` do.
 
     When a process or its machine is lost, all are started again, on the machines that are left: `work` goes on from its checkpoint.
@@ -70,7 +70,6 @@ def train_on_ray(name: str, work: Callable[[Any, Say], None], setting: Any, work
     Args:
         name: of the run.
         work: of a module's top level.
-        say: gets the lines of the processes.
 
     Raises:
         UserError: what `work` raises, or too many were lost.
@@ -123,7 +122,7 @@ def _storage(place: str) -> dict[str, Any]:
     return {"storage_path": store.path, "storage_filesystem": PyFileSystem(FSSpecHandler(store.system))}
 
 
-def _pass_on(ray: Any, notes: Any, say: Say, over: threading.Event) -> None:
+def _pass_on(ray: Any, notes: Any, over: threading.Event) -> None:
     """Say what the processes say, until the training is over."""
     seen = 0
     while True:

@@ -55,11 +55,7 @@ class LabelError:
 
 
 def find_label_errors(
-    texts: Sequence[str],
-    labels: Sequence[str],
-    *,
-    seed: int = 0,
-    embed: Embed | None = None,
+    texts: Sequence[str], labels: Sequence[str], *, seed: int = 0, embed: Embed | None = None
 ) -> list[LabelError]:
     """All rows, the most suspicious first.
 

@@ -466,11 +466,7 @@ def forget(
 
 
 def _rehearse(
-    subject: SubjectRows,
-    match: Matcher,
-    config: PrepareConfig,
-    measure: Measure | None,
-    today: datetime.date,
+    subject: SubjectRows, match: Matcher, config: PrepareConfig, measure: Measure | None, today: datetime.date
 ) -> None:
     """Do all of it in another folder, on links to the files: what can't be finished leaves the data set as it was.
 

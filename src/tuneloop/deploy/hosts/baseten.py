@@ -13,10 +13,7 @@ def project(job: Deployment) -> dict[str, str]:
     start = f"export HF_TOKEN=$(cat /secrets/hf_access_token) && {shell(vllm_command(job))}"
     config = {
         "model_name": job.name,
-        "model_metadata": {
-            "example_model_input": first_request(job, job.name),
-            "tags": ["openai-compatible"],
-        },
+        "model_metadata": {"example_model_input": first_request(job, job.name), "tags": ["openai-compatible"]},
         "base_image": {"image": VLLM_IMAGE},
         "docker_server": {
             "start_command": f'sh -c "{start}"',

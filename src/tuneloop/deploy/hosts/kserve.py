@@ -29,11 +29,7 @@ def project(job: Deployment) -> dict[str, str]:
         "kind": "InferenceService",
         "metadata": {"name": job.name, "annotations": {"tuneloop/artifact": job.artifact}},
         "spec": {
-            "predictor": {
-                "minReplicas": job.traffic.least,
-                "maxReplicas": max(job.traffic.most, 1),
-                "model": model,
-            }
+            "predictor": {"minReplicas": job.traffic.least, "maxReplicas": max(job.traffic.most, 1), "model": model}
         },
     }
     what = f"KServe: {job.artifact}. `kubectl apply -f inference-service.yaml`."

@@ -18,10 +18,7 @@ def project(job: Deployment) -> dict[str, str]:
         policy |= {"max_replicas": job.traffic.most, "target_qps_per_replica": 2}
     task = {
         "name": job.name,
-        "service": {
-            "readiness_probe": {"path": "/health", "initial_delay_seconds": 1800},
-            "replica_policy": policy,
-        },
+        "service": {"readiness_probe": {"path": "/health", "initial_delay_seconds": 1800}, "replica_policy": policy},
         "resources": {"accelerators": f"{gpu}:{job.cards}", "ports": 8000, "disk_size": 128},
         "secrets": {"HF_TOKEN": None, "VLLM_API_KEY": None},
         "setup": "pip install vllm==0.23.0",

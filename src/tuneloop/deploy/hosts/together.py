@@ -46,11 +46,7 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
         'curl https://api.together.ai/v1/chat/completions -H "Authorization: Bearer $TOGETHER_API_KEY" '
         '-H "Content-Type: application/json" -d @request.json'
     )
-    return (
-        ("pip install together\nbash deploy.sh", "Put it up"),
-        (ask, "Ask it"),
-        ("bash down.sh", "Take it down"),
-    )
+    return (("pip install together\nbash deploy.sh", "Put it up"), (ask, "Ask it"), ("bash down.sh", "Take it down"))
 
 
 HOST = Host(

@@ -11,7 +11,7 @@ from math import comb
 from typing import Any
 
 from tuneloop.core.machine import cores
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.evaluation.sandbox import Outcome, SandboxLimits, run_program
 from tuneloop.records.metric import Metric
 from tuneloop.records.rows import Row, last_user_turn
@@ -100,11 +100,7 @@ def _defines(name: str, text: str) -> bool:
 
 
 def run_tests(
-    rows: Sequence[Row],
-    answers: Sequence[Sequence[str]],
-    *,
-    limits: SandboxLimits | None = None,
-    progress: Progress = no_progress,
+    rows: Sequence[Row], answers: Sequence[Sequence[str]], *, limits: SandboxLimits | None = None
 ) -> list[list[Outcome | None]]:
     """Run each answer's program with its row's unit tests, as many at once as there are cores; rows without tests give None."""
     jobs = [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.ui import say
 from tuneloop.evaluation.review.items import ReviewFolder, append_vote, read_votes, standing
 from tuneloop.records.review import ReviewItem, Vote
 
@@ -174,7 +175,7 @@ def _ballot_of(vote: Vote, names: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0, say: Callable[[str], None]) -> None:
+def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0) -> None:
     """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address when it can be opened.
 
     Args:
@@ -201,7 +202,7 @@ def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0, say: 
             next_step="choose another, or leave it out",
         ) from None
     shown = f"[{host}]" if ":" in host else host
-    server = Server(app, say, log_level="error")
+    server = Server(app, log_level="error")
     say(f"Review at http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C ends it; votes are kept)")
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])

@@ -18,7 +18,7 @@ from tuneloop.core.files import build_config, lock_folder, nearest_path, plain, 
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.parent import environment_of_child
 from tuneloop.core.python_file import trust_code
-from tuneloop.core.ui import Say
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
 from tuneloop.improve.collect.training_rows import run_of, settings_of_retraining
 from tuneloop.improve.controller.controller import (
@@ -233,14 +233,13 @@ def quiet(line: str) -> None:
     """Say nothing."""
 
 
-def improve(project: ProjectConfig, *, approve: str = "", command: Command = run_command, say: Say = quiet) -> Pass:
+def improve(project: ProjectConfig, *, approve: str = "", command: Command = run_command) -> Pass:
     """Go on as far as possible: begin a cycle where there is a reason, and do its steps until one has to wait.
 
     Args:
         project: from `load_project`.
         approve: a step that a person approves now.
         command: runs a step's command.
-        say: gets a line before each step.
 
     Raises:
         UserError: there is no store, another controller is at work, a step failed (the next pass tries it again), or there
@@ -255,7 +254,7 @@ def improve(project: ProjectConfig, *, approve: str = "", command: Command = run
             )  # fmt: skip
         refuse_rewritten(store, store_name(project.store))
         log = _Log(store, project.name)
-        _monitor(project, log.cycles(), place / "improve", say)
+        _monitor(project, log.cycles(), place / "improve")
         steps: list[str] = []
         if approve:
             log.approve(approve)
@@ -268,13 +267,13 @@ def improve(project: ProjectConfig, *, approve: str = "", command: Command = run
                 if begun is not None:
                     return begun
                 continue
-            found = _go_on(log, cycles, place / "improve", command, say)
+            found = _go_on(log, cycles, place / "improve", command)
             steps += [] if isinstance(found, Pass) else [found]
             if isinstance(found, Pass):
                 return Pass(found.state, found.sentence, found.cycle, steps)
 
 
-def _monitor(project: ProjectConfig, cycles: Sequence[Cycle], folder: Path, say: Say) -> None:
+def _monitor(project: ProjectConfig, cycles: Sequence[Cycle], folder: Path) -> None:
     """Compare the last whole window of production, where the project asks for it and nobody has done it."""
     reference = project.monitor.reference
     if reference == "champion":
@@ -288,9 +287,7 @@ def _monitor(project: ProjectConfig, cycles: Sequence[Cycle], folder: Path, say:
         say(f"monitor    {found.since[:10]} to {found.until[:10]}: {found.summary[0]}")
 
 
-def watch(
-    path: Path | str, *, every: float, command: Command = run_command, say: Say = quiet, passes: int | None = None
-) -> None:
+def watch(path: Path | str, *, every: float, command: Command = run_command, passes: int | None = None) -> None:
     """Go on for ever: a pass, a pause, the next pass. What a pass comes to is said where it is new; an error ends none.
 
     Args:
@@ -302,7 +299,7 @@ def watch(
     done = 0
     while passes is None or done < passes:
         try:
-            found = improve(load_project(path), command=command, say=say).sentence
+            found = improve(load_project(path), command=command).sentence
         except UserError as error:
             found = f"This pass failed and is tried again: {error.what} ({error.next_step})"
         if found != said:
@@ -371,7 +368,7 @@ def _known(project: ProjectConfig, facts: Facts) -> str:
     )
 
 
-def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, say: Say) -> Pass | str:
+def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command) -> Pass | str:
     """Do the next step of the last cycle; give its name, or why there is none."""
     cycle = cycles[-1]
     step = cycle.next_step
@@ -382,7 +379,7 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
     if step in ("evaluate", "gate", *STARTS) and not champion:
         what = "warm_start" if step in STARTS else "The gate"
         raise UserError(f"{what} needs the run in use", where="champion", next_step="champion: FOLDER in the project")
-    status, result, hours = _done(log, cycle, folder, champion, command, say)
+    status, result, hours = _done(log, cycle, folder, champion, command)
     if step == "promote":  # the figures that it follows from are the experiment's
         result = {"sentence": cycle.done.get("decide", {}).get("sentence"), **result}
     follows, outcome, why = after(step, status, result)
@@ -406,9 +403,7 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
     return step
 
 
-def _done(
-    log: _Log, cycle: Cycle, folder: Path, champion: str, command: Command, say: Say
-) -> tuple[int, dict[str, Any], float]:
+def _done(log: _Log, cycle: Cycle, folder: Path, champion: str, command: Command) -> tuple[int, dict[str, Any], float]:
     """Do a step: its exit status, what it printed, and the hours that it took."""
     step = cycle.next_step
     if step == "experiment" and cycle.experiment in experiments_of(read_decisions(log.store, where=EXPERIMENTS)):

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Collection
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.parent import environment_of_child
-from tuneloop.core.ui import Say
+from tuneloop.core.ui import say
 from tuneloop.improve.controller.command import check_files, load_project
 from tuneloop.improve.monitor.command import days_of
 from tuneloop.serving.config import ServeConfig
@@ -53,13 +53,13 @@ def check_improve(config: ServeConfig, models: Collection[str]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def improving(config: ServeConfig, say: Say) -> AsyncIterator[None]:
+async def improving(config: ServeConfig) -> AsyncIterator[None]:
     """Retrain for the time of a block, where the settings name a project."""
     if not config.improve.project:
         yield
         return
     say(f"improve   a pass over {config.improve.project} every {config.improve.every}, in a process of its own")
-    task = asyncio.create_task(_controlled(config, say))
+    task = asyncio.create_task(_controlled(config))
     try:
         yield
     finally:
@@ -67,14 +67,14 @@ async def improving(config: ServeConfig, say: Say) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _controlled(config: ServeConfig, say: Say) -> None:
+async def _controlled(config: ServeConfig) -> None:
     while True:
-        status = await _controller(config, say)
+        status = await _controller(config)
         say(f"improve   the controller ended with {status} and is started again in {AGAIN:g} s")
         await asyncio.sleep(AGAIN)
 
 
-async def _controller(config: ServeConfig, say: Say) -> int:
+async def _controller(config: ServeConfig) -> int:
     """Run a controller and say what it says; with the task that waits here its process and what it began end too."""
     words = ["improve", config.improve.project, "--watch", "--every", config.improve.every]
     child = await asyncio.create_subprocess_exec(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.ui import say
 from tuneloop.improve.experiment.command import EVENTS
 from tuneloop.improve.experiment.log import Arms, ExperimentState, experiments_of
 from tuneloop.improve.experiment.statistics import CANDIDATE
@@ -41,13 +42,11 @@ class Experiments:
 
     Args:
         place: the store's.
-        say: gets a line about what has changed.
         going: state of those that go on, by the model that they are about.
         arms: who meets what, by the model.
     """
 
     place: str
-    say: Callable[[str], None]
     going: dict[str, ExperimentState] = field(default_factory=dict)
     arms: dict[str, Arms] = field(default_factory=dict)
     _gateway: Gateway | None = None
@@ -146,7 +145,7 @@ class Experiments:
             now[name] = f"{model}: the candidate gets {share}" if ready else f"{model}: the candidate is not loaded"
         for name, line in now.items():
             if self._told.get(name) != line:
-                self.say(f"experiment {name}, {line}")
+                say(f"experiment {name}, {line}")
         for name in set(self._told) - set(now):
-            self.say(f"experiment {name} is over; the champion answers all")
+            say(f"experiment {name} is over; the champion answers all")
         self._told = now

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.improve.experiment.command import EVENTS, find, votes_of
 from tuneloop.improve.experiment.log import ExperimentState, experiments_of
 from tuneloop.improve.experiment.statistics import is_invalid
@@ -51,10 +50,7 @@ class JudgedCopies:
     notes: list[str]
 
 
-def judge_copies(
-    place: Path | str, name: str = "", *, judge: Judge | None = None, progress: Progress = no_progress,
-    say: Callable[[str], None] = lambda line: None,
-) -> JudgedCopies:  # fmt: skip
+def judge_copies(place: Path | str, name: str = "", *, judge: Judge | None = None) -> JudgedCopies:  # fmt: skip
     """Give a verdict on each pair of answers of a shadow mode that has none, as feedback of the kind `shadow`.
 
     Args:
@@ -90,7 +86,7 @@ def judge_copies(
         ]
         notes: list[str] = []
         if judge is not None and left:
-            found, notes = _asked(left, right, judge, progress, say)
+            found, notes = _asked(left, right, judge)
             said |= found
         votes = [_vote(one, copy, *said[copy.id], design.name) for one, copy in pairs if copy.id in said]
         insert(store, votes)
@@ -135,15 +131,12 @@ def _plain_verdict(one: StoredRequest, copy: StoredRequest, right: str | None) -
     return None
 
 
-def _asked(
-    pairs: Sequence[tuple[StoredRequest, StoredRequest]], right: Mapping[str, str], judge: Judge, progress: Progress,
-    say: Callable[[str], None],
-) -> tuple[dict[str, Verdict], list[str]]:  # fmt: skip
+def _asked(pairs: Sequence[tuple[StoredRequest, StoredRequest]], right: Mapping[str, str], judge: Judge) -> tuple[dict[str, Verdict], list[str]]:  # fmt: skip
     from tuneloop.evaluation.judge import judge_pairs, load_judge_prompt
 
     asked = [_pair(one, copy, right.get(one.id, "")) for one, copy in pairs]
     found = judge_pairs(
-        asked, judge.choose(progress, say), load_judge_prompt("pairwise", judge.prompt), names=("champion", "candidate")
+        asked, judge.choose(), load_judge_prompt("pairwise", judge.prompt), names=("champion", "candidate")
     )
     return {row.id: (VOTES[row.winner], "judge") for row in found.rows if row.winner is not None}, found.words
 

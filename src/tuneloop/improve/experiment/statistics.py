@@ -185,10 +185,7 @@ def _unit(
         candidate=first.arm == CANDIDATE,
         propensity=first.propensity or math.nan,
         outcome=1 - outcome if design.lower_is_better else outcome,
-        affected={
-            "invalid": any(is_invalid(r) for r in own),
-            "dislikes": any(value < 0.5 for value in goods),
-        },
+        affected={"invalid": any(is_invalid(r) for r in own), "dislikes": any(value < 0.5 for value in goods)},
         amounts={
             "latency": _mean_log(r.total_ms for r in own),
             "cost": _mean_log(r.usd for r in own),

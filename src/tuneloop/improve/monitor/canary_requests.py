@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain
 from tuneloop.core.ids import utc, utc_now, uuid7
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.monitor.canary_prompts import FIRST_ROUNDS, MARK, canary_rows, follow, rounds_of, without_texts
 from tuneloop.improve.monitor.record import CanaryRound
@@ -129,15 +128,7 @@ async def ask_gateway(gateway: Gateway, name: str, rows: Sequence[Row]) -> None:
     await asyncio.gather(*stored, return_exceptions=True)
 
 
-def ask_target(
-    place: Path | str,
-    name: str,
-    rows: Sequence[Row],
-    target: TaskTarget,
-    *,
-    rounds: int,
-    progress: Progress = no_progress,
-) -> None:
+def ask_target(place: Path | str, name: str, rows: Sequence[Row], target: TaskTarget, *, rounds: int) -> None:
     """Ask the rows of any target, and store the answers as those of a model.
 
     Args:
@@ -155,9 +146,7 @@ def ask_target(
     for i in range(rounds):
         task = f"asking canary prompts, round {i + 1} of {rounds}"
         answers = (
-            target.target.score(requests, labels, progress=progress, task=task)
-            if labels
-            else target.target.complete(requests, progress=progress, task=task)
+            target.target.score(requests, labels, task=task) if labels else target.target.complete(requests, task=task)
         )
         called = uuid7()
         records = [

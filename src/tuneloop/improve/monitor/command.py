@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc, utc_now, uuid7
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.core.urls import masked
 from tuneloop.data.checks.drift import compare_with
 from tuneloop.data.dataset import load_dataset
@@ -45,7 +44,7 @@ def _logged(report: MonitorReport) -> MonitorReport:
     return report.model_copy(update={"canaries": plainer, "summary": [said.get(line, line) for line in report.summary]})
 
 
-def _ask(place: Path | str, known: Dataset, options: MonitorOptions, target: TaskTarget, progress: Progress) -> None:
+def _ask(place: Path | str, known: Dataset, options: MonitorOptions, target: TaskTarget) -> None:
     """Ask the canary prompts now: several times at first."""
     if options.until:
         raise UserError("--ask asks now, and --until ends the window before", where="--until", next_step="leave it out")
@@ -57,7 +56,7 @@ def _ask(place: Path | str, known: Dataset, options: MonitorOptions, target: Tas
             served = [r.model for r in read_requests(store, since=since, until=until, where="shadow IS NULL")]
         model = _only_model(served, place, since, until)
     due = rounds_due(place, model, (target.identity, None), 0)
-    ask_target(place, model, rows_of(known, options.canaries), target, rounds=due, progress=progress)
+    ask_target(place, model, rows_of(known, options.canaries), target, rounds=due)
 
 
 def refuse_itself(place: Path | str, url: str) -> None:
@@ -92,12 +91,7 @@ def days_of(span: str, where: str = "--window") -> float:
 
 
 def monitor_store(
-    place: Path | str,
-    reference: Path | str,
-    settings: Mapping[str, Any],
-    *,
-    ask: TaskTarget | None = None,
-    progress: Progress = no_progress,
+    place: Path | str, reference: Path | str, settings: Mapping[str, Any], *, ask: TaskTarget | None = None
 ) -> MonitorReport:
     """Monitor one window, and log what was found as an event `monitor.window`.
 
@@ -114,7 +108,7 @@ def monitor_store(
     days, every = days_of(options.window), days_of(options.canaries_every, "--canaries-every")
     known = load_dataset(reference)
     if ask is not None:
-        _ask(place, known, options, ask, progress)
+        _ask(place, known, options, ask)
     until = _time(options.until) if options.until else utc_now()
     since, begin = _before(until, days), _before(until, days * (1 + EARLIER_WINDOWS))
     with opened(place) as store:

@@ -11,11 +11,12 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import clock
 from tuneloop.core.parent import environment_of_child
+from tuneloop.core.ui import say
 from tuneloop.data.dataset import load_dataset
 from tuneloop.improve.monitor.canary_prompts import canary_level, round_in_words
 from tuneloop.improve.monitor.canary_requests import ask_gateway, check_last, identity_of, rounds_due, rows_of
@@ -30,7 +31,7 @@ NICE = 15
 
 
 @contextlib.asynccontextmanager
-async def monitored(config: ServeConfig, gateway: Gateway, say: Callable[[str], None]) -> AsyncIterator[None]:
+async def monitored(config: ServeConfig, gateway: Gateway) -> AsyncIterator[None]:
     """Monitor the models of a server for the time of a block, where its settings name a data set.
 
     Raises:
@@ -41,10 +42,10 @@ async def monitored(config: ServeConfig, gateway: Gateway, say: Callable[[str], 
         return
     every = days_of(config.monitor.canaries_every, "monitor.canaries_every")
     pause = min(SELDOM, days_of(config.monitor.window, "monitor.window") * 86_400 / LOOKS)
-    tasks = [asyncio.create_task(_follow(config, list(gateway.models), say, pause))]
+    tasks = [asyncio.create_task(_follow(config, list(gateway.models), pause))]
     if config.monitor.canaries:
         pause = min(SELDOM, every * 86_400 / LOOKS)
-        tasks.append(asyncio.create_task(_canaries(config, gateway, say, every, pause)))
+        tasks.append(asyncio.create_task(_canaries(config, gateway, every, pause)))
     try:
         yield
     finally:
@@ -53,9 +54,7 @@ async def monitored(config: ServeConfig, gateway: Gateway, say: Callable[[str], 
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _canaries(
-    config: ServeConfig, gateway: Gateway, say: Callable[[str], None], every: float, pause: float
-) -> None:
+async def _canaries(config: ServeConfig, gateway: Gateway, every: float, pause: float) -> None:
     """Ask the canary prompts of each model when they are due."""
     try:
         rows = rows_of(await asyncio.to_thread(load_dataset, config.monitor.reference), config.monitor.canaries)
@@ -74,7 +73,7 @@ async def _canaries(
         await _until_later(pause)
 
 
-async def _follow(config: ServeConfig, models: Sequence[str], say: Callable[[str], None], pause: float) -> None:
+async def _follow(config: ServeConfig, models: Sequence[str], pause: float) -> None:
     while True:
         begun = clock()
         for model in models:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import in_parts, put
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import Progress, busy
+from tuneloop.core.ui import busy
 from tuneloop.models.load import Model
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def batched_by_length(lengths: Sequence[int], tokens: int, rows: int) -> Iterato
         yield batch
 
 
-def read_shared(model: Model, shared: list[int], progress: Progress, task: str) -> Any:
+def read_shared(model: Model, shared: list[int], task: str) -> Any:
     """Cache of the shared ids (one row), or None."""
     import torch
 
@@ -69,7 +69,7 @@ def read_shared(model: Model, shared: list[int], progress: Progress, task: str) 
         model.hidden(torch.tensor([shared], device=model.device), cache=cache)
         caches.append(cache)
 
-    with busy(progress, f"{task}: reading what the prompts share"):
+    with busy(f"{task}: reading what the prompts share"):
         in_parts([[shared]], read, len, lambda ids: prompt_too_large(len(ids)))
     return caches[0]
 

@@ -8,7 +8,7 @@ import torch
 
 from tuneloop.core.device import backend, in_parts
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
 from tuneloop.inference.local.batches import batched_by_length, prompt_too_large, read_shared, split_prompts
 from tuneloop.inference.local.engine import ActiveRow, Beginning, DecodingBatch, Watch
@@ -29,7 +29,6 @@ def generate(
     sampling: Sequence[Sampling] | None = None,
     batch_tokens: int = 24576,
     batch_rows: int = 64,
-    progress: Progress = no_progress,
     task: str = "generating",
 ) -> list[Completion]:
     """Answers to prompts by the model as it stands, greedy where nothing else is given.
@@ -40,7 +39,6 @@ def generate(
         sampling: how the tokens of each answer are drawn, one a prompt; None: all greedily. An answer depends on its own
             prompt and sampling alone, not on the others.
         batch_tokens, batch_rows: bounds of one batch, prompt tokens included.
-        progress: gets rows; a row that is being written counts by its share of `max_new_tokens`.
 
     Returns:
         One answer a prompt, in order.
@@ -52,9 +50,7 @@ def generate(
         Request(ids=ids, max_new_tokens=max_new_tokens, **drawn.get(i, {}))  # type: ignore[arg-type]
         for i, ids in enumerate(prompts)
     ]
-    return answer_requests(
-        model, requests, batch_tokens=batch_tokens, batch_rows=batch_rows, progress=progress, task=task
-    )
+    return answer_requests(model, requests, batch_tokens=batch_tokens, batch_rows=batch_rows, task=task)
 
 
 def answer_requests(
@@ -65,7 +61,6 @@ def answer_requests(
     batch_rows: int = 64,
     grammars: Grammars | None = None,
     watch: Watch | None = None,
-    progress: Progress = no_progress,
     task: str = "generating",
 ) -> list[Completion]:
     """Answers to requests with token ids, in order; those with the same adapter are answered together.
@@ -94,7 +89,7 @@ def answer_requests(
         chosen = [i for i, request in enumerate(named) if request.adapter == adapter]
         split = split_prompts([named[i].ids for i in chosen])
         with torch.inference_mode(), applied(adapter):
-            beginning = Beginning(split.shared, read_shared(model, split.shared, progress, task))
+            beginning = Beginning(split.shared, read_shared(model, split.shared, task))
         lengths = [len(rest) + named[i].max_new_tokens for rest, i in zip(split.rests, chosen, strict=True)]
 
         def answer(places: Sequence[int], chosen: list[int] = chosen, beginning: Beginning = beginning) -> None:

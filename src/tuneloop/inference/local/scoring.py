@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import in_parts
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.inference.local.batches import batched_by_length, pad_left, prompt_too_large, read_shared, split_prompts
 from tuneloop.inference.local.sampling import greedy, highest
 from tuneloop.inference.request import Request, with_adapter
@@ -82,13 +82,7 @@ def label_ids(template: Template, labels: Sequence[str], prompt: Sequence[Messag
 
 
 def choose_for(
-    model: Model,
-    requests: Sequence[Request],
-    trie: LabelTrie,
-    *,
-    prune: bool = False,
-    progress: Progress = no_progress,
-    task: str = "scoring labels",
+    model: Model, requests: Sequence[Request], trie: LabelTrie, *, prune: bool = False, task: str = "scoring labels"
 ) -> list[Completion]:
     """`choose` for requests with token ids, in order; those with the same adapter are answered together.
 
@@ -102,7 +96,7 @@ def choose_for(
         places = [i for i, request in enumerate(named) if request.adapter == adapter]
         began = time.perf_counter()
         with applied(adapter):
-            scored = choose(model, [named[i].ids for i in places], trie, prune=prune, progress=progress, task=task)
+            scored = choose(model, [named[i].ids for i in places], trie, prune=prune, task=task)
         each = round(1000 * (time.perf_counter() - began) / len(places), 3)  # they are computed together: its share
         answers |= {i: replace(a, adapter=adapter, total_ms=each) for i, a in zip(places, scored, strict=True)}
     return [answers[i] for i in range(len(named))]
@@ -116,7 +110,6 @@ def choose(
     content_free: Sequence[int] | None = None,
     prune: bool = False,
     batch_tokens: int = 4096,
-    progress: Progress = no_progress,
     task: str = "scoring labels",
 ) -> list[Completion]:
     """Score every label under every prompt and answer with the best.
@@ -143,9 +136,9 @@ def choose(
         else:
             offset = torch.zeros(1, len(trie.labels))
         if prune:
-            scores = _best_first(model, prompts, trie, offset, batch_tokens, progress, task)
+            scores = _best_first(model, prompts, trie, offset, batch_tokens, task)
         else:
-            scores = _label_scores(model, prompts, trie, batch_tokens, progress, task) - offset
+            scores = _label_scores(model, prompts, trie, batch_tokens, task) - offset
     tokens = trie.tokens
     shifted = content_free is not None
     return [
@@ -286,19 +279,14 @@ class _Tree:
 
 
 def _label_scores(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    trie: LabelTrie,
-    batch_tokens: int,
-    progress: Progress = no_progress,
-    task: str = "",
+    model: Model, prompts: Sequence[Sequence[int]], trie: LabelTrie, batch_tokens: int, task: str = ""
 ) -> Tensor:
     """Length-normalised log likelihoods (rows, labels), fp32."""
     import torch
 
     device = model.device
     split = split_prompts(prompts)
-    prefix = read_shared(model, split.shared, progress, task)
+    prefix = read_shared(model, split.shared, task)
     tree, nodes = _Tree.of(trie, device), len(trie.ids)
     out = torch.empty(len(prompts), len(trie.labels))
     done = 0
@@ -342,13 +330,7 @@ def _token_scores(hidden: Tensor, head: Tensor, at: Tensor, tokens: Tensor) -> T
 
 
 def _best_first(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    trie: LabelTrie,
-    offset: Tensor,
-    batch_tokens: int,
-    progress: Progress,
-    task: str,
+    model: Model, prompts: Sequence[Sequence[int]], trie: LabelTrie, offset: Tensor, batch_tokens: int, task: str
 ) -> Tensor:
     """Scores (rows, labels) minus `offset` (1, labels) of which the greatest of each row is exact, the others upper bounds.
 
@@ -360,7 +342,7 @@ def _best_first(
 
     device = model.device
     split = split_prompts(prompts)
-    prefix = read_shared(model, split.shared, progress, task)
+    prefix = read_shared(model, split.shared, task)
     tree = _Tree.of(trie, device)
     out = torch.empty(len(prompts), len(trie.labels))
     depth = max(trie.lengths)
@@ -522,12 +504,7 @@ class AnswerFit:
 
 
 def answer_fits(
-    model: Model,
-    rows: Sequence[Rendered],
-    *,
-    batch_tokens: int = 4096,
-    progress: Progress = no_progress,
-    task: str = "validating",
+    model: Model, rows: Sequence[Rendered], *, batch_tokens: int = 4096, task: str = "validating"
 ) -> list[AnswerFit]:
     """The fit of each row's supervised tokens, in order; one forward pass a row, in fp32 from the logits on."""
     import torch

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import Progress, progress
 from tuneloop.models.adapters import ATTACHED, applied
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class SharedWork:
     options: Mapping[str, Any]
     adapter: str = ATTACHED
 
-    def part(self, target: LocalTarget, rank: int, world: int, progress: Progress = no_progress) -> dict[int, Any]:
+    def part(self, target: LocalTarget, rank: int, world: int) -> dict[int, Any]:
         """The answers of one process, by the places of their rows: every `world`th row, so that long ones are spread."""
         places = range(rank, len(self.rows), world)
 
@@ -38,7 +38,7 @@ class SharedWork:
             progress(task, min(done * world, len(self.rows)), len(self.rows), **info)
 
         with nullcontext() if self.adapter == ATTACHED else applied(self.adapter):
-            answers = getattr(target, self.call)([self.rows[i] for i in places], **self.options, progress=of_all)
+            answers = getattr(target, self.call)([self.rows[i] for i in places], **self.options)
             return dict(zip(places, answers, strict=True))
 
 

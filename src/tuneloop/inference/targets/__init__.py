@@ -48,9 +48,7 @@ class Target(Protocol):
     def load(self) -> None:
         """Make it ready, so that the first answer does not wait for that."""
 
-    def complete(
-        self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "answering"
-    ) -> Iterator[Completion]:
+    def complete(self, requests: Sequence[Request], *, task: str = "answering") -> Iterator[Completion]:
         """Written answers."""
 
     def stream(self, request: Request) -> Iterator[Update]:
@@ -63,7 +61,6 @@ class Target(Protocol):
         *,
         exact: bool = False,
         lead: str = "",
-        progress: Progress = no_progress,
         task: str = "scoring labels",
     ) -> Iterator[Completion]:
         """The likeliest label of each request, with scores.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuneloop.core.files import content_hash
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.core.urls import masked
 from tuneloop.inference.client import Endpoint, complete
 from tuneloop.inference.request import Request
@@ -36,9 +35,7 @@ class EndpointTarget(TextTarget):
         """Hash of the address and the model's name; what stands behind them may change."""
         return content_hash([self.endpoint.address, self.endpoint.model])
 
-    def complete(
-        self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "asking"
-    ) -> Iterator[Completion]:
+    def complete(self, requests: Sequence[Request], *, task: str = "asking") -> Iterator[Completion]:
         """Written answers; several requests are asked at once, and equal ones once.
 
         Raises:
@@ -46,7 +43,7 @@ class EndpointTarget(TextTarget):
         """
         whys = [_why_not(request) for request in requests]
         asked = [request for request, why in zip(requests, whys, strict=True) if not why]
-        answers = iter(complete(self.endpoint, asked, progress=progress, task=task) if asked else ())
+        answers = iter(complete(self.endpoint, asked, task=task) if asked else ())
         for why in whys:
             yield Completion(finish="error", error=why, engine=masked(self.endpoint.address)) if why else next(answers)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.inference.engines import with_template
 from tuneloop.inference.engines.llamacpp import gguf_file, template_of
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
@@ -99,9 +99,7 @@ class GgufTarget:
         """Labels as the tokens of whole answers; see `prompt.label_tree`."""
         return label_tree(self.template, labels, lead)
 
-    def complete(
-        self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "answering"
-    ) -> Iterator[Completion]:
+    def complete(self, requests: Sequence[Request], *, task: str = "answering") -> Iterator[Completion]:
         """Answers, one after the other; drawn ones by llama.cpp's own samplers, in the order of our engine."""
         progress(task, 0, len(requests))
         for done, request in enumerate(requests, 1):
@@ -175,9 +173,7 @@ class GgufTarget:
                 return refused(request, held, ENGINE)
         return self.rendered(request)
 
-    def fits(
-        self, rows: Sequence[Rendered], *, progress: Progress = no_progress, task: str = "reference answers"
-    ) -> list[AnswerFit]:
+    def fits(self, rows: Sequence[Rendered], *, task: str = "reference answers") -> list[AnswerFit]:
         """How well the model foresees given answers, the supervised tokens of each row."""
         found = []
         progress(task, 0, len(rows))
@@ -196,7 +192,6 @@ class GgufTarget:
         *,
         exact: bool = False,
         lead: str = "",
-        progress: Progress = no_progress,
         task: str = "scoring labels",
     ) -> Iterator[Completion]:
         """The likeliest label of each request, all of them scored to their ends."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import content_hash
 from tuneloop.core.threads import use_threads
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.inference.local.engine import Engine, Update
 from tuneloop.inference.local.grammar import Grammars
 from tuneloop.inference.local.scoring import AnswerFit, LabelTrie, answer_fits, choose_for
@@ -106,21 +105,19 @@ class LocalTarget:
         """
         return with_ids(self.model.template, self.model.context, request, room=room)
 
-    def complete(
-        self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "answering"
-    ) -> Iterator[Completion]:
+    def complete(self, requests: Sequence[Request], *, task: str = "answering") -> Iterator[Completion]:
         """Written answers; all are there when the first one comes."""
         asked = [with_adapter(request) for request in requests]
         if (crew := self._crew(asked)) is not None:
-            return iter(crew(SharedWork("complete", asked, {"task": task}), progress))
-        return self._written(asked, progress, task)
+            return iter(crew(SharedWork("complete", asked, {"task": task})))
+        return self._written(asked, task)
 
-    def _written(self, requests: Sequence[Request], progress: Progress, task: str) -> Iterator[Completion]:
+    def _written(self, requests: Sequence[Request], task: str) -> Iterator[Completion]:
         from tuneloop.inference.local.generate import answer_requests
 
         made = [self._writable(request) for request in requests]
         asked = [each for each in made if isinstance(each, Request)]
-        answers = iter(answer_requests(self.model, asked, grammars=self.grammars, progress=progress, task=task))
+        answers = iter(answer_requests(self.model, asked, grammars=self.grammars, task=task))
         for each in made:
             yield next(answers) if isinstance(each, Request) else each
 
@@ -160,24 +157,17 @@ class LocalTarget:
         *,
         exact: bool = False,
         lead: str = "",
-        progress: Progress = no_progress,
         task: str = "scoring labels",
     ) -> Iterator[Completion]:
         """The likeliest label of each request by choice scoring; all are there when the first one comes."""
         asked = [with_adapter(request) for request in requests]
         if (crew := self._crew(asked)) is not None:
             options = {"labels": list(labels), "exact": exact, "lead": lead, "task": task}
-            return iter(crew(SharedWork("score", asked, options), progress))
-        return self._scored(asked, labels, exact, lead, progress, task)
+            return iter(crew(SharedWork("score", asked, options)))
+        return self._scored(asked, labels, exact, lead, task)
 
     def _scored(
-        self,
-        requests: Sequence[Request],
-        labels: Sequence[str],
-        exact: bool,
-        lead: str,
-        progress: Progress,
-        task: str,
+        self, requests: Sequence[Request], labels: Sequence[str], exact: bool, lead: str, task: str
     ) -> Iterator[Completion]:
         tree = self.label_tree(labels, lead)
         opening = self.model.template.encode(lead) if lead else []
@@ -185,17 +175,15 @@ class LocalTarget:
         if lead:
             made = [replace(m, ids=[*m.ids, *opening]) if isinstance(m, Request) else m for m in made]
         asked = [each for each in made if isinstance(each, Request)]
-        answers = iter(choose_for(self.model, asked, tree, prune=not exact, progress=progress, task=task))
+        answers = iter(choose_for(self.model, asked, tree, prune=not exact, task=task))
         for each in made:
             yield next(answers) if isinstance(each, Request) else each
 
-    def fits(
-        self, rows: Sequence[Rendered], *, progress: Progress = no_progress, task: str = "reference answers"
-    ) -> list[AnswerFit]:
+    def fits(self, rows: Sequence[Rendered], *, task: str = "reference answers") -> list[AnswerFit]:
         """How well the model foresees given answers, the supervised tokens of each row."""
         if (crew := self._crew(rows)) is not None:
-            return crew(SharedWork("fits", list(rows), {"task": task}, applied_now()), progress)
-        return answer_fits(self.model, rows, progress=progress, task=task)
+            return crew(SharedWork("fits", list(rows), {"task": task}, applied_now()))
+        return answer_fits(self.model, rows, task=task)
 
     def label_tree(self, labels: Sequence[str], lead: str = "") -> LabelTrie:
         """Labels as the tokens of whole answers, or of the rest of an answer that begins with `lead`."""

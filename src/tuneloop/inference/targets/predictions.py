@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_jsonl
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.text_only import TextTarget
 from tuneloop.records.completion import Completion
@@ -36,9 +35,7 @@ class PredictionsTarget(TextTarget):
         """Hash of the answers."""
         return content_hash(dict(self.answers))
 
-    def complete(
-        self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "reading"
-    ) -> Iterator[Completion]:
+    def complete(self, requests: Sequence[Request], *, task: str = "reading") -> Iterator[Completion]:
         """The answers that stand in the file."""
         for request in requests:
             known = self.answers.get(request.id)

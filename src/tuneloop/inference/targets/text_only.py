@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.inference.local.engine import Update
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
@@ -24,9 +23,7 @@ class TextTarget:
     def load(self) -> None:
         """Nothing: it is ready."""
 
-    def complete(
-        self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "asking"
-    ) -> Iterator[Completion]:
+    def complete(self, requests: Sequence[Request], *, task: str = "asking") -> Iterator[Completion]:
         """Written answers."""
         raise NotImplementedError
 
@@ -42,7 +39,6 @@ class TextTarget:
         *,
         exact: bool = False,
         lead: str = "",
-        progress: Progress = no_progress,
         task: str = "scoring labels",
     ) -> Iterator[Completion]:
         """Not possible."""

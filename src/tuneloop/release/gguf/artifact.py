@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json, write_text
-from tuneloop.core.ui import Progress, no_progress
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import OWN
@@ -86,9 +85,7 @@ class GgufSource:
     about: About
 
 
-def write_gguf_model(
-    source: GgufSource, settings: GgufSettings, out: Path, progress: Progress = no_progress
-) -> Quantisation:
+def write_gguf_model(source: GgufSource, settings: GgufSettings, out: Path) -> Quantisation:
     """Write the files; what each tensor has become is counted in the file itself.
 
     Raises:
@@ -103,7 +100,7 @@ def write_gguf_model(
         written = modelfile(BASE_FILE, template, system, adapter=file)
     else:
         written = modelfile(file, template, system)
-        _write_whole(source, settings, out / file, progress)
+        _write_whole(source, settings, out / file)
     write_text(out / MODELFILE, written)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(source.trained / name, out / name)
@@ -111,16 +108,16 @@ def write_gguf_model(
     return Quantisation(name=settings.quant, tensor_types=tensor_types(out / file))
 
 
-def _write_whole(source: GgufSource, settings: GgufSettings, out: Path, progress: Progress) -> None:
+def _write_whole(source: GgufSource, settings: GgufSettings, out: Path) -> None:
     """All weights; what is quantised passes through an f16 file."""
     weights, template = open_tuned(source.model, source.trained), load_template(source.trained)
     if settings.quant in FLOAT_TYPES:
-        write_gguf(weights, template, out, settings.quant, source.about, progress)
+        write_gguf(weights, template, out, settings.quant, source.about)
         return
     importance = settings.importance() if settings.importance else None
     whole = out.with_name(f".{out.stem}.f16.gguf")
     try:
-        write_gguf(weights, template, whole, "f16", source.about, progress)
-        quantise(whole, out, settings.quant, importance, progress)
+        write_gguf(weights, template, whole, "f16", source.about)
+        quantise(whole, out, settings.quant, importance)
     finally:
         whole.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.ui import progress
 from tuneloop.models.gguf import gguf_name, permuted, read_header
 from tuneloop.models.template import Template, plain_source
 from tuneloop.release.gguf.vocabulary import vocabulary
@@ -39,14 +39,7 @@ class About:
     licence: str = ""
 
 
-def write_gguf(
-    weights: TunedWeights,
-    template: Template,
-    out: Path,
-    kind: FloatType,
-    about: About,
-    progress: Progress = no_progress,
-) -> None:
+def write_gguf(weights: TunedWeights, template: Template, out: Path, kind: FloatType, about: About) -> None:
     """Write all tensors in one floating-point type; vectors stay fp32, as llama.cpp computes with them.
 
     Args:

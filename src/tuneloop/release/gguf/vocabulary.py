@@ -22,10 +22,7 @@ PROBE = (
     " <b>tag</b> #$%^ foo_bar fooBar \u00a0\u3000\u200b\x1c end \n "
 )
 # First 16 hex digits of the SHA-256 of PROBE's pieces -> llama.cpp's name, and whether words are looked up whole before merging.
-PRE_TOKENIZERS = {
-    "1062347ed00421c6": ("llama-bpe", True),
-    "c424f257c420a1a8": ("smollm", False),
-}
+PRE_TOKENIZERS = {"1062347ed00421c6": ("llama-bpe", True), "c424f257c420a1a8": ("smollm", False)}
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 

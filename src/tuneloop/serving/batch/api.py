@@ -13,13 +13,14 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_folder
+from tuneloop.core.ui import say
 from tuneloop.inference.engines import can_give_way
 from tuneloop.records.record import read_record, write_record
 from tuneloop.serving.batch.batch import (
@@ -60,12 +61,10 @@ class Batches:
 
     Args:
         folder: of all of them: `files/` and `batches/`.
-        say: gets a line about each batch that can't be done.
     """
 
     gateway: Gateway
     folder: Path
-    say: Callable[[str], None] = print
     running: dict[str, tuple[Batch, asyncio.Task[None]]] = field(default_factory=dict)
     _arriving: Counter[tuple[str, str]] = field(default_factory=Counter)  # bytes of uploads under way
 
@@ -105,7 +104,7 @@ class Batches:
                 if folder.name not in self.running and not self._read(folder).over:
                     self._start(folder)
             except UserError as error:
-                self.say(f"batch     {folder.name} is left out: {error.what} ({error.where})")
+                say(f"batch     {folder.name} is left out: {error.what} ({error.where})")
         return len(self.running)
 
     async def stop(self) -> None:
@@ -123,7 +122,7 @@ class Batches:
 
         batch = Batch(
             folder, answer, settings.rows, None if can_give_way(gateway.engine) else gateway.admission.quiet,
-            stopping=lambda: gateway.admission.closed, say=self.say, most_rows=settings.most_rows,
+            stopping=lambda: gateway.admission.closed, most_rows=settings.most_rows,
             most_bytes=int(gateway.config.limits.body_mb * 1e6), longest=PATIENCE * gateway.config.limits.request_seconds,
             queued=lambda: sum(each.left for each in self._open(batch.state) if each is not batch),
         )  # fmt: skip
@@ -133,11 +132,11 @@ class Batches:
                 await batch.run()
             except Exception as error:  # of this batch: it must not end others
                 sentence = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                self.say(f"batch     {folder.name} can't be done: {sentence:.300}")
+                say(f"batch     {folder.name} can't be done: {sentence:.300}")
                 try:
                     await batch.fail(sentence[:300])
                 except (UserError, OSError) as also:
-                    self.say(f"batch     {folder.name}: that can't be written down: {also!s:.300}")
+                    say(f"batch     {folder.name}: that can't be written down: {also!s:.300}")
             finally:
                 self.running.pop(folder.name, None)
             with contextlib.suppress(UserError, OSError):  # the texts that it needs no more

@@ -26,6 +26,7 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
 from tuneloop.core.ids import uuid7
+from tuneloop.core.ui import say
 from tuneloop.inference.client import seconds_to_wait
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import write_record
@@ -72,7 +73,6 @@ class Batch:
         room: returns when there is room for a further row.
         stopping: whether the process is about to end; rows are left for the next one then.
         report: is told how many requests are over, of how many.
-        say: gets a line when it must wait for the disk, and when it goes on.
         clock: seconds since 1970.
         pause, full_pause: seconds before the second try of a request, and between two looks at a full disk.
         most_bytes: of a line.
@@ -92,7 +92,6 @@ class Batch:
     room: Callable[[], Awaitable[None]] | None = None
     stopping: Callable[[], bool] = lambda: False
     report: Callable[[int, int], None] = lambda done, total: None
-    say: Callable[[str], None] = lambda line: None
     clock: Callable[[], float] = time.time
     pause: float = PAUSE
     full_pause: float = 1.0
@@ -267,10 +266,10 @@ class Batch:
         self._stuck += change
         if self._stuck and not self.paused:
             self.paused = "the disk is full: the batch waits, and continues as soon as there is room"
-            self.say(f"batch     {self.folder.name}: {self.paused}")
+            say(f"batch     {self.folder.name}: {self.paused}")
         elif not self._stuck and self.paused:
             self.paused = ""
-            self.say(f"batch     {self.folder.name}: there is room on the disk again, the batch continues")
+            say(f"batch     {self.folder.name}: there is room on the disk again, the batch continues")
 
     def _crowded(self) -> bool:
         disk = os.statvfs(self.folder)
@@ -444,7 +443,7 @@ class Batch:
     def _internal(self, line: Line, error: Exception) -> dict[str, Any]:
         if not self._failures:
             what = f"{type(error).__name__}: {error!s:.200}"
-            self.say(
+            say(
                 f"batch     {self.folder.name}: the server failed on line {line.number}, further lines are not named: {what}"
             )
         self._failures += 1

@@ -21,7 +21,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.ray.actors import asked_actors, usual_actors
 from tuneloop.core.ray.cluster import on_ray
-from tuneloop.core.ui import Progress, Say, no_progress
+from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.parse import SourceRecord
@@ -80,7 +80,7 @@ class BatchInput:
         return self.out.with_name(f"{self.out.name}.batch")
 
 
-def answer_batch(given: BatchInput, config: ServeConfig, say: Say, progress: Progress = no_progress) -> dict[str, Any]:
+def answer_batch(given: BatchInput, config: ServeConfig) -> dict[str, Any]:
     """Answer a batch to its end, or go on with one that was interrupted.
 
     Args:
@@ -117,7 +117,7 @@ def answer_batch(given: BatchInput, config: ServeConfig, say: Say, progress: Pro
             raise
         make_batch(given.folder, "", seconds=given.window, key=key)
     answering = _answer_on_ray if given.on else _answer
-    status = asyncio.run(answering(given, config, target, requests, say, progress))
+    status = asyncio.run(answering(given, config, target, requests))
     state = read_state(given.folder)
     if status == "failed":
         raise UserError(_why(state), where=str(given.source), next_step=f"correct it and delete {given.folder}")
@@ -136,19 +136,16 @@ def _why(state: BatchState) -> str:
     return str(errors[0].get("message", "The batch failed"))
 
 
-async def _answer(
-    given: BatchInput, config: ServeConfig, target: TaskTarget, requests: bool, say: Say, progress: Progress
-) -> str:
+async def _answer(given: BatchInput, config: ServeConfig, target: TaskTarget, requests: bool) -> str:
     deployment = deployment_of(config)
     await deployment.engine.start()
     try:
-        gateway = gateway_of(config, deployment, say)
+        gateway = gateway_of(config, deployment)
         gateway.alone = True
         try:
             batch = Batch(
                 given.folder, _answer_of(gateway, target, requests), given.rows, _within(given.hours),
-                report=lambda done, total: progress("batch", done, total), say=say,
-                most_bytes=int(config.limits.body_mb * 1e6),
+                report=lambda done, total: progress("batch", done, total), most_bytes=int(config.limits.body_mb * 1e6),
             )  # fmt: skip
             return await batch.run()
         finally:
@@ -165,9 +162,7 @@ def _answer_of(gateway: Gateway, target: TaskTarget, requests: bool) -> Answer:
     return answer_by(gateway, Caller(), name)
 
 
-async def _answer_on_ray(
-    given: BatchInput, config: ServeConfig, target: TaskTarget, requests: bool, say: Say, progress: Progress
-) -> str:
+async def _answer_on_ray(given: BatchInput, config: ServeConfig, target: TaskTarget, requests: bool) -> str:
     """As `_answer`, by actors; the journal is here, so that each row is done once whatever is lost there."""
     with on_ray(address_of(given.on)) as ray:
         actors = usual_actors(ray, given.actors)
@@ -179,8 +174,7 @@ async def _answer_on_ray(
         async with asked_actors(ray, _actor, setting, actors, given.rows) as answer:
             batch = Batch(
                 given.folder, answer, given.rows * actors, _within(given.hours),
-                report=lambda done, total: progress("batch", done, total), say=say,
-                most_bytes=int(config.limits.body_mb * 1e6), fatal=(UserError,),  # all actors are lost
+                report=lambda done, total: progress("batch", done, total), most_bytes=int(config.limits.body_mb * 1e6), fatal=(UserError,),  # all actors are lost
             )  # fmt: skip
             return await batch.run()
 

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, write_json
 from tuneloop.core.ids import uuid7
+from tuneloop.core.ui import say
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.erase.forget import Descendant, SubjectRows, find_rows, forget, personal_settings
 from tuneloop.data.erase.subject_match import Matcher, pseudonyms
@@ -50,20 +51,13 @@ _NAMED = re.compile(
 )
 
 
-def forget_requests(
-    place: Path | str,
-    match: str,
-    *,
-    dry_run: bool,
-    say: Callable[[str], None] = lambda line: None,
-) -> tuple[Matched, Erased | None]:
+def forget_requests(place: Path | str, match: str, *, dry_run: bool) -> tuple[Matched, Erased | None]:
     """Erase what a match names, from the store and from all files of its server's folder.
 
     Args:
         place: the server's folder, or its store.
         match: see `serve.erase.find`.
         dry_run: only look.
-        say: gets a line when it is waited for.
 
     Raises:
         UserError: no store, a bad match, or records can't get into the store, so that they are not found there.
@@ -198,7 +192,7 @@ def _store_what_waits(folder: Path, place: str) -> None:
     Raises:
         UserError: it can't be.
     """
-    writer = StoreWriter(folder, say=lambda line: None, store=place)
+    writer = StoreWriter(folder, store=place)
     writer.start()
     stored = writer.settle(30)
     writer.stop()

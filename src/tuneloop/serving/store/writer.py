@@ -30,6 +30,7 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_private, user_errors_of_the_disk
 from tuneloop.core.ids import utc_now
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
 from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.records.request import StoredRequest
@@ -91,7 +92,6 @@ class StoreWriter:
         redact: removes personal data, from each value of a mapping apart; needed for `redacted`. It runs in the thread of
             the writer, but for short requests, which are searched at once, so that a kill costs none of their texts. A prompt
             is searched when its request begins, and not again when it ends.
-        say: gets a line once when writing fails, and once when it works again.
         most_waiting: records that may wait in memory.
         patience: seconds to wait for another process that holds the store, before records are spilled.
     """
@@ -99,7 +99,6 @@ class StoreWriter:
     place: Path
     content: Content = "full"
     redact: Redact | None = None
-    say: Callable[[str], None] = print
     most_waiting: int = 20_000
     patience: float = 1.0
     store: str = ""
@@ -517,7 +516,7 @@ class StoreWriter:
 
     def _tell(self, line: str) -> None:
         with contextlib.suppress(Exception):  # whoever listens must not end the thread
-            self.say(line)
+            say(line)
 
 
 def _without_texts(record: StoredRequest) -> StoredRequest:

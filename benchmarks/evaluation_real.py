@@ -133,7 +133,7 @@ def effect(part: str, data: Path, scratch: Path) -> None:
         "canaries": f"canaries={scratch / 'canaries.jsonl'}",
     }[part]
     if not (out / "eval.json").is_file():
-        evaluate_target(EvalTarget(str(run), name="tuned", out=str(out), settings=[setting, "embedding=false"]))
+        evaluate_target(EvalTarget(target=str(run), name="tuned", out=str(out), settings=[setting, "embedding=false"]))
     print(f"{part}: {read_json(out / 'eval.json')[part]['words']}", flush=True)
 
 

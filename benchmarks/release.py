@@ -64,7 +64,7 @@ def table(runs: list[str]) -> None:
             wanted = [("merged", ""), ("adapter", ""), ("gguf-lora", ""), *(("gguf", quant) for quant in QUANTS)]
             for form, quant in wanted:
                 out = Path(folder) / f"{Path(run).name}-{form}-{quant}"
-                weights = WeightsWanted(quant, measure=ROWS)
+                weights = WeightsWanted(quant=quant, measure=ROWS)
                 made = export_run(Path(run), form, out, weights=weights, force=True)
                 print_format(Path(run), ArtifactManifest.model_validate(made.manifest), out)
     print_packaged(runs)

@@ -257,7 +257,7 @@ def test_no_table_of_a_command_goes_around_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["report", HOSTILE], ["models", "--registry", HOSTILE], [HOSTILE], ["verify", HOSTILE]]
+    "arguments", [["compare", HOSTILE], ["models", "--registry", HOSTILE], [HOSTILE], ["models", "verify", HOSTILE]]
 )
 def test_errors_quote_names_without_control_characters(arguments: list[str], cli: Any) -> None:
     arguments = [argument.replace("\x00", "") for argument in arguments]
@@ -275,7 +275,7 @@ def test_nothing_gets_to_a_real_terminal(tmp_path: Path, cli_environment: dict[s
     hostile = HOSTILE.replace("\ud800", "")
     rows = [{"text": f"{hostile} {i} good words here", "label": f"{hostile}{i % 2}"} for i in range(20)]
     (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken \x1b[2J\n")
-    for arguments in (["prepare", name, "-o", "data"], ["check", "data"], ["diff", "data", "data"]):
+    for arguments in (["prepare", name, "-o", "data"], ["data", "check", "data"], ["data", "diff", "data", "data"]):
         seen = on_a_terminal(arguments, tmp_path, cli_environment)
         assert "\x9b" not in seen and "\u202e" not in seen and "\x07" not in seen
         assert r"\u001b[2K" not in seen  # rich's own

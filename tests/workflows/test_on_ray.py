@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,9 +262,9 @@ def test_an_evaluation_by_actors_has_the_answers_of_one_process_though_one_is_ki
     cluster: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = EvalTarget(target=str(trained), split="train", settings=["limit=30"])
-    alone = evaluate_target(replace(question, out="alone")).folder
+    alone = evaluate_target(question.model_copy(update={"out": "alone"})).folder
     monkeypatch.setattr(evaluations, "_actor", asker_or_die)
-    far = evaluate_target(replace(question, out="far", on="ray")).folder
+    far = evaluate_target(question.model_copy(update={"out": "far", "on": "ray"})).folder
     assert (trained / "killed").exists()
     one, other = (read_record(EvaluationManifest, folder) for folder in (alone, far))
     assert one.n == other.n == 30 and one.metrics.keys() == other.metrics.keys()

@@ -513,7 +513,7 @@ def test_evaluate_a_run_on_another_split_and_a_model_alone(
 def test_report_alone(copied: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     page = copied["folder"] / "report.html"
     page.unlink()
-    found = one_object(capsys, "report", str(copied["folder"]))
+    found = one_object(capsys, "compare", str(copied["folder"]))
     assert found["report"] == str(page) and page.is_file() and found["run"]["status"] == "finished"
 
 

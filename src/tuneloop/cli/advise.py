@@ -6,15 +6,16 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tuneloop.advise.config import AdviseOptions
-from tuneloop.cli.console import Settings, plain_table, print_json, screen, split_arguments, terminal
+from tuneloop.cli.console import Result, one_place, plain_table, screen
 from tuneloop.cli.numbers import amount, count
-from tuneloop.cli.parameters import Output, argument, given
+from tuneloop.cli.parameters import SETTINGS, Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
 from tuneloop.core.flag import flag, switch
@@ -46,7 +47,7 @@ def command(
         "File of examples, prepared data set, recipe, run, or evaluation to start from.",
         "",
     ),
-    settings: Settings = None,
+    settings: list[str] | None = SETTINGS,
     measure: bool = switch("Measure the base model and cheap classifiers on the test rows first."),
     html: str = flag("", "FILE", "Write a page with tables and charts."),
     out: str = flag(
@@ -55,7 +56,7 @@ def command(
     *,
     options: AdviseOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Say whether to fine-tune at all, how, and when it pays off.
 
     What you know can be given as options; the rest is read from the data, or stays open. Exit status 1: don't fine-tune.
@@ -66,10 +67,7 @@ def command(
         from tuneloop.advise.combined import combined_facts
 
         facts["combined"] = combined_facts([part.strip() for part in combined.split(",") if part.strip()])
-    places, settings = split_arguments([source, *(settings or [])])
-    if len(places) > 1:
-        raise typer.BadParameter(f"{places[1]} is one place too many")
-    source = places[0] if places else ""
+    source, settings = one_place(source, settings)
     if not source and not facts and not evaluation and not settings and sys.stdin.isatty() and sys.stderr.isatty():
         facts = _ask()
     from tuneloop.advise.advise import advise
@@ -88,12 +86,8 @@ def command(
         from tuneloop.report.advise_html import render_advise_page
 
         write_text(html, render_advise_page(advice.record()))
-    if output.json:
-        print_json({**advice.record().to_json(), "html": html or None})
-    else:
-        _print(advice, html)
-    if advice.answer == "dont":
-        raise typer.Exit(1)
+    record = {**advice.record().to_json(), "html": html or None}
+    return Result(record, partial(_print, advice, html), int(advice.answer == "dont"))
 
 
 HEADER, NAMES = 10, 16  # columns of a header before it is broken, and of a table's first column at least
@@ -252,9 +246,7 @@ def _say(console: Any, text: str, style: str = "", first: str = "", rest: str = 
     console.print(Text("\n".join(lines), style=style))
 
 
-def _print(advice: Advice, html: str) -> None:
-
-    console = terminal(highlight=False)
+def _print(advice: Advice, html: str, console: Any) -> None:
     style = {"dont": "bold yellow", "prompt": "bold cyan", "tune": "bold green"}[advice.answer]
     _say(console, advice.headline, style)
     for i, reason in enumerate(advice.reasons):
@@ -266,7 +258,7 @@ def _print(advice: Advice, html: str) -> None:
     _print_options(advice, console)
     _print_rest(advice, console)
     if html:
-        console.print(f"\nThe page: {html}", markup=False)
+        console.print(f"\nThe page: {html}")
 
 
 def _table(title: str, *columns: str) -> Any:
@@ -296,7 +288,7 @@ def _print_table(console: Any, table: Any) -> None:
     with console.capture() as shown:
         console.print(table)
     console.width = own
-    console.print("\n" + "\n".join(line.rstrip() for line in shown.get().splitlines()), markup=False, soft_wrap=True)
+    console.print("\n" + "\n".join(line.rstrip() for line in shown.get().splitlines()), soft_wrap=True)
 
 
 def _print_leaderboard(advice: Advice, console: Any) -> None:
@@ -319,16 +311,7 @@ def _print_options(advice: Advice, console: Any) -> None:
 
     page = page_of_advice(advice.record())
     if page["alternatives"]:
-        table = _table(
-            "\nAlternatives",
-            "",
-            "quality",
-            "upfront",
-            "per 1,000",
-            "a month",
-            page["months"],
-            "pays back",
-        )
+        table = _table("\nAlternatives", "", "quality", "upfront", "per 1,000", "a month", page["months"], "pays back")
         for a in page["alternatives"]:
             table.add_row(a["name"], a["quality"], a["upfront"], a["query"], a["month"], a["total"], a["pays"])
         _print_table(console, table)
@@ -352,9 +335,9 @@ def _print_rest(advice: Advice, console: Any) -> None:
         gpu = training.job.gpu
         machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.name}"
         what = f"Training {advice.question.model} with {advice.costed_name} on {machine}"
-        console.print(f"\n{what}", style="bold", markup=False)
+        console.print(f"\n{what}", style="bold")
         for line in cost_lines(PlannedCost(**training.cost.to_json())):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     if advice.steps:
         console.print("\nNext", style="bold")
         for number, step in enumerate(advice.steps, 1):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
-from tuneloop.cli.console import Settings, print_json, screen
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.console import Result, screen
+from tuneloop.cli.parameters import SETTINGS, Output, argument
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
 from tuneloop.scale.clusters import BatchWish, refuse_other_place
 
 
-@dataclass(frozen=True)
-class AskOptions:
+class AskOptions(Config):
     """When a batch is done, and how its rows become prompts."""
 
     window: str = flag("", "TIME", "End after this time, whatever is left: 90m, 24h, 2d.")
@@ -28,17 +25,17 @@ def command(
     source: str = argument(
         "FILE|FOLDER", "Requests of OpenAI's batch API, rows (csv, jsonl, json, parquet), or a folder of texts."
     ),
-    settings: Settings = None,
+    settings: list[str] | None = SETTINGS,
     model: str = flag(..., "NAME", "A run, an artifact, NAME@champion or a model.", "-m"),
     out: str = flag("", "FILE", "Result; default: the source's name with .answers.jsonl.", "-o"),
     *,
     asked: AskOptions,
     wish: BatchWish,
     output: Output,
-) -> None:
-    """Answer a file of requests or rows, or a folder of texts, without a server.
+) -> Result:
+    """Answer a file of requests or rows, or a folder of texts.
 
-    The result has OpenAI's form, a line for each custom_id; errors stand in a file next to it. A batch that was interrupted
+    No server is needed. The result has OpenAI's form, a line for each custom_id; errors stand in a file next to it. A batch that was interrupted
     or killed goes on where it stopped. Settings are those of serve. Exit status 1: some requests have an error.
     """
     from tuneloop.workflows.batch import BatchInput, answer_batch, read_hours, read_window
@@ -68,7 +65,4 @@ def command(
         shown.say(
             f"batch     {found['completed']:,} of {found['total']:,} answered, {found['failed']:,} errors: {found['out']}"
         )
-    if output.json:
-        print_json(found)
-    if found["completed"] < found["total"]:
-        raise typer.Exit(1)
+    return Result(found, status=int(found["completed"] < found["total"]))

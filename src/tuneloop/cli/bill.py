@@ -37,7 +37,7 @@ def command(
     found = make_bill([Path(file) for file in invoices], [Path(folder)], rates, sky=sky)
     if out:
         write_record(Path(out), found)
-    if output.json:
+    if output.as_json:
         print_json(found.to_json())
     else:
         _show(found)

@@ -18,19 +18,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from tuneloop.cli.unread import stop_if_unread
 from tuneloop.core.errors import UserError, in_shell
 from tuneloop.core.urls import masked
 from tuneloop.models.sharded import is_first
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as in train.epochs=2.", show_default=False),
-]
-
 
 # Control characters but tab and line feed, halves of surrogate pairs, and what turns the direction of text around.
 _UNSAFE = re.compile(
@@ -305,11 +300,54 @@ def screen(quiet: bool, doing: str = IDLE) -> Iterator[Screen]:
             yield shown
 
 
-def print_json(value: Any) -> None:
-    """The one JSON object of `--json`."""
+@dataclass(frozen=True)
+class Result:
+    """What a command answers, and its exit status.
+
+    Args:
+        record: the object of `--json`.
+        text: the same for people: lines, or a function that writes on a console of rich's.
+        status: 0 done; 1 the answer is no; 3 inconclusive.
+    """
+
+    record: Any
+    text: Iterable[str] | Callable[[Any], None] = ()
+    status: int = 0
+
+
+def show(result: Result, as_json: bool) -> None:
+    """Print a command's result, as one JSON object or as text.
+
+    Raises:
+        typer.Exit: with the result's status where it is not 0.
+    """
+    if as_json:
+        print_json(result.record)
+    elif callable(result.text):
+        result.text(terminal(markup=False, highlight=False))
+    else:
+        for line in result.text:
+            print(line)
+    if result.status:
+        raise typer.Exit(result.status)
+
+
+def print_json(value: Any, *, ascii: bool = False) -> None:
+    """One JSON value on a line of stdout."""
     from tuneloop.core.files import plain
 
-    print(json.dumps(plain(value), ensure_ascii=False))
+    print(json.dumps(plain(value), ensure_ascii=ascii, default=str), flush=True)
+
+
+def print_live(text: str = "", *, end: str = "\n", err: bool = False) -> None:
+    """Text of a command that prints as it works, on stdout or stderr.
+
+    Raises:
+        SystemExit: the reader of stdout has left.
+    """
+    print(text, end=end, file=sys.stderr if err else sys.stdout, flush=True)
+    if not err:
+        stop_if_unread()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -322,6 +360,19 @@ def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[st
     """Positional arguments and `key=value` settings; a path that exists is never taken for a setting."""
     settings = [a for a in arguments or () if "=" in a and not os.path.exists(a)]
     return [a for a in arguments or () if a not in settings], settings
+
+
+def one_place(source: str, settings: Sequence[str] | None, what: str = "place") -> tuple[str, list[str]]:
+    """The one positional argument, or "", and the settings.
+
+    Raises:
+        typer.BadParameter: there are several.
+    """
+    places, settings = split_arguments([source, *(settings or [])])
+    places = [place for place in places if place]
+    if len(places) > 1:
+        raise typer.BadParameter(f"{places[1]} is one {what} too many")
+    return "".join(places), settings
 
 
 def drop_unwritable_output() -> None:

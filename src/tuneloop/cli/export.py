@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import Result, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
 from tuneloop.release.forms import FORMS
@@ -15,23 +15,17 @@ FORMATS = "; ".join(f"{name}: {form.help}" for name, form in FORMS.items())
 
 def command(
     run: str = argument("RUN", "Folder of a finished run."),
-    form: str = flag(
-        "",
-        "NAME",
-        f"{FORMATS}. Default: merged where possible.",
-        "--format",
-        "-f",
-    ),
+    form: str = flag("", "NAME", f"{FORMATS}. Default: merged where possible.", "--format", "-f"),
     out: str = flag("", "FOLDER", "Folder of the artifact; default: artifacts/ID.", "-o"),
     force: bool = switch("Overrule a gate that is not green; the artifact says so."),
     sign: str = flag("", "KEY", "Sign all files with this private key of an elliptic curve, a PEM file."),
     *,
     weights: WeightsWanted,
     output: Output,
-) -> None:
-    """Export a run as a folder that other tools can load, with a model card.
+) -> Result:
+    """Export a run as a folder that other tools can load.
 
-    It is refused while `tuneloop gate` says no, or has judged an earlier evaluation.
+    A model card comes with it. It is refused while `tuneloop gate` says no, or has judged an earlier evaluation.
     """
     from tuneloop.workflows.export import export_run
 
@@ -46,8 +40,6 @@ def command(
             progress=shown.progress,
             say=shown.say,
         )
-    if output.json:
-        print_json({"path": str(artifact.folder), **artifact.manifest})
-    else:
-        size = sum(entry["bytes"] for entry in artifact.manifest["files"].values()) / 1e6
-        print(f"{artifact.folder}  ({artifact.manifest['format']}, {size:,.0f} MB)")
+    size = sum(entry["bytes"] for entry in artifact.manifest["files"].values()) / 1e6
+    line = f"{artifact.folder}  ({artifact.manifest['format']}, {size:,.0f} MB)"
+    return Result({"path": str(artifact.folder), **artifact.manifest}, [line])

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
-import typer
-
-from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.console import Result, print_live, screen
+from tuneloop.cli.parameters import STORE_ARGUMENT, Output, argument
 from tuneloop.core.flag import flag, switch
 
 
-def run(
+def command(
     project: str = argument("PROJECT.yaml", "What is kept good, and how."),
     approve: str = flag("", "STEP", "Approve a step that waits for a person."),
     watch: bool = switch("Make a pass again and again, until stopped."),
@@ -19,7 +15,7 @@ def run(
     replay: bool = switch("Decide again what was decided, from the log; do nothing."),
     *,
     output: Output,
-) -> None:
+) -> Result | None:
     """Retrain when there is a reason, and let gate and experiment decide.
 
     One pass, for cron; it goes on where the last one stopped. With --watch pass after pass.
@@ -33,58 +29,35 @@ def run(
 
     found = work.load_project(project)
     if replay:
-        checked, log = work.replay(found), decision_log(found.store)
-        if output.json:
-            print_json({"events": checked, "same": all(one.follows for one in checked), "log": log})
-        else:
-            for one in checked:
-                print(f"{'follows' if one.follows else 'DIFFERS'}  {one.time[:16].replace('T', ' ')}  {one.what}")
-            if not checked:
-                print("Nothing was decided yet.")
-            print(log_line(log))
-        raise typer.Exit(0 if not log.fault and all(one.follows for one in checked) else 1)
+        events, log = work.replay(found), decision_log(found.store)
+        same = all(one.follows for one in events)
+        lines = [
+            f"{'follows' if one.follows else 'DIFFERS'}  {one.time[:16].replace('T', ' ')}  {one.what}"
+            for one in events
+        ]
+        lines += [] if events else ["Nothing was decided yet."]
+        record = {"events": events, "same": same, "log": log}
+        return Result(record, [*lines, log_line(log)], int(bool(log.fault) or not same))
     pause = 86_400 * days_of(every, "--every")
     work.check_files(found)
     if watch:
-        _watch(project, pause, output.quiet)
-        return
+        quiet = output.quiet
+        work.watch(project, every=pause, say=lambda line: None if quiet else print_live(line, err=True))
+        return None
     with screen(output.quiet, "improving") as shown:
         done = work.improve(found, approve=approve, say=shown.say)
-    if output.json:
-        print_json(done)
-    else:
-        print(done.sentence)
     waits = done.state in ("waiting", "needs approval")
     good = done.state == "idle" or done.sentence.startswith("promoted")
-    raise typer.Exit(3 if waits else 0 if good else 1)
+    return Result(done, [done.sentence], 3 if waits else 0 if good else 1)
 
 
-def _watch(project: str, pause: float, quiet: bool) -> None:
-    """Pass after pass; lines go to stderr, where logs belong."""
-    from tuneloop.workflows.improve import watch
-
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
-
-    watch(project, every=pause, say=say)
-
-
-def report(
-    store: str = argument("[FOLDER]", "The server's folder, or its store: a file or a postgresql:// URL.", "serve"),
-    *,
-    output: Output,
-) -> None:
+def report(store: str = STORE_ARGUMENT, *, output: Output) -> Result:
     """Write a page of all that was tried: funnel, experiments, drift, costs, timeline."""
     from tuneloop.workflows.improve_report import write_improve_report
 
     with screen(output.quiet, "reading the store"):
         page, found = write_improve_report(store)
-    if output.json:
-        print_json({"report": str(page), **found.to_json()})
-    else:
-        print(f"report    {page}")
+    return Result({"report": str(page), **found.to_json()}, [f"report    {page}"])
 
 
-commands = {"run": run, "report": report}
-usual = "run"
+commands = {"run": command, "report": report}

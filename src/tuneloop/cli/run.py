@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import Settings, print_json, screen, terminal
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.console import Result, print_live, screen, show
+from tuneloop.cli.parameters import SETTINGS, Output, argument
 from tuneloop.scale.clusters import RemoteWish, is_ray, refuse_options_of_rented
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ def command(
     source: str = argument(
         "RECIPE.yaml|DATA", "Recipe in YAML, or a file of examples or prepared data set for the defaults."
     ),
-    settings: Settings = None,
+    settings: list[str] | None = SETTINGS,
     *,
     wish: RemoteWish,
     output: Output,
-) -> None:
-    """Do all stages in one go: prepare, baselines, plan, train, evaluate, report.
+) -> Result | None:
+    """Do all stages in one go, from the rows to the report.
 
     With --on ray a Ray cluster does it. With another place the data are prepared here, and a project is written that does the
     rest there.
@@ -42,7 +42,7 @@ def command(
         refuse_options_of_rented(wish)
     if wish.on and not on_ray:
         _elsewhere(resolved, wish, output)
-        return
+        return None
     if not on_ray and (status := shared_out(resolved)) is not None:
         raise typer.Exit(status)
     with screen(output.quiet, "running") as shown:
@@ -52,12 +52,9 @@ def command(
             folder = run_on_ray(resolved, wish, whole=True, progress=shown.progress, say=shown.say)
         else:
             folder = run(resolved, progress=shown.progress, say=shown.say)
-    if output.json:
-        print_json(summary(folder))
-    else:
-        from tuneloop.report.terminal import print_closing
+    from tuneloop.report.terminal import print_closing
 
-        print_closing(folder, terminal())
+    return Result(summary(folder), partial(print_closing, folder))
 
 
 def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
@@ -68,14 +65,9 @@ def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
     with screen(output.quiet, "preparing") as shown:
         written = write_remote(recipe, wish, folder, progress=shown.progress, say=shown.say)
     cluster, job = written.cluster, written.job
-    if output.json:
-        print_json({"folder": str(folder), "on": cluster.name, **vars(job), "plan": written.plan})
-    else:
-        print(
-            f"{folder}: recipe.yaml, dataset, {', '.join(cluster.project(job))}, README.md\n{price_words(written.plan, cluster)}"
-        )
+    files = f"{folder}: recipe.yaml, dataset, {', '.join(cluster.project(job))}, README.md"
+    record = {"folder": str(folder), "on": cluster.name, **vars(job), "plan": written.plan}
+    show(Result(record, [files, price_words(written.plan, cluster)]), output.as_json)
     if not wish.dry_run:
         question = f"Start it on {cluster.title} now?"
-        put_up_after_yes(
-            launch_of(written, wish), folder, question, wish.yes, lambda line: print(line, file=sys.stderr)
-        )
+        put_up_after_yes(launch_of(written, wish), folder, question, wish.yes, partial(print_live, err=True))

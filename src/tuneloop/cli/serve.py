@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING
 
-import typer
-
-from tuneloop.cli.console import print_json, screen, split_arguments
-from tuneloop.cli.parameters import Output
+from tuneloop.cli import costs, keys, top
+from tuneloop.cli.console import Result, print_live, screen, show, split_arguments
+from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import switch
 from tuneloop.core.units import counted
 
@@ -21,18 +21,15 @@ SAME = 0.99  # share of the answers that --check asks for; roundings of another 
 
 
 def command(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="TARGET|serve.yaml|KEY=VALUE...",
-            help="Runs, artifacts, NAME@champion or a model; or a file of settings. Settings, as in port=8130.",
-            show_default=False,
-        ),
-    ] = None,
+    arguments: list[str] | None = argument(
+        "TARGET|serve.yaml|KEY=VALUE...",
+        "Runs, artifacts, NAME@champion or a model; or a file of settings. Settings, as in port=8130.",
+        None,
+    ),
     check: bool = switch("Ask all test rows of each model, say how many are answered as evaluated, and end."),
     *,
     output: Output,
-) -> None:
+) -> Result | None:
     """Answer requests by OpenAI's API until stopped.
 
     Several adapters on one base are served together, each asked as it was trained. SIGTERM lets running requests end.
@@ -45,50 +42,47 @@ def command(
     targets, settings = split_arguments(arguments)
     config = serve_config(targets, settings)
     if check:
-        _check(config, output)
-        return
+        return _check(config, output)
     as_lines = config.log.lines == "json"
     with contextlib.ExitStack() as loading:
         shown = loading.enter_context(screen(output.quiet or as_lines, "loading the model"))
 
         def ready(address: str, gateway: Gateway) -> None:
             loading.close()  # nothing more goes on that a reader waits for
-            if output.json:
-                print_json({"address": address, "models": list(gateway.models), "folder": config.folder})
-                sys.stdout.flush()
+            if output.as_json:
+                show(
+                    Result({"address": address, "models": list(gateway.models), "folder": config.folder}), as_json=True
+                )
             # Only a terminal is shown a key: what a file or a collector of logs gets must not hold one.
-            key = first_key(gateway) if sys.stderr.isatty() and not (as_lines or output.quiet or output.json) else ""
+            key = first_key(gateway) if sys.stderr.isatty() and not (as_lines or output.quiet or output.as_json) else ""
             for line in () if as_lines else first_steps(address, gateway, key):
                 shown.say(line)
 
-        def say(line: str) -> None:
-            print(line, file=sys.stderr, flush=True)
-
-        serve(config, say, ready=ready)
+        serve(config, partial(print_live, err=True), ready=ready)
+    return None
 
 
-def _check(config: ServeConfig, output: Output) -> None:
+def _check(config: ServeConfig, output: Output) -> Result:
     from tuneloop.workflows.serve import check_served
 
     with screen(output.quiet, "asking the test rows") as shown:
         found = check_served(config, shown.say)
-    if output.json:
-        print_json({"models": [{**asdict(each), "share": each.same / each.n if each.n else None} for each in found]})
-    for each in () if output.json else found:
+    lines = []
+    for each in found:
         if not each.n:
-            print(f"{each.name}: no evaluation on test rows is at hand")
+            lines.append(f"{each.name}: no evaluation on test rows is at hand")
             continue
-        print(
-            f"{each.name}: {each.same:,} of {counted(each.n, 'test row')} ({each.same / each.n:.1%}) are answered as in the evaluation"
-        )
+        rows = f"{each.same:,} of {counted(each.n, 'test row')} ({each.same / each.n:.1%})"
+        lines.append(f"{each.name}: {rows} are answered as in the evaluation")
         if each.parted:
-            print(
+            lines.append(
                 f"  {each.ties} of {counted(each.parted, 'other one')} that were looked at part where the served model finds "
                 f"both tokens equally likely; the largest gap is {each.largest_gap:.2g} nats"
             )
-        for expected, got in each.examples:
-            print(f"  {got[:100]!r} instead of {expected[:100]!r}")
-    if any(each.same < SAME * each.n and not each.are_ties for each in found):
-        raise typer.Exit(1)
-    if not all(each.n for each in found):
-        raise typer.Exit(3)
+        lines += [f"  {got[:100]!r} instead of {expected[:100]!r}" for expected, got in each.examples]
+    record = {"models": [{**asdict(each), "share": each.same / each.n if each.n else None} for each in found]}
+    wrong = any(each.same < SAME * each.n and not each.are_ties for each in found)
+    return Result(record, lines, 1 if wrong else 0 if all(each.n for each in found) else 3)
+
+
+commands = {"keys": keys, "top": top, "costs": costs}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
 
 
-@dataclass(frozen=True)
-class EvalOptions:
+class EvalOptions(Config):
     """Rows and prompts of an evaluation; each field is an option."""
 
     predictions: str = flag("", "FILE", 'Measure answers made elsewhere: rows {"id" or "row", "prediction"}.')

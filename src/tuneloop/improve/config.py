@@ -49,7 +49,6 @@ class ExperimentOptions(Config):
     maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request in which feedback counts.")  # fmt: skip
     most_days: float = Field(365.0, gt=0, description="Days after which the experiment ends.")
     shadow: Annotated[bool, Flag(("--shadow/--no-shadow",))] = Field(
-        True,
-        description="Begin with copies of requests that the candidate answers unseen, before anybody meets it.",
+        True, description="Begin with copies of requests that the candidate answers unseen, before anybody meets it."
     )
     shadow_copies: int = Field(100, ge=30, description="Copies after which shadow mode is over.")

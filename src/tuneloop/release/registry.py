@@ -102,7 +102,7 @@ def read_model(registry: Registry, name: str) -> RegisteredModel:
                 where=masked(registry.uri),
                 next_step=f"registered are: {', '.join(known)}"
                 if known
-                else f"tuneloop register ARTIFACT --name {name}",
+                else f"tuneloop models register ARTIFACT --name {name}",
             )
         return _read(registry, found)
 
@@ -289,7 +289,7 @@ def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel
             raise UserError(
                 f"{name} has no previous version to go back to",
                 where=f"{name}@{PREVIOUS}",
-                next_step=f"promote another one: tuneloop promote {name} VERSION",
+                next_step=f"promote another one: tuneloop models promote {name} VERSION",
             )
         version_named(model, target)
         earlier = champions(model.history)[:-2]

@@ -89,7 +89,9 @@ def evaluate_files(places: Sequence[str], against: EvalTarget, say: Say = lambda
                 next_step="give --references FILE, or --dataset FOLDER",
             )
         name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(place)
-        folders[place] = str(evaluate_target(replace(against, predictions=place, name=name), say=say).folder)
+        folders[place] = str(
+            evaluate_target(against.model_copy(update={"predictions": place, "name": name}), say=say).folder
+        )
     return folders
 
 

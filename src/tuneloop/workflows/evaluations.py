@@ -64,7 +64,6 @@ Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
 MOST_FAILURES = 100  # named in eval.json
 
 
-@dataclass(frozen=True)
 class EvalTarget(EvalOptions):
     """What is to be evaluated on what.
 
@@ -176,7 +175,7 @@ def _evaluated(job: RunContext, question: EvalTarget) -> Result:
 
 def _resolved(question: EvalTarget, say: Say) -> EvalTarget:
     """The target by a local name, and the rows by data set or split, which `data` may also name."""
-    question = _with_references(replace(question, target=local_name(question.target, say=say)))
+    question = _with_references(question.model_copy(update={"target": local_name(question.target, say=say)}))
     if question.split not in ("train", "val", "test"):
         raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")
     return question
@@ -185,9 +184,9 @@ def _resolved(question: EvalTarget, say: Say) -> EvalTarget:
 def _with_references(question: EvalTarget) -> EvalTarget:
     """`data` may also name a split of the data set, or a prepared data set itself."""
     if question.data in ("train", "val", "test") and not Path(question.data).exists():
-        return replace(question, split=question.data, data="")
+        return question.model_copy(update={"split": question.data, "data": ""})
     if question.data and (Path(question.data) / "dataset.json").is_file() and not question.dataset:
-        return replace(question, dataset=question.data, data="")
+        return question.model_copy(update={"dataset": question.data, "data": ""})
     return question
 
 
@@ -400,7 +399,7 @@ def _ask_on_ray(
         size = max(-(-len(rows) // (PIECES * actors)), 1)
         pieces = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
         setting = (
-            replace(question, on="", target=whole_path(question.target)),
+            question.model_copy(update={"on": "", "target": whole_path(question.target)}),
             job.recipe,
             Path(job.folder).resolve(),
             dataset,

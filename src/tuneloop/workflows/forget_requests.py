@@ -1,4 +1,4 @@
-"""`tuneloop forget` on a server's folder: a user's requests leave the store, and the files next to it.
+"""`tuneloop data forget` on a server's folder: a user's requests leave the store, and the files next to it.
 
 An erasure is first a file in that folder. Whoever works there does it: the command itself, or the server that holds the
 folder. So it continues after a kill: the next command does what is left of it, or the next server when it starts.
@@ -232,7 +232,7 @@ def pending(place: Path | str) -> bool:
 
 
 def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], match: str) -> list[Descendant]:
-    """What was made of requests: collected rows, data sets, review queues and other files with rows that name one of them, runs
+    """What was made of requests: collected rows, data sets, review draws and other files with rows that name one of them, runs
     that were trained on such a data set, artifacts of these runs, and versions that were registered from them.
 
     Args:
@@ -257,11 +257,11 @@ def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], mat
             name = str(_value(folder / MANIFEST, "id"))
             taught |= {name} if files.get("train.jsonl") or files.get("val.jsonl") else set()
             where = match.replace("id=", "request=", 1) if match.startswith("id=") else match
-            advice = f"tuneloop forget {quote(str(folder))} --match {quote(where)}"
+            advice = f"tuneloop data forget {quote(str(folder))} --match {quote(where)}"
             found.append(Descendant("data set", str(folder), name, rows, f"holds {rows:,} of them", advice))
             continue
         review, collected = (folder / Review.file).is_file(), (folder / CollectedManifest.file).is_file()
-        kind = "review queue" if review else "collected rows" if collected else "file"
+        kind = "review draw" if review else "collected rows" if collected else "file"
         more = "; `tuneloop collect` writes it again without them" if collected else ""
         places = {str(folder): rows} if review or collected else {str(folder / name): n for name, n in files.items()}
         found += [
@@ -308,7 +308,7 @@ def registered(datasets: Collection[str], runs: Collection[str]) -> list[Descend
             if lineage.run not in runs and lineage.dataset not in datasets:
                 continue
             named = f" and is its {', '.join(version.aliases)}" if version.aliases else ""
-            advice = f"register an artifact of the new run (tuneloop register ARTIFACT --name {model.name}) and promote it; then delete this version"
+            advice = f"register an artifact of the new run (tuneloop models register ARTIFACT --name {model.name}) and promote it; then delete this version"
             why = f"made of the run {lineage.run}{named}"
             place = f"models:/{model.name}/{version.version}"
             found.append(Descendant("registered version", place, version.version, None, why, advice))

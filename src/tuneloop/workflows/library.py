@@ -1,6 +1,6 @@
 """tuneloop from Python: `prepare`, `train`, `evaluate`, `predict` and `run`, with the settings and files of the command line.
 
-A run made here is a run: `tuneloop report`, `evaluate`, `compare`, `gate`, `export` and `predict` take its folder.
+A run made here is a run: `tuneloop compare`, `evaluate`, `compare`, `gate`, `export` and `predict` take its folder.
 """
 
 from __future__ import annotations

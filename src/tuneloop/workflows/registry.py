@@ -57,7 +57,7 @@ def open_registry(*, create: bool = False, say: Say = silent) -> models.Registry
         raise UserError(
             "There is no registry here",
             where=str(file),
-            next_step="tuneloop register ARTIFACT --name NAME makes one; MLFLOW_REGISTRY_URI names another",
+            next_step="tuneloop models register ARTIFACT --name NAME makes one; MLFLOW_REGISTRY_URI names another",
         )
     for name, value in (QUICK_AND_QUIET | _SILENT).items():
         os.environ.setdefault(name, value)

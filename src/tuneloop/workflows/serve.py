@@ -51,7 +51,7 @@ from tuneloop.workflows.serve_swap import Swaps, pinned
 
 Say = Callable[[str], None]
 LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
-LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop forget` has begun one
+LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop data forget` has begun one
 
 
 # --- settings --------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def _before(days: float | None, keys: Sequence[ApiKey], now: float) -> Callable[
 
 
 async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None, say: Say) -> bool:
-    """Do what `tuneloop forget` has begun in the server's folder, while batches pause; returns whether it could be done."""
+    """Do what `tuneloop data forget` has begun in the server's folder, while batches pause; returns whether it could be done."""
     folder = Path(config.folder)
     if not any(folder.glob(PENDING)):
         return True

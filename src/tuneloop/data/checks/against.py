@@ -1,4 +1,4 @@
-"""The check of production texts against a data set (`tuneloop check --against`)."""
+"""The check of production texts against a data set (`tuneloop data check --against`)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,5 @@
+"""`tuneloop combine`: one model of several."""
+
+from tuneloop.cli import distill, merge, route
+
+commands = {"merge": merge, "distill": distill, "route": route}

@@ -348,7 +348,11 @@ def test_a_registry_that_is_down_is_an_error_with_a_next_step(
     artifacts: list[str], capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
-    for command in (["models", "register", artifacts[0], "--name", "support"], ["models"], ["models", "promote", "support"]):
+    for command in (
+        ["models", "register", artifacts[0], "--name", "support"],
+        ["models"],
+        ["models", "promote", "support"],
+    ):
         assert "can't be reached" in refused(capsys, *command)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///damaged.db")
     Path("damaged.db").write_text("this is no database " * 100)

@@ -330,8 +330,8 @@ def disk_seconds(file: Path, size: int) -> float:
 
 def ready(repeats: int = 5) -> None:
     """Seconds until llama.cpp's engine answers with the packaged model, and until the first answer is there."""
-    from tuneloop.inference.engines import Served, complete
-    from tuneloop.inference.engines.llamacpp import LlamaCppEngine
+    from tuneloop.inference.answer import Served, complete
+    from tuneloop.inference.llamacpp.engine import LlamaCppEngine
     from tuneloop.inference.request import Request
 
     file = packaged_gguf()

@@ -30,9 +30,9 @@ def make_engine(kind: str, folder: Path, context: int) -> Any:
     """An engine on the packaged model with two adapters."""
     from adapters import write_adapter
 
-    from tuneloop.inference.engines import Served
-    from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
-    from tuneloop.inference.engines.local import LocalEngine
+    from tuneloop.inference.answer import Served
+    from tuneloop.inference.llamacpp.engine import LlamaCppEngine, LlamaCppSettings
+    from tuneloop.inference.local.serving import LocalEngine
     from tuneloop.models.names import packaged_gguf, resolve
     from tuneloop.release.gguf_lora import write_gguf_lora
 
@@ -59,7 +59,7 @@ async def first_token_ms(engine: Any, request: Any) -> float:
 
 async def measure(engine: Any, tokens: int, turns: int) -> dict[str, Any]:
     """Times to the first token alone and behind a row, and whether the row's answer is the same."""
-    from tuneloop.inference.engines import complete
+    from tuneloop.inference.answer import complete
     from tuneloop.inference.request import Request
 
     first, second = engine.adapters

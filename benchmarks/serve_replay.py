@@ -99,8 +99,8 @@ def smallest_divisor(trace: Sequence[Arrival], ms: float, costs: Costs) -> int:
 
 def open_engine(folder: Path, options: argparse.Namespace) -> Any:
     """The packaged model in llama.cpp."""
-    from tuneloop.inference.engines import Served
-    from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
+    from tuneloop.inference.answer import Served
+    from tuneloop.inference.llamacpp.engine import LlamaCppEngine, LlamaCppSettings
     from tuneloop.models.names import packaged_gguf
 
     source = packaged_gguf()

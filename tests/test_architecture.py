@@ -347,7 +347,7 @@ def test_the_command_line_loads_nothing_heavy(module: str) -> None:
 def test_a_server_before_another_engine_loads_no_torch() -> None:
     """It would take four times the memory."""
     code = """import sys; sys.modules["torch"] = None
-import tuneloop.serve.app, tuneloop.inference.engine, tuneloop.inference.engines.endpoint, tuneloop.inference.engines.llamacpp"""
+import tuneloop.serve.app, tuneloop.inference.engine, tuneloop.inference.openai, tuneloop.inference.llamacpp.engine"""
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""})
 
 

@@ -40,12 +40,12 @@ TESTED_IN = {
     "evaluate/test_gate.py": "cli.gate evaluate.suite",
     "evaluate/test_judge.py": "workflows.judge",
     "evaluate/test_sandbox.py": "evaluate.sandbox_child",
-    "inference/targets/test_targets.py": "inference.targets.endpoint inference.targets.local inference.targets.predictions"
-    " inference.targets.text_only",
-    "inference/engines/test_local.py": "inference.engines inference.prompt",
+    "inference/test_targets.py": "inference.endpoint_target inference.local.target inference.predictions"
+    " inference.text_only",
+    "inference/local/test_serving.py": "inference.answer inference.prompt",
     "inference/test_engine.py": "inference.request",
-    "inference/test_llamacpp.py": "inference.llamacpp_child",
-    "inference/engines/test_llamacpp.py": "inference.llamacpp_server",
+    "inference/llamacpp/test_llamacpp.py": "inference.llamacpp.child",
+    "inference/llamacpp/test_engine.py": "inference.llamacpp.server",
     "workflows/test_gguf.py": "workflows.measure_artifact",
     "improve/test_experiment_plan.py": "improve.config records.experiment",
     "models/methods/test_methods.py": "models.methods.full models.methods.lora models.methods.method models.methods.prefix"

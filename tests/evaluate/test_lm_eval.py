@@ -67,7 +67,7 @@ def test_log_likelihoods_and_scores_are_those_of_lm_evals_own_model(
 
     from tuneloop.core.progress import no_progress
     from tuneloop.evaluate.lm_eval import _asked, run_tasks
-    from tuneloop.inference.targets.local import LocalTarget
+    from tuneloop.inference.local.target import LocalTarget
 
     files = [task("sums", CHOICE), task("said", WRITTEN)]
     own = HFLM(pretrained=str(tiny_llama), dtype="float32", device="cpu", batch_size=1)

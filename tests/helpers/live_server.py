@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.http_server import Server, listen
+from tuneloop.inference.answer import AdapterFacts
 from tuneloop.inference.engine import Update
-from tuneloop.inference.engines import AdapterFacts
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 from tuneloop.serve.admission import Admission

@@ -19,10 +19,10 @@ from live_server import StubEngine
 
 from patience import slowness
 from tuneloop.core.errors import UserError
+from tuneloop.inference import openai as endpoints
+from tuneloop.inference.answer import Served, ServingEngine, complete
 from tuneloop.inference.engine import Update
-from tuneloop.inference.engines import Served, ServingEngine, complete
-from tuneloop.inference.engines import endpoint as endpoints
-from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
+from tuneloop.inference.openai import EndpointEngine, EndpointSettings
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 from tuneloop.serve.pool import EnginePool

@@ -13,9 +13,9 @@ import pytest
 from patience import HANG
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
-from tuneloop.inference.engines import Served
-from tuneloop.inference.engines.canary import prove
-from tuneloop.inference.engines.local import LocalEngine
+from tuneloop.inference.answer import Served
+from tuneloop.inference.canary import prove
+from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.serve.config import ServeConfig
 from tuneloop.workflows.canaries import canaries_of
 from tuneloop.workflows.evaluations import EvalTarget, evaluate_target

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.template import Rendered
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.train.distil import store_probabilities

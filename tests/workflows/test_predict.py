@@ -250,7 +250,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
     import re
 
     make_tuned()
-    monkeypatch.setattr("tuneloop.inference.targets.local.load_model", lambda *a, **k: pytest.fail("loaded a model"))
+    monkeypatch.setattr("tuneloop.inference.local.target.load_model", lambda *a, **k: pytest.fail("loaded a model"))
     write("in.jsonl", ROWS)
     write("other.jsonl", [{"id": "1", "body": "x"}])
     Path("empty.jsonl").write_text("")

@@ -13,9 +13,9 @@ from live_server import StubEngine, live
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.client import Endpoint
+from tuneloop.inference.endpoint_target import EndpointTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_target
-from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.serve.api_request import ApiRequest
 from tuneloop.serve.app import whole
 from tuneloop.serve.config import ServeConfig

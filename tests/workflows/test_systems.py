@@ -13,8 +13,8 @@ from manifests import manifest_of
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluate.prompt import prompt_turns
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.scoring import trie_of_labels
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.systems import (
     CONTENT_FREE,

@@ -17,7 +17,7 @@ from tuneloop.inference.request import Request
 from tuneloop.models.template import Rendered
 
 if TYPE_CHECKING:
-    from tuneloop.inference.targets.local import LocalTarget
+    from tuneloop.inference.local.target import LocalTarget
 
 PACKAGE = "lm_eval"
 MOST_NEW = 256  # tokens of an answer, where the task names no number

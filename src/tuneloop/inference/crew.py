@@ -11,7 +11,7 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.adapters import ATTACHED, applied
 
 if TYPE_CHECKING:
-    from tuneloop.inference.targets.local import LocalTarget
+    from tuneloop.inference.local.target import LocalTarget
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_folder
-from tuneloop.inference.engines import can_give_way
+from tuneloop.inference.answer import can_give_way
 from tuneloop.records.batch import TIMES, BatchState, FileState, read_state
 from tuneloop.records.record import read_record, write_record
 from tuneloop.serve.app import Call, Disconnected, Endpoint

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.answer import START_WITHIN, AdapterFacts, ServingEngine, can_give_way
 from tuneloop.inference.engine import Update
-from tuneloop.inference.engines import START_WITHIN, AdapterFacts, ServingEngine, can_give_way
-from tuneloop.inference.engines.wire import Broken
 from tuneloop.inference.request import Request
+from tuneloop.inference.wire import Broken
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message

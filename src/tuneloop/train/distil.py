@@ -20,9 +20,9 @@ from tuneloop.core.device import backend, in_parts, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.generate import answer_requests
+from tuneloop.inference.local.target import open_folder_or_name
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
-from tuneloop.inference.targets.local import open_folder_or_name
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.quantised import quantise
 from tuneloop.models.sharded import processes

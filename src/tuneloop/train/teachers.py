@@ -9,7 +9,7 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.units import counted
-from tuneloop.inference.targets.local import LocalTarget, open_folder_or_name
+from tuneloop.inference.local.target import LocalTarget, open_folder_or_name
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.rows import Row

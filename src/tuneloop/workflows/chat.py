@@ -14,8 +14,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import Prompt
 from tuneloop.evaluate.few_shot import example_turns
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.methods import base_only
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message

@@ -17,8 +17,8 @@ from tuneloop.core.significance import THAN, by_interval
 from tuneloop.core.units import counted, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluate.evaluate import sample_rows
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import skeleton
 from tuneloop.models.methods import WHOLE
 from tuneloop.models.names import resolve

@@ -17,9 +17,9 @@ from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_e
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.metrics.overlap import token_f1
+from tuneloop.inference.endpoint_target import EndpointTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
-from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.distil_gate import AnswerGate, load_gate

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tuneloop.inference.engine import Row as Answering
-    from tuneloop.inference.targets.local import LocalTarget
+    from tuneloop.inference.local.target import LocalTarget
     from tuneloop.models.template import Rendered, Template
     from tuneloop.train.config import TrainConfig
     from tuneloop.workflows.distil_answers import DistilJob

@@ -14,7 +14,7 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.inference.crew import SharedWork
-from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.models.load import needs_several_cards
 from tuneloop.models.sharded import is_first, processes, rank
 from tuneloop.records.rows import Dataset, Row

@@ -28,11 +28,11 @@ from tuneloop.evaluate.options import EvalOptions
 from tuneloop.evaluate.predictions import answers_from
 from tuneloop.evaluate.prompt import AS_IT_IS, load_prompt, prompt_turns
 from tuneloop.inference.client import Endpoint, failures, usage
+from tuneloop.inference.endpoint_target import EndpointTarget
+from tuneloop.inference.llamacpp.target import GgufTarget, as_gguf
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.inference.targets import open_target
-from tuneloop.inference.targets.endpoint import EndpointTarget
-from tuneloop.inference.targets.gguf import GgufTarget, as_gguf
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind

@@ -14,7 +14,7 @@ from tuneloop.inference.request import Request
 from tuneloop.records.rows import Dataset, Message, Row
 
 if TYPE_CHECKING:
-    from tuneloop.inference.targets.gguf import GgufTarget
+    from tuneloop.inference.llamacpp.target import GgufTarget
     from tuneloop.workflows.systems import SystemAnswers
 
 

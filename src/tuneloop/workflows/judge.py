@@ -16,14 +16,14 @@ from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluate.evaluate import Evaluation, sample_rows
 from tuneloop.inference.client import Endpoint, failures, usage
+from tuneloop.inference.endpoint_target import EndpointTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_local
-from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.records.rows import Message, Row
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.judge import Choose, Judgement, Winner
-    from tuneloop.inference.targets.local import LocalTarget
+    from tuneloop.inference.local.target import LocalTarget
 
 Say = Callable[[str], None]
 TOKENS = 512  # that a judge may write: a reason and a verdict

@@ -20,7 +20,7 @@ from tuneloop.evaluate.metrics import lower_is_better
 from tuneloop.evaluate.metrics.claims import amount, claim_of, seen_from, sure
 from tuneloop.evaluate.metrics.structured import read_schema
 from tuneloop.evaluate.shared_rows import some_rows
-from tuneloop.inference.engines import Served, complete
+from tuneloop.inference.answer import Served, complete
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_model
@@ -38,7 +38,7 @@ from tuneloop.workflows.run_context import RunContext, attach_trained, dataset_o
 from tuneloop.workflows.scoring import cost_of, score, write_scored
 
 if TYPE_CHECKING:
-    from tuneloop.inference.targets.gguf import GgufTarget
+    from tuneloop.inference.llamacpp.target import GgufTarget
 
 BASE_TYPE: FloatType = "f16"  # of the base's file that a LoRA file is measured on
 RUN = "run"  # name of the run in comparisons
@@ -95,7 +95,7 @@ def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> ArtifactFigure
     Raises:
         UserError: see `measure_artifact`; no room for the base.
     """
-    from tuneloop.inference.targets.gguf import GgufTarget
+    from tuneloop.inference.llamacpp.target import GgufTarget
 
     job = asked.job
     remove_stale_bases(job.folder)
@@ -125,7 +125,7 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufT
         UserError: llama.cpp is missing or fails, or a row can't be asked.
     """
     from tuneloop.evaluate.compare import compare
-    from tuneloop.inference.targets.gguf import GgufTarget
+    from tuneloop.inference.llamacpp.target import GgufTarget
 
     job, dataset, rows = asked.job, asked.dataset, asked.rows
     target = target or GgufTarget(str(file), file)
@@ -161,7 +161,7 @@ def _structured(asked: Rows, file: Path, theirs: Evaluation) -> SameAnswers | No
 
     None: the run has no schema, or llama.cpp's server is not installed.
     """
-    from tuneloop.inference.engines.llamacpp import VERSION, WHEEL, LlamaCppEngine
+    from tuneloop.inference.llamacpp.engine import VERSION, WHEEL, LlamaCppEngine
     from tuneloop.workflows.systems import longest_answer
 
     config, job = asked.job.recipe.evaluate, asked.job

@@ -18,14 +18,14 @@ from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
+from tuneloop.inference.answer import Served, ServingEngine, complete, with_template
+from tuneloop.inference.canary import gap_at_parting, is_expected, prove
 from tuneloop.inference.client import key_from
-from tuneloop.inference.engines import Served, ServingEngine, complete, with_template
-from tuneloop.inference.engines.canary import gap_at_parting, is_expected, prove
-from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
-from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings, gguf_file, template_of
-from tuneloop.inference.engines.local import LocalEngine
+from tuneloop.inference.llamacpp.engine import LlamaCppEngine, LlamaCppSettings, gguf_file, template_of
+from tuneloop.inference.llamacpp.target import as_gguf
+from tuneloop.inference.local.serving import LocalEngine
+from tuneloop.inference.openai import EndpointEngine, EndpointSettings
 from tuneloop.inference.scoring import label_ids
-from tuneloop.inference.targets.gguf import as_gguf
 from tuneloop.models.adapters import BASE
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter

@@ -17,7 +17,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.ids import utc_now, uuid7
-from tuneloop.inference.engines import ServingEngine
+from tuneloop.inference.answer import ServingEngine
 from tuneloop.records.decision import Decision
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState

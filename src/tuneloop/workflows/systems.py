@@ -39,10 +39,10 @@ from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
 from tuneloop.evaluate.metrics.multilabel import label_lists
 from tuneloop.evaluate.prompt import prompt_turns
 from tuneloop.inference.batches import shared_length
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.inference.scoring import AnswerFit, calibrated, choose, label_trie
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import Model
 from tuneloop.models.template import Template
 from tuneloop.records.completion import Completion

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash
+from tuneloop.inference.llamacpp.target import GgufTarget
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.targets import Target, open_local, open_target
-from tuneloop.inference.targets.gguf import GgufTarget
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.names import is_local, resolve
 from tuneloop.workflows.registry import local_name
 from tuneloop.workflows.task import read_task_of, task_of_run

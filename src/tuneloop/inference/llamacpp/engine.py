@@ -41,8 +41,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file, user_errors_of_the_disk
-from tuneloop.inference.engine import Update
-from tuneloop.inference.engines import (
+from tuneloop.inference.answer import (
     START_WITHIN,
     AdapterFacts,
     Served,
@@ -51,8 +50,7 @@ from tuneloop.inference.engines import (
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.engines.turns import Fair, Slots, Turns
-from tuneloop.inference.engines.wire import Broken, Refused, Wire
+from tuneloop.inference.engine import Update
 from tuneloop.inference.grammar import compile_problem
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
 from tuneloop.inference.pace import Pace
@@ -60,6 +58,8 @@ from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, with_i
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import chosen
 from tuneloop.inference.stream import TextStream
+from tuneloop.inference.turns import Fair, Slots, Turns
+from tuneloop.inference.wire import Broken, Refused, Wire
 from tuneloop.models.adapters import BASE
 from tuneloop.models.gguf import read_tokenizer
 from tuneloop.models.template import Template, load_template
@@ -250,7 +250,7 @@ class LlamaCppEngine:
         ours, theirs = os.pipe()
         try:
             self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "tuneloop.inference.llamacpp_server", str(theirs)],
+                [sys.executable, "-m", "tuneloop.inference.llamacpp.server", str(theirs)],
                 pass_fds=[theirs], stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )  # fmt: skip

@@ -75,7 +75,7 @@ class LlamaCpp:
     Args:
         file: the model; None: none, to quantise only.
         adapters: LoRA files that apply to all that is asked.
-        exact: see `llamacpp_child.Server.load`.
+        exact: see `child.Server.load`.
         patience: seconds that one answer may take.
 
     Raises:
@@ -97,7 +97,7 @@ class LlamaCpp:
         self._connection, other = multiprocessing.Pipe()
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tuneloop.inference.llamacpp_child", str(other.fileno())],
+                [sys.executable, "-m", "tuneloop.inference.llamacpp.child", str(other.fileno())],
                 pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
                 start_new_session=True, env={**environment_of_child(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )  # fmt: skip

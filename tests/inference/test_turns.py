@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from tuneloop.inference.engines.turns import Fair, Slots, Turns, shared_beginning
+from tuneloop.inference.turns import Fair, Slots, Turns, shared_beginning
 
 
 class Clock:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.inference.answer import with_template
 from tuneloop.inference.engine import Update
-from tuneloop.inference.engines import with_template
-from tuneloop.inference.engines.llamacpp import gguf_file, template_of
 from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
+from tuneloop.inference.llamacpp.engine import gguf_file, template_of
 from tuneloop.inference.prompt import label_tree, refused, schema_breach, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request
 from tuneloop.inference.scoring import AnswerFit, LabelTrie, chosen, label_ids

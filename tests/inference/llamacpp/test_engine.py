@@ -22,10 +22,10 @@ from served import Files
 from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp as child
-from tuneloop.inference.engines import BASE, Served, complete
-from tuneloop.inference.engines import llamacpp as module
-from tuneloop.inference.engines.llamacpp import VERSION, WHEEL, LlamaCppEngine, LlamaCppSettings, _Answer, template_of
+from tuneloop.inference.answer import BASE, Served, complete
+from tuneloop.inference.llamacpp import engine as module
 from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.llamacpp.engine import VERSION, WHEEL, LlamaCppEngine, LlamaCppSettings, _Answer, template_of
 from tuneloop.inference.prompt import schema_breach
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
@@ -250,8 +250,8 @@ def test_a_server_that_can_not_be_started_again_is_told(files: Files, monkeypatc
 def test_it_ends_when_its_parent_is_killed(files: Files) -> None:
     code = f"""
 import asyncio, sys, time
-from tuneloop.inference.engines import Served
-from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
+from tuneloop.inference.answer import Served
+from tuneloop.inference.llamacpp.engine import LlamaCppEngine, LlamaCppSettings
 async def main():
     engine = LlamaCppEngine(Served({str(files.gguf)!r}), settings=LlamaCppSettings(slots=1, context=256, threads=1))
     await engine.start()

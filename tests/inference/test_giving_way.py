@@ -14,9 +14,9 @@ import pytest
 import served
 from served import Files
 
-from tuneloop.inference.engines import BASE, ServingEngine, complete
-from tuneloop.inference.engines.llamacpp import VERSION, WHEEL, LlamaCppEngine
+from tuneloop.inference.answer import BASE, ServingEngine, complete
 from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.llamacpp.engine import VERSION, WHEEL, LlamaCppEngine
 from tuneloop.inference.pace import Pace
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling

@@ -13,11 +13,11 @@ import served
 from served import Files
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference import canary as proofs
+from tuneloop.inference.answer import BASE, ServingEngine, complete
+from tuneloop.inference.canary import Canary, gap_at_parting, prove
 from tuneloop.inference.engine import Update
-from tuneloop.inference.engines import BASE, ServingEngine, complete
-from tuneloop.inference.engines import canary as proofs
-from tuneloop.inference.engines.canary import Canary, gap_at_parting, prove
-from tuneloop.inference.engines.local import LocalEngine
+from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.request import Request
 
 TEXTS = ("Is it windy on Jupiter?", "Does it rain?", "Why?")

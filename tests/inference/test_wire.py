@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from tuneloop.inference.engines.wire import Broken, Refused, Wire
+from tuneloop.inference.wire import Broken, Refused, Wire
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -1,6 +1,6 @@
 """llama.cpp's server in a process of its own; `engines.llamacpp` starts it.
 
-    python -m tuneloop.inference.llamacpp_server REPORT < SETTINGS
+    python -m tuneloop.inference.llamacpp.server REPORT < SETTINGS
 
 SETTINGS is one line of JSON; the server's address goes into the file descriptor REPORT once the model is loaded. The
 process ends when its standard input does, which happens however the parent ends.

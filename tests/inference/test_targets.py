@@ -14,13 +14,13 @@ from local_http import Quiet, listening
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.client import Endpoint
+from tuneloop.inference.endpoint_target import EndpointTarget
 from tuneloop.inference.generate import generate
+from tuneloop.inference.local.target import LocalTarget
+from tuneloop.inference.predictions import PredictionsTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.inference.targets import Target, open_target
-from tuneloop.inference.targets.endpoint import EndpointTarget
-from tuneloop.inference.targets.local import LocalTarget
-from tuneloop.inference.targets.predictions import PredictionsTarget
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import load_model
 from tuneloop.models.lora import LoraShape, adapter_state, add_lora, lora_layers, save_adapter

@@ -13,11 +13,11 @@ from served import Files
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp
+from tuneloop.inference.llamacpp.target import GgufTarget, as_gguf
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.inference.targets import Target, open_target
-from tuneloop.inference.targets.gguf import GgufTarget, as_gguf
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import load_model
 from tuneloop.records.completion import Completion
 
@@ -144,5 +144,5 @@ def test_what_it_cannot_do_says_why(files: Files, tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="on its base's GGUF file only"):
         as_gguf(str(tmp_path))
     monkeypatch.setattr(llamacpp, "VERSION", "0")
-    monkeypatch.setattr("tuneloop.inference.targets.gguf.installed", lambda: False)
+    monkeypatch.setattr("tuneloop.inference.llamacpp.target.installed", lambda: False)
     assert as_gguf(str(files.gguf)) is None, "our own engine reads it"

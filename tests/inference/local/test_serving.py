@@ -14,10 +14,10 @@ from adapters import write_adapter
 
 from patience import HANG
 from tuneloop.core.errors import UserError
-from tuneloop.inference.engines import BASE, Served, complete
-from tuneloop.inference.engines.local import LocalEngine
+from tuneloop.inference.answer import BASE, Served, complete
+from tuneloop.inference.local.serving import LocalEngine
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.records.completion import Completion
 
 TURNS = [{"role": "user", "content": "Is it windy on Jupiter?"}]

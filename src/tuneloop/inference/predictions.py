@@ -11,7 +11,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_jsonl
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.text_only import TextTarget
+from tuneloop.inference.text_only import TextTarget
 from tuneloop.records.completion import Completion
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.threads import use_threads
-from tuneloop.inference.engine import Engine, Update
-from tuneloop.inference.engines import (
+from tuneloop.inference.answer import (
     START_WITHIN,
     AdapterFacts,
     Served,
@@ -31,6 +30,7 @@ from tuneloop.inference.engines import (
     unknown_adapter,
     with_template,
 )
+from tuneloop.inference.engine import Engine, Update
 from tuneloop.inference.grammar import Grammars, compile_problem
 from tuneloop.inference.prompt import LabelTrees, refused, with_ids
 from tuneloop.inference.request import Request

@@ -11,7 +11,7 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.urls import masked
 from tuneloop.inference.client import Endpoint, complete
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.text_only import TextTarget
+from tuneloop.inference.text_only import TextTarget
 from tuneloop.records.completion import Completion
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.urls import masked
+from tuneloop.inference.endpoint_target import EndpointTarget
+from tuneloop.inference.local.target import LocalTarget, open_folder_or_name
+from tuneloop.inference.predictions import PredictionsTarget, read_answers
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.endpoint import EndpointTarget
-from tuneloop.inference.targets.local import LocalTarget, open_folder_or_name
-from tuneloop.inference.targets.predictions import PredictionsTarget, read_answers
 from tuneloop.records.completion import Completion
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def open_target(
         if endpoint is None:
             raise UserError("An endpoint needs the name of a model", where=masked(name), next_step="give --model NAME")
         return EndpointTarget(masked(name), endpoint(name))
-    from tuneloop.inference.targets.gguf import GgufTarget, as_gguf
+    from tuneloop.inference.llamacpp.target import GgufTarget, as_gguf
 
     file = as_gguf(name)
     if file is not None:

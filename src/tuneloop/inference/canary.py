@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, verb
-from tuneloop.inference.engines import ServingEngine, complete, named_adapter
+from tuneloop.inference.answer import ServingEngine, complete, named_adapter
 from tuneloop.inference.request import MOST_LOGPROBS, Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.artifact import NEAR_TIE

@@ -23,9 +23,7 @@ from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.urls import masked, split_login
-from tuneloop.inference.client import NO_QUOTA
-from tuneloop.inference.engine import Update
-from tuneloop.inference.engines import (
+from tuneloop.inference.answer import (
     START_WITHIN,
     AdapterFacts,
     Served,
@@ -34,11 +32,13 @@ from tuneloop.inference.engines import (
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.engines.turns import Turns
-from tuneloop.inference.engines.wire import Broken, Refused, Wire
+from tuneloop.inference.client import NO_QUOTA
+from tuneloop.inference.engine import Update
 from tuneloop.inference.prompt import refused, schema_breach, schema_problem, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.inference.stream import TextStream
+from tuneloop.inference.turns import Turns
+from tuneloop.inference.wire import Broken, Refused, Wire
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter

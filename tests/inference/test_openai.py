@@ -16,8 +16,8 @@ from vllm_stand_in import MODEL, StandIn
 
 from patience import HANG
 from tuneloop.core.errors import UserError
-from tuneloop.inference.engines import BASE, Served, complete
-from tuneloop.inference.engines.endpoint import QUANTUM, EndpointEngine, EndpointSettings
+from tuneloop.inference.answer import BASE, Served, complete
+from tuneloop.inference.openai import QUANTUM, EndpointEngine, EndpointSettings
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.models.peft_layout import hash_of_adapter

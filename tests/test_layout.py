@@ -40,10 +40,11 @@ TESTED_IN = {
     "evaluate/test_gate.py": "cli.gate evaluate.suite",
     "evaluate/test_judge.py": "workflows.judge",
     "evaluate/test_sandbox.py": "evaluate.sandbox_child",
-    "inference/test_targets.py": "inference.endpoint_target inference.local.target inference.predictions"
+    "inference/test_targets.py": "inference.local.target inference.predictions"
     " inference.text_only",
     "inference/local/test_serving.py": "inference.answer inference.prompt",
     "inference/test_engine.py": "inference.request",
+    "inference/test_wire.py": "inference.timeouts",
     "inference/llamacpp/test_llamacpp.py": "inference.llamacpp.child",
     "inference/llamacpp/test_engine.py": "inference.llamacpp.server",
     "workflows/test_gguf.py": "workflows.measure_artifact",

@@ -24,10 +24,9 @@ from tuneloop.inference.client import (
     complete,
     failures,
     key_from,
-    read_reply,
-    seconds_to_wait,
     usage,
 )
+from tuneloop.inference.openai import read_reply
 from tuneloop.inference.request import Request
 
 Script = Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]
@@ -315,13 +314,6 @@ def test_any_form_of_the_url(url: str, address: str) -> None:
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="Not an endpoint"):
         _ = Endpoint(url, "m").address
-
-
-def test_retry_after_in_both_forms() -> None:
-    now = datetime(2030, 1, 1, tzinfo=UTC)
-    assert seconds_to_wait("2.5") == 2.5 and seconds_to_wait("-3") == 0
-    assert seconds_to_wait("Tue, 01 Jan 2030 00:01:00 GMT", lambda: now) == 60
-    assert seconds_to_wait("soon") is None and seconds_to_wait(None) is None and seconds_to_wait("inf") is None
 
 
 def test_calls_of_tools_and_parts_are_answers() -> None:

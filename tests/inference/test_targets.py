@@ -13,8 +13,7 @@ import torch
 from local_http import Quiet, listening
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.client import Endpoint
-from tuneloop.inference.endpoint_target import EndpointTarget
+from tuneloop.inference.client import Endpoint, EndpointTarget
 from tuneloop.inference.generate import generate
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.predictions import PredictionsTarget

@@ -12,8 +12,7 @@ import pytest
 from live_server import StubEngine, live
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.client import Endpoint
-from tuneloop.inference.endpoint_target import EndpointTarget
+from tuneloop.inference.client import Endpoint, EndpointTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_target
 from tuneloop.serve.api_request import ApiRequest

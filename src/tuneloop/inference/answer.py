@@ -27,8 +27,6 @@ from tuneloop.records.rows import Message
 if TYPE_CHECKING:
     from tuneloop.inference.engine import Update
 
-START_WITHIN = 120.0  # seconds; the packaged model is there in three, 8 GB from a slow disk take minutes
-
 
 @dataclass(frozen=True)
 class Served:

@@ -23,23 +23,16 @@ from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.urls import masked, split_login
-from tuneloop.inference.answer import (
-    START_WITHIN,
-    AdapterFacts,
-    Served,
-    named_adapter,
-    rendered,
-    unknown_adapter,
-    with_template,
-)
-from tuneloop.inference.client import NO_QUOTA
+from tuneloop.inference.answer import AdapterFacts, Served, named_adapter, rendered, unknown_adapter, with_template
 from tuneloop.inference.engine import Update
 from tuneloop.inference.prompt import refused, schema_breach, schema_problem, with_ids
 from tuneloop.inference.request import Request
+from tuneloop.inference.retry import NO_QUOTA, is_busy
 from tuneloop.inference.stream import TextStream
+from tuneloop.inference.timeouts import HEALTHY_WITHIN, READY_PAUSE, START_WITHIN, TOKENS_WITHIN
 from tuneloop.inference.turns import Turns
-from tuneloop.inference.wire import Broken, Refused, Wire
-from tuneloop.models.adapters import BASE
+from tuneloop.inference.wire import Broken, Refused, Wire, message_of, need_aiohttp
+from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
@@ -48,14 +41,11 @@ from tuneloop.records.rows import Message
 if TYPE_CHECKING:
     from tuneloop.models.template import Template
 
-HEALTHY_WITHIN = 5.0  # seconds
-ASK_AGAIN = 0.5  # seconds between two looks whether a server is ready
 USUAL_CONTEXT = 8192  # where a server does not tell it
 REFUSALS = {
     400: "rejected",
     413: "rejected",
     422: "rejected",
-    429: "busy",
 }  # status -> word of the error; else `engine`
 RENAMED = (0, 12)  # from this version of vLLM on, `guided_choice` is `structured_outputs`
 QUANTUM = 32  # tokens of a quantum: two blocks of vLLM's prefix cache, of which it reads the last one again at most
@@ -97,14 +87,12 @@ class EndpointEngine:
         self._base, self._served, self._settings = base, tuple(adapters), settings
         self._url, self._login = split_login(settings.url)
         self._adapters: dict[str, AdapterFacts] = {}
-        self._names: dict[str, str] = {}
         self._templates: dict[str, Template] = {}
         self._context = settings.context
         self._vllm: tuple[int, ...] = ()
         self._priorities = self._tells_ids = False
         self._turns = Turns()
-        self._client: Any = None
-        self._wire = Wire(self.name)  # for answers
+        self._wire: Wire | None = None
         self._slots = asyncio.Semaphore(settings.slots)
 
     @property
@@ -156,27 +144,16 @@ class EndpointEngine:
         Raises:
             UserError: it is no server, is not ready in time, or has no such model or adapter.
         """
-        if self._client is not None:
+        if self._wire is not None:
             return
-        try:
-            import aiohttp  # noqa: F401
-            import httpx
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"Asking a server needs {error.name}", where=self.name, next_step="pip install 'tuneloop[llamacpp]'"
-            ) from None
+        need_aiohttp(self.name, "llamacpp")
         if urlsplit(self.name).scheme not in ("http", "https") or not urlsplit(self.name).netloc:
             raise UserError(
                 f"Not a server's URL: {masked(self._settings.url)!r}",
                 where="url",
                 next_step="as in http://localhost:8000/v1",
             )
-        key = self._settings.api_key
-        self._client = httpx.AsyncClient(
-            base_url=self.name, headers={"Authorization": f"Bearer {key}"} if key else {}, auth=self._login,
-            timeout=httpx.Timeout(None, connect=5.0), limits=httpx.Limits(max_connections=None),
-        )  # fmt: skip
-        self._wire = Wire(self.name, key, proxies=True, login=self._login)
+        self._wire = Wire(self.name, self._settings.api_key, proxies=True, login=self._login)
         try:
             models = await self._ready()
             await self._prepare(models)
@@ -184,24 +161,36 @@ class EndpointEngine:
             await self.stop()
             raise
 
+    async def _answer(
+        self, path: str, body: Mapping[str, Any] | None = None, within: float = HEALTHY_WITHIN
+    ) -> bytes:  # fmt: skip
+        """What the server answers to a GET, or to a body.
+
+        Raises:
+            Broken, Refused: there is no answer with status 200.
+        """
+        assert self._wire is not None
+        if body is None:
+            return await self._wire.get(path, within)
+        return await self._wire.post(path, json.dumps(body).encode(), within)
+
     async def _ready(self) -> dict[str, Any]:
         """The server's models by name, once it tells them."""
-        import httpx
-
         until, why = time.monotonic() + self._settings.start_within, ""
         while True:
             try:
-                response = await self._client.get("/v1/models", timeout=HEALTHY_WITHIN)
-                if response.status_code == 200:
-                    return {str(each["id"]): each for each in response.json()["data"]}
-                why = f"HTTP {response.status_code}: {_message(response.text)}"
-                if response.status_code in (401, 403, 404):
+                return {str(each["id"]): each for each in json.loads(await self._answer("/v1/models"))["data"]}
+            except Refused as error:
+                why = error.in_words
+                if error.status in (401, 403, 404):
                     break
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-                why = f"{type(error).__name__}"
+            except Broken as error:
+                why = str(error)
+            except (ValueError, KeyError, TypeError) as error:
+                why = type(error).__name__
             if time.monotonic() > until:
                 break
-            await asyncio.sleep(ASK_AGAIN)
+            await asyncio.sleep(READY_PAUSE)
         raise UserError(
             f"The server does not tell its models ({why})", where=self.name,
             next_step="check the URL, the key, and whether it runs",
@@ -234,66 +223,59 @@ class EndpointEngine:
                     next_step=f"it has {', '.join(models)}; start it with --lora-modules {name}=FOLDER",
                 )  # fmt: skip
             body = {"lora_name": name, "lora_path": str(folder.resolve())}
-            response = await self._client.post("/v1/load_lora_adapter", json=body, timeout=self._settings.start_within)
-            if response.status_code != 200:
+            try:
+                await self._answer("/v1/load_lora_adapter", body, self._settings.start_within)
+            except Refused as error:
                 raise UserError(
-                    f"The server does not load the adapter (HTTP {response.status_code}: {_message(response.text)})",
+                    f"The server does not load the adapter ({error.in_words})",
                     where=str(folder),
                     next_step=f"start it with --enable-lora and --lora-modules {name}={folder}, "
                     "or with VLLM_ALLOW_RUNTIME_LORA_UPDATING=true",
-                )
+                ) from None
         self._adapters[name] = AdapterFacts(name, served.source)
-        self._names[name] = name
         if BASE in self._templates:
             self._templates[name] = with_template(self._templates[BASE], served.template)
 
     async def _version(self) -> tuple[int, ...]:
         """vLLM's version; empty: another server."""
-        import httpx
-
         try:
-            response = await self._client.get("/version", timeout=HEALTHY_WITHIN)
-            found = re.match(r"(\d+)\.(\d+)", str(response.json()["version"])) if response.status_code == 200 else None
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            found = re.match(r"(\d+)\.(\d+)", str(json.loads(await self._answer("/version"))["version"]))
+        except (Broken, Refused, ValueError, KeyError, TypeError):
             return ()
         return tuple(map(int, found.groups())) if found else ()
 
     async def _tried(self, more: Mapping[str, Any]) -> Mapping[str, Any]:
         """What vLLM answers to a token with some field; empty where it refuses that. It refuses a priority unless it runs
         with `--scheduling-policy priority`."""
-        import httpx
-
         body = {"model": self.base, "prompt": [1], "max_tokens": 1, **more}
         try:
-            response = await self._client.post("/v1/completions", json=body, timeout=self._settings.start_within)
-            found = response.json()["choices"][0] if response.status_code == 200 else {}
-        except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError):
+            said = json.loads(await self._answer("/v1/completions", body, self._settings.start_within))
+            found = said["choices"][0]
+        except (Broken, Refused, ValueError, KeyError, TypeError, IndexError):
             return {}
         return found if isinstance(found, dict) else {}
 
     async def healthy(self) -> bool:
         """Whether the server answers, and does not say that what computes behind it is not ready."""
-        if self._client is None:
+        if self._wire is None:
             return False
-        import httpx
-
         try:
             async with asyncio.timeout(HEALTHY_WITHIN):
-                models = await self._client.get("/v1/models", timeout=HEALTHY_WITHIN)
-                ready = await self._client.get(
-                    "/readyz", timeout=HEALTHY_WITHIN
-                )  # of `tuneloop serve`; others have none
-        except (httpx.HTTPError, TimeoutError):
+                await self._wire.get("/v1/models")
+                try:
+                    await self._wire.get("/readyz")
+                except Refused as error:  # only `tuneloop serve` has one
+                    return error.status != 503
+        except (Broken, Refused, TimeoutError):
             return False
-        return bool(models.status_code == 200 and ready.status_code != 503)
+        return True
 
     async def stop(self) -> None:
         """Close the connections; the server goes on."""
-        client, self._client = self._client, None
-        await self._wire.close()
-        self._adapters, self._names, self._templates = {}, {}, {}
-        if client is not None:
-            await client.aclose()
+        wire, self._wire = self._wire, None
+        self._adapters, self._templates = {}, {}
+        if wire is not None:
+            await wire.close()
 
     # -- asking
 
@@ -311,24 +293,23 @@ class EndpointEngine:
             raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
         if adapter in self._templates:
             return await asyncio.to_thread(rendered, self._templates[adapter], messages, tools)
-        body = {"model": self._names.get(adapter, self.base), "messages": list(messages), "add_generation_prompt": True}
+        body = {"model": self._model(adapter), "messages": list(messages), "add_generation_prompt": True}
         return await self._tokens(body | ({"tools": list(tools)} if tools else {}))
 
-    async def _tokens(self, body: dict[str, Any]) -> Sequence[int]:
-        if self._client is None:
-            raise UserError("The engine is not started", where=self.name, next_step="await engine.start()")
-        import httpx
+    def _model(self, adapter: str) -> str:
+        """The server's name of an adapter: its hash."""
+        return adapter if adapter in self._adapters else self.base
 
+    async def _tokens(self, body: dict[str, Any]) -> Sequence[int]:
+        if self._wire is None:
+            raise UserError("The engine is not started", where=self.name, next_step="await engine.start()")
         try:
-            response = await self._client.post("/tokenize", json=body, timeout=60.0)
-        except httpx.HTTPError as error:
-            raise Broken(type(error).__name__) from None
-        try:
-            return [int(token) for token in response.json()["tokens"]]
-        except (ValueError, KeyError, TypeError):
+            answer = await self._answer("/tokenize", body, TOKENS_WITHIN)
+            return [int(token) for token in json.loads(answer)["tokens"]]
+        except (Refused, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"The server does not tell tokens (HTTP {response.status_code})", where=self.name,
-                next_step="name the model's tokenizer",
+                f"The server does not tell tokens ({error if isinstance(error, Refused) else type(error).__name__})",
+                where=self.name, next_step="name the model's tokenizer",
             ) from None  # fmt: skip
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
@@ -402,7 +383,7 @@ class EndpointEngine:
 
     def _prepared(self, request: Request) -> Request | Completion:
         """A request that can be sent, with token ids where there is a tokenizer, or why it can't."""
-        if self._client is None:
+        if self._wire is None:
             return refused(request, "engine: the engine is not started", self.name)
         why = unknown_adapter(request.adapter, self._adapters)
         if not why and request.schema is not None:
@@ -422,17 +403,17 @@ class EndpointEngine:
         """What the server answers; added to what there is of an answer."""
         answer = answer or _Answer(request, self.name)
         place, body = self._body(request)
+        wire = self._wire
         try:
-            async with aclosing(self._wire.events(place, json.dumps(body).encode())) as events:
+            if wire is None:
+                raise Broken("closed")
+            async with aclosing(wire.events(place, json.dumps(body).encode())) as events:
                 async for data in events:
                     if data and data != b"[DONE]" and (piece := answer.read(json.loads(data))):
                         yield Update(piece)
         except Refused as error:
-            said = _message(error.body.decode(errors="replace"))
-            word = "busy" if error.status == 503 and error.retry_after else REFUSALS.get(error.status, "engine")
-            if word == "busy" and NO_QUOTA.encode() in error.body:  # no time helps
-                word = NO_QUOTA
-            failed = answer.failed(f"{word}: HTTP {error.status}: {said}")
+            word = "busy" if is_busy(error.status, error.retry_after) else REFUSALS.get(error.status, "engine")
+            failed = answer.failed(f"{NO_QUOTA if error.no_quota else word}: {error.in_words}")
             yield Update(completion=replace(failed, retry_after=error.retry_after))
             return
         except (Broken, ValueError, KeyError, TypeError, IndexError) as error:
@@ -443,24 +424,10 @@ class EndpointEngine:
 
     def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
         """The path and the body that are sent."""
-        drawn = request.sampling
-        body: dict[str, Any] = {
-            "model": self._names.get(request.adapter, self.base),
-            "max_tokens": request.max_new_tokens,
-            "temperature": drawn.temperature,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if drawn.temperature:
-            body |= {"seed": drawn.seed, "top_p": drawn.top_p}
-        own = {
-            "top_k": (drawn.top_k, 0),
-            "min_p": (drawn.min_p, 0.0),
-            "repetition_penalty": (drawn.repetition_penalty, 1.0),
-        }
-        body |= {name: value for name, (value, usual) in own.items() if value != usual}
-        if request.stop:
-            body["stop"] = list(request.stop)
+        body = {"model": self._model(request.adapter)} | _drawn(request)
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        if request.sampling.temperature:
+            body["top_p"] = request.sampling.top_p  # also 1, where the server's usual one is another
         if request.choices:
             choices = list(request.choices)
             held = {"structured_outputs": {"choice": choices}} if self._vllm >= RENAMED else {"guided_choice": choices}
@@ -478,9 +445,7 @@ class EndpointEngine:
             return "/v1/completions", body | {"prompt": prompt} | more
         if request.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": request.logprobs}
-        if request.tools:
-            body["tools"] = list(request.tools)
-        return "/v1/chat/completions", body | {"messages": list(request.messages)}
+        return "/v1/chat/completions", body | _turns(request)
 
 
 class _Answer:
@@ -498,7 +463,7 @@ class _Answer:
     def read(self, event: Mapping[str, Any]) -> str:
         """The piece of text that an event of the server brings."""
         if "error" in event:
-            raise ValueError(_message(json.dumps(event)))
+            raise ValueError(message_of(json.dumps(event)))
         usage = event.get("usage")
         if isinstance(usage, Mapping):
             self.counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
@@ -563,11 +528,74 @@ def _id(token: str) -> int:
     return int(found[1]) if found else -1
 
 
-def _message(said: str) -> str:
+# --- what all who speak to such a server share -----------------------------------------------------
+
+
+def body_of(request: Request, model: str) -> dict[str, Any]:
+    """A request in the form of chat completions; an adapter is named in the place of the model, as servers of several do it."""
+    named = model if request.adapter in (ATTACHED, BASE) else request.adapter
+    top_p = {} if request.sampling.top_p == 1.0 else {"top_p": request.sampling.top_p}
+    return {"model": named} | _turns(request) | _drawn(request) | top_p
+
+
+def _turns(request: Request) -> dict[str, Any]:
+    keep = ("role", "content", "tool_calls", "tool_call_id", "name")
+    turns = [{key: turn[key] for key in keep if key in turn} for turn in request.messages]  # type: ignore[literal-required]
+    return {"messages": turns} | ({"tools": list(request.tools)} if request.tools else {})
+
+
+def _drawn(request: Request) -> dict[str, Any]:
+    """How an answer is drawn and where it ends, but for `top_p`."""
+    drawn = request.sampling
+    body: dict[str, Any] = {"max_tokens": request.max_new_tokens, "temperature": drawn.temperature}
+    if drawn.temperature:
+        body["seed"] = drawn.seed
+    if request.stop:
+        body["stop"] = list(request.stop)
+    # These are not OpenAI's, but vLLM's and llama.cpp's.
+    more = {
+        "top_k": (drawn.top_k, 0),
+        "min_p": (drawn.min_p, 0.0),
+        "repetition_penalty": (drawn.repetition_penalty, 1.0),
+    }
+    return body | {name: value for name, (value, usual) in more.items() if value != usual}
+
+
+def read_reply(text: str) -> Completion | None:
+    """The body of a chat completion as a reply; None where it is something else. Calls of tools become JSON."""
     try:
-        value = json.loads(said)
-        error = value.get("error", value.get("message", value.get("detail", "")))
-        said = str(error.get("message", error)) if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
-        pass
-    return " ".join(said.split())[:200]
+        value = json.loads(text)
+        choice = value["choices"][0]
+        message = choice["message"]
+        content, calls = message.get("content"), message.get("tool_calls")
+        if isinstance(content, list):  # parts
+            content = "".join(part["text"] for part in content if part.get("type") == "text")
+        if content is None:
+            content = message.get("refusal")
+        if calls:
+            wanted = [{"name": c["function"]["name"], "arguments": _parsed(c["function"]["arguments"])} for c in calls]
+            content = "\n".join([*filter(None, [content]), *(json.dumps(c, ensure_ascii=False) for c in wanted)])
+        if not isinstance(content, str):
+            return None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return None
+    counts = value.get("usage")
+    counts = counts if isinstance(counts, dict) else {}
+
+    def count(name: str) -> int:
+        found = counts.get(name)
+        return found if isinstance(found, int) and found > 0 else 0
+
+    clean = content.encode("utf-8", "replace").decode()  # lone surrogates can't be written to a file
+    cut: Finish = "length" if choice.get("finish_reason") == "length" else "stop"
+    read, written = count("prompt_tokens"), count("completion_tokens")
+    said = value.get("model")
+    served = said if isinstance(said, str) else ""
+    return Completion(clean.strip(), finish=cut, prompt_tokens=read, completion_tokens=written, served=served)
+
+
+def _parsed(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return arguments

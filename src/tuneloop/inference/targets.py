@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.urls import masked
-from tuneloop.inference.endpoint_target import EndpointTarget
+from tuneloop.inference.client import Endpoint, EndpointTarget
 from tuneloop.inference.local.target import LocalTarget, open_folder_or_name
 from tuneloop.inference.predictions import PredictionsTarget, read_answers
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 
 if TYPE_CHECKING:
-    from tuneloop.inference.client import Endpoint
     from tuneloop.inference.engine import Update
 
 Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]

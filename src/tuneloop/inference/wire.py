@@ -1,28 +1,51 @@
 """HTTP to an inference server, over kept connections: whole answers, and server-sent events as they come.
 
-By aiohttp: a request takes a third of the processor time that httpx needs, on the processors that a small model computes on
-(`python benchmarks/serve_wire.py`).
+By aiohttp: a request takes a fifth of the processor time that httpx needs, and an event of a stream a third, on the
+processors that a small model computes on (`python benchmarks/serve_wire.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from tuneloop.inference.client import seconds_to_wait
+from tuneloop.core.errors import UserError
+from tuneloop.inference.retry import NO_QUOTA, seconds_to_wait
+from tuneloop.inference.timeouts import CONNECT_WITHIN
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
-CONNECT_WITHIN = 5.0  # seconds
+T = TypeVar("T")
+MOST_OF_AN_ERROR = 1 << 20  # bytes of a refusal that are read
 
 
 class Broken(OSError):
-    """The server gave no whole answer."""
+    """The server gave no whole answer.
+
+    Args:
+        why: name of the error.
+        kind: `unreachable`: nothing listens; `late`: no whole answer in time; `large`: an answer above the limit; `unsendable`: the
+            request itself is at fault; else it broke off.
+        begun: whether a part of the answer came.
+    """
+
+    def __init__(
+        self,
+        why: str,
+        kind: Literal["", "unreachable", "late", "large", "unsendable"] = "",
+        *,
+        begun: bool = False,
+    ) -> None:
+        super().__init__(why)
+        self.kind, self.begun = kind, begun
 
 
 class Refused(Exception):
@@ -38,6 +61,33 @@ class Refused(Exception):
         super().__init__(f"HTTP {status}")
         self.status, self.body, self.retry_after = status, body, retry_after
 
+    @property
+    def message(self) -> str:
+        """What the server says is wrong, in a line."""
+        return message_of(self.body.decode("utf-8", "replace"))
+
+    @property
+    def no_quota(self) -> bool:
+        """Whether a quota is spent, which no time helps."""
+        return self.status == 429 and NO_QUOTA.encode() in self.body
+
+    @property
+    def in_words(self) -> str:
+        """The status, with what the server says."""
+        return f"{self}: {self.message}" if self.message else str(self)
+
+
+def message_of(text: str) -> str:
+    """The message of an error's body, in the forms that inference servers have; else the body itself, cut."""
+    try:
+        value = json.loads(text)
+        error = value.get("error", value.get("detail", value.get("message", "")))
+        text = str(error.get("message", error)) if isinstance(error, dict) else str(error)
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    line = " ".join(text[:2000].split())
+    return "".join(c for c in line if c.isprintable())[:200]
+
 
 @dataclass
 class Wire:
@@ -48,28 +98,34 @@ class Wire:
         key: of the API.
         login: user and password, which go before the key.
         proxies: whether the environment's proxies are used (`HTTPS_PROXY`, `NO_PROXY`).
+        connect_within: seconds for a connection.
     """
 
     address: str
     key: str = ""
     proxies: bool = False
     login: tuple[str, str] | None = None
+    connect_within: float = CONNECT_WITHIN
     _session: ClientSession | None = None
     _proxy: str | None = None
     _closed: bool = False
 
-    async def post(self, path: str, body: bytes) -> bytes:
+    async def post(self, path: str, body: bytes, within: float | None = None, most: int | None = None) -> bytes:
         """The body of an answer.
+
+        Args:
+            within: seconds for all of it; None: any time.
+            most: bytes that it may have; None: any number.
 
         Raises:
             Broken: there is no whole one.
             Refused: its status is not 200.
         """
-        return await self._whole("POST", path, body)
+        return await self._whole("POST", path, body, within, most)
 
-    async def get(self, path: str) -> bytes:
+    async def get(self, path: str, within: float | None = None) -> bytes:
         """See `post`."""
-        return await self._whole("GET", path, b"")
+        return await self._whole("GET", path, b"", within, None)
 
     async def events(self, path: str, body: bytes) -> AsyncGenerator[bytes, None]:
         """The data of each server-sent event as it comes. Close the generator to leave: the connection is closed.
@@ -79,7 +135,7 @@ class Wire:
             Refused: the status is not 200.
         """
         rest = b""
-        async with self._asked("POST", path, body) as response:
+        async with self._answered("POST", path, body) as response:
             async for part in response.content.iter_any():
                 *lines, rest = (rest + part).split(b"\n")
                 for line in lines:
@@ -94,23 +150,46 @@ class Wire:
 
     # --- inside
 
-    async def _whole(self, method: str, path: str, body: bytes) -> bytes:
-        async with self._asked(method, path, body) as response:
-            return await response.read()
+    async def _whole(self, method: str, path: str, body: bytes, within: float | None, most: int | None) -> bytes:
+        pieces: list[bytes] = []
+        try:
+            async with asyncio.timeout(within), self._answered(method, path, body) as response:
+                size = 0
+                async for piece in response.content.iter_any():
+                    size += len(piece)
+                    if most is not None and size > most:
+                        raise Broken("too large", "large", begun=True)
+                    pieces.append(piece)
+        except TimeoutError:
+            raise Broken("TimeoutError", "late", begun=bool(pieces)) from None
+        return b"".join(pieces)
 
     @asynccontextmanager
-    async def _asked(self, method: str, path: str, body: bytes) -> AsyncIterator[ClientResponse]:
+    async def _answered(self, method: str, path: str, body: bytes) -> AsyncIterator[ClientResponse]:
         """An answer whose status is 200; what is not read of it is dropped with its connection."""
-        from aiohttp import ClientError
+        from aiohttp import ClientConnectorError, ClientError, InvalidURL
 
         headers = {"Content-Type": "application/json"} if method == "POST" else {}
         try:
             async with await self._sent(method, path, data=body, headers=headers) as response:
                 if response.status != 200:
                     wait = seconds_to_wait(response.headers.get("Retry-After"))
-                    raise Refused(response.status, await response.read(), wait)
+                    said = b""
+                    async for piece in response.content.iter_any():
+                        said += piece
+                        if len(said) > MOST_OF_AN_ERROR:
+                            break
+                    raise Refused(response.status, said, wait)
                 yield response
-        except (ClientError, TimeoutError, OSError, ValueError) as error:
+        except Broken:
+            raise
+        except TimeoutError as error:
+            raise Broken(type(error).__name__, "late") from None
+        except ClientConnectorError as error:
+            raise Broken(type(error).__name__, "unreachable") from None
+        except (InvalidURL, ValueError) as error:
+            raise Broken(type(error).__name__, "unsendable") from None
+        except (ClientError, OSError) as error:
             raise Broken(type(error).__name__) from None
 
     async def _sent(self, method: str, path: str, **more: Any) -> ClientResponse:
@@ -120,9 +199,11 @@ class Wire:
         while True:
             rested: list[bool] = []
             try:
-                return await session.request(method, url, trace_request_ctx=rested, proxy=self._proxy, **more)
+                return await session.request(
+                    method, url, trace_request_ctx=rested, proxy=self._proxy, allow_redirects=False, **more
+                )
             except (ServerDisconnectedError, ClientOSError):
-                # A connection that rested was closed at its other end meanwhile: nothing has been answered, so it is asked anew.
+                # A connection that rested was closed at its other end meanwhile: nothing has been answered, so it is sent again.
                 if not rested:
                     raise
 
@@ -136,7 +217,7 @@ class Wire:
             tracing.on_connection_reuseconn.append(_rested)
             self._session = ClientSession(
                 connector=TCPConnector(limit=0),
-                timeout=ClientTimeout(total=None, sock_connect=CONNECT_WITHIN),
+                timeout=ClientTimeout(total=None, sock_connect=self.connect_within),
                 headers={"Authorization": f"Bearer {self.key}"} if self.key and self.login is None else {},
                 auth=None if self.login is None else BasicAuth(*self.login, encoding="utf-8"),
                 trace_configs=[tracing],
@@ -144,6 +225,45 @@ class Wire:
             # Looked up once: told to trust the environment, aiohttp reads it in threads, twice for each request.
             self._proxy = _proxy_of(self.address) if self.proxies else None
         return self._session
+
+
+def need_aiohttp(where: str, extra: str) -> None:
+    """Refuse to go on without the library.
+
+    Args:
+        extra: of the package, which has it.
+
+    Raises:
+        UserError: it is missing.
+    """
+    try:
+        import aiohttp  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Requests to a server need {error.name}", where=where, next_step=f"pip install 'tuneloop[{extra}]'"
+        ) from None
+
+
+def finished(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns, for callers that are none; in a thread of its own where an event loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+def fetched(wire: Wire, path: str, within: float) -> bytes:
+    """One answer to a GET, for callers that are no coroutines; the wire is closed behind it. See `Wire.get`."""
+
+    async def get() -> bytes:
+        try:
+            return await wire.get(path, within)
+        finally:
+            await wire.close()
+
+    return finished(get())
 
 
 def _proxy_of(address: str) -> str | None:

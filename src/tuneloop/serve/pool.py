@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.answer import START_WITHIN, AdapterFacts, ServingEngine, can_give_way
+from tuneloop.inference.answer import AdapterFacts, ServingEngine, can_give_way
 from tuneloop.inference.engine import Update
 from tuneloop.inference.request import Request
+from tuneloop.inference.timeouts import START_WITHIN
 from tuneloop.inference.wire import Broken
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion

@@ -17,7 +17,7 @@ from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_e
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluate.metrics.overlap import token_f1
-from tuneloop.inference.endpoint_target import EndpointTarget
+from tuneloop.inference.client import EndpointTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.records.completion import Completion

@@ -27,8 +27,7 @@ from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
 from tuneloop.evaluate.options import EvalOptions
 from tuneloop.evaluate.predictions import answers_from
 from tuneloop.evaluate.prompt import AS_IT_IS, load_prompt, prompt_turns
-from tuneloop.inference.client import Endpoint, failures, usage
-from tuneloop.inference.endpoint_target import EndpointTarget
+from tuneloop.inference.client import Endpoint, EndpointTarget, failures, usage
 from tuneloop.inference.llamacpp.target import GgufTarget, as_gguf
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import GREEDY, Sampling

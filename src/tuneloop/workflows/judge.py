@@ -15,8 +15,7 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluate.evaluate import Evaluation, sample_rows
-from tuneloop.inference.client import Endpoint, failures, usage
-from tuneloop.inference.endpoint_target import EndpointTarget
+from tuneloop.inference.client import Endpoint, EndpointTarget, failures, usage
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_local
 from tuneloop.records.rows import Message, Row

@@ -26,6 +26,8 @@ from tuneloop.inference.llamacpp.target import as_gguf
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.openai import EndpointEngine, EndpointSettings
 from tuneloop.inference.scoring import label_ids
+from tuneloop.inference.timeouts import MODELS_WITHIN
+from tuneloop.inference.wire import Broken, Refused, Wire, fetched, need_aiohttp
 from tuneloop.models.adapters import BASE
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
@@ -313,19 +315,15 @@ def _open_elsewhere(named: Named) -> Opened:
 
 def _only_model(urls: Sequence[str], key: str) -> str:
     """The model of the first server that answers."""
-    import httpx
-
+    need_aiohttp(masked(urls[0]), "llamacpp")
     fault = ""
     for url in urls:
-        place = url.rstrip("/").removesuffix("/v1") + "/v1/models"
         try:
-            place, login = split_login(place)
-            headers = {"Authorization": f"Bearer {key}"} if key else {}
-            reply = httpx.get(place, headers=headers, auth=login, timeout=10)
-            reply.raise_for_status()
-            names = [str(each["id"]) for each in reply.json()["data"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            fault = masked(f"{type(error).__name__}: {error}")[:200]
+            place, login = split_login(url.rstrip("/").removesuffix("/v1"))
+            answer = fetched(Wire(place, key, proxies=True, login=login), "/v1/models", MODELS_WITHIN)
+            names = [str(each["id"]) for each in json.loads(answer)["data"]]
+        except (Refused, Broken, ValueError, KeyError, TypeError) as error:
+            fault = error.in_words if isinstance(error, Refused) else masked(f"{type(error).__name__}: {error}")[:200]
             continue
         if len(names) == 1:
             return names[0]

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.parent import environment_of_child
+from tuneloop.inference.timeouts import CHILD_ANSWERS_WITHIN, HANGS_AFTER
 
 if TYPE_CHECKING:
     import numpy as np
 
 WHEEL, VERSION = "llama-cpp-py-sync", "0.11739"  # its structures change between releases, so this one and no other
 ENGINE = "llama.cpp"
-HANGS_AFTER = 5.0  # seconds in which it uses no processor time though it was asked, after which it is taken to hang
-PATIENCE = 600.0  # seconds for one answer; a model that loads from a slow disk takes minutes
 
 
 def installed(wheel: str = WHEEL, version: str = VERSION) -> bool:
@@ -88,7 +87,7 @@ class LlamaCpp:
         adapters: Sequence[Path] = (),
         *,
         exact: bool = False,
-        patience: float = PATIENCE,
+        patience: float = CHILD_ANSWERS_WITHIN,
     ) -> None:
         need_llamacpp()
         self.file, self.patience = file, patience

@@ -41,15 +41,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file, user_errors_of_the_disk
-from tuneloop.inference.answer import (
-    START_WITHIN,
-    AdapterFacts,
-    Served,
-    named_adapter,
-    rendered,
-    unknown_adapter,
-    with_template,
-)
+from tuneloop.inference.answer import AdapterFacts, Served, named_adapter, rendered, unknown_adapter, with_template
 from tuneloop.inference.engine import Update
 from tuneloop.inference.grammar import compile_problem
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
@@ -58,8 +50,9 @@ from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, with_i
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import chosen
 from tuneloop.inference.stream import TextStream
+from tuneloop.inference.timeouts import CHILD_HEALTHY_WITHIN, HANGS_AFTER, LOOK_EVERY, REVIVE_PAUSE, START_WITHIN
 from tuneloop.inference.turns import Fair, Slots, Turns
-from tuneloop.inference.wire import Broken, Refused, Wire
+from tuneloop.inference.wire import Broken, Refused, Wire, message_of
 from tuneloop.models.adapters import BASE
 from tuneloop.models.gguf import read_tokenizer
 from tuneloop.models.template import Template, load_template
@@ -67,14 +60,8 @@ from tuneloop.records.completion import Completion, Finish, TokenLogprob
 from tuneloop.records.rows import Message
 
 WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between releases, so this one and no other
-HEALTHY_WITHIN = 2.0  # seconds
 LEAST, PIECE, MOST = 8, 512, 32  # tokens of a prompt that are read in one quantum; that are written at most
 DRAWN = 8  # tokens of a quantum that are drawn with a temperature
-LOOK_EVERY = 0.25  # seconds between two looks whether the server has ended by itself
-REVIVE_PAUSE = 5.0  # seconds before it is tried again to start a server that has ended by itself
-HANGS_AFTER = (
-    5.0  # seconds without anything from it, after which it is asked whether it is healthy, and waited for an answer
-)
 GONE = "engine: llama.cpp ended by itself"
 
 
@@ -291,7 +278,7 @@ class LlamaCppEngine:
 
     async def healthy(self) -> bool:
         """Whether the child is there and answers."""
-        return await self._healthy(HEALTHY_WITHIN)
+        return await self._healthy(CHILD_HEALTHY_WITHIN)
 
     async def _healthy(self, within: float) -> bool:
         if self._process is None or self._process.poll() is not None or self._client is None:
@@ -484,7 +471,7 @@ class LlamaCppEngine:
                     if may_cut and known and more and self._fair.over(request.adapter):
                         return
         except Refused as error:
-            yield _update(answer.failed(f"engine: {_message(error.body.decode(errors='replace'))}"))
+            yield _update(answer.failed(f"engine: {error.message}"))
             return
         except (Broken, ValueError):
             gone = await self._has_ended(process)
@@ -608,7 +595,7 @@ class _Answer:
     def read(self, event: Mapping[str, Any]) -> list[Update]:
         """The updates that an event of the server brings."""
         if "error" in event:
-            return [_update(self.failed(f"engine: {_message(json.dumps(event))}"))]
+            return [_update(self.failed(f"engine: {message_of(json.dumps(event))}"))]
         piece, ended = "", bool(event.get("stop"))
         finish: Finish = "length" if event.get("stop_type") == "limit" else "stop"
         probabilities = event.get("completion_probabilities") or []
@@ -771,12 +758,3 @@ def _seconds(said: Mapping[str, Any]) -> float:
     """Seconds that llama.cpp has computed for an answer."""
     times = said.get("timings") or {}
     return (float(times.get("prompt_ms") or 0.0) + float(times.get("predicted_ms") or 0.0)) / 1000
-
-
-def _message(said: str) -> str:
-    try:
-        error = json.loads(said)["error"]
-        said = str(error["message"]) if isinstance(error, dict) else str(error)
-    except (ValueError, KeyError, TypeError):
-        pass
-    return " ".join(said.split())[:200]

@@ -21,20 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.threads import use_threads
-from tuneloop.inference.answer import (
-    START_WITHIN,
-    AdapterFacts,
-    Served,
-    named_adapter,
-    rendered,
-    unknown_adapter,
-    with_template,
-)
+from tuneloop.inference.answer import AdapterFacts, Served, named_adapter, rendered, unknown_adapter, with_template
 from tuneloop.inference.engine import Engine, Update
 from tuneloop.inference.grammar import Grammars, compile_problem
 from tuneloop.inference.prompt import LabelTrees, refused, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import LabelTrie, choose_for
+from tuneloop.inference.timeouts import START_WITHIN, STOP_WITHIN
 from tuneloop.models.adapters import BASE
 from tuneloop.models.alongside import merge_adapter
 from tuneloop.models.lent import give_back, lend_adapter, lend_model
@@ -52,7 +45,6 @@ MOST_CHOICES = (
     16  # requests with choices that are scored in one pass, so that those who are being written to wait for few
 )
 GIVING_CHOICES = 2  # of those that give way
-STOP_WITHIN = 30.0  # seconds that a forward pass may take to end
 
 
 @dataclass(eq=False)

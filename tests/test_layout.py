@@ -40,8 +40,7 @@ TESTED_IN = {
     "evaluate/test_gate.py": "cli.gate evaluate.suite",
     "evaluate/test_judge.py": "workflows.judge",
     "evaluate/test_sandbox.py": "evaluate.sandbox_child",
-    "inference/test_targets.py": "inference.local.target inference.predictions"
-    " inference.text_only",
+    "inference/test_targets.py": "inference.local.target inference.predictions",
     "inference/local/test_serving.py": "inference.answer inference.prompt",
     "inference/test_engine.py": "inference.request",
     "inference/test_wire.py": "inference.timeouts",

@@ -92,7 +92,7 @@ def _asked(target: LocalTarget, progress: Progress) -> Any:
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    template, context = target.model.template, target.model.context
+    template, context = target.template, target.context
     begin = template.encode(str(template.variables.get("bos_token") or ""), control=True) or [template.end_ids[0]]
     adds_bos = begin[:1] if template.tokenizer.encode("a").ids[:1] == begin[:1] else []
 

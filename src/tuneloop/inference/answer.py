@@ -13,19 +13,20 @@ answer depends on its request alone, not on which adapter answered before, what 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.inference.engine import Update
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.models.template import Template, TemplateError, plain_source
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 
-if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
+Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,94 @@ class ServingEngine(Protocol):
 
     async def stop(self) -> None:
         """End it: what is being answered is cancelled. Stopping again does nothing."""
+
+
+class Target(Protocol):
+    """Somebody who answers requests.
+
+    Each request gets one completion, in order; one that can't be answered has the finish `error` and says why. What makes
+    all requests fail (no such model, a wrong key) is raised as a `UserError`.
+    """
+
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it is."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of what its answers depend on."""
+
+    def load(self) -> None:
+        """Make it ready, so that the first answer does not wait for that."""
+
+    def complete(
+        self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "answering"
+    ) -> Iterator[Completion]:
+        """Written answers."""
+
+    def stream(self, request: Request) -> Iterator[Update]:
+        """One written answer in pieces as they come; whoever stops reading cancels it."""
+
+    def score(
+        self,
+        requests: Sequence[Request],
+        labels: Sequence[str],
+        *,
+        exact: bool = False,
+        lead: str = "",
+        progress: Progress = no_progress,
+        task: str = "scoring labels",
+    ) -> Iterator[Completion]:
+        """The likeliest label of each request, with scores.
+
+        Args:
+            exact: score every label to its end; else those that can't win have upper bounds.
+            lead: text that the answer begins with, before the label.
+
+        Raises:
+            UserError: it can only write.
+        """
+
+
+@dataclass(frozen=True)
+class TextTarget:
+    """A target whose answers are texts, under the name that the user gave it."""
+
+    name: str
+
+    no_scores: ClassVar[tuple[str, str]]  # why labels can't be scored, and what to do instead
+
+    def load(self) -> None:
+        """Nothing: it is ready."""
+
+    def complete(
+        self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "asking"
+    ) -> Iterator[Completion]:
+        """Written answers."""
+        raise NotImplementedError
+
+    def stream(self, request: Request) -> Iterator[Update]:
+        """The whole answer as one piece."""
+        for answer in self.complete([request]):
+            yield Update(answer.text, answer)
+
+    def score(
+        self,
+        requests: Sequence[Request],
+        labels: Sequence[str],
+        *,
+        exact: bool = False,
+        lead: str = "",
+        progress: Progress = no_progress,
+        task: str = "scoring labels",
+    ) -> Iterator[Completion]:
+        """Not possible."""
+        why, instead = self.no_scores
+        raise UserError(why, where=self.name, next_step=instead)
 
 
 async def complete(engine: ServingEngine, request: Request) -> Completion:

@@ -14,23 +14,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_json
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.urls import masked, split_login
+from tuneloop.inference.answer import Kind, TextTarget
 from tuneloop.inference.openai import body_of, read_reply
 from tuneloop.inference.request import Request
 from tuneloop.inference.retry import REFUSED, RETRIED, Throttle, backoff, is_busy
-from tuneloop.inference.text_only import TextTarget
 from tuneloop.inference.timeouts import ANSWER_WITHIN, CONNECT_FAR_WITHIN, LONGEST_PAUSE, PATIENCE, PAUSE
 from tuneloop.inference.wire import Broken, Refused, Wire, finished, need_aiohttp
 from tuneloop.records.completion import Completion
-
-if TYPE_CHECKING:
-    from tuneloop.inference.targets import Kind
 
 # Parameters that some models refuse by name, and what is sent instead.
 REPLACED: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}

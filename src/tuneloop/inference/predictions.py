@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_jsonl
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.inference.answer import Kind, TextTarget
 from tuneloop.inference.request import Request
-from tuneloop.inference.text_only import TextTarget
 from tuneloop.records.completion import Completion
-
-if TYPE_CHECKING:
-    from tuneloop.inference.targets import Kind
 
 
 @dataclass(frozen=True)

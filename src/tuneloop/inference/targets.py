@@ -1,80 +1,20 @@
-"""Who answers, behind one small protocol: a run, an adapter, a model, a GGUF file, an endpoint, a file of predictions.
+"""What a name stands for: a run, an adapter, a model, a GGUF file, an endpoint, a file of predictions.
 
-A new engine or kind of target is one file here, with the methods of `Target`, and its line in `open_target`. What a
-target needs of a stage (the turns of a prompt, the labels to choose from) stands in the request or is an argument.
+A new kind of target is one file with the methods of `answer.Target`, and its line in `open_target`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.urls import masked
+from tuneloop.inference.answer import Target
 from tuneloop.inference.client import Endpoint, EndpointTarget
-from tuneloop.inference.local.target import LocalTarget, open_folder_or_name
+from tuneloop.inference.local.target import open_local
 from tuneloop.inference.predictions import PredictionsTarget, read_answers
-from tuneloop.inference.request import Request
-from tuneloop.records.completion import Completion
-
-if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
-
-Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
-
-
-class Target(Protocol):
-    """Somebody who answers requests.
-
-    Each request gets one completion, in order; one that can't be answered has the finish `error` and says why. What makes
-    all requests fail (no such model, a wrong key) is raised as a `UserError`.
-    """
-
-    @property
-    def name(self) -> str:
-        """As the user gave it."""
-
-    @property
-    def kind(self) -> Kind:
-        """What it is."""
-
-    @property
-    def identity(self) -> str:
-        """Hash of what its answers depend on."""
-
-    def load(self) -> None:
-        """Make it ready, so that the first answer does not wait for that."""
-
-    def complete(
-        self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "answering"
-    ) -> Iterator[Completion]:
-        """Written answers."""
-
-    def stream(self, request: Request) -> Iterator[Update]:
-        """One written answer in pieces as they come; whoever stops reading cancels it."""
-
-    def score(
-        self,
-        requests: Sequence[Request],
-        labels: Sequence[str],
-        *,
-        exact: bool = False,
-        lead: str = "",
-        progress: Progress = no_progress,
-        task: str = "scoring labels",
-    ) -> Iterator[Completion]:
-        """The likeliest label of each request, with scores.
-
-        Args:
-            exact: score every label to its end; else those that can't win have upper bounds.
-            lead: text that the answer begins with, before the label.
-
-        Raises:
-            UserError: it can only write.
-        """
-
 
 ANSWERS = (".jsonl", ".json", ".csv", ".parquet")  # endings of files with predictions
 
@@ -121,8 +61,3 @@ def open_target(
     if file is not None:
         return GgufTarget(name, file, template)
     return open_local(name, base=base, template=template)
-
-
-def open_local(name: str, *, base: str = "", template: str = "") -> LocalTarget:
-    """A run, artifact, adapter or model on this machine; see `open_target`."""
-    return open_folder_or_name(name, base=base, template=template)

@@ -20,7 +20,7 @@ from tuneloop.core.device import backend, in_parts, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.generate import answer_requests
-from tuneloop.inference.local.target import open_folder_or_name
+from tuneloop.inference.local.target import open_local
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.models.load import Model, load_model
@@ -59,7 +59,7 @@ def stored_by(folder: str) -> TopStore:
 @functools.lru_cache(maxsize=1)
 def teacher_model(name: str, bits: int = 16) -> Model:
     """A teacher that is asked in each step; it is loaded once, and let go by `teacher_model.cache_clear`."""
-    target = open_folder_or_name(name)
+    target = open_local(name)
     model = load_model(target.base, prepare=quantise if bits == 4 else None)
     if target.trained is not None:
         load_trained(model, target.trained)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.units import counted
-from tuneloop.inference.local.target import LocalTarget, open_folder_or_name
+from tuneloop.inference.answer import with_template
+from tuneloop.inference.local.target import LocalTarget, open_local
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.rows import Row
@@ -86,8 +86,7 @@ def teachers_template(config: TrainConfig) -> Template:
 
 def own_template(teacher: LocalTarget) -> Template:
     """A teacher's tokenizer with the chat template that it was trained with."""
-    theirs = load_tokenizer(teacher.base)
-    return replace(theirs, source=teacher.template) if teacher.template else theirs
+    return with_template(load_tokenizer(teacher.base), teacher.source)
 
 
 def teacher_hash(config: TrainConfig) -> list[str]:
@@ -102,7 +101,7 @@ def teacher_hash(config: TrainConfig) -> list[str]:
 
 def open_teacher(name: str) -> LocalTarget:
     """A teacher by its name; its model is not loaded."""
-    return open_folder_or_name(name)
+    return open_local(name)
 
 
 def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, template: Template) -> None:

@@ -129,7 +129,7 @@ def _pruned(job: DistilJob) -> PrunedStudent:
         found = read_json(record)
         if found.get("key") == key:
             return PrunedStudent.model_validate(found["pruned"])
-    template = local.model.template
+    template = local.template
     texts = [template.render(row.messages, row.tools).ids for row in job.dataset.train[:LOOKED_AT]]
     made = layers_to_drop(local.model, texts, job.options.layers)
     template.save(out)

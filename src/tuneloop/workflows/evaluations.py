@@ -47,7 +47,6 @@ from tuneloop.workflows.baselines import majority_of
 from tuneloop.workflows.consistency import Ask, asked_prompts, consistency_part, is_drawn
 from tuneloop.workflows.distributed import leading, shared_out
 from tuneloop.workflows.evaluate import after_tuning, base_model, tuned_key
-from tuneloop.workflows.gguf import ask_gguf
 from tuneloop.workflows.on_ray import address_of, whole_path
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.recipes import name_of, recipe_of
@@ -373,7 +372,9 @@ def _ask(
     prompts, notes = _prompts(job, question, dataset, rows)
     if (file := _gguf(question)) is not None:
         served = GgufTarget(question.target, file)
-        asked = ask_gguf(served, dataset, rows, job.recipe.evaluate, prompts=prompts, progress=job.progress, task=name)
+        asked = ask(
+            served, dataset, rows, job.recipe.evaluate, Asking(prompts=prompts), progress=job.progress, task=name
+        )[""]
         served.close()
         return asked, cost_of(job, asked), {}, notes
     asked = ask(

@@ -16,8 +16,8 @@ from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluate.evaluate import Evaluation, sample_rows
 from tuneloop.inference.client import Endpoint, EndpointTarget, failures, usage
+from tuneloop.inference.local.target import open_local
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets import open_local
 from tuneloop.records.rows import Message, Row
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def verdicts(
     progress: Progress = no_progress,
 ) -> list[str | None]:
     """The option that a local model gives as its verdict on each conversation, by choice scoring; of long ones the middle is left out."""
-    template = target.model.template
-    room = target.model.context - max(target.label_tree(options, LEAD).lengths) - len(template.encode(LEAD))
+    template = target.template
+    room = target.context - max(target.label_tree(options, LEAD).lengths) - len(template.encode(LEAD))
     prompts = [template.prompt_ids(list(turns)) for turns in conversations]
     cut = [ids if len(ids) <= room else ids[:8] + ids[8 - room :] for ids in prompts]
     answers = target.score([Request(ids=ids) for ids in cut], options, lead=LEAD, progress=progress, task="judging")

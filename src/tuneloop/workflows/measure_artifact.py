@@ -33,7 +33,6 @@ from tuneloop.records.rows import Dataset, Row
 from tuneloop.release.export import ArtifactFigures
 from tuneloop.release.gguf import About, FloatType, write_gguf
 from tuneloop.release.tuned_weights import open_tuned
-from tuneloop.workflows.gguf import ask_gguf
 from tuneloop.workflows.run_context import RunContext, attach_trained, dataset_of
 from tuneloop.workflows.scoring import cost_of, score, write_scored
 
@@ -126,11 +125,12 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufT
     """
     from tuneloop.evaluate.compare import compare
     from tuneloop.inference.llamacpp.target import GgufTarget
+    from tuneloop.workflows.systems import ask
 
     job, dataset, rows = asked.job, asked.dataset, asked.rows
     target = target or GgufTarget(str(file), file)
     try:
-        answers = ask_gguf(target, dataset, rows, job.recipe.evaluate, progress=job.progress, task=f"measuring {name}")
+        answers = ask(target, dataset, rows, job.recipe.evaluate, progress=job.progress, task=f"measuring {name}")[""]
         kl = _mean_kl(job, target, rows)
         cost = _cost(target, rows)
     finally:

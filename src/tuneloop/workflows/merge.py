@@ -16,7 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_json, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.core.units import counted
-from tuneloop.inference.targets import open_local
+from tuneloop.inference.local.target import open_local
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.methods import USUAL
 from tuneloop.models.names import resolve

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash
+from tuneloop.inference.answer import Target
 from tuneloop.inference.llamacpp.target import GgufTarget
-from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.targets import Target, open_local, open_target
+from tuneloop.inference.local.target import LocalTarget, open_local
+from tuneloop.inference.targets import open_target
 from tuneloop.models.names import is_local, resolve
 from tuneloop.workflows.registry import local_name
 from tuneloop.workflows.task import read_task_of, task_of_run

@@ -13,11 +13,12 @@ from served import Files
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp
+from tuneloop.inference.answer import Target
 from tuneloop.inference.llamacpp.target import GgufTarget, as_gguf
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
-from tuneloop.inference.targets import Target, open_target
+from tuneloop.inference.targets import open_target
 from tuneloop.models.load import load_model
 from tuneloop.records.completion import Completion
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.inference.answer import with_template
+from tuneloop.inference.answer import Kind, with_template
 from tuneloop.inference.engine import Update
 from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
@@ -24,9 +24,6 @@ from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
 from tuneloop.records.record import read_record
-
-if TYPE_CHECKING:
-    from tuneloop.inference.targets import Kind
 
 AT_ONCE = 4  # tokens that are written before they are shown
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.threads import use_threads
+from tuneloop.inference.answer import Kind, with_template
 from tuneloop.inference.crew import Crew, SharedWork
 from tuneloop.inference.engine import Engine, Update
 from tuneloop.inference.grammar import Grammars
@@ -22,15 +22,12 @@ from tuneloop.models.adapters import applied_now, is_mixed
 from tuneloop.models.load import Model, fingerprint, load_model
 from tuneloop.models.names import refuse_missing_path, resolve
 from tuneloop.models.peft_layout import hash_of_adapter
-from tuneloop.models.template import Rendered, plain_source
+from tuneloop.models.template import Rendered, Template
 from tuneloop.models.trained import base_of_adapter, load_trained, target_kind, trained_folder
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
-
-if TYPE_CHECKING:
-    from tuneloop.inference.targets import Kind
 
 ARTIFACT = "artifact.json"
 
@@ -44,14 +41,14 @@ class LocalTarget:
         base: name of the base model, or of the model itself where nothing was trained.
         trained: folder of an adapter on top of the base; None: the model is asked as it is.
         run: the run's folder, where the target is one.
-        template: chat template that takes the place of the model's; empty: its own.
+        source: chat template that takes the place of the model's; empty: its own.
     """
 
     name: str
     base: str
     trained: Path | None = None
     run: Path | None = None
-    template: str = ""
+    source: str = ""
 
     @staticmethod
     def of(model: Model) -> LocalTarget:
@@ -72,9 +69,17 @@ class LocalTarget:
         model = load_model(self.base)
         if self.trained is not None:
             load_trained(model, self.trained)
-        if self.template and self.template != plain_source(model.template.source):
-            model = replace(model, template=replace(model.template, source=self.template))
-        return model
+        return replace(model, template=with_template(model.template, self.source))
+
+    @property
+    def template(self) -> Template:
+        """Tokenizer and chat template."""
+        return self.model.template
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model reads, its answer included."""
+        return self.model.context
 
     def load(self) -> None:
         """Load the model."""
@@ -86,7 +91,7 @@ class LocalTarget:
         weights = [fingerprint(resolve(self.base))]
         if self.trained is not None:
             weights.append(hash_of_adapter(self.trained))
-        return content_hash([weights, self.template])
+        return content_hash([weights, self.source])
 
     @property
     def untuned(self) -> str:
@@ -104,7 +109,7 @@ class LocalTarget:
         Args:
             room: tokens that must fit behind the prompt.
         """
-        return with_ids(self.model.template, self.model.context, request, room=room)
+        return with_ids(self.template, self.context, request, room=room)
 
     def complete(
         self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "answering"
@@ -131,7 +136,7 @@ class LocalTarget:
     @cached_property
     def grammars(self) -> Grammars:
         """What answers under a JSON Schema may be."""
-        return Grammars(self.model.template, self.model.head.shape[0])
+        return Grammars(self.template, self.model.head.shape[0])
 
     def _writable(self, request: Request) -> Request | Completion:
         if request.choices:
@@ -180,7 +185,7 @@ class LocalTarget:
         task: str,
     ) -> Iterator[Completion]:
         tree = self.label_tree(labels, lead)
-        opening = self.model.template.encode(lead) if lead else []
+        opening = self.template.encode(lead) if lead else []
         made = [self.rendered(request, len(opening) + max(tree.lengths)) for request in requests]
         if lead:
             made = [replace(m, ids=[*m.ids, *opening]) if isinstance(m, Request) else m for m in made]
@@ -199,13 +204,13 @@ class LocalTarget:
 
     def label_tree(self, labels: Sequence[str], lead: str = "") -> LabelTrie:
         """Labels as the tokens of whole answers, or of the rest of an answer that begins with `lead`."""
-        return label_tree(self.model.template, labels, lead)
+        return label_tree(self.template, labels, lead)
 
 
 # --- what a name stands for ------------------------------------------------------------------------
 
 
-def open_folder_or_name(name: str, *, base: str = "", template: str = "") -> LocalTarget:
+def open_local(name: str, *, base: str = "", template: str = "") -> LocalTarget:
     """What a folder or name stands for; nothing is loaded yet.
 
     Raises:
@@ -220,7 +225,7 @@ def open_folder_or_name(name: str, *, base: str = "", template: str = "") -> Loc
     if kind == "adapter":
         return LocalTarget(name, base or _base_of(folder), folder, None, template)
     refuse_missing(name)
-    return LocalTarget(name, name, template=template)
+    return LocalTarget(name, name, source=template)
 
 
 def _base_of(folder: Path) -> str:

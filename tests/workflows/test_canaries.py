@@ -18,7 +18,7 @@ from tuneloop.inference.canary import prove
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.serve.config import ServeConfig
 from tuneloop.workflows.canaries import canaries_of
-from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
+from tuneloop.workflows.evaluations import evaluate_target
 from tuneloop.workflows.serve import _started
 from tuneloop.workflows.serve_models import deployment_of
 from tuneloop.workflows.task import task_of_run
@@ -58,7 +58,7 @@ def test_a_server_proves_its_models_by_their_evaluation(
     run = make_tuned(tickets(80))
     assert checked(run, capsys, 3)["n"] == 0
     assert canaries_of(str(run), "h", task_of_run(run)) == [], "it was not evaluated"
-    evaluate_target(EvalTarget(target=str(run)))
+    evaluate_target(str(run))
     assert "proof     support: 5 of 5 test rows are answered as in the evaluation" in started(run)
     assert not any(line.startswith("proof") for line in started(run, canaries=0))
     file = run / "samples.jsonl"
@@ -81,7 +81,7 @@ def test_written_answers_are_held_to_their_beginning(make_tuned: MakeTuned, tiny
         {"prompt": f"Say {i}", "completion": "All is well, and the parcel is on its way to you."} for i in range(80)
     ]
     run = make_tuned(rows)
-    evaluate_target(EvalTarget(target=str(run), settings=["evaluate.max_new_tokens=30"]))
+    evaluate_target(str(run), settings=["evaluate.max_new_tokens=30"])
 
     async def main() -> None:
         engine = LocalEngine(Served(str(tiny_llama)), [Served(str(run / "adapter"))])

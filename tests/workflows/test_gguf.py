@@ -14,13 +14,14 @@ import pytest
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, read_yaml, write_json, write_yaml
+from tuneloop.evaluate.options import EvalOptions
 from tuneloop.evaluate.shared_rows import FEWEST
 from tuneloop.inference.llamacpp import installed
 from tuneloop.records.artifact import NEAR_TIE, ArtifactManifest, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison
 from tuneloop.records.record import read_record
 from tuneloop.workflows.chat import open_chat
-from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
+from tuneloop.workflows.evaluations import evaluate_target
 from tuneloop.workflows.export import WeightsWanted, export_run
 from tuneloop.workflows.measure_artifact import (
     acceptable,
@@ -174,12 +175,12 @@ def test_all_commands_ask_llamacpp_for_it(make_tuned: MakeTuned) -> None:
     assert chat.answer(chat.speakers[0], rows[0], shown.append).label == theirs[0].label
     (file,) = folder.glob("*.gguf")
     for name in (str(folder), str(file)):
-        found = evaluate_target(EvalTarget(target=name, dataset=str(run / "dataset"), out=f"eval-{Path(name).name}"))
+        found = evaluate_target(name, EvalOptions(dataset=str(run / "dataset"), out=f"eval-{Path(name).name}"))
         samples = [json.loads(line) for line in (found.folder / "samples.jsonl").read_text().splitlines()]
         assert {sample["completion"]["engine"] for sample in samples} == {"llama.cpp"}
         assert read_json(found.folder / "eval.json")["n"] == len(samples) > 3
     with pytest.raises(UserError, match="likeliest answers only"):
-        evaluate_target(EvalTarget(target=str(file), dataset=str(run / "dataset"), settings=["consistency=2"]))
+        evaluate_target(str(file), EvalOptions(dataset=str(run / "dataset")), ["consistency=2"])
 
 
 @pytest.mark.slow
@@ -223,7 +224,7 @@ def test_the_gate_judges_the_artifact_and_not_only_its_run(make_tuned: MakeTuned
     run = make_tuned(tickets(120), name="run")
     shutil.move(run, tmp_path / "runs" / "run")
     run = tmp_path / "runs" / "run"
-    evaluate_target(EvalTarget(target=str(run)))
+    evaluate_target(str(run))
     folder = export_run(run, "gguf", weights=WeightsWanted("q8_0")).folder
     place = Path(evaluation_place(str(folder)))
     assert place.resolve() == run / "evals" / folder.name

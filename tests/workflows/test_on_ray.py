@@ -28,6 +28,7 @@ from tuneloop.core.store import open_store
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import prepare
 from tuneloop.data.process_record import Facts, RowProcessor, TokenCount, Work, process_chunk
+from tuneloop.evaluate.options import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Row
@@ -36,7 +37,7 @@ from tuneloop.scale.ray_driver import drive
 from tuneloop.scale.ray_training import Workers, train_on_ray
 from tuneloop.workflows import batch, evaluations, on_ray
 from tuneloop.workflows.batch import BatchInput, answer_batch
-from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
+from tuneloop.workflows.evaluations import evaluate_target
 from tuneloop.workflows.on_ray import RayRun, run_on_ray
 from tuneloop.workflows.recipe import Recipe, make_recipe
 from tuneloop.workflows.serve import serve_config
@@ -262,10 +263,10 @@ def asker_or_die(setting: Any) -> Any:
 def test_an_evaluation_by_actors_has_the_answers_of_one_process_though_one_is_killed(
     cluster: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    question = EvalTarget(target=str(trained), split="train", settings=["limit=30"])
-    alone = evaluate_target(replace(question, out="alone")).folder
+    options = EvalOptions(split="train")
+    alone = evaluate_target(str(trained), replace(options, out="alone"), ["limit=30"]).folder
     monkeypatch.setattr(evaluations, "_actor", asker_or_die)
-    far = evaluate_target(replace(question, out="far", on="ray")).folder
+    far = evaluate_target(str(trained), replace(options, out="far", on="ray"), ["limit=30"]).folder
     assert (trained / "killed").exists()
     one, other = (read_record(EvaluationManifest, folder) for folder in (alone, far))
     assert one.n == other.n == 30 and one.metrics.keys() == other.metrics.keys()

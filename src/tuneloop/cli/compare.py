@@ -13,13 +13,13 @@ from tuneloop.cli.console import Screen, print_json, screen, terminal
 from tuneloop.cli.endpoint import PricedEndpointOptions
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
+from tuneloop.evaluate.options import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.evaluate.judge import Judgement
-    from tuneloop.workflows.evaluations import EvalTarget
     from tuneloop.workflows.judge import Judge
 
 
@@ -77,9 +77,7 @@ def command(
             assert judge is not None
             result, words = _checked(judge, judging.check_judge, shown)
         else:
-            from tuneloop.workflows.evaluations import EvalTarget
-
-            against = EvalTarget(dataset=dataset, split=split, data=references)
+            against = EvalOptions(dataset=dataset, split=split, data=references)
             result, words = _compare(evaluations or [], out, judge, shown, against)
     if output.json:
         print_json(result)
@@ -104,7 +102,7 @@ def _checked(judge: Judge, file: str, shown: Screen) -> tuple[dict[str, Any], li
 
 
 def _compare(
-    evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: EvalTarget
+    evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: EvalOptions
 ) -> tuple[dict[str, Any], list[str]]:
     from tuneloop.workflows.compare import compare_evaluations, evaluate_files
     from tuneloop.workflows.judge import judge_evaluations, write_verdicts

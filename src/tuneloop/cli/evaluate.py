@@ -44,7 +44,7 @@ def command(
         raise typer.BadParameter("--examples is balanced or nearest")
     refuse_other_place(options.on)
     from tuneloop.inference.targets import kind_of_name
-    from tuneloop.workflows.evaluations import EvalTarget, evaluate_target, processes_to_start
+    from tuneloop.workflows.evaluations import evaluate_target, processes_to_start
 
     place = places[0] if places else ""
     kind = kind_of_name(place)
@@ -54,12 +54,13 @@ def command(
         options, place = replace(options, predictions=place), ""
     if bool(endpoint) != bool(model):
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")
-    server = connection.endpoint(endpoint, model) if endpoint else None
-    question = EvalTarget(target=place, endpoint=server, settings=settings, **vars(options))
-    if (status := processes_to_start(question)) is not None:
+    if endpoint and place:
+        raise typer.BadParameter("One target at a time")
+    asked = connection.endpoint(endpoint, model) if endpoint else place
+    if (status := processes_to_start(asked, options, settings)) is not None:
         raise typer.Exit(status)
     with screen(output.quiet, "evaluating") as shown:
-        found = evaluate_target(question, progress=shown.progress, say=shown.say)
+        found = evaluate_target(asked, options, settings, progress=shown.progress, say=shown.say)
     result = read_record(EvaluationManifest, found.folder)
     if output.json:
         print_json({"path": str(found.folder), **result.to_json()})

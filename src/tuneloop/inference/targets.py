@@ -13,7 +13,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.urls import masked
 from tuneloop.inference.answer import Target
 from tuneloop.inference.client import Endpoint, EndpointTarget
-from tuneloop.inference.local.target import open_local
+from tuneloop.inference.llamacpp.target import GgufTarget, as_gguf
+from tuneloop.inference.local.target import LocalTarget, open_local
 from tuneloop.inference.predictions import PredictionsTarget, read_answers
 
 ANSWERS = (".jsonl", ".json", ".csv", ".parquet")  # endings of files with predictions
@@ -55,9 +56,10 @@ def open_target(
         if endpoint is None:
             raise UserError("An endpoint needs the name of a model", where=masked(name), next_step="give --model NAME")
         return EndpointTarget(masked(name), endpoint(name))
-    from tuneloop.inference.llamacpp.target import GgufTarget, as_gguf
+    return open_model(name, base=base, template=template)
 
+
+def open_model(name: str, *, base: str = "", template: str = "") -> LocalTarget | GgufTarget:
+    """A model on this machine: by llama.cpp where it is a GGUF file, else by our engine; see `open_target`."""
     file = as_gguf(name)
-    if file is not None:
-        return GgufTarget(name, file, template)
-    return open_local(name, base=base, template=template)
+    return open_local(name, base=base, template=template) if file is None else GgufTarget(name, file, template)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.evaluate.evaluate import decided_together
+from tuneloop.evaluate.options import EvalOptions
 from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words
 from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
 from tuneloop.records.record import read_record
 from tuneloop.report.eval_html import write_page
-from tuneloop.workflows.evaluations import EvalTarget, Say, evaluate_target
+from tuneloop.workflows.evaluations import Say, evaluate_target
 from tuneloop.workflows.recipes import name_of
 from tuneloop.workflows.registry import evaluation_place
 
@@ -68,7 +69,7 @@ def _per_row(cost: Mapping[str, Any], share: float) -> dict[str, Any]:
     }
 
 
-def evaluate_files(places: Sequence[str], against: EvalTarget, say: Say = lambda line: None) -> dict[str, str]:
+def evaluate_files(places: Sequence[str], against: EvalOptions, say: Say = lambda line: None) -> dict[str, str]:
     """Score those places that are files of predictions, each in a folder of its own.
 
     Args:
@@ -89,7 +90,7 @@ def evaluate_files(places: Sequence[str], against: EvalTarget, say: Say = lambda
                 next_step="give --references FILE, or --dataset FOLDER",
             )
         name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(place)
-        folders[place] = str(evaluate_target(replace(against, predictions=place, name=name), say=say).folder)
+        folders[place] = str(evaluate_target("", replace(against, predictions=place, name=name), say=say).folder)
     return folders
 
 

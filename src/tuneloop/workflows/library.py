@@ -21,12 +21,13 @@ from tuneloop.core.files import write_jsonl
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.python_file import trust_code
 from tuneloop.data.config import PrepareConfig
+from tuneloop.evaluate.options import EvalOptions
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.train.config import TrainConfig
-from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
+from tuneloop.workflows.evaluations import evaluate_target
 from tuneloop.workflows.predict import predict as predict
 from tuneloop.workflows.prepare import prepare_alone
 from tuneloop.workflows.recipe import Recipe, load_recipe, make_recipe
@@ -258,11 +259,11 @@ def evaluate(
             places = _places(data) or [str(_written(data, Path(scratch) / "rows.jsonl"))]
             prepared = len(places) == 1 and (Path(places[0]) / "dataset.json").is_file()
             dataset, file = (places[0], "") if prepared else ("", places[0])
-        question = EvalTarget(
-            target=str(target), dataset=dataset, data=file, split=split, few_shot=few_shot, base=base, name=name, out=str(out),
-            settings=[f"evaluate.{key}={_value(value)}" for key, value in settings.items()],
-        )  # fmt: skip
-        return Evaluation(evaluate_target(question, progress=shown, say=say).folder)
+        options = EvalOptions(
+            dataset=dataset, data=file, split=split, few_shot=few_shot, base=base, name=name, out=str(out)
+        )
+        own = [f"evaluate.{key}={_value(value)}" for key, value in settings.items()]
+        return Evaluation(evaluate_target(str(target), options, own, progress=shown, say=say).folder)
 
 
 def run(

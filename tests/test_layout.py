@@ -17,6 +17,7 @@ TESTED_IN = {
     "cli/test_advise.py": "cli.prices report.advise_html",
     "cli/test_compare.py": "report.compare_terminal",
     "cli/test_console.py": "core.progress",
+    "serve/test_journal.py": "core.journal",
     "cli/test_errors.py": "cli.doctor",
     "cli/test_parameters.py": "core.flag evaluate.options",
     "cli/test_plan_anything.py": "plan.remedies",

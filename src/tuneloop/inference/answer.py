@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.engine import Update
 from tuneloop.inference.request import Request
+from tuneloop.inference.scoring import AnswerFit, LabelTrie
 from tuneloop.models.adapters import ATTACHED, BASE
-from tuneloop.models.template import Template, TemplateError, plain_source
+from tuneloop.models.template import Rendered, Template, TemplateError, plain_source
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 
@@ -167,6 +169,49 @@ class Target(Protocol):
         Raises:
             UserError: it can only write.
         """
+
+
+class ModelTarget(Target, Protocol):
+    """A target whose prompts become tokens here: a model on this machine, in whichever engine."""
+
+    @property
+    def template(self) -> Template:
+        """Tokenizer and chat template."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model reads, its answer included."""
+
+    @property
+    def untuned(self) -> str:
+        """Name of the model before it was tuned; empty where no one says it."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the weights lie, with what they were trained to answer; of a model's name no folder."""
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether what all prompts begin with is computed once."""
+
+    def rendered(self, request: Request, room: int = 1) -> Request | Completion:
+        """A request with its prompt as tokens, or why it can't be asked; see `prompt.with_ids`."""
+
+    def label_tree(self, labels: Sequence[str], lead: str = "") -> LabelTrie:
+        """Labels as the tokens of whole answers, or of the rest of an answer that begins with `lead`."""
+
+    def fits(
+        self, rows: Sequence[Rendered], *, progress: Progress = no_progress, task: str = "reference answers"
+    ) -> list[AnswerFit]:
+        """How well the model foresees given answers, the supervised tokens of each row."""
+
+    def close(self) -> None:
+        """End what computes; it is started again when it is needed."""
+
+
+def as_model(target: Target) -> ModelTarget | None:
+    """The target, where it is a model on this machine."""
+    return cast(ModelTarget, target) if target.kind in ("run", "adapter", "model") else None
 
 
 @dataclass(frozen=True)

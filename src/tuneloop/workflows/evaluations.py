@@ -27,9 +27,8 @@ from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
 from tuneloop.evaluate.options import EvalOptions
 from tuneloop.evaluate.predictions import answers_from
 from tuneloop.evaluate.prompt import AS_IT_IS, load_prompt, prompt_turns
-from tuneloop.inference.answer import Kind, Target
+from tuneloop.inference.answer import Kind, Target, as_model
 from tuneloop.inference.client import Endpoint, EndpointTarget, failures, usage
-from tuneloop.inference.llamacpp.target import GgufTarget
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.predictions import PredictionsTarget
 from tuneloop.inference.request import Request
@@ -131,7 +130,8 @@ def processes_to_start(target: str | Endpoint, options: EvalOptions, settings: S
     if options.on or not target or isinstance(target, Endpoint):
         return None
     question = _question(target, options, settings)
-    return None if isinstance(question.target, GgufTarget) else shared_out(_recipe(question), answers_only=True)
+    local = isinstance(question.target, LocalTarget)
+    return shared_out(_recipe(question), answers_only=True) if local else None
 
 
 def _evaluated(job: RunContext, question: _Question) -> Result:
@@ -385,8 +385,8 @@ def _ask(
     if question.kind in ("run", "adapter"):
         attach_trained(job)
     prompts, notes = _prompts(job, question, dataset, rows)
-    target = question.target
-    with closing(target) if isinstance(target, GgufTarget) else nullcontext(job.model) as model:
+    other = None if isinstance(question.target, LocalTarget) else as_model(question.target)
+    with closing(other) if other is not None else nullcontext(job.model) as model:
         how = Asking(prompts=prompts)
         asked = ask(model, dataset, rows, job.recipe.evaluate, how, progress=job.progress, task=name)[""]
     training = read_record(RunManifest, job.folder) if question.kind == "run" else None
@@ -670,7 +670,7 @@ def _check_consistency(recipe: Recipe, question: _Question) -> None:
             where="evaluate.consistency",
             next_step="evaluate the model or the endpoint that wrote them, or leave consistency at 0",
         )
-    if recipe.evaluate.consistency and isinstance(question.target, GgufTarget):
+    if recipe.evaluate.consistency and question.kind == "model" and not isinstance(question.target, LocalTarget):
         raise UserError(
             "A GGUF file is asked for its likeliest answers only, so not in several ways",
             where="evaluate.consistency",

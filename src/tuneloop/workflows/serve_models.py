@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def open_model(name: str, source: str, task_of: str = "") -> Opened:
     return Opened(name, source, local.base, loaded, task, target.scores_labels)
 
 
-def _open_gguf(name: str, source: str, base: str) -> Opened:
+def _open_gguf(name: str, source: str, task_of: str = "", *, base: str) -> Opened:
     """A GGUF file: the base model, or an adapter on it."""
     place = local_name(source)
     if Path(place).is_dir() and not list(Path(place).glob("*.gguf")):
@@ -91,7 +92,7 @@ def _open_gguf(name: str, source: str, base: str) -> Opened:
             next_step=f"tuneloop export {source} --format gguf-lora, or take engine=tuneloop",
         )  # fmt: skip
     file = gguf_file(place)
-    task = read_task_of(file.parent)
+    task = open_with_task(task_of).task if task_of else read_task_of(file.parent)
     loaded = None if place == base else Served(str(file), task.chat_template if task else "")
     return Opened(name, source, base, loaded, task, bool(task and task.answer == "choice" and task.labels))
 
@@ -187,25 +188,26 @@ def deployment_of(
             next_step="choose auto, tuneloop, llama.cpp or the URL of a server",
         )  # fmt: skip
     base, served = served_by(config)
-    named = base or served[0].source
-    if config.engine == "llama.cpp" or (config.engine == "auto" and as_gguf(local_name(named)) is not None):
-        return _llamacpp(config, local_name(named), candidates or {}, say)
-    opened_ = [open_model(each.name, each.source, each.task) for each in served]
-    base = base or opened_[0].base
+    named = local_name(base or served[0].source)
+    by_llamacpp = config.engine == "llama.cpp" or (config.engine == "auto" and as_gguf(named) is not None)
+    open_one = partial(_open_gguf, base=named) if by_llamacpp else open_model
+    opened_ = [open_one(each.name, each.source, each.task) for each in served]
+    base = named if by_llamacpp else base or opened_[0].base
     strangers = [each for each in opened_ if each.base != base]
     if strangers:
         raise UserError(
             f"{strangers[0].name} stands on {strangers[0].base}, and the others on {base}",
             where="adapters", next_step="start a server for each base model",
         )  # fmt: skip
+    extra = _candidates(candidates or {}, lambda candidate: open_one(candidate.model, candidate.source), base, say)
     whole = next((each for each in opened_ if each.loaded is None), None)
-    extra = _candidates(candidates or {}, lambda candidate: open_model(candidate.model, candidate.source), base, say)
     opened_, extra = _with_one_source(opened_, extra)
-    adapters = _loaded(opened_, extra.values())
-    engine = LocalEngine(
-        Served(base, whole.template if whole else ""), adapters, slots=config.slots, merge=config.merge
-    )
-    return Deployment(engine, opened_, base, extra)
+    loaded = Served(base, whole.template if whole else ""), _loaded(opened_, extra.values())
+    if by_llamacpp:
+        log = Path(config.folder) / "llamacpp.log"
+        settings = LlamaCppSettings(config.slots, config.batch.rows, config.context, log=log)
+        return Deployment(LlamaCppEngine(*loaded, settings), opened_, base, extra)
+    return Deployment(LocalEngine(*loaded, slots=config.slots, merge=config.merge), opened_, base, extra)
 
 
 def _with_one_source(
@@ -252,20 +254,6 @@ def _candidates(
         else:
             found[name] = opened_
     return found
-
-
-def _llamacpp(config: ServeConfig, base: str, candidates: Mapping[str, Candidate], say: Say) -> Deployment:
-    """llama.cpp with a GGUF file as the base and LoRA files on it."""
-    opened_ = [_open_gguf(each.name, each.source, base) for each in served_by(config)[1]]
-    whole = next((each for each in opened_ if each.loaded is None), None)
-    template = whole.template if whole else ""
-    extra = _candidates(candidates, lambda each: _open_gguf(each.model, each.source, base), base, say)
-    opened_, extra = _with_one_source(opened_, extra)
-    adapters = _loaded(opened_, extra.values())
-    settings = LlamaCppSettings(
-        config.slots, config.batch.rows, config.context, log=Path(config.folder) / "llamacpp.log"
-    )  # fmt: skip
-    return Deployment(LlamaCppEngine(Served(base, template), adapters, settings), opened_, base, extra)
 
 
 def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate], say: Say) -> Deployment:

@@ -38,8 +38,8 @@ from tuneloop.evaluate.lm_eval import TaskScores, harness_missing, run_tasks
 from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
 from tuneloop.evaluate.metrics.multilabel import label_lists
 from tuneloop.evaluate.prompt import prompt_turns
+from tuneloop.inference.answer import ModelTarget
 from tuneloop.inference.batches import shared_length
-from tuneloop.inference.llamacpp.target import GgufTarget
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import GREEDY, Sampling
@@ -251,7 +251,7 @@ class Asking:
 
 
 def ask(
-    model: Model | GgufTarget,
+    model: Model | ModelTarget,
     dataset: Dataset,
     rows: Sequence[Row],
     config: EvaluateConfig,
@@ -263,7 +263,7 @@ def ask(
     """A model's answers to rows.
 
     Args:
-        model: with or without an adapter, or a GGUF file, which llama.cpp answers for.
+        model: with or without an adapter, or a model in another engine.
         task: name for the progress display.
 
     Returns:
@@ -274,7 +274,7 @@ def ask(
     """
     started = time.monotonic()
     progress(task, 0, len(rows))  # reading the examples takes a while
-    target = model if isinstance(model, GgufTarget) else LocalTarget.of(model)
+    target: ModelTarget = LocalTarget.of(model) if isinstance(model, Model) else model
     ids, choice = how.prompt_ids(rows, target.template), uses_choice(dataset, config)
     limit = 1 if choice else longest_answer(target.template, dataset, config)
     requests = [
@@ -294,7 +294,7 @@ def ask(
 
 
 def _chosen(
-    target: LocalTarget | GgufTarget,
+    target: ModelTarget,
     dataset: Dataset,
     rows: Sequence[Row],
     requests: Sequence[Request],
@@ -336,10 +336,10 @@ def _refuse_too_long(context: int, rows: Sequence[Row], ids: Sequence[Sequence[i
 
 
 def _computed(
-    target: LocalTarget | GgufTarget, prompts: Sequence[Sequence[int]], answers: Sequence[Completion]
+    target: ModelTarget, prompts: Sequence[Sequence[int]], answers: Sequence[Completion]
 ) -> int:  # fmt: skip
-    """Tokens that answering has computed: what all prompts share counts once; 0 for llama.cpp, which does not tell."""
-    if isinstance(target, GgufTarget):
+    """Tokens that answering has computed: what all prompts share counts once; 0: the engine does not tell."""
+    if not target.shares_prompts:
         return 0
     shared = shared_length(prompts)
     return shared + sum(len(p) - shared for p in prompts) + sum(answer.completion_tokens for answer in answers)

@@ -75,6 +75,16 @@ class GgufTarget:
         return template_of(self.file, self.source)
 
     @property
+    def folder(self) -> Path:
+        """The folder of the file."""
+        return self.file.parent
+
+    @property
+    def shares_prompts(self) -> bool:
+        """No: each prompt is read by itself."""
+        return False
+
+    @property
     def context(self) -> int:
         """Tokens that the model reads, its answer included."""
         return int(self.llama.facts["context"])

@@ -77,6 +77,19 @@ class LocalTarget:
         return self.model.template
 
     @property
+    def folder(self) -> Path:
+        """The adapter's folder, or the model's."""
+        return self.trained or Path(self.name).expanduser()
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Yes, as `generate` does."""
+        return True
+
+    def close(self) -> None:
+        """Nothing: the model stays for who else uses it."""
+
+    @property
     def context(self) -> int:
         """Tokens that the model reads, its answer included."""
         return self.model.context

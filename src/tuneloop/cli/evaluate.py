@@ -56,18 +56,18 @@ def command(
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")
     if endpoint and place:
         raise typer.BadParameter("One target at a time")
-    asked = connection.endpoint(endpoint, model) if endpoint else place
-    if (status := processes_to_start(asked, options, settings)) is not None:
+    source = connection.endpoint(endpoint, model) if endpoint else place
+    if (status := processes_to_start(source, options, settings)) is not None:
         raise typer.Exit(status)
     with screen(output.quiet, "evaluating") as shown:
-        found = evaluate_target(asked, options, settings, progress=shown.progress, say=shown.say)
-    result = read_record(EvaluationManifest, found.folder)
+        made = evaluate_target(source, options, settings, progress=shown.progress, say=shown.say)
+    result = read_record(EvaluationManifest, made.folder)
     if output.json:
-        print_json({"path": str(found.folder), **result.to_json()})
+        print_json({"path": str(made.folder), **result.to_json()})
     else:
         _print(result)
-        print(f"{found.folder / 'eval.json'}")
-    if found.failed:
+        print(f"{made.folder / 'eval.json'}")
+    if made.failed:
         raise typer.Exit(1)
 
 

@@ -164,17 +164,17 @@ async def _completed(
         await asyncio.gather(*workers, return_exceptions=True)
         await asking.wire.close()
     progress(task, len(first), len(first))
-    found = [replies[key] for key in keys]
-    if asking.fatal or (found and all(reply.error for reply in found)):
+    answers = [replies[key] for key in keys]
+    if asking.fatal or (answers and all(reply.error for reply in answers)):
         raise UserError(
             asking.fatal
-            or f"The endpoint answered {f'none of {len(found):,} requests' if len(found) > 1 else 'no request'}: {failures(found)[0][0]}",
+            or f"The endpoint answered {f'none of {len(answers):,} requests' if len(answers) > 1 else 'no request'}: {failures(answers)[0][0]}",
             where=f"{masked(asking.address)} (model {endpoint.model})",
             next_step="check --endpoint, --model and the key; answers that came are kept, the same command asks for the rest",
         )
     seen: set[str] = set()
     once = []
-    for key, reply in zip(keys, found, strict=True):
+    for key, reply in zip(keys, answers, strict=True):
         once.append(reply if key not in seen else replace(reply, cached=True, retries=0))
         seen.add(key)
     return once
@@ -204,9 +204,9 @@ class _Asking:
 
     async def reply(self, key: str, body: dict[str, Any]) -> Completion:
         """One request with its retries; never raises for what the endpoint does."""
-        known = self._cached(key)
-        if known is not None:
-            return known
+        cached = self._cached(key)
+        if cached is not None:
+            return cached
         started, tries, failures = time.monotonic(), 0, 0
         while True:
             await self._hold()
@@ -257,7 +257,7 @@ class _Asking:
             await asyncio.sleep(min(left, 0.2))
 
     def _failed(self, reason: str, started: float, tries: int) -> Completion:
-        """A failure for good; an endpoint that continues to fail is not asked for ever."""
+        """A failure for good; after many in a row no further request is made."""
         self.failed_in_a_row += 1
         self.retries -= 1
         most = max(8, self.endpoint.concurrency) * (3 if self.succeeded else 1)
@@ -356,7 +356,7 @@ class _Refusal:
 
 @dataclass(frozen=True)
 class EndpointTarget(TextTarget):
-    """A server and the model that is asked there; chat completions give no log likelihood of a given answer."""
+    """A server and one of its models; chat completions give no log likelihood of a given answer."""
 
     endpoint: Endpoint
 
@@ -375,14 +375,14 @@ class EndpointTarget(TextTarget):
     def complete(
         self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "asking"
     ) -> Iterator[Completion]:
-        """Written answers; several requests are asked at once, and equal ones once.
+        """Written answers; several requests at once, and equal ones once.
 
         Raises:
             UserError: the endpoint refuses all requests, or answers none of the first.
         """
         whys = [_why_not(request) for request in requests]
-        asked = [request for request, why in zip(requests, whys, strict=True) if not why]
-        answers = iter(complete(self.endpoint, asked, progress=progress, task=task) if asked else ())
+        sent = [request for request, why in zip(requests, whys, strict=True) if not why]
+        answers = iter(complete(self.endpoint, sent, progress=progress, task=task) if sent else ())
         for why in whys:
             yield Completion(finish="error", error=why, engine=masked(self.endpoint.address)) if why else next(answers)
 

@@ -239,21 +239,21 @@ class EndpointEngine:
     async def _version(self) -> tuple[int, ...]:
         """vLLM's version; empty: another server."""
         try:
-            found = re.match(r"(\d+)\.(\d+)", str(json.loads(await self._answer("/version"))["version"]))
+            version = re.match(r"(\d+)\.(\d+)", str(json.loads(await self._answer("/version"))["version"]))
         except (Broken, Refused, ValueError, KeyError, TypeError):
             return ()
-        return tuple(map(int, found.groups())) if found else ()
+        return tuple(map(int, version.groups())) if version else ()
 
     async def _tried(self, more: Mapping[str, Any]) -> Mapping[str, Any]:
         """What vLLM answers to a token with some field; empty where it refuses that. It refuses a priority unless it runs
         with `--scheduling-policy priority`."""
         body = {"model": self.base, "prompt": [1], "max_tokens": 1, **more}
         try:
-            said = json.loads(await self._answer("/v1/completions", body, self._settings.start_within))
-            found = said["choices"][0]
+            reply = json.loads(await self._answer("/v1/completions", body, self._settings.start_within))
+            choice = reply["choices"][0]
         except (Broken, Refused, ValueError, KeyError, TypeError, IndexError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return choice if isinstance(choice, dict) else {}
 
     async def healthy(self) -> bool:
         """Whether the server answers, and does not say that what computes behind it is not ready."""

@@ -21,7 +21,7 @@ NO_QUOTA = "insufficient_quota"  # in an answer with 429 that no time helps
 
 
 def is_busy(status: int, wait: float | None) -> bool:
-    """Whether a server with this status of HTTP may be asked later; 503 says so only where it names a time."""
+    """Whether a server with this status of HTTP takes requests later; 503 says so only where it names a time."""
     return status == 429 or (status == 503 and bool(wait))
 
 

@@ -53,8 +53,8 @@ class Refused(Exception):
 
     Args:
         status: of HTTP.
-        body: what it said.
-        retry_after: seconds after which it wants to be asked again; None: it does not say.
+        body: its text.
+        retry_after: seconds after which a further request may succeed; None: it names none.
     """
 
     def __init__(self, status: int, body: bytes, retry_after: float | None = None) -> None:
@@ -174,12 +174,12 @@ class Wire:
             async with await self._sent(method, path, data=body, headers=headers) as response:
                 if response.status != 200:
                     wait = seconds_to_wait(response.headers.get("Retry-After"))
-                    said = b""
+                    text = b""
                     async for piece in response.content.iter_any():
-                        said += piece
-                        if len(said) > MOST_OF_AN_ERROR:
+                        text += piece
+                        if len(text) > MOST_OF_AN_ERROR:
                             break
-                    raise Refused(response.status, said, wait)
+                    raise Refused(response.status, text, wait)
                 yield response
         except Broken:
             raise
@@ -222,7 +222,7 @@ class Wire:
                 auth=None if self.login is None else BasicAuth(*self.login, encoding="utf-8"),
                 trace_configs=[tracing],
             )
-            # Looked up once: told to trust the environment, aiohttp reads it in threads, twice for each request.
+            # Looked up once: where aiohttp is to trust the environment, it reads it in threads, twice for each request.
             self._proxy = _proxy_of(self.address) if self.proxies else None
         return self._session
 
@@ -269,8 +269,8 @@ def fetched(wire: Wire, path: str, within: float) -> bytes:
 def _proxy_of(address: str) -> str | None:
     """The environment's proxy for an address, of the kind that aiohttp speaks to; None: none, or `NO_PROXY` names it."""
     place = urlsplit(address)
-    found = getproxies().get(place.scheme, "")
-    return found if found.startswith("http://") and not proxy_bypass(place.hostname or "") else None
+    proxy = getproxies().get(place.scheme, "")
+    return proxy if proxy.startswith("http://") and not proxy_bypass(place.hostname or "") else None
 
 
 async def _rested(session: object, context: Any, params: object) -> None:

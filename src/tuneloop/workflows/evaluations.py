@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from tuneloop.inference.predictions import PredictionsTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.inference.targets import open_model
-from tuneloop.models.load import Model, load_model
+from tuneloop.models.load import load_model
 from tuneloop.records.completion import Completion
 from tuneloop.records.dataset import Counts, DatasetManifest, SplitFile, Splits
 from tuneloop.records.evaluation import BaselinesManifest, Subject
@@ -619,7 +619,11 @@ def _side_effects(job: RunContext, question: _Question, dataset: Dataset) -> dic
     """Forgetting and memorisation, for a model that has a base to be compared with."""
     if question.kind in ("run", "adapter"):
         return after_tuning(job, dataset)
-    return after_tuning(job, dataset, base=lambda: _loaded(question.options.base)) if question.options.base else {}
+    return (
+        after_tuning(job, dataset, base=lambda: nullcontext(load_model(question.options.base)))
+        if question.options.base
+        else {}
+    )
 
 
 def _consistency(
@@ -642,17 +646,9 @@ def _consistency(
             job.say(endpoint_line(cost))
             return {name: SystemAnswers(list(replies), cost["seconds"])}
         prompts, _ = _prompts(job, question, dataset, questions)
-        config = job.recipe.evaluate
+        how = Asking(prompts=prompts, sampling=sampling)
         return {
-            name: ask(
-                job.model,
-                dataset,
-                questions,
-                config,
-                Asking(prompts=prompts, sampling=sampling),
-                progress=job.progress,
-                task=task,
-            )[""]
+            name: ask(job.model, dataset, questions, job.recipe.evaluate, how, progress=job.progress, task=task)[""]
         }
 
     asks: list[Ask] = [target]
@@ -690,13 +686,3 @@ def _check_base(recipe: Recipe, question: _Question) -> None:
             if question.kind == "model"
             else "evaluate the model itself, with --base MODEL: an endpoint or a file of answers can't be compared with it",
         )
-
-
-@contextmanager
-def _loaded_model(name: str) -> Any:
-    yield load_model(name)
-
-
-def _loaded(name: str) -> AbstractContextManager[Model]:
-    found: AbstractContextManager[Model] = _loaded_model(name)
-    return found

@@ -13,11 +13,11 @@ from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.answer import Kind, with_template
 from tuneloop.inference.engine import Update
-from tuneloop.inference.grammar import Grammars
+from tuneloop.inference.grammar import Grammars, why_not_written
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
 from tuneloop.inference.llamacpp.engine import gguf_file, template_of
 from tuneloop.inference.prompt import label_tree, refused, schema_breach, with_ids
-from tuneloop.inference.request import WRITES_FREELY, Request
+from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import AnswerFit, LabelTrie, chosen, label_ids
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.template import Rendered, Template, load_template
@@ -174,13 +174,8 @@ class GgufTarget:
         return Grammars(self.template, self.llama.facts["vocabulary"])
 
     def _writable(self, request: Request) -> Request | Completion:
-        if request.choices:
-            return refused(request, WRITES_FREELY, ENGINE)
-        if request.schema is not None:
-            held = self.grammars.constraint(request.schema)
-            if isinstance(held, str):
-                return refused(request, held, ENGINE)
-        return self.rendered(request)
+        why = why_not_written(request, lambda: self.grammars)
+        return refused(request, why, ENGINE) if why else self.rendered(request)
 
     def fits(
         self, rows: Sequence[Rendered], *, progress: Progress = no_progress, task: str = "reference answers"

@@ -14,9 +14,9 @@ from tuneloop.core.threads import use_threads
 from tuneloop.inference.answer import Kind, with_template
 from tuneloop.inference.crew import Crew, SharedWork
 from tuneloop.inference.engine import Engine, Update
-from tuneloop.inference.grammar import Grammars
+from tuneloop.inference.grammar import Grammars, why_not_written
 from tuneloop.inference.prompt import label_tree, refused, with_ids
-from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
+from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.scoring import AnswerFit, LabelTrie, answer_fits, choose_for
 from tuneloop.models.adapters import applied_now, is_mixed
 from tuneloop.models.load import Model, fingerprint, load_model
@@ -152,13 +152,8 @@ class LocalTarget:
         return Grammars(self.template, self.model.head.shape[0])
 
     def _writable(self, request: Request) -> Request | Completion:
-        if request.choices:
-            return refused(request, WRITES_FREELY)
-        if request.schema is not None:
-            made = self.grammars.constraint(request.schema)
-            if isinstance(made, str):
-                return refused(request, made)
-        return self.rendered(request)
+        why = why_not_written(request, lambda: self.grammars)
+        return refused(request, why) if why else self.rendered(request)
 
     def stream(self, request: Request) -> Iterator[Update]:
         """One written answer in pieces as they come."""

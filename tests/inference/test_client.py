@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import json
 import threading
@@ -290,6 +291,31 @@ def test_parameters_that_a_model_refuses_are_left_out(serve: Any) -> None:
     server = serve(picky)
     assert [r.text for r in complete(endpoint(server, concurrency=1), asks("a", "b"))] == ["A", "B"]
     assert len(server.requests) == 4, "what one request has learnt, the next one knows"
+
+
+def test_it_can_be_used_where_an_event_loop_runs_already(serve: Any) -> None:
+    server = serve(echo)
+
+    async def notebook() -> list[str]:
+        return [reply.text for reply in complete(endpoint(server), asks("a", "b"))]
+
+    assert asyncio.run(notebook()) == ["A", "B"]
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schl\u00fcssel"])
+def test_a_key_that_no_header_may_hold_is_refused(serve: Any, key: str) -> None:
+    server = serve(echo)
+    with pytest.raises(UserError, match="no header may hold"):
+        complete(endpoint(server, api_key=key), asks("a"))
+    assert not server.requests
+
+
+def test_a_redirection_is_not_followed_with_the_key(serve: Any) -> None:
+    other = serve(echo)
+    server = serve(lambda n, body: (307, {"location": f"{other.url}/chat/completions"}, b""))
+    with pytest.raises(UserError, match="HTTP 307"):
+        complete(endpoint(server, api_key="k-1"), asks("a"))
+    assert server.requests and not other.requests
 
 
 def test_a_cut_answer_is_not_finished(serve: Any) -> None:

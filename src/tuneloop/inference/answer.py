@@ -1,8 +1,9 @@
-"""Engines that serve: one small asynchronous protocol, and who fulfils it.
+"""Who answers: the protocol of engines that serve, and that of targets, which answer rows.
 
-`local.py` is our own engine in a thread of its own, `llamacpp.py` llama.cpp in a process of its own, `endpoint.py` any
-OpenAI-compatible server. A server talks to them alike. What an engine must keep is tested for all of them alike: an
-answer depends on its request alone, not on which adapter answered before, what is cached, or what shares the batch.
+`local/` is our own engine, `llamacpp/` llama.cpp in a process of its own, `openai.py` any OpenAI-compatible server. What an
+engine must keep is tested for all of them alike: an answer depends on its request alone, not on which adapter answered
+before, what is cached, or what shares the batch. An engine that serves takes requests as they come, from an event loop. A
+target gets all of them and may plan: rows of similar length share a batch of our engine, equal ones are sent to a server once.
 
     engine = LocalEngine(Served("smollm2-135m"), [Served("runs/tickets")])
     await engine.start()

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
@@ -145,9 +145,9 @@ async def _completed(
     asking = _Asking(endpoint)
     bodies = [body_of(request, endpoint.model) for request in requests]
     keys = [content_hash([asking.address, body]) for body in bodies]
-    first = dict(zip(reversed(keys), reversed(bodies), strict=True))
+    first = dict(zip(keys, bodies, strict=True))
     replies: dict[str, Completion] = {}
-    left = iter([(key, first[key]) for key in dict.fromkeys(keys)])
+    left = iter(first.items())
 
     async def work() -> None:
         for key, body in left:
@@ -360,12 +360,8 @@ class EndpointTarget(TextTarget):
 
     endpoint: Endpoint
 
+    kind: ClassVar[Kind] = "endpoint"
     no_scores = ("An endpoint writes its answers, it can't score choices", "leave evaluate.answer at auto")
-
-    @property
-    def kind(self) -> Kind:
-        """An endpoint."""
-        return "endpoint"
 
     @property
     def identity(self) -> str:

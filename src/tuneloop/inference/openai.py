@@ -86,7 +86,11 @@ class EndpointEngine:
     def __init__(self, base: Served, adapters: Sequence[Served], settings: EndpointSettings) -> None:
         self._base, self._served, self._settings = base, tuple(adapters), settings
         self._url, self._login = split_login(settings.url)
-        self._adapters: dict[str, AdapterFacts] = {}
+        parts = urlsplit(self._url.strip())
+        path = parts.path.rstrip("/").removesuffix("/v1")
+        self.name = parts._replace(path=path, query="", fragment="").geturl()  # the address, without a login
+        self.base, self.slots = base.source, settings.slots
+        self.adapters: dict[str, AdapterFacts] = {}
         self._templates: dict[str, Template] = {}
         self._context = settings.context
         self._vllm: tuple[int, ...] = ()
@@ -96,31 +100,9 @@ class EndpointEngine:
         self._slots = asyncio.Semaphore(settings.slots)
 
     @property
-    def name(self) -> str:
-        """The server's address, without a login."""
-        parts = urlsplit(self._url.strip())
-        path = parts.path.rstrip("/")
-        return parts._replace(path=path.removesuffix("/v1"), query="", fragment="").geturl()
-
-    @property
-    def base(self) -> str:
-        """The model, by the server's name of it."""
-        return self._base.source
-
-    @property
     def context(self) -> int:
         """Tokens of a prompt with its answer."""
         return self._context or USUAL_CONTEXT
-
-    @property
-    def slots(self) -> int:
-        """Requests that are under way at the same time."""
-        return self._settings.slots
-
-    @property
-    def adapters(self) -> Mapping[str, AdapterFacts]:
-        """What requests can name."""
-        return dict(self._adapters)
 
     @property
     def gives_way(self) -> bool:
@@ -232,7 +214,7 @@ class EndpointEngine:
                     next_step=f"start it with --enable-lora and --lora-modules {name}={folder}, "
                     "or with VLLM_ALLOW_RUNTIME_LORA_UPDATING=true",
                 ) from None
-        self._adapters[name] = AdapterFacts(name, served.source)
+        self.adapters[name] = AdapterFacts(name, served.source)
         if BASE in self._templates:
             self._templates[name] = with_template(self._templates[BASE], served.template)
 
@@ -273,7 +255,7 @@ class EndpointEngine:
     async def stop(self) -> None:
         """Close the connections; the server goes on."""
         wire, self._wire = self._wire, None
-        self._adapters, self._templates = {}, {}
+        self.adapters, self._templates = {}, {}
         if wire is not None:
             await wire.close()
 
@@ -289,7 +271,7 @@ class EndpointEngine:
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
     ) -> Sequence[int]:
         """Token ids of a conversation; see `ServingEngine.render`."""
-        if why := unknown_adapter(adapter, self._adapters):
+        if why := unknown_adapter(adapter, self.adapters):
             raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
         if adapter in self._templates:
             return await asyncio.to_thread(rendered, self._templates[adapter], messages, tools)
@@ -298,7 +280,7 @@ class EndpointEngine:
 
     def _model(self, adapter: str) -> str:
         """The server's name of an adapter: its hash."""
-        return adapter if adapter in self._adapters else self.base
+        return adapter if adapter in self.adapters else self.base
 
     async def _tokens(self, body: dict[str, Any]) -> Sequence[int]:
         if self._wire is None:
@@ -385,7 +367,7 @@ class EndpointEngine:
         """A request that can be sent, with token ids where there is a tokenizer, or why it can't."""
         if self._wire is None:
             return refused(request, "engine: the engine is not started", self.name)
-        why = unknown_adapter(request.adapter, self._adapters)
+        why = unknown_adapter(request.adapter, self.adapters)
         if not why and request.schema is not None:
             why = schema_problem(request.schema)
         if not why and request.choices and not self._vllm:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_jsonl
@@ -20,12 +21,8 @@ class PredictionsTarget(TextTarget):
 
     answers: Mapping[str, str]
 
+    kind: ClassVar[Kind] = "predictions"
     no_scores = ("A file of answers can't score choices", "evaluate its texts")
-
-    @property
-    def kind(self) -> Kind:
-        """Predictions."""
-        return "predictions"
 
     @property
     def identity(self) -> str:

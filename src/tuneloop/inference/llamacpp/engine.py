@@ -98,8 +98,9 @@ class LlamaCppEngine:
     def __init__(
         self, base: Served, adapters: Sequence[Served] = (), settings: LlamaCppSettings = LlamaCppSettings()
     ) -> None:
+        self.name, self.base, self.slots, self.gives_way = ENGINE, base.source, settings.slots, settings.giving_way > 0
+        self.adapters: Mapping[str, AdapterFacts] = {}  # by the hash of its file
         self._base, self._served, self._settings = base, tuple(adapters), settings
-        self._adapters: dict[str, AdapterFacts] = {}
         self._templates: dict[str, Template] = {}
         self._trees = LabelTrees()
         self._files: list[Path] = []
@@ -122,34 +123,9 @@ class LlamaCppEngine:
         return self._settings.slots + self._settings.giving_way
 
     @property
-    def name(self) -> str:
-        """llama.cpp."""
-        return ENGINE
-
-    @property
-    def base(self) -> str:
-        """The GGUF file, as it was named."""
-        return self._base.source
-
-    @property
     def context(self) -> int:
         """Tokens of a prompt with its answer."""
         return self._context or self._settings.context
-
-    @property
-    def slots(self) -> int:
-        """Requests that are computed at the same time."""
-        return self._settings.slots
-
-    @property
-    def gives_way(self) -> bool:
-        """Whether it computes in what others leave idle; see `can_give_way`."""
-        return self._settings.giving_way > 0
-
-    @property
-    def adapters(self) -> Mapping[str, AdapterFacts]:
-        """What is loaded, by the hash of its file."""
-        return dict(self._adapters)
 
     @property
     def process(self) -> int | None:
@@ -207,13 +183,13 @@ class LlamaCppEngine:
             "file": str(file), "adapters": list(map(str, self._files)), "slots": self._all_slots,
             "context": settings.context, "threads": threads, "key": key,
         }  # fmt: skip
-        adapters, templates = self._adapters, self._templates
+        adapters, templates = self.adapters, self._templates
         with self._spawned(setup) as address:
             if not templates:  # while the child loads; when it is started anew they are known
                 adapters, templates = self._read_adapters(file)
             self._client = Wire(address(), key)
         self._heard = time.monotonic()
-        self._adapters, self._templates = adapters, templates
+        self.adapters, self._templates = adapters, templates
 
     def _read_adapters(self, file: Path) -> tuple[dict[str, AdapterFacts], dict[str, Template]]:
         """Adapters by the hash of their file, and the template of each."""
@@ -335,7 +311,7 @@ class LlamaCppEngine:
     def _template(self, adapter: str) -> Template:
         if not self._templates:
             raise UserError("The engine is not started", where=self.base, next_step="await engine.start()")
-        if why := unknown_adapter(adapter, self._adapters):
+        if why := unknown_adapter(adapter, self.adapters):
             raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
         return self._templates[adapter]
 
@@ -348,7 +324,7 @@ class LlamaCppEngine:
         if isinstance(made, Completion):
             yield Update(completion=made)
             return
-        gives_way = made.gives_way and made.schema is None and self._settings.giving_way > 0
+        gives_way = made.gives_way and made.schema is None and self.gives_way
         if made.choices and gives_way:
             async with self._one_choice:  # a row is a quantum
                 began = await self._turns.begin(made.adapter, reads=True)
@@ -422,7 +398,7 @@ class LlamaCppEngine:
     def _prepared(self, request: Request) -> Request | Completion:
         if self._client is None:
             return refused(request, "engine: llama.cpp is not started", ENGINE)
-        if why := unknown_adapter(request.adapter, self._adapters):
+        if why := unknown_adapter(request.adapter, self.adapters):
             return refused(request, why, ENGINE)
         template, room = self._templates[request.adapter], 1
         if request.choices:
@@ -431,7 +407,7 @@ class LlamaCppEngine:
 
     def _scales(self, adapter: str) -> list[float]:
         """The scale of each adapter, in the order of their files."""
-        return [float(name == adapter) for name in self._adapters]
+        return [float(name == adapter) for name in self.adapters]
 
     async def _written(self, request: Request) -> AsyncGenerator[Update, None]:
         """An answer as it is written, in one slot, in as many turns as it takes."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
@@ -45,11 +45,8 @@ class GgufTarget:
     source: str = ""
     adapters: tuple[Path, ...] = ()
     tokenizer: Path | None = None
-
-    @property
-    def kind(self) -> Kind:
-        """A model."""
-        return "model"
+    kind: ClassVar[Kind] = "model"
+    shares_prompts: ClassVar[bool] = False
 
     @cached_property
     def identity(self) -> str:
@@ -78,11 +75,6 @@ class GgufTarget:
     def folder(self) -> Path:
         """The folder of the file."""
         return self.file.parent
-
-    @property
-    def shares_prompts(self) -> bool:
-        """No: each prompt is read by itself."""
-        return False
 
     @property
     def context(self) -> int:

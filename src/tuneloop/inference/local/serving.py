@@ -89,9 +89,10 @@ class LocalEngine:
         start_within: float = START_WITHIN,
         merge: bool = False,
     ) -> None:
-        self._base, self._served, self._slots, self._tokens = base, tuple(adapters), slots, tokens
-        self._start_within, self._merge = start_within, merge and len(self._served) == 1
-        self._adapters: dict[str, AdapterFacts] = {}
+        self.name, self.base, self.slots, self.gives_way = ENGINE, base.source, slots, True
+        self.merged = merge and len(adapters) == 1  # the base itself is not served then
+        self.adapters: Mapping[str, AdapterFacts] = {}
+        self._base, self._served, self._tokens, self._start_within = base, tuple(adapters), tokens, start_within
         self._templates: dict[str, Template] = {}
         self._trees = LabelTrees()
         self._inbox = _Inbox()
@@ -101,39 +102,9 @@ class LocalEngine:
         self._grammars: Grammars | None = None
 
     @property
-    def name(self) -> str:
-        """Our own."""
-        return ENGINE
-
-    @property
-    def base(self) -> str:
-        """The base model, as it was named."""
-        return self._base.source
-
-    @property
     def context(self) -> int:
         """Tokens that the model reads, at most as many as there are places."""
         return min(self._loaded().context, self._tokens)
-
-    @property
-    def slots(self) -> int:
-        """Requests that are computed together."""
-        return self._slots
-
-    @property
-    def gives_way(self) -> bool:
-        """Whether it computes in what others leave idle; see `can_give_way`."""
-        return True
-
-    @property
-    def merged(self) -> bool:
-        """Whether its adapter stands in the base's weights, so that the base itself can't be asked."""
-        return self._merge
-
-    @property
-    def adapters(self) -> Mapping[str, AdapterFacts]:
-        """What is loaded, by hash."""
-        return dict(self._adapters)
 
     def _loaded(self) -> Model:
         if self._model is None:
@@ -182,7 +153,7 @@ class LocalEngine:
             return
         self._tell_over()
         await asyncio.to_thread(thread.join, STOP_WITHIN)
-        self._model, self._adapters, self._templates = None, {}, {}
+        self._model, self.adapters, self._templates = None, {}, {}
 
     def _tell_over(self) -> None:
         with self._inbox.changed:
@@ -200,7 +171,7 @@ class LocalEngine:
     ) -> Sequence[int]:
         """Token ids of a conversation; see `ServingEngine.render`."""
         self._loaded()
-        if why := unknown_adapter(adapter, self._adapters):
+        if why := unknown_adapter(adapter, self.adapters):
             raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
         return await asyncio.to_thread(rendered, self._templates[adapter], messages, tools)
 
@@ -231,9 +202,9 @@ class LocalEngine:
         """A request with token ids that can be answered, or why it can't."""
         if request.schema is not None and (why := self._schema_problem(request.schema)):
             return refused(request, why)
-        if why := unknown_adapter(request.adapter, self._adapters):
+        if why := unknown_adapter(request.adapter, self.adapters):
             return refused(request, why)
-        if self._merge and request.adapter == BASE:
+        if self.merged and request.adapter == BASE:
             return refused(request, "no_adapter: the adapter is merged into the base, which is not served by itself")
         template, room = self._templates[request.adapter], 1
         if request.choices:
@@ -273,7 +244,7 @@ class LocalEngine:
             except Exception as error:
                 _settle(loop, loading, error)
                 return
-            engine = Engine(model, rows=self._slots, tokens=self._tokens)
+            engine = Engine(model, rows=self.slots, tokens=self._tokens)
             self._grammars = engine.grammars
             _settle(loop, loading, None)
             work = _Work(engine, inbox, self._tree)
@@ -289,7 +260,7 @@ class LocalEngine:
         """The model with its adapters, which `borrowed` gives back; an engine that merges its adapter has a model of its own."""
         use_threads()
         names: list[str] = []
-        if self._merge:
+        if self.merged:
             model = load_model(self._base.source)
         else:
             model = lend_model(self._base.source)
@@ -298,12 +269,12 @@ class LocalEngine:
         adapters = {}
         for served in self._served:
             folder = trained_folder(Path(served.source).expanduser())
-            name = merge_adapter(model, folder) if self._merge else lend_adapter(model, folder)
+            name = merge_adapter(model, folder) if self.merged else lend_adapter(model, folder)
             names.append(name)
             method = method_of_folder(folder)
             adapters[name] = AdapterFacts(name, served.source, method.name if method is not None else "")
             templates[name] = with_template(model.template, served.template)
-        self._adapters, self._templates, self._model = adapters, templates, model
+        self.adapters, self._templates, self._model = adapters, templates, model
         return model
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import content_hash
@@ -49,6 +50,7 @@ class LocalTarget:
     trained: Path | None = None
     run: Path | None = None
     source: str = ""
+    shares_prompts: ClassVar[bool] = True
 
     @staticmethod
     def of(model: Model) -> LocalTarget:
@@ -80,11 +82,6 @@ class LocalTarget:
     def folder(self) -> Path:
         """The adapter's folder, or the model's."""
         return self.trained or Path(self.name).expanduser()
-
-    @property
-    def shares_prompts(self) -> bool:
-        """Yes, as `generate` does."""
-        return True
 
     def close(self) -> None:
         """Nothing: the model stays for who else uses it."""

@@ -76,14 +76,14 @@ def endpoint(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEng
 
     class WithServer(EndpointEngine):
         async def start(self) -> None:
-            if self._client is None:
+            if self._wire is None:
                 self.server = StandIn(files.base)
-                self._settings = EndpointSettings(self.server.__enter__(), tokenizer=str(files.base), slots=slots)
-                self._url = self._settings.url
+                settings = EndpointSettings(self.server.__enter__(), tokenizer=str(files.base), slots=slots)
+                EndpointEngine.__init__(self, self._base, self._served, settings)
                 await super().start()
 
         async def stop(self) -> None:
-            if self._client is not None:
+            if self._wire is not None:
                 await super().stop()
                 # The stand-in ends an engine of its own, which asks for a loop of its own.
                 await asyncio.to_thread(self.server.__exit__)

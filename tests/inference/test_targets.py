@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from local_http import Quiet, listening
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference import targets
 from tuneloop.inference.answer import Target
 from tuneloop.inference.client import Endpoint, EndpointTarget
 from tuneloop.inference.generate import generate
@@ -151,6 +153,18 @@ def test_a_file_of_predictions_is_opened_by_its_name(tmp_path: Path) -> None:
     file.write_text('{"id": "0"}\n')
     with pytest.raises(UserError, match="Not a prediction"):
         open_target(str(file))
+
+
+def test_an_engine_is_measured_and_served_by_its_place_in_the_list(tmp_path: Path, monkeypatch: Any) -> None:
+    ours = targets.ENGINES[-1]
+    other = replace(
+        ours, name="other", claims=lambda name: name.endswith(".other"),
+        target=lambda name, base, template: LocalTarget("by other", name, source=template),
+    )  # fmt: skip
+    monkeypatch.setattr(targets, "ENGINES", (other, ours))
+    assert open_target("weights.other", template="t") == LocalTarget("by other", "weights.other", source="t")
+    assert targets.engine_for("weights.other") is targets.engine_for("smollm2-135m", "other") is other
+    assert targets.engine_for("smollm2-135m") is targets.engine_for("weights.other", ours.name) is ours
 
 
 def test_those_who_only_write_say_that_they_cannot_score() -> None:

@@ -14,7 +14,7 @@ target gets all of them and may plan: rows of similar length share a batch of ou
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
@@ -195,6 +195,13 @@ class ModelTarget(Target, Protocol):
     def shares_prompts(self) -> bool:
         """Whether what all prompts begin with is computed once."""
 
+    def served_on(self, base: str) -> tuple[str, str | None]:
+        """The base that it stands on, and what an engine that serves that base loads for it; None: it is the base itself.
+
+        Args:
+            base: that is served, for weights that do not name theirs.
+        """
+
     def rendered(self, request: Request, room: int = 1) -> Request | Completion:
         """A request with its prompt as tokens, or why it can't be asked; see `prompt.with_ids`."""
 
@@ -213,6 +220,44 @@ class ModelTarget(Target, Protocol):
 def as_model(target: Target) -> ModelTarget | None:
     """The target, where it is a model on this machine."""
     return cast(ModelTarget, target) if target.kind in ("run", "adapter", "model") else None
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine on this machine serves; each takes what concerns it.
+
+    Args:
+        slots: requests that are computed at the same time.
+        giving_way: further ones for background work.
+        context: tokens of a prompt with its answer.
+        merge: write a single adapter into the base's weights.
+        log: file for what the engine prints.
+    """
+
+    slots: int
+    giving_way: int
+    context: int
+    merge: bool = False
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """An engine for models on this machine, to measure them and to serve them; `targets.ENGINES` lists all.
+
+    Args:
+        name: `engine=NAME` of `serve`.
+        claims: whether a name is for this engine, where none is named.
+        target: a name, its base (empty: as it says) and its chat template (empty: its own) as a target.
+        template: tokenizer and chat template of a base, which is not loaded.
+        serving: the base and its adapters as an engine that serves.
+    """
+
+    name: str
+    claims: Callable[[str], bool]
+    target: Callable[[str, str, str], ModelTarget]
+    template: Callable[[str], Template]
+    serving: Callable[[Served, Sequence[Served], EngineSettings], ServingEngine]
 
 
 @dataclass(frozen=True)

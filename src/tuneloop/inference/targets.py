@@ -1,6 +1,7 @@
 """What a name stands for: a run, an adapter, a model, a GGUF file, an endpoint, a file of predictions.
 
-A new kind of target is one file with the methods of `answer.Target`, and its line in `open_target`.
+A new engine for models on this machine is one file with an `EngineKind` and its place in `ENGINES`: it serves and is
+measured by that. Another kind of target is one file with the methods of `answer.Target`, and its line in `open_target`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from typing import Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.urls import masked
-from tuneloop.inference.answer import Target
+from tuneloop.inference.answer import EngineKind, ModelTarget, Target
 from tuneloop.inference.client import Endpoint, EndpointTarget
-from tuneloop.inference.llamacpp.target import GgufTarget, as_gguf
-from tuneloop.inference.local.target import LocalTarget, open_local
+from tuneloop.inference.llamacpp import target as llamacpp
+from tuneloop.inference.local import serving as local
 from tuneloop.inference.predictions import PredictionsTarget, read_answers
 
+ENGINES = (llamacpp.KIND, local.KIND)  # ours takes what no other one claims
 ANSWERS = (".jsonl", ".json", ".csv", ".parquet")  # endings of files with predictions
 
 
@@ -59,7 +61,11 @@ def open_target(
     return open_model(name, base=base, template=template)
 
 
-def open_model(name: str, *, base: str = "", template: str = "") -> LocalTarget | GgufTarget:
-    """A model on this machine: by llama.cpp where it is a GGUF file, else by our engine; see `open_target`."""
-    file = as_gguf(name)
-    return open_local(name, base=base, template=template) if file is None else GgufTarget(name, file, template)
+def open_model(name: str, *, base: str = "", template: str = "") -> ModelTarget:
+    """A model on this machine, by the engine that claims its name; see `open_target`."""
+    return engine_for(name).target(name, base, template)
+
+
+def engine_for(name: str, engine: str = "auto") -> EngineKind:
+    """The engine of that name, or the one that claims the name of a model."""
+    return next(kind for kind in ENGINES if kind.name == engine or (engine == "auto" and kind.claims(name)))

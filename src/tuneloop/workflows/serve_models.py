@@ -19,20 +19,18 @@ from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
-from tuneloop.inference.answer import Served, ServingEngine, complete, with_template
+from tuneloop.inference.answer import EngineKind, EngineSettings, Served, ServingEngine, complete, with_template
 from tuneloop.inference.canary import gap_at_parting, is_expected, prove
 from tuneloop.inference.client import key_from
-from tuneloop.inference.llamacpp.engine import LlamaCppEngine, LlamaCppSettings, gguf_file, template_of
-from tuneloop.inference.llamacpp.target import as_gguf
-from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.openai import EndpointEngine, EndpointSettings
 from tuneloop.inference.scoring import label_ids
+from tuneloop.inference.targets import ENGINES, engine_for, kind_of_name
 from tuneloop.inference.timeouts import MODELS_WITHIN
 from tuneloop.inference.wire import Broken, Refused, Wire, fetched, need_aiohttp
 from tuneloop.models.adapters import BASE
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
-from tuneloop.models.template import Template, load_template
+from tuneloop.models.template import Template
 from tuneloop.records.artifact import NEAR_TIE, PARTED
 from tuneloop.records.rows import Message
 from tuneloop.serve.config import ServeConfig
@@ -42,8 +40,7 @@ from tuneloop.workflows.canaries import canaries_of
 from tuneloop.workflows.registry import local_name, open_registry, registered_name, silent, version_of
 from tuneloop.workflows.serve_experiments import Candidate
 from tuneloop.workflows.serve_router import Named, served_by
-from tuneloop.workflows.targets import open_with_task
-from tuneloop.workflows.task import read_task_of
+from tuneloop.workflows.targets import open_with_task, task_inside
 
 Say = Callable[[str], None]
 
@@ -74,27 +71,21 @@ class Opened:
         return self.task.chat_template if self.task else ""
 
 
-def open_model(name: str, source: str, task_of: str = "") -> Opened:
-    target = open_with_task(source, task=task_of)
-    local, task = target.local, target.task
-    if local is None:
-        raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
-    loaded = Served(str(local.trained), task.chat_template if task else "") if local.trained is not None else None
-    return Opened(name, source, local.base, loaded, task, target.scores_labels)
+def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base: str = "") -> Opened:
+    """An adapter or model for an engine.
 
-
-def _open_gguf(name: str, source: str, task_of: str = "", *, base: str) -> Opened:
-    """A GGUF file: the base model, or an adapter on it."""
+    Args:
+        task_of: a run or artifact whose task is taken; empty: its own.
+        base: that is served, where it is known.
+    """
     place = local_name(source)
-    if Path(place).is_dir() and not list(Path(place).glob("*.gguf")):
-        raise UserError(
-            "llama.cpp serves GGUF files, and this is none", where=source,
-            next_step=f"tuneloop export {source} --format gguf-lora, or take engine=tuneloop",
-        )  # fmt: skip
-    file = gguf_file(place)
-    task = open_with_task(task_of).task if task_of else read_task_of(file.parent)
-    loaded = None if place == base else Served(str(file), task.chat_template if task else "")
-    return Opened(name, source, base, loaded, task, bool(task and task.answer == "choice" and task.labels))
+    if kind_of_name(place) != "local":
+        raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
+    target = kind.target(place, "", "")
+    task = (open_with_task(task_of).task if task_of else None) or task_inside(target)
+    under, weights = target.served_on(base)
+    loaded = None if weights is None else Served(weights, task.chat_template if task else "")
+    return Opened(name, source, under, loaded, task, bool(task and task.answer == "choice" and task.labels))
 
 
 @dataclass(frozen=True)
@@ -132,7 +123,7 @@ class Deployment:
 def _template_of(base: str) -> Template | None:
     """A base model's tokenizer and template, where they are here."""
     try:
-        return template_of(gguf_file(base)) if as_gguf(base) is not None else load_template(resolve(base))
+        return engine_for(base).template(base)
     except (UserError, OSError, ValueError):
         return None
 
@@ -182,17 +173,18 @@ def deployment_of(
     """
     if config.urls:
         return _endpoints(config, candidates or {}, say)
-    if config.engine not in ("auto", "tuneloop", "llama.cpp"):
+    names = [kind.name for kind in reversed(ENGINES)]
+    if config.engine not in ("auto", *names):
         raise UserError(
             f"No such engine {masked(str(config.engine))!r:.80}", where="engine",
-            next_step="choose auto, tuneloop, llama.cpp or the URL of a server",
+            next_step=f"choose auto, {', '.join(names)} or the URL of a server",
         )  # fmt: skip
     base, served = served_by(config)
-    named = local_name(base or served[0].source)
-    by_llamacpp = config.engine == "llama.cpp" or (config.engine == "auto" and as_gguf(named) is not None)
-    open_one = partial(_open_gguf, base=named) if by_llamacpp else open_model
+    base_or_first = local_name(base or served[0].source)
+    kind = engine_for(base_or_first, str(config.engine))
+    open_one = partial(open_model, kind, base=base_or_first)
     opened_ = [open_one(each.name, each.source, each.task) for each in served]
-    base = named if by_llamacpp else base or opened_[0].base
+    base = base_or_first if base else opened_[0].base
     strangers = [each for each in opened_ if each.base != base]
     if strangers:
         raise UserError(
@@ -202,12 +194,10 @@ def deployment_of(
     extra = _candidates(candidates or {}, lambda candidate: open_one(candidate.model, candidate.source), base, say)
     whole = next((each for each in opened_ if each.loaded is None), None)
     opened_, extra = _with_one_source(opened_, extra)
-    loaded = Served(base, whole.template if whole else ""), _loaded(opened_, extra.values())
-    if by_llamacpp:
-        log = Path(config.folder) / "llamacpp.log"
-        settings = LlamaCppSettings(config.slots, config.batch.rows, config.context, log=log)
-        return Deployment(LlamaCppEngine(*loaded, settings), opened_, base, extra)
-    return Deployment(LocalEngine(*loaded, slots=config.slots, merge=config.merge), opened_, base, extra)
+    log = Path(config.folder) / "llamacpp.log"
+    settings = EngineSettings(config.slots, config.batch.rows, config.context, config.merge, log)
+    engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(opened_, extra.values()), settings)
+    return Deployment(engine, opened_, base, extra)
 
 
 def _with_one_source(
@@ -291,7 +281,7 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate], say: Sa
 def _open_elsewhere(named: Named) -> Opened:
     """A run or artifact here, whose task is known; else a model by the server's name of it."""
     if registered_name(named.source) is not None or Path(named.source).expanduser().exists():
-        found = open_model(named.name, named.source, named.task)
+        found = open_model(ENGINES[-1], named.name, named.source, named.task)
         if found.loaded is None:
             raise UserError(
                 "A server can be given adapters, and this run trained all weights", where=named.source,

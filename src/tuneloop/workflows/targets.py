@@ -78,13 +78,13 @@ def open_with_task(
     lent = open_with_task(task).task if task else None
     name = local_name(name)
     own = open_target(name, base=base, endpoint=endpoint)
-    found = lent if lent is not None else _task_of(own)
+    found = lent if lent is not None else task_inside(own)
     if found is not None and isinstance(own, LocalTarget):
         own = open_local(name, base=base, template=found.chat_template)
     return TaskTarget(own, found)
 
 
-def _task_of(target: Target) -> TaskSpec | None:
+def task_inside(target: Target) -> TaskSpec | None:
     """The task that a target's own folder says."""
     if isinstance(target, LocalTarget) and target.run is not None:
         return task_of_run(target.run)

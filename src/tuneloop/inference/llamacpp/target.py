@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.inference.answer import Kind, with_template
+from tuneloop.inference.answer import EngineKind, Kind, with_template
 from tuneloop.inference.engine import Update
 from tuneloop.inference.grammar import Grammars, why_not_written
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
-from tuneloop.inference.llamacpp.engine import gguf_file, template_of
+from tuneloop.inference.llamacpp.engine import LlamaCppEngine, LlamaCppSettings, gguf_file, template_of
 from tuneloop.inference.prompt import label_tree, refused, schema_breach, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import AnswerFit, LabelTrie, chosen, label_ids
@@ -75,6 +75,10 @@ class GgufTarget:
     def folder(self) -> Path:
         """The folder of the file."""
         return self.file.parent
+
+    def served_on(self, base: str) -> tuple[str, str | None]:
+        """A file does not name its base."""
+        return base, None if self.name == base else str(self.file)
 
     @property
     def context(self) -> int:
@@ -214,6 +218,20 @@ class GgufTarget:
             progress(task, done, len(requests))
 
 
+def open_gguf(name: str, template: str = "") -> GgufTarget:
+    """A GGUF file, or the folder of an artifact with one; nothing is loaded yet.
+
+    Raises:
+        UserError: there is none.
+    """
+    if Path(name).is_dir() and not list(Path(name).glob("*.gguf")):
+        raise UserError(
+            "llama.cpp serves GGUF files, and this is none", where=name,
+            next_step=f"tuneloop export {name} --format gguf-lora, or take engine=tuneloop",
+        )  # fmt: skip
+    return GgufTarget(name, gguf_file(name), template)
+
+
 def as_gguf(name: str) -> Path | None:
     """The GGUF file that llama.cpp answers with for a name: a file, or an artifact in that format; None: it is something else.
 
@@ -237,3 +255,14 @@ def as_gguf(name: str) -> Path | None:
         return None
     need_llamacpp()
     return gguf_file(name)
+
+
+KIND = EngineKind(
+    ENGINE,
+    claims=lambda name: as_gguf(name) is not None,
+    target=lambda name, _, template: open_gguf(name, template),
+    template=lambda base: template_of(gguf_file(base)),
+    serving=lambda base, adapters, given: LlamaCppEngine(
+        base, adapters, LlamaCppSettings(given.slots, given.giving_way, given.context, log=given.log)
+    ),
+)

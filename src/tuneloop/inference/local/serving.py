@@ -21,9 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.threads import use_threads
-from tuneloop.inference.answer import AdapterFacts, Served, named_adapter, rendered, unknown_adapter, with_template
+from tuneloop.inference.answer import (
+    AdapterFacts,
+    EngineKind,
+    Served,
+    named_adapter,
+    rendered,
+    unknown_adapter,
+    with_template,
+)
 from tuneloop.inference.engine import Engine, Update
 from tuneloop.inference.grammar import Grammars, compile_problem
+from tuneloop.inference.local.target import open_local
 from tuneloop.inference.prompt import LabelTrees, refused, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import LabelTrie, choose_for
@@ -33,6 +42,8 @@ from tuneloop.models.alongside import merge_adapter
 from tuneloop.models.lent import give_back, lend_adapter, lend_model
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import method_of_folder
+from tuneloop.models.names import resolve
+from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
 from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message
@@ -377,3 +388,12 @@ class _Work:
             else:
                 completion = replace(refused(asked.request, ""), finish="cancelled")
             asked.deliver(Update(completion=completion))
+
+
+KIND = EngineKind(
+    ENGINE,
+    claims=lambda name: True,
+    target=lambda name, base, template: open_local(name, base=base, template=template),
+    template=lambda base: load_template(resolve(base)),
+    serving=lambda base, adapters, given: LocalEngine(base, adapters, slots=given.slots, merge=given.merge),
+)

@@ -83,6 +83,10 @@ class LocalTarget:
         """The adapter's folder, or the model's."""
         return self.trained or Path(self.name).expanduser()
 
+    def served_on(self, base: str) -> tuple[str, str | None]:
+        """Its own base, and its adapter's folder."""
+        return self.base, None if self.trained is None else str(self.trained)
+
     def close(self) -> None:
         """Nothing: the model stays for who else uses it."""
 

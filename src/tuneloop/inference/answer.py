@@ -24,6 +24,7 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.engine import Update
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import AnswerFit, LabelTrie
+from tuneloop.inference.timeouts import START_WITHIN
 from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.models.template import Rendered, Template, TemplateError, plain_source
 from tuneloop.records.completion import Completion
@@ -58,6 +59,29 @@ class AdapterFacts:
     hash: str
     source: str
     method: str = ""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine on this machine serves; each takes what concerns it.
+
+    Args:
+        slots: requests that are computed at the same time.
+        giving_way: further slots, for background work.
+        context: tokens of a prompt with its answer; in llama.cpp each slot has memory for so many.
+        threads: 0: as many as this process may use.
+        start_within: seconds to load everything.
+        merge: write a single adapter into the base's weights.
+        log: file for what the engine prints; None: a temporary one.
+    """
+
+    slots: int = 4
+    giving_way: int = 2
+    context: int = 4096
+    threads: int = 0
+    start_within: float = START_WITHIN
+    merge: bool = False
+    log: Path | None = None
 
 
 class ServingEngine(Protocol):
@@ -220,25 +244,6 @@ class ModelTarget(Target, Protocol):
 def as_model(target: Target) -> ModelTarget | None:
     """The target, where it is a model on this machine."""
     return cast(ModelTarget, target) if target.kind in ("run", "adapter", "model") else None
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How an engine on this machine serves; each takes what concerns it.
-
-    Args:
-        slots: requests that are computed at the same time.
-        giving_way: further ones for background work.
-        context: tokens of a prompt with its answer.
-        merge: write a single adapter into the base's weights.
-        log: file for what the engine prints.
-    """
-
-    slots: int
-    giving_way: int
-    context: int
-    merge: bool = False
-    log: Path | None = None
 
 
 @dataclass(frozen=True)

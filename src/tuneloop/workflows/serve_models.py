@@ -195,7 +195,7 @@ def deployment_of(
     whole = next((each for each in opened_ if each.loaded is None), None)
     opened_, extra = _with_one_source(opened_, extra)
     log = Path(config.folder) / "llamacpp.log"
-    settings = EngineSettings(config.slots, config.batch.rows, config.context, config.merge, log)
+    settings = EngineSettings(config.slots, config.batch.rows, config.context, merge=config.merge, log=log)
     engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(opened_, extra.values()), settings)
     return Deployment(engine, opened_, base, extra)
 

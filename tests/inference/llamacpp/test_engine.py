@@ -22,10 +22,10 @@ from served import Files
 from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp as child
-from tuneloop.inference.answer import BASE, Served, complete
+from tuneloop.inference.answer import BASE, EngineSettings, Served, complete
 from tuneloop.inference.llamacpp import engine as module
 from tuneloop.inference.llamacpp import installed
-from tuneloop.inference.llamacpp.engine import VERSION, WHEEL, LlamaCppEngine, LlamaCppSettings, _Answer, template_of
+from tuneloop.inference.llamacpp.engine import VERSION, WHEEL, LlamaCppEngine, _Answer, template_of
 from tuneloop.inference.prompt import schema_breach
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
@@ -251,9 +251,10 @@ def test_it_ends_when_its_parent_is_killed(files: Files) -> None:
     code = f"""
 import asyncio, sys, time
 from tuneloop.inference.answer import Served
-from tuneloop.inference.llamacpp.engine import LlamaCppEngine, LlamaCppSettings
+from tuneloop.inference.answer import EngineSettings
+from tuneloop.inference.llamacpp.engine import LlamaCppEngine
 async def main():
-    engine = LlamaCppEngine(Served({str(files.gguf)!r}), settings=LlamaCppSettings(slots=1, context=256, threads=1))
+    engine = LlamaCppEngine(Served({str(files.gguf)!r}), settings=EngineSettings(slots=1, context=256, threads=1))
     await engine.start()
     print(engine.process, flush=True)
     await asyncio.sleep(600)
@@ -286,7 +287,7 @@ def test_what_cannot_be_started_says_why(files: Files, tmp_path: Path, monkeypat
     damaged = artifact / "damaged.gguf"
     damaged.write_bytes(files.gguf.read_bytes()[:-5000])
     log = tmp_path / "logs" / "llama.log"
-    error = refused(LlamaCppEngine(Served(str(damaged)), settings=LlamaCppSettings(log=log)))
+    error = refused(LlamaCppEngine(Served(str(damaged)), settings=EngineSettings(log=log)))
     assert "ended at its start" in error.what and error.where == str(damaged) and log.stat().st_size > 0
     garbage = tmp_path / "garbage.gguf"
     garbage.write_bytes(b"nothing" * 100)
@@ -304,7 +305,7 @@ def test_what_cannot_be_started_says_why(files: Files, tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:  # a child that says nothing
         silent = "import time; time.sleep(60)"
         patch.setattr(module.subprocess, "Popen", lambda command, **settings: garbled(command, silent, **settings))
-        slow = LlamaCppEngine(Served(str(files.gguf)), settings=LlamaCppSettings(start_within=0.01))
+        slow = LlamaCppEngine(Served(str(files.gguf)), settings=EngineSettings(start_within=0.01))
         assert "not ready within 0.01 s" in refused(slow).what
     monkeypatch.setattr(module, "VERSION", "0.0.1")
     missing = refused(LlamaCppEngine(Served(str(files.gguf))))

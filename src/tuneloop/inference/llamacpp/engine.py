@@ -33,7 +33,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,7 +41,15 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file, user_errors_of_the_disk
-from tuneloop.inference.answer import AdapterFacts, Served, named_adapter, rendered, unknown_adapter, with_template
+from tuneloop.inference.answer import (
+    AdapterFacts,
+    EngineSettings,
+    Served,
+    named_adapter,
+    rendered,
+    unknown_adapter,
+    with_template,
+)
 from tuneloop.inference.engine import Update
 from tuneloop.inference.grammar import compile_problem
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
@@ -50,7 +58,7 @@ from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, with_i
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import chosen
 from tuneloop.inference.stream import TextStream
-from tuneloop.inference.timeouts import CHILD_HEALTHY_WITHIN, HANGS_AFTER, LOOK_EVERY, REVIVE_PAUSE, START_WITHIN
+from tuneloop.inference.timeouts import CHILD_HEALTHY_WITHIN, HANGS_AFTER, LOOK_EVERY, REVIVE_PAUSE
 from tuneloop.inference.turns import Fair, Slots, Turns
 from tuneloop.inference.wire import Broken, Refused, Wire, message_of
 from tuneloop.models.adapters import BASE
@@ -65,27 +73,6 @@ DRAWN = 8  # tokens of a quantum that are drawn with a temperature
 GONE = "engine: llama.cpp ended by itself"
 
 
-@dataclass(frozen=True)
-class LlamaCppSettings:
-    """How llama.cpp's server runs.
-
-    Args:
-        slots: requests that are computed at the same time.
-        giving_way: further slots, for requests that give way.
-        context: tokens of a prompt with its answer; each slot has memory for so many.
-        threads: 0: as many as this process may use.
-        start_within: seconds to load everything.
-        log: file for what llama.cpp tells; None: a temporary one.
-    """
-
-    slots: int = 4
-    giving_way: int = 2
-    context: int = 4096
-    threads: int = 0
-    start_within: float = START_WITHIN
-    log: Path | None = None
-
-
 class LlamaCppEngine:
     """See `ServingEngine`.
 
@@ -96,7 +83,7 @@ class LlamaCppEngine:
     """
 
     def __init__(
-        self, base: Served, adapters: Sequence[Served] = (), settings: LlamaCppSettings = LlamaCppSettings()
+        self, base: Served, adapters: Sequence[Served] = (), settings: EngineSettings = EngineSettings()
     ) -> None:
         self.name, self.base, self.slots, self.gives_way = ENGINE, base.source, settings.slots, settings.giving_way > 0
         self.adapters: Mapping[str, AdapterFacts] = {}  # by the hash of its file

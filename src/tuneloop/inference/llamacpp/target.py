@@ -15,7 +15,7 @@ from tuneloop.inference.answer import EngineKind, Kind, with_template
 from tuneloop.inference.engine import Update
 from tuneloop.inference.grammar import Grammars, why_not_written
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
-from tuneloop.inference.llamacpp.engine import LlamaCppEngine, LlamaCppSettings, gguf_file, template_of
+from tuneloop.inference.llamacpp.engine import LlamaCppEngine, gguf_file, template_of
 from tuneloop.inference.prompt import label_tree, refused, schema_breach, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.inference.scoring import AnswerFit, LabelTrie, chosen, label_ids
@@ -262,7 +262,5 @@ KIND = EngineKind(
     claims=lambda name: as_gguf(name) is not None,
     target=lambda name, _, template: open_gguf(name, template),
     template=lambda base: template_of(gguf_file(base)),
-    serving=lambda base, adapters, given: LlamaCppEngine(
-        base, adapters, LlamaCppSettings(given.slots, given.giving_way, given.context, log=given.log)
-    ),
+    serving=LlamaCppEngine,
 )

@@ -57,7 +57,7 @@ test-avx2: $(VENV)/.installed-dev
 # What `tuneloop deploy` writes, against the hosts' own packages and schemas; makes their environments in .hosts (3 GB, minutes).
 test-hosts: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python tests/helpers/host_definitions.py
-	$(BIN)/pytest tests/scale
+	$(BIN)/pytest tests/deploy
 
 # A Ray cluster of two nodes on this machine, with processes and a node that are killed (8 minutes on two cores).
 test-ray: $(VENV)/.installed-dev

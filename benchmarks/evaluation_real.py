@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.files import read_json
+from tuneloop.evaluation.config import EvalOptions
 from tuneloop.pipeline.compare import compare_evaluations, evaluate_files
-from tuneloop.pipeline.evaluations import EvalTarget, evaluate_target
+from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.records.completion import Completion
 
 SHOWN = ("rouge1", "rougeL", "meteor", "bleu", "chrf", "token_f1", "length_ratio")
@@ -50,11 +51,11 @@ def people(data: Path, scratch: Path) -> None:
             {"id": r["id"], "references": [t for i, t in enumerate(r["references"]) if i != person]} for r in records
         ]
         said = [{"id": r["id"], "prediction": r["references"][person]} for r in records]
-        question = EvalTarget(
+        options = EvalOptions(
             predictions=write(scratch / f"person{person}.jsonl", said), data=write(scratch / "others.jsonl", others),
-            out=str(scratch / f"out{person}"), settings=["embedding=false"],
+            out=str(scratch / f"out{person}"),
         )  # fmt: skip
-        metrics = read_json(evaluate_target(question).folder / "eval.json")["metrics"]
+        metrics = read_json(evaluate_target("", options, ["embedding=false"]).folder / "eval.json")["metrics"]
         print(f"| person {person + 1} | " + " | ".join(cell(metrics[name]) for name in SHOWN) + " |", flush=True)
 
 
@@ -75,7 +76,7 @@ def labels(data: Path, scratch: Path) -> None:
     for name, answers in systems.items():
         said = [{"id": r.id, "prediction": a.text} for r, a in zip(test, answers, strict=True)]
         files.append(write(scratch / f"{name}.jsonl", said))
-    folders = evaluate_files(files, EvalTarget(data=references))
+    folders = evaluate_files(files, EvalOptions(data=references))
     found = compare_evaluations(files, str(scratch / "nlupp"), folders=folders)
     shown = ("micro_f1", "macro_f1", "subset_accuracy", "jaccard")
     print(f"\n{len(train):,} rows to learn from, {len(test)} test rows")
@@ -133,7 +134,7 @@ def effect(part: str, data: Path, scratch: Path) -> None:
         "canaries": f"canaries={scratch / 'canaries.jsonl'}",
     }[part]
     if not (out / "eval.json").is_file():
-        evaluate_target(EvalTarget(str(run), name="tuned", out=str(out), settings=[setting, "embedding=false"]))
+        evaluate_target(str(run), EvalOptions(name="tuned", out=str(out)), [setting, "embedding=false"])
     print(f"{part}: {read_json(out / 'eval.json')[part]['words']}", flush=True)
 
 

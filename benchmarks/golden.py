@@ -369,7 +369,7 @@ def serve_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     yield from ((f"serve.reply.{name}", reply) for name, reply in both[0].items())
     yield from ((f"serve.rows.{table}", stored) for table, stored in both[1].items())
     log = folder / "log.jsonl"
-    output_of("requests", "--out", log, "--folder", folder / "served", "--quiet")
+    output_of("collect", "requests", "--out", log, "--folder", folder / "served", "--quiet")
     yield "serve.requests", constant_json(read_jsonl(log), folder)
     yield "serve.costs", constant_json(json.loads(output_of("costs", "--folder", folder / "served", "--json")), folder)
 
@@ -440,7 +440,7 @@ def traffic(store: Path) -> None:
         database.execute("UPDATE places SET last = ?", [len(lines)])
     write_jsonl(store.with_name("thumbs.jsonl"), feedback)
     with clock(40):
-        output_of("feedback", "import", store.with_name("thumbs.jsonl"), "--store", store.parent)
+        output_of("collect", "import", store.with_name("thumbs.jsonl"), "--store", store.parent)
 
 
 def production(folder: Path) -> Path:
@@ -494,7 +494,7 @@ def ab_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
 def merge_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     """Weights of adapters that were merged."""
     adapters = [trained(folder, model, name) for name in ("lora", "dpo")]
-    for method in ("linear", "svd", "ties", "dare-ties", "cat"):
+    for method in ("linear", "svd", "ties", "cat"):
         out = folder / f"merged-{method}"
         output_of("merge", *adapters, "--out", out, "--method", method, "--no-judge", "--quiet")
         yield f"merge.{method}", hashes_of(out, ["**/*.safetensors"])
@@ -542,12 +542,18 @@ def export_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
 # --- pages ----------------------------------------------------------------------------------------------
 
 
+PAGES = (
+    "advice", "asked.report", "compared.report", "eval-base.report", "eval-tuned.report", "labels.report",
+    "production.improve.report", "runs.lora.report",
+)  # fmt: skip
+
+
 def page_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     """Hash and length of each page, without what differs from run to run."""
     run = trained(folder, model, "lora")
     data = dataset(folder, model, "labels")
     tuned, base = evaluated(folder, model, "tuned"), evaluated(folder, model, "base")
-    output_of("report", run, "--quiet")
+    output_of("compare", run, "--quiet")
     output_of("compare", tuned, base, "--out", folder / "compared", "--quiet")
     suite = folder / "suite.yaml"
     output_of("gate", data, "--init", "--suite", suite, "--quiet")
@@ -556,13 +562,13 @@ def page_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     write_yaml(suite, rules)
     words = ["--against", base, "--suite", suite, "--no-model", "--quiet"]
     output_of("gate", tuned, *words, statuses=(0, 1, 3))  # its outcome is on the evaluation's page
-    output_of("report", tuned, "--quiet")
+    output_of("compare", tuned, "--quiet")
     output_of("improve", "report", production(folder))
     advice = ["--gpu", "l4", "--queries-per-day", "1000", "--html", folder / "advice.html", "--out", folder / "advised"]
     output_of("advise", data, *advice, "--quiet", statuses=(0, 1))
-    for page in sorted(folder.rglob("*.html")):
-        name = str(page.relative_to(folder).with_suffix("")).replace("/", ".")
-        yield f"page.{name}", constant(page.read_text(), folder, [] if page.stem == "advice" else MEASURED)
+    for name in PAGES:
+        text = (folder / f"{name.replace('.', '/')}.html").read_text()
+        yield f"page.{name}", constant(text, folder, [] if name == "advice" else MEASURED)
 
 
 def reference_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:

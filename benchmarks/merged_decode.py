@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from tuneloop.core.ui import no_progress
 from tuneloop.inference.local.generate import answer_requests
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
@@ -51,7 +50,7 @@ def answered(
     requests = [Request(ids=prompt, max_new_tokens=tokens, adapter=adapter) for prompt in prompts]
     began, found = time.process_time(), []
     for start in range(0, len(requests), at_once):
-        found += list(answer_requests(model, requests[start : start + at_once], progress=no_progress))
+        found += list(answer_requests(model, requests[start : start + at_once]))
     written = sum(each.completion_tokens for each in found)
     return written / (time.process_time() - began), [tuple(each.token_ids) for each in found]
 

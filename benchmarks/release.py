@@ -64,7 +64,7 @@ def table(runs: list[str]) -> None:
             wanted = [("merged", ""), ("adapter", ""), ("gguf-lora", ""), *(("gguf", quant) for quant in QUANTS)]
             for form, quant in wanted:
                 out = Path(folder) / f"{Path(run).name}-{form}-{quant}"
-                weights = WeightsWanted(quant, measure=ROWS)
+                weights = WeightsWanted(quant=quant, measure=ROWS)
                 made = export_run(Path(run), form, out, weights=weights, force=True)
                 print_format(Path(run), ArtifactManifest.model_validate(made.manifest), out)
     print_packaged(runs)
@@ -330,8 +330,8 @@ def disk_seconds(file: Path, size: int) -> float:
 
 def ready(repeats: int = 5) -> None:
     """Seconds until llama.cpp's engine answers with the packaged model, and until the first answer is there."""
-    from tuneloop.inference.engines import Served, complete
-    from tuneloop.inference.engines.llamacpp import LlamaCppEngine
+    from tuneloop.inference.answer import Served, complete
+    from tuneloop.inference.llamacpp.engine import LlamaCppEngine
     from tuneloop.inference.request import Request
 
     file = packaged_gguf()

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneloop.core.ui import reporting
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import prepare
 from tuneloop.data.process_record import TokenCount
@@ -118,7 +119,8 @@ def main() -> None:
 
             thread.start()
             config = PrepareConfig(sources=[str(source)], engine=engine, workers=given.workers)
-            made = prepare(config, name="rows", seed=0, out=out, measure=count_words, progress=progress)
+            with reporting(progress=progress):
+                made = prepare(config, name="rows", seed=0, out=out, measure=count_words)
             seconds = time.monotonic() - began
             over.set()
             thread.join()

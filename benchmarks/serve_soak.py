@@ -143,7 +143,7 @@ async def soak(address: str, key: str, pid: int, options: argparse.Namespace) ->
             if now >= kill_at:
                 kill_at += options.kill_every
                 for child in server.children(recursive=True):
-                    if any("llamacpp_server" in part for part in child.cmdline()):
+                    if any("llamacpp.server" in part for part in child.cmdline()):
                         os.kill(child.pid, signal.SIGKILL)
                         seen.kills += 1
             if now >= look_at:

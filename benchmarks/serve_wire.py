@@ -2,7 +2,7 @@
 
     python benchmarks/serve_wire.py [--times 500]
 
-The engines of `serve` ask llama.cpp's server and endpoints by aiohttp (`inference/engines/wire.py`), on the processors that a small
+The engines of `serve` ask llama.cpp's server and endpoints by aiohttp (`inference/wire.py`), on the processors that a small
 model computes on. Behind both clients stands the same server, in a process of its own.
 """
 
@@ -60,7 +60,7 @@ async def microseconds(work: Callable[[], Awaitable[None]], times: int) -> float
 async def measure(address: str, times: int) -> None:
     import httpx
 
-    from tuneloop.inference.engines.wire import Wire
+    from tuneloop.inference.wire import Wire
 
     wire, client = Wire(address), httpx.AsyncClient(base_url=address)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.advise.economics import (
-    Option,
-    ServedModel,
+    Alternative,
+    ModelFootprint,
     ServingGpu,
     TokenRate,
     break_even,
@@ -261,13 +261,14 @@ def bills(prices: PriceTable) -> Claim:
 
 def saved_prompt() -> Claim:
     rate = TokenRate(2.0, 0.0)  # 500 tokens at this price are $0.001
-    today = Option("today", 500, 0, rate)
+    today = Alternative("today", 500, 0, rate)
     spans = []
     for invested in (100, 600):
-        found = break_even(today, Option("tuned", 450, 0, rate, upfront_usd=invested), 10_000)
+        found = break_even(today, Alternative("tuned", 450, 0, rate, upfront_usd=invested), 10_000)
         spans.append(found.queries or 0.0)
     whole = [
-        break_even(today, Option("tuned", 0, 0, rate, upfront_usd=usd), 10_000).queries or 0.0 for usd in (100, 600)
+        break_even(today, Alternative("tuned", 0, 0, rate, upfront_usd=usd), 10_000).queries or 0.0
+        for usd in (100, 600)
     ]
     return Claim(
         "500 prompt tokens at $0.001 a query: a 10 % reduction pays back $100 to $600 in 100,000 to 1,000,000 queries",
@@ -279,8 +280,8 @@ def saved_prompt() -> Claim:
 
 def million_requests() -> Claim:
     day = TokenRate(0.10, 0.10).usd_per_query(10, 0) * 1_000_000
-    before = Option("today", 10, 0, TokenRate(0.10, 0.10))
-    half = break_even(before, Option("tuned", 5, 0, TokenRate(0.10, 0.10), upfront_usd=3.57), 1_000_000)
+    before = Alternative("today", 10, 0, TokenRate(0.10, 0.10))
+    half = break_even(before, Alternative("tuned", 5, 0, TokenRate(0.10, 0.10), upfront_usd=3.57), 1_000_000)
     return Claim(
         "1M requests a day of 10 tokens at $0.10 per 1M tokens cost $30 a month and pay back $3.57 in a day",
         verdict([abs(day * 30 - 30) < 0.01, 3.57 / day <= 1]),
@@ -298,7 +299,7 @@ def self_hosting(prices: PriceTable) -> Claim:
         ("llama-3.3-70b", "h100-sxm", 4),
     ):
         shape, card = find_model(model)[1], find_gpu(gpu)
-        served = ServedModel(shape.parameters, 2, 2 * shape.layers * shape.keys * 2)
+        served = ModelFootprint(shape.parameters, 2, 2 * shape.layers * shape.keys * 2)
         machine = ServingGpu(card.gib * GIB * gpus, card.gb_s * 1e9 * gpus, card.tflops * 1e12 * gpus)
         speed = serving_tokens_per_second(served, machine, 500, 100)
         price = prices.gpu(gpu, "on-demand", gpus)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 PAGE = Path(__file__).parent / "reference.md"
 
@@ -26,7 +28,7 @@ def reference() -> str:
     import typer.testing
 
     from tuneloop.cli.main import app
-    from tuneloop.cli.record_schemas import RECORDS
+    from tuneloop.cli.schemas import RECORDS
     from tuneloop.data.checks import CHECKS
     from tuneloop.data.dataset import REASONS, REPAIRS
     from tuneloop.evaluation.metrics import METRICS
@@ -35,11 +37,7 @@ def reference() -> str:
     group = typer.main.get_command(app)
     runner = typer.testing.CliRunner()
     parts = [HEAD]
-    names: list[list[str]] = [[]]
-    for name in group.commands:  # type: ignore[attr-defined]
-        inner = getattr(group.get_command(None, name), "commands", {})  # type: ignore[attr-defined]
-        names += [[name], *([name, one] for one in inner)]
-    for words in names:
+    for words in _names(group):
         text = runner.invoke(app, [*words, "--help"], prog_name="tuneloop", terminal_width=100).output.strip()
         parts.append(f"### {' '.join(['tuneloop', *words])}\n\n```text\n{text}\n```\n")
     parts.append(
@@ -70,6 +68,13 @@ def reference() -> str:
     parts.append("\n## Checks of a data set\n\n| check | looks for |\n|---|---|")
     parts += [f"| `{name}` | {entry.title} |" for name, entry in CHECKS.items()]
     return "\n".join(parts) + "\n"
+
+
+def _names(group: Any, *before: str) -> Iterator[tuple[str, ...]]:
+    """The words of each command, after those of its group."""
+    yield before
+    for name in getattr(group, "commands", ()):
+        yield from _names(group.get_command(None, name), *before, name)
 
 
 if __name__ == "__main__":

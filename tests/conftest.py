@@ -26,6 +26,8 @@ from patience import HANG
 from places import ROOT
 from tuneloop.core.files import content_hash
 
+pytest_plugins = ["tuned_runs"]  # the fixture `make_tuned`
+
 # The matrices here are so small that a second thread only waits. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a network; those of the hub bring their own

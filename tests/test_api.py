@@ -39,7 +39,7 @@ def test_the_code_of_the_page_runs_and_makes_runs(
     assert "did you mean train.learning_rate?" in said.out
     for run in (tmp_path / "runs" / "tickets", tmp_path / "runs" / "all"):
         assert read_json(run / "run.json")["status"] == "finished"
-        for command in (["report"], ["evaluate"], ["export", "--out", str(tmp_path / f"artifact-{run.name}")]):
+        for command in (["compare"], ["evaluate"], ["export", "--out", str(tmp_path / f"artifact-{run.name}")]):
             assert main([command[0], str(run), *command[1:]]) == 0
     assert all((tmp_path / f"artifact-{name}" / "artifact.json").is_file() for name in ("tickets", "all"))
     assert {"accuracy", "macro_f1"} <= set(read_json(tmp_path / "evals" / "base" / "eval.json")["metrics"])

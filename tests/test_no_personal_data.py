@@ -302,9 +302,9 @@ def test_a_trained_run_and_the_commands_after_it_write_no_planted_value(
         ["compare", "run", "run:zero-shot"],
         ["gate", "run", "--init", "--suite", "suite.yaml"],
         ["export", "run", "--out", "artifact"],
-        ["report", "run"],
+        ["compare", "run"],
         ["review", "run", "--no-serve"],
-        ["check", "run/dataset", "--against", raw],
+        ["data", "check", "run/dataset", "--against", raw],
         ["advise", raw, "--model", str(tiny_llama), "--out", "advice", "--html", "advice.html"],
         ["predict", "run", raw, "--out", "predicted.jsonl"],
     ]

@@ -22,7 +22,7 @@ from pretend_gpu import TO_HOST, Card, Gpu, MixedDevices, pretend_gpu, varlen
 from tuneloop.core.device import GRAPHS
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
-from tuneloop.core.ui import no_progress
+from tuneloop.core.ui import reporting
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.generate import generate
 from tuneloop.inference.local.sampling import Sampling
@@ -228,7 +228,7 @@ def test_a_run_is_planned_by_the_cards_memory_and_kept_to_the_plan(
          "output_dir": str(tmp_path / "run")}
     )  # fmt: skip
     with pretend_gpu(Card(gib=1.0)) as gpu:
-        train_alone(recipe, progress=no_progress, say=lambda line: None)
+        train_alone(recipe)
     assert read_json(tmp_path / "run" / "environment.json")["gpu"] == [gpu.card.name]
     plan = read_json(tmp_path / "run" / "plan.json")
     assert plan["gpu"] == gpu.card.name and plan["fits"]
@@ -473,6 +473,7 @@ def test_a_base_that_does_not_fit_is_loaded_in_four_bits_and_said_so(tiny_llama:
     )
     said: list[str] = []
     with pretend_gpu(Card(gib=sum(peaks) / 2 / 2**30)):
-        model = RunContext(recipe, tmp_path, say=said.append).model
+        with reporting(say=said.append):
+            model = RunContext(recipe, tmp_path).model
         assert model.device.type == "cuda"
     assert "does not fit" in said[0]

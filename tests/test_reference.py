@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from places import ROOT
-from tuneloop.cli.main import app
+from tuneloop.cli.main import GROUPS, app
 from tuneloop.recipe import ALIASES, describe_keys
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -44,7 +44,7 @@ def test_documented_commands_exist() -> None:
         text = page.read_text(encoding="utf-8")
         code = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
         for command in re.findall(r"^\W*tuneloop ([a-z]+)\b", "\n".join(code), re.MULTILINE):
-            assert command in COMMANDS, f"{page.name}: tuneloop {command}"
+            assert command in {*COMMANDS, *GROUPS}, f"{page.name}: tuneloop {command}"
 
 
 def test_every_key_has_a_meaning_and_every_alias_a_key() -> None:

@@ -20,7 +20,7 @@ HEADS = re.findall(r"^\| `(\w[^`]*)` \|", PAGE, re.MULTILINE)
 
 
 def test_every_verdict_of_the_table_is_one_that_the_program_writes() -> None:
-    source = (ROOT / "src" / "tuneloop" / "evaluate" / "verdict_text.py").read_text(encoding="utf-8")
+    source = (ROOT / "src" / "tuneloop" / "evaluation" / "verdict.py").read_text(encoding="utf-8")
     assert len(HEADS) == 7
     for head in HEADS:
         start, _, further = head.partition(" ... ")

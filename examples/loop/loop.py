@@ -225,7 +225,7 @@ def setting(words: str) -> tuple[str, Any]:
 def release(shop: Shop, name: str) -> str:
     """Export and register a run; returns its version."""
     shop.tuneloop("export", f"runs/{name}", "--format", "adapter", "-o", f"artifacts/{name}")
-    _, found = shop.tuneloop("register", f"artifacts/{name}", "--name", MODEL, "--run", f"runs/{name}")
+    _, found = shop.tuneloop("models", "register", f"artifacts/{name}", "--name", MODEL, "--run", f"runs/{name}")
     return str(found["version"])
 
 
@@ -343,7 +343,12 @@ def main() -> None:
         parts = divide(shop)
         recipe(shop, "first", parts["first"], 1.0)
         shop.tuneloop(
-            "promote", MODEL, release(shop, "first"), "--force", "the first one: there is nothing to compare it with"
+            "models",
+            "promote",
+            MODEL,
+            release(shop, "first"),
+            "--force",
+            "the first one: there is nothing to compare it with",
         )
         recipe(shop, "planted", parts["planted"], 0.5)
         shop.serve()

@@ -1,6 +1,6 @@
 """tuneloop: from a folder of raw examples to a fine-tuned Llama 3, measured and documented.
 
-From Python: `prepare`, `train`, `evaluate`, `predict` and `run`, see docs/library.md; the same as the commands of these names.
+From Python: the functions of `tuneloop.api`, see docs/library.md; the same as the commands of these names.
 """
 
 import importlib
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError as UserError
 
-if TYPE_CHECKING:  # at run time `train` and `evaluate` are the packages of these names, which can be called
+if TYPE_CHECKING:
     from tuneloop.api import Evaluation as Evaluation
     from tuneloop.api import Run as Run
     from tuneloop.api import evaluate as evaluate
@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # at run time `train` and `evaluate` are the packages of thes
 
 __version__ = "0.1.0"
 
-_PLACES = {
-    **dict.fromkeys(("prepare", "predict", "run", "Run", "Evaluation"), "tuneloop.api"),
+_MODULES = {
+    **dict.fromkeys(("prepare", "train", "evaluate", "predict", "run", "Run", "Evaluation"), "tuneloop.api"),
     "PrepareConfig": "tuneloop.data.config",
     "metric": "tuneloop.records.metric",
     "Recipe": "tuneloop.recipe",
@@ -34,12 +34,10 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """What loads more than a few files, when it is first used."""
-    if name in ("train", "evaluate"):  # packages that can be called
-        return importlib.import_module(f"tuneloop.{name}")
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'tuneloop' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "train", "evaluate", *_PLACES])
+    return sorted([*globals(), *_MODULES])

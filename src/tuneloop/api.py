@@ -1,6 +1,6 @@
 """tuneloop from Python: `prepare`, `train`, `evaluate`, `predict` and `run`, with the settings and files of the command line.
 
-A run made here is a run: `tuneloop report`, `evaluate`, `compare`, `gate`, `export` and `predict` take its folder.
+A run made here is a run: `tuneloop compare`, `evaluate`, `compare`, `gate`, `export` and `predict` take its folder.
 """
 
 from __future__ import annotations
@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
-from tuneloop.cli.console import screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.core.python_file import trust_code
-from tuneloop.core.ui import Progress, no_progress
+from tuneloop.core.terminal import screen
+from tuneloop.core.ui import Progress, reporting
 from tuneloop.data.config import PrepareConfig
-from tuneloop.pipeline.evaluations import EvalTarget, evaluate_target
+from tuneloop.evaluation.config import EvalOptions
+from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.pipeline.predict import predict as predict
 from tuneloop.pipeline.prepare import prepare_alone
 from tuneloop.pipeline.recipes import name_of
@@ -30,14 +31,12 @@ from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, load_recipe, make_recipe
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
 from tuneloop.records.record import read_record
-from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RunManifest
 from tuneloop.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from tuneloop.models.load import Model
-    from tuneloop.training.loop import Trained
-    from tuneloop.training.rows import TrainRow
+    pass
 
 Place = str | os.PathLike[str]
 Data = Place | Sequence[Place] | Iterable[Mapping[str, Any]] | Dataset
@@ -149,11 +148,10 @@ def prepare(
     if not places:
         places = [str(_written(data, folder.with_name(f"{folder.name}.rows.jsonl")))]
     recipe = _recipe(name, model, seed, {"data": _section(config, settings) | {"sources": places}})
-    with _shown() as (shown, say):
-        return prepare_alone(recipe, str(folder), progress=shown)
+    with _shown(progress):
+        return prepare_alone(recipe, str(folder))
 
 
-@overload
 def train(
     data: Dataset | Place,
     config: TrainConfig | None = None,
@@ -163,27 +161,7 @@ def train(
     seed: int | None = None,
     progress: Shown = False,
     **settings: Any,
-) -> Run: ...
-@overload
-def train(
-    data: Model,
-    config: Sequence[Row | TrainRow],
-    val_rows: Sequence[Row | TrainRow],
-    train_config: TrainConfig,
-    out: Path,
-    /,
-    **settings: Any,
-) -> Trained: ...
-def train(  # type: ignore[misc]  # the loop's rows have no names here
-    data: Dataset | Place | Model,
-    config: Any = None,
-    *rows: Any,
-    out: Place = "",
-    model: str = "",
-    seed: int | None = None,
-    progress: Shown = False,
-    **settings: Any,
-) -> Run | Trained:
+) -> Run:
     """Train on a prepared data set; the same as `tuneloop train`.
 
     Plans first and refuses what does not fit into memory. A run that was cut short goes on from its last checkpoint.
@@ -200,8 +178,8 @@ def train(  # type: ignore[misc]  # the loop's rows have no names here
     Returns:
         The run: its folder holds `run.json`, `metrics.jsonl`, `adapter/` (or `model/`) and `report.html`.
 
-    With a loaded model in place of the data, `train(model, rows, val_rows, config, out)` is the bare loop on your own rows
-    (`tuneloop.training.loop.train`): weights and `metrics.jsonl`, no plan, no `run.json`.
+    `tuneloop.training.loop.train` is the bare loop on a loaded model and your own rows: weights and `metrics.jsonl`, no
+    plan, no `run.json`.
 
     Raises:
         UserError: no data, an unknown setting, not enough memory, a folder that holds another run.
@@ -209,16 +187,9 @@ def train(  # type: ignore[misc]  # the loop's rows have no names here
     if isinstance(data, Iterable) and not isinstance(data, str):
         step = "dataset = tuneloop.prepare(records), then tuneloop.train(dataset)"
         raise UserError("Records are prepared before they are trained on", next_step=step)
-    if not isinstance(data, str | os.PathLike | Dataset):
-        from tuneloop.training import loop
-
-        more: dict[str, Any] = {"progress": progress} if callable() else {}
-        more |= {} if seed is None else {"seed": seed}
-        bare: Any = loop.train
-        return bare(data, config, *rows, **more, **settings)  # type: ignore[no-any-return]
     recipe = _recipe_of_run(data, model, seed, out, {"train": _section(config, settings)})
-    with _shown() as (shown, say):
-        return Run(train_alone(recipe, progress=shown)[0])
+    with _shown(progress):
+        return Run(train_alone(recipe)[0])
 
 
 def evaluate(
@@ -250,7 +221,7 @@ def evaluate(
         UserError: no such target, no rows, an unknown setting.
     """
     trust_code(settings)
-    with tempfile.TemporaryDirectory() as scratch, _shown() as (shown, say):
+    with tempfile.TemporaryDirectory() as scratch, _shown(progress):
         dataset, file = "", ""
         if isinstance(data, Dataset):
             dataset = data.path
@@ -258,11 +229,11 @@ def evaluate(
             places = _places(data) or [str(_written(data, Path(scratch) / "rows.jsonl"))]
             prepared = len(places) == 1 and (Path(places[0]) / "dataset.json").is_file()
             dataset, file = (places[0], "") if prepared else ("", places[0])
-        question = EvalTarget(
-            target=str(target), dataset=dataset, data=file, split=split, few_shot=few_shot, base=base, name=name, out=str(out),
-            settings=[f"evaluate.{key}={_value(value)}" for key, value in settings.items()],
-        )  # fmt: skip
-        return Evaluation(evaluate_target(question, progress=shown).folder)
+        options = EvalOptions(
+            dataset=dataset, data=file, split=split, few_shot=few_shot, base=base, name=name, out=str(out)
+        )
+        own = [f"evaluate.{key}={_value(value)}" for key, value in settings.items()]
+        return Evaluation(evaluate_target(str(target), options, own).folder)
 
 
 def run(
@@ -302,8 +273,8 @@ def run(
     else:
         rows = _written(recipe, Path(f"{out}.rows.jsonl") if out else Path("datasets") / "rows.rows.jsonl")
         resolved = _recipe_of_run(rows, model, seed, out, settings)
-    with _shown() as (shown, say):
-        return Run(main_job(resolved, progress=shown))
+    with _shown(progress):
+        return Run(main_job(resolved))
 
 
 # --- from what is given to a recipe ----------------------------------------------------------------
@@ -395,10 +366,13 @@ def _value(value: Any) -> str:
 
 
 @contextmanager
-def _shown(progress: Shown) -> Iterator[tuple[Progress, Callable[[str], None]]]:
-    """How progress is reported, and lines on the way."""
+def _shown(progress: Shown) -> Iterator[None]:
+    """Progress as on a terminal, by a function of the caller's, or none."""
     if progress is True:
-        with screen(quiet=False) as shown:
-            yield shown.progress, shown.say
+        with screen(quiet=False):
+            yield
+    elif callable(progress):
+        with reporting(progress=progress):
+            yield
     else:
-        yield progress if callable() else no_progress, lambda line: None
+        yield

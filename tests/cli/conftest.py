@@ -1,4 +1,4 @@
-"""`tuneloop diff`, `forget` and `check` in a folder of their own."""
+"""`tuneloop data diff`, `forget` and `check` in a folder of their own."""
 
 from __future__ import annotations
 

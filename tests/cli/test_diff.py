@@ -1,4 +1,4 @@
-"""`tuneloop diff`: what it prints at 80 columns, its JSON, its exit status."""
+"""`tuneloop data diff`: what it prints at 80 columns, its JSON, its exit status."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from long_labels import Tuneloop, fits, rows, write_dataset
 def test_diff_shows_what_changed(tmp_path: Path, tuneloop: Tuneloop) -> None:
     write_dataset(tmp_path / "a", train=rows(20), test=rows(5, 20))
     write_dataset(tmp_path / "b", train=[*rows(19), *rows(1, 20), *rows(4, 50, "other")], test=rows(4, 21))
-    status, out, _ = tuneloop("diff", "a", "b", "--rows", "1")
+    status, out, _ = tuneloop("data", "diff", "a", "b", "--rows", "1")
     assert status == 0 and fits(out)
     assert re.search(r"^train +20 +24 +\+4$", re.sub(r" +$", "", out, flags=re.MULTILINE), re.MULTILINE)
     assert re.search(r"^added +4 +4 train", out, re.MULTILINE) and re.search(r"^removed +1 ", out, re.MULTILINE)
     assert "1 of A's test rows are trained on in B" in " ".join(out.split())
     assert out.count("for example") == 3
-    status, out, _ = tuneloop("diff", "a", "b", "--json", "--rows", "0")
+    status, out, _ = tuneloop("data", "diff", "a", "b", "--json", "--rows", "0")
     found = json.loads(out)
     assert status == 0 and found["moved"] == {"test -> train": 1} and not found["identical"]
     assert not any(found["examples"].values())
@@ -26,11 +26,11 @@ def test_diff_shows_what_changed(tmp_path: Path, tuneloop: Tuneloop) -> None:
 
 def test_diff_of_the_same_data_says_so(tmp_path: Path, tuneloop: Tuneloop) -> None:
     write_dataset(tmp_path / "a", train=rows(3))
-    status, out, _ = tuneloop("diff", "a", "a/dataset.json")
+    status, out, _ = tuneloop("data", "diff", "a", "a/dataset.json")
     assert status == 0 and "the same" in out
 
 
 def test_diff_needs_two_data_sets(tmp_path: Path, tuneloop: Tuneloop) -> None:
     write_dataset(tmp_path / "a", train=rows(3))
-    status, _, err = tuneloop("diff", "a", "b")
+    status, _, err = tuneloop("data", "diff", "a", "b")
     assert status == 2 and "No complete data set" in err

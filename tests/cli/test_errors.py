@@ -256,7 +256,7 @@ def test_evaluate_without_rows_or_run(fails: Fails, here: Path) -> None:
 def test_compare_and_report_need_what_they_read(fails: Fails, here: Path) -> None:
     assert "eval.json" in fails("compare", "a", "b")
     fails("compare", "a")
-    fails("report", "nowhere")
+    fails("compare", "nowhere")
 
 
 def test_init_never_overwrites(fails: Fails, here: Path) -> None:
@@ -382,7 +382,7 @@ def test_a_model_in_the_place_of_a_data_set_is_said_how_to_name(here: Path, caps
 
 def test_a_word_too_many_names_the_option_that_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["costs", "serve"]) == 2
-    assert "tuneloop costs --folder serve" in capsys.readouterr().err
+    assert "tuneloop serve costs --folder serve" in capsys.readouterr().err
 
 
 def test_an_option_without_its_value_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:

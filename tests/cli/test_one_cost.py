@@ -10,6 +10,7 @@ import pytest
 from manifests import manifest_of
 
 from tuneloop.cli.main import main
+from tuneloop.core.ui import reporting
 from tuneloop.pipeline.advise import remind, reuse_baselines
 from tuneloop.pipeline.context import RunContext
 from tuneloop.recipe import Recipe
@@ -162,15 +163,18 @@ def test_advice_not_to_tune_is_kept_and_said_once_before_a_run(
     assert kept["answer"] == "dont"
     written = json.loads(Path("evals/advise-mails/advise.json").read_text())
     said: list[str] = []
-    job = RunContext(Recipe(name="mails"), here / "runs" / "mails", say=said.append)
+    job = RunContext(Recipe(name="mails"), here / "runs" / "mails")
     same = Dataset("x", manifest_of(hash=written["dataset_hash"]), (), (), ())
-    remind(job, same)
+    with reporting(say=said.append):
+        remind(job, same)
     assert len(said) == 2 and "Don't fine-tune" in said[0] and "goes on" in said[1]
-    remind(job, Dataset("y", manifest_of(hash="other"), (), (), ()))
+    with reporting(say=said.append):
+        remind(job, Dataset("y", manifest_of(hash="other"), (), (), ()))
     assert len(said) == 2, "other data, no reminder"
     (job.folder / "checkpoints").mkdir(parents=True)
     (job.folder / "checkpoints" / "step-1.pt").write_bytes(b"")
-    remind(job, same)
+    with reporting(say=said.append):
+        remind(job, same)
     assert len(said) == 2, "a run that goes on was reminded before"
 
 
@@ -190,8 +194,8 @@ def test_a_run_on_the_same_file_reminds_of_it_and_goes_on(
 
     monkeypatch.setattr(pipeline, "baseline_stage", stop)
     said: list[str] = []
-    with pytest.raises(AtTheBaselinesError):
-        pipeline.run(recipe_of(str(mails), ["track.report_to=none"]), say=said.append)
+    with pytest.raises(AtTheBaselinesError), reporting(say=said.append):
+        pipeline.run(recipe_of(str(mails), ["track.report_to=none"]))
     assert sum("Don't fine-tune" in line for line in said) == 1
     assert any("evals/advise-mails/advise.json" in line for line in said)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -11,13 +11,15 @@ import typer.main
 import typer.testing
 
 from tuneloop.advise.config import AdviseOptions
-from tuneloop.cli.main import COMMANDS, app, main
+from tuneloop.cli.console import Result
+from tuneloop.cli.main import COMMANDS, GROUPS, MOVED, app, main
 from tuneloop.cli.parameters import Output, expanded, given
+from tuneloop.core.flag import flag
 from tuneloop.evaluation.config import EvalOptions
-from tuneloop.pipeline.evaluations import EvalTarget
 from tuneloop.plan.config import PlanOptions
 
 NAMES = [name for stage in COMMANDS.values() for name in stage]
+group: Any = typer.main.get_command(app)
 
 
 def help_of(*arguments: str) -> str:
@@ -42,7 +44,7 @@ def test_what_is_given_becomes_the_record_and_the_rest_has_its_defaults() -> Non
     options, output = asked(AdviseOptions, "--rows", "3k", "--budget", "$50", "--facts-stay", "--json")
     assert given(options) == {"rows": 3000, "budget_usd": 50.0, "facts_change": False}
     assert options.months == 12 and options.tier == "on-demand"
-    assert output == Output(json=True)
+    assert output == Output(as_json=True)
 
 
 def test_a_default_that_is_given_is_given() -> None:
@@ -57,17 +59,18 @@ def test_every_field_of_the_record_is_an_option_with_its_description(command: st
         assert info.description and " ".join(info.description.split()) in text.replace("- ", "-"), info
 
 
-def test_the_options_of_evaluate_are_fields_of_its_target() -> None:
+def test_the_options_of_evaluate_are_fields_of_its_record() -> None:
     options, _ = asked(EvalOptions, "--few-shot", "3", "--references", "rows.jsonl")
     assert options == EvalOptions(few_shot=3, data="rows.jsonl")
-    assert {field.name for field in fields(EvalOptions)} < {field.name for field in fields(EvalTarget)}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_help_begins_with_the_line_of_the_list_and_is_written_in_sentences(name: str) -> None:
     text = help_of(name)
     line = next(lines[name] for lines in COMMANDS.values() if name in lines)
-    assert " ".join(text.split()).partition("] ")[2] and line in " ".join(text.split())
+    command: Any = group.get_command(None, name)
+    assert " ".join(text.split()).partition("] ")[2]
+    assert line in (" ".join(text.split()) if not hasattr(command, "commands") else command.help)
     assert not re.search(r"[a-z]\.\.\.", text), "a sentence is cut"
     assert "<str>" not in text and "<int>" not in text and "<float>" not in text, "name what the value is"
 
@@ -77,3 +80,49 @@ def test_the_list_of_commands_cuts_no_sentence_and_names_all(capsys: pytest.Capt
     text = capsys.readouterr().out
     assert "..." not in text.replace("[ARGS]...", "")
     assert re.findall(r"^  ([a-z]+)  +[A-Z]", text, re.MULTILINE) == NAMES
+
+
+def test_the_list_of_commands_fits_one_screen(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    assert len(NAMES) <= 28 and len(capsys.readouterr().out.splitlines()) <= 55
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_earlier_name_answers_with_the_new_one(old: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*old.split(), "a", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert f"tuneloop {old} is now tuneloop {MOVED[old]}" in err and f"tuneloop {MOVED[old]} a --json" in err
+    assert json.loads(out)["error"]["what"] == f"tuneloop {old} is now tuneloop {MOVED[old]}"
+    assert help_of(*MOVED[old].split()).startswith(f"Usage: tuneloop {MOVED[old]} ")
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_command_of_a_group_runs_without_its_name(name: str) -> None:
+    assert help_of(name) == help_of(GROUPS[name], name)
+
+
+def test_a_group_means_its_usual_command_where_none_is_named() -> None:
+    assert help_of("models").startswith("Usage: tuneloop models [OPTIONS] [NAME]")
+    assert "  reproduce  Train a run again" in help_of("models")
+    assert help_of("models", "list").startswith("Usage: tuneloop models list [OPTIONS] [NAME]")
+
+
+def test_a_result_is_printed_as_one_object_or_as_text_and_gives_the_status() -> None:
+    def command(
+        lines: str = flag("ab", "TEXT", "Lines."), size: int = flag(1, "N", "Size.", least=1, most=9), *, output: Output
+    ) -> Result:
+        return Result({"size": size, "text": lines}, lines, status=3)
+
+    command.__annotations__ |= {"lines": str, "size": int, "output": Output, "return": Result}
+    one = typer.Typer()
+    one.command()(expanded(command))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        result = typer.testing.CliRunner().invoke(one, list(arguments))
+        return result.exit_code, result.output
+
+    assert run() == (3, "a\nb\n")
+    assert run("--json", "--size", "3", "--lines", "") == (3, '{"size": 3, "text": ""}\n')
+    status, text = run("--size", "10")
+    assert status == 2 and "10 is not in the range x>=1 and x<=9" in " ".join(text.split())

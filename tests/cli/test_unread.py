@@ -24,7 +24,7 @@ CHEAP = [
     "models",
     "schema",
     "compare",
-    "check",
+    "data",
     "doctor",
 ]  # a few whose help and errors are read without a reader
 

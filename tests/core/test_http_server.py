@@ -19,7 +19,9 @@ from patience import slowness
 
 APP = """
 import asyncio, sys
+from functools import partial
 from tuneloop.core.http_server import Server, listen
+from tuneloop.core.ui import reporting
 
 async def app(scope, receive, send):
     body = b""
@@ -38,8 +40,9 @@ async def app(scope, receive, send):
 
 listening = listen("127.0.0.1", 0)
 print(listening.getsockname()[1], flush=True)
-server = Server(app, lambda line: print(line, flush=True), seconds=float(sys.argv[1]), log_level="warning")
-server.run(sockets=[listening])
+server = Server(app, seconds=float(sys.argv[1]), log_level="warning")
+with reporting(say=partial(print, flush=True)):
+    server.run(sockets=[listening])
 """
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"

@@ -48,7 +48,7 @@ def test_a_file_runs_only_where_the_user_has_named_it(trap: Path, tmp_path: Path
     (tmp_path / "canary").unlink()
     with pytest.raises(UserError, match="not run"):  # the next command knows nothing of it
         run_python_file(str(trap), "train.method", "method's file")
-    with code_of_a_command(["report", "run", TRUST]):
+    with code_of_a_command(["compare", "run", TRUST]):
         run_python_file(str(trap), "train.method", "method's file")
     assert (tmp_path / "canary").exists()
 
@@ -97,14 +97,14 @@ def test_what_python_code_says_itself_is_trusted(trap: Path, tmp_path: Path) -> 
 
 
 COMMANDS = [
-    ["report", "RUN"], ["export", "RUN"], ["export", "RUN", "--format", "adapter"], ["evaluate", "RUN"],
+    ["compare", "RUN"], ["export", "RUN"], ["export", "RUN", "--format", "adapter"], ["evaluate", "RUN"],
     ["evaluate", "RUN", "--data", "rows.jsonl"], ["predict", "RUN", "rows.jsonl", "-o", "out.jsonl"], ["chat", "RUN"],
-    ["gate", "RUN", "--against", "RUN2"], ["compare", "RUN", "RUN2"], ["merge", "RUN", "RUN2", "-o", "merged"], ["reproduce", "RUN"],
-    ["reproduce", "RUN", "--check"], ["train", "RUN"], ["run", "RUN"], ["run", "RUN/config.yaml"], ["plan", "RUN"],
-    ["train", "RUN/config.yaml"], ["sweep", "RUN/config.yaml", "train.rank=2,4"], ["advise", "RUN"], ["check", "RUN/dataset"],
-    ["diff", "RUN/dataset", "RUN2/dataset"], ["verify", "RUN"], ["review", "RUN", "--no-serve"], ["register", "RUN", "-n", "m"],
+    ["gate", "RUN", "--against", "RUN2"], ["compare", "RUN", "RUN2"], ["merge", "RUN", "RUN2", "-o", "merged"], ["models", "reproduce", "RUN"],
+    ["models", "reproduce", "RUN", "--check"], ["train", "RUN"], ["run", "RUN"], ["run", "RUN/config.yaml"], ["plan", "RUN"],
+    ["train", "RUN/config.yaml"], ["sweep", "RUN/config.yaml", "train.rank=2,4"], ["advise", "RUN"], ["data", "check", "RUN/dataset"],
+    ["data", "diff", "RUN/dataset", "RUN2/dataset"], ["models", "verify", "RUN"], ["review", "RUN", "--no-serve"], ["models", "register", "RUN", "-n", "m"],
     ["distill", "RUN", "rows.jsonl", "-o", "student"], ["route", "fit", "RUN", "RUN2", "-o", "router"],
-    ["deploy", "RUN", "--to", "compose"], ["push", "RUN", "hub:a/b"], ["batch", "rows.jsonl", "--model", "RUN"], ["init", "RUN/config.yaml"],
+    ["deploy", "RUN", "--to", "compose"], ["models", "push", "RUN", "hub:a/b"], ["batch", "rows.jsonl", "--model", "RUN"], ["init", "RUN/config.yaml"],
 ]  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def test_the_report_of_a_foreign_run_is_written_without_its_code(
 ) -> None:
     run = make_run()
     write_yaml(run / "config.yaml", {**read_yaml(run / "config.yaml"), "train": {"method": str(trap)}})
-    assert cli("report", str(run)).returncode == 0
+    assert cli("compare", str(run)).returncode == 0
     assert (run / "report.html").is_file() and not (tmp_path / "canary").exists()
 
 
@@ -144,4 +144,4 @@ def test_trusted_code_of_a_run_is_run(cli: Any, make_run: Callable[..., Path], t
     shutil.rmtree(tmp_path / "artifacts", ignore_errors=True)
     cli("export", str(run), TRUST)
     assert (tmp_path / "canary").exists()
-    assert json.loads(cli("report", str(run), "--json").stdout)["report"]
+    assert json.loads(cli("compare", str(run), "--json").stdout)["report"]

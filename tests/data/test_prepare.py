@@ -18,6 +18,7 @@ from patience import slowness
 from places import DATA_SETS
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
+from tuneloop.core.ui import reporting
 from tuneloop.data.checks import check_dataset, run_checks
 from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.dataset import REASONS, REPAIRS, dataset_hash, load_dataset, prepare_key
@@ -67,14 +68,8 @@ REAL: list[tuple[str, dict[str, Any], str, str, dict[str, int]]] = [
 def test_something_is_told_before_the_first_record_is_read(tmp_path: Path) -> None:
     told: list[str] = []
     config = PrepareConfig(sources=[write(tmp_path / "in.jsonl", tickets(30))])
-    prepare(
-        config,
-        name="job",
-        seed=0,
-        out=tmp_path / "out",
-        measure=measure,
-        progress=lambda task, *_, **__: told.append(task),
-    )
+    with reporting(progress=lambda task, *_, **__: told.append(task)):
+        prepare(config, name="job", seed=0, out=tmp_path / "out", measure=measure)
     assert told[0] == "looking at the sources" and "reading" in told[2:]
 
 

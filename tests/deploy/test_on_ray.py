@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,16 @@ from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.object_store import open_store
 from tuneloop.core.ray.driver import drive
 from tuneloop.core.ray.training import Workers, train_on_ray
-from tuneloop.core.ui import no_progress
+from tuneloop.core.ui import reporting
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import prepare
 from tuneloop.data.process_record import ChunkFacts, ChunkWork, RowProcessor, TokenCount, process_chunk
 from tuneloop.deploy import on_ray
 from tuneloop.deploy.clusters import RayWish
 from tuneloop.deploy.on_ray import RayRun, run_on_ray
+from tuneloop.evaluation.config import EvalOptions
 from tuneloop.pipeline import evaluations
-from tuneloop.pipeline.evaluations import EvalTarget, evaluate_target
+from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.pipeline.sweep import search_of, sweep
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
@@ -206,13 +206,12 @@ def losses_so_far(folder: Path) -> list[str]:
 def test_a_killed_process_resumes_and_the_losses_are_those_of_one(
     cluster: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
-    _, alone = train_alone(
-        recipe.model_copy(update={"output_dir": "alone"}), progress=no_progress, say=lambda line: None
-    )
+    _, alone = train_alone(recipe.model_copy(update={"output_dir": "alone"}))
     monkeypatch.setattr(on_ray, "take_part", dying)
     said: list[str] = []
     own = recipe.model_copy(update={"output_dir": "far", "store": store})
-    folder = run_on_ray(own, RayWish(on="ray", nodes=2), whole=False, say=said.append)
+    with reporting(say=said.append):
+        folder = run_on_ray(own, RayWish(on="ray", nodes=2), whole=False)
     assert (folder / "killed").exists() and any("went on from the checkpoint" in line for line in said), said
     assert any("2 processes train" in line for line in said)
     assert losses(folder) == pytest.approx(losses(tmp_path / "alone"), rel=2e-3, abs=1e-4)
@@ -230,8 +229,8 @@ def refuses(setting: Any, say: Say) -> None:
 
 def test_what_the_user_can_put_right_is_not_tried_again_and_arrives_as_it_was(cluster: Any, tmp_path: Path) -> None:
     said: list[str] = []
-    with pytest.raises(UserError, match="The rows are bad") as caught:
-        train_on_ray("refused", refuses, None, Workers(1, False, str(tmp_path / "ray")), said.append)
+    with pytest.raises(UserError, match="The rows are bad") as caught, reporting(say=said.append):
+        train_on_ray("refused", refuses, None, Workers(1, False, str(tmp_path / "ray")))
     assert (caught.value.where, caught.value.next_step) == ("row 7", "mend it")
     assert said == ["about to refuse"]
 
@@ -244,7 +243,7 @@ def trained(recipe: Recipe) -> Path:
     short = recipe.model_copy(
         update={"output_dir": "run", "train": recipe.train.model_copy(update={"epochs": 1.0, "learning_rate": 0.01})}
     )
-    return train_alone(short, progress=no_progress, say=lambda line: None)[0].resolve()
+    return train_alone(short)[0].resolve()
 
 
 real_asker, real_batch_actor = evaluations._actor, batch._actor
@@ -264,10 +263,10 @@ def asker_or_die(setting: Any) -> Any:
 def test_an_evaluation_by_actors_has_the_answers_of_one_process_though_one_is_killed(
     cluster: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    question = EvalTarget(target=str(trained), split="train", settings=["limit=30"])
-    alone = evaluate_target(replace(question, out="alone")).folder
+    options = EvalOptions(split="train")
+    alone = evaluate_target(str(trained), options.model_copy(update={"out": "alone"}), ["limit=30"]).folder
     monkeypatch.setattr(evaluations, "_actor", asker_or_die)
-    far = evaluate_target(replace(question, out="far", on="ray")).folder
+    far = evaluate_target(str(trained), options.model_copy(update={"out": "far", "on": "ray"}), ["limit=30"]).folder
     assert (trained / "killed").exists()
     one, other = (read_record(EvaluationManifest, folder) for folder in (alone, far))
     assert one.n == other.n == 30 and one.metrics.keys() == other.metrics.keys()
@@ -295,9 +294,9 @@ def test_a_batch_by_actors_answers_each_row_once_though_one_is_killed(
 ) -> None:
     source = write_rows(tmp_path / "asked.jsonl", 20)
     config = serve_config([str(trained)], [])
-    alone = answer_batch(BatchInput(source, tmp_path / "alone.jsonl"), config, print)
+    alone = answer_batch(BatchInput(source, tmp_path / "alone.jsonl"), config)
     monkeypatch.setattr(batch, "_actor", batch_actor_or_die)
-    far = answer_batch(BatchInput(source, tmp_path / "far.jsonl", rows=4, on="ray"), config, print)
+    far = answer_batch(BatchInput(source, tmp_path / "far.jsonl", rows=4, on="ray"), config)
     assert (trained / "killed-batch").exists()
     assert far["completed"] == alone["completed"] == 20 and far["failed"] == 0
 
@@ -345,11 +344,12 @@ def test_a_driver_stays_when_its_client_leaves_and_the_same_command_finds_it(clu
         if line == "begun":
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        drive(ray, "job", slow_work, str(go), **places, say=leave)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt), reporting(say=leave):
+        drive(ray, "job", slow_work, str(go), **places)  # type: ignore[arg-type]
     said: list[str] = []
     threading.Timer(1.0, go.touch).start()
-    drive(ray, "job", slow_work, str(go), **places, say=said.append)  # type: ignore[arg-type]
+    with reporting(say=said.append):
+        drive(ray, "job", slow_work, str(go), **places)  # type: ignore[arg-type]
     assert "followed" in said[0] and "begun" in said
     assert (tmp_path / "here" / "result.txt").read_text() == "x" * (9 << 20)
     with pytest.raises(ValueError, match="Failed to look up"):  # nothing is left running
@@ -399,7 +399,7 @@ def test_a_machine_that_comes_back_takes_part_again(cluster: Any, tmp_path: Path
 def test_a_machine_that_is_lost_for_good_leaves_the_run_to_the_others(
     cluster: Any, recipe: Recipe, tmp_path: Path
 ) -> None:
-    train_alone(recipe.model_copy(update={"output_dir": "alone"}), progress=no_progress, say=lambda line: None)
+    train_alone(recipe.model_copy(update={"output_dir": "alone"}))
     own = recipe.model_copy(update={"output_dir": "far"})
     over = threading.Event()
 
@@ -414,7 +414,8 @@ def test_a_machine_that_is_lost_for_good_leaves_the_run_to_the_others(
     losing.start()
     said: list[str] = []
     try:
-        folder = run_on_ray(own, RayWish(on="ray", nodes=2), whole=False, say=said.append)
+        with reporting(say=said.append):
+            folder = run_on_ray(own, RayWish(on="ray", nodes=2), whole=False)
     finally:
         over.set()
         losing.join()

@@ -29,7 +29,7 @@ def commands(place: Path, kill: tuple[str, str] = ("", "")) -> w.Command:
     """Commands that succeed; at one step the process dies before or after it."""
 
     def run(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
-        step = NAMES.get(words[1] if words[0] == "ab" else words[0], words[0])
+        step = NAMES.get(words[1] if words[0] == "ab" else words[0], words[words[0] == "models"])
         if kill == (step, "before"):
             os.kill(os.getpid(), signal.SIGKILL)
         if step == "experiment":

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.http_server import Server, listen
-from tuneloop.inference.engines import AdapterFacts
+from tuneloop.core.ui import reporting
+from tuneloop.inference.answer import AdapterFacts
 from tuneloop.inference.local.engine import Update
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
@@ -109,19 +110,18 @@ def live(
 
     async def main() -> None:
         await engine.start()
-        store = StoreWriter(
-            folder, config.log.content, lambda value: value, say=lambda line: None, store=config.log.store
-        )
+        store = StoreWriter(folder, config.log.content, lambda value: value, store=config.log.store)
         store.start()
         found = models(engine) if callable(models) else models or {"stub": ServedModel("stub")}
         admission = Admission(engine.slots, config.limits.waiting, config.objective.admission == "refuse")
         gateway = Gateway(engine, found, config, Keyring(folder), Ledger(), store, admission)
         batches = Batches(gateway, folder / "batch")
-        server = Server(
-            make_app(gateway, batches.routes()), lines.append, seconds=config.limits.silent_seconds,
-            log_level="warning", timeout_graceful_shutdown=1,
-            proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies,
-        )  # fmt: skip
+        with reporting(say=lines.append):
+            server = Server(
+                make_app(gateway, batches.routes()), seconds=config.limits.silent_seconds,
+                log_level="warning", timeout_graceful_shutdown=1,
+                proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies,
+            )  # fmt: skip
         batches.resume()
         task = asyncio.create_task(server.serve([listening]))
         while not server.started:
@@ -136,7 +136,8 @@ def live(
 
     def run() -> None:
         try:
-            asyncio.run(main())
+            with reporting(say=print):
+                asyncio.run(main())
         except BaseException as error:
             begun["error"] = error
         finally:

@@ -11,7 +11,7 @@ from typing import Any
 from adapters import write_adapter
 
 from patience import HANG
-from tuneloop.inference.engines import Served, ServingEngine
+from tuneloop.inference.answer import Served, ServingEngine
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,17 @@ def write_files(tiny_llama: Path, folder: Path, count: int = 2) -> Files:
 
 def local(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:
     """Our own engine with some of the adapters."""
-    from tuneloop.inference.engines.local import LocalEngine
+    from tuneloop.inference.local.serving import LocalEngine
 
     return LocalEngine(Served(str(files.base)), [Served(str(files.adapters[i])) for i in which], slots=slots)
 
 
 def llamacpp(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:
     """llama.cpp with some of the adapters."""
-    from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
+    from tuneloop.inference.answer import EngineSettings
+    from tuneloop.inference.llamacpp.engine import LlamaCppEngine
 
-    settings = LlamaCppSettings(slots=slots, context=512, threads=1)
+    settings = EngineSettings(slots=slots, context=512, threads=1)
     return LlamaCppEngine(Served(str(files.gguf)), [Served(str(files.loras[i])) for i in which], settings)
 
 
@@ -72,18 +73,18 @@ def endpoint(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEng
     """A server like vLLM with some of the adapters; it is started and stopped with the engine."""
     from vllm_stand_in import MODEL, StandIn
 
-    from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
+    from tuneloop.inference.openai import EndpointEngine, EndpointSettings
 
     class WithServer(EndpointEngine):
         async def start(self) -> None:
-            if self._client is None:
+            if self._wire is None:
                 self.server = StandIn(files.base)
-                self._settings = EndpointSettings(self.server.__enter__(), tokenizer=str(files.base), slots=slots)
-                self._url = self._settings.url
+                settings = EndpointSettings(self.server.__enter__(), tokenizer=str(files.base), slots=slots)
+                EndpointEngine.__init__(self, self._base, self._served, settings)
                 await super().start()
 
         async def stop(self) -> None:
-            if self._client is not None:
+            if self._wire is not None:
                 await super().stop()
                 # The stand-in ends an engine of its own, which asks for a loop of its own.
                 await asyncio.to_thread(self.server.__exit__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import json
 import threading
@@ -19,7 +20,8 @@ from local_http import Quiet, listening
 
 from patience import slowness
 from tuneloop.core.errors import UserError
-from tuneloop.inference.client import Endpoint, complete, failures, key_from, read_reply, seconds_to_wait, usage
+from tuneloop.inference.client import Endpoint, complete, failures, key_from, usage
+from tuneloop.inference.openai import read_reply
 from tuneloop.inference.request import Request
 
 Script = Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]
@@ -285,6 +287,31 @@ def test_parameters_that_a_model_refuses_are_left_out(serve: Any) -> None:
     assert len(server.requests) == 4, "what one request has learnt, the next one knows"
 
 
+def test_it_can_be_used_where_an_event_loop_runs_already(serve: Any) -> None:
+    server = serve(echo)
+
+    async def notebook() -> list[str]:
+        return [reply.text for reply in complete(endpoint(server), asks("a", "b"))]
+
+    assert asyncio.run(notebook()) == ["A", "B"]
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schl\u00fcssel"])
+def test_a_key_that_no_header_may_hold_is_refused(serve: Any, key: str) -> None:
+    server = serve(echo)
+    with pytest.raises(UserError, match="no header may hold"):
+        complete(endpoint(server, api_key=key), asks("a"))
+    assert not server.requests
+
+
+def test_a_redirection_is_not_followed_with_the_key(serve: Any) -> None:
+    other = serve(echo)
+    server = serve(lambda n, body: (307, {"location": f"{other.url}/chat/completions"}, b""))
+    with pytest.raises(UserError, match="HTTP 307"):
+        complete(endpoint(server, api_key="k-1"), asks("a"))
+    assert server.requests and not other.requests
+
+
 def test_a_cut_answer_is_not_finished(serve: Any) -> None:
     server = serve(lambda n, body: (200, {}, completion("cut", finish_reason="length")))
     assert not complete(endpoint(server), asks("a"))[0].finished
@@ -307,13 +334,6 @@ def test_any_form_of_the_url(url: str, address: str) -> None:
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="Not an endpoint"):
         _ = Endpoint(url, "m").address
-
-
-def test_retry_after_in_both_forms() -> None:
-    now = datetime(2030, 1, 1, tzinfo=UTC)
-    assert seconds_to_wait("2.5") == 2.5 and seconds_to_wait("-3") == 0
-    assert seconds_to_wait("Tue, 01 Jan 2030 00:01:00 GMT", lambda: now) == 60
-    assert seconds_to_wait("soon") is None and seconds_to_wait(None) is None and seconds_to_wait("inf") is None
 
 
 def test_calls_of_tools_and_parts_are_answers() -> None:

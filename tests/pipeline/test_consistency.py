@@ -12,6 +12,7 @@ from manifests import manifest_of
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
+from tuneloop.core.ui import reporting
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.pipeline.compared_systems import SystemAnswers, ask
 from tuneloop.pipeline.consistency import ANSWERS, asked_prompts, asked_tuned, consistency_part, is_drawn
@@ -45,10 +46,11 @@ def refused(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str,
 
 
 def part_of(folder: Path, said: list[str], given: list[Row], asks: Any, *settings: str) -> dict[str, Any]:
-    job = RunContext(make_recipe({}, ["evaluate.bootstrap=200", *settings]), folder, say=said.append)
+    job = RunContext(make_recipe({}, ["evaluate.bootstrap=200", *settings]), folder)
     dataset = Dataset("d", manifest_of(task="classification", labels=LABELS), [], [], given)
     costs = {"tuned": {"seconds": 30.0}, "TF-IDF": {"seconds": 1000.0}}
-    return consistency_part(job, folder, dataset, given, asks, own="tuned", drawn=False, costs=costs)
+    with reporting(say=said.append):
+        return consistency_part(job, folder, dataset, given, asks, own="tuned", drawn=False, costs=costs)
 
 
 def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:

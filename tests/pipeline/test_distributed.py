@@ -17,6 +17,7 @@ from tuneloop.cli.main import main
 from tuneloop.core import device
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
+from tuneloop.core.ui import reporting
 from tuneloop.inference.local.workers import SharedWork
 from tuneloop.inference.request import Request
 from tuneloop.pipeline.context import RunContext
@@ -82,7 +83,8 @@ def test_rows_are_dealt_in_turn_and_joined_in_order(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("tuneloop.pipeline.distributed.gathered", others)
     work = SharedWork("complete", [Request(ids=[i + 1], max_new_tokens=1) for i in range(5)], {})
     seen: list[float] = []
-    found = _answered(job, work, lambda task, done, total, /, **info: seen.append(done / total))
+    with reporting(progress=lambda task, done, total, /, **info: seen.append(done / total)):
+        found = _answered(job, work)
     assert found == ["own", 2, "own", 4, "own"] and seen[-1] == 1.0 and not sent[-1].tuned
 
 
@@ -91,14 +93,14 @@ def test_what_another_process_has_met_is_raised_here(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         "tuneloop.pipeline.distributed.gathered", lambda own: [own, UserError("No room on GPU 1", where="cuda:1")]
     )
-    with pytest.raises(UserError, match="No room on GPU 1"):
-        _answered(job_of(tiny_model), SharedWork("complete", [Request(ids=[1], max_new_tokens=1)], {}), print)
+    with pytest.raises(UserError, match="No room on GPU 1"), reporting(progress=print):
+        _answered(job_of(tiny_model), SharedWork("complete", [Request(ids=[1], max_new_tokens=1)], {}))
 
 
 class Repeats:
     """A target whose answer is the prompt's first token."""
 
-    def complete(self, requests: list[Request], *, progress: Any) -> list[int]:
+    def complete(self, requests: list[Request]) -> list[int]:
         return [request.ids[0] for request in requests]
 
 
@@ -134,10 +136,10 @@ def test_a_model_that_needs_several_cards_is_asked_by_the_first_process_alone(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pretend_gpu(Card(gib=0.8 * weights / CARD_SHARE / 2**30), cards=2) as gpu:
         job = RunContext(recipe, tmp_path / "run")
-        job.crew, job.others_let_go = lambda work, progress: [], lambda: freed.append(True)
+        job.crew, job.others_let_go = lambda work: [], lambda: freed.append(True)
         assert job.model.is_spread and job.model.crew is None and freed == [True]
         assert gpu.on_card[0] and gpu.on_card[1]
     with pretend_gpu(cards=2):
         job = RunContext(recipe, tmp_path / "run")
-        job.crew, job.others_let_go = lambda work, progress: [], lambda: freed.append(True)
+        job.crew, job.others_let_go = lambda work: [], lambda: freed.append(True)
         assert not job.model.is_spread and job.model.crew is not None and freed == [True]

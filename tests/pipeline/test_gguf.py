@@ -14,11 +14,13 @@ import pytest
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, read_yaml, write_json, write_yaml
+from tuneloop.core.ui import reporting
+from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.evaluate import FEWEST_SHARED
 from tuneloop.inference.llamacpp import installed
 from tuneloop.pipeline.chat import open_chat
 from tuneloop.pipeline.context import RunContext, load_run_recipe
-from tuneloop.pipeline.evaluations import EvalTarget, evaluate_target
+from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.pipeline.predict import predict
 from tuneloop.records.artifact import NEAR_TIE, ArtifactManifest, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison
@@ -40,7 +42,8 @@ pytestmark = pytest.mark.skipif(not installed(), reason="llama-cpp-py-sync is no
 
 def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) -> None:
     run, said = make_tuned(tickets(120)), []
-    artifact = export_run(run, "gguf", weights=WeightsWanted("q8_0"), say=said.append)
+    with reporting(say=said.append):
+        artifact = export_run(run, "gguf", weights=WeightsWanted(quant="q8_0"))
     manifest = read_record(ArtifactManifest, artifact.folder)
     assert manifest.measured and manifest.evaluation is not None and manifest.cost is not None
     test = len((run / "dataset/test.jsonl").read_text().splitlines())
@@ -57,11 +60,12 @@ def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) ->
     assert not (artifact.folder / "samples.jsonl").exists(), "test rows do not travel"
     assert (run / "evals" / manifest.id / "samples.jsonl").is_file()
     assert any(line.startswith(f"warn: measured on {test} test rows") for line in said) == (test < FEWEST_SHARED)
-    again = export_run(run, "gguf", weights=WeightsWanted("q8_0"))
+    again = export_run(run, "gguf", weights=WeightsWanted(quant="q8_0"))
     assert again.found and again.manifest["evaluation"] == artifact.manifest["evaluation"]
     assert again.manifest["cost"] == artifact.manifest["cost"], "it is not measured a second time"
     said.clear()
-    export_run(run, "gguf", weights=WeightsWanted("q8_0", measure=1), say=said.append)
+    with reporting(say=said.append):
+        export_run(run, "gguf", weights=WeightsWanted(quant="q8_0", measure=1))
     few = f"warn: measured on 1 test row, and `gate` and `compare` ask for at least {FEWEST_SHARED} shared ones: give --measure {FEWEST_SHARED} or more"
     assert few in said
 
@@ -69,7 +73,8 @@ def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) ->
 def test_a_merged_model_in_fp8_says_how_far_it_is_from_the_run_and_that_no_vllm_read_it(make_tuned: MakeTuned) -> None:
     pytest.importorskip("compressed_tensors")
     run, said = make_tuned(tickets(60)), []
-    artifact = export_run(run, "merged", weights=WeightsWanted("fp8"), say=said.append)
+    with reporting(say=said.append):
+        artifact = export_run(run, "merged", weights=WeightsWanted(quant="fp8"))
     manifest = read_record(ArtifactManifest, artifact.folder)
     assert manifest.format == "merged" and "-merged-fp8-" in manifest.id and not manifest.measured
     weights = manifest.quantisation
@@ -81,13 +86,13 @@ def test_a_merged_model_in_fp8_says_how_far_it_is_from_the_run_and_that_no_vllm_
     plain = read_record(ArtifactManifest, export_run(run, "merged").folder)
     assert plain.quantisation is None and plain.id != manifest.id, "the plain one is another artifact"
     assert (
-        export_run(run, "merged", weights=WeightsWanted("fp8", measure=0)).manifest["quantisation"]
+        export_run(run, "merged", weights=WeightsWanted(quant="fp8", measure=0)).manifest["quantisation"]
         == weights.model_dump()
     )
     with pytest.raises(UserError, match="rounded by importance"):
-        export_run(run, "merged", weights=WeightsWanted("fp8", importance=5))
+        export_run(run, "merged", weights=WeightsWanted(quant="fp8", importance=5))
     with pytest.raises(UserError, match="have a type of weights") as caught:
-        export_run(run, "adapter", weights=WeightsWanted("fp8"))
+        export_run(run, "adapter", weights=WeightsWanted(quant="fp8"))
     assert "--format merged --quant fp8" in caught.value.next_step
 
 
@@ -142,7 +147,7 @@ def test_structured_answers_are_asked_under_their_schema_and_texts_have_a_perple
     write_json(run / "schema.json", schema)
     config = read_yaml(run / "config.yaml")
     write_yaml(run / "config.yaml", {**config, "evaluate": {"json_schema": str(run / "schema.json"), "max_new_tokens": 24}})  # fmt: skip
-    artifact = export_run(run, "gguf", weights=WeightsWanted("f32"))
+    artifact = export_run(run, "gguf", weights=WeightsWanted(quant="f32"))
     manifest = read_record(ArtifactManifest, artifact.folder)
     assert manifest.evaluation is not None and "perplexity" in manifest.evaluation.metrics
     pair = next(each for each in manifest.evaluation.comparisons if each.metric == "perplexity")
@@ -154,7 +159,7 @@ def test_structured_answers_are_asked_under_their_schema_and_texts_have_a_perple
 
 def test_all_commands_ask_llamacpp_for_it(make_tuned: MakeTuned) -> None:
     run = make_tuned(tickets(60))
-    folder = export_run(run, "gguf", weights=WeightsWanted("f16", measure=0)).folder
+    folder = export_run(run, "gguf", weights=WeightsWanted(quant="f16", measure=0)).folder
     assert not read_record(ArtifactManifest, folder).measured
     rows: list[Any] = [{"text": record["text"]} for record in tickets(6)]
     ours, theirs = list(predict(str(run), rows)), list(predict(str(folder), rows))
@@ -168,12 +173,12 @@ def test_all_commands_ask_llamacpp_for_it(make_tuned: MakeTuned) -> None:
     assert chat.answer(chat.speakers[0], rows[0], shown.append).label == theirs[0].label
     (file,) = folder.glob("*.gguf")
     for name in (str(folder), str(file)):
-        found = evaluate_target(EvalTarget(target=name, dataset=str(run / "dataset"), out=f"eval-{Path(name).name}"))
+        found = evaluate_target(name, EvalOptions(dataset=str(run / "dataset"), out=f"eval-{Path(name).name}"))
         samples = [json.loads(line) for line in (found.folder / "samples.jsonl").read_text().splitlines()]
         assert {sample["completion"]["engine"] for sample in samples} == {"llama.cpp"}
         assert read_json(found.folder / "eval.json")["n"] == len(samples) > 3
     with pytest.raises(UserError, match="likeliest answers only"):
-        evaluate_target(EvalTarget(target=str(file), dataset=str(run / "dataset"), settings=["consistency=2"]))
+        evaluate_target(str(file), EvalOptions(dataset=str(run / "dataset")), ["consistency=2"])
 
 
 @pytest.mark.slow
@@ -181,16 +186,17 @@ def test_auto_takes_the_smallest_that_is_good_enough(make_tuned: MakeTuned, monk
     run, said = make_tuned(tickets(60)), []
     monkeypatch.setattr("tuneloop.release.export.TRIED", ("q4_0", "q8_0", "f16"))
     monkeypatch.setattr("tuneloop.release.export.acceptable", lambda evaluation, most: evaluation.name != "q4_0")
-    found = export_run(run, "gguf", weights=WeightsWanted("auto"), say=said.append)
+    with reporting(say=said.append):
+        found = export_run(run, "gguf", weights=WeightsWanted(quant="auto"))
     assert found.manifest["quantisation"]["name"] == "q8_0" and len(list(Path("artifacts").iterdir())) == 1
     assert [line.split(":")[0] for line in said if line.startswith("tried")] == ["tried     q4_0", "tried     q8_0"]
     with pytest.raises(UserError, match=r"None of q4_0 loses at most 0\.01 within 1e-06 GB"):
-        export_run(run, "gguf", weights=WeightsWanted("auto", max_gb=1e-6))
+        export_run(run, "gguf", weights=WeightsWanted(quant="auto", max_gb=1e-6))
     for wanted, form in (
-        (WeightsWanted("auto", measure=0), "gguf"),
-        (WeightsWanted("auto"), "merged"),
-        (WeightsWanted("auto", importance=3), "gguf"),
-        (WeightsWanted("auto", max_loss=-1), "gguf"),
+        (WeightsWanted(quant="auto", measure=0), "gguf"),
+        (WeightsWanted(quant="auto"), "merged"),
+        (WeightsWanted(quant="auto", importance=3), "gguf"),
+        (WeightsWanted(quant="auto", max_loss=-1), "gguf"),
     ):
         with pytest.raises(UserError):
             export_run(run, form, weights=wanted)
@@ -217,7 +223,7 @@ def test_the_gate_judges_the_artifact_and_not_only_its_run(make_tuned: MakeTuned
     run = make_tuned(tickets(120), name="run")
     shutil.move(run, tmp_path / "runs" / "run")
     run = tmp_path / "runs" / "run"
-    evaluate_target(EvalTarget(target=str(run)))
+    evaluate_target(str(run))
     folder = export_run(run, "gguf", weights=WeightsWanted("q8_0")).folder
     place = Path(evaluation_place(str(folder)))
     assert place.resolve() == run / "evals" / folder.name
@@ -226,10 +232,10 @@ def test_the_gate_judges_the_artifact_and_not_only_its_run(make_tuned: MakeTuned
     assert main(["gate", str(folder), "--against", str(run), "--suite", str(suite), "-q"]) in (1, 3)
     assert (place / "gate.json").is_file() and not (run / "gate.json").is_file()
     with pytest.raises(UserError, match="The gate"):
-        export_run(run, "gguf", weights=WeightsWanted("q8_0"))
-    forced = export_run(run, "gguf", weights=WeightsWanted("q8_0"), force=True)
+        export_run(run, "gguf", weights=WeightsWanted(quant="q8_0"))
+    forced = export_run(run, "gguf", weights=WeightsWanted(quant="q8_0"), force=True)
     assert forced.manifest["gate"]["forced"] and forced.manifest["gate"]["suite"]["name"] == "strict"
     assert forced.manifest["measured"] and "overruled with" in (folder / "README.md").read_text()
-    assert export_run(run, "gguf", weights=WeightsWanted("f16", measure=0)).manifest["gate"]["status"] == "none"
+    assert export_run(run, "gguf", weights=WeightsWanted(quant="f16", measure=0)).manifest["gate"]["status"] == "none"
     with pytest.raises(UserError, match="This artifact was not measured"):
         evaluation_place(str(next(Path("artifacts").glob("*f16*"))))

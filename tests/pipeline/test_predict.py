@@ -17,6 +17,7 @@ import tuneloop
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl, write_json
+from tuneloop.core.ui import reporting
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.sources.read import read_records
 from tuneloop.data.task import TaskPrompt
@@ -94,7 +95,8 @@ def test_a_run_and_its_exports_read_the_tokens_that_were_trained(
             asked = next(i for i, learned in enumerate(rendered.mask) if learned)
             shown = target.rendered(asker.request(made))
             assert isinstance(shown, Request) and shown.ids == rendered.ids[:asked], name
-        answers.append([answer.label for answer in asker.answers(raw[:5], progress=lambda *a, **k: None)])
+        with reporting(progress=lambda *a, **k: None):
+            answers.append([answer.label for answer in asker.answers(raw[:5])])
     assert set(answers[0]) <= {"late", "lost", "thanks"} and all(each == answers[0] for each in answers)
 
 
@@ -249,7 +251,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
     import re
 
     make_tuned()
-    monkeypatch.setattr("tuneloop.inference.targets.local.load_model", lambda *a, **k: pytest.fail("loaded a model"))
+    monkeypatch.setattr("tuneloop.inference.local.target.load_model", lambda *a, **k: pytest.fail("loaded a model"))
     write("in.jsonl", ROWS)
     write("other.jsonl", [{"id": "1", "body": "x"}])
     Path("empty.jsonl").write_text("")
@@ -353,7 +355,8 @@ def test_a_data_set_that_says_too_little_costs_no_training_that_is_done(make_tun
     dataset = load_dataset(run / "dataset")
     said: list[str] = []
     manifest = dataset.manifest.model_copy(update={"config": {"of_another_version": 1}})
-    write_task(RunContext(load_run_recipe(run, []), run, say=said.append), replace(dataset, manifest=manifest))
+    with reporting(say=said.append):
+        write_task(RunContext(load_run_recipe(run, []), run), replace(dataset, manifest=manifest))
     assert "can't be kept with it" in said[0] and read_json(run / "adapter" / "tuneloop.json") == before
 
 

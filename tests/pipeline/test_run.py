@@ -19,9 +19,10 @@ from reviews import vote
 from patience import HANG
 from tuneloop.advise.advise import AdviceInput, advise
 from tuneloop.cli.main import main
-from tuneloop.cli.record_schemas import RECORDS, schema_of
+from tuneloop.cli.schemas import RECORDS, schema_of
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, read_jsonl, read_yaml
+from tuneloop.core.ui import reporting
 from tuneloop.evaluation.review.items import append_vote, make_review, read_systems
 from tuneloop.pipeline.advise import keep_advice
 from tuneloop.pipeline.context import default_folder
@@ -78,7 +79,8 @@ GENERATION = {
 def run_in(values: dict[str, Any], *overrides: str) -> list[str]:
     """Run the main job in this process; returns what it said."""
     said: list[str] = []
-    run(make_recipe(values, list(overrides)), say=said.append)
+    with reporting(say=said.append):
+        run(make_recipe(values, list(overrides)))
     return said
 
 
@@ -512,7 +514,7 @@ def test_evaluate_a_run_on_another_split_and_a_model_alone(
 def test_report_alone(copied: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     page = copied["folder"] / "report.html"
     page.unlink()
-    found = one_object(capsys, "report", str(copied["folder"]))
+    found = one_object(capsys, "compare", str(copied["folder"]))
     assert found["report"] == str(page) and page.is_file() and found["run"]["status"] == "finished"
 
 
@@ -562,7 +564,8 @@ def test_a_finished_run_is_asked_as_it_was_trained_and_evaluated(
         assert isinstance(made, TaskPrompt)
         shown = target.rendered(asker.request(made))
         assert isinstance(shown, Request) and shown.ids == rendered.ids[: rendered.mask.index(1)]
-    answers = asker.answers([raw(row) for row in dataset.test], progress=lambda *a, **k: None)
+    with reporting(progress=lambda *a, **k: None):
+        answers = asker.answers([raw(row) for row in dataset.test])
     evaluated = {sample["id"]: sample["prediction"] for sample in read_jsonl(folder / "samples.jsonl")}
     asked = {row.id: answer.text for row, answer in zip(dataset.test, answers, strict=True)}
     assert asked and asked == {id: evaluated[id] for id in asked}

@@ -14,7 +14,7 @@ import s3_stand_in
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.object_store import Store, open_store
-from tuneloop.core.ui import no_progress
+from tuneloop.core.ui import reporting
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
 
@@ -57,21 +57,20 @@ class Lost(Exception):
 
 @pytest.mark.slow
 def test_another_machine_goes_on_from_the_checkpoint_and_the_result_is_there(recipe: Recipe, tmp_path: Path) -> None:
-    _, alone = train_alone(
-        recipe.model_copy(update={"output_dir": "alone", "store": ""}), progress=no_progress, say=print
-    )
+    _, alone = train_alone(recipe.model_copy(update={"output_dir": "alone", "store": ""}))
 
     def told(record: Mapping[str, Any]) -> None:
         if record.get("step") == 5:
             raise Lost
 
     with pytest.raises(Lost):
-        train_alone(recipe.model_copy(update={"output_dir": "first"}), progress=no_progress, say=print, on_record=told)
+        train_alone(recipe.model_copy(update={"output_dir": "first"}), on_record=told)
     store = open_store(recipe.store)
     kept = [name for name in store.sizes() if name.startswith("checkpoints/step-")]
     assert kept == ["checkpoints/step-0000002.pt", "checkpoints/step-0000004.pt"]  # earlier ones were dropped there too
     said: list[str] = []
-    _, run = train_alone(recipe.model_copy(update={"output_dir": "second"}), progress=no_progress, say=said.append)
+    with reporting(say=said.append):
+        _, run = train_alone(recipe.model_copy(update={"output_dir": "second"}))
     assert run.resumed_at == 4 and any(f"were in {recipe.store}" in line for line in said)
     assert run.adapter_hash == alone.adapter_hash  # bit for bit
     assert [r for r in read_jsonl("second/metrics.jsonl") if r.get("step") == 3 and "loss" in r]
@@ -79,7 +78,8 @@ def test_another_machine_goes_on_from_the_checkpoint_and_the_result_is_there(rec
     assert {"run.json", "adapter/adapter_model.safetensors", "dataset/dataset.json"} <= set(there)
     assert not [name for name in there if name.startswith("checkpoints/")]
     again: list[str] = []
-    train_alone(recipe.model_copy(update={"output_dir": "third"}), progress=no_progress, say=again.append)
+    with reporting(say=again.append):
+        train_alone(recipe.model_copy(update={"output_dir": "third"}))
     assert any("already done" in line for line in again)
 
 
@@ -91,6 +91,6 @@ def test_a_bucket_without_rights_ends_in_words_and_the_checkpoint_on_the_disk_st
 
     monkeypatch.setattr(Store, "put", refuse)
     with pytest.raises(UserError, match="No right") as caught:
-        train_alone(recipe.model_copy(update={"output_dir": "mine"}), progress=no_progress, say=print)
+        train_alone(recipe.model_copy(update={"output_dir": "mine"}))
     assert caught.value.where.startswith(f"{recipe.store}/")
     assert list(Path("mine/checkpoints").glob("step-*.pt"))

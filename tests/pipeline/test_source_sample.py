@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tuneloop.cli.main import main
+from tuneloop.core.ui import reporting
 from tuneloop.pipeline import source_sample as sampled
 from tuneloop.pipeline.advise import counted_data, remind
 from tuneloop.pipeline.context import RunContext
@@ -51,7 +52,7 @@ def test_a_sample_tells_rows_and_tokens_within_its_error(name: str, here: Path, 
     asked = recipe(tiny_llama, write(here / name))
     truth = prepare_stage(RunContext(asked, here / "whole")).manifest["splits"]["train"]
     said: list[str] = []
-    with sampled.sampled_data(asked, progress=lambda *a, **i: None, say=said.append) as (dataset, words):
+    with reporting(say=said.append), sampled.sampled_data(asked) as (dataset, words):
         counted = dataset.manifest["splits"]["train"]
         assert Path(dataset.path).is_dir()
     assert not Path(dataset.path).exists(), "a sample is no data set to train on"
@@ -67,11 +68,11 @@ def test_a_sample_tells_rows_and_tokens_within_its_error(name: str, here: Path, 
 
 def test_small_and_prepared_data_are_counted_whole(here: Path, tiny_llama: Path) -> None:
     small = recipe(tiny_llama, write(here / "small.jsonl", 100))
-    with counted_data(small, progress=lambda *a, **i: None, say=lambda line: None) as counted:
+    with counted_data(small) as counted:
         assert counted.sample == "" and counted.hash
     large = recipe(tiny_llama, write(here / "large.jsonl"))
     prepare_stage(RunContext(large, here / "evals" / "advise-t"))
-    with counted_data(large, progress=lambda *a, **i: None, say=lambda line: None) as counted:
+    with counted_data(large) as counted:
         assert counted.sample == "" and counted.path == "evals/advise-t/dataset"
 
 
@@ -90,6 +91,6 @@ def test_advise_and_plan_count_a_large_file_by_a_sample_and_say_so(
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "answer": "dont", "headline": "Don't."}))
     job, said = RunContext(recipe(tiny_llama, source), here / "run"), []
     dataset = prepare_stage(job)
-    job.say = said.append
-    remind(job, dataset)
+    with reporting(say=said.append):
+        remind(job, dataset)
     assert "Don't." in said[0], "advice on a sample is about the file's data set"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tuneloop.core.files import read_json, read_jsonl, read_yaml, write_json
-from tuneloop.core.ui import no_progress
+from tuneloop.core.ui import reporting
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.pipeline import time_limit
 from tuneloop.pipeline.baselines import expected_evaluation
@@ -52,7 +52,8 @@ def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_
 ) -> None:
     monkeypatch.setattr(time_limit, "ANSWERS", 0.0)  # a slow machine: no time for more than the first round
     said: list[str] = []
-    folder = run(recipe, say=said.append)
+    with reporting(say=said.append):
+        folder = run(recipe)
     asked = read_json(folder / "eval.json")["n"]
     found, trained = read_json(folder / TimeChoices.file), read_json(folder / "run.json")
     assert asked == found["test_rows"] == LEAST < found["all_test_rows"]
@@ -67,7 +68,8 @@ def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_
 
     said.clear()
     steps = read_jsonl(folder / "metrics.jsonl")
-    assert run(recipe, say=said.append) == folder
+    with reporting(say=said.append):
+        assert run(recipe) == folder
     assert sum("already done" in line for line in said) == 4, said
     assert read_jsonl(folder / "metrics.jsonl") == steps and read_json(folder / TimeChoices.file) == found
 
@@ -79,7 +81,8 @@ def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_w
     recipe = make_recipe(recipe.model_dump(), ["max_minutes=30", "train.epochs=1"])
     monkeypatch.setattr("tuneloop.pipeline.time_limit.ask_tuned_within", lambda *a: ask_tuned_within(*a[:2], 0.0))
     said: list[str] = []
-    folder = run(recipe, say=said.append)
+    with reporting(say=said.append):
+        folder = run(recipe)
     found, judged = read_json(folder / TimeChoices.file), read_json(folder / "eval.json")
     third = math.ceil(found["all_test_rows"] / 3)
     assert judged["n"] == found["test_rows"] == third > LEAST
@@ -90,7 +93,8 @@ def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_w
     assert f"{third} of {found['all_test_rows']} test rows were asked" in found["words"][0]
 
     said.clear()
-    assert run(recipe, say=said.append) == folder
+    with reporting(say=said.append):
+        assert run(recipe) == folder
     assert sum("already done" in line for line in said) == 4, said
 
 
@@ -104,18 +108,20 @@ def test_where_all_fits_nothing_is_left_out(recipe: Recipe) -> None:
 
 @pytest.mark.slow
 def test_training_by_itself_gets_the_whole_time_and_a_run_goes_on_from_it(recipe: Recipe) -> None:
-    folder, trained = train_alone(recipe, progress=no_progress, say=lambda line: None)
+    folder, trained = train_alone(recipe)
     assert read_yaml(folder / "config.yaml")["train"]["max_minutes"] == 0.12
     assert trained.seconds < 30
     said: list[str] = []
-    assert run(recipe, say=said.append) == folder
+    with reporting(say=said.append):
+        assert run(recipe) == folder
     assert any(line.startswith("train     already done") for line in said)
 
 
 def test_a_limit_that_cannot_be_kept_is_told_of_once_and_how_long_it_will_be(recipe: Recipe, tmp_path: Path) -> None:
     said: list[str] = []
     eight = make_recipe(recipe.model_dump(), ["max_minutes=8"])
-    limit = time_limit.TimeLimit(RunContext(eight, tmp_path, say=said.append), eight, time.monotonic() - 120)
+    with reporting(say=said.append):
+        limit = time_limit.TimeLimit(RunContext(eight, tmp_path), eight, time.monotonic() - 120)
     limit.expect(240.0)  # 2 and 4 minutes, and a little of training
     assert said == []
     limit.expect(600.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.core.ui import reporting
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.pipeline import compared_systems as systems
 from tuneloop.pipeline import timed_baselines as rounds
@@ -134,14 +135,17 @@ def test_the_next_round_has_what_fits_and_at_most_three_times_what_was_asked(
 
 def test_a_baseline_is_told_of_before_the_next_is_asked(job: RunContext, dataset: Dataset) -> None:
     told: list[str] = []
-    job.say = lambda line: told.append(line.split(":")[0].strip()) if line.startswith("baseline ") else None
+
+    def hear(line: str) -> None:
+        if line.startswith("baseline "):
+            told.append(line.split(":")[0].strip())
 
     def listen(task: str, done: float, total: float, /, **info: float | str) -> None:
         if task.startswith(("few-shot", "cheap")) and not done:
             told.append(task)
 
-    job.progress = listen
-    found = baseline_stage(job, dataset)
+    with reporting(hear, listen):
+        found = baseline_stage(job, dataset)
     places = [
         told.index(name)
         for name in ("baseline  zero-shot", "few-shot (6 examples)", "baseline  few-shot", "cheap alternatives")
@@ -154,11 +158,11 @@ def test_examples_that_show_only_some_labels_are_said_in_the_log_and_in_the_file
     job: RunContext, dataset: Dataset
 ) -> None:
     told: list[str] = []
-    job.say = told.append
     few = job.recipe.baselines.model_copy(update={"few_shot": 2, "classical": False})
     config = job.recipe.evaluate.model_copy(update={"limit": 6})
     job.recipe = job.recipe.model_copy(update={"baselines": few, "evaluate": config})
-    baseline_stage(job, dataset)
+    with reporting(say=told.append):
+        baseline_stage(job, dataset)
     note = "The 2 examples in the prompt show 2 of 3 labels."
     assert [line.endswith(note) for line in told if line.startswith("baseline  few-shot:")] == [True]
     assert not any(note in line for line in told if line.startswith("baseline  zero-shot"))

@@ -46,8 +46,8 @@ def test_a_release_is_named_wherever_a_model_is(two_runs: list[str], capsys: pyt
     for run, other in zip(two_runs, reversed(two_runs), strict=True):
         ok("gate", run, "--against", other, "--suite", "suite.yaml", "--no-model")
         folder = ok("export", run, "--format", "adapter")["path"]
-        ok("register", folder, "--name", "support")
-        ok("promote", "support")
+        ok("models", "register", folder, "--name", "support")
+        ok("models", "promote", "support")
     model = ok("models", "support")["models"][0]
     assert model["aliases"] == {"candidate": "2", "champion": "2", "previous": "1"}
     assert [each["gate"]["status"] for each in model["history"] if each["action"] == "promote"] == ["pass", "pass"]
@@ -62,7 +62,7 @@ def test_a_release_is_named_wherever_a_model_is(two_runs: list[str], capsys: pyt
     assert "support@champion" in Path("runs/both/merge.json").read_text() and Path("runs/both/adapter").is_dir()
     assert serve_config(["models:/support@champion"], []).adapters == {"support": "models:/support@champion"}
 
-    assert ok("rollback", "support")["aliases"] == {"candidate": "2", "champion": "1"}
+    assert ok("models", "rollback", "support")["aliases"] == {"candidate": "2", "champion": "1"}
     back = ok("evaluate", "support@champion", "--dataset", rows, "--out", "after")
     assert back["metrics"]["accuracy"] == read_json(Path(two_runs[0]) / "eval.json")["metrics"]["accuracy"]
 
@@ -86,14 +86,14 @@ def test_a_renamed_run_keeps_what_was_measured_of_it(two_runs: list[str], capsys
     before = read_json(evaluated / "eval.json")
     assert main(["evaluate", str(run), "--dataset", f"{run}/dataset", "--out", str(run), "-q"]) == 0
     assert main(["export", str(run), "--format", "adapter", "-o", "artifact", "-q"]) == 0
-    assert main(["register", "artifact", "--name", "support", "-q"]) == 0
+    assert main(["models", "register", "artifact", "--name", "support", "-q"]) == 0
 
     renamed = run.rename("runs/of-last-week")
     assert find_run("first", "0" * 64) == renamed
     version = version_of(open_registry(), "support@candidate")
     assert run_folder_of(version) == renamed
     assert evaluation_place("support@candidate") == str(renamed)
-    assert main(["register", "artifact", "--name", "again", "-q"]) == 0
+    assert main(["models", "register", "artifact", "--name", "again", "-q"]) == 0
     assert run_folder_of(version_of(open_registry(), "again@candidate")) == renamed.resolve()
     assert main(["evaluate", str(renamed), "--dataset", f"{renamed}/dataset", "--few-shot", "1", "-q"]) == 0
     (found,) = (renamed / "evals").iterdir()

@@ -65,11 +65,11 @@ def test_what_became_of_the_files_is_named(what: str, artifact: Path, capsys: py
         name = "code/model.py"
         (artifact / "code").mkdir()
         (artifact / name).write_text("import os")
-    assert main(["verify", str(artifact), "--json"]) == 1
+    assert main(["models", "verify", str(artifact), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found[what] == [name] and found["intact"] is False
     assert not any(found[other] for other in {"changed", "missing", "added"} - {what})
-    assert main(["verify", str(artifact)]) == 1
+    assert main(["models", "verify", str(artifact)]) == 1
     out = capsys.readouterr().out
     assert name in out and "NOT intact" in out
     with pytest.raises(UserError, match="not as it was exported") as error:
@@ -79,7 +79,7 @@ def test_what_became_of_the_files_is_named(what: str, artifact: Path, capsys: py
 
 def test_a_folder_without_an_artifact_is_refused(capsys: pytest.CaptureFixture[str], make_run: MakeRun) -> None:
     for place in ("nowhere", str(make_run())):
-        assert main(["verify", place]) == 2
+        assert main(["models", "verify", place]) == 2
         err = capsys.readouterr().err
         assert "There is no artifact here" in err and len(err.strip().splitlines()) <= 3
 
@@ -109,7 +109,7 @@ def test_a_signature_holds_for_the_files_that_were_signed_and_for_that_key(
 @needs_signing
 def test_an_unsigned_artifact_is_not_taken_for_a_signed_one(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, public = keys("mine")
-    assert main(["verify", str(artifact), "--key", str(public)]) == 1
+    assert main(["models", "verify", str(artifact), "--key", str(public)]) == 1
     assert "there is no artifact.sig" in capsys.readouterr().out
 
 

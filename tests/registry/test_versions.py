@@ -95,24 +95,27 @@ def refused(said: Said, *arguments: str) -> str:
 
 def two_versions(said: Said, artifacts: list[str]) -> None:
     for artifact in artifacts:
-        ok(said, "register", artifact, "--name", "support")
-        ok(said, "promote", "support")
+        ok(said, "models", "register", artifact, "--name", "support")
+        ok(said, "models", "promote", "support")
 
 
 def test_a_release_and_its_way_back_stand_in_the_registry_with_who_when_and_why(
     artifacts: list[str], capsys: Said
 ) -> None:
-    first = ok(capsys, "register", artifacts[0], "--name", "support", "--why", "the first one")
+    first = ok(capsys, "models", "register", artifacts[0], "--name", "support", "--why", "the first one")
     assert first["version"] == "1" and first["aliases"] == ["candidate"]
     lineage = first["lineage"]
     assert lineage["artifact"] == Path(artifacts[0]).name and lineage["dataset"] == "tickets-0123456789ab"
     assert lineage["metrics"]["accuracy"]["value"] == 0.75 and lineage["run"] == "tickets"
-    assert ok(capsys, "promote", "support")["aliases"] == {"candidate": "1", "champion": "1"}
-    ok(capsys, "register", artifacts[1], "--name", "support")
-    promoted = ok(capsys, "promote", "support", "--why", "faster")
+    assert ok(capsys, "models", "promote", "support")["aliases"] == {"candidate": "1", "champion": "1"}
+    ok(capsys, "models", "register", artifacts[1], "--name", "support")
+    promoted = ok(capsys, "models", "promote", "support", "--why", "faster")
     assert promoted["aliases"] == {"candidate": "2", "champion": "2", "previous": "1"}
-    assert ok(capsys, "rollback", "support", "--why", "not faster")["aliases"] == {"candidate": "2", "champion": "1"}
-    assert "no previous version" in refused(capsys, "rollback", "support")
+    assert ok(capsys, "models", "rollback", "support", "--why", "not faster")["aliases"] == {
+        "candidate": "2",
+        "champion": "1",
+    }
+    assert "no previous version" in refused(capsys, "models", "rollback", "support")
     model = read_model(open_registry(), "support")
     events = [(e.action, e.model_version, e.why) for e in model.history]
     assert events == [
@@ -146,20 +149,20 @@ def test_the_way_back_is_replayed_from_the_history() -> None:
 def test_registering_again_finds_the_version_and_changes_nothing(artifacts: list[str], capsys: Said) -> None:
     two_versions(capsys, artifacts)
     before = read_model(open_registry(), "support")
-    assert ok(capsys, "register", artifacts[0], "--name", "support")["version"] == "1"
-    ok(capsys, "promote", "support")  # which is the champion already
+    assert ok(capsys, "models", "register", artifacts[0], "--name", "support")["version"] == "1"
+    ok(capsys, "models", "promote", "support")  # which is the champion already
     assert read_model(open_registry(), "support") == before
 
 
 def test_a_red_gate_stops_a_promotion_unless_overruled_and_that_is_recorded(artifacts: list[str], capsys: Said) -> None:
     run = Path("runs/tickets")
-    ok(capsys, "register", artifacts[0], "--name", "support")
+    ok(capsys, "models", "register", artifacts[0], "--name", "support")
     judged(run, "fail", "accuracy: -0.2 against the base")
-    message = refused(capsys, "promote", "support")
+    message = refused(capsys, "models", "promote", "support")
     assert "gate is red" in message and "--force REASON" in message
-    assert "reason is empty" in refused(capsys, "promote", "support", "--force", " ")
+    assert "reason is empty" in refused(capsys, "models", "promote", "support", "--force", " ")
     assert read_model(open_registry(), "support").aliases == {"candidate": "1"}
-    event = ok(capsys, "promote", "support", "--force", "a hotfix")["event"]
+    event = ok(capsys, "models", "promote", "support", "--force", "a hotfix")["event"]
     assert event["gate"] == {"status": "fail", "suite": {"name": "release", "hash": "h"}, "forced": True}
     assert event["overruled"] == "a hotfix"
     assert main(["models", "support"]) == 0
@@ -168,17 +171,17 @@ def test_a_red_gate_stops_a_promotion_unless_overruled_and_that_is_recorded(arti
 
 def test_what_no_gate_has_judged_is_promoted_with_a_reason_only(artifacts: list[str], capsys: Said) -> None:
     (Path("runs/tickets") / "gate.json").unlink()
-    ok(capsys, "register", artifacts[0], "--name", "support")
-    message = refused(capsys, "promote", "support")
+    ok(capsys, "models", "register", artifacts[0], "--name", "support")
+    message = refused(capsys, "models", "promote", "support")
     assert "No gate has judged" in message and "tuneloop gate" in message
     assert read_model(open_registry(), "support").aliases == {"candidate": "1"}
-    event = ok(capsys, "promote", "support", "--force", "the first one")["event"]
+    event = ok(capsys, "models", "promote", "support", "--force", "the first one")["event"]
     assert (event["gate"]["status"], event["gate"]["forced"], event["overruled"]) == ("none", True, "the first one")
 
 
 def test_a_reason_that_was_not_needed_is_not_kept(artifacts: list[str], capsys: Said) -> None:
-    ok(capsys, "register", artifacts[0], "--name", "support")
-    event = ok(capsys, "promote", "support", "--force", "to be sure")["event"]
+    ok(capsys, "models", "register", artifacts[0], "--name", "support")
+    event = ok(capsys, "models", "promote", "support", "--force", "to be sure")["event"]
     assert (event["gate"]["forced"], event["overruled"]) == (False, "")
 
 
@@ -190,12 +193,12 @@ def test_weights_in_fewer_bits_need_a_verdict_of_their_own(artifacts: list[str],
     own = run / "evals" / manifest["id"]
     own.mkdir(parents=True)
     shutil.copy(run / "eval.json", own / "eval.json")
-    ok(capsys, "register", artifacts[0], "--name", "support")
-    message = refused(capsys, "promote", "support")  # the run's gate is green
+    ok(capsys, "models", "register", artifacts[0], "--name", "support")
+    message = refused(capsys, "models", "promote", "support")  # the run's gate is green
     assert "No gate has judged this version in q8_0" in message and str(folder) in message
     assert evaluation_place("support@candidate") == str(own.resolve()), "the gate reads the file's own figures"
     judged(own)
-    assert ok(capsys, "promote", "support")["event"]["gate"]["status"] == "pass"
+    assert ok(capsys, "models", "promote", "support")["event"]["gate"]["status"] == "pass"
 
 
 def test_without_its_run_the_gate_counts_that_the_artifact_was_exported_with(
@@ -204,10 +207,10 @@ def test_without_its_run_the_gate_counts_that_the_artifact_was_exported_with(
     manifest = read_json(Path(artifacts[0]) / "artifact.json")
     gate = {"status": "fail", "suite": {"name": "release", "hash": "h"}, "forced": True}
     write_json(Path(artifacts[0]) / "artifact.json", {**manifest, "gate": gate})
-    ok(capsys, "register", artifacts[0], "--name", "support")
+    ok(capsys, "models", "register", artifacts[0], "--name", "support")
     shutil.move("runs/tickets", "gone")
-    assert "The gate said fail" in refused(capsys, "promote", "support")
-    assert ok(capsys, "promote", "support", "--force", "so it is")["event"]["gate"]["forced"] is True
+    assert "The gate said fail" in refused(capsys, "models", "promote", "support")
+    assert ok(capsys, "models", "promote", "support", "--force", "so it is")["event"]["gate"]["forced"] is True
 
 
 class Killed(BaseException):
@@ -223,7 +226,7 @@ def test_a_change_that_was_killed_is_reported_and_finished_by_the_next_command(
     from tuneloop.registry.registered import promote_version
 
     two_versions(capsys, artifacts)
-    ok(capsys, "promote", "support", "1")  # from here: champion 1, previous 2
+    ok(capsys, "models", "promote", "support", "1")  # from here: champion 1, previous 2
     done = 0
     writes = ("set_registered_model_tag", "set_registered_model_alias", "delete_registered_model_tag")
 
@@ -250,7 +253,7 @@ def test_a_change_that_was_killed_is_reported_and_finished_by_the_next_command(
     assert pending is not None and pending.model_version == "2"
     main(["models"])
     assert "interrupted:" in capsys.readouterr().out, "a list of all models changes nothing"
-    assert ok(capsys, "rollback", "support")["aliases"]["champion"] == "1"
+    assert ok(capsys, "models", "rollback", "support")["aliases"]["champion"] == "1"
     model = read_model(open_registry(), "support")
     assert [e.action for e in model.history][-2:] == ["promote", "rollback"] and model.pending is None
 
@@ -266,14 +269,14 @@ def move(*arguments):
     moves.append(arguments)
     return real(*arguments)
 MlflowClient.set_registered_model_alias = move
-main(["promote", "support", "2", "--json"])
+main(["models", "promote", "support", "2", "--json"])
 """
 
 
 @pytest.mark.slow
 def test_kill_9_between_two_aliases_is_repaired_by_the_next_command(artifacts: list[str], capsys: Said) -> None:
     two_versions(capsys, artifacts)
-    ok(capsys, "promote", "support", "1")  # from here: champion 1, previous 2
+    ok(capsys, "models", "promote", "support", "1")  # from here: champion 1, previous 2
     died = subprocess.run([sys.executable, "-c", KILLED_BETWEEN], capture_output=True, text=True, check=False)
     assert died.returncode == -signal.SIGKILL and not died.stdout, died.stderr
     half = read_model(open_registry(), "support")
@@ -311,30 +314,30 @@ def test_a_version_that_a_killed_register_left_becomes_the_candidate(
         with pytest.raises(Killed):
             registry.register(open_registry, Path(artifacts[0]), "support")
     assert read_model(open_registry(), "support").aliases == {}
-    assert ok(capsys, "register", artifacts[0], "--name", "support")["aliases"] == ["candidate"]
+    assert ok(capsys, "models", "register", artifacts[0], "--name", "support")["aliases"] == ["candidate"]
     assert len(read_model(open_registry(), "support").versions) == 1
 
 
 def test_an_artifact_that_was_changed_is_neither_registered_nor_promoted(artifacts: list[str], capsys: Said) -> None:
-    ok(capsys, "register", artifacts[0], "--name", "support")
+    ok(capsys, "models", "register", artifacts[0], "--name", "support")
     for artifact in artifacts:
         (Path(artifact) / "config.json").write_text("{}")
-    assert "not as it was exported" in refused(capsys, "register", artifacts[1], "--name", "support")
-    assert "not as it was exported" in refused(capsys, "promote", "support")
+    assert "not as it was exported" in refused(capsys, "models", "register", artifacts[1], "--name", "support")
+    assert "not as it was exported" in refused(capsys, "models", "promote", "support")
     shutil.rmtree(artifacts[0])
-    assert "files of this version are gone" in refused(capsys, "promote", "support")
+    assert "files of this version are gone" in refused(capsys, "models", "promote", "support")
     assert read_model(open_registry(), "support").aliases == {"candidate": "1"}
 
 
 def test_what_is_not_there_is_told_with_what_there_is(artifacts: list[str], capsys: Said) -> None:
-    assert "No model 'support'" in refused(capsys, "promote", "support")
-    ok(capsys, "register", artifacts[0], "--name", "support")
-    assert "registered are: support" in refused(capsys, "rollback", "suport")
-    assert "it has candidate (version 1)" in refused(capsys, "promote", "support", "9")
-    assert "Bad name" in refused(capsys, "register", artifacts[0], "--name", "a/b")
-    assert "no artifact here" in refused(capsys, "register", "runs/tickets", "--name", "support")
+    assert "No model 'support'" in refused(capsys, "models", "promote", "support")
+    ok(capsys, "models", "register", artifacts[0], "--name", "support")
+    assert "registered are: support" in refused(capsys, "models", "rollback", "suport")
+    assert "it has candidate (version 1)" in refused(capsys, "models", "promote", "support", "9")
+    assert "Bad name" in refused(capsys, "models", "register", artifacts[0], "--name", "a/b")
+    assert "no artifact here" in refused(capsys, "models", "register", "runs/tickets", "--name", "support")
     assert "not the run of the artifact" in refused(
-        capsys, "register", artifacts[0], "--name", "support", "--run", "nowhere"
+        capsys, "models", "register", artifacts[0], "--name", "support", "--run", "nowhere"
     )
     Path("mlflow.db").unlink()
     assert "There is no registry here" in refused(capsys, "models")
@@ -345,7 +348,11 @@ def test_a_registry_that_is_down_is_an_error_with_a_next_step(
     artifacts: list[str], capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
-    for command in (["register", artifacts[0], "--name", "support"], ["models"], ["promote", "support"]):
+    for command in (
+        ["models", "register", artifacts[0], "--name", "support"],
+        ["models"],
+        ["models", "promote", "support"],
+    ):
         assert "can't be reached" in refused(capsys, *command)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///damaged.db")
     Path("damaged.db").write_text("this is no database " * 100)
@@ -354,10 +361,10 @@ def test_a_registry_that_is_down_is_an_error_with_a_next_step(
 
 @pytest.mark.slow
 def test_a_locked_registry_is_an_error_and_nothing_is_half_done(artifacts: list[str], capsys: Said) -> None:
-    ok(capsys, "register", artifacts[0], "--name", "support")
+    ok(capsys, "models", "register", artifacts[0], "--name", "support")
     other = sqlite3.connect("mlflow.db")
     other.execute("begin exclusive")
-    assert "locked by another process" in refused(capsys, "promote", "support")
+    assert "locked by another process" in refused(capsys, "models", "promote", "support")
     other.rollback()
     assert read_model(open_registry(), "support").aliases == {"candidate": "1"}
 

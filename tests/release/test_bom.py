@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tuneloop.core.files import read_json, write_json
+from tuneloop.core.ui import reporting
 from tuneloop.registry.verify import verify
 from tuneloop.release import bom
 from tuneloop.release.export import export_run
@@ -89,6 +90,7 @@ def test_without_its_package_an_export_goes_on_and_says_so(run: Path, monkeypatc
 
     monkeypatch.setitem(sys.modules, "cyclonedx.model.bom", None)
     lines: list[str] = []
-    artifact = export_run(run, "adapter", say=lines.append)
+    with reporting(say=lines.append):
+        artifact = export_run(run, "adapter")
     assert bom.BOM not in artifact.manifest["files"] and verify(artifact.folder).intact
     assert any("pip install 'tuneloop[release]'" in line for line in lines)

@@ -91,7 +91,7 @@ def artifact(make_artifact: Callable[[str], Path]) -> Path:
 def test_a_dry_run_sends_nothing_and_shows_what_would_be_sent(
     artifact: Path, hub: dict[str, str], cli_process: Cli
 ) -> None:
-    done = cli_process("push", str(artifact), "hub:org/name", env=hub)
+    done = cli_process("models", "push", str(artifact), "hub:org/name", env=hub)
     assert done.returncode == 0 and "add --send" in done.stdout and "adapter_model.safetensors" in done.stdout
     assert not Hub.asked
 
@@ -101,7 +101,7 @@ def test_what_is_sent_arrives_whole_in_a_private_repository(
 ) -> None:
     (artifact / ".cache").mkdir()
     (artifact / ".cache" / "mine.txt").write_text("stays here")
-    done = cli_process("push", str(artifact), "hub:org/name", "--send", "--json", env=hub)
+    done = cli_process("models", "push", str(artifact), "hub:org/name", "--send", "--json", env=hub)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["url"].endswith("/commit/" + "c" * 40)
     files = read_json(artifact / "artifact.json")["files"]
@@ -127,7 +127,7 @@ def test_what_can_t_be_pushed_is_told_in_three_lines(
         said = "not as it was exported"
     else:
         arguments[0], said = "run", "There is no artifact here"
-    done = cli_process("push", *arguments, env=hub)
+    done = cli_process("models", "push", *arguments, env=hub)
     message = done.stderr[done.stderr.index("Error:") :]
     assert done.returncode == 2 and said in message and len(message.strip().splitlines()) <= 3
     assert not Hub.arrived

@@ -13,6 +13,7 @@ import pytest
 
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, read_jsonl, write_json, write_jsonl
+from tuneloop.core.ui import reporting
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import make_recipe
 from tuneloop.release.export import export_run
@@ -32,7 +33,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path
             "train": {"epochs": 3, "learning_rate": 0.01, "rank": 4, "evaluations": 2, "rows_per_step": 4, "dropout": 0.1, **limit},
             "track": {"report_to": "none"},
         }  # fmt: skip
-        train_alone(make_recipe(values), progress=lambda *_, **__: None, say=lambda line: None)
+        with reporting(progress=lambda *_, **__: None):
+            train_alone(make_recipe(values))
     return place
 
 
@@ -46,7 +48,7 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def again(said: Said, *arguments: str, status: int = 0) -> dict[str, Any]:
     """What `reproduce --json` prints."""
-    assert main(["reproduce", *arguments, "--json"]) == status, said.readouterr().err
+    assert main(["models", "reproduce", *arguments, "--json"]) == status, said.readouterr().err
     found: dict[str, Any] = json.loads(said.readouterr().out)
     return found
 
@@ -91,12 +93,12 @@ def test_changed_and_missing_sources_are_named_and_the_prepared_rows_serve(
     found = again(capsys, "plain", "--check")
     assert found["sources"][0]["state"] == "changed" and found["rows_from"] == "splits"
     Path("cases.jsonl").unlink()
-    assert main(["reproduce", "plain", "--check"]) == 0
+    assert main(["models", "reproduce", "plain", "--check"]) == 0
     out, err = capsys.readouterr()
     assert "missing   source cases.jsonl" in err and "can be trained again from its splits" in out
     with Path("plain/dataset/train.jsonl").open("a") as file:
         file.write("\n")
-    assert main(["reproduce", "plain"]) == 2
+    assert main(["models", "reproduce", "plain"]) == 2
     err = capsys.readouterr().err
     message = err[err.index("Error:") :]
     assert (
@@ -123,7 +125,7 @@ def test_losses_that_depart_are_named_by_their_first_step(place: Path, capsys: S
     assert (close["verdict"], close["first_step"]) == ("equal", 4) and 5e-5 < close["largest"] < 2e-4
     apart = again(capsys, "plain", "--tolerance", "1e-6", status=1)
     assert (apart["verdict"], apart["first_step"]) == ("different", 4)
-    assert main(["reproduce", "plain", "--tolerance", "1e-6"]) == 1
+    assert main(["models", "reproduce", "plain", "--tolerance", "1e-6"]) == 1
     assert "departs at step 4" in capsys.readouterr().out
 
 
@@ -178,7 +180,7 @@ def _no_data(run: Path) -> None:
 )
 def test_what_can_t_be_done_again_is_told_in_three_lines(change: Change, said: str, place: Path, capsys: Said) -> None:
     change(place / "plain")
-    assert main(["reproduce", "plain"]) == 2
+    assert main(["models", "reproduce", "plain"]) == 2
     err = capsys.readouterr().err
     message = err[err.index("Error:") :]
     assert said in message and "next:" in message and len(message.strip().splitlines()) <= 3
@@ -204,12 +206,12 @@ def test_a_colleague_fetches_the_rows_from_mlflow_where_the_run_left_them(
     mlflow.open_run(follower)
     mlflow.close_run(follower, "FINISHED")
     artifact = str(export_run(place / "plain", "adapter").folder)
-    assert main(["register", artifact, "--name", "cases", "--run", "plain", "--quiet"]) == 0
+    assert main(["models", "register", artifact, "--name", "cases", "--run", "plain", "--quiet"]) == 0
     shutil.rmtree("plain")
     capsys.readouterr()
     if upload:
         found = again(capsys, "cases@candidate")
         assert found["verdict"] == "identical" and {file["state"] for file in found["splits"]} == {"same"}
     else:
-        assert main(["reproduce", "cases@candidate"]) == 2
+        assert main(["models", "reproduce", "cases@candidate"]) == 2
         assert "train.jsonl missing" in capsys.readouterr().err

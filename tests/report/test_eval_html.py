@@ -298,9 +298,9 @@ def test_csv_has_every_metric_and_no_formulas(evaluated: Callable[..., Path]) ->
 
 def test_the_command_prints_tables_and_refuses_others(evaluated: Callable[..., Path], cli: Any) -> None:
     folder = str(evaluated())
-    assert cli("report", folder, "--table", "csv").stdout.startswith("system,accuracy")
-    assert json.loads(cli("report", folder, "--json").stdout)["report"].endswith("report.html")
-    assert cli("report", folder, "--table", "word").returncode == 2
+    assert cli("compare", folder, "--table", "csv").stdout.startswith("system,accuracy")
+    assert json.loads(cli("compare", folder, "--json").stdout)["report"].endswith("report.html")
+    assert cli("compare", folder, "--table", "word").returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import pytest
 from patience import HANG
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
-from tuneloop.inference.engines import Served
-from tuneloop.inference.engines.canary import prove
-from tuneloop.inference.engines.local import LocalEngine
-from tuneloop.pipeline.evaluations import EvalTarget, evaluate_target
+from tuneloop.core.ui import reporting
+from tuneloop.inference.answer import Served
+from tuneloop.inference.canary import prove
+from tuneloop.inference.local.serving import LocalEngine
+from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.pipeline.task import task_of_run
 from tuneloop.serving.canaries import canaries_of
 from tuneloop.serving.config import ServeConfig
@@ -37,10 +38,11 @@ def started(run: Path, **settings: Any) -> list[str]:
     config = ServeConfig(adapters={"support": str(run)}, **settings)
 
     async def main() -> None:
-        async with _started(config, deployment_of(config), said.append):
+        async with _started(config, deployment_of(config)):
             pass
 
-    asyncio.run(asyncio.wait_for(main(), HANG))
+    with reporting(say=said.append):
+        asyncio.run(asyncio.wait_for(main(), HANG))
     return said
 
 
@@ -58,7 +60,7 @@ def test_a_server_proves_its_models_by_their_evaluation(
     run = make_tuned(tickets(80))
     assert checked(run, capsys, 3)["n"] == 0
     assert canaries_of(str(run), "h", task_of_run(run)) == [], "it was not evaluated"
-    evaluate_target(EvalTarget(target=str(run)))
+    evaluate_target(str(run))
     assert "proof     support: 5 of 5 test rows are answered as in the evaluation" in started(run)
     assert not any(line.startswith("proof") for line in started(run, canaries=0))
     file = run / "samples.jsonl"
@@ -81,7 +83,7 @@ def test_written_answers_are_held_to_their_beginning(make_tuned: MakeTuned, tiny
         {"prompt": f"Say {i}", "completion": "All is well, and the parcel is on its way to you."} for i in range(80)
     ]
     run = make_tuned(rows)
-    evaluate_target(EvalTarget(target=str(run), settings=["evaluate.max_new_tokens=30"]))
+    evaluate_target(str(run), settings=["evaluate.max_new_tokens=30"])
 
     async def main() -> None:
         engine = LocalEngine(Served(str(tiny_llama)), [Served(str(run / "adapter"))])

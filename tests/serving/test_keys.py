@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.ui import reporting
 from tuneloop.serving.api_key import Limits
 from tuneloop.serving.keys import FILE, Keyring, add_key, open_keys, read_keys, revoke_key
 
@@ -157,7 +158,8 @@ def test_keys_stay_needed_when_the_last_one_is_revoked_until_the_server_is_opene
 def test_a_running_server_remembers_its_keys_when_all_of_the_folder_goes(tmp_path: Path) -> None:
     add_key(tmp_path / "serve", "anna")
     said: list[str] = []
-    ring = Keyring(tmp_path / "serve", say=said.append)
+    with reporting(say=said.append):
+        ring = Keyring(tmp_path / "serve")
     assert ring.needed
     shutil.rmtree(tmp_path / "serve")
     assert ring.needed and "no keys any more" in said[0] and len(said) == 1

@@ -19,10 +19,11 @@ from live_server import StubEngine
 
 from patience import slowness
 from tuneloop.core.errors import UserError
-from tuneloop.inference.engines import Served, ServingEngine, complete
-from tuneloop.inference.engines import endpoint as endpoints
-from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
+from tuneloop.core.ui import reporting
+from tuneloop.inference import openai as endpoints
+from tuneloop.inference.answer import Served, ServingEngine, complete
 from tuneloop.inference.local.engine import Update
+from tuneloop.inference.openai import EndpointEngine, EndpointSettings
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 from tuneloop.serving.pool import EnginePool
@@ -63,10 +64,12 @@ def with_pool(engines: list[Moody], work: Callable[[EnginePool], Any], every: fl
             raise UserError("other answers than in the evaluation")
 
     async def main() -> Any:
-        pool = EnginePool(engines, prove, said.append, every=every)
+        with reporting(say=said.append):
+            pool = EnginePool(engines, prove, every=every)
         await pool.start()
         try:
-            await pool.prove(said.append)
+            with reporting(say=said.append):
+                await pool.prove()
             return await work(pool)
         finally:
             await pool.stop()
@@ -206,9 +209,8 @@ def test_one_that_hangs_is_left_out_what_it_had_is_asked_elsewhere_and_it_comes_
 
     async def work(addresses: list[str], processes: list[Any]) -> None:
         settings = [EndpointSettings(address) for address in addresses]
-        pool = EnginePool(
-            [EndpointEngine(Served("stub"), [], each) for each in settings], prove, lines.append, every=0.2
-        )
+        with reporting(say=lines.append):
+            pool = EnginePool([EndpointEngine(Served("stub"), [], each) for each in settings], prove, every=0.2)
         await pool.start()
         try:
             first, second = pool.members

@@ -13,6 +13,7 @@ import pytest
 from serving import MakeTuned
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
+from tuneloop.core.ui import reporting
 from tuneloop.data.dataset import load_dataset
 from tuneloop.models.adapters import BASE
 from tuneloop.records.merge import TaskDeployment, TaskRoute
@@ -55,7 +56,8 @@ def served(targets: list[str], folder: Path, work: Callable[[Gateway], Awaitable
         config = serve_config(targets, [f"folder={folder}"])
         deployment = deployment_of(config)
         await deployment.engine.start()
-        gateway = gateway_of(config, deployment, said.append)
+        with reporting(say=said.append):
+            gateway = gateway_of(config, deployment)
         try:
             return await work(gateway)
         finally:

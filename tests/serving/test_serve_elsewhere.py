@@ -12,10 +12,9 @@ import pytest
 from live_server import StubEngine, live
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.client import Endpoint
+from tuneloop.inference.client import Endpoint, EndpointTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_target
-from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Caller, Gateway, ServedModel
 from tuneloop.serving.http.api_request import ApiRequest
@@ -29,7 +28,7 @@ HELLO: Any = [{"role": "system", "content": "Be brief"}, {"role": "user", "conte
 
 def before(config: ServeConfig, work: Callable[[Gateway], Any]) -> Any:
     async def main() -> Any:
-        async with _started(config, deployment_of(config), print) as gateway:
+        async with _started(config, deployment_of(config)) as gateway:
             return await work(gateway)
 
     return asyncio.run(main())

@@ -47,7 +47,7 @@ def with_gateway(folder: Path, run: Path, work: Callable[[Gateway], Any], *, mer
         config = ServeConfig(adapters={"m": str(run)}, folder=str(folder), merge=merge)
         deployment = deployment_of(config)
         await deployment.engine.start()
-        gateway = gateway_of(config, deployment, print)
+        gateway = gateway_of(config, deployment)
         try:
             return await work(gateway)
         finally:

@@ -20,6 +20,7 @@ from live_server import StubEngine, live
 from patience import HANG
 from serving import ANSWERS, FIELDS, MakeTuned, running
 from tuneloop.core.errors import UserError
+from tuneloop.core.ui import reporting
 from tuneloop.improve.experiment.live import Experiments
 from tuneloop.serving import swap as serve_swap
 from tuneloop.serving.config import ServeConfig
@@ -92,8 +93,8 @@ def test_no_request_fails_across_ten_swaps(tmp_path: Path, monkeypatch: pytest.M
     )
     queue = {"admission": "queue"}  # on a busy machine some would be late, and refused for it
     with live(tmp_path, engines[0], {"m": ServedModel("m", release="m/0")}, objective=queue) as (address, gateway):
-        experiments = Experiments(tmp_path, print)
-        swaps = Swaps(gateway.config, experiments, lambda line: None)
+        experiments = Experiments(tmp_path)
+        swaps = Swaps(gateway.config, experiments)
 
         async def ten() -> None:
             for number in range(1, 11):
@@ -127,7 +128,8 @@ def test_what_cannot_be_proved_changes_nothing(tmp_path: Path, monkeypatch: pyte
     said: list[str] = []
     with live(tmp_path) as (address, gateway):
         before = gateway.engine
-        swaps = Swaps(gateway.config, Experiments(tmp_path, print), said.append)
+        with reporting(say=said.append):
+            swaps = Swaps(gateway.config, Experiments(tmp_path))
         assert not asyncio.run(swaps.swap(gateway, {"m": "2"}))
         assert gateway.engine is before and broken.stopped and swaps.refused == {"m": "2"}
         assert httpx.post(f"{address}/v1/chat/completions", json={**CHAT, "model": "stub"}).status_code == 200
@@ -151,7 +153,8 @@ def test_an_engine_that_has_ended_is_started_anew(tmp_path: Path, monkeypatch: p
     first = Stoppable()
     said: list[str] = []
     with live(tmp_path, first, {"m": ServedModel("m")}) as (address, gateway):
-        swaps = Swaps(gateway.config, Experiments(tmp_path, print), said.append)
+        with reporting(say=said.append):
+            swaps = Swaps(gateway.config, Experiments(tmp_path))
         swaps.current = swaps.wanted()
 
         async def follow() -> None:
@@ -179,7 +182,7 @@ def test_an_alias_that_moved_is_wanted(tmp_path: Path, monkeypatch: pytest.Monke
     stamps = iter(range(9))
     monkeypatch.setattr(serve_swap, "_stamp", lambda: (next(stamps),))
     config = ServeConfig(adapters={"m": "tickets@champion", "n": "runs/n"}, folder=str(tmp_path))
-    swaps = Swaps(config, Experiments(tmp_path, print), print)
+    swaps = Swaps(config, Experiments(tmp_path))
     first = swaps.wanted()
     assert first == {"m": "tickets@champion, version 1", "n": "runs/n"} and swaps.wanted() == first
     Version.version = "2"

@@ -105,7 +105,7 @@ def test_a_reference_that_takes_too_long_leaves_out_steps(slower: float, least: 
     state.planned_speed = 20.0
     config = TrainConfig(max_minutes=600 / 60)
     each = slower / 20.0 / FORWARD_SPEED
-    assert least <= steps_in_time(state, STEPS, rows, config, 16 * 20 * each, each, known=16) <= most
+    assert least <= steps_in_time(state, STEPS, rows, config, 16 * 20 * each, each, referenced=16) <= most
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto"])
@@ -114,9 +114,9 @@ def test_a_slow_reference_is_within_the_time(
 ) -> None:
     real = loop.with_references
 
-    def slow(model: Any, rows: Any, progress: Any) -> Any:
+    def slow(model: Any, rows: Any) -> Any:
         time.sleep(0.01 * len(rows))
-        return real(model, rows, progress)
+        return real(model, rows)
 
     monkeypatch.setattr(loop, "with_references", slow)
     monkeypatch.setattr(loop.budget, "REFERENCE_STEPS", 4)

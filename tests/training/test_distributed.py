@@ -34,7 +34,7 @@ import contextlib, itertools, json, os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from train_helpers import changed, run
-from tuneloop.train import loop
+from tuneloop.training import loop
 from tuneloop.training.distributed import joined
 class Stop(Exception): pass
 whole = loop.optimizer_step

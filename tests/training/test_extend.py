@@ -15,12 +15,12 @@ from test_preferences import preferences
 from train_helpers import changed, make_rows
 
 from places import ROOT
-from tuneloop import training as train
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.models import methods as registry
 from tuneloop.models.load import load_model
 from tuneloop.models.methods import register
 from tuneloop.records.rows import Message, Row
+from tuneloop.training.loop import train
 from tuneloop.training.loss import LOSSES
 
 FOLDER = ROOT / "examples" / "extend"

@@ -20,6 +20,7 @@ from train_helpers import CONFIG, SYSTEM, begin, changed, halted, losses, make_r
 from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
+from tuneloop.core.ui import reporting
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import load_adapter, lora_layers
 from tuneloop.models.template import Rendered
@@ -97,10 +98,10 @@ def test_a_shared_beginning_never_swallows_a_learned_token() -> None:
 def test_a_run_learns_and_leaves_what_it_promises(tiny_llama: Path, tmp_path: Path) -> None:
     logged: list[dict[str, Any]] = []
     seen: list[tuple[str, float, float]] = []
-    result, model = run(
-        tiny_llama, tmp_path, log=logged.append,
-        progress=lambda task, done, total, /, **info: seen.append((task, done, total)),
-    )  # fmt: skip
+    with reporting(progress=lambda task, done, total, /, **info: seen.append((task, done, total))):
+        result, model = run(
+            tiny_llama, tmp_path, log=logged.append,
+        )  # fmt: skip
     assert result.best_val_loss < result.first_val_loss - 1
     assert (result.steps, result.total_steps, result.stopped, result.epochs) == (12, 12, "finished", 2.0)
     records = read_jsonl(tmp_path / "metrics.jsonl")

@@ -16,6 +16,7 @@ from train_helpers import begin, changed
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
+from tuneloop.core.ui import reporting
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, _load_net, load_model
 from tuneloop.models.template import Rendered
@@ -159,8 +160,8 @@ def test_the_reference_is_asked_for_rows_that_are_trained_on_only(tiny_llama: Pa
     asked = []
     model = load_model(str(tiny_llama), dtype="float32")
     config = changed(loss="dpo", rows_per_step=2, epochs=0.25)
-    train(model, preferences(model, 16, "dpo"), preferences(model, 3, "dpo"), config, tmp_path,
-          progress=lambda kind, done, total, **_: asked.append(total) if kind == "reference" else None)  # fmt: skip
+    with reporting(progress=lambda kind, done, total, **_: asked.append(total) if kind == "reference" else None):
+        train(model, preferences(model, 16, "dpo"), preferences(model, 3, "dpo"), config, tmp_path)  # fmt: skip
     records = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "loss" in r]
     assert set(asked) == {4, 3} and len(records) == 2  # two steps of two rows, and validation
     assert records[0]["loss"] == pytest.approx(math.log(2), rel=1e-3), "these rows have their references"

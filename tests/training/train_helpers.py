@@ -56,6 +56,7 @@ def run(
     data_id: str = "d",
     dtype: str = "float32",
     measured: MeasuredMachine = MeasuredMachine(),
+    general: Any = (),
     **other: Any,
 ) -> Any:
     model = load_model(str(folder), dtype=dtype)
@@ -63,7 +64,7 @@ def run(
         for_loss(made, config.loss)
         for made in (make_rows(model.template, rows), make_rows(model.template, 8, offset=100))
     ]
-    job = TrainingJob(data_id=data_id, measured=measured)
+    job = TrainingJob(data_id=data_id, measured=measured, general=general)
     return train(model, *splits, config, out, seed=seed, job=job, **other), model
 
 

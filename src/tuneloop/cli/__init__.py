@@ -1,1 +1,1 @@
-"""The command line: one thin file a command; what they do is in the stages and in `tuneloop.workflows`."""
+"""The command line: one thin file a command; what they do is in the rooms of the stages."""

@@ -6,18 +6,20 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tuneloop.advise.config import AdviseOptions
-from tuneloop.cli.console import Settings, plain_table, print_json, screen, split_arguments, terminal
+from tuneloop.cli.console import Result, one_place
 from tuneloop.cli.numbers import amount, count
-from tuneloop.cli.parameters import Output, argument, given
+from tuneloop.cli.parameters import SETTINGS, Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import plain_table, screen
 from tuneloop.core.ui import say
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def command(
         "File of examples, prepared data set, recipe, run, or evaluation to start from.",
         "",
     ),
-    settings: Settings = None,
+    settings: list[str] | None = SETTINGS,
     measure: bool = switch("Measure the base model and cheap classifiers on the test rows first."),
     html: str = flag("", "FILE", "Write a page with tables and charts."),
     out: str = flag(
@@ -56,7 +58,7 @@ def command(
     *,
     options: AdviseOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Say whether to fine-tune at all, how, and when it pays off.
 
     What you know can be given as options; the rest is read from the data, or stays open. Exit status 1: don't fine-tune.
@@ -67,10 +69,7 @@ def command(
         from tuneloop.advise.measured import combined_facts
 
         facts["combined"] = combined_facts([part.strip() for part in combined.split(",") if part.strip()])
-    places, settings = split_arguments([source, *(settings or [])])
-    if len(places) > 1:
-        raise typer.BadParameter(f"{places[1]} is one place too many")
-    source = places[0] if places else ""
+    source, settings = one_place(source, settings)
     if not source and not facts and not evaluation and not settings and sys.stdin.isatty() and sys.stderr.isatty():
         facts = _ask()
     from tuneloop.advise.advise import advise
@@ -89,12 +88,8 @@ def command(
         from tuneloop.report.advise_html import render_advise_page
 
         write_text(html, render_advise_page(advice.record()))
-    if output.json:
-        print_json({**advice.record().to_json(), "html": html or None})
-    else:
-        _print(advice, html)
-    if advice.answer == "dont":
-        raise typer.Exit(1)
+    record = {**advice.record().to_json(), "html": html or None}
+    return Result(record, partial(_print, advice, html), int(advice.answer == "dont"))
 
 
 HEADER, NAMES = 10, 16  # columns of a header before it is broken, and of a table's first column at least
@@ -158,7 +153,7 @@ def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
     prepared = Path(source) / "dataset.json"
     if prepared.is_file() and not measuring.wanted:
         return _Known({**facts, **facts_from_results(source)}, folder, read_manifest(prepared).hash)
-    with screen(measuring.quiet, "measuring") as shown:
+    with screen(measuring.quiet, "measuring"):
         if other and measuring.wanted:
             say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
             say(f"          What its prompts fall short of, {model} may still reach; what classifiers reach holds.")
@@ -251,9 +246,7 @@ def _say(console: Any, text: str, style: str = "", first: str = "", rest: str = 
     console.print(Text("\n".join(lines), style=style))
 
 
-def _print(advice: Advice, html: str) -> None:
-
-    console = terminal(highlight=False)
+def _print(advice: Advice, html: str, console: Any) -> None:
     style = {"dont": "bold yellow", "prompt": "bold cyan", "tune": "bold green"}[advice.answer]
     _say(console, advice.headline, style)
     for i, reason in enumerate(advice.reasons):
@@ -265,7 +258,7 @@ def _print(advice: Advice, html: str) -> None:
     _print_options(advice, console)
     _print_rest(advice, console)
     if html:
-        console.print(f"\nThe page: {html}", markup=False)
+        console.print(f"\nThe page: {html}")
 
 
 def _table(title: str, *columns: str) -> Any:
@@ -295,7 +288,7 @@ def _print_table(console: Any, table: Any) -> None:
     with console.capture() as shown:
         console.print(table)
     console.width = own
-    console.print("\n" + "\n".join(line.rstrip() for line in shown.get().splitlines()), markup=False, soft_wrap=True)
+    console.print("\n" + "\n".join(line.rstrip() for line in shown.get().splitlines()), soft_wrap=True)
 
 
 def _print_leaderboard(advice: Advice, console: Any) -> None:
@@ -342,9 +335,9 @@ def _print_rest(advice: Advice, console: Any) -> None:
         gpu = training.job.gpu
         machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.name}"
         what = f"Training {advice.question.model} with {advice.costed_name} on {machine}"
-        console.print(f"\n{what}", style="bold", markup=False)
+        console.print(f"\n{what}", style="bold")
         for line in cost_lines(PlannedCost(**training.cost.to_json())):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     if advice.steps:
         console.print("\nNext", style="bold")
         for number, step in enumerate(advice.steps, 1):

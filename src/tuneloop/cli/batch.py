@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
-from tuneloop.cli.console import Settings, print_json, screen
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.console import Result
+from tuneloop.cli.parameters import SETTINGS, Output, argument
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
+from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
 from tuneloop.deploy.clusters import BatchWish, refuse_other_place
 
 
-@dataclass(frozen=True)
-class AskOptions:
+class AskOptions(Config):
     """When a batch is done, and how its rows become prompts."""
 
     window: str = flag("", "TIME", "End after this time, whatever is left: 90m, 24h, 2d.")
@@ -29,17 +27,17 @@ def command(
     source: str = argument(
         "FILE|FOLDER", "Requests of OpenAI's batch API, rows (csv, jsonl, json, parquet), or a folder of texts."
     ),
-    settings: Settings = None,
+    settings: list[str] | None = SETTINGS,
     model: str = flag(..., "NAME", "A run, an artifact, NAME@champion or a model.", "-m"),
     out: str = flag("", "FILE", "Result; default: the source's name with .answers.jsonl.", "-o"),
     *,
     asked: AskOptions,
     wish: BatchWish,
     output: Output,
-) -> None:
-    """Answer a file of requests or rows, or a folder of texts, without a server.
+) -> Result:
+    """Answer a file of requests or rows, or a folder of texts.
 
-    The result has OpenAI's form, a line for each custom_id; errors stand in a file next to it. A batch that was interrupted
+    No server is needed. The result has OpenAI's form, a line for each custom_id; errors stand in a file next to it. A batch that was interrupted
     or killed goes on where it stopped. Settings are those of serve. Exit status 1: some requests have an error.
     """
     from tuneloop.serving.batch.command import BatchInput, answer_batch, read_hours, read_window
@@ -64,12 +62,9 @@ def command(
         asked.system,
     )
     config = serve_config([model], settings or [])
-    with screen(output.quiet, "answering") as shown:
+    with screen(output.quiet, "answering"):
         found = answer_batch(given, config)
         say(
             f"batch     {found['completed']:,} of {found['total']:,} answered, {found['failed']:,} errors: {found['out']}"
         )
-    if output.json:
-        print_json(found)
-    if found["completed"] < found["total"]:
-        raise typer.Exit(1)
+    return Result(found, status=int(found["completed"] < found["total"]))

@@ -6,13 +6,13 @@ import sys
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import Result, print_live
 from tuneloop.cli.endpoint import ConnectionOptions
 from tuneloop.cli.parameters import Output
 from tuneloop.cli.predict import TARGET, TargetOptions
-from tuneloop.cli.unread import stop_if_unread
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
+from tuneloop.core.terminal import screen
 from tuneloop.core.ui import busy, say
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def command(
     asking: TargetOptions,
     connection: ConnectionOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Ask a model questions, one line at a time.
 
     It is asked as it was trained; /help lists the commands, /prompt shows what the model reads. Piped, each line is a
@@ -39,7 +39,7 @@ def command(
         target, against, base=asking.base, task=asking.task, system=asking.system, max_new_tokens=asking.max_new_tokens,
         endpoint=asking.server(connection),
     )  # fmt: skip
-    with screen(output.quiet, "loading the model") as shown:
+    with screen(output.quiet, "loading the model"):
         with busy("loading the model"):
             chat.load()
         say(f"chat      {_introduction(chat)}")
@@ -49,9 +49,8 @@ def command(
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal in another encoding is no reason to stop
     if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    turns = _Loop(chat, output.json).run()
-    if output.json:
-        print_json({"target": target, "against": against or None, "turns": turns})
+    turns = _Loop(chat, output.as_json).run()
+    return Result({"target": target, "against": against or None, "turns": turns})
 
 
 def _introduction(chat: Chat) -> str:
@@ -83,13 +82,12 @@ class _Loop:
             try:
                 if not self._take(line.strip()):
                     break
-                stop_if_unread()
             except KeyboardInterrupt:
                 if not self.typed:
                     raise
-                print("\n(stopped)")
+                print_live("\n(stopped)")
             except UserError as error:
-                print(f"Error: {error}", file=sys.stderr, flush=True)
+                print_live(f"Error: {error}", err=True)
                 self.turns.append({"question": line.strip(), "error": error.what})
         return self.turns
 
@@ -102,12 +100,12 @@ class _Loop:
                 line = sys.stdin.readline()
                 return line if line else None
             except EOFError:
-                print()
+                print_live()
                 return None
             except KeyboardInterrupt:
                 if not self.typed:
                     raise
-                print("\n(Ctrl-D or /quit ends)")
+                print_live("\n(Ctrl-D or /quit ends)")
 
     def _take(self, line: str) -> bool:
         """Do what a line says; False: it was the end."""
@@ -130,11 +128,7 @@ class _Loop:
         elif word == "/prompt":
             self._prompts(rest)
         elif line.startswith("/") and not line.startswith("//"):
-            print(
-                f"Error: no command {word}; /help lists them, //TEXT asks a text that begins with /",
-                file=sys.stderr,
-                flush=True,
-            )
+            print_live(f"Error: no command {word}; /help lists them, //TEXT asks a text that begins with /", err=True)
         else:
             self._ask(line.removeprefix("/") if line.startswith("//") else line)
         return True
@@ -157,7 +151,7 @@ class _Loop:
             lead = f"{speaker.name}: " if len(self.chat.speakers) > 1 else ""
             self.read[speaker.name] = self.chat.rendered(speaker, record)
             if lead and not self.silent:
-                print(lead, end="", flush=True)
+                print_live(lead, end="")
             found = self.chat.answer(speaker, record, self._piece)
             self._end(found)
             answers[speaker.name] = {name: value for name, value in vars(found).items() if value not in ("", None)}
@@ -165,13 +159,13 @@ class _Loop:
 
     def _piece(self, text: str) -> None:
         if not self.silent:
-            print(text, end="", flush=True)
+            print_live(text, end="")
 
     def _end(self, found: Prediction) -> None:
         if not self.silent:
-            print(" ... (cut at --max-new-tokens)" if found.finish == "length" else "", flush=True)
+            print_live(" ... (cut at --max-new-tokens)" if found.finish == "length" else "")
         if found.error:
-            print(f"Error: {found.error}", file=sys.stderr, flush=True)
+            print_live(f"Error: {found.error}", err=True)
 
     def _show(self, text: str) -> None:
-        print(text, file=sys.stderr if self.silent else sys.stdout, flush=True)
+        print_live(text, err=self.silent)

@@ -1,21 +1,23 @@
-"""`tuneloop check`."""
+"""`tuneloop data check`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from tuneloop.cli.console import plain_table, print_json, screen, terminal
+from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
+from tuneloop.core.terminal import plain_table, screen
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tuneloop.records.dataset import Check, DatasetManifest
     from tuneloop.records.rows import Row
 
@@ -27,7 +29,7 @@ def command(
     against: str = flag("", "FILE", "Compare it with records from production: file, glob or folder."),
     *,
     output: Output,
-) -> None:
+) -> Result:
     """Check a prepared data set for problems that spoil training or evaluation.
 
     Exit status 1: a check is at `error`.
@@ -37,17 +39,13 @@ def command(
 
     _refuse_raw_file(dataset)
     loaded = load_dataset(dataset)
-    with screen(output.quiet, "checking") as shown:
+    with screen(output.quiet, "checking"):
         production = _read(against, loaded.manifest) if against else None
     checks = check_dataset(loaded, against=production)
     checks = sorted(checks, key=lambda check: LEVELS.index(check.level))  # stable: the order of checks stays
     worst = checks[0].level if checks else "ok"
-    if output.json:
-        print_json({"dataset": loaded.id, "path": loaded.path, "level": worst, "checks": checks})
-    else:
-        _print(loaded.id, checks)
-    if worst == "error":
-        raise typer.Exit(1)
+    record = {"dataset": loaded.id, "path": loaded.path, "level": worst, "checks": checks}
+    return Result(record, partial(_print, loaded.id, checks), int(worst == "error"))
 
 
 def _refuse_raw_file(path: str) -> None:
@@ -65,7 +63,7 @@ def _read(against: str, manifest: DatasetManifest) -> list[Row]:
     return rows
 
 
-def _print(name: str, checks: Sequence[Check]) -> None:
+def _print(name: str, checks: Sequence[Check], console: Console) -> None:
     from rich.text import Text
 
     from tuneloop.report.facts import clean
@@ -82,6 +80,5 @@ def _print(name: str, checks: Sequence[Check]) -> None:
                     place = f"{Path(example['source']).name}:{example['line']}  "
                     table.add_row("", Text(clean(place + example["text"]), style="dim"))
     counts = {level: sum(check.level == level for check in checks) for level in LEVELS}
-    console = terminal(highlight=False)
     console.print(table)
-    console.print(f"\n{name}: {', '.join(f'{n} {level}' for level, n in counts.items() if n)}", markup=False)
+    console.print(f"\n{name}: {', '.join(f'{n} {level}' for level, n in counts.items() if n)}")

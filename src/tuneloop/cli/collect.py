@@ -1,28 +1,39 @@
-"""`tuneloop collect`."""
+"""`tuneloop collect`: requests and what people say of answers, into training data."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output, argument, given
+from tuneloop.cli.console import Result
+from tuneloop.cli.parameters import KEEP_PERSONAL, SERVER, STORE, STORE_ARGUMENT, Output, argument, given
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import screen
+from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.data.config import PersonalConfig
 from tuneloop.improve.collect.collect import DROPPED, CollectOptions
 
+if TYPE_CHECKING:
+    from tuneloop.improve.feedback.command import Imported, Shown
+    from tuneloop.records.collected import CollectedManifest
+
 
 def command(
-    store: str = argument("[STORE]", "The server's folder, or its store: a file or a postgresql:// URL.", "serve"),
+    store: str = STORE_ARGUMENT,
     out: str = flag(..., "FOLDER", "Folder for the files.", "-o"),
     run: str = flag(
         "", "FOLDER", "Run in use: also write its rows and the collected ones, as train.jsonl and test.jsonl."
     ),
-    keep_personal: bool = switch("Leave personal data in texts as they are.", "--keep-personal"),
+    keep_personal: bool = KEEP_PERSONAL,
     *,
     options: CollectOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Turn requests with feedback into training data, and keep some users for the test.
 
     Writes sft.jsonl, preference.jsonl, kto.jsonl and heldout.jsonl, which `tuneloop prepare` reads, and must_pass.jsonl, demands
@@ -30,26 +41,183 @@ def command(
     """
     from tuneloop.improve.collect.command import collect_store
 
-    personal = PersonalConfig(mode="off") if keep_personal else None
     with screen(output.quiet, "collecting"):
-        found = collect_store(store, out, given(options), personal=personal, run=run)
-    if output.json:
-        print_json({**found.to_json(), "path": out})
-        return
-    print(f"{'read':<11} {counted(found.requests, 'request')}, {found.with_feedback:,} with feedback")
+        found = collect_store(store, out, given(options), personal=_personal(keep_personal), run=run)
+    return Result({**found.to_json(), "path": out}, _collected(found, out, run))
+
+
+def _collected(found: CollectedManifest, out: str, run: str) -> Iterator[str]:
+    yield f"{'read':<11} {counted(found.requests, 'request')}, {found.with_feedback:,} with feedback"
     for name, rows in found.counts.items():
         own = f", {found.own:,} of them the model's own answers" if name == "sft" and found.own else ""
-        print(f"{name:<11} {counted(rows, 'row')}{own}")
+        yield f"{name:<11} {counted(rows, 'row')}{own}"
     for reason, number in found.dropped.items():
-        print(f"{'left out':<11} {number:,}: {DROPPED[reason]}")
+        yield f"{'left out':<11} {number:,}: {DROPPED[reason]}"
     test = f" split.test={out}/heldout.jsonl" if found.counts["heldout"] else ""
     if found.counts["must_pass"]:
-        print(f"{'suite':<11} choose rows of {out}/must_pass.jsonl for the suite's must_pass_file")
+        yield f"{'suite':<11} choose rows of {out}/must_pass.jsonl for the suite's must_pass_file"
     if run:
         from tuneloop.improve.collect.training_rows import settings_of_retraining
 
-        print(f"{'next':<11} tuneloop run RECIPE.yaml {' '.join(settings_of_retraining(Path(out)))}")
+        yield f"{'next':<11} tuneloop run RECIPE.yaml {' '.join(settings_of_retraining(Path(out)))}"
         return
     first = next((name for name, rows in found.counts.items() if rows and name not in ("heldout", "must_pass")), "")
     if first:
-        print(f"{'next':<11} tuneloop prepare {out}/{first}.jsonl{test}")
+        yield f"{'next':<11} tuneloop prepare {out}/{first}.jsonl{test}"
+
+
+def _personal(keep: bool) -> PersonalConfig | None:
+    return PersonalConfig(mode="off") if keep else None
+
+
+def requests(
+    out: str = flag(..., "FILE", "File of JSON lines.", "-o"),
+    folder: str = flag("serve", "FOLDER", SERVER, "-f"),
+    since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
+    model: str = flag("", "NAME", "Only requests to this model.", "-m"),
+    keep_personal: bool = KEEP_PERSONAL,
+    *,
+    output: Output,
+) -> Result:
+    """Write served requests as a log that prepare reads.
+
+    Each line has the request and the response as OpenAI's API has them, with time, user and release. Requests that
+    failed, and those whose texts were not kept, are counted.
+    """
+    from tuneloop.improve.collect.requests import write_requests
+    from tuneloop.serving.costs import since_time
+
+    personal = _personal(keep_personal)
+    found = write_requests(folder, Path(out), since=since_time(since), model=model, personal=personal)
+    if not output.as_json:
+        with screen(output.quiet):
+            say(
+                f"requests  {found.written:,} in {found.out}; left out: {found.failed:,} failed, "
+                f"{found.without_text:,} whose texts were not kept, {found.without_consent:,} that must not be trained on"
+            )
+            say(f"next:     tuneloop prepare {found.out}")
+    return Result(asdict(found))
+
+
+class Said(Config):
+    """One piece of feedback."""
+
+    PANEL: ClassVar[str] = "Feedback"
+
+    kind: str = flag("thumbs", "KIND", "thumbs, rating, label, correction, comment, choice, or a name of your own.")
+    value: str = flag("", "VALUE", "up or down, a number, true or false, or a text.", "-v")
+    conversation: str = flag("", "ID", "The conversation, in place of a request.")
+    user: str = flag("", "NAME", "Who says so: a pseudonym.")
+    key: str = flag("", "TEXT", "The same key again is the same feedback.")
+    source: str = flag("", "NAME", "Where it comes from, as in app or support; default: command.")
+    weight: float | None = flag(None, "X", "How many voices it counts as, where several are averaged; default: one.")
+    time: str = flag("", "TIME", "When it was said, as in 2026-01-31T12:00:00Z; default: now.")
+
+
+def add(
+    request: str = argument("[REQUEST]", "Id of the request; with --conversation none.", ""),
+    keep_personal: bool = KEEP_PERSONAL,
+    store: str = STORE,
+    *,
+    said: Said,
+    output: Output,
+) -> Result:
+    """Store one piece of feedback on a request or a conversation."""
+    from tuneloop.improve.feedback.command import add as store_one
+
+    given = {**said.model_dump(), "request": request, "value": _value(said.kind, said.value)}
+    one, new = store_one(store, given, personal=_personal(keep_personal))
+    line = f"{'stored' if new else 'known already'}: {one.kind} on {one.request or one.conversation}"
+    return Result({"id": one.id, "new": new, "feedback": one}, [line])
+
+
+def _value(kind: str, text: str) -> Any:
+    """A value as it is meant: a text for kinds that are texts; else true, false, a number, or the text itself."""
+    if kind in ("label", "correction", "comment", "choice"):
+        return text
+    try:
+        found = json.loads(text.lower())
+    except ValueError:
+        return text
+    return found if isinstance(found, bool | int | float) else text
+
+
+def import_(
+    sources: list[str] = argument("FILE...", "Files with columns request, kind and value; jsonl, csv, parquet, ..."),
+    kind: str = flag("", "KIND", "Kind of records that name none."),
+    keep_personal: bool = KEEP_PERSONAL,
+    store: str = STORE,
+    *,
+    output: Output,
+) -> Result:
+    """Store the feedback of files; the same file again adds nothing. Exit status 1: no record could be read as feedback."""
+    from tuneloop.improve.feedback.command import import_files
+
+    with screen(output.quiet, "importing"):
+        done = import_files(store, sources, kind=kind, personal=_personal(keep_personal))
+    nothing = bool(done.refused) and not done.added and not done.known
+    return Result(done, _imported(done, nothing=nothing), int(nothing))
+
+
+def _imported(done: Imported, *, nothing: bool) -> Iterator[str]:
+    yield f"added     {done.added:,}" + (f"; {done.known:,} were known already" if done.known else "")
+    for reason, (number, first) in _by_reason(done.refused).items():
+        more = f" and {number - 1:,} more" if number > 1 else ""
+        yield f"refused   {first['source']}:{first['line']}{more}: {reason}"
+    if nothing:
+        columns = "name the columns request (or conversation), kind and value"
+        yield f"next      {columns}; rated chats go to `tuneloop prepare`"
+
+
+def _by_reason(refused: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Mapping[str, Any]]]:
+    """How many records were refused for a reason, and the first of them."""
+    found: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for one in refused:
+        number, first = found.get(str(one["reason"]), (0, one))
+        found[str(one["reason"])] = number + 1, first
+    return found
+
+
+def export(
+    out: str = flag(..., "FILE", "Where it is written, as JSON Lines.", "-o"),
+    since: str = flag("", "TIME", "Only what was said from then on."),
+    until: str = flag("", "TIME", "Only what was said before."),
+    keep_personal: bool = KEEP_PERSONAL,
+    store: str = STORE,
+    *,
+    output: Output,
+) -> Result:
+    """Write feedback as JSON Lines."""
+    from tuneloop.improve.feedback.command import export as write
+
+    lines = write(store, out, since=since, until=until, personal=_personal(keep_personal))
+    return Result({"path": out, "lines": lines}, [f"written   {out}: {counted(lines, 'line')}"])
+
+
+def show_feedback(
+    since: str = flag("", "TIME", "Only what was said from then on."),
+    until: str = flag("", "TIME", "Only what was said before."),
+    orphans: bool = switch("List feedback on requests that are not known."),
+    store: str = STORE,
+    *,
+    output: Output,
+) -> Result:
+    """Show how much feedback there is of each kind, and how good it is."""
+    from tuneloop.improve.feedback.command import show as read
+
+    found = read(store, since=since, until=until)
+    return Result(found, _feedback_lines(found, orphans=orphans))
+
+
+def _feedback_lines(found: Shown, *, orphans: bool) -> Iterator[str]:
+    yield f"requests  {found.requests:,}, of which {found.rated:,} have feedback"
+    for one in found.kinds:
+        mean = "" if one.mean is None else f", {one.mean:.3f} good on average (0 to 1)"
+        yield f"{one.kind:<9} {one.events:,} events, {one.current:,} hold{mean}"
+    if found.orphans:
+        yield f"orphans   {len(found.orphans):,} on requests or conversations that are not known (yet)"
+    for lost in found.orphans if orphans else []:
+        yield f"  {lost.time[:16].replace('T', ' ')}  {lost.kind} on {lost.request or lost.conversation}"
+
+
+commands = {"requests": requests, "add": add, "import": import_, "export": export, "show": show_feedback}

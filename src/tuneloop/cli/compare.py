@@ -2,97 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
-from tuneloop.cli.console import Screen, print_json, screen, terminal
-from tuneloop.cli.endpoint import PricedEndpointOptions
+from tuneloop.cli.console import Result
+from tuneloop.cli.endpoint import JudgeChoice, PricedEndpointOptions
 from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
+from tuneloop.core.terminal import Screen, screen
+from tuneloop.evaluation.config import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tuneloop.evaluation.evaluate import Evaluation
     from tuneloop.evaluation.judge import Judgement
-    from tuneloop.pipeline.evaluations import EvalTarget
     from tuneloop.pipeline.judge import Judge
 
 
-@dataclass(frozen=True)
-class JudgeOptions:
-    """A model as judge."""
+class AnswerOptions(Config):
+    """Where the right answers are."""
+
+    references: str = flag("", "FILE", "Right answers for files of predictions.", "--references", "--data")
+    dataset: str = flag("", "FOLDER", "Or a prepared data set that has them.", "-d")
+    split: str = flag("test", "NAME", "Split of it: train, val or test.", "-s")
+
+
+class JudgeOptions(JudgeChoice):
+    """How much a model judges, and how it is checked."""
 
     PANEL: ClassVar[str] = "Judge"
 
-    judge: str = flag("", "MODEL|URL", "Let a model judge the pairs too: a local model, or an endpoint's URL.")
-    judge_model: str = flag("", "NAME", "The judge, as the endpoint names it.")
-    judge_prompt: str = flag("", "FILE", "Your own prompt, in the form of judge.yaml.")
     judge_rows: int = flag(200, "N", "Rows that are judged at most.", least=1)
     votes: str = flag("", "FOLDER", "Compare the judge with the votes of this review.")
     check_judge: str = flag("", "FILE", "Compare nothing else: measure the judge by people's preferences or thumbs.")
 
-    def chosen(self, connection: PricedEndpointOptions) -> Judge | None:
-        """The judge; None where none is asked for."""
-        from tuneloop.pipeline.judge import Judge
-
-        if not self.judge:
-            if self.check_judge or self.votes:
-                raise typer.BadParameter("name the judge with --judge")
-            return None
-        if not self.judge.startswith(("http://", "https://")):
-            return Judge(self.judge, None, self.judge_prompt, self.votes, self.judge_rows)
-        if not self.judge_model:
-            raise typer.BadParameter("name the endpoint's model with --judge-model")
-        endpoint = connection.endpoint(self.judge, self.judge_model)
-        return Judge(self.judge_model, endpoint, self.judge_prompt, self.votes, self.judge_rows)
-
 
 def command(
     evaluations: list[str] = argument(
-        "A B...",
-        "Two or more folders with eval.json (FOLDER:NAME picks a baseline in it), or files of predictions.",
+        "A [B...]",
+        "Folders with eval.json (FOLDER:NAME picks a baseline in it), or two or more files of predictions. One folder alone: "
+        "its own comparison.",
         None,
     ),
-    references: str = flag("", "FILE", "Right answers for files of predictions.", "--references", "--data"),
-    dataset: str = flag("", "FOLDER", "Or a prepared data set that has them.", "-d"),
-    split: str = flag("test", "NAME", "Split of it: train, val or test.", "-s"),
     out: str = flag("", "FOLDER", "Folder for eval.json; default: in evals/.", "-o"),
+    table: str = flag("", "NAME", "Print only the table of one folder's comparison, as markdown, latex or csv."),
     *,
+    answers: AnswerOptions,
     judging: JudgeOptions,
     connection: PricedEndpointOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Compare evaluations of the same rows, each with the first one.
 
-    Differences are tested row by row. The verdict of a judge stands alongside the metrics.
+    Differences are tested row by row. The verdict of a judge is given with the metrics. One run, evaluation or comparison
+    alone is shown as when it ended, and its report page is written again.
     """
-    judge = judging.chosen(connection)
+    judge = judging.chosen(connection, judging.votes, judging.judge_rows)
+    if judge is None and (judging.check_judge or judging.votes):
+        raise typer.BadParameter("name the judge with --judge")
+    if judge is None and evaluations and len(evaluations) == 1 and (table or Path(evaluations[0]).is_dir()):
+        return _of_one(Path(evaluations[0]), table, output)
+    if table:
+        raise typer.BadParameter("--table prints the comparison of one folder: name one")
     with screen(output.quiet, "comparing") as shown:
         if judging.check_judge:
             assert judge is not None
             result, words = _checked(judge, judging.check_judge, shown)
         else:
-            from tuneloop.pipeline.evaluations import EvalTarget
-
-            against = EvalTarget(dataset=dataset, split=split, data=references)
+            against = EvalOptions(dataset=answers.dataset, split=answers.split, data=answers.references)
             result, words = _compare(evaluations or [], out, judge, shown, against)
-    if output.json:
-        print_json(result)
-        return
-    if not judging.check_judge:
-        from tuneloop.report.comparison import print_comparison
+    if judging.check_judge:
+        return Result(result, words)
+    return Result(result, partial(_print, Path(result["path"]), words))
 
-        print_comparison(read_record(EvaluationManifest, Path(result["path"])), terminal(markup=False, highlight=False))
-    for word in words:
-        print(word)
-    if not judging.check_judge:
-        print(f"{result['path']}/eval.json")
-        print(f"{result['path']}/report.html")
+
+def _print(folder: Path, words: Sequence[str], console: Console) -> None:
+    from tuneloop.report.comparison import print_comparison
+
+    print_comparison(read_record(EvaluationManifest, folder), console)
+    for line in (*words, f"{folder}/eval.json", f"{folder}/report.html"):
+        console.print(line, soft_wrap=True)
+
+
+def _of_one(folder: Path, table: str, output: Output) -> Result:
+    """The comparison with which a run ends, its page written again."""
+    from tuneloop.pipeline.report import summary
+    from tuneloop.report.comparison import comparison_as
+    from tuneloop.report.html import write_page
+    from tuneloop.report.terminal import print_closing
+
+    if table:
+        if table not in ("markdown", "latex", "csv"):
+            raise UserError(f"No such table {table!r}", where="--table", next_step="choose markdown, latex or csv")
+        text = comparison_as(read_record(EvaluationManifest, folder / EvaluationManifest.file), table)  # type: ignore[arg-type]
+        return Result({"table": text, "format": table}, [text.removesuffix("\n")])
+    with screen(output.quiet, "writing the report"):
+        page = write_page(folder)
+    return Result(summary(folder) | {"report": str(page)}, () if output.quiet else partial(print_closing, folder))
 
 
 def _checked(judge: Judge, file: str, shown: Screen) -> tuple[dict[str, Any], list[str]]:
@@ -104,7 +119,7 @@ def _checked(judge: Judge, file: str, shown: Screen) -> tuple[dict[str, Any], li
 
 
 def _compare(
-    evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: EvalTarget
+    evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: EvalOptions
 ) -> tuple[dict[str, Any], list[str]]:
     from tuneloop.pipeline.compare import compare_evaluations, evaluate_files
     from tuneloop.pipeline.judge import judge_evaluations, write_verdicts

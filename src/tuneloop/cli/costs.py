@@ -1,12 +1,12 @@
-"""`tuneloop costs`."""
+"""`tuneloop serve costs`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tuneloop.cli.console import print_json
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.console import Result
+from tuneloop.cli.parameters import SERVER, Output
 from tuneloop.core.flag import flag
 from tuneloop.core.units import counted, hours_words
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    folder: str = flag("serve", "FOLDER", "The server's folder, or its store: a file or a postgresql:// URL.", "-f"),
+    folder: str = flag("serve", "FOLDER", SERVER, "-f"),
     since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
     usd_per_hour: float | None = flag(
         None, "USD", "What an hour of the machine costs; default: prices.usd_per_hour of the server.", least=0
@@ -23,7 +23,7 @@ def command(
     gpu: str = flag("", "GPU", "GPU of the planner's forecast; default: a common one."),
     *,
     output: Output,
-) -> None:
+) -> Result:
     """Say what served requests cost, by model, key and tier.
 
     Tokens, engine seconds, utilisation, dollars for a million tokens and for a request, next to the prices of hosted
@@ -31,12 +31,8 @@ def command(
     """
     from tuneloop.serving.costs import costs_of, since_time
 
-    found = costs_of(folder, since_time(since), usd_per_hour, gpu)
-    if output.json:
-        print_json(found.to_json())
-        return
-    for line in _lines(found):
-        print(line)
+    costs = costs_of(folder, since_time(since), usd_per_hour, gpu)
+    return Result(costs.to_json(), _lines(costs))
 
 
 def _lines(found: Costs) -> Iterator[str]:

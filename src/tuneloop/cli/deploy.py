@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import typer
-
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import Result, print_live, show
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import screen
+from tuneloop.core.ui import reporting
 from tuneloop.deploy.deployment import DeployWish
 
 
@@ -22,10 +22,10 @@ def command(
     *,
     wish: DeployWish,
     output: Output,
-) -> None:
-    """Make the project that serves an artifact on a host, with its price.
+) -> Result | None:
+    """Make the project that serves an artifact on a host.
 
-    Then it is put up, if you say yes; with --dry-run never. Where --to is the folder of a running `tuneloop serve`, or
+    Its price is shown. Then it is put up, if you say yes; with --dry-run never. Where --to is the folder of a running `tuneloop serve`, or
     is left out next to `serve/`, that server takes the version: it swaps when the new engine has answered its test rows.
     """
     from tuneloop.deploy.command import launch_of, plan_deployment, record_of, write_project
@@ -36,33 +36,29 @@ def command(
 
     place = Path(wish.to or "serve")
     if (place / ServerState.file).is_file():
-        _to_server(place, artifact, wish.name, output)
-        return
-    with screen(output.quiet, "checking the artifact") as shown:
+        return _to_server(place, artifact, wish.name, quiet=output.quiet)
+    with screen(output.quiet, "checking the artifact"):
         project = plan_deployment(Path(local_name(artifact)), wish)
         folder = write_project(project, Path(out or f"deploy/{project.job.name}-{project.host.name}"))
-    if output.json:
-        print_json({"folder": str(folder), **record_of(project).to_json()})
-    else:
-        print(f"{folder}: {', '.join(sorted(project.files))}\n{price_words(project.host, project.job)}")
+    text = [f"{folder}: {', '.join(sorted(project.files))}", price_words(project.host, project.job)]
+    show(Result({"folder": str(folder), **record_of(project).to_json()}, text), output.as_json)
     if not dry_run:
         question = f"Put it up on {project.host.title} now?"
-        put_up_after_yes(launch_of(project, wish), folder, question, yes, lambda line: print(line, file=sys.stderr))
+        with reporting(say=partial(print_live, err=True)):
+            put_up_after_yes(launch_of(project, wish), folder, question, yes)
+    return None
 
 
-def _to_server(folder: Path, source: str, name: str, output: Output) -> None:
+def _to_server(folder: Path, source: str, name: str, *, quiet: bool) -> Result:
     from tuneloop.serving.swap import deploy_to_server
 
-    with screen(output.quiet, "waiting for the server"):
-        found = deploy_to_server(folder, source, name=name)
-    if output.json:
-        print_json(asdict(found))
-    elif found.swapped:
-        print(f"{found.name} is served from {found.source}")
-    elif found.swapped is False:
-        print(f"{found.name} stays as it was: {found.why}")
+    with screen(quiet, "waiting for the server"):
+        swap = deploy_to_server(folder, source, name=name)
+    if swap.swapped:
+        line = f"{swap.name} is served from {swap.source}"
+    elif swap.swapped is False:
+        line = f"{swap.name} stays as it was: {swap.why}"
     else:
-        when = "the server has not swapped yet; its log says why" if found.running else "from the server's next start"
-        print(f"{found.name} from {found.source}: {when}")
-    if found.swapped is False:
-        raise typer.Exit(1)
+        when = "the server has not swapped yet; its log says why" if swap.running else "from the server's next start"
+        line = f"{swap.name} from {swap.source}: {when}"
+    return Result(asdict(swap), [line], int(swap.swapped is False))

@@ -1,13 +1,15 @@
-"""`tuneloop diff`."""
+"""`tuneloop data diff`."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.cli.console import plain_table, print_json, screen, terminal
+from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
 from tuneloop.core.stats.tests import p_words
+from tuneloop.core.terminal import plain_table, screen
 from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def command(
     rows: int = flag(3, "N", "Show this many examples of each kind of change.", "-n", least=0),
     *,
     output: Output,
-) -> None:
+) -> Result:
     """Show what changed between two prepared data sets.
 
     Rows, splits, labels, settings and sources are compared.
@@ -33,11 +35,11 @@ def command(
 
     with screen(output.quiet, "comparing the data sets"):
         diff = diff_datasets(a, b, examples=rows)
-    if output.json:
-        print_json({"identical": diff.identical, **{name: getattr(diff, name) for name in diff.__dataclass_fields__}})
-        return
+    record = {"identical": diff.identical, **{name: getattr(diff, name) for name in diff.__dataclass_fields__}}
+    return Result(record, partial(_print, diff))
 
-    console = terminal(highlight=False, soft_wrap=False)
+
+def _print(diff: DatasetDiff, console: Console) -> None:
     _print_head(diff, console)
     _print_rows(diff, console)
     _print_labels(diff, console)
@@ -97,12 +99,12 @@ def _print_labels(diff: DatasetDiff, console: Console) -> None:
     table = _table("label", "A", "B", "share")
     for s in shifted[:MOST]:
         shares = f"{s.share_a:.1%} -> {s.share_b:.1%}"
-        table.add_row(Text(_short(s.label, 32)), f"{s.a:,}", f"{s.b:,}", shares)
+        table.add_row(Text(short(s.label, 32)), f"{s.a:,}", f"{s.b:,}", shares)
     console.print(table)
     _print_more(len(shifted), console)
     sure = [s for s in shifted if s.p < 0.05]
     if sure:
-        names = ", ".join(_short(s.label, 32) for s in sure[:MOST]) + (", …" if len(sure) > MOST else "")
+        names = ", ".join(short(s.label, 32) for s in sure[:MOST]) + (", …" if len(sure) > MOST else "")
         console.print(
             f"shares that differ by more than chance, {counted(len(diff.labels), 'label')} taken into account: {names}"
         )
@@ -121,8 +123,8 @@ def _print_settings(diff: DatasetDiff, console: Console) -> None:
         console.print()
         table = _table(title, "A", "B", left=True)
         for change in changes[:MOST]:
-            values = [Text(_short(_shown(change[s]), 24, end=isinstance(change[s], list))) for s in ("a", "b")]
-            table.add_row(Text(_short(change[key], 44, end=key == "path")), *values)
+            values = [Text(short(_shown(change[s]), 24, end=isinstance(change[s], list))) for s in ("a", "b")]
+            table.add_row(Text(short(change[key], 44, end=key == "path")), *values)
         console.print(table)
         _print_more(len(changes), console)
 
@@ -138,8 +140,8 @@ def _print_examples(diff: DatasetDiff, console: Console) -> None:
             was = example.get("was", {})
             split = f"{was['split']} -> {example['split']}" if kind == "moved" else example["split"]
             width = 14 if kind == "moved" else 5
-            console.print(Text(f"  {split:<{width}}  {_short(example['prompt'], 74 - width)}"))
-            answers = [_short(answer, 30) for answer in (was.get("answer"), example["answer"]) if answer is not None]
+            console.print(Text(f"  {split:<{width}}  {short(example['prompt'], 74 - width)}"))
+            answers = [short(answer, 30) for answer in (was.get("answer"), example["answer"]) if answer is not None]
             console.print(Text(f"  {'':<{width}}  {' -> '.join(answers)}", style="dim"))
 
 
@@ -163,7 +165,7 @@ def _shown(value: object) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) and value is not True else str(value)
 
 
-def _short(value: object, longest: int, *, end: bool = False) -> str:
+def short(value: object, longest: int, *, end: bool = False) -> str:
     """One line of a text, its begin or its end."""
     from tuneloop.report.facts import clean
 

@@ -6,24 +6,25 @@ from pathlib import Path
 
 import typer
 
-from tuneloop.cli.console import Settings, print_json, screen, split_arguments
+from tuneloop.cli.console import Result, one_place
 from tuneloop.cli.endpoint import EndpointOptions
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import SETTINGS, Output, argument
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.flag import flag
+from tuneloop.core.terminal import screen
 
 
 def command(
     teacher: str = argument("TEACHER", "Who answers: a run, a model, a GGUF file or an endpoint's URL."),
     student: str = argument("[STUDENT]", "The smaller model that learns; or give --layers.", ""),
-    settings: Settings = None,
+    settings: list[str] | None = SETTINGS,
     dataset: str = flag(..., "DATASET", "Prepared data set whose training prompts the teacher answers.", "-d"),
     out: str = flag(..., "RUN", "Folder of the student's run.", "-o"),
     *,
     options: DistilOptions,
     connection: EndpointOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Train a small model on a larger one's answers, and say whether it was worth it.
 
     Settings of the student's recipe may follow: train.epochs=3. The same student trained on the rows' own answers is the
@@ -31,35 +32,23 @@ def command(
     """
     from tuneloop.combine.distill.command import DistilInput, distil
 
-    places, settings = split_arguments([student, *(settings or [])])
-    places = [place for place in places if place]
-    if len(places) > 1:
-        raise typer.BadParameter(f"{places[1]} is one student too many")
+    student, settings = one_place(student, settings, "student")
     if teacher.startswith(("http://", "https://")) and not options.model:
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")
     endpoint = (lambda url: connection.endpoint(url, options.model)) if options.model else None
     if options.plan:
-        _plan(teacher, places, dataset, settings, options, output.json)
-        return
-    given = DistilInput(teacher, places[0] if places else "", dataset, settings, endpoint)
-    with screen(output.quiet, "distilling") as shown:
+        return _plan(teacher, student, dataset, settings, options)
+    given = DistilInput(teacher, student, dataset, settings, endpoint)
+    with screen(output.quiet, "distilling"):
         record = distil(given, Path(out), options)
-    if output.json:
-        print_json({"path": out, **record.to_json()})
-    else:
-        print("\n".join([*record.words, out]))
+    return Result({"path": out, **record.to_json()}, [*record.words, out])
 
 
-def _plan(
-    teacher: str, places: list[str], dataset: str, settings: list[str], options: DistilOptions, as_json: bool
-) -> None:  # fmt: skip
+def _plan(teacher: str, student: str, dataset: str, settings: list[str], options: DistilOptions) -> Result:
     from tuneloop.combine.distill.plan import plan_distillation, sentences
     from tuneloop.recipe import make_recipe
 
-    if not places:
+    if not student:
         raise typer.BadParameter("--plan needs a student's name: its size is read from there")
-    found = plan_distillation(teacher, places[0], dataset, options, make_recipe({}, settings).train)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        print("\n".join(sentences(found)))
+    planned = plan_distillation(teacher, student, dataset, options, make_recipe({}, settings).train)
+    return Result(planned.to_json(), sentences(planned))

@@ -3,58 +3,45 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
 
-import typer
-
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output
 from tuneloop.core.device import DEVICE
-
-SelfTest = Annotated[
-    bool, typer.Option("--self-test", help="Compute on this machine's device as the processor does, about two minutes.")
-]
-Device = Annotated[
-    str, typer.Option("--device", metavar="KIND", help="Test this kind of device: cpu, cuda, xpu or mps.")
-]
+from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import screen
 
 
-def command(*, self_test: SelfTest = False, device: Device = "", output: Output) -> None:
+def command(
+    self_test: bool = switch("Compute on this machine's device as the processor does, about two minutes."),
+    device: str = flag("", "KIND", "Test this kind of device: cpu, cuda, xpu or mps."),
+    *,
+    output: Output,
+) -> Result:
     """Check this machine: packages, model, memory, disk.
 
     With --self-test every method takes a step on the device, is saved, resumed and read again, answers, and its speeds are
     measured; the planner takes them from then on. Exit status 1: something that is needed is missing, or is computed wrong.
     """
     if self_test or device:
-        _test(device, output)
-        return
+        return _test(device, quiet=output.quiet)
     from tuneloop.pipeline.doctor import examine
 
     with screen(output.quiet, "looking at this machine"):
         findings = examine()
-    if output.json:
-        print_json({"ok": all(f.ok or not f.needed for f in findings), "findings": findings})
-    else:
-        for finding in findings:
-            mark = "ok  " if finding.ok else "MISS" if finding.needed else "note"
-            print(f"{mark}  {finding.name:<22} {finding.detail}")
-    if any(not f.ok and f.needed for f in findings):
-        raise typer.Exit(1)
+    good = all(each.ok or not each.needed for each in findings)
+    marks = ["ok  " if each.ok else "MISS" if each.needed else "note" for each in findings]
+    lines = [f"{mark}  {each.name:<22} {each.detail}" for mark, each in zip(marks, findings, strict=True)]
+    return Result({"ok": good, "findings": findings}, lines, int(not good))
 
 
-def _test(kind: str, output: Output) -> None:
+def _test(kind: str, *, quiet: bool) -> Result:
     if kind:
         os.environ[DEVICE] = kind
     from tuneloop.pipeline.self_test import self_test
 
-    with screen(output.quiet, "testing the device") as shown:
+    with screen(quiet, "testing the device"):
         checks = self_test()
-    wrong = [check for check in checks if check.status == "wrong"]
-    if output.json:
-        print_json({"ok": not wrong, "checks": checks})
-    else:
-        for check in checks:
-            print(f"{check.status:<14} {check.name:<24} {check.detail}")
-        print(f"\n{len(wrong)} wrong, of {len(checks)}." if wrong else "\nNothing is wrong.")
-    if wrong:
-        raise typer.Exit(1)
+    wrong = sum(check.status == "wrong" for check in checks)
+    lines = [f"{check.status:<14} {check.name:<24} {check.detail}" for check in checks]
+    lines += ["", f"{wrong} wrong, of {len(checks)}." if wrong else "Nothing is wrong."]
+    return Result({"ok": not wrong, "checks": checks}, lines, int(bool(wrong)))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import typer
+
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
     from tuneloop.inference.client import Endpoint
+    from tuneloop.pipeline.judge import Judge
 
 
-@dataclass(frozen=True)
-class ConnectionOptions:
+class ConnectionOptions(Config):
     """How an endpoint is reached."""
 
     PANEL: ClassVar[str] = "Endpoint"
@@ -26,7 +28,6 @@ class ConnectionOptions:
         return _endpoint(url, model, self.api_key_env, timeout=self.timeout, concurrency=1)
 
 
-@dataclass(frozen=True)
 class EndpointOptions(ConnectionOptions):
     """How an endpoint is reached, and what becomes of its answers."""
 
@@ -48,7 +49,6 @@ class EndpointOptions(ConnectionOptions):
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
 class PricedEndpointOptions(EndpointOptions):
     """The same, with the endpoint's prices."""
 
@@ -59,6 +59,29 @@ class PricedEndpointOptions(EndpointOptions):
         """The endpoint with its prices."""
         prices = {name: getattr(self, name) for name in ("usd_per_million_input", "usd_per_million_output")}
         return self._priced(url, model, **prices)
+
+
+class JudgeChoice(Config):
+    """A model as judge."""
+
+    PANEL: ClassVar[str] = "Judge"
+
+    judge: str = flag("", "MODEL|URL", "A model that compares the answers: a local model, or an endpoint's URL.")
+    judge_model: str = flag("", "NAME", "The judge, as the endpoint names it.")
+    judge_prompt: str = flag("", "FILE", "Your own prompt, in the form of judge.yaml.")
+
+    def chosen(self, connection: ConnectionOptions, *more: Any) -> Judge | None:
+        """The judge, with further fields of a `Judge`; None where none is requested."""
+        from tuneloop.pipeline.judge import Judge
+
+        if not self.judge:
+            return None
+        if not self.judge.startswith(("http://", "https://")):
+            return Judge(self.judge, None, self.judge_prompt, *more)
+        if not self.judge_model:
+            raise typer.BadParameter("name the endpoint's model with --judge-model")
+        endpoint = connection.endpoint(self.judge, self.judge_model)
+        return Judge(self.judge_model, endpoint, self.judge_prompt, *more)
 
 
 def _endpoint(url: str, model: str, api_key_env: str, *, cache: str | None = None, **settings: float) -> Endpoint:

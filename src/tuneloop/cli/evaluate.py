@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterator
+from pathlib import Path
 
 import typer
 
-from tuneloop.cli.console import Settings, print_json, screen, split_arguments
+from tuneloop.cli.console import Result, one_place
 from tuneloop.cli.endpoint import PricedEndpointOptions
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import SETTINGS, Output, argument
 from tuneloop.core.flag import flag
+from tuneloop.core.terminal import screen
 from tuneloop.deploy.clusters import refuse_other_place
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
@@ -23,62 +25,55 @@ def command(
         "A run, an adapter, a model (name, folder or GGUF file), an endpoint's URL, or a file of predictions.",
         "",
     ),
-    settings: Settings = None,
+    settings: list[str] | None = SETTINGS,
     endpoint: str = flag("", "URL", "Ask an OpenAI-compatible server instead."),
     model: str = flag("", "NAME", "The model, as the endpoint names it.", "-m"),
     *,
     options: EvalOptions,
     connection: PricedEndpointOptions,
     output: Output,
-) -> None:
-    """Measure a run, a model, an endpoint or a file of answers on any rows.
+) -> Result:
+    """Measure a run, a model, an endpoint or a file of answers.
 
     Settings of the recipe's evaluate section may follow: limit=100, general=FILE (forgetting), memorisation=true. All metrics
     are listed under Metrics in docs/reference.md; a data set's task decides which of them are computed.
     Exit status 1: some requests to the endpoint have failed for good, or predictions and rows don't match one to one.
     """
-    places, settings = split_arguments([target, *(settings or [])])
-    if len(places) > 1:
-        raise typer.BadParameter(f"{places[1]} is one target too many")
+    place, settings = one_place(target, settings, "target")
     if options.examples not in ("balanced", "nearest"):
         raise typer.BadParameter("--examples is balanced or nearest")
     refuse_other_place(options.on)
     from tuneloop.inference.targets import kind_of_name
-    from tuneloop.pipeline.evaluations import EvalTarget, evaluate_target, processes_to_start
+    from tuneloop.pipeline.evaluations import evaluate_target, processes_to_start
 
-    place = places[0] if places else ""
     kind = kind_of_name(place)
     if kind == "endpoint" and not endpoint:
         endpoint, place = place, ""
     elif kind == "predictions" and not options.predictions:
-        options, place = replace(options, predictions=place), ""
+        options, place = options.model_copy(update={"predictions": place}), ""
     if bool(endpoint) != bool(model):
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")
-    server = connection.endpoint(endpoint, model) if endpoint else None
-    question = EvalTarget(target=place, endpoint=server, settings=settings, **vars(options))
-    if (status := processes_to_start(question)) is not None:
+    if endpoint and place:
+        raise typer.BadParameter("One target at a time")
+    source = connection.endpoint(endpoint, model) if endpoint else place
+    if (status := processes_to_start(source, options, settings)) is not None:
         raise typer.Exit(status)
-    with screen(output.quiet, "evaluating") as shown:
-        found = evaluate_target(question)
-    result = read_record(EvaluationManifest, found.folder)
-    if output.json:
-        print_json({"path": str(found.folder), **result.to_json()})
-    else:
-        _print(result)
-        print(f"{found.folder / 'eval.json'}")
-    if found.failed:
-        raise typer.Exit(1)
+    with screen(output.quiet, "evaluating"):
+        made = evaluate_target(source, options, settings)
+    result = read_record(EvaluationManifest, made.folder)
+    record = {"path": str(made.folder), **result.to_json()}
+    return Result(record, _lines(result, made.folder), int(bool(made.failed)))
 
 
-def _print(result: EvaluationManifest) -> None:
+def _lines(result: EvaluationManifest, folder: Path) -> Iterator[str]:
     from tuneloop.report.facts import clean, more_words
 
-    for line in [*result.words, *more_words(result)]:  # the verdict is the first
-        print(line)
+    yield from [*result.words, *more_words(result)]  # the verdict is the first
     width = min(max([22, *map(len, result.metrics)]), 40)
     for name, metric in result.metrics.items():
         interval = "" if math.isnan(metric.low) else f"  [{metric.low:.3f}, {metric.high:.3f}]"
         value = "unknown" if math.isnan(metric.value) else f"{metric.value:.3f}"
-        print(f"  {clean(name):<{width}} {value}{interval}")
+        yield f"  {clean(name):<{width}} {value}{interval}"
     for note in result.notes:
-        print(f"note: {note}")
+        yield f"note: {note}"
+    yield str(folder / "eval.json")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import screen
 from tuneloop.release.formats import FORMS
 from tuneloop.release.options import WeightsWanted
 
@@ -22,19 +23,17 @@ def command(
     *,
     weights: WeightsWanted,
     output: Output,
-) -> None:
-    """Export a run as a folder that other tools can load, with a model card.
+) -> Result:
+    """Export a run as a folder that other tools can load.
 
-    It is refused while `tuneloop gate` says no, or has judged an earlier evaluation.
+    A model card comes with it. It is refused while `tuneloop gate` says no, or has judged an earlier evaluation.
     """
     from tuneloop.release.export import export_run
 
-    with screen(output.quiet, "exporting") as shown:
+    with screen(output.quiet, "exporting"):
         artifact = export_run(
             Path(run), form, Path(out) if out else None, force=force, weights=weights, key=Path(sign) if sign else None
         )
-    if output.json:
-        print_json({"path": str(artifact.folder), **artifact.manifest})
-    else:
-        size = sum(entry["bytes"] for entry in artifact.manifest["files"].values()) / 1e6
-        print(f"{artifact.folder}  ({artifact.manifest['format']}, {size:,.0f} MB)")
+    size = sum(entry["bytes"] for entry in artifact.manifest["files"].values()) / 1e6
+    line = f"{artifact.folder}  ({artifact.manifest['format']}, {size:,.0f} MB)"
+    return Result({"path": str(artifact.folder), **artifact.manifest}, [line])

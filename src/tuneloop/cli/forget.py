@@ -1,18 +1,23 @@
-"""`tuneloop forget`."""
+"""`tuneloop data forget`."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import plain_table, print_json, screen, terminal
+from tuneloop.cli.console import Result, print_live, show
+from tuneloop.cli.diff import short
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import plain_table, screen
 from tuneloop.core.units import counted, verb
 
 if TYPE_CHECKING:
@@ -23,8 +28,7 @@ if TYPE_CHECKING:
 MOST = 20  # rows that are shown
 
 
-@dataclass(frozen=True)
-class ForgetOptions:
+class ForgetOptions(Config):
     """Whose rows, where to look, and what an erasure is shown by."""
 
     user: str = flag("", "ID", "Remove what is of this user: the same as --match user=ID.", "-u")
@@ -45,7 +49,7 @@ def command(
     *,
     more: ForgetOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Remove a person's rows from a data set, and list all that was made from it.
 
     With a server's folder it removes a user's requests, the feedback on them, and the user's lines in all files of the
@@ -54,8 +58,7 @@ def command(
     """
     match = _wanted(match, more.user)
     if _is_store(dataset):
-        _from_store(dataset, match, more, dry_run=dry_run, yes=yes, output=output)
-        return
+        return _from_store(dataset, match, more, dry_run=dry_run, yes=yes, output=output)
 
     from tuneloop.data.erase.forget import descendants, find_rows, forget, personal_settings
     from tuneloop.data.erase.subject_match import Matcher, pseudonyms
@@ -64,35 +67,33 @@ def command(
     from tuneloop.report.data_html import write_data_report
     from tuneloop.serving.store.forget import versions_of
 
-    console = terminal(highlight=False, quiet=output.json)
     matcher = Matcher(match, regex)
     matcher = Matcher(match, regex, pseudonyms(matcher, personal_settings(dataset)))
     with screen(output.quiet, "looking for rows"):
         found = find_rows(dataset, matcher)
     facts = {"matched": found.rows, "rows": found.hits, "also_in": found.others, "sources": found.origins}
-    _print_found(found, console)
     there = bool(found.hits or found.resumed)
     if not there or dry_run:
         with screen(output.quiet, "looking for runs made from the data"):
             made = descendants(found, matcher, more.root)
             made += versions_of(found, made)
-        _print_made(made, console)
-        if output.json:
-            print_json({**facts, "removed": 0, "descendants": made})
-        raise typer.Exit(0 if there else 1)
-    if not yes and not _confirmed(found, output.json):
-        console.print("Nothing was removed.")
-        raise typer.Exit(1)
+        record = {**facts, "removed": 0, "descendants": made}
+        return Result(record, lambda console: _print_found(found, console, made), int(not there))
+    if not output.as_json:
+        show(Result(None, partial(_print_found, found)), as_json=False)
+    if not yes and not _confirmed(found, output.as_json):
+        return Result(None, ["Nothing was removed."], 1)
     with screen(output.quiet, "removing rows"):
         measure = measure_of(dataset, more.model)
         done = forget(dataset, matcher, runs_root=more.root, measure=measure)
         done = replace(done, descendants=[*done.descendants, *versions_of(found, done.descendants)])
         if found.report:
             write_data_report(found.folder, hidden)
-    if output.json:
-        print_json({**facts, "removed": done.rows, "was": done.old_id, "id": done.new_id, "files": done.files,
-                    "descendants": done.descendants})  # fmt: skip
-    _print_done(done, console, counted_again=measure is not None)
+    record = {
+        **facts, "removed": done.rows, "was": done.old_id, "id": done.new_id, "files": done.files,
+        "descendants": done.descendants,
+    }  # fmt: skip
+    return Result(record, lambda console: _print_done(done, console, counted_again=measure is not None))
 
 
 def _wanted(match: str, user: str) -> str:
@@ -133,15 +134,16 @@ def _confirmed(found: SubjectRows, as_json: bool) -> bool:
     return typer.confirm(f"Remove {counted(found.rows, 'row')} for good?", default=False, err=True)
 
 
-def _print_found(found: SubjectRows, console: Console) -> None:
+def _print_found(found: SubjectRows, console: Console, made: Sequence[Descendant] = ()) -> None:
     from rich.text import Text
 
     from tuneloop.data.erase.forget import personal_settings
+    from tuneloop.report.facts import clean
 
     if found.resumed:
         console.print("An earlier removal was interrupted; it will be completed.")
     if not found.hits:
-        console.print(f"No row matches in {found.folder}.", soft_wrap=True, markup=False)
+        console.print(f"No row matches in {found.folder}.", soft_wrap=True)
         if personal_settings(found.folder).mode == "placeholder":
             hint = (
                 "Its texts hold placeholders for personal data: look for a column, as in user_id=..., or for line=..."
@@ -151,15 +153,16 @@ def _print_found(found: SubjectRows, console: Console) -> None:
         table = plain_table("file:line", "source:line", "what matches", header_style="bold")
         table.columns[1].no_wrap = True
         for hit in found.hits[:MOST]:
-            table.add_row(f"{hit.file}:{hit.line}", Text(_end(f"{hit.source}:{hit.source_line}", 24)), Text(_clean(hit.excerpt)))  # fmt: skip
+            table.add_row(f"{hit.file}:{hit.line}", Text(short(f"{hit.source}:{hit.source_line}", 24, end=True)), Text(clean(hit.excerpt)))  # fmt: skip
         console.print(table)
         if len(found.hits) > MOST:
             console.print(f"and {len(found.hits) - MOST:,} more: --dry-run --json lists all", style="dim")
     for name in found.others:
-        console.print(f"{name} in that folder holds the text too, and is left alone", style="yellow", markup=False)
+        console.print(f"{name} in that folder holds the text too, and is left alone", style="yellow")
+    _print_made(made, console)
 
 
-def _print_made(made: list[Descendant], console: Console) -> None:
+def _print_made(made: Sequence[Descendant], console: Console) -> None:
     from rich.text import Text
 
     if not made:
@@ -175,14 +178,12 @@ def _print_made(made: list[Descendant], console: Console) -> None:
 def _print_done(done: Forgotten, console: Console, *, counted_again: bool) -> None:
     console.print()
     files = ", ".join(done.files)
-    console.print(
-        f"{done.rows:,} {'row' if done.rows == 1 else 'rows'} removed: {done.old_id} is now {done.new_id}", markup=False
-    )
-    console.print(f"rewritten or deleted: {files}", markup=False)
+    console.print(f"{done.rows:,} {'row' if done.rows == 1 else 'rows'} removed: {done.old_id} is now {done.new_id}")
+    console.print(f"rewritten or deleted: {files}")
     for source, lines in done.found.origins.items():
         shown = ", ".join(map(str, lines[:MOST])) + (" …" if len(lines) > MOST else "")
         words = "still holds them" if Path(source).is_file() else "is not there, but they were in it"
-        console.print(f"{source} {words}, at line {shown}:", soft_wrap=True, markup=False)
+        console.print(f"{source} {words}, at line {shown}:", soft_wrap=True)
         console.print("  delete them there, or the next `tuneloop prepare` brings them back", style="cyan")
     _print_made(done.descendants, console)
     if not counted_again:
@@ -191,37 +192,23 @@ def _print_done(done: Forgotten, console: Console, *, counted_again: bool) -> No
         )
 
 
-def _clean(text: str) -> str:
-    from tuneloop.report.facts import clean
-
-    return clean(text)
-
-
-def _end(text: str, longest: int) -> str:
-    text = _clean(text)
-    return text if len(text) <= longest else "…" + text[1 - longest :]
-
-
-def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool, output: Output) -> None:
+def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool, output: Output) -> Result:
     """Erase from a server's store, or show by a receipt that it was done."""
-
     from tuneloop.serving.store.forget import forget_requests, made_of_requests, pending, proof_of, rebuild
     from tuneloop.serving.store.store import store_folder, store_name
 
     if more.receipt:
         stone = proof_of(place, match, more.receipt)
-        if output.json:
-            print_json({"proved": stone is not None, "erased": stone.to_json() if stone else None})
-        elif stone is not None:
-            print(
-                f"{stone.time}: {counted(stone.data['requests'], 'request')} and {stone.data['feedback']:,} feedback {verb(stone.data['requests'] + stone.data['feedback'], 'was', 'were')} erased"
-            )
-        else:
-            print("No erasure has this receipt and this --match.")
-        raise typer.Exit(0 if stone is not None else 1)
+        line = "No erasure has this receipt and this --match."
+        if stone is not None:
+            requests, feedback = stone.data["requests"], stone.data["feedback"]
+            were = verb(requests + feedback, "was", "were")
+            line = f"{stone.time}: {counted(requests, 'request')} and {feedback:,} feedback {were} erased"
+        proof = {"proved": stone is not None, "erased": stone.to_json() if stone else None}
+        return Result(proof, [line], int(stone is None))
     found, done = forget_requests(place, match, dry_run=True)
     if (found.anything or pending(place)) and not dry_run:
-        if not yes and (output.json or not sys.stdin.isatty()):
+        if not yes and (output.as_json or not sys.stdin.isatty()):
             raise UserError(
                 "This erases for good", where=store_name(place), next_step="say --yes, or --dry-run to look first"
             )
@@ -229,7 +216,7 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
             f"Erase {counted(len(found.requests), 'request')}, {len(found.feedback):,} feedback and {counted(found.lines, 'line')} of files?",
             err=True,
         ):
-            with screen(output.quiet, "erasing") as shown:
+            with screen(output.quiet, "erasing"):
                 found, done = forget_requests(place, match, dry_run=False)
     facts = {"requests": len(found.requests), "feedback": len(found.feedback), "lines": found.lines}
     folder = store_folder(place)
@@ -237,17 +224,20 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
     own = [one for one in made if Path(one.path).resolve().is_relative_to(folder.resolve())]
     made = [one for one in made if one not in own or one.kind in ("data set", "run", "artifact")]
     again = rebuild(made if more.rebuild else own, match, more.root) if done is not None else {}
-    if output.json:
-        receipt = done.receipt if done else None
-        print_json({**facts, "erased": done is not None, "receipt": receipt, "descendants": made, "rebuilt": again})
-    else:
-        print(
-            f"{counted(facts['requests'], 'request')}, {facts['feedback']:,} feedback and {counted(facts['lines'], 'line')} of the server's "
-            f"files{' erased' if done else ''}"
-        )
+    record: dict[str, Any] = {
+        **facts, "erased": done is not None, "receipt": done.receipt if done else None, "descendants": made,
+        "rebuilt": again,
+    }  # fmt: skip
+
+    def text(console: Console) -> None:
+        what = f"{counted(facts['requests'], 'request')}, {facts['feedback']:,} feedback"
+        print_live(f"{what} and {counted(facts['lines'], 'line')} of the server's files{' erased' if done else ''}")
         if done:
-            print(f"receipt {done.receipt}: keep it; with it --receipt shows what was erased. It stands nowhere else.")
-        _print_made(made, terminal(highlight=False))
+            print_live(
+                f"receipt {done.receipt}: keep it; with it --receipt shows what was erased. It stands nowhere else."
+            )
+        _print_made(made, console)
         for old, new in again.items():
-            print(f"{old} is now {new}: the rows were removed from it")
-    raise typer.Exit(0 if found.anything else 1)
+            print_live(f"{old} is now {new}: the rows were removed from it")
+
+    return Result(record, text, int(not found.anything))

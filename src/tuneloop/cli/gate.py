@@ -7,9 +7,10 @@ from typing import Any
 
 import typer
 
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import screen
 
 FIRST_SUITE = "suite.yaml"
 SIGNS = {"pass": "pass", "fail": "FAIL", "inconclusive": "?   "}
@@ -26,14 +27,13 @@ def command(
     no_model: bool = switch("Ask the model nothing: judge by the stored answers alone."),
     *,
     output: Output,
-) -> None:
+) -> Result:
     """Decide whether a candidate may replace the model in use.
 
     Exit status 0: pass; 1: fail; 3: not enough evidence.
     """
     if init:
-        _init(candidate, against, suite or FIRST_SUITE, output.json)
-        return
+        return _init(candidate, against, suite or FIRST_SUITE)
     for value, what in ((candidate, "CANDIDATE"), (against, "--against BASE"), (suite, "--suite FILE")):
         if not value:
             hint = "; `tuneloop gate --init RUN` writes a first suite" if what.startswith("--suite") else ""
@@ -44,7 +44,7 @@ def command(
     from tuneloop.registry.registered import evaluation_place
 
     wanted = load_suite(suite)
-    with screen(output.quiet, "applying the suite") as shown:
+    with screen(output.quiet, "applying the suite"):
         sides = read_side(evaluation_place(candidate)), read_side(evaluation_place(against))
         folder = sides[0].folder
         ask = None if no_model or sides[0].baseline else answers_of(folder)
@@ -52,27 +52,22 @@ def command(
     # What is said of a baseline in a folder is not said of the run that the folder belongs to.
     place = Path(out) if out else None if sides[0].baseline else folder
     path = write_gate(place, result) if place else None
-    if output.json:
-        print_json({**result.to_json(), "path": str(path) if path else None})
-    else:
-        for check in result.checks:
-            print(f"{SIGNS[check.status]}  {check.message}")
-        print(f"gate: {result.status}" + (f"  ({path})" if path else ""))
-    raise typer.Exit(EXIT[result.status])
+    lines = [f"{SIGNS[check.status]}  {check.message}" for check in result.checks]
+    lines.append(f"gate: {result.status}" + (f"  ({path})" if path else ""))
+    return Result({**result.to_json(), "path": str(path) if path else None}, lines, EXIT[result.status])
 
 
-def _init(target: str, against: str, suite: str, as_json: bool) -> None:
+def _init(target: str, against: str, suite: str) -> Result:
     from tuneloop.pipeline.suites import write_first_suite
 
     if not target or against:
         raise typer.BadParameter("--init takes one run or data set, and no --against")
     path = write_first_suite(target, suite)
-    if as_json:
-        print_json({"path": str(path)})
-    else:
-        print(
-            f"suite     {path}: read it, put in the rows that matter most\nnext      tuneloop gate NEW_RUN --against {target} --suite {path}"
-        )
+    lines = [
+        f"suite     {path}: read it, put in the rows that matter most",
+        f"next      tuneloop gate NEW_RUN --against {target} --suite {path}",
+    ]
+    return Result({"path": str(path)}, lines)
 
 
 def _columns(run: Path) -> dict[str, dict[str, Any]]:

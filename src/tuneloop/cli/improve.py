@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 
-import typer
-
-from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.console import Result, print_live
+from tuneloop.cli.parameters import STORE_ARGUMENT, Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import screen
+from tuneloop.core.ui import reporting
 
 
-def run(
+def command(
     project: str = argument("PROJECT.yaml", "What is kept good, and how."),
     approve: str = flag("", "STEP", "Approve a step that waits for a person."),
     watch: bool = switch("Make a pass again and again, until stopped."),
@@ -19,7 +19,7 @@ def run(
     replay: bool = switch("Decide again what was decided, from the log; do nothing."),
     *,
     output: Output,
-) -> None:
+) -> Result | None:
     """Retrain when there is a reason, and let gate and experiment decide.
 
     One pass, for cron; it goes on where the last one stopped. With --watch pass after pass.
@@ -28,63 +28,40 @@ def run(
     """
     from tuneloop.cli.ab import log_line
     from tuneloop.improve.controller import command as work
-    from tuneloop.improve.experiment.command import decision_log
     from tuneloop.improve.monitor.command import days_of
+    from tuneloop.serving.store.store import decision_log
 
     found = work.load_project(project)
     if replay:
-        checked, log = work.replay(found), decision_log(found.store)
-        if output.json:
-            print_json({"events": checked, "same": all(one.follows for one in checked), "log": log})
-        else:
-            for one in checked:
-                print(f"{'follows' if one.follows else 'DIFFERS'}  {one.time[:16].replace('T', ' ')}  {one.what}")
-            if not checked:
-                print("Nothing was decided yet.")
-            print(log_line(log))
-        raise typer.Exit(0 if not log.fault and all(one.follows for one in checked) else 1)
+        events, log = work.replay(found), decision_log(found.store)
+        same = all(one.follows for one in events)
+        lines = [
+            f"{'follows' if one.follows else 'DIFFERS'}  {one.time[:16].replace('T', ' ')}  {one.what}"
+            for one in events
+        ]
+        lines += [] if events else ["Nothing was decided yet."]
+        record = {"events": events, "same": same, "log": log}
+        return Result(record, [*lines, log_line(log)], int(bool(log.fault) or not same))
     pause = 86_400 * days_of(every, "--every")
     work.check_files(found)
     if watch:
-        _watch(project, pause, output.quiet)
-        return
-    with screen(output.quiet, "improving") as shown:
+        with reporting(say=None if output.quiet else partial(print_live, err=True)):
+            work.watch(project, every=pause)
+        return None
+    with screen(output.quiet, "improving"):
         done = work.improve(found, approve=approve)
-    if output.json:
-        print_json(done)
-    else:
-        print(done.sentence)
     waits = done.state in ("waiting", "needs approval")
     good = done.state == "idle" or done.sentence.startswith("promoted")
-    raise typer.Exit(3 if waits else 0 if good else 1)
+    return Result(done, [done.sentence], 3 if waits else 0 if good else 1)
 
 
-def _watch(project: str, pause: float, quiet: bool) -> None:
-    """Pass after pass; lines go to stderr, where logs belong."""
-    from tuneloop.improve.controller.command import watch
-
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
-
-    watch(project, every=pause)
-
-
-def report(
-    store: str = argument("[FOLDER]", "The server's folder, or its store: a file or a postgresql:// URL.", "serve"),
-    *,
-    output: Output,
-) -> None:
+def report(store: str = STORE_ARGUMENT, *, output: Output) -> Result:
     """Write a page of all that was tried: funnel, experiments, drift, costs, timeline."""
     from tuneloop.improve.report.command import write_improve_report
 
     with screen(output.quiet, "reading the store"):
         page, found = write_improve_report(store)
-    if output.json:
-        print_json({"report": str(page), **found.to_json()})
-    else:
-        print(f"report    {page}")
+    return Result({"report": str(page), **found.to_json()}, [f"report    {page}"])
 
 
-commands = {"run": run, "report": report}
-usual = "run"
+commands = {"run": command, "report": report}

@@ -1,35 +1,16 @@
-"""`tuneloop keys`."""
+"""`tuneloop serve keys`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tuneloop.cli.console import print_json
-from tuneloop.cli.parameters import Output, argument
+from pydantic import ValidationError
+
+from tuneloop.cli.console import Result
+from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
-
-if TYPE_CHECKING:
-    from tuneloop.serving.api_key import ApiKey
-
-
-@dataclass(frozen=True)
-class LimitOptions:
-    """What a key may use."""
-
-    adapters: str = flag("", "NAMES", "Models that it may ask, separated by commas; default: all.")
-    rpm: int | None = flag(None, "N", "Requests a minute.", least=1)
-    tpm: int | None = flag(None, "N", "Tokens a minute, read and written.", least=1)
-    budget_usd: float | None = flag(None, "USD", "Dollars in all; needs prices in serve.yaml.", least=0)
-    priority: str = flag("normal", "NAME", "high, normal or low: before whom its requests are answered.")
-    deadline_ms: float | None = flag(None, "MS", "Milliseconds to the first token; default: the server's objective.")
-    late: str = flag("refuse", "refuse|flex", "What becomes of a request that would be late: 429, or the tier flex.")
-    train: str = flag("yes", "yes|no", "Whether its requests may become training data.")
-    keep_days: float | None = flag(None, "DAYS", "Days after which texts leave the store; default: log.keep_days.")
-    rights: str = flag(
-        "", "NAMES", "users: the users that it names are believed; feedback: on any request, with weight."
-    )
+from tuneloop.serving.api_key import ApiKey, Limits
 
 
 def command(
@@ -38,9 +19,9 @@ def command(
     folder: str = flag("serve", "FOLDER", "Folder of the server.", "-f"),
     yes: bool = switch("With `open`: let requests without a key in again.", "-y"),
     *,
-    limits: LimitOptions,
+    limits: Limits,
     output: Output,
-) -> None:
+) -> Result:
     """Make, list and revoke the API keys of a server.
 
     A key is shown once, when it is made; only a digest is kept. One that is revoked is refused at once. Once there was a key,
@@ -61,46 +42,28 @@ def command(
         )
     if action == "list":
         keys = read_keys(folder)
-        if output.json:
-            print_json({"keys": [_shown(key) for key in keys]})
-        for line in [] if output.json else map(_line, keys):
-            print(line)
-        return
+        return Result({"keys": [_shown(key) for key in keys]}, map(_line, keys))
     if action == "open":
         if not yes:
             raise UserError("This lets everyone on this machine in without a key", next_step="tuneloop keys open --yes")
         open_keys(folder)
-        print_json({"open": True}) if output.json else print(
-            "open: no key is needed on this machine's own address, until `tuneloop keys add`"
-        )
-        return
+        line = "open: no key is needed on this machine's own address, until `tuneloop keys add`"
+        return Result({"open": True}, [line])
     if not name:
         raise UserError("Whose key?", next_step=f"tuneloop keys {action} NAME")
     if action == "revoke":
         gone = revoke_key(folder, name)
-        print_json(_shown(gone)) if output.json else print(f"revoked {gone.name} ({gone.id})")
-        return
-    allowed = _limits(limits)
+        return Result(_shown(gone), [f"revoked {gone.name} ({gone.id})"])
+    allowed = _checked(limits)
     if allowed.budget_usd is not None:
         refuse_budget_without_prices([name], last_prices(folder), folder)
     secret, made = add_key(folder, name, allowed)
-    if output.json:
-        print_json({"key": secret, **_shown(made)})
-    else:
-        print(secret)
+    return Result({"key": secret, **_shown(made)}, [secret])
 
 
-def _limits(options: LimitOptions) -> Any:
-    from pydantic import ValidationError
-
-    from tuneloop.serving.api_key import Limits
-
-    lists = {
-        name: [each.strip() for each in getattr(options, name).split(",") if each.strip()]
-        for name in ("adapters", "rights")
-    }
+def _checked(limits: Limits) -> Limits:
     try:
-        return Limits.model_validate(vars(options) | lists)
+        return Limits.model_validate(given(limits))
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")

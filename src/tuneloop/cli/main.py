@@ -20,95 +20,74 @@ import typer.core
 import typer.main
 
 from tuneloop import __version__
-from tuneloop.cli.console import report_error, visible_output
-from tuneloop.cli.parameters import Command, expanded
+from tuneloop.cli.console import report_error
 from tuneloop.cli.unread import drop_unread_output
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, in_shell
 from tuneloop.core.parent import end_with_parent
 from tuneloop.core.python_file import code_of_a_command
+from tuneloop.core.terminal import visible_output
 
-# The commands by stage of the life cycle. Each is `command` in the module of its name, which is imported when it is needed.
+# What help lists, by stage of the life cycle. Each is a module of that name, which is imported when it is called.
 COMMANDS: dict[str, dict[str, str]] = {
     "Decide and plan": {
         "advise": "Say whether to fine-tune at all, how, and when it pays off.",
-        "plan": "Predict the memory, hours and dollars of training, for any GPU or for this machine.",
+        "plan": "Predict the memory, hours and dollars of training; list prices.",
     },
     "Data": {
         "prepare": "Turn files of any format into train, validation and test splits.",
-        "check": "Check a prepared data set for problems that spoil training or evaluation.",
-        "diff": "Show what changed between two prepared data sets.",
-        "forget": "Remove a person's rows from a data set, and list all that was made from it.",
+        "data": "Check and diff prepared data sets, forget a person's rows.",
     },
     "Train": {
         "init": "Write a recipe for a file of examples.",
-        "run": "Do all stages in one go: prepare, baselines, plan, train, evaluate, report.",
-        "train": "Train an adapter, or all weights, on a prepared data set.",
-        "sweep": "Search over settings with several values, and evaluate the winner once.",
-    },
-    "Evaluate": {
-        "evaluate": "Measure a run, a model, an endpoint or a file of answers on any rows.",
-        "compare": "Compare evaluations of the same rows, each with the first one.",
-        "predict": "Answer the rows of a file.",
-        "chat": "Ask a model questions, one line at a time.",
-        "review": "Let people judge answers on a local page without knowing whose they are.",
-        "report": "Write the report page of a run or evaluation again.",
-    },
-    "Release": {
-        "gate": "Decide whether a candidate may replace the model in use.",
-        "export": "Export a run as a folder that other tools can load, with a model card.",
-        "register": "Register an artifact as the newest version of a model.",
-        "promote": "Make a version of a model the one in use, if the gate allows it.",
-        "rollback": "Make the previous version the one in use again.",
-        "models": "List registered models, their versions and figures.",
-        "deploy": "Make the project that serves an artifact on a host, with its price.",
-        "push": "Upload an artifact to the Hugging Face hub.",
-        "reproduce": "Train a run again and say whether the same came out.",
-        "verify": "Check that an artifact's files are as they were exported, and who signed them.",
-    },
-    "Serve": {
-        "serve": "Answer requests by OpenAI's API until stopped.",
-        "batch": "Answer a file of requests or rows, or a folder of texts, without a server.",
-        "top": "Show what a running server does: requests, queue, times, tokens, batches, dollars.",
-        "costs": "Say what served requests cost, by model, key and tier.",
-        "requests": "Write served requests as a log that prepare reads.",
-        "keys": "Make, list and revoke the API keys of a server.",
-    },
-    "Improve": {
-        "feedback": "Store, import, export and show what people say of answers.",
-        "monitor": "Say whether production has changed, in which requests and words, and what to do.",
-        "collect": "Turn requests with feedback into training data, and keep some users for the test.",
-        "improve": "Retrain when there is a reason, and let gate and experiment decide.",
-        "ab": "Try a candidate on live traffic, and decide by what its users do.",
+        "run": "Do all stages in one go, from the rows to the report.",
+        "train": "Train on a prepared data set; sweep over settings.",
     },
     "Combine": {
         "merge": "Merge adapters of one base into one adapter, in the folder of a run.",
         "distill": "Train a small model on a larger one's answers, and say whether it was worth it.",
-        "route": "Fit and measure a router that sends each request to a model.",
+        "route": "Send each request to the model that answers it best.",
+    },
+    "Evaluate": {
+        "evaluate": "Measure a run, a model, an endpoint or a file of answers.",
+        "compare": "Compare evaluations of the same rows, each with the first one.",
+        "predict": "Answer the rows of a file.",
+        "chat": "Ask a model questions, one line at a time.",
+        "review": "Let people judge answers blind, of tests or of production.",
+    },
+    "Release": {
+        "gate": "Decide whether a candidate may replace the model in use.",
+        "export": "Export a run as a folder that other tools can load.",
+        "models": "List, register, promote, push, verify and reproduce models.",
+        "deploy": "Make the project that serves an artifact on a host.",
+    },
+    "Serve": {
+        "serve": "Answer requests by OpenAI's API; manage keys, see top and costs.",
+        "batch": "Answer a file of requests or rows, or a folder of texts.",
+    },
+    "Improve": {
+        "monitor": "Say whether production has changed, where, and what to do.",
+        "collect": "Turn requests and feedback into training data.",
+        "ab": "Try a candidate on live traffic, and decide by its users.",
+        "improve": "Retrain when there is a reason; gate and experiment decide.",
     },
     "Set up": {
         "doctor": "Check this machine: packages, model, memory, disk.",
-        "schema": "Print the JSON Schema of a recipe or of a file's record, or a table of the recipe's keys.",
+        "schema": "Print the JSON Schema of a recipe or record, or a table of keys.",
     },
 }
 
+# Commands that also run without the name of their group.
+GROUPS = {
+    "sweep": "train", "keys": "serve", "top": "serve", "costs": "serve",
+}  # fmt: skip
 
-class _WithUsual(typer.core.TyperGroup):
-    """The commands of a group; `tuneloop improve PROJECT.yaml` means the usual one, `tuneloop improve run PROJECT.yaml`."""
-
-    usual = ""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """Read the arguments, with the usual command before those that name none."""
-        if self.usual and args and args[0] not in self.commands and args[0] != "--help":
-            args = [self.usual, *args]
-        return super().parse_args(ctx, args)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the table of commands, each with its whole first sentence."""
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, " ".join((each.help or "").split("\n\n")[0].split())) for name, each in self.commands.items()]
-            )
+# Earlier names of commands -> where they are now.
+MOVED = {
+    "check": "data check", "diff": "data diff", "forget": "data forget", "report": "compare",
+    "register": "models register", "promote": "models promote", "rollback": "models rollback", "push": "models push",
+    "verify": "models verify", "reproduce": "models reproduce", "requests": "collect requests",
+    "feedback": "collect", "feedback queue": "review draw", "feedback votes": "review votes",
+}  # fmt: skip
 
 
 class _Commands(typer.core.TyperGroup):
@@ -125,22 +104,31 @@ class _Commands(typer.core.TyperGroup):
         return list(self.commands)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or None."""
+        """The command or group of that name, or None."""
         if cmd_name in self.commands and self.commands[cmd_name] is None:
-            module = import_module(f"tuneloop.cli.{cmd_name}")
-            several = getattr(module, "commands", None)  # `ab plan`, `ab start`: a function for each
+            from tuneloop.cli.parameters import built
+
             line = next(stage[cmd_name] for stage in COMMANDS.values() if cmd_name in stage)
-            one = typer.Typer(add_completion=False, rich_markup_mode=None)
-            usual = getattr(module, "usual", "")  # what is meant where no command of the group is named
-            kind = type("_Group", (_WithUsual,), {"usual": usual})
-            group = typer.Typer(
-                name=cmd_name, help=line, no_args_is_help=True, add_completion=False, rich_markup_mode=None, cls=kind
-            )
-            for name, function in (several or {cmd_name: module.command}).items():
-                (group if several else one).command(name, cls=Command)(expanded(function))
-            group.callback()(lambda: None)  # without it, a group of one command would be that command
-            self.commands[cmd_name] = typer.main.get_command(group if several else one)
+            self.commands[cmd_name] = built(cmd_name, import_module(f"tuneloop.cli.{cmd_name}"), line)
         return self.commands.get(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is called: of a group its usual one, where none of its commands is named.
+
+        Raises:
+            UserError: it is the earlier name of a command.
+        """
+        for words in (2, 1):
+            if new := MOVED.get(" ".join(args[:words])):
+                old, step = " ".join(args[:words]), in_shell(["tuneloop", *new.split(), *args[words:]])
+                raise UserError(f"tuneloop {old} is now tuneloop {new}", next_step=step)
+        if args[0] in GROUPS:
+            args = [GROUPS[args[0]], *args]
+        name, command, rest = super().resolve_command(ctx, args)
+        usual = getattr(command, "usual", None)
+        if usual is not None and not (rest and rest[0] in getattr(command, "commands", ())):
+            command = usual
+        return name, command, rest
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the table of commands."""

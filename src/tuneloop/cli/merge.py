@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.console import Result
+from tuneloop.cli.parameters import Output, argument
 from tuneloop.combine.options import AUTO, JudgeOptions, MergeOptions
 from tuneloop.core.flag import flag
+from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
 
 if TYPE_CHECKING:
@@ -18,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def command(
-    adapters: list[str] = typer.Argument(
-        ..., metavar="ADAPTER...", help="Runs, artifacts, NAME@ALIAS or folders in PEFT's layout, all of one base."
+    adapters: list[str] = argument(
+        "ADAPTER...", "Runs, artifacts, NAME@ALIAS or folders in PEFT's layout, all of one base."
     ),
     out: str = flag(..., "RUN", "Folder of the merged run.", "-o"),
     *,
     how: MergeOptions,
     judging: JudgeOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Merge adapters of one base into one adapter, in the folder of a run.
 
     What is merged is the product of each adapter's matrices, so adapters may differ in rank, scale and modules. Where the
@@ -38,7 +40,7 @@ def command(
     from tuneloop.combine.merge.tasks import can_judge, merge_tasks
 
     settings = MergeSettings(how.method, _numbers(how.weights), how.rank, how.density)
-    with screen(output.quiet, "merging") as shown:
+    with screen(output.quiet, "merging"):
         experts = open_experts(adapters, how.base)
         why_not = "" if judging.no_judge or len(experts) < 2 else can_judge(experts)
         if judging.no_judge or why_not or len(experts) < 2:
@@ -52,34 +54,31 @@ def command(
             deployment = None
         else:
             record, deployment = merge_tasks(experts, settings, Path(out), judging)
-    if output.json:
-        tasks = deployment.to_json() if deployment else None
-        print_json({"path": out, **(record.to_json() if record else {}), "deployment": tasks})
-    else:
-        _print(record, deployment, out)
-    if deployment and (record is None or record.routed):
-        raise typer.Exit(1)
+    tasks = deployment.to_json() if deployment else None
+    answer = {"path": out, **(record.to_json() if record else {}), "deployment": tasks}
+    lost = deployment is not None and (record is None or record.routed)
+    return Result(answer, _lines(record, deployment, out), int(bool(lost)))
 
 
-def _print(record: MergeRecord | None, deployment: TaskDeployment | None, out: str) -> None:
+def _lines(record: MergeRecord | None, deployment: TaskDeployment | None, out: str) -> Iterator[str]:
     from tuneloop.combine.merge.tasks import unshown
 
     for words in unshown(record.tasks) if record else ():
-        print(f"warn: {words}")
+        yield f"warn: {words}"
     for route in deployment.routes if deployment else ():
-        print(f"{route.task} -> {route.target}")
+        yield f"{route.task} -> {route.target}"
     for task in record.tasks if record else ():
         share = f"{task.kept.value:.0%} [{task.kept.low:.0%}, {task.kept.high:.0%}]" if task.kept else "no gain shown"
         more = "" if task.random is None else f"  with a random adapter {task.random:.3f}"
         more += "  pooled: not trained (--pooled RUN)" if task.pooled is None else f"  pooled {task.pooled:.3f}"
-        print(
+        yield (
             f"  {task.task}: {task.metric} base {task.base:.3f}  expert {task.expert:.3f}  merged {task.merged:.3f}  "
             f"kept {share}{more}"
         )
     if record:
-        print(f"{out}  ({record.method}, rank {record.rank}, {record.lost:.1%} of the length lost)")
+        yield f"{out}  ({record.method}, rank {record.rank}, {record.lost:.1%} of the length lost)"
     else:
-        print("Nothing is merged: each task stays with its expert.")
+        yield "Nothing is merged: each task stays with its expert."
 
 
 def _numbers(text: str) -> tuple[float, ...]:

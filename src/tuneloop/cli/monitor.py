@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import typer
 
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import Result
 from tuneloop.cli.endpoint import ConnectionOptions
-from tuneloop.cli.parameters import Output, argument, given
+from tuneloop.cli.parameters import STORE_ARGUMENT, Output, given
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import screen
 from tuneloop.improve.monitor.detectors import MonitorOptions
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.targets import TaskTarget
 
 
-@dataclass(frozen=True)
-class CanaryTarget:
+class CanaryTarget(Config):
     """Who is asked the canary prompts now."""
 
     PANEL: ClassVar[str] = "Canary prompts"
@@ -27,8 +27,7 @@ class CanaryTarget:
     ask_model: str = flag("", "NAME", "The model, as the endpoint of --ask names it.")
 
 
-@dataclass(frozen=True)
-class KnownChange:
+class KnownChange(Config):
     """A change that needs no alarm for a while."""
 
     PANEL: ClassVar[str] = "What you know"
@@ -38,7 +37,7 @@ class KnownChange:
 
 
 def command(
-    store: str = argument("[STORE]", "The server's folder, or its store: a file or a postgresql:// URL.", "serve"),
+    store: str = STORE_ARGUMENT,
     reference: str = flag(..., "DATASET", "The prepared data set that the model was trained on.", "-r"),
     all_detectors: bool = switch("Show detectors without an alarm, too.", "--all"),
     *,
@@ -47,8 +46,8 @@ def command(
     known: KnownChange,
     connection: ConnectionOptions,
     output: Output,
-) -> None:
-    """Say whether production has changed, in which requests and words, and what to do.
+) -> Result:
+    """Say whether production has changed, where, and what to do.
 
     Exit status 0: no alarm; 1: an alarm; 3: too few requests to tell.
     """
@@ -58,21 +57,15 @@ def command(
     if known.ignore:
         note(store, options.model, [name.strip() for name in known.ignore.split(",")], known.ignore_until)
     target = _target(store, canary.ask, canary.ask_model, connection) if canary.ask else None
-    with screen(output.quiet, "comparing") as shown:
+    with screen(output.quiet, "comparing"):
         report = monitor_store(store, reference, given(options), ask=target)
-    if output.json:
-        print_json(report)
-    else:
-        print("\n".join(report.summary))
-        if all_detectors:
-            for one in report.detections:
-                if not one.alarm:
-                    print(f"  {one.sentence}")
-            for name, why in report.skipped.items():
-                print(f"  {name}: left out, {why}")
-        elif report.skipped:
-            print(f"Not compared: {', '.join(report.skipped)} (--all says why).")
-    raise typer.Exit(1 if report.alarms else 0 if report.detections or report.canary_rounds else 3)
+    lines = [*report.summary]
+    if all_detectors:
+        lines += [f"  {one.sentence}" for one in report.detections if not one.alarm]
+        lines += [f"  {name}: left out, {why}" for name, why in report.skipped.items()]
+    elif report.skipped:
+        lines.append(f"Not compared: {', '.join(report.skipped)} (--all says why).")
+    return Result(report, lines, 1 if report.alarms else 0 if report.detections or report.canary_rounds else 3)
 
 
 def _target(store: str, name: str, model: str, connection: ConnectionOptions) -> TaskTarget:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from tuneloop.cli.console import Settings, print_json, screen, split_arguments
-from tuneloop.cli.parameters import Output, argument, given
-from tuneloop.cli.prices import prices as show_prices
+from tuneloop.cli.console import Result, one_place
+from tuneloop.cli.parameters import SETTINGS, Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import screen
 from tuneloop.core.units import counted
 from tuneloop.plan.config import PlanOptions, PlanWanted
 from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
+from tuneloop.plan.prices import TIERS, load_prices, update_prices
 from tuneloop.plan.recommend import recommendation_here
 from tuneloop.plan.shape import find_model
 
@@ -27,32 +27,24 @@ def command(
         "What is trained on, as for run: a file of examples, a prepared data set, a recipe, or a run.",
         "",
     ),
-    settings: Settings = None,
+    settings: list[str] | None = SETTINGS,
     all_rows: bool = switch("Show every machine instead of the first ten.", "--all"),
     out: str = flag("", "FOLDER", "Folder in which to write plan.json.", "-o"),
     *,
     wanted: PlanWanted,
     options: PlanOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Predict the memory, hours and dollars of training, for any GPU or for this machine.
 
     With --model alone it answers for every GPU, at once and without torch; with a recipe or data set for this machine, by
     measuring it. Exit status 1: it does not fit.
     """
     if wanted.history:
-        _history(output.json)
-        return
+        return _history()
     if wanted.serve:
-        _serving(source, given(options), wanted.context, wanted.concurrency, output.json)
-        return
-    places, settings = split_arguments([source, *(settings or [])])
-    if len(places) > 1 and places[0] != "prices":
-        raise typer.BadParameter(f"{places[1]} is one place too many")
-    source = places[0] if places else ""
-    if source == "prices":
-        show_prices([*places[1:], *settings], options.prices, output.json)
-        return
+        return _serving(source, given(options), wanted.context, wanted.concurrency)
+    source, settings = one_place(source, settings)
     asked = given(options)
     model = asked.pop("model", "")
     if wanted.calibrate:
@@ -66,16 +58,37 @@ def command(
         from tuneloop.records.record import write_record
 
         write_record(Path(out) / PLAN, Plan.model_validate(plan))
-    if output.json:
-        print_json(plan)
-    elif "table" in plan:
-        from tuneloop.report.plan_terminal import print_plan
+    if "table" not in plan:
+        return Result(plan, _measured(plan), int(not plan["fits"]))
+    from tuneloop.report.plan_terminal import print_plan
 
-        print_plan(plan, everything=all_rows)
-    else:
-        _print_measured(plan)
-    if not plan["fits"]:
-        raise typer.Exit(1)
+    return Result(plan, lambda console: print_plan(plan, everything=all_rows), int(not plan["fits"]))
+
+
+def prices(
+    action: str = argument("[update]", "Fetch newer offers first.", ""),
+    prices: str = flag("", "FILE", "Your own price file."),
+    *,
+    output: Output,
+) -> Result:
+    """Show the price of every GPU, or with `update` fetch newer offers first."""
+    if action not in ("", "update"):
+        step = "tuneloop plan prices, or tuneloop plan prices update"
+        raise UserError(f"No such thing to do with prices: {action}", where="plan prices", next_step=step)
+    fetched = update_prices() if action else None
+    table = load_prices(prices or None)
+    offers = {gpu: {tier: of[0] for tier in TIERS if (of := table.offers(gpu, tier))} for gpu in all_gpus()}
+    return Result({"fetched": fetched, "prices": offers}, _price_lines(fetched, offers))
+
+
+def _price_lines(fetched: Mapping[str, Any] | None, offers: Mapping[str, Mapping[Any, Any]]) -> Iterator[str]:
+    if fetched:
+        yield f"{fetched['offers']:,} offers of {', '.join(fetched['providers'])} in {fetched['path']}"
+    for gpu, tiers in offers.items():
+        for i, price in enumerate(tiers.values()):
+            yield f"{gpu if not i else '':14}{price.words()}"
+        if not tiers:
+            yield f"{gpu:14}no price"
 
 
 def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +123,7 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
         return plan_machines({"model": model, **asked, "dataset": data})
     recipe = recipe_of(data, settings, model=model)
     other = stand_in(recipe.model)
-    with screen(quiet, "planning") as shown:
+    with screen(quiet, "planning"):
         if source and not asked and not other:
             plan = plan_alone(recipe, "")
             return {**plan, "recommendation": recommendation_here(plan)}
@@ -125,7 +138,7 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
     return plan
 
 
-def _serving(source: str, asked: dict[str, Any], context: int, concurrency: int, as_json: bool) -> None:
+def _serving(source: str, asked: dict[str, Any], context: int, concurrency: int) -> Result:
     from tuneloop.plan.serve import assumptions, plan_serving
 
     model = asked.pop("model", "") or source
@@ -140,17 +153,12 @@ def _serving(source: str, asked: dict[str, Any], context: int, concurrency: int,
     context = min(context, shape.context) if context == 8192 and shape.context else context
     machines = [find_gpu(asked["gpu"])] if "gpu" in asked else [*all_gpus().values(), this_cpu()]
     found = plan_serving(shape, machines, context, concurrency, asked.get("gpus"))
-    said = [*assumed, *assumptions(context, concurrency)]
-    if as_json:
-        print_json(
-            {"model": name, "context": context, "concurrency": concurrency, "served": found, "assumptions": said}
-        )
-        return
+    assumed = [*assumed, *assumptions(context, concurrency)]
     from tuneloop.report.plan_terminal import serving_lines
 
-    print("\n".join(serving_lines(name, found, context, concurrency)))
-    for line in said:
-        print(f"  assumed: {line}")
+    lines = [*serving_lines(name, found, context, concurrency), *(f"  assumed: {line}" for line in assumed)]
+    record = {"model": name, "context": context, "concurrency": concurrency, "served": found, "assumptions": assumed}
+    return Result(record, lines)
 
 
 def _trained(asked: dict[str, Any]) -> list[str]:
@@ -168,7 +176,7 @@ def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> di
     from tuneloop.pipeline.recipes import recipe_of
     from tuneloop.pipeline.train import calibrate_alone
 
-    with screen(quiet, "planning") as shown, tempfile.TemporaryDirectory() as scratch:
+    with screen(quiet, "planning"), tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
             file = Path(scratch) / "examples.jsonl"
             texts = [
@@ -180,51 +188,49 @@ def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> di
         return calibrate_alone(recipe_of(source, settings, model=model))
 
 
-def _history(as_json: bool) -> None:
+def _history() -> Result:
     from tuneloop.plan.ledger import read_ledger, summary
 
-    found = summary(read_ledger())
-    if as_json:
-        print_json(found)
+    ledger = summary(read_ledger())
+    return Result(ledger, _history_lines(ledger))
+
+
+def _history_lines(ledger: dict[str, Any]) -> Iterator[str]:
+    if not ledger["runs"]:
+        yield "No run is finished yet: `tuneloop run`, `train` and `plan --calibrate` each leave a line."
         return
-    if not found["runs"]:
-        print("No run is finished yet: `tuneloop run`, `train` and `plan --calibrate` each leave a line.")
-        return
-    print(f"{'when':<26}{'model':<16}{'method':<8}{'GiB said':>9}{'came':>8}{'minutes said':>14}{'came':>8}")
-    for run in found["runs"]:
+    yield f"{'when':<26}{'model':<16}{'method':<8}{'GiB said':>9}{'came':>8}{'minutes said':>14}{'came':>8}"
+    for run in ledger["runs"]:
         said, came = run["predicted_minutes"], run["actual_minutes"]
         why = "machine was busy" if run["disturbed"] else "ended early"
         minutes = f"{said:>14.1f}{came:>8.1f}" if said and came else f"{why:>22}"
-        print(
-            f"{run['date']:<26}{run['model'][:15]:<16}{run['method']:<8}{run['predicted_gib']:>9.2f}{run['actual_gib']:>8.2f}{minutes}"
-        )
-    if not found["memory"]["runs"]:
-        print("None of them was planned by today's formulas: no error is known yet, nothing is corrected.")
+        gib = f"{run['predicted_gib']:>9.2f}{run['actual_gib']:>8.2f}"
+        yield f"{run['date']:<26}{run['model'][:15]:<16}{run['method']:<8}{gib}{minutes}"
+    if not ledger["memory"]["runs"]:
+        yield "None of them was planned by today's formulas: no error is known yet, nothing is corrected."
     for what in ("memory", "time"):
-        if found[what]["runs"]:
-            print(
-                f"{what}: median error {found[what]['median_error']:.0%}, worst {found[what]['worst_error']:+.0%} "
-                f"({counted(found[what]['runs'], 'run')} planned by today's formulas)"
-            )
+        if ledger[what]["runs"]:
+            error = f"median error {ledger[what]['median_error']:.0%}, worst {ledger[what]['worst_error']:+.0%}"
+            yield f"{what}: {error} ({counted(ledger[what]['runs'], 'run')} planned by today's formulas)"
 
 
-def _print_measured(plan: dict[str, Any]) -> None:
+def _measured(plan: dict[str, Any]) -> Iterator[str]:
     from tuneloop.pipeline.plan import plan_line
 
-    print(plan_line(plan))
+    yield plan_line(plan)
     for name, gib in plan["memory"]["terms"].items():
-        print(f"  {gib:7.2f} GiB  {name}")
-    print(f"  {plan['memory']['peak_gib']:7.2f} GiB  peak, of {plan['memory']['capacity_gib']:.1f} GiB")
+        yield f"  {gib:7.2f} GiB  {name}"
+    yield f"  {plan['memory']['peak_gib']:7.2f} GiB  peak, of {plan['memory']['capacity_gib']:.1f} GiB"
     if measured := plan.get("measured"):
-        print(
-            f"  measured: {measured['peak_gib']:.2f} GiB, {measured['minutes']:.1f} minutes, {measured['tokens_per_second']:,.0f} tokens/s"
-        )
-        print(
-            "  learned: `tuneloop plan --model ... --gpu` for this machine now goes by this speed (tuneloop plan --history)"
-        )
+        speed = f"{measured['minutes']:.1f} minutes, {measured['tokens_per_second']:,.0f} tokens/s"
+        yield f"  measured: {measured['peak_gib']:.2f} GiB, {speed}"
+        yield "  learned: `tuneloop plan --model ... --gpu` for this machine now goes by this speed (tuneloop plan --history)"
     for line in plan["assumptions"]:
-        print(f"  assumed: {line}")
+        yield f"  assumed: {line}"
     for change in plan["alternatives"]:
-        print(f"  instead: {change['change']} ({change['why']})")
+        yield f"  instead: {change['change']} ({change['why']})"
     if "recommendation" in plan:
-        print(f"\nRecommendation: {plan['recommendation']}")
+        yield f"\nRecommendation: {plan['recommendation']}"
+
+
+commands = {"prices": prices}

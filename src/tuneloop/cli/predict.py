@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import Result, print_json
 from tuneloop.cli.endpoint import ConnectionOptions, EndpointOptions
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.cli.unread import stop_if_unread
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
+from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
 
@@ -26,8 +26,7 @@ TARGET = argument(
 )
 
 
-@dataclass(frozen=True)
-class TargetOptions:
+class TargetOptions(Config):
     """How a target is asked, for `predict` and `chat`."""
 
     model: str = flag("", "NAME", "The model, as an endpoint names it.", "-m")
@@ -59,7 +58,7 @@ def command(
     asking: TargetOptions,
     connection: EndpointOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Answer the rows of a file.
 
     Each row is asked as the model was trained; labels come with their probability. With --out a killed predict goes on where
@@ -72,26 +71,20 @@ def command(
 
     opened = open_with_task(target, base=asking.base, task=asking.task, endpoint=asking.server(connection))
     options = Options(column, asking.system, top, asking.max_new_tokens)
-    with screen(output.quiet, "answering") as shown:
-        write = None if output.json or out else _print
+    with screen(output.quiet, "answering"):
+        write = None if output.as_json or out else _print
         found = predict_file(opened, file, options, out, write=write)
     summary = found.summary
-    if output.json:
-        print_json(summary if out else {**summary, "predictions": found.rows})
-    else:
-        with screen(output.quiet, "answering") as shown:
+    if not output.as_json:
+        with screen(output.quiet, "answering"):
             say(_said(summary))
-        if out:
-            print(out)
-    if found.failed:
-        raise typer.Exit(1)
+    record = summary if out else {**summary, "predictions": found.rows}
+    return Result(record, [out] if out else [], int(bool(found.failed)))
 
 
 def _print(row: dict[str, object]) -> None:
-    from tuneloop.core.files import plain
-
-    takes_all = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(plain(row), ensure_ascii=not takes_all, default=str), flush=True)
+    """A row on stdout; in ASCII where its encoding does not hold everything."""
+    print_json(row, ascii=(sys.stdout.encoding or "").lower().replace("-", "") != "utf8")
     stop_if_unread()
 
 

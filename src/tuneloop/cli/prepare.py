@@ -6,11 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import typer
-
-from tuneloop.cli.console import print_json, screen, split_arguments, terminal
+from tuneloop.cli.console import Result, split_arguments
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import screen, terminal
 from tuneloop.deploy.clusters import refuse_other_place
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def command(
     track: bool = switch("Log the data set to MLflow; also done where MLFLOW_TRACKING_URI is set."),
     *,
     output: Output,
-) -> None:
+) -> Result:
     """Turn files of any format into train, validation and test splits.
 
     Exit status 1: all is written, but a check is at `error`.
@@ -42,7 +41,7 @@ def command(
     places, settings = split_arguments(sources)
     recipe = recipe_for_sources(places, settings, name=name, model=model)
     refuse_other_place(on)
-    with screen(output.quiet, "preparing the data") as shown, cluster_of(on):
+    with screen(output.quiet, "preparing the data"), cluster_of(on):
         recipe = (
             recipe if not on else recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
         )
@@ -51,21 +50,16 @@ def command(
     if show:
         from tuneloop.cli.rows import print_rows
 
-        print_rows(recipe.model, dataset.train[:show], to_stderr=output.json)
+        print_rows(recipe.model, dataset.train[:show], terminal(stderr=output.as_json))
     errors = dataset.manifest.errors
-    if output.json:
-        print_json({"path": dataset.path, **dataset.manifest.to_json()})
-    else:
-        if not output.quiet:
-            from tuneloop.report.data_terminal import data_summary
+    if not output.as_json and not output.quiet:
+        from tuneloop.report.data_terminal import data_summary
 
-            terminal(stderr=True).print(data_summary(dataset.manifest))
-        print(f"{dataset.id}  {dataset.path}")
-        after = "put the errors right first" if errors else f"tuneloop train {dataset.path}"
-        print(f"report: {dataset.path}/report.html   next: {after}")
-    if errors:
-        _say_errors(errors)
-        raise typer.Exit(1)
+        terminal(stderr=True).print(data_summary(dataset.manifest))
+    _say_errors(errors)
+    after = "put the errors right first" if errors else f"tuneloop train {dataset.path}"
+    lines = [f"{dataset.id}  {dataset.path}", f"report: {dataset.path}/report.html   next: {after}"]
+    return Result({"path": dataset.path, **dataset.manifest.to_json()}, lines, int(bool(errors)))
 
 
 def _say_errors(errors: Sequence[Check]) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.console import Result
+from tuneloop.cli.parameters import STORE, STORE_ARGUMENT, Output, argument
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.ui import say
+from tuneloop.core.terminal import screen
+from tuneloop.core.ui import reporting, say
 from tuneloop.core.units import counted, verb
 
 
-@dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(Config):
     """Which rows people see."""
 
     mode: str = flag("", "NAME", "pairwise or rating; default: by the number of evaluations.")
@@ -26,8 +26,7 @@ class SampleOptions:
     out: str = flag("", "FOLDER", "Folder of the review; default: review/ in the first evaluation's folder.", "-o")
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(Config):
     """What becomes of the votes."""
 
     export: str = flag("", "NAME", "Write the votes as data: preference, kto or corrected.")
@@ -47,7 +46,7 @@ def command(
     sample: SampleOptions,
     votes: ExportOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Let people judge answers on a local page without knowing whose they are.
 
     Then it reports agreement and ranking, and writes votes as data with --export.
@@ -59,22 +58,17 @@ def command(
         review = _review(places, sample)
         if votes.export:
             written = _export(review, votes.export, votes.to)
-            if output.json:
-                print_json(written)
-            else:
+            if not output.as_json:
                 say(f"{counted(written['rows'], 'row')} in {written['path']}" + _left(written))
                 say(f"next: {written['prepare']}")
-            return
+            return Result(written)
         hint = "" if sample.rows else "; --rows 10 takes ten rows, in a folder of its own (--out)"
         say(f"{counted(len(review.items), 'item')} in {review.folder}{hint}")
     if not no_serve:  # not with a screen at work: it would go on telling of the time that people take to read
-        serve(review, host=host, port=port)
+        with reporting(say=shown.say):
+            serve(review, host=host, port=port)
     found = results(review)
-    if output.json:
-        print_json(found)
-    else:
-        for line in _lines(found):
-            print(line)
+    return Result(found, _lines(found))
 
 
 def _review(places: list[str], sample: SampleOptions) -> Any:
@@ -155,3 +149,40 @@ def _bounds(estimate: Any) -> str:
         return "not measured"
     interval = f" [{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.low == estimate.low else ""
     return f"{estimate.value:.2f}{interval}"
+
+
+def draw(
+    store: str = STORE_ARGUMENT,
+    out: str = flag(..., "FOLDER", "Folder of the review.", "-o"),
+    rows: int = flag(40, "N", "Answers to look at.", least=1, most=1000),
+    since: str = flag("", "TIME", "Only requests from then on, as in 2026-01-01."),
+    model: str = flag("", "NAME", "Only requests to this model."),
+    seed: int = flag(0, "N", "Seed of the draw.", least=0),
+    hidden: bool = switch("Do not show the given answer, so that nobody is led by it."),
+    *,
+    output: Output,
+) -> Result:
+    """Choose the answers that deserve a person's minutes, for `tuneloop review`.
+
+    40 of 100 at random; the others are disliked, disagree with a candidate, stand out in an alarm, or are uncertain.
+    """
+    from tuneloop.improve.feedback.review_command import draw_queue, queue_lines
+
+    drawn = draw_queue(store, out, rows=rows, since=since, model=model, seed=seed, hidden=hidden)
+    then = f"tuneloop review votes {drawn.folder} --store {store}"
+    lines = [f"{counted(drawn.rows, 'answer')} in {drawn.folder}", *queue_lines(drawn)]
+    return Result(drawn, [*lines, f"next      tuneloop review {drawn.folder}, then {then}"])
+
+
+def votes(
+    review: str = argument("FOLDER", "Of the review, from `review draw`."), store: str = STORE, *, output: Output
+) -> Result:
+    """Store what people said in a review of production as feedback."""
+    from tuneloop.improve.feedback.review_command import store_votes
+
+    added, number = store_votes(store, review)
+    line = f"{added} pieces of feedback from {counted(number, 'vote')}"
+    return Result({"added": added, "votes": number}, [line])
+
+
+commands = {"draw": draw, "votes": votes}

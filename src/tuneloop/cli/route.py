@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.combine.options import RouteOptions
 from tuneloop.core.flag import flag
+from tuneloop.core.terminal import screen
 from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ MOST_FOREIGN = 0.1  # share of requests in another language that is passed over 
 
 
 def fit(
-    targets: list[str] = typer.Argument(None, metavar="[RUN]...", help="Runs, each with its own task and rows."),
+    targets: list[str] = argument("[RUN]...", "Runs, each with its own task and rows.", None),
     outcomes: str = flag(
         "", "FILE", "A CSV instead: a column prompt, and one for each model that says what its answer was worth."
     ),
@@ -30,7 +32,7 @@ def fit(
     *,
     options: RouteOptions,
     output: Output,
-) -> None:
+) -> Result:
     """Fit a router from requests to models, and say how good it is on rows that it has not seen.
 
     Several kinds are fitted; the best on validation rows is calibrated and kept.
@@ -38,15 +40,16 @@ def fit(
     from tuneloop.combine.route.command import RouteSources, fit_route
 
     sources = RouteSources(targets or [], outcomes, _costs(costs))
-    with screen(output.quiet, "fitting") as shown:
+    with screen(output.quiet, "fitting"):
         router = fit_route(sources, Path(out), options)
-    _show(router, out, output.json)
+    lines = [*_lines(router, out)]
     found = router.record.figures
-    if not output.json and found is not None and 0 < options.max_cost < found.cost:
-        print(
+    if found is not None and 0 < options.max_cost < found.cost:
+        lines.append(
             f"warn: on the test rows an answer costs {found.cost:g} on average, more than --max-cost {options.max_cost:g}, which "
             "holds on the validation rows only; ask for less, or give more rows"
         )
+    return Result({"path": out, **router.record.to_json()}, lines)
 
 
 def judge(
@@ -57,13 +60,13 @@ def judge(
     outside: str = flag("", "FILE", "Requests that belong to no model, to measure how many are told apart."),
     *,
     output: Output,
-) -> None:
+) -> Result:
     """Measure a router on test rows, next to each model alone and the best choice for each row."""
     from tuneloop.combine.route.command import eval_route
 
-    with screen(output.quiet, "judging") as shown:
+    with screen(output.quiet, "judging"):
         found = eval_route(Path(router), outcomes, outside)
-    _show(found, router, output.json)
+    return Result({"path": router, **found.record.to_json()}, _lines(found, router))
 
 
 def cascade(
@@ -74,7 +77,7 @@ def cascade(
     out: str = flag("cascade.json", "FILE", "Where the threshold and its figures are written.", "-o"),
     *,
     output: Output,
-) -> None:
+) -> Result:
     """Find the confidence below which a small model's answer is better asked of a larger one.
 
     One half of the rows chooses the threshold, the other half judges it.
@@ -87,40 +90,34 @@ def cascade(
     except ValueError:
         raise typer.BadParameter(f"--cost takes two numbers with a comma between them: not {costs!r}") from None
     record = cascade_of(small, large, (one, other), Path(out), max_cost)
-    if output.json:
-        print_json({"path": out, **record.to_json()})
-    else:
-        print("\n".join([*sentences(record), out]))
+    return Result({"path": out, **record.to_json()}, [*sentences(record), out])
 
 
-def _show(router: Router, out: str, as_json: bool) -> None:
+def _lines(router: Router, out: str) -> Iterator[str]:
     record = router.record
-    if as_json:
-        print_json({"path": out, **record.to_json()})
-        return
     for one in record.candidates:
-        print(f"  {one.kind:<9} validation quality {one.quality:.3f}, log loss {one.loss:.3f}")
+        yield f"  {one.kind:<9} validation quality {one.quality:.3f}, log loss {one.loss:.3f}"
     found = record.figures
     if found is not None:
         what = "routed right" if record.exclusive else "mean outcome"
-        print(f"{what} {found.quality.value:.3f} [{found.quality.low:.3f}, {found.quality.high:.3f}] on {counted(found.n, 'test row')}, mean cost {found.cost:g}")  # fmt: skip
+        yield f"{what} {found.quality.value:.3f} [{found.quality.low:.3f}, {found.quality.high:.3f}] on {counted(found.n, 'test row')}, mean cost {found.cost:g}"
         for single in found.singles:
-            print(f"  {single.name:<40} quality {single.quality:.3f}  cost {single.cost:g}")
+            yield f"  {single.name:<40} quality {single.quality:.3f}  cost {single.cost:g}"
         if found.gap_recovered:
             gap = found.gap_recovered
-            print(f"gap between cheapest and best recovered, mean over costs: {gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}] (a coin: 0.5)")  # fmt: skip
+            yield f"gap between cheapest and best recovered, mean over costs: {gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}] (a coin: 0.5)"
         elif found.frontier:
-            print("no model alone is shown to be better than the cheapest one, so no gap can be measured: compare the outcomes above")  # fmt: skip
+            yield "no model alone is shown to be better than the cheapest one, so no gap can be measured: compare the outcomes above"
         if found.outside:
-            print(
+            yield (
                 f"none of these: {found.caught:.1%} of {counted(found.outside, 'row')} from outside, {1 - found.kept:.1%} of the models' own"
             )
         if found.foreign > MOST_FOREIGN:
-            print(
+            yield (
                 f"warn: {found.foreign:.0%} of these requests are in another language than the rows that the router was fitted to "
                 f"({record.language}); fit it on rows of their language, too"
             )
-    print(f"{out}  ({record.kind} on {record.features})")
+    yield f"{out}  ({record.kind} on {record.features})"
 
 
 def _costs(text: str) -> dict[str, float]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tuneloop.cli.console import terminal
 from tuneloop.records.rows import Row
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tuneloop.models.template import Rendered, Template
 
 
-def print_rows(model: str, rows: Sequence[Row], *, to_stderr: bool = False) -> None:
+def print_rows(model: str, rows: Sequence[Row], console: Console) -> None:
     """Print rendered rows: supervised tokens green and underlined (between markers without colour), control tokens dim."""
     from tuneloop.models.load import load_tokenizer
 
@@ -20,14 +21,13 @@ def print_rows(model: str, rows: Sequence[Row], *, to_stderr: bool = False) -> N
     titled = [
         (f"{r.id}  {r.meta.get('source')}:{r.meta.get('line')}", template.render(r.messages, r.tools)) for r in rows
     ]
-    print_rendered(template, titled, to_stderr=to_stderr)
+    print_rendered(template, titled, console)
 
 
-def print_rendered(template: Template, rows: Sequence[tuple[str, Rendered]], *, to_stderr: bool = False) -> None:
+def print_rendered(template: Template, rows: Sequence[tuple[str, Rendered]], console: Console) -> None:
     """`print_rows` for rows that are rendered, each with a title."""
     from rich.text import Text
 
-    console = terminal(stderr=to_stderr)
     plain = not console.is_terminal
     for title, rendered in rows:
         text = Text()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import Settings, print_json, screen, terminal
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.console import Result, print_live, show
+from tuneloop.cli.parameters import SETTINGS, Output, argument
+from tuneloop.core.terminal import screen
+from tuneloop.core.ui import reporting
 from tuneloop.deploy.clusters import RemoteWish, is_ray, refuse_options_of_rented
 
 if TYPE_CHECKING:
@@ -20,12 +22,12 @@ def command(
     source: str = argument(
         "RECIPE.yaml|DATA", "Recipe in YAML, or a file of examples or prepared data set for the defaults."
     ),
-    settings: Settings = None,
+    settings: list[str] | None = SETTINGS,
     *,
     wish: RemoteWish,
     output: Output,
-) -> None:
-    """Do all stages in one go: prepare, baselines, plan, train, evaluate, report.
+) -> Result | None:
+    """Do all stages in one go, from the rows to the report.
 
     With --on ray a Ray cluster does it. With another place the data are prepared here, and a project is written that does the
     rest there.
@@ -42,22 +44,19 @@ def command(
         refuse_options_of_rented(wish)
     if wish.on and not on_ray:
         _elsewhere(resolved, wish, output)
-        return
+        return None
     if not on_ray and (status := shared_out(resolved)) is not None:
         raise typer.Exit(status)
-    with screen(output.quiet, "running") as shown:
+    with screen(output.quiet, "running"):
         if on_ray:
             from tuneloop.deploy.on_ray import run_on_ray
 
             folder = run_on_ray(resolved, wish, whole=True)
         else:
             folder = run(resolved)
-    if output.json:
-        print_json(summary(folder))
-    else:
-        from tuneloop.report.terminal import print_closing
+    from tuneloop.report.terminal import print_closing
 
-        print_closing(folder, terminal())
+    return Result(summary(folder), partial(print_closing, folder))
 
 
 def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
@@ -65,17 +64,13 @@ def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
     from tuneloop.deploy.remote import launch_of, price_words, write_remote
 
     folder = Path(wish.project or f"remote/{recipe.name}-{wish.on}")
-    with screen(output.quiet, "preparing") as shown:
+    with screen(output.quiet, "preparing"):
         written = write_remote(recipe, wish, folder)
     cluster, job = written.cluster, written.job
-    if output.json:
-        print_json({"folder": str(folder), "on": cluster.name, **vars(job), "plan": written.plan})
-    else:
-        print(
-            f"{folder}: recipe.yaml, dataset, {', '.join(cluster.project(job))}, README.md\n{price_words(written.plan, cluster)}"
-        )
+    files = f"{folder}: recipe.yaml, dataset, {', '.join(cluster.project(job))}, README.md"
+    record = {"folder": str(folder), "on": cluster.name, **vars(job), "plan": written.plan}
+    show(Result(record, [files, price_words(written.plan, cluster)]), output.as_json)
     if not wish.dry_run:
         question = f"Start it on {cluster.title} now?"
-        put_up_after_yes(
-            launch_of(written, wish), folder, question, wish.yes, lambda line: print(line, file=sys.stderr)
-        )
+        with reporting(say=partial(print_live, err=True)):
+            put_up_after_yes(launch_of(written, wish), folder, question, wish.yes)

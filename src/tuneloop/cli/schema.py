@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output
+from tuneloop.cli.schemas import schema_of
 from tuneloop.core.flag import flag, switch
 
 
@@ -13,15 +15,12 @@ def command(
     keys: bool = switch("Print a table of keys, defaults and meanings instead."),
     *,
     output: Output,
-) -> None:
-    """Print the JSON Schema of a recipe or of a file's record, or a table of the recipe's keys."""
-    from tuneloop.cli.record_schemas import schema_of
+) -> Result:
+    """Print the JSON Schema of a recipe or record, or a table of keys."""
     from tuneloop.recipe import Recipe, describe_keys
 
-    if record:
-        print(json.dumps(schema_of(record), indent=None if output.json else 2))
-    elif keys and not output.json:
-        for key, default, meaning in describe_keys():
-            print(f"{key:<28} {default:<16} {meaning}")
-    else:
-        print(json.dumps(Recipe.model_json_schema(), indent=None if output.json else 2))
+    if keys and not record and not output.as_json:
+        lines = [f"{key:<28} {default:<16} {meaning}" for key, default, meaning in describe_keys()]
+        return Result(None, lines)
+    schema = schema_of(record) if record else Recipe.model_json_schema()
+    return Result(schema, [json.dumps(schema, indent=2)])

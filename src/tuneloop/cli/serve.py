@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING
 
-import typer
-
-from tuneloop.cli.console import print_json, screen, split_arguments
-from tuneloop.cli.parameters import Output
+from tuneloop.cli import costs, keys, top
+from tuneloop.cli.console import Result, print_live, show, split_arguments
+from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import switch
+from tuneloop.core.terminal import drawn, screen
+from tuneloop.core.ui import reporting, say
 from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
@@ -21,74 +23,70 @@ SAME = 0.99  # share of the answers that --check asks for; roundings of another 
 
 
 def command(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="TARGET|serve.yaml|KEY=VALUE...",
-            help="Runs, artifacts, NAME@champion or a model; or a file of settings. Settings, as in port=8130.",
-            show_default=False,
-        ),
-    ] = None,
+    arguments: list[str] | None = argument(
+        "TARGET|serve.yaml|KEY=VALUE...",
+        "Runs, artifacts, NAME@champion or a model; or a file of settings. Settings, as in port=8130.",
+        None,
+    ),
     check: bool = switch("Ask all test rows of each model, say how many are answered as evaluated, and end."),
     *,
     output: Output,
-) -> None:
+) -> Result | None:
     """Answer requests by OpenAI's API until stopped.
 
     Several adapters on one base are served together, each asked as it was trained. SIGTERM lets running requests end.
     With --json one line with the address is printed when it is ready. --check: exit status 1 where a model answers less
     than 99 % of its test rows as in its evaluation, 3 where no evaluation is at hand.
     """
+    from tuneloop.improve.serve import serve
     from tuneloop.serving.gateway import Gateway
-    from tuneloop.serving.server import first_key, first_steps, serve, serve_config
+    from tuneloop.serving.server import first_key, first_steps, serve_config
 
     targets, settings = split_arguments(arguments)
     config = serve_config(targets, settings)
     if check:
-        _check(config, output)
-        return
+        return _check(config, output)
     as_lines = config.log.lines == "json"
     with contextlib.ExitStack() as loading:
-        shown = loading.enter_context(screen(output.quiet or as_lines, "loading the model"))
+        loading.enter_context(drawn(output.quiet or as_lines, "loading the model"))
 
         def ready(address: str, gateway: Gateway) -> None:
             loading.close()  # nothing more goes on that a reader waits for
-            if output.json:
-                print_json({"address": address, "models": list(gateway.models), "folder": config.folder})
-                sys.stdout.flush()
+            if output.as_json:
+                show(
+                    Result({"address": address, "models": list(gateway.models), "folder": config.folder}), as_json=True
+                )
             # Only a terminal is shown a key: what a file or a collector of logs gets must not hold one.
-            key = first_key(gateway) if sys.stderr.isatty() and not (as_lines or output.quiet or output.json) else ""
+            key = first_key(gateway) if sys.stderr.isatty() and not (as_lines or output.quiet or output.as_json) else ""
             for line in () if as_lines else first_steps(address, gateway, key):
                 say(line)
 
-        def say(line: str) -> None:
-            print(line, file=sys.stderr, flush=True)
+        with reporting(say=partial(print_live, err=True)):
+            serve(config, ready=ready)
+    return None
 
-        serve(config, ready=ready)
 
-
-def _check(config: ServeConfig, output: Output) -> None:
+def _check(config: ServeConfig, output: Output) -> Result:
     from tuneloop.serving.server import check_served
 
-    with screen(output.quiet, "asking the test rows") as shown:
+    with screen(output.quiet, "asking the test rows"):
         found = check_served(config)
-    if output.json:
-        print_json({"models": [{**asdict(each), "share": each.same / each.n if each.n else None} for each in found]})
-    for each in () if output.json else found:
+    lines = []
+    for each in found:
         if not each.n:
-            print(f"{each.name}: no evaluation on test rows is at hand")
+            lines.append(f"{each.name}: no evaluation on test rows is at hand")
             continue
-        print(
-            f"{each.name}: {each.same:,} of {counted(each.n, 'test row')} ({each.same / each.n:.1%}) are answered as in the evaluation"
-        )
+        rows = f"{each.same:,} of {counted(each.n, 'test row')} ({each.same / each.n:.1%})"
+        lines.append(f"{each.name}: {rows} are answered as in the evaluation")
         if each.parted:
-            print(
+            lines.append(
                 f"  {each.ties} of {counted(each.parted, 'other one')} that were looked at part where the served model finds "
                 f"both tokens equally likely; the largest gap is {each.largest_gap:.2g} nats"
             )
-        for expected, got in each.examples:
-            print(f"  {got[:100]!r} instead of {expected[:100]!r}")
-    if any(each.same < SAME * each.n and not each.are_ties for each in found):
-        raise typer.Exit(1)
-    if not all(each.n for each in found):
-        raise typer.Exit(3)
+        lines += [f"  {got[:100]!r} instead of {expected[:100]!r}" for expected, got in each.examples]
+    record = {"models": [{**asdict(each), "share": each.same / each.n if each.n else None} for each in found]}
+    wrong = any(each.same < SAME * each.n and not each.are_ties for each in found)
+    return Result(record, lines, 1 if wrong else 0 if all(each.n for each in found) else 3)
+
+
+commands = {"keys": keys, "top": top, "costs": costs}

@@ -1,4 +1,4 @@
-"""`tuneloop top`."""
+"""`tuneloop serve top`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tuneloop.cli.console import print_json
+from tuneloop.cli.console import Result, print_live
 from tuneloop.cli.parameters import Output
-from tuneloop.cli.unread import stop_if_unread
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.urls import masked
 
@@ -25,7 +24,7 @@ def command(
     api_key_env: str = flag("TUNELOOP_KEY", "NAME", "Environment variable with a key of the server."),
     *,
     output: Output,
-) -> None:
+) -> Result | None:
     """Show what a running server does: requests, queue, times, tokens, batches, dollars.
 
     It reads the server's /metrics again and again until Ctrl-C; where the output is no terminal, it prints each reading. With --json or --once it prints what went on in the time
@@ -42,12 +41,10 @@ def command(
         **view(before, after, after.at - before.at),
         "batches": list(batch_progress(Path(folder))),
     }
-    if output.json:
-        print_json(shown)
-    elif once:
-        print("\n".join(_lines(shown)))
-    else:
-        _live(shown, address, key, every, Path(folder))
+    if once or output.as_json:
+        return Result(shown, _lines(shown))
+    _live(shown, address, key, every, Path(folder))
+    return None
 
 
 def _live(shown: dict[str, Any], address: str, key: str, every: float, folder: Path) -> None:
@@ -69,8 +66,7 @@ def _live(shown: dict[str, Any], address: str, key: str, every: float, folder: P
             if screen is not None:
                 screen.update("\n".join(_lines(found)), refresh=True)
             else:
-                print("\n".join(_lines(found)), flush=True)
-                stop_if_unread()
+                print_live("\n".join(_lines(found)))
             before = after
 
 

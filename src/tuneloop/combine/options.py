@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
 
 AUTO = "auto"
 
 
-@dataclass(frozen=True)
-class MergeOptions:
+class MergeOptions(Config):
     """How to merge."""
 
     method: str = flag("svd", "NAME", "linear, cat, svd, ties, or auto: search; see docs/merge.md.")
@@ -21,8 +20,7 @@ class MergeOptions:
     base: str = flag("", "MODEL", "The base model, where an adapter doesn't name it.")
 
 
-@dataclass(frozen=True)
-class JudgeOptions:
+class JudgeOptions(Config):
     """How the merged model is judged, task by task."""
 
     PANEL: ClassVar[str] = "Judging by task"
@@ -34,8 +32,7 @@ class JudgeOptions:
     no_judge: bool = switch("Merge only; ask no model.")
 
 
-@dataclass(frozen=True)
-class RouteOptions:
+class RouteOptions(Config):
     """What a router sees, and what it may cost."""
 
     outside: str = flag("", "FILE", "Requests that belong to no model, to measure how many are told apart.")
@@ -45,8 +42,7 @@ class RouteOptions:
     rows: int = flag(600, "N", "Most rows of each task and split.", least=1)
 
 
-@dataclass(frozen=True)
-class DistilOptions:
+class DistilOptions(Config):
     """Who learns, and how it is judged."""
 
     LEVELS: ClassVar[tuple[str, ...]] = ("text", "logits", "live")

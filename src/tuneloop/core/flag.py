@@ -1,40 +1,44 @@
-"""How a field of a record, or a parameter of a command, is written on a command line."""
+"""How a field of a settings record, or a parameter of a command, is written on a command line."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from pydantic import Field
 
 
 @dataclass(frozen=True)
 class Flag:
-    """Put into `Annotated` where a pydantic field's name and type do not say it.
+    """Put into `Annotated` where a field's name and type do not say it.
 
     Args:
         names: of the option, as `("--budget",)`, or `("--packing/--no-packing",)` for a yes or no. Short ones alone, as
             `("-o",)`, are added to the field's own name.
-        metavar: what stands for the value in the help; empty: by the type.
-        help: what the option does.
-        least, most: bounds of a number.
+        metavar: the placeholder for the value in the help; empty: by the type.
         shown: whether the help shows the default.
     """
 
     names: tuple[str, ...] = ()
     metavar: str = ""
-    help: str = ""
-    least: float | None = None
-    most: float | None = None
     shown: bool = True
 
 
-def flag(default: Any, metavar: str, help: str, *names: str, **more: Any) -> Any:
-    """A field of a dataclass, or the default of a command's parameter, that is an option of a command.
+def flag(
+    default: Any, metavar: str, help: str, *names: str, least: float | None = None, above: float | None = None,
+    most: float | None = None, shown: bool = True,
+) -> Any:  # fmt: skip
+    """A field of a `Config`, or the default of a command's parameter, that is an option of a command.
 
     Args:
         default: of the field; `...` where the option must be given.
-        metavar, help, names, more: see `Flag`.
+        help: its description.
+        least, above, most: bounds of a number; it is more than `above`.
+        names, metavar, shown: see `Flag`.
     """
-    return field(default=default, metadata={"flag": Flag(names, metavar, help, **more)})
+    info = Field(default, description=help, ge=least, gt=above, le=most)
+    info.metadata.append(Flag(names, metavar, shown))
+    return info
 
 
 def switch(help: str, *names: str) -> Any:

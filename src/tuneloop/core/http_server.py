@@ -225,7 +225,7 @@ class Server(uvicorn.Server):
                 **config,
             )
         )  # fmt: skip
-        self.say, self.seconds = say, seconds
+        self.seconds = seconds
         self.owing: dict[Connection, None] = {}  # whose request has not come whole yet, the longest silent first
         self.resting: dict[Connection, None] = {}  # between two requests
         self._accepting: list[asyncio.Task[None]] = []

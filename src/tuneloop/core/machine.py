@@ -146,3 +146,18 @@ def environment(gpus: Sequence[str] = ()) -> dict[str, Any]:
         "gpu": list(gpus),
         "packages": packages,
     }
+
+
+def processes() -> int:
+    """Processes that share the run."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def rank() -> int:
+    """Place of this process among them, from 0."""
+    return int(os.environ.get("RANK") or 0)
+
+
+def is_first() -> bool:
+    """Whether this process writes the run's files and speaks."""
+    return rank() == 0

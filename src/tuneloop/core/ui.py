@@ -58,6 +58,11 @@ def say(line: str) -> None:
     _reporter.get().say(line)
 
 
+def bound_say() -> Callable[[str], None]:
+    """`say` as it is here, for what works on in other threads and tasks."""
+    return _reporter.get().say
+
+
 def progress(task: str, done: float, total: float, /, **info: float | str) -> None:
     """Show how far a task is, see `Progress`."""
     _reporter.get().progress(task, done, total, **info)

@@ -37,7 +37,7 @@ REASONS = {
     "empty_output": "nothing is answered: the label, the output or an assistant turn is empty",
     "error_output": "the answer is the message of a failed call, not an answer",
     "exact_duplicate": "equal to an earlier record up to Unicode form, white space and case; counted as nobody's fault",
-    "forgotten": "removed on a person's request (tuneloop forget)",
+    "forgotten": "removed on a person's request (tuneloop data forget)",
     "line_too_long": "one line or row of more than 4 MiB: skipped, not held in memory",
     "missing_field": "a column or key that the format needs is not there",
     "near_duplicate": "nearly equal to another record (duplicates.threshold); counted as nobody's fault",

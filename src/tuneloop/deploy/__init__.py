@@ -1,1 +1,1 @@
-"""Where one machine is outgrown: hosts that serve an artifact."""
+"""Hosts that serve an artifact and clusters that train a recipe: a file each."""

@@ -73,7 +73,7 @@ def plan_deployment(folder: Path, wish: DeployWish) -> Project:
     if host.pulls and manifest.format not in ("gguf", "gguf-lora") and not repo:
         raise UserError(
             f"{host.title} loads the artifact from the Hugging Face hub", where="--hub",
-            next_step=f"tuneloop push {folder} hub:ORG/NAME --send, then deploy with --hub ORG/NAME",
+            next_step=f"tuneloop models push {folder} hub:ORG/NAME --send, then deploy with --hub ORG/NAME",
         )  # fmt: skip
     shape = _shape(folder, manifest)
     size = _size(folder, manifest, shape, wish.context or None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
 
 Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
@@ -130,14 +131,13 @@ class Demand:
     replicas: int
 
 
-@dataclass(frozen=True)
-class DeployWish:
+class DeployWish(Config):
     """What the user says of a deployment; the fields are the command's options."""
 
     PANEL: ClassVar[str] = "Deployment"
 
     to: str = flag("", "HOST", "Where it is served.")
-    hub: str = flag("", "ORG/NAME", "Where the artifact lies on the Hugging Face hub (tuneloop push).")
+    hub: str = flag("", "ORG/NAME", "Where the artifact lies on the Hugging Face hub (tuneloop models push).")
     name: str = flag("", "NAME", "Name of the service; default: by the artifact.")
     gpu: str = flag("", "GPU", "Card of a replica, as in plan; default: the cheapest that holds the model.")
     context: int = flag(0, "N", "Most tokens of a prompt and its answer; default: 4,096, or the model's if less.")

@@ -13,25 +13,15 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.object_store import is_url, open_store
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.ray import cluster as ray_cluster
-from tuneloop.core.ray.cluster import on_ray
+from tuneloop.core.ray.cluster import address_of, on_ray, whole_path
 from tuneloop.core.ray.driver import drive
 from tuneloop.core.ray.training import Workers, train_on_ray
-from tuneloop.core.ui import busy, say
+from tuneloop.core.ui import busy, no_progress, reporting, say
 from tuneloop.core.units import counted
 from tuneloop.deploy.clusters import RayWish
 from tuneloop.pipeline.context import RunContext, default_folder
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.recipe import Recipe, make_recipe
-
-
-def address_of(place: str) -> str:
-    """The address that `--on` names; empty: the cluster of this machine. The usual port of clients is added."""
-    if place == "ray":
-        return ""
-    host = place.removeprefix("ray://").rstrip("/")
-    if not host:
-        raise UserError("Which cluster?", where="--on", next_step="write it as ray://HOST:10001")
-    return f"ray://{host}" if ":" in host else f"ray://{host}:10001"
 
 
 @contextlib.contextmanager
@@ -46,11 +36,6 @@ def cluster_of(place: str) -> Iterator[None]:
         return
     with on_ray(address_of(place)):
         yield
-
-
-def whole_path(name: str) -> str:
-    """A folder's path as another process finds it; any other name as it is."""
-    return str(Path(name).resolve()) if name and Path(name).exists() else name
 
 
 @dataclass(frozen=True)
@@ -168,7 +153,8 @@ def take_part(job: RayRun) -> None:
     if job.whole:
         run(recipe)
     else:
-        train_alone(recipe)
+        with reporting(progress=no_progress):
+            train_alone(recipe)
 
 
 def _with_data(recipe: Recipe, dataset: Path, folder: Path) -> dict[str, Any]:

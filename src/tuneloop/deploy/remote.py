@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def write_remote(recipe: Recipe, wish: RemoteWish, out: Path) -> RemoteProject:
     """
     cluster = find_cluster(wish.on)
     refuse_what_it_lacks(cluster, wish)
-    wish = replace(wish, nodes=wish.nodes or 1)
+    wish = wish.model_copy(update={"nodes": wish.nodes or 1})
     from tuneloop.pipeline.advise import stand_in
 
     if other := stand_in(recipe.model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -118,8 +117,7 @@ class BaselinesConfig(Config):
     )
 
 
-@dataclass(frozen=True)
-class EvalOptions:
+class EvalOptions(Config):
     """Rows and prompts of an evaluation; each field is an option."""
 
     predictions: str = flag("", "FILE", 'Measure answers made elsewhere: rows {"id" or "row", "prediction"}.')

@@ -16,7 +16,7 @@ from tuneloop.inference.request import Request
 from tuneloop.models.template import Rendered
 
 if TYPE_CHECKING:
-    from tuneloop.inference.targets.local import LocalTarget
+    from tuneloop.inference.local.target import LocalTarget
 
 PACKAGE = "lm_eval"
 MOST_NEW = 256  # tokens of an answer, where the task names no number
@@ -96,7 +96,7 @@ def _harness_model(target: LocalTarget) -> Any:
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    template, context = target.model.template, target.model.context
+    template, context = target.template, target.context
     begin = template.encode(str(template.variables.get("bos_token") or ""), control=True) or [template.end_ids[0]]
     adds_bos = begin[:1] if template.tokenizer.encode("a").ids[:1] == begin[:1] else []
 

@@ -33,7 +33,7 @@ class MustPass(Config):
     id: str = Field("", description="a row of the evaluation")
     prompt: str = Field("", description="a new prompt instead; it is asked of the candidate's model")
     system: str = Field("", description="system prompt of a new prompt")
-    request: str = Field("", description="request that it was made of, by which `tuneloop forget` finds it")
+    request: str = Field("", description="request that it was made of, by which `tuneloop data forget` finds it")
     equals: str | None = Field(None, description="the answer, but for case and outer spaces")
     contains: list[str] | str = Field(default_factory=list, description="each must occur, in any case")
     lacks: list[str] | str = Field(default_factory=list, description="none may occur, in any case")

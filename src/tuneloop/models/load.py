@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.device import CARD_SHARE, available, backend, cards, cards_with_room, default_dtype, in_use, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
-from tuneloop.core.machine import GIB
+from tuneloop.core.machine import GIB, processes
 from tuneloop.models.adapters import is_mixed
 from tuneloop.models.names import resolve
-from tuneloop.models.sharded import processes
 from tuneloop.models.template import Template, load_template
 
 if TYPE_CHECKING:

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.machine import processes
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def processes() -> int:
-    """Processes that share the run."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
-def rank() -> int:
-    """Place of this process among them, from 0."""
-    return int(os.environ.get("RANK") or 0)
-
-
-def is_first() -> bool:
-    """Whether this process writes the run's files and speaks."""
-    return rank() == 0
 
 
 def is_sharded(value: Any) -> bool:

@@ -14,8 +14,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskPrompt
 from tuneloop.evaluation.prompt import example_turns
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.methods import base_only
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.pipeline.predict import Asker, Options, Prediction, prediction_of
@@ -140,7 +140,7 @@ class Chat:
         made = model.rendered(self._asker(speaker, record).request(prompt))
         if isinstance(made, Completion):
             return made.error
-        template = model.model.template if isinstance(model, LocalTarget) else model.template
+        template = model.template
         text: str = template.tokenizer.decode(list(made.ids), skip_special_tokens=False)
         return f"{text}\n({len(made.ids):,} tokens)"
 
@@ -244,7 +244,7 @@ def _untuned(target: TaskTarget, how: str) -> Speaker:
         )
     if local.trained is None:
         template = target.task.chat_template if target.task else ""
-        plain = TaskTarget(LocalTarget(local.untuned, local.untuned, template=template), target.task)
+        plain = TaskTarget(LocalTarget(local.untuned, local.untuned, source=template), target.task)
         return Speaker(how, plain, _examples(target, plain) if how == "few-shot" else ())
 
     return Speaker(how, target, _examples(target, target) if how == "few-shot" else (), base=True)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.ui import say
+from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.evaluate import decided_together, on_shared_rows, shared_words
-from tuneloop.pipeline.evaluations import EvalTarget, evaluate_target
+from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.pipeline.recipes import name_of
 from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
 from tuneloop.records.record import read_record
@@ -68,7 +69,7 @@ def _per_row(cost: Mapping[str, Any], share: float) -> dict[str, Any]:
     }
 
 
-def evaluate_files(places: Sequence[str], against: EvalTarget) -> dict[str, str]:
+def evaluate_files(places: Sequence[str], against: EvalOptions) -> dict[str, str]:
     """Score those places that are files of predictions, each in a folder of its own.
 
     Args:
@@ -89,7 +90,9 @@ def evaluate_files(places: Sequence[str], against: EvalTarget) -> dict[str, str]
                 next_step="give --references FILE, or --dataset FOLDER",
             )
         name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(place)
-        folders[place] = str(evaluate_target(replace(against, predictions=place, name=name)).folder)
+        folders[place] = str(
+            evaluate_target("", against.model_copy(update={"predictions": place, "name": name})).folder
+        )
     return folders
 
 

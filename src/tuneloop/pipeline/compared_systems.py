@@ -38,11 +38,12 @@ from tuneloop.evaluation.prompt import (
     prompt_turns,
     rarest_label,
 )
+from tuneloop.inference.answer import ModelTarget
 from tuneloop.inference.local.batches import shared_length
 from tuneloop.inference.local.sampling import GREEDY, Sampling
 from tuneloop.inference.local.scoring import AnswerFit, calibrated, choose, label_trie
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import Model
 from tuneloop.models.template import Template
 from tuneloop.records.completion import Completion
@@ -250,7 +251,7 @@ class Asking:
 
 
 def ask(
-    model: Model,
+    model: Model | ModelTarget,
     dataset: Dataset,
     rows: Sequence[Row],
     config: EvaluateConfig,
@@ -261,7 +262,7 @@ def ask(
     """A model's answers to rows.
 
     Args:
-        model: with or without an adapter.
+        model: with or without an adapter, or a model in another engine.
         task: name for the progress display.
 
     Returns:
@@ -272,27 +273,27 @@ def ask(
     """
     started = time.monotonic()
     progress(task, 0, len(rows))  # reading the examples takes a while
-    ids, choice = how.prompt_ids(rows, model.template), uses_choice(dataset, config)
-    limit = 1 if choice else answer_limit(model, dataset, config)
+    target: ModelTarget = LocalTarget.of(model) if isinstance(model, Model) else model
+    ids, choice = how.prompt_ids(rows, target.template), uses_choice(dataset, config)
+    limit = 1 if choice else longest_answer(target.template, dataset, config)
     requests = [
         Request(ids=prompt, max_new_tokens=limit, sampling=drawn, id=row.id)
         for prompt, drawn, row in zip(ids, how.sampling or [GREEDY] * len(rows), rows, strict=True)
     ]
-    _refuse_too_long(model, rows, ids)
-    target = LocalTarget.of(model)
+    _refuse_too_long(target.context, rows, ids)
     if choice:
         return _chosen(target, dataset, rows, requests, how, started, task)
     answers = list(target.complete(requests, task=task))
     seconds = time.monotonic() - started
     if how.measures_loss and dataset.task != "classification":
-        known = [model.template.render(row.messages, row.tools) for row in rows]
+        known = [target.template.render(row.messages, row.tools) for row in rows]
         fits = target.fits(known, task=f"{task}: reference answers")
         answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
-    return {"": SystemAnswers(answers, seconds, computed=_computed(ids, answers))}
+    return {"": SystemAnswers(answers, seconds, computed=_computed(target, ids, answers))}
 
 
 def _chosen(
-    target: LocalTarget,
+    target: ModelTarget,
     dataset: Dataset,
     rows: Sequence[Row],
     requests: Sequence[Request],
@@ -301,12 +302,12 @@ def _chosen(
     task: str,
 ) -> dict[str, SystemAnswers]:
     """The likeliest labels, and where they are wanted those by calibrated scores."""
-    labels, template = dataset.manifest.labels or [], target.model.template
+    labels, template = dataset.manifest.labels or [], target.template
     # Calibration subtracts from every label's score, so every label's score is needed.
     answers = list(target.score(requests, labels, exact=how.with_calibrated, task=task))
     seconds = time.monotonic() - started
     ids = [list(request.ids or ()) for request in requests]
-    asked = {"": SystemAnswers(answers, seconds, computed=_computed(ids, answers))}
+    asked = {"": SystemAnswers(answers, seconds, computed=_computed(target, ids, answers))}
     if how.with_calibrated:
         blank = _content_free(rows[0])
         shown = template.prompt_ids(prompt_turns(blank, examples=how.examples), blank.tools)
@@ -319,21 +320,25 @@ def _chosen(
     return asked
 
 
-def _refuse_too_long(model: Model, rows: Sequence[Row], ids: Sequence[Sequence[int]]) -> None:
+def _refuse_too_long(context: int, rows: Sequence[Row], ids: Sequence[Sequence[int]]) -> None:
     """A prompt beyond the context would be answered from what the model has never learned to read."""
-    long = [i for i, prompt in enumerate(ids) if len(prompt) >= model.context]
+    long = [i for i, prompt in enumerate(ids) if len(prompt) >= context]
     if long:
         worst = max(long, key=lambda i: len(ids[i]))
         raise UserError(
             f"{len(long)} of {counted(len(ids), 'prompt')} {verb(len(long), 'is', 'are')} too long: the longest takes {len(ids[worst]):,} tokens, the model reads "
-            f"{model.context:,}",
+            f"{context:,}",
             where=f"row {rows[worst].id}",
             next_step="show fewer examples, or prepare with a smaller data.max_length",
         )
 
 
-def _computed(prompts: Sequence[Sequence[int]], answers: Sequence[Completion]) -> int:
-    """Tokens that answering has computed: what all prompts share counts once."""
+def _computed(
+    target: ModelTarget, prompts: Sequence[Sequence[int]], answers: Sequence[Completion]
+) -> int:  # fmt: skip
+    """Tokens that answering has computed: what all prompts share counts once; 0: the engine does not tell."""
+    if not target.shares_prompts:
+        return 0
     shared = shared_length(prompts)
     return shared + sum(len(p) - shared for p in prompts) + sum(answer.completion_tokens for answer in answers)
 

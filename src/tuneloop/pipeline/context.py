@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.device import default_dtype, in_use, is_out_of_memory, needs_scaling, release_memory
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, flat, read_json, read_yaml, sha256_file
+from tuneloop.core.machine import is_first, processes
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import busy, say
 from tuneloop.models.load import Model, fingerprint, load_model, load_tokenizer, needs_several_cards
 from tuneloop.models.methods import method_named
 from tuneloop.models.names import resolve
-from tuneloop.models.sharded import is_first, processes
 from tuneloop.models.trained import load_trained
 from tuneloop.recipe import Recipe, load_recipe
 from tuneloop.records.dataset import MANIFEST

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.device import default_dtype, release_memory
 from tuneloop.core.files import read_jsonl
-from tuneloop.core.ui import no_progress, say
+from tuneloop.core.machine import is_first, processes, rank
+from tuneloop.core.ui import quiet, say
 from tuneloop.data.mix import GENERAL_FILE
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.local.workers import SharedWork
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import needs_several_cards
-from tuneloop.models.sharded import is_first, processes, rank
 from tuneloop.pipeline.context import RunContext, attach_trained
 from tuneloop.pipeline.run_mirror import keep_checkpoints
 from tuneloop.records.plan import MeasuredMachine
@@ -81,7 +81,7 @@ def leading(job: RunContext) -> Iterator[None]:
     with joined():
         if is_first():
             if processes() > 1:
-                job.crew = lambda work, progress: _answered(job, work)
+                job.crew = lambda work: _answered(job, work)
                 job.others_let_go = lambda: broadcast(LetGo())
             yield
             broadcast(None)
@@ -163,7 +163,8 @@ def _give_answers(job: RunContext, asked: Answers) -> None:
         _let_go(job)
     if asked.tuned:
         attach_trained(job)
-    _own_part(job, asked.work, no_progress)
+    with quiet():
+        _own_part(job, asked.work)
 
 
 def _let_go(job: RunContext) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, lock_folder, sha256_file
 from tuneloop.core.ray.actors import ordered_by_actors, usual_actors
-from tuneloop.core.ray.cluster import on_ray
+from tuneloop.core.ray.cluster import address_of, on_ray
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
@@ -21,28 +21,25 @@ from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.load_eval_file import IDS, read_whole
 from tuneloop.data.pii import Redactor
 from tuneloop.data.sources.read import read_records
-from tuneloop.deploy.on_ray import address_of, whole_path
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.evaluate import Evaluation, check_ids, sample_rows
 from tuneloop.evaluation.metrics.code import problem_of
 from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluation.predictions import answers_from
 from tuneloop.evaluation.prompt import AS_IT_IS, choose_examples, load_prompt, nearest_examples, prompt_turns
-from tuneloop.inference.client import Endpoint, failures, usage
+from tuneloop.inference.answer import Kind, Target, as_model
+from tuneloop.inference.client import Endpoint, EndpointTarget, failures, usage
 from tuneloop.inference.local.sampling import GREEDY, Sampling
+from tuneloop.inference.local.target import LocalTarget
+from tuneloop.inference.predictions import PredictionsTarget
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets import open_target
-from tuneloop.inference.targets.endpoint import EndpointTarget
-from tuneloop.inference.targets.gguf import GgufTarget, as_gguf
-from tuneloop.models.load import Model, load_model
-from tuneloop.models.names import refuse_missing_path
-from tuneloop.models.trained import base_of_adapter, target_kind
+from tuneloop.inference.targets import open_model
+from tuneloop.models.load import load_model
 from tuneloop.pipeline.baselines import majority_of
 from tuneloop.pipeline.consistency import Ask, asked_prompts, consistency_part, is_drawn
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, load_run_recipe
 from tuneloop.pipeline.distributed import leading, shared_out
 from tuneloop.pipeline.evaluate import after_tuning, base_model, tuned_key
-from tuneloop.pipeline.gguf import ask_gguf
 from tuneloop.pipeline.recipes import name_of, recipe_of
 from tuneloop.pipeline.scoring import cost_of, how_far_trained, score, write_scored
 from tuneloop.recipe import Recipe
@@ -58,48 +55,36 @@ from tuneloop.report.html import write_page
 if TYPE_CHECKING:
     from tuneloop.pipeline.compared_systems import SystemAnswers
 
-Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
 MOST_FAILURES = 100  # named in eval.json
 
 
 @dataclass(frozen=True)
-class EvalTarget(EvalOptions):
-    """What is to be evaluated on what.
+class _Question:
+    """Who is evaluated on what.
 
     Args:
-        target: a run, an adapter, a model's folder, name or GGUF file, a registered version (`NAME@ALIAS`); empty with `endpoint` or `predictions`.
-        endpoint: asks a server instead.
         settings: `key=value`, of the recipe; those of `evaluate.` may leave that out.
     """
 
-    target: str = ""
-    endpoint: Endpoint | None = None
+    target: Target
+    options: EvalOptions
     settings: Sequence[str] = ()
 
     @property
     def kind(self) -> Kind:
-        """What kind of target it is.
+        """What kind of target it is."""
+        return self.target.kind
 
-        Raises:
-            UserError: none is given, or several are; a run that is not finished.
-        """
-        given = [bool(self.target), self.endpoint is not None, bool(self.predictions)]
-        if sum(given) != 1:
-            raise UserError(
-                "Evaluate what?" if not any(given) else "One target at a time",
-                where="tuneloop evaluate",
-                next_step="name a run or a model, or give --endpoint URL --model NAME, or --predictions FILE",
-            )
-        if self.endpoint is not None:
-            return "endpoint"
-        if self.predictions:
-            return "predictions"
-        return target_kind(self.target)
+    @property
+    def name(self) -> str:
+        """The target as the user gave it; empty where it is no model on this machine."""
+        return self.target.name if self.kind in ("run", "adapter", "model") else ""
 
     @property
     def plain(self) -> bool:
         """Whether it is a run on its own split and prompts: its result belongs into the run's folder."""
-        return self.kind == "run" and not (self.dataset or self.data or self.few_shot or self.prompt or self.name)
+        o = self.options
+        return self.kind == "run" and not (o.dataset or o.data or o.few_shot or o.prompt or o.name)
 
 
 @dataclass(frozen=True)
@@ -110,32 +95,40 @@ class Result:
     failed: int = 0
 
 
-def evaluate_target(question: EvalTarget) -> Result:
+def evaluate_target(
+    target: str | Endpoint, options: EvalOptions = EvalOptions(), settings: Sequence[str] = ()
+) -> Result:
     """Get answers, score them, and write `eval.json`, `samples.jsonl` and the page.
+
+    Args:
+        target: a run, an adapter, a model's folder, name or GGUF file, a registered version (`NAME@ALIAS`), a server; empty with
+            `options.predictions`.
+        settings: `key=value`, of the recipe; those of `evaluate.` may leave that out.
 
     Raises:
         UserError: whatever the user can put right.
     """
-    question = _resolved(question)
+    question = _question(target, options, settings)
     recipe = _recipe(question)
     _check_base(recipe, question)
     _check_consistency(recipe, question)
-    job = RunContext(recipe, Path(question.target))
+    job = RunContext(recipe, Path(question.name))
     with leading(job):
         return _evaluated(job, question)
 
 
-def processes_to_start(question: EvalTarget) -> int | None:
+def processes_to_start(target: str | Endpoint, options: EvalOptions, settings: Sequence[str] = ()) -> int | None:
     """Start the command once for each of several GPUs, where a model of this machine is asked; the exit status of the first, or None."""
-    if question.on or not question.target:
+    if options.on or not target or isinstance(target, Endpoint):
         return None
-    found = _resolved(question, lambda line: None)
-    return None if _gguf(found) is not None else shared_out(_recipe(found), answers_only=True)
+    question = _question(target, options, settings)
+    local = isinstance(question.target, LocalTarget)
+    return shared_out(_recipe(question), answers_only=True) if local else None
 
 
-def _evaluated(job: RunContext, question: EvalTarget) -> Result:
+def _evaluated(job: RunContext, question: _Question) -> Result:
     """The evaluation, by the first of several processes."""
-    recipe, kind, say = job.recipe, question.kind, job.say
+    recipe, kind = job.recipe, question.kind
     dataset, split = _rows_of(job, question)
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
     if not rows:
@@ -145,8 +138,8 @@ def _evaluated(job: RunContext, question: EvalTarget) -> Result:
             next_step="choose another with --split, or give --data FILE",
         )
     check_ids(rows)
-    name = question.name or _default_name(question)
-    folder = Path(question.out) if question.out else _default_folder(question, dataset, split, name)
+    name = question.options.name or _default_name(question)
+    folder = Path(question.options.out) if question.options.out else _default_folder(question, dataset, split, name)
     with lock_folder(folder):
         unseen = _unseen(dataset, rows)
         asked, cost, more, notes = _ask(job, question, dataset, rows, name)
@@ -158,10 +151,10 @@ def _evaluated(job: RunContext, question: EvalTarget) -> Result:
             more |= _side_effects(job, question, dataset)
         baselines, costs = _baselines(job, rows) if question.plain and split == "test" else ({}, {})
         baselines = baselines or majority_of(job, dataset, rows)
-        run = read_record(RunManifest, question.target) if kind == "run" else None
+        run = read_record(RunManifest, question.name) if kind == "run" else None
         more |= _consistency(job, question, dataset, rows, folder, name, costs | {name: cost})
         key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
-        production = _production(job, question, dataset) if question.production else None
+        production = _production(job, question, dataset) if question.options.production else None
         subject = Subject(recipe.model, dataset.id, split, name, key, how_far_trained(run) if run else "")
         costs |= {name: cost}
         write_scored(job, folder, evaluation, subject, costs, baselines=baselines, production=production, more=more)
@@ -172,65 +165,68 @@ def _evaluated(job: RunContext, question: EvalTarget) -> Result:
 # --- what and on what --------------------------------------------------------------------------
 
 
-def _resolved(question: EvalTarget) -> EvalTarget:
-    """The target by a local name, and the rows by data set or split, which `data` may also name."""
-    question = _with_references(replace(question, target=local_name(question.target)))
-    if question.split not in ("train", "val", "test"):
-        raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")
-    return question
+def _question(target: str | Endpoint, options: EvalOptions, settings: Sequence[str]) -> _Question:  # fmt: skip
+    """The target by a local name, and the rows by data set or split, which `data` may also name.
+
+    Raises:
+        UserError: no target is given, or several are; a run that is not finished.
+    """
+    if bool(target) == bool(options.predictions):
+        raise UserError(
+            "Evaluate what?" if not target else "One target at a time",
+            where="tuneloop evaluate",
+            next_step="name a run or a model, or give --endpoint URL --model NAME, or --predictions FILE",
+        )
+    if isinstance(target, str):
+        target = local_name(target)
+    if options.data in ("train", "val", "test") and not Path(options.data).exists():
+        options = options.model_copy(update={"split": options.data, "data": ""})
+    elif options.data and (Path(options.data) / "dataset.json").is_file() and not options.dataset:
+        options = options.model_copy(update={"dataset": options.data, "data": ""})
+    if options.split not in ("train", "val", "test"):
+        raise UserError(f"No split named {options.split!r}", where="--split", next_step="choose train, val or test")
+    if isinstance(target, Endpoint):
+        return _Question(EndpointTarget(target.url, target), options, settings)
+    if options.predictions:
+        return _Question(PredictionsTarget(options.predictions, {}), options, settings)
+    return _Question(open_model(target, base=options.base), options, settings)
 
 
-def _with_references(question: EvalTarget) -> EvalTarget:
-    """`data` may also name a split of the data set, or a prepared data set itself."""
-    if question.data in ("train", "val", "test") and not Path(question.data).exists():
-        return replace(question, split=question.data, data="")
-    if question.data and (Path(question.data) / "dataset.json").is_file() and not question.dataset:
-        return replace(question, dataset=question.data, data="")
-    return question
-
-
-def _recipe(question: EvalTarget) -> Recipe:
+def _recipe(question: _Question) -> Recipe:
     own = [
         f"evaluate.{s}" if "." not in s.split("=")[0] and s.split("=")[0] not in Recipe.model_fields else s
         for s in question.settings
     ]
     if question.kind == "run":
-        recipe = load_run_recipe(Path(question.target), own)
-        given = {"sources": [question.dataset]} if question.dataset else {}
+        recipe = load_run_recipe(Path(question.name), own)
+        given = {"sources": [question.options.dataset]} if question.options.dataset else {}
         return recipe.model_copy(update={"data": recipe.data.model_copy(update=given)})
-    if question.kind == "model":
-        refuse_missing_path(question.target)  # before it is asked which rows: the name is what is wrong
-    if not question.dataset and not question.data:
+    if not question.options.dataset and not question.options.data:
         raise UserError(
             "Which rows?",
             where="--dataset",
             next_step="give a prepared data set with --dataset FOLDER, or a file with --data FILE"
-            + (f" ({question.target} is not a run)" if question.kind == "model" else ""),
+            + (f" ({question.name} is not a run)" if question.kind == "model" else ""),
         )
-    model = {"adapter": _base_of(question), "model": question.target}.get(question.kind, "")
-    return recipe_of(question.dataset or question.data, own, model=model)
+    target = question.target
+    model = target.base if isinstance(target, LocalTarget) else question.name
+    return recipe_of(question.options.dataset or question.options.data, own, model=model)
 
 
-def _base_of(question: EvalTarget) -> str:
-    if question.base or question.kind != "adapter":
-        return question.base
-    return base_of_adapter(Path(question.target))
-
-
-def _rows_of(job: RunContext, question: EvalTarget) -> tuple[Dataset, str]:
+def _rows_of(job: RunContext, question: _Question) -> tuple[Dataset, str]:
     """The data set with the rows to evaluate as its test split, and the name of where they are from."""
-    own = question.kind == "run" and not question.dataset
-    known = dataset_of(job, own, question.dataset) if own or question.dataset else None
-    if not question.data:
+    own = question.kind == "run" and not question.options.dataset
+    known = dataset_of(job, own, question.options.dataset) if own or question.options.dataset else None
+    if not question.options.data:
         assert known is not None
-        return replace(known, test=getattr(known, question.split)), question.split
+        return replace(known, test=getattr(known, question.options.split)), question.options.split
     config = PrepareConfig.model_validate(known.manifest.config) if known else job.recipe.data
     config = config.model_copy(update={"personal": _personal(job.recipe, question, known)})
     needed = question.kind != "predictions"
-    return _with_file(job, known, question.data, config, needed), Path(question.data).name
+    return _with_file(job, known, question.options.data, config, needed), Path(question.options.data).name
 
 
-def _personal(recipe: Recipe, question: EvalTarget, known: Dataset | None) -> PersonalConfig:
+def _personal(recipe: Recipe, question: _Question, known: Dataset | None) -> PersonalConfig:
     """What happens to personal data in files: what the settings say, else what was done to the data set."""
     if known is None or any(setting.startswith("data.personal") for setting in question.settings):
         return recipe.data.personal
@@ -281,48 +277,54 @@ def _unseen(dataset: Dataset, rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _default_name(question: EvalTarget) -> str:
-    if question.endpoint is not None:
-        name = question.endpoint.model
-    elif question.predictions:
-        name = Path(question.predictions).stem
+def _default_name(question: _Question) -> str:
+    if isinstance(question.target, EndpointTarget):
+        name = question.target.endpoint.model
+    elif question.options.predictions:
+        name = Path(question.options.predictions).stem
     elif question.kind in ("run", "adapter"):
         name = "tuned"
     else:
-        return "few-shot" if question.few_shot else "zero-shot"
-    return f"{name} few-shot" if question.few_shot else name
+        return "few-shot" if question.options.few_shot else "zero-shot"
+    return f"{name} few-shot" if question.options.few_shot else name
 
 
-def _default_folder(question: EvalTarget, dataset: Dataset, split: str, name: str) -> Path:
+def _default_folder(question: _Question, dataset: Dataset, split: str, name: str) -> Path:
     if question.plain:
-        return Path(question.target) if split == "test" else Path(question.target) / f"eval-{split}"
+        return Path(question.name) if split == "test" else Path(question.name) / f"eval-{split}"
     place = f"{name_of(name)}-{re.sub(r'[^A-Za-z0-9._-]+', '-', dataset.id)}-{name_of(split)}"
     if question.kind == "run":
-        return Path(question.target) / "evals" / place
+        return Path(question.name) / "evals" / place
     return Path("evals") / (
-        place if question.kind in ("endpoint", "predictions") else f"{name_of(question.target)}-{place}"
+        place if question.kind in ("endpoint", "predictions") else f"{name_of(question.name)}-{place}"
     )
 
 
-def _key(recipe: Recipe, dataset: Dataset, question: EvalTarget) -> str:
-    asked = {name: getattr(question, name) for name in ("target", "predictions", "split", "few_shot", "examples")}
+def _key(recipe: Recipe, dataset: Dataset, question: _Question) -> str:
+    asked: dict[str, Any] = {n: getattr(question.options, n) for n in ("predictions", "split", "few_shot", "examples")}
+    asked["target"] = question.name
     if question.kind == "run":  # whose folder may be renamed
-        run = read_record(RunManifest, question.target)
+        run = read_record(RunManifest, question.name)
         asked["target"] = [run.id, run.key, run.adapter_hash]
-    files = [sha256_file(file) for file in (question.prompt, question.predictions) if file and Path(file).is_file()]
-    server = [question.endpoint.address, question.endpoint.model] if question.endpoint else None
+    files = [
+        sha256_file(file)
+        for file in (question.options.prompt, question.options.predictions)
+        if file and Path(file).is_file()
+    ]
+    asked_of = question.target
+    server = [asked_of.endpoint.address, asked_of.endpoint.model] if isinstance(asked_of, EndpointTarget) else None
     settings = recipe.model_dump(
         mode="json", exclude={"output_dir": True, "data": {"sources"}}
     )  # places: the hash counts
     return content_hash([settings, dataset.manifest.hash, asked, files, server])
 
 
-def _production(job: RunContext, question: EvalTarget, dataset: Dataset) -> list[Row]:
+def _production(job: RunContext, question: _Question, dataset: Dataset) -> list[Row]:
     """What users sent, with personal data replaced: words of it are shown."""
     from tuneloop.data.checks.production import read_production
 
     redactor = Redactor(_personal(job.recipe, question, dataset))
-    return [replace(row, messages=redactor(row.messages)) for row in read_production([question.production])[0]]
+    return [replace(row, messages=redactor(row.messages)) for row in read_production([question.options.production])[0]]
 
 
 def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, Evaluation], dict[str, Any]]:
@@ -342,19 +344,22 @@ def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, Evaluati
 
 
 def _ask(
-    job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row], name: str
+    job: RunContext, question: _Question, dataset: Dataset, rows: Sequence[Row], name: str
 ) -> tuple[SystemAnswers, dict[str, Any], dict[str, Any], list[str]]:
     """Answers, what they took, further parts of `eval.json`, and notes."""
     from tuneloop.pipeline.compared_systems import Asking, ask
 
     if question.kind == "predictions":
-        if question.data and Path(question.data).resolve() == Path(question.predictions).resolve():
+        if (
+            question.options.data
+            and Path(question.options.data).resolve() == Path(question.options.predictions).resolve()
+        ):
             raise UserError(
-                "The references can't be their own predictions", where=question.data, next_step="name two files"
+                "The references can't be their own predictions", where=question.options.data, next_step="name two files"
             )
         redactor = Redactor(_personal(job.recipe, question, dataset))
-        asked, failed, notes = _predicted(question.predictions, dataset, rows, redactor)
-        if found := redactor.words(question.predictions, len(rows)):
+        asked, failed, notes = _predicted(question.options.predictions, dataset, rows, redactor)
+        if found := redactor.words(question.options.predictions, len(rows)):
             say(f"data      {found}")
         return asked, {}, {"model": name} | ({"failures": failed[:MOST_FAILURES]} if failed else {}), notes
     if not all(row.prompt for row in rows):
@@ -365,17 +370,15 @@ def _ask(
         )
     if question.kind == "endpoint":
         return _ask_endpoint(job, question, dataset, rows, name)
-    if question.on and _gguf(question) is None:
+    if question.options.on and isinstance(question.target, LocalTarget):
         return _ask_on_ray(job, question, dataset, rows, name)
     if question.kind in ("run", "adapter"):
         attach_trained(job)
     prompts, notes = _prompts(job, question, dataset, rows)
-    if (file := _gguf(question)) is not None:
-        served = GgufTarget(question.target, file)
-        asked = ask_gguf(served, dataset, rows, job.recipe.evaluate, prompts=prompts, task=name)
-        served.close()
-        return asked, cost_of(job, asked), {}, notes
-    asked = ask(job.model, dataset, rows, job.recipe.evaluate, Asking(prompts=prompts), task=name)[""]
+    other = None if isinstance(question.target, LocalTarget) else as_model(question.target)
+    with closing(other) if other is not None else nullcontext(job.model) as model:
+        how = Asking(prompts=prompts)
+        asked = ask(model, dataset, rows, job.recipe.evaluate, how, task=name)[""]
     training = read_record(RunManifest, job.folder) if question.kind == "run" else None
     return asked, cost_of(job, asked, training), {}, notes
 
@@ -384,24 +387,18 @@ PIECES = 8  # parts of the rows for each actor: what a lost one had is done agai
 
 
 def _ask_on_ray(
-    job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row], name: str
+    job: RunContext, question: _Question, dataset: Dataset, rows: Sequence[Row], name: str
 ) -> tuple[SystemAnswers, dict[str, Any], dict[str, Any], list[str]]:
     """As `_ask`, by actors that each have the model; the answers are the same, since each depends on its row alone."""
     from tuneloop.pipeline.compared_systems import SystemAnswers
 
     began, asked, notes = time.monotonic(), list[SystemAnswers](), list[str]()
-    with on_ray(address_of(question.on)) as ray:
-        actors = usual_actors(ray, question.actors)
+    with on_ray(address_of(question.options.on)) as ray:
+        actors = usual_actors(ray, question.options.actors)
         say(f"ray       {actors} {'actor answers' if actors == 1 else 'actors answer'}")
         size = max(-(-len(rows) // (PIECES * actors)), 1)
         pieces = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
-        setting = (
-            replace(question, on="", target=whole_path(question.target)),
-            job.recipe,
-            Path(job.folder).resolve(),
-            dataset,
-            list(rows),
-        )
+        setting = (question, job.recipe, Path(job.folder).resolve(), dataset, list(rows))
         for part, said in ordered_by_actors(ray, _actor, setting, pieces, actors):
             asked.append(part)
             notes = said  # the same of each actor
@@ -415,7 +412,7 @@ def _ask_on_ray(
 
 
 def _actor(
-    setting: tuple[EvalTarget, Recipe, Path, Dataset, list[Row]],
+    setting: tuple[_Question, Recipe, Path, Dataset, list[Row]],
 ) -> Callable[[list[int]], tuple[SystemAnswers, list[str]]]:
     """What answers rows, by their places, in an actor; it loads the model once."""
     from tuneloop.pipeline.compared_systems import Asking, ask
@@ -432,11 +429,6 @@ def _actor(
         return ask(job.model, dataset, some, recipe.evaluate, Asking(prompts=own))[""], notes
 
     return answer
-
-
-def _gguf(question: EvalTarget) -> Path | None:
-    """The GGUF file that is evaluated, by llama.cpp; None where it is another target."""
-    return as_gguf(question.target) if question.kind == "model" else None
 
 
 def _predicted(
@@ -479,7 +471,7 @@ def _predicted(
         {"id": i, "error": "no such row"} for i in unknown
     ]
     first = {row.id: each[0] for row, each in zip(rows, found.answers, strict=True) if each}
-    answers = list(open_target(file, answers=lambda _: first).complete([Request(id=row.id) for row in rows]))
+    answers = list(PredictionsTarget(file, first).complete([Request(id=row.id) for row in rows]))
     return SystemAnswers(answers, 0.0, further=further if any(further) else ()), failed, notes
 
 
@@ -488,19 +480,19 @@ def _some(ids: Sequence[str]) -> str:
 
 
 def _prompts(
-    job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row]
+    job: RunContext, question: _Question, dataset: Dataset, rows: Sequence[Row]
 ) -> tuple[list[list[Message]] | None, list[str]]:
     """Each row's turns, with a template and examples where they are asked for; None: its own as they are."""
-    if not question.few_shot and not question.prompt:
+    if not question.options.few_shot and not question.options.prompt:
         return None, []
-    template = load_prompt(question.prompt) if question.prompt else AS_IT_IS
-    shown, notes = _examples(job, question, dataset, rows) if question.few_shot else ([[] for _ in rows], [])
+    template = load_prompt(question.options.prompt) if question.options.prompt else AS_IT_IS
+    shown, notes = _examples(job, question, dataset, rows) if question.options.few_shot else ([[] for _ in rows], [])
     labels = dataset.manifest.labels
     return [prompt_turns(row, template, each, labels) for row, each in zip(rows, shown, strict=True)], notes
 
 
 def _examples(
-    job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row]
+    job: RunContext, question: _Question, dataset: Dataset, rows: Sequence[Row]
 ) -> tuple[list[Sequence[Row]], list[str]]:
     """The examples of each row; a local model's fit its context."""
     from tuneloop.pipeline.compared_systems import few_shot_examples, nearest_few_shot
@@ -511,10 +503,10 @@ def _examples(
             where="--few-shot",
             next_step="give the prepared data set too, with --dataset FOLDER",
         )
-    k, recipe = question.few_shot, job.recipe
+    k, recipe = question.options.few_shot, job.recipe
     pool = [row for row in dataset.train if row.shows_the_task]
-    if question.examples == "nearest":
-        if question.kind == "endpoint" or _gguf(question):
+    if question.options.examples == "nearest":
+        if not isinstance(question.target, LocalTarget):
             embed = embedder()
             near, how = nearest_examples(pool, rows, k, embed=embed), EMBEDDER if embed else "TF-IDF"
         else:
@@ -528,7 +520,7 @@ def _examples(
             else []
         )
         return list(near), [*notes, f"Examples: the {k} nearest training rows of each row, by {how}."]
-    if question.kind == "endpoint" or _gguf(question):
+    if not isinstance(question.target, LocalTarget):
         return [choose_examples(pool, k, seed=recipe.seed)] * len(rows), []
     wanted = recipe.baselines.model_copy(update={"few_shot": k})
     examples, warning = few_shot_examples(job.model, dataset, rows, wanted, recipe.evaluate, recipe.seed)
@@ -536,12 +528,13 @@ def _examples(
 
 
 def _ask_endpoint(
-    job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row], name: str
+    job: RunContext, question: _Question, dataset: Dataset, rows: Sequence[Row], name: str
 ) -> tuple[SystemAnswers, dict[str, Any], dict[str, Any], list[str]]:
     from tuneloop.pipeline.compared_systems import SystemAnswers
 
-    endpoint = question.endpoint
-    assert endpoint is not None
+    target = question.target
+    assert isinstance(target, EndpointTarget)
+    endpoint = target.endpoint
     if job.recipe.evaluate.answer == "choice":
         raise UserError(
             "An endpoint writes its answers, it can't score choices",
@@ -563,14 +556,13 @@ def _ask_endpoint(
 
 def _replies(
     job: RunContext,
-    question: EvalTarget,
+    question: _Question,
     dataset: Dataset,
     rows: Sequence[Row],
     sampling: Sequence[Sampling] | None,
     task: str,
 ) -> tuple[list[Completion], list[str]]:
     """An endpoint's replies to rows, and notes on their prompts; without `sampling` all are asked at temperature 0."""
-    assert question.endpoint is not None
     prompts, notes = _prompts(job, question, dataset, rows)
     limit = job.recipe.evaluate.max_new_tokens or _longest_answer(dataset)
     shown = prompts or [row.prompt for row in rows]
@@ -578,8 +570,7 @@ def _replies(
         Request(turns, row.tools, max_new_tokens=limit, sampling=drawn, id=row.id)
         for turns, row, drawn in zip(shown, rows, sampling or [GREEDY] * len(rows), strict=True)
     ]
-    target = EndpointTarget(question.endpoint.url, question.endpoint)
-    return list(target.complete(requests, task=task)), notes
+    return list(question.target.complete(requests, task=task)), notes
 
 
 def endpoint_line(cost: Mapping[str, Any]) -> str:
@@ -608,16 +599,20 @@ def _longest_answer(dataset: Dataset) -> int:
     return max(256, min(lengths[int(0.98 * (len(lengths) - 1))], 4096))
 
 
-def _side_effects(job: RunContext, question: EvalTarget, dataset: Dataset) -> dict[str, Any]:
+def _side_effects(job: RunContext, question: _Question, dataset: Dataset) -> dict[str, Any]:
     """Forgetting and memorisation, for a model that has a base to be compared with."""
     if question.kind in ("run", "adapter"):
         return after_tuning(job, dataset)
-    return after_tuning(job, dataset, base=lambda: _loaded(question.base)) if question.base else {}
+    return (
+        after_tuning(job, dataset, base=lambda: nullcontext(load_model(question.options.base)))
+        if question.options.base
+        else {}
+    )
 
 
 def _consistency(
     job: RunContext,
-    question: EvalTarget,
+    question: _Question,
     dataset: Dataset,
     rows: Sequence[Row],
     folder: Path,
@@ -629,25 +624,23 @@ def _consistency(
 
     def target(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
         task = f"{name}, several ways"
-        if question.endpoint is not None:
+        if isinstance(question.target, EndpointTarget):
             replies, _ = _replies(job, question, dataset, questions, sampling, task)
-            cost = usage(question.endpoint, replies)
+            cost = usage(question.target.endpoint, replies)
             say(endpoint_line(cost))
             return {name: SystemAnswers(list(replies), cost["seconds"])}
         prompts, _ = _prompts(job, question, dataset, questions)
-        config = job.recipe.evaluate
-        return {
-            name: ask(job.model, dataset, questions, config, Asking(prompts=prompts, sampling=sampling), task=task)[""]
-        }
+        how = Asking(prompts=prompts, sampling=sampling)
+        return {name: ask(job.model, dataset, questions, job.recipe.evaluate, how, task=task)[""]}
 
     asks: list[Ask] = [target]
     if question.kind in ("run", "adapter"):
         asks.append(asked_prompts(job, dataset, lambda: base_model(job)))
-    drawn = question.endpoint is not None or is_drawn(job, dataset)
+    drawn = question.kind == "endpoint" or is_drawn(job, dataset)
     return consistency_part(job, folder, dataset, rows, asks, own=name, drawn=drawn, costs=costs)
 
 
-def _check_consistency(recipe: Recipe, question: EvalTarget) -> None:
+def _check_consistency(recipe: Recipe, question: _Question) -> None:
     """Refuse to ask a file of answers again, before anything is read."""
     if recipe.evaluate.consistency and question.kind == "predictions":
         raise UserError(
@@ -655,7 +648,7 @@ def _check_consistency(recipe: Recipe, question: EvalTarget) -> None:
             where="evaluate.consistency",
             next_step="evaluate the model or the endpoint that wrote them, or leave consistency at 0",
         )
-    if recipe.evaluate.consistency and _gguf(question):
+    if recipe.evaluate.consistency and question.kind == "model" and not isinstance(question.target, LocalTarget):
         raise UserError(
             "A GGUF file is asked for its likeliest answers only, so not in several ways",
             where="evaluate.consistency",
@@ -663,25 +656,15 @@ def _check_consistency(recipe: Recipe, question: EvalTarget) -> None:
         )
 
 
-def _check_base(recipe: Recipe, question: EvalTarget) -> None:
+def _check_base(recipe: Recipe, question: _Question) -> None:
     """Refuse questions about what tuning has changed of a model whose base nobody names, before it is asked anything."""
     wanted = recipe.evaluate
     asked = wanted.general or wanted.memorisation or wanted.canaries or wanted.lm_eval
-    if asked and question.kind not in ("run", "adapter") and not question.base:
+    if asked and question.kind not in ("run", "adapter") and not question.options.base:
         raise UserError(
             "What was this model made from? Forgetting and memorisation are differences to its base",
-            where=question.target or "--base",
+            where=question.name or "--base",
             next_step="give --base MODEL"
             if question.kind == "model"
             else "evaluate the model itself, with --base MODEL: an endpoint or a file of answers can't be compared with it",
         )
-
-
-@contextmanager
-def _loaded_model(name: str) -> Any:
-    yield load_model(name)
-
-
-def _loaded(name: str) -> AbstractContextManager[Model]:
-    found: AbstractContextManager[Model] = _loaded_model(name)
-    return found

@@ -15,15 +15,14 @@ from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluation.evaluate import Evaluation, sample_rows
-from tuneloop.inference.client import Endpoint, failures, usage
+from tuneloop.inference.client import Endpoint, EndpointTarget, failures, usage
+from tuneloop.inference.local.target import open_local
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets import open_local
-from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.records.rows import Message, Row
 
 if TYPE_CHECKING:
     from tuneloop.evaluation.judge import Choose, Judgement, Winner
-    from tuneloop.inference.targets.local import LocalTarget
+    from tuneloop.inference.local.target import LocalTarget
 
 TOKENS = 512  # that a judge may write: a reason and a verdict
 ROWS = 200  # judged of an evaluation, by default
@@ -77,8 +76,8 @@ def verdicts(
     target: LocalTarget, conversations: Sequence[Sequence[Message]], options: Sequence[str]
 ) -> list[str | None]:
     """The option that a local model gives as its verdict on each conversation, by choice scoring; of long ones the middle is left out."""
-    template = target.model.template
-    room = target.model.context - max(target.label_tree(options, LEAD).lengths) - len(template.encode(LEAD))
+    template = target.template
+    room = target.context - max(target.label_tree(options, LEAD).lengths) - len(template.encode(LEAD))
     prompts = [template.prompt_ids(list(turns)) for turns in conversations]
     cut = [ids if len(ids) <= room else ids[:8] + ids[8 - room :] for ids in prompts]
     answers = target.score([Request(ids=ids) for ids in cut], options, lead=LEAD, task="judging")

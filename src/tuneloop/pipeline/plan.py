@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
+from tuneloop.core.machine import processes
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, usd_words
 from tuneloop.models.shape import ModelShape
-from tuneloop.models.sharded import processes
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference
 from tuneloop.pipeline.context import RunContext, find_done, training_began
 from tuneloop.pipeline.distributed import Part, distributed_run, held_out

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import progress
+from tuneloop.core.ui import progress, reporter, reporting
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import ReadPrompt, TaskPrompt, prompt_reader
 from tuneloop.inference.local.scoring import label_distribution
@@ -170,9 +170,11 @@ class Asker:
     ) -> list[Prediction]:
         """Answers to the records of a block."""
 
+        outer = reporter().progress
+
         def shown(task: str, at: float, of: float, /, **info: float | str) -> None:
             if total and at < of:  # of the block, scaled to its rows
-                progress("predicting", done + at * len(records) / max(of, 1), total, **info)
+                outer("predicting", done + at * len(records) / max(of, 1), total, **info)
 
         asked: dict[int, Request] = {}
         found: list[Prediction] = [Prediction()] * len(records)
@@ -182,8 +184,9 @@ class Asker:
                 found[i] = Prediction(error=f"{prompt.reason}: {prompt.detail}")
             else:
                 asked[i] = self.request(prompt)
-        for i, answer in zip(asked, self.ask(list(asked.values()), shown), strict=True):
-            found[i] = answer
+        with reporting(progress=shown):
+            for i, answer in zip(asked, self.ask(list(asked.values())), strict=True):
+                found[i] = answer
         if total:
             progress("predicting", done + len(records), total)
         return found

@@ -7,10 +7,8 @@ so a result that has its name is whole.
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -18,11 +16,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, plain_cell, replacing, sha256_file, user_errors_of_the_disk
+from tuneloop.core.journal import Lines
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, verb
 from tuneloop.data.formats import Rejection
@@ -87,15 +86,15 @@ def predict_file(
     resumed = 0
     if out:
         key = content_hash([target.identity, vars(options), _digest(file), asker.block, __version__, 1])
-        with _journal(Path(out), key) as journal:
-            found += resumed_answers(journal, asker.block, len(rows))
+        with _journal(Path(out)) as journal:
+            found += _resumed(journal, key, asker.block, len(rows))
             resumed = len(found)
             if resumed:
                 say(
                     f"predict   goes on behind {counted(resumed, 'row')} that {verb(resumed, 'was', 'were')} answered before"
                 )
             for answers in _answers(target, asker, rows, resumed):
-                _append(journal, answers)
+                _append(journal, [_kept(answer) for answer in answers])
                 found += answers
             _write(Path(out), form, rows, found, names)
             journal_of(Path(out)).unlink()
@@ -251,70 +250,58 @@ def journal_of(out: Path) -> Path:
 
 
 @contextmanager
-def _journal(out: Path, key: str) -> Iterator[BinaryIO]:
-    """The journal, held by this process, with its first line written or checked.
+def _journal(out: Path) -> Iterator[Lines]:
+    """The journal of a result; it is closed behind the block.
 
     Raises:
-        UserError: another process holds it, or it is of another target, other rows or other settings.
+        UserError: it can't be written.
     """
-    path = journal_of(out)
-    with user_errors_of_the_disk(path):
+    with user_errors_of_the_disk(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                "Another predict is writing this result",
-                where=str(out),
-                next_step="wait for it, or choose another --out",
-            ) from None
-        file.seek(0)
-        first = file.readline()
-        head = _parsed(first)
-        if not first.endswith(b"\n"):  # new, or killed while it wrote its first line
-            file.truncate(0)
-            _line(file, {"version": 1, "key": key})
-        elif not isinstance(head, dict) or head.get("key") != key:
-            raise UserError(
-                "Unfinished answers are here, of another target, other rows or other settings",
-                where=str(path),
-                next_step="choose another --out, or delete that file",
-            )
-        yield file
+    step = "wait for it, or choose another --out"
+    journal = Lines(
+        journal_of(out), UserError("Another predict is writing this result", where=str(out), next_step=step)
+    )
+    try:
+        yield journal
+    finally:
+        journal.close()
 
 
-def resumed_answers(file: BinaryIO, block: int, rows: int) -> list[Prediction]:
-    """The answers of whole blocks; what was written in part is cut off."""
+def _resumed(journal: Lines, key: str, block: int, rows: int) -> list[Prediction]:
+    """The answers of whole blocks; what was written in part is cut off.
+
+    Raises:
+        UserError: another process holds the journal, or it is of another target, other rows or other settings.
+    """
     found: list[Prediction] = []
-    end = file.tell()
-    while line := file.readline():
+    lines = journal.open()
+    head = next(lines, None)
+    if head is None:  # new, or killed while it wrote its first line
+        _append(journal, {"version": 1, "key": key})
+        return found
+    first = _parsed(head)
+    if not isinstance(first, dict) or first.get("key") != key:
+        raise UserError(
+            "Unfinished answers are here, of another target, other rows or other settings",
+            where=str(journal.path),
+            next_step="choose another --out, or delete that file",
+        )
+    for line in lines:
         value = _parsed(line)
-        wanted = min(block, rows - len(found))
-        if not line.endswith(b"\n") or not isinstance(value, list) or len(value) != wanted:
+        if not isinstance(value, list) or len(value) != min(block, rows - len(found)):
             break
         try:
             found += [Prediction(**each) for each in value]
         except TypeError:
             break
-        end = file.tell()
-    file.truncate(end)
-    file.seek(0, os.SEEK_END)
+    journal.cut()
     return found
 
 
-def _append(file: BinaryIO, answers: Sequence[Prediction]) -> None:
-    _line(
-        file, [{name: value for name, value in vars(answer).items() if value not in ("", None)} for answer in answers]
-    )
-
-
-def _line(file: BinaryIO, value: Any) -> None:
-    with user_errors_of_the_disk(file.name):
-        file.write(_json_line(value).encode("utf-8", "backslashreplace") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _append(journal: Lines, value: Any) -> None:
+    with user_errors_of_the_disk(journal.path):
+        journal.append(_json_line(value).encode("utf-8", "backslashreplace") + b"\n")
 
 
 def _parsed(line: bytes) -> Any:
@@ -326,6 +313,10 @@ def _parsed(line: bytes) -> Any:
 
 def _json_line(value: Any) -> str:
     return json.dumps(plain(value), ensure_ascii=False, default=str)  # str: times and decimals of parquet files
+
+
+def _kept(answer: Prediction) -> dict[str, Any]:
+    return {name: value for name, value in vars(answer).items() if value not in ("", None)}
 
 
 # --- rows out ------------------------------------------------------------------------------------

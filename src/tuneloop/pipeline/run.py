@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tuneloop.core.ui import busy
+from tuneloop.core.ui import busy, say
 from tuneloop.pipeline.advise import remind
 from tuneloop.pipeline.baselines import baseline_stage
 from tuneloop.pipeline.evaluate import evaluate_stage

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tuneloop.core.machine import is_first
 from tuneloop.core.object_store import open_store
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
-from tuneloop.models.sharded import is_first
 from tuneloop.pipeline.context import RunContext
 from tuneloop.recipe import Recipe
 from tuneloop.records.run import RUN

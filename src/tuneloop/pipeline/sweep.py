@@ -20,10 +20,10 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.python_file import trust_code
+from tuneloop.core.ray.cluster import address_of, whole_path
 from tuneloop.core.ray.tune import Tried, tune_on_ray
-from tuneloop.core.ui import busy, say
+from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
-from tuneloop.deploy.on_ray import address_of, whole_path
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.run import run
@@ -207,7 +207,8 @@ def _train_trial(setting: tuple[dict[str, Any], str], trial: dict[str, str], rep
             report(float(record["val_loss"]))
 
     try:
-        _, result = train_alone(own, on_record=on_record)
+        with quiet():
+            _, result = train_alone(own, on_record=on_record)
         status = "FINISHED"
     finally:
         tracker.finish(status)  # type: ignore[arg-type]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash
-from tuneloop.inference.targets import Target, open_local, open_target
-from tuneloop.inference.targets.gguf import GgufTarget
-from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.inference.answer import ModelTarget, Target, as_model
+from tuneloop.inference.local.target import LocalTarget, open_local
+from tuneloop.inference.targets import open_target
 from tuneloop.models.names import is_local, resolve
 from tuneloop.pipeline.task import read_task_of, task_of_run
 from tuneloop.registry.registered import local_name
@@ -38,9 +37,9 @@ class TaskTarget:
         return self.target if isinstance(self.target, LocalTarget) else None
 
     @property
-    def model(self) -> LocalTarget | GgufTarget | None:
-        """The target, where its prompts become tokens here: a model on this machine, in our engine or in llama.cpp."""
-        return self.target if isinstance(self.target, LocalTarget | GgufTarget) else None
+    def model(self) -> ModelTarget | None:
+        """The target, where its prompts become tokens here: a model on this machine, in whichever engine."""
+        return as_model(self.target)
 
     def check(self) -> None:
         """Refuse the name of a model that can't be had, before rows are read and judged without it.
@@ -79,26 +78,22 @@ def open_with_task(
     lent = open_with_task(task).task if task else None
     name = local_name(name)
     own = open_target(name, base=base, endpoint=endpoint)
-    found = lent if lent is not None else _task_of(own)
+    found = lent if lent is not None else task_inside(own)
     if found is not None and isinstance(own, LocalTarget):
         own = open_local(name, base=base, template=found.chat_template)
     return TaskTarget(own, found)
 
 
-def _task_of(target: Target) -> TaskSpec | None:
+def task_inside(target: Target) -> TaskSpec | None:
     """The task that a target's own folder says."""
-    if isinstance(target, GgufTarget):
-        return read_task_of(target.file.parent)
-    if not isinstance(target, LocalTarget):
-        return None
-    if target.run is not None:
+    if isinstance(target, LocalTarget) and target.run is not None:
         return task_of_run(target.run)
-    folder = target.trained or Path(target.name).expanduser()
-    return read_task_of(folder) if folder.is_dir() else None
+    model = as_model(target)
+    return read_task_of(model.folder) if model is not None and model.folder.is_dir() else None
 
 
 def named(target: Target) -> dict[str, Any]:
     """What a summary says of a target."""
-    base = (target.untuned or target.base) if isinstance(target, LocalTarget) else ""
-    base = target.untuned if isinstance(target, GgufTarget) else base
+    model = as_model(target)
+    base = (model.untuned or getattr(model, "base", "")) if model is not None else ""
     return {"target": target.name, "kind": target.kind, "base": base or None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -130,8 +129,7 @@ class MethodOptions(Config):
     optimizer_in_backward: bool | None = Field(None, description="Update each weight as its gradient arrives.")
 
 
-@dataclass(frozen=True)
-class PlanWanted:
+class PlanWanted(Config):
     """What is asked for in place of a training's plan; each field is an option."""
 
     calibrate: bool = switch("Train a few steps here, and keep what was predicted and measured.")

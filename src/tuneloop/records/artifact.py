@@ -9,6 +9,7 @@ from tuneloop.records.evaluation import Comparison, Metrics, SuiteName
 from tuneloop.records.record import Part, Record
 
 ARTIFACT = "artifact.json"
+FLOATS = ("F32", "F16", "BF16")  # types of weights that keep what was evaluated
 EVALS = "evals"  # folder of a run: an artifact's own evaluation is in it under the artifact's id
 SIGNATURE = "artifact.sig"  # of all files, where the artifact was signed
 
@@ -156,3 +157,9 @@ class ArtifactManifest(Record):
     structured: SameAnswers | None = None
     measured: bool = False
     files: dict[str, ArtifactFile]
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the weights have fewer bits than those that were evaluated: the metrics are then not the artifact's."""
+        types = self.quantisation.tensor_types if self.quantisation is not None else {}
+        return not self.measured and any(kind not in FLOATS for kind in types)

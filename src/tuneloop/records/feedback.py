@@ -211,7 +211,7 @@ def _time(value: Any, now: str) -> str:
 
 def _checked(kind: str, value: Any) -> Any:
     """A value that fits the kind: thumbs as true or false, ratings as numbers, the others as they are."""
-    step = "tuneloop feedback add --help"
+    step = "tuneloop collect add --help"
     if unstorable(value) or (isinstance(value, str) and storable(value) != value):
         raise UserError(
             f"Can't be stored: {value!r:.60}",

@@ -13,14 +13,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import inside
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked
-from tuneloop.records.artifact import ARTIFACT, EVALS, GateRecord
+from tuneloop.records.artifact import ARTIFACT, EVALS, FLOATS, GateRecord
 from tuneloop.records.evaluation import EVALUATION, GateResult
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 from tuneloop.registry import versions as models
 from tuneloop.registry.record import Lineage, RegisteredModel, RegisteredVersion
 from tuneloop.registry.verify import read_artifact
-from tuneloop.release.gguf.convert import FLOAT_TYPES
 from tuneloop.track import KINDS, QUICK_AND_QUIET
 
 NAMED = re.compile(r"(?:models:/)?([A-Za-z0-9][\w.-]*)@([A-Za-z][\w-]*|\d+)|models:/([A-Za-z0-9][\w.-]*)/(\d+)")
@@ -55,7 +54,7 @@ def open_registry(*, create: bool = False) -> models.Registry:
         raise UserError(
             "There is no registry here",
             where=str(file),
-            next_step="tuneloop register ARTIFACT --name NAME makes one; MLFLOW_REGISTRY_URI names another",
+            next_step="tuneloop models register ARTIFACT --name NAME makes one; MLFLOW_REGISTRY_URI names another",
         )
     for name, value in (QUICK_AND_QUIET | _SILENT).items():
         os.environ.setdefault(name, value)
@@ -160,7 +159,7 @@ def _verdict(judged: Path, force: bool) -> GateRecord:
 
 def is_quantised(lineage: Lineage) -> bool:
     """Whether the weights have fewer bits than those of the run."""
-    return bool(lineage.quantisation) and lineage.quantisation not in FLOAT_TYPES
+    return bool(lineage.quantisation) and lineage.quantisation.upper() not in FLOATS
 
 
 def _to_judge(version: RegisteredVersion, run: Path | None) -> str:

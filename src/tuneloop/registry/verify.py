@@ -95,7 +95,7 @@ def read_intact(folder: Path) -> ArtifactManifest:
         raise UserError(
             "The artifact is not as it was exported",
             where=f"{folder}: {shown}",
-            next_step="export the run again; `tuneloop verify` names all files",
+            next_step="export the run again; `tuneloop models verify` names all files",
         )
     return read_artifact(folder)
 

@@ -30,7 +30,6 @@ from tuneloop.records.evaluation import GateResult
 from tuneloop.records.record import as_record
 from tuneloop.registry.record import Action, Lineage, RegisteredModel, RegisteredVersion, RegistryEvent
 from tuneloop.registry.verify import read_artifact, read_intact
-from tuneloop.release.card_metadata import is_rounded
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -100,7 +99,7 @@ def read_model(registry: Registry, name: str) -> RegisteredModel:
                 where=masked(registry.uri),
                 next_step=f"registered are: {', '.join(known)}"
                 if known
-                else f"tuneloop register ARTIFACT --name {name}",
+                else f"tuneloop models register ARTIFACT --name {name}",
             )
         return _read(registry, found)
 
@@ -280,7 +279,7 @@ def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel
             raise UserError(
                 f"{name} has no previous version to go back to",
                 where=f"{name}@{PREVIOUS}",
-                next_step=f"promote another one: tuneloop promote {name} VERSION",
+                next_step=f"promote another one: tuneloop models promote {name} VERSION",
             )
         version_named(model, target)
         earlier = champions(model.history)[:-2]
@@ -371,7 +370,7 @@ def _text(value: Any) -> str:
 
 
 def _lineage(manifest: ArtifactManifest, folder: Path, run: Path | None) -> Lineage:
-    evaluation, gate = None if is_rounded(manifest) else manifest.evaluation, manifest.gate
+    evaluation, gate = None if manifest.is_rounded else manifest.evaluation, manifest.gate
     return Lineage(
         artifact=manifest.id,
         manifest=sha256_file(folder / ARTIFACT),

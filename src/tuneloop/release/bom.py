@@ -19,7 +19,6 @@ from tuneloop.records.artifact import ArtifactFile, ArtifactManifest
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.run import RunManifest
-from tuneloop.release.card_metadata import is_rounded
 from tuneloop.release.licences import Licence
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def _model_card(made: Materials) -> dict[str, Any]:
     if made.dataset:
         parameters["datasets"] = [{"ref": f"dataset:{made.dataset.id}"}]
     card: dict[str, Any] = {"modelParameters": parameters}
-    if evaluation and not is_rounded(made.manifest):
+    if evaluation and not made.manifest.is_rounded:
         where = f"{evaluation.split} split of {evaluation.dataset}, {counted(evaluation.n, 'row')}"
         metrics = [_metric(name, figure, where) for name, figure in evaluation.metrics.items()]
         card["quantitativeAnalysis"] = {"performanceMetrics": [metric for metric in metrics if metric]}

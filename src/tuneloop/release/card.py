@@ -9,9 +9,9 @@ from typing import Any
 
 from tuneloop.core.units import counted
 from tuneloop.models.methods import find_method
-from tuneloop.records.artifact import ArtifactManifest, GateRecord, Quantisation
+from tuneloop.records.artifact import FLOATS, ArtifactManifest, GateRecord, Quantisation
 from tuneloop.records.dataset import DatasetManifest
-from tuneloop.release.card_metadata import FLOATS, card_metadata, is_rounded
+from tuneloop.release.card_metadata import card_metadata
 from tuneloop.release.compressed import is_compressed
 from tuneloop.release.formats import FORMS
 from tuneloop.release.licences import Licence, hub_name
@@ -146,7 +146,7 @@ def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
             f"**These figures are this file's**, answered by llama.cpp{on}, next to those of the run before it was exported.",
         )
         parts.append(_measured(manifest))
-    if manifest.quantisation and is_rounded(manifest):
+    if manifest.quantisation and manifest.is_rounded:
         name, kl = manifest.quantisation.name, manifest.quantisation.kl
         if kl is not None:
             parts.insert(

@@ -8,14 +8,6 @@ from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.release.formats import FORMS
 from tuneloop.release.licences import Licence, hub_name
 
-FLOATS = ("F32", "F16", "BF16")
-
-
-def is_rounded(manifest: ArtifactManifest) -> bool:
-    """Whether the weights have fewer bits than those that were evaluated: the figures are then not the artifact's."""
-    weights = manifest.quantisation
-    return not manifest.measured and weights is not None and any(kind not in FLOATS for kind in weights.tensor_types)
-
 
 def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
     """The YAML between the card's `---`; without figures where they are not those of these weights.
@@ -28,7 +20,7 @@ def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
 
     base, form = hub_name(manifest.base.model), FORMS[manifest.format]
     relation = "quantized" if form.is_model and manifest.quantisation else form.relation
-    evaluation = None if is_rounded(manifest) else manifest.evaluation
+    evaluation = None if manifest.is_rounded else manifest.evaluation
     kind = "text-classification" if (manifest.task or {}).get("kind") == "classification" else "text-generation"
     results = [
         EvalResult(

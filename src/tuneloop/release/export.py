@@ -105,7 +105,7 @@ def export_run(
     _tell(artifact)
     if key is not None:
         sign(artifact.folder, key)
-        say(f"signed    {SIGNATURE}: check it with `tuneloop verify {artifact.folder} --key PUBLIC_KEY`")
+        say(f"signed    {SIGNATURE}: check it with `tuneloop models verify {artifact.folder} --key PUBLIC_KEY`")
     return artifact
 
 

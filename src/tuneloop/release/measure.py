@@ -20,7 +20,7 @@ from tuneloop.evaluation.evaluate import Evaluation, sample_rows, some_rows
 from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.evaluation.metrics.claims import amount, claim_of, seen_from, sure
 from tuneloop.evaluation.metrics.structured import read_schema
-from tuneloop.inference.engines import Served, complete
+from tuneloop.inference.answer import Served, complete
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_model
@@ -28,7 +28,6 @@ from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of
-from tuneloop.pipeline.gguf import ask_gguf
 from tuneloop.pipeline.scoring import cost_of, score, write_scored
 from tuneloop.records.artifact import EVALS, NEAR_TIE, PARTED, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
@@ -38,7 +37,7 @@ from tuneloop.release.gguf.convert import About, FloatType, write_gguf
 from tuneloop.release.tuned_weights import open_tuned
 
 if TYPE_CHECKING:
-    from tuneloop.inference.targets.gguf import GgufTarget
+    from tuneloop.inference.llamacpp.target import GgufTarget
 
 BASE_TYPE: FloatType = "f16"  # of the base's file that a LoRA file is measured on
 RUN = "run"  # name of the run in comparisons
@@ -95,7 +94,7 @@ def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> ArtifactFigure
     Raises:
         UserError: see `measure_artifact`; no room for the base.
     """
-    from tuneloop.inference.targets.gguf import GgufTarget
+    from tuneloop.inference.llamacpp.target import GgufTarget
 
     job = asked.job
     remove_stale_bases(job.folder)
@@ -125,12 +124,13 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufT
         UserError: llama.cpp is missing or fails, or a row can't be asked.
     """
     from tuneloop.evaluation.compare import compare
-    from tuneloop.inference.targets.gguf import GgufTarget
+    from tuneloop.inference.llamacpp.target import GgufTarget
+    from tuneloop.pipeline.compared_systems import ask
 
     job, dataset, rows = asked.job, asked.dataset, asked.rows
     target = target or GgufTarget(str(file), file)
     try:
-        answers = ask_gguf(target, dataset, rows, job.recipe.evaluate, task=f"measuring {name}")
+        answers = ask(target, dataset, rows, job.recipe.evaluate, task=f"measuring {name}")[""]
         kl = _mean_kl(job, target, rows)
         cost = _cost(target, rows)
     finally:
@@ -161,7 +161,7 @@ def _structured(asked: Rows, file: Path, theirs: Evaluation) -> SameAnswers | No
 
     None: the run has no schema, or llama.cpp's server is not installed.
     """
-    from tuneloop.inference.engines.llamacpp import VERSION, WHEEL, LlamaCppEngine
+    from tuneloop.inference.llamacpp.engine import VERSION, WHEEL, LlamaCppEngine
     from tuneloop.pipeline.compared_systems import longest_answer
 
     config, job = asked.job.recipe.evaluate, asked.job

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
 
 MEASURED_ROWS = 200  # test rows that a GGUF file is asked: half a minute for a small model
 
 
-@dataclass(frozen=True)
-class WeightsWanted:
+class WeightsWanted(Config):
     """The type of weights, and how it is measured; each field is an option."""
 
     quant: str = flag(

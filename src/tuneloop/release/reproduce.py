@@ -106,7 +106,7 @@ def _not_at_hand(target: str, run: str) -> UserError:
     return UserError(
         f"The run that this was made from, {run}, is not at hand",
         where=target,
-        next_step="name the run's folder: tuneloop reproduce FOLDER",
+        next_step="name the run's folder: tuneloop models reproduce FOLDER",
     )
 
 

@@ -100,8 +100,7 @@ def _promises_table(outcome: Sequence[Any]) -> Table:
     table.add_column("actual", style="bold", no_wrap=True)
     table.add_column("", no_wrap=True)
     for line in outcome:
-        comparison = f"[{'green' if line.inside else 'yellow'}]{line.words}[/]" if line.words else ""
-        table.add_row(line.name, line.predicted, line.actual, comparison)
+        table.add_row(line.name, line.predicted, line.actual, Text(line.words, "green" if line.inside else "yellow"))
     return table
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from tuneloop.core.flag import Flag, flag
 from tuneloop.records.record import Part, Record
 
 Priority = Literal["high", "normal", "low"]
@@ -13,33 +14,32 @@ Right = Literal["feedback", "users"]
 
 
 class Limits(Part):
-    """What a key may use; None: no limit.
+    """What a key may use; each field is an option of `tuneloop keys add`.
 
-    Args:
-        rpm: requests a minute.
-        tpm: tokens a minute, read and written.
-        budget_usd: dollars in all.
-        adapters: models that it may ask, by name; empty: all.
-        priority: before whom its requests are answered.
-        deadline_ms: milliseconds within which the first token is promised; default: the server's objective.
-        late: what becomes of a request that can't have it by then: `refuse`, or `flex`, it is answered in that tier.
-        train: `no`: its requests never become training data.
-        keep_days: days after which texts, users and conversations of its requests leave the store; None: as of all others.
-        rights: `users`: the users that it names are believed, each counts for itself in experiments and training data;
-            `feedback`: it may send feedback on any request or conversation, with weight and source. Without the first one
-            all that comes with the key counts as one user.
+    With the right `users`, each user that the key names counts alone in experiments and training data; without it all that
+    comes with the key counts as one user.
     """
 
-    rpm: int | None = Field(None, ge=1)
-    tpm: int | None = Field(None, ge=1)
-    budget_usd: float | None = Field(None, ge=0, allow_inf_nan=False)
-    adapters: list[str] = []
-    priority: Priority = "normal"
-    deadline_ms: float | None = Field(None, gt=0)
-    late: Literal["refuse", "flex"] = "refuse"
-    train: Literal["yes", "no"] = "yes"
-    keep_days: float | None = Field(None, gt=0)
-    rights: list[Right] = []
+    rpm: int | None = flag(None, "N", "Requests a minute.", least=1)
+    tpm: int | None = flag(None, "N", "Tokens a minute, read and written.", least=1)
+    budget_usd: Annotated[float | None, Flag(metavar="USD")] = Field(
+        None, ge=0, allow_inf_nan=False, description="Dollars in all; needs prices in serve.yaml."
+    )
+    adapters: list[str] = flag([], "NAMES", "Models that it may ask, separated by commas; default: all.")
+    priority: Priority = flag("normal", "NAME", "high, normal or low: before whom its requests are answered.")
+    deadline_ms: float | None = flag(
+        None, "MS", "Milliseconds to the first token; default: the server's objective.", above=0
+    )
+    late: Literal["refuse", "flex"] = flag(
+        "refuse", "refuse|flex", "What becomes of a request that would be late: 429, or the tier flex."
+    )
+    train: Literal["yes", "no"] = flag("yes", "yes|no", "Whether its requests may become training data.")
+    keep_days: float | None = flag(
+        None, "DAYS", "Days after which texts leave the store; default: log.keep_days.", above=0
+    )
+    rights: list[Right] = flag(
+        [], "NAMES", "users: the users that it names are believed; feedback: on any request, with weight."
+    )
 
 
 class ApiKey(Part):

@@ -7,7 +7,7 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.data.task import TaskSpec
-from tuneloop.inference.engines.canary import Canary
+from tuneloop.inference.canary import Canary
 from tuneloop.inference.request import Request
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.records.artifact import ARTIFACT

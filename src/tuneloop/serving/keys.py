@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, make_private, replacing, user_errors_of_the_disk
 from tuneloop.core.ids import utc_now
-from tuneloop.core.ui import say
+from tuneloop.core.ui import bound_say
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.server import ServerState
 from tuneloop.serving.api_key import ApiKey, KeyFile, Limits
@@ -183,6 +183,7 @@ class Keyring:
     folder: Path
     every: float = 0.0
     needed_before: bool = False
+    say: Callable[[str], None] = field(default_factory=bound_say)
     _looked: float = -1e9
     _stamp: tuple[int, ...] = ()
     _keys: dict[str, ApiKey] = field(default_factory=dict)
@@ -238,7 +239,7 @@ class Keyring:
             file = _read(self.folder)
         except UserError as error:  # nobody is let in, neither with a key nor without one
             self._needed = True
-            say(f"keys      {FILE} can't be read, so nobody is let in: {error.what}")
+            self.say(f"keys      {FILE} can't be read, so nobody is let in: {error.what}")
             return
         with contextlib.suppress(UserError):  # a folder that can't be written; the server remembers it
             if file.keys:  # the file may have come from elsewhere
@@ -248,4 +249,4 @@ class Keyring:
         self._keys = {key.id: key for key in file.keys if key.id not in self._gone}
         self._needed = not file.open and (self._needed or revoked is not None or bool(file.keys))
         if before and not file.keys:
-            say(f"keys      {FILE} has no keys any more; they are needed until `tuneloop keys open --yes`")
+            self.say(f"keys      {FILE} has no keys any more; they are needed until `tuneloop keys open --yes`")

@@ -9,35 +9,35 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file
-from tuneloop.core.ui import say
+from tuneloop.core.ui import quiet, say
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
-from tuneloop.improve.experiment.live import Candidate
+from tuneloop.inference.answer import EngineKind, EngineSettings, Served, ServingEngine, complete, with_template
+from tuneloop.inference.canary import gap_at_parting, is_expected, prove
 from tuneloop.inference.client import key_from
-from tuneloop.inference.engines import Served, ServingEngine, complete, with_template
-from tuneloop.inference.engines.canary import gap_at_parting, is_expected, prove
-from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
-from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings, gguf_file, template_of
-from tuneloop.inference.engines.local import LocalEngine
 from tuneloop.inference.local.scoring import label_ids
-from tuneloop.inference.targets.gguf import as_gguf
+from tuneloop.inference.openai import EndpointEngine, EndpointSettings
+from tuneloop.inference.targets import ENGINES, engine_for, kind_of_name
+from tuneloop.inference.timeouts import MODELS_WITHIN
+from tuneloop.inference.wire import Broken, Refused, Wire, fetched, need_aiohttp
 from tuneloop.models.adapters import BASE
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
-from tuneloop.models.template import Template, load_template
-from tuneloop.pipeline.targets import open_with_task
-from tuneloop.pipeline.task import read_task_of
+from tuneloop.models.template import Template
+from tuneloop.pipeline.targets import open_with_task, task_inside
 from tuneloop.records.artifact import NEAR_TIE, PARTED
 from tuneloop.records.rows import Message
 from tuneloop.registry.registered import local_name, open_registry, registered_name, version_of
 from tuneloop.serving.canaries import canaries_of
+from tuneloop.serving.companions import Candidate
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Prompt, ReadPrompt, ServedModel
 from tuneloop.serving.pool import EnginePool
@@ -70,27 +70,21 @@ class Opened:
         return self.task.chat_template if self.task else ""
 
 
-def open_model(name: str, source: str, task_of: str = "") -> Opened:
-    target = open_with_task(source, task=task_of)
-    local, task = target.local, target.task
-    if local is None:
-        raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
-    loaded = Served(str(local.trained), task.chat_template if task else "") if local.trained is not None else None
-    return Opened(name, source, local.base, loaded, task, target.scores_labels)
+def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base: str = "") -> Opened:
+    """An adapter or model for an engine.
 
-
-def _open_gguf(name: str, source: str, base: str) -> Opened:
-    """A GGUF file: the base model, or an adapter on it."""
+    Args:
+        task_of: a run or artifact whose task is taken; empty: its own.
+        base: that is served, where it is known.
+    """
     place = local_name(source)
-    if Path(place).is_dir() and not list(Path(place).glob("*.gguf")):
-        raise UserError(
-            "llama.cpp serves GGUF files, and this is none", where=source,
-            next_step=f"tuneloop export {source} --format gguf-lora, or take engine=tuneloop",
-        )  # fmt: skip
-    file = gguf_file(place)
-    task = read_task_of(file.parent)
-    loaded = None if place == base else Served(str(file), task.chat_template if task else "")
-    return Opened(name, source, base, loaded, task, bool(task and task.answer == "choice" and task.labels))
+    if kind_of_name(place) != "local":
+        raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
+    target = kind.target(place, "", "")
+    task = (open_with_task(task_of).task if task_of else None) or task_inside(target)
+    under, weights = target.served_on(base)
+    loaded = None if weights is None else Served(weights, task.chat_template if task else "")
+    return Opened(name, source, under, loaded, task, bool(task and task.answer == "choice" and task.labels))
 
 
 @dataclass(frozen=True)
@@ -128,7 +122,7 @@ class Deployment:
 def _template_of(base: str) -> Template | None:
     """A base model's tokenizer and template, where they are here."""
     try:
-        return template_of(gguf_file(base)) if as_gguf(base) is not None else load_template(resolve(base))
+        return engine_for(base).template(base)
     except (UserError, OSError, ValueError):
         return None
 
@@ -175,30 +169,30 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
     """
     if config.urls:
         return _endpoints(config, candidates or {})
-    if config.engine not in ("auto", "tuneloop", "llama.cpp"):
+    names = [kind.name for kind in reversed(ENGINES)]
+    if config.engine not in ("auto", *names):
         raise UserError(
             f"No such engine {masked(str(config.engine))!r:.80}", where="engine",
-            next_step="choose auto, tuneloop, llama.cpp or the URL of a server",
+            next_step=f"choose auto, {', '.join(names)} or the URL of a server",
         )  # fmt: skip
     base, served = served_by(config)
-    named = base or served[0].source
-    if config.engine == "llama.cpp" or (config.engine == "auto" and as_gguf(local_name(named)) is not None):
-        return _llamacpp(config, local_name(named), candidates or {})
-    opened_ = [open_model(each.name, each.source, each.task) for each in served]
-    base = base or opened_[0].base
+    base_or_first = local_name(base or served[0].source)
+    kind = engine_for(base_or_first, str(config.engine))
+    open_one = partial(open_model, kind, base=base_or_first)
+    opened_ = [open_one(each.name, each.source, each.task) for each in served]
+    base = base_or_first if base else opened_[0].base
     strangers = [each for each in opened_ if each.base != base]
     if strangers:
         raise UserError(
             f"{strangers[0].name} stands on {strangers[0].base}, and the others on {base}",
             where="adapters", next_step="start a server for each base model",
         )  # fmt: skip
+    extra = _candidates(candidates or {}, lambda candidate: open_one(candidate.model, candidate.source), base)
     whole = next((each for each in opened_ if each.loaded is None), None)
-    extra = _candidates(candidates or {}, lambda candidate: open_model(candidate.model, candidate.source), base)
     opened_, extra = _with_one_source(opened_, extra)
-    adapters = _loaded(opened_, extra.values())
-    engine = LocalEngine(
-        Served(base, whole.template if whole else ""), adapters, slots=config.slots, merge=config.merge
-    )
+    log = Path(config.folder) / "llamacpp.log"
+    settings = EngineSettings(config.slots, config.batch.rows, config.context, merge=config.merge, log=log)
+    engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(opened_, extra.values()), settings)
     return Deployment(engine, opened_, base, extra)
 
 
@@ -248,20 +242,6 @@ def _candidates(
     return found
 
 
-def _llamacpp(config: ServeConfig, base: str, candidates: Mapping[str, Candidate]) -> Deployment:
-    """llama.cpp with a GGUF file as the base and LoRA files on it."""
-    opened_ = [_open_gguf(each.name, each.source, base) for each in served_by(config)[1]]
-    whole = next((each for each in opened_ if each.loaded is None), None)
-    template = whole.template if whole else ""
-    extra = _candidates(candidates, lambda each: _open_gguf(each.model, each.source, base), base)
-    opened_, extra = _with_one_source(opened_, extra)
-    adapters = _loaded(opened_, extra.values())
-    settings = LlamaCppSettings(
-        config.slots, config.batch.rows, config.context, log=Path(config.folder) / "llamacpp.log"
-    )  # fmt: skip
-    return Deployment(LlamaCppEngine(Served(base, template), adapters, settings), opened_, base, extra)
-
-
 def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Deployment:
     """Servers elsewhere as the engine: one, or several between which requests are balanced.
 
@@ -289,7 +269,8 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Depl
         return Deployment(engines[0], opened_, base, extra, tokenizer=tokenizer)
 
     async def proof(engine: ServingEngine) -> None:
-        await prove_models(config, Deployment(engine, opened_, base), lambda line: None)
+        with quiet():
+            await prove_models(config, Deployment(engine, opened_, base))
 
     return Deployment(EnginePool(engines, proof), opened_, base, extra, tokenizer=tokenizer)
 
@@ -297,7 +278,7 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Depl
 def _open_elsewhere(named: Named) -> Opened:
     """A run or artifact here, whose task is known; else a model by the server's name of it."""
     if registered_name(named.source) is not None or Path(named.source).expanduser().exists():
-        found = open_model(named.name, named.source, named.task)
+        found = open_model(ENGINES[-1], named.name, named.source, named.task)
         if found.loaded is None:
             raise UserError(
                 "A server can be given adapters, and this run trained all weights", where=named.source,
@@ -309,19 +290,15 @@ def _open_elsewhere(named: Named) -> Opened:
 
 def _only_model(urls: Sequence[str], key: str) -> str:
     """The model of the first server that answers."""
-    import httpx
-
+    need_aiohttp(masked(urls[0]), "llamacpp")
     fault = ""
     for url in urls:
-        place = url.rstrip("/").removesuffix("/v1") + "/v1/models"
         try:
-            place, login = split_login(place)
-            headers = {"Authorization": f"Bearer {key}"} if key else {}
-            reply = httpx.get(place, headers=headers, auth=login, timeout=10)
-            reply.raise_for_status()
-            names = [str(each["id"]) for each in reply.json()["data"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            fault = masked(f"{type(error).__name__}: {error}")[:200]
+            place, login = split_login(url.rstrip("/").removesuffix("/v1"))
+            answer = fetched(Wire(place, key, proxies=True, login=login), "/v1/models", MODELS_WITHIN)
+            names = [str(each["id"]) for each in json.loads(answer)["data"]]
+        except (Refused, Broken, ValueError, KeyError, TypeError) as error:
+            fault = error.in_words if isinstance(error, Refused) else masked(f"{type(error).__name__}: {error}")[:200]
             continue
         if len(names) == 1:
             return names[0]

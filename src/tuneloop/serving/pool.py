@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import say
-from tuneloop.inference.engines import START_WITHIN, AdapterFacts, ServingEngine, can_give_way
-from tuneloop.inference.engines.wire import Broken
+from tuneloop.core.ui import bound_say
+from tuneloop.inference.answer import AdapterFacts, ServingEngine, can_give_way
 from tuneloop.inference.local.engine import Update
 from tuneloop.inference.request import Request
+from tuneloop.inference.timeouts import START_WITHIN
+from tuneloop.inference.wire import Broken
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
@@ -112,13 +113,12 @@ class EnginePool:
     Args:
         engines: with the same base and adapters.
         prove: asks an engine its canaries; raises UserError where it does not answer as it should.
-        say: called when one is left out and when it is back.
         every: seconds between two looks at engines that are left out, or give nothing.
     """
 
     def __init__(self, engines: Sequence[ServingEngine], prove: Prove, *, every: float = 2.0) -> None:
         self.members = [Member(engine) for engine in engines]
-        self._prove, self._say, self._every = prove, say, every
+        self._prove, self._say, self._every = prove, bound_say(), every
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -188,7 +188,7 @@ class EnginePool:
             if not member.out:
                 try:
                     await self._prove(member.engine)
-                    say(f"engine    {member.engine.name} is ready")
+                    self._say(f"engine    {member.engine.name} is ready")
                 except UserError as error:
                     fault = error
                     self._leave_out(member, error.what)

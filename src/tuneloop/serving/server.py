@@ -18,21 +18,18 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, make_private, read_yaml
 from tuneloop.core.ids import utc, utc_now
-from tuneloop.core.ui import say
+from tuneloop.core.ui import reporting, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import Redactor
-from tuneloop.improve.controller.process import check_improve, improving
-from tuneloop.improve.experiment.command import decision_log
-from tuneloop.improve.experiment.live import Experiments
-from tuneloop.improve.monitor.schedule import monitored
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
 from tuneloop.registry.registered import registered_name
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.api_key import ApiKey
 from tuneloop.serving.batch.api import Batches
+from tuneloop.serving.companions import Companions
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.garbage_collection import short_pauses
 from tuneloop.serving.gateway import Gateway
@@ -46,12 +43,12 @@ from tuneloop.serving.store.database import Database, DatabaseError, is_database
 from tuneloop.serving.store.erase import expire, spent_by_erased
 from tuneloop.serving.store.erase_files import PENDING, expire_files
 from tuneloop.serving.store.forget import finish_forgetting, refuse_spilled
-from tuneloop.serving.store.store import is_store, opened
+from tuneloop.serving.store.store import decision_log, is_store, opened
 from tuneloop.serving.store.writer import StoreWriter
 from tuneloop.serving.swap import Swaps, pinned
 
 LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
-LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop forget` has begun one
+LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop data forget` has begun one
 
 
 # --- settings --------------------------------------------------------------------------------------
@@ -206,7 +203,7 @@ def _before(days: float | None, keys: Sequence[ApiKey], now: float) -> Callable[
 
 
 async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None) -> bool:
-    """Do what `tuneloop forget` has begun in the server's folder, while batches pause; returns whether it could be done."""
+    """Do what `tuneloop data forget` has begun in the server's folder, while batches pause; returns whether it could be done."""
     folder = Path(config.folder)
     if not any(folder.glob(PENDING)):
         return True
@@ -237,10 +234,11 @@ async def _forgetting(config: ServeConfig, gateway: Gateway, batches: Batches | 
         await asyncio.sleep(LOOK_FOR_ERASURES if done else 60 * LOOK_FOR_ERASURES)
 
 
-def serve(config: ServeConfig, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
+def serve(config: ServeConfig, companions: Companions, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
+        companions: what is started together with the server.
         ready: is called with the address once requests are taken.
 
     Raises:
@@ -249,7 +247,7 @@ def serve(config: ServeConfig, *, ready: Callable[[str, Gateway], None] | None =
     folder = Path(config.folder)
     with _alone_in(folder), _socket(config) as listening:
         if config.log.lines == "text":
-            _run(_serve(config, listening, ready))
+            _run(_serve(config, listening, companions, ready))
             return
         lines = LogLines(sys.stderr)
 
@@ -259,8 +257,8 @@ def serve(config: ServeConfig, *, ready: Callable[[str, Gateway], None] | None =
             if ready is not None:
                 ready(address, gateway)
 
-        with lines.writing():
-            _run(_serve(config, listening, follow))
+        with lines.writing(), reporting(say=lines.say):
+            _run(_serve(config, listening, companions, follow))
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -334,19 +332,21 @@ def _check_folder(config: ServeConfig) -> None:
         say(f"WARNING   the log of decisions was changed: {fault} (tuneloop ab replay)")
 
 
-async def _serve(config: ServeConfig, listening: socket.socket, ready: Callable[[str, Gateway], None] | None) -> None:
+async def _serve(
+    config: ServeConfig, listening: socket.socket, companions: Companions, ready: Callable[[str, Gateway], None] | None
+) -> None:
     from uvicorn.config import LOGGING_CONFIG
 
     from tuneloop.core.http_server import Server
 
-    experiments = Experiments(config.store)
+    experiments = companions.experiments(config.store)
     candidates = experiments.candidates()
     swaps = Swaps(config, experiments)
     _check_folder(config)
     swaps.current = swaps.wanted()
     named, config = config, pinned(config)
     deployment = deployment_of(config, candidates)
-    check_improve(config, [each.name for each in deployment.opened])
+    companions.check(config, [each.name for each in deployment.opened])
     async with _started(config, deployment) as gateway, experiments.followed_by(gateway), swaps.followed_by(gateway):
         batches = Batches(gateway, Path(config.folder) / "batch") if config.batch.enabled else None
         server = Server(
@@ -373,7 +373,7 @@ async def _serve(config: ServeConfig, listening: socket.socket, ready: Callable[
         if ready is not None:
             ready(address, gateway)
         short_pauses()
-        async with monitored(config, gateway), improving(config):
+        async with companions.running(config, gateway):
             await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
         gateway.admission.close()
         if gateway.admission.active:

@@ -17,13 +17,13 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.ids import utc_now, uuid7
-from tuneloop.core.ui import say
-from tuneloop.improve.experiment.live import Experiments
-from tuneloop.inference.engines import ServingEngine
+from tuneloop.core.ui import bound_say
+from tuneloop.inference.answer import ServingEngine
 from tuneloop.records.decision import Decision
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.registry.registered import local_name, open_registry, registered_name, registry_uri, version_of
+from tuneloop.serving.companions import Experiments
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.garbage_collection import short_pauses
 from tuneloop.serving.gateway import Gateway
@@ -68,6 +68,7 @@ class Swaps:
     config: ServeConfig
     experiments: Experiments
     swapped: Callable[[Gateway], None] = lambda gateway: None
+    say: Callable[[str], None] = field(default_factory=bound_say)
     current: Wanted = field(default_factory=dict)
     refused: Wanted = field(default_factory=dict)
     _stamp: tuple[Any, ...] = ()
@@ -93,8 +94,8 @@ class Swaps:
             if each.source not in self._versions:
                 self._versions[each.source] = version_of(open_registry(), each.source).version
             found[each.name] = f"{each.source}, version {self._versions[each.source]}"
-        candidates = self.experiments.going.values()
-        return found | {f"candidate of {s.design.name}": s.design.candidate for s in candidates}
+        candidates = self.experiments.wanted.items()
+        return found | {f"candidate of {name}": candidate.source for name, candidate in candidates}
 
     def _pinned(self) -> ServeConfig:
         """The settings with what was pinned, as far as is known: a store that is away changes nothing."""
@@ -133,7 +134,7 @@ class Swaps:
 
     async def _restart(self, gateway: Gateway) -> None:
         """Start the engine anew that has ended by itself; its memory is given back first."""
-        say("engine    has ended by itself and is started anew")
+        self.say("engine    has ended by itself and is started anew")
         await gateway.engine.stop()
         while not await self.swap(gateway, self.current):
             await asyncio.sleep(RESTART_PAUSE)
@@ -141,7 +142,7 @@ class Swaps:
     async def swap(self, gateway: Gateway, wanted: Wanted) -> bool:
         """Serve something else; returns whether it could be started and proved."""
         changed = {name: source for name, source in wanted.items() if self.current.get(name) != source}
-        say(f"swap      begins: {_words(changed) or 'what has ended is left out'}")
+        self.say(f"swap      begins: {_words(changed) or 'what has ended is left out'}")
         began = time.perf_counter()
         config = await asyncio.to_thread(self._pinned)
         engine: ServingEngine | None = None
@@ -158,7 +159,7 @@ class Swaps:
             why = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self.refused = wanted
             self._log(gateway, REFUSED, wanted, why)
-            say(f"swap      is refused, all stays as it was: {why}")
+            self.say(f"swap      is refused, all stays as it was: {why}")
             return False
         except BaseException:
             if engine is not None:
@@ -168,7 +169,7 @@ class Swaps:
         self._log(gateway, SWAP, wanted, "")
         self.current, self.refused = wanted, {}
         self.swapped(gateway)
-        say(f"swap      is done after {time.perf_counter() - began:.1f} s; the old engine ends its requests")
+        self.say(f"swap      is done after {time.perf_counter() - began:.1f} s; the old engine ends its requests")
         task = asyncio.create_task(self._end(gateway, old))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

@@ -10,6 +10,8 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.urls import masked
+from tuneloop.inference.timeouts import METRICS_WITHIN
+from tuneloop.inference.wire import Broken, Refused, Wire, fetched, need_aiohttp
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.serving.batch.record import read_state
@@ -52,21 +54,19 @@ def read_metrics(url: str, now: float, key: str = "") -> Reading:
     Raises:
         UserError: nobody answers, or no server of this kind.
     """
-    import httpx
     from prometheus_client.parser import text_string_to_metric_families
 
+    need_aiohttp(masked(url), "serve")
     try:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        reply = httpx.get(f"{url.rstrip('/')}/metrics", timeout=5, headers=headers)
-        if reply.status_code == 401:
+        text = fetched(Wire(url, key), "/metrics", METRICS_WITHIN).decode()
+        families = list(text_string_to_metric_families(text))
+    except (Broken, Refused, ValueError) as error:
+        if isinstance(error, Refused) and error.status == 401:
             raise UserError(
                 "The server needs a key",
                 where=masked(url),
                 next_step="export TUNELOOP_KEY=..., or name its variable: --api-key-env NAME",
-            )
-        reply.raise_for_status()
-        families = list(text_string_to_metric_families(reply.text))
-    except (httpx.HTTPError, ValueError) as error:
+            ) from None
         raise UserError(
             f"The server does not answer: {masked(str(error))}"[:200],
             where=masked(url),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.models.sharded import is_first
+from tuneloop.core.machine import is_first
 from tuneloop.models.template import Rendered
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.record import read_record, write_record
@@ -228,7 +228,7 @@ def steps_in_time(
     Args:
         seconds: of the run so far.
         each: seconds of a token in the reference.
-        known: steps whose rows have their reference.
+        referenced: steps whose rows have their reference.
     """
     if config.max_minutes is None or 1 / SLOWER < each * FORWARD_SPEED * state.planned_speed < SLOWER:
         return state.total_steps

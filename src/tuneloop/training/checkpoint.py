@@ -13,7 +13,8 @@ import torch
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
-from tuneloop.models.sharded import is_first, is_sharded, processes
+from tuneloop.core.machine import is_first, processes
+from tuneloop.models.sharded import is_sharded
 from tuneloop.training.distributed import mesh, wait
 
 

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from tuneloop.core.device import backend, in_parts, put
 from tuneloop.core.errors import UserError
+from tuneloop.core.machine import processes
 from tuneloop.core.ui import progress
 from tuneloop.inference.local.generate import answer_requests
 from tuneloop.inference.local.sampling import Sampling
+from tuneloop.inference.local.target import open_local
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.local import open_folder_or_name
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.quantised import quantise
-from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
 from tuneloop.models.trained import load_trained
 from tuneloop.training.batches import too_large
@@ -58,7 +58,7 @@ def stored_by(folder: str) -> TopStore:
 @functools.lru_cache(maxsize=1)
 def teacher_model(name: str, bits: int = 16) -> Model:
     """A teacher that is queried in each step; it is loaded once, and let go by `teacher_model.cache_clear`."""
-    target = open_folder_or_name(name)
+    target = open_local(name)
     model = load_model(target.base, prepare=quantise if bits == 4 else None)
     if target.trained is not None:
         load_trained(model, target.trained)

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuneloop.core import device
 from tuneloop.core.errors import UserError
-from tuneloop.core.machine import GIB
+from tuneloop.core.machine import GIB, processes, rank
 from tuneloop.core.parent import environment_of_child
 from tuneloop.models.load import Model
 from tuneloop.models.methods import USUAL, Method
-from tuneloop.models.sharded import distribute, is_sharded, processes, rank
+from tuneloop.models.sharded import distribute, is_sharded
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.sharded import is_first
+from tuneloop.core.machine import is_first
 from tuneloop.training.checkpoint import list_checkpoints, load_checkpoint
 from tuneloop.training.distributed import wait
 from tuneloop.training.monitors import TrainingFinding, policy

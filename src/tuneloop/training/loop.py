@@ -14,11 +14,11 @@ import torch
 
 from tuneloop.core.device import memory_now, needs_scaling, peak_memory, release_memory, reset_peak_memory
 from tuneloop.core.files import content_hash, read_json, read_jsonl
+from tuneloop.core.machine import is_first, processes
 from tuneloop.core.ui import busy, progress
 from tuneloop.core.units import counted, exactly, verb
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
-from tuneloop.models.sharded import is_first, processes
 from tuneloop.models.template import Rendered
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Row
@@ -220,7 +220,7 @@ def train(
         run = _begin(model, config, trainable, state, rows, seed, out)
     run.ids, run.schedule, run.saved = ids, given, job.saved
     if is_first():
-        run.log, run.progress = log, progress
+        run.log = log
     with run.open_metrics() as run.metrics, notice_sigterm(run):
         wait()
         for record in read_jsonl(out / "metrics.jsonl"):

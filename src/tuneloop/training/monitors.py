@@ -510,11 +510,11 @@ def remedies(kind: str, facts: RunFacts, rows: Sequence[str] = ()) -> tuple[str,
     by_kind: dict[str, tuple[str, ...]] = {
         "spike": (named, lower, clip, batch),
         "gradient_explosion": (named, lower, clip, batch),
-        "divergence": ("`tuneloop check` the data set for rows that are broken or of extreme length", lower, clip, batch),
+        "divergence": ("`tuneloop data check` the data set for rows that are broken or of extreme length", lower, clip, batch),
         "learning_rate_too_high": (far_lower, clip, batch),
         "learning_rate_too_low": (higher, "more epochs"),
         "dead_loss": ("`tuneloop train --preflight` shows which tokens are supervised", higher),
-        "plateau": ("check that each answer belongs to its question: `tuneloop check` looks for label errors", lower, batch),
+        "plateau": ("check that each answer belongs to its question: `tuneloop data check` looks for label errors", lower, batch),
         "overfitting": (more_rows, lower, fewer, dropout),
         "memorising": (more_rows, fewer, dropout),
     }  # fmt: skip

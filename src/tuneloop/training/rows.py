@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.targets.local import open_folder_or_name
+from tuneloop.inference.local.target import open_local
 from tuneloop.models.template import Rendered, Template
 from tuneloop.records.rows import Message, Row
 from tuneloop.training.config import LOSSES, RowKind, TrainConfig
@@ -140,7 +140,7 @@ def _taught(rows: Sequence[Row], template: Template, config: TrainConfig) -> lis
     if made and config.divergence == "universal":
         return _taught_by_other_tokens(rows, made, template, config)
     if made and not is_store(str(config.teacher)):
-        refuse_other_tokens(open_folder_or_name(str(config.teacher)), rows[0], made[0], template)
+        refuse_other_tokens(open_local(str(config.teacher)), rows[0], made[0], template)
     return [Taught(row.ids, row.mask, key) for row, key in zip(made, keys_of(made, config), strict=True)]
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tuneloop.core.device import peak_memory, random_state, set_random_state
 from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.machine import is_first
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
-from tuneloop.models.sharded import is_first
 from tuneloop.records.run import Schedule
 from tuneloop.training.checkpoint import State, save_checkpoint
 from tuneloop.training.config import TrainConfig

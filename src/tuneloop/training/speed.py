@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 
 from tuneloop.core.device import is_out_of_memory, release_memory
+from tuneloop.core.machine import processes
 from tuneloop.core.ui import busy
 from tuneloop.models.load import Model
 from tuneloop.models.methods import method_named
-from tuneloop.models.sharded import processes
 from tuneloop.training.batches import Step, plan_steps, too_large
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.distributed import agreed, own_share, summed

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.units import counted
-from tuneloop.inference.targets.local import LocalTarget, open_folder_or_name
+from tuneloop.inference.answer import with_template
+from tuneloop.inference.local.target import LocalTarget, open_local
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.rows import Row
@@ -64,7 +64,7 @@ def teachers_template(config: TrainConfig) -> Template:
         )  # fmt: skip
     name = str(config.teacher)
     if not is_store(name):
-        return own_template(open_folder_or_name(name))
+        return own_template(open_local(name))
     folder = Path(name).expanduser()
     if not (folder / "tokenizer.json").is_file():
         raise UserError(
@@ -76,8 +76,7 @@ def teachers_template(config: TrainConfig) -> Template:
 
 def own_template(teacher: LocalTarget) -> Template:
     """A teacher's tokenizer with the chat template that it was trained with."""
-    theirs = load_tokenizer(teacher.base)
-    return replace(theirs, source=teacher.template) if teacher.template else theirs
+    return with_template(load_tokenizer(teacher.base), teacher.source)
 
 
 def teacher_hash(config: TrainConfig) -> list[str]:
@@ -87,7 +86,7 @@ def teacher_hash(config: TrainConfig) -> list[str]:
     if is_store(config.teacher):
         about = TopStore.open(Path(config.teacher).expanduser()).about
         return [content_hash([about.teacher_key, about.top, about.temperature])]
-    return [open_folder_or_name(config.teacher).identity]
+    return [open_local(config.teacher).identity]
 
 
 def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, template: Template) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tuneloop.combine.distill.probabilities import ProbabilityStore
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.template import Rendered
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.training.distil import store_probabilities

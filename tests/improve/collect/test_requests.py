@@ -27,7 +27,7 @@ def test_prepare_reads_what_was_served(tmp_path: Path, capsys: pytest.CaptureFix
     with opened(tmp_path, create=True) as store:
         insert(store, [*(request(i) for i in range(20)), *odd])
     out = tmp_path / "log.jsonl"
-    told = ["requests", "-f", str(tmp_path), "-o", str(out), "--json"]
+    told = ["collect", "requests", "-f", str(tmp_path), "-o", str(out), "--json"]
     assert main([*told, "-m", "m"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "out": str(out), "written": 20, "failed": 1, "without_text": 1, "without_consent": 0,
@@ -40,8 +40,8 @@ def test_prepare_reads_what_was_served(tmp_path: Path, capsys: pytest.CaptureFix
     assert {row.answer for row in rows} == {f"it is in town {i}" for i in range(20)}
     assert main([*told, "--since", "2026-01-23"]) == 0
     assert json.loads(capsys.readouterr().out)["written"] == 1
-    assert main(["requests", "-f", str(tmp_path / "none"), "-o", str(out)]) == 2
-    assert main(["requests", "-f", str(tmp_path), "-o", str(tmp_path)]) == 2
+    assert main(["collect", "requests", "-f", str(tmp_path / "none"), "-o", str(out)]) == 2
+    assert main(["collect", "requests", "-f", str(tmp_path), "-o", str(tmp_path)]) == 2
 
 
 def test_personal_data_are_replaced_on_the_way_out(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_personal_data_are_replaced_on_the_way_out(tmp_path: Path) -> None:
     with opened(tmp_path, create=True) as store:
         insert(store, [request(0, prompt=prompt, completion="Hello bo@example.com")])
     out = tmp_path / "log.jsonl"
-    assert main(["requests", "-f", str(tmp_path), "-o", str(out), "-q"]) == 0
+    assert main(["collect", "requests", "-f", str(tmp_path), "-o", str(out), "-q"]) == 0
     assert "bo@example.com" not in out.read_text() and out.read_text().count("<EMAIL>") == 2
-    assert main(["requests", "-f", str(tmp_path), "-o", str(out), "-q", "--keep-personal"]) == 0
+    assert main(["collect", "requests", "-f", str(tmp_path), "-o", str(out), "-q", "--keep-personal"]) == 0
     assert out.read_text().count("bo@example.com") == 2

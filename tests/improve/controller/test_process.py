@@ -12,6 +12,7 @@ import pytest
 from patience import slowness
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
+from tuneloop.core.ui import reporting
 from tuneloop.improve.controller import process as w
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.store.store import connect
@@ -51,11 +52,12 @@ def test_a_controller_works_for_the_time_of_the_server_and_its_lines_are_said(pr
     said = []
 
     async def serve():
-        async with w.improving(config(project, every="1s"), said.append):
+        async with w.improving(config(project, every="1s")):
             await asyncio.to_thread(wait_for, lambda: said[1:])
             return children_of(os.getpid())
 
-    controllers = asyncio.run(serve())
+    with reporting(say=said.append):
+        controllers = asyncio.run(serve())
     assert len(controllers) == 1 and ends(controllers[0])
     assert all(line.startswith("improve   ") for line in said) and "Nothing to do" in said[1]
 
@@ -65,14 +67,15 @@ def test_a_controller_that_dies_is_started_again(project, monkeypatch):
     said = []
 
     async def serve():
-        async with w.improving(config(project), said.append):
+        async with w.improving(config(project)):
             (first,) = await asyncio.to_thread(wait_for, lambda: children_of(os.getpid()))
             os.kill(first, 9)
             await asyncio.to_thread(wait_for, lambda: [line for line in said if "Nothing to do" in line])
             (second,) = await asyncio.to_thread(wait_for, lambda: children_of(os.getpid()))
             return first != second
 
-    assert asyncio.run(serve())
+    with reporting(say=said.append):
+        assert asyncio.run(serve())
     assert any("ended with -9 and is started again" in line for line in said)
 
 
@@ -83,7 +86,7 @@ def test_a_server_that_is_killed_takes_its_controller_along(project):
         "from tuneloop.improve.controller.process import improving\n"
         "config = ServeConfig.model_validate({'folder': sys.argv[1], 'improve': {'project': sys.argv[2]}})\n"
         "async def serve():\n"
-        "    async with improving(config, print):\n"
+        "    async with improving(config):\n"
         "        await asyncio.sleep(600)\n"
         "asyncio.run(serve())\n"
     )

@@ -63,7 +63,7 @@ def served(folder: Path, work: Callable[[Gateway, NamingEngine], Any], candidate
             engine, {"m": ServedModel("m", "old-weights", release="m/1")}, config, Keyring(folder), Ledger(), store,
             Admission(8), candidates={name: ServedModel("m", "new-weights", release="m/2") for name in candidates},
         )  # fmt: skip
-        experiments = Experiments(folder, print)
+        experiments = Experiments(folder)
         experiments.candidates()
         async with experiments.followed_by(gateway):
             found = await work(gateway, engine)

@@ -39,7 +39,7 @@ class Prefers:
     def __init__(self, text):
         self.text, self.asked = text, 0
 
-    def choose(self, progress, say):
+    def choose(self):
         def choose(turns, options):
             self.asked += len(turns)
             return [

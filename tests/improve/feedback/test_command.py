@@ -112,7 +112,7 @@ def test_show_counts_kinds_and_lists_orphans_until_their_request_comes(store):
 
 def test_the_command_line(store, capsys, tmp_path):
     def run(*words):
-        code = main(["feedback", *words, "--store", str(store), "--json"])
+        code = main(["collect", *words, "--store", str(store), "--json"])
         return code, json.loads(capsys.readouterr().out)
 
     code, made = run("add", "r000001", "--value", "up", "--key", "k")
@@ -123,13 +123,13 @@ def test_the_command_line(store, capsys, tmp_path):
     assert run("export", "-o", str(tmp_path / "x.jsonl"))[1]["lines"] == 2
     code, found = run("show")
     assert code == 0 and {one["kind"] for one in found["kinds"]} == {"thumbs", "correction"}
-    assert main(["feedback", "show", "--store", str(store), "--orphans"]) == 0
-    assert main(["feedback", "show", "--store", str(tmp_path / "nowhere")]) == 2
+    assert main(["collect", "show", "--store", str(store), "--orphans"]) == 0
+    assert main(["collect", "show", "--store", str(tmp_path / "nowhere")]) == 2
 
 
 def test_a_file_without_feedback_says_what_is_needed(store, tmp_path, capsys):
     (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"id": f"d{i}", "rating": "up"}) for i in range(30)))
-    assert main(["feedback", "import", str(tmp_path / "chats.jsonl"), "--store", str(store)]) == 1
+    assert main(["collect", "import", str(tmp_path / "chats.jsonl"), "--store", str(store)]) == 1
     text = capsys.readouterr().out
     assert "chats.jsonl:1 and 29 more: Feedback is about a request" in text and "tuneloop prepare" in text
 
@@ -137,7 +137,7 @@ def test_a_file_without_feedback_says_what_is_needed(store, tmp_path, capsys):
 def test_feedback_says_where_it_came_from_and_weighs_as_much_as_it_is_given(store, tmp_path, capsys):
     f.add(store, {"request": "r000001", "kind": "thumbs", "value": "down", "user": "anna"})
     asked = ["--user", "bo", "--source", "support", "--weight", "3", "--store", str(store), "-q"]
-    assert main(["feedback", "add", "r000001", "--value", "up", *asked]) == 0
+    assert main(["collect", "add", "r000001", "--value", "up", *asked]) == 0
     (tmp_path / "said.csv").write_text("request,kind,value,user,weight\nr000001,rating,1,carl,0.5\n")
     assert f.import_files(store, [str(tmp_path / "said.csv")]).added == 1
     said = stored(store)

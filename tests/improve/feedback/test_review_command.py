@@ -32,7 +32,7 @@ def store(tmp_path):
 
 def test_a_queue_goes_to_people_and_their_votes_become_training_rows(store, tmp_path, capsys):
     folder = tmp_path / "queue"
-    assert main(["feedback", "queue", str(store), "-o", str(folder), "--rows", "10", "--json"]) == 0
+    assert main(["review", "draw", str(store), "-o", str(folder), "--rows", "10", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["rows"] == 10 and told["strata"]["random"] == 4
     review = load_review(folder)
@@ -49,31 +49,31 @@ def test_a_queue_goes_to_people_and_their_votes_become_training_rows(store, tmp_
     )
     append_vote(review.votes_path, Vote(item=review.items[0].id, reviewer="Bo", choice="skip", time=at(32)))
     for added in (3, 0):  # the last vote counts, once
-        assert main(["feedback", "votes", str(folder), "--store", str(store), "--json"]) == 0
+        assert main(["review", "votes", str(folder), "--store", str(store), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["added"] == added
     with opened(store) as connection:
         found = {one.kind: one.value for one in read_feedback(connection, where="\"user\" = 'reviewer:Anna'")}
     assert found == {"thumbs": False, "correction": "It is there, mail <EMAIL>", "comment": "so"}
     assert collect_store(store, tmp_path / "c", {}).origins == {"correction": 1}
-    assert main(["feedback", "queue", str(store), "-o", str(tmp_path / "again"), "--rows", "40", "--json"]) == 0
+    assert main(["review", "draw", str(store), "-o", str(tmp_path / "again"), "--rows", "40", "--json"]) == 0
     assert "r000005" not in (tmp_path / "again" / "items.jsonl").read_text()  # its answer is known now
     assert main(["review", str(folder), "--no-serve", "--json", "-q"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["reviewed"] == 1
 
 
 def test_the_given_answer_can_be_hidden(store, tmp_path):
-    assert main(["feedback", "queue", str(store), "-o", str(tmp_path / "q"), "--hidden"]) == 0
+    assert main(["review", "draw", str(store), "-o", str(tmp_path / "q"), "--hidden"]) == 0
     assert "answer 1" not in (tmp_path / "q" / "items.jsonl").read_text()
 
 
 def test_bad_places_are_refused(store, tmp_path, capsys):
-    assert main(["feedback", "queue", str(store), "-o", str(tmp_path / "q")]) == 0
-    assert main(["feedback", "queue", str(store), "-o", str(tmp_path / "q")]) == 2
+    assert main(["review", "draw", str(store), "-o", str(tmp_path / "q")]) == 0
+    assert main(["review", "draw", str(store), "-o", str(tmp_path / "q")]) == 2
     assert "There is a review in this folder" in capsys.readouterr().err
-    assert main(["feedback", "queue", str(store), "-o", str(tmp_path / "r"), "--model", "none"]) == 2
-    assert main(["feedback", "votes", str(tmp_path / "nothing"), "--store", str(store)]) == 2
+    assert main(["review", "draw", str(store), "-o", str(tmp_path / "r"), "--model", "none"]) == 2
+    assert main(["review", "votes", str(tmp_path / "nothing"), "--store", str(store)]) == 2
     manifest = json.loads((tmp_path / "q" / "review.json").read_text())
     manifest["systems"][0]["name"] = "tuned"
     (tmp_path / "q" / "review.json").write_text(json.dumps(manifest))
-    assert main(["feedback", "votes", str(tmp_path / "q"), "--store", str(store)]) == 2
+    assert main(["review", "votes", str(tmp_path / "q"), "--store", str(store)]) == 2
     assert "not a review of production" in capsys.readouterr().err

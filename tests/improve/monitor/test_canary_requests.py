@@ -37,7 +37,7 @@ def asked(place, rows, *, words=("it is", " so"), adapter="base", release="1", r
     """Rounds by a server's gateway, and what the last one shows."""
 
     async def ask():
-        store = StoreWriter(place, "full", say=print)
+        store = StoreWriter(place, "full")
         store.start()
         models = {"m": ServedModel("m", adapter=adapter, release=release)}
         gateway = SimpleNamespace(
@@ -81,7 +81,7 @@ def test_a_model_that_is_swapped_away_in_the_middle_ends_the_round(tmp_path, dat
                 yield update
 
     gateway = SimpleNamespace(engine=Swapped(), models={"m": ServedModel("m")}, admission=Admission(4, 10, True))
-    store = StoreWriter(tmp_path, "full", say=print)
+    store = StoreWriter(tmp_path, "full")
     store.start()
     gateway.store = store
     with pytest.raises(UserError, match="Another engine"):
@@ -118,7 +118,7 @@ class Echo:
     def __init__(self, text):
         self.target, self.text = self, text
 
-    def complete(self, requests, *, progress, task):
+    def complete(self, requests, *, task):
         from tuneloop.records.completion import Completion
 
         return [Completion(self.text) for _ in requests]

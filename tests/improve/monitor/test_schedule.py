@@ -11,6 +11,7 @@ from traffic import request
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now
+from tuneloop.core.ui import reporting
 from tuneloop.improve.monitor import schedule as w
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.config import ServeConfig
@@ -48,16 +49,17 @@ def test_a_window_that_is_over_is_compared_once(store, monkeypatch):
     monkeypatch.setattr(w, "compare", compare)
 
     async def serve():
-        async with w.monitored(config(store, reference="data", canaries=0), served("m"), said.append):
+        async with w.monitored(config(store, reference="data", canaries=0), served("m")):
             await asyncio.sleep(0.2)
 
-    asyncio.run(serve())
+    with reporting(say=said.append):
+        asyncio.run(serve())
     assert asked == [("m", "2026-03-08")] and said == ["monitor   m: No alarm"]
 
 
 def test_without_a_data_set_nothing_is_read_and_a_bad_length_is_refused(tmp_path):
     async def serve(**monitor):
-        async with w.monitored(config(tmp_path / "none", **monitor), served("m"), print):
+        async with w.monitored(config(tmp_path / "none", **monitor), served("m")):
             pass
 
     asyncio.run(serve())
@@ -78,17 +80,18 @@ def test_canary_prompts_are_asked_when_they_are_due_and_what_they_show_is_said(s
 
     async def serve(*words):
         gateway = served("m", engine=StubEngine(words))
-        gateway.store = StoreWriter(store, "full", say=print)
+        gateway.store = StoreWriter(store, "full")
         gateway.store.start()
         reading = config(store, reference=str(tmp_path / "set"), canaries=5, canaries_every="1h")
-        async with w.monitored(reading, gateway, said.append):
+        async with w.monitored(reading, gateway):
             for _ in range(100):
                 await asyncio.sleep(0.05)
                 if said:
                     break
         await asyncio.to_thread(gateway.store.stop)
 
-    asyncio.run(serve("so"))
+    with reporting(say=said.append):
+        asyncio.run(serve("so"))
     assert said == ["canaries  m: All of 5 canary prompts are answered as before."]
     said.clear()
     monkeypatch.setattr(w, "rounds_due", lambda *given: 1)
@@ -96,7 +99,8 @@ def test_canary_prompts_are_asked_when_they_are_due_and_what_they_show_is_said(s
     assert said[0].startswith("canaries  m: 5 of 5 canary prompts are answered otherwise") and "Next:" in said[0]
     said.clear()
     gone = config(store, reference=str(tmp_path / "gone"))
-    asyncio.run(w._canaries(gone, served("m"), said.append, 1.0, 1.0))
+    with reporting(say=said.append):
+        asyncio.run(w._canaries(gone, served("m"), 1.0, 1.0))
     assert said == ["canaries  no prompt can be asked: No complete data set here"]
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import BEGIN_OF_TEXT
 
+from tuneloop.core.ui import reporting
 from tuneloop.inference.local.generate import generate
 from tuneloop.models.load import Model, load_model
 from weather import prompts_of
@@ -92,7 +93,8 @@ def test_progress_names_the_reading_of_what_prompts_share_and_reaches_its_end(ti
         seen.append((task, done, total))
 
     prompts = prompts_of(tiny_model)
-    generate(tiny_model, prompts, max_new_tokens=2, batch_rows=2, progress=listen, task="ask")
+    with reporting(progress=listen):
+        generate(tiny_model, prompts, max_new_tokens=2, batch_rows=2, task="ask")
     assert seen[:3] == [
         ("ask", 0, 5),
         ("ask: reading what the prompts share", 0, 1),

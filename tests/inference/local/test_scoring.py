@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patience import needs_bf16
+from tuneloop.core.ui import reporting
 from tuneloop.inference.local.scoring import answer_fits, choose, label_probability, label_trie
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import Rendered
@@ -237,5 +238,6 @@ def test_progress_tells_of_the_rows_of_a_batch_one_by_one(tiny_model: Model) -> 
         seen.append((task, done))
 
     trie = label_trie(LABEL_SETS["shared first tokens"], label_tokens(tiny_model, LABEL_SETS["shared first tokens"]))
-    choose(tiny_model, prompts_of(tiny_model), trie, progress=listen, task="ask")
+    with reporting(progress=listen):
+        choose(tiny_model, prompts_of(tiny_model), trie, task="ask")
     assert [done for task, done in seen if task == "ask"] == [0, 1, 2, 3, 4, 5]

@@ -21,6 +21,7 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.core.ui import reporting
 from tuneloop.serving.batch import batch as module
 from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Batch, make_batch
 from tuneloop.serving.batch.file import Line
@@ -197,7 +198,8 @@ def test_what_our_own_code_raises_is_the_error_of_its_row(tmp_path: Path) -> Non
         return await echo(each)
 
     folder = new(tmp_path, [line(f"{i}") for i in range(12)])
-    assert asyncio.run(Batch(folder, answer, say=said.append).run()) == "completed"
+    with reporting(say=said.append):
+        assert asyncio.run(Batch(folder, answer).run()) == "completed"
     assert [each["custom_id"] for each in results(folder, OUTPUT)] == ["0", "2", "4", "6", "10", "11"]
     errors = results(folder, ERRORS)
     assert [each["custom_id"] for each in errors] == ["1", "3", "5", "7", "8", "9"]
@@ -458,7 +460,8 @@ def test_a_full_disk_pauses_a_batch_wherever_it_writes(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("tuneloop.serving.batch.journal.os.write", short)
     monkeypatch.setattr(module, "replacing", no_room)
-    batch = Batch(folder, answer, say=said.append, full_pause=0.02)
+    with reporting(say=said.append):
+        batch = Batch(folder, answer, full_pause=0.02)
 
     async def make_room() -> None:
         for count, what in enumerate(full, 1):

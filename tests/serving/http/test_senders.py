@@ -187,8 +187,8 @@ def test_kinds_of_the_programs_own_come_from_nowhere_else(
         for value in (1, 0, -1, True, "1"):
             assert sender.say(request=id_, kind=kind, value=value, key=f"{kind}:new:{id_}").status_code == 400
     (tmp_path / "votes.jsonl").write_text(json.dumps({"request": id_, "kind": kind, "value": 1}))
-    assert main(["feedback", "add", id_, "--kind", kind, "-v", "1", "--store", str(tmp_path)]) == 2
-    assert main(["feedback", "import", str(tmp_path / "votes.jsonl"), "--store", str(tmp_path)]) == 1
+    assert main(["collect", "add", id_, "--kind", kind, "-v", "1", "--store", str(tmp_path)]) == 2
+    assert main(["collect", "import", str(tmp_path / "votes.jsonl"), "--store", str(tmp_path)]) == 1
     assert stored(tmp_path) == []
 
 
@@ -368,7 +368,7 @@ def test_right_answers_of_strangers_never_become_rows(tmp_path: Path, capsys: py
     assert {row["request"] for row in lines_of(out / "must_pass.jsonl")} == {ids[1], ids[2]}
     assert b"poison" not in b"".join(path.read_bytes() for path in out.iterdir())
     # What a stranger says is wrong is looked at by people, who may put it right.
-    assert main(["feedback", "queue", str(tmp_path), "-o", str(tmp_path / "q"), "--json"]) == 0
+    assert main(["review", "draw", str(tmp_path), "-o", str(tmp_path / "q"), "--json"]) == 0
     queued = {item["row"]: item["group"] for item in lines_of(tmp_path / "q" / "items.jsonl")}
     assert queued[alone] == queued[ids[0]] == "disliked" and ids[1] not in queued
 

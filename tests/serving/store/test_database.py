@@ -126,7 +126,7 @@ def test_what_can_not_be_opened_is_said_in_one_sentence(postgres: Postgres, tmp_
 @pytest.mark.slow
 def test_two_writers_at_once_leave_no_place_twice(postgres: Postgres, tmp_path: Path) -> None:
     url = postgres.url()
-    writers = [StoreWriter(tmp_path / name, say=lambda line: None, store=url) for name in "ab"]
+    writers = [StoreWriter(tmp_path / name, store=url) for name in "ab"]
     for each in writers:
         each.folder.mkdir()
     begun = [threading.Thread(target=each.start) for each in writers]  # both make the tables
@@ -205,7 +205,7 @@ def test_erased_texts_stand_in_no_table_of_the_database(postgres_of_its_own: Pos
 
     server.execute("ANALYZE", url=url)
     assert holds(b"unmistakable") and holds(b"zqxvanna")
-    assert main(["forget", url, "--match", "user=zqxvanna", "--yes", "--json", "--root", str(tmp_path)]) == 0
+    assert main(["data", "forget", url, "--match", "user=zqxvanna", "--yes", "--json", "--root", str(tmp_path)]) == 0
     assert not holds(b"unmistakable") and not holds(b"zqxvanna") and holds("Grüße".encode())
 
 
@@ -223,17 +223,17 @@ def test_commands_take_a_url_or_the_folder_of_its_server_and_show_no_password(
     for place in (url, "serve"):
         asked = ["--model", "m", "--candidate", "m@2", "--champion", "m@1"]
         for command in (
-            ["feedback", "add", "r000002", "--kind", "label", "--value", place, "--store", place],
-            ["feedback", "show", "--store", place],
-            ["feedback", "queue", place, "-o", f"queue-{len(told)}"],
+            ["collect", "add", "r000002", "--kind", "label", "--value", place, "--store", place],
+            ["collect", "show", "--store", place],
+            ["review", "draw", place, "-o", f"queue-{len(told)}"],
             ["ab", "start", f"e{len(told)}", "--store", place, *asked],
             ["ab", "check", "--store", place],
             ["ab", "stop", f"e{len(told)}", "--store", place],
             ["costs", "-f", place],
-            ["requests", "-f", place, "-o", "requests.jsonl"],
+            ["collect", "requests", "-f", place, "-o", "requests.jsonl"],
             ["collect", place, "-o", f"collected-{len(told)}"],
             ["improve", "report", place],
-            ["forget", place, "--match", "user=carl"],
+            ["data", "forget", place, "--match", "user=carl"],
         ):
             status = main([*command, "--json", "-q"])
             out, err = capsys.readouterr()
@@ -249,7 +249,7 @@ def test_commands_take_a_url_or_the_folder_of_its_server_and_show_no_password(
         registration.write_text(registration.read_text().replace("m@2", "m@3"))
         assert main(["ab", "check", "far", "--store", url, "-q"]) == 2
     assert told["serve", "costs", "-f"]["total"]["requests"] == 3
-    assert told["serve", "feedback", "show"]["requests"] == 3
+    assert told["serve", "collect", "show"]["requests"] == 3
     held = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert len(held) >= 8 and not any(PASSWORD.encode() in file.read_bytes() for file in held)
 

@@ -59,7 +59,7 @@ def test_a_user_is_erased_and_the_receipt_shows_it(tmp_path: Path, capsys: pytes
     assert b"unmistakable" in bytes_of(tmp_path)
 
     def forget(*more: str, status: int = 0) -> dict[str, Any]:
-        assert main(["forget", str(tmp_path), "--match", "user=anna", "--json", *more]) == status
+        assert main(["data", "forget", str(tmp_path), "--match", "user=anna", "--json", *more]) == status
         out = capsys.readouterr().out
         return json.loads(out) if out else {}
 

@@ -168,7 +168,7 @@ def left(folder: Path) -> None:
 def test_no_byte_of_a_person_is_left_in_the_folder(
     folder: Path, match: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["forget", str(folder), "--match", match, "--yes", "--json"]) == 0
+    assert main(["data", "forget", str(folder), "--match", match, "--yes", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["erased"] and told["lines"] > 10
     if match.startswith("user"):
@@ -181,7 +181,7 @@ def test_no_byte_of_a_person_is_left_in_the_folder(
     with opened(folder) as store:
         (stone,) = read_decisions(store)
     assert stone.data["lines"] == told["lines"]
-    assert main(["forget", str(folder), "--match", match, "--yes", "--json"]) == 1
+    assert main(["data", "forget", str(folder), "--match", match, "--yes", "--json"]) == 1
 
 
 KILLED = """
@@ -197,7 +197,7 @@ def killing(*values, **named):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*values, **named)
 setattr(eval(module), name, killing)
-main(["forget", {folder!r}, "--match", {match!r}, "--yes", "-q"])
+main(["data", "forget", {folder!r}, "--match", {match!r}, "--yes", "-q"])
 """
 POINTS = [
     ("work", "erase_lines", 2), ("work", "finish_forgetting", 0), ("files", "_overwrite", 8), ("files", "replacing", 1),
@@ -212,7 +212,7 @@ def test_an_erasure_that_was_killed_is_finished_by_the_next_one(folder: Path, po
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert holding(folder)
-    assert main(["forget", str(folder), "--match", "user=nobody", "--yes", "-q"]) == 1
+    assert main(["data", "forget", str(folder), "--match", "user=nobody", "--yes", "-q"]) == 1
     left(folder)
     with opened(folder) as store:
         stones = list(read_decisions(store))
@@ -247,7 +247,7 @@ def test_a_server_erases_while_it_works_and_goes_on_with_its_batches(folder: Pat
         asked = {"input_file_id": file["id"], "endpoint": CHAT, "metadata": {"who": USER}}
         batch = httpx.post(f"{address}/v1/batches", json=asked, timeout=30).json()
         time.sleep(0.5)
-        assert main(["forget", str(folder), "--user", USER, "--yes", "-q"]) == 0
+        assert main(["data", "forget", str(folder), "--user", USER, "--yes", "-q"]) == 0
         assert holding(folder) == []
         end = time.monotonic() + 60
         while batch["status"] != "completed":
@@ -345,13 +345,13 @@ def test_names_that_are_words_of_the_format_or_short_cost_nobody_else(folder: Pa
     other = line(0, "u1", "mine") + "\n" + line(1, "in_progress", "mine") + "\n" + line(2, "u2", "u1 is not me")
     (folder / "batch" / "files" / "file-other.jsonl").write_text(other)
     for user, number in (("u1", 0), ("in_progress", 1)):
-        assert main(["forget", str(folder), "--user", user, "--yes", "-q"]) == 0
+        assert main(["data", "forget", str(folder), "--user", user, "--yes", "-q"]) == 0
         lines = (folder / "batch" / "files" / "file-other.jsonl").read_text().split("\n")
         assert [i for i, each in enumerate(lines) if not each.strip()] == list(range(number + 1))
     state = json.loads((batch / "batch.json").read_text())
     assert (state["status"], state["owner"], state["metadata"]) == ("in_progress", "k", {"for": "erased"})
     assert len((batch / "journal.jsonl").read_text().splitlines()) == 4
-    assert main(["forget", str(folder), "--match", "key=k", "--yes", "-q"]) == 0
+    assert main(["data", "forget", str(folder), "--match", "key=k", "--yes", "-q"]) == 0
     assert not (batch / "journal.jsonl").read_text() and not (batch / "input.jsonl").read_text().strip()
 
 
@@ -363,7 +363,7 @@ def test_a_store_in_postgres_and_the_folder_of_its_server_are_erased(
     assert any(name.startswith("store.db") for name in holding(folder))  # the store of before
     with opened(url, create=True) as store:
         insert(store, rows())
-    assert main(["forget", str(folder), "--user", USER, "--yes", "-q"]) == 0
+    assert main(["data", "forget", str(folder), "--user", USER, "--yes", "-q"]) == 0
     left(folder)
 
 
@@ -377,7 +377,7 @@ def test_a_text_is_found_by_what_the_log_holds_in_its_place(tmp_path: Path, monk
     (tmp_path / "state.json").write_text(json.dumps({"version": 1, "config": {"log": {"content": "pseudonyms"}}}))
     stand_in = kept.split()[2]
     assert "zoe.b" not in kept and stand_in.encode() in (tmp_path / "store.db").read_bytes()
-    assert main(["forget", str(tmp_path), "--match", "zoe.b@example.org", "--yes", "-q"]) == 0
+    assert main(["data", "forget", str(tmp_path), "--match", "zoe.b@example.org", "--yes", "-q"]) == 0
     assert stand_in.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
 
 
@@ -394,7 +394,7 @@ def test_settings_that_hold_the_name_of_a_user_by_chance_stay(folder: Path) -> N
     (run / "recipe.yaml").write_text("model: support\n")
     with opened(folder) as store:
         insert(store, [StoredRequest(id=uuid7(), time=utc_now(), model="m", user="support", prompt=[])])
-    assert main(["forget", str(folder), "--user", "support", "--yes", "-q"]) == 0
+    assert main(["data", "forget", str(folder), "--user", "support", "--yes", "-q"]) == 0
     assert (run / "recipe.yaml").read_text() == "model: support\n"
     assert [json.loads(path.read_text()) for path in held] == [{"model": "support"}, {"model": "support", "rows": [1]}]
 
@@ -422,7 +422,7 @@ def test_what_was_made_of_requests_is_named_with_a_command_and_in_the_folder_it_
     table.write_text(f"request,text\n{theirs.id},{TEXT}\n")
     capsys.readouterr()
     assert any("set" in name for name in holding(folder))
-    assert main(["forget", str(folder), "--user", USER, "--yes", "--json"]) == 0
+    assert main(["data", "forget", str(folder), "--user", USER, "--yes", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert ("file", "rm 'an export.csv'") in {(each["kind"], each["advice"]) for each in told["descendants"]}
     assert holding(folder) == []

@@ -38,8 +38,8 @@ def place(tmp_path, monkeypatch):
     connection.close()
     assert main(["collect", "serve", "-o", "collected", "--per-user", "500", "--heldout-share", "0", "-q"]) == 0
     assert main(["prepare", "collected/sft.jsonl", "-o", "set", "-q", "duplicates.near=false"]) == 0
-    assert main(["feedback", "queue", "serve", "-o", "queue", "--rows", "20", "-q"]) == 0
-    assert main(["feedback", "export", "-o", "said.jsonl", "-q"]) == 0
+    assert main(["review", "draw", "serve", "-o", "queue", "--rows", "20", "-q"]) == 0
+    assert main(["collect", "export", "-o", "said.jsonl", "-q"]) == 0
     dataset = json.loads((tmp_path / "set" / "dataset.json").read_text())["id"]
     for folder, name, value in (("runs/one", "run.json", {"id": "one-1", "dataset": dataset}), ("runs/two", "run.json", {"id": "two-1", "dataset": "x"}),
                                 ("artifacts/one", "artifact.json", {"run": {"id": "one-1"}})):  # fmt: skip
@@ -78,18 +78,18 @@ def holding(place):
 def test_200_planted_values_are_named_wherever_they_are_and_then_stand_nowhere(place, capsys):
     capsys.readouterr()
     assert len(holding(place)) >= 6
-    assert main(["forget", "serve", "--match", "user=anna", "--yes", "--json"]) == 0
+    assert main(["data", "forget", "serve", "--match", "user=anna", "--yes", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["requests"] == 200 and told["erased"]
     named = {(one["kind"], one["path"]) for one in told["descendants"]}
-    assert named == {("collected rows", "collected"), ("data set", "set"), ("review queue", "queue"), ("file", "said.jsonl"),
+    assert named == {("collected rows", "collected"), ("data set", "set"), ("review draw", "queue"), ("file", "said.jsonl"),
                      ("run", "runs/one"), ("artifact", "artifacts/one")}  # fmt: skip
     assert not [name for name in holding(place) if name.startswith("serve")]
     for one in told["descendants"]:
         if one["kind"] == "data set":
             words = one["advice"].replace("'", "").split()[1:]
             assert main([*words, "--yes", "-q"]) == 0
-        elif one["kind"] in ("collected rows", "review queue"):
+        elif one["kind"] in ("collected rows", "review draw"):
             shutil.rmtree(place / one["path"])
         elif one["kind"] == "file":
             (place / one["path"]).unlink()
@@ -100,7 +100,7 @@ def test_200_planted_values_are_named_wherever_they_are_and_then_stand_nowhere(p
 def test_data_sets_are_rebuilt_without_them_when_it_is_asked_for(place, capsys):
     capsys.readouterr()
     before = json.loads((place / "set" / "dataset.json").read_text())["id"]
-    assert main(["forget", "serve", "--match", "user=anna", "--yes", "--rebuild", "--json"]) == 0
+    assert main(["data", "forget", "serve", "--match", "user=anna", "--yes", "--rebuild", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     after = json.loads((place / "set" / "dataset.json").read_text())["id"]
     assert told["rebuilt"] == {before: after} and before != after
@@ -111,7 +111,7 @@ def test_versions_that_were_registered_are_named(place, versions, capsys):
     capsys.readouterr()
     wanted = {"models:/support/1", "models:/support/2"}
     for of, match in (("serve", "user=anna"), ("set", "zqxv")):
-        assert main(["forget", of, "--match", match, "--dry-run", "--json"]) == 0
+        assert main(["data", "forget", of, "--match", match, "--dry-run", "--json"]) == 0
         told = [
             one for one in json.loads(capsys.readouterr().out)["descendants"] if one["kind"] == "registered version"
         ]

@@ -20,6 +20,7 @@ from places import ROOT
 from tuneloop.core import ids
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.ui import reporting
 from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
@@ -41,7 +42,7 @@ def request(**fields: Any) -> StoredRequest:
 
 
 def writer(tmp_path: Path, **options: Any) -> StoreWriter:
-    made = StoreWriter(tmp_path, say=lambda line: None, **options)
+    made = StoreWriter(tmp_path, **options)
     made.start()
     return made
 
@@ -87,7 +88,8 @@ def test_a_record_that_can_not_be_written_costs_itself_alone(tmp_path: Path) -> 
     for _ in range(5000):
         value = [value]
     told: list[str] = []
-    store = StoreWriter(tmp_path, say=told.append)
+    with reporting(say=told.append):
+        store = StoreWriter(tmp_path)
     store.start()
     bad = Feedback(id=uuid7(), request="r", kind="k", value="x", time=utc_now()).model_copy(update={"value": value})
     futures = [store.add_durably(each) for each in (request(), bad, request())]
@@ -191,7 +193,8 @@ def test_many_threads_write_and_all_of_it_is_there(tmp_path: Path) -> None:
 @EACH
 def test_a_locked_store_spills_and_comes_back(tmp_path: Path) -> None:
     said: list[str] = []
-    store = StoreWriter(tmp_path, say=said.append, patience=0.05)
+    with reporting(say=said.append):
+        store = StoreWriter(tmp_path, patience=0.05)
     store.start()
     asked = [request() for _ in range(3)]
     with opened(tmp_path) as holder, holder.transaction():
@@ -202,7 +205,8 @@ def test_a_locked_store_spills_and_comes_back(tmp_path: Path) -> None:
     store.add(later)
     store.stop()
     assert (tmp_path / SPILL).exists() or store.counts.written == 4
-    again = StoreWriter(tmp_path, say=said.append)  # a new server brings in what the last one left
+    with reporting(say=said.append):
+        again = StoreWriter(tmp_path)  # a new server brings in what the last one left
     again.start()
     again.add_durably(request(id="last")).result(10)
     again.stop()
@@ -231,7 +235,8 @@ def test_what_is_neither_written_nor_spilled_is_counted(tmp_path: Path, monkeypa
 def test_what_can_be_written_nowhere_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
     """For room on the disk; or, where the server is stopped before, for the next one."""
     said: list[str] = []
-    store = StoreWriter(tmp_path, say=said.append)
+    with reporting(say=said.append):
+        store = StoreWriter(tmp_path)
     store.start()
 
     def full(*_: Any) -> int:
@@ -316,7 +321,7 @@ def test_text_that_can_not_be_searched_is_left_out(tmp_path: Path) -> None:
 
 def test_a_killed_server_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     code = f"""
-import sys; sys.path[:0] = [{str(ROOT / "tests" / "serve")!r}]
+import sys; sys.path[:0] = [{str(ROOT / "tests" / "serving" / "store")!r}]
 from pathlib import Path
 from test_store import request, writer
 store = writer(Path({str(tmp_path)!r}))

@@ -75,7 +75,7 @@ def test_every_answer_is_in_the_store_after_a_kill(tmp_path: Path) -> None:
     told: list[str] = []
     for number, pause in enumerate((0.0, 0.02, 0.0)):
         told += killed_after(tmp_path, 5 + 4 * number, pause)
-    StoreWriter(tmp_path, say=lambda line: None).start()  # the next server
+    StoreWriter(tmp_path).start()  # the next server
     with opened(tmp_path) as store:
         kept = {each.id: each for each in read_requests(store)}
     assert len(told) >= 25 and set(told) <= set(kept)
@@ -85,7 +85,7 @@ def test_every_answer_is_in_the_store_after_a_kill(tmp_path: Path) -> None:
 
 
 def restarted(folder: Path, **options: Any) -> list[StoredRequest]:
-    store = StoreWriter(folder, say=lambda line: None, **options)
+    store = StoreWriter(folder, **options)
     store.start()
     store.stop()
     with opened(folder) as found:
@@ -128,7 +128,7 @@ def test_a_cut_line_costs_itself_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["hash", "none"])
 def test_texts_that_are_not_kept_are_not_written_ahead(tmp_path: Path, content: Any) -> None:
-    store = StoreWriter(tmp_path, content, say=lambda line: None, most_waiting=5)
+    store = StoreWriter(tmp_path, content, most_waiting=5)
     store.start()
     store.begin(request(7))
     store.add(request(7, completion="the secret answer"))
@@ -150,7 +150,7 @@ def searching(searched: list[Any]) -> Callable[[Any], Any]:
 @pytest.mark.parametrize(("more", "ahead"), [("", True), ("x" * SHORT, False)])
 def test_short_texts_are_searched_at_once_so_that_a_kill_costs_none(tmp_path: Path, more: str, ahead: bool) -> None:
     searched: list[Any] = []
-    store = StoreWriter(tmp_path, "redacted", searching(searched), say=lambda line: None)
+    store = StoreWriter(tmp_path, "redacted", searching(searched))
     store.start()
     asked = request(7, completion=f"write to bo@example.com {more}")
     store.begin(asked)
@@ -165,7 +165,7 @@ def test_short_texts_are_searched_at_once_so_that_a_kill_costs_none(tmp_path: Pa
 
 
 def test_a_server_that_is_stopped_leaves_nothing_to_do(tmp_path: Path) -> None:
-    store = StoreWriter(tmp_path, say=lambda line: None)
+    store = StoreWriter(tmp_path)
     store.start()
     for i in range(30):
         each = request(i)
@@ -187,7 +187,7 @@ def test_a_full_disk_delays_nothing(tmp_path: Path) -> None:
 
 def test_a_prompt_is_searched_for_personal_data_once(tmp_path: Path) -> None:
     searched: list[Any] = []
-    store = StoreWriter(tmp_path, "redacted", searching(searched), say=lambda line: None)
+    store = StoreWriter(tmp_path, "redacted", searching(searched))
     store.start()
     asked = [{"role": "user", "content": "write to bo@example.com"}]
     begun = StoredRequest(id="a", time="2026-01-01T00:00:00.000Z", model="m", prompt=asked)

@@ -21,6 +21,7 @@ from live_server import StubEngine, live
 from places import ROOT
 from tuneloop.core.files import write_json
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.ui import reporting
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.keys import add_key
@@ -93,7 +94,8 @@ CLEANED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("locked", [False, True])
 def test_a_row_that_no_store_takes_costs_none_of_the_others(tmp_path: Path, what: str, locked: bool) -> None:
     said: list[str] = []
-    store = StoreWriter(tmp_path, say=said.append, patience=0.05)
+    with reporting(say=said.append):
+        store = StoreWriter(tmp_path, patience=0.05)
     store.start()
     if locked:  # the records take the way through the spill file
         with opened(tmp_path) as holder, holder.transaction():
@@ -118,7 +120,7 @@ def test_a_row_that_no_store_takes_costs_none_of_the_others(tmp_path: Path, what
 
 
 def test_a_sender_that_leaves_does_not_end_the_writer(tmp_path: Path) -> None:
-    store = StoreWriter(tmp_path, say=lambda line: None)
+    store = StoreWriter(tmp_path)
     store.start()
     for _ in range(20):
         store.add_durably(Feedback(id=uuid7(), request="r", kind="k", value=1, time=utc_now())).cancel()
@@ -144,7 +146,7 @@ def test_nothing_that_a_killed_server_left_prevents_a_start(tmp_path: Path, name
     good = json.dumps(["requests", held(id="good")])
     (tmp_path / name).write_bytes(f"{good}\n{line}".encode("utf-8", "replace"))
     for _ in range(2):  # and the next start finds nothing of it
-        store = StoreWriter(tmp_path, say=lambda line: None)
+        store = StoreWriter(tmp_path)
         store.start()
         assert store.settle(20)
         store.stop()
@@ -318,7 +320,8 @@ def test_what_a_server_keeps_is_its_users_alone(tmp_path: Path, umask: int) -> N
             each.chmod(0o777 if each.is_dir() else 0o666)
         said: list[str] = []
         for _ in range(2):
-            store = StoreWriter(folder, say=said.append)
+            with reporting(say=said.append):
+                store = StoreWriter(folder)
             store.start()
             assert modes(folder) == {}
             store.stop()
@@ -332,7 +335,7 @@ def test_what_a_server_keeps_is_its_users_alone(tmp_path: Path, umask: int) -> N
 
 def test_folders_of_all_keep_their_rights(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
-    store = StoreWriter(tmp_path, say=lambda line: None)
+    store = StoreWriter(tmp_path)
     store.start()
     store.stop()
     assert tmp_path.stat().st_mode & 0o7777 == 0o1777 and (tmp_path / "store.db").stat().st_mode & 0o777 == 0o600

@@ -19,9 +19,9 @@ from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_e
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.metrics.text import token_f1
+from tuneloop.inference.client import EndpointTarget
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.pipeline.judge import Judge, conversation_of
 from tuneloop.pipeline.targets import TaskTarget
 from tuneloop.records.completion import Completion

@@ -20,8 +20,8 @@ from tuneloop.core.ui import say
 from tuneloop.core.units import counted, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.evaluate import sample_rows
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import skeleton
 from tuneloop.models.methods import WHOLE
 from tuneloop.models.names import resolve
@@ -121,7 +121,7 @@ def _pruned(job: DistilJob) -> PrunedStudent:
         found = read_json(record)
         if found.get("key") == key:
             return PrunedStudent.model_validate(found["pruned"])
-    template = local.model.template
+    template = local.template
     texts = [template.render(row.messages, row.tools).ids for row in job.dataset.train[:LOOKED_AT]]
     made = layers_to_drop(local.model, texts, job.options.layers)
     template.save(out)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tuneloop.combine.distill.answers import DistilJob
     from tuneloop.inference.local.engine import ActiveRow
-    from tuneloop.inference.targets.local import LocalTarget
+    from tuneloop.inference.local.target import LocalTarget
     from tuneloop.models.template import Rendered, Template
     from tuneloop.training.config import TrainConfig
 

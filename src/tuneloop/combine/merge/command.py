@@ -15,9 +15,9 @@ from tuneloop.combine.merge.joint_dataset import pool
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_json, write_yaml
-from tuneloop.core.ui import busy, say
+from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
-from tuneloop.inference.targets import open_local
+from tuneloop.inference.local.target import open_local
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.methods import USUAL
 from tuneloop.models.names import resolve
@@ -102,7 +102,8 @@ def _run_folder(name: str, run: Path | None) -> Path | None:
 
     if run is not None:
         return run
-    folder = Path(local_name(name)).expanduser()
+    with quiet():
+        folder = Path(local_name(name)).expanduser()
     if (folder.parent / RUN).is_file() and folder.name == "adapter":
         return folder.parent
     try:

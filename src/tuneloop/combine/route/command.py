@@ -21,7 +21,7 @@ from tuneloop.combine.route.static_vectors import StaticVectors, open_static_vec
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path
 from tuneloop.core.threads import use_threads
-from tuneloop.core.ui import progress
+from tuneloop.core.ui import progress, quiet
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.language import detect_language, foreign
 from tuneloop.evaluation.classical import minilm_folder
@@ -143,7 +143,8 @@ def dataset_of_target(name: str) -> Dataset:
     """
     from tuneloop.data.dataset import load_dataset
 
-    folder = Path(local_name(name)).expanduser()
+    with quiet():
+        folder = Path(local_name(name)).expanduser()
     if (folder / MANIFEST).is_file():
         return load_dataset(folder)
     if not (folder / "config.yaml").is_file():

@@ -180,3 +180,18 @@ def gpus(ray: Any) -> int:
 def machines(ray: Any) -> int:
     """Machines of the cluster that is connected which have a processor to give."""
     return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1) or 1
+
+
+def address_of(place: str) -> str:
+    """The address that `--on` names; empty: the cluster of this machine. The usual port of clients is added."""
+    if place == "ray":
+        return ""
+    host = place.removeprefix("ray://").rstrip("/")
+    if not host:
+        raise UserError("Which cluster?", where="--on", next_step="write it as ray://HOST:10001")
+    return f"ray://{host}" if ":" in host else f"ray://{host}:10001"
+
+
+def whole_path(name: str) -> str:
+    """A folder's path as another process finds it; any other name as it is."""
+    return str(Path(name).resolve()) if name and Path(name).exists() else name

@@ -11,14 +11,14 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ray.cluster import answer_of, task_errors
-from tuneloop.core.ui import Say, say
+from tuneloop.core.ui import reporting, say
 
 PART = 8 << 20  # bytes of a file that are sent at once
 POLL = 1.0  # seconds between looks at what the driver says
 DATASET = "dataset"
 LEFT_OUT = ("checkpoints", ".ray", ".lock")  # what is not brought back
 
-Work = Callable[[Any, Path, Say], None]
+Work = Callable[[Any, Path], None]
 
 
 class Driver:
@@ -41,14 +41,15 @@ class Driver:
             file.write(data)
 
     def start(self, work: Work, setting: Any) -> None:
-        """Begin `work(setting, folder, say)`, unless it was begun."""
+        """Begin `work(setting, folder)`, unless it was begun."""
         if self.state == "new":
             self.state = "running"
             threading.Thread(target=self._do, args=(work, setting), daemon=True).start()
 
     def _do(self, work: Work, setting: Any) -> None:
         try:
-            work(setting, self.folder, self.lines.append)
+            with reporting(say=self.lines.append):
+                work(setting, self.folder)
             self.state = "done"
         except UserError as error:
             self.error, self.state = (error.what, error.where, error.next_step), "failed"

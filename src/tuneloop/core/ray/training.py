@@ -11,7 +11,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.object_store import is_url, open_store
 from tuneloop.core.ray.cluster import on_ray
-from tuneloop.core.ui import Say, say
+from tuneloop.core.ui import in_this_context, quiet, reporting, say
 
 RESTARTS = 8  # of a training whose processes or machines are lost, before it is given up
 PATIENCE = 24 * 3600  # seconds that processes wait for the first one, which prepares and evaluates
@@ -62,8 +62,8 @@ class Notes:
         return self.lines[number:]
 
 
-def train_on_ray(name: str, work: Callable[[Any, Say], None], setting: Any, workers: Workers) -> None:
-    """Call `work(setting, say)` in processes of the cluster that know of each other as those of `torchrun` do.
+def train_on_ray(name: str, work: Callable[[Any], None], setting: Any, workers: Workers) -> None:
+    """Call `work(setting)` in processes of the cluster that know of each other as those of `torchrun` do.
 
     When a process or its machine is lost, all are started again, on the machines that are left: `work` goes on from its checkpoint.
 
@@ -96,7 +96,7 @@ def train_on_ray(name: str, work: Callable[[Any, Say], None], setting: Any, work
             run_config=RunConfig(name=name, **_storage(workers.storage), failure_config=FailureConfig(max_failures=RESTARTS)),
         )  # fmt: skip
         over = threading.Event()
-        reading = threading.Thread(target=_pass_on, args=(ray, notes, say, over), daemon=True)
+        reading = threading.Thread(target=in_this_context(_pass_on), args=(ray, notes, over), daemon=True)
         reading.start()
         failed: BaseException | None = None
         try:
@@ -144,9 +144,8 @@ def _guarded(config: dict[str, Any]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     first = os.environ.get("RANK", "0") == "0"
     try:
-        config["work"](
-            config["setting"], (lambda line: ray.get(notes.say.remote(line))) if first else (lambda line: None)
-        )
+        with reporting(say=lambda line: ray.get(notes.say.remote(line))) if first else quiet():
+            config["work"](config["setting"])
     except UserError as error:
         ray.get(notes.refuse.remote(error.what, error.where, error.next_step))
         raise RuntimeError(error.what) from None

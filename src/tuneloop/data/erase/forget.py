@@ -361,7 +361,7 @@ def _dataset_child(folder: Path, subject: SubjectRows, match: Matcher, ids: Coll
     if not rows and not named:
         return None
     why = f"holds {rows} of the rows" if rows else "made from it"
-    advice = f"tuneloop forget {folder} --match ..." if rows else "prepare it again"
+    advice = f"tuneloop data forget {folder} --match ..." if rows else "prepare it again"
     return Descendant("data set", str(folder), manifest.id, rows, why, advice)
 
 

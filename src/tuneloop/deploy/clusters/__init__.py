@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from tuneloop import __version__
 from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
 from tuneloop.deploy.discovery import records_of
@@ -59,8 +60,7 @@ class TrainingJob:
         return f"torchrun --nproc-per-node {self.gpus} {rendezvous + ' ' if rendezvous else ''}{run}"
 
 
-@dataclass(frozen=True)
-class RayWish:
+class RayWish(Config):
     """How many processes of a Ray cluster train; the fields are options of `tuneloop train`."""
 
     PANEL: ClassVar[str] = "Elsewhere"
@@ -70,8 +70,7 @@ class RayWish:
     nodes: int = flag(0, "N", "Machines; default: 1, on Ray all of the cluster.", least=0)
 
 
-@dataclass(frozen=True)
-class BatchWish:
+class BatchWish(Config):
     """How many requests are answered at a time, here or on a Ray cluster; the fields are options of `tuneloop batch`."""
 
     PANEL: ClassVar[str] = "At a time"
@@ -81,7 +80,6 @@ class BatchWish:
     actors: int = flag(0, "N", "Copies of the model there; default: one for each GPU, else for each machine.", least=0)
 
 
-@dataclass(frozen=True)
 class RemoteWish(RayWish):
     """Where to train; the fields are options of `tuneloop run`."""
 

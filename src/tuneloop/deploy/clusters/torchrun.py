@@ -31,7 +31,7 @@ def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
     up = "bash run.sh" if job.nodes == 1 else "RANK=0 HEAD=10.0.0.1 bash run.sh   # RANK=1, 2, ... on the others"
     return (
         (up, "Start it on each machine"),
-        (f"tuneloop report runs/{job.name}", "Look at it"),
+        (f"tuneloop compare runs/{job.name}", "Look at it"),
         ("pkill -TERM -f 'tuneloop run'", "End it; the same command goes on from its checkpoint"),
     )
 

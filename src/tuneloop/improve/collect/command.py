@@ -54,7 +54,7 @@ def collect_store(
     if not found.with_feedback:
         raise UserError(
             f"No request of {len(requests):,} has feedback", where=store_name(place),
-            next_step="tuneloop feedback show says what there is; tuneloop feedback import FILE adds some",
+            next_step="tuneloop collect show says what there is; tuneloop collect import FILE adds some",
         )  # fmt: skip
     redactor = Redactor(personal or PersonalConfig())
     rows = {name: [redactor(row) for row in getattr(found, name)] for name in FILES}

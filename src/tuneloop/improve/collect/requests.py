@@ -1,4 +1,4 @@
-"""`tuneloop requests`: what a server answered, as a log that `tuneloop prepare` reads."""
+"""`tuneloop collect requests`: what a server answered, as a log that `tuneloop prepare` reads."""
 
 from __future__ import annotations
 

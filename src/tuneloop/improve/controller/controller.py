@@ -48,10 +48,10 @@ COMMANDS: dict[str, list[str]] = {
     "evaluate": ["evaluate", "{champion}", "--dataset", "{run}/dataset", "-o", "{cycle}/champion"],
     "gate": ["gate", "{run}", "--against", "{cycle}/champion", "--suite", "{suite}"],
     "export": ["export", "{run}", "-o", "{cycle}/artifact"],
-    "register": ["register", "{cycle}/artifact", "--name", "{model}", "--run", "{run}"],
+    "register": ["models", "register", "{cycle}/artifact", "--name", "{model}", "--run", "{run}"],
     "experiment": ["ab", "start", "{experiment}", "--store", "{store}", "--model", "{model}"],
     "decide": ["ab", "check", "{experiment}", "--store", "{store}"],
-    "promote": ["promote", "{model}", "--why", "experiment {experiment}"],
+    "promote": ["models", "promote", "{model}", "--why", "experiment {experiment}"],
 }
 ORDER = tuple(COMMANDS)
 STARTS = ("warm_start", "choose")  # only where the project asks for them

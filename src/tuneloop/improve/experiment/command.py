@@ -22,7 +22,7 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.request import LEFT
 from tuneloop.records.server import ServerState
 from tuneloop.serving.keys import read_keys
-from tuneloop.serving.store.chain import DecisionLog, refuse_rewritten, verify
+from tuneloop.serving.store.chain import refuse_rewritten
 from tuneloop.serving.store.database import Database, is_database_url
 from tuneloop.serving.store.store import (
     insert,
@@ -265,16 +265,6 @@ def replay(place: Path | str, name: str = "") -> list[Replayed]:
                 follows = decide(state.design, logged.evidence, logged.at).model_copy(update={"seen": logged.seen})
                 done.append(Replayed(logged, again, _same(logged, again), _same(logged, follows)))
     return done
-
-
-def decision_log(place: Path | str) -> DecisionLog:
-    """The log of decisions of a store, verified.
-
-    Raises:
-        UserError: there is no store.
-    """
-    with opened(place) as store:
-        return verify(store, store_name(place))
 
 
 def _same(a: ExperimentVerdict, b: ExperimentVerdict) -> bool:

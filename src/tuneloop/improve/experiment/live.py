@@ -8,32 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import say
+from tuneloop.core.ui import bound_say
 from tuneloop.improve.experiment.command import EVENTS
 from tuneloop.improve.experiment.log import Arms, ExperimentState, experiments_of
 from tuneloop.improve.experiment.statistics import CANDIDATE
+from tuneloop.serving.companions import Candidate
 from tuneloop.serving.gateway import Drawn, Gateway
 from tuneloop.serving.store.database import Database, DatabaseError
 from tuneloop.serving.store.store import connect, first_arms, is_store, read_decisions
 
 EVERY = 1.0  # seconds between two looks into the store
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """What an experiment wants served.
-
-    Args:
-        model: name of the model in whose place it answers.
-        source: run, artifact or registered version.
-    """
-
-    model: str
-    source: str
 
 
 @dataclass
@@ -47,6 +35,7 @@ class Experiments:
     """
 
     place: str
+    say: Callable[[str], None] = field(default_factory=bound_say)
     going: dict[str, ExperimentState] = field(default_factory=dict)
     arms: dict[str, Arms] = field(default_factory=dict)
     _gateway: Gateway | None = None
@@ -83,9 +72,14 @@ class Experiments:
         return changed
 
     def candidates(self) -> dict[str, Candidate]:
-        """What the experiments want served, by their names."""
+        """What the experiments want served, by their names, after another look into the store."""
         with contextlib.suppress(DatabaseError):
             self.refresh()
+        return self.wanted
+
+    @property
+    def wanted(self) -> dict[str, Candidate]:
+        """What the experiments want served, by their names, as last read."""
         return {state.design.name: Candidate(model, state.design.candidate) for model, state in self.going.items()}
 
     # --- for the gateway
@@ -145,7 +139,7 @@ class Experiments:
             now[name] = f"{model}: the candidate gets {share}" if ready else f"{model}: the candidate is not loaded"
         for name, line in now.items():
             if self._told.get(name) != line:
-                say(f"experiment {name}, {line}")
+                self.say(f"experiment {name}, {line}")
         for name in set(self._told) - set(now):
-            say(f"experiment {name} is over; the champion answers all")
+            self.say(f"experiment {name} is over; the champion answers all")
         self._told = now

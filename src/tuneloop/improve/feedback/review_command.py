@@ -106,7 +106,7 @@ def store_votes(place: Path | str, folder: Path | str) -> tuple[int, int]:
     if review.systems != [SYSTEM]:
         raise UserError(
             "This is not a review of production", where=str(folder),
-            next_step="tuneloop feedback queue STORE -o FOLDER makes one; other votes: tuneloop review FOLDER --export",
+            next_step="tuneloop review draw STORE -o FOLDER makes one; other votes: tuneloop review FOLDER --export",
         )  # fmt: skip
     votes, _ = read_votes(review.votes_path)
     rows = {item.id: item.row for item in review.items}

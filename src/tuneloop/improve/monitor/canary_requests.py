@@ -16,7 +16,7 @@ from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.monitor.canary_prompts import FIRST_ROUNDS, MARK, canary_rows, follow, rounds_of, without_texts
 from tuneloop.improve.monitor.record import CanaryRound
-from tuneloop.inference.engines import can_give_way, complete
+from tuneloop.inference.answer import can_give_way, complete
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion

@@ -47,16 +47,16 @@ Embed = Callable[[Sequence[str]], Any]
 Reference = Literal["reference", "earlier"]
 
 STEPS = {
-    "inputs": "let people label some of these requests (`tuneloop feedback queue`, then `tuneloop review`), and train again; or `--ignore inputs --ignore-until TIME`, if you know the change",
+    "inputs": "let people label some of these requests (`tuneloop review draw`, then `tuneloop review`), and train again; or `--ignore inputs --ignore-until TIME`, if you know the change",
     "novelty": "look whether these are a new kind of request; label them and train again",
     "vocabulary": "look at the words: a new product, or damaged texts? label some and train again, or repair the source",
     "length": "look whether a template or a client has changed; evaluate on some of these",
     "language": "evaluate on these by language; add rows in it, or send them elsewhere",
     "labels": "label a random sample: has the mix of requests changed, or does the model err? Then train again, or roll back",
-    "outputs": "look at these answers; if a release has changed, `tuneloop rollback`",
+    "outputs": "look at these answers; if a release has changed, `tuneloop models rollback`",
     "confidence": "label some of the answers of which the model is least sure (`tuneloop review`); if they are wrong, train again",
-    "output length": "look at these answers; if a release has changed, `tuneloop rollback`",
-    "feedback": "compare with the release before (`tuneloop rollback`), then train on the corrections (`tuneloop collect`)",
+    "output length": "look at these answers; if a release has changed, `tuneloop models rollback`",
+    "feedback": "compare with the release before (`tuneloop models rollback`), then train on the corrections (`tuneloop collect`)",
     "latency": "see `tuneloop top`: load, or longer requests; the model's answers need not be worse",
     "cost": "see `tuneloop costs`: longer requests or answers, or another tier",
 }

@@ -12,12 +12,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.inference.prompt import schema_problem
+from tuneloop.inference.request import WRITES_FREELY, Request
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,3 +128,11 @@ class Grammars:
         except (ValueError, TypeError) as error:
             why = str(error)
         return f"no_schema: {' '.join(why.split())[:160]}" if why else Constraint(matcher, self._template.end_ids)
+
+
+def why_not_written(request: Request, grammars: Callable[[], Grammars]) -> str:
+    """Why a target that writes can't answer a request; empty where it can. The vocabulary is read only for a schema."""
+    if request.choices:
+        return WRITES_FREELY
+    made = grammars().constraint(request.schema) if request.schema is not None else ""
+    return made if isinstance(made, str) else ""

@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from tuneloop.core.ui import Progress, progress
+from tuneloop.core.ui import reporter, reporting
 from tuneloop.models.adapters import ATTACHED, applied
 
 if TYPE_CHECKING:
-    from tuneloop.inference.targets.local import LocalTarget
+    from tuneloop.inference.local.target import LocalTarget
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,17 @@ class SharedWork:
 
     def part(self, target: LocalTarget, rank: int, world: int) -> dict[int, Any]:
         """The answers of one process, by the places of their rows: every `world`th row, so that long ones are spread."""
+        outer = reporter().progress
         places = range(rank, len(self.rows), world)
 
         def of_all(task: str, done: float, total: float, /, **info: float | str) -> None:
-            progress(task, min(done * world, len(self.rows)), len(self.rows), **info)
+            outer(task, min(done * world, len(self.rows)), len(self.rows), **info)
 
-        with nullcontext() if self.adapter == ATTACHED else applied(self.adapter):
+        adapter = nullcontext() if self.adapter == ATTACHED else applied(self.adapter)
+        with adapter, reporting(progress=of_all):
             answers = getattr(target, self.call)([self.rows[i] for i in places], **self.options)
             return dict(zip(places, answers, strict=True))
 
 
 # Asks all processes and returns the answers in the order of the rows.
-Crew = Callable[[SharedWork, Progress], list[Any]]
+Crew = Callable[[SharedWork], list[Any]]

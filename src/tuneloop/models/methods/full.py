@@ -10,8 +10,9 @@ from pydantic import Field
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, read_json_object, write_bytes, write_json
+from tuneloop.core.machine import is_first
 from tuneloop.models.methods.method import WHOLE, Footprint, Method, Start, Trainable
-from tuneloop.models.sharded import is_first, whole
+from tuneloop.models.sharded import whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, read_json_object
+from tuneloop.core.machine import is_first
 from tuneloop.models.methods.method import (
     Footprint,
     Method,
@@ -25,7 +26,6 @@ from tuneloop.models.methods.method import (
 )
 from tuneloop.models.peft_layout import PEFT_PREFIX
 from tuneloop.models.shape import target_modules
-from tuneloop.models.sharded import is_first
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
+from tuneloop.core.machine import is_first
 from tuneloop.models.methods.method import Footprint, Method, PlannedJob, Start, Trainable, base_name, without_adapters
-from tuneloop.models.sharded import is_first
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,15 +13,15 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_folder
-from tuneloop.core.ui import say
-from tuneloop.inference.engines import can_give_way
+from tuneloop.core.ui import bound_say
+from tuneloop.inference.answer import can_give_way
 from tuneloop.records.record import read_record, write_record
 from tuneloop.serving.batch.batch import (
     ERRORS,
@@ -65,6 +65,7 @@ class Batches:
 
     gateway: Gateway
     folder: Path
+    say: Callable[[str], None] = field(default_factory=bound_say)
     running: dict[str, tuple[Batch, asyncio.Task[None]]] = field(default_factory=dict)
     _arriving: Counter[tuple[str, str]] = field(default_factory=Counter)  # bytes of uploads under way
 
@@ -104,7 +105,7 @@ class Batches:
                 if folder.name not in self.running and not self._read(folder).over:
                     self._start(folder)
             except UserError as error:
-                say(f"batch     {folder.name} is left out: {error.what} ({error.where})")
+                self.say(f"batch     {folder.name} is left out: {error.what} ({error.where})")
         return len(self.running)
 
     async def stop(self) -> None:
@@ -132,11 +133,11 @@ class Batches:
                 await batch.run()
             except Exception as error:  # of this batch: it must not end others
                 sentence = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                say(f"batch     {folder.name} can't be done: {sentence:.300}")
+                self.say(f"batch     {folder.name} can't be done: {sentence:.300}")
                 try:
                     await batch.fail(sentence[:300])
                 except (UserError, OSError) as also:
-                    say(f"batch     {folder.name}: that can't be written down: {also!s:.300}")
+                    self.say(f"batch     {folder.name}: that can't be written down: {also!s:.300}")
             finally:
                 self.running.pop(folder.name, None)
             with contextlib.suppress(UserError, OSError):  # the texts that it needs no more

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -26,8 +25,9 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
 from tuneloop.core.ids import uuid7
-from tuneloop.core.ui import say
-from tuneloop.inference.client import seconds_to_wait
+from tuneloop.core.ui import bound_say
+from tuneloop.inference.retry import NO_QUOTA, RETRIED, Throttle, backoff, is_busy, seconds_to_wait
+from tuneloop.inference.timeouts import PAUSE
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import write_record
 from tuneloop.serving.batch.file import MOST_BYTES, STEP, WAITING, BatchFile, InvalidBatch, Line
@@ -43,9 +43,7 @@ from tuneloop.serving.http.errors import ApiError
 T = TypeVar("T")
 
 INPUT, STATE, JOURNAL, OUTPUT, ERRORS = "input.jsonl", BatchState.file, "journal.jsonl", "output.jsonl", "errors.jsonl"
-_RETRIED = (408, 500, 503, 504)
-TRIES, PAUSE = 5, 1.0  # tries of a request whose engine fails, and seconds before the second one
-LONGEST_PAUSE = 60.0  # seconds between two tries where nobody says how long to wait
+TRIES = 5  # of a request whose engine fails
 PATIENCE = 86_400.0  # seconds that a request waits for room in a rate, in a batch that never expires
 GRACE = 30.0  # seconds that requests at work get when their batch is cancelled or expires
 LOOK = 0.2  # seconds between two looks at what a batch is to do
@@ -100,17 +98,14 @@ class Batch:
     longest: float | None = None
     fatal: tuple[type[Exception], ...] = ()
     queued: Callable[[], int] = lambda: 0
+    say: Callable[[str], None] = field(default_factory=bound_say)
     state: BatchState = field(init=False)
     paused: str = ""
     file: BatchFile = field(init=False)
     _journal: Journal = field(init=False)
+    _throttle: Throttle = field(init=False)
     _saving: asyncio.Lock = field(default_factory=asyncio.Lock)
     _active: set[asyncio.Task[None]] = field(default_factory=set)
-    _at_once: float = 0.0  # rows that may be asked at the same time now
-    _resume_at: float = 0.0  # of the monotonic clock: no row is asked before
-    _shrunk: float = 0.0
-    _refusals: int = 0  # one after the other, for a rate
-    _busy_since: float = float("inf")
     _stuck: int = 0
     _looked: float = 0.0
     _failures: int = 0
@@ -119,7 +114,8 @@ class Batch:
         self.state = read_state(self.folder)
         self.file = BatchFile(self.folder / INPUT, self.state.endpoint, self.most_bytes)
         self._journal = Journal(self.folder / JOURNAL, self.file)
-        self._at_once = self.rows
+        patience = PATIENCE if self.state.expires_at is None else float("inf")
+        self._throttle = Throttle(self.rows, self.pause, patience=patience)
 
     @property
     def cancelled(self) -> bool:
@@ -266,10 +262,10 @@ class Batch:
         self._stuck += change
         if self._stuck and not self.paused:
             self.paused = "the disk is full: the batch waits, and continues as soon as there is room"
-            say(f"batch     {self.folder.name}: {self.paused}")
+            self.say(f"batch     {self.folder.name}: {self.paused}")
         elif not self._stuck and self.paused:
             self.paused = ""
-            say(f"batch     {self.folder.name}: there is room on the disk again, the batch continues")
+            self.say(f"batch     {self.folder.name}: there is room on the disk again, the batch continues")
 
     def _crowded(self) -> bool:
         disk = os.statvfs(self.folder)
@@ -367,9 +363,9 @@ class Batch:
                         self._wait_for_room(1 if crowded else -1)
                 if crowded or self._stuck:
                     await asyncio.sleep(self.full_pause)
-                elif len(self._active) >= int(self._at_once):
+                elif len(self._active) >= int(self._throttle.at_once):
                     await asyncio.wait(self._active, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
-                elif (left := self._resume_at - time.monotonic()) > 0:
+                elif left := self._throttle.left:
                     await asyncio.sleep(min(left, LOOK))
                 else:
                     if line.fault is None and self.room is not None:
@@ -398,7 +394,7 @@ class Batch:
         if line.fault is not None:
             return _error(line, *line.fault)
         for attempt in range(TRIES):
-            asked = time.monotonic()
+            began = time.monotonic()
             try:
                 async with asyncio.timeout(self.longest):
                     body = await self.answer(line)
@@ -410,54 +406,26 @@ class Batch:
                 if self.stopping():
                     return None
                 wait = seconds_to_wait(error.headers.get("Retry-After"))
-                if _is_busy(error, wait) and self._waits_its_turn(asked, wait):
-                    return None
-                if error.status in _RETRIED and attempt < TRIES - 1:
-                    await asyncio.sleep(wait or _backoff(self.pause, attempt))
-                    continue
+                if error.code != NO_QUOTA:
+                    if is_busy(error.status, wait):
+                        if not self._throttle.refused(began, wait):
+                            return None
+                    elif error.status in RETRIED and attempt < TRIES - 1:
+                        await asyncio.sleep(wait or backoff(attempt, self.pause))
+                        continue
                 return _response(line, error.status, None, error.body())
-            self._refusals, self._busy_since = 0, float("inf")
-            self._at_once = min(self.rows, self._at_once + 1 / self._at_once)
+            self._throttle.answered()
             return _response(line, 200, body.get("id"), body)
         return None
-
-    def _waits_its_turn(self, asked: float, wait: float | None) -> bool:
-        """Hold all rows for the time that a rate needs, and ask half as many at the same time; returns False where that is
-        longer than anybody waits.
-
-        Args:
-            asked: when the row was, of the monotonic clock: rows that were refused together count once.
-            wait: seconds that were named.
-        """
-        now = time.monotonic()
-        wait = wait or _backoff(self.pause, self._refusals)
-        self._busy_since = min(self._busy_since, now)
-        if self.state.expires_at is None and now + wait - self._busy_since > PATIENCE:
-            return False
-        self._resume_at = max(self._resume_at, now + wait)
-        if asked >= self._shrunk:
-            self._at_once, self._shrunk = max(self._at_once / 2, 1.0), now
-            self._refusals += 1
-        return True
 
     def _internal(self, line: Line, error: Exception) -> dict[str, Any]:
         if not self._failures:
             what = f"{type(error).__name__}: {error!s:.200}"
-            say(
+            self.say(
                 f"batch     {self.folder.name}: the server failed on line {line.number}, further lines are not named: {what}"
             )
         self._failures += 1
         return _error(line, "server", f"the server failed on this request ({type(error).__name__})")
-
-
-def _is_busy(error: ApiError, wait: float | None) -> bool:
-    if error.code == "insufficient_quota":
-        return False
-    return error.status == 429 or (error.status == 503 and wait is not None)
-
-
-def _backoff(pause: float, before: int) -> float:
-    return float(min(pause * 2 ** min(before, 16), LONGEST_PAUSE) * random.uniform(0.5, 1.0))
 
 
 def _response(line: Line, status: int, id_: Any, body: Any) -> dict[str, Any]:

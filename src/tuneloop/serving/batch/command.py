@@ -20,13 +20,12 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.ray.actors import asked_actors, usual_actors
-from tuneloop.core.ray.cluster import on_ray
-from tuneloop.core.ui import progress, say
+from tuneloop.core.ray.cluster import address_of, on_ray, whole_path
+from tuneloop.core.ui import progress, quiet, say
 from tuneloop.core.units import counted
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.task import TaskPrompt
-from tuneloop.deploy.on_ray import address_of, whole_path
 from tuneloop.pipeline.predict import SAMPLE, Asker, Options
 from tuneloop.pipeline.predict_files import each_row, refuse_no_rows
 from tuneloop.pipeline.targets import TaskTarget, open_with_task
@@ -186,7 +185,8 @@ async def _actor(setting: tuple[ServeConfig, bool]) -> Answer:
     target = open_with_task(next(iter(config.adapters.values()), config.base))
     deployment = deployment_of(config)
     await deployment.engine.start()
-    return _answer_of(gateway_of(config, deployment, lambda line: None), target, requests)
+    with quiet():
+        return _answer_of(gateway_of(config, deployment), target, requests)
 
 
 def _as_it_stands(model: ServedModel, target: TaskTarget) -> ServedModel:

@@ -1,19 +1,15 @@
 """What a batch has done: a line for each request that is over, on the disk before it counts.
 
-The journal survives the death of its process at any moment. A line that was cut is dropped when it is opened again; what
-stands in a whole line is never done again. Lines are written and synced in groups: those that end while a sync runs share
-the next. A group that does not fit on the disk is taken back as a whole.
+What stands in a whole line is never done again. Lines are written and synced in groups: those that end while a sync runs
+share the next. A group that does not fit on the disk is taken back as a whole; see `core.journal`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,7 +18,7 @@ from typing import Any, TypeVar
 import orjson
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.journal import Lines
 from tuneloop.serving.batch.file import ANSWERED, REFUSED, BatchFile
 
 T = TypeVar("T")
@@ -64,11 +60,15 @@ class Journal:
 
     path: Path
     rows: BatchFile
-    _descriptor: int = -1
-    _end: int = 0
-    _torn: bool = False
+    _file: Lines = field(init=False)
     _waiting: list[tuple[int, int, bytes, asyncio.Future[None]]] = field(default_factory=list)
     _writing: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        taken = UserError(
+            "Another process is doing this batch", where=str(self.path.parent), next_step="wait for it"
+        )  # fmt: skip
+        self._file = Lines(self.path, taken)
 
     def open(self) -> Iterator[None]:
         """Take the file for this process and read it in steps; a last line that was cut is dropped.
@@ -76,33 +76,17 @@ class Journal:
         Raises:
             UserError: it can't be read or written, another process has it, or a line in its middle is damaged.
         """
-        with user_errors_of_the_disk(self.path):
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        for count, raw in enumerate(self._file.open(), 1):
             try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                value = orjson.loads(raw)
+                self.rows.set(value["number"], REFUSED if failed(value) else ANSWERED, self._file.end)
+            except (ValueError, LookupError, TypeError):
                 raise UserError(
-                    "Another process is doing this batch", where=str(self.path.parent), next_step="wait for it"
-                ) from None
-            self._end, self._torn = 0, False
-            with open(self._descriptor, "rb", closefd=False) as file:
-                for count, raw in enumerate(file, 1):
-                    if not raw.endswith(b"\n"):
-                        break
-                    try:
-                        value = orjson.loads(raw)
-                        self.rows.set(value["number"], REFUSED if failed(value) else ANSWERED, self._end)
-                    except (ValueError, LookupError, TypeError):
-                        raise UserError(
-                            f"The journal of a batch is damaged in line {count}", where=str(self.path),
-                            next_step="delete it to begin that batch again",
-                        ) from None  # fmt: skip
-                    self._end += len(raw)
-                    if count % 100 == 0:
-                        yield
-            os.ftruncate(self._descriptor, self._end)
+                    f"The journal of a batch is damaged in line {count}", where=str(self.path),
+                    next_step="delete it to begin that batch again",
+                ) from None  # fmt: skip
+            if count % 100 == 0:
+                yield
 
     async def add(self, number: int, data: bytes, *, wrong: bool) -> None:
         """Append a request's line, from `encoded`; it is on the disk when this returns.
@@ -123,9 +107,7 @@ class Journal:
         """Close the file once what is being written is written."""
         if self._writing is not None:
             await self._writing
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
 
     def read(self, file: Any, number: int) -> dict[str, Any]:
         """The result of a request.
@@ -164,30 +146,10 @@ class Journal:
                     future.set_result(None)
 
     def _append(self, data: bytes) -> int:
-        """Write at the end, as a whole or not at all; returns where that is."""
-        self._look()
-        try:
-            if os.write(self._descriptor, data) < len(data):
-                raise OSError(errno.ENOSPC, "No space left on device")
-            os.fsync(self._descriptor)
-        except OSError:
-            self._torn = True
-            self._take_back()
-            raise
-        self._end += len(data)
-        return self._end - len(data)
-
-    def _take_back(self) -> None:
-        with suppress(OSError):
-            os.ftruncate(self._descriptor, self._end)
-            self._torn = False
-
-    def _look(self) -> None:
-        """Read the file again where another program has written a new one in its place, as the erasure of a person does."""
-        if self._torn:
-            self._take_back()
-        here, there = os.fstat(self._descriptor), os.stat(self.path)
-        if not os.path.samestat(here, there) or here.st_size != self._end:
+        """Write at the end; returns where that is. The file is read again where another program has written a new one in its
+        place, as the erasure of a person does."""
+        if self._file.was_changed:
             self.rows.forget_answers()
             for _ in self.open():
                 pass
+        return self._file.append(data)

@@ -506,7 +506,7 @@ class Server:
 
     async def widget(self, call: Call) -> None:
         """`GET /feedback.js`: thumbs, correction and comment for any page."""
-        script = (files("tuneloop.serve") / "feedback.js").read_bytes()
+        script = (files("tuneloop.serving.http") / "feedback.js").read_bytes()
         await call.reply_bytes(script, "text/javascript; charset=utf-8", headers={"cache-control": "max-age=300"})
 
     async def tokenize(self, call: Call) -> None:

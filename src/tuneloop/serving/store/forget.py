@@ -1,4 +1,4 @@
-"""`tuneloop forget` on a server's folder: a user's requests leave the store, and the files next to it.
+"""`tuneloop data forget` on a server's folder: a user's requests leave the store, and the files next to it.
 
 An erasure is first a file in that folder. Whoever works there does it: the command itself, or the server that holds the
 folder. So it continues after a kill: the next command does what is left of it, or the next server when it starts.
@@ -22,7 +22,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, write_json
 from tuneloop.core.ids import uuid7
-from tuneloop.core.ui import say
+from tuneloop.core.ui import quiet, say
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.erase.forget import Descendant, SubjectRows, find_rows, forget, personal_settings
 from tuneloop.data.erase.subject_match import Matcher, pseudonyms
@@ -192,10 +192,11 @@ def _store_what_waits(folder: Path, place: str) -> None:
     Raises:
         UserError: it can't be.
     """
-    writer = StoreWriter(folder, store=place)
-    writer.start()
-    stored = writer.settle(30)
-    writer.stop()
+    with quiet():
+        writer = StoreWriter(folder, store=place)
+        writer.start()
+        stored = writer.settle(30)
+        writer.stop()
     if not stored:
         refuse_spilled(folder)
 
@@ -224,7 +225,7 @@ def pending(place: Path | str) -> bool:
 
 
 def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], match: str) -> list[Descendant]:
-    """What was made of requests: collected rows, data sets, review queues and other files with rows that name one of them, runs
+    """What was made of requests: collected rows, data sets, review draws and other files with rows that name one of them, runs
     that were trained on such a data set, artifacts of these runs, and versions that were registered from them.
 
     Args:
@@ -249,11 +250,11 @@ def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], mat
             name = str(_value(folder / MANIFEST, "id"))
             taught |= {name} if files.get("train.jsonl") or files.get("val.jsonl") else set()
             where = match.replace("id=", "request=", 1) if match.startswith("id=") else match
-            advice = f"tuneloop forget {quote(str(folder))} --match {quote(where)}"
+            advice = f"tuneloop data forget {quote(str(folder))} --match {quote(where)}"
             found.append(Descendant("data set", str(folder), name, rows, f"holds {rows:,} of them", advice))
             continue
         review, collected = (folder / Review.file).is_file(), (folder / CollectedManifest.file).is_file()
-        kind = "review queue" if review else "collected rows" if collected else "file"
+        kind = "review draw" if review else "collected rows" if collected else "file"
         more = "; `tuneloop collect` writes it again without them" if collected else ""
         places = {str(folder): rows} if review or collected else {str(folder / name): n for name, n in files.items()}
         found += [
@@ -300,7 +301,7 @@ def registered(datasets: Collection[str], runs: Collection[str]) -> list[Descend
             if lineage.run not in runs and lineage.dataset not in datasets:
                 continue
             named = f" and is its {', '.join(version.aliases)}" if version.aliases else ""
-            advice = f"register an artifact of the new run (tuneloop register ARTIFACT --name {model.name}) and promote it; then delete this version"
+            advice = f"register an artifact of the new run (tuneloop models register ARTIFACT --name {model.name}) and promote it; then delete this version"
             why = f"made of the run {lineage.run}{named}"
             place = f"models:/{model.name}/{version.version}"
             found.append(Descendant("registered version", place, version.version, None, why, advice))

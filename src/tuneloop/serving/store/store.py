@@ -27,7 +27,7 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import read_record
 from tuneloop.records.request import REFUSED, StoredRequest
 from tuneloop.records.server import ServerState
-from tuneloop.serving.store.chain import last_link, link
+from tuneloop.serving.store.chain import DecisionLog, last_link, link, verify
 from tuneloop.serving.store.database import (
     FILE,
     Database,
@@ -502,3 +502,13 @@ def exported(request: StoredRequest) -> dict[str, Any] | None:
         "response": reply,
         **{name: value for name in meta if (value := getattr(request, name)) is not None},
     }
+
+
+def decision_log(place: Path | str) -> DecisionLog:
+    """The log of decisions of a store, verified.
+
+    Raises:
+        UserError: there is no store.
+    """
+    with opened(place) as store:
+        return verify(store, store_name(place))

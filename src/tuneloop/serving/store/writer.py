@@ -30,7 +30,7 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_private, user_errors_of_the_disk
 from tuneloop.core.ids import utc_now
-from tuneloop.core.ui import say
+from tuneloop.core.ui import bound_say
 from tuneloop.core.units import counted, verb
 from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.records.request import StoredRequest
@@ -102,6 +102,7 @@ class StoreWriter:
     most_waiting: int = 20_000
     patience: float = 1.0
     store: str = ""
+    say: Callable[[str], None] = field(default_factory=bound_say)
     counts: Counts = field(default_factory=Counts)
     appending: threading.Lock = field(
         default_factory=threading.Lock
@@ -516,7 +517,7 @@ class StoreWriter:
 
     def _tell(self, line: str) -> None:
         with contextlib.suppress(Exception):  # whoever listens must not end the thread
-            say(line)
+            self.say(line)
 
 
 def _without_texts(record: StoredRequest) -> StoredRequest:

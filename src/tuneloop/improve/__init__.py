@@ -1,0 +1,1 @@
+"""What live traffic says, and what follows from it: feedback, monitoring, experiments, retraining."""

@@ -1,0 +1,241 @@
+"""llama.cpp as a child process: it computes with GGUF files as everybody else who serves them does."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.parent import environment_of_child
+from tuneloop.inference.timeouts import CHILD_ANSWERS_WITHIN, HANGS_AFTER
+
+if TYPE_CHECKING:
+    import numpy as np
+
+WHEEL, VERSION = "llama-cpp-py-sync", "0.11739"  # its structures change between releases, so this one and no other
+ENGINE = "llama.cpp"
+
+
+def installed(wheel: str = WHEEL, version: str = VERSION) -> bool:
+    """Whether a wheel is here, in the version that is known."""
+    try:
+        return importlib.metadata.version(wheel) == version
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def need_llamacpp() -> None:
+    """Refuse to go on without the wheel that computes with GGUF files and quantises them.
+
+    Raises:
+        UserError: it is missing or another version, with the command that installs it.
+    """
+    need_wheel(WHEEL, VERSION, "5.5 MB; Linux and Windows on x86-64")
+
+
+def need_wheel(wheel: str, version: str, about: str) -> None:
+    """Refuse to go on without a wheel of llama.cpp.
+
+    Args:
+        version: the one that is known here.
+        about: its size and where it runs.
+
+    Raises:
+        UserError: it is missing or another version, with the command that installs it.
+    """
+    if installed(wheel, version):
+        return
+    try:
+        other = importlib.metadata.version(wheel)
+    except importlib.metadata.PackageNotFoundError:
+        other = ""
+    raise UserError(
+        f"{wheel} is version {other} here, and this tuneloop knows {version}"
+        if other
+        else "llama.cpp is not installed",
+        where=wheel,
+        next_step=f"pip install '{wheel}=={version}'   ({about})",
+    )
+
+
+class LlamaCpp:
+    """A child process with llama.cpp in it, and one GGUF file where one is named.
+
+    Args:
+        file: the model; None: none, to quantise only.
+        adapters: LoRA files that apply to all that is asked.
+        exact: see `child.Server.load`.
+        patience: seconds that one answer may take.
+
+    Raises:
+        UserError: llama.cpp is not installed, does not start, or can't load the file.
+    """
+
+    def __init__(
+        self,
+        file: Path | None = None,
+        adapters: Sequence[Path] = (),
+        *,
+        exact: bool = False,
+        patience: float = CHILD_ANSWERS_WITHIN,
+    ) -> None:
+        need_llamacpp()
+        self.file, self.patience = file, patience
+        self.threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._connection, other = multiprocessing.Pipe()
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tuneloop.inference.llamacpp.child", str(other.fileno())],
+                pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+                start_new_session=True, env={**environment_of_child(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )  # fmt: skip
+        try:
+            self._answer("start")
+            self.facts: dict[str, Any] = {}
+            if file is not None:
+                self.facts = self._ask("load", str(file), [str(path) for path in adapters], self.threads, exact)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> LlamaCpp:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return frozenset(self.facts["ends"])
+
+    def tokenize(self, texts: Sequence[str], *, opening: bool = False, control: bool = True) -> list[list[int]]:
+        """Token ids of texts; see the child."""
+        found: list[list[int]] = self._ask("tokenize", list(texts), opening, control)
+        return found
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Logits (T, V) after each token, fp32."""
+        found: np.ndarray[Any, Any] = self._ask("logits", list(ids))
+        return found
+
+    def generate(self, ids: Sequence[int], limit: int, ends: Sequence[int]) -> dict[str, Any]:
+        """The likeliest answer: `ids`, and milliseconds to the `first` token and in `total`."""
+        found: dict[str, Any] = self._ask("generate", list(ids), limit, list(ends))
+        return found
+
+    def begin(
+        self,
+        ids: Sequence[int],
+        limit: int,
+        drawn: Mapping[str, Any] | None = None,
+        top: int | None = None,
+        held: bool = False,
+    ) -> None:
+        """Read a prompt, to which `more` (or `pick`) writes at most `limit` tokens; see the child for how they are drawn and reported."""
+        self._ask("begin", list(ids), limit, drawn, top, held)
+
+    def pick(self, allowed: np.ndarray[Any, Any]) -> dict[str, Any]:
+        """The next token of an answer that was begun as `held`, of those that are allowed (V, bool); see `more`."""
+        import numpy as np
+
+        found: dict[str, Any] = self._ask("pick", np.packbits(allowed, bitorder="little").tobytes())
+        return found
+
+    def fit(self, ids: Sequence[int]) -> tuple[list[float], list[bool]]:
+        """Of each token but the first: -log likelihood after those before it, and whether it is the likeliest."""
+        found: tuple[list[float], list[bool]] = self._ask("fit", list(ids))
+        return found
+
+    def more(self, limit: int, ends: Sequence[int]) -> dict[str, Any]:
+        """The next tokens of the answer; see `generate`."""
+        found: dict[str, Any] = self._ask("more", limit, list(ends))
+        return found
+
+    def _seconds(self) -> float:
+        """Processor time that the process has used; -1 where the system does not tell."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return -1.0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory that the process has had at a time; 0 where the system does not tell."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return 1024 * int(line.split()[1])
+        return 0
+
+    def score(self, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """The log likelihood of each answer after a prompt, summed over its tokens."""
+        found: list[float] = self._ask("score", list(ids), [list(answer) for answer in answers])
+        return found
+
+    def apply(self, scales: Sequence[float]) -> None:
+        """Say how strongly each adapter applies to what is asked from now on: 1 as it was trained, 0 not at all."""
+        self._ask("apply", list(scales))
+
+    def quantise(
+        self, source: Path, out: Path, kind: int, importance: Mapping[str, np.ndarray[Any, Any]] | None = None
+    ) -> None:
+        """Write a GGUF file in another type; `kind` is llama.cpp's number of it."""
+        self._ask("quantise", str(source), str(out), kind, dict(importance or {}), self.threads)
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        with contextlib.suppress(OSError):  # it is gone: reading its answer says so
+            self._connection.send((name, arguments))
+        return self._answer(name)
+
+    def _answer(self, name: str) -> Any:
+        """What the child says.
+
+        Raises:
+            UserError: it refuses, is gone, or does not answer in time.
+        """
+        try:
+            until, used = time.monotonic() + self.patience, -1.0
+            while not self._connection.poll(min(HANGS_AFTER, max(until - time.monotonic(), 0))):
+                before, used = used, self._seconds()
+                if time.monotonic() >= until:
+                    raise self._error(f"llama.cpp did not answer within {self.patience:,.0f} s ({name})")
+                if used == before >= 0 and name not in ("start", "load"):  # a file may come slowly from its disk
+                    raise self._error(f"llama.cpp hangs ({name})")
+            state, value = self._connection.recv()
+        except (EOFError, OSError):
+            code = self._process.wait()
+            raise self._error(f"llama.cpp ended by itself ({name}; exit status {code})") from None
+        if state == "refused":
+            raise self._error(str(value))
+        return value
+
+    def _error(self, what: str) -> UserError:
+        """An error with the last reason in the log."""
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        reasons = [line for line in lines if "error" in line.lower() or "failed" in line.lower()] or lines
+        why = next(iter(reasons), "")[:200]
+        return UserError(
+            f"{what}{f': {why}' if why else ''}",
+            where=str(self.file or ENGINE),
+            next_step="export the file again, or take one that this version of llama.cpp can read",
+        )

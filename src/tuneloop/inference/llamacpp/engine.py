@@ -1,0 +1,723 @@
+"""llama.cpp behind the serving protocol: its own server in a child process, one GGUF file with any number of LoRA files.
+
+A crash in it ends the child and not the program. What llama.cpp would get wrong by itself is taken care of here:
+
+- Each request carries the scales of all adapters, since llama.cpp applies those that a request does not mention.
+- Adapters are known here by the hash of their file; llama.cpp answers an unknown number by the base.
+- Its prompt cache in memory is off: it gives one adapter's keys and values to another.
+- Prompts are token ids from the template that was trained, and text comes from ids by the same tokenizer, so that what
+  is served is token-identical to what was trained, however llama.cpp would cut it.
+- Choices are scored whole, by the tree of labels as in the evaluation. A grammar would take the likeliest first token
+  and be bound to the labels that begin so; that is another answer, and has no probability.
+- An answer is checked against its JSON Schema: llama.cpp writes free text under one that it can't read.
+- It never mixes adapters in a pass, and goes on with the one of its first slot while somebody asks that. So adapters have
+  turns: an answer is interrupted when another adapter has waited, and goes on in its slot.
+- A child that hangs is ended and started anew: it gives nothing, and its `/health`, which a thread of its own answers, is silent.
+- A prompt is not left before it is read. So what gives way is asked in quanta: a piece
+  of the prompt, or a few tokens, in a slot that keeps what was read. The next quantum goes on behind it. `turns.py` says
+  when one begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import sha256_file, user_errors_of_the_disk
+from tuneloop.inference.answer import (
+    AdapterFacts,
+    EngineSettings,
+    Served,
+    named_adapter,
+    rendered,
+    unknown_adapter,
+    with_template,
+)
+from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
+from tuneloop.inference.local.engine import Update
+from tuneloop.inference.local.grammar import compile_problem
+from tuneloop.inference.local.scoring import chosen
+from tuneloop.inference.local.stream import TextStream
+from tuneloop.inference.local.time_slice import Pace
+from tuneloop.inference.priority import Fair, Slots, Turns
+from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, with_ids
+from tuneloop.inference.request import Request
+from tuneloop.inference.timeouts import CHILD_HEALTHY_WITHIN, HANGS_AFTER, LOOK_EVERY, REVIVE_PAUSE
+from tuneloop.inference.wire import Broken, Refused, Wire, message_of
+from tuneloop.models.adapters import BASE
+from tuneloop.models.gguf import read_tokenizer
+from tuneloop.models.template import Template, load_template
+from tuneloop.records.completion import Completion, Finish, TokenLogprob
+from tuneloop.records.rows import Message
+
+WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between releases, so this one and no other
+LEAST, PIECE, MOST = 8, 512, 32  # tokens of a prompt that are read in one quantum; that are written at most
+DRAWN = 8  # tokens of a quantum that are drawn with a temperature
+GONE = "engine: llama.cpp ended by itself"
+
+
+class LlamaCppEngine:
+    """See `ServingEngine`.
+
+    Args:
+        base: a GGUF file, or the folder of an artifact with one.
+        adapters: LoRA files in GGUF, or folders of artifacts with one.
+        settings: how it runs.
+    """
+
+    def __init__(
+        self, base: Served, adapters: Sequence[Served] = (), settings: EngineSettings = EngineSettings()
+    ) -> None:
+        self.name, self.base, self.slots, self.gives_way = ENGINE, base.source, settings.slots, settings.giving_way > 0
+        self.adapters: Mapping[str, AdapterFacts] = {}  # by the hash of its file
+        self._base, self._served, self._settings = base, tuple(adapters), settings
+        self._templates: dict[str, Template] = {}
+        self._trees = LabelTrees()
+        self._files: list[Path] = []
+        self._context = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self._client: Wire | None = None
+        self._scorer: LlamaCpp | None = None
+        self._wanted = False
+        self._heard = 0.0  # when the server gave something last, of the monotonic clock
+        self._reviving: asyncio.Future[bool] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._scoring, self._one_choice = asyncio.Lock(), asyncio.Lock()
+        self._slots, self._giving = Slots(range(settings.slots)), Slots(range(settings.slots, self._all_slots))
+        self._turns, self._fair = Turns(settings.giving_way), Fair()
+        self._reads, self._writes = Pace(LEAST, PIECE), Pace(1, MOST)
+
+    @property
+    def _all_slots(self) -> int:
+        return self._settings.slots + self._settings.giving_way
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt with its answer."""
+        return self._context or self._settings.context
+
+    @property
+    def process(self) -> int | None:
+        """Id of the child process; None: it is not running."""
+        return None if self._process is None else self._process.pid
+
+    # -- start and stop
+
+    async def start(self) -> None:
+        """Start the server and load everything; a server that has ended is started anew.
+
+        Raises:
+            UserError: a wheel or a file is missing, llama.cpp refuses one, or it takes longer than allowed.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return
+        await self._end()
+        self._wanted = True
+        try:
+            await asyncio.to_thread(self._start)
+        except BaseException:
+            await self._end()
+            raise
+        if not self._wanted:  # it was stopped meanwhile
+            await self._end()
+        elif self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Start the server anew when it has ended by itself or hangs, though nobody asks."""
+        while self._wanted:
+            await asyncio.sleep(LOOK_EVERY)
+            if self._process is not None and await self._hangs():
+                _kill(self._process)
+            await self._revived()
+
+    async def _hangs(self) -> bool:
+        looked, process = time.monotonic(), self._process
+        if looked - self._heard < HANGS_AFTER:
+            return False
+        if await self._healthy(HANGS_AFTER):
+            self._heard = time.monotonic()
+            return False
+        return self._heard < looked and process is self._process
+
+    def _start(self) -> None:
+        need_wheel(WHEEL, VERSION, "about 35 MB")
+        need_llamacpp()
+        file = gguf_file(self._base.source)
+        self._files = [gguf_file(served.source) for served in self._served]
+        settings, key = self._settings, secrets.token_urlsafe(16)
+        self._context = settings.context
+        threads = settings.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        setup = {
+            "file": str(file), "adapters": list(map(str, self._files)), "slots": self._all_slots,
+            "context": settings.context, "threads": threads, "key": key,
+        }  # fmt: skip
+        adapters, templates = self.adapters, self._templates
+        with self._spawned(setup) as address:
+            if not templates:  # while the child loads; when it is started anew they are known
+                adapters, templates = self._read_adapters(file)
+            self._client = Wire(address(), key)
+        self._heard = time.monotonic()
+        self.adapters, self._templates = adapters, templates
+
+    def _read_adapters(self, file: Path) -> tuple[dict[str, AdapterFacts], dict[str, Template]]:
+        """Adapters by the hash of their file, and the template of each."""
+        template = template_of(file, self._base.template)
+        adapters, templates = {}, {BASE: template}
+        for served, path in zip(self._served, self._files, strict=True):
+            name = sha256_file(path)
+            adapters[name] = AdapterFacts(name, served.source)
+            templates[name] = with_template(template, served.template)
+        return adapters, templates
+
+    @contextlib.contextmanager
+    def _spawned(self, setup: dict[str, Any]) -> Iterator[Callable[[], str]]:
+        """Start the child; gives a function that waits until the model is loaded, and returns the server's address.
+
+        Raises:
+            UserError: from that function: the child ended, or was not ready in time.
+        """
+        self._log = _opened_log(self._settings.log)
+        until = time.monotonic() + self._settings.start_within
+        ours, theirs = os.pipe()
+        try:
+            self._process = process = subprocess.Popen(
+                [sys.executable, "-m", "tuneloop.inference.llamacpp.server", str(theirs)],
+                pass_fds=[theirs], stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )  # fmt: skip
+            os.close(theirs)
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):  # it ended at once: what it reports says so
+                process.stdin.write(json.dumps(setup).encode() + b"\n")
+                process.stdin.flush()
+
+            def address() -> str:
+                line = _read_line(ours, until)
+                if line is None:
+                    raise self._error(f"llama.cpp was not ready within {self._settings.start_within:g} s")
+                if not line:
+                    raise self._error(f"llama.cpp ended at its start (exit status {process.wait()})")
+                try:
+                    return str(json.loads(line)["address"])
+                except (ValueError, KeyError, TypeError):
+                    raise self._error(f"llama.cpp said {line.strip()[:60]!r} at its start, and no address") from None
+
+            yield address
+        finally:
+            os.close(ours)
+
+    def _error(self, what: str) -> UserError:
+        """An error with the first reason in the log."""
+        why = ""
+        if self._log is not None:
+            self._log.flush()
+            self._log.seek(0)
+            lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
+            reasons = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
+            why = next(iter(reasons), "")[:200]
+        return UserError(
+            f"{what}{f': {why}' if why else ''}", where=self.base,
+            next_step="check the files and the memory that is free; export them again if they are damaged",
+        )  # fmt: skip
+
+    async def healthy(self) -> bool:
+        """Whether the child is there and answers."""
+        return await self._healthy(CHILD_HEALTHY_WITHIN)
+
+    async def _healthy(self, within: float) -> bool:
+        if self._process is None or self._process.poll() is not None or self._client is None:
+            return False
+        try:
+            await asyncio.wait_for(self._client.get("/health"), within)
+            return True
+        except (Broken, Refused, TimeoutError):
+            return False
+
+    async def stop(self) -> None:
+        """End the child and all that it started."""
+        self._wanted = False
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
+        while self._reviving is not None:  # a child that is being started ends at once
+            if self._process is not None and self._process.poll() is None:
+                _kill(self._process)
+            await asyncio.sleep(0.02)
+        await self._end()
+
+    async def _end(self) -> None:
+        client, self._client = self._client, None
+        process, self._process = self._process, None
+        scorer, self._scorer = self._scorer, None
+        if process is not None:
+            _kill(process)
+            await asyncio.to_thread(process.wait)
+            if process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
+        if client is not None:
+            await client.close()
+        if scorer is not None:
+            scorer.close()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    # -- asking
+
+    async def tokenize(self, text: str) -> Sequence[int]:
+        """Token ids of plain text."""
+        return await asyncio.to_thread(self._template(BASE).encode, text)
+
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
+    ) -> Sequence[int]:
+        """Token ids of a conversation; see `ServingEngine.render`."""
+        return await asyncio.to_thread(rendered, self._template(adapter), messages, tools)
+
+    def _template(self, adapter: str) -> Template:
+        if not self._templates:
+            raise UserError("The engine is not started", where=self.base, next_step="await engine.start()")
+        if why := unknown_adapter(adapter, self.adapters):
+            raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
+        return self._templates[adapter]
+
+    async def stream(self, request: Request) -> AsyncIterator[Update]:
+        """An answer as it is written; see `ServingEngine.stream`."""
+        request = replace(request, adapter=named_adapter(request))
+        await self._revived()
+        why = await compile_problem(request.schema) if request.schema is not None else ""
+        made = refused(request, why, ENGINE) if why else self._prepared(request)
+        if isinstance(made, Completion):
+            yield Update(completion=made)
+            return
+        gives_way = made.gives_way and made.schema is None and self.gives_way
+        if made.choices and gives_way:
+            async with self._one_choice:  # a row is a quantum
+                began = await self._turns.begin(made.adapter, reads=True)
+                try:
+                    completion = await self._chosen(made)
+                finally:
+                    self._turns.end(made.adapter, began, reads=True)
+            yield Update(completion.text, completion)
+        elif gives_way:
+            async with aclosing(self._in_quanta(made)) as updates:
+                async for update in updates:
+                    yield update
+        else:
+            sent = again = False
+            async with aclosing(self._at_once(made)) as updates:
+                async for update in updates:
+                    if not sent and update.completion is not None and update.completion.error == GONE:
+                        again = True  # nothing has been sent yet, so it is asked anew
+                        break
+                    sent = True
+                    yield update
+            if again and await self._revived():
+                async with aclosing(self._at_once(made)) as updates:
+                    async for update in updates:
+                        yield update
+            elif again:
+                yield _update(refused(made, GONE, ENGINE))
+
+    async def _revived(self) -> bool:
+        """Start a server anew that has ended by itself; returns whether there is one now."""
+        if self._reviving is None:
+            if not self._wanted or (self._process is not None and self._process.poll() is None):
+                return self._client is not None
+            self._reviving = asyncio.ensure_future(self._revive())
+        return await asyncio.shield(self._reviving)
+
+    async def _revive(self) -> bool:
+        try:
+            await self.start()
+            return True
+        except UserError:
+            until = time.monotonic() + REVIVE_PAUSE
+            while self._wanted and time.monotonic() < until:  # those who ask meanwhile hear that it is gone
+                await asyncio.sleep(0.1)
+            return False
+        finally:
+            self._reviving = None
+
+    async def _has_ended(self, process: subprocess.Popen[bytes] | None) -> bool:
+        """Whether a child is not there any more; its connections may break a moment before it is seen to be gone."""
+        for _ in range(20):
+            if process is None or process is not self._process or process.poll() is not None:
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+    async def _at_once(self, request: Request) -> AsyncGenerator[Update, None]:
+        """An answer that somebody waits for."""
+        self._turns.come(request.adapter)
+        try:
+            if request.choices:
+                completion = await self._chosen(request)
+                yield Update(completion.text, completion)
+                return
+            async with aclosing(self._written(request)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            self._turns.go(request.adapter)
+
+    def _prepared(self, request: Request) -> Request | Completion:
+        if self._client is None:
+            return refused(request, "engine: llama.cpp is not started", ENGINE)
+        if why := unknown_adapter(request.adapter, self.adapters):
+            return refused(request, why, ENGINE)
+        template, room = self._templates[request.adapter], 1
+        if request.choices:
+            room = max(self._trees.of(template, request.choices)[0].lengths)
+        return with_ids(template, self.context, request, room=room, engine=ENGINE)
+
+    def _scales(self, adapter: str) -> list[float]:
+        """The scale of each adapter, in the order of their files."""
+        return [float(name == adapter) for name in self.adapters]
+
+    async def _written(self, request: Request) -> AsyncGenerator[Update, None]:
+        """An answer as it is written, in one slot, in as many turns as it takes."""
+        answer = _Answer(request, self._templates[request.adapter])
+        slot = await self._slots.take(request.adapter, request.ids)
+        try:
+            while not answer.over:
+                await self._fair.enter(request.adapter)
+                try:
+                    async with aclosing(self._streamed(request, answer, slot)) as updates:
+                        async for update in updates:
+                            yield update
+                finally:
+                    self._fair.leave()
+        finally:
+            self._slots.give(slot, request.adapter, (*request.ids, *answer.ids))
+
+    async def _streamed(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
+        """An answer to its end, or until another adapter has its turn. What is drawn or held to a schema is not cut,
+        nor is what has a token that is not surely known."""
+        may_cut = not request.sampling.temperature and request.schema is None
+        process, answer.before = self._process, len(answer.ids)
+        left = request.max_new_tokens - answer.before
+        part = replace(request, ids=(*request.ids, *answer.ids), max_new_tokens=left) if answer.ids else request
+        body = body_of(part, self._scales(request.adapter)) | {"id_slot": slot}
+        try:
+            async with aclosing(self._wire().events("/completion", _json(body))) as events:
+                async for data in events:
+                    self._heard = time.monotonic()
+                    event = orjson.loads(data)
+                    for update in answer.read(event) if not answer.over else ():
+                        yield update
+                    if answer.over and not event.get("stop"):  # llama.cpp would go on
+                        return
+                    known = not answer.guessed and event.get("tokens_predicted") == len(answer.ids) - answer.before
+                    more = not answer.over and len(answer.ids) < request.max_new_tokens
+                    if may_cut and known and more and self._fair.over(request.adapter):
+                        return
+        except Refused as error:
+            yield _update(answer.failed(f"engine: {error.message}"))
+            return
+        except (Broken, ValueError):
+            gone = await self._has_ended(process)
+            yield _update(answer.failed(GONE if gone else "engine: the answer broke off"))
+            return
+        if not answer.over:
+            yield _update(answer.failed(GONE))
+
+    def _wire(self) -> Wire:
+        """The way to the server.
+
+        Raises:
+            Broken: there is none any more.
+        """
+        if self._client is None:
+            raise Broken("llama.cpp has ended")
+        return self._client
+
+    async def _in_quanta(self, request: Request) -> AsyncGenerator[Update, None]:
+        """An answer that gives way: quantum by quantum, in one slot that keeps what was read."""
+        answer = _Answer(request, self._templates[request.adapter])
+        slot = await self._giving.take(request.adapter, request.ids)
+        self._turns.row(request.adapter, 1)
+        try:
+            for attempt in range(3):  # where llama.cpp has ended, what is written stays, and the prompt is read again
+                process = self._process
+                try:
+                    async with aclosing(self._go_on(request, answer, slot)) as updates:
+                        async for update in updates:
+                            yield update
+                    return
+                except (Broken, Refused, ValueError, KeyError):
+                    gone = await self._has_ended(process)
+                    if not gone or attempt == 2 or not await self._revived():
+                        yield _update(answer.failed(GONE if gone else "engine: the answer broke off"))
+                        return
+        finally:
+            self._turns.row(request.adapter, -1)
+            self._giving.give(slot, request.adapter, (*request.ids, *answer.ids))
+
+    async def _go_on(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
+        """Read a prompt piece by piece and write an answer to its end."""
+        read = 0
+        while (piece := self._reads.tokens) < len(request.ids) - read:  # the rest is read with the first token
+            read += piece
+            self._reads.learn(piece, _seconds(await self._quantum(request, request.ids[:read], 0, slot)))
+        while not answer.over:
+            for update in answer.read(await self._write_some(request, answer, slot)):
+                yield update
+
+    async def _write_some(self, request: Request, answer: _Answer, slot: int) -> dict[str, Any]:
+        """Write a few more tokens; returns them as an event."""
+        left = request.max_new_tokens - len(answer.ids)
+        drawn = request.sampling.temperature > 0  # then quanta have one length, so that a seed gives one answer
+        tokens = min(DRAWN if drawn else self._writes.tokens, left)
+        said = await self._quantum(request, (*request.ids, *answer.ids), tokens, slot)
+        written = said.get("tokens") or []
+        if answer.ids:
+            self._writes.learn(len(written), _seconds(said))
+        return said | {"stop": said.get("stop_type") != "limit" or not written or len(written) >= left}
+
+    async def _quantum(self, request: Request, ids: Sequence[int], tokens: int, slot: int) -> dict[str, Any]:
+        """What llama.cpp says of a piece of a prompt, or of a few tokens behind what is there.
+
+        Raises:
+            Broken, Refused, ValueError: it gives no answer.
+        """
+        drawn = replace(request.sampling, seed=request.sampling.seed + len(ids) - len(request.ids))
+        part = replace(request, ids=ids, max_new_tokens=max(tokens, 1), sampling=drawn)
+        body = body_of(part, self._scales(request.adapter))
+        body |= {"stream": False, "id_slot": slot, "n_predict": tokens}
+        began = await self._turns.begin(request.adapter, reads=not tokens)
+        try:
+            said: dict[str, Any] = orjson.loads(await self._wire().post("/completion", _json(body)))
+        finally:
+            self._turns.end(request.adapter, began, reads=not tokens)
+        return said
+
+    async def _chosen(self, request: Request) -> Completion:
+        """The label with the best mean log likelihood, as choice scoring finds it."""
+        began, template = time.perf_counter(), self._templates[request.adapter]
+        tree, tokens = self._trees.of(template, request.choices)
+        try:
+            async with self._scoring:
+                logs = await asyncio.to_thread(self._scored, request, tokens)
+        except UserError as error:
+            return refused(request, f"engine: {error.what}", ENGINE)
+        scores = {label: log / len(ids) for label, log, ids in zip(request.choices, logs, tokens, strict=True)}
+        completion = chosen(scores, tree.tokens, len(request.ids))
+        took = round(1000 * (time.perf_counter() - began), 3)
+        return replace(completion, engine=ENGINE, adapter=request.adapter, total_ms=took)
+
+    def _scored(self, request: Request, tokens: Sequence[Sequence[int]]) -> list[float]:
+        for again in (True, False):
+            if self._scorer is None:  # the weights are mapped from the same file: they are in memory once
+                self._scorer = LlamaCpp(gguf_file(self._base.source), self._files)
+            try:
+                self._scorer.apply(self._scales(request.adapter))
+                return self._scorer.score(request.ids, tokens)
+            except UserError:  # it has ended, or hangs
+                self._scorer.close()
+                self._scorer = None
+                if not again:
+                    raise
+        raise AssertionError
+
+
+class _Answer:
+    """What has come of one answer."""
+
+    def __init__(self, request: Request, template: Template) -> None:
+        self.request, self.ends = request, frozenset(template.end_ids)
+        self.text, self.encode = TextStream(template.decode, request.stop), template.encode
+        self.ids: list[int] = []
+        self.before = 0  # tokens that were written before this turn
+        self.guessed = False  # whether a token was found by its text
+        self.logprobs: list[TokenLogprob] = []
+        self.began, self.first = time.perf_counter(), 0.0
+        self.over = False
+
+    def read(self, event: Mapping[str, Any]) -> list[Update]:
+        """The updates that an event of the server brings."""
+        if "error" in event:
+            return [_update(self.failed(f"engine: {message_of(json.dumps(event))}"))]
+        piece, ended = "", bool(event.get("stop"))
+        finish: Finish = "length" if event.get("stop_type") == "limit" else "stop"
+        probabilities = event.get("completion_probabilities") or []
+        for number, token in enumerate(self._tokens(event)):
+            self.first = self.first or time.perf_counter()
+            self.ids.append(token)
+            if self.request.logprobs is not None and number < len(probabilities):
+                self.logprobs.append(_logprob(probabilities[number], self.request.logprobs))
+            if token in self.ends:
+                ended, finish = True, "stop"
+                break
+            piece += self.text.push(token)
+            if self.text.stopped:
+                ended, finish = True, "stop"
+                break
+        if ended:
+            piece += self.text.end()
+            schema = self.request.schema
+            broken = "" if schema is None or finish != "stop" else schema_breach(schema, self.text.text)
+            return [Update(piece, self.failed(broken) if broken else self.completed(finish))]
+        return [Update(piece)] if piece else []
+
+    def _tokens(self, event: Mapping[str, Any]) -> Sequence[int]:
+        """The tokens of an event. Of a character in several tokens a streamed event has the whole text and the last token."""
+        tokens: list[int] = event.get("tokens") or []
+        said, text = event.get("tokens_predicted"), event.get("content")
+        known = len(self.ids) - self.before
+        if "stop_type" in event or not tokens or not text or not isinstance(said, int) or said <= known + 1:
+            return tokens
+        self.guessed, whole = True, self.encode(text)
+        return whole if len(whole) == said - known and whole[-1] == tokens[-1] else tokens
+
+    def completed(self, finish: Finish, error: str = "") -> Completion:
+        """The answer with what there is of it."""
+        self.over = True
+        now = time.perf_counter()
+        return Completion(
+            self.text.text, tuple(self.ids), finish, len(self.request.ids), len(self.ids),
+            ttft_ms=round(1000 * (self.first - self.began), 3) if self.first else None,
+            total_ms=round(1000 * (now - self.began), 3), error=error, engine=ENGINE, adapter=self.request.adapter,
+            logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
+        )  # fmt: skip
+
+    def failed(self, why: str) -> Completion:
+        """The answer of a request that failed."""
+        return self.completed("error", why)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a child and all that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # a schema that is nested deeply, or has larger numbers
+        return json.dumps(body).encode()
+
+
+def _update(completion: Completion) -> Update:
+    return Update(completion=completion)
+
+
+def body_of(request: Request, scales: Sequence[float]) -> dict[str, Any]:
+    """What llama.cpp's server is asked.
+
+    Args:
+        scales: of all adapters.
+    """
+    drawn = request.sampling
+    body: dict[str, Any] = {
+        "prompt": list(request.ids),
+        "n_predict": request.max_new_tokens,
+        "stream": True,
+        "return_tokens": True,
+        "cache_prompt": True,
+        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],  # our order
+        "temperature": drawn.temperature,
+        "top_k": drawn.top_k,
+        "top_p": drawn.top_p,
+        "min_p": drawn.min_p,
+        "seed": drawn.seed,
+        "repeat_penalty": drawn.repetition_penalty,
+        "repeat_last_n": len(request.ids) + request.max_new_tokens,
+    }
+    if request.logprobs is not None:
+        body["n_probs"] = max(request.logprobs, 1)
+    if request.schema is not None:
+        body["json_schema"] = dict(request.schema)
+    return dict(body, lora=[{"id": number, "scale": scale} for number, scale in enumerate(scales)])
+
+
+def _logprob(said: Mapping[str, Any], top: int) -> TokenLogprob:
+    likeliest = tuple((int(each["id"]), float(each["logprob"])) for each in said.get("top_logprobs", [])[:top])
+    return TokenLogprob(int(said["id"]), float(said["logprob"]), likeliest)
+
+
+def gguf_file(source: str) -> Path:
+    """The GGUF file that a name stands for: itself, or the one in a folder.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    path = Path(source).expanduser()
+    found = sorted(path.glob("*.gguf")) if path.is_dir() else [path] if path.is_file() else []
+    if len(found) != 1:
+        raise UserError(
+            "There is no GGUF file here" if not found else f"There are {len(found)} GGUF files here", where=source,
+            next_step="name the file; `tuneloop export RUN --format gguf` writes one",
+        )  # fmt: skip
+    return found[0]
+
+
+def template_of(file: Path, source: str = "") -> Template:
+    """Tokenizer and chat template of a GGUF file: those next to it in an artifact, else the ones in it.
+
+    Args:
+        source: chat template that takes the place of its own; empty: its own.
+
+    Raises:
+        UserError: no readable GGUF file, or a tokenizer that is not known here.
+    """
+    if (file.parent / "tokenizer.json").is_file() and (file.parent / "tuneloop.json").is_file():
+        return with_template(load_template(file.parent), source)
+    with tempfile.TemporaryDirectory() as folder:
+        read_tokenizer(file, Path(folder))
+        return with_template(load_template(Path(folder)), source)
+
+
+def _opened_log(log: Path | None) -> IO[bytes]:
+    """The file for what llama.cpp tells.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    if log is None:
+        return tempfile.TemporaryFile()
+    with user_errors_of_the_disk(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("w+b")
+
+
+def _read_line(pipe: int, until: float) -> str | None:
+    """A line from a pipe; empty: it was closed; None: there was none in time."""
+    data, readable = b"", select.poll()  # select.select takes no descriptor above 1,023
+    readable.register(pipe, select.POLLIN)
+    while not data.endswith(b"\n"):
+        if not readable.poll(1000 * max(until - time.monotonic(), 0)):
+            return None
+        piece = os.read(pipe, 4096)
+        if not piece:
+            return ""
+        data += piece
+    return data.decode(errors="replace")
+
+
+def _seconds(said: Mapping[str, Any]) -> float:
+    """Seconds that llama.cpp has computed for an answer."""
+    times = said.get("timings") or {}
+    return (float(times.get("prompt_ms") or 0.0) + float(times.get("predicted_ms") or 0.0)) / 1000

@@ -1,0 +1,273 @@
+"""HTTP to an inference server, over kept connections: whole answers, and server-sent events as they come.
+
+By aiohttp: a request takes a fifth of the processor time that httpx needs, and an event of a stream a third, on the
+processors that a small model computes on (`python benchmarks/serve_wire.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from tuneloop.core.errors import UserError
+from tuneloop.inference.retry import NO_QUOTA, seconds_to_wait
+from tuneloop.inference.timeouts import CONNECT_WITHIN
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession
+
+T = TypeVar("T")
+MOST_OF_AN_ERROR = 1 << 20  # bytes of a refusal that are read
+
+
+class Broken(OSError):
+    """The server gave no whole answer.
+
+    Args:
+        why: name of the error.
+        kind: `unreachable`: nothing listens; `late`: no whole answer in time; `large`: an answer above the limit; `unsendable`: the
+            request itself is at fault; else it broke off.
+        begun: whether a part of the answer came.
+    """
+
+    def __init__(
+        self, why: str, kind: Literal["", "unreachable", "late", "large", "unsendable"] = "", *, begun: bool = False
+    ) -> None:
+        super().__init__(why)
+        self.kind, self.begun = kind, begun
+
+
+class Refused(Exception):
+    """The server's answer is an error.
+
+    Args:
+        status: of HTTP.
+        body: its text.
+        retry_after: seconds after which a further request may succeed; None: it names none.
+    """
+
+    def __init__(self, status: int, body: bytes, retry_after: float | None = None) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status, self.body, self.retry_after = status, body, retry_after
+
+    @property
+    def message(self) -> str:
+        """What the server says is wrong, in a line."""
+        return message_of(self.body.decode("utf-8", "replace"))
+
+    @property
+    def no_quota(self) -> bool:
+        """Whether a quota is spent, which no time helps."""
+        return self.status == 429 and NO_QUOTA.encode() in self.body
+
+    @property
+    def in_words(self) -> str:
+        """The status, with what the server says."""
+        return f"{self}: {self.message}" if self.message else str(self)
+
+
+def message_of(text: str) -> str:
+    """The message of an error's body, in the forms that inference servers have; else the body itself, cut."""
+    try:
+        value = json.loads(text)
+        error = value.get("error", value.get("detail", value.get("message", "")))
+        text = str(error.get("message", error)) if isinstance(error, dict) else str(error)
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    line = " ".join(text[:2000].split())
+    return "".join(c for c in line if c.isprintable())[:200]
+
+
+@dataclass
+class Wire:
+    """A server by its address. All methods are called from one event loop.
+
+    Args:
+        address: `http://HOST:PORT` or `https://...`, perhaps with the beginning of all paths.
+        key: of the API.
+        login: user and password, which go before the key.
+        proxies: whether the environment's proxies are used (`HTTPS_PROXY`, `NO_PROXY`).
+        connect_within: seconds for a connection.
+    """
+
+    address: str
+    key: str = ""
+    proxies: bool = False
+    login: tuple[str, str] | None = None
+    connect_within: float = CONNECT_WITHIN
+    _session: ClientSession | None = None
+    _proxy: str | None = None
+    _closed: bool = False
+
+    async def post(self, path: str, body: bytes, within: float | None = None, most: int | None = None) -> bytes:
+        """The body of an answer.
+
+        Args:
+            within: seconds for all of it; None: any time.
+            most: bytes that it may have; None: any number.
+
+        Raises:
+            Broken: there is no whole one.
+            Refused: its status is not 200.
+        """
+        return await self._whole("POST", path, body, within, most)
+
+    async def get(self, path: str, within: float | None = None) -> bytes:
+        """See `post`."""
+        return await self._whole("GET", path, b"", within, None)
+
+    async def events(self, path: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        """The data of each server-sent event as it comes. Close the generator to leave: the connection is closed.
+
+        Raises:
+            Broken: it breaks off.
+            Refused: the status is not 200.
+        """
+        rest = b""
+        async with self._answered("POST", path, body) as response:
+            async for part in response.content.iter_any():
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    if line.startswith(b"data:"):
+                        yield line[5:].strip()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+
+    # --- inside
+
+    async def _whole(self, method: str, path: str, body: bytes, within: float | None, most: int | None) -> bytes:
+        pieces: list[bytes] = []
+        try:
+            async with asyncio.timeout(within), self._answered(method, path, body) as response:
+                size = 0
+                async for piece in response.content.iter_any():
+                    size += len(piece)
+                    if most is not None and size > most:
+                        raise Broken("too large", "large", begun=True)
+                    pieces.append(piece)
+        except TimeoutError:
+            raise Broken("TimeoutError", "late", begun=bool(pieces)) from None
+        return b"".join(pieces)
+
+    @asynccontextmanager
+    async def _answered(self, method: str, path: str, body: bytes) -> AsyncIterator[ClientResponse]:
+        """An answer whose status is 200; what is not read of it is dropped with its connection."""
+        from aiohttp import ClientConnectorError, ClientError, InvalidURL
+
+        headers = {"Content-Type": "application/json"} if method == "POST" else {}
+        try:
+            async with await self._sent(method, path, data=body, headers=headers) as response:
+                if response.status != 200:
+                    wait = seconds_to_wait(response.headers.get("Retry-After"))
+                    text = b""
+                    async for piece in response.content.iter_any():
+                        text += piece
+                        if len(text) > MOST_OF_AN_ERROR:
+                            break
+                    raise Refused(response.status, text, wait)
+                yield response
+        except Broken:
+            raise
+        except TimeoutError as error:
+            raise Broken(type(error).__name__, "late") from None
+        except ClientConnectorError as error:
+            raise Broken(type(error).__name__, "unreachable") from None
+        except (InvalidURL, ValueError) as error:
+            raise Broken(type(error).__name__, "unsendable") from None
+        except (ClientError, OSError) as error:
+            raise Broken(type(error).__name__) from None
+
+    async def _sent(self, method: str, path: str, **more: Any) -> ClientResponse:
+        from aiohttp import ClientOSError, ServerDisconnectedError
+
+        url, session = self.address.rstrip("/") + path, self._opened()
+        while True:
+            rested: list[bool] = []
+            try:
+                return await session.request(
+                    method, url, trace_request_ctx=rested, proxy=self._proxy, allow_redirects=False, **more
+                )
+            except (ServerDisconnectedError, ClientOSError):
+                # A connection that rested was closed at its other end meanwhile: nothing has been answered, so it is sent again.
+                if not rested:
+                    raise
+
+    def _opened(self) -> ClientSession:
+        if self._closed:
+            raise Broken("closed")
+        if self._session is None:
+            from aiohttp import BasicAuth, ClientSession, ClientTimeout, TCPConnector, TraceConfig
+
+            tracing = TraceConfig()
+            tracing.on_connection_reuseconn.append(_rested)
+            self._session = ClientSession(
+                connector=TCPConnector(limit=0),
+                timeout=ClientTimeout(total=None, sock_connect=self.connect_within),
+                headers={"Authorization": f"Bearer {self.key}"} if self.key and self.login is None else {},
+                auth=None if self.login is None else BasicAuth(*self.login, encoding="utf-8"),
+                trace_configs=[tracing],
+            )
+            # Looked up once: where aiohttp is to trust the environment, it reads it in threads, twice for each request.
+            self._proxy = _proxy_of(self.address) if self.proxies else None
+        return self._session
+
+
+def need_aiohttp(where: str, extra: str) -> None:
+    """Refuse to go on without the library.
+
+    Args:
+        extra: of the package, which has it.
+
+    Raises:
+        UserError: it is missing.
+    """
+    try:
+        import aiohttp  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Requests to a server need {error.name}", where=where, next_step=f"pip install 'tuneloop[{extra}]'"
+        ) from None
+
+
+def finished(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns, for callers that are none; in a thread of its own where an event loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+def fetched(wire: Wire, path: str, within: float) -> bytes:
+    """One answer to a GET, for callers that are no coroutines; the wire is closed behind it. See `Wire.get`."""
+
+    async def get() -> bytes:
+        try:
+            return await wire.get(path, within)
+        finally:
+            await wire.close()
+
+    return finished(get())
+
+
+def _proxy_of(address: str) -> str | None:
+    """The environment's proxy for an address, of the kind that aiohttp speaks to; None: none, or `NO_PROXY` names it."""
+    place = urlsplit(address)
+    proxy = getproxies().get(place.scheme, "")
+    return proxy if proxy.startswith("http://") and not proxy_bypass(place.hostname or "") else None
+
+
+async def _rested(session: object, context: Any, params: object) -> None:
+    context.trace_request_ctx.append(True)

@@ -1,0 +1,180 @@
+"""A plain way to a server next door: what it sends is read whole, or told to be broken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+import pytest
+
+from tuneloop.inference.wire import Broken, Refused, Wire
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+class Server:
+    """Answers the requests of each connection with given bytes; `None` closes it."""
+
+    def __init__(self, *answers: bytes | None) -> None:
+        self.answers, self.asked, self.connections, self.left = list(answers), [], 0, asyncio.Event()  # type: ignore[var-annotated]
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length")), 0)
+                self.asked.append(head + await reader.readexactly(length))
+                answer = self.answers.pop(0)
+                if answer is None:
+                    break
+                writer.write(answer)
+                await writer.drain()
+                if b"Connection: close" in answer or answer.endswith(b"~"):
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.left.set()
+        finally:
+            writer.close()
+
+
+def run(server: Callable[[], Server], work: Callable[[Wire, Server], Awaitable[None]]) -> None:
+    async def main() -> None:
+        made = server()
+        listening = await asyncio.start_server(made.handle, "127.0.0.1", 0)
+        wire = Wire(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", "the-key")
+        try:
+            await asyncio.wait_for(work(wire, made), 20)
+        finally:
+            await wire.close()
+            listening.close()
+
+    asyncio.run(main())
+
+
+async def read(wire: Wire) -> list[bytes]:
+    return [event async for event in wire.events("/completion", b"{}")]
+
+
+def test_a_connection_is_used_again_and_the_key_is_sent() -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        assert await wire.post("/tokenize", b'{"a": 1}') == b"hello"
+        assert await wire.get("/health") == b""
+        assert server.connections == 1
+        assert server.asked[0].endswith(b'\r\n\r\n{"a": 1}') and b"Authorization: Bearer the-key\r\n" in server.asked[0]
+        assert server.asked[1].startswith(b"GET /health HTTP/1.1\r\n")
+
+    run(lambda: Server(OK + b"Content-Length: 5\r\n\r\nhello", OK + b"content-length: 0\r\n\r\n"), work)
+
+
+def test_events_come_whole_however_they_are_cut() -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        assert await read(wire) == [b'{"n": 1}', b'{"n": 2}', b"[DONE]"]
+        assert await read(wire) == [b"again"]
+        assert server.connections == 1
+
+    first = chunk(b'data: {"n"') + chunk(b": 1}\n\nda") + chunk(b'ta: {"n": 2}\r\n\r\n: nothing\n\ndata: [DONE]\n\n')
+    run(lambda: Server(CHUNKED + first + b"0\r\n\r\n", CHUNKED + chunk(b"data: again\n\n") + b"0\r\n\r\n"), work)
+
+
+def test_what_is_refused_tells_why() -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        for ask in (wire.post("/x", b""), read(wire)):
+            with pytest.raises(Refused) as error:
+                await ask
+            assert (error.value.status, error.value.body, error.value.retry_after) == (429, b"no", 7)
+        assert server.connections == 1
+
+    run(lambda: Server(*(b"HTTP/1.1 429 Bad\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\nno",) * 2), work)
+
+
+def test_a_connection_that_was_closed_while_it_rested_is_opened_anew() -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        answers = [await wire.post("/x", b"") for _ in range(3)]
+        assert answers == [b"1", b"2", b"3"] and server.connections == 2 and len(server.asked) == 4
+
+    one, two, three = (OK + f"Content-Length: 1\r\n\r\n{i}".encode() for i in (1, 2, 3))
+    run(lambda: Server(one, two, None, three), work)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        b"what?\r\n\r\n~",
+        CHUNKED + chunk(b"data: 1\n\n") + b"~",
+        CHUNKED + b"zz\r\n~",
+        OK + b"Content-Length: 100\r\n\r\nshort~",
+        b"HTTP/1.1 abc\r\n\r\n~",
+    ],
+)
+def test_what_breaks_off_is_told(answer: bytes | None) -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        with pytest.raises(Broken):
+            await read(wire)
+
+    run(lambda: Server(answer), work)
+
+
+def test_nobody_listens() -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        nobody = Wire("http://127.0.0.1:9")
+        with pytest.raises(Broken):
+            await nobody.get("/health")
+        await nobody.close()
+        with pytest.raises(Broken):
+            await nobody.get("/health")
+
+    run(Server, work)
+
+
+def test_an_answer_without_a_length_ends_with_its_connection() -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        assert await wire.post("/x", b"") == b"all of it~"
+        assert await wire.post("/x", b"") == b"closed"
+        assert await wire.get("/x") == b"new"
+        assert server.connections == 3
+
+    closed = OK + b"Connection: close\r\nContent-Length: 6\r\n\r\nclosed"
+    run(lambda: Server(OK + b"\r\nall of it~", closed, OK + b"Content-Length: 3\r\n\r\nnew"), work)
+
+
+def test_the_server_sees_when_a_reader_leaves() -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        async with aclosing(wire.events("/completion", b"{}")) as events:
+            assert await anext(events) == b"1"
+        await asyncio.wait_for(server.left.wait(), 5)
+        task = asyncio.ensure_future(read(wire))
+        await asyncio.sleep(0.05)
+        server.left.clear()
+        task.cancel()
+        await asyncio.wait_for(server.left.wait(), 5)
+
+    run(lambda: Server(*(CHUNKED + chunk(b"data: 1\n\n"),) * 2), work)
+
+
+@pytest.mark.parametrize("excepted", ["", "server.example"])
+def test_the_proxy_of_the_environment_is_used_where_it_may_be(excepted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        monkeypatch.setenv("http_proxy", wire.address)
+        monkeypatch.setenv("no_proxy", excepted)
+        monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")  # aiohttp can't speak to such a one
+        far = Wire("http://server.example:80/v1", "the-key", proxies=True)
+        try:
+            if excepted:
+                with pytest.raises(Broken):  # it is asked by itself, and there is none of that name
+                    await far.get("/models")
+                assert not server.asked
+            else:
+                assert await far.get("/models") == b"hi"
+                assert server.asked[0].startswith(b"GET http://server.example/v1/models HTTP/1.1")
+        finally:
+            await far.close()
+
+    run(lambda: Server(OK + b"Content-Length: 2\r\n\r\nhi"), work)

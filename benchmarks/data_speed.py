@@ -263,8 +263,8 @@ def stages(source: Path, out: Path) -> dict[str, float]:
         source: what was prepared.
         out: the data set that was made of it; its checks and its report are made again.
     """
-    from tuneloop.data import language, pii, repair
     from tuneloop.data.checks import overview_of, quality, run_checks
+    from tuneloop.data.clean import language, pii, repair
     from tuneloop.data.config import DuplicatesConfig, PersonalConfig, PrepareConfig, RepairConfig
     from tuneloop.data.dataset import load_dataset
     from tuneloop.data.dedup import candidate_pairs, minhash

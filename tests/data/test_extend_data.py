@@ -13,9 +13,9 @@ from places import ROOT
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.data.checks import CHECKS
+from tuneloop.data.clean.pii import KINDS, _wanted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import FORMATS
-from tuneloop.data.pii import KINDS, _wanted
 from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.records.rows import Dataset, Row
 

@@ -7,7 +7,7 @@ import json
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tuneloop.data import pii, repair
+from tuneloop.data.clean import pii, repair
 from tuneloop.data.config import PersonalConfig, RepairConfig
 from tuneloop.data.dataset import meta_key
 from tuneloop.data.process_record import is_quiet

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from manifests import manifest_json
 
 from tuneloop.core.errors import UserError
-from tuneloop.plan.gpus import Figures, all_gpus, find_gpu, own_card
+from tuneloop.plan.gpus import all_gpus, find_gpu, own_card
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.options import plan_machines
@@ -92,9 +92,9 @@ def test_figures_of_no_card_are_refused_with_a_way_on(figures: dict[str, Any], s
 
 
 def test_what_is_not_said_of_a_card_is_as_of_the_nearest_listed_one() -> None:
-    old = own_card(None, Figures(memory=16, tflops=120, bandwidth=900))
+    old = own_card(None, memory=16, tflops=120, bandwidth=900)
     assert not old.bf16 and not old.flash and old.matmul == all_gpus()["v100-16gb"].matmul
-    assert own_card("rtx4090", Figures(memory=48)).gb_s == all_gpus()["rtx4090"].gb_s
+    assert own_card("rtx4090", memory=48).gb_s == all_gpus()["rtx4090"].gb_s
 
 
 def test_a_job_that_does_not_fit_has_no_time_and_no_cost_but_a_way_on() -> None:

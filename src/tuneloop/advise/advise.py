@@ -33,7 +33,6 @@ from tuneloop.core.units import counted, exactly, hours_words, usd_words
 from tuneloop.evaluation.metrics import lower_is_better, metric_of
 from tuneloop.models.methods import USUAL, method_named, methods, title_of
 from tuneloop.plan.config import CostOptions
-from tuneloop.plan.cost import Cost
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.options import A_WEEK, Lengths, priced, usual_settings
 from tuneloop.plan.options import MachineOption as Machine
@@ -50,18 +49,8 @@ from tuneloop.records.advice import (
 )
 from tuneloop.records.plan import PlannedCost
 
-LEFT_OUT = {
-    "combined",
-    "measured",
-    "lengths",
-    "notes",
-    "source",
-    "named",
-    "settings",
-}  # of the input as it is printed: shown elsewhere
-
-
-# --- what is asked -----------------------------------------------------------------------------
+# of the input as it is printed: shown elsewhere
+LEFT_OUT = {"combined", "measured", "lengths", "notes", "source", "named", "settings"}
 
 
 class AdviceInput(CaseOptions, CostOptions):
@@ -102,42 +91,26 @@ def make_question(values: Mapping[str, Any]) -> AdviceInput:
     except UserError as error:
         key = error.what.partition("'")[2].partition("'")[0]
         flag = "--" + key.removesuffix("_usd").replace("_", "-")
-        raise UserError(
-            error.what,
-            where=flag,
-            next_step=f"correct {flag}, or leave it out where it is not known{', or where there is no traffic yet' if key == 'queries_per_day' else ''}",
-        ) from None
-
-
-# --- advice ------------------------------------------------------------------------------------
+        step = f"correct {flag}, or leave it out where it is not known"
+        step += ", or where there is no traffic yet" if key == "queries_per_day" else ""
+        raise UserError(error.what, where=flag, next_step=step) from None
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer with everything that it rests on.
+    """The answer with everything that it rests on."""
 
-    Args:
-        answer: `tune`, `prompt` (measure and improve the prompt first) or `dont`.
-        method: the name of one: how, or how if the prompt falls short; empty when the answer is no.
-        costed: the method whose cost is shown: that one, or the one that would be used if the answer were not no.
-        headline: the answer in a sentence.
-        reasons: the rules that applied, the deciding one first.
-        steps: what to do, in order.
-        missing: what would tell more, as flags.
-        swings: of the net saving of the method over the horizon.
-    """
-
-    answer: str
-    method: str
-    costed: str
-    headline: str
-    reasons: list[AdviceReason]
-    steps: list[str]
-    missing: list[str]
+    answer: str  # `tune`, `prompt` (measure and improve the prompt first) or `dont`
+    method: str  # the name of one: how, or how if the prompt falls short; empty when the answer is no
+    costed: str  # the method whose cost is shown: that one, or the one that would be used if the answer were not no
+    headline: str  # the answer in a sentence
+    reasons: list[AdviceReason]  # the rules that applied, the deciding one first
+    steps: list[str]  # what to do, in order
+    missing: list[str]  # what would tell more, as flags
     assumptions: list[str]
     trainings: dict[str, Machine]
     options: list[AlternativeRow]
-    swings: list[AssumptionSwing]
+    swings: list[AssumptionSwing]  # of the net saving of the method over the horizon
     bills: dict[str, MonthlyBill]
     tokens: list[TokenPrice]
     question: AdviceInput
@@ -145,27 +118,29 @@ class Advice:
     def record(self) -> AdviceRecord:
         """As `advise.json` holds it and `--json` prints it."""
         chosen, measured = self.chosen, self.question.measured
+        trained = {
+            name: AdvisedTraining(
+                gpu=training.job.gpu.key, gpus=training.job.gpus, fits=training.fits, peak_gib=training.memory.peak,
+                capacity_gib=training.memory.capacity, hours=training.hours, usd_a_run=training.bare_usd,
+                cost=PlannedCost(**training.cost.to_json()) if training.cost else None,
+            )
+            for name, training in self.trainings.items()
+        }  # fmt: skip
         return AdviceRecord(
             version=1, answer=self.answer, method=self.method, headline=self.headline,
             reasons=self.reasons, steps=self.steps, missing=self.missing,
-            break_even=chosen.against if chosen else None,
-            alternatives=[_alternative(row) for row in self.options],
-            sensitivity=self.swings,
-            monthly_bills=self.bills,
-            token_prices=self.tokens,
-            trainings={name: _training(training) for name, training in self.trainings.items()},
+            break_even=chosen.against if chosen else None, alternatives=[_alternative(row) for row in self.options],
+            sensitivity=self.swings, monthly_bills=self.bills, token_prices=self.tokens, trainings=trained,
             leaderboard=leaderboard(measured) if measured else [], assumptions=self.assumptions,
             question=self.question.model_dump(mode="json", exclude=LEFT_OUT, exclude_none=True),
         )  # fmt: skip
 
     @property
     def costed_name(self) -> str:
-        """`costed` as people call it."""
         return title_of(self.costed)
 
     @property
     def chosen(self) -> AlternativeRow | None:
-        """The alternative that the method is."""
         return next((row for row in self.options if row.option.name == title_of(self.method)), None)
 
 
@@ -180,14 +155,6 @@ def _alternative(row: AlternativeRow) -> AdvisedAlternative:
     )  # fmt: skip
 
 
-def _training(training: Machine) -> AdvisedTraining:
-    return AdvisedTraining(
-        gpu=training.job.gpu.key, gpus=training.job.gpus, fits=training.fits, peak_gib=training.memory.peak,
-        capacity_gib=training.memory.capacity, hours=training.hours, usd_a_run=training.bare_usd,
-        cost=PlannedCost(**training.cost.to_json()) if training.cost else None,
-    )  # fmt: skip
-
-
 def advise(question: AdviceInput) -> Advice:
     """Answer the question.
 
@@ -195,11 +162,9 @@ def advise(question: AdviceInput) -> Advice:
         UserError: nothing is known, an unknown model or GPU, a price file with gaps.
     """
     if question.rows is None and question.measured is None and not question.queries_per_day:
-        raise UserError(
-            "Nothing to go by",
-            where="advise",
-            next_step="name a file of examples or a prepared data set, or give --rows, --queries-per-day, --baseline-prompt-tokens ...",
-        )
+        step = "name a file of examples or a prepared data set, or give "
+        step += "--rows, --queries-per-day, --baseline-prompt-tokens ..."
+        raise UserError("Nothing to go by", where="advise", next_step=step)
     if question.gpu:
         find_gpu(question.gpu)
     prices = priced(load_prices(question.prices), question.gpu, question.usd_per_gpu_hour, question.tier)
@@ -207,7 +172,11 @@ def advise(question: AdviceInput) -> Advice:
     trained = trainings(question, prices)
     method, budget = _method(question, trained)
     rented = bills(question, prices, question.prompt_tokens) if question.prompt_tokens else {}
-    rows = _alternatives(question, prices, trained, rented)
+    rows: list[AlternativeRow] = []  # the alternatives in a table; none without a volume and both prompts
+    if question.queries_per_day and question.prompt_tokens:
+        bill = rented.get(question.serving) if question.serving in MODES else None
+        options = options_of(question, prices, trained, question.prompt_tokens, bill)
+        rows = compare_options(options, question.queries_per_day, question.months) if options else []
     facts = facts_of(question, trained, rows, method, prices, rented)
     facts |= {**budget, **_over_budget(question, prices, trained, method)}
     if not facts["any_fits"] or (facts["run_days"] or 0) > A_WEEK / 24:
@@ -216,35 +185,24 @@ def advise(question: AdviceInput) -> Advice:
     answer = decided["answer"][0]
     tuning = answer.gives != "dont"
     training = trained.get(method)
+    chosen = next((row for row in rows if row.option.name == title_of(method)), None)
+    swings = []
+    if chosen and training and training.cost and question.queries_per_day:
+        upfront = (training.cost.low, training.cost.p90)
+        swings = sensitivity(rows[0].option, chosen.option, question.queries_per_day, question.months, upfront)
+    headline = f"Fine-tune {method_named(method).how}: {answer.says}"
+    if answer.gives == "dont":
+        headline = f"Don't fine-tune: {answer.says}"
+    elif answer.gives == "prompt":
+        headline = f"Prompt first. {answer.says} If the prompt falls short: {title_of(method)}."
     return Advice(
-        answer=answer.gives, method=method if tuning else "", costed=method, headline=_headline(answer, method),
+        answer=answer.gives, method=method if tuning else "", costed=method, headline=headline,
         reasons=[answer, *(decided["method"] if tuning else ()), *decided["note"]],
         steps=_steps(question, answer.gives, method, facts), missing=_missing(question, prices, rows),
         assumptions=[*assumed, *_assumptions(question, training, rows)], trainings=trained, options=rows,
-        swings=_swings(question, training, rows, method), bills=rented,
+        swings=swings, bills=rented,
         tokens=token_lines(question, prices, question.prompt_tokens) if question.prompt_tokens else [], question=question,
     )  # fmt: skip
-
-
-def _alternatives(
-    question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine], rented: Mapping[str, MonthlyBill]
-) -> list[AlternativeRow]:
-    """The alternatives side by side; none without a volume and both prompts."""
-    if not question.queries_per_day or not question.prompt_tokens:
-        return []
-    bill = rented.get(question.serving) if question.serving in MODES else None
-    options = options_of(question, prices, trained, question.prompt_tokens, bill)
-    return compare_options(options, question.queries_per_day, question.months) if options else []
-
-
-def _swings(
-    question: AdviceInput, training: Machine | None, rows: Sequence[AlternativeRow], method: str
-) -> list[AssumptionSwing]:
-    chosen = next((row for row in rows if row.option.name == title_of(method)), None)
-    if not chosen or not training or not training.cost or not question.queries_per_day:
-        return []
-    upfront = (training.cost.low, training.cost.p90)
-    return sensitivity(rows[0].option, chosen.option, question.queries_per_day, question.months, upfront)
 
 
 def _completed(question: AdviceInput) -> tuple[AdviceInput, list[str]]:
@@ -253,36 +211,30 @@ def _completed(question: AdviceInput) -> tuple[AdviceInput, list[str]]:
     assumed = [*assumed, *question.notes]
     more: dict[str, Any] = {"model": name, "named": question.model}
     measured = question.measured
-    if measured and measured.prompt and question.baseline_prompt_tokens is None:
-        tokens = measured.prompt_tokens.get(measured.prompt.name)
-        if tokens:
-            more["baseline_prompt_tokens"] = tokens
-            assumed.append(f"baseline prompt: {tokens:,.0f} tokens, as {measured.prompt.name} read for a test row")
-    if measured and question.prompt_tokens is None:
-        tokens = measured.prompt_tokens.get("tuned") or measured.prompt_tokens.get("zero-shot")
-        if tokens:
-            more["prompt_tokens"] = tokens
-            assumed.append(f"tuned prompt: {tokens:,.0f} tokens, as measured on the test rows")
+    read = measured.prompt_tokens if measured else {}
+    best = measured.prompt.name if measured and measured.prompt else ""
+    if question.baseline_prompt_tokens is None and (tokens := read.get(best)):
+        more["baseline_prompt_tokens"] = tokens
+        assumed.append(f"baseline prompt: {tokens:,.0f} tokens, as {best} read for a test row")
+    if question.prompt_tokens is None and (tokens := read.get("tuned") or read.get("zero-shot")):
+        more["prompt_tokens"] = tokens
+        assumed.append(f"tuned prompt: {tokens:,.0f} tokens, as measured on the test rows")
     if question.rows and not question.tokens_per_row:
-        given = [t for t in (question.prompt_tokens, question.answer_tokens) if t]
-        more["tokens_per_row"] = sum(given) if question.prompt_tokens else 512.0
-        assumed.append(
-            f"{more['tokens_per_row']:,.0f} tokens a training row" + ("" if question.prompt_tokens else " (not given)")
-        )
+        tokens = question.prompt_tokens + (question.answer_tokens or 0) if question.prompt_tokens else 512.0
+        more["tokens_per_row"] = tokens
+        assumed.append(f"{tokens:,.0f} tokens a training row{'' if question.prompt_tokens else ' (not given)'}")
     return question.model_copy(update=more), assumed
 
 
 def _method(question: AdviceInput, trained: Mapping[str, Machine]) -> tuple[str, dict[str, Any]]:
-    """How to tune, and what the budget has to do with it: the usual method, or where that costs too much the first one that
-    does not."""
+    """How to tune, and what the budget says to it: the usual method, or if that costs too much the first that doesn't."""
     facts = {"rows": question.rows, "new_domain": question.new_domain, "model": question.model}
-    facts |= _fits(trained)
-    facts |= {"gpu": question.gpu or "", "gpus": question.gpus or 1}
+    facts |= {**_fits(trained), "gpu": question.gpu or "", "gpus": question.gpus or 1}
     usual = decide(facts, [rule for rule in load_rules() if rule.kind == "method"])["method"][0].gives
     wanted = _expected_usd(trained, usual)
     if question.budget_usd is None or wanted is None or wanted <= question.budget_usd:
         return usual, {}
-    for method in (known.name for known in methods() if not known.footprint.all_weights):
+    for method in (method.name for method in methods() if not method.footprint.all_weights):
         usd = _expected_usd(trained, method)
         if usd is not None and usd <= question.budget_usd:
             return method, {
@@ -343,8 +295,22 @@ def facts_of(
     training = trained.get(method)
     cost = training.cost if training else None
     scale = metric_of(measured.metric).out_of if measured else 1.0
-    if other_model and not _is_enough(other_model, question.target, scale):
-        prompt = None  # what another model falls short of says nothing about this one
+    if other_model:
+        # as good as needed; without a target: leaves little room
+        enough = other_model.value / scale >= 0.9 if question.target is None else other_model.low >= question.target
+        prompt = prompt if enough else None  # what another model falls short of says nothing about this one
+    leads = None
+    if classical:
+        leads = classical.value > max((r.value for r in (prompt, other_model) if r), default=-1.0)
+    words = _classifier_words(classical, measured) if classical and measured else ""
+    payback = None
+    if against and against.days is not None:
+        payback = "under a day" if against.days < 1 else counted(against.days, "day")
+    verdict = measured.verdict if measured and tuned else ""
+    ties = None  # whether the tuned model is not shown to be better: by their comparison, else by its interval
+    if measured and classical and tuned:
+        ties = tuned.high >= classical.value if lower_is_better(measured.metric) else tuned.low <= classical.value
+        ties = measured.classical_verdict != "better" if measured.classical_verdict else ties
     facts = {
         **question.model_dump(exclude=LEFT_OUT),
         **_fits(trained),
@@ -363,53 +329,32 @@ def facts_of(
         "classical_name": classical.name if classical else None,
         "classical_best": classical.value if classical else None,
         "classical_share": classical.value / scale if classical else None,
-        "classical_leads": classical.value > max((r.value for r in (prompt, other_model) if r), default=-1.0)
-        if classical
-        else None,
+        "classical_leads": leads,
         "classical_right": classical.right if classical and measured and measured.n else None,
-        "classical_words": _classifier_words(classical, measured) if classical and measured else "",
-        "classical_aside": f" {_classifier_words(classical, measured)}: beat that first."
-        if classical and measured
-        else "",
+        "classical_words": words,
+        "classical_aside": f" {words}: beat that first." if words else "",
         "tuned": tuned.value if tuned else None,
-        "classical_ties": _ties(measured, classical, tuned) if measured and classical and tuned else None,
-        "tuned_verdict": _better_or_not(measured.verdict) if measured and tuned and measured.verdict else None,
+        "classical_ties": ties,
+        "tuned_verdict": ("better" if verdict == "better" else "not better") if verdict else None,
         "pays_back": (against.days is not None and against.days <= question.months * 365 / 12) if against else None,
-        "payback": _payback(against.days) if against and against.days is not None else None,
+        "payback": payback,
         "why_never": f" ({against.why})" if against and against.why else "",
         "elsewhere": "",
         "upfront_usd": _expected_usd(trained, method),
         "upfront_high_usd": cost.p90 if cost else None,
         "until_kept_usd": sum(cost.until_kept.values()) if cost and cost.until_kept else None,
-        **_in_words(question, cost),
+        "over_months": exactly(question.months, "month"),
+        **({} if question.budget_usd is None else {"budget": usd_words(question.budget_usd)}),
+        **({"upfront": usd_words(cost.usd), "upfront_high": usd_words(cost.p90)} if cost else {}),
+        **({"until_kept": usd_words(sum(cost.until_kept.values()))} if cost and cost.until_kept else {}),
         "hosted_known": bool(prices.hosted(question.model)),
         **question.combined,
     }
     return facts | _money(question, rows, chosen, rented_bills) | _latencies(question, prices)
 
 
-def _is_enough(prompt: SystemResult, target: float | None, scale: float) -> bool:
-    """Whether a prompt is as good as needed; without a target: leaves little room."""
-    return prompt.low >= target if target is not None else prompt.value / scale >= 0.9
-
-
-def _in_words(question: AdviceInput, cost: Cost | None) -> dict[str, str]:
-    words = {"over_months": exactly(question.months, "month")}
-    if question.budget_usd is not None:
-        words["budget"] = usd_words(question.budget_usd)
-    if cost:
-        words |= {"upfront": usd_words(cost.usd), "upfront_high": usd_words(cost.p90)}
-        if cost.until_kept:
-            words["until_kept"] = usd_words(sum(cost.until_kept.values()))
-    return words
-
-
 def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
     return {f"{name}_fits": name in trained and trained[name].fits for name in (m.name for m in methods())}
-
-
-def _payback(days: float) -> str:
-    return "under a day" if days < 1 else counted(days, "day")
 
 
 def _money(
@@ -438,14 +383,15 @@ def _money(
 
 
 def _elsewhere(question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine]) -> str:
-    """Where the usual method would run if a machine were rented, in words; empty where nothing is asked of a machine or it runs here."""
+    """Where the usual method would run on a rented machine, in words; empty where no machine is named."""
     if not question.gpu or not question.training_tokens:
         return ""
     free = question.model_copy(update={"gpu": None, "gpus": None, "usd_per_gpu_hour": None})
     rented = trainings(free, prices).get(USUAL.name)
     if rented is None or not rented.fits:
         return ""
-    return f" Rented, a run of {USUAL.title} takes {hours_words(rented.hours)} on {rented.job.gpus} x {rented.job.gpu.key} and {usd_words(rented.bare_usd)}."
+    machine = f"{rented.job.gpus} x {rented.job.gpu.key}"
+    return f" Rented, a run of {USUAL.title} takes {hours_words(rented.hours)} on {machine} and {usd_words(rented.bare_usd)}."
 
 
 def _classifier_words(classical: SystemResult, measured: BaselineResults) -> str:
@@ -455,18 +401,6 @@ def _classifier_words(classical: SystemResult, measured: BaselineResults) -> str
         return f"{classical.name} reaches {reached} at next to no cost"
     brackets = "" if measured.metric == "accuracy" else f" ({reached})"
     return f"{classical.name} is right on {100 * classical.right:.1f} % of your {counted(measured.n, 'test row')}{brackets} at next to no cost"
-
-
-def _ties(measured: BaselineResults, classical: SystemResult, tuned: SystemResult) -> bool:
-    """Whether the tuned model is not shown to be better than the classifier: by their comparison, else by its interval."""
-    if measured.classical_verdict:
-        return measured.classical_verdict != "better"
-    down = lower_is_better(measured.metric)
-    return tuned.high >= classical.value if down else tuned.low <= classical.value
-
-
-def _better_or_not(verdict: str) -> str:
-    return "better" if verdict == "better" else "not better"
 
 
 def _latencies(question: AdviceInput, prices: PriceTable) -> dict[str, float | None]:
@@ -480,22 +414,12 @@ def _latencies(question: AdviceInput, prices: PriceTable) -> dict[str, float | N
     return latencies
 
 
-def _headline(answer: AdviceReason, method: str) -> str:
-    if answer.gives == "dont":
-        return f"Don't fine-tune: {answer.says}"
-    if answer.gives == "prompt":
-        return f"Prompt first. {answer.says} If the prompt falls short: {title_of(method)}."
-    return f"Fine-tune {method_named(method).how}: {answer.says}"
-
-
 def _steps(question: AdviceInput, gives: str, method: str, facts: Mapping[str, Any]) -> list[str]:
     data, model = question.source or "DATA", question.named
+    command = f"tuneloop advise {data} --measure --model"
+    measure = [f"{command} {model}: the base model and the cheap classifiers on your test rows"]
     if facts["stand_in"]:
-        measure = [f"get {model} and measure it itself: tuneloop advise {data} --measure --model FOLDER"]
-    else:
-        measure = [
-            f"tuneloop advise {data} --measure --model {model}: the base model and the cheap classifiers on your test rows"
-        ]
+        measure = [f"get {model} and measure it itself: {command} FOLDER"]
     if facts["prompt_best"] is not None:
         measure = []
     if gives == "dont":
@@ -503,21 +427,18 @@ def _steps(question: AdviceInput, gives: str, method: str, facts: Mapping[str, A
             return [f"{_plan_command(question, USUAL.name)}: machines to rent, memory, time, dollars"]
         measurable = facts["rows"] is None or facts["rows"] >= 20
         return measure if measurable and facts["classical_best"] is None else []
-    steps = list(measure)
+    steps = measure
     if question.rows is not None and question.rows < 200:
         steps.append("write and check more examples: a few hundred good ones beat any choice of method")
-    steps.append(f"{_plan_command(question, method)}: machines, memory, time, dollars")
-    steps.append(
-        f"tuneloop run {data} model={model} train.method={method}, and compare on the same test rows before shipping"
-    )
-    return steps
+    run = f"tuneloop run {data} model={model} train.method={method}"
+    plan = f"{_plan_command(question, method)}: machines, memory, time, dollars"
+    return [*steps, plan, f"{run}, and compare on the same test rows before shipping"]
 
 
 def _plan_command(question: AdviceInput, method: str) -> str:
     """The `plan` that names the same prices: about the same data, or the same tokens with the same settings."""
-    command = (
-        f"tuneloop plan {question.source + ' ' if question.source else ''}--model {question.named} --method {method}"
-    )
+    data = f"{question.source} " if question.source else ""
+    command = f"tuneloop plan {data}--model {question.named} --method {method}"
     if question.tier != "on-demand":
         command += f" --tier {question.tier}"
     if question.source or not question.training_tokens:
@@ -544,23 +465,18 @@ def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence
     if training and training.cost and question.training_tokens:
         gpu = training.job.gpu
         machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.key}"
-        sentences.append(
-            f"a run reads {question.training_tokens:,.0f} tokens ({counted(question.rows or 0, 'row')}, {exactly(question.epochs, 'epoch')}) in "
-            f"{hours_words(training.hours)} on {machine}"
-        )
-        sentences += training.cost.assumptions
+        data = f"{counted(question.rows or 0, 'row')}, {exactly(question.epochs, 'epoch')}"
+        reads = f"a run reads {question.training_tokens:,.0f} tokens ({data})"
+        sentences += [f"{reads} in {hours_words(training.hours)} on {machine}", *training.cost.assumptions]
     if rows:
         rate = rows[0].option.rate
-        sentences.append(
-            f"tokens: {usd_words(rate.input)} and {usd_words(rate.output)} for 1 million read and written ({rate.source})"
-        )
-        sentences.append(
-            "the tuned model is billed by the token like its base" if question.serving == "token"
-            else f"the tuned model runs on rented machines, {question.serving}; peak hour {question.peak:g} times the mean"
-        )  # fmt: skip
-        sentences.append(
-            f"the tuned model is retrained every {exactly(question.retrain_months, 'month')}" if question.retrain_months
-            else "the tuned model is not retrained (give --retrain-months)"
-        )  # fmt: skip
-        sentences.append("quality is no part of any saving: it is shown next to the money, where it was measured")
+        served = f"runs on rented machines, {question.serving}; peak hour {question.peak:g} times the mean"
+        served = "is billed by the token like its base" if question.serving == "token" else served
+        retrained = f"retrained every {exactly(question.retrain_months, 'month')}" if question.retrain_months else ""
+        sentences += [
+            f"tokens: {usd_words(rate.input)} and {usd_words(rate.output)} for 1 million read and written ({rate.source})",
+            f"the tuned model {served}",
+            f"the tuned model is {retrained or 'not retrained (give --retrain-months)'}",
+            "quality is no part of any saving: it is shown next to the money, where it was measured",
+        ]
     return sentences

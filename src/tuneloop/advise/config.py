@@ -1,4 +1,4 @@
-"""What `tuneloop advise` is asked: facts about the case, results that were measured, prices."""
+"""Settings of `tuneloop advise`: facts about the case, results that were measured, prices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tuneloop.core.files import Config
 from tuneloop.core.flag import Flag
-from tuneloop.plan.config import CostOptions
+from tuneloop.plan.config import CostOptions, option
 
 
 class CaseOptions(Config):
@@ -19,47 +19,43 @@ class CaseOptions(Config):
     model: Annotated[str, Flag(("--model", "-m"), "MODEL")] = Field(
         "llama-3.1-8b", min_length=1, description="Base model; with --measure the default is smollm2-135m."
     )
-    task: Literal["classification", "generation", "chat"] | None = Field(
-        None, description="Kind of task: classification, generation or chat."
+    task: Literal["classification", "generation", "chat"] | None = option(
+        "Kind of task: classification, generation or chat."
     )
-    rows: int | None = Field(None, ge=0, le=10**9, description="Examples to train on.")
-    labels: int | None = Field(None, ge=1, le=10**6, description="Number of labels.")
-    tokens_per_row: float | None = Field(None, gt=0, le=10**6, description="Tokens of a training row.")
+    rows: int | None = option("Examples to train on.", ge=0, le=10**9)
+    labels: int | None = option("Number of labels.", ge=1, le=10**6)
+    tokens_per_row: float | None = option("Tokens of a training row.", gt=0, le=10**6)
     epochs: float = Field(3.0, gt=0, le=1000, description="Passes over the examples.")
-    queries_per_day: float | None = Field(None, gt=0, le=1e12, description="Queries a day.")
-    baseline_prompt_tokens: float | None = Field(None, gt=0, le=10**7, description="Tokens of a query's prompt today.")
-    prompt_tokens: float | None = Field(None, gt=0, le=10**7, description="Tokens of the tuned model's prompt.")
-    answer_tokens: float | None = Field(None, ge=0, le=10**6, description="Tokens of an answer.")
-    target: float | None = Field(None, ge=0, le=100, description="Quality that is needed, as 0.9.")
-    latency_ms: float | None = Field(None, gt=0, le=10**7, description="Milliseconds in which an answer is needed.")
-    facts_change: Annotated[bool | None, Flag(("--facts-change/--facts-stay",))] = Field(
-        None, description="Whether answers rest on facts that change."
+    queries_per_day: float | None = option("Queries a day.", gt=0, le=1e12)
+    baseline_prompt_tokens: float | None = option("Tokens of a query's prompt today.", gt=0, le=10**7)
+    prompt_tokens: float | None = option("Tokens of the tuned model's prompt.", gt=0, le=10**7)
+    answer_tokens: float | None = option("Tokens of an answer.", ge=0, le=10**6)
+    target: float | None = option("Quality that is needed, as 0.9.", ge=0, le=100)
+    latency_ms: float | None = option("Milliseconds in which an answer is needed.", gt=0, le=10**7)
+    facts_change: Annotated[bool | None, Flag(("--facts-change/--facts-stay",))] = option(
+        "Whether answers rest on facts that change."
     )
-    new_domain: Annotated[bool | None, Flag(("--new-domain/--known-domain",))] = Field(
-        None, description="Whether the model has to learn much that is new."
+    new_domain: Annotated[bool | None, Flag(("--new-domain/--known-domain",))] = option(
+        "Whether the model has to learn much that is new."
     )
-    gpu: Annotated[str | None, Flag(metavar="GPU")] = Field(
-        None, description="The GPU that you have; else the cheapest one that fits is rented."
+    gpu: Annotated[str | None, Flag(metavar="GPU")] = option(
+        "The GPU that you have; else the cheapest one that fits is rented."
     )
-    gpus: int | None = Field(None, ge=1, le=4096, description="Number of these GPUs.")
-    budget_usd: Annotated[float | None, Flag(("--budget",))] = Field(
-        None, ge=0, le=10**9, description="Dollars that everything before the first query may cost."
+    gpus: int | None = option("Number of these GPUs.", ge=1, le=4096)
+    budget_usd: Annotated[float | None, Flag(("--budget",))] = option(
+        "Dollars that everything before the first query may cost.", ge=0, le=10**9
     )
     serving: Literal["token", "batch", "real-time", "hybrid"] = Field(
         "token", description="How the tuned model is billed: token, batch, real-time or hybrid."
     )
     months: float = Field(12.0, gt=0, le=120, description="Months over which savings count.")
     retrain_months: float = Field(0.0, ge=0, le=120, description="Months between retrainings; 0 for never.")
-    usd_per_million_input: float | None = Field(
-        None, ge=0, le=10**4, description="Price of 1M tokens that the model reads."
+    usd_per_million_input: float | None = option("Price of 1M tokens that the model reads.", ge=0, le=10**4)
+    usd_per_million_output: float | None = option("Price of 1M tokens that it writes.", ge=0, le=10**4)
+    baseline_usd_per_million_input: float | None = option(
+        "Price of 1M tokens that today's model reads, where that is another.", ge=0, le=10**4
     )
-    usd_per_million_output: float | None = Field(None, ge=0, le=10**4, description="Price of 1M tokens that it writes.")
-    baseline_usd_per_million_input: float | None = Field(
-        None, ge=0, le=10**4, description="Price of 1M tokens that today's model reads, where that is another."
-    )
-    baseline_usd_per_million_output: float | None = Field(
-        None, ge=0, le=10**4, description="Price of 1M tokens that it writes."
-    )
+    baseline_usd_per_million_output: float | None = option("Price of 1M tokens that it writes.", ge=0, le=10**4)
 
 
 class MeasuredOptions(Config):
@@ -74,12 +70,10 @@ class MeasuredOptions(Config):
     combined: Annotated[str, Flag(metavar="FILE,...")] = Field(
         "", description="Measured merges, routers, cascades and distillations: their files or folders."
     )
-    zero_shot: float | None = Field(
-        None, description="Share of right answers without examples, measured by you, as 0.6."
-    )
-    few_shot: float | None = Field(None, description="Share of right answers with examples in the prompt.")
-    classifier: float | None = Field(None, description="Share of right answers of a cheap classifier.")
-    test_rows: int | None = Field(None, description="Test rows on which these were measured.")
+    zero_shot: float | None = option("Share of right answers without examples, measured by you, as 0.6.")
+    few_shot: float | None = option("Share of right answers with examples in the prompt.")
+    classifier: float | None = option("Share of right answers of a cheap classifier.")
+    test_rows: int | None = option("Test rows on which these were measured.")
 
 
 class AdviseOptions(CaseOptions, MeasuredOptions, CostOptions):

@@ -6,6 +6,7 @@ name one.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,9 +34,6 @@ HOURS_A_MONTH = 24 * DAYS_A_MONTH
 MILLION = 1_000_000
 
 
-# --- what tokens cost --------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class TokenRate:
     """Dollars for 1 million tokens read and written, and where that comes from."""
@@ -45,23 +43,16 @@ class TokenRate:
     source: str = ""
 
     def usd_per_query(self, prompt_tokens: float, answer_tokens: float) -> float:
-        """Dollars of one query."""
         return (prompt_tokens * self.input + answer_tokens * self.output) / MILLION
 
 
 @dataclass(frozen=True)
 class ServingMachine:
-    """A machine that serves a model.
+    """A machine that serves a model."""
 
-    Args:
-        usd_per_hour: of the whole machine.
-        tokens_per_second: read and written together, at full load with this mix of prompt and answer.
-        source: what it is, for assumptions.
-    """
-
-    usd_per_hour: float
-    tokens_per_second: float
-    source: str = ""
+    usd_per_hour: float  # of the whole machine
+    tokens_per_second: float  # read and written together, at full load with this mix of prompt and answer
+    source: str = ""  # what it is, for assumptions
 
     def usd_per_million(self, utilisation: float) -> float:
         """Dollars for 1 million tokens, read and written, when the machine is busy for this share of its paid time."""
@@ -75,11 +66,9 @@ def usd_per_million_tokens(usd_per_hour: float, tokens_per_second: float, utilis
         UserError: a throughput or utilisation that can't be.
     """
     if not (tokens_per_second > 0 and 0 < utilisation <= 1 and usd_per_hour >= 0):
-        raise UserError(
-            "Tokens a second are above 0, utilisation lies above 0 and at most at 1, dollars are not negative",
-            where=f"{tokens_per_second:g} tokens/s, utilisation {utilisation:g}, ${usd_per_hour:g} an hour",
-            next_step="check the three numbers",
-        )
+        what = "Tokens a second are above 0, utilisation lies above 0 and at most at 1, dollars are not negative"
+        where = f"{tokens_per_second:g} tokens/s, utilisation {utilisation:g}, ${usd_per_hour:g} an hour"
+        raise UserError(what, where=where, next_step="check the three numbers")
     return usd_per_hour * MILLION / (3600 * tokens_per_second * utilisation)
 
 
@@ -134,31 +123,18 @@ def serving_tokens_per_second(
     return (prompt_tokens + answer_tokens) / seconds if seconds else 0.0
 
 
-# --- alternatives and break-even ---------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Alternative:
-    """A way to answer the queries.
+    """A way to answer the queries."""
 
-    Args:
-        name: what is done.
-        prompt_tokens, answer_tokens: of one query, examples and instructions included.
-        rate: what tokens cost.
-        upfront_usd: paid once: training and people's time.
-        monthly_usd: paid whatever the volume: hosting, retraining.
-        quality: the metric, where it was measured; never part of a saving.
-        note: what its numbers rest on.
-    """
-
-    name: str
-    prompt_tokens: float
+    name: str  # what is done
+    prompt_tokens: float  # of one query, examples and instructions included
     answer_tokens: float
-    rate: TokenRate
-    upfront_usd: float = 0.0
-    monthly_usd: float = 0.0
-    quality: float | None = None
-    note: str = ""
+    rate: TokenRate  # what tokens cost
+    upfront_usd: float = 0.0  # paid once: training and people's time
+    monthly_usd: float = 0.0  # paid whatever the volume: hosting, retraining
+    quality: float | None = None  # the metric, where it was measured; never part of a saving
+    note: str = ""  # what its numbers rest on
 
     @property
     def usd_per_query(self) -> float:
@@ -166,7 +142,6 @@ class Alternative:
         return self.rate.usd_per_query(self.prompt_tokens, self.answer_tokens)
 
     def usd_per_month(self, queries_per_day: float) -> float:
-        """Dollars a month at this volume."""
         return self.usd_per_query * queries_per_day * DAYS_A_MONTH + self.monthly_usd
 
 
@@ -177,44 +152,44 @@ def break_even(baseline: Alternative, option: Alternative, queries_per_day: floa
         UserError: no volume or no baseline prompt is given: a saving would be a guess.
     """
     if not queries_per_day or not baseline.prompt_tokens:
-        raise UserError(
-            "A saving needs a baseline prompt and a volume",
-            where="--baseline-prompt-tokens, --queries-per-day",
-            next_step="give both: how many tokens a query takes today, and how many queries there are a day",
-        )
-    _check(baseline, option, queries_per_day)
+        what = "A saving needs a baseline prompt and a volume"
+        step = "give both: how many tokens a query takes today, and how many queries there are a day"
+        raise UserError(what, where="--baseline-prompt-tokens, --queries-per-day", next_step=step)
+    values = [("queries a day", queries_per_day)]
+    for each in (baseline, option):
+        values += [
+            ("prompt tokens", each.prompt_tokens), ("answer tokens", each.answer_tokens), ("price", each.rate.input),
+            ("price", each.rate.output), ("upfront dollars", each.upfront_usd), ("monthly dollars", each.monthly_usd),
+        ]  # fmt: skip
+    for name, value in values:
+        if not math.isfinite(value) or value < 0:
+            raise UserError(f"Not a possible value of {name}: {value!r}", where=name, next_step="give 0 or more")
     saved = baseline.usd_per_query - option.usd_per_query
     monthly = baseline.usd_per_month(queries_per_day) - option.usd_per_month(queries_per_day)
     upfront = option.upfront_usd - baseline.upfront_usd
-    if upfront <= 0 and monthly >= 0:
-        return Payback(usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=0.0, days=0.0, why="")
-    if monthly <= 0:
-        reason = "a query costs no less" if saved <= 0 else "what is paid monthly eats what queries save"
-        return Payback(usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=None, days=None, why=reason)
-    days = upfront / (monthly / DAYS_A_MONTH)
-    return Payback(
-        usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=days * queries_per_day, days=days, why=""
-    )
+    days, why = 0.0, ""
+    if upfront > 0 or monthly < 0:
+        if monthly <= 0:
+            why = "a query costs no less" if saved <= 0 else "what is paid monthly eats what queries save"
+            return Payback(usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=None, days=None, why=why)
+        days = upfront / (monthly / DAYS_A_MONTH)
+    queries = days * queries_per_day
+    return Payback(usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=queries, days=days, why=why)
 
 
 @dataclass(frozen=True)
 class AlternativeRow:
-    """An option's line in the table of alternatives; 1,000 queries cost their share of the month: a machine that is rented by
-    the hour is in both figures."""
+    """An option's line in the table of alternatives."""
 
     option: Alternative
-    usd_per_1000_queries: float
+    usd_per_1000_queries: float  # their share of the month, that of a machine rented by the hour included
     usd_per_month: float
     total_usd: float
     against: Payback | None
 
 
 def compare_options(options: Sequence[Alternative], queries_per_day: float, months: float) -> list[AlternativeRow]:
-    """The options in the order given, each against the first; `total_usd` over `months`.
-
-    Args:
-        queries_per_day: above 0.
-    """
+    """The options in their order, each compared with the first; `total_usd` over `months`, `queries_per_day` above 0."""
     baseline, rows = options[0], []
     for option in options:
         month = option.usd_per_month(queries_per_day)
@@ -224,45 +199,31 @@ def compare_options(options: Sequence[Alternative], queries_per_day: float, mont
     return rows
 
 
-# --- sensitivity -------------------------------------------------------------------------------
-
-
 def tornado(
     outcome: Callable[[Mapping[str, float]], float],
     values: Mapping[str, float],
     ranges: Mapping[str, tuple[float, float]],
 ) -> list[AssumptionSwing]:
-    """One-at-a-time sensitivity: each assumption at its ends, the others as given; the widest swing first, without
-    those that move nothing."""
-    swings = [
-        AssumptionSwing(
-            name=name,
-            low=low,
-            high=high,
-            at_low=outcome({**values, name: low}),
-            at_high=outcome({**values, name: high}),
-        )
-        for name, (low, high) in ranges.items()
-    ]
+    """One-at-a-time sensitivity: each assumption at its ends, the widest swing first; those that move nothing left out."""
+    swings = []
+    for name, (low, high) in ranges.items():
+        ends = outcome({**values, name: low}), outcome({**values, name: high})
+        swings.append(AssumptionSwing(name=name, low=low, high=high, at_low=ends[0], at_high=ends[1]))
     return sorted((swing for swing in swings if swing.width), key=lambda swing: -swing.width)
 
 
 def net_saving(values: Mapping[str, float], baseline: Alternative, option: Alternative, months: float) -> float:
-    """Dollars left after `months` against the baseline, with `tornado`'s assumptions put in.
-
-    Args:
-        values: `queries a day`, `baseline prompt tokens`, `tuned prompt tokens`, `answer tokens`,
-            `price of tokens` (a factor), `upfront dollars`, `monthly dollars`.
+    """Dollars left after `months` compared with the baseline, with `tornado`'s assumptions put in: `queries a day`,
+    `baseline prompt tokens`, `tuned prompt tokens`, `answer tokens`, `price of tokens` (a factor), `upfront
+    dollars`, `monthly dollars`.
     """
 
     def rate(of: Alternative) -> TokenRate:
         factor = values["price of tokens"]
         return replace(of.rate, input=of.rate.input * factor, output=of.rate.output * factor)
 
-    answer = values["answer tokens"]
-    before = replace(
-        baseline, prompt_tokens=values["baseline prompt tokens"], answer_tokens=answer, rate=rate(baseline)
-    )
+    answer, prompt = values["answer tokens"], values["baseline prompt tokens"]
+    before = replace(baseline, prompt_tokens=prompt, answer_tokens=answer, rate=rate(baseline))
     after = replace(
         option, prompt_tokens=values["tuned prompt tokens"], answer_tokens=answer, rate=rate(option),
         upfront_usd=values["upfront dollars"], monthly_usd=values["monthly dollars"],
@@ -275,30 +236,19 @@ def net_saving(values: Mapping[str, float], baseline: Alternative, option: Alter
 def sensitivity(
     baseline: Alternative, option: Alternative, queries_per_day: float, months: float, upfront: tuple[float, float]
 ) -> list[AssumptionSwing]:
-    """Which assumption moves the net saving most: volume, prompts and prices by half and double, the rest as known.
-
-    Args:
-        baseline, option: compared.
-        queries_per_day: volume.
-        months: horizon.
-        upfront: P10 and P90 of the upfront dollars.
+    """Which assumption moves the net saving most: volume, prompts and prices by half and double, the rest as known;
+    `upfront`: P10 and P90 of the upfront dollars.
     """
     values = {
-        "queries a day": queries_per_day,
-        "baseline prompt tokens": baseline.prompt_tokens,
-        "tuned prompt tokens": option.prompt_tokens,
-        "answer tokens": option.answer_tokens,
-        "price of tokens": 1.0,
-        "upfront dollars": option.upfront_usd,
-        "monthly dollars": option.monthly_usd,
-    }
+        "queries a day": queries_per_day, "baseline prompt tokens": baseline.prompt_tokens,
+        "tuned prompt tokens": option.prompt_tokens, "answer tokens": option.answer_tokens, "price of tokens": 1.0,
+        "upfront dollars": option.upfront_usd, "monthly dollars": option.monthly_usd,
+    }  # fmt: skip
     ranges = {name: (value / 2, value * 2) for name, value in values.items() if value}
     if option.upfront_usd:
         ranges["upfront dollars"] = upfront
     return tornado(lambda at: net_saving(at, baseline, option, months), values, ranges)
 
-
-# --- monthly bills -----------------------------------------------------------------------------
 
 Mode = Literal["batch", "real-time", "hybrid"]
 MODES: tuple[Mode, ...] = ("batch", "real-time", "hybrid")
@@ -306,25 +256,17 @@ MODES: tuple[Mode, ...] = ("batch", "real-time", "hybrid")
 
 @dataclass(frozen=True)
 class QueryTraffic:
-    """Queries and how they come.
-
-    Args:
-        queries_per_day, prompt_tokens, answer_tokens: the volume.
-        peak: busiest hour over the mean.
-        batch_share: share that may wait for hours (hybrid).
-        headroom: share of full load that a real-time machine may reach and still answer in time.
-    """
+    """Queries and how they come."""
 
     queries_per_day: float
     prompt_tokens: float
     answer_tokens: float
-    peak: float = 3.0
-    batch_share: float = 0.5
-    headroom: float = 0.5
+    peak: float = 3.0  # busiest hour over the mean
+    batch_share: float = 0.5  # share that may wait for hours (hybrid)
+    headroom: float = 0.5  # share of full load that a real-time machine may reach and still answer in time
 
     @property
     def tokens_per_month(self) -> float:
-        """Read and written."""
         return self.queries_per_day * DAYS_A_MONTH * (self.prompt_tokens + self.answer_tokens)
 
 
@@ -332,16 +274,11 @@ BATCH_UTILISATION = 0.9
 
 
 def monthly_bill(mode: Mode, traffic: QueryTraffic, real_time: ServingMachine, batch: ServingMachine) -> MonthlyBill:
-    """What a month costs on rented machines.
+    """What a month costs on rented machines; those of batches may be spot.
 
     Real-time machines run all month, as many as the busiest hour needs with headroom; batch machines run while there is
-    work, at 90 % load. In hybrid serving the share that may wait fills what real-time machines leave idle, the rest runs
-    on batch machines.
-
-    Args:
-        mode: `batch`, `real-time` or `hybrid`.
-        traffic: volume and shape.
-        real_time, batch: machines; the second may be spot.
+    work, at 90 % load. In hybrid serving the share that may wait fills what real-time machines leave idle, the rest
+    runs on batch machines.
     """
     tokens = traffic.tokens_per_month
     waiting = {"batch": 1.0, "real-time": 0.0, "hybrid": traffic.batch_share}[mode] * tokens
@@ -360,19 +297,6 @@ def monthly_bill(mode: Mode, traffic: QueryTraffic, real_time: ServingMachine, b
         mode=mode, usd=usd, replicas=replicas, batch_hours=hours, utilisation=busy,
         usd_per_million=usd / tokens * MILLION if tokens else 0.0,
     )  # fmt: skip
-
-
-def _check(baseline: Alternative, option: Alternative, queries_per_day: float) -> None:
-    for name, value in (("queries a day", queries_per_day), *_figures(baseline), *_figures(option)):
-        if not math.isfinite(value) or value < 0:
-            raise UserError(f"Not a possible value of {name}: {value!r}", where=name, next_step="give 0 or more")
-
-
-def _figures(option: Alternative) -> list[tuple[str, float]]:
-    return [
-        ("prompt tokens", option.prompt_tokens), ("answer tokens", option.answer_tokens), ("price", option.rate.input),
-        ("price", option.rate.output), ("upfront dollars", option.upfront_usd), ("monthly dollars", option.monthly_usd),
-    ]  # fmt: skip
 
 
 GIB, BF16 = 1024**3, 2
@@ -396,7 +320,9 @@ def smaller_models(model: str) -> list[str]:
 
 
 def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
-    """For each method that can run at all the cheapest machine that fits, or the one that lacks least; the fewest trained parameters first."""
+    """For each method that can run at all the cheapest machine that fits, or the one that lacks least; the fewest
+    trained parameters first.
+    """
     name, shape, _ = find_model(question.model)
     cpu = bool(question.gpu) and find_gpu(str(question.gpu)).is_cpu
     machine = {"gpu": question.gpu, "gpus": question.gpus or (1 if question.gpu else None)}
@@ -407,19 +333,14 @@ def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
     )  # fmt: skip
     lengths = question.lengths or Lengths(round((question.training_tokens or 0) / question.epochs))
     plans = {}
-    for method in (known.name for known in methods()):
-        usual = usual_settings(method, shape, question.longest_row, cpu=cpu)
-        settings = {**usual, **question.settings, **machine, "method": method}
-        given = {key: value for key, value in settings.items() if value is not None}
-        ask = PlanRequest(name, shape, given, lengths, question.epochs, prices, question.tier, efforts)
-        try:
-            plans[method] = machines(ask)[0][0]
-        except UserError:  # 4-bit weights on a processor, a model of ten times its memory: no way at all
-            continue
+    for method in methods():
+        usual = usual_settings(method.name, shape, question.longest_row, cpu=cpu)
+        settings = {**usual, **question.settings, **machine, "method": method.name}
+        settings = {key: value for key, value in settings.items() if value is not None}
+        ask = PlanRequest(name, shape, settings, lengths, question.epochs, prices, question.tier, efforts)
+        with contextlib.suppress(UserError):  # 4-bit weights on a processor, ten times its memory: no way at all
+            plans[method.name] = machines(ask)[0][0]
     return dict(sorted(plans.items(), key=lambda item: item[1].job.trainable))
-
-
-# --- serving -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -436,16 +357,15 @@ class Serving:
 
     def latency_ms(self, prompt_tokens: float, answer_tokens: float) -> float:
         """Milliseconds of one request alone: the roofline of `serving_tokens_per_second` with a batch of one."""
-        speed = serving_tokens_per_second(
-            _served(self.shape), _card(self.card, self.gpus), prompt_tokens, answer_tokens, together=1
-        )
+        model, gpu = _served(self.shape), _card(self.card, self.gpus)
+        speed = serving_tokens_per_second(model, gpu, prompt_tokens, answer_tokens, together=1)
         return (prompt_tokens + answer_tokens) / speed * 1000 if speed else float("inf")
 
 
 def serving(
     question: AdviceInput, prices: PriceTable, prompt_tokens: float, answer_tokens: float, tier: str
 ) -> Serving | None:
-    """How the model would be served on one's own, on the GPU asked for or a common one; None where it can't be priced."""
+    """How the model would be served on one's own, on the GPU named or a common one; None where it can't be priced."""
     name, shape, _ = find_model(question.model)
     cards = [find_gpu(question.gpu)] if question.gpu and question.gpu != "cpu" else []
     cards = cards or [all_gpus()[SERVE_GPU], all_gpus()["h100-sxm"]]
@@ -471,13 +391,11 @@ def _card(gpu: Gpu, gpus: int) -> ServingGpu:
 
 def bills(question: AdviceInput, prices: PriceTable, prompt_tokens: float) -> dict[str, MonthlyBill]:
     """A month of the tuned model on rented machines: batch, real-time, hybrid."""
-    if not question.queries_per_day or not question.answer_tokens:
+    volume, answer = question.queries_per_day, question.answer_tokens
+    if not volume or not answer:
         return {}
-    traffic = QueryTraffic(
-        question.queries_per_day, prompt_tokens, question.answer_tokens, question.peak, question.batch_share
-    )
-    now = serving(question, prices, prompt_tokens, question.answer_tokens, "on-demand")
-    later = serving(question, prices, prompt_tokens, question.answer_tokens, "spot")
+    traffic = QueryTraffic(volume, prompt_tokens, answer, question.peak, question.batch_share)
+    now, later = (serving(question, prices, prompt_tokens, answer, tier) for tier in ("on-demand", "spot"))
     if not now or not later:
         return {}
     return {mode: monthly_bill(mode, traffic, now.engine, later.engine) for mode in MODES}
@@ -490,37 +408,26 @@ def token_lines(question: AdviceInput, prices: PriceTable, prompt_tokens: float)
     for hosted in prices.hosted(question.model):
         rate = TokenRate(hosted.input, hosted.output)
         usd = rate.usd_per_query(prompt_tokens, answer) / (prompt_tokens + answer) * 1e6
-        lines.append(
-            TokenPrice(what=f"{hosted.provider}, hosted", usd_per_million=usd, basis=f"{hosted.date}, {hosted.source}")
-        )
-    machine = serving(question, prices, prompt_tokens, answer, "on-demand")
-    if machine:
+        what, basis = f"{hosted.provider}, hosted", f"{hosted.date}, {hosted.source}"
+        lines.append(TokenPrice(what=what, usd_per_million=usd, basis=basis))
+    if machine := serving(question, prices, prompt_tokens, answer, "on-demand"):
         basis = f"about {machine.engine.tokens_per_second:,.0f} tokens/s (roofline); {machine.engine.source}"
         for share in (1.0, UTILISATION, 0.05):
-            usd = machine.engine.usd_per_million(share)
-            lines.append(
-                TokenPrice(
-                    what=f"own {machine.gpus} x {machine.card.name}, {share:.0%} busy", usd_per_million=usd, basis=basis
-                )
+            what, usd = (
+                f"own {machine.gpus} x {machine.card.name}, {share:.0%} busy",
+                machine.engine.usd_per_million(share),
             )
+            lines.append(TokenPrice(what=what, usd_per_million=usd, basis=basis))
     return lines
-
-
-# --- alternatives ------------------------------------------------------------------------------
 
 
 def rate_of(question: AdviceInput, prices: PriceTable, model: str) -> TokenRate | None:
     """What tokens of a model cost: as given, else the cheapest hosted offer; None where there is none."""
-    if model == question.model and question.usd_per_million_input is not None:
-        output = question.usd_per_million_output
-        return TokenRate(
-            question.usd_per_million_input, question.usd_per_million_input if output is None else output, "given"
-        )
-    hosted = prices.hosted(model)
-    if not hosted:
-        return None
-    best = hosted[0]
-    return TokenRate(best.input, best.output, f"{best.provider}, {best.date}")
+    read, written = question.usd_per_million_input, question.usd_per_million_output
+    if model == question.model and read is not None:
+        return TokenRate(read, read if written is None else written, "given")
+    best = next(iter(prices.hosted(model)), None)
+    return TokenRate(best.input, best.output, f"{best.provider}, {best.date}") if best else None
 
 
 def options_of(
@@ -541,33 +448,25 @@ def options_of(
         return []
     measured = question.measured
     hour = question.usd_per_engineer_hour
-    prompt_quality = measured.prompt.value if measured and measured.prompt else None
+    quality, note = measured.prompt.value if measured and measured.prompt else None, f"tokens at {today.source}"
+    work = "four hours of work, no shorter prompt"
     options = [
-        Alternative(
-            "today's prompt", baseline, answer, today, quality=prompt_quality, note=f"tokens at {today.source}"
-        ),
-        Alternative(
-            "better prompt", baseline, answer, today, upfront_usd=4 * hour, note="four hours of work, no shorter prompt"
-        ),
+        Alternative("today's prompt", baseline, answer, today, quality=quality, note=note),
+        Alternative("better prompt", baseline, answer, today, upfront_usd=4 * hour, note=work),
     ]
     larger = LARGER.get(question.model.removesuffix("-instruct"))
     higher = rate_of(question, prices, larger) if larger else None
     if larger and higher:
-        options.append(
-            Alternative(f"larger model ({larger})", baseline, answer, higher, note=f"tokens at {higher.source}")
-        )
+        note = f"tokens at {higher.source}"
+        options.append(Alternative(f"larger model ({larger})", baseline, answer, higher, note=note))
     served, monthly = (TokenRate(0, 0, RENTED), bill.usd) if bill else (rate, 0.0)
     for method, training in trained.items():
         if training.cost is None:
             continue
         quality = measured.tuned.value if measured and measured.tuned and method == measured.method else None
-        options.append(
-            Alternative(
-                title_of(method),
-                tuned_prompt, answer, served, training.cost.usd, monthly + _upkeep(question, training), quality,
-                f"{_run_words(training)}; {_billed(served)}",
-            )
-        )  # fmt: skip
+        upfront, note = training.cost.usd, f"{_run_words(training)}; {_billed(served)}"
+        month = monthly + _upkeep(question, training)
+        options.append(Alternative(title_of(method), tuned_prompt, answer, served, upfront, month, quality, note))
     return options + _distilled(question, prices, tuned_prompt, answer)
 
 
@@ -584,14 +483,13 @@ def _run_words(training: Machine) -> str:
 
 
 def _distilled(question: AdviceInput, prices: PriceTable, prompt: float, answer: float) -> list[Alternative]:
-    """The usual method on a smaller model with this one's answers: by the token where it has a price and the tuned model is billed so, else
-    on rented machines."""
+    """The usual method on a smaller model with this one's answers: by the token where the tuned model is billed so and
+    it has a price, else on rented machines."""
     smaller, teacher = DISTIL.get(question.model.removesuffix("-instruct")), rate_of(question, prices, question.model)
     if not smaller or teacher is None:
         return []
-    student = question.model_copy(
-        update={"model": smaller, "usd_per_million_input": None, "usd_per_million_output": None, "measured": None}
-    )
+    unknown = dict.fromkeys(("usd_per_million_input", "usd_per_million_output", "measured"))
+    student = question.model_copy(update={"model": smaller, **unknown})
     training = trainings(student, prices).get(USUAL.name)
     if training is None or training.cost is None:
         return []
@@ -603,9 +501,7 @@ def _distilled(question: AdviceInput, prices: PriceTable, prompt: float, answer:
             return []
         rate, monthly = TokenRate(0, 0, f"no price by the token is known; {RENTED} ({mode})"), bill.usd
     writing = (question.rows or 0) * teacher.usd_per_query(question.baseline_prompt_tokens or prompt, answer)
-    note = (
-        f"{USUAL.title} on {smaller}: {_run_words(training)}; {counted(question.rows or 0, 'answer')} written by {question.model}; "
-        f"{_billed(rate)}"
-    )
+    answers = f"{counted(question.rows or 0, 'answer')} written by {question.model}"
+    note = f"{USUAL.title} on {smaller}: {_run_words(training)}; {answers}; {_billed(rate)}"
     upfront, monthly = training.cost.usd + writing, monthly + _upkeep(question, training)
     return [Alternative(f"distil into {smaller}", prompt, answer, rate, upfront, monthly, None, note)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,31 +47,18 @@ class SystemResult:
 
 @dataclass(frozen=True)
 class BaselineResults:
-    """Results on one test split.
+    """Results on one test split."""
 
-    Args:
-        metric: the one that decides.
-        n: test rows; 0: not known.
-        results: of all systems.
-        verdict: the tuned model against the best prompt, in the words of the evaluation, or empty.
-        method: how the tuned model was trained.
-        prompt_tokens: system -> tokens read for a query.
-        usd_per_1000: system -> dollars that 1,000 queries took where they were measured.
-        classical_verdict: the tuned model against the best cheap alternative.
-        training_usd: what the tuned model's training cost.
-        stand_in: the model that was measured in the place of the one that is asked about; "": that one itself.
-    """
-
-    metric: str
-    n: int
-    results: tuple[SystemResult, ...]
-    verdict: str = ""
-    method: str = USUAL.name
-    prompt_tokens: Mapping[str, float] = field(default_factory=dict)
-    usd_per_1000: Mapping[str, float] = field(default_factory=dict)
-    classical_verdict: str = ""
-    training_usd: float | None = None
-    stand_in: str = ""
+    metric: str  # the one that decides
+    n: int  # test rows; 0: not known
+    results: tuple[SystemResult, ...]  # of all systems
+    verdict: str = ""  # the tuned model against the best prompt, in the words of the evaluation, or empty
+    method: str = USUAL.name  # how the tuned model was trained
+    prompt_tokens: Mapping[str, float] = field(default_factory=dict)  # system -> tokens read for a query
+    usd_per_1000: Mapping[str, float] = field(default_factory=dict)  # system -> dollars of 1,000 queries, as measured
+    classical_verdict: str = ""  # the tuned model against the best cheap alternative
+    training_usd: float | None = None  # what the tuned model's training cost
+    stand_in: str = ""  # the model that was measured in place of the one in question; "": that one itself
 
     @property
     def prompt(self) -> SystemResult | None:
@@ -118,8 +106,11 @@ def from_evaluation(manifest: EvaluationManifest, where: str, metric: str = "") 
     systems = {manifest.name: manifest.metrics, **manifest.baselines}
     metric = metric or _decided_by(manifest)
     measured = with_prices(measured_of(systems, manifest.costs, manifest.n, where, metric), manifest.leaderboard)
-    verdicts = [_verdict(manifest, measured, best) for best in (measured.prompt, measured.classical)]
-    return replace(measured, verdict=verdicts[0], classical_verdict=verdicts[1])
+    verdict, classical = (
+        claim_between(manifest, "tuned", best.name, measured.metric)[1] if best else ""
+        for best in (measured.prompt, measured.classical)
+    )
+    return replace(measured, verdict=verdict, classical_verdict=classical)
 
 
 def by_hand(values: Mapping[str, float], test_rows: int | None) -> BaselineResults:
@@ -141,7 +132,10 @@ def measured_of(
         UserError: no system was measured by the metric, or no metric decides.
     """
     metrics = list(dict.fromkeys(name for values in systems.values() for name in values))
-    metric = metric or _deciding(metrics, where)
+    metric = metric or likely_to_decide(metrics) or ""
+    if not metric:
+        step = f"name one with --metric: {', '.join(metrics)}"
+        raise UserError("No metric in it decides", where=where, next_step=step)
     results = []
     for name, values in systems.items():
         value = values.get(metric)
@@ -151,10 +145,8 @@ def measured_of(
             defined = right is not None and not math.isnan(right.value)
             results.append(SystemResult(name, value.value, low, high, right.value if right and defined else None))
     if not results:
-        raise UserError(
-            f"No system was measured by {metric!r}", where=where, next_step=f"choose one of {', '.join(metrics)}"
-        )
-
+        step = f"choose one of {', '.join(metrics)}"
+        raise UserError(f"No system was measured by {metric!r}", where=where, next_step=step)
     read = {name: cost.prompt_tokens / n for name, cost in costs.items() if n and cost.prompt_tokens}
     spent = {name: cost.usd / n * 1000 for name, cost in costs.items() if n and cost.usd is not None}
     return BaselineResults(metric, n, tuple(results), prompt_tokens=read, usd_per_1000=spent)
@@ -172,17 +164,6 @@ def _decided_by(manifest: EvaluationManifest) -> str:
     return named if named in manifest.metrics else ""
 
 
-def _deciding(metrics: Sequence[str], where: str) -> str:
-    metric = likely_to_decide(metrics)
-    if metric:
-        return metric
-    raise UserError("No metric in it decides", where=where, next_step=f"name one with --metric: {', '.join(metrics)}")
-
-
-def _verdict(manifest: EvaluationManifest, measured: BaselineResults, best: SystemResult | None) -> str:
-    return claim_between(manifest, "tuned", best.name, measured.metric)[1] if best else ""
-
-
 def holds_results(source: Path | str) -> bool:
     """Whether a place is a run, an evaluation, or a folder that `advise` has kept: results to go by, not data to read."""
     path = Path(source)
@@ -195,13 +176,11 @@ def holds_results(source: Path | str) -> bool:
         return False
     with path.open("rb") as file:
         start = file.read(4096).lstrip()
-    if not start.startswith(b"{"):
-        return False
-    try:
-        value = read_json(path)
-    except UserError:  # lines of JSON
-        return False
-    return isinstance(value, dict) and "metrics" in value
+    if start.startswith(b"{"):
+        with contextlib.suppress(UserError):  # lines of JSON
+            value = read_json(path)
+            return isinstance(value, dict) and "metrics" in value
+    return False
 
 
 def facts_from_results(source: Path | str, metric: str = "") -> dict[str, Any]:
@@ -209,7 +188,7 @@ def facts_from_results(source: Path | str, metric: str = "") -> dict[str, Any]:
 
     Args:
         source: a folder with `dataset.json`, a run's folder, or an evaluation (`eval.json` or its folder).
-        metric: the metric that decides; default: the one that its verdict goes by, else `likely_to_decide`.
+        metric: that decides; default: the one that its verdict goes by, else `likely_to_decide`.
 
     Raises:
         UserError: it is not one of these.
@@ -271,34 +250,24 @@ def leaderboard(measured: BaselineResults) -> list[MeasuredSystem]:
     ]  # fmt: skip
 
 
-FILES = (DistillationRecord.file, MergeRecord.file, RouterRecord.file, CascadeRecord.file)
-
-
 def combined_facts(files: Sequence[str]) -> dict[str, Any]:
-    """Facts for the rules from `distillation.json`, `merge.json`, `router.json` and `cascade.json`.
-
-    Args:
-        files: of these names, or folders that hold them.
+    """Facts for the rules from `distillation.json`, `merge.json`, `router.json` and `cascade.json`, or folders that
+    hold them.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
     merged: dict[str, Any] = {}
-    for name in files:
-        for file in _records(Path(name)):
-            kind, facts = READERS[file.name]
-            merged |= facts(as_record(kind, read_json(file), str(file)))
+    for place in map(Path, files):
+        paths = [place] if place.is_file() and place.name in READERS else [place / name for name in READERS]
+        if not (paths := [path for path in paths if path.is_file()]):
+            *names, last = READERS
+            what, step = "Nothing was measured of merging, routing or distilling here", ", ".join(names)
+            raise UserError(what, where=str(place), next_step=f"name a folder that holds {step} or {last}")
+        for path in paths:
+            kind, facts = READERS[path.name]
+            merged |= facts(as_record(kind, read_json(path), str(path)))
     return merged
-
-
-def _records(place: Path) -> list[Path]:
-    paths = [place] if place.is_file() and place.name in FILES else [place / f for f in FILES if (place / f).is_file()]
-    if not paths:
-        raise UserError(
-            "Nothing was measured of merging, routing or distilling here", where=str(place),
-            next_step=f"name a folder that holds {', '.join(FILES[:-1])} or {FILES[-1]}",
-        )  # fmt: skip
-    return paths
 
 
 def _share(share: Share) -> str:
@@ -306,19 +275,19 @@ def _share(share: Share) -> str:
 
 
 def _distilled(record: Any) -> dict[str, Any]:
-    figures = record.figures
-    if figures is None:
+    results = record.figures
+    if results is None:
         return {}
-    words = f"A student was distilled: {figures.metric} {figures.student:.3f} on {counted(figures.n, 'test row')}, its teacher {figures.teacher:.3f}"
-    if figures.kept is not None:
-        words += f" ({_share(figures.kept)} of it kept)"
-    cost = figures.student_cost, figures.teacher_cost
+    words = f"A student was distilled: {results.metric} {results.student:.3f} on {counted(results.n, 'test row')}, its teacher {results.teacher:.3f}"
+    if results.kept is not None:
+        words += f" ({_share(results.kept)} of it kept)"
+    cost = results.student_cost, results.teacher_cost
     if cost[0] is not None and cost[1] is not None:
         words += f", at {cost[1].rows_per_second / cost[0].rows_per_second:.0%} of the teacher's time for an answer"
-    over = figures.over_control
+    over = results.over_control
     if over is None:
         return {"distilled_words": words + "."}
-    words += f". Tuned on the same rows without a teacher it has {figures.control:.3f}."
+    words += f". Tuned on the same rows without a teacher it has {results.control:.3f}."
     return {"distilled_words": words, "distilled_helps": by_interval(over.low, over.high) == "better"}
 
 
@@ -328,21 +297,19 @@ def _merged(record: Any) -> dict[str, Any]:
         return {}
     worst = min(shares, key=lambda task: shares[task].value)
     count = len(record.sources)
-    words = (
-        f"{counted(count, 'adapter')} {verb(count, 'was', 'were')} merged by {record.method} into one of rank {record.rank}; the worst task, {worst}, keeps "
-        f"{_share(shares[worst])} of its expert's gain."
-    )
+    words = f"{counted(count, 'adapter')} {verb(count, 'was', 'were')} merged by {record.method} into one of rank {record.rank}"
+    words += f"; the worst task, {worst}, keeps {_share(shares[worst])} of its expert's gain."
     return {"merged_words": words, "merged_routed": ", ".join(record.routed), "merged_all": not record.routed}
 
 
 def _routed(record: Any) -> dict[str, Any]:
-    figures = record.figures
-    if figures is None or not figures.singles:
+    results = record.figures
+    if results is None or not results.singles:
         return {}
-    best = max(figures.singles[:-1], key=lambda one: one.quality)
+    best = max(results.singles[:-1], key=lambda one: one.quality)
     words = (
-        f"A router has {figures.quality.value:.3f} [{figures.quality.low:.3f}, {figures.quality.high:.3f}] on {counted(figures.n, 'test row')} "
-        f"at a mean cost of {figures.cost:g}; the best single model, {best.name}, has {best.quality:.3f} at {best.cost:g}."
+        f"A router has {results.quality.value:.3f} [{results.quality.low:.3f}, {results.quality.high:.3f}] on {counted(results.n, 'test row')} "
+        f"at a mean cost of {results.cost:g}; the best single model, {best.name}, has {best.quality:.3f} at {best.cost:g}."
     )
     return {"routed_words": words, "routed_exclusive": record.exclusive}
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tuneloop.plan.gpus import packaged_yaml
 from tuneloop.records.advice import AdviceReason
 
 RULES = Path(__file__).with_name("rules.yaml")
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "is": operator.eq, "is_not": operator.ne, "below": operator.lt, "at_least": operator.ge, "above": operator.gt,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,7 @@ class Rule:
 @functools.cache
 def load_rules() -> tuple[Rule, ...]:
     """All rules in their order."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    tree = yaml.load(RULES.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - the safe loader, in C
+    tree = packaged_yaml(RULES)
     return tuple(
         Rule(r["id"], kind, r["when"], r.get(kind, ""), r["say"], r["source"])
         for kind in ("answer", "method", "note")
@@ -41,21 +43,17 @@ def load_rules() -> tuple[Rule, ...]:
 
 def applies(rule: Rule, facts: Mapping[str, Any]) -> bool:
     """Whether all conditions of a rule hold; an unknown fact holds for none but `known: false`."""
+
+    def holds(value: Any, op: str, to: Any) -> bool:
+        if op == "known":
+            return (value is not None) is to
+        return value is not None and to is not None and bool(OPERATORS[op](value, to))
+
     return all(
-        _holds(facts.get(name), op, facts.get(to) if isinstance(to, str) and to in facts else to)
+        holds(facts.get(name), op, facts.get(to) if isinstance(to, str) and to in facts else to)
         for name, conditions in rule.when.items()
         for op, to in conditions.items()
     )
-
-
-def _holds(value: Any, op: str, to: Any) -> bool:
-    if op == "known":
-        return (value is not None) is to
-    if value is None or to is None:
-        return False
-    if op in ("is", "is_not"):
-        return bool(value == to) is (op == "is")
-    return bool({"below": value < to, "at_least": value >= to, "above": value > to}[op])
 
 
 def decide(facts: Mapping[str, Any], rules: Sequence[Rule] | None = None) -> dict[str, list[AdviceReason]]:
@@ -66,15 +64,9 @@ def decide(facts: Mapping[str, Any], rules: Sequence[Rule] | None = None) -> dic
         if (rule.kind == "note" or not reasons[rule.kind]) and applies(rule, facts):
             if rule.kind == "answer":
                 facts["advice"] = rule.gives
-            looked = {name: facts.get(name) for name in rule.when}
-            reasons[rule.kind].append(
-                AdviceReason(
-                    rule=rule.id,
-                    kind=rule.kind,
-                    gives=rule.gives,
-                    says=rule.say.format_map(facts),
-                    source=rule.source,
-                    facts=looked,
-                )
-            )
+            reason = AdviceReason(
+                rule=rule.id, kind=rule.kind, gives=rule.gives, says=rule.say.format_map(facts), source=rule.source,
+                facts={name: facts.get(name) for name in rule.when},
+            )  # fmt: skip
+            reasons[rule.kind].append(reason)
     return reasons

@@ -60,9 +60,9 @@ def command(
     if _is_store(dataset):
         return _from_store(dataset, match, more, dry_run=dry_run, yes=yes, output=output)
 
+    from tuneloop.data.clean.pii import hidden
     from tuneloop.data.erase.forget import descendants, find_rows, forget, personal_settings
     from tuneloop.data.erase.subject_match import Matcher, pseudonyms
-    from tuneloop.data.pii import hidden
     from tuneloop.pipeline.prepare import measure_of
     from tuneloop.report.data_html import write_data_report
     from tuneloop.serving.store.forget import versions_of

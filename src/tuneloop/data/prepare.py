@@ -24,11 +24,11 @@ from tuneloop.core.ui import progress
 from tuneloop.core.units import counted, verb
 from tuneloop.data.checks import reject_share
 from tuneloop.data.checks.label_errors import Embed
+from tuneloop.data.clean.pii import pseudonym_key
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import prepare_key
 from tuneloop.data.dedup.contamination import index_of
 from tuneloop.data.dedup_and_split import dedup_and_split
-from tuneloop.data.pii import pseudonym_key
 from tuneloop.data.prepare_context import CHUNK, Given, PrepareContext, look_at
 from tuneloop.data.process_record import LANGUAGES_EVERY, ChunkWork, Measure, RowProcessor, TokenCount, process_chunk
 from tuneloop.data.sources.chunks import chunks

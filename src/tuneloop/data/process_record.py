@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from tuneloop.data import language, pii, repair
 from tuneloop.data.checks import quality
+from tuneloop.data.clean import language, pii, repair
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import meta_key
 from tuneloop.data.dedup import minhash

@@ -17,12 +17,12 @@ from pydantic import Field, ValidationError
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import Config
+from tuneloop.data.clean.pii import pseudonym_key
 from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
 from tuneloop.data.formats import ROLES, FormatGuess, Parsed, Rejection, parse_record, template_columns
 from tuneloop.data.formats.conversation import TURN_COLUMNS
 from tuneloop.data.formats.sample import TEXT_NAMES, as_value
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
-from tuneloop.data.pii import pseudonym_key
 from tuneloop.records.dataset import Format
 from tuneloop.records.rows import Dataset, Message, Row
 

@@ -17,9 +17,9 @@ from tuneloop.core.ray.cluster import address_of, on_ray
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
+from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.load_eval_file import IDS, read_whole
-from tuneloop.data.pii import Redactor
 from tuneloop.data.sources.read import read_records
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.evaluate import Evaluation, check_ids, sample_rows

@@ -11,7 +11,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
-from tuneloop.data.pii import hidden
+from tuneloop.data.clean.pii import hidden
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.names import resolve
 from tuneloop.pipeline.context import RunContext, find_done

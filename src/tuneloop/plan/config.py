@@ -1,8 +1,8 @@
-"""What the planner is asked: the recipe's section, and the options of `tuneloop plan` (some of them those of `advise`)."""
+"""Settings of the planner: the recipe's section, and the options of `tuneloop plan`, some also of `advise`."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,12 @@ from tuneloop.core.files import Config
 from tuneloop.core.flag import Flag, flag, switch
 from tuneloop.models.methods import names_of_methods
 from tuneloop.plan.prices import CPU_USD_PER_HOUR
+
+
+def option(description: str, **limits: Any) -> Any:
+    """An option that may be left out."""
+    return Field(None, description=description, **limits)
+
 
 FILE, FOLDER = Flag(metavar="FILE"), Flag(metavar="FOLDER")
 
@@ -30,8 +36,8 @@ class CostOptions(Config):
     tier: Literal["on-demand", "spot", "community", "reserved"] = Field(
         "on-demand", description="How the GPU is rented: on-demand, spot, community (private hosts) or reserved."
     )
-    usd_per_gpu_hour: float | None = Field(None, ge=0, le=10**4, description="Price of an hour of the GPU in --gpu.")
-    prices: Annotated[str | None, FILE] = Field(None, description="Your own price file.")
+    usd_per_gpu_hour: float | None = option("Price of an hour of the GPU in --gpu.", ge=0, le=10**4)
+    prices: Annotated[str | None, FILE] = option("Your own price file.")
     runs: float = Field(1.0, ge=1, le=1000, description="Training runs until one is kept.")
     setup_hours: float = Field(0.0, ge=0, le=10**5, description="Paid machine hours before the first useful step.")
     evaluation_hours: float = Field(0.0, ge=0, le=10**5, description="Paid machine hours of evaluation after each run.")
@@ -53,12 +59,12 @@ class TrainedOn(Config):
     model: Annotated[str, Flag(("--model", "-m"), "MODEL")] = Field(
         "", description="Model: short name, hub name, folder or config.json."
     )
-    dataset: Annotated[str | None, FOLDER] = Field(None, description="The same as DATA, as an option.")
-    tokens: int | None = Field(None, description="Training tokens of one pass over the data.")
-    epochs: float | None = Field(None, description="Passes over the data.")
-    seq_len: int | None = Field(None, description="Tokens of a row.")
-    packing: Annotated[bool | None, Flag(("--packing/--no-packing",))] = Field(
-        None, description="Whether rows are packed to the full length."
+    dataset: Annotated[str | None, FOLDER] = option("The same as DATA, as an option.")
+    tokens: int | None = option("Training tokens of one pass over the data.")
+    epochs: float | None = option("Passes over the data.")
+    seq_len: int | None = option("Tokens of a row.")
+    packing: Annotated[bool | None, Flag(("--packing/--no-packing",))] = option(
+        "Whether rows are packed to the full length."
     )
 
 
@@ -67,31 +73,23 @@ class MachineOptions(Config):
 
     PANEL: ClassVar[str] = "Machine"
 
-    gpu: Annotated[str | None, Flag(metavar="GPU")] = Field(
-        None, description="Plan for this GPU alone, as in h100-sxm, or for cpu."
+    gpu: Annotated[str | None, Flag(metavar="GPU")] = option("Plan for this GPU alone, as in h100-sxm, or for cpu.")
+    gpus: int | None = option("Plan for this many GPUs alone [default: 1 of the GPU in --gpu, else all counts].")
+    sharding: str | None = option("How GPUs share the work: none, ddp, fsdp, zero2 or zero3.")
+    offload: bool | None = option("Keep the optimizer (and sharded weights) in the host's memory.")
+    offload_activations: bool | None = option("Keep checkpointed layer inputs in the host's memory too.")
+    gpu_memory: Annotated[float | None, Flag(metavar="GIB")] = option(
+        "Memory of a GPU that the table does not have, or that has another size."
     )
-    gpus: int | None = Field(
-        None, description="Plan for this many GPUs alone [default: 1 of the GPU in --gpu, else all counts]."
-    )
-    sharding: str | None = Field(None, description="How GPUs share the work: none, ddp, fsdp, zero2 or zero3.")
-    offload: bool | None = Field(None, description="Keep the optimizer (and sharded weights) in the host's memory.")
-    offload_activations: bool | None = Field(
-        None, description="Keep checkpointed layer inputs in the host's memory too."
-    )
-    gpu_memory: Annotated[float | None, Flag(metavar="GIB")] = Field(
-        None, description="Memory of a GPU that the table does not have, or that has another size."
-    )
-    gpu_tflops: float | None = Field(None, description="Its dense 16-bit peak in TFLOPS.")
-    gpu_bandwidth: float | None = Field(None, description="The bandwidth of its memory in GB/s.")
-    gpu_link: float | None = Field(None, description="GB/s to a neighbour: 56 with an NVLink bridge.")
-    gpu_price: float | None = Field(None, description="Price of an hour of it.")
+    gpu_tflops: float | None = option("Its dense 16-bit peak in TFLOPS.")
+    gpu_bandwidth: float | None = option("The bandwidth of its memory in GB/s.")
+    gpu_link: float | None = option("GB/s to a neighbour: 56 with an NVLink bridge.")
+    gpu_price: float | None = option("Price of an hour of it.")
     interruptions_per_hour: float | None = Field(
         None,
         description="How often a machine is taken away or fails [default: spot 0.1; else one GPU in 50,000 hours].",
     )
-    checkpoint_minutes: float | None = Field(
-        None, description="Minutes between checkpoints [default: the best interval]."
-    )
+    checkpoint_minutes: float | None = option("Minutes between checkpoints [default: the best interval].")
 
 
 class MethodOptions(Config):
@@ -99,38 +97,30 @@ class MethodOptions(Config):
 
     PANEL: ClassVar[str] = "Method"
 
-    method: str | None = Field(None, description=f"Method: {names_of_methods()}.")
-    rank: int | None = Field(None, description="Rank of the adapter.")
-    targets: str | None = Field(
-        None, description="Matrices with an adapter: all-linear, attention, mlp, or names as in q,v."
+    method: str | None = option(f"Method: {names_of_methods()}.")
+    rank: int | None = option("Rank of the adapter.")
+    targets: str | None = option("Matrices with an adapter: all-linear, attention, mlp, or names as in q,v.")
+    prefix_tokens: int | None = option("Virtual tokens of prefix tuning.")
+    quant: str | None = option("Type of the frozen weights: nf4, nf4-dq, int8 or none.")
+    head_fp32: bool | None = option("Keep embeddings, head and norms in fp32, as PEFT prepares quantised models.")
+    micro_batch: int | None = option("Rows that a GPU computes at once.")
+    grad_accum: int | None = option("Micro-batches of a step.")
+    grad_ckpt: Annotated[bool | None, Flag(("--grad-ckpt/--no-grad-ckpt",))] = option(
+        "Whether layers are computed again in the backward pass."
     )
-    prefix_tokens: int | None = Field(None, description="Virtual tokens of prefix tuning.")
-    quant: str | None = Field(None, description="Type of the frozen weights: nf4, nf4-dq, int8 or none.")
-    head_fp32: bool | None = Field(
-        None, description="Keep embeddings, head and norms in fp32, as PEFT prepares quantised models."
-    )
-    micro_batch: int | None = Field(None, description="Rows that a GPU computes at once.")
-    grad_accum: int | None = Field(None, description="Micro-batches of a step.")
-    grad_ckpt: Annotated[bool | None, Flag(("--grad-ckpt/--no-grad-ckpt",))] = Field(
-        None, description="Whether layers are computed again in the backward pass."
-    )
-    attention: str | None = Field(None, description="Attention: flash, sdpa or eager.")
-    loss_kernel: str | None = Field(
-        None, description="Loss: eager, compiled, triton, chunked, fused or tuneloop (its own loop)."
-    )
+    attention: str | None = option("Attention: flash, sdpa or eager.")
+    loss_kernel: str | None = option("Loss: eager, compiled, triton, chunked, fused or tuneloop (its own loop).")
     dtype: str | None = Field(
         None,
         description="Type of weights and computation: bf16, fp16, fp32, mixed (fp32 weights) or autocast (those under "
         "torch.autocast).",
     )
-    optimizer: str | None = Field(
-        None, description="Optimizer: adamw, adamw-bf16, adamw-8bit, paged-adamw-8bit or sgd."
-    )
-    optimizer_in_backward: bool | None = Field(None, description="Update each weight as its gradient arrives.")
+    optimizer: str | None = option("Optimizer: adamw, adamw-bf16, adamw-8bit, paged-adamw-8bit or sgd.")
+    optimizer_in_backward: bool | None = option("Update each weight as its gradient arrives.")
 
 
 class PlanWanted(Config):
-    """What is asked for in place of a training's plan; each field is an option."""
+    """What to do in place of a training's plan; each field is an option."""
 
     calibrate: bool = switch("Train a few steps here, and keep what was predicted and measured.")
     history: bool = switch("Show what was predicted and what came, run by run.")

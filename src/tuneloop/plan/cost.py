@@ -24,21 +24,13 @@ Z90 = 1.2815515594  # the normal distribution's 90th percentile
 
 @dataclass(frozen=True)
 class Interruptions:
-    """How a run is interrupted, and what its checkpoints cost.
+    """How a run is interrupted, and what its checkpoints cost."""
 
-    Args:
-        per_hour: hazard of one machine: expected interruptions an hour.
-        checkpoint_minutes: work between two checkpoints; None: the best interval (Daly).
-        save_minutes: a checkpoint takes that long.
-        last_minutes: the last one, of the result without the optimizer's states; None: as the others.
-        restart_minutes: from an interruption to the next useful step: a new machine, loading, compiling.
-    """
-
-    per_hour: float = 0.0
-    checkpoint_minutes: float | None = None
-    save_minutes: float = 0.25
-    restart_minutes: float = 10.0
-    last_minutes: float | None = None
+    per_hour: float = 0.0  # hazard of one machine: expected interruptions an hour
+    checkpoint_minutes: float | None = None  # work between two checkpoints; None: the best interval (Daly)
+    save_minutes: float = 0.25  # a checkpoint takes that long
+    restart_minutes: float = 10.0  # from an interruption to the next useful step: a new machine, loading, compiling
+    last_minutes: float | None = None  # the last one, of the result without the optimizer's states; None: as the others
 
     @property
     def saved_at_the_end(self) -> float:
@@ -61,30 +53,21 @@ class Efforts:
 
     Args:
         setup_hours: paid machine time before the first useful step: image, download of the model, a trial run.
-        evaluation_hours: paid machine time for baselines and evaluation.
-        runs: training runs until one is kept: the first seldom is.
-        failed_share: share of runs that end in an error and are paid for half of their time.
-        storage_gb: kept after the run: checkpoints, adapter, data.
-        storage_months: how long.
-        rows_to_label: rows that people still have to write or check.
-        minutes_a_row: people's time for each of them.
-        engineer_hours: people's time for setting up, watching, evaluating, deploying.
         usd_per_engineer_hour, usd_per_labeller_hour: what people cost; 0 leaves their time out.
-        hours_spread: P90 of people's hours over their middle.
     """
 
     setup_hours: float = 0.5
-    evaluation_hours: float = 0.5
-    runs: float = 3.0
-    failed_share: float = 0.1
-    storage_gb: float = 20.0
-    storage_months: float = 3.0
-    rows_to_label: int = 0
-    minutes_a_row: float = 1.0
-    engineer_hours: float = 16.0
+    evaluation_hours: float = 0.5  # paid machine time for baselines and evaluation
+    runs: float = 3.0  # training runs until one is kept: the first seldom is
+    failed_share: float = 0.1  # share of runs that end in an error and are paid for half of their time
+    storage_gb: float = 20.0  # kept after the run: checkpoints, adapter, data
+    storage_months: float = 3.0  # how long
+    rows_to_label: int = 0  # rows that people still have to write or check
+    minutes_a_row: float = 1.0  # people's time for each of them
+    engineer_hours: float = 16.0  # people's time for setting up, watching, evaluating, deploying
     usd_per_engineer_hour: float = 0.0
     usd_per_labeller_hour: float = 0.0
-    hours_spread: float = 2.0
+    hours_spread: float = 2.0  # P90 of people's hours over their middle
 
 
 # One run alone: no trial before it, nothing kept but its result, people's time where it has a price. `plan` and `advise` both start here.
@@ -96,41 +79,32 @@ class Cost:
     """Dollars: `usd` expected, `p50` and `p90` of the distribution, `low` its P10, `high` its P90.
 
     Args:
-        breakdown: expected dollars by part; they add up to `usd`.
-        explained: how each part comes about, as in `10 hours x $50 an hour`.
-        hours: expected wall hours of one run, interruptions included.
         until_kept: the same parts for what usually happens until a run is kept (`Efforts()`: three runs, with setup and
             evaluation), where only one run is counted; else None.
-        assumptions: everything that was assumed, in words.
     """
 
     usd: float
     low: float
     p50: float
     p90: float
-    breakdown: dict[str, float]
-    hours: float
-    explained: dict[str, str] = field(default_factory=dict)
+    breakdown: dict[str, float]  # expected dollars by part; they add up to `usd`
+    hours: float  # expected wall hours of one run, interruptions included
+    explained: dict[str, str] = field(default_factory=dict)  # how each part comes about, as in `10 hours x $50 an hour`
     until_kept: dict[str, float] | None = None
-    assumptions: list[str] = field(default_factory=list)
+    assumptions: list[str] = field(default_factory=list)  # everything that was assumed, in words
 
     def to_json(self) -> dict[str, Any]:
         """As `plan.json` holds it: `high` is the P90."""
-        until_kept = (
-            None if self.until_kept is None else {"usd": sum(self.until_kept.values()), "breakdown": self.until_kept}
-        )
+        parts = self.until_kept
+        until_kept = None if parts is None else {"usd": sum(parts.values()), "breakdown": parts}
         return {**asdict(self), "high": self.p90, "until_kept": until_kept}
 
 
 def best_checkpoint_hours(save_hours: float, mean_hours: float) -> float:
     """Work between checkpoints that loses least, in hours.
 
-    Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps" (2006), eq. 37; its first term is
-    Young's sqrt(2 d M) (1974).
-
-    Args:
-        save_hours: d, the time of a checkpoint.
-        mean_hours: M, mean time between interruptions.
+    Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps" (2006), eq. 37, with d the time
+    of a checkpoint and M the mean time between interruptions; its first term is Young's sqrt(2 d M) (1974).
     """
     if save_hours >= 2 * mean_hours:
         return mean_hours
@@ -164,12 +138,11 @@ def checkpoint_hours(work_hours: float, how: Interruptions) -> float:
 
 def _interval_hours(work_hours: float, how: Interruptions) -> float:
     """Work between two checkpoints: as given, or the best interval, but never more than the run."""
+    interval = work_hours
     if how.checkpoint_minutes:
         interval = how.checkpoint_minutes / 60
     elif how.per_hour > NEVER:
         interval = best_checkpoint_hours(how.save_minutes / 60, 1 / how.per_hour)
-    else:
-        interval = work_hours
     return min(max(interval, 1 / 3600), max(work_hours, 1 / 3600))
 
 
@@ -202,10 +175,8 @@ def cost_of(
     """The cost of training until a run is kept.
 
     Args:
-        training_hours: predicted wall hours of one uninterrupted run.
-        low_hours, high_hours: its P10 and P90.
+        training_hours: predicted wall hours of one uninterrupted run; `low_hours`, `high_hours`: its P10 and P90.
         gpus: used by the run; whole machines are paid for.
-        price: what a GPU costs.
         efforts: what it takes apart from training; default: `Efforts()`.
         how: interruptions; default: what the price's tier lets expect.
         usd_per_gb_month: of kept files.
@@ -238,17 +209,15 @@ def cost_of(
 
 @dataclass(frozen=True)
 class _Charges:
-    """What the parts of a cost are multiplied from: hours of one run, how checkpoints and interruptions stretch it and what of that is writing, dollars an
-    hour of all its machines, dollars of a kept GB and month."""
+    """What the parts of a cost are multiplied from."""
 
-    hours: float
-    stretch: float
-    writing: float
-    rate: float
+    hours: float  # of one run
+    stretch: float  # by checkpoints and interruptions
+    writing: float  # what of that is writing of checkpoints
+    rate: float  # dollars an hour of all its machines
     usd_per_gb_month: float
 
     def parts(self, efforts: Efforts) -> dict[str, float]:
-        """Expected dollars by part."""
         runs = self.hours * self.rate * efforts.runs
         return {
             "training": runs,
@@ -263,7 +232,6 @@ class _Charges:
         }
 
     def explained(self, efforts: Efforts) -> dict[str, str]:
-        """How each part comes about."""
         rate, runs = f"{usd_words(self.rate)} an hour", exactly(efforts.runs, "run")
         return {
             "training": f"{runs} of {hours_words(self.hours)} x {rate}",
@@ -284,19 +252,16 @@ def _quantiles(
 ) -> tuple[float, float, float]:
     """P10, P50 and P90 of fixed + lognormal parts; drawn only where there are several, for one they are known.
 
-    Args:
-        machine: dollars at the predicted hours, the middle of their distribution.
-        labour: expected dollars of people's time: the mean of a lognormal, which lies above its middle.
+    `machine` is the middle of a distribution, `labour` the means of lognormals, which lie above their middles.
     """
     if not any(labour):
         low, middle, high = (fixed + machine * math.exp(spread * z) for z in (-Z90, 0.0, Z90))
         return low, middle, high
-    totals = sorted(
-        fixed
-        + machine * math.exp(spread * z)
-        + sum(usd * math.exp(human * h - human**2 / 2) for usd, h in zip(labour, hs, strict=True))
-        for z, *hs in _normals()
-    )
+    totals = []
+    for z, *hs in _normals():
+        people = sum(usd * math.exp(human * h - human**2 / 2) for usd, h in zip(labour, hs, strict=True))
+        totals.append(fixed + machine * math.exp(spread * z) + people)
+    totals.sort()
     return totals[DRAWS // 10], totals[DRAWS // 2], totals[DRAWS * 9 // 10]
 
 
@@ -307,33 +272,27 @@ def lognormal_sigma(low: float, high: float) -> float:
 
 @functools.cache
 def _normals() -> tuple[tuple[float, float, float], ...]:
-    source = random.Random(0)
-    return tuple((source.gauss(0, 1), source.gauss(0, 1), source.gauss(0, 1)) for _ in range(DRAWS))
+    normal = random.Random(0).gauss
+    return tuple((normal(0, 1), normal(0, 1), normal(0, 1)) for _ in range(DRAWS))
 
 
 def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_gb_month: float) -> list[str]:
     """Everything that `cost_of` assumes, in words."""
     mean = f"one interruption in {1 / how.per_hour:,.0f} hours" if how.per_hour else "no interruptions"
-    every = (
-        f"every {exactly(how.checkpoint_minutes, 'minute')}"
-        if how.checkpoint_minutes
-        else "at the best interval (Daly 2006)"
-    )
+    minutes = how.checkpoint_minutes
+    every = f"every {exactly(minutes, 'minute')}" if minutes else "at the best interval (Daly 2006)"
     sentences = [
         price.words(),
         f"{efforts.runs:g} training run{'s until one is kept' if efforts.runs != 1 else ''}; {efforts.failed_share:.0%} of runs fail, half-way on average",
         f"{mean}, checkpoints {every}, {exactly(how.restart_minutes, 'minute')} to restart",
     ]
     if efforts.setup_hours or efforts.evaluation_hours:
-        sentences.append(
-            f"{efforts.setup_hours:g} machine hours of setup, {efforts.evaluation_hours:g} of evaluation for each run"
-        )
+        setup = f"{efforts.setup_hours:g} machine hours of setup"
+        sentences.append(f"{setup}, {efforts.evaluation_hours:g} of evaluation for each run")
     sentences.append(f"{efforts.storage_gb:g} GB kept for {_months(efforts)} at ${usd_per_gb_month:g} a GB and month")
     if efforts.rows_to_label:
-        sentences.append(
-            f"{counted(efforts.rows_to_label, 'row')} to write or check at {exactly(efforts.minutes_a_row, 'minute')} and "
-            f"{usd_words(efforts.usd_per_labeller_hour)} an hour"
-        )
+        pace = f"{exactly(efforts.minutes_a_row, 'minute')} and {usd_words(efforts.usd_per_labeller_hour)} an hour"
+        sentences.append(f"{counted(efforts.rows_to_label, 'row')} to write or check at {pace}")
     people = f"{exactly(efforts.engineer_hours, 'hour')} of engineering at ${efforts.usd_per_engineer_hour:g}"
     if not efforts.usd_per_engineer_hour:
         people = "people's time is not counted (--engineer-hours, --usd-per-engineer-hour)"
@@ -348,14 +307,10 @@ def _check(hours: float, low: float, high: float, efforts: Efforts, how: Interru
     numbers = {"hours": hours, "low": low, "high": high, **vars(efforts), **vars(how)}
     for name, value in numbers.items():
         if value is not None and not 0 <= value <= MOST:
-            raise UserError(
-                f"Not a possible {name.replace('_', ' ')}: {value!r}", where=name, next_step=f"give 0 to {MOST:,}"
-            )
+            what = f"Not a possible {name.replace('_', ' ')}: {value!r}"
+            raise UserError(what, where=name, next_step=f"give 0 to {MOST:,}")
     if not low <= hours <= high:
-        raise UserError(
-            f"{hours:g} hours lie outside of their range, {low:g} to {high:g}",
-            where="hours",
-            next_step="check the range",
-        )
+        what = f"{hours:g} hours lie outside of their range, {low:g} to {high:g}"
+        raise UserError(what, where="hours", next_step="check the range")
     if efforts.hours_spread < 1 or efforts.failed_share > 1:
         raise UserError("hours_spread is at least 1, failed_share at most 1", where="efforts", next_step="check them")

@@ -20,18 +20,14 @@ class RunWork:
     """What a run computes.
 
     Args:
-        steps: optimizer steps.
-        tokens: trained tokens of all steps.
-        supervised: those that the loss sees.
-        val_tokens: validation tokens of all evaluations.
         micro_batches: shapes that occur: rows, padded length behind the shared beginning, length of that.
         accumulated: micro-batches of the step that has most: the gradients of all but the first find earlier ones.
     """
 
-    steps: int
-    tokens: int
-    supervised: int
-    val_tokens: int
+    steps: int  # optimizer steps
+    tokens: int  # trained tokens of all steps
+    supervised: int  # those that the loss sees
+    val_tokens: int  # validation tokens of all evaluations
     micro_batches: tuple[tuple[int, int, int], ...]
     accumulated: int = 1
 
@@ -60,16 +56,15 @@ TIME_LOW, TIME_HIGH = 0.85, 1.35
 def loop_job(
     shape: ModelShape, work: RunWork, *, bytes_a_weight: int = 2, gpu: Gpu | None = None, **settings: Any
 ) -> TrainingSetup:
-    """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the micro-batch that needs most.
+    """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the micro-batch that needs
+    most.
 
     Args:
         bytes_a_weight: of the model as it is loaded.
         settings: of the job, by the names of `TrainingSetup`: `model`, `method`, `rank`, `targets`, `optimizer` ...
     """
-    settings |= {
-        "targets": target_modules(settings["targets"]),
-        "prefix_tokens": max(settings.get("prefix_tokens", 0), 1),
-    }
+    settings["targets"] = target_modules(settings["targets"])
+    settings["prefix_tokens"] = max(settings.get("prefix_tokens", 0), 1)
     share = work.supervised / max(work.tokens, 1)
 
     def of(rows: int, length: int, shared: int) -> TrainingSetup:
@@ -100,8 +95,9 @@ def sizes_on_gpu(
     may_recompute: bool,
     **settings: Any,
 ) -> MeasuredMachine:
-    """How steps are divided so that they fit into a GPU's memory by the formulas: in the largest micro-batches that do without computing
-    layers again, else as is fastest, with as many layers kept as there is room for.
+    """How steps are divided so that they fit into a GPU's memory by the formulas.
+
+    In the largest micro-batches that need no layers computed again, else as is fastest, with as many layers kept as fit.
 
     Args:
         work_at: what steps compute with micro-batches of so many tokens.
@@ -148,10 +144,7 @@ def estimate(
     """The plan of a run on this machine, as `plan.json` holds it.
 
     Time is trained tokens over the measured speed of forward and backward passes, plus validation at
-    `VALIDATION_SPEED` times that speed.
-
-    Args:
-        bytes_a_weight, settings: as of `loop_job`.
+    `VALIDATION_SPEED` times that speed. `bytes_a_weight`, `settings`: as of `loop_job`.
     """
     if machine.gpus > 1:
         settings |= {"gpus": machine.gpus, "sharding": "fsdp"}
@@ -163,10 +156,13 @@ def estimate(
     seconds = work.tokens / machine.tokens_per_second + work.val_tokens / (VALIDATION_SPEED * machine.tokens_per_second)
     hours = seconds / 3600
     usd = hours * machine.usd_per_hour
+    fits = memory.required - memory.peak + peak <= machine.capacity_gib
     if job.gpu.is_cpu:
         fits = peak < 0.95 * machine.capacity_gib
-    else:
-        fits = memory.required - memory.peak + peak <= machine.capacity_gib
+    changes = [("train.micro_batch_tokens=512", "halves the activations"),
+               ("data.max_length=512", "shorter rows need less for attention")]  # fmt: skip
+    if job.full and job.optimizer == "adamw":
+        changes.insert(0, ("train.optimizer=adamw-8bit", "the optimizer's moments in a third of the memory"))
     return {
         "version": 1, "model": job.model, "method": job.method, "gpu": machine.name,
         "gpus": 0 if job.gpu.is_cpu else machine.gpus, "fits": fits,
@@ -187,13 +183,5 @@ def estimate(
             f"price given: ${machine.usd_per_hour:g} an hour",
             "baselines and the final evaluation are not in these numbers",
         ],
-        "alternatives": [] if fits else _alternatives(job),
+        "alternatives": [] if fits else [{"change": change, "why": why} for change, why in changes],
     }  # fmt: skip
-
-
-def _alternatives(job: TrainingSetup) -> list[dict[str, str]]:
-    changes = [("train.micro_batch_tokens=512", "halves the activations"),
-             ("data.max_length=512", "shorter rows need less for attention")]  # fmt: skip
-    if job.full and job.optimizer == "adamw":
-        changes.insert(0, ("train.optimizer=adamw-8bit", "the optimizer's moments in a third of the memory"))
-    return [{"change": change, "why": why} for change, why in changes]

@@ -29,29 +29,23 @@ class Gpu:
     """What training sees of a GPU (or of this machine's processor).
 
     Args:
-        key: as on the command line and in `prices.yaml`.
-        gib: memory that the driver reports.
-        tflops: dense 16-bit peak.
         bf16, flash: whether it has bfloat16 and FlashAttention 2.
         gb_s, link_gb_s, host_gb_s: bandwidth of its memory, to a neighbour, to the host, in 10^9 bytes a second.
-        p2p: whether two of them in a machine read each other's memory; else all goes through the host's.
-        matmul: share of the peak that wide matrix products reach, see `gpus.yaml`.
-        share_of: where that comes from.
     """
 
-    key: str
+    key: str  # as on the command line and in `prices.yaml`
     name: str
-    gib: float
-    tflops: float
+    gib: float  # memory that the driver reports
+    tflops: float  # dense 16-bit peak
     bf16: bool
     flash: bool
     gb_s: float
     link_gb_s: float
     host_gb_s: float
-    matmul: float
-    share_of: str
+    matmul: float  # share of the peak that wide matrix products reach, see `gpus.yaml`
+    share_of: str  # where that comes from
     source: str
-    p2p: bool = True
+    p2p: bool = True  # whether two of them in a machine read each other's memory; else all goes through the host's
 
     @property
     def is_cpu(self) -> bool:
@@ -65,24 +59,26 @@ class Gpu:
 
 
 @functools.cache
-def _table() -> dict[str, dict[str, Any]]:
+def packaged_yaml(path: Path) -> Any:
+    """What a YAML file of the package holds."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    rows: dict[str, dict[str, Any]] = yaml.load(TABLE.read_text(encoding="utf-8"), Loader=loader)["gpus"]  # noqa: S506 - the safe loader, in C
-    return rows
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - the safe loader, in C
 
 
 @functools.cache
 def all_gpus() -> dict[str, Gpu]:
     """The table by key."""
     usual = {"bf16": True, "flash": True}
-    rows = {key: {name: value for name, value in row.items() if name != "called"} for key, row in _table().items()}
+    table = packaged_yaml(TABLE)["gpus"]
+    rows = {key: {name: value for name, value in row.items() if name != "called"} for key, row in table.items()}
     return {key: Gpu(key=key, **{**usual, **row}) for key, row in rows.items()}
 
 
 @functools.cache
 def _names() -> dict[str, str]:
-    keys = {"".join(c for c in key if c.isalnum()): key for key in _table()}
-    return keys | {str(name): key for key, row in _table().items() for name in row.get("called", ())}
+    table = packaged_yaml(TABLE)["gpus"]
+    keys = {"".join(c for c in key if c.isalnum()): key for key in table}
+    return keys | {str(name): key for key, row in table.items() for name in row.get("called", ())}
 
 
 def this_cpu() -> Gpu:
@@ -95,57 +91,49 @@ def this_cpu() -> Gpu:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What a user says of a card of their own: GiB, TFLOPS (dense, 16-bit), GB/s of its memory and to a neighbour. None: as the table has it."""
-
-    memory: float | None = None
-    tflops: float | None = None
-    bandwidth: float | None = None
-    link: float | None = None
+FIELDS = {"memory": "gib", "tflops": "tflops", "bandwidth": "gb_s", "link": "link_gb_s"}  # by the names of the options
+LIMITS = {"memory": (1.0, 2048.0), "tflops": (0.1, 100_000.0), "bandwidth": (1.0, 1e6), "link": (0.01, 1e5)}
 
 
-FIGURE_LIMITS = {"memory": (1.0, 2048.0), "tflops": (0.1, 100_000.0), "bandwidth": (1.0, 1e6), "link": (0.01, 1e5)}
-
-
-def own_card(name: str | None, figures: Figures) -> Gpu:
+def own_card(name: str | None, **numbers: float | None) -> Gpu:
     """A card of the user's own: a listed one with other numbers, or one that the table does not know.
 
-    What is not said of the latter, as the share of the peak that it reaches and whether it has bfloat16, is as of the listed card that is nearest
-    in what is said.
+    What is not said of the latter, as the share of the peak that it reaches and whether it has bfloat16, is as of the
+    listed card that is nearest in what is said.
+
+    Args:
+        numbers: `memory` (GiB), `tflops` (dense, 16-bit), `bandwidth` of its memory and `link` to a neighbour (GB/s);
+            None: as the table has it.
 
     Raises:
         UserError: a number that can't be, or too few of them.
     """
-    given = {key: value for key, value in vars(figures).items() if value is not None}
-    for key, value in given.items():
-        least, most = FIGURE_LIMITS[key]
+    specs = {key: float(value) for key, value in numbers.items() if value is not None}
+    for key, value in specs.items():
+        least, most = LIMITS[key]
         if not least <= value <= most:
-            raise UserError(f"--gpu-{key} is {value:g}; no card has that", where=f"--gpu-{key}",
-                            next_step=f"give a number from {least:g} to {most:,.0f}")  # fmt: skip
-    if name is None and not {"memory", "tflops"} <= set(given):
-        raise UserError("A card of your own needs its memory and its speed", where="--gpu-memory",
-                        next_step="give --gpu-memory (GiB) and --gpu-tflops (dense bf16 or fp16), or name a listed card with --gpu")  # fmt: skip
-    base = find_gpu(name) if name else _nearest_card(given)
+            step = f"give a number from {least:g} to {most:,.0f}"
+            raise UserError(f"--gpu-{key} is {value:g}; no card has that", where=f"--gpu-{key}", next_step=step)
+    if name is None and not {"memory", "tflops"} <= set(specs):
+        step = "give --gpu-memory (GiB) and --gpu-tflops (dense bf16 or fp16), or name a listed card with --gpu"
+        raise UserError("A card of your own needs its memory and its speed", where="--gpu-memory", next_step=step)
+    base = find_gpu(name) if name else _nearest_card(specs)
     if base.is_cpu:
-        raise UserError(
-            "The processor is not a GPU", where="--gpu", next_step="leave --gpu out, or the numbers of a card"
-        )
-    fields = {"memory": "gib", "tflops": "tflops", "bandwidth": "gb_s", "link": "link_gb_s"}
-    changed: dict[str, Any] = {fields[key]: float(value) for key, value in given.items()}
-    if figures.link is not None:
+        step = "leave --gpu out, or the numbers of a card"
+        raise UserError("The processor is not a GPU", where="--gpu", next_step=step)
+    changed: dict[str, Any] = {FIELDS[key]: value for key, value in specs.items()}
+    if "link" in specs:
         changed["p2p"] = True
     if name:
         return replace(base, **changed)
-    label = f"{given['memory']:g}"
+    label = f"{specs['memory']:g}"
     return replace(base, key=f"own-{label}gb", name=f"own card, {label} GB", share_of=f"as of the {base.name}, the nearest listed card",
                    source="given", **changed)  # fmt: skip
 
 
-def _nearest_card(given: Mapping[str, float]) -> Gpu:
+def _nearest_card(specs: Mapping[str, float]) -> Gpu:
     def distance(card: Gpu) -> float:
-        listed = {"memory": card.gib, "tflops": card.tflops, "bandwidth": card.gb_s, "link": card.link_gb_s}
-        return sum(abs(math.log(value / listed[key])) for key, value in given.items())
+        return sum(abs(math.log(value / getattr(card, FIELDS[key]))) for key, value in specs.items())
 
     return min(all_gpus().values(), key=distance)
 
@@ -190,12 +178,10 @@ def find_gpu(name: str | Gpu, *, measured: bool = True) -> Gpu:
     if key in names:
         card = table[names[key]]
         return _as_measured(card) if measured else card
-    raise UserError(
-        f"No GPU named {name!r} in the table",
-        where="gpu",
-        next_step=did_you_mean(key, names, f"choose one of {', '.join(table)}, {CPU};", most=3, shown=names.__getitem__)
-        + " for another card give --gpu-memory and --gpu-tflops",
-    )
+    choices = f"choose one of {', '.join(table)}, {CPU};"
+    step = did_you_mean(key, names, choices, most=3, shown=names.__getitem__)
+    step += " for another card give --gpu-memory and --gpu-tflops"
+    raise UserError(f"No GPU named {name!r} in the table", where="gpu", next_step=step)
 
 
 def card_in_use(name: str, gib: float) -> Gpu:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args, get_type_hints
 
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.models.methods import USUAL, Footprint, Method, method_named, methods
+from tuneloop.models.methods import USUAL, Footprint, method_named, methods
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.plan.gpus import Gpu
 
@@ -22,27 +22,18 @@ Quant = Literal["none", "int8", "nf4", "nf4-dq"]
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a choice of loss kernel says about the code around it; measured on the fitting half of the published runs.
+    """What a choice of loss kernel says about the code around it, measured on the fitting half of published runs."""
 
-    Args:
-        logits: copies of the bf16 logits alive at the loss's peak (fp32 counts two).
-        logit_blocks: blocks that the allocator keeps for them, over those alive: the copies come in several sizes.
-        fp32_norms: norms keep an fp32 copy of their input.
-        silu: the activation is kept apart from the gate and the up projection.
-        adapter_copies: each adapted matrix keeps a copy of its input (dropout, or a cast to fp32 adapters).
-        foreach: the optimizer works on lists with temporaries as large as the trained weights.
-        own: tuneloop's loop: nothing is kept twice, and the logits exist for some supervised positions at a time.
-        fsdp: generation of PyTorch's FSDP. In the backward pass the first keeps a second tensor of each layer's width when weights are frozen.
-    """
-
-    logits: float
-    fp32_norms: bool
-    silu: bool
-    adapter_copies: bool
-    foreach: bool
-    fsdp: int
-    logit_blocks: float = 1.0
-    own: bool = False
+    logits: float  # copies of the bf16 logits alive at the loss's peak (fp32 counts two)
+    fp32_norms: bool  # norms keep an fp32 copy of their input
+    silu: bool  # the activation is kept apart from the gate and the up projection
+    adapter_copies: bool  # each adapted matrix keeps a copy of its input (dropout, or a cast to fp32 adapters)
+    foreach: bool  # the optimizer works on lists with temporaries as large as the trained weights
+    fsdp: int  # generation of PyTorch's FSDP; 1 keeps a second tensor of each layer's width where weights are frozen
+    logit_blocks: float = (
+        1.0  # blocks that the allocator keeps for them, over those alive: copies come in several sizes
+    )
+    own: bool = False  # tuneloop's loop: nothing is kept twice, logits exist for some supervised positions at a time
 
 
 # eager: Transformers' own loss; 7 copies before 4.45, which shifts a copy, 5 to 6 since: on the safe side. triton: cross-entropy kernels in
@@ -60,59 +51,42 @@ KERNELS: dict[LossKernel, Kernels] = {
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """One way to train one model on one kind of machine.
-
-    Args:
-        model, shape: name and sizes.
-        gpu, gpus: the device and how many.
-        sharding: none, ddp (copies), fsdp and zero3 (everything divided), zero2 (gradients and optimizer states divided).
-        offload: optimizer states, and with fsdp or zero3 the weights too, live in the host's memory.
-        offload_activations: checkpointed layer inputs live there.
-        seq_len: tokens a row is padded or packed to. micro_batch: rows computed at once on a GPU.
-        grad_ckpt: layers are recomputed in the backward pass. kept_layers: but for so many of the last ones (tuneloop's loop).
-        dtype: of the frozen or trained weights and of the computation; mixed: fp32 weights, bf16 computation: cast as they are gathered where they are divided,
-            else by torch.autocast (Trainer's `bf16=True`); autocast: by that in any case.
-        optimizer: adamw keeps fp32 states (8 bytes a parameter), adamw-bf16 states in bf16 (4), adamw-8bit 2.
-        optimizer_in_backward: each weight is updated, and its gradient freed, as soon as that is there.
-        targets: matrices with an adapter. prefix_tokens: virtual tokens of prefix tuning.
-        quant: how frozen weights of matrices are kept.
-        head_fp32: embeddings, head and norms are upcast, as `prepare_model_for_kbit_training` does: the residual stream is fp32.
-        packing: rows are packed to `seq_len`, so nothing is padded.
-        varied: rows are of ever new lengths, `seq_len` at most: the allocator keeps more blocks.
-        shared: tokens that all rows begin with and that are computed once, before `seq_len` of each row's own; supervised: positions
-            whose logits are needed, 0 for all (both in tuneloop's loop).
-        dropout, dora: whether the adapter drops some of its input, and learns lengths (both count in tuneloop's loop).
-    """
+    """One way to train one model on one kind of machine."""
 
     model: str
     shape: ModelShape
     gpu: Gpu
     gpus: int = 1
     method: str = USUAL.name
-    sharding: Sharding = "none"
-    offload: bool = False
-    offload_activations: bool = False
-    seq_len: int = 2048
-    micro_batch: int = 1
+    sharding: Sharding = "none"  # ddp: copies; fsdp, zero3: everything divided; zero2: gradients and optimizer states
+    offload: bool = False  # optimizer states, and with fsdp or zero3 the weights too, live in the host's memory
+    offload_activations: bool = False  # checkpointed layer inputs live there
+    seq_len: int = 2048  # tokens a row is padded or packed to
+    micro_batch: int = 1  # rows computed at once on a GPU
     grad_accum: int = 1
-    grad_ckpt: bool = False
-    kept_layers: int = 0
+    grad_ckpt: bool = False  # layers are recomputed in the backward pass
+    kept_layers: int = 0  # but for so many of the last ones (tuneloop's loop)
     attention: Attention = "sdpa"
     loss_kernel: LossKernel = "eager"
+    # Of weights and computation. mixed: fp32 weights, bf16 computation: cast as they are gathered where they are divided,
+    # else by torch.autocast (Trainer's `bf16=True`); autocast: by that in any case.
     dtype: Dtype = "bf16"
-    optimizer: Optimizer = "adamw"
-    optimizer_in_backward: bool = False
+    optimizer: Optimizer = "adamw"  # with fp32 states (8 bytes a parameter), adamw-bf16 in bf16 (4), adamw-8bit 2
+    optimizer_in_backward: bool = False  # each weight is updated, and its gradient freed, as soon as that is there
     rank: int = 16
-    targets: tuple[str, ...] = field(default_factory=lambda: target_modules("all-linear"))
-    prefix_tokens: int = 20
-    quant: Quant = "none"
-    head_fp32: bool = False
-    packing: bool = False
-    varied: bool = False
-    shared: int = 0
-    supervised: int = 0
-    dropout: bool = False
-    dora: bool = False
+    targets: tuple[str, ...] = field(default_factory=lambda: target_modules("all-linear"))  # matrices with an adapter
+    prefix_tokens: int = 20  # virtual tokens of prefix tuning
+    quant: Quant = "none"  # how frozen weights of matrices are kept
+    head_fp32: bool = (
+        False  # embeddings, head, norms and the residual stream are fp32: `prepare_model_for_kbit_training`
+    )
+    packing: bool = False  # rows are packed to `seq_len`, so nothing is padded
+    varied: bool = False  # rows are of ever new lengths, `seq_len` at most: the allocator keeps more blocks
+    # in tuneloop's loop:
+    shared: int = 0  # tokens that all rows begin with and that are computed once, before `seq_len` of each row's own
+    supervised: int = 0  # positions whose logits are needed, 0 for all
+    dropout: bool = False  # the adapter drops some of its input
+    dora: bool = False  # the adapter learns lengths
 
     @property
     def again(self) -> float:
@@ -121,22 +95,18 @@ class TrainingSetup:
 
     @property
     def kernels(self) -> Kernels:
-        """What the loss kernel says about the code around it."""
         return KERNELS[self.loss_kernel]
 
     @property
     def footprint(self) -> Footprint:
-        """What the method adds to memory and time."""
         return method_named(self.method).footprint
 
     @property
     def full(self) -> bool:
-        """Whether all weights are trained."""
         return self.footprint.all_weights
 
     @property
     def adapted(self) -> tuple[str, ...]:
-        """Matrices with an adapter."""
         return self.targets if self.footprint.low_rank else ()
 
     @property
@@ -150,7 +120,6 @@ class TrainingSetup:
 
     @property
     def trainable(self) -> int:
-        """Trained parameters."""
         return self.footprint.trained(self)
 
     @property
@@ -188,7 +157,13 @@ def make_job(**settings: object) -> TrainingSetup:
         value = settings.get(name)
         if value is not None and value not in choices:
             raise _no_choice(name, value, choices)
-    method = _method(str(settings.get("method") or USUAL.name))
+    name = str(settings.get("method") or USUAL.name)
+    try:
+        method = method_named(name)
+    except UserError:
+        if name.endswith(".py"):
+            raise
+        raise _no_choice("method", name, [method.name for method in methods()]) from None
     settings["method"] = method.name
     if settings.get("quant") in (None, "none"):
         settings["quant"] = method.footprint.quant
@@ -196,15 +171,6 @@ def make_job(**settings: object) -> TrainingSetup:
     _check_numbers(job)
     _check_together(job)
     return job
-
-
-def _method(name: str) -> Method:
-    try:
-        return method_named(name)
-    except UserError:
-        if name.endswith(".py"):
-            raise
-    raise _no_choice("method", name, [method.name for method in methods()])
 
 
 def _no_choice(setting: str, value: object, choices: Sequence[str]) -> UserError:
@@ -216,36 +182,23 @@ def _no_choice(setting: str, value: object, choices: Sequence[str]) -> UserError
 
 
 LIMITS = {
-    "gpus": 4096,
-    "seq_len": 2**20,
-    "micro_batch": 4096,
-    "grad_accum": 2**16,
-    "rank": 4096,
-    "prefix_tokens": 2**15,
-}
+    "gpus": 4096, "seq_len": 2**20, "micro_batch": 4096, "grad_accum": 2**16, "rank": 4096, "prefix_tokens": 2**15,
+}  # fmt: skip
 
 
 def _check_numbers(job: TrainingSetup) -> None:
     for name, most in LIMITS.items():
         value = getattr(job, name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise UserError(
-                f"{name.replace('_', ' ')} is {value}; it is a whole number from 1 to {most:,}",
-                where=name.replace("_", "-"),
-                next_step=f"give --{name.replace('_', '-')} a number in that range",
-            )
+            what = f"{name.replace('_', ' ')} is {value}; it is a whole number from 1 to {most:,}"
+            step = f"give --{name.replace('_', '-')} a number in that range"
+            raise UserError(what, where=name.replace("_", "-"), next_step=step)
     if job.shape.context and job.seq_len > job.shape.context:
-        raise UserError(
-            f"seq len is {job.seq_len:,}, and {job.model} knows positions up to {job.shape.context:,}",
-            where="seq-len",
-            next_step=f"use --seq-len {job.shape.context} or less",
-        )
+        what = f"seq len is {job.seq_len:,}, and {job.model} knows positions up to {job.shape.context:,}"
+        raise UserError(what, where="seq-len", next_step=f"use --seq-len {job.shape.context} or less")
     if job.adapted and job.rank > job.shape.hidden:
-        raise UserError(
-            f"rank {job.rank} is above the model's width {job.shape.hidden}: no low-rank adapter",
-            where="rank",
-            next_step="use --rank 16, or --method full",
-        )
+        what = f"rank {job.rank} is above the model's width {job.shape.hidden}: no low-rank adapter"
+        raise UserError(what, where="rank", next_step="use --rank 16, or --method full")
 
 
 def _check_together(job: TrainingSetup) -> None:

@@ -7,6 +7,7 @@ the reached speed to the formulas' corrects the planner's table where it is aske
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted
 from tuneloop.models.names import cache_folder
-from tuneloop.plan.gpus import CPU, Gpu, find_gpu
+from tuneloop.plan.gpus import CPU, find_gpu
 from tuneloop.plan.job import TrainingSetup
 from tuneloop.plan.speed import Speed, speed_of
 
@@ -36,8 +37,7 @@ RESIDENT = "weights and program (resident)"  # the term that is measured, not pr
 class Entry:
     """A finished run: numbers as the formulas gave them, before any correction, and as they came.
 
-    `minutes` is None where the run ended early, so that its time says nothing. `speed_ratio`: tokens a second over those of
-    `plan/speed.py`'s formulas. A run that was `disturbed` by something else on the machine says nothing of time and speed either.
+    `minutes` is None where the run ended early, so that its time says nothing.
     """
 
     date: str
@@ -50,8 +50,8 @@ class Entry:
     actual_minutes: float | None
     resident_gib: float = 0.0
     formulas: int = 1
-    speed_ratio: float | None = None
-    disturbed: bool = False
+    speed_ratio: float | None = None  # tokens a second over those of the formulas in `plan/speed.py`
+    disturbed: bool = False  # by something else on the machine: it says nothing of time and speed
 
 
 def ledger_file() -> Path:
@@ -67,10 +67,8 @@ def read_ledger() -> list[Entry]:
         return []
     entries = []
     for line in lines:
-        try:
+        with contextlib.suppress(ValueError, TypeError):
             entries.append(Entry(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
     return entries
 
 
@@ -85,8 +83,8 @@ def record_run(
     """Add a finished run; a ledger that can't be written is no reason to fail.
 
     Args:
-        disturbed: the machine was busy with something else. Its time and speed teach nothing, unless the last runs like it were
-            disturbed as well: then the machine has become slower.
+        disturbed: the machine was busy with something else. Its time and speed teach nothing, unless the last runs like
+            it were disturbed as well: then the machine has become slower.
     """
     kind = (plan["gpu"], plan["model"], plan["method"])
     before = [e.disturbed for e in read_ledger() if (e.machine, e.model, e.method) == kind][-AGAIN:]
@@ -95,25 +93,16 @@ def record_run(
     raw = plan.get("corrected_by", {})
     formulas = plan.get("by_formula", {}).get("tokens_per_second")
     entry = Entry(
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=plan["gpu"],
-        model=plan["model"],
-        method=plan["method"],
-        predicted_gib=raw.get("peak_gib", plan["memory"]["peak_gib"]),
-        actual_gib=actual_gib,
+        datetime.now(UTC).isoformat(timespec="seconds"), *kind,
+        predicted_gib=raw.get("peak_gib", plan["memory"]["peak_gib"]), actual_gib=actual_gib,
         predicted_minutes=raw.get("hours", plan["time"]["hours"]) * 60 if actual_minutes else None,
-        actual_minutes=actual_minutes,
-        resident_gib=plan["memory"]["terms"].get(RESIDENT, 0.0),
-        formulas=FORMULAS,
-        speed_ratio=tokens_per_second / formulas if tokens_per_second and formulas else None,
-        disturbed=disturbed,
-    )
-    try:
+        actual_minutes=actual_minutes, resident_gib=plan["memory"]["terms"].get(RESIDENT, 0.0), formulas=FORMULAS,
+        speed_ratio=tokens_per_second / formulas if tokens_per_second and formulas else None, disturbed=disturbed,
+    )  # fmt: skip
+    with contextlib.suppress(OSError):
         ledger_file().parent.mkdir(parents=True, exist_ok=True)
         with ledger_file().open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(entry)) + "\n")
-    except OSError:
-        return
 
 
 def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
@@ -164,8 +153,16 @@ def _factor(pairs: Sequence[tuple[float, float]]) -> float:
 def learned_speed(job: TrainingSetup, ledger: Sequence[Entry]) -> tuple[Speed, str]:
     """The job's speed, corrected by runs on the same machine: of its model and method, else of its method, else of any; and
     in words which runs these are, or nothing."""
+
+    def is_here(machine: str) -> bool:
+        if job.gpu.is_cpu or machine.startswith(CPU):
+            return machine == job.gpu.name
+        with contextlib.suppress(UserError):
+            return find_gpu(machine).key == job.gpu.key
+        return False
+
     speed = speed_of(job)
-    here = [e for e in ledger if e.speed_ratio and e.formulas == FORMULAS and _is_machine(e.machine, job.gpu)]
+    here = [e for e in ledger if e.speed_ratio and e.formulas == FORMULAS and is_here(e.machine)]
     alike = [e for e in here if e.method == job.method]
     mine = [e for e in alike if e.model == job.model] or alike or here
     if not mine:
@@ -173,16 +170,6 @@ def learned_speed(job: TrainingSetup, ledger: Sequence[Entry]) -> tuple[Speed, s
     ratio = statistics.median(e.speed_ratio for e in mine[-LAST:] if e.speed_ratio)
     words = f"speed of {counted(len(mine[-LAST:]), 'run')} on {job.gpu.name}: x {ratio:.2f} what formulas say (tuneloop plan --history)"
     return replace(speed, tokens_per_second=speed.tokens_per_second * ratio, share=speed.share * ratio), words
-
-
-def _is_machine(name: str, gpu: Gpu) -> bool:
-    """Whether a machine of the ledger is this one, or has this GPU."""
-    if gpu.is_cpu or name.startswith(CPU):
-        return name == gpu.name
-    try:
-        return find_gpu(name).key == gpu.key
-    except UserError:
-        return False
 
 
 def summary(ledger: Sequence[Entry]) -> dict[str, Any]:
@@ -197,8 +184,5 @@ def summary(ledger: Sequence[Entry]) -> dict[str, Any]:
 def _errors(errors: Sequence[float]) -> dict[str, Any]:
     if not errors:
         return {"runs": 0, "median_error": None, "worst_error": None}
-    return {
-        "runs": len(errors),
-        "median_error": statistics.median(map(abs, errors)),
-        "worst_error": max(errors, key=abs),
-    }
+    worst = max(errors, key=abs)
+    return {"runs": len(errors), "median_error": statistics.median(map(abs, errors)), "worst_error": worst}

@@ -41,12 +41,8 @@ HOLES, UNSHARED, ROOM_FROM = 0.2, 0.15, 0.75
 VARIED = 2.2
 GATHERS = 2  # units of FSDP whose weights are gathered at a time: the next one's come while one computes (its `limit_all_gathers`)
 ACTIVATIONS = (
-    "layer inputs",
-    "second copies of layer inputs",
-    "activations",
-    "recomputed layer",
-    "gradients of activations",
-)
+    "layer inputs", "second copies of layer inputs", "activations", "recomputed layer", "gradients of activations",
+)  # fmt: skip
 # bitsandbytes before 0.43 hangs each matrix's own copy of its input on the graph, which lives until the next micro-batch's loss is there: the inputs
 # of this micro-batch and of a typical one before it (LitGPT's tables of 2023 and 2024 need 1.0 and 1.3 to 1.8 times the first alone).
 KEPT_INPUTS = 1.4
@@ -58,17 +54,13 @@ class Memory:
     """Memory on one GPU in GiB.
 
     Args:
-        phases: for each phase the terms alive in it.
-        reserved: what `nvidia-smi` will show: the allocator's blocks and the driver's context.
-        required: what the device must have, or the run fails.
-        capacity: what the device has.
         context: what the driver, the kernels and NCCL take of `reserved` and `required`; torch does not count it.
     """
 
-    phases: dict[str, dict[str, float]]
-    reserved: float
-    required: float
-    capacity: float
+    phases: dict[str, dict[str, float]]  # for each phase the terms alive in it
+    reserved: float  # what `nvidia-smi` will show: the allocator's blocks and the driver's context
+    required: float  # what the device must have, or the run fails
+    capacity: float  # what the device has
     context: float = 0.0
 
     @property
@@ -96,20 +88,27 @@ def memory_of(job: TrainingSetup) -> Memory:
     """Peak memory of the job's step on one GPU, see the module."""
     static = {**_weights(job), **_optimizer(job)}
     gradients = _gradients(job)
-    kept = gradients if job.grad_accum > 1 else {}  # gradients of earlier micro-batches are there all the time
+    earlier = gradients if job.grad_accum > 1 else {}  # gradients of earlier micro-batches are there all the time
     layer, transient = layer_activations(job)
     held, doubled = _held_layers(job, layer)
-    logits, head_gradient = _logits(job), _head_gradient(job)
+    logits, head_gradient = _logits(job), {}
+    if job.full:  # whole; in chunks it is summed up, and then there is a second one
+        size = job.shape.embedding * (4 if job.kernels.own else job.activation_bytes)
+        chunks = 2 if job.loss_kernel == "chunked" and "fsdp" not in job.sharding else 1
+        head_gradient = {"head's gradient": float(size * chunks)}
     gathered = _gathered(job)
     # The deepest layer is recomputed and differentiated while the inputs of all others wait. Where some of the last layers are kept, that is
     # less than what these have held before.
     recomputed = {"recomputed layer": layer} if job.grad_ckpt and not job.kept_layers else {}
     passing = {} if job.grad_accum > 1 else _passing_gradients(job)
     casts = _casts(job)
+    # An update in the backward pass, where no freed memory can be taken: 8-bit states are unpacked to fp32.
+    within = job.optimizer_in_backward and job.optimizer == "adamw-8bit" and not job.kernels.foreach
+    unpacked = {"optimizer's temporaries": job.shape.embedding * 4.0} if within else {}
     phases = {
-        "loss": {**static, **casts, **gathered, **kept, **held, **logits, **head_gradient, **_temporaries_within(job)},
+        "loss": {**static, **casts, **gathered, **earlier, **held, **logits, **head_gradient, **unpacked},
         "layer backward": {
-            **static, **({} if job.grad_ckpt else casts), **gathered, **kept, **passing, **held, **doubled, **recomputed, "gradients of activations": transient,
+            **static, **({} if job.grad_ckpt else casts), **gathered, **earlier, **passing, **held, **doubled, **recomputed, "gradients of activations": transient,
             **({} if job.sharding == "fsdp" else head_gradient),
         },
         "last layer backward": {**static, **gathered, **gradients, "one layer": layer + transient},
@@ -123,16 +122,18 @@ def _with_overheads(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> 
     memory = Memory(phases, 0, 0, job.gpu.gib)
     if job.gpu.is_cpu:
         for terms in phases.values():
-            terms["libraries and heap"] = SHAPES_GIB + _holes(job) / GIB if job.kernels.own else CPU_GIB
+            passing = job.tokens * job.shape.layers * (job.shape.hidden + job.shape.feed_forward)
+            holes = float(HOLE_BYTES * passing * (1 if job.quant == "none" else 2))
+            terms["libraries and heap"] = SHAPES_GIB + holes / GIB if job.kernels.own else CPU_GIB
         return Memory(phases, memory.peak, memory.peak / 0.95, job.gpu.gib)
     holes = FRAGMENTED_SHARDED if job.sharding in ("fsdp", "zero3") else FRAGMENTED
     context = CONTEXT_GIB + NCCL_GIB * (job.gpus > 1)
-    required = context + max(
-        sum(terms.values())
-        + holes * sum(terms.get(name, 0.0) for name in ACTIVATIONS)
-        + FRAGMENTED_LOGITS * terms.get("logits", 0.0)
-        for terms in phases.values()
-    )
+
+    def with_holes(terms: dict[str, float]) -> float:
+        activations = holes * sum(terms.get(name, 0.0) for name in ACTIVATIONS)
+        return sum(terms.values()) + activations + FRAGMENTED_LOGITS * terms.get("logits", 0.0)
+
+    required = context + max(map(with_holes, phases.values()))
     reserved = context + max(_reserved_blocks(job, phases), memory.peak)
     required = min(required, reserved)  # with all the blocks that it would keep a run has enough
     if reserved > job.gpu.gib:  # the allocator gives back blocks when it runs out, and keeps fewer from then on
@@ -143,17 +144,16 @@ def _with_overheads(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> 
 def _reserved_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> float:
     """GiB of blocks that torch's caching allocator keeps where memory is plenty.
 
-    It never gives a block back on its own, and divides a large one for small tensors but does not join small ones for a large one. So the blocks of
-    the logits in all their sizes serve the backward pass, and the optimizer step where they are large enough; activations and the optimizer's
-    tensors each have their own.
+    It never gives a block back on its own, and divides a large one for small tensors but does not join small ones. So
+    the blocks of the logits in all their sizes serve the backward pass, and the optimizer step where they are large enough;
+    activations and the optimizer's tensors each have their own.
     """
     loss, backward, step = (phases[name] for name in ("loss", "layer backward", "optimizer step"))
     static = sum(min(gib, step[name]) for name, gib in loss.items() if name in step)
     held = loss.get("layer inputs", 0.0) + loss.get("activations", 0.0)
     logits = loss.get("logits", 0.0) * job.kernels.logit_blocks + loss.get("last hidden states", 0.0)
-    passing = (1 + HOLES) * sum(
-        backward.get(name, 0.0) for name in ACTIVATIONS if name not in ("layer inputs", "activations")
-    )
+    in_passing = [name for name in ACTIVATIONS if name not in ("layer inputs", "activations")]
+    passing = (1 + HOLES) * sum(backward.get(name, 0.0) for name in in_passing)
     update = sum(step.values()) - static
     shared = max(logits, passing) + UNSHARED * min(logits, passing)
     gathered = loss.get("gathered weights", 0.0) * (GATHERS if job.sharding == "fsdp" else 1)
@@ -164,16 +164,9 @@ def _reserved_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) ->
     return total
 
 
-def _holes(job: TrainingSetup) -> float:
-    """Bytes of the heap between blocks in use, in tuneloop's own loop."""
-    passing = job.tokens * job.shape.layers * (job.shape.hidden + job.shape.feed_forward)
-    return float(HOLE_BYTES * passing * (1 if job.quant == "none" else 2))
-
-
 def _shards(job: TrainingSetup, what: str) -> int:
-    divided = {"fsdp": ("weights", "gradients", "states"), "zero3": ("weights", "gradients", "states"),
-               "zero2": ("gradients", "states")}  # fmt: skip
-    return job.gpus if what in divided.get(job.sharding, ()) else 1
+    divided = job.sharding in ("fsdp", "zero3") or (job.sharding == "zero2" and what != "weights")
+    return job.gpus if divided else 1
 
 
 def _stored_bytes(job: TrainingSetup) -> int:
@@ -218,8 +211,8 @@ def _weights(job: TrainingSetup) -> dict[str, float]:
 def _casts(job: TrainingSetup) -> dict[str, float]:
     """What torch.autocast made of the weights: kept for the backward pass, with checkpointing until the loss is there.
 
-    Its cache takes leaves that need a gradient (ATen's `autocast_mode.cpp`), so that of frozen ones checkpointing leaves those of a layer. Views into FSDP's flat
-    weights are all kept (ATorch's table: 12.5 GiB for 7B, with adapters as with all weights trained).
+    Its cache takes leaves that need a gradient (ATen's `autocast_mode.cpp`): of frozen ones checkpointing leaves those
+    of a layer. Views into FSDP's flat weights are all kept (ATorch's table: 12.5 GiB for 7B, adapters or not).
     """
     if not job.autocast:
         return {}
@@ -248,15 +241,12 @@ def _gradients(job: TrainingSetup) -> dict[str, float]:
     if job.optimizer_in_backward and job.grad_accum == 1:  # those of earlier micro-batches wait for the last one
         return {"gradients": _passing_gradients(job).get("gradients in flight", 0.0)}
     size = job.trainable * _trained_bytes(job)
-    terms = {
-        "gradients": 0.0 if job.offload and job.sharding in ("fsdp", "zero3") else size / _shards(job, "gradients")
-    }
+    away = job.offload and job.sharding in ("fsdp", "zero3")
+    terms = {"gradients": 0.0 if away else size / _shards(job, "gradients")}
     if job.sharding == "ddp":
         terms["reduction buckets"] = size
-    if job.sharding.startswith("zero"):
-        terms["reduction buckets"] = (
-            2 * min(job.shape.hidden**2, job.trainable) * _trained_bytes(job)
-        )  # Transformers' auto
+    if job.sharding.startswith("zero"):  # Transformers' auto
+        terms["reduction buckets"] = 2 * min(job.shape.hidden**2, job.trainable) * _trained_bytes(job)
     return terms
 
 
@@ -264,18 +254,8 @@ def _passing_gradients(job: TrainingSetup) -> dict[str, float]:
     """A layer's whole gradient, before it is divided or applied."""
     if not job.full:
         return {}
-    return {
-        "gradients in flight": job.shape.layer_matrices
-        * (2 if job.dtype == "mixed" and not job.autocast else _trained_bytes(job))
-    }
-
-
-def _head_gradient(job: TrainingSetup) -> dict[str, float]:
-    """The head's whole gradient; in chunks it is summed up, and then there is a second one."""
-    if not job.full:
-        return {}
-    size = job.shape.embedding * (4 if job.kernels.own else job.activation_bytes)
-    return {"head's gradient": size * (2 if job.loss_kernel == "chunked" and "fsdp" not in job.sharding else 1)}
+    width = 2 if job.dtype == "mixed" and not job.autocast else _trained_bytes(job)
+    return {"gradients in flight": job.shape.layer_matrices * width}
 
 
 def _temporaries(job: TrainingSetup) -> dict[str, float]:
@@ -283,23 +263,14 @@ def _temporaries(job: TrainingSetup) -> dict[str, float]:
         # AdamW goes through weights in stretches; the paged one of bitsandbytes sees a whole one, and its gradient, in fp32.
         whole = 8.0 if _keeps_rests(job) and job.optimizer.startswith("paged") else 0.0
         return {"optimizer's temporaries": job.shape.embedding * whole / _shards(job, "states")}
-    if job.offload or job.optimizer_in_backward or job.gpu.is_cpu:
-        return {}
-    if job.sharding.startswith("zero"):  # fused Adam over flat parts
+    fused = job.sharding.startswith("zero")  # Adam over flat parts
+    if job.offload or job.optimizer_in_backward or job.gpu.is_cpu or fused:
         return {}
     if job.optimizer == "adamw-8bit" and not job.kernels.foreach:
         return {"optimizer's temporaries": job.shape.embedding * 4.0}
     if job.kernels.foreach and job.optimizer in ("adamw", "adamw-bf16"):
         width = 2 if job.optimizer == "adamw-bf16" else 4
         return {"optimizer's temporaries": job.trainable * max(width, _trained_bytes(job)) / _shards(job, "states")}
-    return {}
-
-
-def _temporaries_within(job: TrainingSetup) -> dict[str, float]:
-    """What an update of the largest weight needs where no freed memory can be taken for it: in the backward pass, where 8-bit states are unpacked
-    to fp32."""
-    if job.optimizer_in_backward and job.optimizer == "adamw-8bit" and not job.kernels.foreach:
-        return {"optimizer's temporaries": job.shape.embedding * 4.0}
     return {}
 
 
@@ -377,9 +348,8 @@ def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
     read = rows * (job.seq_len + shared + virtual) + shared
     stored: float = job.tokens * elements + 2 * shape.keys * read
     if short:
-        of_row = (
-            _causal(job.seq_len) if virtual else job.seq_len**2
-        )  # the constants of the other methods were set with whole squares
+        # whole squares otherwise: with those the constants of the other methods were set
+        of_row = _causal(job.seq_len) if virtual else job.seq_len**2
         stored += shape.heads * (rows * (job.seq_len * (shared + virtual) + of_row) + shared**2)
     passing = job.tokens * (2 * hidden + 3 * forward)
     # The lengths of the largest matrix, in fp32, of it and its update.
@@ -388,7 +358,7 @@ def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
 
 
 def _causal(length: int) -> float:
-    """Weights that a row's queries keep of its own keys: blocks of queries see the keys up to their last one (`query_blocks` of models/llama.py)."""
+    """Weights that a row's queries keep of its own keys, by blocks: `query_blocks` of models/llama.py."""
     blocks = max(1, round(length / OWN_QUERY_BLOCK))
     return length**2 * (blocks + 1) / (2 * blocks)
 
@@ -407,20 +377,15 @@ def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], di
     if job.sharding == "fsdp" and job.kernels.fsdp == 1 and not job.full and job.grad_ckpt:
         doubled = {"second copies of layer inputs": one * max(shape.layers - 2, 0)}
     terms: dict[str, float] = {"layer inputs": inputs}
-    if kept := job.kept_layers if job.grad_ckpt else shape.layers:
-        terms["activations"] = layer * kept - _left_out(job)
+    if layers := job.kept_layers if job.grad_ckpt else shape.layers:
+        left_out = 0.0
+        if job.kernels.own and not job.gpu.is_cpu and job.supervised:
+            # In tuneloop's loop on a GPU the last layer is computed, behind attention, where something is supervised.
+            elements = shape.hidden * (1 + job.needs("gate_proj", "up_proj"))
+            elements += shape.feed_forward * (2 + job.needs("down_proj"))
+            left_out = float(max(job.tokens - job.supervised, 0) * elements * job.activation_bytes)
+        terms["activations"] = layer * layers - left_out
     return terms, doubled
-
-
-def _left_out(job: TrainingSetup) -> float:
-    """Bytes that the last layer does not keep on a GPU in tuneloop's loop: behind attention it is computed where something is supervised."""
-    if not job.kernels.own or job.gpu.is_cpu or not job.supervised:
-        return 0.0
-    shape = job.shape
-    elements = shape.hidden * (1 + job.needs("gate_proj", "up_proj")) + shape.feed_forward * (
-        2 + job.needs("down_proj")
-    )
-    return float(max(job.tokens - job.supervised, 0) * elements * job.activation_bytes)
 
 
 def _logits(job: TrainingSetup) -> dict[str, float]:

@@ -14,7 +14,7 @@ from tuneloop.models.methods import USUAL, method_named
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.plan import cost as costs
 from tuneloop.plan.cost import ONE_RUN, Cost, Efforts, Interruptions
-from tuneloop.plan.gpus import CPU, Figures, Gpu, all_gpus, find_gpu, own_card
+from tuneloop.plan.gpus import CPU, Gpu, all_gpus, find_gpu, own_card
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import Entry, learned_speed, read_ledger
 from tuneloop.plan.memory import Memory, memory_of
@@ -38,28 +38,22 @@ def loop_rows(length: float, *, full_on_cpu: bool = False) -> int:
 
 def loop_batches(length: float, *, full_on_cpu: bool = False) -> tuple[int, ...]:
     """Rows at once as the loop takes them, and fewer: it divides a micro-batch that does not fit."""
-    rows, batches = loop_rows(length, full_on_cpu=full_on_cpu), []
-    while rows:
-        batches.append(rows)
-        rows //= 2
-    return tuple(batches)
+    rows = loop_rows(length, full_on_cpu=full_on_cpu)
+    return tuple(rows >> halvings for halvings in range(rows.bit_length()))
 
 
 def usual_settings(method: str, shape: ModelShape, longest: int | None, *, cpu: bool = False) -> dict[str, Any]:
     """Settings of a job that trains on a data set: rows as long as its longest, layers recomputed, no logits kept.
 
     Args:
-        method: its name, or its file. shape: the model's sizes.
+        method: its name, or its file.
         longest: tokens of the longest row; None: `NO_LENGTH`.
         cpu: whether the processor trains.
     """
     footprint = method_named(method).footprint
     length = min(longest or NO_LENGTH, shape.context or 1 << 20)
-    settings: dict[str, Any] = {
-        "seq_len": length,
-        "micro_batch": loop_batches(length, full_on_cpu=cpu and footprint.all_weights),
-    }
-    settings |= footprint.usual
+    batches = loop_batches(length, full_on_cpu=cpu and footprint.all_weights)
+    settings: dict[str, Any] = {"seq_len": length, "micro_batch": batches, **footprint.usual}
     if not cpu:
         settings |= {"grad_ckpt": True, "loss_kernel": "fused", **footprint.usual_on_gpu}
     return settings
@@ -110,8 +104,6 @@ class MachineOption:
 
     Args:
         hours, low, high: of the whole run, in the middle and the range that 80 % of runs keep to.
-        parts: hours by part. price, cost: None where no price is known.
-        corrected_by: runs on this machine that the speed is corrected by, in words, or nothing.
     """
 
     job: TrainingSetup
@@ -120,10 +112,10 @@ class MachineOption:
     hours: float
     low: float
     high: float
-    parts: dict[str, float]
-    cost: Cost | None
+    parts: dict[str, float]  # hours by part
+    cost: Cost | None  # None where no price is known
     price: Price | None
-    corrected_by: str = ""
+    corrected_by: str = ""  # runs on this machine that the speed is corrected by, in words, or nothing
 
     @property
     def fits(self) -> bool:
@@ -138,51 +130,53 @@ class MachineOption:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is planned, on which machines, at which prices.
-
-    Args:
-        settings: names of `Job`, and `gpu`, `gpus`, `sharding` where they are given; `micro_batch` may be several, the
-            first that fits is taken.
-        lengths, epochs: how much is trained on. prices, tier: what machines cost.
-        efforts: what it takes apart from the run; `storage_gb` of 0 stands for what the run leaves.
-        per_hour: expected interruptions an hour of one machine. checkpoint_minutes: between checkpoints. Not given: what the tier
-            lets expect, and the best interval.
-        ledger: earlier runs.
-    """
+    """What is planned, on which machines, at which prices."""
 
     model: str
     shape: ModelShape
+    # by the names of `TrainingSetup`, `gpu`, `gpus`, `sharding` where given; of several `micro_batch` the first that fits
     settings: Mapping[str, Any]
     lengths: Lengths
     epochs: float
     prices: PriceTable
     tier: Tier = "on-demand"
-    efforts: Efforts = ONE_RUN
-    per_hour: float | None = None
-    checkpoint_minutes: float | None = None
-    ledger: Sequence[Entry] = field(default_factory=read_ledger)
+    efforts: Efforts = ONE_RUN  # what it takes apart from the run; `storage_gb` of 0 stands for what the run leaves
+    per_hour: float | None = None  # expected interruptions an hour of one machine; None: what the tier lets expect
+    checkpoint_minutes: float | None = None  # between checkpoints; None: the best interval
+    ledger: Sequence[Entry] = field(default_factory=read_ledger)  # earlier runs
 
 
 def machines(ask: PlanRequest) -> tuple[list[MachineOption], list[str]]:
-    """Every machine that is asked for with the simplest way to share the work that fits, the cheapest first; and what was left out.
+    """Every machine in question with the simplest way to share the work that fits, and what was left out.
+
+    What fits comes first, then what ends within a week, then the cheapest; what does not fit by how little it lacks.
 
     Raises:
         UserError: unknown names, numbers that can't be, or settings that exclude each other.
     """
     left_out: list[str] = []
     simplest = [next((job for job in jobs if memory_of(job).fits), jobs[-1]) for jobs in _jobs(ask, left_out)]
-    return sorted((_option(ask, job) for job in simplest), key=_order), left_out
+
+    def order(option: MachineOption) -> tuple[bool, bool, float, float]:
+        if not option.fits:
+            return True, False, option.memory.required / option.memory.capacity, 0.0
+        usd = option.cost.usd if option.cost else option.bare_usd if option.price else math.inf
+        return False, option.hours > A_WEEK, usd, option.hours
+
+    return sorted((_option(ask, job) for job in simplest), key=order), left_out
 
 
 def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan of a job on every machine that is asked for, as `plan.json` holds it, with the `table` of all.
+    """The plan of a job on every machine in question, as `plan.json` holds it, with the `table` of all.
 
     A GPU named without a count is one GPU: what more of them would do is in the table.
 
     Args:
-        settings: what the command line was given, by the names of `Job`, and `model`, `gpu`, `gpus`, `tokens`, `dataset`,
-            `epochs`, `tier`, `prices`, `usd_per_gpu_hour`, `interruptions_per_hour`, `checkpoint_minutes`, those of
-            `Efforts`, `providers` whose bundled prices count (default: all), and `gpu_memory`, `gpu_tflops`, `gpu_bandwidth`, `gpu_link`, `gpu_price` of a card of one's own; None means not given.
+        settings: what the command line was given, by the names of `TrainingSetup`, and `model`, `gpu`, `gpus`,
+            `tokens`, `dataset`, `epochs`, `tier`, `prices`, `usd_per_gpu_hour`, `interruptions_per_hour`,
+            `checkpoint_minutes`, those of `Efforts`, `providers` whose bundled prices count (default: all), and
+            `gpu_memory`, `gpu_tflops`, `gpu_bandwidth`, `gpu_link`, `gpu_price` of a card of one's own; None means not
+            given.
 
     Raises:
         UserError: unknown names, numbers that can't be, or settings that exclude each other.
@@ -190,14 +184,18 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in settings.items() if value is not None}
     name, shape, assumed = find_model(given.pop("model"))
     tier, price_file, usd = given.pop("tier", "on-demand"), given.pop("prices", None), _own_card(given, assumed)
-    lengths, epochs, said_of_data = _lengths(given)
-    assumed += said_of_data
+    lengths, epochs, sentences = _lengths(given)
+    assumed += sentences
     stated = dict(given)
     if lengths.longest:
         cpu = bool(given.get("gpu")) and find_gpu(given["gpu"]).is_cpu
         given = {**usual_settings(given.get("method", USUAL.name), shape, lengths.longest, cpu=cpu), **given}
     if "seq_len" not in given:
-        given["seq_len"] = _sequence(shape, lengths, given, assumed)
+        given["seq_len"] = min(2048, shape.context or 2048)
+        if lengths.longest and not given.get("packing"):
+            given["seq_len"] = min(lengths.longest, shape.context or 2048)
+        else:
+            assumed.append(f"rows of {given['seq_len']:,} tokens (--seq-len)")
     if "micro_batch" not in given:
         given["micro_batch"] = loop_batches(given["seq_len"])
     if given.get("packing") is False or (lengths.mean and not given.get("packing")):
@@ -231,14 +229,13 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _own_card(given: dict[str, Any], assumed: list[str]) -> Any:
     """Put a card of the user's own in the place of the GPU's name; what an hour of the GPU costs, where that is said."""
-    figures = Figures(*(given.pop(f"gpu_{name}", None) for name in ("memory", "tflops", "bandwidth", "link")))
+    numbers = {name: given.pop(f"gpu_{name}", None) for name in ("memory", "tflops", "bandwidth", "link")}
     usd, price = given.pop("usd_per_gpu_hour", None), given.pop("gpu_price", None)
     if usd is not None and price is not None:
-        raise UserError(
-            "--gpu-price and --usd-per-gpu-hour say the same", where="--gpu-price", next_step="give one of them"
-        )
-    if figures != Figures():
-        card = given["gpu"] = own_card(given.get("gpu"), figures)
+        what = "--gpu-price and --usd-per-gpu-hour say the same"
+        raise UserError(what, where="--gpu-price", next_step="give one of them")
+    if any(value is not None for value in numbers.values()):
+        card = given["gpu"] = own_card(given.get("gpu"), **numbers)
         assumed.append(f"a card of {card.gib:g} GiB, {card.tflops:g} TFLOPS, {card.gb_s:g} GB/s, {card.link_gb_s:g} GB/s to its neighbour (--gpu-memory, "
                        "--gpu-tflops, --gpu-bandwidth, --gpu-link)")  # fmt: skip
     return price if usd is None else usd
@@ -254,22 +251,10 @@ def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | 
     if usd_per_gpu_hour is None:
         return here
     if not gpu or not 0 <= usd_per_gpu_hour <= 10_000:
-        raise UserError(
-            f"${usd_per_gpu_hour:g} an hour is the price of no GPU", where="--usd-per-gpu-hour, --gpu-price",
-            next_step="give dollars an hour from 0 to 10,000, and name the GPU with --gpu",
-        )  # fmt: skip
+        what = f"${usd_per_gpu_hour:g} an hour is the price of no GPU"
+        step = "give dollars an hour from 0 to 10,000, and name the GPU with --gpu"
+        raise UserError(what, where="--usd-per-gpu-hour, --gpu-price", next_step=step)
     return here.with_price("given", find_gpu(gpu).key, usd_per_gpu_hour, tier)
-
-
-def _order(option: MachineOption) -> tuple[bool, bool, float, float]:
-    """What fits first, then what ends within a week, then the cheapest; what does not fit by how little it lacks."""
-    if not option.fits:
-        return True, False, option.memory.required / option.memory.capacity, 0.0
-    usd = option.cost.usd if option.cost else option.bare_usd if option.price else math.inf
-    return False, option.hours > A_WEEK, usd, option.hours
-
-
-# --- what is asked -----------------------------------------------------------------------------
 
 
 def _lengths(given: dict[str, Any]) -> tuple[Lengths, float, list[str]]:
@@ -277,30 +262,27 @@ def _lengths(given: dict[str, Any]) -> tuple[Lengths, float, list[str]]:
     if tokens is not None and dataset is not None:
         raise UserError("--tokens and --dataset both say how much is trained on", where="tokens", next_step="give one")
     if tokens is not None and not 1 <= tokens <= 10**15:
-        raise UserError(f"tokens is {tokens}; it is a number from 1 to 10^15", where="tokens",
-                        next_step="give the tokens of one pass over the data")  # fmt: skip
+        what = f"tokens is {tokens}; it is a number from 1 to 10^15"
+        raise UserError(what, where="tokens", next_step="give the tokens of one pass over the data")
     if epochs is not None and not 0 < epochs <= 10_000:
-        raise UserError(f"epochs is {epochs}; it is a number above 0, at most 10,000", where="epochs",
-                        next_step="give the passes over the data")  # fmt: skip
+        what = f"epochs is {epochs}; it is a number above 0, at most 10,000"
+        raise UserError(what, where="epochs", next_step="give the passes over the data")
     passes = epochs or (DEFAULT_EPOCHS if dataset else 1.0)
-    said_of_data = [] if epochs else [f"{passes:g} pass{'es' if passes > 1 else ''} over the data (--epochs)"]
+    sentences = [] if epochs else [f"{passes:g} pass{'es' if passes > 1 else ''} over the data (--epochs)"]
     if dataset:
-        return _of_dataset(Path(dataset)), passes, said_of_data
+        path = Path(dataset) / "dataset.json" if Path(dataset).is_dir() else Path(dataset)
+        if not path.is_file():
+            what, step = (
+                "No prepared data set there (no dataset.json)",
+                "`tuneloop prepare` makes one; or give --tokens",
+            )
+            raise UserError(what, where=str(Path(dataset)), next_step=step)
+        return lengths_of(read_manifest(path), str(path)), passes, sentences
+    sentence = "rows are full: name your data for the padding of yours (tuneloop plan DATA)"
     if tokens is None:
-        said_of_data.append(
-            f"{DEFAULT_TOKENS:,} tokens to train on, in full rows (--tokens N, or name your data: tuneloop plan DATA)"
-        )
-    else:
-        said_of_data.append("rows are full: name your data for the padding of yours (tuneloop plan DATA)")
-    return Lengths(tokens or DEFAULT_TOKENS), passes, said_of_data
-
-
-def _of_dataset(folder: Path) -> Lengths:
-    path = folder / "dataset.json" if folder.is_dir() else folder
-    if not path.is_file():
-        raise UserError("No prepared data set there (no dataset.json)", where=str(folder),
-                        next_step="`tuneloop prepare` makes one; or give --tokens")  # fmt: skip
-    return lengths_of(read_manifest(path), str(path))
+        flags = "--tokens N, or name your data: tuneloop plan DATA"
+        sentence = f"{DEFAULT_TOKENS:,} tokens to train on, in full rows ({flags})"
+    return Lengths(tokens or DEFAULT_TOKENS), passes, [*sentences, sentence]
 
 
 def lengths_of(manifest: DatasetManifest, where: str) -> Lengths:
@@ -311,21 +293,13 @@ def lengths_of(manifest: DatasetManifest, where: str) -> Lengths:
     """
     tokens, val = manifest.splits.train.tokens, manifest.splits.val.tokens
     if tokens is None:
-        raise UserError("The data set's manifest has no token statistics", where=where,
-                        next_step="prepare it again, or give --tokens")  # fmt: skip
+        what = "The data set's manifest has no token statistics"
+        raise UserError(what, where=where, next_step="prepare it again, or give --tokens")
     total = tokens.total + (manifest.mix.general.tokens if manifest.mix else 0)  # rows mixed in are trained on too
     if total < 1:
         raise UserError("The data set has no training tokens", where=where, next_step="prepare it again")
     val_tokens = val.total if val else 0
     return Lengths(total, tokens.mean, tokens.p50, tokens.p90, longest=tokens.max, val_tokens=val_tokens)
-
-
-def _sequence(shape: ModelShape, lengths: Lengths, given: Mapping[str, Any], assumed: list[str]) -> int:
-    most = shape.context or 2048
-    if lengths.longest and not given.get("packing"):
-        return min(lengths.longest, most)
-    assumed.append(f"rows of {min(2048, most):,} tokens (--seq-len)")
-    return min(2048, most)
 
 
 def _jobs(ask: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
@@ -334,22 +308,20 @@ def _jobs(ask: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSetup]
     gpu, count, sharding = given.pop("gpu", None), given.pop("gpus", None), given.pop("sharding", None)
     rows = given.pop("micro_batch", None)
     batches = rows if isinstance(rows, tuple) else (rows,)
-    named = (
-        [find_gpu(gpu)]
-        if gpu
-        else [card for card in all_gpus().values() if ask.prices.gpu(card.key, ask.tier) or ask.prices.gpu(card.key)]
-    )
-    for device in named:
+    cards = (card for card in all_gpus().values() if ask.prices.gpu(card.key, ask.tier) or ask.prices.gpu(card.key))
+    for device in [find_gpu(gpu)] if gpu else cards:
         counts = (count,) if count is not None else (1,) if device.is_cpu else COUNTS
         for gpus in counts:
-            if count is None and sharding not in (None, "none") and gpus == 1:
-                continue
-            if count is None and sharding == "none" and gpus > 1:
+            if count is None and sharding and (sharding == "none") != (gpus == 1):
                 continue
             ways = [sharding] if sharding else ["none"] if gpus == 1 else ["ddp", "fsdp"]
             usual = {**given, "model": ask.model, "shape": ask.shape, "gpu": device, "gpus": gpus}
+            if not device.bf16 and "dtype" not in given:
+                usual["dtype"] = "fp16"
             try:
-                usual |= _usual(device, given)
+                if not device.bf16 and usual["dtype"] in ("bf16", "mixed", "autocast"):
+                    what = f"There is no bfloat16 on {device.name}"
+                    raise UserError(what, where="dtype", next_step="use --dtype fp16")
                 yield [
                     make_job(**{**usual, "sharding": way, "micro_batch": batch})
                     for way in ways
@@ -363,22 +335,17 @@ def _jobs(ask: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSetup]
                 break
 
 
-def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
-    if not gpu.bf16 and "dtype" not in given:
-        return {"dtype": "fp16"}
-    if not gpu.bf16 and given["dtype"] in ("bf16", "mixed", "autocast"):
-        raise UserError(f"There is no bfloat16 on {gpu.name}", where="dtype", next_step="use --dtype fp16")
-    return {}
-
-
-# --- one machine -------------------------------------------------------------------------------
-
-
 def _option(ask: PlanRequest, job: TrainingSetup) -> MachineOption:
     """The job on its machine; without a cost where it does not fit."""
-    typical = _typical(ask, job)
+    # with the micro-batch that most steps have: memory is for the longest rows, short ones are computed more at a time
+    typical, lengths = job, ask.lengths
+    if lengths.mean and not job.packing:
+        rows = job.micro_batch
+        if isinstance(ask.settings.get("micro_batch"), tuple):
+            rows = max(rows, loop_rows(lengths.mean, full_on_cpu=job.full and job.gpu.is_cpu))
+        length = min(round(lengths.expected_longest(rows)), job.seq_len)
+        typical = replace(job, micro_batch=rows, seq_len=length)
     speed, corrected_by = learned_speed(typical, ask.ledger)
-    lengths = ask.lengths
     rate = speed.tokens_per_second * lengths.efficiency(typical.micro_batch, job.packing)
     val = lengths.val_tokens or lengths.tokens // 10
     parts = {
@@ -406,17 +373,6 @@ def _option(ask: PlanRequest, job: TrainingSetup) -> MachineOption:
     return MachineOption(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, corrected_by)
 
 
-def _typical(ask: PlanRequest, job: TrainingSetup) -> TrainingSetup:
-    """The job with the micro-batch that most steps have: memory is for the longest rows, and short ones are computed more at a time."""
-    lengths = ask.lengths
-    if not lengths.mean or job.packing:
-        return job
-    rows = job.micro_batch
-    if isinstance(ask.settings.get("micro_batch"), tuple):
-        rows = max(rows, loop_rows(lengths.mean, full_on_cpu=job.full and job.gpu.is_cpu))
-    return replace(job, micro_batch=rows, seq_len=min(round(lengths.expected_longest(rows)), job.seq_len))
-
-
 def _row(option: MachineOption) -> dict[str, Any]:
     job, memory = option.job, option.memory
     cost = option.cost
@@ -432,10 +388,9 @@ def _row(option: MachineOption) -> dict[str, Any]:
 
 
 def _times(option: MachineOption) -> dict[str, float | None]:
-    if not option.fits:
-        return dict.fromkeys(("hours", "low", "high", "tokens_per_second"))
     speed = round(option.speed.tokens_per_second)
-    return {"hours": option.hours, "low": option.low, "high": option.high, "tokens_per_second": speed}
+    times = {"hours": option.hours, "low": option.low, "high": option.high, "tokens_per_second": speed}
+    return {name: value if option.fits else None for name, value in times.items()}
 
 
 def _as_json(option: MachineOption) -> dict[str, Any]:
@@ -444,7 +399,8 @@ def _as_json(option: MachineOption) -> dict[str, Any]:
     return {
         "version": 1, "model": job.model, "method": job.method,
         "gpu": job.gpu.key, "gpus": 0 if job.gpu.is_cpu else job.gpus, "fits": option.fits,
-        "trainable_parameters": job.trainable, "total_parameters": job.shape.parameters, "settings": _settings(job),
+        "trainable_parameters": job.trainable, "total_parameters": job.shape.parameters,
+        "settings": {name: value for name, value in vars(job).items() if name not in ("model", "shape", "gpu", "gpus")},
         "memory": {
             "peak_gib": round(memory.peak, 3), "capacity_gib": round(memory.capacity, 2),
             "phase": memory.phase, "terms": rounded[memory.phase], "phases": rounded,
@@ -462,11 +418,6 @@ def _as_json(option: MachineOption) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _settings(job: TrainingSetup) -> dict[str, Any]:
-    hidden = {"model", "shape", "gpu", "gpus"}
-    return {name: value for name, value in vars(job).items() if name not in hidden}
-
-
 def _assumptions(option: MachineOption, given: Mapping[str, Any]) -> list[str]:
     job = option.job
     sentences = []
@@ -481,23 +432,15 @@ def _assumptions(option: MachineOption, given: Mapping[str, Any]) -> list[str]:
     elif "grad_ckpt" not in given:
         sentences.append("layers are computed again in the backward pass (--no-grad-ckpt)")
     if job.adapted:
-        sentences.append(
-            f"rank {job.rank} on {', '.join(t.removesuffix('_proj') for t in job.targets)} (--rank, --targets)"
-        )
+        targets = ", ".join(target.removesuffix("_proj") for target in job.targets)
+        sentences.append(f"rank {job.rank} on {targets} (--rank, --targets)")
     if job.virtual_tokens:
         sentences.append(f"{job.virtual_tokens} virtual tokens (--prefix-tokens)")
     if not option.fits:
         return [*sentences, "no time and no cost: it does not fit"]
-    sentences.append(
-        option.corrected_by
-        or (f"speed of {job.gpu.name}: {job.gpu.share_of}" if job.gpu.is_cpu
-            else f"{option.speed.share:.0%} of the {job.gpu.name}'s peak is reached: {job.gpu.share_of}")
-    )  # fmt: skip
-    sentences.append(
-        f"time and dollars: 80 % of published runs lie within a factor of {SPREAD:g}; one run, its machine paid while it runs"
-    )
-    if option.cost:
-        sentences += option.cost.assumptions
-    else:
-        sentences.append("no price is known for this machine")
-    return sentences
+    speed = f"{option.speed.share:.0%} of the {job.gpu.name}'s peak is reached: {job.gpu.share_of}"
+    if job.gpu.is_cpu:
+        speed = f"speed of {job.gpu.name}: {job.gpu.share_of}"
+    spread = f"time and dollars: 80 % of published runs lie within a factor of {SPREAD:g}"
+    sentences += [option.corrected_by or speed, f"{spread}; one run, its machine paid while it runs"]
+    return sentences + (option.cost.assumptions if option.cost else ["no price is known for this machine"])

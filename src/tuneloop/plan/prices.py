@@ -6,6 +6,7 @@ these over the bundled ones; among prices of one level the smallest bill wins.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -20,7 +21,7 @@ import yaml
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import home, write_yaml
-from tuneloop.plan.gpus import CPU, all_gpus
+from tuneloop.plan.gpus import CPU, all_gpus, packaged_yaml
 
 Tier = Literal["on-demand", "spot", "community", "reserved"]
 TIERS: tuple[Tier, ...] = ("on-demand", "spot", "community", "reserved")
@@ -34,25 +35,15 @@ CPU_USD_PER_HOUR = 0.05  # of this machine without a GPU, unless it is given: ab
 
 @dataclass(frozen=True)
 class Price:
-    """An offer: what one GPU costs for an hour.
+    """An offer: what one GPU costs for an hour."""
 
-    Args:
-        provider: who rents it out.
-        gpu: key, as in `gpus.yaml`.
-        gpus: fewest GPUs that are rented together at this price.
-        tier: `on-demand`, `spot` (may be taken away), `community` (private hosts) or `reserved`.
-        usd_per_hour: for one GPU.
-        date: day the price was read, ISO 8601.
-        source: where it stands.
-    """
-
-    provider: str
-    gpu: str
-    gpus: int
-    tier: Tier
-    usd_per_hour: float
-    date: str
-    source: str
+    provider: str  # who rents it out
+    gpu: str  # key, as in `gpus.yaml`
+    gpus: int  # fewest GPUs that are rented together at this price
+    tier: Tier  # `on-demand`, `spot` (may be taken away), `community` (private hosts) or `reserved`
+    usd_per_hour: float  # for one GPU
+    date: str  # day the price was read, ISO 8601
+    source: str  # where it stands
 
     def machines_usd(self, gpus: int) -> float:
         """Dollars an hour for at least `gpus` GPUs: machines are rented whole."""
@@ -107,9 +98,8 @@ class PriceTable:
     def offers(self, gpu: str, tier: str = "on-demand") -> list[Price]:
         """Offers of the first level that has any for this GPU and tier, the cheapest first."""
         for level in self.levels:
-            found = [price for price in level if price.gpu == gpu and price.tier == tier]
-            if found:
-                return sorted(found, key=lambda price: (price.usd_per_hour, price.gpus, price.provider))
+            if offers := [price for price in level if price.gpu == gpu and price.tier == tier]:
+                return sorted(offers, key=lambda price: (price.usd_per_hour, price.gpus, price.provider))
         return []
 
     def of(self, providers: Sequence[str]) -> PriceTable:
@@ -125,8 +115,9 @@ class PriceTable:
     def gpu(self, gpu: str, tier: str = "on-demand", gpus: int = 1) -> Price | None:
         """The offer with the smallest bill for `gpus` GPUs, or None where there is no price.
 
-        A spot machine that costs more than one on demand is not taken (its fewest GPUs may be more than are needed): then the price on demand is
-        given, and says so. Where a card is not rented out on demand, a private host's price stands for it.
+        A spot machine that costs more than one on demand is not taken (its fewest GPUs may be more than are needed):
+        then the price on demand is given, and says so. Where a card is not rented out on demand, a private host's price
+        stands for it.
 
         Raises:
             UserError: an unknown tier.
@@ -154,10 +145,10 @@ def load_prices(own: Path | str | None = None) -> PriceTable:
     Raises:
         UserError: a price file is missing, damaged or has gaps.
     """
-    given = Path(own) if own else own_file()
-    if own and not given.is_file():
+    mine = Path(own) if own else own_file()
+    if own and not mine.is_file():
         raise UserError("No such price file", where=str(own), next_step="check the path")
-    files = [path for path in (given, fetched_file()) if path.is_file()]
+    files = [path for path in (mine, fetched_file()) if path.is_file()]
     return _load(tuple((str(path), path.stat().st_mtime_ns) for path in files))
 
 
@@ -178,8 +169,7 @@ def fetched_file() -> Path:
 
 @functools.cache
 def _load(files: tuple[tuple[str, int], ...]) -> PriceTable:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    bundled = yaml.load(BUNDLED.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - the safe loader, in C
+    bundled = packaged_yaml(BUNDLED)
     gpus = {*all_gpus(), *(gpu for group in bundled["offers"] for gpu in group["usd_per_gpu_hour"])}
     levels = [tuple(_own_offers(Path(path), gpus)) for path, _ in files]
     return PriceTable(
@@ -203,18 +193,12 @@ def _offers(groups: Iterable[Mapping[str, Any]]) -> Iterable[Price]:
 
 
 def _own_offers(path: Path, gpus: set[str]) -> Iterable[Price]:
-    """The offers of a file that people write, checked entry by entry.
-
-    Raises:
-        UserError: it is no YAML, has gaps, unknown keys or GPUs, or prices that can't be.
-    """
+    """The offers of a file that people write, checked entry by entry."""
     values = _read(path)
     _refuse_unknown(values, {"version", "currency", "offers"}, str(path))
     if values.get("currency", "USD") != "USD":
-        raise UserError(
-            f"Prices in {values['currency']!r}: nothing is converted, all figures are US dollars",
-            where=f"{path}: currency", next_step="write the prices in US dollars",
-        )  # fmt: skip
+        what = f"Prices in {values['currency']!r}: nothing is converted, all prices are US dollars"
+        raise UserError(what, where=f"{path}: currency", next_step="write the prices in US dollars")
     groups = values.get("offers")
     if not isinstance(groups, list) or not groups:
         raise UserError("The price file has no offers", where=str(path), next_step=EXAMPLE)
@@ -226,12 +210,15 @@ def _own_group(group: Any, where: str, gpus: set[str]) -> list[Price]:
         raise UserError("An offer is a mapping", where=where, next_step=EXAMPLE)
     _refuse_unknown(group, {"provider", "tier", "date", "source", "machine", "usd_per_gpu_hour"}, where)
     tier, machine, prices = group.get("tier", "on-demand"), group.get("machine", 1), group.get("usd_per_gpu_hour")
+    is_date = False
+    with contextlib.suppress(ValueError):
+        is_date = bool(Day.fromisoformat(str(group.get("date"))))
     checks = (
         *((group.get(key), f"The offer has no {key!r}", EXAMPLE) for key in ("provider", "date", "usd_per_gpu_hour")),
         (tier in TIERS, f"No price tier {tier!r}", f"choose one of {', '.join(TIERS)}"),
         (type(machine) is int and 1 <= machine <= 1024, f"machine is a count of GPUs, not {machine!r}",
          "leave it out, or write 8"),
-        (_is_date(group.get("date")), f"Not a date: {group.get('date')!r}", "write it as 2026-11-24"),
+        (is_date, f"Not a date: {group.get('date')!r}", "write it as 2026-11-24"),
         (isinstance(prices, dict), "usd_per_gpu_hour maps GPUs to prices", EXAMPLE),
     )  # fmt: skip
     for right, what, step in checks:
@@ -245,14 +232,6 @@ def _own_group(group: Any, where: str, gpus: set[str]) -> list[Price]:
             step = "write dollars an hour for one GPU, as in 2.69"
             raise UserError(f"Not a price for {gpu}: {usd!r}", where=where, next_step=step)
     return list(_offers([{"source": where, **group}]))
-
-
-def _is_date(value: Any) -> bool:
-    try:
-        Day.fromisoformat(str(value))
-    except ValueError:
-        return False
-    return True
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -312,10 +291,9 @@ def update_prices(today: Day | None = None) -> dict[str, Any]:
     try:
         import gpuhunt
     except ImportError:
-        raise UserError(
-            "Fetching prices needs the package gpuhunt, which is not installed",
-            where="plan prices update", next_step="pip install 'tuneloop[prices]'; without it the bundled prices are used",
-        ) from None  # fmt: skip
+        what = "Fetching prices needs the package gpuhunt, which is not installed"
+        step = "pip install 'tuneloop[prices]'; without it the bundled prices are used"
+        raise UserError(what, where="plan prices update", next_step=step) from None
     try:
         items = gpuhunt.query(min_gpu_count=1)
     except Exception as error:  # the catalogue's library raises what its many providers raise
@@ -339,9 +317,8 @@ def group_offers(items: Iterable[Any], day: str) -> list[dict[str, Any]]:
     """The catalogue's items as groups of a price file: the cheapest of each provider, tier, machine size and GPU."""
     best: dict[tuple[str, str, int], dict[str, float]] = {}
     for item in items:
-        if not item.gpu_count or not item.gpu_name or not item.gpu_memory or not item.price > 0:
-            continue
-        key = catalogue_key(item.gpu_name, item.gpu_memory, item.instance_name or "")
+        complete = item.gpu_count and item.gpu_name and item.gpu_memory and item.price > 0
+        key = catalogue_key(item.gpu_name, item.gpu_memory, item.instance_name or "") if complete else None
         if key is None:
             continue
         prices = best.setdefault((item.provider, "spot" if item.spot else "on-demand", item.gpu_count), {})

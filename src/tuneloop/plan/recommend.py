@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,8 +47,24 @@ def would_fit(job: TrainingSetup) -> str:
 def changes(job: TrainingSetup) -> list[dict[str, Any]]:
     """Changes that make the job fit: for each method the fewest settings, then more GPUs, else another machine or model."""
     ways = [change for way in _ways() if (change := _fewest(job, *way))]
-    ways += _more_gpus(job)
-    return ways or _other_machines(job) or _smaller_models(job)
+    counts = [] if job.gpu.is_cpu else [count for count in COUNTS if count > job.gpus]
+    if more := _change_of_machine(job, job.gpu, counts, "", "weights and states are divided among the GPUs"):
+        ways.append(more)
+    if ways:
+        return ways
+    why = "the smallest machine that has the memory"
+    for count in COUNTS:
+        for gpu in sorted(all_gpus().values(), key=lambda gpu: gpu.gib):
+            if change := _change_of_machine(job, gpu, (count,), f"--gpu {gpu.key} ", why):
+                return [change]
+    for name, shape in sorted(bundled_models().items(), key=lambda item: -item[1].parameters):
+        if shape.parameters >= job.shape.parameters or (shape.context and job.seq_len > shape.context):
+            continue
+        smaller = replace(job, model=name, shape=shape)
+        if change := next(filter(None, [_fewest(smaller, *way) for way in _ways()]), None):
+            words = f"--model {name} {change['change']}".strip()
+            return [{**change, "change": words, "why": "the largest known model that fits"}]
+    return []
 
 
 def _fewest(
@@ -77,7 +94,6 @@ def _fewest(
 
 
 def _helps(job: TrainingSetup, settings: Mapping[str, Any]) -> bool:
-    """Whether a remedy changes this job, and may."""
     if "seq_len" in settings and job.seq_len <= settings["seq_len"]:
         return False
     if "sharding" in settings and (job.gpus == 1 or job.sharding in ("fsdp", "zero3")):
@@ -88,21 +104,18 @@ def _helps(job: TrainingSetup, settings: Mapping[str, Any]) -> bool:
 
 
 def _with(job: TrainingSetup, **settings: Any) -> TrainingSetup | None:
-    """The job with changed settings, or None where nothing would change or they exclude each other."""
     if all(getattr(job, name) == value for name, value in settings.items()):
         return None
     if "method" in settings and not method_named(settings["method"]).footprint.saves_over(job.footprint):
         return None
-    try:
+    with contextlib.suppress(UserError):
         return make_job(**{**vars(job), **settings})
-    except UserError:
-        return None
+    return None
 
 
 def _change_of_machine(
     job: TrainingSetup, gpu: Gpu, counts: Sequence[int], words: str, why: str
 ) -> dict[str, Any] | None:
-    """The smallest count of a GPU that takes the job as it is."""
     for gpus in counts:
         for sharding in ("none",) if gpus == 1 else ("ddp", "fsdp"):
             other = _with(job, gpu=gpu, gpus=gpus, sharding=sharding)
@@ -112,60 +125,33 @@ def _change_of_machine(
     return None
 
 
-def _more_gpus(job: TrainingSetup) -> list[dict[str, Any]]:
-    counts = [] if job.gpu.is_cpu else [count for count in COUNTS if count > job.gpus]
-    change = _change_of_machine(job, job.gpu, counts, "", "weights and states are divided among the GPUs")
-    return [change] if change else []
-
-
-def _other_machines(job: TrainingSetup) -> list[dict[str, Any]]:
-    for count in COUNTS:
-        for gpu in sorted(all_gpus().values(), key=lambda gpu: gpu.gib):
-            change = _change_of_machine(
-                job, gpu, (count,), f"--gpu {gpu.key} ", "the smallest machine that has the memory"
-            )
-            if change:
-                return [change]
-    return []
-
-
-def _smaller_models(job: TrainingSetup) -> list[dict[str, Any]]:
-    for name, shape in sorted(bundled_models().items(), key=lambda item: -item[1].parameters):
-        smaller = replace(job, model=name, shape=shape)
-        if shape.parameters < job.shape.parameters and (not shape.context or job.seq_len <= shape.context):
-            ways = [_fewest(smaller, *way) for way in _ways()]
-            change = next((found for found in ways if found), None)
-            if change:
-                words = f"--model {name} {change['change']}".strip()
-                return [{**change, "change": words, "why": "the largest known model that fits"}]
-    return []
-
-
 LONG_HOURS = 1.0  # from here on a plan for this machine mentions rented ones
 
 
 def recommendation(plan: Mapping[str, Any]) -> str:
-    """One recommendation in words, as in `Rent an L40S 48 GB for 9 minutes: $0.12.`
-
-    Args:
-        plan: as `plan_machines` makes it, with its table.
-    """
+    """One recommendation for a plan of `plan_machines`, as in `Rent an L40S 48 GB for 9 minutes: $0.12.`"""
     table = plan["table"]
     if not plan["fits"]:
-        return _none_fits(plan)
+        change = plan["alternatives"][0]["change"] if plan["alternatives"] else ""
+        if fitting := next((r for r in table if r["fits"]), None):
+            usd = "" if fitting["usd"] is None else f": {usd_words(fitting['usd'])}"
+            machine = _machine({**plan, "gpus": max(plan["gpus"], 1)})
+            return f"It does not fit on {machine}. Take {_machine(fitting)} for {hours_words(fitting['hours'])}{usd}."
+        return f"Nothing fits as it stands. Change: {change}." if change else "Nothing fits. Take a smaller model."
     row = next(r for r in table if (r["gpu"], r["gpus"]) == (plan["gpu"], max(plan["gpus"], 1)))
     machine, usd = _machine(row), plan["cost"]["usd"]
     if plan["gpu"] == "cpu":
         return f"This machine's processor does it in {hours_words(row['hours'])}."
     if usd is None:
         return f"Take {machine} for {hours_words(row['hours'])}; what it costs is not known (--usd-per-gpu-hour)."
-    advice = f"{'Use' if str(row['gpu']).startswith('own-') else 'Rent'} {machine} for {hours_words(row['hours'])}: {_price(plan)}."
+    people = sum(plan["cost"]["breakdown"][name] for name in ("data preparation", "engineering"))
+    price = usd_words(usd) + (f", {usd_words(people)} of it people's time" if people else "")
+    verb = "Use" if str(row["gpu"]).startswith("own-") else "Rent"
+    advice = f"{verb} {machine} for {hours_words(row['hours'])}: {price}."
     roomy = next((r for r in table if r["fits"] and not r["tight"] and r["usd"] is not None), None)
     if row["tight"] and roomy:
-        advice += (
-            f" Its memory is tight; with room to spare: {_machine(roomy)} for {hours_words(roomy['hours'])}, "
-            f"{usd_words(roomy['usd'])}."
-        )
+        other = f"{_machine(roomy)} for {hours_words(roomy['hours'])}, {usd_words(roomy['usd'])}"
+        advice += f" Its memory is tight; with room to spare: {other}."
     return advice
 
 
@@ -181,14 +167,6 @@ def recommendation_here(plan: Mapping[str, Any]) -> str:
     return advice
 
 
-def _price(plan: Mapping[str, Any]) -> str:
-    cost = plan["cost"]
-    people = sum(cost["breakdown"][name] for name in ("data preparation", "engineering"))
-    if not people:
-        return usd_words(cost["usd"])
-    return f"{usd_words(cost['usd'])}, {usd_words(people)} of it people's time"
-
-
 def _machine(row: Mapping[str, Any]) -> str:
     """`an L40S 48 GB`, `4 x H100 SXM 80 GB`."""
     try:
@@ -198,12 +176,3 @@ def _machine(row: Mapping[str, Any]) -> str:
     if row["gpus"] > 1:
         return f"{row['gpus']} x {name}"
     return f"{'an' if name[0] in 'AEFHILMNORSX' else 'a'} {name}"
-
-
-def _none_fits(plan: Mapping[str, Any]) -> str:
-    fitting = next((r for r in plan["table"] if r["fits"]), None)
-    change = plan["alternatives"][0]["change"] if plan["alternatives"] else ""
-    if fitting:
-        usd = "" if fitting["usd"] is None else f": {usd_words(fitting['usd'])}"
-        return f"It does not fit on {_machine({**plan, 'gpus': max(plan['gpus'], 1)})}. Take {_machine(fitting)} for {hours_words(fitting['hours'])}{usd}."
-    return f"Nothing fits as it stands. Change: {change}." if change else "Nothing fits. Take a smaller model."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from tuneloop.core.errors import UserError
@@ -41,21 +42,13 @@ NARROW = {"q6_k": "q8_0", "q5_k": "q5_1", "q4_k": "q5_0"}  # of rows whose width
 
 @dataclass(frozen=True)
 class ServedFormat:
-    """A format of an artifact.
+    """A format of an artifact."""
 
-    Args:
-        name: as `--quant` names it.
-        engine: that serves it.
-        main: type of most of its matrices (`BITS`); empty: of `bits` each.
-        bits: of a weight in the layers' matrices; embedding and head stay in 16.
-        better: type of the matrices that llama.cpp's mixture keeps in more bits.
-    """
-
-    name: str
-    engine: Engine
-    main: str = ""
-    bits: float = 16.0
-    better: str = ""
+    name: str  # as `--quant` names it
+    engine: Engine  # that serves it
+    main: str = ""  # type of most of its matrices (`BITS`); empty: of `bits` each
+    bits: float = 16.0  # of a weight in the layers' matrices; embedding and head stay in 16
+    better: str = ""  # type of the matrices that llama.cpp's mixture keeps in more bits
 
 
 FORMATS = (
@@ -72,12 +65,11 @@ FORMATS = (
 def plan_serving(
     shape: ModelShape, gpus: Sequence[Gpu], context: int, concurrency: int, count: int | None = None
 ) -> list[Served]:
-    """Each format on each GPU, on the fewest of them that hold it.
+    """Each format on each GPU, on `count` of them, or on the fewest of 1, 2, 4 and 8 that hold it.
 
     Args:
         context: tokens of a prompt with its answer.
         concurrency: requests that are answered at a time, each with so many tokens.
-        count: of GPUs; None: as few as hold it, of 1, 2, 4 and 8.
 
     Raises:
         UserError: numbers that can't be, or a context that the model does not have.
@@ -86,24 +78,17 @@ def plan_serving(
         if not 1 <= value <= MOST:
             raise UserError(f"--{name} is {value:,}", where=f"--{name}", next_step=f"give 1 to {MOST:,}")
     if shape.context and context > shape.context:
-        raise UserError(
-            f"The model reads {shape.context:,} tokens, not {context:,}", where="--context",
-            next_step=f"give at most {shape.context}",
-        )  # fmt: skip
-    return [_on(shape, each, gpu, context, concurrency, count) for gpu in gpus for each in FORMATS]
+        step = f"give at most {shape.context}"
+        raise UserError(f"The model reads {shape.context:,} tokens, not {context:,}", where="--context", next_step=step)
 
+    def on(kind: ServedFormat, gpu: Gpu) -> Served:
+        served = partial(_served, shape, kind, gpu, context, concurrency)
+        if (kind.name in ("fp8", "w4a16") and gpu.is_cpu) or (kind.name == "fp8" and not gpu.bf16):
+            return replace(served(1), fits=False, one=None, all=None, prompt=None)
+        *fewer, most = map(served, (1,) if gpu.is_cpu else (count,) if count else COUNTS)
+        return next((each for each in fewer if each.fits), most)
 
-def _on(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concurrency: int, count: int | None) -> Served:
-    if (kind.name in ("fp8", "w4a16") and gpu.is_cpu) or (kind.name == "fp8" and not gpu.bf16):
-        return replace(_served(shape, kind, gpu, context, concurrency, 1), fits=False, one=None, all=None, prompt=None)
-    counts = (1,) if gpu.is_cpu else (count,) if count else COUNTS
-    served: Served | None = None
-    for gpus in counts:
-        served = _served(shape, kind, gpu, context, concurrency, gpus)
-        if served.fits:
-            break
-    assert served is not None
-    return served
+    return [on(kind, gpu) for gpu in gpus for kind in FORMATS]
 
 
 def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concurrency: int, gpus: int) -> Served:
@@ -122,18 +107,9 @@ def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concu
             "one": 1 / step.seconds(1, read), "all": concurrency / step.seconds(concurrency, read),
             "prompt": step.prompt_tokens_per_second(context),
         }  # fmt: skip
-    return Served(
-        kind.name,
-        "llama.cpp" if gpu.is_cpu else kind.engine,
-        gpu.key,
-        gpus,
-        fits,
-        weights / GIB,
-        cache / GIB,
-        peak,
-        gpus * gpu.gib,
-        **speeds,
-    )
+    engine = "llama.cpp" if gpu.is_cpu else kind.engine
+    capacity = gpus * gpu.gib
+    return Served(kind.name, engine, gpu.key, gpus, fits, weights / GIB, cache / GIB, peak, capacity, **speeds)
 
 
 @dataclass(frozen=True)
@@ -206,16 +182,12 @@ def weight_bytes(shape: ModelShape, kind: ServedFormat) -> float:
     total = norms + stored(shape.hidden, shape.vocabulary, head)  # one that is the embedding is written as a head
     total += 0 if shape.tied else stored(shape.hidden, shape.vocabulary, kind.main)
     for layer in range(shape.layers):
-        wide = kind.better if _in_more_bits(layer, shape.layers) else kind.main
+        eighth = shape.layers // 8
+        more_bits = layer < eighth or layer >= 7 * shape.layers // 8 or (layer - eighth) % 3 == 2  # its `use_more_bits`
+        wide = kind.better if more_bits else kind.main
         for name, (inputs, outputs) in shape.linear().items():
             total += stored(inputs, outputs, wide if name in ("v_proj", "down_proj") else kind.main)
     return total
-
-
-def _in_more_bits(layer: int, layers: int) -> bool:
-    """llama.cpp's `use_more_bits`."""
-    eighth = layers // 8
-    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
 def assumptions(context: int, concurrency: int) -> list[str]:

@@ -8,24 +8,16 @@ import logging
 import re
 from pathlib import Path
 
-import yaml
-
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.shape import LIKE_LLAMA, ModelShape
+from tuneloop.plan.gpus import packaged_yaml
 
 BUNDLED = Path(__file__).with_name("models.yaml")
-_KEYS = [
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "tie_word_embeddings",
-    "max_position_embeddings",
-]
+_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "tie_word_embeddings", "max_position_embeddings",
+)  # fmt: skip
 # What names end in that says nothing of sizes.
 _ENDINGS = r"(-(hf|instruct|it|chat|base|bnb-4bit|unsloth|fp8|intermediate-step-1431k-3t|v1\.0))+$"
 
@@ -33,8 +25,7 @@ _ENDINGS = r"(-(hf|instruct|it|chat|base|bnb-4bit|unsloth|fp8|intermediate-step-
 @functools.cache
 def bundled_models() -> dict[str, ModelShape]:
     """The models of `models.yaml` by their short names."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    table = yaml.load(BUNDLED.read_text(encoding="utf-8"), Loader=loader)["models"]  # noqa: S506 - the safe loader, in C
+    table = packaged_yaml(BUNDLED)["models"]
     return {name: ModelShape.from_config(dict(zip(_KEYS, row, strict=True)), name) for name, row in table.items()}
 
 
@@ -50,36 +41,26 @@ def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
     path = Path(name).expanduser()
     if path.is_dir() or path.suffix == ".json":
         return _from_file(name, path / "config.json" if path.is_dir() else path)
-    short = _short(name)
+    # `meta-llama/Meta-Llama-3.1-8B-Instruct` and the like as `llama-3.1-8b`
+    short = re.sub(_ENDINGS, "", name.rsplit("/", 1)[-1].lower().replace(":", "-")).removeprefix("meta-")
+    short = re.sub(r"^llama([23])", r"llama-\1", short)
+    short = "tinyllama-1.1b" if short == "tinyllama" else short
     if short in bundled_models():
         return short, bundled_models()[short], []
     refuse_missing_path(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_file(name, _from_hub(name))
     steps = (did_you_mean(short, bundled_models(), most=3), "name a folder with config.json, or org/name on the hub")
-    raise UserError(
-        f"No model named {name!r}: no such short name, folder or hub name",
-        where="model",
-        next_step=" Or ".join(filter(None, steps)),
-    )
-
-
-def _short(name: str) -> str:
-    """`meta-llama/Meta-Llama-3.1-8B-Instruct` and the like as `llama-3.1-8b`."""
-    short = re.sub(_ENDINGS, "", name.rsplit("/", 1)[-1].lower().replace(":", "-")).removeprefix("meta-")
-    short = re.sub(r"^llama([23])", r"llama-\1", short)
-    return {"tinyllama": "tinyllama-1.1b"}.get(short, short)
+    step = " Or ".join(filter(None, steps))
+    raise UserError(f"No model named {name!r}: no such short name, folder or hub name", where="model", next_step=step)
 
 
 def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(
-            f"Can't read the model's configuration: {error.strerror}",
-            where=str(path),
-            next_step="name a folder with config.json",
-        ) from None
+        what = f"Can't read the model's configuration: {error.strerror}"
+        raise UserError(what, where=str(path), next_step="name a folder with config.json") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError("config.json is not valid JSON", where=str(path), next_step="download it again") from None
     if not isinstance(config, dict):

@@ -12,10 +12,8 @@ from tuneloop.plan.memory import STATE_BYTES, memory_of, weight_bytes
 # A step's time is that of its matrix products, and of the bytes that everything between them moves; constants from the fitting half of the published runs.
 # Products of narrow matrices reach less: half of it at this width, of what is reached far above.
 HALF_WIDTH = 470
-ATTENTION_SHARE, SMALL_HEADS = (
-    0.75,
-    1.35,
-)  # of a product's rate in FlashAttention (arXiv 2307.08691, fig. 5); longer with heads under 128 wide
+# of a product's rate in FlashAttention (arXiv 2307.08691, fig. 5); longer with heads under 128 wide
+ATTENTION_SHARE, SMALL_HEADS = 0.75, 1.35
 BANDWIDTH_SHARE = 0.8  # of the memory's nominal bandwidth
 # Norms, rotation, sums and activations, against the count of `_traffic`: apart in Transformers, fused by Triton kernels, or by torch.compile.
 TRAFFIC: dict[LossKernel, float] = {
@@ -48,19 +46,12 @@ SAVE_GB_S, GPUS_A_MACHINE = 0.5, 8
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a job runs.
+    """How fast a job runs."""
 
-    Args:
-        tokens_per_second: of all GPUs together, padding included.
-        tflop_per_token: floating-point operations of a token in all passes, in 10^12.
-        share: of the peak that is reached.
-        bound: what sets the pace: compute, host or link.
-    """
-
-    tokens_per_second: float
-    tflop_per_token: float
-    share: float
-    bound: str
+    tokens_per_second: float  # of all GPUs together, padding included
+    tflop_per_token: float  # floating-point operations of a token in all passes, in 10^12
+    share: float  # of the peak that is reached
+    bound: str  # what sets the pace: compute, host or link
 
 
 def flop_per_token(job: TrainingSetup) -> float:
@@ -88,14 +79,21 @@ def speed_of(job: TrainingSetup) -> Speed:
     gpu = job.gpu
     flops = flop_per_token(job)
     compute = job.tokens * flops / (gpu.tflops * 1e12 * gpu.matmul) if gpu.is_cpu else _compute_seconds(job)
-    host = 0.0 if gpu.is_cpu else _host_seconds(job)
+    launch = LAUNCH_SECONDS + LAUNCH_ADAPTER_SECONDS * len(job.adapted)
+    launch += LAUNCH_GATHER_SECONDS * (job.sharding in ("fsdp", "zero3"))
+    host = job.shape.layers * launch * (3 + job.again) * (LAUNCH_COMPILED if job.kernels.fsdp == 2 else 1)
+    host = 0.0 if gpu.is_cpu else host
     link = _link_seconds(job)
+    update = 0.0
+    if job.offload:  # gradients to the host, the update there, and weights back
+        moved = 4 * job.trainable / job.gpus / (gpu.host_gb_s * 1e9)
+        rate = HOST_ZERO_GB_S if job.sharding.startswith("zero") else HOST_GB_S
+        update = (moved + job.trainable * HOST_ADAM_BYTES / (rate * 1e9)) / job.grad_accum
     exposed = EXPOSED if gpu.p2p else EXPOSED_BY_HOST
-    seconds = max(compute, host, link) + exposed * min(compute, link) + _host_update_seconds(job)
+    seconds = max(compute, host, link) + exposed * min(compute, link) + update
     bound = max((compute, "compute"), (host, "host"), (link, "link"))[1]
-    return Speed(
-        job.gpus * job.tokens / seconds, flops / 1e12, job.tokens * flops / seconds / (gpu.tflops * 1e12), bound
-    )
+    share = job.tokens * flops / seconds / (gpu.tflops * 1e12)
+    return Speed(job.gpus * job.tokens / seconds, flops / 1e12, share, bound)
 
 
 def _compute_seconds(job: TrainingSetup) -> float:
@@ -110,20 +108,21 @@ def _compute_seconds(job: TrainingSetup) -> float:
     moved = job.tokens * _traffic(job)
     if job.quant != "none":
         moved += (2 + job.again) * shape.matrix_parameters * UNPACK_BYTES
+    divided = 1 if job.sharding in ("none", "ddp") else job.gpus
     if not job.offload:
-        moved += (
-            job.trainable * _update_bytes(job) / (1 if job.sharding in ("none", "ddp") else job.gpus) / job.grad_accum
-        )
+        update = float(UPDATE_BYTES)
+        if job.kernels.foreach and job.optimizer in ("adamw", "adamw-bf16"):
+            update = UPDATE_ACCESSES * (2 if job.optimizer == "adamw-bf16" else 4)
+        moved += job.trainable * update / divided / job.grad_accum
     # A product takes as long as its operations or as reading its weights, which is what bounds few tokens.
     reading = (2 + job.again) * weight_bytes(job) / (gpu.gb_s * 1e9 * BANDWIDTH_SHARE)
     seconds = max(job.tokens * products, reading) + moved / (gpu.gb_s * 1e9 * BANDWIDTH_SHARE)
-    return seconds / SHARDED.get(job.sharding, 1.0) + _paging_seconds(job)
-
-
-def _update_bytes(job: TrainingSetup) -> float:
-    if not job.kernels.foreach or job.optimizer not in ("adamw", "adamw-bf16"):
-        return UPDATE_BYTES
-    return UPDATE_ACCESSES * (2 if job.optimizer == "adamw-bf16" else 4)
+    seconds /= SHARDED.get(job.sharding, 1.0)
+    if job.optimizer.startswith("paged"):  # states come and go as far as they do not fit together with all else
+        states = job.trainable * STATE_BYTES[job.optimizer] / divided
+        over = memory_of(job).required * GIB + states - gpu.gib * GIB
+        seconds += 2 * max(over, 0.0) / (gpu.host_gb_s * 1e9) / job.grad_accum
+    return seconds
 
 
 def _traffic(job: TrainingSetup) -> float:
@@ -141,21 +140,6 @@ def _traffic(job: TrainingSetup) -> float:
     return (layer * shape.layers + logits) * (2 if job.dtype == "fp32" else 1)
 
 
-def _host_seconds(job: TrainingSetup) -> float:
-    launch = LAUNCH_SECONDS + LAUNCH_ADAPTER_SECONDS * len(job.adapted)
-    launch += LAUNCH_GATHER_SECONDS * (job.sharding in ("fsdp", "zero3"))
-    return job.shape.layers * launch * (3 + job.again) * (LAUNCH_COMPILED if job.kernels.fsdp == 2 else 1)
-
-
-def _paging_seconds(job: TrainingSetup) -> float:
-    """Seconds for paged optimizer states to come and go, as far as they do not fit together with all else."""
-    if not job.optimizer.startswith("paged"):
-        return 0.0
-    states = job.trainable * STATE_BYTES[job.optimizer] / (1 if job.sharding in ("none", "ddp") else job.gpus)
-    over = memory_of(job).required * GIB + states - job.gpu.gib * GIB
-    return 2 * max(over, 0.0) / (job.gpu.host_gb_s * 1e9) / job.grad_accum
-
-
 def _link_seconds(job: TrainingSetup) -> float:
     share = (job.gpus - 1) / job.gpus
     weights = weight_bytes(job)
@@ -168,18 +152,9 @@ def _link_seconds(job: TrainingSetup) -> float:
     return seconds
 
 
-def _host_update_seconds(job: TrainingSetup) -> float:
-    """Seconds a micro-batch for gradients to the host, the update there, and weights back."""
-    if not job.offload:
-        return 0.0
-    moved = 4 * job.trainable / job.gpus / (job.gpu.host_gb_s * 1e9)
-    host = HOST_ZERO_GB_S if job.sharding.startswith("zero") else HOST_GB_S
-    return (moved + job.trainable * HOST_ADAM_BYTES / (host * 1e9)) / job.grad_accum
-
-
 def overhead_hours(job: TrainingSetup, evaluations: int = 0, evaluation_tokens: int = 0) -> dict[str, float]:
-    """Hours apart from training: loading, compiling, evaluations (a forward pass each), a checkpoint (weights or adapter with the optimizer's moments), and
-    the result alone. Where weights are divided each machine writes its part."""
+    """Hours apart from training: loading, compiling, evaluations (a forward pass each), a checkpoint (weights or adapter
+    with the optimizer's moments), and the result alone. Where weights are divided each machine writes its part."""
     gigabytes = weight_bytes(job) / 1e9
     result = gigabytes if job.full else job.trainable * 4 / 1e9
     writers = math.ceil(job.gpus / GPUS_A_MACHINE) if job.sharding in ("fsdp", "zero3") else 1

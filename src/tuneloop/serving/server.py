@@ -21,8 +21,8 @@ from tuneloop.core.ids import utc, utc_now
 from tuneloop.core.ui import reporting, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
+from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import Redactor
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
 from tuneloop.registry.registered import registered_name

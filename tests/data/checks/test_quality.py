@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from places import DATA_SETS
-from tuneloop.data.checks.endings import Endings
-from tuneloop.data.checks.quality import FLAGS, as_bits, bit, flags
+from tuneloop.data.checks.quality import FLAGS, Endings, as_bits, bit, flags
 from tuneloop.records.rows import Message
 
 DATA = DATA_SETS

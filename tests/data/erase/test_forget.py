@@ -255,7 +255,7 @@ def test_what_other_files_tell_of_a_row_goes_with_it(tmp_path: Path) -> None:
 
 
 def test_pseudonyms_are_found_by_the_value_they_stand_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tuneloop.data.pii import find, pseudonym_key, redact
+    from tuneloop.data.clean.pii import find, pseudonym_key, redact
 
     config = PersonalConfig(mode="pseudonym")
     with pytest.raises(UserError, match="key"):

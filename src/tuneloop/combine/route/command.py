@@ -22,8 +22,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import progress, quiet
+from tuneloop.data.clean.language import detect_language, foreign
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.language import detect_language, foreign
 from tuneloop.evaluation.classical import minilm_folder
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.evaluation.metrics.text import embedder

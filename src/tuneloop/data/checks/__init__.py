@@ -32,27 +32,13 @@ from tuneloop.records.dataset import Check, LongRows
 from tuneloop.records.rows import Dataset, FlaggedRow, Row
 
 __all__ = [
-    "CHECKS",
-    "Check",
-    "CheckEntry",
-    "CheckedRows",
-    "Finding",
-    "LongRows",
-    "Overview",
-    "Suspects",
-    "check",
-    "check_dataset",
-    "examples_of",
-    "find_suspects",
-    "overview_of",
-    "reject_share",
-    "run_checks",
-    "slow_checks",
-    "suspect_records",
+    "CHECKS", "Check", "CheckEntry", "CheckedRows", "Finding", "LongRows", "Overview", "Suspects", "check", "check_dataset",
+    "examples_of", "find_suspects", "overview_of", "reject_share", "run_checks", "slow_checks", "suspect_records",
 ]  # fmt: skip
 
-for _module in ("labels", "answers", "splits"):  # each fills CHECKS, in the order of the report
-    importlib.import_module(f"tuneloop.data.checks.{_module}")
+importlib.import_module(
+    "tuneloop.data.checks.answers"
+)  # fills CHECKS behind those of `labels`: the order of the report
 
 LISTED = 1_000  # rows of a check that `flagged.jsonl` lists at most
 
@@ -74,45 +60,33 @@ def run_checks(
     """All checks that apply, in the order of `CHECKS`.
 
     Args:
-        suspects: gives the rows with doubtful labels, which may be looked for meanwhile; default: looked for here.
+        suspects: gives the rows with doubtful labels; default: looked for here.
         slow: gives the findings of checks that `slow_checks` names; default: made here.
         embed: sentence embeddings, for a better look at the labels.
         against: rows from production to compare with the training rows.
-        flagged: receives the rows that each check found, `{"check", "source", "line", "id", "split"}`, whatever its
-            level; at most 1,000 of each. Doubtful labels are only in `suspects`.
+        flagged: receives the rows of each check, whatever its level, at most 1,000 of each; not the doubtful labels.
     """
-    given: dict[str, Callable[[], Finding | None]] = dict(slow or {})
-    given["label_errors"] = lambda: doubted_labels(
-        overview, suspects() if suspects else find_suspects(overview, embed=embed)
-    )
-    made = {
-        entry.name: given[entry.name]() if entry.name in given else entry.run(overview)
-        for entry in CHECKS.values()
-        if entry.is_for(overview)
-    }
+
+    def suspected() -> Finding:
+        return doubted_labels(overview, suspects() if suspects else find_suspects(overview, embed=embed))
+
+    elsewhere: dict[str, Callable[[], Finding | None]] = {**(slow or {}), "label_errors": suspected}
+    checks = [entry for entry in CHECKS.values() if entry.is_for(overview)]
+    made = {c.name: elsewhere[c.name]() if c.name in elsewhere else c.run(overview) for c in checks}
     if against is not None:
         made["production"] = compare_with_production(overview, against)
     findings = {name: finding for name, finding in made.items() if finding is not None}
     if flagged is not None:
-        flagged(
-            FlaggedRow(name, **example_of(overview, row))
-            for name, finding in findings.items()
-            for row in finding.found.rows[:LISTED]
+        rows = ((name, row) for name, finding in findings.items() for row in finding.checked.rows[:LISTED])
+        flagged(FlaggedRow(name, **example_of(overview, row)) for name, row in rows)
+    return [
+        Check(
+            name=name, level=finding.level, message=finding.message, rows=int(finding.rows),
+            remedy="" if finding.level == "ok" else finding.remedy,
+            examples=[] if finding.level == "ok" else list(finding.checked.shown),
         )
-    return [_record(name, finding) for name, finding in findings.items()]
-
-
-def _record(name: str, finding: Finding) -> Check:
-    """A check as written to `dataset.json`."""
-    good = finding.level == "ok"
-    return Check(
-        name=name,
-        level=finding.level,
-        message=finding.message,
-        rows=int(finding.rows),
-        remedy="" if good else finding.remedy,
-        examples=[] if good else list(finding.found.shown),
-    )
+        for name, finding in findings.items()
+    ]  # fmt: skip
 
 
 def check_dataset(

@@ -1,4 +1,4 @@
-"""Checks of answers, of signs that a row shows alone, of lengths, the chat template and languages."""
+"""Checks of answers, of signs that a row shows alone, of lengths, the chat template, languages, and the splits."""
 
 from __future__ import annotations
 
@@ -7,12 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tuneloop.core.stats.tests import holm
 from tuneloop.core.units import counted, verb
 from tuneloop.data.checks import quality
-from tuneloop.data.checks.endings import Endings
-from tuneloop.data.checks.overview import Finding, Level, Overview, check, examples_of, question_of, share_of
-from tuneloop.data.language import foreign
-from tuneloop.data.split import Array
+from tuneloop.data.checks.drift import chi_square, compare_with, kolmogorov_smirnov
+from tuneloop.data.checks.labels import label_counts
+from tuneloop.data.checks.overview import (
+    Finding,
+    Level,
+    Overview,
+    check,
+    examples_of,
+    finding_of,
+    named,
+    question_of,
+    share_of,
+)
+from tuneloop.data.checks.quality import Endings
+from tuneloop.data.clean.language import foreign
+from tuneloop.data.split import SPLITS, TEST, TRAIN, VAL, Array
 from tuneloop.records.rows import Row
 
 ANSWERS_READ = 4_000  # answers that tell how answers end
@@ -36,12 +49,9 @@ def short_answers(overview: Overview) -> Finding:
     short = rows[:0]
     if len(rows) and np.median(length) >= 40:
         short = rows[robust_z(np.log1p(length)) < -UNUSUAL]
-    share = len(short) / max(len(rows), 1)
-    message = "no answers far shorter than the rest"
-    if len(short):
-        message = f"{share_of(len(short), len(rows))} have far shorter answers than the rest"
+    good, bad = "no answers far shorter than the rest", "have far shorter answers than the rest"
     remedy = "Look whether they are whole; a model that sees both answers short now and then."
-    return Finding("warn" if share > 0.005 else "ok", message, len(short), remedy, examples_of(overview, short))
+    return finding_of(overview, short, good, bad, remedy, warn=0.005)
 
 
 def _answers(row: Row) -> list[str]:
@@ -62,29 +72,22 @@ def truncated_answers(overview: Overview) -> Finding:
     truncated = np.unique(np.concatenate([unclosed, np.array(cut, dtype=np.int64)])).astype(np.int64)
     share = len(truncated) / max(len(rows), 1)
     level: Level = "ok" if len(truncated) < 3 or share < 0.003 else "warn" if share < 0.1 else "error"
-    message = "no answer seems cut off"
-    if len(truncated):
-        message = f"{share_of(len(truncated), len(rows))} seem to end in mid-sentence, or with something not closed"
-    if len(some) < int(suspicious.sum()):
-        message += f"; of those without an end mark, a sample of {len(some):,} was looked at"
+    good, bad = "no answer seems cut off", "seem to end in mid-sentence, or with something not closed"
     remedy = "Generate these answers again with a higher length limit, or take them out: a model learns to stop early."
-    return Finding(level, message, len(truncated), remedy, examples_of(overview, truncated))
+    finding = finding_of(overview, truncated, good, bad, remedy)._replace(level=level)
+    if len(some) == int(suspicious.sum()):
+        return finding
+    sampled = f"; of those without an end mark, a sample of {len(some):,} was looked at"
+    return finding._replace(message=finding.message + sampled)
 
 
 @dataclass(frozen=True)
 class _Sign:
-    """A check that counts rows with a flag of `quality`.
-
-    Args:
-        warn: share of the rows above which it warns; error: above which it is an error.
-        message: continues after the number of rows.
-    """
-
     name: str
     flag: str
-    warn: float
+    warn: float  # share of the rows above which it warns; error: above which it is an error
     error: float
-    message: str
+    message: str  # continues after the number of rows
     remedy: str
 
 
@@ -106,10 +109,7 @@ _SIGNS = (
 def _count_flagged(sign: _Sign, overview: Overview) -> Finding:
     rows = overview.rows()
     flagged = rows[(overview.columns["flags"][rows] & quality.bit(sign.flag)) > 0]
-    share = len(flagged) / max(len(rows), 1)
-    level: Level = "ok" if share <= sign.warn else "warn" if share <= sign.error else "error"
-    text = f"{share_of(len(flagged), len(rows)) if len(flagged) else '0 rows'} {sign.message}"
-    return Finding(level, text, len(flagged), sign.remedy, examples_of(overview, flagged))
+    return finding_of(overview, flagged, f"0 rows {sign.message}", sign.message, sign.remedy, sign.warn, sign.error)
 
 
 for _sign in _SIGNS:
@@ -125,17 +125,14 @@ def length_outliers(overview: Overview) -> Finding:
     length = np.log1p(overview.columns["characters"][rows])
     if len(rows) < 20:
         return Finding("ok", "too few rows to call any unusual", 0)
-    z = robust_z(length)
-    unusual = rows[np.abs(z) > UNUSUAL]
-    extreme = bool((length - np.median(length) > np.log(20)).any())
-    share = len(unusual) / len(rows)
-    level: Level = "warn" if share > 0.01 or extreme else "ok"
-    message = "no unusually long or short rows"
-    if len(unusual):
-        message = f"{share_of(len(unusual), len(rows))} are unusually long or short for this data set"
-        unusual = unusual[np.argsort(-np.abs(z[np.abs(z) > UNUSUAL]), kind="stable")]
+    distance = np.abs(robust_z(length))
+    order = np.argsort(-distance, kind="stable")
+    unusual = rows[order[distance[order] > UNUSUAL]]
+    good, bad = "no unusually long or short rows", "are unusually long or short for this data set"
     remedy = "Look at the longest ones: pasted documents and logs make batches slow and teach little."
-    return Finding(level, message, len(unusual), remedy, examples_of(overview, unusual))
+    finding = finding_of(overview, unusual, good, bad, remedy, warn=0.01)
+    extreme = bool((length - np.median(length) > np.log(20)).any())
+    return finding._replace(level="warn") if extreme else finding
 
 
 @check("too_long", "rows over data.max_length, and what they lose")
@@ -148,26 +145,21 @@ def too_long(overview: Overview) -> Finding:
     share = lost / max(overview.read, len(overview.rows()), 1)
     level: Level = "ok" if share <= 0.01 else "warn" if share <= 0.2 else "error"
     limit = f"{overview.max_length:,} tokens" if overview.max_length else "max_length"
-    parts = []
-    if long.rejected:
-        parts.append(f"{long.rejected:,} left out with {long.rejected_tokens:,} tokens")
-    if long.cut:
-        parts.append(f"{long.cut:,} cut by {long.cut_tokens:,} tokens")
-    if long.split:
-        parts.append(f"{long.split:,} split, which loses nothing")
-    if len(over):
-        parts.append(f"{len(over):,} still longer, by {int((tokens[over] - overview.max_length).sum()):,} tokens")
-    n = lost + long.split
-    message = (
-        f"{counted(n, 'row')} {verb(n, 'is', 'are')} over {limit} ({share:.1%} lose something): {'; '.join(parts)}"
-        if n
-        else f"no row is over {limit}"
+    excess = int((tokens[over] - overview.max_length).sum())
+    parts = (
+        (long.rejected, f"{long.rejected:,} left out with {long.rejected_tokens:,} tokens"),
+        (long.cut, f"{long.cut:,} cut by {long.cut_tokens:,} tokens"),
+        (long.split, f"{long.split:,} split, which loses nothing"),
+        (len(over), f"{len(over):,} still longer, by {excess:,} tokens"),
     )
+    n = lost + long.split
+    message = f"no row is over {limit}"
+    if n:
+        lose = f"({share:.1%} lose something): {'; '.join(part for rows, part in parts if rows)}"
+        message = f"{counted(n, 'row')} {verb(n, 'is', 'are')} over {limit} {lose} (data.too_long={long.policy})"
     remedy = "Raise data.max_length as far as the model's context and memory allow"
     if other := {"reject": "truncate or data.too_long=split", "truncate": "split"}.get(long.policy):
         remedy += f", or set data.too_long={other}"
-    if n:
-        message += f" (data.too_long={long.policy})"
     return Finding(level, message, n, f"{remedy}.", examples_of(overview, over))
 
 
@@ -207,9 +199,9 @@ def languages(overview: Overview) -> Finding:
     n = round(len(sure) * len(others) / max(len(looked), 1))
     detected = int((code >= 0).sum())
     share = n / detected
-    message = (
-        f"mostly {main!r}; {share_of(n, detected)} in another language" if n else f"all rows seem to be in {main!r}"
-    )
+    message = f"all rows seem to be in {main!r}"
+    if n:
+        message = f"mostly {main!r}; {share_of(n, detected)} in another language"
     if doubtful := [i for i in likely if i not in sure]:
         message += f"; {len(doubtful):,} may be or not, and data.language keeps them"
     if detected < len(rows):
@@ -218,3 +210,83 @@ def languages(overview: Overview) -> Finding:
         message += f", after a look at {len(looked)} of them"
     remedy = f"Set data.language={main} to leave them out, or keep them if the model shall speak these languages too."
     return Finding("warn" if share > 0.005 else "ok", message, n, remedy, examples_of(overview, [*sure, *doubtful]))
+
+
+# --- the splits against each other -------------------------------------------------------------
+
+FEW_TO_COMPARE = 20  # rows of a split below which it is not compared with another
+SPLIT_TEXTS = 800  # texts a split that a classifier tries to tell apart
+
+
+@check("leaked_prompts", "prompts of val or test that stand in train")
+def leaked_prompts(overview: Overview) -> Finding:
+    question = overview.columns["question"]
+    measured = np.flatnonzero(overview.split > TRAIN)
+    leaked = measured[np.isin(question[measured], question[overview.rows(TRAIN)])]
+    of_test = int((overview.split[leaked] == TEST).sum())
+    share = of_test / max(len(overview.rows(TEST)), 1)
+    level: Level = "ok" if not len(leaked) else "error" if share > 0.01 else "warn"
+    message = "no prompt of val or test stands in train"
+    if len(leaked):
+        message = f"{share_of(len(leaked), len(measured))} of val and test have a prompt that stands in train"
+    remedy = "Take these rows out of train, or split again: what was trained on measures nothing."
+    return Finding(level, message, len(leaked), remedy, examples_of(overview, leaked))
+
+
+@check("split_labels", "labels that are spread unevenly over the splits", tasks=("classification",))
+def split_labels(overview: Overview) -> Finding | None:
+    return _differ("labels", "Cramér's V", overview)
+
+
+@check("split_lengths", "lengths that differ between the splits")
+def split_lengths(overview: Overview) -> Finding | None:
+    return _differ("lengths", "Kolmogorov-Smirnov distance", overview)
+
+
+def _compared(overview: Overview) -> list[int]:
+    if len(overview.rows(TRAIN)) < FEW_TO_COMPARE:
+        return []
+    return [split for split in (VAL, TEST) if len(overview.rows(split)) >= FEW_TO_COMPARE]
+
+
+def _differ(what: str, measure: str, overview: Overview) -> Finding | None:
+    """Whether labels or lengths of other splits differ from train's; p-values are adjusted for their number (Holm)."""
+    train, others = overview.rows(TRAIN), _compared(overview)
+    if not others:
+        return None
+    length = overview.columns["characters"]
+    trials: list[tuple[str, int, float, float]] = []  # what, split, p, size of the difference
+    for split in others:
+        distance, p = kolmogorov_smirnov(length[train], length[overview.rows(split)])
+        trials.append(("lengths", split, p, distance))
+        if overview.task == "classification" and overview.names["label"]:
+            p, size = chi_square(label_counts(overview, TRAIN), label_counts(overview, split))
+            trials.append(("labels", split, p, size))
+    adjusted = zip(trials, holm([p for _, _, p, _ in trials]), strict=True)
+    differing = [(split, size) for (of, split, _, size), p in adjusted if of == what and p < 0.01 and size > 0.1]
+    if not differing:
+        return Finding("ok", f"{what} are spread alike over the splits", 0)
+    shown = ", ".join(f"{SPLITS[split]} ({measure} {size:.2f})" for split, size in differing)
+    remedy = (
+        "Look whether rows of one group or time stand in one split only; then the test is harder than the training."
+    )
+    rows = sum(len(overview.rows(split)) for split, _ in differing)
+    return Finding("warn", f"{what} of train differ from {shown}", rows, remedy)
+
+
+@check("split_wording", "a test split that is worded otherwise than train", slow=True)
+def split_wording(overview: Overview) -> Finding | None:
+    if TEST not in _compared(overview):
+        return None
+    test = overview.rows(TEST)
+    samples = (overview.some(rows, SPLIT_TEXTS).tolist() for rows in (overview.rows(TRAIN), test))
+    drift = compare_with(*([question_of(overview.row(i)) for i in rows] for rows in samples), seed=overview.seed)
+    auc = drift.auc
+    if not auc.low > 0.55:  # NaN with too few texts
+        return Finding("ok", "train and test are worded alike", 0)
+    score = f"AUC {auc.value:.2f}, {auc.low:.2f} to {auc.high:.2f}"
+    message = f"a classifier tells train from test by their words ({score})"
+    if drift.words_b:
+        message += f"; test has more of {named(drift.words_b)}"
+    remedy = "Look what the words have in common: rows of one topic may stay together in one split. Results on the test will not look like those in training."
+    return Finding("warn", message, len(test), remedy)

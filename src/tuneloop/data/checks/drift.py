@@ -39,28 +39,20 @@ _WORD = re.compile(r"[^\W\d_]{2,}(?:['’][^\W\d_]+)?")
 class Drift:
     """How b differs from a.
 
-    Args:
-        level: `warn` from an AUC of 0.65 (interval above 0.55), `error` from 0.85 (above 0.75).
-        auc: of the classifier, with its 95 % interval (DeLong et al. 1988, widened by FOLDS_SHARE); NaN with fewer than
-            20 texts a side.
-        rows: distinct texts of a and b that were looked at.
-        length_ratio: median characters of b over those of a.
-        label_distance: total variation distance of the label shares, 0 to 1; None without labels.
-        new_words: share of b's words that a never uses; `usual_new_words`: the same for a tenth of a and the rest.
-        words_a, words_b: words that tell most of each side, the most telling first.
-        examples: indices of texts of b that a has nothing like, the most foreign first.
+    `auc` is of the classifier, with its 95 % interval (DeLong et al. 1988, widened by FOLDS_SHARE; NaN with fewer than
+    20 texts a side); `words_a` and `words_b` tell most of each side, the most telling first.
     """
 
-    level: Literal["ok", "warn", "error"]
+    level: Literal["ok", "warn", "error"]  # `warn` from an AUC of 0.65 (low end above 0.55), `error` from 0.85 (0.75)
     auc: Estimate
-    rows: tuple[int, int]
-    length_ratio: float
-    label_distance: float | None
-    new_words: float
+    rows: tuple[int, int]  # distinct texts of a and b that were looked at
+    length_ratio: float  # median characters of b over those of a
+    label_distance: float | None  # total variation distance of the label shares, 0 to 1; None without labels
+    new_words: float  # share of b's words that a never uses; `usual_new_words`: the same for a tenth of a and the rest
     usual_new_words: float
     words_a: list[str]
     words_b: list[str]
-    examples: list[int]
+    examples: list[int]  # indices of texts of b that a has nothing like, the most foreign first
 
 
 def compare_with(
@@ -71,11 +63,11 @@ def compare_with(
     *,
     seed: int = 0,
 ) -> Drift:
-    """Hold texts b (production, test) against texts a (train).
+    """Compare texts b (production, test) with texts a (train).
 
-    Texts that are equal up to case and white space count once a side and are in one fold, on whichever side they
-    stand, so copies neither sharpen the interval nor give a side away. Of more than 2,000 texts a side a sample, chosen
-    by their hashes, is looked at.
+    Texts that are equal up to case and white space count once a side and are in one fold, on whichever side they are:
+    copies neither sharpen the interval nor give a side away. Of more than 2,000 texts a side a sample is taken, by
+    their hashes.
     """
     chosen_a, chosen_b = _distinct(texts_a, seed), _distinct(texts_b, seed)
     a, b = [texts_a[i] for i in chosen_a], [texts_b[i] for i in chosen_b]
@@ -84,21 +76,18 @@ def compare_with(
     examples: list[int] = []
     if min(len(a), len(b)) >= FEW:
         auc, score, vectors = tell_apart(a, b, seed)
-        examples = _foreign(score[len(a) :], vectors[: len(a)], vectors[len(a) :])
+        with one_thread():
+            nearest = (vectors[len(a) :] @ vectors[: len(a)].T).max(axis=1)
+        likely = np.flatnonzero(score[len(a) :] >= np.quantile(score[len(a) :], 0.75))
+        examples = likely[np.lexsort((likely, nearest[likely]))][:TELLING].tolist()
     counts_a, counts_b = _words(a), _words(b)
     shares = total_variation(Counter(labels_a), Counter(labels_b)) if labels_a and labels_b else None
     return Drift(
-        level_of(auc),
-        auc,
-        (len(a), len(b)),
-        float(np.median(lengths_b) / max(np.median(lengths_a), 1)),
-        shares,
-        _new(b, counts_a),
-        _new(a[::10], _words([text for place, text in enumerate(a) if place % 10])),
-        _telling(counts_a, counts_b, len(a), len(b)),
-        _telling(counts_b, counts_a, len(b), len(a)),
+        level_of(auc), auc, (len(a), len(b)), float(np.median(lengths_b) / max(np.median(lengths_a), 1)), shares,
+        _new(b, counts_a), _new(a[::10], _words([text for place, text in enumerate(a) if place % 10])),
+        _telling(counts_a, counts_b, len(a), len(b)), _telling(counts_b, counts_a, len(b), len(a)),
         [chosen_b[i] for i in examples],
-    )
+    )  # fmt: skip
 
 
 def level_of(auc: Estimate) -> Literal["ok", "warn", "error"]:
@@ -109,11 +98,7 @@ def level_of(auc: Estimate) -> Literal["ok", "warn", "error"]:
 
 
 def auc_estimate(of_a: Any, of_b: Any) -> Estimate:
-    """The probability that a score of b is above one of a (ties count half), with the interval of DeLong et al. 1988.
-
-    Args:
-        of_a, of_b: float arrays of at least two scores.
-    """
+    """The probability that a score of b is above one of a (ties: half), with the interval of DeLong et al. 1988."""
     sorted_a, sorted_b = np.sort(of_a), np.sort(of_b)
     # by row: the share of the other side that it is right about
     right_b = (np.searchsorted(sorted_a, of_b, "left") + np.searchsorted(sorted_a, of_b, "right")) / (2 * len(of_a))
@@ -137,11 +122,7 @@ def kolmogorov_smirnov(a: Any, b: Any) -> tuple[float, float]:
 
 
 def chi_square(a: Any, b: Any) -> tuple[float, float]:
-    """Whether two rows of counts have the same shares: p-value of Pearson's test, and Cramér's V as size, 0 to 1.
-
-    Args:
-        a, b: counts by category; categories that neither has are left out.
-    """
+    """Whether counts by category have the same shares: p-value of Pearson's test, and Cramér's V as size, 0 to 1."""
     from scipy.special import chdtrc
 
     table = np.array([a, b], dtype=float)
@@ -160,7 +141,6 @@ def total_variation(a: Counter[str], b: Counter[str]) -> float:
 
 
 def _distinct(texts: Sequence[str], seed: int) -> list[int]:
-    """Indices of the first of equal texts, a sample of them if there are many."""
     first: dict[str, int] = {}
     for index in sample(texts, 4 * MOST, seed):
         first.setdefault(normalised(texts[index]), index)
@@ -169,15 +149,11 @@ def _distinct(texts: Sequence[str], seed: int) -> list[int]:
 
 
 def tell_apart(a: Sequence[str], b: Sequence[str], seed: int = 0) -> tuple[Estimate, Any, Any]:
-    """Learn to tell texts b from texts a: ridge regression on TF-IDF, by folds. Equal texts are in one fold.
-
-    Args:
-        a, b: at least two texts each.
-        seed: of the folds.
+    """Learn to tell texts b from a, at least two each: ridge regression on TF-IDF, by folds; equal texts are in one.
 
     Returns:
         The AUC on texts that were not trained on, with its 95 % interval (DeLong et al. 1988, widened by FOLDS_SHARE);
-        the score of each text of a, then of b, above 0 where it looks like b; the texts' vectors.
+            the score of each text of a, then of b, above 0 where it looks like b; the texts' vectors.
     """
     texts = [*a, *b]
     is_b = np.arange(len(texts)) >= len(a)
@@ -207,35 +183,22 @@ def tell_apart(a: Sequence[str], b: Sequence[str], seed: int = 0) -> tuple[Estim
     return Estimate(auc.value, max(low, 0.0), min(high, 1.0)), score, vectors
 
 
-def _foreign(of_b: Any, vectors_a: Any, vectors_b: Any) -> list[int]:
-    """The places of the texts of b that a has nothing like, of the quarter that looks most like b."""
-    with one_thread():
-        nearest = (vectors_b @ vectors_a.T).max(axis=1)
-    likely = np.flatnonzero(of_b >= np.quantile(of_b, 0.75))
-    return [int(i) for i in likely[np.lexsort((likely, nearest[likely]))][:TELLING]]
-
-
 def _words(texts: Sequence[str]) -> Counter[str]:
-    """In how many texts each word stands."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(set(_WORD.findall(text.lower())))
-    return counts
+    return Counter(word for text in texts for word in set(_WORD.findall(text.lower())))
 
 
 def _new(texts: Sequence[str], vocabulary: Collection[str]) -> float:
-    """Share of the words of texts that are not in the vocabulary."""
     words = [word for text in texts for word in _WORD.findall(text.lower())]
     return sum(word not in vocabulary for word in words) / len(words) if words else 0.0
 
 
-def _telling(counts: Counter[str], other: Counter[str], of_own: int, of_other: int) -> list[str]:
-    """Words that stand in more texts of one side than chance allows: z-scores of log odds ratios (Woolf 1955)."""
+def _telling(counts: Counter[str], other: Counter[str], rows: int, other_rows: int) -> list[str]:
+    """Words of more texts of one side than chance allows: z-scores of log odds ratios (Woolf 1955)."""
     scores = {}
     for word, count in counts.items():
         if count < 3:  # hardly telling, and rare words may be names
             continue
-        cells = (count + 0.5, of_own - count + 0.5, other[word] + 0.5, of_other - other[word] + 0.5)
+        cells = (count + 0.5, rows - count + 0.5, other[word] + 0.5, other_rows - other[word] + 0.5)
         odds_ratio = cells[0] * cells[3] / (cells[1] * cells[2])
         scores[word] = math.log(odds_ratio) / math.sqrt(sum(1 / cell for cell in cells))
     words = [word for word, score in scores.items() if score > 3.0]

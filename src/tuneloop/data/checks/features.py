@@ -27,13 +27,11 @@ def one_thread() -> Any:
 
 
 def tfidf(texts: Sequence[str]) -> Any:
-    """Rows of unit length: half of the weight on words and word pairs, half on character 3-, 4- and 5-grams.
+    """A `scipy.sparse.csr_matrix`: rows of unit length, half of it on words and word pairs, half on character 3-, 4-
+    and 5-grams.
 
-    Counts are damped (1 + log), weighted with the smoothed inverse document frequency, and what stands in one
-    text only is left out: it can't tell anything about another one.
-
-    Returns:
-        `scipy.sparse.csr_matrix` of float32, one row a text, one column for each feature kept.
+    Counts are damped (1 + log), weighted with the smoothed inverse document frequency, and what stands in one text only
+    is left out: it can't tell anything about another one.
     """
     from scipy import sparse
 
@@ -111,13 +109,13 @@ def _features(texts: Sequence[str]) -> Iterator[tuple[Any, Any]]:
     pair = mixed_bits(word[:-1] * np.uint64(31) + word[1:])[neighbours]
     yield np.concatenate([row_of_word, row_of_word[1:][neighbours]]), np.concatenate([word, pair]) >> shift
 
-    found_rows, ngrams = [], []
+    places, ngrams = [], []
     for size in CHARACTER_NGRAMS:
         start = np.arange(max(len(code) - size + 1, 0))
         start = start[(row[start] == row[start + size - 1]) & (code[start] != 10)]
-        found_rows.append(row[start])
+        places.append(row[start])
         ngrams.append(spans(start, start + size) >> shift)
-    yield np.concatenate(found_rows), np.concatenate(ngrams)
+    yield np.concatenate(places), np.concatenate(ngrams)
 
 
 def _powers(base: int, count: int) -> Any:

@@ -37,36 +37,24 @@ CLEARLY_WRONG = 0.05
 
 @dataclass(frozen=True)
 class LabelError:
-    """A row whose label looks wrong.
+    """A row whose label looks wrong."""
 
-    Args:
-        index: place of the row in what was given.
-        label: the label it has.
-        suggested: the label that is likeliest without having seen this row.
-        score: probability that the label is right, 0 to 1: low is suspicious.
-        confident: whether confident learning counts the row as an error, and its label is clearly unlikely.
-    """
-
-    index: int
-    label: str
-    suggested: str
-    score: float
-    confident: bool
+    index: int  # place of the row in what was given
+    label: str  # the label it has
+    suggested: str  # the label that is likeliest without having seen this row
+    score: float  # probability that the label is right, 0 to 1: low is suspicious
+    confident: bool  # whether confident learning counts the row as an error, and its label is clearly unlikely
 
 
 def find_label_errors(
     texts: Sequence[str], labels: Sequence[str], *, seed: int = 0, embed: Embed | None = None
 ) -> list[LabelError]:
-    """All rows, the most suspicious first.
+    """All rows, the most suspicious first; none where there are fewer than two labels.
 
     Args:
-        texts: the questions.
         labels: the class of each text.
         seed: of the landmarks.
         embed: sentence embeddings; with them the ranking is clearly better.
-
-    Returns:
-        One record for each row; none where there are fewer than two labels.
     """
     names = sorted(set(labels))
     if len(names) < 2:
@@ -88,13 +76,9 @@ def find_label_errors(
 def confident_errors(probability: Any, label: Any) -> Any:
     """The off-diagonal of the confident joint: rows that belong to another class with confidence.
 
-    A class's threshold is the mean probability that its own rows give it (section 3.1 of the paper); a row counts
-    for the likeliest of the classes whose threshold it reaches. As its label is then not the likeliest class, rows
-    that merely resemble a class with a low threshold are left out.
-
-    Args:
-        probability: out-of-sample probabilities, rows x classes.
-        label: the class of each row.
+    A class's threshold is the mean probability that its own rows give it (section 3.1 of the paper); a row counts for
+    the likeliest of the classes whose threshold it reaches. As its label is then not the likeliest class, rows that
+    merely resemble a class with a low threshold are left out. `probability`: out of sample, rows x classes.
     """
     classes = probability.shape[1]
     label_probability = probability[np.arange(len(label)), label]
@@ -107,24 +91,20 @@ def confident_errors(probability: Any, label: Any) -> Any:
 
 
 def _probabilities(texts: Sequence[str], label: Any, classes: int, seed: int, embed: Embed | None) -> Any:
-    """Out-of-sample probabilities of the classes, rows x classes."""
     table, members = tfidf(texts), groups(texts)
     with ThreadPoolExecutor(1) as pool:  # each adds up for itself, so a thread more changes no digit
         bayes = pool.submit(lambda: _tempered(_naive_bayes(table, label, classes, members), label))
         views = [_topics(table, seed)]
-        if embed is not None:
-            views.append(_unit(np.asarray(embed(texts), dtype=np.float32)))
+        views += [] if embed is None else [_unit(np.asarray(embed(texts), dtype=np.float32))]
         ridge = _tempered(_kernel_ridge(views, label, classes, members, seed), label)
         votes = [ridge, bayes.result()]
     weights = (0.4, 0.6) if embed is None else (0.75, 0.25)
-    log = sum(weight * vote for weight, vote in zip(weights, votes, strict=True))
-    return np.exp(_log_softmax(log))
+    return np.exp(_log_softmax(sum(weight * vote for weight, vote in zip(weights, votes, strict=True))))
 
 
 def _topics(table: Any, seed: int) -> Any:
-    """Latent semantic analysis: unit vectors in the space of the largest singular vectors of a sketch of the table."""
     size = SKETCH if table.shape[0] < LARGE else SKETCH_OF_LARGE
-    dense = sketch(table, size)
+    dense = sketch(table, size)  # latent semantic analysis: unit vectors in the space of its largest singular vectors
     rng = np.random.default_rng(seed)
     some = dense if len(dense) <= LOOKED_AT else dense[rng.choice(len(dense), LOOKED_AT, replace=False)]
     topics = min(TOPICS, max(len(some) // 4, 2), size)
@@ -195,7 +175,6 @@ def _naive_bayes(table: Any, label: Any, classes: int, members: Any) -> Any:
     which = np.repeat(start - np.cumsum(pairs) + pairs, pairs) + np.arange(len(row))
 
     def held_out(smoothing: float, every: int = 1) -> Any:
-        """The scores of one row in `every`."""
         logs = np.full((features, classes), np.log(np.float32(smoothing)), dtype=np.float32)
         logs[counts.row, counts.col] = np.log(counts.data + np.float32(smoothing))
         spread = smoothing * features + 1e-9

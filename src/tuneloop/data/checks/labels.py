@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,9 @@ from tuneloop.data.checks.overview import (
     check,
     example_of,
     examples_of,
+    finding_of,
     named,
     question_of,
-    share_of,
 )
 from tuneloop.data.dataset import HARMLESS
 from tuneloop.data.split import TEST, TRAIN, VAL, Array, normalised
@@ -50,14 +50,12 @@ def enough_rows(overview: Overview) -> Finding:
     if n < FEW_ROWS:
         message = f"only {counted(n, 'training row')}: below {FEW_ROWS}, the model learns them by heart, and examples in the prompt often do as well"
         return Finding("warn", message, n, remedy)
-    if n < TASK_ROWS:
-        use = f"enough to try a narrow task; {TASK_ROWS} to {STYLE_ROWS:,} make one good"
-    elif n < STYLE_ROWS:
-        use = f"good for a narrow task; a style takes {STYLE_ROWS:,}, a field's language {DOMAIN_ROWS:,}"
-    elif n < DOMAIN_ROWS:
-        use = f"good for a task or a style; a field's language takes {DOMAIN_ROWS:,}"
-    else:
-        use = "good for a task, a style or a field's language"
+    uses = (
+        (TASK_ROWS, f"enough to try a narrow task; {TASK_ROWS} to {STYLE_ROWS:,} make one good"),
+        (STYLE_ROWS, f"good for a narrow task; a style takes {STYLE_ROWS:,}, a field's language {DOMAIN_ROWS:,}"),
+        (DOMAIN_ROWS, f"good for a task or a style; a field's language takes {DOMAIN_ROWS:,}"),
+    )
+    use = next((use for below, use in uses if n < below), "good for a task, a style or a field's language")
     return Finding("ok", f"{counted(n, 'training row')}: {use}", n)
 
 
@@ -70,7 +68,7 @@ def val_size(overview: Overview) -> Finding:
     return Finding("warn", message, 0, "Set data.split.val, for instance to 0.1.")
 
 
-@check("test_size", "too few test rows for a figure that means something")
+@check("test_size", "too few test rows for a result that means something")
 def test_size(overview: Overview) -> Finding:
     n = len(overview.rows(TEST))
     remedy = f"Give the test split at least {FEW_TEST_ROWS} rows (data.split.test); 400 tell a share to ± 5 points."
@@ -78,9 +76,8 @@ def test_size(overview: Overview) -> Finding:
         return Finding("warn", "no test rows: nothing can be proved with this data set", 0, remedy)
     half = 98.0 / n**0.5  # 1.96 standard errors of a share of one half, in points
     what = "an accuracy" if overview.task == "classification" else "a share of good answers"
-    message = (
-        f"{counted(n, 'test row')} {verb(n, 'tells', 'tell')} {what} to about ± {half:.{1 if half < 1 else 2}g} points"
-    )
+    points = f"{half:.{1 if half < 1 else 2}g} points"
+    message = f"{counted(n, 'test row')} {verb(n, 'tells', 'tell')} {what} to about ± {points}"
     return Finding("ok" if n >= FEW_TEST_ROWS else "warn", message, n, remedy)
 
 
@@ -101,7 +98,7 @@ def cut_files(overview: Overview) -> Finding | None:
     # One reject stands for all that is missing of a cut file, so no share of rejects shows it.
     n = overview.rejected.get("cut_file", 0)
     files = "a source file ends" if n == 1 else f"{n} source files end"
-    message = f"{files} before the data do: nobody knows how many records are missing"
+    message = f"{files} before the data do: no one knows how many records are missing"
     remedy = "Copy or download it again; rejects.jsonl names file and line under cut_file."
     return Finding("warn", message, n, remedy) if n else None
 
@@ -115,15 +112,10 @@ SOME_LABELS = 6_000  # of more rows those of a sample
 
 @dataclass(frozen=True)
 class Suspects:
-    """What `find_label_errors` says of a data set.
+    """What `find_label_errors` says of a data set."""
 
-    Args:
-        errors: the most suspicious first, `index` being the row's.
-        of: rows whose label could be doubted; more than there are errors where a sample was looked at.
-    """
-
-    errors: list[LabelError]
-    of: int
+    errors: list[LabelError]  # the most suspicious first, `index` being the row's
+    of: int  # rows whose label could be doubted; more than there are errors where a sample was looked at
 
 
 def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool = False) -> Suspects:
@@ -160,16 +152,12 @@ def suspect_records(overview: Overview, suspects: Suspects, most: int = 500) -> 
     """The most suspicious rows for people to look at: place, split, label, suggestion, score and text."""
     return [
         DoubtfulLabel(
-            **example_of(overview, error.index),
-            label=error.label,
-            suggested=error.suggested,
-            score=error.score,
-            confident=error.confident,
-            text=question_of(overview.row(error.index))[:500],
+            **example_of(overview, error.index), label=error.label, suggested=error.suggested, score=error.score,
+            confident=error.confident, text=question_of(overview.row(error.index))[:500],
         )
         for error in suspects.errors[:most]
         if error.label != error.suggested
-    ]
+    ]  # fmt: skip
 
 
 def label_counts(overview: Overview, split: int) -> Array:
@@ -191,25 +179,17 @@ def label_balance(overview: Overview) -> Finding:
         return Finding("error", message, counts.total(), remedy)
     if few:
         message = f"{len(few):,} of {counted(len(labels), 'label')} {verb(len(few), 'has', 'have')} fewer than {FEW_LABEL_ROWS} training rows: {named(few)}"
-        rows = _rows_with(overview, TRAIN, few)
+        rows, numbers = overview.rows(TRAIN), [number for number, name in enumerate(names) if name in set(few)]
+        rows = rows[np.isin(overview.columns["label"][rows], numbers)]
         return Finding("warn", message, len(rows), remedy, examples_of(overview, rows))
     if not counts:
         return Finding("ok", "no labels", 0)
     (most, high), (least, low) = counts.most_common()[0], counts.most_common()[-1]
     shares = np.array(list(counts.values())) / counts.total()
     effective = float(np.exp(-(shares * np.log(shares)).sum()))  # Hill number of order 1
-    message = (
-        f"{counted(len(counts), 'label')}, {low} ({least!r}) to {high} ({most!r}) training rows each; "
-        f"as diverse as {effective:.1f} labels of equal size"
-    )
+    sizes = f"{low} ({least!r}) to {high} ({most!r}) training rows each"
+    message = f"{counted(len(counts), 'label')}, {sizes}; as diverse as {effective:.1f} labels of equal size"
     return Finding("warn" if high > LABEL_RATIO * low else "ok", message, low, remedy)
-
-
-def _rows_with(overview: Overview, split: int, labels: Sequence[str]) -> Array:
-    of_interest = set(labels)
-    wanted = [number for number, name in enumerate(overview.names["label"]) if name in of_interest]
-    rows = overview.rows(split)
-    return rows[np.isin(overview.columns["label"][rows], wanted)]
 
 
 @check("unseen_labels", "labels that are tested but never trained", tasks=("classification",))
@@ -229,9 +209,7 @@ def unseen_labels(overview: Overview) -> Finding:
 def _contradictions(overview: Overview, answer_of: Callable[[int], tuple[Any, Any]], most: int | None = None) -> Array:
     """Rows that share their prompt with a row of another answer; rows of one prompt follow each other.
 
-    Args:
-        answer_of: what else a row's answer depends on, and the answer.
-        most: rows to look at.
+    `answer_of` gives what else an answer depends on, and the answer; `most`: rows to look at.
     """
     rows = overview.rows()
     question = overview.columns["question"][rows]
@@ -265,9 +243,8 @@ def _answer_in_context(overview: Overview) -> Callable[[int], tuple[str, str]]:
 
     def answer_of(index: int) -> tuple[str, str]:
         row = overview.row(index)
-        context = [
-            (m["content"], str(m.get("tool_calls", ""))) for m in row.prompt if m["role"] in ("assistant", "tool")
-        ]
+        turns = [m for m in row.prompt if m["role"] in ("assistant", "tool")]
+        context = [(m["content"], str(m.get("tool_calls", ""))) for m in turns]
         return str(context), normalised(row.answer) + str(row.messages[-1].get("tool_calls", ""))
 
     return answer_of
@@ -277,9 +254,8 @@ def _answer_in_context(overview: Overview) -> Callable[[int], tuple[str, str]]:
 def conflicting_labels(overview: Overview) -> Finding:
     rows = _contradictions(overview, _label_of(overview))
     n = len(rows)
-    message = "no text with two labels"
-    if n:
-        message = f"{counted(n, 'row')} {verb(n, 'shares its', 'share their')} text with a row of another label"
+    shares = f"{counted(n, 'row')} {verb(n, 'shares its', 'share their')}"
+    message = f"{shares} text with a row of another label" if n else "no text with two labels"
     examples = [
         example_of(overview, i, label=overview.names["label"][int(overview.columns["label"][i])])
         for i in rows[:EXAMPLES].tolist()
@@ -296,8 +272,7 @@ def label_errors(overview: Overview) -> Finding:
 
 def doubted_labels(overview: Overview, suspects: Suspects) -> Finding:
     """The check `label_errors`, of what `find_suspects` gives."""
-    looked = len(suspects.errors)
-    if not looked:
+    if not (looked := len(suspects.errors)):
         return Finding("ok", "too few labels to doubt any", 0)
     wrong = [error for error in suspects.errors if error.confident]
     share = len(wrong) / looked
@@ -315,14 +290,10 @@ def doubted_labels(overview: Overview, suspects: Suspects) -> Finding:
 @check("conflicting_answers", "one prompt with two answers", tasks=("generation", "chat"))
 def conflicting_answers(overview: Overview) -> Finding:
     rows = _contradictions(overview, _answer_in_context(overview), most=5_000)
-    share = len(rows) / max(len(overview.rows()), 1)
-    message = "no prompt with two answers"
-    if len(rows):
-        message = f"{share_of(len(rows), len(overview.rows()))} share their prompt with a row of another answer"
+    good, bad = "no prompt with two answers", "share their prompt with a row of another answer"
     remedy = "Keep the better answer where only one can be right; open questions may well have several."
-    # a chat's answers to "thanks" differ, and should
-    level: Level = "warn" if share > 0.01 and overview.task == "generation" else "ok"
-    return Finding(level, message, len(rows), remedy, examples_of(overview, rows))
+    warn = 0.01 if overview.task == "generation" else 1.0  # a chat's answers to "thanks" differ, and should
+    return finding_of(overview, rows, good, bad, remedy, warn)
 
 
 @check("conflicting_ratings", "one answer that is liked and disliked", tasks=("generation", "chat"))
@@ -337,9 +308,9 @@ def conflicting_ratings(overview: Overview) -> Finding | None:
 
     rows = _contradictions(overview, rated, most=5_000)
     n = len(rows)
-    message = "no answer is liked and disliked"
-    if n:
-        message = f"{counted(n, 'row')} {verb(n, 'holds', 'hold')} an answer that another row rates otherwise"
-    better, none = "data.duplicates.keep=best", "data.duplicates.conflicts=drop"
-    remedy = f"Keep the better rated one ({better}), or drop all such rows ({none})."
+    holds = f"{counted(n, 'row')} {verb(n, 'holds', 'hold')}"
+    message = f"{holds} an answer that another row rates otherwise" if n else "no answer is liked and disliked"
+    remedy = (
+        "Keep the better rated one (data.duplicates.keep=best), or drop all such rows (data.duplicates.conflicts=drop)."
+    )
     return Finding("warn" if n else "ok", message, n, remedy, examples_of(overview, rows))

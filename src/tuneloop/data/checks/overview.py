@@ -12,7 +12,7 @@ import numpy as np
 
 from tuneloop.core.units import counted
 from tuneloop.data.checks import quality
-from tuneloop.data.language import detect_language
+from tuneloop.data.clean.language import detect_language
 from tuneloop.data.split import SPLITS, Array, Columns, key64, prompt_key
 from tuneloop.records.dataset import LongRows
 from tuneloop.records.rows import Dataset, Row
@@ -25,32 +25,23 @@ class Overview:
     """A data set as the checks see it: facts in arrays, one element a row, and the rows themselves on request.
 
     Args:
-        task: classification, generation or chat.
         columns: `label` and `language` (indices into `names`, -1: none), `flags` (bits of `quality`), `question` (hash of the
             prompt), `characters`, `answer_characters`, `tokens`, `supervised` (-1: not measured).
-        names: what `label` and `language` count.
-        split: index into SPLITS; negative for rows that are in none.
-        row: a row by its index.
-        read: records read.
         rejected, repaired: records by reason and repairs by kind.
-        max_length: the limit in tokens; 0: unknown.
-        too_long: what became of the rows over it.
-        labels: the allowed labels.
-        seed: of samples and folds.
     """
 
-    task: str
+    task: str  # classification, generation or chat
     columns: Columns
-    names: Mapping[str, Sequence[str]]
-    split: Array
-    row: Callable[[int], Row]
-    read: int = 0
+    names: Mapping[str, Sequence[str]]  # what `label` and `language` count
+    split: Array  # index into SPLITS; negative for rows that are in none
+    row: Callable[[int], Row]  # a row by its index
+    read: int = 0  # records read
     rejected: Mapping[str, int] = field(default_factory=dict)
     repaired: Mapping[str, int] = field(default_factory=dict)
-    max_length: int = 0
-    too_long: LongRows = field(default_factory=LongRows)
-    labels: Sequence[str] = ()
-    seed: int = 0
+    max_length: int = 0  # the limit in tokens; 0: unknown
+    too_long: LongRows = field(default_factory=LongRows)  # what became of the rows over it
+    labels: Sequence[str] = ()  # the allowed labels
+    seed: int = 0  # of samples and folds
 
     def rows(self, split: int | None = None) -> Array:
         """Indices of the rows of a split, or of all."""
@@ -61,9 +52,8 @@ class Overview:
         if len(rows) <= size:
             return rows
         with np.errstate(over="ignore"):
-            key = (self.columns["question"][rows].astype(np.uint64) ^ np.uint64(self.seed)) * np.uint64(
-                0x9E3779B97F4A7C15
-            )
+            mixed = self.columns["question"][rows].astype(np.uint64) ^ np.uint64(self.seed)
+            key = mixed * np.uint64(0x9E3779B97F4A7C15)
         return np.sort(rows[np.lexsort((rows, key))[:size]])
 
 
@@ -84,32 +74,31 @@ def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None
             except ValueError:
                 supervised = 0
         language = detect_language(question_of(row))[0] if has_detector else None
-        for name, codes, value in (("label", labels, row.label), ("language", languages, language)):
-            facts[name].append(-1 if value is None else codes.setdefault(value, len(codes)))
-        facts["flags"].append(quality.as_bits(quality.flags(row.messages, row.label)))
-        facts["question"].append(key64(prompt_key(row)))
-        facts["characters"].append(sum(len(m["content"]) for m in row.messages))
-        facts["answer_characters"].append(len(row.answer))
-        facts["tokens"].append(tokens)
-        facts["supervised"].append(supervised)
+        values = (
+            -1 if row.label is None else labels.setdefault(row.label, len(labels)),
+            -1 if language is None else languages.setdefault(language, len(languages)),
+            quality.as_bits(quality.flags(row.messages, row.label)),
+            key64(prompt_key(row)),
+            sum(len(m["content"]) for m in row.messages),
+            len(row.answer),
+            tokens,
+            supervised,
+        )
+        for column, value in zip(facts.values(), values, strict=True):
+            column.append(value)
     manifest = dataset.manifest
     return Overview(
         dataset.task,
         {name: np.array(facts[name], dtype=kind) for name, kind in _COLUMNS.items()},
         {"label": list(labels), "language": list(languages)},
-        np.repeat(np.arange(3, dtype=np.int8), sizes),
-        rows.__getitem__,
-        manifest.counts.read,
-        Counter(manifest.rejected),
-        manifest.repaired,
-        manifest.max_length or 0,
+        np.repeat(np.arange(3, dtype=np.int8), sizes), rows.__getitem__, manifest.counts.read,
+        Counter(manifest.rejected), manifest.repaired, manifest.max_length or 0,
         manifest.too_long or LongRows(rejected=manifest.rejected.get("too_long", 0)),
-        manifest.labels or (),
-        manifest.seed or 0,
-    )
+        manifest.labels or (), manifest.seed or 0,
+    )  # fmt: skip
 
 
-_COLUMNS = {
+_COLUMNS = {  # in the order of `values` above
     "label": "i4", "language": "i2", "flags": "u4", "question": "u8", "characters": "i4", "answer_characters": "i4",
     "tokens": "i4", "supervised": "i4",
 }  # fmt: skip
@@ -160,21 +149,24 @@ Level = Literal["ok", "warn", "error"]
 
 
 class Finding(NamedTuple):
-    """What a check says.
+    """What a check says."""
 
-    Args:
-        level: `error` stops `run` and `train`.
-        message: one sentence.
-        rows: number of rows concerned.
-        remedy: one sentence on what to do.
-        found: the rows for `flagged.jsonl`, and those to show.
-    """
+    level: Level  # `error` stops `run` and `train`
+    message: str  # one sentence
+    rows: int  # number of rows concerned
+    remedy: str = ""  # one sentence on what to do
+    checked: CheckedRows = CheckedRows((), ())  # the rows for `flagged.jsonl`, and those to show
 
-    level: Level
-    message: str
-    rows: int
-    remedy: str = ""
-    found: CheckedRows = CheckedRows((), ())
+
+def finding_of(
+    overview: Overview, rows: Array, good: str, bad: str, remedy: str, warn: float = 0.0, error: float = 1.0
+) -> Finding:
+    """The finding on some rows; `warn` and `error` are shares of all that it lies above, `bad` continues their number."""
+    of = len(overview.rows())
+    share = len(rows) / max(of, 1)
+    level: Level = "ok" if share <= warn else "warn" if share <= error else "error"
+    message = f"{share_of(len(rows), of)} {bad}" if len(rows) else good
+    return Finding(level, message, len(rows), remedy, examples_of(overview, rows))
 
 
 Run = Callable[[Overview], Finding | None]
@@ -182,21 +174,13 @@ Run = Callable[[Overview], Finding | None]
 
 @dataclass(frozen=True)
 class CheckEntry:
-    """A check.
+    """A check."""
 
-    Args:
-        name: as in `dataset.json`.
-        title: what it looks for, for the reference.
-        run: gives the finding; None where the check does not apply to the data.
-        tasks: tasks that it is for; empty: all.
-        slow: it needs nothing but the rows and runs in another process while files are written.
-    """
-
-    name: str
-    title: str
-    run: Run
-    tasks: tuple[str, ...] = ()
-    slow: bool = False
+    name: str  # as in `dataset.json`
+    title: str  # what it looks for, for the reference
+    run: Run  # gives the finding; None where the check does not apply to the data
+    tasks: tuple[str, ...] = ()  # tasks that it is for; empty: all
+    slow: bool = False  # it needs nothing but the rows and runs in another process while files are written
 
     def is_for(self, overview: Overview) -> bool:
         """Whether it is for the task of these data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import textwrap
@@ -12,11 +13,11 @@ from tuneloop.core.errors import UserError
 from tuneloop.data.checks.drift import MOST, Drift, compare_with
 from tuneloop.data.checks.features import sample
 from tuneloop.data.checks.overview import CheckedRows, Finding, Overview, question_of
+from tuneloop.data.clean.pii import hidden
+from tuneloop.data.clean.repair import repair_text
 from tuneloop.data.config import PrepareConfig, RepairConfig
 from tuneloop.data.formats import TEXT_NAMES, FormatGuess, Parsed, detect, parse_record
 from tuneloop.data.formats.turns import ROLES
-from tuneloop.data.pii import hidden
-from tuneloop.data.repair import repair_text
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
 from tuneloop.data.split import TRAIN
@@ -29,29 +30,20 @@ DEPTH = 4  # of objects in which turns and texts are looked for: logs wrap reque
 
 
 def as_prepared(manifest: DatasetManifest, sources: Sequence[str]) -> PrepareConfig:
-    """How production records are read for a data set: by its columns and templates, where they have these.
-
-    Args:
-        manifest: of the data set.
-        sources: files, globs or folders.
-    """
-    config, form = manifest.config, manifest.format
-    named = form.columns if form and form.name == "text_label" else {}
-    given = {key: config.get(key) for key in ("input", "output", "task", "format")}
-    columns = {key: named.get(key) or config.get(key) for key in ("text", "label")}
-    settings = {key: value for key, value in {**given, **columns}.items() if value is not None}
+    """How production records are read for a prepared data set: by its columns and templates, where they have these."""
+    form = manifest.format
+    columns = form.columns if form and form.name == "text_label" else {}
+    settings = {key: manifest.config.get(key) for key in ("input", "output", "task", "format", "text", "label")}
+    settings |= {key: columns[key] for key in ("text", "label") if columns.get(key)}
+    settings = {key: value for key, value in settings.items() if value is not None}
     return PrepareConfig.model_validate({**settings, "sources": list(sources)})
 
 
 def read_production(sources: Sequence[str], config: PrepareConfig | None = None) -> tuple[list[Row], int]:
-    """Production records as rows with the user's turns, an empty answer and the label if there is one, and how many had no such turn.
+    """Production records as rows (the user's turns, an empty answer, maybe a label), and how many held no such turn.
 
-    Records are read as training data are. One that is no training example because nothing is answered still says
-    the question: its turns, or its text column, are taken as they are.
-
-    Args:
-        sources: files, globs or folders.
-        config: format and columns, where they can't be guessed.
+    Records are read as training data are. One that is no training example because nothing is answered still says the
+    question: its turns, or its text column, are taken as they are.
 
     Raises:
         UserError: a source is missing or empty, or no record holds a question of a user.
@@ -59,28 +51,23 @@ def read_production(sources: Sequence[str], config: PrepareConfig | None = None)
     config = config or PrepareConfig(sources=list(sources))
     records = iter(read_records(sources))
     sample = list(itertools.islice(records, SAMPLE))
-    guess = _format([item.value for item in sample if isinstance(item, SourceRecord)], config)
+    guess = None
+    with contextlib.suppress(UserError):  # of no known format
+        guess = detect([item.value for item in sample if isinstance(item, SourceRecord)], config)
     rows, without = [], 0
     for item in itertools.chain(sample, records):
         texts, label = user_turns(item.value, guess, config) if isinstance(item, SourceRecord) else ([], None)
         if texts:
-            rows.append(_row(texts, label, item.source, item.line))
+            name = hashlib.blake2b("\n".join(texts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+            messages: list[Message] = [{"role": "user", "content": text} for text in texts]
+            messages.append({"role": "assistant", "content": ""})
+            rows.append(Row(name, messages, label, meta={"source": item.source, "line": item.line}))
         else:
             without += 1
     if not rows:
-        raise UserError(
-            f"No record of {without:,} says what a user asked",
-            where=", ".join(sources),
-            next_step="give records with messages, or with a column named text or prompt",
-        )
+        step = "give records with messages, or with a column named text or prompt"
+        raise UserError(f"No record of {without:,} says what a user asked", where=", ".join(sources), next_step=step)
     return rows, without
-
-
-def _format(sample: Sequence[dict[str, Any]], config: PrepareConfig) -> FormatGuess | None:
-    try:
-        return detect(sample, config)
-    except UserError:
-        return None
 
 
 def user_turns(
@@ -100,9 +87,10 @@ def user_turns(
 
 
 def _turns(value: Any, depth: int) -> Iterator[list[str]]:
-    """The user's turns of the first list of turns in a record."""
     if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
-        texts = [text for turn in value if _speaker(turn) == "user" and (text := _said(turn))]
+        speakers = (str(turn.get("role", turn.get("from", turn.get("speaker", "")))).casefold() for turn in value)
+        users = [turn for turn, name in zip(value, speakers, strict=True) if ROLES.get(name) == "user"]
+        texts = [text for turn in users if (text := _text_of(turn))]
         if texts:
             yield texts
     if depth and isinstance(value, Mapping):
@@ -110,13 +98,7 @@ def _turns(value: Any, depth: int) -> Iterator[list[str]]:
             yield from _turns(item, depth - 1)
 
 
-def _speaker(turn: Mapping[str, Any]) -> str:
-    name = turn.get("role", turn.get("from", turn.get("speaker", "")))
-    return ROLES.get(str(name).casefold(), "")
-
-
-def _said(turn: Mapping[str, Any]) -> str:
-    """The text of a turn, in one piece or in parts."""
+def _text_of(turn: Mapping[str, Any]) -> str:
     content = next((turn[key] for key in ("content", "value", "text") if key in turn), "")
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
@@ -136,12 +118,6 @@ def _text_columns(record: Any, depth: int) -> Iterator[list[str]]:
     if depth:
         for value in record.values():
             yield from _text_columns(value, depth - 1)
-
-
-def _row(texts: Sequence[str], label: str | None, source: str, line: int) -> Row:
-    messages: list[Message] = [{"role": "user", "content": text} for text in texts]
-    name = hashlib.blake2b("\n".join(texts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    return Row(name, [*messages, {"role": "assistant", "content": ""}], label, meta={"source": source, "line": line})
 
 
 EXAMPLE_LENGTH = 200  # characters of a production text that are shown
@@ -172,7 +148,6 @@ def compare_with_production(overview: Overview, against: Sequence[Row]) -> Findi
 
 
 def _comparable(text: str) -> str:
-    """A text repaired, and with placeholders for personal data."""
     return hidden(repair_text(text, RepairConfig())[0])
 
 

@@ -1,4 +1,4 @@
-"""Signs of a bad row that the row alone shows, found row by row in the workers of prepare.
+"""Signs of a bad row that the row alone shows, signs row by row in the workers of prepare; and how answers end.
 
 A flag is a suspicion, not a reject. What depends on the other rows (short for this data set, truncated while its peers
 are not) is decided in `checks`; here only the sign is noted, such as an answer with an open end.
@@ -6,13 +6,17 @@ are not) is decided in `checks`; here only the sign is noted, such as an answer 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from tuneloop.data import repair
+from tuneloop.data.clean import repair
+from tuneloop.data.clean.pii.credentials import keys
 from tuneloop.data.formats.answers import error_answer
-from tuneloop.data.pii.credentials import keys
 from tuneloop.records.rows import Message
 
 FLAGS = (
@@ -45,6 +49,7 @@ _BOILERPLATE = (  # looked for one by one: faster than one pattern, as hardly an
     "have personal opinions", "have personal experiences", "have personal feelings", "have real-time access",
 )  # fmt: skip
 _SELF = (" ai", "language model", "openai", "my training", "my knowledge", "my last", "have personal", "have real")
+_REFUSING = ("can't", "cannot", "not ", "won't", "unable", "violat")  # one of them is in every refusal
 _REFUSAL = re.compile(
     r"\bi(?:'m| am)? ?(?:really |very |truly |so )?(?:sorry|afraid|unable|not able)\b[^.!?\n]{0,60}\b(?:can't|cannot|can not|"
     r"unable to|not able to|won't|couldn't) (?:assist|help|comply|fulfil|fulfill|provide|answer|do that|continue|generate|"
@@ -79,11 +84,9 @@ REPEATED = 0.4  # share of 4-grams that stood before in the same answer; Gopher'
 
 
 def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
-    """The flags of a row, in the order of `FLAGS`.
+    """The flags of a row, in the order of `FLAGS`; its last turn is the answer.
 
-    Args:
-        messages: the conversation; its last turn is the answer.
-        label: the class, where the answer is one: then only the prompt and emptiness are looked at.
+    `label`: the class, where the answer is one: then only the prompt and emptiness are looked at.
     """
     answer = messages[-1]["content"].strip()
     question, turns, parts = "", 0, []
@@ -96,28 +99,32 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
         elif message["role"] == "assistant" and message is not messages[-1] and "weight" not in message:
             earlier.append(content)
     text = "\n".join(parts)
-    flags_found: list[str] = []
+    signs: list[str] = []
     if question and not (turns > 1 and len(question) < 4):  # "y" can continue a conversation, not begin it
-        _of_prompt(question, flags_found)
-    _of_text(text, flags_found)
+        _of_prompt(question, signs)
+    if repair.garbled(text) is not None:
+        signs.append("garbled")
+    tag = "<" in text and "```" not in text and _TAG.search(text) and "html" not in text.lower()
+    if tag or ("&" in text and ";" in text and _ENTITY.search(text)):
+        signs.append("html_leftovers")
+    starts = (start for sign, starts in _SECRET_STARTS if sign in text for start in starts)
+    if any(start in text for start in starts) and next(keys(text), None):
+        signs.append("secret")
     if label is not None and len(answer) < 200:
         if not answer or answer.lower() in _NO_LABEL:
-            flags_found.append("empty_answer")
+            signs.append("empty_answer")
     else:
         if not messages[-1].get("tool_calls"):
-            _of_answer(answer, question, flags_found)
-        for said in earlier:
-            if said and not said.isspace():
-                _of_end(said.strip(), flags_found)
-    return tuple(sorted(flags_found)) if len(flags_found) > 1 else tuple(flags_found)
+            _of_answer(answer, question, signs)
+        for reply in earlier:
+            if reply and not reply.isspace():
+                _of_end(reply.strip(), signs)
+    return tuple(sorted(signs))
 
 
 def as_bits(flags: Iterable[str]) -> int:
     """Flags as one number, a bit each."""
-    bits = 0
-    for flag in flags:
-        bits |= _BIT[flag]
-    return bits
+    return sum(_BIT[flag] for flag in set(flags))
 
 
 def bit(flag: str) -> int:
@@ -128,29 +135,26 @@ def bit(flag: str) -> int:
 def is_open(answer: str) -> bool:
     """Whether an answer of three words, or twelve Chinese signs, or more ends without an end mark."""
     answer = answer.rstrip()
-    return (
-        bool(answer)
-        and answer[-1] not in _END
-        and (answer[-1].isalnum() or answer[-1] in ",-–—(/&+=，、")
-        and (answer.count(" ") >= 2 or (not answer.isascii() and len(answer) >= 12 and answer[-1] >= "\u3040"))
-    )
+    if not answer or answer[-1] in _END or not (answer[-1].isalnum() or answer[-1] in ",-–—(/&+=，、"):
+        return False
+    return answer.count(" ") >= 2 or (not answer.isascii() and len(answer) >= 12 and answer[-1] >= "\u3040")
 
 
-def _of_prompt(question: str, found: list[str]) -> None:
+def _of_prompt(question: str, signs: list[str]) -> None:
     head = question[:PEEK]
     if len(head) < 16 and head.isascii() and (sum(map(str.isalnum, head)) < 2 or head.strip().lower() in _NO_LABEL):
-        found.append("empty_prompt")
+        signs.append("empty_prompt")
         return
     if not head.isascii():
         if len(head) >= 8 and len(set(head)) <= 2:
-            found.append("gibberish")
+            signs.append("gibberish")
         return
     raw = head.encode()
     rest = raw.translate(None, _LETTERS)
     letters = len(raw) - len(rest)
-    signs = len(rest.translate(None, _DIGITS_AND_SPACES))
+    marks = len(rest.translate(None, _DIGITS_AND_SPACES))
     if (
-        (signs > 4 and signs > 2 * letters and "```" not in head)
+        (marks > 4 and marks > 2 * letters and "```" not in head)
         or (len(raw) >= 6 and letters and len(set(raw[:8])) <= 2 and len(set(raw)) <= 2)
         or (letters >= 10 and len(raw.translate(None, _VOWELS)) > len(raw) - 0.08 * letters)
         or (
@@ -159,65 +163,40 @@ def _of_prompt(question: str, found: list[str]) -> None:
             and sum(map(len, _MASH.findall(head))) > 0.4 * letters
         )
     ):
-        found.append("gibberish")
+        signs.append("gibberish")
 
 
-def _of_text(text: str, found: list[str]) -> None:
-    if repair.garbled(text) is not None:
-        found.append("garbled")
-    if "<" in text:
-        if ("```" not in text and _TAG.search(text) and "html" not in text.lower()) or (
-            "&" in text and _ENTITY.search(text)
-        ):
-            found.append("html_leftovers")
-    elif "&" in text and ";" in text and _ENTITY.search(text):
-        found.append("html_leftovers")
-    for sign, starts in _SECRET_STARTS:
-        if sign in text:
-            for start in starts:
-                if start in text and next(keys(text), None):
-                    found.append("secret")
-                    return
-
-
-def _of_answer(answer: str, question: str, found: list[str]) -> None:
+def _of_answer(answer: str, question: str, signs: list[str]) -> None:
     lower = answer.lower().replace("’", "'")
     if lower in _NOTHING or not any(map(str.isalnum, answer[:PEEK])):
         # An emoji can be an answer; null is what a failed call leaves behind.
         if error_answer(answer, question):
-            found.append("error_output")
+            signs.append("error_output")
         elif lower in _NOTHING or answer.isascii():
-            found.append("empty_answer")
+            signs.append("empty_answer")
         return
     if error_answer(answer, question):
-        found.append("error_output")
+        signs.append("error_output")
         return
-    if any([sign in lower for sign in _SELF]):
-        for phrase in _BOILERPLATE:
-            if phrase in lower and re.search(phrase + r"\b", lower):
-                found.append("boilerplate")
-                break
-    head = lower[:PEEK]
-    if (
-        "can't" in head or "cannot" in head or "not " in head or "won't" in head or "unable" in head or "violat" in head
-    ) and (_REFUSAL.search(head)):
-        found.append("refusal")
-    if (
-        len(answer) >= 30
-        and 0.8 * len(answer) <= len(question) <= 1.25 * len(answer)
-        and _copied(lower, question.lower())
+    if any([sign in lower for sign in _SELF]) and any(
+        phrase in lower and re.search(phrase + r"\b", lower) for phrase in _BOILERPLATE
     ):
-        found.append("copied_answer")
+        signs.append("boilerplate")
+    head = lower[:PEEK]
+    if any([word in head for word in _REFUSING]) and _REFUSAL.search(head):
+        signs.append("refusal")
+    alike = len(answer) >= 30 and 0.8 * len(answer) <= len(question) <= 1.25 * len(answer)
+    if alike and _copied(lower, question.lower()):
+        signs.append("copied_answer")
     if len(answer) >= 24 and _repeats(lower):
-        found.append("repetition")
-    _of_end(answer, found)
+        signs.append("repetition")
+    _of_end(answer, signs)
 
 
-def _of_end(answer: str, found: list[str]) -> None:
-    """Add `cut_off` or `open_end`, each once."""
+def _of_end(answer: str, signs: list[str]) -> None:
     flag = "cut_off" if _unclosed(answer) else "open_end" if is_open(answer) else None
-    if flag and flag not in found:
-        found.append(flag)
+    if flag and flag not in signs:
+        signs.append(flag)
 
 
 def _copied(answer: str, question: str) -> bool:
@@ -267,3 +246,135 @@ def _unclosed(answer: str) -> bool:
     if "(" in answer and answer.rfind("(") > answer.rfind(")") and answer.count("(") > answer.count(")"):
         return not re.search(r"[:;=]-?\(", answer) and len(answer) - answer.rfind("(") < MUCH
     return len(answer) >= MUCH and (answer.endswith("...") or answer[-1] == "…")
+
+
+# --- ends of answers: which are cut off, learnt from the answers, whatever their language ---------
+
+_WORD_OF_ANSWER = re.compile(r"\w+(?:['’]\w+)*")
+_MARKS = frozenset('.!?…;:)]"”’。！？')
+
+# Words that a sentence hardly ever ends with, by language: articles, conjunctions, prepositions, auxiliaries before a verb.
+_GO_ON = frozenset(
+    re.findall(
+        r"\w+",
+        """the a an and or but nor of with from into onto about between because although whereas if than whose which your
+        my our their its der die das ein eine einen einem einer und oder aber mit von zum zur bei nach seit weil dass
+        wenn sowie für gegen ohne le la les un une des du et ou mais avec de dans pour sans sur chez parce que qui dont
+        aux ce cette ces el los las y o pero con sin para por del al una unos unas porque su sus il lo gli i uno e ma di
+        da per tra fra nel nella della dello degli che os as um uma em com sem não do dos no na nos nas het een en maar
+        van met voor naar omdat dat""",
+    )
+)
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+_ITEM = re.compile(r"^[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+\S", re.M)
+
+ENOUGH = 50  # answers of a kind from which the share of those with an end mark is known
+LONG = 25  # words; long answers end with an end mark more often than short ones
+NEARLY_ALL = 0.97  # share of answers with an end mark from which one without it alone is suspicious
+KNOWN = 20  # times that a word must have been seen to know that it does not end sentences
+SELDOM = 0.02
+UNUSUAL_END = 0.1  # share of its places up to which a word ends sentences so seldom that it is a sign
+WHOLE = 2  # times that a longer word must have been seen for its beginning to count as a fragment,
+FAR_MORE = 10  # and times more than the beginning itself
+
+
+@dataclass(frozen=True)
+class Endings:
+    """What is known of the ends of many answers."""
+
+    closed: dict[str, float]  # share of the answers that end with an end mark, by `_kind`; of kinds with enough answers
+    words: Counter[str]  # how often each word stands anywhere; `last`: at the end of a sentence or answer
+    last: Counter[str]
+    vocabulary: list[str]  # all words in order
+    answers: list[str]  # normalised answers in order, with how often each stands there
+    times: Counter[str]
+
+    @staticmethod
+    def of(answers: Sequence[str]) -> Endings:
+        words, last, times, of, closed = (Counter[str]() for _ in range(5))
+        for answer in answers:
+            text = answer.strip().lower()[-4000:]
+            words_here = list(_WORD_OF_ANSWER.finditer(text))
+            words.update(match.group() for match in words_here)
+            for match in words_here:
+                if match.end() == len(text) or text[match.end()] in _MARKS or text[match.end()] == "\n":
+                    last[match.group()] += 1
+            times[text] += 1
+            for kind in _kinds(text, len(words_here)):
+                of[kind] += 1
+                closed[kind] += not is_open(text)
+        shares = {kind: closed[kind] / n for kind, n in of.items() if n >= ENOUGH}
+        return Endings(shares, words, last, sorted(words), sorted(times), times)
+
+    def is_cut(self, answer: str) -> bool:
+        """Whether an answer without an end mark is cut off.
+
+        The other items of its list all end with an end mark; its last word is the beginning of a word that others use,
+        or one that hardly ever ends a sentence; others continue where it stops; or nearly all others of its kind do.
+        """
+        if not is_open(answer):
+            return False
+        text = answer.strip().lower()[-4000:]
+        words = _WORD_OF_ANSWER.findall(text)
+        if not words:
+            return False
+        nearly_all = any(self.closed.get(kind, 0.0) >= NEARLY_ALL for kind in _kinds(text, len(words)))
+        if (nearly_all and _is_prose(text)) or _last_item_open(text):
+            return True
+        word = words[-1]
+        if not text.endswith(word):  # a comma or dash
+            return len(words) >= 4 and text[-1] not in "/+" and text[-2] not in _MARKS
+        seen, ended = self.words[word] - 1, self.last[word] - 1  # without this answer itself
+        if seen == ended and self._is_fragment(word, seen):
+            return True
+        if seen >= KNOWN and ended <= SELDOM * seen:
+            return True
+        if word in _GO_ON and ended <= UNUSUAL_END * seen:
+            return True
+        # a letter or two are mostly the rest of a cut themselves
+        unusual = ended <= UNUSUAL_END * seen or len(word) < 3
+        if len(words) < 4 or not unusual:
+            return False
+        # whether more answers begin with this one and continue with a word than stop here
+        place, longer = bisect_right(self.answers, text), 0
+        while place < len(self.answers) and self.answers[place].startswith(text):
+            if self.answers[place][len(text) : len(text) + 2].strip()[:1].isalnum():
+                longer += self.times[self.answers[place]]
+            place += 1
+        return longer > self.times[text]
+
+    def _is_fragment(self, word: str, seen: int) -> bool:
+        """Whether a word that stands at ends only is the beginning of one that is far more frequent."""
+        if len(word) < 2 or word.isdigit():
+            return False
+        wanted = max(WHOLE, FAR_MORE * seen)
+        place = bisect_right(self.vocabulary, word)
+        while place < len(self.vocabulary) and self.vocabulary[place].startswith(word):
+            if self.words[self.vocabulary[place]] >= wanted:
+                return True
+            place += 1
+        return False
+
+
+def _kinds(text: str, words: int) -> list[str]:
+    """What the share of answers with an end mark is known for: texts of six words or more, long ones, and those in Chinese signs."""
+    if _CJK.match(text[-1:]) or _CJK.match(text[-2:-1]):
+        return ["signs"] if len(text) >= 12 else []
+    return ["words", "long"][: (words >= 6) + (words >= LONG)]
+
+
+def _is_prose(text: str) -> bool:
+    """Whether the last line is a sentence rather than an item, a heading, a link, a sum or a short fact."""
+    line = text[text.rfind("\n") + 1 :]
+    last = line.split()[-1] if line.split() else ""
+    long = len(line) >= 12 if _CJK.search(line) else len(line.split()) >= 4
+    return long and not _ITEM.match(line) and not re.search(r"[/#=@_]", last)
+
+
+def _last_item_open(text: str) -> bool:
+    """Whether the items of a list end with an end mark, and the last one does not."""
+    starts = [match.start() for match in _ITEM.finditer(text)]
+    if len(starts) < 3:
+        return False
+    items = [text[a:b].rstrip() for a, b in itertools.pairwise(starts)]
+    return all(item[-1] in ".!?;。！？" for item in items)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-from tuneloop.data.language import LANGUAGES, detect_language, frequency, known_words
+from tuneloop.data.clean.language import LANGUAGES, detect_language, frequency, known_words
 
 SHORT = 12  # words up to which texts are compared here: from some 30 letters on, Jaccard similarity sees past one typo
 COMPARED = 50  # words up to which similar texts are compared in meaning

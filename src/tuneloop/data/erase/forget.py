@@ -17,8 +17,8 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, replacing, sha256_file, user_errors_of_the_disk, write_json
-from tuneloop.data import language
 from tuneloop.data.checks import check_dataset
+from tuneloop.data.clean import language
 from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.dataset import dataset_hash, label_counts, read_rows, token_statistics
 from tuneloop.data.diff import dataset_folder, read_lines, split_files
@@ -76,23 +76,14 @@ class Hit:
 
 @dataclass(frozen=True)
 class SubjectRows:
-    """A data set with the rows that match.
+    """A data set with the rows that match."""
 
-    Args:
-        folder: of the data set.
-        manifest: its manifest as it is.
-        hits: the matching rows, rows of the same source records, and lines of other files that tell of them.
-        report: whether there is a report, which may quote them.
-        others: further files of the folder that hold the text; they are not touched.
-        resumed: whether an earlier removal was interrupted and is to be completed.
-    """
-
-    folder: Path
-    manifest: DatasetManifest
-    hits: list[Hit]
-    report: bool
-    others: list[str]
-    resumed: bool = False
+    folder: Path  # of the data set
+    manifest: DatasetManifest  # its manifest as it is
+    hits: list[Hit]  # the matching rows, rows of the same source records, and lines of other files that tell of them
+    report: bool  # whether there is a report, which may quote them
+    others: list[str]  # further files of the folder that hold the text; they are not touched
+    resumed: bool = False  # whether an earlier removal was interrupted and is to be completed
 
     @property
     def rows(self) -> int:
@@ -117,16 +108,22 @@ class SubjectRows:
 def find_rows(dataset: Path | str, match: Matcher) -> SubjectRows:
     """A person's rows in a data set's splits and rejects, and what other files tell of them; nothing is changed.
 
-    Rows made of the same source record as a matching one are found too (a long chat divided in several rows, a row
-    used more than once), and rows whose record matches in the source, though personal data were taken out of the row,
-    as long as the source is still as it was.
+    Rows made of the same source record as a matching one are included (a long chat divided in several rows, a row used
+    more than once), and rows whose record matches in the source, though personal data were taken out of the row, as
+    long as the source is still as it was.
 
     Raises:
-        UserError: no complete data set there, or a damaged one.
+        UserError: no complete data set there, a damaged one, or one from which another removal was interrupted.
     """
     folder = dataset_folder(dataset)
     resumed = not (folder / MANIFEST).is_file() and (folder / JOURNAL).is_file()
-    manifest = _interrupted(folder, match) if resumed else read_manifest(folder)
+    if resumed:
+        match_hash, manifest = _journal(folder)
+        if match_hash != match.hash:
+            step = "run that one again first, with the same --match; or prepare the data set again"
+            raise UserError("An earlier removal from this data set was interrupted", where=str(folder), next_step=step)
+    else:
+        manifest = read_manifest(folder)
     splits = [path for path in split_files(folder, manifest).values() if path.is_file()]
     files = [*splits, folder / "rejects.jsonl", *_side_files(folder)]
     origins = {origin: f"in the source: {excerpt}" for origin, excerpt in _in_sources(manifest, match)}
@@ -151,13 +148,17 @@ def find_rows(dataset: Path | str, match: Matcher) -> SubjectRows:
                 hits.append(Hit(path.name, number, name, *_origins(record)[0], why, "mix" in record.get("meta", {})))
                 ids |= {name} - {""}
     read_files = {path.name for path in files} | {"report.html", MANIFEST, JOURNAL}
-    others = [name for name in sorted(os.listdir(folder)) if name not in read_files and _holds(folder / name, match)]
+    others = []
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name not in {*read_files, ".lock"} and not _is_leftover(path):
+            with contextlib.suppress(OSError):
+                if match.finds(path.read_bytes().decode("utf-8", "replace")) is not None:
+                    others.append(path.name)
     return SubjectRows(folder, manifest, hits, (folder / "report.html").is_file(), others, resumed)
 
 
 def _in_sources(manifest: DatasetManifest, match: Matcher) -> Iterator[tuple[Origin, str]]:
-    """Records of the sources that match, streamed answers put together. A source that has changed is left out: its lines are
-    others now."""
+    """Records of the sources that match, streamed answers put together; lines of a changed source are others now."""
     form = manifest.format
     guess = FormatGuess(form.name if form else "", dict(form.columns) if form else {}, "")
     for about in manifest.sources:
@@ -189,22 +190,6 @@ def _journal(folder: Path) -> tuple[str, DatasetManifest]:
     return str(value["match_hash"]), as_record(DatasetManifest, value.get("manifest"), str(path))
 
 
-def _interrupted(folder: Path, match: Matcher) -> DatasetManifest:
-    """The manifest from before a removal that was interrupted.
-
-    Raises:
-        UserError: another one than this.
-    """
-    match_hash, manifest = _journal(folder)
-    if match_hash != match.hash:
-        raise UserError(
-            "An earlier removal from this data set was interrupted",
-            where=str(folder),
-            next_step="run that one again first, with the same --match; or prepare the data set again",
-        )
-    return manifest
-
-
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.is_file():
         for number, (_, _, record) in enumerate(read_lines(path), 1):
@@ -222,16 +207,9 @@ def _matches(file: str, record: Mapping[str, Any], match: Matcher) -> Iterator[t
         parts = [record.get("record"), {"detail": record.get("detail")}]
         excerpts = [(_origins(record)[0], match.finds(part)) for part in parts if record.get("reason") != "forgotten"]
     elif file not in ROW_FILES:  # may tell of two rows: one, and one that was kept in its place
-        halves = [{k: v for k, v in record.items() if k.startswith("kept_") == of_kept} for of_kept in (False, True)]
-        excerpts = [
-            (
-                origin,
-                match.finds(
-                    {k: v for k, v in half.items() if k.removeprefix("kept_") not in (*NO_TEXT, "id", "found")}
-                ),
-            )
-            for origin, half in zip(_origins(record), halves, strict=False)
-        ]
+        texts = {k: v for k, v in record.items() if k.removeprefix("kept_") not in (*NO_TEXT, "id", "found")}
+        halves = [{k: v for k, v in texts.items() if k.startswith("kept_") == of_kept} for of_kept in (False, True)]
+        excerpts = [(origin, match.finds(half)) for origin, half in zip(_origins(record), halves, strict=False)]
     else:
         excerpts = [(_origins(record)[0], match.finds(record, str(record.get("id", ""))))]
     yield from ((origin, excerpt) for origin, excerpt in excerpts if excerpt is not None)
@@ -245,15 +223,6 @@ def _origins(record: Mapping[str, Any]) -> list[Origin]:
     return [(str(place.get(source, "")), line) for (source, _), line in zip(keys, lines, strict=True)]
 
 
-def _holds(path: Path, match: Matcher) -> bool:
-    """Whether a file of unknown kind holds the text."""
-    if not path.is_file() or path.name == ".lock" or _is_leftover(path):
-        return False
-    with contextlib.suppress(OSError):
-        return match.finds(path.read_bytes().decode("utf-8", "replace")) is not None
-    return False
-
-
 def _is_leftover(path: Path) -> bool:
     """Half of a file that a killed process left: see `tuneloop.core.files.write_bytes`."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
@@ -261,30 +230,32 @@ def _is_leftover(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Descendant:
-    """Something made from a data set: what it is, its rows of the person (None: weights, which can't be searched), and
-    what to do about it."""
+    """Something made from a data set."""
 
     kind: str
     path: str
     id: str
-    rows: int | None
+    rows: int | None  # of the person; None: weights, which can't be searched
     why: str
     advice: str
 
 
 def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") -> list[Descendant]:
-    """Data sets, runs and evaluations below `root` (to a depth of 4) that come from a data set or hold its matching rows.
+    """Data sets, runs and evaluations below `root` (to a depth of 4) that come from a data set or hold its matching
+    rows.
 
     Where nothing matches in the data set itself, only what holds matching rows is listed, and what came of that.
 
     Args:
         subject: the data set, as it was before the rows were removed.
-        match: what was looked for.
-        root: folder to search.
     """
-    folders = list(_walk(Path(root)))
+    folders = []
+    for place, inner, _ in os.walk(root):
+        depth = len(Path(place).relative_to(root).parts)
+        inner[:] = sorted(n for n in inner if depth < DEPTH and not n.startswith(".") and n != "checkpoints")
+        folders.append(Path(place))
     names = _names(subject.manifest) if subject.hits or subject.resumed else set()
-    taught = names if subject.resumed or any(hit.file == "train.jsonl" for hit in subject.hits) else set()
+    taught = set(names) if subject.resumed or any(hit.file == "train.jsonl" for hit in subject.hits) else set()
     made: list[Descendant] = []
     for folder in folders:
         if (folder / MANIFEST).is_file() and folder.resolve() != subject.folder.resolve():
@@ -296,39 +267,27 @@ def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") ->
             if child is not None:
                 made.append(child)
                 names_of_child = _names(read_manifest(folder))
-                names = names | names_of_child
-                taught = taught | names_of_child if _count(folder / "train.jsonl", subject.ids, match) else taught
+                names |= names_of_child
+                taught |= names_of_child if _count(folder / "train.jsonl", subject.ids, match) else set()
     for folder in folders:
-        run = _made_of(folder / RUN)
-        if run is not None and run.dataset in taught:
+        if (run := _made_of(folder / RUN)) is None:
+            continue
+        if run.dataset in taught:
             advice = "train again on the new data set, or delete it: weights can remember rows"
             made.append(Descendant("run", str(folder), run.id, None, "trained on them", advice))
-        elif run is not None and run.dataset in names:
+        elif run.dataset in names:
             why, advice = "trained on the data set, but not on these rows", "its weights may stay"
             made.append(Descendant("run", str(folder), run.id, 0, why, advice))
     for folder in folders:
-        evaluation = _made_of(folder / EVALUATION)
-        if evaluation is None:
+        if (evaluation := _made_of(folder / EVALUATION)) is None:
             continue
         rows = _count(folder / "samples.jsonl", subject.ids, match)
+        why, advice = "measured on the data set as it was", "its metrics stay good for that one"
+        if rows:
+            why, advice = f"quotes {rows} of the rows", "delete it, or evaluate again on the new data set"
         if rows or evaluation.dataset in names:
-            why = f"quotes {rows} of the rows" if rows else "measured on the data set as it was"
-            advice = (
-                "delete it, or evaluate again on the new data set" if rows else "its metrics stay good for that one"
-            )
             made.append(Descendant("evaluation", str(folder), evaluation.name, rows, why, advice))
     return made
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Folders to a depth of `DEPTH` below the root, hidden ones and checkpoints left out."""
-    for place, folders, _ in os.walk(root):
-        path = Path(place)
-        depth = len(path.relative_to(root).parts)
-        folders[:] = sorted(
-            name for name in folders if depth < DEPTH and not name.startswith(".") and name != "checkpoints"
-        )
-        yield path
 
 
 def _names(manifest: DatasetManifest) -> set[str]:
@@ -357,21 +316,20 @@ def _dataset_child(folder: Path, subject: SubjectRows, match: Matcher, ids: Coll
     manifest = read_manifest(folder)
     files = [*split_files(folder, manifest).values(), folder / "rejects.jsonl"]
     rows = sum(_count(path, subject.ids, match) for path in files)
-    named = bool(_names(manifest) & set(ids)) or (bool(subject.hits) and _names_folder(manifest, subject.folder))
-    if not rows and not named:
+    mix, split = manifest.config.get("mix") or {}, manifest.config.get("split") or {}
+    places = [
+        *(manifest.config.get("sources") or []),
+        *(mix.get("sources") or []),
+        split.get("freeze"),
+        split.get("test"),
+    ]
+    paths = [Path(p).resolve() for p in places if isinstance(p, str) and p]
+    uses_it = any(subject.folder.resolve() in (path, path.parent) for path in paths)
+    if not rows and not _names(manifest) & set(ids) and not (subject.hits and uses_it):
         return None
     why = f"holds {rows} of the rows" if rows else "made from it"
     advice = f"tuneloop data forget {folder} --match ..." if rows else "prepare it again"
     return Descendant("data set", str(folder), manifest.id, rows, why, advice)
-
-
-def _names_folder(manifest: DatasetManifest, folder: Path) -> bool:
-    """Whether a data set's configuration names another one's folder: as source, as general data, as frozen split."""
-    config = manifest.config
-    mix, split = config.get("mix") or {}, config.get("split") or {}
-    places = [*(config.get("sources") or []), *(mix.get("sources") or []), split.get("freeze"), split.get("test")]
-    inside = folder.resolve()
-    return any(isinstance(p, str) and p and inside in (Path(p).resolve(), Path(p).resolve().parent) for p in places)
 
 
 def _count(path: Path, ids: Collection[str], match: Matcher) -> int:
@@ -388,19 +346,15 @@ class Forgotten:
     """What became of a data set.
 
     Args:
-        found: what it held.
-        rows: removed from splits and rejects.
         old_id, new_id: before and after.
-        descendants: what else was made from it.
-        files: files that were rewritten or deleted.
     """
 
-    found: SubjectRows
-    rows: int
+    found: SubjectRows  # what it held
+    rows: int  # removed from splits and rejects
     old_id: str
     new_id: str
-    descendants: list[Descendant]
-    files: list[str] = field(default_factory=list)
+    descendants: list[Descendant]  # what else was made from it
+    files: list[str] = field(default_factory=list)  # files that were rewritten or deleted
 
 
 def forget(
@@ -420,8 +374,6 @@ def forget(
     completed by the next one.
 
     Args:
-        dataset: its folder.
-        match: whose rows.
         runs_root: folder to search for data sets, runs and evaluations that come from it.
         measure: a row's length in tokens; without it the token statistics stay those from before, and say so.
         checks: the checks of a data set; default: `tuneloop.data.checks.check_dataset`.
@@ -446,11 +398,9 @@ def forget(
         try:
             config = PrepareConfig.model_validate(subject.manifest.config)
         except ValueError:
-            raise UserError(
-                "The data set was prepared by another version",
-                where=str(folder / MANIFEST),
-                next_step="delete the rows from its sources and run `tuneloop prepare` again",
-            ) from None
+            what = "The data set was prepared by another version"
+            step = "delete the rows from its sources and run `tuneloop prepare` again"
+            raise UserError(what, where=str(folder / MANIFEST), next_step=step) from None
         when = today or datetime.date.today()
         with user_errors_of_the_disk(folder):
             if not subject.resumed:
@@ -468,11 +418,7 @@ def forget(
 def _rehearse(
     subject: SubjectRows, match: Matcher, config: PrepareConfig, measure: Measure | None, today: datetime.date
 ) -> None:
-    """Do all of it in another folder, on links to the files: what can't be finished leaves the data set as it was.
-
-    Raises:
-        UserError: a file is missing or damaged, or the manifest does not fit its files.
-    """
+    """Do all of it in another folder, on links to the files: what can't be finished leaves the data set as it was."""
     for split, path in split_files(subject.folder, subject.manifest).items():
         if not path.is_file():
             raise UserError(f"The {split} split is missing: nothing was removed", where=str(path), next_step=AGAIN)
@@ -480,7 +426,10 @@ def _rehearse(
         copies = Path(place)
         for path in subject.folder.iterdir():
             if path.is_file():
-                _link(path, copies / path.name)
+                try:
+                    os.link(path, copies / path.name)
+                except OSError:  # a file system without links
+                    shutil.copyfile(path, copies / path.name)
         rehearsed = replace(subject, folder=copies)
         _remove(rehearsed)
         try:
@@ -493,30 +442,21 @@ def _rehearse(
             ) from None
 
 
-def _link(path: Path, copies: Path) -> None:
-    """The same file under another name; a copy where the file system has no links."""
-    try:
-        os.link(path, copies)
-    except OSError:
-        shutil.copyfile(path, copies)
-
-
 def _remove(subject: SubjectRows) -> list[str]:
     """Rewrite the files without the rows; `rejects.jsonl` first, so that no record drops out of the account."""
     folder = subject.folder
     gone = {(hit.file, hit.line) for hit in subject.hits}
-    changed = []
-    for path in sorted(folder.iterdir()):
-        if _is_leftover(path):
-            path.unlink()
-            changed.append(path.name)
+    leftovers = [path for path in sorted(folder.iterdir()) if _is_leftover(path)]
+    for path in leftovers:
+        path.unlink()
+    changed = [path.name for path in leftovers]
     files = split_files(folder, subject.manifest)
     counted = {"rejects.jsonl", *(files[split].name for split in SPLITS)}
     due = {(hit.source, hit.source_line) for hit in subject.hits if hit.file in counted and not hit.general}
     rejects = folder / "rejects.jsonl"
     due -= {_origins(record)[0] for _, record in _records(rejects) if record.get("reason") == "forgotten"}
-    tombs = [{"source": s, "line": n, "reason": "forgotten", "detail": "", "record": None} for s, n in sorted(due)]
     if due:
+        tombs = ({"source": s, "line": n, "reason": "forgotten", "detail": "", "record": None} for s, n in sorted(due))
         lines = (json.dumps(tomb, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for tomb in tombs)
         changed.append(_rewrite(rejects, itertools.chain(_kept_lines(rejects, gone), lines)))
     for path in [*_side_files(folder), *files.values()]:
@@ -549,11 +489,7 @@ def _manifest_after(
     checks: Checks | None,
     today: datetime.date,
 ) -> DatasetManifest:
-    """The manifest of the rewritten files.
-
-    Numbers are counted again from the files and compared with the old manifest's, so that a removal that was
-    interrupted is counted in full.
-    """
+    """The manifest of the rewritten files, counted from them: a removal that was interrupted is counted in full."""
     old, folder = subject.manifest, subject.folder
     files = split_files(folder, old)
     rows = {
@@ -579,21 +515,26 @@ def _manifest_after(
     if old.mix:
         changes["mix"] = _mix_after(old.mix, rows, measure)
     if old.languages:
-        changes["languages"] = _languages_after(old.languages, old.counts.kept, rows)
+        # of the rows that prepare looked at, too: all, or a sample by their ids
+        every = 1 if sum(old.languages.values()) >= old.counts.kept else LANGUAGES_EVERY
+        task_rows = (row for some in rows.values() for row in some if "mix" not in row.meta)
+        looked_at = (row for row in task_rows if int(row.id, 16) % every == 0)
+        codes = Counter(language.detect_language(question_text(row))[0] for row in looked_at)
+        changes["languages"] = dict(sorted(codes.items(), key=lambda pair: (-pair[1], pair[0])))
     new = old.model_copy(update=changes)
     removal = Removal(
-        rows=_rows_with_content(old) - _rows_with_content(new),
-        when=today.isoformat(),
-        match_hash=match.hash,
-        was=old.id,
-        was_hash=old.hash,
-    )
+        rows=_rows_with_content(old) - _rows_with_content(new), when=today.isoformat(), match_hash=match.hash,
+        was=old.id, was_hash=old.hash,
+    )  # fmt: skip
     if last := old.forgotten:
         removal = removal.model_copy(update={"earlier": [*last.earlier, last.model_copy(update={"earlier": []})]})
     digest = dataset_hash({split: rows[split] for split in SPLITS}, config, old.seed or 0, new.mix)
     new = new.model_copy(update={"forgotten": removal, "hash": digest, "id": f"{old.name}-{digest[:12]}"})
     smaller = Dataset(str(folder), new, rows["train"], rows["val"], rows["test"])
-    return new.model_copy(update={"checks": _checks_after(old, smaller, checks)})
+    repeated = (checks or check_dataset)(smaller)
+    names = {check.name for check in repeated}  # others, that prepare alone can do, stay without their examples
+    others = [check.model_copy(update={"examples": []}) for check in old.checks if check.name not in names]
+    return new.model_copy(update={"checks": [*repeated, *others]})
 
 
 def _personal_after(old: DatasetManifest, repairs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -605,16 +546,6 @@ def _personal_after(old: DatasetManifest, repairs: Sequence[Mapping[str, Any]]) 
                 return old.personal
             kinds.update(record["found"])
     return dict(sorted(kinds.items()))
-
-
-def _languages_after(was: Mapping[str, int], row_count: int, rows: Mapping[str, Sequence[Row]]) -> dict[str, int]:
-    """Languages of the rows that are left, of the same rows that prepare looked at: all, or a sample by their ids."""
-    every = 1 if sum(was.values()) >= row_count else LANGUAGES_EVERY
-    looked_at = [
-        row for some in rows.values() for row in some if "mix" not in row.meta and int(row.id, 16) % every == 0
-    ]
-    codes = Counter(code for row in looked_at if (code := language.detect_language(question_text(row))[0]) is not None)
-    return dict(sorted(codes.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _rows_with_content(manifest: DatasetManifest) -> int:
@@ -633,12 +564,10 @@ def _mix_after(mix: Mix, rows: Mapping[str, Sequence[Row]], measure: Measure | N
         source.model_copy(update={key: left.get(split, Counter())[source.name] for key, split in places.items()})
         for source in mix.sources
     ]
-    parts: dict[str, list[Row]] = {"task": [], "general": []}
-    for row in rows.get("train", ()):
-        parts["general" if "mix" in row.meta else "task"].append(row)
     sizes = {}
     for name, was in (("task", mix.task), ("general", mix.general)):
-        some, tokens = parts[name], was.tokens
+        some = [row for row in rows.get("train", ()) if ("mix" in row.meta) == (name == "general")]
+        tokens = was.tokens
         if measure is not None and len(some) != was.rows:
             tokens = sum(measure(row).tokens for row in some)
         sizes[name] = RowsAndTokens(rows=len(some), tokens=tokens)
@@ -648,10 +577,7 @@ def _mix_after(mix: Mix, rows: Mapping[str, Sequence[Row]], measure: Measure | N
 
 
 def _split_after(was: SplitFile, path: Path, rows: Sequence[Row], measure: Measure | None) -> SplitFile:
-    """What the manifest says of a split; without `measure` the old token statistics, marked with the rows they are of.
-
-    Statistics are of the task's own rows, as prepare writes them.
-    """
+    """A split in the manifest, statistics of the task's rows; without `measure` the old ones, marked with their rows."""
     task_rows = [row for row in rows if "mix" not in row.meta]
     about: dict[str, Any] = {"rows": len(rows), "sha256": sha256_file(path)}
     if was.labels:
@@ -661,15 +587,6 @@ def _split_after(was: SplitFile, path: Path, rows: Sequence[Row], measure: Measu
             about["tokens"] = was.tokens.model_copy(update={"of_rows": was.tokens.of_rows or was.rows})
         else:
             counts = [measure(row) for row in task_rows]
-            about["tokens"] = TokenStatistics(
-                **token_statistics([c.tokens for c in counts], sum(c.supervised for c in counts))
-            )
+            statistics = token_statistics([c.tokens for c in counts], sum(c.supervised for c in counts))
+            about["tokens"] = TokenStatistics(**statistics)
     return was.model_copy(update=about)
-
-
-def _checks_after(old: DatasetManifest, dataset: Dataset, checks: Checks | None) -> list[Check]:
-    """The checks of the smaller data set; those that prepare alone can do stay, without their examples."""
-    again = (checks or check_dataset)(dataset)
-    done = {check.name for check in again}
-    others = [check.model_copy(update={"examples": []}) for check in old.checks if check.name not in done]
-    return [*again, *others]

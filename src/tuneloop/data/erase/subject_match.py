@@ -15,8 +15,8 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.patterns import Pattern, compile_pattern
+from tuneloop.data.clean.pii import KINDS, find, pseudonym_key, redact
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import KINDS, find, pseudonym_key, redact
 
 _FIELD = re.compile(r"[\w.\-]+(?: [\w.\-]+)*")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
@@ -40,18 +40,13 @@ class Matcher:
     raw records also as broken or escaped encodings of it. `field=value` finds rows whose column has that very value
     (and those with that text in them).
 
-    Args:
-        pattern: the text, or `field=value`.
-        regex: the text, or the value, is a regular expression; case does not count.
-        pseudonyms: what stands for the value in data sets with pseudonyms; looked for as texts.
-
     Raises:
         UserError: an empty pattern, or no valid regular expression.
     """
 
-    pattern: str
-    regex: bool = False
-    pseudonyms: tuple[str, ...] = ()
+    pattern: str  # the text, or `field=value`
+    regex: bool = False  # the text, or the value, is a regular expression; case does not count
+    pseudonyms: tuple[str, ...] = ()  # what stands for the value in data sets with pseudonyms; looked for as texts
 
     def __post_init__(self) -> None:
         if not folded(self.pattern) or not folded(self.value):
@@ -60,11 +55,9 @@ class Matcher:
             try:
                 self._expressions  # noqa: B018
             except ValueError as error:
-                raise UserError(
-                    f"Not a valid regular expression: {error}",
-                    where=self.pattern,
-                    next_step="correct it, or leave out --regex to look for the text as it stands",
-                ) from None
+                what = f"Not a valid regular expression: {error}"
+                step = "correct it, or leave out --regex to look for the text as it stands"
+                raise UserError(what, where=self.pattern, next_step=step) from None
 
     @property
     def hash(self) -> str:
@@ -114,7 +107,7 @@ class Matcher:
         return None
 
     def _in_fields(self, record: Any) -> str | None:
-        if isinstance(record, str):  # a line that could not be parsed: both its words stand in it
+        if isinstance(record, str):  # a line that could not be parsed: it holds both words
             both = all(folded(part) in folded(record) for part in (self.field, self.value))
             return self.value if both and not self.regex else None
         for value in _values_at(record, self.field.removeprefix("meta.").split(".")):
@@ -127,7 +120,7 @@ class Matcher:
 
 
 def _escaped(text: str) -> Iterator[str]:
-    """How a text may stand in a record that was never repaired: mojibake, JSON escapes, HTML entities."""
+    """How a record that was never repaired may hold a text: mojibake, JSON escapes, HTML entities."""
     for encoding in ("latin-1", "cp1252"):
         with contextlib.suppress(UnicodeError):
             yield text.encode("utf-8").decode(encoding)
@@ -145,9 +138,8 @@ def _values_at(record: Any, path: Sequence[str]) -> Iterator[Any]:
     for place in (record, record.get("meta")):
         for key, value in place.items() if isinstance(place, Mapping) else ():
             if str(key).casefold() == whole:
-                yield from (
-                    v for v in (value if isinstance(value, list) else [value]) if not isinstance(v, dict | list)
-                )
+                values = value if isinstance(value, list) else [value]
+                yield from (v for v in values if not isinstance(v, dict | list))
             elif len(path) > 1 and str(key).casefold() == path[0].casefold():
                 yield from _values_at(value, path[1:])
 
@@ -187,8 +179,7 @@ def pseudonyms(match: Matcher, config: PersonalConfig) -> tuple[str, ...]:
     key, value = pseudonym_key(config), match.value.strip()
     made: list[str] = []
     for name in ("", match.field, *(kind.lower() for kind in KINDS)):
-        if (findings := find(value, config, name)) and (
-            made == [] or findings[0].end - findings[0].start == len(value)
-        ):
+        findings = find(value, config, name)
+        if findings and (not made or findings[0].end - findings[0].start == len(value)):
             made.append(redact(value, findings, config, key))
     return tuple(dict.fromkeys(text for text in made if len(text) >= SHORTEST_STAND_IN))

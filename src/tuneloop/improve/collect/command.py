@@ -9,8 +9,8 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, write_jsonl
+from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import Redactor
 from tuneloop.improve.collect.collect import CollectOptions, collect
 from tuneloop.improve.collect.training_rows import write_training_rows
 from tuneloop.records.collected import CollectedManifest

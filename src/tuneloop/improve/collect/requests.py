@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
+from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import Redactor
 from tuneloop.serving.store.store import exported, opened, read_requests
 
 

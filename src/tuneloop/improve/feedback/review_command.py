@@ -10,8 +10,8 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_jsonl
 from tuneloop.core.ids import uuid7
+from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import Redactor
 from tuneloop.evaluation.review.items import ITEMS, load_review, read_votes, standing
 from tuneloop.improve.feedback.review_queue import GROUPS, Queued, groups_of, queue
 from tuneloop.improve.feedback.value import by_request, talks_of

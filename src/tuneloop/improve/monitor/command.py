@@ -14,8 +14,8 @@ from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.urls import masked
 from tuneloop.data.checks.drift import compare_with
+from tuneloop.data.clean.language import detect_language
 from tuneloop.data.dataset import load_dataset
-from tuneloop.data.language import detect_language
 from tuneloop.evaluation.classical import minilm_embedder
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.monitor.canary_prompts import canary_level, round_in_words, without_texts

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuneloop.data.clean.pii import find, identifiers, redact
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import find, identifiers, redact
 
 CONFIG = PersonalConfig()
 KEY = b"a key for tests"

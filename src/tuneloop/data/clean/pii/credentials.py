@@ -8,8 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from tuneloop.data.language import known_words, made_of_words
-from tuneloop.data.pii.identifiers import Span, base58check
+from tuneloop.data.clean.language import known_words, made_of_words
+from tuneloop.data.clean.pii.identifiers import Span, base58check
 
 # Forms that services document for their keys. Those in a shape of their own need no word next to them.
 _KEY = re.compile(
@@ -48,8 +48,6 @@ _PEM = re.compile(
 _WIF = re.compile(
     r"(?<![0-9A-Za-z])(?:[5KL][1-9A-HJ-NP-Za-km-z]{50,51}|[xyz]prv[1-9A-HJ-NP-Za-km-z]{100,110})(?![0-9A-Za-z])"
 )
-
-
 _PART = re.compile(r"[A-Za-z]{16,}")
 _CONSONANTS = re.compile(r"[b-df-hj-np-tv-xz]{4,}", re.IGNORECASE)
 
@@ -135,21 +133,17 @@ def named_secrets(text: str, lower: str) -> Iterator[Span]:
             continue
         start, stop, quoted = _trimmed(text, *match.span("value"))
         glue, word = match.group("glue"), name.group()
-        if "&" in text[start:stop] and (
-            text[name.start() - 1 : name.start()] in ("?", "&") or not _PASSWORD.match(word)
-        ):
-            stop = text.index("&", start)  # the query of a URL continues
+        in_query = text[name.start() - 1 : name.start()] in ("?", "&") or not _PASSWORD.match(word)
+        if in_query and "&" in text[start:stop]:
+            stop = text.index("&", start)
         value = text[start:stop]
         assigned = any(sign in glue for sign in ":=>")
         if _NO_VALUE.match(value):
             continue
         if _PIN.match(word):
             embedded = name.start() > 0 and lower[name.start() - 1].isalpha()  # "shopping: 1234"
-            if (
-                not embedded
-                and re.fullmatch(r"\d{3,8}|\d{3}[ -]\d{3}", value)
-                and not (word.startswith("pin") and "code" in word and len(value) == 6)
-            ):
+            postcode = word.startswith("pin") and "code" in word and len(value) == 6
+            if not embedded and not postcode and re.fullmatch(r"\d{3,8}|\d{3}[ -]\d{3}", value):
                 yield ("PASSWORD", start, stop)
         elif _PASSWORD.match(word):
             # "Passwords: make sure that ..." is prose: a bare word with another one after it.
@@ -177,9 +171,8 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int, bool]:
 
 def _mixed(value: str) -> bool:
     """Whether it holds digits and letters, or signs that words lack."""
-    return (any(c.isdigit() for c in value) and any(c.isalpha() for c in value)) or any(
-        c in "!@#$%^&*+=~|" for c in value
-    )
+    digits_and_letters = any(map(str.isdigit, value)) and any(map(str.isalpha, value))
+    return digits_and_letters or any(c in "!@#$%^&*+=~|" for c in value)
 
 
 def _is_password(value: str, *, assigned: bool, quoted: bool) -> bool:
@@ -187,9 +180,7 @@ def _is_password(value: str, *, assigned: bool, quoted: bool) -> bool:
         return False
     if assigned or quoted:
         # "Password: at least 8 characters" and `password = get_password()` hold none.
-        return _mixed(value) or (
-            (" " not in value and len(value) <= 64 and (assigned or quoted)) and not value.endswith(("(", "()"))
-        )
+        return _mixed(value) or (" " not in value and len(value) <= 64 and not value.endswith(("(", "()")))
     inner = any(a.islower() and b.isupper() for a, b in itertools.pairwise(value))
     return _mixed(value) or inner or (value.isdigit() and len(value) >= 4) or ("-" in value and value.count("-") >= 2)
 

@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from places import DATA_SETS
+from tuneloop.data.clean.repair import garbled, repair_text
 from tuneloop.data.config import RepairConfig
 from tuneloop.data.dataset import REPAIRS
-from tuneloop.data.repair import garbled, repair_text
 
 ALL = RepairConfig()
 OFF = RepairConfig(

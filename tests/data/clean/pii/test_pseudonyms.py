@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.core.errors import UserError
+from tuneloop.data.clean.pii import KINDS, find, identifiers, pseudonym_key, pseudonyms, redact
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import KINDS, find, identifiers, pseudonym_key, pseudonyms, redact
 
 CONFIG = PersonalConfig()
 PSEUDONYM = PersonalConfig(mode="pseudonym")

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from patience import slowness
 from places import DATA_SETS
 from tuneloop.core.errors import UserError
-from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import (
+from tuneloop.data.clean.pii import (
     KINDS,
     PersonalSpan,
     _all_quiet,
@@ -29,6 +28,7 @@ from tuneloop.data.pii import (
     redact,
     scrub,
 )
+from tuneloop.data.config import PersonalConfig
 
 DATA = DATA_SETS
 CONFIG = PersonalConfig()

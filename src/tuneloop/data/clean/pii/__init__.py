@@ -19,23 +19,10 @@ from typing import Any
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.units import counted, verb
+from tuneloop.data.clean.pii import contacts, credentials, identifiers
+from tuneloop.data.clean.pii.identifiers import CARD_GROUPS, IBAN_LENGTHS, REACH, Span, is_card, is_iban, is_right
+from tuneloop.data.clean.pii.pseudonyms import pseudonym
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import contacts, credentials
-from tuneloop.data.pii.identifiers import (
-    CARD_GROUPS,
-    IBAN_LENGTHS,
-    REACH,
-    Span,
-    birth_dates,
-    document_numbers,
-    is_card,
-    is_iban,
-    is_right,
-    national_ids,
-    social_security_numbers,
-    wallets,
-)
-from tuneloop.data.pii.pseudonyms import pseudonym
 
 DEFAULT_SECRET = "TUNELOOP_SECRET"  # noqa: S105 - no password
 SHORTEST_KEY = 16  # characters of the shortest key of a service
@@ -49,23 +36,19 @@ class Kind:
 
     The kinds of this package have no pattern here: their detectors share work in `_spans`. A kind that `add_kind` adds
     is found by its pattern. Texts without a digit or one of `@`, `:` and `=` are not searched.
-
-    Args:
-        name: as in `<EMAIL>`, upper case.
-        title: what it is.
-        pattern: regular expression of its form.
-        check: module of python-stdnum such as `nl.bsn`, or a function, given a value without separators; empty: none.
-        words: words in lower case, one of which must stand within 60 characters before the value; empty: form and check are enough.
     """
 
-    name: str
-    title: str
-    pattern: str = ""
-    check: str | Callable[[str], bool] = ""
-    words: tuple[str, ...] = ()
+    name: str  # as in `<EMAIL>`, upper case
+    title: str  # what it is
+    pattern: str = ""  # regular expression of its form
+    check: str | Callable[[str], bool] = (
+        ""  # python-stdnum's module (`nl.bsn`) or a function, given no separators; "": none
+    )
+    words: tuple[
+        str, ...
+    ] = ()  # one of which, in lower case, must stand within 60 characters before; (): form and check suffice
 
     def find(self, text: str, lower: str) -> Iterator[Span]:
-        """Where values stand; `lower` is the text in lower case."""
         for match in compile_pattern(self.pattern).finditer(text) if self.pattern else ():
             before = lower[max(0, match.start() - REACH) : match.start()]
             if (not self.words or any(word in before for word in self.words)) and is_right(self.check, match.group()):
@@ -117,16 +100,13 @@ def find(text: str, config: PersonalConfig, field: str = "") -> list[PersonalSpa
     """Personal data and secrets in a text, in order, none overlapping another.
 
     Args:
-        text: any text.
-        config: kinds to look for, names, region of telephone numbers.
-        field: name of the column of the text: "phone", "date_of_birth" say as much as words before the value.
+        field: name of the text's column: "phone", "date_of_birth" say as much as words before the value.
 
     Raises:
         UserError: an unknown kind or region, or `names` without what it needs.
     """
     wanted = _wanted_by(config)
-    words = _telling_words(field) if field else ""
-    if words:
+    if words := _telling_words(field) if field else "":
         lead = f"{words}: "
         spans = _spans(lead + text, config)
         return _resolved([(k, s - len(lead), e - len(lead)) for k, s, e in spans if s >= len(lead)], wanted)
@@ -136,22 +116,16 @@ def find(text: str, config: PersonalConfig, field: str = "") -> list[PersonalSpa
 
 
 def redact(text: str, findings: list[PersonalSpan], config: PersonalConfig, key: bytes | None) -> str:
-    """The text with every finding replaced.
-
-    Args:
-        text: the text that `find` was given.
-        findings: what it found.
-        config: `mode` pseudonym puts an invented value, the same one for the same original; every other mode the kind: `<EMAIL>`.
-        key: key of the pseudonyms (`pseudonym_key`).
+    """The text with every finding of `find` replaced: in the mode pseudonym by an invented value, the same one for the
+    same original; in every other mode by the kind: `<EMAIL>`. `key`: of the pseudonyms (`pseudonym_key`).
     """
     pieces, at = [], 0
     for finding in findings:
         value = text[finding.start : finding.end]
+        new = f"<{finding.kind}>"
         if config.mode == "pseudonym":
             assert key is not None, "pseudonyms need a key: see pseudonym_key"
             new = pseudonym(finding.kind, value, config.region, key)
-        else:
-            new = f"<{finding.kind}>"
         pieces += [text[at : finding.start], new]
         at = finding.end
     return "".join([*pieces, text[at:]])
@@ -164,16 +138,12 @@ def hidden(text: str) -> str:
 
 
 def scrub(value: Any, config: PersonalConfig, key: bytes | None) -> tuple[Any, list[str]]:
-    """Any JSON value without personal data, and the kinds that stood in it, sorted.
+    r"""Any JSON value without personal data, and the kinds that stood in it, sorted; nothing is replaced in the modes
+    off and report.
 
-    Strings at any depth are searched, keys of objects too, and text that is itself JSON, broken or not, with its escapes (`\\u0040`)
-    undone. The key above a value tells what it is: an integer is replaced only where its key says so, as in `{"phone": 4155550132}`.
-    A value without findings is returned as it is.
-
-    Args:
-        value: what a JSON parser gives.
-        config: as for `find`; in the modes off and report nothing is replaced.
-        key: as for `redact`.
+    Strings at any depth are searched, keys of objects too, and text that is itself JSON, broken or not, with its
+    escapes (`\u0040`) undone. The key above a value tells what it is: an integer is replaced only where its key says
+    so, as in `{"phone": 4155550132}`.
 
     Raises:
         UserError: as `find`.
@@ -193,9 +163,6 @@ class Redactor:
 
     Rows that are evaluated are all kept: the mode reject puts placeholders.
 
-    Args:
-        config: as for `find`.
-
     Raises:
         UserError: as `pseudonym_key` does.
     """
@@ -207,7 +174,6 @@ class Redactor:
         self.kinds: set[str] = set()
 
     def __call__(self, value: Any) -> Any:
-        """A record, or any JSON value, without personal data."""
         clean, kinds = scrub(value, self.config, self.key)
         self.records += bool(kinds)
         self.kinds.update(kinds)
@@ -217,10 +183,11 @@ class Redactor:
         """What was found in a file of so many records, in a line; empty for nothing."""
         if not self.records:
             return ""
-        sentence = f"{self.records:,} of {counted(records, 'record')} of {file} {verb(self.records, 'holds', 'hold')} personal data ({', '.join(sorted(self.kinds))})"
+        holds = f"{self.records:,} of {counted(records, 'record')} of {file} {verb(self.records, 'holds', 'hold')}"
+        outcome = "replaced, as prepare does (data.personal.mode=off leaves them)"
         if self.config.mode == "report":
-            return f"{sentence}: left as they are, as data.personal.mode=report says"
-        return f"{sentence}: replaced, as prepare does (data.personal.mode=off leaves them)"
+            outcome = "left as they are, as data.personal.mode=report says"
+        return f"{holds} personal data ({', '.join(sorted(self.kinds))}): {outcome}"
 
 
 def pseudonym_key(config: PersonalConfig) -> bytes | None:
@@ -234,11 +201,9 @@ def pseudonym_key(config: PersonalConfig) -> bytes | None:
     name = config.secret or DEFAULT_SECRET
     secret = os.environ.get(name, "")
     if not secret:
-        raise UserError(
-            f"Pseudonyms need a key, and the environment variable {name} is not set",
-            where="data.personal.mode: pseudonym",
-            next_step=f"set {name} to a long random text and keep it: the same key gives the same pseudonyms",
-        )
+        what = f"Pseudonyms need a key, and the environment variable {name} is not set"
+        step = f"set {name} to a long random text and keep it: the same key gives the same pseudonyms"
+        raise UserError(what, where="data.personal.mode: pseudonym", next_step=step)
     return secret.encode("utf-8", "surrogateescape")
 
 
@@ -259,22 +224,15 @@ def _wanted_by(config: PersonalConfig) -> frozenset[str]:
 
 @lru_cache(maxsize=64)
 def _wanted(kinds: tuple[str, ...] | None, names: bool, region: str) -> frozenset[str]:
-    """The kinds to report, checked."""
     for kind in kinds or ():
         if kind not in KINDS:
-            raise UserError(
-                f"Unknown kind of personal data: {kind}",
-                where="data.personal.kinds",
-                next_step=did_you_mean(kind.upper(), KINDS, f"known: {', '.join(KINDS)}"),
-            )
+            step = did_you_mean(kind.upper(), KINDS, f"known: {', '.join(KINDS)}")
+            raise UserError(f"Unknown kind of personal data: {kind}", where="data.personal.kinds", next_step=step)
     import phonenumbers
 
     if region not in phonenumbers.SUPPORTED_REGIONS:
-        raise UserError(
-            f"Unknown region: {region}",
-            where="data.personal.region",
-            next_step="name a country by two capital letters (ISO 3166), as in US, GB or DE",
-        )
+        step = "name a country by two capital letters (ISO 3166), as in US, GB or DE"
+        raise UserError(f"Unknown region: {region}", where="data.personal.region", next_step=step)
     chosen = set(kinds if kinds is not None else KINDS)
     return frozenset(chosen if names else chosen - {"PERSON"})
 
@@ -316,14 +274,10 @@ _BIRTH_STEMS = tuple(
 
 
 def _any_in(lower: str, stems: tuple[str, ...]) -> bool:
-    for stem in stems:  # noqa: SIM110 (any() over a generator takes twice as long)
-        if stem in lower:
-            return True
-    return False
+    return any([stem in lower for stem in stems])  # a generator takes longer
 
 
 def _spans(text: str, config: PersonalConfig) -> list[Span]:
-    """Everything that any detector sees, overlapping."""
     view, starts = _view(text)
     lower = view.lower()
     if len(lower) != len(view):
@@ -331,11 +285,10 @@ def _spans(text: str, config: PersonalConfig) -> list[Span]:
     spans: list[Span] = list(_signed(view, lower))
     if re.search(r"\d", view):
         spans += _numbers(view, lower, config.region)
-    for own in KINDS.values():
-        if own.pattern:
-            spans += own.find(view, lower)
+    for kind in filter(lambda kind: kind.pattern, KINDS.values()):
+        spans += kind.find(view, lower)
     if starts is not None:
-        spans = [(kind, starts[start], starts[end]) for kind, start, end in spans]
+        spans = [(name, starts[start], starts[end]) for name, start, end in spans]
     if config.names:
         spans += person_names(text)
     return spans
@@ -346,7 +299,6 @@ _ASCII_UPPER = {code: code - 32 for code in range(97, 123)}
 
 
 def _signed(view: str, lower: str) -> Iterator[Span]:
-    """What shows by a sign or a word."""
     if "@" in view or "%40" in view:
         yield from contacts.emails(view)
     if _any_in(lower, (" @", "@ ", "at]", "at)", "_at_", "at}")) or (" at " in lower and " dot " in lower):
@@ -356,37 +308,34 @@ def _signed(view: str, lower: str) -> Iterator[Span]:
     if max(map(len, view.split()), default=0) >= SHORTEST_KEY or "-----BEGIN" in view:
         yield from credentials.keys(view)
         yield from credentials.aws_secrets(view)
-        yield from wallets(view)
+        yield from identifiers.wallets(view)
     if _any_in(lower, _SECRET_STEMS):
         yield from credentials.named_secrets(view, lower)
 
 
 def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
-    """What holds digits."""
     yield from contacts.street_addresses(view, lower)
     yield from contacts.network_addresses(view, lower)
     if _any_in(lower, _BIRTH_STEMS):
-        yield from birth_dates(lower)
+        yield from identifiers.birth_dates(lower)
     if _FOUR_DIGITS.search(view) and _any_in(lower, _DOCUMENT_STEMS):
-        yield from document_numbers(lower)
+        yield from identifiers.document_numbers(lower)
     yield from contacts.short_codes(view, lower)
     if not _LONG_NUMBER.search(view):
         if _LETTERED_ID.search(view):
-            yield from national_ids(view.translate(_ASCII_UPPER), lower)
+            yield from identifiers.national_ids(view.translate(_ASCII_UPPER), lower)
         return
     chains = list(contacts.chains(view))
     taken = [match.span() for pattern in _OTHERS for match in pattern.finditer(view)]
     spans: list[Span] = list(_cards(view, lower, chains))
-    spans += social_security_numbers(lower)
-    spans += national_ids(view.translate(_ASCII_UPPER), lower)
+    spans += identifiers.social_security_numbers(lower)
+    spans += identifiers.national_ids(view.translate(_ASCII_UPPER), lower)
     spans += contacts.phones(view, lower, chains, region)
     spans += contacts.glued_numbers(lower)
-    for kind, start, end in _ibans(view):
-        if kind == "IBAN":
-            spans.append((kind, start, end))
-        else:
-            taken.append((start, end))
-    yield from (span for span in spans if span[0] == "IBAN" or not any(a < span[2] and span[1] < b for a, b in taken))
+    ibans = list(_ibans(view))
+    taken += [(start, end) for kind, start, end in ibans if not kind]
+    yield from (span for span in ibans if span[0])
+    yield from (span for span in spans if not any(a < span[2] and span[1] < b for a, b in taken))
 
 
 _IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d\d(?=[ -]?[A-Za-z0-9])")
@@ -430,7 +379,8 @@ def _cards(view: str, lower: str, chains: list[contacts.Chain]) -> Iterator[Span
                     continue  # a part of a longer number, such as a parcel's
                 if len(sizes) < len(chain.sizes) and sum(sizes) < 15:
                     continue  # only a whole card has something next to it
-                if not 12 <= sum(sizes) <= 19 or not _grouped_like_a_card(sizes):
+                fours = all(n == 4 for n in sizes[:-1]) and sizes[-1] <= 4 and len(sizes) > 2
+                if not 12 <= sum(sizes) <= 19 or not (len(sizes) == 1 or sizes in CARD_GROUPS or fours):
                     continue
                 start, end = chain.groups[first][0], chain.groups[last - 1][1]
                 glued = view[end : end + 1].isalnum() or view[end : end + 1] == "_"
@@ -441,14 +391,6 @@ def _cards(view: str, lower: str, chains: list[contacts.Chain]) -> Iterator[Span
             first += 1
 
 
-def _grouped_like_a_card(sizes: tuple[int, ...]) -> bool:
-    return (
-        len(sizes) == 1
-        or sizes in CARD_GROUPS
-        or (all(n == 4 for n in sizes[:-1]) and sizes[-1] <= 4 and len(sizes) > 2)
-    )
-
-
 _UUID = re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}(?![0-9A-Za-z])")
 _ISBN = re.compile(
     r"isbn(?:-1[03])?[:\s#]{0,3}(?:is )?(?:97[89][ -]?)?\d[\d -]{7,14}[\dXx]|(?<!\d)97[89]-\d{1,5}-\d{1,7}-\d{1,6}-\d(?!\d)",
@@ -457,8 +399,6 @@ _ISBN = re.compile(
 _TIME = re.compile(
     r"(?<!\d)(?:19|20)\d\d[-/.](?:0?[1-9]|1[0-2])[-/.](?:0?[1-9]|[12]\d|3[01])[ T](?:[01]?\d|2[0-3])(?::?[0-5]\d){0,2}(?!\d)"
 )
-
-
 _OTHERS = (_UUID, _ISBN, _TIME)  # what their digits resemble doesn't count
 
 
@@ -482,10 +422,8 @@ def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[PersonalSpan]:
 
 @lru_cache(maxsize=1)
 def _fold_table() -> tuple[frozenset[str], dict[int, str | None]]:
-    """Digits of other scripts, full-width signs, exotic spaces and hyphens to their ASCII twins; what can't be seen to nothing.
-
-    Returns:
-        the characters, and what becomes of each.
+    """Digits of other scripts, full-width signs, exotic spaces and hyphens to their ASCII twins, what can't be seen to
+    nothing: the characters, and what becomes of each.
     """
     table: dict[int, str | None] = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
     table |= {code: str(int(chr(code))) for code in range(0x80, 0x1FBFA) if chr(code).isdecimal()}
@@ -529,12 +467,8 @@ _ESCAPED = {
 
 def _unescaped(text: str) -> tuple[str, list[int]]:
     """A text with the escapes of JSON (any number of backslashes) and of some signs in HTML undone, and where each character began."""
-    pieces: list[str] = []
-    starts: list[int] = []
-    at = 0
+    pieces, starts, at = list[str](), list[int](), 0
     for match in _ESCAPE.finditer(text):
-        pieces.append(text[at : match.start()])
-        starts.extend(range(at, match.start()))
         escape = match.group().lstrip("\\")
         if escape[:1] == "u":
             new = chr(int(escape[1:], 16))
@@ -542,12 +476,10 @@ def _unescaped(text: str) -> tuple[str, list[int]]:
             new = chr(int(escape[3:-1], 16) if escape[2] == "x" else int(escape[2:-1]))
         else:
             new = _ESCAPED.get(escape, escape)
-        pieces.append(new)
-        starts.append(match.start())
+        pieces += [text[at : match.start()], new]
+        starts += range(at, match.start() + 1)
         at = match.end()
-    pieces.append(text[at:])
-    starts.extend(range(at, len(text) + 1))
-    return "".join(pieces), starts
+    return "".join([*pieces, text[at:]]), [*starts, *range(at, len(text) + 1)]
 
 
 def _all_quiet(value: Any, field: str) -> bool:
@@ -565,12 +497,8 @@ def _scrubbed(value: Any, config: PersonalConfig, key: bytes | None, field: str,
     if isinstance(value, str):
         return _scrubbed_text(value, config, key, field, kinds)
     if isinstance(value, dict):
-        new = {
-            _scrubbed_text(k, config, key, "", kinds) if isinstance(k, str) else k: _scrubbed(
-                v, config, key, str(k), kinds
-            )
-            for k, v in value.items()
-        }
+        names = [_scrubbed_text(k, config, key, "", kinds) if isinstance(k, str) else k for k in value]
+        new = dict(zip(names, [_scrubbed(v, config, key, str(k), kinds) for k, v in value.items()], strict=True))
         return value if new == value and len(new) == len(value) else new
     if isinstance(value, list):
         items = [_scrubbed(item, config, key, field, kinds) for item in value]
@@ -582,10 +510,8 @@ def _scrubbed(value: Any, config: PersonalConfig, key: bytes | None, field: str,
 
 
 def _scrubbed_text(text: str, config: PersonalConfig, key: bytes | None, field: str, kinds: set[str]) -> str:
-    if len(text) < SHORTEST and not (field and _telling_words(field)):
-        return text
-    findings = find(text, config, field)
-    if not findings:
+    short = len(text) < SHORTEST and not (field and _telling_words(field))
+    if short or not (findings := find(text, config, field)):
         return text
     kinds.update(finding.kind for finding in findings)
     return redact(text, findings, config, key)
@@ -607,29 +533,23 @@ def person_names(text: str) -> list[Span]:
     """
     if not any(c.isupper() for c in text):
         return []
-    results = _analyzer().analyze(text=text, language="en", entities=["PERSON"], score_threshold=SCORE)
-    return [("PERSON", result.start, result.end) for result in results]
+    people = _analyzer().analyze(text=text, language="en", entities=["PERSON"], score_threshold=SCORE)
+    return [("PERSON", person.start, person.end) for person in people]
 
 
 @lru_cache(maxsize=1)
 def _analyzer() -> Any:
     if importlib.util.find_spec("presidio_analyzer") is None or importlib.util.find_spec("spacy") is None:
-        raise UserError(
-            "Person names need presidio-analyzer, which is not installed",
-            where="data.personal.names",
-            next_step=NEXT_STEP,
-        )
+        what = "Person names need presidio-analyzer, which is not installed"
+        raise UserError(what, where="data.personal.names", next_step=NEXT_STEP)
     # presidio-analyzer would download a missing model: here nothing is fetched without a request.
     import spacy
 
     others = sorted(name for name in spacy.util.get_installed_models() if name.startswith("en_core_web"))
     model = next((name for name in (*MODELS, *others) if spacy.util.is_package(name)), None)
     if model is None:
-        raise UserError(
-            "Person names need an English model of spaCy, and none is installed",
-            where=f"data.personal.names; looked for {', '.join(MODELS)}",
-            next_step=NEXT_STEP,
-        )
+        what = "Person names need an English model of spaCy, and none is installed"
+        raise UserError(what, where=f"data.personal.names; looked for {', '.join(MODELS)}", next_step=NEXT_STEP)
     from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
     from presidio_analyzer.nlp_engine import NlpEngineProvider
     from presidio_analyzer.predefined_recognizers import SpacyRecognizer
@@ -638,10 +558,7 @@ def _analyzer() -> Any:
     try:
         engine = NlpEngineProvider(nlp_configuration=settings).create_engine()
     except (OSError, ValueError, ImportError) as error:  # a model of another version, or one that lacks files
-        raise UserError(
-            f"The language model for names can't be loaded: {str(error).splitlines()[0]}",
-            where=f"data.personal.names; {model}",
-            next_step=NEXT_STEP,
-        ) from None
+        what = f"The language model for names can't be loaded: {str(error).splitlines()[0]}"
+        raise UserError(what, where=f"data.personal.names; {model}", next_step=NEXT_STEP) from None
     registry = RecognizerRegistry(recognizers=[SpacyRecognizer(supported_language="en")], supported_languages=["en"])
     return AnalyzerEngine(nlp_engine=engine, registry=registry, supported_languages=["en"])

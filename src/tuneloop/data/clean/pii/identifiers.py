@@ -52,14 +52,11 @@ def checked(name: str) -> Callable[[str], bool]:
 
 
 def is_right(check: str | Callable[[str], bool], value: str) -> bool:
-    """Whether a value passes a check: a module of python-stdnum or a function, given the value without separators.
-
-    Without a check every value passes.
+    """Whether a value passes a check of python-stdnum (by its module) or a function, without separators; "" checks
+    nothing.
     """
     if isinstance(check, str):
-        if not check:
-            return True
-        check = checked(check)
+        check = checked(check) if check else bool
     return check(value.translate(_SEPARATORS))
 
 
@@ -69,17 +66,15 @@ def luhn(digits: str) -> bool:
 
 
 def is_card(digits: str, *, named: bool = False) -> bool:
-    """Whether digits are a payment card's: a known range, its length, Luhn.
+    """Whether digits without separators are a payment card's: a known range, its length, Luhn.
 
     Args:
-        digits: the number without separators.
-        named: it stands grouped as on a rare card, or next to a word such as "card": any range counts (Diners, Maestro, 13 digits).
+        named: grouped as on a rare card, or next to a word such as "card": any range counts (Diners, Maestro, 13
+            digits).
     """
     if not 12 <= len(digits) <= 19 or len(set(digits)) < 2:
         return False
-    if not (_CARD.fullmatch(digits) or (named and _NAMED_CARD.fullmatch(digits))):
-        return False
-    return luhn(digits)
+    return bool(_CARD.fullmatch(digits) or (named and _NAMED_CARD.fullmatch(digits))) and luhn(digits)
 
 
 def is_iban(compact: str) -> bool:
@@ -111,45 +106,28 @@ def _is_date(year: str, month: str, day: str) -> bool:
     return True
 
 
-def _australian_medicare(d: str) -> bool:  # Services Australia: weights 1, 3, 7, 9
-    return d[0] in "23456" and _weighted(d, (1, 3, 7, 9, 1, 3, 7, 9)) % 10 == int(d[8])
-
-
 def _belgian(d: str) -> bool:  # a foreigner's number has a month that is 20 or 40 higher
     return checked("be.nn")(d) or checked("be.bis")(d)
 
 
-def _chinese(s: str) -> bool:  # GB 11643-1999: a date, ISO 7064 MOD 11-2; stdnum.cn.ric fails on some unknown counties
-    return _is_date(s[6:10], s[10:12], s[12:14]) and checked("iso7064.mod_11_2")(s)
-
-
-def _finnish(s: str) -> bool:  # stdnum wants the sign of the century, which says nothing about the check digit
-    return checked("fi.hetu")(f"{s[:6]}-{s[-4:]}")
-
-
 def _hong_kong(s: str) -> bool:  # Immigration Department: modulus 11, a missing first letter counts 36
     values = [36] * (9 - len(s)) + [int(c, 36) for c in s]
-    return sum(v * w for v, w in zip(values, (9, 8, 7, 6, 5, 4, 3, 2, 1), strict=True)) % 11 == 0
+    return sum(v * w for v, w in zip(values, range(9, 0, -1), strict=True)) % 11 == 0
 
 
-def _korean(d: str) -> bool:  # numbers given since October 2020 have no check digit, which stdnum asks for
+def _korean(d: str) -> bool:  # numbers given since October 2020 have no check digit, which stdnum requires
     recent = d[:2] >= "20" and d[6] in "3478"
     return _is_date(d[:2], d[2:4], d[4:6]) if recent else checked("kr.rrn")(d)
 
 
 def _singapore(s: str) -> bool:  # modulus 11, tables of letters for citizens and for foreigners
-    total = _weighted(s[1:8], (2, 7, 6, 5, 4, 3, 2)) + {"S": 0, "F": 0, "T": 4, "G": 4}[s[0]]
+    total = _weighted(s[1:8], (2, 7, 6, 5, 4, 3, 2)) + 4 * (s[0] in "TG")
     return ("JZIHGFEDCBA" if s[0] in "ST" else "XWUTRQPNMLK")[total % 11] == s[8]
-
-
-def _snils(d: str) -> bool:  # Pension Fund of Russia: weights 9 to 1, modulus 101
-    return _weighted(d, (9, 8, 7, 6, 5, 4, 3, 2, 1)) % 101 % 100 == int(d[9:])
 
 
 def _swedish(s: str) -> bool:  # Skatteverket: Luhn over ten digits; the day of a coordination number is 60 higher
     d = re.sub(r"\D", "", s)[-10:]
-    day = int(d[4:6])
-    return _is_date(d[:2], d[2:4], str(day - 60 if day > 60 else day)) and luhn(d)
+    return _is_date(d[:2], d[2:4], str((int(d[4:6]) - 1) % 60 + 1)) and luhn(d)
 
 
 def _taiwanese(s: str) -> bool:  # Ministry of the Interior: the letter counts as two digits
@@ -157,25 +135,26 @@ def _taiwanese(s: str) -> bool:  # Ministry of the Interior: the letter counts a
     return (letter // 10 + letter % 10 * 9 + _weighted(s[1:], (8, 7, 6, 5, 4, 3, 2, 1, 1))) % 10 == 0
 
 
+# Chinese (GB 11643-1999): stdnum.cn.ric fails on some counties. Finnish: stdnum wants the sign of the century, which says
+# nothing about the check digit. SNILS: the Pension Fund of Russia's weights. Medicare: those of Services Australia.
+_CHECKS: dict[str, Callable[[str], bool]] = {
+    "chinese": lambda s: _is_date(s[6:10], s[10:12], s[12:14]) and checked("iso7064.mod_11_2")(s),
+    "finnish": lambda s: checked("fi.hetu")(f"{s[:6]}-{s[-4:]}"),
+    "snils": lambda d: _weighted(d, tuple(range(9, 0, -1))) % 101 % 100 == int(d[9:]),
+    "medicare": lambda d: d[0] in "23456" and _weighted(d, (1, 3, 7, 9, 1, 3, 7, 9)) % 10 == int(d[8]),
+}
+
+
 @dataclass(frozen=True)
 class NationalId:
-    """One country's number for a person.
+    """One country's number for a person."""
 
-    Args:
-        name: country and the number's name.
-        pattern: its form, upper case.
-        check: module of python-stdnum, or a function, given the number without separators and in upper case; empty: none.
-        words: the words one of which it must stand next to, in lower case, `_` for a space; empty: form and check are enough.
-    """
-
-    name: str
-    pattern: str
-    check: str | Callable[[str], bool] = ""
-    words: str = ""
-
-    def is_right(self, value: str) -> bool:
-        """Whether the check digits of a value that has the form are right, where there are any."""
-        return is_right(self.check, value)
+    name: str  # country and the number's name
+    pattern: str  # its form, upper case
+    check: str | Callable[[str], bool] = (
+        ""  # of python-stdnum, or a function, given upper case without separators; "": none
+    )
+    words: str = ""  # one of which, in lower case, `_` for a space, must stand next to it; "": form and check suffice
 
 
 _CODICE_FISCALE = r"[A-Z]{6}[\dL-NP-V]{2}[A-EHLMPR-T][\dL-NP-V]{2}[A-Z][\dL-NP-V]{3}[A-Z]"
@@ -191,17 +170,15 @@ NATIONAL_IDS = (
     NationalId("ES DNI", r"\d{2}\.?\d{3}\.?\d{3}[ -]?[A-Z]", "es.dni"),
     NationalId("SG NRIC", r"[STFG]\d{7}[A-Z]", _singapore),
     NationalId("HK id", r"[A-Z]{1,2}\d{6} ?\([\dA]\)", _hong_kong),
-    NationalId("FI HETU", r"\d{6}[-+A-FU-Y]\d{3}[\dA-FHJ-NPR-Y]", _finnish),
-    NationalId("CN resident id", r"[1-9]\d{5}(?:19|20)\d{9}[\dX]", _chinese),
-    NationalId(
-        "FR NIR", r"[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:2[AB]|\d\d) ?\d{3} ?\d{3}(?: |-| - )?\d\d", "fr.nir"
-    ),
+    NationalId("FI HETU", r"\d{6}[-+A-FU-Y]\d{3}[\dA-FHJ-NPR-Y]", _CHECKS["finnish"]),
+    NationalId("CN resident id", r"[1-9]\d{5}(?:19|20)\d{9}[\dX]", _CHECKS["chinese"]),
+    NationalId("FR NIR", r"[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:2[AB]|\d\d) ?\d{3} ?\d{3}(?: |-| - )?\d\d", "fr.nir"),
     NationalId("KR RRN", r"\d{6}-[1-8]\d{6}", _korean),
     NationalId("BR CPF", r"\d{3}\.\d{3}\.\d{3}-\d\d", "br.cpf"),
     NationalId("BE national number", r"\d\d\.\d\d\.\d\d-\d{3}\.\d\d", _belgian),
     NationalId("CH AHV", r"756\.\d{4}\.\d{4}\.\d\d", "ch.ssn"),
     NationalId("CL RUT", r"\d{1,2}\.\d{3}\.\d{3}-[\dK]", "cl.rut"),
-    NationalId("RU SNILS", r"\d{3}-\d{3}-\d{3}[ -]\d\d", _snils),
+    NationalId("RU SNILS", r"\d{3}-\d{3}-\d{3}[ -]\d\d", _CHECKS["snils"]),
     NationalId("CZ/SK birth number", r"\d{6}/\d{4}", "cz.rc"),
     NationalId("SE personnummer", r"(?:19|20)?\d{6}[-+]\d{4}", _swedish),
     NationalId("PK CNIC", r"\d{5}-\d{7}-\d"),
@@ -220,7 +197,7 @@ NATIONAL_IDS = (
     NationalId("IN PAN", r"[A-Z]{3}[ABCFGHJLPT][A-Z]\d{4}[A-Z]", "", "pan"),
     NationalId("CA SIN", r"\d{3}[ -]?\d{3}[ -]?\d{3}", "ca.sin", "sin social_insurance assurance_sociale"),
     NationalId("AU TFN", r"\d{3} ?\d{3} ?\d{3}", "au.tfn", "tfn tax_file"),
-    NationalId("AU Medicare", r"\d{4}[ -]?\d{5}[ -]?\d", _australian_medicare, "medicare"),
+    NationalId("AU Medicare", r"\d{4}[ -]?\d{5}[ -]?\d", _CHECKS["medicare"], "medicare"),
     NationalId("SE personnummer", r"(?:19|20)?\d{10}", _swedish, "personnummer personal_identity"),
     NationalId("NO fødselsnummer", r"\d{6} ?\d{5}", "no.fodselsnummer", "fødselsnummer fodselsnummer personnummer fnr"),
     NationalId("DK CPR", r"\d{6}[- ]?\d{4}", "dk.cpr", "cpr"),
@@ -246,19 +223,17 @@ NATIONAL_IDS = (
     NationalId("NG NIN", r"\d{11}", "", "nin"),
     NationalId("UK UTR", r"\d{5} ?\d{5}", "", "utr unique_taxpayer"),
     NationalId("UK NINO", r"[A-Z]{2} ?\d\d ?\d\d ?\d\d ?[A-D]?", "", "national_insurance nino ni_no ni_number"),
-)
+)  # fmt: skip
 _FREE = [identifier for identifier in NATIONAL_IDS if not identifier.words]
-_NAMED = [identifier for identifier in NATIONAL_IDS if identifier.words]
 _FREE_FORMS = re.compile(
     # most positions fail at the look-ahead: a digit, or letters with one soon after them
     r"(?<![A-Z0-9])(?=\d|[A-Z]{1,4}[ -]?\d|[A-Z]{5,6}[\dL-V])(?<![A-Z0-9][-_./])(?<!\d )(?:"
     + "|".join(i.pattern for i in _FREE)
     + r")(?![A-Z0-9]|[-./]\d| \d{3})"
 )
-_NAMED_PATTERNS = [re.compile(rf"(?<![A-Z0-9])(?:{i.pattern})(?![A-Z0-9]|[-./]\d)") for i in _NAMED]
 _NAMED_WORDS = [
-    (word.replace("_", " "), identifier, pattern)
-    for identifier, pattern in zip(_NAMED, _NAMED_PATTERNS, strict=True)
+    (word.replace("_", " "), identifier, re.compile(rf"(?<![A-Z0-9])(?:{identifier.pattern})(?![A-Z0-9]|[-./]\d)"))
+    for identifier in NATIONAL_IDS
     for word in identifier.words.split()
 ]
 _SEPARATORS = str.maketrans("", "", " .-/()+")
@@ -267,38 +242,32 @@ REACH_BACK = 24  # and before it: "123456782 is my BSN"
 
 
 def national_ids(upper: str, lower: str) -> Iterator[Span]:
-    """Numbers of persons in a text.
-
-    Args:
-        upper: the text in upper case, character by character.
-        lower: the same in lower case; the words that name a number are looked for here.
-    """
+    """Numbers of persons in a text, which is given in upper case, character by character, and in lower case."""
     for match in _FREE_FORMS.finditer(upper):
         if is_national_id(match.group()):
             yield ("NATIONAL_ID", *match.span())
     for word, identifier, pattern in _NAMED_WORDS:
         at = lower.find(word)
         while at >= 0:
-            if _stands_alone(lower, at, at + len(word)):
+            end = at + len(word)
+            # "tin" in "meeting" names no number; longer words may be parts of compounds
+            if (
+                len(word) > 5
+                or word[0] > "\u2e80"
+                or not any(map(str.isalpha, lower[at - 1 : at] + lower[end : end + 1]))
+            ):
                 for match in pattern.finditer(upper, max(0, at - REACH_BACK)):
-                    if match.start() > at + len(word) + REACH:
+                    if match.start() > end + REACH:
                         break
-                    if identifier.is_right(match.group()):
+                    if is_right(identifier.check, match.group()):
                         yield ("NATIONAL_ID", *match.span())
-            at = lower.find(word, at + len(word))
-
-
-def _stands_alone(lower: str, start: int, end: int) -> bool:
-    """Whether a short word is one: "tin" in "meeting" names no number. Longer ones may be parts of compounds."""
-    if end - start > 5 or lower[start] > "\u2e80":
-        return True
-    return not lower[start - 1 : start].isalpha() and not lower[end : end + 1].isalpha()
+            at = lower.find(word, end)
 
 
 def is_national_id(value: str) -> bool:
     """Whether a value has a form and check digits that alone make it a person's number."""
     value = value.upper()
-    return any(re.fullmatch(i.pattern, value) and i.is_right(value) for i in _FREE)
+    return any(re.fullmatch(i.pattern, value) and is_right(i.check, value) for i in _FREE)
 
 
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -334,12 +303,7 @@ def base58check(token: str) -> bytes | None:
 def _bech32(token: str) -> bool:
     """Bech32's check sum: a BCH code over GF(32) (BIP 173; BIP 350 for the constant of version 1 and later)."""
     prefix, _, data = token.lower().rpartition("1")
-    if (
-        not prefix
-        or len(data) < 6
-        or any(c not in _BECH32 for c in data)
-        or token not in (token.lower(), token.upper())
-    ):
+    if not prefix or len(data) < 6 or not set(data) <= set(_BECH32) or token not in (token.lower(), token.upper()):
         return False
     values = [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix] + [_BECH32.index(c) for c in data]
     check = 1
@@ -387,11 +351,8 @@ _IDENTITY_ABROAD = re.compile(
     r"|sozialversicherungsnummer|número de identificação|id card)" + _GAP + _ID_VALUE
 )
 _SSN = re.compile(r"(?<![\w-])(?<!\w[./#])\d{3}([ -])\d\d\1\d{4}(?![\w-]|[./]\d)")
-_NAMED_SSN = re.compile(
-    r"(?:ssn|itin|ss ?#|social(?:[ _]security)?)(?![a-z0-9])"
-    + _GAP
-    + r"(?P<value>\d{3}[ .\-–/]?\d\d[ .\-–/]?\d{4})(?!\d)"
-)
+_SSN_WORD = r"(?:ssn|itin|ss ?#|social(?:[ _]security)?)(?![a-z0-9])"
+_NAMED_SSN = re.compile(_SSN_WORD + _GAP + r"(?P<value>\d{3}[ .\-–/]?\d\d[ .\-–/]?\d{4})(?!\d)")
 
 _MONTH = (
     r"(?:jan(?:uary|uar|vier|\.)?|feb(?:ruary|ruar|\.)?|f[ée]v(?:rier|ereiro|\.)?|mar(?:ch|s|zo|ço|\.)?|m[äa]rz|maart|apr(?:il|ile|\.)?|avr(?:il|\.)?|abr(?:il|\.)?|ma[iyj]o?|mei|maggio|june?|juni|juin|junio|junho|giugno|july?|juli|juillet|julio|julho|luglio"
@@ -429,15 +390,14 @@ def birth_dates(lower: str) -> Iterator[Span]:
 def document_numbers(lower: str) -> Iterator[Span]:
     """Numbers of passports, driving licences, bank accounts and national ids next to the words for them; four digits at least."""
     for kind, pattern in (
-        ("PASSPORT", _PASSPORT),
-        ("DRIVER_LICENSE", _LICENCE),
-        ("BANK_ACCOUNT", _ACCOUNT),
-        ("NATIONAL_ID", _IDENTITY),
+        ("PASSPORT", _PASSPORT), ("DRIVER_LICENSE", _LICENCE), ("BANK_ACCOUNT", _ACCOUNT), ("NATIONAL_ID", _IDENTITY),
         ("NATIONAL_ID", _IDENTITY_ABROAD),
-    ):
+    ):  # fmt: skip
         for _, start, end in _values(kind, pattern, lower):
             value = lower[start:end]
-            if sum(c.isdigit() for c in value) >= 4 and not _is_dated(value, kind):
+            # a date is no number, but a sort code may look like one: 20-10-05
+            dated = (kind != "BANK_ACCOUNT" or re.search(_YEAR, value)) and re.fullmatch(_DATE, value)
+            if sum(c.isdigit() for c in value) >= 4 and not dated:
                 yield (kind, start, end)
 
 
@@ -447,13 +407,6 @@ def _values(kind: str, pattern: re.Pattern[str], lower: str) -> Iterator[Span]:
         start = match.start()
         if not (start and lower[start - 1].isascii() and lower[start - 1].isalnum()):
             yield (kind, *match.span("value"))
-
-
-def _is_dated(value: str, kind: str) -> bool:
-    """Whether a value is a date; a sort code such as 20-10-05 is not one."""
-    if kind == "BANK_ACCOUNT" and not re.search(_YEAR, value):
-        return False
-    return re.fullmatch(_DATE, value) is not None
 
 
 def social_security_numbers(lower: str) -> Iterator[Span]:

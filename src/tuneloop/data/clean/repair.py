@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from html import unescape
 from html.entities import name2codepoint
 from typing import NamedTuple
@@ -20,27 +20,17 @@ Step = Callable[[str], str]
 
 
 def repair_text(text: str, config: RepairConfig) -> tuple[str, tuple[str, ...]]:
-    """Repair one text.
-
-    Args:
-        text: any string, lone surrogates included.
-        config: which steps are on.
+    """Repair one text, lone surrogates included.
 
     Returns:
-        The text, and the kinds of what was changed (words of `reasons.REPAIRS`) in the order of the steps.
-        With `config.invisible` the text holds no lone surrogate.
+        The text, and the kinds of what was changed (words of `reasons.REPAIRS`) in the order of the steps. With
+            `config.invisible` the text holds no lone surrogate.
     """
     if is_plain(text):
         return text, ()
     kinds: dict[str, None] = {}
-    steps = _steps(
-        config.encoding,
-        config.html_entities,
-        config.invisible,
-        config.unicode == "nfc",
-        config.white_space,
-        config.special_tokens,
-    )
+    c = config
+    steps = _steps(c.encoding, c.html_entities, c.invisible, c.unicode == "nfc", c.white_space, c.special_tokens)
     while True:
         before = text
         for kind, step in steps:
@@ -55,15 +45,9 @@ def repair_text(text: str, config: RepairConfig) -> tuple[str, tuple[str, ...]]:
 
 def is_plain(text: str) -> bool:
     """Whether a text has nothing that any step looks for: it is left as it is, whatever is switched on."""
-    return (
-        text.isascii()
-        and text.isprintable()
-        and "&" not in text
-        and "<" not in text
-        and "[" not in text
-        and text[:1] != " "
-        and text[-1:] != " "
-    )
+    if not text.isascii() or not text.isprintable():
+        return False
+    return "&" not in text and "<" not in text and "[" not in text and text[:1] != " " and text[-1:] != " "
 
 
 def garbled(text: str) -> str | None:
@@ -98,13 +82,10 @@ _REMAINS = re.compile(r"â€|‚Ä|ΓÇ|ÔÇ|вЂ|ï¿½|[a-z][ÃÂ](?=[^\w\s]|
 def _steps(encoding: bool, html: bool, invisible: bool, nfc: bool, space: bool, tokens: bool) -> list[tuple[str, Step]]:
     """The steps that are on, in their order: each may uncover work for those after it."""
     steps: list[tuple[bool, str, Step]] = [
-        (encoding, "encoding", _fix_encoding),
-        (html, "html_entities", _decode_entities),
-        (invisible, "invisible_characters", _without_invisible),
-        (nfc, "unicode_form", _nfc),
-        (space, "white_space", _tidy_space),
-        (tokens, "special_tokens", _neutralise),
-    ]
+        (encoding, "encoding", _fix_encoding), (html, "html_entities", _decode_entities),
+        (invisible, "invisible_characters", _without_invisible), (nfc, "unicode_form", partial(unicodedata.normalize, "NFC")),
+        (space, "white_space", _tidy_space), (tokens, "special_tokens", _neutralise),
+    ]  # fmt: skip
     return [(kind, step) for on, kind, step in steps if on]
 
 
@@ -157,7 +138,9 @@ def _codecs() -> tuple[list[_Codec], re.Pattern[str]]:
     """The single-byte encodings, and the pairs of characters that start a sequence in any of them."""
     codecs, leads, tails = [], set[str](), set[str]()
     for name in _SINGLE_BYTE:
-        shown = [_shown(byte, name) for byte in range(256)]
+        # readers show an undefined byte as the control of its number
+        texts = [bytes([byte]).decode(name, "ignore") for byte in range(256)]
+        shown = [text or chr(byte) for byte, text in enumerate(texts)]
         lead = {n: _class(shown[low:high]) for n, low, high in ((1, 0xC2, 0xE0), (2, 0xE0, 0xF0), (3, 0xF0, 0xF5))}
         tail = _class(shown[0x80:0xC0])
         sequence = "|".join(f"{lead[n]}{tail}{{{n}}}" for n in (1, 2, 3))
@@ -186,14 +169,6 @@ def _odd_pairs(leads: set[str], tails: set[str]) -> str:
     # The first two bytes of quotation marks, dashes, the euro and the trade mark sign, where both are letters of one script.
     pairs.append("Ô[Çéä]|т[АВД]|вЂ")
     return "|".join(pairs)
-
-
-def _shown(byte: int, codec: str) -> str:
-    """The character that a byte is read as; readers show an undefined byte as the control of its number."""
-    try:
-        return bytes([byte]).decode(codec)
-    except UnicodeDecodeError:
-        return chr(byte)
 
 
 def _class(characters: Iterable[str]) -> str:
@@ -272,11 +247,9 @@ def _weight(result: str, place: int, sequence: str, character: str) -> int:
     category = unicodedata.category(character)
     if character in _TYPOGRAPHIC or "\U0001f000" <= character <= "\U0001faff" or "\u2600" <= character <= "\u27bf":
         if len(sequence) == 2:  # two lines of a table may meet by chance; a line and a shade or a letter don't
-            return 2 if _is_line(sequence[0]) and not _is_line(sequence[1]) else 1
-        odd = _mixed(sequence) or not (
-            sequence.istitle() or sequence.islower() or (sequence.isupper() and not before.islower())
-        )
-        return 2 if odd else 0
+            return 2 if "\u2500" <= sequence[0] <= "\u257f" and not "\u2500" <= sequence[1] <= "\u257f" else 1
+        usual = sequence.istitle() or sequence.islower() or (sequence.isupper() and not before.islower())
+        return 2 if _mixed(sequence) or not usual else 0
     if category[0] != "L":
         if category in ("So", "Sm"):  # a symbol of another layer of mojibake
             return 1 if len(sequence) == 3 and _mixed(sequence) else -1
@@ -285,7 +258,9 @@ def _weight(result: str, place: int, sequence: str, character: str) -> int:
     neighbours = [c for c in (before, after) if c.isalpha()]
     if any(_script(c) != script for c in neighbours) or _strange(result[max(place - 1, 0) : place + 2]):
         return -1
-    if sequence[0].isalpha() and not _odd_after(before, sequence[0]):
+    # whether the letter does not continue the word before it: a capital after a small letter, another script
+    odd = before.isalpha() and ((before.islower() and sequence[0].isupper()) or _script(before) != _script(sequence[0]))
+    if sequence[0].isalpha() and not odd:
         # A word may end so (É…, Ă™), and the next begin after it without a space; a sign after its first letter is odd.
         sign = not sequence[1:].isalpha() and sequence[1] not in _WORD_ENDS
         return 1 if sign and not before.isalpha() and after.isalpha() else 0
@@ -298,11 +273,6 @@ def _weight(result: str, place: int, sequence: str, character: str) -> int:
     return 2 if len(neighbours) == 2 or (strong and after.isalpha()) or at_end else 1
 
 
-def _odd_after(before: str, letter: str) -> bool:
-    """Whether a letter does not continue the word that `before` ends: a capital after a small letter, another script."""
-    return before.isalpha() and ((before.islower() and letter.isupper()) or _script(before) != _script(letter))
-
-
 def _mixed(sequence: str) -> bool:
     """Whether a sequence holds a character that is no letter, or letters of two alphabets."""
     return not sequence.isalpha() or len({_script(c) for c in sequence}) > 1
@@ -312,10 +282,6 @@ def _script(letter: str) -> str:
     """The script of a letter, by the first word of its name: LATIN, CYRILLIC ...; Japanese mixes three."""
     script = unicodedata.name(letter, "?").partition(" ")[0]
     return "CJK" if script in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA") else script
-
-
-def _is_line(character: str) -> bool:
-    return "\u2500" <= character <= "\u257f"
 
 
 def _strange(text: str) -> int:
@@ -409,10 +375,6 @@ def _without_invisible(text: str) -> str:
     return _INVISIBLE.sub(lambda match: match["keep"] or "", text)
 
 
-def _nfc(text: str) -> str:
-    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
-
-
 _LINE_END = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 # The ideographic space (U+3000) is how Chinese and Japanese part words: it goes at the ends only. Mongolian joins
 # its suffixes with U+202F.
@@ -435,8 +397,7 @@ def _tidy_space(text: str) -> str:
     stripped = text.strip()
     if text[:1] in " \t\n" and "\n" in stripped and _INDENTED.search(stripped):
         start = text.find(stripped)
-        line = text.rfind("\n", 0, start) + 1
-        indent = text[line:start]
+        indent = text[text.rfind("\n", 0, start) + 1 : start]
         return indent + stripped if not indent.strip(" \t") else stripped
     return stripped
 
@@ -473,12 +434,8 @@ def _neutralise(text: str) -> str:
         # In HTML a pair of <s> strikes out what stands between; alone it opens a conversation of Llama 2.
         pieces, end = list[str](), 0
         for struck in _STRUCK.finditer(text):
-            inner = _CONTROL.sub(_parted, struck[0][3:-4])
-            pieces += [_CONTROL.sub(_parted, text[end : struck.start()]), "<s>", inner, "</s>"]
+            inner = _CONTROL.sub(r"\g<0> ", struck[0][3:-4])
+            pieces += [_CONTROL.sub(r"\g<0> ", text[end : struck.start()]), "<s>", inner, "</s>"]
             end = struck.end()
-        return "".join([*pieces, _CONTROL.sub(_parted, text[end:])])
-    return _CONTROL.sub(_parted, text)
-
-
-def _parted(match: re.Match[str]) -> str:
-    return match[0] + " "
+        return "".join([*pieces, _CONTROL.sub(r"\g<0> ", text[end:])])
+    return _CONTROL.sub(r"\g<0> ", text)

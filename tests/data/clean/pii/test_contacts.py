@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tuneloop.data.clean.pii import find
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.pii import find
 
 CONFIG = PersonalConfig()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tuneloop.data.pii.identifiers import Span
+from tuneloop.data.clean.pii.identifiers import Span
 
 _DOMAIN = re.compile(
     r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}(?:xn--[A-Za-z0-9-]{2,59}|[^\W\d_]{2,24})(?![\w-])|\[[0-9A-Fa-f.:IPv]{7,45}\]"
@@ -27,19 +29,13 @@ _LOOSE = re.compile(
 
 def emails(text: str) -> Iterator[Span]:
     """E-mail addresses: `local@domain.tld` in any script, quoted local parts, `%40` for `@`."""
-    at = text.find("@")
-    while at >= 0:
-        start = _local_start(text, at)
-        domain = _DOMAIN.match(text, at + 1)
-        if start < at and domain and not _is_login(text, start, at, domain.end()):
-            yield ("EMAIL", start, domain.end())
-        at = text.find("@", at + 1)
-    at = text.find("%40")
-    while at >= 0:
-        start, domain = _local_start(text, at), _DOMAIN.match(text, at + 3)
-        if start < at and domain:
-            yield ("EMAIL", start, domain.end())
-        at = text.find("%40", at + 3)
+    for sign in ("@", "%40"):
+        at = text.find(sign)
+        while at >= 0:
+            start, domain = _local_start(text, at), _DOMAIN.match(text, at + len(sign))
+            if start < at and domain and (sign != "@" or not _is_login(text, start, at, domain.end())):
+                yield ("EMAIL", start, domain.end())
+            at = text.find(sign, at + len(sign))
 
 
 def loose_emails(text: str) -> Iterator[Span]:
@@ -79,19 +75,12 @@ _GROUP = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class Chain:
-    """Groups of digits with short separators between them: what a card or a telephone number may stand in.
+    """Groups of digits with short separators between them: which may hold a card's or a telephone's number."""
 
-    Args:
-        start: where it begins, with a "+" or bracket before its first digit.
-        groups: start and end of each group of digits.
-        sizes: digits in each group.
-        attached: it follows a letter or digit and a hyphen or the like ("ORD-123"), or a letter follows it.
-    """
-
-    start: int
-    groups: tuple[tuple[int, int], ...]
-    sizes: tuple[int, ...]
-    attached: bool
+    start: int  # where it begins, with a "+" or bracket before its first digit
+    groups: tuple[tuple[int, int], ...]  # start and end of each group of digits
+    sizes: tuple[int, ...]  # digits in each group
+    attached: bool  # it follows a letter or digit and a hyphen or the like ("ORD-123"), or a letter follows it
 
     def digits(self, text: str, first: int, last: int) -> str:
         """The digits of groups `first` to `last` (exclusive)."""
@@ -112,10 +101,9 @@ def chains(text: str) -> Iterator[Chain]:
         sizes = tuple(b - a for a, b in groups)
         if sum(sizes) >= 7:
             before, after = text[max(0, start - 2) : start], text[end : end + 1]
-            attached = (len(before) == 2 and before[1] in "-/#_.=@:" and before[0].isalnum() and before[1] != ":") or (
-                before[-1:] in ("#", "_", "$", "€", "£") or (after.isalnum() and after not in "xX") or after == "_"
-            )
-            yield Chain(start, groups, sizes, attached)
+            joined = len(before) == 2 and before[1] in "-/#_.=@" and before[0].isalnum()
+            attached = joined or before[-1:] in ("#", "_", "$", "€", "£")
+            yield Chain(start, groups, sizes, attached or (after.isalnum() and after not in "xX") or after == "_")
 
 
 _PHONE_WORD = re.compile(
@@ -152,10 +140,7 @@ _REGIONS = [
     "ZA", "NG", "KE", "GH", "EG", "MA", "TR", "IL", "AE", "SA", "PK", "BD", "LK", "GR", "CZ", "SK", "HU", "RO", "BG",
     "HR", "RS", "SI", "UA", "RU", "EE", "LV", "LT", "LU",
 ]  # fmt: skip
-
-
 _FREELY_GROUPED = ("GB", "DE", "FR", "AU", "NL", "IT")
-
 
 # A number glued to the word before it or to a price, a time or a word behind it, as people type on a telephone: "08712400602450p".
 _GLUED = re.compile(
@@ -173,7 +158,7 @@ _SHORT_CODE = re.compile(
 )
 _SENT = 3  # group of `_SHORT_CODE` behind "send" and the like, which may send anything
 _SHOUTED = re.compile(r"[A-Z]{2,10}\d?[\"'”’]?\s(?:(?:par|por|via|by) sms\s)?(?:to|TO|an|au|al)\s\d{5,6}\Z")
-_CODE_SAID = re.compile(r"sms|\btxt|\bte?xt|stop|short ?code")
+_CODE_NAMED = re.compile(r"sms|\btxt|\bte?xt|stop|short ?code")
 
 
 def short_codes(text: str, lower: str) -> Iterator[Span]:
@@ -182,10 +167,9 @@ def short_codes(text: str, lower: str) -> Iterator[Span]:
         return
     for match in _SHORT_CODE.finditer(lower):
         group = match.lastindex or 1
-        start, end = match.span(group)
-        if group == _SENT and not (_SHOUTED.search(text, match.start(), end) or _CODE_SAID.search(match.group())):
-            continue  # "send flowers to 90210"
-        yield ("PHONE", start, end)
+        named = _SHOUTED.search(text, match.start(), match.end(group)) or _CODE_NAMED.search(match.group())
+        if group != _SENT or named:  # not "send flowers to 90210"
+            yield ("PHONE", *match.span(group))
 
 
 def glued_numbers(lower: str) -> Iterator[Span]:
@@ -197,16 +181,10 @@ def glued_numbers(lower: str) -> Iterator[Span]:
 
 
 def phones(text: str, lower: str, chains_of_digits: list[Chain], region: str) -> Iterator[Span]:
-    """Telephone numbers, with the country code or in the forms of one country.
+    """Telephone numbers, with the country code or in the forms of one country (`region`: ISO 3166, two letters).
 
-    A number without a country code and without a word such as "call" next to it counts where its grouping is that of a valid
-    number; bare digits never do.
-
-    Args:
-        text: the text.
-        lower: the same in lower case.
-        chains_of_digits: its chains of digits.
-        region: country of numbers without a country code (ISO 3166, two letters).
+    A number without a country code and without a word such as "call" next to it counts where its grouping is that of a
+    valid number; bare digits never do.
     """
     for chain in chains_of_digits:
         total = sum(chain.sizes)
@@ -265,9 +243,8 @@ def _phone(text: str, lower: str, chain: Chain, first: int, last: int, region: s
         return None
     if (named is None or digits[0] == "0") and (separated or value[0] == "(") and len(digits) >= 9:
         sizes = chain.sizes[first:last]
-        if (nanp and _library(digits, "US")[1]) or _national(
-            digits, sizes, region, trunk=digits[0] == "0" or "(" in value
-        ):
+        trunk = digits[0] == "0" or "(" in value
+        if (nanp and _library(digits, "US")[1]) or _national(digits, sizes, region, trunk=trunk):
             return ("PHONE", start, stop)
     if not separated and _is_bare_national(digits, region):
         return ("PHONE", start, stop)
@@ -293,9 +270,8 @@ def _is_bare_national(digits: str, region: str) -> bool:
         if len(digits) == 11 and (_BRITISH.match(digits) or _library(digits, "GB")[1]):
             return True
         country = {"06": "FR", "07": "FR", "04": "AU", "01": "DE"}.get(digits[:2])
-        if len(digits) >= 10 and country is not None and _is_mobile(digits, country):
-            return True
-        return len(digits) >= 9 and _library(digits, region)[1]
+        mobile = len(digits) >= 10 and country is not None and _is_mobile(digits, country)
+        return mobile or (len(digits) >= 9 and _library(digits, region)[1])
     return len(digits) >= 9 and _is_mobile(digits, region)
 
 
@@ -314,9 +290,9 @@ def _is_mobile(digits: str, region: str) -> bool:
 
 def _grouped_like_a_phone(sizes: tuple[int, ...]) -> bool:
     """Not as in a table of small numbers ("1 2 3 4 5 6 7 8"); but digit by digit, as in "0 8 7 1 2 4 6 0 3 2 4"."""
-    return (len(sizes) > 9 and max(sizes) == 1) or (
-        sum(size == 1 for size in sizes) <= 1 and (len(sizes) <= 2 or max(sizes) <= 6)
-    )
+    if len(sizes) > 9 and max(sizes) == 1:
+        return True
+    return sum(size == 1 for size in sizes) <= 1 and (len(sizes) <= 2 or max(sizes) <= 6)
 
 
 def _named_phone(lower: str, start: int, end: int) -> bool | None:
@@ -330,7 +306,7 @@ def _named_phone(lower: str, start: int, end: int) -> bool | None:
 
 
 def _national(digits: str, sizes: tuple[int, ...], region: str, *, trunk: bool) -> bool:
-    """Whether the digits are a valid number in just the groups that its country writes: `region`, or with a leading 0 or bracket any."""
+    """Whether digits are a valid number in its country's groups: of `region`, or with a leading 0 or bracket of any."""
     if _library(digits, region)[1] and _divides(sizes, _library(digits, region)[2]):
         return True
     if not trunk or len(digits) < 10:
@@ -347,19 +323,14 @@ def _national(digits: str, sizes: tuple[int, ...], region: str, *, trunk: bool) 
 def _divides(sizes: tuple[int, ...], standard: tuple[int, ...]) -> bool:
     """Whether a grouping is the standard one, or divides its groups further."""
 
-    def ends(groups: tuple[int, ...]) -> set[int]:
-        return {sum(groups[: i + 1]) for i in range(len(groups))}
-
-    return sum(sizes) == sum(standard) and min(sizes[1:], default=2) > 1 and ends(standard) <= ends(sizes)
+    fits = sum(sizes) == sum(standard) and min(sizes[1:], default=2) > 1
+    return fits and set(itertools.accumulate(standard)) <= set(itertools.accumulate(sizes))
 
 
 @lru_cache(maxsize=1 << 14)
 def _library(digits: str, region: str) -> tuple[bool, bool, tuple[int, ...]]:
-    """What libphonenumber says of digits: whether possible, whether valid, and the groups of the national form.
-
-    Args:
-        digits: digits alone.
-        region: the country, or "+" where the country code is part of the digits.
+    """What libphonenumber says of digits (`region` "+": the country code is part of them): whether possible, whether
+    valid, and the groups of the national form.
     """
     import phonenumbers
 
@@ -401,8 +372,6 @@ _VERSION_BEFORE = re.compile(
 _IP_BEFORE = re.compile(
     r"\b(?:ip|ipv4|addr|address|host|server|gateway|router|dns|subnet|ping|ssh|from|login|logged|device|client|at)\b"
 )
-
-
 # Literal first, so that each is decided at the speed of a substring search.
 _DOTS, _COLONS = re.compile(r"\.\d{1,3}\.\d{1,3}\."), re.compile(r":[0-9A-Fa-f]{0,4}:")
 _PAIRS = re.compile(r"-[0-9A-Fa-f]{2}-[0-9A-Fa-f]{2}-|\.[0-9A-Fa-f]{4}\.")
@@ -437,13 +406,11 @@ def _ipv6_end(candidate: str) -> int:
     bare = value.partition("%")[0]
     groups = [group for group in bare.split(":") if group]
     # a::b is a name in C++ and "::1" the machine itself
-    if len(groups) < 3 and not (groups and len(groups[0]) == 4 and any(c.isdigit() for c in bare)):
-        return 0
-    try:
-        ipaddress.IPv6Address(bare)
-    except ValueError:
-        return 0
-    return len(value)
+    if len(groups) >= 3 or (groups and len(groups[0]) == 4 and any(c.isdigit() for c in bare)):
+        with contextlib.suppress(ValueError):
+            ipaddress.IPv6Address(bare)
+            return len(value)
+    return 0
 
 
 _LETTERS = r"[^\W\d_]"
@@ -536,14 +503,14 @@ _BEFORE, _AFTER = 80, 240  # characters around a house number that its address m
 
 def street_addresses(text: str, lower: str) -> Iterator[Span]:
     """House number and street, or a post-office box, with the flat, town and postcode that follow. Precise rather than complete."""
-    done, roads = 0, [stem for stem in _ROAD_STEMS if stem in lower]
+    end_of_last, roads = 0, [stem for stem in _ROAD_STEMS if stem in lower]
     for number in _NUMBER.finditer(text):
         start, end = number.span()
-        if start < done:
+        if start < end_of_last:
             continue
         match = _AT_NUMBER.match(text, start, end + _AFTER)
         if match is None:
-            low = max(done, start - _BEFORE)
+            low = max(end_of_last, start - _BEFORE)
             if not (_POSTCODE_AFTER.match(text, end) or any(lower.find(stem, low, start) >= 0 for stem in roads)):
                 continue
             # The last one that holds this number: an earlier one would end before it.
@@ -555,4 +522,4 @@ def street_addresses(text: str, lower: str) -> Iterator[Span]:
             if (stop := _NEXT_SENTENCE.search(value)) and not _SHORT.fullmatch(stop[1]):
                 value = value[: stop.end(1)]
             yield ("STREET_ADDRESS", match.start(), match.start() + len(value))
-            done = match.end()
+            end_of_last = match.end()

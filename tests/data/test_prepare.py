@@ -206,7 +206,7 @@ def test_a_source_that_changes_after_it_was_read_is_told_and_leaves_no_manifest(
             more.write('{"text": "one more", "label": "label_1"}\n')
         return run_checks(*arguments, **options)
 
-    monkeypatch.setattr("tuneloop.data.write_dataset.run_checks", changed)
+    monkeypatch.setattr("tuneloop.data.checks.run_checks", changed)
     with pytest.raises(UserError, match="changed while") as refused:
         run(tmp_path, tickets(60))
     assert "data.jsonl" in str(refused.value.where) and not (tmp_path / "out" / "dataset.json").exists()
@@ -323,7 +323,7 @@ def test_too_many_rejects_stop_the_job_until_they_are_allowed(tmp_path: Path) ->
     message = str(caught.value)
     assert "10 of 40 records (25%) were rejected; 20% are allowed" in message
     assert f"broken_json 10x, as {tmp_path / 'data.jsonl'}:31" in message
-    assert f"look at {tmp_path / 'out' / 'rejects.jsonl'}; to go on all the same add allow_rejects=0.5" in message
+    assert f"look at {tmp_path / 'out' / 'rejects.jsonl'}; to continue all the same add allow_rejects=0.5" in message
     assert message.count("\n") == 2
     assert len(rejects_of(tmp_path)) == 10 and not (tmp_path / "out" / "dataset.json").exists()
     assert run(tmp_path, records, allow_rejects=0.5).manifest["counts"]["kept"] == 30

@@ -84,9 +84,6 @@ def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprin
     """Hash of all that a prepared data set depends on; equal to the manifest's `key` when it need not be redone.
 
     Args:
-        config: as given to `prepare`; the sources' contents count, not their paths' meaning.
-        name: name of the data set.
-        seed: seed of the split.
         model_fingerprint: what identifies the tokenizer and template that rows are measured with.
 
     Raises:
@@ -113,11 +110,7 @@ def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprin
 
 
 def sha256_of_source(path: Path) -> str:
-    """Hex SHA-256 of a source file.
-
-    Raises:
-        UserError: it can't be read.
-    """
+    """Hex SHA-256 of a source file."""
     try:
         return sha256_file(path)
     except OSError as error:
@@ -128,8 +121,7 @@ def sha256_of_source(path: Path) -> str:
 
 def meta_key(row: Row) -> int:
     """Hash of a row's further columns; where the row stood does not count."""
-    further = {k: v for k, v in row.meta.items() if k not in ("source", "line")}
-    if not further:
+    if not (further := {k: v for k, v in row.meta.items() if k not in ("source", "line")}):
         return 0
     try:
         return key64(orjson.dumps(further, option=orjson.OPT_SORT_KEYS))
@@ -140,12 +132,9 @@ def meta_key(row: Row) -> int:
 def dataset_hash(
     splits: Mapping[str, Iterable[Row]], config: PrepareConfig, seed: int, mixed: Mix | None = None
 ) -> str:
-    """Hash of what the splits hold and of the configuration; where the sources lie does not count.
+    """Hash of what the splits hold and of the configuration, wherever the sources are.
 
-    Args:
-        splits: the rows; general ones of a mix are left out, for `mixed` stands for them.
-        config: what decides about content counts; the number of processes does not.
-        mixed: what the manifest says of the mix.
+    General rows are left out: `mixed` stands for them, what the manifest says of the mix.
     """
     keys = {
         split: b"".join(struct.pack("<QQ", int(row.id, 16), meta_key(row)) for row in rows if "mix" not in row.meta)
@@ -157,12 +146,9 @@ def dataset_hash(
 def hash_of_keys(splits: Mapping[str, bytes], config: PrepareConfig, seed: int, mixed: Mix | None) -> str:
     """`dataset_hash` of rows of which only the id, as a number, and the `meta_key` are at hand: two numbers of 64 bits a row,
     the lower bytes first."""
-    digest = hashlib.sha256()
-    for split, keys in splits.items():
-        digest.update(split.encode())
-        digest.update(keys)
+    digest = hashlib.sha256(b"".join(split.encode() + keys for split, keys in splits.items())).hexdigest()
     settings = config.model_dump(mode="json", exclude={"sources", *NO_CONTENT})
-    return content_hash({"content": digest.hexdigest(), "config": settings, "seed": seed, "mix": mixed})
+    return content_hash({"content": digest, "config": settings, "seed": seed, "mix": mixed})
 
 
 def token_statistics(tokens: Sequence[int], supervised: int) -> dict[str, Any]:
@@ -187,11 +173,7 @@ def label_counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def read_rows(path: Path, records: Iterable[Any]) -> list[Row]:
-    """The rows of a split's file.
-
-    Args:
-        path: of the file, for messages.
-        records: what its lines hold.
+    """The rows of a split's file, of the records in its lines.
 
     Raises:
         UserError: a record is no row; its line is named.
@@ -207,12 +189,7 @@ def read_rows(path: Path, records: Iterable[Any]) -> list[Row]:
 
 
 class RowFile(Sequence[Row]):
-    """The rows of a split's file, read as a whole when they are first looked at; their number is known before.
-
-    Args:
-        path: the JSON Lines file.
-        size: rows in it.
-    """
+    """The rows of a split's JSON Lines file, read as a whole at the first look; their number is known before."""
 
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.size = path, size
@@ -223,11 +200,7 @@ class RowFile(Sequence[Row]):
 
     @functools.cached_property
     def rows(self) -> list[Row]:
-        """All rows.
-
-        Raises:
-            UserError: the file can't be read, or holds what is no row.
-        """
+        """All rows; a file that can't be read, or holds what is no row, is a UserError."""
         if not self.path.is_file():
             raise UserError("A split of the data set is missing", where=str(self.path), next_step=AGAIN)
         return read_rows(self.path, read_jsonl(self.path))
@@ -267,9 +240,7 @@ def load_dataset(path: Path | str, *, verify: bool = True) -> Dataset:
     Raises:
         UserError: it is missing, incomplete, damaged, or was changed after it was written.
     """
-    folder = Path(path)
-    if folder.name == MANIFEST:
-        folder = folder.parent
+    folder = Path(path).parent if Path(path).name == MANIFEST else Path(path)
     manifest = read_manifest(folder)
     splits: dict[str, RowFile] = {}
     for split in SPLITS:

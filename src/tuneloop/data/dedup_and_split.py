@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
+from tuneloop.data import split as splits
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.dedup import duplicates, minhash
 from tuneloop.data.dedup.candidate_pairs import Alike, find_alike
 from tuneloop.data.formats import Rejection
-from tuneloop.data.prepare_context import PrepareContext
 from tuneloop.data.process_record import CONTAMINATION_KINDS, UNMEASURED, RowProcessor, TokenCount, measured_if_long
-from tuneloop.data.split import (
-    LEAK,
-    TEST,
-    TRAIN,
-    UNDECIDED,
-    Array,
-    SplitFacts,
-    assign_splits,
-    clusters,
-    connected,
-    frozen_splits,
-    mixed_bits,
-)
-from tuneloop.data.spool import CarriedRows, Reader, Table
+from tuneloop.data.spool import CarriedRows, PrepareContext
 from tuneloop.data.workers import ordered_map
 
 # Rows, and their characters together, up to which each row is measured; of more, a sample picked by hash, and the longest rows: totals are
@@ -40,44 +25,39 @@ BATCH = 250  # rows that a process measures at once
 
 
 def dedup_and_split(job: PrepareContext, given: int) -> None:
-    """Set the fate and the split of every row.
-
-    Args:
-        given: rows of a given test file, the first ones of the table: they are taken as they are.
-    """
+    """Set the fate and the split of every row; the first `given` ones are a given test file's, taken as they are."""
     table, config, columns = job.table, job.config, job.table.columns
     progress("comparing", 0, 3)
-    frozen = np.full(len(table), UNDECIDED, dtype=np.int8)
+    frozen = np.full(len(table), splits.UNDECIDED, dtype=np.int8)
     if config.split.freeze is not None:
-        frozen = frozen_splits(columns["id"], columns["question"], load_dataset(config.split.freeze))
-    frozen[:given] = TEST
-    fixed = frozen > TRAIN
+        frozen = splits.frozen_splits(columns["id"], columns["question"], load_dataset(config.split.freeze))
+    frozen[:given] = splits.TEST
+    fixed = frozen > splits.TRAIN
     worth = {name: columns[name] for name in ("characters", "time", "rating")}
     order = duplicates.preference(config.duplicates.keep, count=len(table), pinned=fixed, **worth)
-    _drop_contaminated(table)
-    alike = None
-    if "prompt" in columns:
-        alike = find_alike(
-            columns,
-            table.reader.texts,
-            config.duplicates.threshold,
-            rows=duplicates.distinct(columns, table.alive, order),
-            workers=job.workers,
-            carry=table.reader.carried if config.engine == "ray" else None,
-        )
-    _drop_copies(job, order, alike, given, fixed)
-    _drop_conflicts(table, config.duplicates.conflicts, order, given)
+    for row in np.flatnonzero(columns["leak"] >= 0).tolist():  # rows that give a row of the test set away
+        test_row, similarity = int(columns["leak"][row]), columns["leak_likeness"][row]
+        if CONTAMINATION_KINDS[columns["leak_how"][row]] == "overlap":
+            source, line = table.place(test_row)
+            table.drop(row, "split_leak", f"{similarity:.0%} of the passages of {source}:{line}")
+        else:
+            table.drop(row, "split_leak", because=test_row, likeness=float(similarity))
+    alike = _drop_copies(job, order, given, fixed)
+    policy = config.duplicates.conflicts  # the checks report those that stay
+    for group in [] if policy == "report" else duplicates.find_conflicts(columns["question"], table.alive, order):
+        for row in group[0 if policy == "drop" else 1 :].tolist():
+            if row >= given:
+                table.drop(row, "conflicting_label", because=int(group[0] if row != group[0] else group[1]))
     progress("comparing", 1, 3)
     _measure(job)
     rows = table.alive
-    links, _ = duplicates.find_links(
-        columns, table.reader.texts, config.duplicates.threshold, rows=rows, question=columns["question"], alike=alike
-    )
+    threshold, question = config.duplicates.threshold, columns["question"]
+    links, _ = duplicates.find_links(columns, table.reader.texts, threshold, rows=rows, question=question, alike=alike)
     for name in [name for name in columns if name.startswith(minhash.COLUMNS)]:
         del columns[name]  # half of all that is known of the rows, and needed no longer
     progress("comparing", 2, 3)
-    facts = SplitFacts(
-        question=columns["question"][rows],
+    facts = splits.SplitFacts(
+        question=question[rows],
         stratum=columns["stratum"][rows],
         labelled=columns["label"][rows] >= 0,
         group=columns["group"][rows] if config.split.group or config.too_long == "split" else None,
@@ -85,65 +65,48 @@ def dedup_and_split(job: PrepareContext, given: int) -> None:
         frozen=frozen[rows],
         links=np.searchsorted(rows, links),
     )
-    split = assign_splits(facts, config.split, job.seed)
+    split = splits.assign_splits(facts, config.split, job.seed)
     table.split[rows] = split
-    table.drop(rows[split == LEAK], "split_leak", "belongs together with a row of the frozen test or validation set")
+    leaks = rows[split == splits.LEAK]
+    table.drop(leaks, "split_leak", "belongs together with a row of the frozen test or validation set")
     _limit(job)
     # An interval of what is measured on val or test must not count rows that are much alike as so many independent ones.
-    measured = (table.fate[rows] == 0) & (table.split[rows] > TRAIN)
-    member = connected([facts.question], facts.links)[measured]
-    table.mark_clusters(rows[measured], clusters(member, columns["id"][rows[measured]]))
+    measured = (table.fate[rows] == 0) & (table.split[rows] > splits.TRAIN)
+    member = splits.connected([facts.question], facts.links)[measured]
+    table.mark_clusters(rows[measured], splits.clusters(member, columns["id"][rows[measured]]))
     table.give_repeats_own_ids()
     progress("comparing", 3, 3)
 
 
-def shuffled(ids: Array, seed: int) -> Array:
+def shuffled(ids: splits.Array, seed: int) -> splits.Array:
     """Keys that put rows in an order of their own for each seed, whatever the order of the sources."""
-    return mixed_bits(ids ^ np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64))
+    return splits.mixed_bits(ids ^ np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64))
 
 
-def _drop_contaminated(table: Table) -> None:
-    """Drop rows that give a row of the given test set away."""
-    columns = [table.columns[name] for name in ("leak", "leak_how", "leak_likeness")]
-    for row in np.flatnonzero(columns[0] >= 0).tolist():
-        test_row, how, alike = (column[row] for column in columns)
-        if CONTAMINATION_KINDS[how] == "overlap":
-            source, line = table.place(int(test_row))
-            table.drop(row, "split_leak", f"{alike:.0%} of the passages of {source}:{line}")
-        else:
-            table.drop(row, "split_leak", because=int(test_row), likeness=float(alike))
+def _drop_copies(job: PrepareContext, order: splits.Array, given: int, fixed: splits.Array) -> Alike | None:
+    """Drop copies, but none that was given; a copy of a row fixed in val or test is a leak. Returns the similar pairs."""
+    table, settings, alike = job.table, job.config.duplicates, None
+    columns, texts = table.columns, table.reader.texts
 
-
-def _drop_copies(job: PrepareContext, order: Array, alike: Alike | None, given: int, fixed: Array) -> None:
-    """Drop copies, but none that was given; a copy of a row whose place in val or test is fixed is a leak."""
-    table, settings = job.table, job.config.duplicates
-
-    def drop(copies: duplicates.Duplicates, reasons: Array) -> None:
+    def drop(copies: duplicates.Duplicates, reasons: splits.Array) -> None:
         for row, of, similarity, reason in zip(copies.dropped, copies.of, copies.similarity, reasons, strict=True):
             if row >= given:
                 word = "split_leak" if fixed[of] and not fixed[row] else str(reason)
                 table.drop(int(row), word, because=int(of), likeness=float(similarity))
 
-    copies = duplicates.find_duplicates(
-        table.columns, table.reader.texts, settings, rows=table.alive, order=order, alike=alike
-    )
+    if "prompt" in columns:
+        rows = duplicates.distinct(columns, table.alive, order)
+        carry = table.reader.carried if job.config.engine == "ray" else None
+        alike = find_alike(columns, texts, settings.threshold, rows=rows, workers=job.workers, carry=carry)
+    copies = duplicates.find_duplicates(columns, texts, settings, rows=table.alive, order=order, alike=alike)
     drop(copies, np.where(copies.exact, "exact_duplicate", "near_duplicate"))
     if settings.semantic is not None and job.embed is not None:
         rows = table.alive
-        vectors = job.embed([text.prompt for text in table.reader.texts(rows.tolist())])
-        label = table.columns["label"][rows]
+        vectors = job.embed([text.prompt for text in texts(rows.tolist())])
+        label = columns["label"][rows]
         copies = duplicates.semantic_duplicates(vectors, settings.semantic, rows=rows, order=order, apart=label)
         drop(copies, np.full(len(copies.dropped), "semantic_duplicate"))
-
-
-def _drop_conflicts(table: Table, policy: str, order: Array, given: int) -> None:
-    """Drop rows with one question and different answers as the policy says; the checks report those that stay."""
-    if policy == "report":
-        return
-    for group in duplicates.find_conflicts(table.columns["question"], table.alive, order):
-        for row in group[0 if policy == "drop" else 1 :].tolist():
-            if row >= given:
-                table.drop(row, "conflicting_label", because=int(group[0] if row != group[0] else group[1]))
+    return alike
 
 
 def _measure(job: PrepareContext) -> None:
@@ -154,12 +117,9 @@ def _measure(job: PrepareContext) -> None:
     rows = _to_measure(rows, columns["characters"][rows], shuffled(columns["id"][rows], job.seed))
     batches = [rows[begin : begin + BATCH].tolist() for begin in range(0, len(rows), BATCH)]
     workers = job.workers if len(batches) > 1 else 1
-    results: Iterator[list[TokenCount | Rejection]]
-    if job.config.engine == "ray" and workers > 1:
-        sent = ((batch, table.reader.carried(batch)) for batch in batches)
-        results = ordered_map(_measured_carried, sent, job.processor, workers=workers, engine="ray")
-    else:
-        results = ordered_map(_measured, batches, (table.reader, job.processor), workers=workers)
+    engine = job.config.engine if workers > 1 else "processes"
+    sent = (table.reader.carried(batch) for batch in batches)
+    results = ordered_map(_measured, sent, job.processor, workers=workers, engine=engine)
     for number, (batch, lengths) in enumerate(zip(batches, results, strict=True)):
         progress("measuring", number * BATCH, len(rows))
         for row, measured in zip(batch, lengths, strict=True):
@@ -171,7 +131,7 @@ def _measure(job: PrepareContext) -> None:
     progress("measuring", len(rows), len(rows))
 
 
-def _to_measure(rows: Array, characters: Array, keys: Array) -> Array:
+def _to_measure(rows: splits.Array, characters: splits.Array, keys: splits.Array) -> splits.Array:
     """All rows, or where measuring them would take long those with the least keys, and the longest."""
     total = int(characters.sum())
     if len(rows) <= (MEASURED_ROWS if total <= MEASURED_CHARACTERS else LEAST_SAMPLED):
@@ -180,19 +140,12 @@ def _to_measure(rows: Array, characters: Array, keys: Array) -> Array:
     sample = np.argsort(keys, kind="stable")[:size]
     long = np.flatnonzero(characters >= np.partition(characters, -LONGEST)[-LONGEST])
     longest = long[np.lexsort((keys[long], -characters[long]))[:LONGEST]]
-    chosen: Array = rows[np.unique(np.concatenate([sample, longest]))]
+    chosen: splits.Array = rows[np.unique(np.concatenate([sample, longest]))]
     return chosen
 
 
-def _measured_carried(work: tuple[Sequence[int], CarriedRows], processor: RowProcessor) -> list[TokenCount | Rejection]:
-    """`_measured` where the rows' file is not."""
-    rows, carried = work
-    return _measured(rows, (carried, processor))
-
-
-def _measured(rows: Sequence[int], setting: tuple[Reader | CarriedRows, RowProcessor]) -> list[TokenCount | Rejection]:
-    reader, processor = setting
-    return [measured_if_long(reader.row(row), processor, always=True) for row in rows]
+def _measured(rows: CarriedRows, processor: RowProcessor) -> list[TokenCount | Rejection]:
+    return [measured_if_long(rows.row(index), processor, always=True) for index in rows.lines]
 
 
 def _limit(job: PrepareContext) -> None:
@@ -201,7 +154,7 @@ def _limit(job: PrepareContext) -> None:
     if limit is None:
         return
     rows = table.alive
-    rows = rows[table.split[rows] == TRAIN]
+    rows = rows[table.split[rows] == splits.TRAIN]
     ids, strata = table.columns["id"][rows], table.columns["stratum"][rows]
     order = np.lexsort((ids, shuffled(ids, job.seed), strata))
     rows, strata = rows[order], strata[order]

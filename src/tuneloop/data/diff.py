@@ -34,11 +34,7 @@ def split_files(folder: Path, manifest: DatasetManifest) -> dict[str, Path]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes, Any]]:
-    """Offset in bytes, raw line and record of every line.
-
-    Raises:
-        UserError: the file is missing, or a line of it is damaged.
-    """
+    """Offset in bytes, raw line and record of every line."""
     offset = 0
     try:
         with path.open("rb") as file:
@@ -47,20 +43,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes, Any]]:
                     try:
                         yield offset, line, json.loads(line)
                     except (ValueError, RecursionError) as error:
-                        raise UserError(
-                            f"Not valid JSON: {error}",
-                            where=f"{path}:{number}",
-                            next_step="run `tuneloop prepare` again",
-                        ) from None
+                        place = f"{path}:{number}"
+                        raise UserError(f"Not valid JSON: {error}", where=place, next_step=AGAIN) from None
                 offset += len(line)
     except FileNotFoundError:
-        raise UserError(
-            "A file of the data set is missing", where=str(path), next_step="run `tuneloop prepare` again"
-        ) from None
+        raise UserError("A file of the data set is missing", where=str(path), next_step=AGAIN) from None
     except OSError as error:  # a folder, or no permission
-        raise UserError(
-            f"Can't read a file of the data set: {error.strerror}", where=str(path), next_step="put the file back"
-        ) from None
+        what = f"Can't read a file of the data set: {error.strerror}"
+        raise UserError(what, where=str(path), next_step="put the file back") from None
 
 
 class Spot(NamedTuple):
@@ -72,50 +62,37 @@ class Spot(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelShift:
-    """A label's rows and share of all rows, before (a) and after (b).
-
-    Args:
-        p: that both shares are the same (two-proportion z-test), adjusted for the number of labels (Holm); 1 with fewer than 5
-            rows expected on either side.
-    """
+    """A label's rows and share of all rows, before (a) and after (b)."""
 
     label: str
     a: int
     b: int
     share_a: float
     share_b: float
+    # that both shares are the same (two-proportion z-test, Holm over labels); 1 with fewer than 5 rows expected
     p: float = 1.0
 
 
 @dataclass(frozen=True)
 class DatasetDiff:
-    """What changed from data set a to data set b.
+    """What changed from data set a to data set b."""
 
-    Args:
-        a, b: `id`, `path`, `task`, `model`, `seed`, `tool_version` and `rows` (by split) of each.
-        same: rows in both, in the same split.
-        added, removed: rows in one of them only, by split.
-        changed: rows whose question stayed: `label`, `answer`, `instruction` (the system turn), or `other`.
-        moved: rows of both that are in another split now, as `"test -> train"`; changed rows count here as well.
-        labels: shifts of labels, the largest first.
-        labels_p: chi-square test that the labels' shares are the same; None without labels or scipy, or with too
-            few rows. Rows in both data sets make it cautious: a small p is evidence, a large one is not.
-        config, sources: what differs, each `{"key" or "path", "a", "b"}`; a source's a and b are its rows.
-        examples: a few rows of each kind, with their texts.
-    """
-
-    a: dict[str, Any]
+    a: dict[str, Any]  # `id`, `path`, `task`, `model`, `seed`, `tool_version`, `rows` and `tokens` (by split)
     b: dict[str, Any]
-    same: int
-    added: dict[str, int]
+    same: int  # rows in both, in the same split
+    added: dict[str, int]  # rows in b only, by split
     removed: dict[str, int]
-    changed: dict[str, int]
-    moved: dict[str, int]
-    labels: list[LabelShift]
+    changed: dict[
+        str, int
+    ]  # rows whose question stayed: `label`, `answer`, `instruction` (the system turn), or `other`
+    moved: dict[str, int]  # rows, also changed ones, that are in another split now, as `"test -> train"`
+    labels: list[LabelShift]  # shifts of labels, the largest first
+    # chi-square test that the labels' shares are the same; None without labels or scipy, or with too few rows. Rows in
+    # both data sets make it cautious: a small p is evidence, a large one is not.
     labels_p: float | None
-    config: list[dict[str, Any]]
-    sources: list[dict[str, Any]]
-    examples: dict[str, list[dict[str, Any]]]
+    config: list[dict[str, Any]]  # what differs: `{"key", "a", "b"}`
+    sources: list[dict[str, Any]]  # what differs: `{"path", "a", "b"}`, with rows
+    examples: dict[str, list[dict[str, Any]]]  # a few rows of each kind, with their texts
 
     @property
     def identical(self) -> bool:
@@ -129,7 +106,6 @@ def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> Dataset
     The files are streamed; ids are held in memory (about 150 bytes a row of either), and hashes of what differs; texts never.
 
     Args:
-        a, b: the older and the newer one.
         examples: rows of each kind to show.
 
     Raises:
@@ -142,9 +118,8 @@ def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> Dataset
     both = [(key, ids_a[key], split) for key, split in ids_b.items() if key in ids_a]
     in_other_split = {key: old for key, old, now in both if old != now}
     moved = Counter(f"{old} -> {now}" for _, old, now in both if old != now)
-    pairs, gone, new = _changed_pairs(
-        _facts(files_a, ids_a.keys() - ids_b.keys()), _facts(files_b, ids_b.keys() - ids_a.keys())
-    )
+    only_a, only_b = _facts(files_a, ids_a.keys() - ids_b.keys()), _facts(files_b, ids_b.keys() - ids_a.keys())
+    pairs, gone, new = _changed_pairs(only_a, only_b)
     changed = Counter(kind for kind, _, _ in pairs)
     moved.update(f"{old.split} -> {now.split}" for _, old, now in pairs if old.split != now.split)
     shown = _facts(files_b, set(itertools.islice(in_other_split, examples)))
@@ -165,27 +140,22 @@ def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> Dataset
             "added": [_example(files_b, spot) for spot in new[:examples]],
             "removed": [_example(files_a, spot) for spot in gone[:examples]],
             "changed": [
-                {**_example(files_b, now), "kind": kind, "was": _example(files_a, old)}
+                _example(files_b, now) | {"kind": kind, "was": _example(files_a, old)}
                 for kind, old, now in pairs[:examples]
             ],
             "moved": [
-                {**_example(files_b, now), "was": {"split": in_other_split[fact.id]}} for now, fact in shown.items()
+                _example(files_b, now) | {"was": {"split": in_other_split[fact.id]}} for now, fact in shown.items()
             ],
         },
     )
 
 
 def _ids(files: Mapping[str, Path]) -> dict[int, str]:
-    """Every row's id as a number, and its split."""
     return {_number(row.id): split for split, path in files.items() for _, row in _row_lines(path)}
 
 
 def _row_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    """Offset in bytes and row of every line.
-
-    Raises:
-        UserError: the file is missing, or a line of it is no row.
-    """
+    """Offset in bytes and row of every line."""
     for number, (offset, _, value) in enumerate(read_lines(path), 1):
         try:
             yield offset, Row.from_json(value)
@@ -209,7 +179,6 @@ class _Facts(NamedTuple):
 
 
 def _facts(files: Mapping[str, Path], wanted: Collection[int]) -> dict[Spot, _Facts]:
-    """Facts of the rows with the ids `wanted`."""
     facts = {}
     for split, path in files.items() if wanted else ():
         for offset, row in _row_lines(path):
@@ -225,10 +194,7 @@ Pair = tuple[str, Spot, Spot]  # how it changed, before, after
 
 
 def _changed_pairs(a: dict[Spot, _Facts], b: dict[Spot, _Facts]) -> tuple[list[Pair], list[Spot], list[Spot]]:
-    """Rows that ask the same on both sides, and what is left of either side.
-
-    First rows of one prompt are paired, then rows of which the users' turns alone are the same.
-    """
+    """Rows with one prompt on both sides, then with the same turns of the user alone; and what is left of either."""
     pairs: list[Pair] = []
     for level in ("prompt", "question"):
         waiting: dict[int, list[Spot]] = defaultdict(list)
@@ -237,16 +203,11 @@ def _changed_pairs(a: dict[Spot, _Facts], b: dict[Spot, _Facts]) -> tuple[list[P
         for now, fact in list(b.items()):
             if olds := waiting.get(getattr(fact, level)):
                 old = olds.pop(0)
-                pairs.append((_kind(a.pop(old), b.pop(now)), old, now))
+                before, after = a.pop(old), b.pop(now)
+                names = {"label": "label", "answer": "answer", "prompt": "instruction"}
+                kinds = (kind for name, kind in names.items() if getattr(before, name) != getattr(after, name))
+                pairs.append((next(kinds, "other"), old, now))
     return pairs, list(a), list(b)
-
-
-def _kind(old: _Facts, now: _Facts) -> str:
-    if old.label != now.label:
-        return "label"
-    if old.answer != now.answer:
-        return "answer"
-    return "instruction" if old.prompt != now.prompt else "other"
 
 
 def _content(message: Mapping[str, Any]) -> str:
@@ -271,10 +232,7 @@ def _about(folder: Path, manifest: DatasetManifest) -> dict[str, Any]:
     return {
         "id": manifest.id,
         "path": str(folder),
-        "task": manifest.task,
-        "model": manifest.model,
-        "seed": manifest.seed,
-        "tool_version": manifest.tool_version,
+        **{name: getattr(manifest, name) for name in ("task", "model", "seed", "tool_version")},
         "rows": {name: split.rows for name, split in splits.items()},
         "tokens": {name: split.tokens.total if split.tokens else 0 for name, split in splits.items()},
     }
@@ -320,25 +278,20 @@ def chi_square(a: Sequence[int], b: Sequence[int]) -> float | None:
     except ImportError:
         return None
     share_a = sum(a) / (sum(a) + sum(b))
-    columns, small = [], [0, 0]
+    columns, small = [], (0, 0)
     for x, y in zip(a, b, strict=True):
         if (x + y) * min(share_a, 1.0 - share_a) >= 5.0:
-            columns.append([x, y])
+            columns.append((x, y))
         else:
-            small = [small[0] + x, small[1] + y]
-    if sum(small):
-        columns.append(small)
-    if len(columns) < 2:
-        return None
-    return float(chi2_contingency(columns).pvalue)
+            small = (small[0] + x, small[1] + y)
+    columns += [small] if sum(small) else []
+    return float(chi2_contingency(columns).pvalue) if len(columns) >= 2 else None
 
 
 def _config_changes(a: DatasetManifest, b: DatasetManifest) -> list[dict[str, Any]]:
     flat_a, flat_b = ({"seed": m.seed, "model": m.model, **flat(m.config)} for m in (a, b))
-    keys = [key for key in dict.fromkeys([*flat_a, *flat_b]) if key != "sources"]
-    return [
-        {"key": key, "a": flat_a.get(key), "b": flat_b.get(key)} for key in keys if flat_a.get(key) != flat_b.get(key)
-    ]
+    changes = [{"key": key, "a": flat_a.get(key), "b": flat_b.get(key)} for key in {**flat_a, **flat_b}]
+    return [change for change in changes if change["key"] != "sources" and change["a"] != change["b"]]
 
 
 def _source_changes(a: DatasetManifest, b: DatasetManifest) -> list[dict[str, Any]]:
@@ -346,11 +299,12 @@ def _source_changes(a: DatasetManifest, b: DatasetManifest) -> list[dict[str, An
     sides = [{source.path: source for source in m.sources} for m in (a, b)]
     hashes = [{source.sha256 for source in side.values()} for side in sides]
     changes = []
-    for path in dict.fromkeys([*sides[0], *sides[1]]):
+    for path in {**sides[0], **sides[1]}:
         old, new = sides[0].get(path), sides[1].get(path)
-        if old and new and (old.sha256, old.rows) == (new.sha256, new.rows):
-            continue
-        if (old is None and new and new.sha256 in hashes[0]) or (new is None and old and old.sha256 in hashes[1]):
-            continue
-        changes.append({"path": path, "a": old and old.rows, "b": new and new.rows})
+        if old and new:
+            same = (old.sha256, old.rows) == (new.sha256, new.rows)
+        else:
+            same = any(side.sha256 in hashes[new is None] for side in (old, new) if side)
+        if not same:
+            changes.append({"path": path, "a": old and old.rows, "b": new and new.rows})
     return changes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +11,9 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.clean.pii import Redactor, find
-from tuneloop.data.config import PersonalConfig, PrepareConfig
+from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import NO_LABELS, Parsed, check_columns, detect, parse_record
-from tuneloop.data.sources.parse import SourceRecord
+from tuneloop.data.sources.parse import SourceRecord, finite, is_flat
 from tuneloop.data.sources.read import read_records
 from tuneloop.records.rows import Message, Reject, Row
 
@@ -29,37 +28,27 @@ PROMPTS = (
     "context",
 )  # fmt: skip
 SOLUTIONS = ("canonical_solution", "code", "solution", "completion", "reference", "output")
+NO_META = {*REFERENCES, *PROMPTS, "id"}
 IDS = ("id", "row", "index", "task_id")
 
 
 @dataclass(frozen=True)
 class WholeFile:
-    """Rows of a file.
+    """Rows of a file (`renamed`: by a record's own id that holds personal data, the one that its row has instead)."""
 
-    Args:
-        rows: the row of each record that is one, in order.
-        task: `classification` where each row has a label, else `generation`.
-        skipped: records that are no rows, by reason.
-        form: how the file was read.
-        order: the id of each record of the file, of those that are no rows too.
-        renamed: by a record's own id that holds personal data, the one that its row has instead.
-        personal: what was found of personal data, in a line; empty for nothing.
-    """
-
-    rows: list[Row]
-    task: str
-    skipped: dict[str, int] = field(default_factory=dict)
-    form: str = ""
-    order: list[str] = field(default_factory=list)
+    rows: list[Row]  # the row of each record that is one, in order
+    task: str  # `classification` where each row has a label, else `generation`
+    skipped: dict[str, int] = field(default_factory=dict)  # records that are no rows, by reason
+    form: str = ""  # how the file was read
+    order: list[str] = field(default_factory=list)  # the id of each record of the file, of those that are no rows too
     renamed: dict[str, str] = field(default_factory=dict)
-    personal: str = ""
+    personal: str = ""  # what was found of personal data, in a line; empty for nothing
 
 
 def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact: bool = False) -> WholeFile:
     """Read a file of any format that `tuneloop prepare` reads, or of references alone.
 
     Args:
-        path: the file.
         config: what says how records are read: columns, templates, instruction.
         prompts: whether rows need prompts; else a column `references` or `reference` is enough, whatever other columns there are.
         redact: replace personal data as `config.personal` says. Programs with unit tests stay as they are: another test is
@@ -79,8 +68,9 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact
     renamed: dict[str, str] = {}
     redactor = Redactor(config.personal) if redact and form != PROGRAMS else None
     if redactor:
-        renamed = _without_personal(order, config.personal)
-        order = [renamed.get(row_id, row_id) for row_id in order]
+        if config.personal.mode in ("placeholder", "pseudonym", "reject"):  # a placeholder would not be a row's own
+            renamed = {name: f"record {n}" for n, name in enumerate(order, 1) if find(name, config.personal)}
+        order = [renamed.get(name, name) for name in order]
         items = [
             item._replace(value=redactor(item.value)) if isinstance(item, SourceRecord) else item for item in items
         ]
@@ -89,11 +79,8 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact
     skipped = Counter(reason for reason in made if isinstance(reason, str))
     if not rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in skipped.most_common(3))
-        raise UserError(
-            f"No record of the file can be evaluated ({reasons})",
-            where=path,
-            next_step="give prompts with answers; name columns with data.input, data.output, data.label",
-        )
+        step = "give prompts with answers; name columns with data.input, data.output, data.label"
+        raise UserError(f"No record of the file can be evaluated ({reasons})", where=path, next_step=step)
     labelled = config.task in ("auto", "classification") and all(row.label is not None for row in rows)
     personal = redactor.words(path, len(items)) if redactor else ""
     return WholeFile(
@@ -101,20 +88,26 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact
     )
 
 
-def _without_personal(ids: Sequence[str], config: PersonalConfig) -> dict[str, str]:
-    """By each id that holds personal data the one that its row has instead; a placeholder would not be a row's own."""
-    if config.mode not in ("placeholder", "pseudonym", "reject"):
-        return {}
-    return {row_id: f"record {number}" for number, row_id in enumerate(ids, 1) if find(row_id, config)}
-
-
 def _reader(
     sample: Sequence[Mapping[str, Any]], config: PrepareConfig, prompts: bool
 ) -> tuple[str, Callable[[SourceRecord], Row | str]]:
     """How a file is read, and the function from one of its records to a row or the reason why it is not one."""
     if any(row_of_problem(record) for record in sample):
-        return PROGRAMS, _problem
-    alone = _only_references(sample) or ("" if prompts else _has_references(sample, REFERENCES[:2]) or _objects(sample))
+
+        def problem(record: SourceRecord) -> Row | str:
+            row = row_of_problem(record.value)
+            return (
+                replace(row, meta=row.meta | {"source": record.source, "line": record.line}) if row else "missing_field"
+            )
+
+        return PROGRAMS, problem
+    columns = {column for record in sample for column in record}
+    alone = next((name for name in REFERENCES if name in columns), "")
+    if columns - {alone, "reference", "references", *IDS}:  # there may be a prompt
+        alone = "" if prompts else _has_references(sample, REFERENCES[:2])
+    if not alone and not prompts:  # references that are JSON objects, not texts
+        objects = (name for name in REFERENCES if all(isinstance(record.get(name), dict) for record in sample))
+        alone = next(objects, "")
     if not alone:
         if all(isinstance(record.get("messages"), list) for record in sample):  # conversations need no columns named
             config = config.model_copy(update=dict.fromkeys(("text", "label", "input", "output")) | {"format": "auto"})
@@ -135,44 +128,23 @@ def _reader(
     return f"references in {alone!r}", lambda record: _reference_row(record, alone, config)
 
 
-def _problem(record: SourceRecord) -> Row | str:
-    row = row_of_problem(record.value)
-    return replace(row, meta=row.meta | {"source": record.source, "line": record.line}) if row else "missing_field"
-
-
 def row_of_problem(record: Mapping[str, Any]) -> Row | None:
     """A record of HumanEval or MBPP as it is published, as a row; None for other records.
 
-    The unit tests (`test` and `entry_point`, or `test_list`) stay in `meta`. A record without solution has an empty
-    reference: it can be tested all the same.
+    The unit tests (`test` and `entry_point`, or `test_list`) stay in `meta`. Without a solution the reference is empty.
     """
     question = record.get("prompt", record.get("text"))
     solution = next((record[name] for name in SOLUTIONS if record.get(name) is not None), "")
-    tested = isinstance(record.get("test_list"), list) or all(
-        isinstance(record.get(name), str) for name in ("test", "entry_point")
-    )
+    texts = isinstance(record.get("test"), str) and isinstance(record.get("entry_point"), str)
+    tested = texts or isinstance(record.get("test_list"), list)
     if not (tested and isinstance(question, str) and isinstance(solution, str)):
         return None
     turns: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": solution}]
     return Row(str(record.get("task_id", record.get("id", ""))), turns, meta=dict(record))
 
 
-def _only_references(sample: Sequence[Mapping[str, Any]]) -> str | None:
-    """The column of references in a file that holds nothing else that could be a prompt."""
-    columns = {column for record in sample for column in record}
-    column = next((name for name in REFERENCES if name in columns), None)
-    if column is None or columns - {column, "reference", "references", *IDS}:
-        return None
-    return column
-
-
 def _has_references(sample: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     return next((name for name in names if all(name in record for record in sample)), "")
-
-
-def _objects(sample: Sequence[Mapping[str, Any]]) -> str:
-    """The column of references that are JSON objects, not texts."""
-    return next((name for name in REFERENCES if all(isinstance(record.get(name), dict) for record in sample)), "")
 
 
 def _reference_row(record: SourceRecord, column: str, config: PrepareConfig) -> Row | str:
@@ -184,12 +156,11 @@ def _reference_row(record: SourceRecord, column: str, config: PrepareConfig) -> 
     several = [_as_text(v) for v in value if v is not None] if listed else []
     question = next((record.value[n] for n in PROMPTS if n != column and isinstance(record.value.get(n), str)), None)
     turns: list[Message] = [{"role": "user", "content": question}] if question else []
-    further = {
-        n: v
-        for n, v in record.value.items()
-        if n not in (*REFERENCES, *PROMPTS, "id") and isinstance(v, str | int | float)
+    meta: dict[str, Any] = {
+        **{n: v for n, v in record.value.items() if isinstance(v, str | int | float) and n not in NO_META},
+        "source": record.source,
+        "line": record.line,
     }
-    meta: dict[str, Any] = {**further, "source": record.source, "line": record.line}
     if labelled and listed:
         several = sorted(several) or [NO_LABELS]
         meta["labels"] = several
@@ -211,19 +182,11 @@ def _as_text(value: Any) -> str:
 def _row(record: SourceRecord, parsed: Parsed) -> Row:
     meta: dict[str, Any] = {"source": record.source, "line": record.line}
     for column, cell in record.value.items():
-        flat = not isinstance(cell, dict) and not (
-            isinstance(cell, list) and any(isinstance(v, dict | list) for v in cell)
-        )
-        if flat and column not in parsed.used and column not in meta and column != "id":
-            meta[column] = None if isinstance(cell, float) and not math.isfinite(cell) else cell
+        if column not in (*parsed.used, *meta, "id") and is_flat(cell):
+            meta[column] = finite(cell)
     row_meta = record.value.get("meta")  # a split's file
     if isinstance(row_meta, dict):
-        meta = {
-            **row_meta,
-            **meta,
-            "source": row_meta.get("source", record.source),
-            "line": row_meta.get("line", record.line),
-        }
+        meta = {**row_meta, **meta, **{name: row_meta.get(name, meta[name]) for name in ("source", "line")}}
     label = parsed.label
     if label is None and record.value.get("label") == parsed.messages[-1]["content"]:
         label = record.value["label"]  # of a split's file
@@ -233,15 +196,11 @@ def _row(record: SourceRecord, parsed: Parsed) -> Row:
 def _ids(items: Sequence[SourceRecord | Reject]) -> list[str]:
     """An id for each record: its own where no other has it, else its line, else its number."""
 
-    def id_of(item: SourceRecord | Reject) -> str | None:
-        value = item.value if isinstance(item, SourceRecord) else {}
-        value_of_id = next((value[n] for n in IDS if isinstance(value.get(n), str | int)), None)
-        return None if value_of_id is None else str(value_of_id)
-
-    owned = [id_of(item) for item in items]
-    counts = Counter(owned)
-    by_line = len({(item.source, item.line) for item in items}) == len(items)  # an array may stand on one line
+    values = [item.value if isinstance(item, SourceRecord) else {} for item in items]
+    names = [next((str(value[n]) for n in IDS if isinstance(value.get(n), str | int)), None) for value in values]
+    counts = Counter(names)
+    by_line = len({(item.source, item.line) for item in items}) == len(items)  # an array may be on one line
     return [
-        given if given is not None and counts[given] == 1 else f"{Path(item.source).name}:{item.line if by_line else n}"
-        for n, (given, item) in enumerate(zip(owned, items, strict=True), 1)
+        name if name is not None and counts[name] == 1 else f"{Path(item.source).name}:{item.line if by_line else n}"
+        for n, (name, item) in enumerate(zip(names, items, strict=True), 1)
     ]

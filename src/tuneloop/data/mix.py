@@ -1,8 +1,7 @@
 """General data blended into the training split, so that tuning on one task does not cost the model its other skills.
 
-`plan_mix` decides on numbers alone: which general rows are trained on, which are held out to measure forgetting, and
-how many times each is used. `mix_rows` does it for rows. Replaying some general data is the common remedy against
-catastrophic forgetting; already a small share helps (Scialom et al. 2022, arXiv 2205.12393).
+Replaying some general data is the common remedy against catastrophic forgetting; a small share helps (Scialom et al.
+2022, arXiv 2205.12393). `plan_mix` decides on numbers alone which rows are trained on; `mix_rows` does it.
 """
 
 from __future__ import annotations
@@ -55,27 +54,16 @@ class GeneralSizes:
 
 @dataclass(frozen=True)
 class MixPlan:
-    """Which general rows go where.
+    """Which general rows go where."""
 
-    Args:
-        train: those to train on, in the order drawn; one that stands here again is used again.
-        held_out: those to measure forgetting with; disjoint from the others.
-        test: those in the test split (`in_test`).
-        share: general part of the mixed training split, in `by`.
-        wanted: the share requested.
-        by: what the shares are counted in.
-        general: how much of `train` there is.
-        exhausted: whether all general rows are used up.
-    """
-
-    train: tuple[Place, ...]
-    held_out: tuple[Place, ...]
-    test: tuple[Place, ...]
-    share: float
-    wanted: float
-    by: Literal["tokens", "rows"]
-    general: MixSize
-    exhausted: bool
+    train: tuple[Place, ...]  # those to train on, in the order drawn; one that stands here again is used again
+    held_out: tuple[Place, ...]  # those to measure forgetting with; disjoint from the others
+    test: tuple[Place, ...]  # those in the test split (`in_test`)
+    share: float  # general part of the mixed training split, in `by`
+    wanted: float  # the share requested
+    by: Literal["tokens", "rows"]  # what the shares are counted in
+    general: MixSize  # how much of `train` there is
+    exhausted: bool  # whether all general rows are used up
 
     @property
     def times(self) -> int:
@@ -94,9 +82,6 @@ def plan_mix(
 
     Args:
         task: of the training split without general rows.
-        general: the sources.
-        config: share, weights, repetition.
-        seed: another seed draws other rows.
         task_test: of the test split, for `config.in_test`.
 
     Raises:
@@ -120,21 +105,15 @@ def plan_mix(
 
 
 def _weights(general: Sequence[GeneralSizes], config: MixConfig) -> list[float]:
-    """The weight of each source: as configured, or its size."""
     if config.weights is None:
         return [float(sum(g.tokens) if config.by == "tokens" else len(g.ids)) for g in general]
     if len(config.weights) != len(general):
-        raise UserError(
-            f"{len(config.weights)} weights for {counted(len(general), 'source')} of general data",
-            where="data.mix.weights",
-            next_step="give one weight for each of data.mix.sources",
-        )
+        what = f"{len(config.weights)} weights for {counted(len(general), 'source')} of general data"
+        step = "give one weight for each of data.mix.sources"
+        raise UserError(what, where="data.mix.weights", next_step=step)
     if min(config.weights, default=0.0) < 0.0 or (general and not any(config.weights)):
-        raise UserError(
-            "The weights of general data must be 0 or more, and one of them above 0",
-            where="data.mix.weights",
-            next_step="set data.mix.weights=[1, 2], or leave it out",
-        )
+        what = "The weights of general data must be 0 or more, and one of them above 0"
+        raise UserError(what, where="data.mix.weights", next_step="set data.mix.weights=[1, 2], or leave it out")
     return list(config.weights)
 
 
@@ -155,13 +134,12 @@ def _divided(
     test = 0
     if config.in_test:
         target = config.share / (1.0 - config.share) * (task_test.tokens if config.by == "tokens" else task_test.rows)
-        total, most = 0, int(len(places) * TEST_SHARE)
-        for place in places[held_out : held_out + most]:
+        total = 0
+        for place in places[held_out : held_out + int(len(places) * TEST_SHARE)]:
             cost = _cost(general[place.source], place.row, config)
             if total + cost / 2 >= target:
                 break
-            total += cost
-            test += 1
+            total, test = total + cost, test + 1
     train: list[list[int]] = [[] for _ in general]
     for place in places[held_out + test :]:
         train[place.source].append(place.row)
@@ -179,29 +157,22 @@ def _sequence(
     general: Sequence[GeneralSizes], train: Sequence[Sequence[int]], weights: Sequence[float], config: MixConfig
 ) -> Iterator[tuple[Place, int]]:
     """General rows with their cost, endless with `repeat`: next comes the source with the least for its weight."""
-    given = [0] * len(general)
-    taken = [0] * len(general)
+    costs, taken = [0] * len(general), [0] * len(general)
     open_ = [number for number, rows in enumerate(train) if rows and weights[number] > 0.0]
     while open_:
-        source = min(open_, key=lambda number: given[number] / weights[number])
+        source = min(open_, key=lambda number: costs[number] / weights[number])
         row = train[source][taken[source] % len(train[source])]
         cost = _cost(general[source], row, config)
         yield Place(source, row), cost
-        given[source] += cost
+        costs[source] += cost
         taken[source] += 1
         if taken[source] == len(train[source]) and not config.repeat:
             open_.remove(source)
 
 
 def interleaved(task: int, general: int) -> list[int]:
-    """Where general rows stand among the task's, so that any stretch of n rows holds n times their share, give or take 1.
-
-    Args:
-        task: rows of the task.
-        general: general rows.
-
-    Returns:
-        Positions in the mixed split, from 0, ascending; they form a balanced word (Morse and Hedlund 1940).
+    """Where general rows stand among the task's, so that any n rows in a row hold n times their share, give or take 1:
+    positions in the mixed split, from 0, ascending; they form a balanced word (Morse and Hedlund 1940).
     """
     rows = task + general
     return [(2 * k + 1) * rows // (2 * general) for k in range(general)]
@@ -218,21 +189,13 @@ class GeneralRows:
 
 @dataclass(frozen=True)
 class Mixed:
-    """General rows for a data set, each marked with `meta.mix`.
+    """General rows for a data set, each marked with `meta.mix`."""
 
-    Args:
-        train: in the order drawn; they stand at the positions of `interleaved`.
-        held_out: for `general.jsonl`.
-        test: for the test split.
-        record: what the manifest says about it.
-        check: a check of the share reached.
-    """
-
-    train: list[Row]
-    held_out: list[Row]
-    test: list[Row]
-    record: Mix
-    check: Check
+    train: list[Row]  # in the order drawn; they stand at the positions of `interleaved`
+    held_out: list[Row]  # for `general.jsonl`
+    test: list[Row]  # for the test split
+    record: Mix  # what the manifest says about it
+    check: Check  # a check of the share reached
 
 
 def _user_key(row: Row) -> bytes:
@@ -256,12 +219,6 @@ def mix_rows(
     Args:
         splits: the task's rows; each is looked at once.
         sizes: of the task's splits: `train`, and with `config.in_test` also `test`.
-        general: the sources, in the order of `config.sources`.
-        config: share, weights, repetition.
-        seed: as in `plan_mix`.
-
-    Raises:
-        UserError: the weights don't fit the sources.
     """
     questions = {_user_key(row) for rows in splits.values() for row in rows}
     seen: set[bytes] = set()
@@ -274,48 +231,33 @@ def mix_rows(
                 seen.add(key)
                 usable[-1].append(number)
     numbers = [
-        GeneralSizes(source.name, [source.rows[i].id for i in numbers_kept], [source.tokens[i] for i in numbers_kept])
-        for source, numbers_kept in zip(general, usable, strict=True)
+        GeneralSizes(source.name, [source.rows[i].id for i in places], [source.tokens[i] for i in places])
+        for source, places in zip(general, usable, strict=True)
     ]
     plan = plan_mix(sizes["train"], numbers, config, seed, task_test=sizes.get("test", MixSize(0, 0)))
-
     times: Counter[Place] = Counter()
 
-    def drawn(places: Sequence[Place]) -> list[Row]:
-        rows_drawn = []
-        for place in places:
-            times[place] += 1
-            source = general[place.source]
-            row = source.rows[usable[place.source][place.row]]
-            again = f"-{times[place]}" if times[place] > 1 else ""
-            rows_drawn.append(replace(row, id=row.id + again, meta={**row.meta, "mix": source.name}))
-        return rows_drawn
+    def drawn(place: Place) -> Row:
+        times[place] += 1
+        source = general[place.source]
+        row = source.rows[usable[place.source][place.row]]
+        again = f"-{times[place]}" if times[place] > 1 else ""
+        return replace(row, id=row.id + again, meta={**row.meta, "mix": source.name})
 
-    return Mixed(
-        train=drawn(plan.train),
-        held_out=drawn(plan.held_out),
-        test=drawn(plan.test),
-        record=_record(plan, general, numbers, sizes["train"]),
-        check=check_share(plan),
-    )
+    train, held_out, test = ([drawn(place) for place in places] for places in (plan.train, plan.held_out, plan.test))
+    return Mixed(train, held_out, test, _record(plan, general, numbers, sizes["train"]), check_share(plan))
 
 
 def _record(plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[GeneralSizes], task: MixSize) -> Mix:
     sources = []
     for number, source in enumerate(general):
         times = Counter(place for place in plan.train if place.source == number)
-        sources.append(
-            MixSource(
-                name=source.name,
-                rows=len(source.rows),
-                left_out=len(source.rows) - len(usable[number].ids),
-                train=len(times),
-                uses=times.total(),
-                tokens=sum(usable[number].tokens[place.row] * n for place, n in times.items()),
-                held_out=sum(place.source == number for place in plan.held_out),
-                test=sum(place.source == number for place in plan.test),
-            )
-        )
+        held_out, test = (sum(p.source == number for p in places) for places in (plan.held_out, plan.test))
+        tokens = sum(usable[number].tokens[place.row] * n for place, n in times.items())
+        sources.append(MixSource(
+            name=source.name, rows=len(source.rows), left_out=len(source.rows) - len(usable[number].ids),
+            train=len(times), uses=times.total(), tokens=tokens, held_out=held_out, test=test,
+        ))  # fmt: skip
     return Mix(
         by=plan.by,
         wanted=plan.wanted,
@@ -329,28 +271,24 @@ def _record(plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[Gene
 
 def check_share(plan: MixPlan) -> Check:
     """The check `mix_share`: whether the general part has the size requested, and how often its rows are used."""
-    level: Literal["ok", "warn"] = "ok"
-    message = f"{plan.share:.1%} of the training {plan.by} are general data"
-    remedy = ""
+    message, remedy = f"{plan.share:.1%} of the training {plan.by} are general data", ""
     if abs(plan.share - plan.wanted) > TOLERANCE:
-        level = "warn"
         message += f", {plan.wanted:.1%} were requested"
         if plan.exhausted:
-            message += (
-                f": all {counted(plan.general.rows, 'row')} there {verb(plan.general.rows, 'is was', 'are were')} used"
-            )
+            rows = plan.general.rows
+            message += f": all {counted(rows, 'row')} there {verb(rows, 'is was', 'are were')} used"
             remedy = "add sources to data.mix.sources, set data.mix.repeat=true, or lower data.mix.share"
         else:
             message += ": general rows are too large for a share of so few task rows"
             remedy = "add task rows, or general rows that are shorter, or set data.mix.by=rows"
     elif plan.times > MANY_TIMES:
-        level = "warn"
         message += (
             f", rows used up to {plan.times} times: above {MANY_TIMES} they teach little and are learned by heart"
         )
         remedy = "add sources to data.mix.sources, or lower data.mix.share"
     elif plan.times > 1:
         message += f", rows used up to {plan.times} times"
+    level: Literal["ok", "warn"] = "warn" if remedy else "ok"
     return Check(name="mix_share", level=level, message=message, rows=plan.general.rows, remedy=remedy, examples=[])
 
 

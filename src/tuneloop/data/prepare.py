@@ -1,10 +1,7 @@
 """The prepare stage: sources of any shape to train, val and test, with an account of every record.
 
-One table and two passes. The first pass knows one record at a time and runs in any number of processes
-(`process_record`): rows go to a file on disk, their facts into the arrays of a `Table`. The second decides on the arrays
-what depends on all rows (`dedup_and_split`) and copies each row's bytes to its split (`write_dataset`). So memory is
-bounded by the facts, some 300 bytes a row and up to 800 while rows are compared, and the result does not depend on the
-number of processes.
+The first pass (`process_record`) knows one record at a time: rows go to a file, their facts into a `Table`.
+The second decides on the arrays (`dedup_and_split`) and copies each row to its split. Memory: 300 to 800 bytes a row.
 """
 
 from __future__ import annotations
@@ -29,12 +26,11 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import prepare_key
 from tuneloop.data.dedup.contamination import index_of
 from tuneloop.data.dedup_and_split import dedup_and_split
-from tuneloop.data.prepare_context import CHUNK, Given, PrepareContext, look_at
 from tuneloop.data.process_record import LANGUAGES_EVERY, ChunkWork, Measure, RowProcessor, TokenCount, process_chunk
 from tuneloop.data.sources.chunks import chunks
-from tuneloop.data.sources.parse import parse_chunk
+from tuneloop.data.sources.parse import Chunk, Item, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
-from tuneloop.data.spool import Table, spool_folder
+from tuneloop.data.spool import CHUNK, GivenFile, PrepareContext, Table, look_at, spool_folder
 from tuneloop.data.workers import ordered_map
 from tuneloop.data.write_dataset import clear, lines_to, reject_lines, write_dataset
 from tuneloop.records.rows import Dataset, Reject
@@ -61,9 +57,6 @@ def prepare(
     The same sources, configuration and seed give the same bytes, whatever the number of processes.
 
     Args:
-        config: what to read and how.
-        name: name of the data set.
-        seed: seed of the split.
         out: folder for the splits and `dataset.json`, which is written last.
         measure: a row's length in tokens with the model's chat template; `ValueError` if it can't be rendered.
         model: fingerprint of the model that `measure` stands for; part of the manifest's `key`.
@@ -80,15 +73,11 @@ def prepare(
     key = prepare_key(config, name=name, seed=seed, model_fingerprint=model)
     # Of several files each may have another format; a `dataset_info.json` describes it.
     sources = [
-        Given(file, None, look_at([file], config)[0] if entry_of(file) is not None else None)
+        GivenFile(file, None, look_at([file], config)[0] if entry_of(file) is not None else None)
         for file in find_files(config.sources, config.max_expansion)
     ]
-    given = [
-        Given(file, "test", look_at([file], config)[0])
-        for file in (
-            find_files([config.split.test], config.max_expansion) if isinstance(config.split.test, str) else ()
-        )
-    ]
+    test = find_files([config.split.test], config.max_expansion) if isinstance(config.split.test, str) else ()
+    given = [GivenFile(file, "test", look_at([file], config)[0]) for file in test]
     guess, frame = look_at([source.file for source in sources if source.guess is None] or [sources[0].file], config)
     progress("looking at the sources", 1, 1)
     files = [*given, *sources]
@@ -106,33 +95,30 @@ def prepare(
         _gather(job, sources, replace(processor, index=index))
         read = sum(table.records_of)
         if not read:
-            where = ", ".join(config.sources)
-            raise UserError("No records", where=where, next_step="name files with at least one record")
+            step = "name files with at least one record"
+            raise UserError("No records", where=", ".join(config.sources), next_step=step)
         progress("reading", _size(files), _size(files), rows=len(table), rejected=sum(table.rejected.values()))
         _refuse_too_many(job)
         dedup_and_split(job, taken)
         if not len(table.alive) or not (table.split[table.alive] == 0).any():
-            raise UserError(
-                "No rows are left for training",
-                where=f"{counted(read, 'record')} read, {len(table)} of them valid",
-                next_step="add data, or lower data.split.val and data.split.test",
-            )
+            where = f"{counted(read, 'record')} read, {len(table)} of them valid"
+            step = "add data, or lower data.split.val and data.split.test"
+            raise UserError("No rows are left for training", where=where, next_step=step)
         return write_dataset(job, {"name": name, "key": key, "seed": seed, "model": model}, template_adds)
 
 
-def _size(files: Sequence[Given]) -> int:
+def _size(files: Sequence[GivenFile]) -> int:
     return sum(os.path.getsize(given.file.path) for given in files)
 
 
-def _gather(job: PrepareContext, files: Sequence[Given], processor: RowProcessor) -> None:
-    """Put the rows of files into the table."""
+def _gather(job: PrepareContext, files: Sequence[GivenFile], processor: RowProcessor) -> None:
     work = _work(job, files)
     for facts in ordered_map(process_chunk, work, processor, workers=job.workers, engine=job.config.engine):
         job.table.add(facts)
     job.table.join()
 
 
-def _work(job: PrepareContext, files: Sequence[Given]) -> Iterator[ChunkWork]:
+def _work(job: PrepareContext, files: Sequence[GivenFile]) -> Iterator[ChunkWork]:
     """The chunks of files; `limit` ends the reading of the sources."""
     left, size = job.config.limit, _size(job.files)
     before = _size(job.files[: job.files.index(files[0])]) if files else 0
@@ -142,21 +128,19 @@ def _work(job: PrepareContext, files: Sequence[Given]) -> Iterator[ChunkWork]:
             job.encodings[file.name] = chunk.encoding
             position = max(position, chunk.position)
             progress("reading", min(before + position, size), max(size, 1), file=file.name)
-            if left is None or given.split is not None:
-                yield ChunkWork(file.name, chunk, given.guess or job.guess)
-                continue
-            items = parse_chunk(chunk)[:left]
-            left -= len(items)
-            yield ChunkWork(file.name, items, given.guess or job.guess)
-            if not left:
+            records: Chunk | Sequence[Item] = chunk
+            if left is not None and given.split is None:
+                records = parse_chunk(chunk)[:left]
+                left -= len(records)
+            yield ChunkWork(file.name, records, given.guess or job.guess)
+            if left == 0 and given.split is None:
                 return
         before += os.path.getsize(file.path)
 
 
 def _refuse_too_many(job: PrepareContext) -> None:
     """Stop when too large a share of the records is defective, or nothing is left; the rejects are written first."""
-    table, config, out = job.table, job.config, job.out
-    reasons = table.rejected
+    table, config, out, reasons = job.table, job.config, job.out, job.table.rejected
     row_count, read = len(table), sum(table.records_of)
     bad, of = reject_share(read, reasons)
     if row_count and bad <= config.allow_rejects * of:
@@ -169,16 +153,14 @@ def _refuse_too_many(job: PrepareContext) -> None:
             if len(examples) < len(reasons):
                 value = orjson.loads(line)
                 examples.setdefault(value["reason"], Reject(**value))
-    what = f"No valid rows in {counted(read, 'record')}"
-    if row_count:
-        what = f"{bad} of {counted(of, 'record')} ({bad / of:.0%}) {verb(bad, 'was', 'were')} rejected; {config.allow_rejects:.0%} are allowed"
     top = []
     for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3]:
         example = examples[reason]
         detail = f": {' '.join(example.detail.split())[:100]}" if example.detail else ""
         top.append(f"{reason} {n}x, as {example.source}:{example.line}{detail}")
-    step = f"look at {out / 'rejects.jsonl'}"
+    what, step = f"No valid rows in {counted(read, 'record')}", f"look at {out / 'rejects.jsonl'}"
     if row_count:
+        what = f"{bad} of {counted(of, 'record')} ({bad / of:.0%}) {verb(bad, 'was', 'were')} rejected; {config.allow_rejects:.0%} are allowed"
         enough = next((limit for limit in (0.5, 0.75, 0.9) if bad / of <= limit), 1.0)
-        step += f"; to go on all the same add allow_rejects={enough}"
+        step += f"; to continue all the same add allow_rejects={enough}"
     raise UserError(what, where="; ".join(top), next_step=step)

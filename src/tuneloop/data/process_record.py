@@ -11,7 +11,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from tuneloop.data.dataset import meta_key
 from tuneloop.data.dedup import minhash
 from tuneloop.data.dedup.contamination import TestIndex, find_contamination
 from tuneloop.data.formats import FormatGuess, Parsed, Rejection, parse_record, with_whole_texts
-from tuneloop.data.sources.parse import Chunk, SourceRecord, parse_chunk
+from tuneloop.data.sources.parse import Chunk, SourceRecord, finite, is_flat, parse_chunk
 from tuneloop.data.split import Array, key64, prompt_key
 from tuneloop.data.too_long import Fits, parts, shortened
 from tuneloop.records.rows import Message, Reject, Row
@@ -38,6 +39,12 @@ NO_ROW = -1  # place of a repair whose record became no row
 LANGUAGES_EVERY = 8
 CONTAMINATION_KINDS = ("exact", "near", "overlap")
 NAMED = ("label", "stratum", "language")  # columns of numbers that stand for names
+_ROW_TYPES: dict[str, str] = {
+    "line": "i8", "start": "i8", "row_size": "i4", "record_size": "i4",
+    "id": "u8", "meta": "u8", "question": "u8", "group": "u8", "flags": "u4", "tokens": "i4", "supervised": "i4", "characters": "i4", "answer_characters": "i4", "time": "f8", "rating": "f4",
+}  # fmt: skip
+# ASCII characters that neither a repair nor a search for personal data begins with.
+_QUIET = bytes(code for code in range(32, 127) if chr(code) not in "&<[])0123456789@:=")
 
 
 @dataclass(frozen=True)
@@ -54,71 +61,39 @@ Measure = Callable[[Row], TokenCount]
 
 @dataclass(frozen=True)
 class RowProcessor:
-    """What every worker needs to know.
-
-    Args:
-        measure: a row's length; `ValueError` when it can't be rendered.
-        key: of pseudonyms.
-        index: the given test set, which no row may give away.
-        frame: what nearly all prompts begin and end with; it says nothing about a row.
-        languages_every: detect the language of one row in so many, picked by content.
-    """
+    """What every worker needs to know."""
 
     config: PrepareConfig
-    measure: Measure
-    key: bytes | None = None
-    index: TestIndex | None = None
-    frame: minhash.PromptFrame = minhash.NO_FRAME
-    languages_every: int = 1
+    measure: Measure  # a row's length; `ValueError` when it can't be rendered
+    key: bytes | None = None  # of pseudonyms
+    index: TestIndex | None = None  # the given test set, which no row may give away
+    frame: minhash.PromptFrame = minhash.NO_FRAME  # what nearly all prompts begin and end with
+    languages_every: int = 1  # detect the language of one row in so many, picked by content
 
 
 @dataclass(frozen=True)
 class ChunkFacts:
-    """The rows of a chunk.
+    """The rows of a chunk (`rejected`: rejects by reason; `rejected_tokens`: tokens of those that are too long)."""
 
-    Args:
-        source: the chunk's.
-        columns: arrays with an element a row; see `_ROW_TYPES`, and those of `minhash.sketch`.
-        names: by row the label, the stratum and the language.
-        data: each row as JSON, followed by its source record.
-        rejects: records that are no rows: line and JSON.
-        repairs: what was changed.
-        records: rows and rejects together.
-        rejected: rejects by reason; `rejected_tokens`: tokens of those that are too long.
-        is_chat: whether a row has tools or several answers.
-    """
-
-    source: str
-    columns: dict[str, Array]
-    names: dict[str, list[str | None]]
-    data: bytes
-    rejects: list[tuple[int, bytes]]
-    repairs: list[RepairLine]
-    records: int
+    source: str  # the chunk's
+    columns: dict[str, Array]  # arrays with an element a row; see `_ROW_TYPES`, and those of `minhash.sketch`
+    names: dict[str, list[str | None]]  # by row the label, the stratum and the language
+    data: bytes  # each row as JSON, followed by its source record
+    rejects: list[tuple[int, bytes]]  # records that are no rows: line and JSON
+    repairs: list[RepairLine]  # what was changed
+    records: int  # rows and rejects together
     rejected: Counter[str]
     rejected_tokens: int
-    is_chat: bool
+    is_chat: bool  # whether a row has tools or several answers
 
 
 class RepairLine(NamedTuple):
-    """A line of `repairs.jsonl`.
+    """A line of `repairs.jsonl`."""
 
-    Args:
-        place: of its row in the chunk, or NO_ROW.
-        kind: of the repair.
-        amounts: of `pii` how many values of each kind were found, of `cut` and `split` what the manifest counts of them.
-    """
-
-    place: int
-    kind: str
+    place: int  # of its row in the chunk, or NO_ROW
+    kind: str  # of the repair
     line: bytes
-    amounts: Mapping[str, int]
-
-
-_ROW_TYPES: dict[str, str] = {
-    "line": "i8", "start": "i8", "row_size": "i4", "record_size": "i4",
-    "id": "u8", "meta": "u8", "question": "u8", "group": "u8", "flags": "u4", "tokens": "i4", "supervised": "i4", "characters": "i4", "answer_characters": "i4", "time": "f8", "rating": "f4",
-}  # fmt: skip
+    amounts: Mapping[str, int]  # of `pii` values by kind, of `cut` and `split` what the manifest counts of them
 
 
 @dataclass(frozen=True)
@@ -135,12 +110,8 @@ def process_chunk(work: ChunkWork, processor: RowProcessor) -> ChunkFacts:
     items = parse_chunk(work.records) if isinstance(work.records, Chunk) else work.records
     gathered = _Gathered(processor)
     for item in items:
-        made = [RefusedRecord(item)] if isinstance(item, Reject) else process_record(item, work.guess, processor)
-        for one in made:
-            if isinstance(one, RefusedRecord):
-                gathered.reject(one)
-            else:
-                gathered.add(one)
+        for made in [RefusedRecord(item)] if isinstance(item, Reject) else process_record(item, work.guess, processor):
+            gathered.reject(made) if isinstance(made, RefusedRecord) else gathered.add(made)
     return gathered.facts(work.source, len(items))
 
 
@@ -154,16 +125,13 @@ class FieldChange(NamedTuple):
 
 
 class ProcessedRow(NamedTuple):
-    """A row on its way to a split, and what is to be said about it.
-
-    Args:
-        record: the source record without personal data, for `rejects.jsonl` should the row be dropped later.
-        measured, language, flags: found last.
-    """
+    """A row on its way to a split, and what is to be said about it; `measured`, `language` and `flags` come last."""
 
     row: Row
     stratum: str
-    record: Mapping[str, Any]
+    record: Mapping[
+        str, Any
+    ]  # of the source, without personal data, for `rejects.jsonl` should the row be dropped later
     changes: list[FieldChange]
     group: str
     time: float
@@ -187,13 +155,13 @@ def process_record(
 ) -> Sequence[ProcessedRow | RefusedRecord]:
     """A source record as a finished row, or why it is rejected; several rows where a long one is split."""
     config = processor.config
-    given = with_whole_texts(item.value, guess)
+    whole = with_whole_texts(item.value, guess)
     changes: list[FieldChange] = []
-    value = _walk(given, (), "", processor, changes)
+    value = _walk(whole, (), "", processor, changes)
     if item.lenient and config.repair.json_syntax:
         changes.append(FieldChange("json_syntax", "", {"detail": item.lenient}))
     # what `rejects.jsonl` would show: as it stood, but for personal data
-    record = value if not changes else pii.scrub(given, config.personal, processor.key)[0]
+    record = value if not changes else pii.scrub(whole, config.personal, processor.key)[0]
 
     def refuse(reason: str, detail: str) -> Sequence[RefusedRecord]:
         return (RefusedRecord(Reject(item.source, item.line, reason, detail, record), changes),)
@@ -209,23 +177,27 @@ def process_record(
     meta = _meta(item, value, parsed, config.split.stratify)
     meta.update(parsed.extra)
     row = Row(row_id(parsed), parsed.messages, parsed.label, parsed.tools, meta)
-    stratum = parsed.label or ""
-    if config.split.stratify is not None:
-        stratum = _stratum(value.get(config.split.stratify))
-    if parsed.repairs:
-        changes += [
-            FieldChange(r["kind"], r["field"], {k: v for k, v in r.items() if k not in ("kind", "field")})
-            for r in parsed.repairs
-        ]
+    stratify = config.split.stratify
+    stratum = parsed.label or "" if stratify is None else _name(value.get(stratify))
+    for change in parsed.repairs:
+        facts = {name: value for name, value in change.items() if name not in ("kind", "field")}
+        changes.append(FieldChange(change["kind"], change["field"], facts))
     # from the record as it stood: redaction would make one of many users
     cell = item.value.get(config.split.group) if config.split.group is not None else None
-    group = "" if cell is None else _stratum(cell)
+    group = "" if cell is None else _name(cell)
     time = _number(value, config.split.time if config.split.by == "time" else config.duplicates.newest)
     draft = ProcessedRow(row, stratum, record, changes, group, time, _number(value, config.duplicates.best))
     measured = measured_if_long(row, processor)
     if isinstance(measured, Rejection) and measured.reason == "too_long" and config.too_long != "reject":
         if config.too_long == "truncate":
-            draft, measured = _truncated(draft, parsed, processor)
+            messages, detail = shortened(row.messages, _fits(row, processor))
+            short = replace(row, id=row_id(replace(parsed, messages=messages)), messages=messages)
+            measured = measured_if_long(short, processor, always=True)
+            if not isinstance(measured, Rejection):
+                lost = processor.measure(row).tokens - measured.tokens
+                amounts = {"cut": 1, "cut_tokens": lost}
+                cut = FieldChange("cut", "messages", {"detail": detail, "tokens": lost}, amounts)
+                draft = draft._replace(row=short, changes=[*changes, cut])
         elif drafts := _split(draft, parsed, processor):
             return [_finished(d, measured_if_long(d.row, processor, always=True), processor) for d in drafts]
     return (_finished(draft, measured, processor),)
@@ -253,27 +225,11 @@ def _finished(
 
 
 def _fits(row: Row, processor: RowProcessor) -> Fits:
-    """Whether a row with other turns is not too long."""
-
     def fits(messages: list[Message]) -> bool:
         measured = measured_if_long(replace(row, messages=messages), processor, always=True)
         return not (isinstance(measured, Rejection) and measured.reason == "too_long")
 
     return fits
-
-
-def _truncated(
-    draft: ProcessedRow, parsed: Parsed, processor: RowProcessor
-) -> tuple[ProcessedRow, TokenCount | Rejection]:
-    """The row cut to `max_length` if it can be."""
-    messages, detail = shortened(draft.row.messages, _fits(draft.row, processor))
-    row = replace(draft.row, id=row_id(replace(parsed, messages=messages)), messages=messages)
-    measured = measured_if_long(row, processor, always=True)
-    if isinstance(measured, Rejection):
-        return draft, measured
-    lost = processor.measure(draft.row).tokens - measured.tokens
-    change = FieldChange("cut", "messages", {"detail": detail, "tokens": lost}, {"cut": 1, "cut_tokens": lost})
-    return draft._replace(row=row, changes=[*draft.changes, change]), measured
 
 
 def _split(draft: ProcessedRow, parsed: Parsed, processor: RowProcessor) -> list[ProcessedRow]:
@@ -307,8 +263,7 @@ def _split(draft: ProcessedRow, parsed: Parsed, processor: RowProcessor) -> list
 
 def question_text(row: Row) -> str:
     """What the user says; in a row without a user, the answer."""
-    texts = [m["content"] for m in row.messages if m["role"] == "user"]
-    return "\n".join(texts) or row.messages[-1]["content"]
+    return "\n".join(m["content"] for m in row.messages if m["role"] == "user") or row.messages[-1]["content"]
 
 
 def measured_if_long(row: Row, processor: RowProcessor, *, always: bool = False) -> TokenCount | Rejection:
@@ -317,8 +272,7 @@ def measured_if_long(row: Row, processor: RowProcessor, *, always: bool = False)
     A token is at least one byte, so rows with fewer bytes than the limit need no tokenizer; that is what makes
     preparing fast. They are measured later, all of them or a sample.
     """
-    messages = row.messages
-    if not (always or row.tools) and _most_tokens(messages) <= processor.config.max_length:
+    if not (always or row.tools) and _most_tokens(row.messages) <= processor.config.max_length:
         return _NOT_YET
     try:
         measured = processor.measure(row)
@@ -349,10 +303,6 @@ def row_id(parsed: Parsed) -> str:
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-# ASCII characters that neither a repair nor a search for personal data begins with.
-_QUIET = bytes(code for code in range(32, 127) if chr(code) not in "&<[])0123456789@:=")
-
-
 def is_quiet(text: str) -> bool:
     """Whether a text needs no look: nothing in it can be repaired or, unless names are looked for, personal. Half a microsecond."""
     if not text.isascii():
@@ -367,11 +317,7 @@ def is_quiet(text: str) -> bool:
 def cleaned(
     value: dict[str, Any], guess: FormatGuess, config: PrepareConfig, key: bytes | None = None
 ) -> dict[str, Any]:
-    """A record as `process_record` gives it to the format: texts put together, repaired and redacted.
-
-    Args:
-        key: of pseudonyms.
-    """
+    """A record as `process_record` gives it to the format: texts whole, repaired and redacted (`key`: of pseudonyms)"""
     processor = RowProcessor(config, lambda row: _NOT_YET, key)
     made: dict[str, Any] = _walk(with_whole_texts(value, guess), (), "", processor, [])
     return made
@@ -397,8 +343,7 @@ def _walk(
         else:
             continue
         if made is not item:
-            if new is None:
-                new = value.copy()
+            new = value.copy() if new is None else new
             new[key] = made
     return value if new is None else new
 
@@ -441,27 +386,13 @@ def _without(text: str, processor: RowProcessor) -> str:
     return pii.redact(text, pii.find(text, plain), plain, None)
 
 
-def scrubbed_reject(reject: Reject, processor: RowProcessor) -> tuple[Reject, list[str]]:
-    """A reject of the reader without personal data in it, and the kinds that stood there."""
-    settings = processor.config.personal
-    if reject.record is None or settings.mode in ("off", "report"):
-        return reject, []
-    record, kinds = pii.scrub(reject.record, settings, processor.key)
-    return replace(reject, record=record), kinds
-
-
 def _excerpts(before: str, after: str) -> tuple[str, str]:
-    """The texts around the first place where they differ."""
-    same = 0
-    for a, b in zip(before, after, strict=False):
-        if a != b:
-            break
-        same += 1
+    pairs = enumerate(zip(before, after, strict=False))
+    same = next((place for place, (a, b) in pairs if a != b), min(len(before), len(after)))
     start = max(same - EXCERPT // 4, 0)
 
     def cut(text: str) -> str:
-        part = text[start : start + EXCERPT]
-        shown = ("…" if start else "") + part + ("…" if start + EXCERPT < len(text) else "")
+        shown = ("…" if start else "") + text[start : start + EXCERPT] + ("…" if start + EXCERPT < len(text) else "")
         return shown.encode("utf-8", "backslashreplace").decode("utf-8")
 
     return cut(before), cut(after)
@@ -475,7 +406,7 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _stratum(value: Any) -> str:
+def _name(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
@@ -483,39 +414,27 @@ def _meta(item: SourceRecord, value: Mapping[str, Any], parsed: Parsed, stratify
     """Where the record stood, and its further columns: scalars, and flat lists of scalars."""
     meta: dict[str, Any] = {"source": item.source, "line": item.line}
     for column, cell in value.items():
-        if column in parsed.used and column != stratify:
-            continue
-        if isinstance(cell, dict) or (isinstance(cell, list) and any(isinstance(v, dict | list) for v in cell)):
-            continue
-        while column in meta:
-            column += "_"
-        meta[column] = None if isinstance(cell, float) and not math.isfinite(cell) else cell
+        if (column not in parsed.used or column == stratify) and is_flat(cell):
+            while column in meta:
+                column += "_"
+            meta[column] = finite(cell)
     return meta
 
 
 def _number(value: Mapping[str, Any], column: str) -> float:
     """A number, or a time as seconds since 1970; NaN where the value is neither."""
     cell = value.get(column)
-    if cell is None:
+    if not isinstance(cell, int | float | str):
         return math.nan
-    if isinstance(cell, int | float):
+    with suppress(ValueError):
         return float(cell)
-    if not isinstance(cell, str) or not cell:
-        return math.nan
-    try:
-        return float(cell)
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(cell.strip())
-    except ValueError:
-        return math.nan
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(str(cell).strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return math.nan
 
 
 class _Gathered:
-    """Gathers a chunk's rows, rejects and repairs."""
-
     def __init__(self, processor: RowProcessor) -> None:
         self.processor = processor
         self.rows: list[tuple[Any, ...]] = []  # the facts of each, as in _ROW_TYPES
@@ -530,7 +449,11 @@ class _Gathered:
 
     def reject(self, refused: RefusedRecord) -> None:
         """Add a record that is no row."""
-        reject, kinds = scrubbed_reject(refused.reject, self.processor)
+        reject, settings = refused.reject, self.processor.config.personal
+        kinds: list[str] = []
+        if reject.record is not None and settings.mode not in ("off", "report"):
+            record, kinds = pii.scrub(reject.record, settings, self.processor.key)
+            reject = replace(reject, record=record)
         self.rejected[reject.reason] += 1
         self.rejected_tokens += refused.tokens
         self.rejects.append((reject.line, reject_line(reject)))
@@ -579,25 +502,14 @@ class _Gathered:
         columns["leak_how"] = np.array(kinds, dtype="i1")
         columns["leak_likeness"] = np.array([0 if leak is None else leak.similarity for leak in leaks], dtype="f4")
         return ChunkFacts(
-            source,
-            columns,
-            {column: [names[place] for names in self.names] for place, column in enumerate(NAMED)},
-            bytes(self.data),
-            self.rejects,
-            self.repairs,
-            records,
-            self.rejected,
-            self.rejected_tokens,
-            self.is_chat,
-        )
+            source, columns, {column: [names[place] for names in self.names] for place, column in enumerate(NAMED)},
+            bytes(self.data), self.rejects, self.repairs, records, self.rejected, self.rejected_tokens, self.is_chat,
+        )  # fmt: skip
 
 
 def reject_line(reject: Reject) -> bytes:
     """A line of `rejects.jsonl`."""
-    value = {
-        "source": reject.source, "line": reject.line, "reason": reject.reason, "detail": reject.detail, "record": reject.record,
-    }  # fmt: skip
     try:
-        return orjson.dumps(value)
+        return orjson.dumps(reject)
     except (TypeError, orjson.JSONEncodeError):  # integers over 64 bits, lone surrogates
-        return json.dumps(value, ensure_ascii=True, allow_nan=True).encode()
+        return json.dumps(asdict(reject), ensure_ascii=True, allow_nan=True).encode()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.lazy import np
 from tuneloop.data.config import SplitConfig
 from tuneloop.records.rows import Dataset, Row
 
@@ -27,6 +28,7 @@ LEAK = -2  # of a row that belongs together with a test row, but may not be one
 FEW = 3  # a stratum below this many groups can't be in all three splits
 BAND = 0.3  # how far a stratum's count in val or test may be off its share, relative to it, and
 DEVIATIONS = 2.0  # in standard deviations of what hashes give; the larger of both, so that bands are seldom touched
+RARE, ALONE = -1, -2  # in place of a rare stratum: of unlabelled groups, and of labelled ones, which are not dealt
 
 
 def normalised(text: str) -> str:
@@ -44,53 +46,39 @@ def prompt_key(row: Row) -> str:
 
     The system turns count because in some data the task stands there, under one and the same user turn.
     """
+    has_question = any(message["role"] == "user" for message in row.messages)
     turns = []
-    has_question = False
     for message in row.messages:
-        if message["role"] == "user":
-            turns.append("user: " + normalised(message["content"]))
-            has_question = True
-        elif message["role"] == "system":
+        if message["role"] == "system" and has_question:
             turns.append("system: " + normalised_often(message["content"]))
-    if not has_question:
-        turns = [f"{m['role']}: {normalised(m['content'])}" for m in row.messages]
+        elif message["role"] == "user" or not has_question:
+            turns.append(f"{message['role']}: {normalised(message['content'])}")
     return "\n".join(turns)
 
 
 def key64(text: str | bytes) -> int:
     """The text's hash as a number of 64 bits, never 0: among a million texts two agree once in 10^7 times."""
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(raw, digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") or 1
 
 
 def keyed_hash(text: str, seed: int) -> bytes:
     """Eight bytes that depend on the text and the seed only: the order in which rows are dealt."""
-    key = seed.to_bytes(16, "little", signed=False)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest()
+    raw, key = text.encode("utf-8", "surrogatepass"), seed.to_bytes(16, "little", signed=False)
+    return hashlib.blake2b(raw, digest_size=8, key=key).digest()
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What is known of the rows to split: arrays with one element a row, in any order.
+    """What is known of the rows to split: arrays with one element a row, in any order."""
 
-    Args:
-        question: `key64` of `prompt_key`; rows with one question stay together.
-        stratum: number of the stratum.
-        labelled: whether the row has a label: rare labels go to train.
-        group: `key64` of the value of `split.group`, 0 for none; rows of one group stay together.
-        time: seconds since 1970, NaN for none; for `split.by=time`.
-        frozen: index of the split in an earlier data set (see `frozen_splits`), or UNDECIDED.
-        links: pairs of rows that stay together, such as near duplicates; shape (pairs, 2).
-    """
-
-    question: Array
-    stratum: Array
-    labelled: Array
-    group: Array | None = None
-    time: Array | None = None
-    frozen: Array | None = None
-    links: Array | None = None
+    question: Array  # `key64` of `prompt_key`; rows with one question stay together
+    stratum: Array  # number of the stratum
+    labelled: Array  # whether the row has a label: rare labels go to train
+    group: Array | None = None  # `key64` of the value of `split.group`, 0 for none; rows of one group stay together
+    time: Array | None = None  # seconds since 1970, NaN for none; for `split.by=time`
+    frozen: Array | None = None  # index of the split in an earlier data set (see `frozen_splits`), or UNDECIDED
+    links: Array | None = None  # pairs of rows that stay together, such as near duplicates; shape (pairs, 2)
 
 
 def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> Array:
@@ -99,37 +87,35 @@ def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> Array:
     What belongs together (one question, one group, linked) goes to the same split. By content, a group's
     place is a hash of its key in [0, 1): the lowest are test, the highest validation, the rest train. So added rows
     move no others, save where the count of a stratum leaves its band: from three groups on, at least one in each split
-    that has a share, and at most 30 % (in small strata, two standard deviations) more or less than it. A group larger than the stratum's share goes to
-    train unless half of the groups are that large. Strata below three groups are dealt as one stratum, but those with
-    a label go to train, where a rare class is of some use. By time, the newest rows are the test and those before them
-    validation; a group is as new as its newest row, equal times stay together, rows without a time are train.
-
-    Args:
-        facts: the rows.
-        config: shares of val and test. A test set that is a file counts as no share, and no row joins its own
-            (`frozen` is TEST): what belongs together with them is a LEAK.
-        seed: another seed gives another split by content.
-
-    Raises:
-        UserError: by time, but too few different times.
+    that has a share, and at most 30 % (in small strata, two standard deviations) more or less than it. A group larger
+    than the stratum's share goes to train unless half of the groups are that large. Strata below three groups are dealt
+    as one stratum, but those with a label go to train, where a rare class is of some use. By time, the newest rows are
+    the test and those before them validation; a group is as new as its newest row, equal times stay together, rows
+    without a time are train. Too few different times are a UserError. A test set that is a file counts as no share, and
+    no row joins its own (`frozen` is TEST): what belongs together with them is a LEAK.
     """
-    import numpy as np
-
     n = len(facts.question)
     if n == 0:
         return np.zeros(0, dtype=np.int8)
     frozen = facts.frozen if facts.frozen is not None else np.full(n, UNDECIDED, dtype=np.int8)
     member = _groups(facts)
-    first = _first(facts, member)
+    # The row of each group with the least key, then stratum, so that their order does not count.
+    order = np.lexsort((facts.stratum, _own_key(facts), member))
+    first = order[np.flatnonzero(np.diff(member[order], prepend=-1))]
     split = np.full(len(first), UNDECIDED, dtype=np.int8)
     np.maximum.at(split, member, frozen)
     free = split == UNDECIDED
     sizes = np.bincount(member, minlength=len(first))
     val, test = config.val, 0.0 if isinstance(config.test, str) else config.test
     if config.by == "time":
-        split[free] = _by_time(_newest(facts, member, len(first))[free], sizes[free], val, test, config.time)
+        newest = np.full(len(first), -np.inf)  # time of each group's newest row
+        if facts.time is not None:
+            np.maximum.at(newest, member, np.where(np.isnan(facts.time), -np.inf, facts.time))
+        split[free] = _by_time(newest[free], sizes[free], val, test, config.time)
     else:
-        key, strata = _hashed(_own_key(facts)[first], seed), _strata(facts, first)
+        salt = np.uint64(int.from_bytes(keyed_hash("split", seed), "little"))
+        key = (mixed_bits(_own_key(facts)[first] ^ salt) >> np.uint64(11)) * 2.0**-53  # in [0, 1)
+        strata = _strata(facts, first)
         split[free] = TRAIN
         dealt = np.flatnonzero(free & (strata != ALONE))
         split[dealt] = _by_content(key[dealt], strata[dealt], sizes[dealt], val, test)
@@ -145,29 +131,18 @@ def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> Array:
 
 
 def frozen_splits(ids: Array, questions: Array, dataset: Dataset) -> Array:
-    """Where rows stand in an earlier data set, by id, else by question; UNDECIDED for new ones.
-
-    Args:
-        ids: the rows' ids as numbers of 64 bits.
-        questions: `key64` of their `prompt_key`.
-        dataset: the earlier data set.
-    """
-    import numpy as np
-
+    """The splits of rows in an earlier data set, by id, else by question; UNDECIDED for new ones."""
     splits = np.full(len(ids), UNDECIDED, dtype=np.int8)
-    of_ids: list[Array] = []
-    for number, rows in enumerate((dataset.train, dataset.val, dataset.test)):
-        of_ids.append(np.array([int(row.id, 16) for row in rows], dtype=np.uint64))
+    earlier = list(enumerate((dataset.train, dataset.val, dataset.test)))
+    for number, rows in earlier:
         splits[np.isin(questions, np.array([key64(prompt_key(row)) for row in rows], dtype=np.uint64))] = number
-    for number, row_ids in enumerate(of_ids):
-        splits[np.isin(ids, row_ids)] = number
+    for number, rows in earlier:
+        splits[np.isin(ids, np.array([int(row.id, 16) for row in rows], dtype=np.uint64))] = number
     return splits
 
 
 def _groups(facts: SplitFacts) -> Array:
     """The number of each row's group: connected over questions, groups and links."""
-    import numpy as np
-
     columns = [facts.question]
     if facts.group is not None:
         with_one = np.flatnonzero(facts.group)
@@ -178,14 +153,7 @@ def _groups(facts: SplitFacts) -> Array:
 
 
 def connected(columns: Sequence[Array], links: Array | None) -> Array:
-    """Numbers, from 0, of what hangs together: rows with equal values in one of the columns, and linked ones.
-
-    Args:
-        columns: values by row.
-        links: pairs of rows, shape (pairs, 2).
-    """
-    import numpy as np
-
+    """Numbers, from 0, of what hangs together: rows with equal values in a column, and linked pairs (pairs, 2)."""
     columns = [np.unique(column, return_inverse=True)[1] for column in columns]
     if len(columns) == 1 and (links is None or not len(links)):
         return columns[0]
@@ -206,14 +174,7 @@ def connected(columns: Sequence[Array], links: Array | None) -> Array:
 
 
 def clusters(member: Array, ids: Array) -> Array:
-    """By row, the least id of the group that it shares with others, whatever their order; 0 for a row alone.
-
-    Args:
-        member: the number of each row's group, from 0.
-        ids: the rows' ids as numbers of 64 bits.
-    """
-    import numpy as np
-
+    """By row, the least id of the group (`member`: its number) that it shares with others; 0 for a row alone."""
     least = np.full(int(member.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(least, member, ids)
     least_ids: Array = np.where(np.bincount(member, minlength=1)[member] > 1, least[member], np.uint64(0))
@@ -222,28 +183,11 @@ def clusters(member: Array, ids: Array) -> Array:
 
 def _own_key(facts: SplitFacts) -> Array:
     """What a row is dealt by: its group, which further rows do not change, else its question."""
-    import numpy as np
-
     key: Array = facts.question.astype(np.uint64)
     return key if facts.group is None else np.where(facts.group != 0, facts.group.astype(np.uint64), key)
 
 
-def _first(facts: SplitFacts, member: Array) -> Array:
-    """The row that stands for each group: that with the least key, then stratum; so their order does not count."""
-    import numpy as np
-
-    order = np.lexsort((facts.stratum, _own_key(facts), member))
-    first: Array = order[np.flatnonzero(np.diff(member[order], prepend=-1))]
-    return first
-
-
-RARE, ALONE = -1, -2  # in place of a rare stratum: of unlabelled groups, and of labelled ones, which are not dealt
-
-
 def _strata(facts: SplitFacts, first: Array) -> Array:
-    """The stratum of each group."""
-    import numpy as np
-
     strata = np.unique(facts.stratum[first], return_inverse=True)[1]
     rare = np.bincount(strata)[strata] < FEW if len(strata) else strata
     merged: Array = np.where(rare, np.where(facts.labelled[first], ALONE, RARE), strata)
@@ -252,8 +196,6 @@ def _strata(facts: SplitFacts, first: Array) -> Array:
 
 def mixed_bits(numbers: Array) -> Array:
     """A hash of numbers of 64 bits (the finaliser of SplitMix64, Steele et al. 2014, doi 10.1145/2714064.2660195)."""
-    import numpy as np
-
     mixed = numbers.astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -261,25 +203,15 @@ def mixed_bits(numbers: Array) -> Array:
     return hashed
 
 
-def _hashed(keys: Array, seed: int) -> Array:
-    """Numbers in [0, 1) that depend on key and seed only."""
-    import numpy as np
-
-    salt = np.uint64(int.from_bytes(keyed_hash("split", seed), "little"))
-    hashed: Array = (mixed_bits(keys ^ salt) >> np.uint64(11)) * 2.0**-53
-    return hashed
-
-
 def _by_content(key: Array, strata: Array, sizes: Array, val: float, test: float) -> Array:
     """The split of each group: of each stratum the lowest keys are test, the highest val, as many as its band allows."""
-    import numpy as np
-
     split = np.full(len(key), TRAIN, dtype=np.int8)
     if len(key) == 0:
         return split
     strata = np.unique(strata, return_inverse=True)[1]
     groups = np.bincount(strata)
-    large = sizes > np.maximum(max(val, test) * np.bincount(strata, weights=sizes), _medians(strata, sizes))[strata]
+    medians = sizes[np.lexsort((sizes, strata))][np.cumsum(groups) - groups + groups // 2]  # the upper of two
+    large = sizes > np.maximum(max(val, test) * np.bincount(strata, weights=sizes), medians)[strata]
     small = np.flatnonzero(~large)
     stratum, low, high = strata[small], key[small] < test, key[small] >= 1.0 - val
     fit = np.bincount(stratum, minlength=len(groups))
@@ -297,8 +229,6 @@ def _by_content(key: Array, strata: Array, sizes: Array, val: float, test: float
 
 def _banded(counts: Array, fit: Array, groups: Array, share: float) -> Array:
     """Counts brought into the band around the share of the groups that fit; it is widened to whole groups."""
-    import numpy as np
-
     width = np.maximum(BAND * share * fit, DEVIATIONS * np.sqrt(share * (1.0 - share) * fit))
     low, high = np.maximum(np.floor(share * fit - width), 0.0), np.ceil(share * fit + width)
     if share > 0.0:
@@ -307,39 +237,17 @@ def _banded(counts: Array, fit: Array, groups: Array, share: float) -> Array:
     return within
 
 
-def _medians(strata: Array, sizes: Array) -> Array:
-    """The median size of the groups of each stratum (the upper of two)."""
-    import numpy as np
-
-    count = np.bincount(strata)
-    median: Array = sizes[np.lexsort((sizes, strata))][np.cumsum(count) - count + count // 2]
-    return median
-
-
-def _newest(facts: SplitFacts, member: Array, count: int) -> Array:
-    """The time of each group's newest row, -inf if none has one."""
-    import numpy as np
-
-    newest = np.full(count, -np.inf)
-    if facts.time is not None:
-        np.maximum.at(newest, member, np.where(np.isnan(facts.time), -np.inf, facts.time))
-    return newest
-
-
 def _by_time(time: Array, sizes: Array, val: float, test: float, column: str) -> Array:
     """The split of each group: cut between two times, as near to the shares as these allow."""
-    import numpy as np
-
     split = np.full(len(time), TRAIN, dtype=np.int8)
     moments, place = np.unique(time[time > -np.inf], return_inverse=True)
     parts = [(number, share) for number, share in ((TEST, test), (VAL, val)) if share > 0.0]
     keeps_train = bool(np.isneginf(time).any())
     if len(moments) + keeps_train <= len(parts):
-        raise UserError(
-            f"split.by=time needs at least {len(parts) + 1 - keeps_train} different times; there are {len(moments)}",
-            where=f"column {column!r}",
-            next_step="name the column with data.split.time=COLUMN, or leave out split.by=time",
-        )
+        least = len(parts) + 1 - keeps_train
+        what = f"split.by=time needs at least {least} different times; there are {len(moments)}"
+        step = "name the column with data.split.time=COLUMN, or leave out split.by=time"
+        raise UserError(what, where=f"column {column!r}", next_step=step)
     rows = np.bincount(place, weights=sizes[time > -np.inf], minlength=len(moments))
     newer = np.cumsum(rows[::-1])  # rows among the newest 1, 2, ... moments
     of_moment = np.full(len(moments), TRAIN, dtype=np.int8)

@@ -1,35 +1,45 @@
-"""The rows of a data set that is being prepared: texts in one file on disk, facts and fates in arrays."""
+"""The rows of a data set that is being prepared: texts in one file on disk, facts and fates in arrays.
+
+Also what the steps of a preparation share, and the first look at its files.
+"""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import pickle
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.machine import trim_memory
+from tuneloop.data.checks.label_errors import Embed
+from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import REASONS, meta_key
-from tuneloop.data.dedup.minhash import NO_FRAME, PromptFrame, RowTexts, texts_of
-from tuneloop.data.process_record import NAMED, ChunkFacts, RepairLine
-from tuneloop.data.split import Array, Columns, key64
+from tuneloop.data.dedup.minhash import NO_FRAME, PromptFrame, RowTexts, shared_frame, texts_of
+from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
+from tuneloop.data.process_record import NAMED, ChunkFacts, RepairLine, RowProcessor
+from tuneloop.data.sources.chunks import chunks
+from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
+from tuneloop.data.sources.read import entry_of
+from tuneloop.data.split import Array, Columns, Split, key64
 from tuneloop.records.rows import Row
 
 RELEASED = 16 << 20  # bytes of a column from which its pieces are given back to the system at once
 BLOCK = 1 << 14  # rows whose places are looked up at once
+SAMPLE = 2000  # records looked at to find the format
+CHUNK = 1 << 18  # bytes of a chunk: small enough that all processes have some of a small source
 
 REASON_WORDS = ("", *sorted(REASONS))  # a row's fate is an index into these; 0: it is in
-_REASON_NUMBERS = {word: number for number, word in enumerate(REASON_WORDS)}
 
 
 @contextmanager
@@ -47,15 +57,10 @@ def spool_folder(out: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class CarriedRows:
-    """Rows with their bytes: what a `Reader` gives of them, on any machine.
+    """Rows with their bytes: what a `Reader` gives of them, on any machine."""
 
-    Args:
-        lines: by index, a row as its line will stand in a split.
-        frame: what nearly all prompts share.
-    """
-
-    lines: dict[int, bytes]
-    frame: PromptFrame
+    lines: dict[int, bytes]  # by index, a row as its line in a split will be
+    frame: PromptFrame  # what nearly all prompts share
 
     def row(self, index: int) -> Row:
         """A row."""
@@ -68,17 +73,11 @@ class CarriedRows:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads rows back, in any process.
+    """Reads rows back, in any process."""
 
-    Args:
-        path: the file in which each row is followed by its source record.
-        columns: by row `start`, `row_size` and `record_size`, among others.
-        frame: what nearly all prompts share.
-    """
-
-    path: Path
-    columns: Columns
-    frame: PromptFrame
+    path: Path  # the file in which each row is followed by its source record
+    columns: Columns  # by row `start`, `row_size` and `record_size`, among others
+    frame: PromptFrame  # what nearly all prompts share
 
     @functools.cached_property
     def file(self) -> BinaryIO:
@@ -86,15 +85,15 @@ class Reader:
         return open(self.path, "rb", buffering=0)
 
     def lines(self, indices: Any) -> Iterator[bytes]:
-        """Rows as their lines will stand in a split, without the line ends."""
+        """Rows as their lines in a split will be, without the line ends."""
         handle = self.file.fileno()
         for start, size in zip(*(self.columns[name][indices].tolist() for name in ("start", "row_size")), strict=True):
             yield os.pread(handle, size, start)
 
     def record_bytes(self, index: int) -> bytes:
         """The source record of a row, without personal data."""
-        start, skipped, size = (int(self.columns[name][index]) for name in ("start", "row_size", "record_size"))
-        return os.pread(self.file.fileno(), size, start + skipped)
+        start, row_size, size = (int(self.columns[name][index]) for name in ("start", "row_size", "record_size"))
+        return os.pread(self.file.fileno(), size, start + row_size)
 
     def row(self, index: int) -> Row:
         """A row."""
@@ -116,29 +115,12 @@ class Reader:
 
 
 class Table:
-    """All rows in the order of the sources.
-
-    Args:
-        folder: for its files.
-        frame: what nearly all prompts share.
-
-    Attributes:
-        reader: reads rows back; works in other processes, too.
-        columns: facts by name, see `ChunkFacts`, and `chunk`; after `join`.
-        names: what the numbers in the columns `label`, `stratum` and `language` stand for.
-        source_of, records_of: by chunk its source and its records, rejects included.
-        fate: by row, an index into REASON_WORDS.
-        because: by row, the row that it is a copy of, or -1; `likeness`: how alike they are.
-        details: by row, the particulars of a reject that is no copy.
-        split: by row, an index into SPLITS, or -1.
-        cluster: by row, what it and the rows that are much like it have in common as `meta.duplicate_cluster`; 0: none.
-        repeats: the rows whose content, and so whose id, another row has as well: each gets another id.
-    """
+    """All rows in the order of the sources."""
 
     def __init__(self, folder: Path, frame: PromptFrame = NO_FRAME) -> None:
-        self.columns: dict[str, Array] = {}
-        self.source_of: list[str] = []
-        self.records_of: list[int] = []
+        self.columns: dict[str, Array] = {}  # facts by name, see `ChunkFacts`, and `chunk`; after `join`
+        self.source_of: list[str] = []  # by chunk
+        self.records_of: list[int] = []  # by chunk, rejects included
         self.rejected: Counter[str] = Counter()
         self.rejected_tokens = 0
         self.is_chat = False
@@ -154,9 +136,9 @@ class Table:
         # What comes from a Ray cluster is a read-only view of its shared memory, which stays full as long as a view lives.
         columns = {name: column if column.flags.writeable else column.copy() for name, column in facts.columns.items()}
         for column, codes in self._codes.items():
-            columns[column] = np.array(
-                [-1 if name is None else codes.setdefault(name, len(codes)) for name in facts.names[column]], dtype="i4"
-            )
+            names = facts.names[column]
+            numbers = [-1 if name is None else codes.setdefault(name, len(codes)) for name in names]
+            columns[column] = np.array(numbers, dtype="i4")
         n = len(columns["id"])
         columns["chunk"] = np.full(n, len(self.source_of), dtype="i4")
         columns["start"] += self._rows.tell()
@@ -185,26 +167,28 @@ class Table:
         self._parts.clear()
         trim_memory()
         n = len(self)
-        self.fate = np.zeros(n, dtype=np.int16)
-        self.because = np.full(n, -1, dtype=np.int64)
-        self.likeness = np.ones(n, dtype=np.float32)
-        self.split = np.full(n, -1, dtype=np.int8)
-        self.cluster = np.zeros(n, dtype=np.uint64)
-        self.details: dict[int, str] = {}
-        self.repeats: set[int] = set()
-        self.names = {column: list(codes) for column, codes in self._codes.items()}
+        self.fate = np.zeros(n, dtype=np.int16)  # an index into REASON_WORDS
+        self.because = np.full(n, -1, dtype=np.int64)  # the row that it is a copy of, or -1
+        self.likeness = np.ones(n, dtype=np.float32)  # how similar both are
+        self.split = np.full(n, -1, dtype=np.int8)  # an index into SPLITS, or -1
+        self.cluster = np.zeros(n, dtype=np.uint64)  # `meta.duplicate_cluster`; 0: none
+        self.details: dict[int, str] = {}  # the particulars of a reject that is no copy
+        self.repeats: set[int] = set()  # rows with the content, and so the id, of another row: each gets another id
+        self.names = {
+            column: list(codes) for column, codes in self._codes.items()
+        }  # for the numbers in columns of NAMED
 
     def __len__(self) -> int:
         return len(self.columns["id"]) if self.columns else 0
 
     @property
-    def alive(self) -> NDArray[np.int64]:
+    def alive(self) -> Array:
         """Indices of the rows that are in."""
         return np.flatnonzero(self.fate == 0)
 
     def drop(self, indices: Any, reason: str, detail: str = "", *, because: Any = None, likeness: Any = None) -> None:
         """Reject rows: with a detail each, or as copies of others."""
-        self.fate[indices] = _REASON_NUMBERS[reason]
+        self.fate[indices] = REASON_WORDS.index(reason)
         if because is not None:
             self.because[indices] = because
         if likeness is not None:
@@ -218,19 +202,18 @@ class Table:
 
     def detail(self, index: int) -> str:
         """The particulars of a row's reject."""
-        kept_row = int(self.because[index])
-        if kept_row < 0:
+        original, likeness = int(self.because[index]), float(self.likeness[index])
+        if original < 0:
             return self.details.get(index, "")
-        source, line = self.place(kept_row)
-        alike = float(self.likeness[index])
-        return f"of {source}:{line}" + (f", {alike:.0%} alike" if alike < 1 else "")
+        source, line = self.place(original)
+        return f"of {source}:{line}" + (f", {likeness:.0%} alike" if likeness < 1 else "")
 
     def place(self, index: int) -> tuple[str, int]:
         """Source and line of a row."""
         return self.source_of[int(self.columns["chunk"][index])], int(self.columns["line"][index])
 
     def lines(self, rows: Array) -> Iterator[bytes]:
-        """Rows as their lines will stand in a split, without the line ends."""
+        """Rows as their lines in a split will be, without the line ends."""
         for begin in range(0, len(rows), BLOCK):
             some = rows[begin : begin + BLOCK]
             marked = (self.cluster[some] != 0).tolist()
@@ -252,15 +235,12 @@ class Table:
         The number does not depend on the order of the sources, save among rows that are the same in all their columns.
         """
         rows = self.alive
-        ids = np.sort(self.columns["id"][rows])
-        rows = rows[np.isin(self.columns["id"][rows], ids[1:][ids[1:] == ids[:-1]])]
         rows = rows[np.lexsort((rows, self.columns["meta"][rows], self.columns["id"][rows]))]
         ids = self.columns["id"][rows]
         numbers = np.arange(len(ids)) - np.searchsorted(ids, ids)  # among the rows of an id, from 0
-        for row, row_id, number in zip(rows.tolist(), ids.tolist(), numbers.tolist(), strict=True):
-            if number:
-                self.repeats.add(row)
-                self.columns["id"][row] = key64(f"{row_id:016x}:{number + 1}")
+        for place in np.flatnonzero(numbers).tolist():
+            self.repeats.add(row := int(rows[place]))
+            self.columns["id"][row] = key64(f"{int(ids[place]):016x}:{int(numbers[place]) + 1}")
 
     def mark_clusters(self, rows: Array, clusters: Array) -> None:
         """Set `meta.duplicate_cluster` of rows; 0: none."""
@@ -283,3 +263,42 @@ class Table:
         for file in (self._rows, self._sides, self.reader.file):
             with suppress(OSError):  # of a full disk, which was reported
                 file.close()
+
+
+@dataclass(frozen=True)
+class GivenFile:
+    """A file to read; those of a given or frozen test set belong to a split, and may have a format of their own."""
+
+    file: SourceFile
+    split: Split | None
+    guess: FormatGuess | None
+
+
+@dataclass
+class PrepareContext:
+    """A preparation at work."""
+
+    config: PrepareConfig
+    seed: int
+    out: Path
+    files: list[GivenFile]
+    guess: FormatGuess
+    processor: RowProcessor
+    table: Table
+    workers: int  # processes to work in
+    embed: Embed | None
+    encodings: dict[str, str] = field(default_factory=dict)  # of each source
+
+
+def look_at(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGuess, PromptFrame]:
+    """The format, and what all prompts share, from the first records; a configured column must be in one."""
+    items = (item for file in files for chunk in chunks(file, CHUNK) for item in parse_chunk(chunk))
+    sample = list(itertools.islice((item.value for item in items if isinstance(item, SourceRecord)), SAMPLE))
+    if not sample:
+        return FormatGuess("none", {}, "no records"), NO_FRAME
+    check_columns(sample, config)
+    guess = detect(sample, config, entry_of(files[0]) if len(files) == 1 else None)
+    parsed = (parse_record(value, guess, config) for value in sample[:500])
+    turns = (m for p in parsed if isinstance(p, Parsed) for m in p.messages)
+    frame = shared_frame([m["content"] for m in turns if m["role"] == "user"])
+    return guess, replace(frame, ratings=True) if config.duplicates.keep == "best" else frame

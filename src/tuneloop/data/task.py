@@ -1,8 +1,7 @@
 """What a tuned model was trained to answer, and how a raw record becomes the prompt that it was trained on.
 
-`TaskSpec` is the record that travels with a model (`task` in `tuneloop.json`): columns, templates, instruction, labels, repairs,
-chat template. `prompt_reader` takes a record without its answer through the steps of the prepare stage: the same
-repairs, the same format's function, with a placeholder where the answer would stand. So the prompt's tokens are those of training.
+`TaskSpec` travels with a model. `prompt_reader` takes a record without its answer through the same repairs and the same
+format's function, with a placeholder for the answer. So the prompt's tokens are those of training.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import Config
 from tuneloop.data.clean.pii import pseudonym_key
 from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
-from tuneloop.data.formats import ROLES, FormatGuess, Parsed, Rejection, parse_record, template_columns
+from tuneloop.data.formats import ROLES, FormatGuess, Rejection, parse_record, template_columns
 from tuneloop.data.formats.conversation import TURN_COLUMNS
 from tuneloop.data.formats.sample import TEXT_NAMES, as_value
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
 from tuneloop.records.dataset import Format
-from tuneloop.records.rows import Dataset, Message, Row
+from tuneloop.records.rows import Dataset, Message
 
 VERSION = 1
 # Roles of columns that hold the question.
@@ -32,6 +31,11 @@ _QUESTION_ROLES = ("turns", "request", "instruction", "prompt", "text", "chosen"
 PLACEHOLDER = "x"  # stands where the answer will be; never shown to a model
 # Columns that hold the question, for models without a task.
 PROMPT_NAMES = ("prompt", "question", "instruction", "input", *TEXT_NAMES)
+# Roles of columns that formats look at, but for ratings and the answers of preferences.
+_OF_PROMPTS = frozenset(
+    ("turns", "tools", "system", "history", "instruction", "input", "output", "prompt", "completion", "text", "label",
+     "label_name", "request", "response")
+)  # fmt: skip
 
 
 class TurnsSpec(Config):
@@ -93,14 +97,13 @@ class TaskSpec(Config):
 
 def format_facts(guess: FormatGuess) -> dict[str, Any]:
     """What `dataset.json` says of the records' format."""
-    facts: dict[str, Any] = {"name": guess.name, "columns": guess.columns, "reason": guess.reason}
-    if guess.keys != PLAIN_KEYS:
-        facts["turns"] = TurnsSpec.of(guess.keys).model_dump(mode="json")
-    if guess.texts:
-        facts["texts"] = sorted(guess.texts)
-    if guess.many_labels:
-        facts["many_labels"] = True
-    return facts
+    further = {
+        "turns": TurnsSpec.of(guess.keys).model_dump(mode="json") if guess.keys != PLAIN_KEYS else None,
+        "texts": sorted(guess.texts),
+        "many_labels": guess.many_labels,
+    }
+    facts = {"name": guess.name, "columns": guess.columns, "reason": guess.reason}
+    return facts | {name: value for name, value in further.items() if value}
 
 
 def task_spec(
@@ -111,12 +114,12 @@ def task_spec(
     Args:
         answer: how answers are got in the evaluation: labels scored, or text written.
         max_new_tokens: longest answer, in tokens.
-        chat_template: of the model.
     """
     manifest = dataset.manifest
     form, config = manifest.format or Format(name="messages"), PrepareConfig.model_validate(manifest.config)
     turns = TurnsSpec.model_validate(form.turns) if form.turns else None
     rows = [row for row in dataset.train if "mix" not in row.meta]
+    systems = {m["content"] if (m := row.messages[0])["role"] == "system" else None for row in rows}
     return TaskSpec(
         kind=manifest.task,
         format=form.name,
@@ -127,7 +130,7 @@ def task_spec(
         instruction=config.instruction,
         input=config.input,
         output=config.output,
-        system=_shared_system(rows),
+        system=systems.pop() if len(systems) == 1 else None,
         labels=manifest.labels,
         answer=answer,
         max_new_tokens=max_new_tokens,
@@ -138,30 +141,18 @@ def task_spec(
 
 
 def read_task(value: Any, where: str | Path) -> TaskSpec:
-    """The record of a file.
-
-    Raises:
-        UserError: it is damaged, or of a later version.
-    """
+    """The record of a file. Raises UserError: it is damaged, or of a later version."""
     try:
         return TaskSpec.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
+        what = f"What the model was trained on can't be read: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        step = "export the run again, or restore the file"
         version = value.get("version") if isinstance(value, Mapping) else None
-        newer = isinstance(version, int) and version > VERSION
-        raise UserError(
-            f"This model was made by a newer tuneloop (task version {version})"
-            if newer
-            else f"What the model was trained on can't be read: {'.'.join(map(str, first['loc']))}: {first['msg']}",
-            where=str(where),
-            next_step="install the newer tuneloop" if newer else "export the run again, or restore the file",
-        ) from None
-
-
-def _shared_system(rows: Sequence[Row]) -> str | None:
-    """The text of the system turn, where all rows open with the same one."""
-    texts = {m["content"] if (m := row.messages[0])["role"] == "system" else None for row in rows}
-    return texts.pop() if len(texts) == 1 else None
+        if isinstance(version, int) and version > VERSION:
+            what = f"This model was made by a newer tuneloop (task version {version})"
+            step = "install the newer tuneloop"
+        raise UserError(what, where=str(where), next_step=step) from None
 
 
 @dataclass(frozen=True)
@@ -196,18 +187,21 @@ def prompt_reader(
     """
     columns = list(dict.fromkeys(name for record in sample for name in record))
     if column and column not in columns:
-        raise UserError(
-            f"No record has the column {column!r}",
-            where="--column",
-            next_step=did_you_mean(column, columns, f"columns: {_listed(columns)}", shown=repr),
-        )
-    conversation = next((name for name in TURN_COLUMNS if _holds_turns(sample, name)), None)
+        step = did_you_mean(column, columns, f"columns: {_listed(columns)}", shown=repr)
+        raise UserError(f"No record has the column {column!r}", where="--column", next_step=step)
+
+    def holds_turns(name: str) -> bool:
+        values = [record[name] for record in sample if name in record]
+        return any(isinstance(v, list) and all(isinstance(turn, dict) for turn in v) for v in values)
+
+    conversation = next(filter(holds_turns, TURN_COLUMNS), None)
     if column and column == conversation:
         column = ""
     if not column and spec is not None and any(all(_has(record, name) for name in spec.inputs) for record in sample):
         return _as_trained(spec, system)
     if not column and conversation is not None:
-        return _as_turns(spec, conversation, system)
+        keys = TurnsSpec(role="from", content="value").keys() if conversation == "conversations" else PLAIN_KEYS
+        return _reader(spec, FormatGuess("messages", {"turns": conversation, "tools": "tools"}, "", keys), system)
     return _as_text_column(spec, column or _only_column(spec, columns, sample), system)
 
 
@@ -215,44 +209,32 @@ def _has(record: Mapping[str, Any], name: str) -> bool:
     return name in record or name.split(".")[0] in record
 
 
-def _holds_turns(sample: Sequence[Mapping[str, Any]], column: str) -> bool:
-    values = [record[column] for record in sample if column in record]
-    return bool(values) and any(isinstance(v, list) and all(isinstance(turn, dict) for turn in v) for v in values)
-
-
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:12])) + (" ..." if len(names) > 12 else "") if names else "(none)"
 
 
 def _only_column(spec: TaskSpec | None, columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str:
-    """The column of the question, where only one can be meant.
-
-    Raises:
-        UserError: none can, or several; the columns that are expected are named.
-    """
+    """The column of the question, where only one can be meant."""
     # Of a model that was trained on one column another one must be named; lines of a text are in a column "text".
     needed = spec is not None and not spec.is_conversation and len(columns) == 1 and columns != ["text"]
     if spec is not None and (len(spec.inputs) > 1 or needed):
         missing = [name for name in spec.inputs if name not in columns]
-        raise UserError(
-            f"The model was trained on the columns {_listed(spec.inputs)}; {_listed(missing)} not there",
-            where=f"columns: {_listed(columns)}",
-            next_step="give records with these columns, as csv or jsonl"
-            + ("" if len(spec.inputs) > 1 else f", or name the one that is asked: --column {columns[0]}"),
-        )
+        what = f"The model was trained on the columns {_listed(spec.inputs)}; {_listed(missing)} not there"
+        step = "give records with these columns, as csv or jsonl"
+        step += "" if len(spec.inputs) > 1 else f", or name the one with the question: --column {columns[0]}"
+        raise UserError(what, where=f"columns: {_listed(columns)}", next_step=step)
     texts = [name for name in columns if any(isinstance(record.get(name), str) for record in sample)]
     usual = [name for name in texts if name.casefold() in PROMPT_NAMES] if spec is None else []
     candidates = columns if len(columns) == 1 else usual
     if len(candidates) == 1:
         return candidates[0]
-    wanted = f"The model was trained on the column {spec.inputs[0]!r}, and no record has it" if spec else ""
-    near = difflib.get_close_matches(spec.inputs[0], columns, 1, 0.6) if spec else []
-    raise UserError(
-        wanted or "It is not clear which column holds what is asked",
-        where=f"columns: {_listed(columns)}",
-        next_step=f"name the column with --column {near[0] if near else texts[0] if texts else 'NAME'}, or rename it to "
-        f"{spec.inputs[0] if spec else 'prompt'!r}",
-    )
+    what, name, near = "It is not clear which column holds the question", "prompt", [*texts[:1], "NAME"]
+    if spec:
+        name = spec.inputs[0]
+        what = f"The model was trained on the column {name!r}, and no record has it"
+        near = [*difflib.get_close_matches(name, columns, 1, 0.6), *near]
+    step = f"name the column with --column {near[0]}, or rename it to {name!r}"
+    raise UserError(what, where=f"columns: {_listed(columns)}", next_step=step)
 
 
 def _as_trained(spec: TaskSpec, system: str | None) -> ReadPrompt:
@@ -270,25 +252,11 @@ def _as_trained(spec: TaskSpec, system: str | None) -> ReadPrompt:
     return _reader(spec, FormatGuess(name, columns, "", turns, frozenset(spec.texts), spec.many_labels), system)
 
 
-# Roles of columns that formats look at, but for ratings and the answers of preferences.
-_OF_PROMPTS = frozenset(
-    ("turns", "tools", "system", "history", "instruction", "input", "output", "prompt", "completion", "text", "label",
-     "label_name", "request", "response")
-)  # fmt: skip
-
-
-def _as_turns(spec: TaskSpec | None, column: str, system: str | None) -> ReadPrompt:
-    """Conversations, whatever the records of training were."""
-    keys = TurnsSpec(role="from", content="value").keys() if column == "conversations" else PLAIN_KEYS
-    return _reader(spec, FormatGuess("messages", {"turns": column, "tools": "tools"}, "", keys), system)
-
-
 def _as_text_column(spec: TaskSpec | None, column: str, system: str | None) -> ReadPrompt:
     """One column of text: in place of the trained one, or the user's turn."""
     if spec is None or spec.is_conversation:
-        return _reader(
-            spec, FormatGuess("prompt_completion", {"prompt": column, "completion": PLACEHOLDER}, ""), system
-        )
+        columns = {"prompt": column, "completion": PLACEHOLDER}
+        return _reader(spec, FormatGuess("prompt_completion", columns, ""), system)
     trained, read = spec.inputs[0], _as_trained(spec, system)
 
     def renamed(record: Mapping[str, Any]) -> TaskPrompt | Rejection:
@@ -303,14 +271,19 @@ def _reader(spec: TaskSpec | None, guess: FormatGuess, system: str | None) -> Re
     """Repairs, the format's function and the system turn, as in training."""
     from tuneloop.data.process_record import cleaned
 
-    config = _config(spec)
+    if spec is None:
+        off = dict.fromkeys(RepairConfig.model_fields, False)
+        config = PrepareConfig(personal=PersonalConfig(mode="off"), repair=RepairConfig.model_validate(off))
+    else:
+        output = PLACEHOLDER if spec.input is not None else None
+        config = PrepareConfig(
+            instruction=spec.instruction, input=spec.input, output=output, repair=spec.repair, personal=spec.personal
+        )
     key = pseudonym_key(config.personal)
-    needed = (
-        template_columns(config.input)
-        if config.input
-        else [guess.columns[r] for r in _QUESTION_ROLES if r in guess.columns][:1]
-    )
-    shared = system if system is not None else (spec.system if spec is not None else None)
+    needed = [guess.columns[role] for role in _QUESTION_ROLES if role in guess.columns][:1]
+    if config.input:
+        needed = template_columns(config.input)
+    shared = spec.system if system is None and spec is not None else system
 
     def read(record: Mapping[str, Any]) -> TaskPrompt | Rejection:
         value = cleaned(dict(record), guess, config, key)
@@ -324,42 +297,19 @@ def _reader(spec: TaskSpec | None, guess: FormatGuess, system: str | None) -> Re
         parsed = parse_record(_with_placeholder(value, guess), guess, config)
         if isinstance(parsed, Rejection):
             return parsed
-        return TaskPrompt(_under(parsed, shared, replace=system is not None), parsed.tools)
+        turns = [turn for turn in parsed.messages[:-1] if system is None or turn["role"] != "system"]
+        if shared and not any(turn["role"] == "system" for turn in turns):
+            turns.insert(0, {"role": "system", "content": shared})
+        return TaskPrompt(turns, parsed.tools)
 
     return read
-
-
-def _config(spec: TaskSpec | None) -> PrepareConfig:
-    """The settings that decide about a prompt."""
-    if spec is None:
-        return PrepareConfig(personal=PersonalConfig(mode="off"), repair=_NO_REPAIR)
-    output = PLACEHOLDER if spec.input is not None else None
-    return PrepareConfig(
-        instruction=spec.instruction, input=spec.input, output=output, repair=spec.repair, personal=spec.personal
-    )
-
-
-_NO_REPAIR = RepairConfig(
-    encoding=False, html_entities=False, invisible=False, unicode="off", white_space=False, special_tokens=False
-)
-
-
-def _under(parsed: Parsed, system: str | None, *, replace: bool) -> list[Message]:
-    """The turns before the answer, under the shared system turn unless they have one of their own."""
-    turns = parsed.messages[:-1]
-    if replace:
-        turns = [turn for turn in turns if turn["role"] != "system"]
-    if system and not any(turn["role"] == "system" for turn in turns):
-        return [{"role": "system", "content": system}, *turns]
-    return turns
 
 
 def _with_placeholder(record: dict[str, Any], guess: FormatGuess) -> dict[str, Any]:
     """The record with something in place of its answer; a conversation that has its answer keeps it."""
     columns, made = guess.columns, dict(record)
     if guess.name == "text_label":
-        label: Any = [PLACEHOLDER] if guess.many_labels else PLACEHOLDER
-        made[columns["label"]] = label
+        made[columns["label"]] = [PLACEHOLDER] if guess.many_labels else PLACEHOLDER
         if "label_name" in columns:
             made[columns["label_name"]] = PLACEHOLDER
     elif "turns" in columns:
@@ -375,14 +325,12 @@ def _with_answer(turns: Any, keys: TurnKeys) -> Any:
     value, turns = turns, as_value(turns)
     if not isinstance(turns, list):
         return value
-    if not turns or not isinstance(turns[-1], dict):
+    if not turns or not isinstance(last := turns[-1], dict):
         return turns
-    last = str(turns[-1].get(keys.role)).strip().casefold()
-    role = keys.roles.get(last) or ROLES.get(last)
-    if role == "function_call" or (
-        role == "assistant" and (turns[-1].get("tool_calls") or turns[-1].get("function_call"))
-    ):
+    spelling = str(last.get(keys.role)).strip().casefold()
+    role = keys.roles.get(spelling) or ROLES.get(spelling)
+    calls = last.get("tool_calls") or last.get("function_call")
+    if role == "function_call" or (role == "assistant" and calls):
         return turns
     spelled = next((name for name, ours in keys.roles.items() if ours == "assistant"), "assistant")
-    before = turns[:-1] if role == "assistant" else turns
-    return [*before, {keys.role: spelled, keys.content: PLACEHOLDER}]
+    return [*turns[: -1 if role == "assistant" else None], {keys.role: spelled, keys.content: PLACEHOLDER}]

@@ -1,12 +1,13 @@
 """What `data.too_long` does to a row over `max_length`: cut it, or split it into several.
 
-Both know nothing of tokens: `fits` says whether turns are short enough, and shorter turns fit when longer ones do.
+`fits` says whether turns are short enough; shorter turns fit when longer ones do.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import starmap
 
 from tuneloop.records.rows import Message
 
@@ -58,35 +59,34 @@ def parts(messages: Sequence[Message], fits: Fits) -> list[list[Message]]:
         def piece(start: int, end: int) -> list[Message]:
             return [*head, {**body[0], "content": text[start:end]}]
 
-        cuts = _cuts(
-            len(text), lambda start, end: fits(piece(start, end)), lambda start, end: _border(text, start, end)
-        )
-        return [piece(start, end) for start, end in cuts]
+        cuts = _cuts(len(text), lambda a, b: fits(piece(a, b)), lambda a, b: _border(text, a, b))
+        return list(starmap(piece, cuts))
     begins = [0, *(i for i, turn in enumerate(body) if turn["role"] == "user" and i), len(body)]
 
     def turns(start: int, end: int) -> list[Message]:
         return [*head, *body[begins[start] : begins[end]]]
 
-    return [turns(start, end) for start, end in _cuts(len(begins) - 1, lambda start, end: fits(turns(start, end)))]
+    return list(starmap(turns, _cuts(len(begins) - 1, lambda a, b: fits(turns(a, b)))))
 
 
 def _head(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
-    """The system turns, and all others."""
     return [m for m in messages if m["role"] == "system"], [m for m in messages if m["role"] != "system"]
 
 
 def _cuts(
     count: int, fits: Callable[[int, int], bool], better: Callable[[int, int], int] = lambda start, end: end
 ) -> list[tuple[int, int]]:
-    """0 to `count` in ranges that fit, each as long as can be; none where not even one of length 1 does.
-
-    Args:
-        better: an end before the last possible one.
-    """
+    """0 to `count` in ranges that fit, each as long as can be, or as `better` cuts it; none where a single one does not."""
     ranges: list[tuple[int, int]] = []
     start = 0
     while start < count:
-        end = _furthest(start, count, fits)
+        end, step = start, 1  # steps double first, so that what is tried is seldom far longer
+        while end + step <= count and fits(start, end + step):
+            end, step = end + step, 2 * step
+        high = min(end + step, count + 1)  # does not fit
+        while high - end > 1:
+            middle = (end + high) // 2
+            end, high = (middle, high) if fits(start, middle) else (end, middle)
         if end == start:
             return []
         if end < count:
@@ -94,18 +94,6 @@ def _cuts(
         ranges.append((start, end))
         start = end
     return ranges
-
-
-def _furthest(start: int, count: int, fits: Callable[[int, int], bool]) -> int:
-    """The greatest end that fits; steps double first, so that what is tried is seldom far longer."""
-    low, step = start, 1
-    while low + step <= count and fits(start, low + step):
-        low, step = low + step, 2 * step
-    high = min(low + step, count + 1)  # does not fit
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(start, middle) else (low, middle)
-    return low
 
 
 def _border(text: str, start: int, end: int) -> int:

@@ -23,6 +23,7 @@ R = TypeVar("R")
 AHEAD = 2  # chunks a worker that wait for their turn; bounds memory whatever the length of the input
 
 _setting: Any = None  # what a worker process was started with
+_held: dict[str, Any] = {}  # the setting of the work that a process of a cluster does, by its name
 
 
 def ordered_map(
@@ -33,16 +34,13 @@ def ordered_map(
     workers: int,
     engine: Literal["processes", "ray"] = "processes",
 ) -> Iterator[R]:
-    """`function(chunk, setting)` for every chunk, in their order.
+    """`function(chunk, setting)` for every chunk, in order; a worker that is killed twice at it is a UserError.
 
     Args:
         function: of a module's top level.
         setting: given to each worker once.
         workers: processes; 1: this one.
         engine: `ray` runs the chunks as tasks of the Ray cluster that is there, or of a local one.
-
-    Raises:
-        UserError: a worker was killed twice on the same work, or Ray is not installed.
     """
     if engine == "ray":
         return _on_ray(function, chunks, setting)
@@ -54,16 +52,12 @@ def ordered_map(
 def run_in_background(
     function: Callable[[T, Any], R], chunks: Sequence[T], setting: Any, *, workers: int
 ) -> dict[T, Callable[[], R]]:
-    """`function(chunk, setting)` in other processes while this one continues; with one worker it is called when its result is needed.
+    """By chunk a function that waits for `function(chunk, setting)` in another process; with one worker, here.
 
     Args:
         function: of a module's top level; what it gives must be fit to be pickled.
-        chunks: what it is called with, the one that takes longest first.
-        setting: as in `ordered_map`.
-        workers: processes that may be at work.
-
-    Returns:
-        by chunk a function that waits for its result.
+        chunks: the one that takes longest first.
+        setting, workers: as in `ordered_map`.
     """
     # Outside Linux the setting would be sent as bytes, which costs more than it brings.
     if workers == 1 or sys.platform != "linux":
@@ -132,18 +126,13 @@ def _in_processes(function: Callable[[T, Any], R], chunks: Iterator[T], setting:
                     ) from None
                 executor.shutdown(wait=False, cancel_futures=True)
                 executor = pool()
-                again = [chunk for chunk, _ in waiting]
-                waiting.clear()
-                waiting.extend((chunk, submit(chunk)) for chunk in again)
+                waiting = deque((chunk, submit(chunk)) for chunk, _ in waiting)
                 continue
             restarts = 0
             waiting.popleft()
             yield result
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-
-
-_held: dict[str, Any] = {}  # the setting of the work that a process of a cluster does, by its name
 
 
 def _on_ray(function: Callable[[T, Any], R], chunks: Iterable[T], setting: Any) -> Iterator[R]:

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from places import DATA_SETS
 from tuneloop.data.config import DuplicatesConfig
-from tuneloop.data.dedup import candidate_pairs, duplicates
-from tuneloop.data.dedup.candidate_pairs import similarities
+from tuneloop.data.dedup import duplicates, minhash
 from tuneloop.data.dedup.duplicates import (
     Duplicates,
     find_conflicts,
@@ -30,9 +29,9 @@ from tuneloop.data.dedup.minhash import (
     banding,
     folded_words,
     prompt_similarity,
-    row_similarity,
     shape_of,
     shared_frame,
+    similarities,
     sketch,
     texts_of,
 )
@@ -178,7 +177,7 @@ def test_a_shared_instruction_is_found_and_left_out() -> None:
     frame = shared_frame(prompts)
     assert frame.before.startswith("Which of our") and frame.after.endswith("please.")
     one, other = (texts_of(row(f"{start}{text}{end}"), frame) for text in ("my card is lost", "no refund yet"))
-    assert row_similarity(shape_of(one), shape_of(other)) < 0.3
+    assert similarities(shape_of(one), shape_of(other))[1] < 0.3
     assert frame.inside("Something else") == "Something else" and frame.inside(start + end) == start + end
     assert shared_frame([f"{word} please" for word in WORDS]) == PromptFrame()
     assert shared_frame(prompts[:5]) == PromptFrame()
@@ -196,13 +195,13 @@ def test_a_shared_instruction_is_found_and_left_out() -> None:
 def test_rows_with_different_answers_are_not_the_same(answer: str, other: str, same: bool) -> None:
     question = "Is the parcel that I ordered last week on its way to me by now, as you told me on the phone?"
     pair = [shape_of(RowTexts(question, said, "")) for said in (answer, other)]
-    assert (row_similarity(*pair) >= 0.8) == same
+    assert (similarities(*pair)[1] >= 0.8) == same
 
 
 def test_one_long_answer_to_many_questions_does_not_make_them_the_same() -> None:
     answer = " ".join(WORDS * 2)
     one, other = (RowTexts(text, answer, "") for text in ("Where is my card?", "I want a loan"))
-    assert row_similarity(shape_of(one), shape_of(other)) == 0.0
+    assert similarities(shape_of(one), shape_of(other))[1] == 0.0
 
 
 # --- candidates ----------------------------------------------------------------------------------
@@ -378,18 +377,12 @@ def test_a_crowd_of_nearly_equal_rows_takes_no_more_than_its_share_of_comparison
 ) -> None:
     compared = 0
 
-    def counted(a: Any, b: Any) -> float:
+    def counted(a: Any, b: Any) -> tuple[float, float]:
         nonlocal compared
         compared += 1
-        return row_similarity(a, b)
+        return similarities(a, b)
 
-    def all_counted(texts: Any, one: Any, other: Any) -> Any:
-        nonlocal compared
-        compared += len(one)
-        return similarities(texts, one, other)
-
-    monkeypatch.setattr(candidate_pairs, "row_similarity", counted)
-    monkeypatch.setattr(candidate_pairs, "similarities", all_counted)
+    monkeypatch.setattr(minhash, "similarities", counted)
     stem = "please tell me where the parcel with this number is now"
     search(ask(*(f"{stem} {n:05d}" for n in range(3000))), threshold=0.97)
     assert compared <= 16 * 3000

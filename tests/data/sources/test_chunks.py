@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from source_files import QUICK, read, shown
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.sources import chunks as chunks_module
 from tuneloop.data.sources import parse as parse_module
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import SourceRecord, parse_chunk
@@ -80,8 +79,7 @@ LINES = st.lists(
 
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> int:
-    for module in (chunks_module, parse_module):
-        monkeypatch.setattr(module, "MAX_LINE", 50)
+    monkeypatch.setattr(parse_module, "MAX_LINE", 50)
     return 50
 
 
@@ -182,8 +180,7 @@ def test_an_element_of_an_array_over_the_limit_costs_no_other(
 def test_memory_is_bounded_by_the_limit_whatever_a_line_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
-    for module in (chunks_module, parse_module):
-        monkeypatch.setattr(module, "MAX_LINE", 1 << 20)
+    monkeypatch.setattr(parse_module, "MAX_LINE", 1 << 20)
     for name in ("x.jsonl", "x.json", "x.csv", "x.txt"):
         opening = {"x.json": '[{"a": "', "x.csv": 'a,b\n"'}.get(name, '{"a": "')
         with open(tmp_path / name, "w") as stream:

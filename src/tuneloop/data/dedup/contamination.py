@@ -13,25 +13,7 @@ from typing import Literal
 import numpy as np
 
 from tuneloop.data.config import DuplicatesConfig
-from tuneloop.data.dedup.minhash import (
-    BUCKET,
-    CROWD,
-    RowTexts,
-    Shape,
-    banding,
-    counted,
-    distance,
-    folded_words,
-    long_signs,
-    may_be_copies,
-    most_apart,
-    prompt_similarity,
-    shape_of,
-    sketch,
-    sketched,
-    windows,
-    word_hashes,
-)
+from tuneloop.data.dedup import minhash
 from tuneloop.data.split import Array, Columns, normalised
 
 GRAM = 13  # words of a passage (Brown et al. 2020, appendix C)
@@ -46,13 +28,11 @@ class Leak:
     Args:
         how: `exact`: the question of a test row up to Unicode form, white space and case; `near`: nearly that question;
             `overlap`: the row holds long passages of it.
-        test_row: index of the test row.
-        similarity: Jaccard similarity of the questions; for `overlap` the share of the question's passages.
     """
 
     how: Literal["exact", "near", "overlap"]
-    test_row: int
-    similarity: float
+    test_row: int  # index of the test row
+    similarity: float  # Jaccard similarity of the questions; for `overlap` the share of the question's passages
 
 
 @dataclass(frozen=True)
@@ -60,18 +40,15 @@ class TestIndex:
     """A test set made ready for queries by `index_of`.
 
     Args:
-        config: of the duplicates; the rows compared with it must be sketched with it.
-        shapes: of the test rows.
         bands: number and key of each band of their sketches, sorted; `banded`: test row of each; `signs`: of the rows.
         masked: number and key of short questions with words left out, sorted; `mask_of`: test row of each.
         passages: hashes of their passages, sorted; `holders`: test row of each.
-        passage_count: passages of each test row that count.
     """
 
     __test__ = False  # no test case, whatever pytest makes of the name
 
-    config: DuplicatesConfig
-    shapes: Sequence[Shape]
+    config: DuplicatesConfig  # of the duplicates; the rows compared with it must be sketched with it
+    shapes: Sequence[minhash.Shape]  # of the test rows
     bands: Array
     banded: Array
     signs: dict[int, list[int]]
@@ -79,19 +56,14 @@ class TestIndex:
     mask_of: Array
     passages: Array
     holders: Array
-    passage_count: Array
+    passage_count: Array  # passages of each test row that count
 
 
-def index_of(test: Sequence[RowTexts], config: DuplicatesConfig) -> TestIndex:
-    """The index of a test set.
-
-    Args:
-        test: its rows, cut by `sketches.texts_of`.
-        config: tells the threshold from which a question is nearly that of a test row.
-    """
-    shapes = [shape_of(texts) for texts in test]
-    columns = sketch(test, sketch_config(config))
-    sketches = sketched(columns, "prompt", np.arange(len(test)))
+def index_of(test: Sequence[minhash.RowTexts], config: DuplicatesConfig) -> TestIndex:
+    """The index of a test set, of the texts of its rows."""
+    shapes = [minhash.shape_of(texts) for texts in test]
+    columns = minhash.sketch(test, sketch_config(config))
+    sketches = minhash.sketched(columns, "prompt", np.arange(len(test)))
     bands = np.concatenate(_numbered(sketches.bands))
     order = np.argsort(bands, kind="stable")
     masked, mask_of = _masked(columns)
@@ -102,42 +74,33 @@ def index_of(test: Sequence[RowTexts], config: DuplicatesConfig) -> TestIndex:
     rare = held[place] <= max(COMMON, COMMON_SHARE * len(test))
     holders, passages = holders[rare], passages[rare]
     by_hash = np.argsort(passages, kind="stable")
+    banded, signs = np.resize(sketches.owner, len(bands)), minhash.long_signs(sketches, range(len(test)))
     return TestIndex(
-        config,
-        shapes,
-        bands[order],
-        np.resize(sketches.owner, len(bands))[order],
-        long_signs(sketches, range(len(test))),
-        masked[by_mask],
-        mask_of[by_mask],
-        passages[by_hash],
-        holders[by_hash],
-        np.bincount(holders, minlength=len(test)),
-    )
+        config, shapes, bands[order], banded[order], signs, masked[by_mask], mask_of[by_mask],
+        passages[by_hash], holders[by_hash], np.bincount(holders, minlength=len(test)),
+    )  # fmt: skip
 
 
 def find_contamination(
-    texts: Sequence[RowTexts], index: TestIndex, columns: Columns | None = None
+    texts: Sequence[minhash.RowTexts], index: TestIndex, columns: Columns | None = None
 ) -> list[Leak | None]:
     """For each row why it gives the test away, or None; of several test rows the one that it is most similar to.
 
     Args:
-        texts: rows cut by `sketches.texts_of`.
-        index: the test set.
         columns: sketches of the rows with the index's config, if they are there already.
     """
     if columns is None or "prompt" not in columns:
-        columns = sketch(texts, sketch_config(index.config))
+        columns = minhash.sketch(texts, sketch_config(index.config))
     leaks: list[Leak | None] = [None] * len(texts)
     for row, share, test_row in _overlaps(texts, index):
         leaks[row] = Leak("overlap", test_row, share)
     for row, tests in _candidates(columns, index, len(texts)).items():
-        shape = shape_of(texts[row])
-        ranked = sorted(((prompt_similarity(shape, index.shapes[test]), -test) for test in tests), reverse=True)
+        shape = minhash.shape_of(texts[row])
+        ranked = sorted(((minhash.prompt_similarity(shape, index.shapes[test]), -test) for test in tests), reverse=True)
         for similarity, nearest in ranked:
             if similarity < index.config.threshold:
                 break
-            if may_be_copies(shape, test_shape := index.shapes[-nearest]):
+            if minhash.may_be_copies(shape, test_shape := index.shapes[-nearest]):
                 same = normalised(texts[row].prompt) == normalised(test_shape.texts.prompt)
                 leaks[row] = Leak("exact" if same else "near", -nearest, similarity)
                 break
@@ -163,34 +126,28 @@ def _masked(columns: Columns) -> tuple[Array, Array]:
 
 def _candidates(columns: Columns, index: TestIndex, count: int) -> dict[int, list[int]]:
     """Test rows that may be similar to a row, the likeliest first; rows without any are left out."""
-    sketches = sketched(columns, "prompt", np.arange(count))
-    room = BUCKET // banding(index.config.threshold)[1]
+    sketches = minhash.sketched(columns, "prompt", np.arange(count))
+    room = minhash.BUCKET // minhash.banding(index.config.threshold)[1]
     shared: dict[int, set[int]] = {}
     for band in _numbered(sketches.bands):
         _meet(shared, sketches.owner, band, index.bands, index.banded, room)
-    signs = long_signs(sketches, shared)
-    most = most_apart(index.config.threshold)
+    signs = minhash.long_signs(sketches, shared)
+    most = minhash.most_apart(index.config.threshold)
     candidates = {}
     for row, tests in shared.items():
-        near = sorted((distance(signs[row], index.signs[test_row]), test_row) for test_row in tests)
+        near = sorted((minhash.distance(signs[row], index.signs[test_row]), test_row) for test_row in tests)
         if near[0][0] <= most:
-            candidates[row] = [test_row for apart, test_row in near[:CROWD] if apart <= most]
+            candidates[row] = [test_row for apart, test_row in near[: minhash.CROWD] if apart <= most]
     shared.clear()
     masked, rows = _masked(columns)
     _meet(shared, rows, masked, index.masked, index.mask_of, room)
     for row, tests in shared.items():
-        tests_of_row = candidates.setdefault(row, [])
-        tests_of_row += sorted(tests.difference(tests_of_row))
+        candidates[row] = [*(first := candidates.get(row, [])), *sorted(tests.difference(first))]
     return candidates
 
 
 def _meet(shared: dict[int, set[int]], rows: Array, keys: Array, test_keys: Array, test_rows: Array, room: int) -> None:
-    """Add to each row's test rows those with its key, at most `room` of them.
-
-    Args:
-        rows, keys: of the rows compared with it.
-        test_keys, test_rows: keys of the test set, sorted, and the row of each.
-    """
+    """Add to each row's test rows those with its key, at most `room` of them; `test_keys` are sorted."""
     if len(test_keys) == 0:
         return
     begin = np.searchsorted(test_keys, keys)
@@ -206,12 +163,13 @@ def _passages(texts: Sequence[Sequence[str]]) -> tuple[Array, Array]:
     if not long:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
     lengths = np.array([len(texts[number]) for number in long], dtype=np.int64)
-    hashed, counts = windows(word_hashes([word for number in long for word in texts[number]]), lengths, GRAM)
+    hashed, counts = minhash.windows(
+        minhash.word_hashes([word for number in long for word in texts[number]]), lengths, GRAM
+    )
     return np.repeat(np.array(long, dtype=np.int64), counts), hashed
 
 
 def _distinct(owners: Array, hashes: Array) -> tuple[Array, Array]:
-    """Each pair of an owner and a hash once."""
     order = np.lexsort((hashes, owners))
     owners, hashes = owners[order], hashes[order]
     new = np.ones(len(order), dtype=bool)
@@ -219,20 +177,20 @@ def _distinct(owners: Array, hashes: Array) -> tuple[Array, Array]:
     return owners[new], hashes[new]
 
 
-def _overlaps(texts: Sequence[RowTexts], index: TestIndex) -> list[tuple[int, float, int]]:
+def _overlaps(texts: Sequence[minhash.RowTexts], index: TestIndex) -> list[tuple[int, float, int]]:
     """Rows that hold enough passages of a test question, the share, and the test row with the largest one."""
     if len(index.passages) == 0:
         return []
     sides = [side for t in texts for side in (t.prompt, t.answer)]
     # a space more than words between them at most: a cheap way to leave out the short ones
-    words = [folded_words(side) if len(side) > 2 * GRAM else [] for side in sides]
+    words = [minhash.folded_words(side) if len(side) > 2 * GRAM else [] for side in sides]
     owners, hashes = _passages(words)
     first = np.minimum(np.searchsorted(index.passages, hashes), len(index.passages) - 1)
     hit = index.passages[first] == hashes
     owners, hashes = _distinct(owners[hit] // 2, hashes[hit])
     begin, end = np.searchsorted(index.passages, hashes), np.searchsorted(index.passages, hashes, side="right")
     rows = np.repeat(owners, end - begin)
-    held = index.holders[np.repeat(begin, end - begin) + counted(end - begin)]
+    held = index.holders[np.repeat(begin, end - begin) + minhash.counted(end - begin)]
     pairs, counts = np.unique(rows * len(index.shapes) + held, return_counts=True)
     row, test_row = np.divmod(pairs, max(len(index.shapes), 1))
     share = counts / index.passage_count[test_row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from tuneloop.data.dedup.minhash import Name
 from tuneloop.data.split import Array, Columns
 
 _AT_ONCE = 1024  # rows whose embeddings are compared with all others at once
+_COMPARED: dict[str, tuple[Name, ...]] = {"row": ("whole",), "user": ("prompt",), "both": ("whole", "prompt")}
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,14 @@ class Duplicates:
     """Rows to drop, in rising order, and for each the row that stays in its place.
 
     Args:
-        dropped: indices of the rows.
         of: of each, the row it is like. That one is kept; only the equal of an exact duplicate may itself be dropped,
             as a near duplicate of a kept row.
-        similarity: Jaccard similarity or cosine; 1 for exact duplicates.
-        exact: whether they are equal up to Unicode form, white space and case.
     """
 
-    dropped: Array
+    dropped: Array  # indices of the rows
     of: Array
-    similarity: Array
-    exact: Array
+    similarity: Array  # Jaccard similarity or cosine; 1 for exact duplicates
+    exact: Array  # whether they are equal up to Unicode form, white space and case
 
 
 def preference(
@@ -46,19 +45,12 @@ def preference(
 
     Args:
         keep: `first`, `longest`, `newest` or `best`; among equals, and where nothing is known, the earlier row.
-        count: number of rows.
-        characters: length of each row.
-        time: seconds since 1970, NaN for none.
-        rating: higher is better, NaN for none.
         pinned: rows that stay before all others, such as those of a frozen test set.
     """
     value = {"longest": characters, "newest": time, "best": rating}.get(keep)
     worth = np.zeros(count) if value is None else np.where(np.isnan(value), -np.inf, value)
     last = np.zeros(count, dtype=bool) if pinned is None else ~pinned
     return np.lexsort((np.arange(count), -worth, last))
-
-
-_COMPARED: dict[str, tuple[Name, ...]] = {"row": ("whole",), "user": ("prompt",), "both": ("whole", "prompt")}
 
 
 def find_duplicates(
@@ -72,8 +64,6 @@ def find_duplicates(
     `CROWD` rows that are nearly similar. Rows of different labels, system turns or tools are never near duplicates.
 
     Args:
-        columns: of all rows, from `sketch`.
-        texts: reads the texts of rows.
         config: the same as for the sketches.
         rows: indices of those that count.
         order: all rows, those that stay first; see `preference`.
@@ -81,28 +71,22 @@ def find_duplicates(
     """
     rows = _in_order(rows, order)
     heads, copies, originals = _firsts(columns["exact"][rows])
-    of = (
-        {int(rows[c]): (int(rows[o]), 1.0, True) for c, o in zip(copies, originals, strict=True)}
-        if config.exact
-        else {}
-    )
+    exact = zip(copies, originals, strict=True) if config.exact else ()
+    of = {int(rows[copy]): (int(rows[original]), 1.0, True) for copy, original in exact}
     if config.near:
-        distinct_rows = rows[
-            heads
-        ]  # equal rows are left out of the near search even if they stay: that would be quadratic
+        # Equal rows are left out of the near search even if they stay: that would be quadratic.
+        distinct_rows = rows[heads]
         if alike is None:
             alike = find_alike(columns, texts, config.threshold, rows=distinct_rows)
         crowd = Crowd(columns, _COMPARED[config.on], distinct_rows, alike.crowded, Comparing(texts, config.threshold))
         for place, (other, value) in _leaders(alike, crowd, config).items():
             of[int(distinct_rows[place])] = (int(distinct_rows[other]), value, False)
-    dropped = np.array(sorted(of), dtype=np.int64)
-    facts = [of[row] for row in dropped.tolist()]
-    return Duplicates(
-        dropped,
-        np.array([fact[0] for fact in facts], dtype=np.int64),
-        np.array([fact[1] for fact in facts], dtype=np.float32),
-        np.array([fact[2] for fact in facts], dtype=bool),
-    )
+    return _duplicates((row, *facts) for row, facts in of.items())
+
+
+def _duplicates(facts: Iterable[tuple[int, int, float, bool]]) -> Duplicates:
+    values = zip(*ordered, strict=True) if (ordered := sorted(facts)) else ((),) * 4
+    return Duplicates(*map(np.array, values, (np.int64, np.int64, np.float32, np.bool_)))
 
 
 def distinct(columns: Columns, rows: Array, order: Array) -> Array:
@@ -115,23 +99,21 @@ def distinct(columns: Columns, rows: Array, order: Array) -> Array:
 def _leaders(alike: Alike, crowd: Crowd, config: DuplicatesConfig) -> dict[int, tuple[int, float]]:
     """Places that are similar to a kept one: the most similar of these, and how similar it is."""
 
-    def value(prompt_likeness: Any, whole: Any, together: Any) -> Any:
+    def value(prompt: Any, whole: Any, together: Any) -> Any:
         """How much a row counts as a copy of another."""
-        if config.on == "both":
-            whole = np.maximum(prompt_likeness, whole)
-        return np.where(together, prompt_likeness if config.on == "user" else whole, 0.0)
+        of = {"user": prompt, "row": whole, "both": np.maximum(prompt, whole)}
+        return np.where(together, of[config.on], 0.0)
 
     values = value(alike.prompt, alike.whole, alike.together)
     similar = values >= config.threshold
     similar_to: dict[int, list[tuple[float, int]]] = {}
-    for other, one, alikeness in zip(
-        alike.other[similar].tolist(), alike.one[similar].tolist(), values[similar].tolist(), strict=True
-    ):
-        similar_to.setdefault(other, []).append((alikeness, -one))
+    columns = (column[similar].tolist() for column in (alike.other, alike.one, values))
+    for other, one, similarity in zip(*columns, strict=True):
+        similar_to.setdefault(other, []).append((similarity, -one))
     gone: dict[int, tuple[int, float]] = {}
     for place in sorted({*similar_to, *crowd.places}):
         if alike.crowded[place]:
-            candidates = [(float(value(*crowd.similarities(place, other))), -other) for other in crowd.near(place)]
+            candidates = [(float(value(*crowd.compare(place, other))), -other) for other in crowd.near(place)]
         else:
             candidates = [pair for pair in similar_to.get(place, ()) if -pair[1] not in gone]
         best, other = max(candidates, default=(0.0, 0))
@@ -147,19 +129,14 @@ def find_links(
 ) -> tuple[Array, Array]:
     """Pairs of rows whose questions are nearly equal, whatever their answers and labels: they belong in one split.
 
-    Not all pairs, but enough that whoever follows them reaches every similar row. Those whose labels differ
-    are the candidates for wrong labels.
+    Pairs (pairs, 2) and their similarities: not all, but enough that whoever follows them reaches every similar row.
+    Those whose labels differ are the candidates for wrong labels.
 
     Args:
-        columns: of all rows, from `sketch` with this threshold; without `prompt` there are no pairs.
-        texts: reads the texts of rows.
         threshold: least Jaccard similarity of the questions.
         rows: indices of those that count.
         question: `key64` of each row's `prompt_key`; of rows with one question only the first is looked at.
         alike: similar pairs among at least one row of each of these questions, if they are known already.
-
-    Returns:
-        the pairs (pairs, 2), and their similarities.
     """
     if "prompt" not in columns or len(rows) == 0:
         return np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.float32)
@@ -179,10 +156,8 @@ def find_links(
     crowd = Crowd(columns, ("prompt",), row_of[in_order], crowded[in_order], Comparing(texts, threshold))
     pairs += [(int(crowd.rows[a]), int(crowd.rows[b]), value) for a, b, value in _linked(crowd, threshold)]
     pairs = [pair for pair in pairs if pair[0] != pair[1]]
-    return (
-        np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2),
-        np.array([pair[2] for pair in pairs], dtype=np.float32),
-    )
+    links = np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2)
+    return links, np.array([pair[2] for pair in pairs], dtype=np.float32)
 
 
 def _linked(crowd: Crowd, threshold: float) -> list[tuple[int, int, float]]:
@@ -207,28 +182,18 @@ def _linked(crowd: Crowd, threshold: float) -> list[tuple[int, int, float]]:
 def find_conflicts(question: Array, rows: Array, order: Array) -> list[Array]:
     """Rows with one question that are left after copies are gone: their answers or labels differ.
 
-    Args:
-        question: `key64` of each row's `prompt_key`.
-        rows: indices of those that count.
-        order: all rows, those that stay first.
-
-    Returns:
-        groups of two rows and more, each with the preferred row first; in the order of these.
+    Groups of two rows and more, each with the preferred row first, in the order of these. `question` is the `key64` of a
+    row's `prompt_key`, `rows` those that count, `order` all rows, those that stay first.
     """
     rows = _in_order(rows, order)
     places = np.argsort(question[rows], kind="stable")
     questions = question[rows[places]]
-    again = np.zeros(len(questions), dtype=bool)
-    again[1:] = questions[1:] == questions[:-1]
-    shared = again.copy()
-    shared[:-1] |= again[1:]
-    places, first = places[shared], ~again[shared]
-    groups = np.split(places, np.flatnonzero(first)[1:]) if len(places) else []
-    return [rows[group] for group in sorted(groups, key=lambda group: int(group[0]))]
+    groups = np.split(places, np.flatnonzero(questions[1:] != questions[:-1]) + 1)
+    shared = (group for group in groups if len(group) > 1)
+    return [rows[group] for group in sorted(shared, key=lambda group: int(group[0]))]
 
 
 def _in_order(rows: Array, order: Array) -> Array:
-    """Rows in the order of preference."""
     rank = np.empty(len(order), dtype=np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
     return rows[np.argsort(rank[rows])]
@@ -291,11 +256,4 @@ def semantic_duplicates(
         new = block[stays]
         leader_places[count : count + len(new)], leaders[count : count + len(new)] = new, embeddings[new]
         count += len(new)
-    copies.sort()
-    columns = list(zip(*copies, strict=True)) or [(), (), ()]
-    return Duplicates(
-        np.array(columns[0], dtype=np.int64),
-        np.array(columns[1], dtype=np.int64),
-        np.array(columns[2], dtype=np.float32),
-        np.zeros(len(copies), dtype=bool),
-    )
+    return _duplicates((copy, original, similarity, False) for copy, original, similarity in copies)

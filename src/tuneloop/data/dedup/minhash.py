@@ -1,14 +1,7 @@
-"""What rows are compared by: their texts without what does not matter, and sketches of these that fit into memory.
+"""What rows are compared by: MinHash signatures (Broder 1997) in bands (Leskovec et al., 3.4); shingles.
 
-Workers turn each row into a few hashes (`sketch`): MinHash signatures (Broder 1997) cut into bands (locality-sensitive
-hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4). `tuneloop.data.dedup.candidate_pairs` finds similar rows by them.
-
-What is compared are shingles of folded texts: case, punctuation and invisible characters do not count. Short texts
-are cut into groups of three letters without regard to spaces, so that a typo in a line of ten words leaves it above 0.8;
-texts of more than 50 words into pairs of words, because in long texts most groups of letters occur anyway. Which of the two
-is used depends on the longer text of a pair; texts a little below the limit are sketched both ways. Of texts of up to twelve words,
-where a typo or a "please" changes too many groups, there are further keys, of the text with a word masked; see
-`tuneloop.data.dedup.short_texts`.
+Of folded texts: groups of three letters, so that a typo in a line of ten words leaves it above 0.8; over 50 words pairs
+of words, since most groups of letters occur there anyway. The longer text of a pair decides; some are sketched twice.
 """
 
 from __future__ import annotations
@@ -49,34 +42,28 @@ MASKS = 4  # keys of a short text: each without every fourth word, so that texts
 # What the names of the columns begin with that `sketch` makes.
 COLUMNS = ("exact", "prompt", "whole", "edge_", "masked")
 KINDS: tuple[Kind, ...] = ("letters", "words")
+_PUNCTUATION = bytes(code for code in range(128) if unicodedata.category(chr(code))[0] == "P")
+_CONTROLS = bytes(32 if unicodedata.category(chr(code)) == "Cc" else code for code in range(256))
+_NUMBER = re.compile(r"\d+")
+_FACTORS = np.random.default_rng(21).integers(0, 2**64, SHORT, dtype=np.uint64) | np.uint64(1)  # by place in a text
+_AT_ONCE = 1024  # texts whose shingles fit the second-level cache
 
 
 class RowTexts(NamedTuple):
-    """A row cut into what is compared.
+    """A row cut into what is compared."""
 
-    Args:
-        prompt: what the user says; in a row without a user turn, all of it.
-        answer: what assistant and tools say, with the calls; nothing where that is the label itself.
-        apart: label, rating, system turns and tools, normalised: rows that differ in it are no near duplicates.
-    """
-
-    prompt: str
-    answer: str
-    apart: str
+    prompt: str  # what the user says; in a row without a user turn, all of it
+    answer: str  # what assistant and tools say, with the calls; nothing where that is the label itself
+    apart: str  # label, rating, system turns and tools, normalised: rows that differ in it are no near duplicates
 
 
 @dataclass(frozen=True)
 class PromptFrame:
-    """What says nothing about a row when it is compared.
-
-    Args:
-        before, after: what stands around the words of nearly every prompt, such as an instruction.
-        ratings: the rating: it does not set rows apart, as the best one of them is to stay.
-    """
+    """What is around the words of nearly every prompt, such as an instruction: it says nothing about a row."""
 
     before: str = ""
     after: str = ""
-    ratings: bool = False
+    ratings: bool = False  # the rating: it does not set rows apart, as the best one of them is to stay
 
     def inside(self, text: str) -> str:
         """Text without the frame; as it is where the frame isn't there, or nothing else is."""
@@ -90,12 +77,7 @@ NO_FRAME = PromptFrame()
 
 
 def shared_frame(prompts: Sequence[str], *, least: int = 20) -> PromptFrame:
-    """The frame that nine of ten different prompts of a sample share.
-
-    Args:
-        prompts: texts of user turns.
-        least: characters below which a shared beginning or end is no frame, and prompts below which none is looked for.
-    """
+    """The frame that nine of ten different prompts share; from `least` prompts, and `least` characters of it, on."""
     different = sorted(set(prompts))
     if len(different) < least:
         return NO_FRAME
@@ -108,26 +90,18 @@ def _shared_start(ordered: Sequence[str], least: int) -> str:
     """The longest start that nine of ten sorted texts share, up to the end of a word."""
     span = math.ceil(0.9 * len(ordered)) - 1
     longest = ""
-    for low, high in zip(ordered, ordered[span:], strict=False):  # all between two sorted texts share what these share
-        same = 0
-        for a, b in zip(low, high, strict=False):
-            if a != b:
-                break
-            same += 1
+    for pair in zip(ordered, ordered[span:], strict=False):  # all between two sorted texts share what these share
+        differing = (place for place, (a, b) in enumerate(zip(*pair, strict=False)) if a != b)
+        same = next(differing, min(map(len, pair)))
         if same > len(longest):
-            longest = low[:same]
+            longest = pair[0][:same]
     while longest and not longest[-1].isspace():
         longest = longest[:-1]
     return longest if len(longest) >= least else ""
 
 
 def texts_of(row: Row, frame: PromptFrame = NO_FRAME) -> RowTexts:
-    """A row cut into what is compared.
-
-    Args:
-        row: of any kind.
-        frame: left out of the user's turns.
-    """
+    """A row cut into what is compared, without the frame of the user's turns."""
     prompt: list[str] = []
     answer: list[str] = []
     system: list[str] = []
@@ -153,11 +127,8 @@ def texts_of(row: Row, frame: PromptFrame = NO_FRAME) -> RowTexts:
         tools = orjson.dumps(row.tools, option=orjson.OPT_SORT_KEYS).decode() if row.tools else "[]"
         apart = "\n".join([apart, *map(normalised_often, system), tools])
     question, reply = f"{TURN} ".join(prompt), f"{TURN} ".join(answer)
-    if (
-        row.label is not None
-        and len(reply) < len(row.label) + 40
-        and normalised_often(reply.replace(TURN, "")) == normalised_often(row.label)
-    ):
+    label = row.label if row.label is not None and len(reply) < len(row.label) + 40 else None
+    if label is not None and normalised_often(reply.replace(TURN, "")) == normalised_often(label):
         reply = ""  # else rows of one label would be similar by it alone
     return RowTexts(question, reply, apart) if asks else RowTexts(reply, "", apart)
 
@@ -167,19 +138,12 @@ class _Folding(dict[int, str | None]):
 
     def __missing__(self, code: int) -> str | None:
         category = unicodedata.category(chr(code))
-        if category[0] == "Z" or category == "Cc":
-            self[code] = " "
-        elif category[0] in "PC":
-            self[code] = None
-        else:
-            self[code] = chr(code)
-        return self[code]
+        folded = " " if category[0] == "Z" or category == "Cc" else None if category[0] in "PC" else chr(code)
+        self[code] = folded
+        return folded
 
 
 _FOLDING = _Folding()
-_PUNCTUATION = bytes(code for code in range(128) if unicodedata.category(chr(code))[0] == "P")
-_CONTROLS = bytes(32 if unicodedata.category(chr(code)) == "Cc" else code for code in range(256))
-_NUMBER = re.compile(r"\d+")
 
 
 def folded_words(text: str) -> list[str]:
@@ -194,7 +158,6 @@ def folded_words(text: str) -> list[str]:
 
 
 def _shingles(words: Sequence[str], kind: Kind) -> set[Any]:
-    """The distinct shingles of folded words."""
     if kind == "words":
         return set(itertools.pairwise(words)) if len(words) > 1 else set(words)
     letters = "".join(words)
@@ -210,8 +173,8 @@ class Shape:
     texts: RowTexts
     prompt: list[str]
     answer: list[str]
-    numbers: list[str]
-    known: dict[tuple[str, Kind], set[Any]] = field(default_factory=dict)
+    numbers: list[str]  # in what the assistant says
+    cache: dict[tuple[str, Kind], set[Any]] = field(default_factory=dict)
 
     @functools.cached_property
     def digits(self) -> list[str]:
@@ -220,24 +183,17 @@ class Shape:
 
     def shingles(self, side: Literal["prompt", "answer"], kind: Kind) -> set[Any]:
         """Of one side."""
-        shingles = self.known.get((side, kind))
-        if shingles is None:
-            shingles = self.known[side, kind] = _shingles(self.prompt if side == "prompt" else self.answer, kind)
-        return shingles
+        if (side, kind) not in self.cache:
+            self.cache[side, kind] = _shingles(self.prompt if side == "prompt" else self.answer, kind)
+        return self.cache[side, kind]
 
 
 def shape_of(texts: RowTexts) -> Shape:
     """Texts made ready to be compared."""
-    return Shape(texts, folded_words(texts.prompt), folded_words(texts.answer), numbers_of(texts))
-
-
-def numbers_of(texts: RowTexts) -> list[str]:
-    """The numbers in what the assistant says."""
-    return _NUMBER.findall(texts.answer)
+    return Shape(texts, folded_words(texts.prompt), folded_words(texts.answer), _NUMBER.findall(texts.answer))
 
 
 def _overlap(a: Shape, b: Shape, side: Literal["prompt", "answer"], words: int) -> tuple[int, int]:
-    """Shingles that both have, and that either has."""
     kind: Kind = "words" if words > LONG else "letters"
     one, other = a.shingles(side, kind), b.shingles(side, kind)
     both = len(one & other)
@@ -265,24 +221,23 @@ def may_be_copies(a: Shape, b: Shape) -> bool:
     return same_meaning(a.prompt, b.prompt, (a.texts.prompt, b.texts.prompt))
 
 
-def row_similarity(a: Shape, b: Shape) -> float:
-    """Jaccard similarity of questions and answers together; 0 where one of the two alone is not similar.
+def similarities(a: Shape, b: Shape) -> tuple[float, float]:
+    """`prompt_similarity`; Jaccard similarity of questions and answers together, 0 where one alone is not similar.
 
     A long answer that many questions get does not make these the same, nor a long question two answers. Nor are answers
     the same that hold different numbers.
     """
-    prompt_likeness = prompt_similarity(a, b)
+    prompt = prompt_similarity(a, b)
     if not a.answer and not b.answer:
-        return prompt_likeness
-    if prompt_likeness < SIDE or a.numbers != b.numbers:
-        return 0.0
+        return prompt, prompt
+    if prompt < SIDE or a.numbers != b.numbers:
+        return prompt, 0.0
     both, either = _overlap(a, b, "answer", max(len(a.answer), len(b.answer)))
     if both < SIDE * either:
-        return 0.0
+        return prompt, 0.0
     words = max(len(a.prompt) + len(a.answer), len(b.prompt) + len(b.answer))
-    (asked_both, asked_either), (said_both, said_either) = _prompt_overlap(a, b, words), _overlap(a, b, "answer", words)
-    either = asked_either + said_either
-    return (asked_both + said_both) / either if either else 1.0
+    (prompt_both, prompt_either), (both, either) = _prompt_overlap(a, b, words), _overlap(a, b, "answer", words)
+    return prompt, (prompt_both + both) / (prompt_either + either) if prompt_either + either else 1.0
 
 
 def banding(threshold: float) -> tuple[int, int]:
@@ -314,7 +269,9 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, Arr
         key `exact` of its row in `edge_prompt_of` and `edge_whole_of`: these have a length of their own.
         `masked`: keys of short prompts with words left out, uint32 (rows, MASKS); 0 for none.
     """
-    exact = _exact_keys(texts)
+    raw = (f"{normalised(t.prompt)}\0{normalised(t.answer)}\0{t.apart}".encode("utf-8", "surrogatepass") for t in texts)
+    digests = (hashlib.blake2b(content, digest_size=16).digest() for content in raw)
+    exact = np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
     columns: dict[str, Array] = {"exact": exact}
     if not config.near:
         return columns
@@ -332,10 +289,8 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, Arr
     apart = word_hashes([t.apart for t in texts]).astype(np.uint32)
     for kind in KINDS:
         # which texts can be part of a similar pair that is compared by this kind of shingles
-        needs = {
-            name: length <= LONG if kind == "letters" else length > config.threshold * LONG
-            for name, length in lengths.items()
-        }
+        letters = kind == "letters"
+        needs = {name: n <= LONG if letters else n > config.threshold * LONG for name, n in lengths.items()}
         used = np.flatnonzero(functools.reduce(np.logical_or, needs.values()))
         if len(used) == 0:
             continue
@@ -359,17 +314,6 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, Arr
     return columns
 
 
-def _exact_keys(texts: Sequence[RowTexts]) -> Array:
-    digests = [
-        hashlib.blake2b(
-            f"{normalised(t.prompt)}\0{normalised(t.answer)}\0{t.apart}".encode("utf-8", "surrogatepass"),
-            digest_size=16,
-        ).digest()
-        for t in texts
-    ]
-    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
-
-
 def _masked_keys(texts: Sequence[Sequence[str]]) -> Array:
     """Keys of short texts without courtesies, each without every fourth word; 0 where no word would be left, and of other texts."""
     keys = np.zeros((len(texts), MASKS), dtype=np.uint32)
@@ -389,18 +333,12 @@ def _masked_keys(texts: Sequence[Sequence[str]]) -> Array:
     return keys
 
 
-_FACTORS = np.random.default_rng(21).integers(0, 2**64, SHORT, dtype=np.uint64) | np.uint64(1)  # by place in a text
-
-
 def windows(values: Array, lengths: Array, size: int) -> tuple[Array, Array]:
-    """A hash of every run of `size` values that stays within one text.
+    """A hash of every run of `size` values that stays within one text, and how many there are of each text.
 
     Args:
         values: of all texts one after another, uint64.
         lengths: values of each text, at least `size`.
-
-    Returns:
-        the hashes, and how many there are of each text.
     """
     hashed = np.zeros(max(len(values) - size + 1, 0), dtype=np.uint64)
     for offset in range(size):
@@ -434,9 +372,6 @@ class _WordHashes(dict[str, int]):
 def word_hashes(words: Sequence[str]) -> Array:
     """A 32-bit hash of each word, as uint64."""
     return np.fromiter(map(_WordHashes().__getitem__, words), dtype=np.uint64, count=len(words))
-
-
-_AT_ONCE = 1024  # texts whose shingles fit the second-level cache
 
 
 def _signatures(texts: Sequence[Sequence[str]], kind: Kind, size: int, side: int) -> Array:
@@ -480,26 +415,19 @@ def _hashed_shingles(texts: Sequence[Sequence[str]], kind: Kind) -> tuple[Array,
 
 
 def _keys(signatures: Array, bands: int, rows: int) -> Array:
-    """What is kept of signatures: the keys of their bands, then their signs."""
-    return np.concatenate([_band_keys(signatures[: bands * rows], bands), _signs(signatures)], axis=1)
+    """What is kept of signatures, by text: the keys of their bands, then SIGNS numbers with one bit of each value.
 
-
-def _band_keys(signatures: Array, bands: int) -> Array:
-    """One number of 32 bits for the values of each band: (texts, bands)."""
-    keys = np.zeros((bands, signatures.shape[1]), dtype=np.uint64)
-    for values in signatures.reshape(bands, -1, signatures.shape[1]).transpose(1, 0, 2):
+    The bits of two texts agree for every value in common and half of the others.
+    """
+    texts = signatures.shape[1]
+    keys = np.zeros((bands, texts), dtype=np.uint64)
+    for values in signatures[: bands * rows].reshape(bands, -1, texts).transpose(1, 0, 2):
         keys = (keys ^ values) * np.uint64(0x9E3779B97F4A7C15)
         keys ^= keys >> np.uint64(29)
-    return (keys >> np.uint64(16)).astype(np.uint32).T
-
-
-def _signs(signatures: Array) -> Array:
-    """One bit of each value: (texts, SIGNS). Those of two texts agree for every value in common and half of the others."""
-    bits = ((signatures >> np.uint32(12)) & np.uint32(1)).astype(np.uint8)
-    packed = np.zeros((signatures.shape[1], 4 * SIGNS), dtype=np.uint8)
-    packed_bits = np.packbits(bits.T, axis=1)
-    packed[:, : packed_bits.shape[1]] = packed_bits
-    return packed.view(np.uint32)
+    bits = np.packbits(((signatures >> np.uint32(12)) & np.uint32(1)).astype(np.uint8).T, axis=1)
+    signs = np.zeros((texts, 4 * SIGNS), dtype=np.uint8)
+    signs[:, : bits.shape[1]] = bits
+    return np.concatenate([(keys >> np.uint64(16)).astype(np.uint32).T, signs.view(np.uint32)], axis=1)
 
 
 def most_apart(threshold: float) -> int:
@@ -509,17 +437,11 @@ def most_apart(threshold: float) -> int:
 
 
 class Sketched(NamedTuple):
-    """The sketches of some rows; a row may have two.
+    """The sketches of some rows; a row may have two."""
 
-    Args:
-        owner: place of the row that each belongs to; first all rows in order, then the second sketches.
-        signs: behind the band keys: uint64 (sketches, 2).
-        bands: the keys, one band after another.
-    """
-
-    owner: Array
-    signs: Array
-    bands: Iterator[Array]
+    owner: Array  # place of the row that each belongs to; first all rows in order, then the second sketches
+    signs: Array  # behind the band keys: uint64 (sketches, 2)
+    bands: Iterator[Array]  # the keys, one band after another
 
 
 def sketched(columns: Columns, name: Name, rows: Array) -> Sketched:
@@ -558,11 +480,8 @@ def distance(signs: Sequence[int], others: Sequence[int]) -> int:
 
 def _edges(columns: Columns, name: str, rows: Array) -> tuple[Array, Array]:
     """For each second sketch of one of the rows: the row's place, and the sketch's index."""
-    of = columns[f"edge_{name}_of"]
-    if len(of) == 0:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    of, exact = columns[f"edge_{name}_of"], columns["exact"]
     pair = np.dtype([("a", "<u8"), ("b", "<u8")])
-    exact = columns["exact"]
     some = np.flatnonzero(among(exact[rows, 0], of[:, 0]))
     if len(some) == 0:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)

@@ -1,10 +1,7 @@
-"""Short texts that say the same but for one misspelt word or a courtesy.
+"""Short texts that say the same but for one misspelt word or a courtesy: they are compared word by word.
 
-In a line of four words a typo changes half of all groups of letters, and so does a "please": Jaccard similarity, which tells
-longer texts apart well, takes such lines for different ones. Here they are compared word by word. Two words count as one only
-if they are an edit apart and just one of them is in a dictionary: "lost" and "cost", "can" and "can't", two names or two
-amounts are never taken for each other. The other way round, short texts may share most of their letters and say something else:
-another number, a "not", the same words in another order (Zhang et al. 2019, PAWS). `same_meaning` tells these from copies.
+A typo or a "please" changes half of their groups of letters. Two words are one if they are an edit apart and just one
+is in a dictionary. And texts of the same letters may differ in a number, a "not", the order (Zhang et al. 2019, PAWS).
 """
 
 from __future__ import annotations
@@ -75,10 +72,7 @@ def short_similarity(a: Sequence[str], b: Sequence[str], texts: tuple[str, str])
     """How alike two short texts are, if nothing but one typo and courtesies sets them apart: 1 - edits / letters, else 0.
 
     A typo is one edit, as are all courtesies together: "where is my card" and "please where is my crd" are two edits in 13 letters apart.
-
-    Args:
-        a, b: their folded words.
-        texts: as they stand: capitals tell names.
+    `a` and `b` are their folded words; the capitals of `texts` tell names.
     """
     if max(len(a), len(b)) > SHORT:
         return 0.0
@@ -104,10 +98,7 @@ def same_meaning(a: Sequence[str], b: Sequence[str], texts: tuple[str, str]) -> 
 
     In short texts also where a number or a name differs; longer ones with numbers of their own are mostly filled-in templates. A typo, a
     courtesy, another form of a word ("card", "cards") or a clause that is moved to the front changes nothing.
-
-    Args:
-        a, b: folded words of two texts that are alike.
-        texts: as they stand.
+    `a` and `b` are the folded words of the texts.
     """
     if max(len(a), len(b)) > COMPARED or a == b:
         return True
@@ -124,8 +115,11 @@ def same_meaning(a: Sequence[str], b: Sequence[str], texts: tuple[str, str]) -> 
     if sorted(one) == sorted(other):
         return one == other or not _is_swap(one, other)
     differing = [(u, v) for u, v in zip(one, other, strict=True) if u != v]
-    if any(_are_opposites(u, v) for u, v in differing):
-        return False
+    for u, v in differing:  # words that exclude each other: days, currencies, "to" and "from", "lock" and "unlock"
+        less, more = sorted((u, v), key=len)
+        prefixed = len(less) >= _LETTERS and any(more == prefix + less for prefix in _PREFIXES)
+        if prefixed or any(u in group and v in group for group in _EXCLUSIVE):
+            return False
     return not (short and len(differing) == 1 and all(map(_looks_like_a_name, texts, differing[0])))
 
 
@@ -143,14 +137,6 @@ def _differ_in_a_negation(one: Sequence[str], other: Sequence[str]) -> bool:
         return False
     pairs = ((word, partner) for i in (0, 1) for word in negations[i] for partner in lone[1 - i])
     return not any(one_edit_apart(word, partner) and partner not in known_words("en") for word, partner in pairs)
-
-
-def _are_opposites(u: str, v: str) -> bool:
-    """Whether two words exclude each other: days, currencies, "to" and "from", "lock" and "unlock"."""
-    if any(u in group and v in group for group in _EXCLUSIVE):
-        return True
-    short, long = sorted((u, v), key=len)
-    return len(short) >= _LETTERS and any(long == prefix + short for prefix in _PREFIXES)
 
 
 def _is_swap(one: Sequence[str], other: Sequence[str]) -> bool:

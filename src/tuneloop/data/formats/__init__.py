@@ -1,8 +1,7 @@
 """Records of many shapes to conversations: which shape they have, and one file for each shape.
 
-A format (`registry.Format`) recognises a sample of records and makes a conversation of each, or raises `Refused`. All formats
-share the checks in `turns.ordered`, so that all keep the same promises: contents are strings, roles take turns, the last
-turn is an answer.
+A `Format` recognises a sample of records and makes a conversation of each, or raises `Refused`. All share the checks in
+`turns.ordered`: contents are strings, roles take turns, the last turn is an answer.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from tuneloop.data.formats.answers import error_answer
 from tuneloop.data.formats.detect import check_columns, detect, guess_from_info
 from tuneloop.data.formats.draft import FORMATS, Draft, Format, Parsed, Rejection, add_format, checked_parser, filled
 from tuneloop.data.formats.exchanges import with_whole_exchange
+from tuneloop.data.formats.prompt_completion import template_columns
 from tuneloop.data.formats.sample import TEXT_NAMES, FormatGuess
-from tuneloop.data.formats.templates import template_columns
 from tuneloop.data.formats.text_label import CLASSIFY, CLASSIFY_MANY, NO_LABELS
 from tuneloop.data.formats.turns import ROLES, Refused, with_whole_contents
 from tuneloop.data.sources.parse import json_type
@@ -26,6 +25,7 @@ __all__ = [
     "Parsed", "Refused", "Rejection", "add_format", "check_columns", "checked_parser", "detect", "error_answer",
     "filled", "guess_from_info", "parse_record", "template_columns", "with_whole_texts",
 ]  # fmt: skip
+IN_TURNS = ("turns", "prompt", "completion", "chosen", "rejected", "answers")
 
 for _format in (
     preference.FORMAT,
@@ -43,10 +43,7 @@ for _format in (
 
 
 def parse_record(value: Any, guess: FormatGuess, config: PrepareConfig) -> Parsed | Rejection:
-    """A record as a conversation in the OpenAI form, or why it can't be one.
-
-    Total: no JSON value raises.
-    """
+    """A record as a conversation in the OpenAI form, or why it can't be one. Total: no JSON value raises."""
     try:
         if not isinstance(value, dict):
             raise Refused("wrong_type", f"a record must be an object, not {json_type(value)}")
@@ -58,10 +55,9 @@ def parse_record(value: Any, guess: FormatGuess, config: PrepareConfig) -> Parse
 
 
 def with_whole_texts(value: dict[str, Any], guess: FormatGuess) -> dict[str, Any]:
-    """A record with the texts put together that it holds in pieces: streamed answers, contents in parts. The record itself where nothing is in pieces.
+    """A record with the texts put together that are in pieces (streams, contents in parts), else the record itself.
 
-    To be done before texts are looked at: white space at the ends of a piece belongs to the text, and a value that is
-    looked for may be cut between two. Total, as `parse_record` is.
+    To be done before texts are looked at, since a value may be cut between two pieces. Total, as `parse_record` is.
     """
     columns = guess.columns
     try:
@@ -75,6 +71,3 @@ def with_whole_texts(value: dict[str, Any], guess: FormatGuess) -> dict[str, Any
     except RecursionError:
         pass
     return value
-
-
-IN_TURNS = ("turns", "prompt", "completion", "chosen", "rejected", "answers")

@@ -1,8 +1,6 @@
-"""Error messages in place of answers: what programs print when they fail.
+"""Error messages in place of answers: stack traces, status lines, error objects, which teach a model to fail.
 
-Production logs hold stack traces, status lines and error objects where an answer should be. Training on
-them teaches the model to fail. `error_answer` knows them by their whole shape, so that an answer that
-explains an error, or quotes one, is left alone.
+`error_answer` knows them by their whole shape, so that an answer that explains an error, or quotes one, is left alone.
 """
 
 from __future__ import annotations
@@ -98,10 +96,6 @@ def error_answer(text: str, question: str = "") -> str | None:
     The text must be the failure and nothing else: a stack trace, an HTTP status line, an exception with its
     message, an error object in JSON, a server's error page, or a bare `null`. Where the question is about
     such things, the answer may be right and is let through.
-
-    Args:
-        text: the answer.
-        question: what it answers.
     """
     if _MAYBE.match(text[:120].lower()) is None:
         return None
@@ -150,14 +144,9 @@ def _is_error_object(text: str) -> bool:
     low = {key.casefold(): item for key, item in value.items()}
     if not low.keys() <= _ENVELOPE:
         return False
-    if any(low.get(name) for name in _NAMES_ERROR):
-        return True
-    if any(
-        isinstance(low.get(name), int) and 400 <= low[name] < 600
-        for name in ("status", "statuscode", "status_code", "code")
-    ):
+    codes = (low.get(name) for name in ("status", "statuscode", "status_code", "code"))
+    if any(low.get(name) for name in _NAMES_ERROR) or any(isinstance(c, int) and 400 <= c < 600 for c in codes):
         return True
     message = low.get("message") or low.get("detail")
-    return isinstance(message, str) and bool(
-        _HTTP.fullmatch(message) or re.fullmatch(_STATUS_NAME, message, re.IGNORECASE)
-    )
+    status = re.compile(_STATUS_NAME, re.IGNORECASE)
+    return isinstance(message, str) and bool(_HTTP.fullmatch(message) or status.fullmatch(message))

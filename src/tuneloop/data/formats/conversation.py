@@ -17,8 +17,8 @@ TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog
 TURN_KEYS = (
     ("role", "content"), ("from", "value"), ("role", "value"), ("role", "text"), ("role", "message"), ("from", "content"),
     ("from", "text"),
-    *((speaker, said) for speaker in ("speaker", "author", "sender", "type")
-      for said in ("text", "content", "message", "utterance", "value")),
+    *((speaker, content) for speaker in ("speaker", "author", "sender", "type")
+      for content in ("text", "content", "message", "utterance", "value")),
 )  # fmt: skip
 SHAREGPT_ROLES = frozenset({"human", "gpt", "observation", "function_call"})
 
@@ -29,7 +29,11 @@ def conversation(record: Record, guess: FormatGuess, config: PrepareConfig) -> D
     column = columns["turns"]
     value = record.get(column)
     if type(value) is not list:
-        value = _turn_list(required(record, column, guess), column, guess)
+        value = required(record, column, guess)
+        turns_read = from_json(value, f"column {column!r}") if column in guess.texts else value
+        if not isinstance(turns_read, list):
+            raise Refused("wrong_type", f"column {column!r} is {json_type(value)}, not an array of turns")
+        value = turns_read
     if not value:
         raise Refused("wrong_type", f"column {column!r} is an empty array, not one of turns")
     repairs: list[dict[str, Any]] = []
@@ -37,17 +41,8 @@ def conversation(record: Record, guess: FormatGuess, config: PrepareConfig) -> D
     system = record.get(columns.get("system", "system"))
     if system is not None and not any(turn["role"] == "system" for turn in turns):
         turns = [*system_turn(record, guess), *turns]
-    tools = record.get(columns.get("tools", "tools"))
-    return Draft(
-        turns, repairs, read_tools(tools, f"column {columns.get('tools', 'tools')!r}") if tools is not None else []
-    )
-
-
-def _turn_list(value: Any, column: str, guess: FormatGuess) -> list[Any]:
-    made = from_json(value, f"column {column!r}") if column in guess.texts else value
-    if not isinstance(made, list):
-        raise Refused("wrong_type", f"column {column!r} is {json_type(value)}, not an array of turns")
-    return made
+    tools = columns.get("tools", "tools")
+    return Draft(turns, repairs, read_tools(record.get(tools), f"column {tools!r}"))
 
 
 def find_conversation(sample: RecordSample) -> FormatGuess | None:
@@ -82,24 +77,19 @@ def turn_keys(lists: Sequence[Any]) -> TurnKeys | None:
     for some in turns:
         pairs = [(turn.get(role), turn.get(content)) for turn in some]
         spellings.update({name for name, _ in pairs if isinstance(name, str)})
-        first = next(
-            ((name, text) for name, text in pairs if ROLES.get(str(name).casefold()) != "system"), (None, None)
-        )
+        first = (pair for pair in pairs if ROLES.get(str(pair[0]).casefold()) != "system")
+        name, text = next(first, (None, None))
         alone = len(pairs) == 1  # an answer alone, as in a preference, opens nothing
-        if ROLES.get(str(first[0]).casefold()) == "assistant" and isinstance(first[1], str) and first[1] and not alone:
-            openings[first[1]] += 1
-    known_roles = {name for name in spellings if name.strip().casefold() in ROLES}
-    if role not in ("role", "from") and 2 * sum(spellings[name] for name in known_roles) < spellings.total():
+        if ROLES.get(str(name).casefold()) == "assistant" and isinstance(text, str) and text and not alone:
+            openings[text] += 1
+    roles = {name for name in spellings if name.strip().casefold() in ROLES}
+    if role not in ("role", "from") and 2 * sum(spellings[name] for name in roles) < spellings.total():
         return None  # a key such as "type" has many meanings
-    separate = role == "from" or any(ROLES[name.strip().casefold()] == "function_call" for name in known_roles)
-    return TurnKeys(
-        role,
-        content,
-        usual=frozenset(name for name in known_roles if spellings[name] > 0.02 * len(turns))
-        | (SHAREGPT_ROLES if role == "from" else set()),
-        separate_calls=separate,
-        greetings=frozenset(text for text, number in openings.items() if number >= max(5, 0.05 * len(turns))),
-    )
+    separate = role == "from" or any(ROLES[name.strip().casefold()] == "function_call" for name in roles)
+    usual = frozenset(name for name in roles if spellings[name] > 0.02 * len(turns))
+    usual |= SHAREGPT_ROLES if role == "from" else frozenset()
+    greetings = frozenset(text for text, number in openings.items() if number >= max(5, 0.05 * len(turns)))
+    return TurnKeys(role, content, usual=usual, separate_calls=separate, greetings=greetings)
 
 
 def is_data(value: Any) -> bool:

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.conversation import SHAREGPT_ROLES, TURN_COLUMNS, is_data
 from tuneloop.data.formats.draft import FORMATS
 from tuneloop.data.formats.preference import RANKED
-from tuneloop.data.formats.prompt_completion import PAIRS, with_thumbs
+from tuneloop.data.formats.prompt_completion import ABSENT, PAIRS, lookup, template_columns, with_thumbs
 from tuneloop.data.formats.sample import (
     NEARLY,
     NO_CONTENT_NAMES,
@@ -26,9 +27,15 @@ from tuneloop.data.formats.sample import (
     is_about,
     mostly,
 )
-from tuneloop.data.formats.templates import ABSENT, lookup, template_columns
 from tuneloop.data.formats.text_label import ABOUT_NAMES, LABEL_NAMES, answer_columns
 from tuneloop.data.formats.turns import PLAIN_KEYS, ROLES, TurnKeys
+
+SENTENCE = 4  # words of a column's name from which on it is taken for a value: the file has no header line
+MOST_KEYS = 30  # of objects that an instruction names
+MOST_LABELS = 0.3  # distinct values of a column that may be a label, as a share of the records
+# By LLaMA-Factory's name of a column its role here.
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+_FURTHER = {name: name for name in ("system", "tools", "history", "chosen", "rejected")} | {"kto_tag": "thumb"}
 
 
 def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str, Any] | None = None) -> FormatGuess:
@@ -40,119 +47,78 @@ def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str,
     Raises:
         UserError: no format fits, or the configured one doesn't.
     """
-    sample, wanted = RecordSample(records), _wanted(config)
+    sample, wanted, guess = RecordSample(records), _wanted(config), None
     if wanted == "fields":
         columns = {name: ", ".join(template_columns(text)) for name, text in templates_of(config)}
-        named = [column for _, text in templates_of(config) for column in template_columns(text)]
-        return replace(
-            FormatGuess("fields", columns, f"templates: from {columns['input']} to {columns['output']}"),
-            texts=sample.text_columns(named),
-            objects=_objects(sample, named),
-        )
-    guess = _as_described(sample, entry) if entry is not None and wanted == "auto" else None
-    guess = guess or _find_in_any_case(sample, config, wanted)
-    if guess is None:
-        raise _no_format(sample, config, wanted)
-    return replace(
-        guess,
-        reason=guess.reason
-        + (", as configured" if wanted != "auto" else "")
-        + _numbered_twins(sample, guess)
-        + _not_used(sample, guess),
-        texts=sample.text_columns(guess.columns.values()),
-        objects=_objects(sample, guess.columns.values()),
-    )
+        names = [column for _, text in templates_of(config) for column in template_columns(text)]
+        guess = FormatGuess("fields", columns, f"templates: from {columns['input']} to {columns['output']}")
+    else:
+        if entry is not None and wanted == "auto":
+            with suppress(UserError):  # an entry that can't be read, or tells of other columns, is never required
+                guess = guess_from_info(entry)
+            needed = ("turns", "instruction", "output", "chosen", "rejected", "answers", "text")
+            if guess and not sample.is_usual(*(name for role, name in guess.columns.items() if role in needed)):
+                guess = None
+        guess = guess or _find_in_any_case(sample, config, wanted)
+        if guess is None:
+            raise _no_format(sample, config, wanted)
+        names = list(guess.columns.values())
+        guess = replace(guess, reason=guess.reason + _notes(sample, guess, wanted))
+    # A text in a column with objects or arrays in nearly all records is a mistake.
+    objects = (name for name in names if mostly((as_value(lookup(r, name)) for r in sample), is_data, NEARLY))
+    return replace(guess, texts=sample.text_columns(names), objects=frozenset(objects))
 
 
-def _objects(sample: RecordSample, columns: Iterable[str]) -> frozenset[str]:
-    """Columns with objects or arrays in nearly all records: a text there is a mistake."""
-    return frozenset(name for name in columns if mostly((as_value(lookup(r, name)) for r in sample), is_data, NEARLY))
-
-
-def _not_used(sample: RecordSample, guess: FormatGuess) -> str:
-    """A note on columns that look like an answer and are none."""
+def _notes(sample: RecordSample, guess: FormatGuess, wanted: str) -> str:
+    """Notes on what was configured, on columns of one name, and on columns that look like an answer and are none."""
+    note, used = ", as configured" if wanted != "auto" else "", list(dict.fromkeys(guess.columns.values()))
+    twins = [f"{name!r}, not {f'{name}_2'!r}" for name in used if f"{name}_2" in sample.columns]
+    if twins:  # readers of tables number columns of one name
+        note += f"; taken is {', '.join(twins)} (columns of one name are numbered)"
     if guess.name not in ("text", "text_label", "alpaca", "prompt_completion", "messages", "sharegpt"):
-        return ""
-    rest = [name for name in answer_columns(sample) if name not in guess.columns.values()]
+        return note
+    rest = [name for name in answer_columns(sample) if name not in used]
     if guess.name == "text":
-        rest += [name for name in sample.columns if name not in guess.columns.values() and _is_fact(sample, name)]
-    return f"; not used: {', '.join(map(repr, rest))}" if rest else ""
-
-
-def _is_fact(sample: RecordSample, name: str) -> bool:
-    return not is_about(name, (*NO_CONTENT_NAMES, *ABOUT_NAMES)) and sample.mostly(
-        name, lambda v: isinstance(v, int | float)
-    )
-
-
-def _numbered_twins(sample: RecordSample, guess: FormatGuess) -> str:
-    """A note on columns that have the same name as a used one: readers of tables number those of one name."""
-    names = sample.columns
-    twins = [f"{name!r}, not {f'{name}_2'!r}" for name in dict.fromkeys(guess.columns.values()) if f"{name}_2" in names]
-    return f"; taken is {', '.join(twins)} (columns of one name are numbered)" if twins else ""
-
-
-def _as_described(sample: RecordSample, entry: Mapping[str, Any]) -> FormatGuess | None:
-    """The format of an entry, unless it can't be read or the data have other columns: it is never required."""
-    try:
-        guess = guess_from_info(entry)
-    except UserError:
-        return None
-    needed = ("turns", "instruction", "output", "chosen", "rejected", "answers", "text")
-    return guess if sample.is_usual(*(column for role, column in guess.columns.items() if role in needed)) else None
+        about = (*NO_CONTENT_NAMES, *ABOUT_NAMES)
+        others = [name for name in sample.columns if name not in used and not is_about(name, about)]
+        rest += [name for name in others if sample.mostly(name, lambda v: isinstance(v, int | float))]
+    return note + (f"; not used: {', '.join(map(repr, rest))}" if rest else "")
 
 
 def _wanted(config: PrepareConfig) -> str:
-    """The format that the configuration names.
-
-    Raises:
-        UserError: a format that is not known, or settings that contradict each other.
-    """
+    """The format that the configuration names."""
     if config.format not in ("auto", *FORMATS):
-        raise UserError(
-            f"Unknown format: {config.format}",
-            where="data.format",
-            next_step=did_you_mean(config.format, ("auto", *FORMATS), f"known: auto, {', '.join(FORMATS)}"),
-        )
+        step = did_you_mean(config.format, ("auto", *FORMATS), f"known: auto, {', '.join(FORMATS)}")
+        raise UserError(f"Unknown format: {config.format}", where="data.format", next_step=step)
     if config.input is not None or config.output is not None:
         if config.format not in ("auto", "fields"):
-            raise UserError(
-                f"Templates (data.input, data.output) don't go with format={config.format}",
-                next_step="leave out data.format, or the templates",
-            )
+            what = f"Templates (data.input, data.output) don't go with format={config.format}"
+            raise UserError(what, next_step="leave out data.format, or the templates")
         if config.input is None or config.output is None:
             missing = "input" if config.input is None else "output"
             raise UserError(f"Missing key 'data.{missing}'", next_step=f"set data.{missing}='...{{column}}...' as well")
         return "fields"
     if config.format == "fields":
-        raise UserError(
-            "format=fields needs templates", next_step="set data.input='{column}' and data.output='{column}'"
-        )
+        step = "set data.input='{column}' and data.output='{column}'"
+        raise UserError("format=fields needs templates", next_step=step)
     if config.text is None and config.label is None:
         return config.format
     if config.format == "text" and config.label is None:
         return "text"
     if config.format not in ("auto", "text_label"):
-        raise UserError(
-            f"data.text and data.label don't go with format={config.format}",
-            next_step="leave out data.format, or data.text and data.label",
-        )
+        what = f"data.text and data.label don't go with format={config.format}"
+        raise UserError(what, next_step="leave out data.format, or data.text and data.label")
     return "text_label"
 
 
 def _find_in_any_case(sample: RecordSample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
     """The format, whether columns are written `Question` or `question`."""
     names = {name.casefold(): name for name in sample.columns}
-    if (
-        config.text
-        or config.label
-        or all(low == name for low, name in names.items())
-        or len(names) < len(sample.columns)
-    ):
+    plain = all(low == name for low, name in names.items()) or len(names) < len(sample.columns)
+    if config.text or config.label or plain:
         return _find(sample, config, wanted)
     low = RecordSample({name.casefold(): value for name, value in record.items()} for record in sample)
-    guess = _find(low, config, wanted)
-    if guess is None:
+    if (guess := _find(low, config, wanted)) is None:
         return None
     columns = {role: names[column] for role, column in guess.columns.items()}
     reason = re.sub(r"'([^']+)'", lambda match: repr(names.get(match[1], match[1])), guess.reason)
@@ -170,12 +136,6 @@ def _find(sample: RecordSample, config: PrepareConfig, wanted: str) -> FormatGue
     return None
 
 
-SENTENCE = 4  # words of a column's name from which on it is taken for a value: the file has no header line
-
-
-MOST_LABELS = 0.3  # distinct values of a column that may be a label, as a share of the records
-
-
 def _is_words(value: Any) -> bool:
     return isinstance(value, str) and any(letter.isalpha() for letter in value)
 
@@ -183,8 +143,8 @@ def _is_words(value: Any) -> bool:
 def _likely_settings(sample: RecordSample) -> list[str]:
     """Settings for columns whose values look like a text and its label, or a text and an answer; empty where none do.
 
-    Objects and arrays are answers, and come first. A label has few different values. Of texts that are equally long the
-    last one is taken: what people wrote tends to stand behind what was made of it.
+    Objects and arrays are answers, and come first. Of texts that are equally long the last one is taken: what people
+    wrote tends to follow what was made of it.
     """
     answers = answer_columns(sample)
     words = [name for name in sample.columns if name not in answers and sample.mostly(name, _is_words, NEARLY)]
@@ -206,9 +166,6 @@ def _likely_settings(sample: RecordSample) -> list[str]:
     if len(prose) == len(words) == 2:
         return [f"data.input={{{prose[0]}}}", f"data.output={{{prose[1]}}}"]
     return []
-
-
-MOST_KEYS = 30  # of objects that an instruction names
 
 
 def _extraction(sample: RecordSample, text: str, answers: Sequence[str]) -> list[str]:
@@ -247,9 +204,9 @@ def _no_format(sample: RecordSample, config: PrepareConfig, wanted: str) -> User
     if wanted == "auto":
         usual = {*TURN_COLUMNS, *TEXT_NAMES, *LABEL_NAMES, *(name for pair in (*PAIRS, *RANKED) for name in pair)}
         folded = {name.casefold(): name for name in columns}
-        likely = [
-            s for s in _likely_settings(sample) if config.instruction is None or "instruction" not in s.split("=")[0]
-        ]
+        likely = _likely_settings(sample)
+        if config.instruction is not None:
+            likely = [setting for setting in likely if "instruction" not in setting.split("=")[0]]
         if likely:
             step = f"by their values, this may fit: {in_shell(likely)}; else {step}"
         for name in sorted(folded.keys() - usual):
@@ -267,35 +224,23 @@ def _no_format(sample: RecordSample, config: PrepareConfig, wanted: str) -> User
     other = _find(sample, config, "auto") if wanted != "text_label" else None
     if other is not None:
         step = f"they look like {other.name} ({other.reason}): leave out data.format, or " + step
-    return UserError(
-        f"The records don't look like {wanted}, which has {FORMATS[wanted].shape}",
-        where=f"columns: {names or '(none)'}",
-        next_step=step,
-    )
+    what = f"The records don't look like {wanted}, which has {FORMATS[wanted].shape}"
+    return UserError(what, where=f"columns: {names or '(none)'}", next_step=step)
 
 
 def check_columns(records: Sequence[Record], config: PrepareConfig) -> None:
-    """Refuse a configured column that no record has.
-
-    Raises:
-        UserError: with the nearest column.
-    """
+    """Refuse a configured column that no record has. Raises UserError: with the nearest column."""
     wanted = {f"data.{name}": template_columns(text) for name, text in templates_of(config)}
     single = {"data.text": config.text, "data.label": config.label, "data.split.stratify": config.split.stratify}
     wanted |= {key: [column] for key, column in single.items() if column is not None}
     sample_columns = RecordSample(records).columns
     for key, columns in wanted.items():
         for column in columns:
-            if column not in sample_columns and not any(
-                lookup(record, column) not in (None, ABSENT) for record in records
-            ):
-                raise UserError(
-                    f"No record has the column {column!r}",
-                    where=key,
-                    next_step=did_you_mean(
-                        column, sample_columns, f"columns: {', '.join(list(sample_columns)[:12])}", shown=repr
-                    ),
-                )
+            inside = any(lookup(record, column) not in (None, ABSENT) for record in records)
+            if column not in sample_columns and not inside:
+                others = f"columns: {', '.join(list(sample_columns)[:12])}"
+                step = did_you_mean(column, sample_columns, others, shown=repr)
+                raise UserError(f"No record has the column {column!r}", where=key, next_step=step)
 
 
 def templates_of(config: PrepareConfig) -> list[tuple[str, str]]:
@@ -313,24 +258,25 @@ def guess_from_info(entry: Mapping[str, Any]) -> FormatGuess:
     """
     columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
     formatting = entry.get("formatting", "alpaca")
-    if (
-        not isinstance(columns, Mapping)
-        or not isinstance(tags, Mapping)
-        or formatting not in ("alpaca", "sharegpt", "openai")
-    ):
-        raise UserError(
-            f"Can't read the entry with formatting {formatting!r}",
-            where="dataset_info.json",
-            next_step="formatting is alpaca, sharegpt or openai; columns and tags are objects",
-        )
+    objects = isinstance(columns, Mapping) and isinstance(tags, Mapping)
+    if not objects or formatting not in ("alpaca", "sharegpt", "openai"):
+        what = f"Can't read the entry with formatting {formatting!r}"
+        step = "formatting is alpaca, sharegpt or openai; columns and tags are objects"
+        raise UserError(what, where="dataset_info.json", next_step=step)
     if media := [name for name in ("images", "videos", "audios") if columns.get(name)]:
         raise UserError(f"{media[0]} can't be trained on", where="dataset_info.json", next_step="give text data only")
     made = _named(columns, _FURTHER)
     if formatting == "alpaca":
-        given = _named(columns, _ALPACA)
-        if given.keys() == {"instruction"} and "chosen" not in made:
-            return FormatGuess("text", {"text": given["instruction"]}, "dataset_info.json: one column of text")
-        name, made, keys = "alpaca", _alpaca_columns(given, made), PLAIN_KEYS
+        names = _named(columns, _ALPACA)
+        if names.keys() == {"instruction"} and "chosen" not in made:
+            return FormatGuess("text", {"text": names["instruction"]}, "dataset_info.json: one column of text")
+        made = (names or {name: name for name in ("instruction", "input", "output")}) | made
+        if "chosen" in made:
+            made.pop("output", None)
+        if "instruction" not in made or not {"output", "chosen"} & made.keys():
+            step = "name both in columns: prompt and response (or chosen and rejected)"
+            raise UserError("The entry names no prompt or no response", where="dataset_info.json", next_step=step)
+        name, keys = "alpaca", PLAIN_KEYS
     else:
         name, usual = ("messages", "messages") if formatting == "openai" else ("sharegpt", "conversations")
         made, keys = {"turns": str(columns.get("messages") or usual)} | made, _tagged(tags, name)
@@ -346,44 +292,18 @@ def guess_from_info(entry: Mapping[str, Any]) -> FormatGuess:
     return FormatGuess(name, made, f"dataset_info.json: {formatting}", keys=keys)
 
 
-# By LLaMA-Factory's name of a column its role here.
-_ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
-_FURTHER = {name: name for name in ("system", "tools", "history", "chosen", "rejected")} | {"kto_tag": "thumb"}
-
-
 def _named(columns: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, str]:
-    """The columns that an entry names, by their roles here."""
     return {role: str(columns[name]) for name, role in roles.items() if columns.get(name)}
-
-
-def _alpaca_columns(given: dict[str, str], further: dict[str, str]) -> dict[str, str]:
-    """The columns of instruction and output.
-
-    Raises:
-        UserError: one of both is missing.
-    """
-    made = (given or {"instruction": "instruction", "input": "input", "output": "output"}) | further
-    if "chosen" in made:
-        made.pop("output", None)
-    if "instruction" not in made or not {"output", "chosen"} & made.keys():
-        raise UserError(
-            "The entry names no prompt or no response",
-            where="dataset_info.json",
-            next_step="name both in columns: prompt and response (or chosen and rejected)",
-        )
-    return made
 
 
 def _tagged(tags: Mapping[str, Any], name: str) -> TurnKeys:
     """The keys and roles of turns as LLaMA-Factory's tags name them."""
-    ours = {name: name for name in ("user", "assistant", "system")} | {
-        "observation": "tool",
-        "function": "function_call",
-    }
-    given = {tag: str(tags[f"{tag}_tag"]) for tag in ours if tags.get(f"{tag}_tag")}
-    roles = {spelling.casefold(): ours[tag] for tag, spelling in given.items()}
+    ours = {"user": "user", "assistant": "assistant", "system": "system"}
+    ours |= {"observation": "tool", "function": "function_call"}
+    spellings = {tag: str(tags[f"{tag}_tag"]) for tag in ours if tags.get(f"{tag}_tag")}
+    roles = {spelling.casefold(): ours[tag] for tag, spelling in spellings.items()}
     role, content = ("role", "content") if name == "messages" else ("from", "value")
-    usual = frozenset(given.values()) | (frozenset() if name == "messages" else SHAREGPT_ROLES)
+    usual = frozenset(spellings.values()) | (frozenset() if name == "messages" else SHAREGPT_ROLES)
     return TurnKeys(
         role=str(tags.get("role_tag") or role),
         content=str(tags.get("content_tag") or content),

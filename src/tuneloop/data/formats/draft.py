@@ -1,53 +1,54 @@
-"""A record on its way to a conversation: what a format makes of it, and the checks that all formats share."""
+"""A record on its way to a conversation: what a format makes of it, the checks that all formats share, and ratings."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats.ratings import opinion, read_thumb
 from tuneloop.data.formats.sample import Find, FormatGuess, Record, as_value, is_scalar
 from tuneloop.data.formats.turns import Refused, as_text, assistant, json_text, ordered, read_turns, short, user
 from tuneloop.data.sources.parse import json_type
 from tuneloop.records.rows import Message
+
+_NEEDED = ("turns", "instruction", "output", "prompt", "completion", "text", "label", "chosen", "rejected", "answers")
+_UP = (
+    "up true 1 yes good like liked positive desirable chosen upvote upvoted helpful satisfied correct +1 👍 thumbsup "
+    "thumbs_up thumb_up thumbs-up"
+)
+_DOWN = (
+    "down false 0 no bad dislike disliked negative undesirable rejected downvote downvoted unhelpful dissatisfied "
+    "incorrect -1 👎 thumbsdown thumbs_down thumb_down thumbs-down"
+)
+_THUMBS = dict.fromkeys(_UP.split(), True) | dict.fromkeys(_DOWN.split(), False)
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """A record as a conversation.
 
-    Args:
-        messages: the turns; the last is the assistant's. Plain text is one turn of the assistant alone.
-        label: the class, where the task has one.
-        tools: the tools that may be called, in the OpenAI form.
-        used: columns that went into the conversation.
-        repairs: what was changed, each with at least `kind` and `field`.
-        extra: further facts for `meta`: `rejected` (the turns of the worse answer; `shared_turns` where they
-            take the place of more than the last turn), `thumb` and `rating`, `labels`, `model`.
+    `extra` holds further facts for `meta`: `rejected` (the turns of the worse answer; `shared_turns` where they take the
+    place of more than the last turn), `thumb` and `rating`, `labels`, `model`.
     """
 
-    messages: list[Message]
-    label: str | None
-    tools: list[dict[str, Any]]
-    used: frozenset[str]
-    repairs: list[dict[str, Any]]
+    messages: list[Message]  # the turns; the last is the assistant's. Plain text is one turn of the assistant alone
+    label: str | None  # the class, where the task has one
+    tools: list[dict[str, Any]]  # the tools that may be called, in the OpenAI form
+    used: frozenset[str]  # columns that went into the conversation
+    repairs: list[dict[str, Any]]  # what was changed, each with at least `kind` and `field`
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a record is no training example: a word of the documented list, and the particulars.
-
-    Args:
-        tokens: of a row that is too long.
-    """
+    """Why a record is no training example: a word of the documented list, and the particulars."""
 
     reason: str
     detail: str
-    tokens: int = 0
+    tokens: int = 0  # of a row that is too long
 
 
 @dataclass(slots=True)
@@ -70,9 +71,8 @@ def checked(draft: Draft, record: Record, guess: FormatGuess, config: PrepareCon
         Refused: see `tuneloop.data.formats.turns.ordered`, and labels that are not allowed.
     """
     classes = config.task == "classification" or config.labels is not None
-    messages = ordered(
-        draft.turns, guess.keys, draft.repairs, system=config.instruction or "", errors=errors and not classes
-    )
+    system, errors = config.instruction or "", errors and not classes
+    messages = ordered(draft.turns, guess.keys, draft.repairs, system=system, errors=errors)
     if "thumb" in guess.columns:
         _rate(record, guess, config, draft.extra)
     label = None
@@ -103,9 +103,6 @@ def required(record: Record, column: str, guess: FormatGuess) -> Any:
     return record[column]
 
 
-_NEEDED = ("turns", "instruction", "output", "prompt", "completion", "text", "label", "chosen", "rejected", "answers")
-
-
 def text_of(record: Record, column: str | None, guess: FormatGuess) -> str:
     """A column's text, "" where it is not there."""
     value = record.get(column) if column else None
@@ -132,15 +129,10 @@ def answer_of(record: Record, column: str, guess: FormatGuess) -> str:
 
 
 def refuse_text(value: Any, column: str, guess: FormatGuess) -> None:
-    """Refuse a value that is no object or array in a column where nearly all others are.
-
-    Raises:
-        Refused: it is not null either.
-    """
+    """Refuse a value that is no object, array or null in a column where nearly all others are."""
     if column in guess.objects and value is not None and is_scalar(as_value(value)):
-        raise Refused(
-            "wrong_type", f"column {column!r} is {json_type(value)}, not JSON as nearly all others: {short(str(value))}"
-        )
+        what = f"column {column!r} is {json_type(value)}, not JSON as nearly all others"
+        raise Refused("wrong_type", f"{what}: {short(str(value))}")
 
 
 def system_turn(record: Record, guess: FormatGuess) -> list[Message]:
@@ -159,11 +151,7 @@ def _rate(record: Record, guess: FormatGuess, config: PrepareConfig, extra: dict
     rated = read_thumb(value, guess.scale)
     if rated is None:
         raise Refused("wrong_type", f"column {column!r} has no rating that can be read: {short(str(value))}")
-    thumb, number = rated
-    if thumb is not None:
-        extra["thumb"] = thumb
-    if number is not None:
-        extra["rating"] = number
+    extra |= {name: value for name, value in zip(("thumb", "rating"), rated, strict=True) if value is not None}
 
 
 def prompt_turns(
@@ -173,8 +161,10 @@ def prompt_turns(
     columns = guess.columns
     turns = system_turn(record, guess)
     history = record.get(columns.get("history", "history")) or []
-    if history:
-        turns += _history(history)
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise Refused("wrong_type", "column 'history' is no array of pairs")
+    for question, answer in history:
+        turns += [user(as_text(question, "column 'history'")), assistant(as_text(answer, "column 'history'"))]
     value = required(record, column, guess)
     if isinstance(value, list) and repairs is not None:
         return turns + read_turns(value, guess.keys, repairs)
@@ -186,32 +176,83 @@ def prompt_turns(
     return turns
 
 
-def _history(value: Any) -> list[Message]:
-    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        raise Refused("wrong_type", "column 'history' is no array of pairs")
-    turns: list[Message] = []
-    for question, answer in value:
-        turns += [user(as_text(question, "column 'history'")), assistant(as_text(answer, "column 'history'"))]
-    return turns
+# --- ratings: thumbs, stars and scores in their many spellings ---
+
+
+def opinion(value: Any) -> Any:
+    """The rating of an answer, out of the object that may hold it."""
+    if isinstance(value, dict):
+        names = ("thumb", "thumbs", "rating", "score", "value", "feedback", "label", "type")
+        value = next((value[name] for name in names if value.get(name) is not None), None)
+    if isinstance(value, str) and not value.strip():
+        return None
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def read_number(value: Any) -> float | None:
+    """A number of a sane size, which may stand as text; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e6 else None
+
+
+def scale_of(values: Sequence[Any], name: str) -> tuple[float, float] | None:
+    """The usual scale that ratings stay within; None for thumbs, and for labels, which are classes above 1."""
+    numbers = [number for number in map(read_number, values) if number is not None]
+    if 2 * len(numbers) < len(values) or set(numbers) <= {0, 1}:
+        return None
+    low, high = min(numbers), max(numbers)
+    if name == "label" and (low, high) != (-1, 1):
+        return None
+    for top in (1, 5, 10, 100):
+        if high <= top:
+            return (-top if low < 0 else 1 if low >= 1 and top in (5, 10) else 0, top)
+    return None
+
+
+def read_thumb(value: Any, scale: tuple[float, float] | None) -> tuple[bool | None, float | None] | None:
+    """Whether a rating is a thumb up (True), down (False) or neither (None), and its number; None if it can't be read.
+
+    On a scale the upper two fifths are up, the lower two fifths down: 4 and 5 of five stars, 1 and 2.
+
+    Args:
+        value: a boolean, a word such as `up`, a number, or text with a number.
+        scale: lowest and highest number, see `scale_of`; None for thumbs, where 1 is up and 0 is down.
+    """
+    if isinstance(value, bool):
+        return value, None
+    if scale is None:
+        if isinstance(value, str):
+            thumb = _THUMBS.get("_".join(value.strip().strip(":").casefold().split()))
+            return None if thumb is None else (thumb, None)
+        return (value > 0, None) if isinstance(value, int | float) and value in (0, 1) else None
+    number, (low, high) = read_number(value), scale
+    if number is None or not low <= number <= high:
+        return None
+    place = (number - low) / (high - low)
+    return (True if place >= 0.6 else False if place <= 0.4 else None), number
+
+
+def score_of(answer: Any) -> float | None:
+    """The score in an object with an answer, if it is one."""
+    if not isinstance(answer, dict):
+        return None
+    numbers = (read_number(answer.get(name)) for name in ("score", "overall_score", "rating", "reward"))
+    return next((number for number in numbers if number is not None), None)
 
 
 @dataclass(frozen=True)
 class Format:
-    """A shape of records.
+    """A shape of records."""
 
-    Args:
-        name: as `data.format` names it.
-        shape: what its records have, for messages.
-        parse: makes a conversation of a record, or raises `Refused`.
-        find: recognises the format in a sample of records; None: it must be configured.
-        rated: a further column of ratings makes records of this format `thumbs`.
-    """
-
-    name: str
-    shape: str
-    parse: Parse
-    find: Find | None = None
-    rated: bool = False
+    name: str  # as `data.format` names it
+    shape: str  # what its records have, for messages
+    parse: Parse  # makes a conversation of a record, or raises `Refused`
+    find: Find | None = None  # recognises the format in a sample of records; None: it must be configured
+    rated: bool = False  # a further column of ratings makes records of this format `thumbs`
 
 
 # By name, in the order in which formats are looked for: a conversation may stand next to an instruction, an

@@ -1,11 +1,7 @@
-"""Logged requests and responses of chat APIs to turns.
+"""Logged requests and responses of chat APIs to turns: OpenAI's, plain, in a batch file, or streamed; others in part.
 
-Requests and responses are those of OpenAI's chat completions in the first place: plain, as a batch file wraps
-them, or streamed. Its responses API, its old completions, and what Anthropic and Ollama answer, are read as
-far as they are text and tool calls. Nothing here looks at roles or arguments: `tuneloop.data.formats.turns` does.
-
-A streamed answer becomes the response that would have come without streaming (`with_whole_exchange`) before anything
-looks at its texts: the white space at the ends of a piece belongs to the text, and personal data may be cut between two.
+A streamed answer becomes one response (`with_whole_exchange`) before texts are looked at: white space at the ends of pieces
+belongs to the text, and personal data may be cut between two. Roles and arguments are left to `turns`.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.draft import Draft, Format, checked_parser
@@ -46,15 +42,14 @@ _STREAM_FAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request and its response: OpenAI turns as they stand, and what else the request says."""
+    """A request and its response: OpenAI turns as they are, and what else the request says."""
 
     turns: list[Any]
     tools: list[Any] = field(default_factory=list)
     model: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _LoggedAnswer:
+class _LoggedAnswer(NamedTuple):
     turn: dict[str, Any]
     finish: str = ""
 
@@ -62,13 +57,13 @@ class _LoggedAnswer:
 def looks_like_request(value: Any) -> bool:
     """Whether a value is the body of a request, or wraps one, or is a list of turns."""
     value = as_value(value)
-    if isinstance(value, dict):
-        return (
-            _is_turns(value.get("messages"))
-            or any(looks_like_request(value[name]) for name in _WRAPPERS if name in value)
-            or ("model" in value and any(name in value for name in _ASKING))
-        )
-    return _is_turns(value)
+    if not isinstance(value, dict):
+        return _is_turns(value)
+    return (
+        _is_turns(value.get("messages"))
+        or any(looks_like_request(value[name]) for name in _WRAPPERS if name in value)
+        or ("model" in value and any(name in value for name in _ASKING))
+    )
 
 
 def looks_like_response(value: Any) -> bool:
@@ -76,19 +71,18 @@ def looks_like_response(value: Any) -> bool:
     if _pieces(value) is not None:
         return True
     value = as_value(value)
-    if isinstance(value, dict):
-        if any(looks_like_response(value[name]) for name in _WRAPPERS if name in value):
-            return True
-        message = value.get("message")
-        return (
-            isinstance(value.get("choices"), list)
-            or isinstance(value.get("output"), list)
-            or (isinstance(message, dict) and "content" in message)
-            or (value.get("role") == "assistant" and "content" in value)
-            or (isinstance(value.get("error"), dict) and len(value) <= 3)
-        )
-    return isinstance(value, list) and any(
-        isinstance(item, dict) and "message" in item and "index" in item for item in value
+    if isinstance(value, list):
+        return any(isinstance(item, dict) and "message" in item and "index" in item for item in value)
+    if not isinstance(value, dict):
+        return False
+    message = value.get("message")
+    return (
+        any(looks_like_response(value[name]) for name in _WRAPPERS if name in value)
+        or isinstance(value.get("choices"), list)
+        or isinstance(value.get("output"), list)
+        or (isinstance(message, dict) and "content" in message)
+        or (value.get("role") == "assistant" and "content" in value)
+        or (isinstance(value.get("error"), dict) and len(value) <= 3)
     )
 
 
@@ -97,12 +91,7 @@ def _is_turns(value: Any) -> bool:
 
 
 def read_exchange(record: Mapping[str, Any], request: str, response: str) -> Exchange:
-    """The turns of a logged exchange, the answer as the last one.
-
-    Args:
-        record: the log's record; its own `error` and status count too.
-        request: column with the request.
-        response: column with the response.
+    """The turns of a logged exchange, the answer as the last one; `request` and `response` are columns.
 
     Raises:
         Refused: an error instead of a response (`error_output`), a response that was cut off
@@ -158,20 +147,15 @@ def _request(body: Any) -> tuple[list[Any], list[Any], str]:
     if system is not None and system != "":
         turns.insert(0, {"role": "system", "content": system})
     tools = body.get("tools") or body.get("functions") or []
-    model = body.get("model")
-    return turns, _tools(tools), model if isinstance(model, str) else ""
-
-
-def _tools(value: Any) -> list[Any]:
-    """Tool definitions; those of the responses API have their name next to the type."""
-    if not isinstance(value, list):
-        raise Refused("wrong_type", f"the request's tools are {json_type(value)}")
-    return [
+    if not isinstance(tools, list):
+        raise Refused("wrong_type", f"the request's tools are {json_type(tools)}")
+    tools = [
         {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
         if isinstance(tool, dict) and tool.get("type") == "function" and "function" not in tool
-        else tool
-        for tool in value
+        else tool  # those of the responses API have their name next to the type
+        for tool in tools
     ]
+    return turns, tools, _word(body.get("model"))
 
 
 def _items(value: Iterable[Any]) -> list[Any]:
@@ -180,11 +164,9 @@ def _items(value: Iterable[Any]) -> list[Any]:
     for item in value:
         kind = item.get("type") if isinstance(item, dict) else None
         if kind == "function_call":
-            call = {
-                "id": item.get("call_id"),
-                "function": {"name": item.get("name"), "arguments": item.get("arguments")},
-            }
-            turns.append({"role": "assistant", "content": None, "tool_calls": [call]})
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            calls = [{"id": item.get("call_id"), "function": function}]
+            turns.append({"role": "assistant", "content": None, "tool_calls": calls})
         elif kind == "function_call_output":
             turns.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
         elif kind != "reasoning":
@@ -193,12 +175,7 @@ def _items(value: Iterable[Any]) -> list[Any]:
 
 
 def with_whole_exchange(record: dict[str, Any], request: str, response: str) -> dict[str, Any]:
-    """A record with one text in place of contents in parts, and of a streamed answer; the record itself where nothing is in pieces.
-
-    Args:
-        record: the log's record.
-        request, response: columns with them.
-    """
+    """A record with one text for contents in parts and for a streamed answer; itself where nothing is in pieces."""
     changed = {}
     for column, whole in ((request, _whole_turns), (response, _without_streams)):
         value = record.get(column)
@@ -212,8 +189,8 @@ def _whole_turns(body: Any) -> Any:
         return with_whole_contents(body, "content")
     if not isinstance(body, dict):
         return body
-    inner = {name: body[name] for name in (*_ASKING, *_WRAPPERS) if name in body}
-    made = {name: whole for name, part in inner.items() if (whole := _whole_turns(part)) is not part}
+    names = (name for name in (*_ASKING, *_WRAPPERS) if name in body)
+    made = {name: whole for name in names if (whole := _whole_turns(body[name])) is not body[name]}
     return {**body, **made} if made else body
 
 
@@ -249,7 +226,6 @@ def _response(value: Any) -> _LoggedAnswer:
 
 
 def _listed(value: list[Any]) -> _LoggedAnswer:
-    """Choices, items of an output, or turns."""
     if not value:
         raise Refused("empty_output", "the response is an empty array")
     first = value[0]
@@ -292,9 +268,8 @@ def _message(value: Mapping[str, Any], finish: str) -> _LoggedAnswer:
         for block in content:
             kind = block.get("type", "text") if isinstance(block, dict) else None
             if kind == "tool_use":
-                calls.append(
-                    {"id": block.get("id"), "function": {"name": block.get("name"), "arguments": block.get("input")}}
-                )
+                function = {"name": block.get("name"), "arguments": block.get("input")}
+                calls.append({"id": block.get("id"), "function": function})
             elif kind != "thinking":
                 texts.append(block)
         turn["content"] = texts
@@ -314,18 +289,13 @@ def _without_streams(value: Any) -> Any:
     opened = as_value(value)
     if not isinstance(opened, dict):
         return value
-    inner = {
-        name: opened[name] for name in (*_ANSWERING, *_WRAPPERS) if isinstance(opened.get(name), str | list | dict)
-    }
-    made = {name: whole for name, part in inner.items() if (whole := _without_streams(part)) is not part}
+    names = (name for name in (*_ANSWERING, *_WRAPPERS) if isinstance(opened.get(name), str | list | dict))
+    made = {name: whole for name in names if (whole := _without_streams(opened[name])) is not opened[name]}
     return {**opened, **made} if made else value
 
 
 def _pieces(value: Any) -> Sequence[Any] | None:
-    """The pieces of a streamed answer: an event stream, JSON lines, or an array of pieces; None for anything else.
-
-    What is no JSON is a piece that is no object.
-    """
+    """The pieces of a streamed answer (events, JSON lines, an array), a text where one is no JSON; else None."""
     if isinstance(value, str):
         if _is_event(value):
             events = _events(value)
@@ -362,17 +332,14 @@ def _events(text: str) -> list[Any]:
     events: list[Any] = []
     for line in _LINE_END.split(text):
         name, _, data = line.partition(":")
-        data = data.strip()
-        if name.strip() != "data" or not data:
-            continue
-        if data == "[DONE]":
-            return [*events, {"done": True}]
-        events.append(as_value(data))
+        if name.strip() == "data" and (data := data.strip()):
+            if data == "[DONE]":
+                return [*events, {"done": True}]
+            events.append(as_value(data))
     return events
 
 
 def _put_together(pieces: Iterable[Any]) -> dict[str, Any]:
-    """The response that would have come without streaming."""
     stream = _Stream()
     for piece in pieces:
         if not isinstance(piece, dict):
@@ -412,9 +379,8 @@ class _Stream:
             if isinstance(choice, dict) and choice.get("index", 0) == 0:
                 self.tells_its_end = self.tells_its_end or "finish_reason" in choice
                 self.finish = _word(choice.get("finish_reason")) or self.finish
-                self._delta(
-                    next((c for c in (choice.get("delta"), choice.get("message")) if isinstance(c, dict)), choice)
-                )
+                parts = (choice.get("delta"), choice.get("message"))
+                self._delta(next((part for part in parts if isinstance(part, dict)), choice))
         elif "done" in piece:
             message = piece.get("message")
             self._delta(message if isinstance(message, dict) else {"content": piece.get("response")})
@@ -430,9 +396,8 @@ class _Stream:
         """What a piece of OpenAI's or Ollama's adds."""
         self._text(delta.get("content"))
         self._text(delta.get("text"))
-        calls = delta.get("tool_calls") or (
-            [{"function": delta["function_call"]}] if delta.get("function_call") else []
-        )
+        one = delta.get("function_call")
+        calls = delta.get("tool_calls") or ([{"function": one}] if one else [])
         for part in calls if isinstance(calls, list) else []:
             if not isinstance(part, dict):
                 self.is_odd = True
@@ -471,9 +436,8 @@ class _Stream:
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self.texts)}
         if self.calls:
             message["tool_calls"] = list(self.calls.values())
-        if self.is_odd:
-            fault = fault or "stream_odd"
-        finish = fault or self.finish or ("stream_cut" if self.tells_its_end else "")
+        odd, cut = "stream_odd" if self.is_odd else "", "stream_cut" if self.tells_its_end else ""
+        finish = fault or odd or self.finish or cut
         return {"choices": [{"index": 0, "message": message, "finish_reason": finish}]}
 
 
@@ -490,29 +454,24 @@ def _find_logs(sample: RecordSample, config: PrepareConfig) -> FormatGuess | Non
     columns = {name.casefold(): name for name in reversed(sample.columns) if sample.is_usual(name)}
     requests = [columns[name] for name in REQUEST_NAMES if name in columns]
     responses = [columns[name] for name in RESPONSE_NAMES if name in columns]
+
+    def is_answered(value: Any) -> bool:
+        value = as_value(value)
+        last = value[-1] if isinstance(value, list) and value else None
+        return isinstance(last, dict) and ROLES.get(str(last.get("role")).casefold()) == "assistant"
+
     for request in requests:
         bodies = sample.of(request)
         structured = mostly(bodies, looks_like_request)
-        if structured and mostly(bodies, _is_answered):
+        if structured and mostly(bodies, is_answered):
             continue  # whole conversations: they need no response
         for response in responses:
             answers = sample.of(response)
-            if response == request or not (structured or mostly(answers, looks_like_response)):
-                continue
-            if any(answer is not None for answer in answers):
-                return FormatGuess(
-                    "logs",
-                    {"request": request, "response": response},
-                    sample.seen([request, response], " of a chat API"),
-                )
+            fits = response != request and (structured or mostly(answers, looks_like_response))
+            if fits and any(answer is not None for answer in answers):
+                names = {"request": request, "response": response}
+                return FormatGuess("logs", names, sample.seen(names.values(), " of a chat API"))
     return None
-
-
-def _is_answered(value: Any) -> bool:
-    """Whether a list of turns ends with the assistant's."""
-    value = as_value(value)
-    last = value[-1] if isinstance(value, list) and value else None
-    return isinstance(last, dict) and ROLES.get(str(last.get("role")).casefold()) == "assistant"
 
 
 FORMAT = Format("logs", "request and response", checked_parser(logs), _find_logs)

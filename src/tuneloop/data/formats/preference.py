@@ -10,10 +10,9 @@ from typing import Any
 from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.conversation import conversation, find_conversation, is_data, turn_keys
-from tuneloop.data.formats.draft import Format, Parsed, prompt_turns, required, system_turn
-from tuneloop.data.formats.ratings import read_number, score_of
+from tuneloop.data.formats.draft import Format, Parsed, prompt_turns, read_number, required, score_of, system_turn
 from tuneloop.data.formats.sample import BESIDES, HISTORY, SYSTEM, TOOLS, FormatGuess, Record, RecordSample, mostly
-from tuneloop.data.formats.turns import PLAIN_KEYS, Refused, TurnKeys, as_text, assistant, ordered, read_turns
+from tuneloop.data.formats.turns import PLAIN_KEYS, Refused, TurnKeys, as_text, assistant, ordered, read_turns, user
 from tuneloop.records.rows import Message
 
 RANKED = (
@@ -21,6 +20,7 @@ RANKED = (
     ("preferred", "dispreferred"), ("accepted", "rejected"), ("better", "worse"),
 )  # fmt: skip
 CANDIDATES = ("completions", "responses", "answers", "candidates", "outputs", "output")
+_SHAPE = "chosen and rejected (or a list of two completions), and a prompt"
 
 
 def preference(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
@@ -75,7 +75,12 @@ def _two_answers(record: Record, guess: FormatGuess) -> tuple[Any, Any]:
     numbers = [number for number in map(read_number, scores) if number is not None]
     if numbers and len(numbers) < len(answers):
         raise Refused("wrong_type", f"some answers in column {column!r} have no score")
-    texts = [_said(answer) for answer in answers]
+    texts = []
+    for answer in answers:
+        names = ("text", "response", "completion", "answer", "content", "output")
+        if isinstance(answer, dict) and not {"role", "from"} & answer.keys():  # the text, in an object with its score
+            answer = next((answer[name] for name in names if isinstance(answer.get(name), str)), answer)
+        texts.append(answer)
     if not numbers:
         if len(answers) > 2:
             raise Refused("no_preference", f"{counted(len(answers), 'answer')} in column {column!r} without scores")
@@ -84,14 +89,6 @@ def _two_answers(record: Record, guess: FormatGuess) -> tuple[Any, Any]:
     if best == worst:
         raise Refused("no_preference", "both answers have the same score")
     return texts[numbers.index(best)], texts[numbers.index(worst)]
-
-
-def _said(answer: Any) -> Any:
-    """The text of an answer in an object with its score."""
-    names = ("text", "response", "completion", "answer", "content", "output")
-    if isinstance(answer, dict) and not {"role", "from"} & answer.keys():
-        return next((answer[name] for name in names if isinstance(answer.get(name), str)), answer)
-    return answer
 
 
 def _answered(
@@ -104,20 +101,15 @@ def _answered(
         turns = read_turns(answer, guess.keys, repairs)
     else:
         text = as_text(answer, "an answer")
-        turns = _transcript(text) if "\n\nHuman:" in text else [assistant(text)]
+        turns = [assistant(text)]
+        if "\n\nHuman:" in text:  # with `Assistant:`, as in Anthropic's HH-RLHF
+            _, *pieces = re.split(r"\n\n(Human|Assistant):", "\n\n" + text.strip())
+            turn_of = {"Human": user, "Assistant": assistant}
+            turns = [turn_of[name](piece.strip()) for name, piece in zip(pieces[::2], pieces[1::2], strict=True)]
     first = next((turn for turn in turns if turn["role"] != "system"), None)
     if first is not None and first["role"] == "user":  # the whole conversation
         return [*(turn for turn in prompt if turn["role"] == "system" and turns[0]["role"] != "system"), *turns]
     return [*({**turn} for turn in prompt), *turns]  # type: ignore[list-item]
-
-
-def _transcript(text: str) -> list[Message]:
-    """Turns of a text with `Human:` and `Assistant:` before them, as in Anthropic's HH-RLHF."""
-    pieces = re.split(r"\n\n(Human|Assistant):", "\n\n" + text.strip())
-    return [
-        {"role": "user" if speaker == "Human" else "assistant", "content": content.strip()}
-        for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)
-    ]
 
 
 def _find_preference(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
@@ -127,9 +119,7 @@ def _find_preference(sample: RecordSample, config: PrepareConfig) -> FormatGuess
         if not sample.is_usual(*pair):
             continue
         better = sample.of(pair[0])
-        if base is None and not mostly(
-            better, lambda v: isinstance(v, list) or (isinstance(v, str) and "\n\nHuman:" in v)
-        ):
+        if base is None and not mostly(better, lambda v: isinstance(v, list) or "\n\nHuman:" in str(v)):
             continue
         columns, keys = base or ({}, None)
         turns = turn_keys([v if isinstance(v, list) else [v] for v in better])
@@ -145,9 +135,7 @@ def _find_preference(sample: RecordSample, config: PrepareConfig) -> FormatGuess
 
 
 def _find_prompt(sample: RecordSample) -> tuple[dict[str, str], TurnKeys | None] | None:
-    """The columns of the prompt, for formats with the answers apart."""
-    conversation = find_conversation(sample)
-    if conversation:
+    if conversation := find_conversation(sample):
         return conversation.columns, conversation.keys
     for name in ("instruction", "prompt", "question", "query", "input", "user", "text"):
         if sample.is_usual(name) and not sample.mostly(name, is_data):
@@ -166,6 +154,4 @@ def _is_ranking(value: Any, scored: bool) -> bool:
     return all(isinstance(item, str) for item in value) and (scored or len(value) == 2)
 
 
-FORMAT = Format(
-    "preference", "chosen and rejected (or a list of two completions), and a prompt", preference, _find_preference
-)
+FORMAT = Format("preference", _SHAPE, preference, _find_preference)

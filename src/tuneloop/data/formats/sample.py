@@ -28,29 +28,17 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FormatGuess:
-    """The shape of the records, as the sample shows it.
+    """The shape of the records, as the sample shows it."""
 
-    Args:
-        name: the format.
-        columns: columns by role.
-        reason: how it was found, for people.
-        keys: how turns are written.
-        texts: columns that hold strings in nearly all records; numbers and booleans there are refused.
-        many_labels: the label is a list of labels.
-        classes: labels that look like "no value" but are frequent enough to be classes.
-        scale: lowest and highest rating, where thumbs are numbers.
-        objects: columns that hold objects or arrays, also written as JSON, in nearly all records; all else there is refused.
-    """
-
-    name: str
-    columns: dict[str, str]
-    reason: str
-    keys: TurnKeys = PLAIN_KEYS
-    texts: frozenset[str] = frozenset()
-    many_labels: bool = False
-    classes: frozenset[str] = frozenset()
-    scale: tuple[float, float] | None = None
-    objects: frozenset[str] = frozenset()
+    name: str  # the format
+    columns: dict[str, str]  # columns by role
+    reason: str  # how it was found, for people
+    keys: TurnKeys = PLAIN_KEYS  # how turns are written
+    texts: frozenset[str] = frozenset()  # columns with strings in nearly all records: numbers there are refused
+    many_labels: bool = False  # the label is a list of labels
+    classes: frozenset[str] = frozenset()  # labels that look like "no value" but are frequent enough to be classes
+    scale: tuple[float, float] | None = None  # lowest and highest rating, where thumbs are numbers
+    objects: frozenset[str] = frozenset()  # columns with objects or arrays, or JSON, in nearly all: all else is refused
 
     @functools.cached_property
     def used(self) -> frozenset[str]:

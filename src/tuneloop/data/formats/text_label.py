@@ -23,7 +23,7 @@ from tuneloop.data.formats.sample import (
     is_about,
     is_scalar,
 )
-from tuneloop.data.formats.turns import Refused, assistant, short
+from tuneloop.data.formats.turns import Refused, assistant, short, user
 from tuneloop.data.sources.parse import json_type
 from tuneloop.records.rows import Message
 
@@ -35,6 +35,10 @@ LABEL_TEXTS = ("{}_text", "{}_name", "{}_str", "label_text", "label_name", "clas
 PLACEHOLDERS = frozenset(
     {"n/a", "na", "n.a.", "#n/a", "null", "nan", "undefined", "-", "--", "?", "???", "tbd", "todo", "(blank)", "<na>"}
 )
+ABOUT_NAMES = (
+    "url", "source", "title", "subject", "lang", "language", "author", "meta", "licence", "license", "domain", "metadata",
+    "attributes", "extra", "headers", "stats", "quality_signals", "embedding", "embeddings", "vector", "logprobs", "usage",
+)  # fmt: skip
 
 
 def text_label(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
@@ -57,7 +61,7 @@ def text_label(record: Record, guess: FormatGuess, config: PrepareConfig) -> Par
     instruction = config.instruction
     if instruction is None:
         instruction = CLASSIFY_MANY if guess.many_labels else CLASSIFY
-    messages: list[Message] = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
+    messages: list[Message] = [user(text), assistant(label)]
     if instruction and not instruction.isspace():
         messages.insert(0, {"role": "system", "content": instruction})
     return Parsed(messages, label, [], guess.used, repairs, extra)
@@ -166,12 +170,6 @@ def _odd_classes(sample: RecordSample, columns: Mapping[str, str]) -> frozenset[
 FORMAT = Format("text_label", "a column of text and one of labels", text_label, find_text_label)
 
 
-ABOUT_NAMES = (
-    "url", "source", "title", "subject", "lang", "language", "author", "meta", "licence", "license", "domain", "metadata",
-    "attributes", "extra", "headers", "stats", "quality_signals", "embedding", "embeddings", "vector", "logprobs", "usage",
-)  # fmt: skip
-
-
 def text(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
     """Plain text, to be learned as it is: one turn of the assistant, with no prompt."""
     content = filled(record, guess.columns["text"], "empty_output", guess)
@@ -185,13 +183,14 @@ def _find_text(sample: RecordSample, config: PrepareConfig) -> FormatGuess | Non
     columns = [name for name in sample.columns if sample.is_usual(name)]
     strings = [name for name in columns if sample.mostly(name, lambda value: isinstance(value, str))]
     lists = [name for name in columns if sample.mostly(name, lambda value: isinstance(value, list))]
-    spoken = [name for name in strings if not is_about(name, (*NO_CONTENT_NAMES, *ABOUT_NAMES))]
+    contents = [name for name in strings if not is_about(name, (*NO_CONTENT_NAMES, *ABOUT_NAMES))]
     low = {name.casefold(): name for name in strings}
-    usual = next(
-        (low[name] for name in ("text", "content", "document", "raw_content", "page_content") if name in low), None
-    )
-    column = config.text or usual or (spoken[0] if len(spoken) == 1 and _is_prose(sample, spoken[0]) else None)
-    others = [*lists, *answer_columns(sample), *(name for name in spoken if name != column)]
+    names = ("text", "content", "document", "raw_content", "page_content")
+    column = config.text or next((low[name] for name in names if name in low), None)
+    if not column and len(contents) == 1:
+        prose = sample.mostly(contents[0], lambda value: isinstance(value, str) and len(value.split()) > 3)
+        column = contents[0] if prose else None
+    others = [*lists, *answer_columns(sample), *(name for name in contents if name != column)]
     if column is None or (config.format == "auto" and others):
         return None
     return FormatGuess("text", {"text": column}, sample.seen([column], " and no other column of text"))
@@ -201,16 +200,12 @@ def answer_columns(sample: RecordSample) -> list[str]:
     """Columns of objects or arrays that may be answers: no facts about the record, no turns, no vectors."""
     about = (*NO_CONTENT_NAMES, *ABOUT_NAMES, *TOOLS[1])
     names = [name for name in sample.columns if name.isprintable() and not {"{", "}"} & set(name)]  # for a template
-    return [name for name in names if not is_about(name, about) and sample.mostly(name, _is_answer)]
 
+    def is_answer(value: Any) -> bool:
+        value = as_value(value)
+        return is_data(value) and not (isinstance(value, list) and len(value) > 32 and isinstance(value[0], float))
 
-def _is_answer(value: Any) -> bool:
-    value = as_value(value)
-    return is_data(value) and not (isinstance(value, list) and len(value) > 32 and isinstance(value[0], float))
-
-
-def _is_prose(sample: RecordSample, column: str) -> bool:
-    return sample.mostly(column, lambda value: isinstance(value, str) and len(value.split()) > 3)
+    return [name for name in names if not is_about(name, about) and sample.mostly(name, is_answer)]
 
 
 TEXT = Format("text", "one column of text", text, _find_text)

@@ -1,7 +1,6 @@
 """Turns of a conversation: from the many ways to write them to the OpenAI form, in an order that makes sense.
 
-`read_turns` looks at one turn after the other and normalises it; `ordered` looks at their sequence:
-it merges, ties tools' answers to calls, and refuses what no conversation can be.
+`read_turns` normalises one turn after the other; `ordered` merges, ties tools' answers to calls, refuses bad orders.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ _SPELLINGS = {
 }
 ROLES = {spelling: role for role, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 _PLAIN = {"user": "user", "assistant": "assistant", "system": "system", "human": "user", "gpt": "assistant"}
+_OURS = frozenset({"system", "user", "assistant", "tool"})
+_PART_KEYS = frozenset({"type", "text", "content_type", "parts"})  # of a content in parts, as APIs write it
 
 
 class Refused(Exception):
@@ -40,23 +41,14 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class TurnKeys:
-    """How turns are written in some data.
+    """How turns are written in some data."""
 
-    Args:
-        role: key of the speaker.
-        content: key of what is said.
-        roles: spellings of roles that only this data has, in lower case, to our role.
-        usual: spellings of roles, as they are written, that the data shows often.
-        separate_calls: tool calls stand in turns of their own, so that two in a row are made at once.
-        greetings: what conversations of this data often open with.
-    """
-
-    role: str = "role"
-    content: str = "content"
-    roles: Mapping[str, str] = field(default_factory=dict)
-    usual: frozenset[str] = frozenset()
-    separate_calls: bool = False
-    greetings: frozenset[str] = frozenset()
+    role: str = "role"  # key of the speaker
+    content: str = "content"  # key of what is said
+    roles: Mapping[str, str] = field(default_factory=dict)  # spellings that only this data has, in lower case
+    usual: frozenset[str] = frozenset()  # spellings of roles, as they are written, that the data shows often
+    separate_calls: bool = False  # tool calls are turns of their own, so that two in a row are made at once
+    greetings: frozenset[str] = frozenset()  # what conversations of this data often open with
 
 
 PLAIN_KEYS = TurnKeys()
@@ -65,13 +57,8 @@ PLAIN_KEYS = TurnKeys()
 def as_text(value: Any, where: str, *, strings_only: bool = False) -> str:
     """A scalar as text, null and NaN as "".
 
-    Args:
-        value: the value in the record.
-        where: its place, for the detail.
-        strings_only: numbers and booleans are refused: nearly all other records have text here.
-
     Raises:
-        Refused: an object or an array, or a scalar where only strings are expected.
+        Refused: an object or an array, or a number or boolean with `strings_only` (nearly all others are text).
     """
     if isinstance(value, str):
         return value
@@ -86,11 +73,7 @@ def as_text(value: Any, where: str, *, strings_only: bool = False) -> str:
 
 
 def json_text(value: Any, where: str) -> str:
-    """An object or array as compact JSON, keys in the order in which they are given.
-
-    Raises:
-        Refused: what JSON can't hold: NaN, a number of thousands of digits, very deep nesting.
-    """
+    """An object or array as compact JSON, keys in their order; what JSON can't hold (NaN, deep nesting) is refused."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (ValueError, RecursionError):
@@ -98,11 +81,7 @@ def json_text(value: Any, where: str) -> str:
 
 
 def from_json(value: Any, where: str) -> Any:
-    """A value that may stand as a JSON string.
-
-    Raises:
-        Refused: a string that is not JSON.
-    """
+    """A value that may be a JSON string; a string that is not JSON is refused."""
     if not isinstance(value, str):
         return value
     try:
@@ -150,9 +129,6 @@ def read_turns(value: Sequence[Any], keys: TurnKeys, repairs: list[dict[str, Any
     return turns
 
 
-_OURS = frozenset({"system", "user", "assistant", "tool"})
-
-
 def _read_turn(turn: Any, place: int, keys: TurnKeys, calls: int, repairs: list[dict[str, Any]]) -> Message:
     if not isinstance(turn, dict):
         raise Refused("wrong_type", f"turn {place} is {json_type(turn)}, not an object")
@@ -169,7 +145,11 @@ def _read_turn(turn: Any, place: int, keys: TurnKeys, calls: int, repairs: list[
     calls_here = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
     if keys.content not in turn and not calls_here:
         raise Refused("missing_field", f"turn {place} has no {keys.content!r}")
-    text = _answer_text(content, place) if role == "assistant" else content_text(content, place)
+    items = content if isinstance(content, list) and content else [content]
+    if role == "assistant" and all(isinstance(item, dict) and not _PART_KEYS & item.keys() for item in items):
+        text = json_text(content, f"the content of turn {place}")
+    else:
+        text = content_text(content, place)
     message: Message = {"role": role, "content": text}  # type: ignore[typeddict-item]
     if calls_here:
         if role != "assistant" or not isinstance(calls_here, list):
@@ -194,21 +174,9 @@ def _role(value: Any, place: int, keys: TurnKeys, repairs: list[dict[str, Any]])
     if role is None:
         raise Refused("unknown_role", f"turn {place}: {short(value)}")
     if value != role and value not in keys.usual:
-        repairs.append(
-            {"kind": "unknown_role", "field": "messages", "turn": place, "detail": f"{short(value)}: {role}"}
-        )
+        detail = f"{short(value)}: {role}"
+        repairs.append({"kind": "unknown_role", "field": "messages", "turn": place, "detail": detail})
     return role
-
-
-def _answer_text(value: Any, place: int) -> str:
-    """An answer's content; an object, and an array of things that are no parts of a content, is written as JSON."""
-    items = value if isinstance(value, list) and value else [value]
-    if all(isinstance(item, dict) and not _PART_KEYS & item.keys() for item in items):
-        return json_text(value, f"the content of turn {place}")
-    return content_text(value, place)
-
-
-_PART_KEYS = frozenset({"type", "text", "content_type", "parts"})  # of a content in parts, as APIs write it
 
 
 def content_text(value: Any, place: int) -> str:
@@ -217,8 +185,7 @@ def content_text(value: Any, place: int) -> str:
         return value
     if not isinstance(value, list):
         return as_text(value, f"the content of turn {place}", strings_only=True)
-    text = _text_of_parts(value)
-    if text is None:
+    if (text := _text_of_parts(value)) is None:
         raise Refused("wrong_type", f"turn {place} has a part that is no text")
     return text
 
@@ -259,9 +226,9 @@ def _call(value: Any, place: int, new_id: str) -> dict[str, Any]:
     name, arguments = function.get("name"), function.get("arguments")
     if not isinstance(name, str):
         raise Refused("missing_field", f"turn {place}: a tool call has no name")
-    given = value.get("id")
+    call_id = value.get("id")
     return {
-        "id": given if isinstance(given, str) and given else new_id,
+        "id": call_id if isinstance(call_id, str) and call_id else new_id,
         "type": "function",
         "function": {"name": name, "arguments": _arguments(arguments, place)},
     }
@@ -271,34 +238,25 @@ def _arguments(value: Any, place: int) -> str:
     """Arguments as the JSON text of an object; a string stays as it is written. None at all are `{}`."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return "{}"
-    parsed = value
-    if isinstance(value, str):
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
-            raise Refused("bad_arguments", f"turn {place}: {short(value)} is not valid JSON") from None
+    try:
+        parsed = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        raise Refused("bad_arguments", f"turn {place}: {short(value)} is not valid JSON") from None
     if not isinstance(parsed, dict):
         raise Refused("bad_arguments", f"turn {place}: the arguments are {json_type(parsed)}, not an object")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _tool_turn(turn: Mapping[str, Any], value: Any, place: int, keys: TurnKeys) -> Message:
-    """A tool's answer: text as it is, data as JSON."""
     if keys.content not in turn:
         raise Refused("missing_field", f"turn {place} has no {keys.content!r}")
     textual = isinstance(value, list) and all(
         isinstance(p, str) or (isinstance(p, dict) and isinstance(p.get("text"), str)) for p in value
     )
     data = isinstance(value, dict | bool | int | float) or (isinstance(value, list) and not textual)
-    message: Message = {
-        "role": "tool",
-        "content": json.dumps(value, ensure_ascii=False) if data else content_text(value, place),
-    }
-    for key in ("tool_call_id", "name"):
-        given = turn.get(key)
-        if isinstance(given, str) and given:
-            message[key] = given
-    return message
+    text = json.dumps(value, ensure_ascii=False) if data else content_text(value, place)
+    names = {key: turn[key] for key in ("tool_call_id", "name") if isinstance(turn.get(key), str) and turn[key]}
+    return {"role": "tool", "content": text, **names}  # type: ignore[typeddict-item]
 
 
 def read_tools(value: Any, where: str = "column 'tools'") -> list[dict[str, Any]]:
@@ -322,9 +280,6 @@ def ordered(
     greeting of many chat windows; but it calls no tool before a user turn.
 
     Args:
-        turns: in the OpenAI form.
-        keys: how the data writes its turns.
-        repairs: what is changed is noted here.
         system: text of the system turn for conversations without one, or "".
         errors: refuse answers that are error messages.
 
@@ -357,35 +312,28 @@ def ordered(
 
 @dataclass(slots=True)
 class _Walk:
-    """The conversation so far: what `ordered` remembers from turn to turn.
-
-    `open` are the calls without an answer yet, `calls_merged` tells that the last turn was made of several
-    turns with calls, `weights` that some turn has one,
-    `nameless` is the first turn that calls a tool without a name.
-    """
+    """The conversation so far: what `ordered` remembers from turn to turn."""
 
     keys: TurnKeys
     repairs: list[dict[str, Any]]
     merged: list[Message] = field(default_factory=list)
-    open: list[dict[str, Any]] = field(default_factory=list)
+    open: list[dict[str, Any]] = field(default_factory=list)  # calls without an answer yet
     role: str = ""
     question: str = ""
     greeting: str | None = None
-    calls_merged: bool = False
-    nameless: int = 0
+    calls_merged: bool = False  # the last turn was made of several turns with calls
+    nameless: int = 0  # the first turn that calls a tool without a name
     has_system: bool = False
-    weights: bool = False
+    weights: bool = False  # some turn has one
 
     def next(self, turn: Message, place: int) -> None:
         """A turn of another speaker than the last."""
         role = turn["role"]
+        if self.open and role in ("user", "assistant"):
+            raise self._unanswered(place)
         if role == "user":
-            if self.open:
-                raise self._unanswered(place)
             self.question = turn["content"]
         elif role == "assistant":
-            if self.open:
-                raise self._unanswered(place)
             if not self.question:
                 self.greeting = turn["content"]
             self._learn(turn, place)
@@ -433,13 +381,13 @@ class _Walk:
         if not self.open:
             what = "a second answer to a call" if self.role == "tool" else "a tool's answer without a call before it"
             raise Refused("bad_turn_order", f"turn {place} is {what}")
-        given, name = turn.get("tool_call_id"), turn.get("name")
-        if given is not None:
-            call = next((call for call in self.open if call["id"] == given), None)
+        call_id, name = turn.get("tool_call_id"), turn.get("name")
+        if call_id is not None:
+            call = next((call for call in self.open if call["id"] == call_id), None)
         else:
             call = next((call for call in self.open if call["function"]["name"] == name), self.open[0])
         if call is None:
-            raise Refused("bad_turn_order", f"turn {place} answers the call {short(str(given))}, which is not open")
+            raise Refused("bad_turn_order", f"turn {place} answers the call {short(str(call_id))}, which is not open")
         self.open = [other for other in self.open if other is not call]
         turn["tool_call_id"] = call["id"]
         turn.setdefault("name", call["function"]["name"])

@@ -1,8 +1,7 @@
 """A source file to chunks that any process can parse: decompressed, in UTF-8, cut between records.
 
-One process does this for all, so JSON lines are only cut, with bytes methods, and parquet batches are passed on as they
-are. Elements of JSON arrays, paragraphs and CSV rows are found one by one: where one ends depends on all before it.
-Memory is bounded by MAX_LINE. The records do not depend on the size of the chunks.
+One process does this, so JSON lines are only cut, and parquet batches passed on; JSON arrays, paragraphs and CSV rows
+are taken apart. Memory is bounded by MAX_LINE; the records do not depend on the size of the chunks.
 """
 
 from __future__ import annotations
@@ -26,20 +25,7 @@ from typing import Any, BinaryIO
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import unquoted_cell
-from tuneloop.data.sources.parse import (
-    MAX_LINE,
-    Chunk,
-    Fault,
-    Item,
-    Piece,
-    SourceFile,
-    SourceRecord,
-    column_names,
-    decode_json,
-    printable,
-    scan_json,
-    too_long,
-)
+from tuneloop.data.sources import parse
 from tuneloop.records.rows import Reject
 
 CHUNK = 1 << 20  # bytes
@@ -61,8 +47,6 @@ _SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\s*")  # how spreadsheets name the d
 
 @dataclass
 class _ReadState:
-    """What turns out while a file is read."""
-
     encoding: str = ""  # of the text; "" while all of it was ASCII
     damage: str = ""  # why the compressed data ended before its time
     position: int = 0  # bytes of the file that were read
@@ -72,8 +56,6 @@ class _ReadState:
 
 @dataclass(frozen=True)
 class _Look:
-    """What the start of a file shows."""
-
     encoding: str  # of the text; "" when the head is ASCII and the rest decides
     bom: int  # bytes of the byte order mark
     head: bytes  # the first text, in UTF-8 and with line feeds as line ends
@@ -81,7 +63,7 @@ class _Look:
     bare_returns: bool  # whether lines end with a carriage return alone
 
 
-def chunks(file: SourceFile, size: int = CHUNK) -> Iterator[Chunk]:
+def chunks(file: parse.SourceFile, size: int = CHUNK) -> Iterator[parse.Chunk]:
     """The chunks of a file, in order.
 
     Args:
@@ -95,65 +77,52 @@ def chunks(file: SourceFile, size: int = CHUNK) -> Iterator[Chunk]:
         before = _stamp(file)
         yield from _parquet_chunks(file, size) if file.kind == "parquet" else _text_chunks(file, size)
         if _stamp(file) != before:
-            raise UserError(
-                "The file changed while it was read", where=file.name, next_step="wait until it is whole, or copy it"
-            )
+            step = "wait until it is whole, or copy it"
+            raise UserError("The file changed while it was read", where=file.name, next_step=step)
 
 
-def header_of(file: SourceFile) -> tuple[str, ...]:
-    """The names of the columns of a CSV file.
-
-    Raises:
-        UserError: the file is empty, unreadable or damaged, or has no header that can be read.
-    """
+def header_of(file: parse.SourceFile) -> tuple[str, ...]:
+    """The names of the columns of a CSV file; one that can't be read, or has no header, is a UserError."""
     with _refusals(file):
         return _header(_look(file), file).columns
 
 
-def guessed_file(path: Path, name: str) -> SourceFile:
-    """A file without a telling name as a source: its kind and compression by its content.
-
-    Raises:
-        UserError: it is empty, unreadable, or damaged as a whole.
-    """
+def guessed_file(path: Path, name: str) -> parse.SourceFile:
+    """A file without a telling name as a source, by its content; one that can't be read is a UserError."""
     with open(path, "rb") as stream:
         magic = _MAGIC.match(stream.read(16))
     form = (magic.lastgroup if magic else None) or ""
     if form == "parquet":
-        return SourceFile(path, name, "parquet")
+        return parse.SourceFile(path, name, "parquet")
     compression = {"gzip": "gz", "zstd": "zst", "bzip2": "bz2", "xz": "xz"}.get(form, "")
-    file = SourceFile(path, name, "csv", compression)
+    file = parse.SourceFile(path, name, "csv", compression)
     with _refusals(file):
         first = _look(file).head.decode("utf-8", "surrogateescape").lstrip(" \t\r\n\ufeff")[:1]
     return replace(file, kind={"[": "json", "{": "jsonl"}.get(first, "csv"))
 
 
 @contextmanager
-def _refusals(file: SourceFile) -> Iterator[None]:
+def _refusals(file: parse.SourceFile) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(
-            "The file is gone: it was there a moment ago",
-            where=file.name,
-            next_step="put it back, or copy it, and try again",
-        ) from None
+        what, step = "The file is gone: it was there a moment ago", "put it back, or copy it, and try again"
+        raise UserError(what, where=file.name, next_step=step) from None
     except OSError as error:
-        raise UserError(
-            f"Can't read the file: {error.strerror or error}", where=file.name, next_step="check the file's permissions"
-        ) from None
+        what = f"Can't read the file: {error.strerror or error}"
+        raise UserError(what, where=file.name, next_step="check the file's permissions") from None
 
 
-def _stamp(file: SourceFile) -> tuple[int, int, int]:
+def _stamp(file: parse.SourceFile) -> tuple[int, int, int]:
     info = os.stat(file.path)
     return info.st_ino, info.st_size, info.st_mtime_ns
 
 
-def _empty(file: SourceFile) -> UserError:
+def _empty(file: parse.SourceFile) -> UserError:
     return UserError("The file is empty", where=file.name, next_step="name a file with at least one record")
 
 
-def _text_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
+def _text_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
     """Chunks of all that is text. An encoding that was not settled until the end is UTF-8."""
     look, state = _look(file), _ReadState()
     blocks = _utf8(_raw_blocks(file, size, state, skip=look.bom), file, look, state)
@@ -165,14 +134,14 @@ def _text_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
         made = _line_chunks(_whole_lines(_some(blocks, file), state), file.name, state)
     else:
         small = _utf8(_raw_blocks(file, min(size, 1 << 16), state, skip=look.bom), file, look, state)
-        elements = scan_json(
+        elements = parse.scan_json(
             codecs.iterdecode(_some(small, file), "utf-8", "surrogateescape"), file.name, lambda: state.damage
         )
         made = _batches(elements, file.name, size, state)
     yield from made
 
 
-def _refuse_bomb(file: SourceFile, packed: int, unpacked: int) -> None:
+def _refuse_bomb(file: parse.SourceFile, packed: int, unpacked: int) -> None:
     """Refuse what grows out of all proportion when it is unpacked: it would fill memory or disk, or be read for hours."""
     if unpacked > SMALL and unpacked > file.max_expansion * packed:
         raise UserError(
@@ -187,7 +156,7 @@ class _Damaged(Exception):
     """Compressed data that ends before its time, or is wrong."""
 
 
-def _raw_blocks(file: SourceFile, size: int, state: _ReadState, skip: int = 0) -> Iterator[bytes]:
+def _raw_blocks(file: parse.SourceFile, size: int, state: _ReadState, skip: int = 0) -> Iterator[bytes]:
     """The bytes of a file without the first `skip`, in blocks of at most `size`."""
     with open(file.path, "rb") as stream:
         stream.seek(0 if file.compression else skip)
@@ -204,13 +173,9 @@ def _raw_blocks(file: SourceFile, size: int, state: _ReadState, skip: int = 0) -
             state.damage = str(damage)
 
 
-def _decompressed(stream: BinaryIO, file: SourceFile, state: _ReadState) -> Iterator[bytes]:
-    """Decompressed bytes, of one stream or several in a row, in blocks of at most 1 MiB (gzip: 64 MiB).
-
-    Raises:
-        _Damaged: the data is wrong, or ends within a stream; all that could be read before was yielded.
-    """
-    start, error_type = _decompressor(file)
+def _decompressed(stream: BinaryIO, file: parse.SourceFile, state: _ReadState) -> Iterator[bytes]:
+    """Decompressed bytes, of one stream or several, in blocks up to 1 MiB (gzip: 64 MiB); may end with `_Damaged`."""
+    start, error_types = _decompressor(file)
     limit = () if file.compression == "gz" else (1 << 20,)  # gzip expands 1,032 times at most, the others more
     machine, data, begun, unpacked = start(), b"", False, 0
     while True:
@@ -228,7 +193,7 @@ def _decompressed(stream: BinaryIO, file: SourceFile, state: _ReadState) -> Iter
         begun = True
         try:
             block = machine.decompress(data, *limit)
-        except error_type as error:
+        except error_types as error:
             raise _Damaged(f"the {file.compression} data is damaged: {error}") from None
         data = b""
         if block:
@@ -239,8 +204,7 @@ def _decompressed(stream: BinaryIO, file: SourceFile, state: _ReadState) -> Iter
             machine, data, begun = start(), machine.unused_data, False
 
 
-def _decompressor(file: SourceFile) -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
-    """What makes a decompressor, and what one raises for wrong data."""
+def _decompressor(file: parse.SourceFile) -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
     if file.compression == "gz":
         return lambda: zlib.decompressobj(wbits=31), (zlib.error,)
     if file.compression == "bz2":
@@ -253,19 +217,12 @@ def _decompressor(file: SourceFile) -> tuple[Callable[[], Any], tuple[type[Excep
         except ImportError:
             continue
         return zstd.ZstdDecompressor, (zstd.ZstdError, EOFError)
-    raise UserError(
-        "Reading .zst needs backports.zstd, which is not installed",
-        where=file.name,
-        next_step="pip install backports.zstd",
-    )
+    what = "Reading .zst needs backports.zstd, which is not installed"
+    raise UserError(what, where=file.name, next_step="pip install backports.zstd")
 
 
-def _look(file: SourceFile) -> _Look:
-    """Look at the start of a file.
-
-    Raises:
-        UserError: it is empty, damaged from the start, or holds another kind of data than its name says.
-    """
+def _look(file: parse.SourceFile) -> _Look:
+    """Look at the start of a file; one that is empty, damaged or of another kind than its name says is a UserError."""
     state = _ReadState()
     raw = b""
     for block in _raw_blocks(file, 1 << 16, state):
@@ -277,11 +234,8 @@ def _look(file: SourceFile) -> _Look:
     if not raw:
         raise _empty(file)
     if magic := _MAGIC.match(raw):
-        raise UserError(
-            f"The file holds {magic.lastgroup}, not {file.kind}",
-            where=file.name,
-            next_step="unpack it" if magic.lastgroup == "zip" else "give it its right suffix",
-        )
+        step = "unpack it" if magic.lastgroup == "zip" else "give it its right suffix"
+        raise UserError(f"The file holds {magic.lastgroup}, not {file.kind}", where=file.name, next_step=step)
     whole = len(raw) < HEAD and not state.damage
     encoding, bom = _marked(raw)
     if not encoding and not raw.isascii():
@@ -294,12 +248,10 @@ def _look(file: SourceFile) -> _Look:
 
 def _marked(raw: bytes) -> tuple[str, int]:
     """The encoding that the first bytes show, "" if they don't, and the bytes of the byte order mark."""
-    if raw.startswith(codecs.BOM_UTF8):
-        return "utf-8-sig", 3
-    if raw.startswith(codecs.BOM_UTF16_LE):
-        return "utf-16-le", 2
-    if raw.startswith(codecs.BOM_UTF16_BE):
-        return "utf-16-be", 2
+    marks = {"utf-8-sig": codecs.BOM_UTF8, "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
+    for encoding, mark in marks.items():
+        if raw.startswith(mark):
+            return encoding, len(mark)
     # Without a mark: JSON and CSV begin with ASCII, so every other byte is NUL there, and few of the others are.
     even, odd = raw[0:4096:2], raw[1:4096:2]
     for encoding, low, high in (("utf-16-le", even, odd), ("utf-16-be", odd, even)):
@@ -308,7 +260,7 @@ def _marked(raw: bytes) -> tuple[str, int]:
     return "", 0
 
 
-def _eight_bits(file: SourceFile) -> str:
+def _eight_bits(file: parse.SourceFile) -> str:
     """UTF-8 or cp1252 (which covers Latin-1), by what the bytes above 127 of the whole file are.
 
     It is cp1252 when they make hardly any UTF-8 and look like Western European text: one or two in a row
@@ -345,7 +297,7 @@ def _valid(run: bytes) -> bool:
     return True
 
 
-def _utf8(blocks: Iterable[bytes], file: SourceFile, look: _Look, state: _ReadState) -> Iterator[bytes]:
+def _utf8(blocks: Iterable[bytes], file: parse.SourceFile, look: _Look, state: _ReadState) -> Iterator[bytes]:
     """The blocks in UTF-8, with `\\n` as line end; what can't be decoded becomes bytes that are no UTF-8."""
     state.encoding = look.encoding
     if look.encoding.startswith("utf-16"):
@@ -367,12 +319,8 @@ def _from_utf16(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
         yield b"\xff"  # half a character at the end
 
 
-def _some(blocks: Iterable[bytes], file: SourceFile) -> Iterator[bytes]:
-    """The blocks.
-
-    Raises:
-        UserError: they hold nothing but white space.
-    """
+def _some(blocks: Iterable[bytes], file: parse.SourceFile) -> Iterator[bytes]:
+    """The blocks; if they hold nothing but white space, the file is empty."""
     some = False
     for block in blocks:
         some = some or (block != b"" and not block.isspace())
@@ -401,7 +349,7 @@ def _whole_lines(blocks: Iterable[bytes], state: _ReadState) -> Iterator[bytes |
             rest = block[cut:]
         else:
             rest += block
-        if len(rest) > MAX_LINE:
+        if len(rest) > parse.MAX_LINE:
             rest, skipped = b"", len(rest)
     if state.damage:
         state.rest = rest
@@ -413,9 +361,9 @@ def _whole_lines(blocks: Iterable[bytes], state: _ReadState) -> Iterator[bytes |
 
 def _without_long_lines(piece: bytes) -> Iterator[bytes | int]:
     begin = at = 0
-    while len(piece) - begin > MAX_LINE and at < len(piece):
+    while len(piece) - begin > parse.MAX_LINE and at < len(piece):
         end = piece.find(b"\n", at)
-        if end - at > MAX_LINE:
+        if end - at > parse.MAX_LINE:
             if begin < at:
                 yield piece[begin:at]
             yield end - at
@@ -425,14 +373,14 @@ def _without_long_lines(piece: bytes) -> Iterator[bytes | int]:
         yield piece[begin:]
 
 
-def _line_chunks(pieces: Iterable[bytes | int], source: str, state: _ReadState) -> Iterator[Chunk]:
+def _line_chunks(pieces: Iterable[bytes | int], source: str, state: _ReadState) -> Iterator[parse.Chunk]:
     line = 1
     for piece in pieces:
         if isinstance(piece, int):
-            yield _of_items([too_long(source, line, piece)], source, state)
+            yield _of_items([parse.too_long(source, line, piece)], source, state)
             line += 1
         else:
-            yield Chunk(source, "jsonl", line, piece, state.encoding or "utf-8", state.position)
+            yield parse.Chunk(source, "jsonl", line, piece, state.encoding or "utf-8", state.position)
             line += piece.count(b"\n")
     if state.damage:
         yield _of_items([_cut(source, line, state, state.rest)], source, state)
@@ -440,19 +388,21 @@ def _line_chunks(pieces: Iterable[bytes | int], source: str, state: _ReadState) 
 
 def _cut(source: str, line: int, state: _ReadState, rest: bytes) -> Reject:
     """The reject for damaged data: it stands for the record that was cut and all after it."""
-    record = printable(rest.decode("utf-8", "surrogateescape").rstrip("\r\n"))
+    record = parse.printable(rest.decode("utf-8", "surrogateescape").rstrip("\r\n"))
     return Reject(source, line, "cut_file", state.damage, record or None)
 
 
-def _of_items(items: Sequence[Piece | Item], source: str, state: _ReadState) -> Chunk:
+def _of_items(items: Sequence[parse.Piece | parse.Item], source: str, state: _ReadState) -> parse.Chunk:
     first = items[0]
-    line = first.line if isinstance(first, Reject | SourceRecord) else first[0]
-    return Chunk(source, "items", line, b"", state.encoding or "utf-8", state.position, tuple(items))
+    line = first.line if isinstance(first, Reject | parse.SourceRecord) else first[0]
+    return parse.Chunk(source, "items", line, b"", state.encoding or "utf-8", state.position, tuple(items))
 
 
-def _batches(items: Iterable[Piece | Item], source: str, size: int, state: _ReadState) -> Iterator[Chunk]:
+def _batches(
+    items: Iterable[parse.Piece | parse.Item], source: str, size: int, state: _ReadState
+) -> Iterator[parse.Chunk]:
     """Chunks of what was found one by one, of about `size` bytes of the file's text each."""
-    batch: list[Piece | Item] = []
+    batch: list[parse.Piece | parse.Item] = []
     begin = state.size
     for item in items:
         batch.append(item)
@@ -464,43 +414,39 @@ def _batches(items: Iterable[Piece | Item], source: str, size: int, state: _Read
 
 
 def _one_a_line(look: _Look, kind: str) -> bool:
-    """Whether a JSON file holds one record a line.
-
-    Both suffixes are in use for both layouts, so the first lines decide: it does when its first line,
-    or another early one, is a whole object and the file does not open an array.
-    """
+    """Whether a JSON file holds one record a line: an early line is a whole object, and no array is opened."""
     lines = look.head.decode("utf-8", "surrogateescape").split("\n")
     cut = not look.whole and lines.pop()  # the end of the head is the middle of a line
     filled = [line for line in lines if line.strip()][:20]
     if not filled:
         return kind == "jsonl" and not str(cut).lstrip().startswith("[")
     first = filled[0].strip(" \t\r\n\ufeff")
-    decoded = decode_json(first, 0)
-    whole = not isinstance(decoded, Fault) and decoded[1] == len(first)
+    decoded = parse.decode_json(first, 0)
+    whole = not isinstance(decoded, parse.Fault) and decoded[1] == len(first)
     if first.startswith("["):
         return whole and kind == "jsonl" and len(filled) > 1
     if whole:
         return True
     for line in filled[1:]:
-        later = decode_json(line, 0) if line.startswith("{") else None
+        later = parse.decode_json(line, 0) if line.startswith("{") else None
         if isinstance(later, tuple) and not line[later[1] :].strip():
             return True
     if not first.startswith("{"):
         return kind == "jsonl"
-    return first.endswith("}") and isinstance(decoded, Fault)
+    return first.endswith("}") and isinstance(decoded, parse.Fault)
 
 
-def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _ReadState) -> Iterator[Item]:
+def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _ReadState) -> Iterator[parse.Item]:
     """The blocks of lines between blank ones."""
 
-    def paragraph() -> Item:
-        if size > MAX_LINE:
-            return too_long(source, begin, size, "paragraph")
+    def paragraph() -> parse.Item:
+        if size > parse.MAX_LINE:
+            return parse.too_long(source, begin, size, "paragraph")
         text = b"\n".join(block).replace(b"\r\n", b"\n").rstrip(b"\r")
         try:
-            return SourceRecord(source, begin, {"text": text.decode("utf-8")})
+            return parse.SourceRecord(source, begin, {"text": text.decode("utf-8")})
         except UnicodeDecodeError:
-            shown = printable(text.decode("utf-8", "surrogateescape"))
+            shown = parse.printable(text.decode("utf-8", "surrogateescape"))
             return Reject(source, begin, "bad_encoding", "bytes that are no UTF-8", shown)
 
     line = begin = 1
@@ -514,14 +460,14 @@ def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _ReadState) -
             if text.strip():
                 begin = begin if size else line
                 size += len(text) + 1
-                if size <= MAX_LINE:
+                if size <= parse.MAX_LINE:
                     block.append(text)
             elif size:
                 yield paragraph()
                 block, size = [], 0
             line += 1
         if isinstance(piece, int):
-            yield too_long(source, line - 1, piece)
+            yield parse.too_long(source, line - 1, piece)
     if state.damage:
         yield _cut(source, begin if size else line, state, b"\n".join([*block, state.rest]))
     elif size:
@@ -530,20 +476,14 @@ def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _ReadState) -
 
 @dataclass(frozen=True)
 class _Header:
-    """Columns and delimiter of a CSV file, its blank lines before the header, and the lines to its end."""
-
     columns: tuple[str, ...]
     delimiter: str
-    blanks: tuple[int, ...]
-    lines: int
+    blanks: tuple[int, ...]  # the lines before it
+    lines: int  # to its end
 
 
-def _header(look: _Look, file: SourceFile) -> _Header:
-    """The first row that is not blank.
-
-    Raises:
-        UserError: it is missing, it can't be read, or it is longer than the head.
-    """
+def _header(look: _Look, file: parse.SourceFile) -> _Header:
+    """The first row that is not blank; a missing or broken one, or one longer than the head, is a UserError."""
     if look.whole and look.head.isspace():
         raise _empty(file)
     lines = csv_lines(look.head.decode("utf-8", "surrogateescape"))
@@ -551,8 +491,7 @@ def _header(look: _Look, file: SourceFile) -> _Header:
     blanks = tuple(range(1, first + 1))
     named = _SEPARATOR_LINE.fullmatch(lines[first]) if first < len(lines) else None
     first += named is not None
-    delimiter = "\t" if file.kind == "tsv" else _delimiter(lines[first : first + 50])
-    delimiter = named[1] if named else delimiter
+    delimiter = named[1] if named else "\t" if file.kind == "tsv" else _delimiter(lines[first : first + 50])
     reader = csv.reader(lines[first:], delimiter=delimiter, strict=True)
     try:
         cells = next(reader, None)
@@ -562,7 +501,7 @@ def _header(look: _Look, file: SourceFile) -> _Header:
     if not cells:
         where = f"{file.name}:{min(first, len(lines) - 1) + 1}"
         raise UserError("The header line can't be read", where=where, next_step="fix that line")
-    return _Header(column_names(cells), delimiter, blanks, first + reader.line_num)
+    return _Header(parse.column_names(cells), delimiter, blanks, first + reader.line_num)
 
 
 def csv_lines(text: str) -> list[str]:
@@ -587,20 +526,26 @@ def _delimiter(lines: Sequence[str]) -> str:
     return max(present, key=lambda sign: (agreeing(sign), bare.count(sign)))
 
 
-def _csv_chunks(pieces: Iterable[bytes | int], file: SourceFile, look: _Look, state: _ReadState) -> Iterator[Chunk]:
+def _csv_chunks(
+    pieces: Iterable[bytes | int], file: parse.SourceFile, look: _Look, state: _ReadState
+) -> Iterator[parse.Chunk]:
     csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than a long document
     source, header = file.name, _header(look, file)
     if header.blanks:
         yield _of_items([Reject(source, line, "blank_line", "") for line in header.blanks], source, state)
     line, rest = header.lines + 1, list[str]()
-    for piece in itertools.chain(_after_lines(pieces, header.lines), [b""]):
+    skip = header.lines
+    for piece in itertools.chain(pieces, [b""]):
+        while skip and isinstance(piece, bytes) and piece:
+            piece = piece[piece.find(b"\n") + 1 or len(piece) :]
+            skip -= 1
         if isinstance(piece, bytes):
             rest += csv_lines(piece.decode("utf-8", "surrogateescape"))
         ended = isinstance(piece, int) or (piece == b"" and not state.damage)
-        items, done = _csv_rows(rest, line, header, source, ended=ended)
-        line, rest = line + done, rest[done:]
+        items, count = _csv_rows(rest, line, header, source, ended=ended)
+        line, rest = line + count, rest[count:]
         if isinstance(piece, int):
-            items.append(too_long(source, line, piece))
+            items.append(parse.too_long(source, line, piece))
             line += 1
         if items:
             yield _of_items(items, source, state)
@@ -609,22 +554,15 @@ def _csv_chunks(pieces: Iterable[bytes | int], file: SourceFile, look: _Look, st
         yield _of_items([_cut(source, line, state, cut)], source, state)
 
 
-def _after_lines(pieces: Iterable[bytes | int], lines: int) -> Iterator[bytes | int]:
-    for piece in pieces:
-        while lines and piece and isinstance(piece, bytes):
-            piece = piece[piece.find(b"\n") + 1 or len(piece) :]
-            lines -= 1
-        if piece:
-            yield piece
-
-
-def _csv_rows(lines: Sequence[str], first: int, header: _Header, source: str, *, ended: bool) -> tuple[list[Item], int]:
+def _csv_rows(
+    lines: Sequence[str], first: int, header: _Header, source: str, *, ended: bool
+) -> tuple[list[parse.Item], int]:
     """The rows in lines, of which the first has the number `first`, and how many lines they take.
 
     A quote that is never closed would swallow the rest of the file: then the first line alone is broken, and the others
     are read as rows of their own. Unless `ended`, a row that is not whole at the end is left for the next call.
     """
-    items: list[Item] = []
+    items: list[parse.Item] = []
     start = place = size = 0
     exhausted = False
 
@@ -632,8 +570,8 @@ def _csv_rows(lines: Sequence[str], first: int, header: _Header, source: str, *,
         nonlocal place, size, exhausted
         while place < len(lines):
             size += len(lines[place])
-            if place - start >= MAX_CELL_LINES or size > MAX_LINE:
-                what = f"{MAX_CELL_LINES} lines" if size <= MAX_LINE else f"{MAX_LINE} bytes"
+            if place - start >= MAX_CELL_LINES or size > parse.MAX_LINE:
+                what = f"{MAX_CELL_LINES} lines" if size <= parse.MAX_LINE else f"{parse.MAX_LINE} bytes"
                 raise csv.Error(f"a row of more than {what}: a quote is not closed")
             place += 1
             yield lines[place - 1]
@@ -653,7 +591,7 @@ def _csv_rows(lines: Sequence[str], first: int, header: _Header, source: str, *,
     return items, start
 
 
-def _csv_row(cells: list[str], lines: Sequence[str], number: int, columns: Sequence[str], source: str) -> Item:
+def _csv_row(cells: list[str], lines: Sequence[str], number: int, columns: Sequence[str], source: str) -> parse.Item:
     text = lines[0] if len(lines) == 1 else "".join(lines)
     if len(cells) > len(columns) or (not text.isascii() and _UNDECODABLE.search(text)):
         what = f"{len(cells)} cells under a header of {len(columns)}"
@@ -662,26 +600,16 @@ def _csv_row(cells: list[str], lines: Sequence[str], number: int, columns: Seque
         return Reject(source, number, "blank_line", "")
     if "prediction" in columns and "error" in columns:  # answers that `predict` wrote
         cells = list(map(unquoted_cell, cells))
-    return SourceRecord(source, number, dict(zip(columns, cells, strict=False)))
+    return parse.SourceRecord(source, number, dict(zip(columns, cells, strict=False)))
 
 
 def _bad_row(reason: str, detail: str, text: str, source: str, number: int) -> Reject:
     if _UNDECODABLE.search(text):
         reason, detail = "bad_encoding", "bytes that are no UTF-8"
-    return Reject(source, number, reason, detail, printable(text.rstrip("\r\n")))
+    return Reject(source, number, reason, detail, parse.printable(text.rstrip("\r\n")))
 
 
-def _row_bytes(table: Any) -> int:
-    """Bytes of the largest row among the first ones of up to 50 row groups.
-
-    What the file says of its size is that of the encoded columns: a value that repeats counts once there.
-    """
-    groups = range(0, table.metadata.num_row_groups, max(1, table.metadata.num_row_groups // 50))
-    firsts = (next(table.iter_batches(batch_size=1, row_groups=[group]), None) for group in groups)
-    return max((int(first.nbytes) for first in firsts if first is not None), default=0)
-
-
-def _parquet_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
+def _parquet_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
     """Batches of rows as Arrow streams: decoding the file is quick, making Python values is left to the workers.
 
     So a large row group is read once, and bit by bit, whichever process parses the rows.
@@ -690,9 +618,8 @@ def _parquet_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
         arrow = importlib.import_module("pyarrow")
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise UserError(
-            "Reading parquet needs pyarrow, which is not installed", where=file.name, next_step="pip install pyarrow"
-        ) from None
+        what = "Reading parquet needs pyarrow, which is not installed"
+        raise UserError(what, where=file.name, next_step="pip install pyarrow") from None
     total = os.stat(file.path).st_size
     if total == 0:
         raise _empty(file)
@@ -701,7 +628,11 @@ def _parquet_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
         with parquet.ParquetFile(file.path) as table:
             meta = table.metadata
             held = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
-            held = max(held, _row_bytes(table) * meta.num_rows)
+            # There a value that repeats counts once; so also by the first rows of up to 50 row groups.
+            groups = range(0, meta.num_row_groups, max(1, meta.num_row_groups // 50))
+            firsts = (next(table.iter_batches(batch_size=1, row_groups=[group]), None) for group in groups)
+            largest = max((int(first.nbytes) for first in firsts if first is not None), default=0)
+            held = max(held, largest * meta.num_rows)
             batch_rows = max(1, min(BATCH_ROWS, size * meta.num_rows // max(1, held)))
             unpacked = 0
             for batch in table.iter_batches(batch_size=batch_rows):
@@ -711,17 +642,14 @@ def _parquet_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
                 with arrow.ipc.new_stream(sink, batch.schema) as writer:
                     writer.write_batch(batch)
                 position = total * (row - 1 + batch.num_rows) // max(1, meta.num_rows)
-                yield Chunk(file.name, "arrow", row, sink.getvalue().to_pybytes(), position=position)
+                yield parse.Chunk(file.name, "arrow", row, sink.getvalue().to_pybytes(), position=position)
                 row += int(batch.num_rows)
     except UserError:
         raise
     except Exception as error:  # pyarrow's own errors derive from ValueError or OSError, or from nothing in common
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not of what the file holds
             raise
-        raise UserError(
-            f"Not a readable parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            where=file.name,
-            next_step="write it again, or convert it to jsonl",
-        ) from None
+        what = f"Not a readable parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        raise UserError(what, where=file.name, next_step="write it again, or convert it to jsonl") from None
     if row == 1:
         raise _empty(file)

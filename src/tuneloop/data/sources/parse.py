@@ -1,14 +1,14 @@
-"""Contents of sources to records: JSON and parquet rows.
+"""Contents of sources to records: JSON and parquet rows, in any process.
 
-Nothing here raises for what a record holds: it becomes a `SourceRecord`, or a `Reject` that says why not.
-`parse_chunk` works on a piece of a source (see `tuneloop.data.sources.chunks`) and needs nothing else, so that
-any process can run it; `scan_json` reads arrays and objects over many lines, in the order of the stream.
+Nothing here raises for what a record holds: it becomes a `SourceRecord`, or a `Reject` that says why not. `scan_json`
+reads arrays and objects over many lines, in the order of the stream.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ _STRICT, _LENIENT = json.JSONDecoder(), json.JSONDecoder(strict=False)
 _DIGITS = bytes(ord("0") if chr(code).isdigit() and code < 128 else code for code in range(256))
 _LONG_NUMBER = b"0" * 19  # after _DIGITS; orjson turns integers of more than 64 bits into floats
 _LOOKAHEAD = 512  # characters that settle what an element of a JSON array is, see `scan_json`
+Piece = tuple[int, bytes]  # the line and the text of a record that is still to be parsed
 
 
 @dataclass(frozen=True)
@@ -63,30 +64,19 @@ class SourceRecord(NamedTuple):
 
 
 Item = SourceRecord | Reject
-Piece = tuple[int, bytes]  # the line and the text of a record that is still to be parsed
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a source that can be parsed on its own, in any process.
+    """A piece of a source that can be parsed on its own, in any process."""
 
-    Args:
-        source: name of the source.
-        kind: what it holds: "jsonl", whole lines in UTF-8 in `data`; "arrow", a stream of one batch in `data`; or `items`.
-        line: physical line that it begins on (parquet: the row), from 1.
-        data: the bytes to parse.
-        encoding: encoding of the file as far as it is known; that of a file's last chunk is final.
-        position: bytes of the file (compressed ones, if it is) read so far, for progress.
-        items: elements of JSON that are still to be parsed; records and rejects.
-    """
-
-    source: str
-    kind: str
-    line: int
-    data: bytes = b""
-    encoding: str = "utf-8"
-    position: int = 0
-    items: tuple[Piece | Item, ...] = ()
+    source: str  # name of the source
+    kind: str  # "jsonl": whole lines in UTF-8 in `data`; "arrow": a stream of one batch in `data`; or "items"
+    line: int  # physical line that it begins on (parquet: the row), from 1
+    data: bytes = b""  # the bytes to parse
+    encoding: str = "utf-8"  # encoding of the file as far as it is known; that of a file's last chunk is final
+    position: int = 0  # bytes of the file (compressed ones, if it is) read so far, for progress
+    items: tuple[Piece | Item, ...] = ()  # elements of JSON that are still to be parsed; records and rejects
 
 
 def parse_chunk(chunk: Chunk) -> list[Item]:
@@ -97,7 +87,10 @@ def parse_chunk(chunk: Chunk) -> list[Item]:
             lines.pop()  # the data ends with a line end
         return _parse_json(list(enumerate(lines, chunk.line)), chunk.data, chunk.source)
     if chunk.kind == "arrow":
-        return _parse_arrow(chunk)
+        table = importlib.import_module("pyarrow.ipc").open_stream(chunk.data).read_all()
+        if len(set(table.column_names)) < len(table.column_names):
+            table = table.rename_columns(list(column_names(table.column_names)))
+        return _arrow_items(table, chunk.source, chunk.line)
     pieces = [item for item in chunk.items if not isinstance(item, Reject | SourceRecord)]
     parsed = iter(_parse_json(pieces, b" ".join(text for _, text in pieces), chunk.source))
     return [item if isinstance(item, Reject | SourceRecord) else next(parsed) for item in chunk.items]
@@ -124,13 +117,22 @@ def json_type(value: Any) -> str:
     return words.get(type(value), type(value).__name__)
 
 
+def is_flat(cell: Any) -> bool:
+    """Whether a value is a scalar, or a list of scalars."""
+    return not isinstance(cell, dict | list) or (
+        isinstance(cell, list) and not any(isinstance(item, dict | list) for item in cell)
+    )
+
+
+def finite(cell: Any) -> Any:
+    """A value as JSON can hold it: None for NaN and infinities."""
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+
+
 def _parse_json(pieces: Sequence[Piece], data: bytes, source: str) -> list[Item]:
     """One value a piece. orjson reads nearly all; what it refuses or would change goes to the standard decoder.
 
-    Args:
-        pieces: lines, or elements.
-        data: all of them in one, to look for long numbers quickly.
-        source: name of the source.
+    `data` holds all pieces, to look for long numbers quickly.
     """
     loads = orjson.loads
     long_numbers = _LONG_NUMBER in data.translate(_DIGITS)
@@ -139,31 +141,26 @@ def _parse_json(pieces: Sequence[Piece], data: bytes, source: str) -> list[Item]
         try:
             value = loads(line)
         except orjson.JSONDecodeError:
-            items.append(_json_value(line, source, number))
-            continue
-        if (
-            type(value) is not dict
-            or (len(line) > 2 * MAX_DEPTH and line.count(b"{") + line.count(b"[") > MAX_DEPTH)
-            or (long_numbers and _LONG_NUMBER in line.translate(_DIGITS))
-            or _may_repeat_a_key(line, value)
-        ):
-            items.append(_json_value(line, source, number))
-        else:
-            items.append(SourceRecord(source, number, value))
+            value = None
+        if type(value) is dict:
+            # A key may come twice if more seem to be written than are left; `":` inside a string is taken for one, too.
+            written = line.count(b'":') - line.count(b'\\":')
+            if not (
+                (len(line) > 2 * MAX_DEPTH and line.count(b"{") + line.count(b"[") > MAX_DEPTH)
+                or (long_numbers and _LONG_NUMBER in line.translate(_DIGITS))
+                or (written > len(value) and written > _keys(value))
+            ):
+                items.append(SourceRecord(source, number, value))
+                continue
+        items.append(_json_value(line, source, number))
     return items
-
-
-def _may_repeat_a_key(line: bytes, value: dict[str, Any]) -> bool:
-    """Whether more keys seem to stand in a line than are left of it; `":` inside a string is taken for one, too."""
-    written = line.count(b'":') - line.count(b'\\":')
-    return written > len(value) and written > _keys(value)
 
 
 def _keys(value: Any) -> int:
     """The keys of an object and of all objects in it."""
-    if type(value) is dict:
-        return len(value) + sum(_keys(item) for item in value.values() if type(item) is dict or type(item) is list)
-    return sum(_keys(item) for item in value if type(item) is dict or type(item) is list)
+    named = type(value) is dict
+    items = value.values() if named else value
+    return named * len(value) + sum(_keys(item) for item in items if type(item) is dict or type(item) is list)
 
 
 def _repeated_key(text: str) -> str | None:
@@ -188,17 +185,24 @@ def _json_value(line: bytes, source: str, number: int) -> Item:
         return Reject(source, number, "blank_line", "")
     decoded = decode_json(text, 0)
     if isinstance(decoded, Fault):
-        deep = text.count("[") + text.count("{") > _TOO_DEEP and _depth(text) > _TOO_DEEP
-        detail = "nested too deeply" if deep else f"{decoded.what}{f' (column {decoded.at + 1})' if decoded.at else ''}"
+        detail = f"{decoded.what}{f' (column {decoded.at + 1})' if decoded.at else ''}"
+        depth = 0  # of brackets outside strings, whether or not they are closed
+        for bracket in re.findall(r"[\[\]{}]", _STRING.sub("", text)):
+            depth += 1 if bracket in "[{" else -1
+            if depth > _TOO_DEEP:
+                detail = "nested too deeply"
+                break
         return _unreadable(text, source, number, detail)
     value, end = decoded
     if text[end:].strip():
         return _unreadable(text, source, number, f"text after the end of the value (column {end + 1})")
     item = _record(value, text, source, number)
-    if isinstance(item, SourceRecord) and (key := _repeated_key(text)) is not None:
+    if not isinstance(item, SourceRecord):
+        return item
+    if (key := _repeated_key(text)) is not None:
         detail = f"the key {key[:40]!r} stands more than once in one object, with different values"
         return _unreadable(text, source, number, detail)
-    return item._replace(lenient=_lenient(text)) if isinstance(item, SourceRecord) else item
+    return item._replace(lenient=_lenient(text))
 
 
 def _lenient(text: str) -> str:
@@ -263,8 +267,11 @@ def _record(value: Any, raw: str, source: str, line: int) -> Item:
             return Reject(source, line, "broken_json", "nested too deeply", printable(raw))
         if deeper_than(value, MAX_DEPTH):
             return Reject(source, line, "wrong_type", f"nested deeper than {MAX_DEPTH} levels", printable(raw))
-    if ("\\ud" in raw or "\\uD" in raw) and not _encodable(value):
-        return Reject(source, line, "bad_encoding", "half of a surrogate pair", printable(raw))
+    if "\\ud" in raw or "\\uD" in raw:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            return Reject(source, line, "bad_encoding", "half of a surrogate pair", printable(raw))
     if not isinstance(value, dict):
         return Reject(source, line, "wrong_type", f"a record must be an object, not {json_type(value)}", value)
     return SourceRecord(source, line, value)
@@ -285,35 +292,15 @@ def deeper_than(value: Any, limit: int) -> bool:
     return any(isinstance(item, dict | list) for item in level)
 
 
-def _depth(text: str) -> int:
-    """The deepest nesting of brackets outside strings, whether or not they are closed."""
-    depth = deepest = 0
-    for bracket in re.findall(r"[\[\]{}]", _STRING.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
-        deepest = max(depth, deepest)
-    return deepest
-
-
-def _encodable(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 @dataclass
 class _Window:
-    """A stretch of a text that moves over a stream: `text[at]` is the next character, `line` its line.
-
-    `line_start` is where that line starts, or would: it is negative when that part is forgotten.
-    """
+    """A stretch of a text that moves over a stream: `text[at]` is the next character."""
 
     blocks: Iterator[str]
     text: str = ""
     at: int = 0
     line: int = 1
-    line_start: int = 0
+    line_start: int = 0  # negative when that part is forgotten
     ended: bool = False
 
     def move(self, to: int) -> None:
@@ -337,13 +324,12 @@ class _Window:
 def scan_json(blocks: Iterable[str], source: str, damage: Callable[[], str] = str) -> Iterator[Piece | Reject]:
     """The elements of JSON text: of arrays, or objects one after the other, with their lines.
 
-    A broken element is rejected alone: reading continues where the next one begins (see `_next_start`).
-    Only what is needed of the text is held, at most about twice MAX_LINE. How the text is cut into
-    blocks changes nothing: a verdict that more text could change waits for more text.
+    A broken element is rejected alone: reading continues where the next one begins (see `_skip`). Only what is needed of
+    the text is held, at most about twice MAX_LINE. How the text is cut into blocks changes nothing: a verdict that more
+    text could change waits for more text.
 
     Args:
         blocks: the text, in pieces; bytes that are no UTF-8 as surrogateescape leaves them.
-        source: name of the source.
         damage: called at the end of the text: why it ended before its time, or "".
     """
     window = _Window(iter(blocks))
@@ -404,7 +390,15 @@ def _skip(decoded: tuple[Any, int] | Fault, window: _Window, in_array: bool, sou
         within = window.text.count("\n", 0, decoded.at) - lines_before
         where = f"line {line + within}" if within else f"character {decoded.at - start + 1} of the record"
         detail = f"{decoded.what} ({where})"
-    pattern = _next_start(window, in_array)
+    # An element that opens a line is followed by one that opens a line with the same indentation, or by the array's end;
+    # one in the middle of a line by one with the same first key.
+    indent = window.text[window.line_start : start] if start - window.line_start < 200 else "x"
+    if not indent.strip(" \t"):
+        # Without indentation a bracket at the start of a line may be that of an inner array.
+        pattern = re.compile(rf"\n{indent}\{{" + (r"|\n\]" if in_array and indent else ""))
+    else:
+        first_key = _FIRST_KEY.match(window.text, start)
+        pattern = re.compile(re.escape(first_key[0]) if first_key else r"(?!)")
     raw, size = "", 0
     match = pattern.search(window.text, window.at + 1)
     while not match:
@@ -428,21 +422,6 @@ def _skip(decoded: tuple[Any, int] | Fault, window: _Window, in_array: bool, sou
     return _unreadable(raw.rstrip(" \t\r\n,"), source, line, detail)
 
 
-def _next_start(window: _Window, in_array: bool) -> re.Pattern[str]:
-    """What the element after the one that is next begins with.
-
-    An element that opens a line is followed by one that opens a line with the same indentation, or by the
-    array's end; one in the middle of a line by one with the same first key.
-    """
-    indent = window.text[window.line_start : window.at] if window.at - window.line_start < 200 else "x"
-    if not indent.strip(" \t"):
-        # Without indentation a bracket at the start of a line may be that of an inner array.
-        end = r"|\n\]" if in_array and indent else ""
-        return re.compile(rf"\n{indent}\{{{end}")
-    first_key = _FIRST_KEY.match(window.text, window.at)
-    return re.compile(re.escape(first_key[0]) if first_key else r"(?!)")
-
-
 def column_names(cells: Iterable[str]) -> tuple[str, ...]:
     """Header cells as distinct names: an empty one is named by its place, a repeated one numbered."""
     names: dict[str, None] = {}
@@ -455,38 +434,31 @@ def column_names(cells: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _parse_arrow(chunk: Chunk) -> list[Item]:
-    ipc = importlib.import_module("pyarrow.ipc")
-    table = ipc.open_stream(chunk.data).read_all()
-    names = table.column_names
-    if len(set(names)) < len(names):
-        table = table.rename_columns(list(column_names(names)))
-    odd = [name for name in table.column_names if not _is_plain(table.schema.field(name).type)]
+def _arrow_items(table: Any, source: str, line: int) -> list[Item]:
+    def is_plain(kind: Any) -> bool:  # whether values are JSON scalars as they are
+        text = str(getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind)
+        scalars = ("string", "large_string", "bool", "null", "float", "double")
+        return text in scalars or text.lstrip("u").startswith("int")
+
+    odd = [name for name in table.column_names if not is_plain(table.schema.field(name).type)]
     try:
         rows = _rows(table)
-    except Exception:  # pyarrow's errors have nothing in common; one value that Python can't hold spoils a batch
-        rows = [_row(table.slice(place, 1)) for place in range(table.num_rows)]
+    except (
+        Exception
+    ) as error:  # pyarrow's errors have nothing in common; one value that Python can't hold spoils a batch
+        if table.num_rows == 1:
+            reason = "bad_encoding" if isinstance(error, UnicodeDecodeError) else "wrong_type"
+            return [Reject(source, line, reason, f"a value that can't be read: {error}")]
+        places = range(table.num_rows)
+        return [item for place in places for item in _arrow_items(table.slice(place, 1), source, line + place)]
     items: list[Item] = []
-    for number, row in enumerate(rows, chunk.line):
-        if isinstance(row, Exception):
-            reason = "bad_encoding" if isinstance(row, UnicodeDecodeError) else "wrong_type"
-            items.append(Reject(chunk.source, number, reason, f"a value that can't be read: {row}"))
-            continue
+    for number, row in enumerate(rows, line):
         if (size := sum(len(value) for value in row.values() if isinstance(value, str | bytes))) > MAX_LINE:
-            items.append(too_long(chunk.source, number, size, "row"))
+            items.append(too_long(source, number, size, "row"))
             continue
-        for name in odd:
-            row[name] = _plain(row[name])
-        items.append(SourceRecord(chunk.source, number, row))
+        row.update({name: _plain(row[name]) for name in odd})
+        items.append(SourceRecord(source, number, row))
     return items
-
-
-def _row(table: Any) -> dict[str, Any] | Exception:
-    try:
-        row: dict[str, Any] = _rows(table)[0]
-    except Exception as error:
-        return error
-    return row
 
 
 def _rows(table: Any) -> list[Any]:
@@ -503,25 +475,17 @@ def _microseconds(kind: Any, arrow: Any) -> Any:
     types = arrow.types
     if types.is_timestamp(kind):
         return arrow.timestamp("us", kind.tz)
-    if types.is_duration(kind):
-        return arrow.duration("us")
-    if types.is_time64(kind):
-        return arrow.time64("us")
     if types.is_struct(kind):
         return arrow.struct([field.with_type(_microseconds(field.type, arrow)) for field in kind])
     if types.is_map(kind):
         return arrow.map_(_microseconds(kind.key_type, arrow), _microseconds(kind.item_type, arrow))
-    if types.is_large_list(kind):
-        return arrow.large_list(_microseconds(kind.value_type, arrow))
-    if types.is_list(kind):
-        return arrow.list_(_microseconds(kind.value_type, arrow))
+    for is_kind, plain in ((types.is_duration, arrow.duration), (types.is_time64, arrow.time64)):
+        if is_kind(kind):
+            return plain("us")
+    for is_kind, listed in ((types.is_large_list, arrow.large_list), (types.is_list, arrow.list_)):
+        if is_kind(kind):
+            return listed(_microseconds(kind.value_type, arrow))
     return kind
-
-
-def _is_plain(kind: Any) -> bool:
-    """Whether a column's values are JSON scalars as they are."""
-    text = str(getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind)
-    return text in ("string", "large_string", "bool", "null", "float", "double") or text.lstrip("u").startswith("int")
 
 
 def _plain(value: Any) -> Any:

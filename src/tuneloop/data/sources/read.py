@@ -1,8 +1,6 @@
 """Source files to records, each with the physical line it starts on; what can't be read becomes a reject.
 
-`find_files` says which files the sources are. `chunks` cuts a file into pieces in one process, `parse_chunk` makes
-records of a piece in any process; `read_file` does both. Only what concerns a whole file (missing, empty,
-unsupported, damaged from its start) is a `UserError`.
+Only what concerns a whole file (missing, empty, unsupported, damaged from its start) is a `UserError`.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, nearest_path, user_errors_of_the_disk
@@ -55,11 +53,7 @@ def read_records(sources: Sequence[str]) -> Iterator[SourceRecord | Reject]:
 
 
 def read_file(file: SourceFile) -> Iterator[Item]:
-    """The records of one file.
-
-    Raises:
-        UserError: it is empty, unreadable, damaged as a whole, or changed while it was read.
-    """
+    """The records of one file; one that is empty, unreadable, damaged as a whole, or changed meanwhile is an error."""
     for chunk in chunks(file):
         yield from parse_chunk(chunk)
 
@@ -72,7 +66,6 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
     else is: next to other data they are notes about it. A `dataset_info.json` in the folder adds the files it names.
 
     Args:
-        sources: what to look for.
         max_expansion: how many times its size a compressed file may expand to.
 
     Raises:
@@ -83,23 +76,19 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
     files: dict[Path, SourceFile] = {}
     for source in sources:
         if source == "-":
-            file = _standard_input()
-            files.setdefault(file.path, replace(file, max_expansion=max_expansion))
-            continue
-        if is_url(source):
-            for file in fetched_files(source):
-                files.setdefault(file.path, replace(file, max_expansion=max_expansion))
-            continue
-        for path in _expand(source):
-            source_file = _source_file(path)
-            if source_file is None:
-                raise UserError(
-                    f"Can't read files of the kind {path.suffix or '(no suffix)'}",
-                    where=str(path),
-                    next_step=f"convert it to one of: {SUPPORTED}",
-                )
-            files.setdefault(path.resolve(), replace(source_file, max_expansion=max_expansion))
+            of_source = [_standard_input()]
+        else:
+            of_source = fetched_files(source) if is_url(source) else list(map(_readable, _expand(source)))
+        for file in of_source:
+            files.setdefault(file.path.resolve(), replace(file, max_expansion=max_expansion))
     return list(files.values())
+
+
+def _readable(path: Path) -> SourceFile:
+    if (file := _source_file(path)) is None:
+        what = f"Can't read files of the kind {path.suffix or '(no suffix)'}"
+        raise UserError(what, where=str(path), next_step=f"convert it to one of: {SUPPORTED}")
+    return file
 
 
 def fetched_files(url: str) -> list[SourceFile]:
@@ -119,23 +108,17 @@ def fetched_files(url: str) -> list[SourceFile]:
     files = []
     for name in names:
         whole = f"{store.url}/{name}".rstrip("/")
-        place = (
-            cache_folder() / "sources" / content_hash([whole, sizes[name], store.version(name)])[:16] / Path(whole).name
-        )
+        folder = content_hash([whole, sizes[name], store.version(name)])[:16]
+        place = cache_folder() / "sources" / folder / Path(whole).name
         if not place.is_file():
             store.get(name, place)
-        file = _source_file(place)
-        assert file is not None
-        files.append(replace(file, name=printable(whole)))
+        files.append(replace(_readable(place), name=printable(whole)))
     return files
 
 
 def _source_file(path: Path) -> SourceFile | None:
-    suffix = path.suffix.lower()
-    compression = COMPRESSIONS.get(suffix, "")
-    if compression:
-        suffix = Path(path.stem).suffix.lower()
-    kind = KINDS.get(suffix)
+    compression = COMPRESSIONS.get(path.suffix.lower(), "")
+    kind = KINDS.get((Path(path.stem) if compression else path).suffix.lower())
     if kind is None or (compression and kind == "parquet"):
         return None
     return SourceFile(path, printable(str(path)), kind, compression)
@@ -146,8 +129,13 @@ def _expand(source: str) -> list[Path]:
         path = Path(source).expanduser()
         if path.is_dir():
             return _files_of_folder(path)
+        if path.is_file() and path.name != INFO:
+            return [path]
         if path.is_file():
-            return _named_files(path) if path.name == INFO else [path]
+            if files := _named_by(path.parent):
+                return files
+            step = "put the files next to it, or name them themselves"
+            raise UserError(f"{INFO} names no file that is there and can be read", where=str(path), next_step=step)
         _refuse_dead_links([path])
         if path.exists():
             raise UserError("Not a regular file", where=source, next_step="name a file, a glob or a folder")
@@ -162,9 +150,8 @@ def _refuse_dead_links(paths: Sequence[Path]) -> None:
     """Refuse links whose file is gone, or that lead in a circle: to pass over them would be to lose records unsaid."""
     for path in paths:
         if path.is_symlink() and not path.exists():
-            raise UserError(
-                "A link that leads to no file", where=str(path), next_step="remove the link, or name the file itself"
-            )
+            step = "remove the link, or name the file itself"
+            raise UserError("A link that leads to no file", where=str(path), next_step=step)
 
 
 def _files_of_glob(path: Path, source: str) -> list[Path]:
@@ -172,11 +159,8 @@ def _files_of_glob(path: Path, source: str) -> list[Path]:
         # The glob module follows links to folders without end; pathlib's does not follow them.
         plain = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
         root = Path(*path.parts[:plain])
-        matches = [
-            p
-            for p in root.glob(str(Path(*path.parts[plain:])))
-            if not any(part.startswith(".") for part in p.relative_to(root).parts)
-        ]
+        paths = root.glob(str(Path(*path.parts[plain:])))
+        matches = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts)]
     else:
         matches = [Path(p) for p in glob.glob(str(path))]
     _refuse_dead_links(matches)
@@ -192,15 +176,12 @@ def _files_of_folder(folder: Path) -> list[Path]:
     files = _of_data([path for path in named if path.is_file()])
     if (folder / INFO).is_file():
         files = sorted({*files, *_named_by(folder)})
-    if not files and (folder / "rejects.jsonl").is_file():
-        raise UserError(
-            "The data set in this folder was not finished: `tuneloop prepare` failed or was stopped", where=str(folder),
-            next_step="look at the rejects.jsonl in it, then prepare the sources again",
-        )  # fmt: skip
     if not files:
-        raise UserError(
-            "No readable file in the folder", where=str(folder), next_step=f"kinds that are read: {SUPPORTED}"
-        )
+        what, step = "No readable file in the folder", f"kinds that are read: {SUPPORTED}"
+        if (folder / "rejects.jsonl").is_file():
+            what = "The data set in this folder was not finished: `tuneloop prepare` failed or was stopped"
+            step = "look at the rejects.jsonl in it, then prepare the sources again"
+        raise UserError(what, where=str(folder), next_step=step)
     return files
 
 
@@ -224,12 +205,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _of_data(paths: Sequence[Path]) -> list[Path]:
     """Paths found by a folder or a glob, without what is no data but about it."""
     some = [path for path in paths if path.name != INFO and not _ABOUT.fullmatch(path.name)]
-
-    def is_text(path: Path) -> bool:
-        file = _source_file(path)
-        return file is not None and file.kind == "text"
-
-    return [path for path in some if not is_text(path)] or some
+    files = [(path, _source_file(path)) for path in some]
+    return [path for path, file in files if file is None or file.kind != "text"] or some
 
 
 def dataset_info(folder: Path | str) -> dict[str, dict[str, Any]]:
@@ -246,13 +223,8 @@ def dataset_info(folder: Path | str) -> dict[str, dict[str, Any]]:
         described = json.loads((path if path.name == INFO else path / INFO).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(described, dict):
-        return {}
-    return {
-        name: about
-        for name, about in described.items()
-        if isinstance(about, dict) and isinstance(about.get("file_name"), str)
-    }
+    entries = described.items() if isinstance(described, dict) else ()
+    return {n: about for n, about in entries if isinstance(about, dict) and isinstance(about.get("file_name"), str)}
 
 
 def entry_of(file: SourceFile) -> dict[str, Any] | None:
@@ -276,34 +248,17 @@ def _named_by(folder: Path) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _named_files(info: Path) -> list[Path]:
-    files = _named_by(info.parent)
-    if not files:
-        raise UserError(
-            f"{INFO} names no file that is there and can be read",
-            where=str(info),
-            next_step="put the files next to it, or name them themselves",
-        )
-    return files
-
-
 @functools.cache
 def _standard_input() -> SourceFile:
-    """The standard input as a file: it is read once, to a temporary file that goes when the program ends.
-
-    Raises:
-        UserError: nothing is piped into it.
-    """
+    """The standard input as a file: it is read once, to a temporary file that goes when the program ends."""
     if sys.stdin is None or sys.stdin.isatty():
-        raise UserError(
-            "Nothing is piped into the standard input", where="-", next_step="pipe data into it, or name a file"
-        )
+        step = "pipe data into it, or name a file"
+        raise UserError("Nothing is piped into the standard input", where="-", next_step=step)
     with (
         user_errors_of_the_disk(tempfile.gettempdir()),
         tempfile.NamedTemporaryFile(prefix="tuneloop-", suffix=".input", delete=False) as spool,
     ):
         path = Path(spool.name)
         atexit.register(path.unlink, missing_ok=True)
-        stream: BinaryIO = sys.stdin.buffer
-        shutil.copyfileobj(stream, spool, 1 << 20)
+        shutil.copyfileobj(sys.stdin.buffer, spool, 1 << 20)
     return guessed_file(path, "-")

@@ -78,7 +78,7 @@ def test_rows_that_both_were_asked_are_judged_and_the_line_says_so(evaluation: F
     ]
     outcome = run_gate(load_suite(tmp_path / "suite.yaml"), *sides)
     (check,) = outcome.checks
-    assert check.rows == 30 and check.message.endswith("(on the 30 rows that both were asked)")
+    assert check.rows == 30 and check.message.endswith("(on the 30 rows that both answered)")
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -65,12 +65,14 @@ def test_log_likelihoods_and_scores_are_those_of_lm_evals_own_model(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from tuneloop.evaluation.lm_eval import _asked, run_tasks
+    from tuneloop.evaluation.lm_eval import _harness_model, run_tasks
     from tuneloop.inference.local.target import LocalTarget
 
     files = [task("sums", CHOICE), task("said", WRITTEN)]
     own = HFLM(pretrained=str(tiny_llama), dtype="float32", device="cpu", batch_size=1)
-    both = [simple_evaluate(m, tasks=files, bootstrap_iters=0) for m in (own, _asked(LocalTarget.of(tiny_model)))]
+    both = [
+        simple_evaluate(m, tasks=files, bootstrap_iters=0) for m in (own, _harness_model(LocalTarget.of(tiny_model)))
+    ]
     theirs, ours = ([[r for s in side["samples"]["sums"] for r in s["filtered_resps"]]] for side in both)
     assert [x[0] for x in ours[0]] == pytest.approx([x[0] for x in theirs[0]], abs=1e-3)
     assert [x[1] for x in ours[0]] == [x[1] for x in theirs[0]]

@@ -6,14 +6,14 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.evaluate import Evaluation, evaluate, on_shared_rows, shared_words
+from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate, on_shared_rows, shared_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
 CONFIG = EvaluateConfig(bootstrap=100, embedding=False)
 
 
-def of_rows(numbers: range, wrong: int = 0) -> Evaluation:
+def of_rows(numbers: range, wrong: int = 0) -> ScoredAnswers:
     labels = {i: "ab"[i % 2] for i in numbers}
     rows = [
         Row(f"r{i}", [{"role": "user", "content": f"text {i}"}, {"role": "assistant", "content": label}], label)
@@ -31,7 +31,7 @@ def test_all_are_scored_again_on_the_rows_that_they_share() -> None:
         [row.id for row in after["A"].rows] == [row.id for row in after["B"].rows] == [f"r{i}" for i in range(10, 34)]
     )
     assert after["A"].metrics["accuracy"].value == pytest.approx(19 / 24)  # of the rows 10 to 19 the five "a" are wrong
-    assert shared_words(before, after) == "Compared on the 24 rows that all of them were asked (A: 40, B: 24)."
+    assert shared_words(before, after) == "Compared on the 24 rows that all of them answered (A: 40, B: 24)."
 
 
 def test_equal_rows_are_left_as_they_are_in_whatever_order() -> None:

@@ -15,7 +15,7 @@ from tuneloop.core.stats.intervals import NOT_ENOUGH
 from tuneloop.evaluation.classical import MAJORITY, TFIDF, majority_system
 from tuneloop.evaluation.compare import adjusted, compare
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.evaluate import Evaluation, evaluate
+from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.verdict import FROM_WORST, best_odds, decide, verdict_in_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
@@ -23,7 +23,7 @@ from tuneloop.records.rows import Row
 TURNED = {"better": "worse", "promising": "worse", "mixed": "mixed", NOT_ENOUGH: NOT_ENOUGH}
 
 
-def cards(queue_wrong: float, text: str, seed: int) -> Evaluation:
+def cards(queue_wrong: float, text: str, seed: int) -> ScoredAnswers:
     rng, queues = random.Random(seed), ["cards", "loans", "transfers"]
     rows, answers = [], []
     for i in range(120):

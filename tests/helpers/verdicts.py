@@ -9,7 +9,7 @@ from pathlib import Path
 from tuneloop.evaluation.classical import MAJORITY, TFIDF
 from tuneloop.evaluation.compare import adjusted, compare
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.evaluate import Evaluation, evaluate
+from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.results import ComparedWith, write_evaluation
 from tuneloop.evaluation.verdict import Verdict, decide, verdict_in_words
 from tuneloop.records.completion import Completion
@@ -26,14 +26,14 @@ def rows_of(labels: list[str]) -> list[Row]:
     ]
 
 
-def scored(labels: list[str], answers: list[str], **settings: object) -> Evaluation:
+def scored(labels: list[str], answers: list[str], **settings: object) -> ScoredAnswers:
     config = EvaluateConfig.model_validate({"bootstrap": 1000, "embedding": False, **settings})
     allowed = sorted(set(labels))
     given = [Completion(text) for text in answers]
     return evaluate(rows_of(labels), given, task="classification", labels=allowed, config=config, seed=0)
 
 
-def verdict_of(tuned: Evaluation, **others: Evaluation) -> tuple[Verdict, list[str]]:
+def verdict_of(tuned: ScoredAnswers, **others: ScoredAnswers) -> tuple[Verdict, list[str]]:
     names = {"zero": "zero-shot", "few": "few-shot", "tfidf": TFIDF, "majority": MAJORITY}
     everyone = {**{names.get(key, key): value for key, value in others.items()}, "tuned": tuned}
     pairs = [c for n, other in everyone.items() if n != "tuned" for c in compare(n, other, "tuned", tuned)]
@@ -50,7 +50,7 @@ def flipped(labels: list[str], share: float, seed: int) -> list[str]:
 HAM = ["ham"] * 240 + ["spam"] * 40
 
 
-def write(folder: Path, tuned: Evaluation, baselines: dict[str, Evaluation]) -> dict[str, object]:
+def write(folder: Path, tuned: ScoredAnswers, baselines: dict[str, ScoredAnswers]) -> dict[str, object]:
     pairs = [c for name, b in baselines.items() for c in compare(name, b, "tuned", tuned)]
     path = write_evaluation(folder, tuned, Subject("m", "d", "test"), ComparedWith(baselines, pairs))
     found: dict[str, object] = json.loads(path.read_text())

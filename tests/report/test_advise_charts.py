@@ -61,8 +61,8 @@ def test_nothing_is_drawn_of_nothing() -> None:
 
 
 def test_labels_do_not_cover_each_other() -> None:
-    placed = _spread([(100, {}, 1), (101, {}, 2), (258, {}, 3), (259, {}, 4)], 15, 254)
-    ys = [y for y, _, _ in placed]
+    placed = _spread([(100, "a"), (101, "b"), (258, "c"), (259, "d")], 15, 254)
+    ys = [y for y, _ in placed]
     assert all(b - a >= 15 for a, b in itertools.pairwise(ys)) and ys[-1] <= 254
 
 

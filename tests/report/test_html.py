@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from patience import HANG
-from tuneloop.report.html import render_report, write_report
+from tuneloop.report.html import render_report, write_page
 
 VOID = {"meta", "br", "wbr", "img", "input", "hr", "link"}
 
@@ -190,8 +190,8 @@ def test_long_samples_are_cut_with_a_note(make_run: Callable[..., Path]) -> None
 
 def test_writing_is_repeatable(make_run: Callable[..., Path]) -> None:
     run = make_run()
-    first = write_report(run).read_bytes()
-    assert write_report(run).read_bytes() == first
+    first = write_page(run).read_bytes()
+    assert write_page(run).read_bytes() == first
     first.decode("utf-8")
 
 

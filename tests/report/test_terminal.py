@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tuneloop.report.facts import next_commands, read_run
-from tuneloop.report.html import write_report
+from tuneloop.report.html import write_page
 from tuneloop.report.samples import samples_part
 from tuneloop.report.terminal import print_closing
 
@@ -175,6 +175,6 @@ def test_a_full_run_names_the_folder_that_it_has(make_run: Callable[..., Path]) 
     (run / "run.json").write_text(json.dumps({**manifest, "method": "full", "weights": "model"}))
     text = shown(run, 120).replace("\n", "")
     assert f"{run}/model" in text and f"{run}/adapter" not in text
-    write_report(run)
+    write_page(run)
     page = (run / "report.html").read_text()
     assert f"Model: <code>{run}/model</code>" in page and "Next: <code>tuneloop evaluate" in page

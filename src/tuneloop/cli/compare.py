@@ -23,7 +23,7 @@ from tuneloop.records.record import read_record
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneloop.evaluation.evaluate import Evaluation
+    from tuneloop.evaluation.evaluate import ScoredAnswers
     from tuneloop.evaluation.judge import Judgement
     from tuneloop.pipeline.judge import Judge
 
@@ -126,7 +126,7 @@ def _compare(
 
     judged: list[Judgement] = []
 
-    def ask(loaded: Mapping[str, Evaluation]) -> dict[str, Any]:
+    def ask(loaded: Mapping[str, ScoredAnswers]) -> dict[str, Any]:
         assert judge is not None
         judged.append(judge_evaluations(judge, loaded))
         return {"judge": judged[0].facts}

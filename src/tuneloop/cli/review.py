@@ -64,7 +64,7 @@ def command(
             return Result(written)
         hint = "" if sample.rows else "; --rows 10 takes ten rows, in a folder of its own (--out)"
         say(f"{counted(len(review.items), 'item')} in {review.folder}{hint}")
-    if not no_serve:  # not with a screen at work: it would go on telling of the time that people take to read
+    if not no_serve:  # without a screen, which would count the time that people take to read
         with reporting(say=shown.say):
             serve(review, host=host, port=port)
     found = results(review)

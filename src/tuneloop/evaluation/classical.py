@@ -1,8 +1,6 @@
-"""The cheap alternatives to a tuned model: logistic regression on TF-IDF or on packaged sentence embeddings, and always the
-same label.
+"""Cheap alternatives to a tuned model: logistic regression on TF-IDF or packaged embeddings, and always the same label.
 
-They train in seconds on any machine. Where they tie the tuned model, they are the better choice, and the comparison
-has to say so.
+They train in seconds on any machine; where they tie the tuned model, they are the better choice.
 """
 
 from __future__ import annotations
@@ -68,8 +66,7 @@ def majority_system(train: Sequence[Row]) -> Classical | None:
 def tfidf_system(train: Sequence[Row]) -> Classical:
     """Train logistic regression on TF-IDF of word 1-2-grams and character 3-5-grams of the last user turn.
 
-    Raises:
-        UserError: fewer than two labels in `train`.
+    Raises UserError: fewer than two labels in `train`.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
@@ -86,11 +83,9 @@ def tfidf_system(train: Sequence[Row]) -> Classical:
     try:
         table = features.fit_transform(texts)
     except ValueError:  # scikit-learn's "empty vocabulary"
-        raise UserError(
-            "The training texts hold no words to learn from",
-            where=f"{counted(len(texts), 'training row')}",
-            next_step="check the text column, or set baselines.classical=false",
-        ) from None
+        what = "The training texts hold no words to learn from"
+        next_step = "check the text column, or set baselines.classical=false"
+        raise UserError(what, where=f"{counted(len(texts), 'training row')}", next_step=next_step) from None
     return Classical(TFIDF, _regression(features.transform, table, rows), time.monotonic() - start)
 
 
@@ -119,11 +114,9 @@ def _texts_and_rows(train: Sequence[Row]) -> tuple[list[str], list[Row]]:
     rows = [row for row in train if row.label is not None]
     labels = len({row.label for row in rows})
     if labels < 2:
-        raise UserError(
-            f"A classifier needs at least two labels, the training split has {labels}",
-            where=f"{counted(len(train), 'training row')}",
-            next_step="check the label column, or set baselines.classical=false",
-        )
+        what = f"A classifier needs at least two labels, the training split has {labels}"
+        next_step = "check the label column, or set baselines.classical=false"
+        raise UserError(what, where=f"{counted(len(train), 'training row')}", next_step=next_step)
     return [_text(row) for row in rows], rows
 
 
@@ -143,13 +136,10 @@ def _regression(features: Callable[[list[str]], Any], table: Any, rows: Sequence
 
     def answer(rows: Sequence[Row]) -> list[Completion]:
         table = model.predict_log_proba(features([_text(row) for row in rows])) if rows else []
+        scores = [dict(zip(names, map(float, row), strict=True)) for row in table]
         return [
-            Completion(
-                names[int(np.argmax(scores))],
-                finish="choice",
-                label_scores=dict(zip(names, map(float, scores), strict=True)),
-            )
-            for scores in table
+            Completion(names[int(np.argmax(row))], finish="choice", label_scores=s)
+            for row, s in zip(table, scores, strict=True)
         ]
 
     return answer
@@ -163,10 +153,8 @@ def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequen
     models: list[LogisticRegression | None] = []
     for name in names:
         holds = [name in each for each in lists]
-        if all(holds):  # nothing to tell apart
-            models.append(None)
-            continue
-        models.append(LogisticRegression(C=_C, solver="liblinear", tol=1e-3).fit(table, holds))
+        model = LogisticRegression(C=_C, solver="liblinear", tol=1e-3)
+        models.append(None if all(holds) else model.fit(table, holds))  # all: nothing to tell apart
 
     def answer(rows: Sequence[Row]) -> list[Completion]:
         if not rows:

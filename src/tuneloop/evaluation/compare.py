@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import intervals as u
 from tuneloop.core.stats.intervals import Statistics
-from tuneloop.evaluation.evaluate import Evaluation
+from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics import lower_is_better, metric_of
 from tuneloop.records.evaluation import Comparison
 from tuneloop.records.rows import references_of
@@ -30,7 +31,7 @@ class PairedRows(Comparison):
 
 
 def compare(
-    a_name: str, a: Evaluation, b_name: str, b: Evaluation, *, only: Collection[str] | None = None
+    a_name: str, a: ScoredAnswers, b_name: str, b: ScoredAnswers, *, only: Collection[str] | None = None
 ) -> list[Comparison]:
     """Paired comparison of two systems on the same rows, for each metric that both have (or for some of them, `only`).
 
@@ -39,18 +40,16 @@ def compare(
     test finds no difference, the interval is widened to 0 if need be. Metrics without row scores (a perplexity measured
     elsewhere) and those without a better direction are left out. Several metrics are adjusted for: see `adjusted`.
 
-    Raises:
-        UserError: the two were not evaluated on the same rows, or with other references.
+    Raises UserError: the two were not evaluated on the same rows, or with other references.
     """
     b = _in_the_order_of(a, b, a_name, b_name)
     theirs = {name: family for family in b.statistics for name in family.values}
     comparisons = [
         _compared(name, family, theirs.get(name), (a_name, a), (b_name, b))
-        for family in a.statistics
-        for name in family.values
+        for family in a.statistics for name in family.values
         if (only is None or name in only) and name in b.metrics and name in a.draws and name in b.draws
         if metric_of(name).compared
-    ]
+    ]  # fmt: skip
     return adjusted(comparisons, a)
 
 
@@ -58,16 +57,14 @@ def _compared(
     name: str,
     family: Statistics,
     other: Statistics | None,
-    first: tuple[str, Evaluation],
-    second: tuple[str, Evaluation],
+    first: tuple[str, ScoredAnswers],
+    second: tuple[str, ScoredAnswers],
 ) -> PairedRows:
-    """One metric's difference with its interval, p-value and effect; not yet adjusted."""
     (a_name, a), (b_name, b) = first, second
     delta, source = b.metrics[name].value - a.metrics[name].value, family.same.get(name, name)
     only_a = only_b = apart = None
-    shares = source in family.right_or_wrong and any(
-        source in side.right_or_wrong for side in b.statistics
-    )  # of both sides, not of one by chance
+    # Of both sides, not of one by chance.
+    shares = source in family.right_or_wrong and any(source in side.right_or_wrong for side in b.statistics)
     if shares and a.clusters is None:
         scores = zip(a.row_scores[source], b.row_scores[source], strict=True)
         pairs = [(x, y) for x, y in scores if x == x and y == y]
@@ -76,7 +73,11 @@ def _compared(
         p, test, apart = u.mcnemar_p(only_a, only_b), EXACT, only_a + only_b
     else:
         at = partial(u.paired_bootstrap_interval, delta, b.draws[name] - a.draws[name])
-        apart = _rows_apart(family, other, a.clusters)
+        if other is not None and other.layout == family.layout and other.rows.shape == family.rows.shape:
+            tables = (table.rows for table in (other, family))
+            apart = u.rows_apart(
+                *(tables if a.clusters is None else (u.sums_by_cluster(t, a.clusters) for t in tables))
+            )
         tested = b.metrics[source].value - a.metrics[source].value  # perplexity by the loss
         p = u.paired_bootstrap_p(tested, b.draws[source] - a.draws[source])
         p = max(p, 0.0 if apart is None else u.least_p(apart))
@@ -94,15 +95,7 @@ def _compared(
     )  # fmt: skip
 
 
-def _rows_apart(family: Statistics, other: Statistics | None, clusters: Sequence[int] | None) -> int | None:
-    """Rows (or clusters) whose values differ between two sides; None where these can't be compared."""
-    if other is None or other.layout != family.layout or other.rows.shape != family.rows.shape:
-        return None
-    tables = (other.rows, family.rows)
-    return u.rows_apart(*(tables if clusters is None else (u.sums_by_cluster(t, clusters) for t in tables)))
-
-
-def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[Comparison]:
+def adjusted(comparisons: Sequence[Comparison], evaluation: ScoredAnswers) -> list[Comparison]:
     """Comparisons with p-values and intervals adjusted for each other (Holm), and the verdicts and rows needed that follow.
 
     The metric that decides is fixed before the data are seen: over it, only several pairs of systems are adjusted
@@ -111,9 +104,8 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[
     (micro-F1 and accuracy, perplexity and loss), count once. Each interval is at the level that Holm's procedure tests its comparison at, and reaches 0 where the procedure
     finds no difference; so intervals and p-values agree.
 
-    Args:
-        comparisons: of one or several pairs; giving all that are read together makes the adjustment honest.
-        evaluation: what tells the metric that decides, the headline metrics and the number of rows.
+    `comparisons`: of one or several pairs; giving all that are read together makes the adjustment honest;
+    `evaluation`: what tells the metric that decides, the headline metrics and the number of rows.
     """
     same = {name: source for family in evaluation.statistics for name, source in family.same.items()}
     keys = [(c.a, c.b, same.get(c.metric, c.metric)) for c in comparisons]
@@ -153,7 +145,7 @@ def rows_needed(c: Comparison, n: int, level: float) -> int | None:
     return max(needed, math.ceil(n * u.least_apart(level) / c.apart))  # so many must differ, or no test can show it
 
 
-def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> Evaluation:
+def _in_the_order_of(a: ScoredAnswers, b: ScoredAnswers, a_name: str, b_name: str) -> ScoredAnswers:
     """`b` with rows, scores and draws as `a` has them; refuses what can't be paired."""
     a_ids, b_ids = [row.id for row in a.rows], [row.id for row in b.rows]
     if set(a_ids) != set(b_ids):
@@ -166,32 +158,25 @@ def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> 
         )
     place = {row_id: i for i, row_id in enumerate(b_ids)}
     order = [place[row_id] for row_id in a_ids]
+
+    def ordered(values: Sequence[Any]) -> list[Any]:
+        return [values[j] for j in order]
+
     for i, j in enumerate(order):
         if references_of(a.rows[i]) != references_of(b.rows[j]) or a.rows[i].label != b.rows[j].label:
-            raise UserError(
-                f"{a_name} and {b_name} were evaluated against different reference answers",
-                where=f"row {a_ids[i]}",
-                next_step="evaluate both on the same version of the data set",
-            )
+            what = f"{a_name} and {b_name} were evaluated against different reference answers"
+            where = f"row {a_ids[i]}"
+            raise UserError(what, where=where, next_step="evaluate both on the same version of the data set")
     if a_ids == b_ids and (a.seed, a.config.bootstrap, a.clusters) == (b.seed, b.config.bootstrap, b.clusters):
         return b
     statistics = [
-        replace(
-            family,
-            rows=family.rows[np.array(order)],
-            row_scores={name: [scores[j] for j in order] for name, scores in family.row_scores.items()},
-        )
-        for family in b.statistics
+        replace(f, rows=f.rows[np.array(order)], row_scores={name: ordered(x) for name, x in f.row_scores.items()})
+        for f in b.statistics
     ]
     return replace(
-        b,
-        rows=[b.rows[j] for j in order],
-        answers=[b.answers[j] for j in order],
-        predictions=[b.predictions[j] for j in order],
-        valid=[b.valid[j] for j in order],
-        seed=a.seed,
+        b, rows=ordered(b.rows), answers=ordered(b.answers), predictions=ordered(b.predictions),
+        valid=ordered(b.valid), seed=a.seed,
         config=b.config.model_copy(update={"bootstrap": a.config.bootstrap}),
-        statistics=statistics,
-        clusters=a.clusters,
+        statistics=statistics, clusters=a.clusters,
         draws=u.bootstrap(statistics, a.n, resamples=a.config.bootstrap, seed=a.seed, clusters=a.clusters),
-    )
+    )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Whether a question gets the same answer when it is asked in other words, and whether answers keep their format.
+"""Whether a question in other words gets the same answer, and whether answers keep their format.
 
-Each row of a sample is asked several ways: as it is, with small rewordings, and drawn with a temperature where answers are
-written freely. All systems are asked the same, so they are compared row by row.
+Each row of a sample has several ways: as it is, with small rewordings, and drawn with a temperature where answers are
+written freely. They are the same for all systems, which are compared row by row.
 """
 
 from __future__ import annotations
@@ -48,9 +48,6 @@ class Way:
     sampling: Sampling = GREEDY
 
 
-# --- ways to ask -------------------------------------------------------------------------------
-
-
 def ways_of(
     rows: Sequence[Row], ways: int, *, drawn: bool, temperature: float, labels: Sequence[str] = (), seed: int = 0
 ) -> list[list[Way]]:
@@ -68,55 +65,47 @@ def ways_of(
     for row in rows:
         turns = [i for i, turn in enumerate(row.prompt) if turn["role"] == "user" and turn.get("content")]
         text = str(row.prompt[turns[-1]]["content"]) if turns else ""
-        others = [Way(kind, _reworded(row, turns[-1], new)) for kind, new in rewordings(text, row.id, labels)]
-        each = [Way(AS_IT_IS, row), *others[: ways - 1 - ((ways - 1) // 3 if drawn else 0)]]
+        each = [Way(AS_IT_IS, row)]
+        for kind, new in rewordings(text, row.id, labels)[: ways - 1 - ((ways - 1) // 3 if drawn else 0)]:
+            messages = [message.copy() for message in row.messages]
+            messages[turns[-1]]["content"] = new
+            each.append(Way(kind, replace(row, messages=messages)))
         if drawn:
             numbers = random.Random(f"drawn:{seed}:{row.id}")
-            each += [
-                Way(DRAWN, row, Sampling(temperature, seed=numbers.getrandbits(31))) for _ in range(ways - len(each))
-            ]
+            samplings = (Sampling(temperature, seed=numbers.getrandbits(31)) for _ in range(ways - len(each)))
+            each += [Way(DRAWN, row, sampling) for sampling in samplings]
         all_ways.append(each)
     return all_ways
 
 
-def _reworded(row: Row, turn: int, text: str) -> Row:
-    messages = [message.copy() for message in row.messages]
-    messages[turn]["content"] = text
-    return replace(row, messages=messages)
-
-
-# --- what answers say --------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class _Said:
-    """What an answer says: what it is compared by, and whether it keeps the format."""
+class _Statement:
+    """What an answer says."""
 
-    key: object
-    keeps: bool
+    key: object  # what it is compared by
+    keeps: bool  # whether it keeps the format
 
 
-Reader = Callable[[Row, Completion], _Said]
+Reader = Callable[[Row, Completion], _Statement]
 
 
 def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config: EvaluateConfig) -> tuple[Reader, str]:
-    """What reads answers, and what kind they are: `labels`, `json` or `texts`."""
     if task == "classification" and label_lists(rows) is not None:
         read = label_reader(vocabulary(rows, labels))
 
-        def several(row: Row, answer: Completion) -> _Said:
+        def several(row: Row, answer: Completion) -> _Statement:
             named = read(answer.text)
             outside = named.outside or not (named.labels or named.none)
-            return _Said(_folded(answer.text) if outside else named.labels, not outside)
+            return _Statement(_folded(answer.text) if outside else named.labels, not outside)
 
         return several, "labels"
     if task == "classification":
         names = sorted(set(labels or ()) | {str(row.label) for row in rows})
         match = label_matcher(names, {row.answer: row.label for row in rows if row.label is not None})
 
-        def one(row: Row, answer: Completion) -> _Said:
+        def one(row: Row, answer: Completion) -> _Statement:
             label = match(answer.text)
-            return _Said(("label", label) if label is not None else _folded(answer.text), label is not None)
+            return _Statement(("label", label) if label is not None else _folded(answer.text), label is not None)
 
         return one, "labels"
     references = [references_of(row) for row in rows]
@@ -124,25 +113,25 @@ def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config
         return _json_answer, "json"
     patterns = list(compile_fields(config.fields).values())
 
-    def text(row: Row, answer: Completion) -> _Said:
+    def text(row: Row, answer: Completion) -> _Statement:
         fields = [extract(pattern, answer.text[:LONGEST_SCORED]) for pattern in patterns]
         whole = None not in fields  # answers without a field do not agree in what they lack
         key: object = tuple(map(_folded, map(str, fields))) if patterns and whole else _folded(answer.text)
-        return _Said(key, answer.finished and bool(answer.text.strip()) and whole)
+        return _Statement(key, answer.finished and bool(answer.text.strip()) and whole)
 
     return text, "texts"
 
 
-def _json_answer(row: Row, answer: Completion) -> _Said:
+def _json_answer(row: Row, answer: Completion) -> _Statement:
     """JSON is compared by its fields, their order and case aside; the format is the reference's top-level keys."""
     try:
         value = parse(answer.text)
         fields = Counter((place, _folded(leaf)) for place, leaf in leaves(value))
     except (ValueError, RecursionError):
-        return _Said(_folded(answer.text), False)
+        return _Statement(_folded(answer.text), False)
     wanted = parse(row.answer) if parses(row.answer) else None
     same = _keys(value) == _keys(wanted) if isinstance(wanted, dict | list) else True
-    return _Said(frozenset(fields.items()), same)
+    return _Statement(frozenset(fields.items()), same)
 
 
 def _keys(value: object) -> object:
@@ -155,20 +144,19 @@ def _folded(text: str) -> str:
 
 
 def _similarity_metric(kind: str, rows: Sequence[Row]) -> str:
-    """What likeness is measured by: ROUGE-L reads a-z only."""
+    """What similarity is measured by: ROUGE-L reads a-z only."""
     if kind == "json":
         return "field F1"
     return "ROUGE-L" if is_latin([row.answer for row in rows]) else "token F1"
 
 
-def _similarity(likeness: str, answers: Sequence[Sequence[Completion]]) -> list[float]:
-    """How alike each row's answers are: the mean over its pairs."""
+def _similarity(measure: str, answers: Sequence[Sequence[Completion]]) -> list[float]:
     pairs = [(i, a.text, b.text) for i, row in enumerate(answers) for a, b in combinations(row, 2)]
     firsts = [[a[:LONGEST_SCORED]] for _, a, _ in pairs]
     others = [b[:LONGEST_SCORED] for _, _, b in pairs]
-    if likeness == "field F1":
+    if measure == "field F1":
         scores = list(structured_statistics(firsts, others, None).row_scores["field_f1"])
-    elif likeness == "ROUGE-L":
+    elif measure == "ROUGE-L":
         scores = rouge(firsts, others, ["rougeL"])["rougeL"]
     else:
         scores = [token_f1(a, b) for a, b in zip(firsts, others, strict=True)]
@@ -179,15 +167,12 @@ def _similarity(likeness: str, answers: Sequence[Sequence[Completion]]) -> list[
     return [total / n if n else math.nan for total, n in zip(sums, counts, strict=True)]
 
 
-# --- results -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _SystemAnswers:
     """One system's answers, by row and way, with what they say and what that comes to."""
 
     answers: list[list[Completion]]
-    said: list[list[_Said]]
+    statements: list[list[_Statement]]
     scores: dict[str, list[float]]
     values: dict[str, Estimate]
     draws: Mapping[str, Array]
@@ -195,7 +180,7 @@ class _SystemAnswers:
     @property
     def constant(self) -> bool:
         """Whether it says the same to all rows."""
-        return len(self.said) > 1 and len({s.key for each in self.said for s in each}) == 1
+        return len(self.statements) > 1 and len({s.key for each in self.statements for s in each}) == 1
 
 
 def measure_consistency(
@@ -216,104 +201,84 @@ def measure_consistency(
         ways: of each row (`ways_of`).
         answers: system -> its answers to all ways of all rows, one after the other.
         own: the system that the evaluation is about.
-        seed: of the resamples, which all systems share.
 
-    Raises:
-        UserError: no row was asked in two ways.
+    Raises UserError: no row has two ways.
     """
-    asked_rows = [list(each) for each in ways if len(each) >= FEWEST_WAYS]
-    if not asked_rows:
+    questions = [list(each) for each in ways if len(each) >= FEWEST_WAYS]
+    if not questions:
         raise UserError(
-            "None of the rows can be asked in another way (programs, and texts that are empty or very long, are not reworded)",
+            "None of the rows can be put in another way (programs, and texts that are empty or very long, are not reworded)",
             where="evaluate.consistency",
             next_step="leave it at 0, or set evaluate.answer=generate: then answers are drawn",
         )
-    rows = [each[0].row for each in asked_rows]
+    rows = [each[0].row for each in questions]
     read, kind = _reader(rows, task, labels, config)
     fields = list(config.fields or {}) if kind == "texts" else []
     clusters, measured = u.cluster_numbers(cluster_keys(rows, config.cluster)), {}
-    for name, given in answers.items():
-        by_row = _by_row(ways, given)
-        read_answers = [[read(row, answer) for answer in each] for row, each in zip(rows, by_row, strict=True)]
-        scores = _scores(rows, by_row, read_answers, kind, read)
+    questions_in_all = sum(map(len, ways))
+    for name, replies in answers.items():
+        if questions_in_all != len(replies):
+            what = f"{len(replies)} answers came back for {questions_in_all} questions"
+            raise UserError(what, next_step="evaluate again")
+        left = iter(replies)
+        by_row = [each for each in ([next(left) for _ in each] for each in ways) if len(each) >= FEWEST_WAYS]
+        statements = [[read(row, answer) for answer in each] for row, each in zip(rows, by_row, strict=True)]
+        scores = _scores(rows, by_row, statements, kind, read)
         statistics = mean_statistics(scores, right_or_wrong=sorted(BOTH_RIGHT & scores.keys()))
         draws = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
-        measured[name] = _SystemAnswers(by_row, read_answers, scores, _estimates(statistics, draws), draws)
+        measured[name] = _SystemAnswers(by_row, statements, scores, _estimates(statistics, draws), draws)
     metric = "similarity" if kind == "texts" and not fields else "agreement"
-
-    compared = [figure for figure in (metric, "always_right") if figure in measured[own].scores]
+    compared = [name for name in (metric, "always_right") if name in measured[own].scores]
     result = Consistency(
-        rows=len(rows),
-        ways=max(map(len, asked_rows)),
-        asked=dict(Counter(way.kind for each in asked_rows for way in each).most_common()),
-        temperature=config.consistency_temperature,
-        metric=metric,
+        rows=len(rows), ways=max(map(len, questions)),
+        asked=dict(Counter(way.kind for each in questions for way in each).most_common()),
+        temperature=config.consistency_temperature, metric=metric,
         likeness="" if kind == "labels" else _similarity_metric(kind, rows),
         systems={name: each.values for name, each in measured.items()},
-        same_as_plain={name: _same_as_plain(asked_rows, each.said) for name, each in measured.items()},
-        comparisons=[pair for figure in compared for pair in _differences(measured, own, figure, clusters)],
-        seconds={},
-        examples=_examples(asked_rows, measured[own]),
-    )
+        same_as_plain={name: _same_as_plain(questions, each.statements) for name, each in measured.items()},
+        comparisons=[pair for name in compared for pair in _differences(measured, own, name, clusters)],
+        seconds={}, examples=_examples(questions, measured[own]),
+    )  # fmt: skip
     chosen = all(answer.label_scores is not None for each in measured[own].answers for answer in each)
     constant = [name for name, each in measured.items() if each.constant]
     return replace(result, words=_words(result, own, chosen=chosen, constant=constant, fields=fields))
 
 
-def _by_row(ways: Sequence[Sequence[Way]], answers: Sequence[Completion]) -> list[list[Completion]]:
-    if sum(map(len, ways)) != len(answers):
-        raise UserError(
-            f"{len(answers)} answers came back for {sum(map(len, ways))} questions", next_step="evaluate again"
-        )
-    left = iter(answers)
-    by_row = [[next(left) for _ in each] for each in ways]
-    return [each for each in by_row if len(each) >= FEWEST_WAYS]
-
-
 def _scores(
-    rows: Sequence[Row],
-    answers: Sequence[Sequence[Completion]],
-    read_answers: Sequence[Sequence[_Said]],
-    kind: str,
+    rows: Sequence[Row], answers: Sequence[Sequence[Completion]], statements: Sequence[Sequence[_Statement]], kind: str,
     read: Reader,
-) -> dict[str, list[float]]:
-    agreement = []
-    for each in read_answers:
-        pairs = list(combinations(each, 2))
-        agreement.append(sum(a.key == b.key for a, b in pairs) / len(pairs))
+) -> dict[str, list[float]]:  # fmt: skip
+    pairs = [list(combinations(each, 2)) for each in statements]
+    keys = [{statement.key for statement in each} for each in statements]
     scores = {
-        "agreement": agreement,
-        "unanimous": [float(len({s.key for s in each}) == 1) for each in read_answers],
-        "format": [sum(s.keeps for s in each) / len(each) for each in read_answers],
+        "agreement": [sum(a.key == b.key for a, b in each) / len(each) for each in pairs],
+        "unanimous": [float(len(each) == 1) for each in keys],
+        "format": [sum(s.keeps for s in each) / len(each) for each in statements],
     }
     if kind == "labels":
         right = [read(row, Completion(row.answer)).key for row in rows]
-        scores["always_right"] = [
-            float({s.key for s in each} == {key}) for each, key in zip(read_answers, right, strict=True)
-        ]
+        scores["always_right"] = [float(each == {key}) for each, key in zip(keys, right, strict=True)]
     else:
         scores["similarity"] = _similarity(_similarity_metric(kind, rows), answers)
     return scores
 
 
-def _same_as_plain(ways: Sequence[Sequence[Way]], read_answers: Sequence[Sequence[_Said]]) -> dict[str, float]:
-    """For each kind of way the share of answers that equal the one to the row as it is."""
-    counts: dict[str, list[int]] = {}
-    for each, answers in zip(ways, read_answers, strict=True):
-        for way, answer in zip(each[1:], answers[1:], strict=True):
-            counts.setdefault(way.kind, []).append(int(answer.key == answers[0].key))
-    return {kind: sum(same) / len(same) for kind, same in sorted(counts.items())}
-
-
 def _estimates(statistics: Statistics, draws: Mapping[str, Array]) -> dict[str, Estimate]:
     estimates = {}
     for name, value in statistics.point_values().items():
-        low, high = u.bootstrap_interval(value, draws[name])
-        scores = statistics.row_scores[name]
+        (low, high), scores = u.bootstrap_interval(value, draws[name]), statistics.row_scores[name]
         if not low < high and set(scores) <= {0.0, 1.0}:  # resamples of rows that are all alike know no spread
             low, high = u.wilson_interval(int(sum(scores)), len(scores))
         estimates[name] = Estimate(value, low, high)
     return estimates
+
+
+def _same_as_plain(ways: Sequence[Sequence[Way]], statements: Sequence[Sequence[_Statement]]) -> dict[str, float]:
+    same: dict[str, list[int]] = {}
+    for each, (first, *others) in zip(ways, statements, strict=True):
+        for way, statement in zip(each[1:], others, strict=True):
+            same.setdefault(way.kind, []).append(int(statement.key == first.key))
+    return {kind: sum(equal) / len(equal) for kind, equal in sorted(same.items())}
 
 
 def _differences(
@@ -323,57 +288,37 @@ def _differences(
 
     A p-value is no less than so few rows that differ can give.
     """
-    mine, others = measured[system], [name for name in measured if name != system]
-    gaps = [
-        (mine.values[metric].value - measured[n].values[metric].value, mine.draws[metric] - measured[n].draws[metric])
-        for n in others
-    ]
-    p_values = []
-    for name, (delta, draws) in zip(others, gaps, strict=True):
+    mine, others = measured[system], {name: each for name, each in measured.items() if name != system}
+    gaps, p_values = [], []
+    for other in others.values():
+        delta, draws = mine.values[metric].value - other.values[metric].value, mine.draws[metric] - other.draws[metric]
+        pairs = enumerate(zip(mine.scores[metric], other.scores[metric], strict=True))
+        apart = {i if clusters is None else clusters[i] for i, (a, b) in pairs if a != b}
         p = u.paired_bootstrap_p(delta, draws)
-        apart = _rows_apart(mine.scores[metric], measured[name].scores[metric], clusters)
-        p_values.append(p if math.isnan(p) else max(p, u.least_p(apart)))
+        gaps.append((delta, draws))
+        p_values.append(p if math.isnan(p) else max(p, u.least_p(len(apart))))
     tests = sum(not math.isnan(p) for p in p_values)
+    corrected = zip(p_values, u.holm(p_values), u.holm_levels(p_values), strict=True)
     differences = []
-    for name, gap, p, holm, level in zip(
-        others, gaps, p_values, u.holm(p_values), u.holm_levels(p_values), strict=True
-    ):
-        low, high = _interval(*gap, u.ALPHA, widen=p >= u.ALPHA)
-        bounds = _interval(*gap, level, widen=not holm < u.ALPHA)
+    for name, gap, (p, holm, level) in zip(others, gaps, corrected, strict=True):
+        low, high = u.paired_bootstrap_interval(*gap, level=u.ALPHA)
+        low, high = u.with_zero((low, high)) if p >= u.ALPHA else (low, high)
+        bounds = u.paired_bootstrap_interval(*gap, level=level)
+        bounds = bounds if holm < u.ALPHA else u.with_zero(bounds)
         verdict = u.verdict(*bounds, holm)
         differences.append(Difference(name, system, metric, gap[0], low, high, p, holm, *bounds, tests, verdict))
     return differences
 
 
-def _interval(delta: float, draws: Array, level: float, *, widen: bool) -> tuple[float, float]:
-    """The interval at a level of error; where the test finds no difference it is widened to 0."""
-    bounds = u.paired_bootstrap_interval(delta, draws, level=level)
-    return u.with_zero(bounds) if widen else bounds
-
-
-def _rows_apart(a: Sequence[float], b: Sequence[float], clusters: Sequence[int] | None) -> int:
-    rows = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
-    return len(rows) if clusters is None else len({clusters[i] for i in rows})
-
-
-def _examples(ways: Sequence[Sequence[Way]], answers_of_system: _SystemAnswers) -> list[ContradictedRow]:
-    different = [len({s.key for s in each}) for each in answers_of_system.said]
-    order = sorted(range(len(ways)), key=lambda i: (-different[i], i))
-    return [
-        ContradictedRow(
-            id=ways[i][0].row.id,
-            reference=ways[i][0].row.answer,
-            ways=[
-                AskedWay(kind=way.kind, question=last_user_turn(way.row), answer=answer.text)
-                for way, answer in zip(ways[i], answers_of_system.answers[i], strict=True)
-            ],
-        )
-        for i in order[:MOST_EXAMPLES]
-        if different[i] > 1
-    ]
-
-
-# --- words -------------------------------------------------------------------------------------
+def _examples(ways: Sequence[Sequence[Way]], system: _SystemAnswers) -> list[ContradictedRow]:
+    different = [len({s.key for s in each}) for each in system.statements]
+    examples = []
+    for i in sorted(range(len(ways)), key=lambda i: (-different[i], i))[:MOST_EXAMPLES]:
+        if different[i] > 1:
+            row, pairs = ways[i][0].row, zip(ways[i], system.answers[i], strict=True)
+            each = [AskedWay(kind=w.kind, question=last_user_turn(w.row), answer=answer.text) for w, answer in pairs]
+            examples.append(ContradictedRow(id=row.id, reference=row.answer, ways=each))
+    return examples
 
 
 def _words(
@@ -390,45 +335,37 @@ def _words(
         names = [field.replace("_", " ") for field in fields]
         listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
         what = f"gives the same {listed} in" if fields else "has the same answer in"
-        sentences = [f"{opening} {what} {_figures(result, system, metric, f' of the pairs of answers {rows}')}"]
+        sentences = [f"{opening} {what} {_amounts(result, system, metric, f' of the pairs of answers {rows}')}"]
     else:
-        sentences = [
-            f"{opening} writes {texts.format('with')} {_figures(result, system, metric, f' with each other {rows}')}"
-        ]
+        amount = _amounts(result, system, metric, f" with each other {rows}")
+        sentences = [f"{opening} writes {texts.format('with')} {amount}"]
     sentences += _compared(result, metric, "consistent")
     if fields:
-        sentences.append(
-            f"As texts its {texts.format('have')} {_figures(result, system, 'similarity', ' with each other')}"
-        )
+        amount = _amounts(result, system, "similarity", " with each other")
+        sentences.append(f"As texts its {texts.format('have')} {amount}")
     if "always_right" in result.systems[system]:
-        sentences.append(f"It is right in every way on {_figures(result, system, 'always_right', ' of the rows')}")
+        sentences.append(f"It is right in every way on {_amounts(result, system, 'always_right', ' of the rows')}")
         sentences += _compared(result, "always_right", "often right in every way")
     if not chosen:
-        sentences.append(f"It keeps the format in {_figures(result, system, 'format', ' of its answers')}")
-    return sentences + [
-        f"{each} gave one and the same answer to all rows: consistent, and worthless." for each in constant
-    ]
+        sentences.append(f"It keeps the format in {_amounts(result, system, 'format', ' of its answers')}")
+    worthless = "gave one and the same answer to all rows: consistent, and worthless."
+    return sentences + [f"{each} {worthless}" for each in constant]
 
 
-def _figures(result: Consistency, system: str, figure: str, behind: str) -> str:
+def _amounts(result: Consistency, system: str, metric: str, behind: str) -> str:
     """`80.0 % (95 % interval 71.0 to 87.5) of the rows; zero-shot 60.0 %, few-shot 70.0 %.`"""
-    mine = result.systems[system][figure]
-    shown = _figure(mine.value, figure)
-    if not math.isnan(mine.low):
-        low, high = (_figure(bound, figure).removesuffix(" %") for bound in (mine.low, mine.high))
-        shown += f" (95 % interval {low} to {high})"
-    others = [
-        f"{name} {_figure(each[figure].value, figure)}" for name, each in result.systems.items() if name != system
-    ]
-    return f"{shown}{behind}{'; ' if others else ''}{', '.join(others)}."
 
+    def shown(value: float) -> str:
+        return f"{value:.3f}" if metric == "similarity" else f"{100 * value:.1f} %"
 
-def _figure(value: float, metric: str) -> str:
-    return f"{value:.3f}" if metric == "similarity" else f"{100 * value:.1f} %"
+    mine = result.systems[system][metric]
+    low, high = (shown(bound).removesuffix(" %") for bound in (mine.low, mine.high))
+    bounds = "" if math.isnan(mine.low) else f" (95 % interval {low} to {high})"
+    others = [f"{name} {shown(each[metric].value)}" for name, each in result.systems.items() if name != system]
+    return f"{shown(mine.value)}{bounds}{behind}{'; ' if others else ''}{', '.join(others)}."
 
 
 def _compared(result: Consistency, metric: str, what: str) -> list[str]:
-    """The comparison with the best other system, in a sentence."""
     pairs = [pair for pair in result.comparisons if pair.metric == metric]
     if not pairs:
         return []

@@ -33,45 +33,37 @@ CLUSTER_NAMES = ("conversation_id", "conversation", "dialogue_id", "dialog_id", 
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ScoredAnswers:
     """One system's answers to a split, scored. Lists have an entry for each row, in the order of `rows`.
 
     Args:
-        task: `classification`, `generation` or `chat`.
-        labels: allowed labels (classification), else None.
         predictions: the label that each answer names (several: joined by commas); None outside the label set, and for
             tasks without labels.
-        valid: whether an answer is in the label set, holds every field asked for, is JSON where that is asked for.
-        metrics: name -> value with 95 % interval.
-        config: what was measured, and how.
-        notes: what a reader has to know about these numbers.
-        signatures: what exactly was computed, by metric.
-        seed: of the resamples.
+        valid: whether an answer is in the label set, holds every requested field, is JSON where that is requested.
         statistics, draws: what paired comparisons are computed from.
-        primary: the metric that decides.
-        labels_used: how often references and answers name each label: "" for the rows' labels, else by the field's name.
+        labels_used: how often references and answers name each label: "" for the rows' labels, else by the field's
+            name.
         measured: what can't be found out again from the texts.
-        clusters: the cluster of each row; None where each row stands for itself.
         code: how the answers' programs ended, and under which protections; empty without programs.
     """
 
-    task: str
+    task: str  # `classification`, `generation` or `chat`
     rows: list[Row]
     answers: list[Completion]
-    labels: list[str] | None
+    labels: list[str] | None  # allowed labels (classification), else None
     predictions: list[str | None]
     valid: list[bool]
-    metrics: dict[str, Estimate]
-    config: EvaluateConfig
-    notes: list[str]
-    signatures: dict[str, str]
-    seed: int
+    metrics: dict[str, Estimate]  # name -> value with 95 % interval
+    config: EvaluateConfig  # what was measured, and how
+    notes: list[str]  # what a reader has to know about these numbers
+    signatures: dict[str, str]  # what exactly was computed, by metric
+    seed: int  # of the resamples
     statistics: list[Statistics] = field(repr=False, compare=False)
     draws: dict[str, Array] = field(repr=False, compare=False)
-    primary: str
+    primary: str  # the metric that decides
     labels_used: dict[str, LabelUse] = field(default_factory=dict)
     measured: AnswerStats = field(default_factory=AnswerStats, repr=False, compare=False)
-    clusters: list[int] | None = None
+    clusters: list[int] | None = None  # the cluster of each row; None where each row stands for itself
     code: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @cached_property
@@ -114,15 +106,8 @@ class Evaluation:
         kinds: tuple[Headline, ...] = ("JSON", "programs", "texts")
         general = [name for kind in kinds for name in headline_of(kind)]
         custom = [name for name in self.own_metrics if metric_of(name).headline]
-        wanted = [
-            self.primary,
-            *labels,
-            *headline_of("labels"),
-            *fields,
-            *general,
-            *custom,
-            *headline_of("valid answers"),
-        ]
+        wanted = [self.primary, *labels, *headline_of("labels"), *fields, *general, *custom]
+        wanted += headline_of("valid answers")
         return [name for name in dict.fromkeys(wanted) if name in self.metrics]
 
     @property
@@ -131,7 +116,7 @@ class Evaluation:
         return [name for name in self.measured.row_scores if name not in METRICS]
 
 
-def decided_together(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+def decided_together(evaluations: Mapping[str, ScoredAnswers]) -> dict[str, ScoredAnswers]:
     """Systems that are compared, with one metric that decides about answers in JSON.
 
     Whole answers decide (`object_accuracy`). Where no system has one right, that tells nothing apart, and the share of right
@@ -147,8 +132,7 @@ def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int, stratum: S
 
     A smaller sample is a part of every larger one of the same rows, strata and seed.
 
-    Args:
-        stratum: see `sample_order`.
+    `stratum`: see `sample_order`.
     """
     rows = [row for row in rows if row.has_reference]
     if limit is None or limit >= len(rows):
@@ -160,11 +144,10 @@ def sample_order(rows: Sequence[Row], seed: int, stratum: Stratum | None = None)
     """The order in which a seeded sample takes up rows, as places in `rows`.
 
     Each stratum's rows are spread evenly over the order, from a random start, so that a sample of any size holds each
-    stratum by its share (proportional allocation: Cochran, Sampling Techniques, 1977, chapter 5). Figures of a small
+    stratum by its share (proportional allocation: Cochran, Sampling Techniques, 1977, chapter 5). Results of a small
     sample then vary less than those of a simple random one; the intervals, which assume the latter, are on the safe side.
 
-    Args:
-        stratum: the group of a row, None where it has none; default: its label.
+    `stratum`: the group of a row, None where it has none; default: its label.
     """
     rng = random.Random(seed)
     shuffled = rng.sample(range(len(rows)), len(rows))
@@ -180,13 +163,12 @@ def sample_order(rows: Sequence[Row], seed: int, stratum: Stratum | None = None)
 
 
 def check_ids(rows: Sequence[Row]) -> None:
-    """Refuse rows that can't be told apart: answers, reviews and other runs name them by their ids."""
+    """Refuse rows that share an id: answers, reviews and other runs name them by their ids."""
     counts = Counter(row.id for row in rows)
     if len(counts) != len(rows):
         row_id, times = counts.most_common(1)[0]
-        raise UserError(
-            "Some rows have the same id", where=f"row {row_id} ({times} times)", next_step="prepare the data set again"
-        )
+        where = f"row {row_id} ({times} times)"
+        raise UserError("Some rows have the same id", where=where, next_step="prepare the data set again")
 
 
 def evaluate(
@@ -198,7 +180,7 @@ def evaluate(
     config: EvaluateConfig,
     seed: int,
     measured: AnswerStats | None = None,
-) -> Evaluation:
+) -> ScoredAnswers:
     """Score answers, each metric with its 95 % interval.
 
     Shares of right answers get Wilson's interval; all else the bias-corrected percentile bootstrap, corpus metrics
@@ -206,64 +188,41 @@ def evaluate(
     prompt), whole clusters are drawn, for shares too.
 
     Args:
-        rows: the split's rows.
-        answers: one for each row, in order.
         task: `classification` scores labels (`meta["labels"]`: several a row), all else scores texts.
         labels: allowed labels; default: those of the rows.
-        config: what is measured, and how.
         seed: of the resamples; systems that are to be compared share it.
         measured: what is known apart from the texts.
 
-    Raises:
-        UserError: no rows, another number of answers, repeated row ids, a row without label, a bad field, schema or
-            scorer.
+    Raises UserError: no rows, another number of answers, repeated row ids, a row without label, a bad field, schema or
+    scorer.
     """
     measured = measured or AnswerStats()
     s = Scoring(list(rows), list(answers), config, measured, dict(measured.field_labels))
     _check_rows(s.rows, s.answers, task)
     score_answers(s, task, labels)
-    return _evaluation(s, task, seed)
-
-
-def _evaluation(s: Scoring, task: str, seed: int) -> Evaluation:
     cut = sum(answer.finish == "length" for answer in s.answers)
     if cut:
-        s.notes.append(
-            f"{cut} of {counted(len(s.answers), 'answer')} {verb(cut, 'was', 'were')} cut off at the length limit (evaluate.max_new_tokens)."
-        )
+        were = f"{counted(len(s.answers), 'answer')} {verb(cut, 'was', 'were')}"
+        s.notes.append(f"{cut} of {were} cut off at the length limit (evaluate.max_new_tokens).")
     clusters = u.cluster_numbers(cluster_keys(s.rows, s.config.cluster))
     if clusters is not None:
         drawn = max(clusters) + 1
         few = " They are few: the intervals are rough." if drawn < 20 else ""
-        s.notes.append(
-            f"{counted(len(s.rows), 'row')} {verb(len(s.rows), 'forms', 'form')} {counted(drawn, 'cluster')} that belong together; intervals draw clusters.{few}"
-        )
+        form = f"{counted(len(s.rows), 'row')} {verb(len(s.rows), 'forms', 'form')} {counted(drawn, 'cluster')}"
+        s.notes.append(f"{form} that belong together; intervals draw clusters.{few}")
     draws = u.bootstrap(s.statistics, len(s.rows), resamples=s.config.bootstrap, seed=seed, clusters=clusters)
     estimates = _estimates(s.statistics, draws, clustered=clusters is not None)
     if s.measured.perplexity is not None and "perplexity" not in estimates:
         estimates["perplexity"] = Estimate(float(s.measured.perplexity), math.nan, math.nan)
-    return Evaluation(
-        task=task,
-        rows=s.rows,
-        answers=s.answers,
-        labels=s.labels,
-        predictions=s.predictions,
-        valid=s.valid,
-        metrics=estimates,
-        config=s.config,
-        notes=s.notes,
-        signatures=s.signatures,
-        seed=seed,
-        statistics=s.statistics,
-        draws=draws,
-        primary=primary_metric(
-            task, [*s.config.fields, *s.prose], list(estimates), s.labels_used, named=s.config.primary
-        ),
-        labels_used=s.labels_used,
-        measured=replace(s.measured, row_scores=s.found, field_labels=s.field_labels),
-        clusters=clusters,
-        code=s.code,
-    )
+    fields = [*config.fields, *s.prose]
+    primary = primary_metric(task, fields, list(estimates), s.labels_used, named=config.primary)
+    return ScoredAnswers(
+        task=task, rows=s.rows, answers=s.answers, labels=s.labels, predictions=s.predictions, valid=s.valid,
+        metrics=estimates, config=s.config, notes=s.notes, signatures=s.signatures, seed=seed,
+        statistics=s.statistics, draws=draws, primary=primary, labels_used=s.labels_used,
+        measured=replace(s.measured, row_scores=s.computed, field_labels=s.field_labels),
+        clusters=clusters, code=s.code,
+    )  # fmt: skip
 
 
 def cluster_keys(rows: Sequence[Row], name: str | None) -> list[Hashable]:
@@ -271,16 +230,14 @@ def cluster_keys(rows: Sequence[Row], name: str | None) -> list[Hashable]:
     names = (name,) if name else CLUSTER_NAMES
     used = next((n for n in names if any(row.meta.get(n) is not None for row in rows)), None)
     if name and used is None:
-        raise UserError(
-            f"No row has the metadata field {name!r}", where="evaluate.cluster", next_step="name a field of `meta`"
-        )
+        what = f"No row has the metadata field {name!r}"
+        raise UserError(what, where="evaluate.cluster", next_step="name a field of `meta`")
     keys: list[Hashable] = []
     for row in rows:
         value = row.meta.get(used) if used else None
-        if value is not None:
-            keys.append(("field", json.dumps(value, sort_keys=True, default=str)))
-        else:
-            keys.append(("prompt", json.dumps(row.prompt, sort_keys=True) if row.prompt else row.id))
+        prompt = json.dumps(row.prompt, sort_keys=True) if row.prompt else row.id
+        field_key = json.dumps(value, sort_keys=True, default=str)
+        keys.append(("prompt", prompt) if value is None else ("field", field_key))
     return keys
 
 
@@ -288,18 +245,13 @@ def _check_rows(rows: list[Row], answers: list[Completion], task: str) -> None:
     if not rows:
         raise UserError("There are no rows to evaluate", next_step="choose another split, or a larger data.split.test")
     if len(rows) != len(answers):
-        raise UserError(
-            f"{len(answers)} answers came back for {counted(len(rows), 'row')}", next_step="run the evaluation again"
-        )
+        what = f"{len(answers)} answers came back for {counted(len(rows), 'row')}"
+        raise UserError(what, next_step="run the evaluation again")
     check_ids(rows)
-    if task == "classification":
-        unlabelled = next((row.id for row in rows if row.label is None), None)
-        if unlabelled is not None:
-            raise UserError(
-                "A row of a classification split has no label",
-                where=f"row {unlabelled}",
-                next_step="prepare the data set again with data.label=COLUMN, or set data.task=generation",
-            )
+    unlabelled = next((row.id for row in rows if row.label is None), None)
+    if task == "classification" and unlabelled is not None:
+        next_step = "prepare the data set again with data.label=COLUMN, or set data.task=generation"
+        raise UserError("A row of a classification split has no label", where=f"row {unlabelled}", next_step=next_step)
 
 
 def _estimates(statistics: list[Statistics], draws: Mapping[str, Array], *, clustered: bool) -> dict[str, Estimate]:
@@ -316,11 +268,10 @@ def _estimates(statistics: list[Statistics], draws: Mapping[str, Array], *, clus
     return estimates
 
 
-def on_shared_rows(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation] | None:
+def on_shared_rows(evaluations: Mapping[str, ScoredAnswers]) -> dict[str, ScoredAnswers] | None:
     """All evaluations, by place, on the rows that every one of them holds; None where they hold the same rows.
 
-    Raises:
-        UserError: fewer than 20 rows are shared.
+    Raises UserError: fewer than 20 rows are shared.
     """
     ids = {place: {row.id for row in evaluation.rows} for place, evaluation in evaluations.items()}
     shared = set.intersection(*ids.values())
@@ -337,13 +288,13 @@ def on_shared_rows(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluatio
     return {place: some_rows(evaluation, shared) for place, evaluation in evaluations.items()}
 
 
-def shared_words(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]) -> str:
-    """ "Compared on the 24 rows that all of them were asked (A: 40, B: 24)." """
+def shared_words(before: Mapping[str, ScoredAnswers], after: Mapping[str, ScoredAnswers]) -> str:
+    """ "Compared on the 24 rows that all of them answered (A: 40, B: 24)." """
     counts = ", ".join(f"{place}: {evaluation.n:,}" for place, evaluation in before.items())
-    return f"Compared on the {counted(next(iter(after.values())).n, 'row')} that all of them were asked ({counts})."
+    return f"Compared on the {counted(next(iter(after.values())).n, 'row')} that all of them answered ({counts})."
 
 
-def some_rows(all_rows: Evaluation, ids: Collection[str]) -> Evaluation:
+def some_rows(all_rows: ScoredAnswers, ids: Collection[str]) -> ScoredAnswers:
     """An evaluation of some of its rows, scored again by the same settings."""
     places = [i for i, row in enumerate(all_rows.rows) if row.id in ids]
 

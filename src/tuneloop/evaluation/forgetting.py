@@ -1,7 +1,7 @@
-"""What tuning has taken away, and what it has put in word for word.
+"""What tuning has taken away (a score on general rows, before and after), and what it has put in word for word.
 
-Forgetting is measured on general rows, the same before and after. Memorisation compares training answers that
-the tuned model completes verbatim with those that the base completes anyway, and ranks planted canaries.
+Memorisation compares training answers that the tuned model completes verbatim with those that the base completes
+anyway, and ranks planted canaries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import intervals as u
-from tuneloop.core.stats.intervals import Array, Statistics, mean_statistics, ratio
+from tuneloop.core.stats.intervals import Statistics, mean_statistics, ratio
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.metrics.text import token_f1
@@ -54,42 +54,29 @@ def forgetting(
     The score is 1 - tuned / base of the mean task score: 0 nothing, 1 all; negative where tuning has helped. `loss` is
     the growth of the mean loss of a reference token in nats, the finer instrument. Intervals: paired bootstrap.
 
-    Args:
-        base, tuned: over the same rows.
-        clusters: of the rows, as for `uncertainty.bootstrap`.
+    `base, tuned`: over the same rows; `clusters`: of the rows, as for `uncertainty.bootstrap`.
     """
     n = len(base.scores)
     columns = [base.scores, tuned.scores, base.losses, tuned.losses, base.tokens]
     table = np.array(columns, dtype=np.float64).T  # (n, 5)
 
-    def lost(sums: Array) -> Array:
-        return 1.0 - ratio(sums[:, 1], sums[:, 0], empty=np.nan)
-
-    def grown(sums: Array) -> Array:
-        return ratio(sums[:, 3] - sums[:, 2], sums[:, 4], empty=np.nan)
-
-    family = Statistics(table, {"score": lost, "loss": grown}, {})
-    draws = u.bootstrap([family], n, resamples=resamples, seed=seed, clusters=clusters)
-    values = family.point_values()
-
-    def estimate(name: str) -> Estimate:
-        defined = draws[name][~np.isnan(draws[name])]
-        return Estimate(values[name], *u.bootstrap_interval(values[name], defined))
-
-    score, loss = estimate("score"), estimate("loss")
-    return {
-        "score": score,
-        "loss": loss,
-        "metric": "token_f1",
-        "n": n,
-        "base": {"token_f1": float(np.mean(base.scores)), "loss": _mean_loss(base)},
-        "tuned": {"token_f1": float(np.mean(tuned.scores)), "loss": _mean_loss(tuned)},
-        "words": _forgetting_in_words(score, loss, n),
+    functions = {
+        "score": lambda sums: 1.0 - ratio(sums[:, 1], sums[:, 0], empty=np.nan),
+        "loss": lambda sums: ratio(sums[:, 3] - sums[:, 2], sums[:, 4], empty=np.nan),
     }
-
-
-def _mean_loss(ability: Ability) -> float:
-    return sum(ability.losses) / max(sum(ability.tokens), 1)
+    family = Statistics(table, functions, {})
+    draws = u.bootstrap([family], n, resamples=resamples, seed=seed, clusters=clusters)
+    score, loss = (
+        Estimate(value, *u.bootstrap_interval(value, draws[name][~np.isnan(draws[name])]))
+        for name, value in family.point_values().items()
+    )
+    losses = [sum(side.losses) / max(sum(side.tokens), 1) for side in (base, tuned)]
+    return {
+        "score": score, "loss": loss, "metric": "token_f1", "n": n,
+        "base": {"token_f1": float(np.mean(base.scores)), "loss": losses[0]},
+        "tuned": {"token_f1": float(np.mean(tuned.scores)), "loss": losses[1]},
+        "words": _forgetting_in_words(score, loss, n),
+    }  # fmt: skip
 
 
 def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
@@ -99,12 +86,8 @@ def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
     low, high = sorted((abs(score.low), abs(score.high))) if score.low * score.high > 0 else (score.low, score.high)
     low_words, high_words = (number_words(100 * bound, 1) for bound in (low, high))
     amount = f"{100 * abs(score.value):.1f} % (95 % interval {low_words} to {high_words})"
-    if score.low > 0:
-        verdict = "It has forgotten"
-    elif score.high < 0:
-        verdict = "It has gained on general rows, not forgotten"
-    else:
-        verdict = "No forgetting is shown"
+    verdict = "It has gained on general rows, not forgotten" if score.high < 0 else "No forgetting is shown"
+    verdict = "It has forgotten" if score.low > 0 else verdict
     return (
         f"{verdict}: on {counted(n, 'general row')} the score {way} by {amount}, and the loss of a token changed by {loss.value:+.3f} "
         f"({loss.low:+.3f} to {loss.high:+.3f})."
@@ -120,14 +103,12 @@ def tasks_before_and_after(
 ) -> dict[str, Any]:
     """Scores of public tasks, before and after tuning: the part `lm_eval` of `eval.json`.
 
-    Args:
-        base, tuned: task -> metric -> an object with `value`, `each` (document -> score) and `higher_is_better`.
-
-    Returns:
-        `tasks`: for each task and metric `base`, `tuned`, `n` and `change` (tuned - base), with a 95 % interval by paired
-        bootstrap over documents where the metric is their mean.
+    `base, tuned`: task -> metric -> an object with `value`, `each` (document -> score) and `higher_is_better`.
+    Returns `tasks`: for each task and metric `base`, `tuned`, `n` and `change` (tuned - base), with a 95 % interval
+    by paired bootstrap over documents where the metric is their mean.
     """
     changes: list[dict[str, Any]] = []
+    words = []
     for task, metrics in base.items():
         for metric, before in metrics.items():
             after = tuned[task][metric]
@@ -135,22 +116,15 @@ def tasks_before_and_after(
             change = Estimate(after.value - before.value, math.nan, math.nan)
             if shared:
                 differences = [after.each[i] - before.each[i] for i in shared]
-                draws = u.bootstrap(
-                    [mean_statistics({"change": differences})], len(shared), resamples=resamples, seed=seed
-                )
+                family = mean_statistics({"change": differences})
+                draws = u.bootstrap([family], len(shared), resamples=resamples, seed=seed)
                 change = Estimate(change.value, *u.bootstrap_interval(change.value, draws["change"]))
             sides = {"base": before.value, "tuned": after.value, "higher_is_better": before.higher_is_better}
             changes.append({"task": task, "metric": metric, "n": len(shared), **sides, "change": change})
-    return {"tasks": changes, "words": _tasks_in_words(changes)}
-
-
-def _tasks_in_words(changes: Sequence[Mapping[str, Any]]) -> str:
-    def words(each: Mapping[str, Any]) -> str:
-        change = each["change"]
-        bounds = "" if math.isnan(change.low) else f" ({change.low:+.3f} to {change.high:+.3f})"
-        return f"{each['task']} {each['metric'].removesuffix(',none')} {each['base']:.3f} -> {each['tuned']:.3f}, {change.value:+.3f}{bounds}"
-
-    return "lm-eval before and after: " + "; ".join(map(words, changes)) + "."
+            bounds = "" if math.isnan(change.low) else f" ({change.low:+.3f} to {change.high:+.3f})"
+            values = f"{before.value:.3f} -> {after.value:.3f}, {change.value:+.3f}{bounds}"
+            words.append(f"{task} {metric.removesuffix(',none')} {values}")
+    return {"tasks": changes, "words": f"lm-eval before and after: {'; '.join(words)}."}
 
 
 @dataclass(frozen=True)
@@ -187,29 +161,22 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
         **counts,
         "share": Estimate(in_tuned / n, *u.wilson_interval(in_tuned, n)),
         "base": Estimate(in_base / n, *u.wilson_interval(in_base, n)),
-        "beyond": beyond,
-        "p": u.mcnemar_p(only_base, only_tuned),
-        "words": words,
-    }
+        "beyond": beyond, "p": u.mcnemar_p(only_base, only_tuned), "words": words,
+    }  # fmt: skip
 
 
 def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> list[Row]:
     """Rows like a canary with another secret: the digits of its answer drawn again, or its letters where there are none.
 
-    Args:
-        row: the canary; `meta["secret"]` is the part of the answer that is drawn, default: the whole answer.
-
-    Raises:
-        UserError: the answer doesn't hold the secret, or the secret holds neither digits nor letters.
+    `row`: the canary; `meta["secret"]` is the part of the answer that is drawn, default: the whole answer. Raises
+    UserError: the answer doesn't hold the secret, or the secret holds neither digits nor letters.
     """
     secret = str(row.meta.get("secret") or row.answer)
     digits = any(c.isdigit() for c in secret)
     if secret not in row.answer or not any(c.isdigit() or c.isalpha() for c in secret):
-        raise UserError(
-            "A canary's answer must hold its secret, with digits or letters",
-            where=f"row {row.id}",
-            next_step='as in {"prompt": "The code of the safe is", "completion": "4921-0387-5516"}',
-        )
+        what = "A canary's answer must hold its secret, with digits or letters"
+        next_step = 'as in {"prompt": "The code of the safe is", "completion": "4921-0387-5516"}'
+        raise UserError(what, where=f"row {row.id}", next_step=next_step)
     rng = random.Random(f"{seed}:{row.id}:{secret}")
 
     def drawn(c: str) -> str:
@@ -227,11 +194,8 @@ def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> lis
         other = "".join(map(drawn, secret))
         if other != secret:
             answers[row.answer.replace(secret, other)] = None
-    return [replace(row, messages=[*row.prompt, _said(answer)]) for answer in answers]
-
-
-def _said(text: str) -> Message:
-    return {"role": "assistant", "content": text}
+    turns: list[Message] = [{"role": "assistant", "content": answer} for answer in answers]
+    return [replace(row, messages=[*row.prompt, turn]) for turn in turns]
 
 
 def exposure(loss: float, others: Sequence[float]) -> float:

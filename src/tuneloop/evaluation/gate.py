@@ -1,8 +1,6 @@
 """The regression gate: may this candidate replace what is in use? Pass, fail, or not enough evidence to say.
 
-A suite states what must hold: rows that must pass, how much worse a metric may get at most (non-inferiority), how much
-general ability may be forgotten, how slow answers may be. All of it must hold, so no correction for several
-tests is needed on the way to a pass (an intersection-union test: Berger 1982).
+All that a suite states must hold, so a pass needs no correction for several tests (an intersection-union test: Berger 1982).
 """
 
 from __future__ import annotations
@@ -22,33 +20,20 @@ from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.stats.intervals import rows_to_settle
 from tuneloop.core.units import counted
 from tuneloop.evaluation.compare import compare
-from tuneloop.evaluation.evaluate import Evaluation, on_shared_rows, some_rows
+from tuneloop.evaluation.evaluate import ScoredAnswers, on_shared_rows, some_rows
 from tuneloop.evaluation.metrics import lower_is_better, metric_of
 from tuneloop.evaluation.metrics.labels import label_matcher
 from tuneloop.evaluation.metrics.objects import right_as_a_whole
 from tuneloop.evaluation.metrics.text import exact_match
 from tuneloop.evaluation.results import evaluated_again, read_evaluation
 from tuneloop.evaluation.suite import ForgettingLimit, LatencyLimit, MetricLimit, MustPass, Status, Suite
+from tuneloop.records import evaluation as records
 from tuneloop.records.completion import Completion
-from tuneloop.records.evaluation import (
-    EVALUATION,
-    EvaluationManifest,
-    FlakyRow,
-    GateCheck,
-    GateResult,
-    GateSide,
-    Sample,
-    SuiteName,
-    split_place,
-)
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row, last_user_turn, references_of
 
 EXIT: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 Ask = Callable[[Sequence[Row]], list[Completion]]
-
-
-# --- the verdict -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -57,9 +42,9 @@ class Side:
 
     place: str
     folder: Path
-    manifest: EvaluationManifest
-    samples: dict[str, Sample]
-    evaluation: Evaluation = field(repr=False)
+    manifest: records.EvaluationManifest
+    samples: dict[str, records.Sample]
+    evaluation: ScoredAnswers = field(repr=False)
     baseline: str = ""
 
     @property
@@ -69,12 +54,8 @@ class Side:
 
 
 def read_side(place: str) -> Side:
-    """Read `FOLDER` or `FOLDER:BASELINE`.
-
-    Raises:
-        UserError: no complete evaluation there.
-    """
-    path, system = split_place(place)
+    """Read `FOLDER` or `FOLDER:BASELINE`. Raises UserError: no complete evaluation there."""
+    path, system = records.split_place(place)
     manifest, samples, baseline = read_evaluation(path, system)
     evaluation = evaluated_again(path, manifest, samples, baseline)
     return Side(place, path, manifest, {sample.id: sample for sample in samples}, evaluation, baseline)
@@ -87,7 +68,7 @@ def run_gate(
     *,
     ask: Ask | None = None,
     fields: Mapping[str, Mapping[str, Any]] | None = None,
-) -> GateResult:
+) -> records.GateResult:
     """Compare the candidate with what the suite demands; the result is what `gate.json` holds.
 
     Args:
@@ -95,21 +76,16 @@ def run_gate(
         ask: gets answers from the candidate's model, for new prompts and to ask failed rows again.
         fields: row id -> further fields that slices may name (columns of the data set).
 
-    Raises:
-        UserError: the suite names a metric, field or row that the evaluations don't have, or their rows differ.
+    Raises UserError: the suite names a metric, field or row that the evaluations don't have, or their rows differ.
     """
     fields = fields or {}
     if candidate.folder.resolve() == base.folder.resolve() and candidate.name == base.name:
-        raise UserError(
-            "The candidate and the base are the same evaluation",
-            where=base.place,
-            next_step="--against takes what is in use today: another run, or RUN:few-shot for a baseline in it",
-        )
-    shared = _sides_on_shared_rows(candidate, base)  # before anything is asked, which takes a while
+        next_step = "--against takes what is in use today: another run, or RUN:few-shot for a baseline in it"
+        raise UserError("The candidate and the base are the same evaluation", where=base.place, next_step=next_step)
+    shared = _sides_on_shared_rows(candidate, base)  # before any request, which takes a while
     rows_passed, flaky = _must_pass(suite, candidate, ask)
-    part = (
-        f" (on the {counted(shared[0].evaluation.n, 'row')} that both were asked)" if shared[0] is not candidate else ""
-    )
+    rows = counted(shared[0].evaluation.n, "row")
+    part = f" (on the {rows} that both answered)" if shared[0] is not candidate else ""
     checks = [
         *rows_passed,
         *(replace(c, message=c.message + part) for limit in suite.metrics for c in _metric(limit, *shared, fields)),
@@ -118,20 +94,18 @@ def run_gate(
     ]
     statuses = {check.status for check in checks}
     status: Status = "fail" if "fail" in statuses else "inconclusive" if "inconclusive" in statuses else "pass"
-    return GateResult(
+    return records.GateResult(
         status=status,
-        suite=SuiteName(name=suite.name, hash=content_hash(suite)),
-        candidate=GateSide(place=candidate.place, name=candidate.name, model=candidate.manifest.model),
-        against=GateSide(place=base.place, name=base.name, model=base.manifest.model),
-        evaluation=sha256_file(candidate.folder / EVALUATION),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        checks=checks,
-        flaky=flaky,
-    )
+        suite=records.SuiteName(name=suite.name, hash=content_hash(suite)),
+        candidate=records.GateSide(place=candidate.place, name=candidate.name, model=candidate.manifest.model),
+        against=records.GateSide(place=base.place, name=base.name, model=base.manifest.model),
+        evaluation=sha256_file(candidate.folder / records.EVALUATION),
+        created=datetime.now(UTC).isoformat(timespec="seconds"), checks=checks, flaky=flaky,
+    )  # fmt: skip
 
 
 def _sides_on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
-    """Both sides on the rows that both were asked, in the candidate's order."""
+    """Both sides on the rows that both answered, in the candidate's order."""
     shared = on_shared_rows({side.place: side.evaluation for side in (candidate, base)})
     if shared is None:
         return candidate, base
@@ -143,19 +117,19 @@ def _sides_on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
     return sides[0], sides[1]
 
 
-def write_gate(run: Path, result: GateResult) -> Path:
+def write_gate(run: Path, result: records.GateResult) -> Path:
     """Store the result with the run."""
-    write_record(run / GateResult.file, result)
-    return run / GateResult.file
+    write_record(run / records.GateResult.file, result)
+    return run / records.GateResult.file
 
 
 def status(run: Path | str) -> Literal["pass", "fail", "inconclusive", "stale", "none"]:
     """What the gate said about a run: `none` if it never ran, `stale` if the run was evaluated again since."""
     run = Path(run)
-    if not (run / "gate.json").is_file():
+    if not (run / records.GateResult.file).is_file():
         return "none"
-    result = read_record(GateResult, run / GateResult.file)
-    evaluation = run / EVALUATION
+    result = read_record(records.GateResult, run / records.GateResult.file)
+    evaluation = run / records.EVALUATION
     if not evaluation.is_file() or sha256_file(evaluation) != result.evaluation:
         return "stale"
     return result.status
@@ -166,43 +140,35 @@ def release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
 
     A run that no gate has judged may pass: gates are a choice. `forced` says that one was overruled.
 
-    Raises:
-        UserError: the gate is not green, or was asked about an earlier evaluation, and `force` is not given.
+    Raises UserError: the gate is not green, or judged an earlier evaluation, and `force` is not given.
     """
     verdict = status(run)
     barred = verdict not in ("pass", "none")
     if barred and not force:
-        result = read_record(GateResult, run)
+        result = read_record(records.GateResult, run)
         # A red gate also holds lines without enough evidence: the one that made it red is named.
         unmet = [check.message for check in result.checks if check.status == verdict]
         words = {"fail": "The gate is red", "inconclusive": "The gate has not enough evidence"}
         raise UserError(
-            words.get(verdict, "The gate was asked about an earlier evaluation"),
+            words.get(verdict, "The gate judged an earlier evaluation"),
             where=f"{Path(run) / 'gate.json'}" + (f": {unmet[0]}" if unmet and verdict != "stale" else ""),
             next_step="fix it and run `tuneloop gate` again, or overrule it with --force",
         )
-    suite = read_record(GateResult, run).suite if verdict != "none" else None
+    suite = read_record(records.GateResult, run).suite if verdict != "none" else None
     return {"status": verdict, "suite": suite and suite.model_dump(), "forced": barred}
 
 
-# --- rows that must pass -----------------------------------------------------------------------
-
-
-def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateCheck], list[FlakyRow]]:
-    """The rows' checks, and those that passed only sometimes."""
+def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[records.GateCheck], list[records.FlakyRow]]:
     demands = suite.must_pass
     place = {row.id: i for i, row in enumerate(side.evaluation.rows)}
     for demand in demands:
         if demand.id and demand.id not in place:
-            raise UserError(
-                f"The evaluation has no row {demand.id!r}",
-                where="must_pass",
-                next_step=did_you_mean(demand.id, place, f"ids stand in {side.folder / 'samples.jsonl'}"),
-            )
+            next_step = did_you_mean(demand.id, place, f"ids are in {side.folder / 'samples.jsonl'}")
+            raise UserError(f"The evaluation has no row {demand.id!r}", where="must_pass", next_step=next_step)
     tried = [[_passes(d, side, place[d.id], side.evaluation.answers[place[d.id]])] if d.id else [] for d in demands]
     again = [i for i, outcomes in enumerate(tried) if not all(outcomes) or not outcomes]
     if ask is not None and again:
-        # A new prompt is asked once before it is repeated.
+        # A new prompt is sent once before it is repeated.
         for attempt in range(suite.repeat + 1):
             due = [i for i in again if not tried[i] or (attempt and not all(tried[i]))]
             if due:
@@ -213,29 +179,22 @@ def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateChec
     checks, flaky = [], []
     for demand, outcomes in zip(demands, tried, strict=True):
         name = demand.id or demand.prompt[:80]
-        label = _named_row(side, place[demand.id]) if demand.id else name
-        checks.append(_row_check(name, label, outcomes, suite))
+        label = name
+        if demand.id:  # an id alone does not say which row it is
+            question = last_user_turn(side.evaluation.rows[place[demand.id]])
+            label = f'{demand.id} "{textwrap.shorten(question, 60, placeholder=" …")}"'
+        passed, n = sum(outcomes), len(outcomes)
+        if not n:
+            what = f"{label}: could not be queried: this evaluation has no model at hand"
+            checks.append(records.GateCheck("must_pass", name, "inconclusive", what, rows=0))
+            continue
+        outcome: Status = "pass" if passed == n else "fail" if not passed else suite.flaky
+        sometimes = f"flaky: passes {passed} of {n} times" if passed else f"fails, {n} of {n} times"
+        words = f"{label}: {'passes' if passed == n else sometimes}"
+        checks.append(records.GateCheck("must_pass", name, outcome, words, value=passed / n, limit=1.0, rows=n))
         if len(set(outcomes)) > 1:
-            flaky.append(FlakyRow(row=name, passed=sum(outcomes), asked=len(outcomes)))
+            flaky.append(records.FlakyRow(row=name, passed=sum(outcomes), asked=len(outcomes)))
     return checks, flaky
-
-
-def _named_row(side: Side, at: int) -> str:
-    """A row's id with the beginning of its question: an id alone does not say which row it is."""
-    row = side.evaluation.rows[at]
-    return f'{row.id} "{textwrap.shorten(last_user_turn(row), 60, placeholder=" …")}"'
-
-
-def _row_check(name: str, label: str, outcomes: list[bool], suite: Suite) -> GateCheck:
-    passed, n = sum(outcomes), len(outcomes)
-    if not n:
-        what = "could not be asked: this evaluation has no model at hand"
-        return GateCheck("must_pass", name, "inconclusive", f"{label}: {what}", rows=0)
-    outcome: Status = "pass" if passed == n else "fail" if not passed else suite.flaky
-    words = (
-        "passes" if passed == n else f"flaky: passes {passed} of {n} times" if passed else f"fails, {n} of {n} times"
-    )
-    return GateCheck("must_pass", name, outcome, f"{label}: {words}", value=passed / n, limit=1.0, rows=n)
 
 
 def _row(demand: MustPass, side: Side, place: Mapping[str, int]) -> Row:
@@ -268,20 +227,13 @@ def _passes(demand: MustPass, side: Side, at: int | None, answer: Completion) ->
     return exact_match(references_of(row), answer.text) == 1.0
 
 
-# --- metrics -----------------------------------------------------------------------------------
-
-
 def _metric(
     limit: MetricLimit, candidate: Side, base: Side, fields: Mapping[str, Mapping[str, Any]]
-) -> Iterator[GateCheck]:
-    """The checks of one entry of `metrics`: on all rows, on a slice, or on each value of a field."""
+) -> Iterator[records.GateCheck]:
     names = list(candidate.evaluation.metrics)
     if limit.metric not in names:
-        raise UserError(
-            f"The evaluation has no metric {limit.metric!r}",
-            where="metrics",
-            next_step=did_you_mean(limit.metric, names, f"it has {', '.join(names)}"),
-        )
+        next_step = did_you_mean(limit.metric, names, f"it has {', '.join(names)}")
+        raise UserError(f"The evaluation has no metric {limit.metric!r}", where="metrics", next_step=next_step)
     for name, ids in _slices(limit, candidate, fields):
         sides = [side.evaluation if ids is None else some_rows(side.evaluation, ids) for side in (base, candidate)]
         if limit.margin is not None:
@@ -303,12 +255,8 @@ def _slices(
         values = _values(key, side, fields)
         chosen &= {row for row, value in values.items() if str(value) == str(wanted)}
         if not chosen:
-            options = sorted({str(value) for value in values.values()})
-            raise UserError(
-                f"No row has {key}: {wanted}",
-                where="metrics.slice",
-                next_step=f"its values are {', '.join(options[:12])}",
-            )
+            options = ", ".join(sorted({str(value) for value in values.values()})[:12])
+            raise UserError(f"No row has {key}: {wanted}", where="metrics.slice", next_step=f"its values are {options}")
     name = "".join(f" [{key} {value}]" for key, value in limit.slice.items())
     if not limit.by:
         return [(name, chosen)]
@@ -318,51 +266,43 @@ def _slices(
             groups[str(value)].add(row)
     large = {value: rows for value, rows in groups.items() if len(rows) >= limit.min_rows}
     if not large:
-        raise UserError(
-            f"No value of {limit.by} has {counted(limit.min_rows, 'row')}",
-            where="metrics.min_rows",
-            next_step="lower min_rows",
-        )
+        what = f"No value of {limit.by} has {counted(limit.min_rows, 'row')}"
+        raise UserError(what, where="metrics.min_rows", next_step="lower min_rows")
     return [(f"{name} [{limit.by} {value}]", rows) for value, rows in sorted(large.items())]
 
 
 def _values(key: str, side: Side, fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Row id -> value of a field: of the sample, its metadata, or the data set's columns."""
-    value_of = {}
+    value_of: dict[str, Any] = {}
     for row, sample in side.samples.items():
-        for place in (vars(sample), sample.meta, fields.get(row) or {}):
-            if place.get(key) is not None:
-                value_of[row] = place[key]
-                break
+        places = (vars(sample), sample.meta, fields.get(row) or {})
+        values = [value for place in places if (value := place.get(key)) is not None]
+        value_of |= {row: values[0]} if values else {}
     if not value_of:
-        names = {k for columns in fields.values() for k in columns} | {"label"}
-        raise UserError(
-            f"The rows have no field {key!r}", where="metrics", next_step=f"slices by {', '.join(sorted(names))}"
-        )
+        names = ", ".join(sorted({k for columns in fields.values() for k in columns} | {"label"}))
+        raise UserError(f"The rows have no field {key!r}", where="metrics", next_step=f"slices by {names}")
     return value_of
 
 
 def _title(metric: str, rows: str) -> str:
-    """A metric as people read it, with its direction where that is not the usual one, and the rows that are meant."""
     declared = metric_of(metric)
     return f"{declared.title}{' (lower is better)' if declared.lower_is_better else ''}{rows}"
 
 
-def _margin(metric: str, rows: str, margin: float, base: Evaluation, candidate: Evaluation) -> GateCheck:
+def _margin(metric: str, rows: str, margin: float, base: ScoredAnswers, candidate: ScoredAnswers) -> records.GateCheck:
     """Non-inferiority: the interval of the gain must lie above -margin.
 
     Source: Piaggio et al. 2012, the CONSORT extension for non-inferiority trials.
     """
     name, title = f"{metric}{rows}", _title(metric, rows)
     if metric not in candidate.metrics or metric not in base.metrics:
-        return GateCheck("metric", name, "inconclusive", f"{title}: not measured on both", limit=-margin)
+        return records.GateCheck("metric", name, "inconclusive", f"{title}: not measured on both", limit=-margin)
     sign = -1.0 if lower_is_better(metric) else 1.0
     pair = next((c for c in compare("base", base, "candidate", candidate, only=[metric]) if c.metric == metric), None)
     if pair is None or math.isnan(pair.low):
         gain = sign * (candidate.metrics[metric].value - base.metrics[metric].value)
         outcome: Status = "inconclusive" if math.isnan(gain) else "pass" if gain >= -margin else "fail"
         message = f"{title}: gain {gain:+.4g} over the base, margin {margin:g} (no interval: the value alone decides)"
-        return GateCheck("metric", name, outcome, message, gain, limit=-margin, rows=candidate.n)
+        return records.GateCheck("metric", name, outcome, message, gain, limit=-margin, rows=candidate.n)
     low, high = sorted((sign * pair.low, sign * pair.high))
     gain = sign * pair.delta
     outcome = "pass" if low >= -margin else "fail" if high < -margin else "inconclusive"
@@ -371,23 +311,23 @@ def _margin(metric: str, rows: str, margin: float, base: Evaluation, candidate: 
         needed = rows_to_settle(gain + margin, low + margin, high + margin, candidate.n)
         if needed and needed < 100 * candidate.n:
             message += f"; about {max(needed, candidate.n + 1):,} rows would settle it"
-    return GateCheck("metric", name, outcome, message, gain, low, high, -margin, candidate.n)
+    return records.GateCheck("metric", name, outcome, message, gain, low, high, -margin, candidate.n)
 
 
-def _bound(metric: str, rows: str, candidate: Evaluation, limit: float, *, above: bool) -> GateCheck:
-    """The candidate's own value: its interval must lie on the right side of the limit."""
+def _bound(metric: str, rows: str, candidate: ScoredAnswers, limit: float, *, above: bool) -> records.GateCheck:
     name, title = f"{metric}{rows}", _title(metric, rows)
     if metric not in candidate.metrics:
-        return GateCheck("metric", name, "inconclusive", f"{title}: not measured on these rows", rows=candidate.n)
+        return records.GateCheck(
+            "metric", name, "inconclusive", f"{title}: not measured on these rows", rows=candidate.n
+        )
     score = candidate.metrics[metric]
-    check = _within(title, "metric", (score.value, score.low, score.high), limit, above=above, rows=candidate.n)
-    return replace(check, name=name)
+    return replace(_within(title, "metric", score, limit, above=above, rows=candidate.n), name=name)
 
 
 def _within(
-    title: str, kind: str, figure: tuple[float, float, float], limit: float, *, above: bool, rows: int | None = None
-) -> GateCheck:
-    value, low, high = figure
+    title: str, kind: str, score: records.Estimate, limit: float, *, above: bool, rows: int | None = None
+) -> records.GateCheck:
+    value, low, high = score.value, score.low, score.high
     bare = math.isnan(low) or math.isnan(high)
     worst, best = (low, high) if above else (-high, -low)
     edge = limit if above else -limit
@@ -396,32 +336,28 @@ def _within(
     status: Status = "pass" if worst >= edge else "fail" if best < edge else "inconclusive"
     bounds = "" if bare else f" [{low:.4g}, {high:.4g}]"
     message = f"{title}: {value:.4g}{bounds}, at {'least' if above else 'most'} {limit:g}"
-    return GateCheck(kind, title, status, message, value, None if bare else low, None if bare else high, limit, rows)
+    return records.GateCheck(
+        kind, title, status, message, value, None if bare else low, None if bare else high, limit, rows
+    )
 
 
-# --- forgetting and latency --------------------------------------------------------------------
-
-
-def _forgetting(limit: ForgettingLimit, side: Side) -> GateCheck:
+def _forgetting(limit: ForgettingLimit, side: Side) -> records.GateCheck:
     measured = side.manifest.forgetting
     if measured is None or math.isnan(measured.score.value):
         what = "forgetting: not measured in this evaluation"
-        return GateCheck("forgetting", "forgetting", "inconclusive", what, limit=limit.at_most)
-    score = measured.score
-    return _within("forgetting", "forgetting", (score.value, score.low, score.high), limit.at_most, above=False)
+        return records.GateCheck("forgetting", "forgetting", "inconclusive", what, limit=limit.at_most)
+    return _within("forgetting", "forgetting", measured.score, limit.at_most, above=False)
 
 
-def _latency(limit: LatencyLimit, candidate: Side, base: Side) -> Iterator[GateCheck]:
+def _latency(limit: LatencyLimit, candidate: Side, base: Side) -> Iterator[records.GateCheck]:
     seconds, base_seconds = _seconds(candidate), _seconds(base)
-    wanted = [("seconds a row", seconds, limit.seconds_per_row)]
-    wanted.append(("times the base's time", seconds / base_seconds if seconds and base_seconds else None, limit.ratio))
-    for title, value, most in wanted:
-        if most is None:
-            continue
-        if value is None:
-            yield GateCheck("latency", title, "inconclusive", f"latency: {title} not measured", limit=most)
-        else:
-            yield _within(title, "latency", (value, math.nan, math.nan), most, above=False, rows=candidate.evaluation.n)
+    ratio = seconds / base_seconds if seconds and base_seconds else None
+    limits = (("seconds a row", seconds, limit.seconds_per_row), ("times the base's time", ratio, limit.ratio))
+    for title, value, most in limits:
+        if most is not None and value is None:
+            yield records.GateCheck("latency", title, "inconclusive", f"latency: {title} not measured", limit=most)
+        elif most is not None and value is not None:
+            yield _within(title, "latency", records.Estimate(value), most, above=False, rows=candidate.evaluation.n)
 
 
 def _seconds(side: Side) -> float | None:

@@ -1,14 +1,14 @@
 """A model as judge: pairs in both orders, ratings by a rubric, and how far the judge itself can be trusted.
 
-A judge prefers places, lengths and its own style (Zheng et al. 2023, arXiv 2306.05685), so its biases and its agreement
-with people are measured in the same breath, and a verdict that depends on the order of the answers is a tie.
+A judge prefers places, lengths and its own style (Zheng et al. 2023, arXiv 2306.05685): these biases and its agreement
+with people are measured, and a verdict that depends on the order of the answers is a tie.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -51,15 +51,15 @@ class JudgePrompt:
     user: str
 
     def turns(self, **values: str) -> list[Message]:
-        """The conversation that a judge is asked to continue. A line that looks like one of its headings is marked as quoted."""
+        """The conversation that a judge is to continue. A line that looks like one of its headings is marked as quoted."""
         headings = {line.strip().casefold() for line in self.user.splitlines() if line.strip().startswith("[")}
-        shown = {name: _quoted(value[:LONGEST], headings) for name, value in values.items()}
-        text = _PLACE.sub(lambda m: shown.get(m[1], m[0]), self.user)
+
+        def quoted(text: str) -> str:
+            lines = text[:LONGEST].split("\n")
+            return "\n".join(f"> {line}" if line.strip().casefold() in headings else line for line in lines)
+
+        text = _PLACE.sub(lambda m: quoted(values[m[1]]) if m[1] in values else m[0], self.user)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": text}]
-
-
-def _quoted(text: str, headings: Collection[str]) -> str:
-    return "\n".join(f"> {line}" if line.strip().casefold() in headings else line for line in text.split("\n"))
 
 
 def speaks_to_the_judge(text: str) -> bool:
@@ -102,24 +102,17 @@ class Judgement:
 def load_judge_prompt(kind: Literal["pairwise", "rubric"], file: str = "") -> JudgePrompt:
     """The packaged prompt, or one of a file in the same form.
 
-    Raises:
-        UserError: the file lacks a template, or the template leaves out what is to be judged.
+    Raises UserError: the file lacks a template, or the template leaves out what is to be judged.
     """
     path = Path(file) if file else Path(__file__).with_name("judge.yaml")
     part = read_yaml(path, "judge's prompt").get(kind)
     if not isinstance(part, Mapping) or not all(isinstance(part.get(key), str) for key in ("system", "user")):
-        raise UserError(
-            f"A judge's prompt needs {kind} with system and user",
-            where=str(path),
-            next_step="copy the packaged judge.yaml",
-        )
+        what = f"A judge's prompt needs {kind} with system and user"
+        raise UserError(what, where=str(path), next_step="copy the packaged judge.yaml")
     needed = ("{first}", "{second}") if kind == "pairwise" else ("{answer}",)
     if missing := [place for place in needed if place not in part["user"]]:
-        raise UserError(
-            f"The judge's prompt leaves out {missing[0]}",
-            where=f"{path}: {kind}.user",
-            next_step="put it where it belongs",
-        )
+        what, where = f"The judge's prompt leaves out {missing[0]}", f"{path}: {kind}.user"
+        raise UserError(what, where=where, next_step="put it where it belongs")
     return JudgePrompt(part["system"], part["user"])
 
 
@@ -142,7 +135,7 @@ def judge_pairs(
 ) -> Judgement:
     """Judge each pair in both orders.
 
-    A pair is won only when both orders name the same answer; equal answers tie unasked; a pair with an answer of the judge
+    A pair is won only when both orders name the same answer; equal answers tie without it; a pair with an answer of the judge
     that names no verdict doesn't count, nor one in which an answer speaks to the judge. `names`: of the systems a and b;
     `seed`: of the resamples.
     """
@@ -157,17 +150,33 @@ def judge_pairs(
     sides: dict[str, tuple[str | None, str | None]] = {
         pair.id: (replies[2 * i], replies[2 * i + 1]) for i, pair in enumerate(judged)
     }
-    winners = {pair.id: None if pair.id in spoken else _winner(sides.get(pair.id)) for pair in pairs}
-    facts = _preference(pairs, winners, names, seed)
+    of_sides: dict[tuple[str | None, str | None], Winner] = {("A", "B"): "a", ("B", "A"): "b"}
+    winners = {
+        pair.id: None if pair.id in spoken or None in (side := sides.get(pair.id, ("tie", "tie"))) else
+        of_sides.get(side, "tie")
+        for pair in pairs
+    }  # fmt: skip
+    scored = [w for w in winners.values() if w is not None]
+    won = {side: scored.count(side) for side in ("a", "b", "tie")}
+    facts: dict[str, Any] = {"kind": "pairwise", "a": names[0], "b": names[1], "n": len(scored), "wins": won}
+    if scored:
+        preferred = _mean([{"a": 0.0, "b": 1.0, "tie": 0.5}[w] for w in scored], seed)
+        p = u.mcnemar_p(won["a"], won["b"])  # sign test over the pairs that were decided
+        verdict = u.verdict(preferred.low - 0.5, preferred.high - 0.5, p)
+        facts |= {"preference": preferred, "p": p, "verdict": verdict}
+    # How often the verdict depends on the order, and which place gains: 0.5 is fair.
+    read = [side for side in sides.values() if None not in side]
+    single = [v for side in read for v in side if v != "tie"]
+    turned = sum(side in (("A", "A"), ("B", "B")) for side in read)
+    votes = [(str(pair.human), str(w)) for pair in pairs if pair.human and (w := winners[pair.id])]
     facts |= {
         "unread": sum(None in side for side in sides.values()),
         "spoken": len(spoken),
-        "position_bias": _position_bias(list(sides.values())),
+        "position_bias": {"first": _share(single.count("A"), len(single)), "inconsistent": _share(turned, len(read)),
+                          "n": len(read)},
         "length_bias": _length_bias(judged, winners),
-        "agreement": _agreement(
-            [(str(pair.human), str(w)) for pair in pairs if pair.human and (w := winners[pair.id])], seed
-        ),
-    }
+        "agreement": _agreement(votes, seed),
+    }  # fmt: skip
     rows = [
         JudgedRow(id=pair.id, winner=winners[pair.id], orders=list(sides.get(pair.id, ())), human=pair.human)
         for pair in pairs
@@ -175,53 +184,14 @@ def judge_pairs(
     return Judgement(facts, rows, _pairs_in_words(facts, names))
 
 
-def _winner(side: tuple[str | None, str | None] | None) -> Winner | None:
-    """From the verdict with a first, and that with b first."""
-    if side is not None and None in side:
-        return None
-    return "a" if side == ("A", "B") else "b" if side == ("B", "A") else "tie"
-
-
-def _preference(
-    pairs: Sequence[AnswerPair], winners: Mapping[str, Winner | None], names: tuple[str, str], seed: int
-) -> dict[str, Any]:
-    counted: list[Winner] = [w for pair in pairs if (w := winners[pair.id]) is not None]
-    won = {side: sum(w == side for w in counted) for side in ("a", "b", "tie")}
-    if not counted:
-        return {"kind": "pairwise", "a": names[0], "b": names[1], "n": 0, "wins": won}
-    points = [{"a": 0.0, "b": 1.0, "tie": 0.5}[w] for w in counted]
-    preferred = _mean(points, seed)
-    p = u.mcnemar_p(won["a"], won["b"])  # sign test over the pairs that were decided
-    return {
-        "kind": "pairwise",
-        "a": names[0],
-        "b": names[1],
-        "n": len(counted),
-        "wins": won,
-        "preference": preferred,
-        "p": p,
-        "verdict": u.verdict(preferred.low - 0.5, preferred.high - 0.5, p),
-    }
-
-
-def _position_bias(sides: Sequence[tuple[str | None, str | None]]) -> dict[str, Any]:
-    """How often the verdict depends on the order, and which place gains: 0.5 is fair."""
-    read = [side for side in sides if None not in side]
-    single = [v for side in read for v in side if v != "tie"]
-    first = single.count("A")
-    turned = sum(side in (("A", "A"), ("B", "B")) for side in read)
-    return {"first": _share(first, len(single)), "inconsistent": _share(turned, len(read)), "n": len(read)}
-
-
 def _length_bias(pairs: Sequence[AnswerPair], winners: Mapping[str, Winner | None]) -> dict[str, Any]:
     """How often the longer answer wins where one wins, and how often people preferred it: 0.5 is indifferent."""
-    decided = [
-        (pair, winners[pair.id]) for pair in pairs if winners[pair.id] in ("a", "b") and len(pair.a) != len(pair.b)
-    ]
-    longer = sum((w == "b") == (len(pair.b) > len(pair.a)) for pair, w in decided)
-    voted = [pair for pair, _ in decided if pair.human in ("a", "b")]
-    humans = sum((pair.human == "b") == (len(pair.b) > len(pair.a)) for pair in voted)
-    return {"longer": _share(longer, len(decided)), "humans": _share(humans, len(voted)), "n": len(decided)}
+    longer = {p.id: "b" if len(p.b) > len(p.a) else "a" for p in pairs if len(p.a) != len(p.b)}
+    decided = [pair for pair in pairs if winners[pair.id] in ("a", "b") and pair.id in longer]
+    voted = [pair for pair in decided if pair.human in ("a", "b")]
+    model = _share(sum(winners[pair.id] == longer[pair.id] for pair in decided), len(decided))
+    people = _share(sum(pair.human == longer[pair.id] for pair in voted), len(voted))
+    return {"longer": model, "humans": people, "n": len(decided)}
 
 
 def _addressed_in_words(number: int) -> list[str]:
@@ -233,10 +203,8 @@ def _addressed_in_words(number: int) -> list[str]:
 def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
     spoken = _addressed_in_words(facts["spoken"])
     if not facts["n"]:
-        return [
-            f"The judge gave no verdict on any pair ({counted(facts['unread'], 'answer')} could not be read).",
-            *spoken,
-        ]
+        unread = f"({counted(facts['unread'], 'answer')} could not be read)"
+        return [f"The judge gave no verdict on any pair {unread}.", *spoken]
     won, share = facts["wins"], facts["preference"]
     words = [
         f"The judge prefers {names[1]} in {won['b']}, {names[0]} in {won['a']} of {counted(facts['n'], 'pair')}, {counted(won['tie'], 'tie')}: "
@@ -250,15 +218,12 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
         )
     if length["longer"]:
         people = f"; people, on the same pairs, in {_percent(length['humans'])}" if length["humans"] else ""
-        words.append(
-            f"Length bias: the longer answer wins in {_percent(length['longer'])} of {length['n']} decided pairs{people}."
-        )
-    if facts["unread"]:
-        words.append(
-            f"{counted(facts['unread'], 'pair')} {verb(facts['unread'], 'has', 'have')} an answer that names no verdict; {verb(facts['unread'], 'it does', 'they do')} not count."
-        )
-    words += spoken
-    return [*words, _agreement_in_words(facts["agreement"])]
+        share = _percent(length["longer"])
+        words.append(f"Length bias: the longer answer wins in {share} of {length['n']} decided pairs{people}.")
+    if n := facts["unread"]:
+        lacks = f"{counted(n, 'pair')} {verb(n, 'has', 'have')} an answer that names no verdict"
+        words.append(f"{lacks}; {verb(n, 'it does', 'they do')} not count.")
+    return [*words, *spoken, _agreement_in_words(facts["agreement"])]
 
 
 def judge_answers(items: Sequence[RatedAnswer], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
@@ -270,29 +235,25 @@ def judge_answers(items: Sequence[RatedAnswer], choose: Choose, prompt: JudgePro
     turns = [
         prompt.turns(conversation=i.conversation, reference=i.reference or "(none)", answer=i.answer) for i in judged
     ]
-    given = dict(zip([id(i) for i in judged], choose(turns, SCORES) if turns else [], strict=True))
-    replies = [given.get(id(i)) for i in items]
-    scores = [None if s is None else int(s) for s in replies]
+    replies = dict(zip([id(i) for i in judged], choose(turns, SCORES) if turns else [], strict=True))
+    scores = [None if (reply := replies.get(id(i))) is None else int(reply) for i in items]
     read = [(item, score) for item, score in zip(items, scores, strict=True) if score is not None]
-    votes = [
-        ("up" if item.human else "down", "up" if s >= GOOD else "down") for item, s in read if item.human is not None
-    ]
+    thumbs = {True: "up", False: "down"}
+    votes = [(thumbs[item.human], thumbs[score >= GOOD]) for item, score in read if item.human is not None]
     liked = [float(score) for item, score in read if item.human]
     disliked = [float(score) for item, score in read if item.human is False]
+    lengths, rank = [len(item.answer) for item, _ in read], None
+    if len(set(lengths)) > 1 and len({score for _, score in read}) > 1:
+        from scipy.stats import spearmanr
+
+        rank = float(spearmanr(lengths, [float(score) for _, score in read]).statistic)
     facts: dict[str, Any] = {
-        "kind": "rubric",
-        "n": len(read),
-        "unread": len(judged) - len(read),
-        "spoken": len(items) - len(judged),
+        "kind": "rubric", "n": len(read), "unread": len(judged) - len(read), "spoken": len(items) - len(judged),
         "score": _mean([float(s) for _, s in read], seed) if read else None,
         "scores": {s: sum(str(score) == s for _, score in read) for s in SCORES},
-        "length_bias": {
-            "spearman": _spearman([len(i.answer) for i, _ in read], [float(s) for _, s in read]),
-            "n": len(read),
-        },
-        "agreement": _agreement(votes, seed),
+        "length_bias": {"spearman": rank, "n": len(read)}, "agreement": _agreement(votes, seed),
         "auc": auroc(liked, disliked) if liked and disliked else None,
-    }
+    }  # fmt: skip
     rows = [JudgedRow(id=i.id, score=s, human=i.human) for i, s in zip(items, scores, strict=True)]
     return Judgement(facts, rows, _ratings_in_words(facts))
 
@@ -302,25 +263,20 @@ def _ratings_in_words(facts: Mapping[str, Any]) -> list[str]:
     if not facts["n"]:
         return [f"The judge rated nothing ({counted(facts['unread'], 'answer')} could not be read).", *spoken]
     mean, rank = facts["score"], facts["length_bias"]["spearman"]
-    words = [
-        f"Mean rating of {counted(facts['n'], 'answer')}: {mean.value:.2f} of 5 (95 % interval {mean.low:.2f} to {mean.high:.2f})."
-    ]
+    bounds = f"(95 % interval {mean.low:.2f} to {mean.high:.2f})"
+    words = [f"Mean rating of {counted(facts['n'], 'answer')}: {mean.value:.2f} of 5 {bounds}."]
     if rank is not None:
         words.append(f"Length bias: Spearman's correlation of rating and length is {rank:+.2f}.")
     if facts["auc"] is not None:
-        words.append(
-            f"An answer that people liked is rated above one that they didn't in {100 * facts['auc']:.0f} % of cases (50 %: chance)."
-        )
-    if facts["unread"]:
-        words.append(
-            f"{counted(facts['unread'], 'answer')} of the judge {verb(facts['unread'], 'names', 'name')} no rating; {verb(facts['unread'], 'it does', 'they do')} not count."
-        )
-    words += spoken
-    return [*words, _agreement_in_words(facts["agreement"])]
+        share = f"{100 * facts['auc']:.0f} % of cases (50 %: chance)"
+        words.append(f"An answer that people liked is rated above one that they didn't in {share}.")
+    if n := facts["unread"]:
+        lacks = f"{counted(n, 'answer')} of the judge {verb(n, 'names', 'name')} no rating"
+        words.append(f"{lacks}; {verb(n, 'it does', 'they do')} not count.")
+    return [*words, *spoken, _agreement_in_words(facts["agreement"])]
 
 
 def _agreement(votes: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
-    """People's votes (first) and the judge's on the same things: Cohen's kappa, 95 % by bootstrap, and plain agreement."""
     n = len(votes)
     if not n:
         return {"n": 0, "kappa": None, "same": None}
@@ -368,14 +324,6 @@ def _mean(values: Sequence[float], seed: int) -> Estimate:
     draws = u.bootstrap([family], len(values), resamples=2000, seed=seed)["mean"]
     value = sum(values) / len(values)
     return Estimate(value, *u.bootstrap_interval(value, draws))
-
-
-def _spearman(lengths: Sequence[int], scores: Sequence[float]) -> float | None:
-    from scipy.stats import spearmanr
-
-    if len(set(lengths)) < 2 or len(set(scores)) < 2:
-        return None
-    return float(spearmanr(lengths, scores).statistic)
 
 
 def _percent(share: Estimate) -> str:

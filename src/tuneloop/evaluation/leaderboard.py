@@ -8,7 +8,7 @@ from typing import Any
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH
 from tuneloop.evaluation.compare import adjusted, compare
-from tuneloop.evaluation.evaluate import Evaluation
+from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.evaluation.metrics.claims import amount, claim_of, seen_from, sure
 from tuneloop.evaluation.verdict import kind_of
@@ -23,24 +23,20 @@ def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, fl
     computed, times the tokens of a request. Systems without `computed_tokens` (endpoints, classifiers) pay what they
     paid.
 
-    Args:
-        costs: system -> `usd`, `prompt_tokens`, `tokens`, `computed_tokens`.
-        n: requests.
+    `costs`: system -> `usd`, `prompt_tokens`, `tokens`, `computed_tokens`; `n`: requests.
     """
     computing = [cost for cost in costs.values() if cost.get("computed_tokens")]
     computed = sum(cost["computed_tokens"] for cost in computing)
     price = sum(cost.get("usd", 0.0) for cost in computing) / computed if computed else 0.0
     prices: dict[str, float | None] = {}
     for name, cost in costs.items():
-        if cost.get("computed_tokens"):
-            prices[name] = 1000 * price * (cost["prompt_tokens"] + cost["tokens"]) / n
-        else:
-            prices[name] = None if cost.get("usd") is None else 1000 * cost["usd"] / n
+        paid = price * (cost["prompt_tokens"] + cost["tokens"]) if cost.get("computed_tokens") else cost.get("usd")
+        prices[name] = None if paid is None else 1000 * paid / n
     return prices
 
 
 def leaderboard(
-    evaluations: Mapping[str, Evaluation],
+    evaluations: Mapping[str, ScoredAnswers],
     costs: Mapping[str, Mapping[str, Any]],
     *,
     tuned: Sequence[str] = (),
@@ -48,19 +44,29 @@ def leaderboard(
 ) -> list[LeaderboardEntry]:
     """The systems from the base model upwards.
 
-    Args:
-        evaluations: by name, all on the same rows.
-        costs: by name; see `usd_per_1000`, and `training_seconds`, `training_usd`.
-        tuned: names of the tuned ones.
-        comparisons: those that are shown, adjusted together; what they compare is not compared in other numbers here.
+    `costs`: see `usd_per_1000`, and `training_seconds`, `training_usd`; `tuned`: names; `comparisons`: those that are shown,
+    adjusted together, which are not computed again here.
     """
     if not evaluations:  # baselines may be turned off
         return []
     first = next(iter(evaluations.values()))
     metric, n = first.primary, first.n
     kinds: dict[str, EntryKind] = {name: "tuned" if name in tuned else kind_of(name) for name in evaluations}
-    before = _reference(evaluations, kinds, metric)
-    claims = _claims(evaluations, before, metric, comparisons) if before else {}
+    prompts = [name for name, e in evaluations.items() if kinds[name] == "prompt" and metric in e.metrics]
+    best = min if lower_is_better(metric) else max
+    before = best(
+        [name for name in prompts if "few-shot" in name] or prompts,
+        key=lambda name: evaluations[name].metrics[metric].value,
+        default=None,
+    )
+    claims: dict[str, Claim] = {}
+    if before:
+        base, others = evaluations[before], {name: e for name, e in evaluations.items() if name != before}
+        pairs = adjusted([c for n, e in others.items() for c in compare(before, base, n, e, only=[metric])], base)
+        stated = [c for c in comparisons if c.metric == metric and before in (c.a, c.b)]
+        for pair in [*pairs, *stated]:
+            other = pair.b if pair.a == before else pair.a
+            claims[other] = claim_of(seen_from(other, pair))
     prices = usd_per_1000({name: cost for name, cost in costs.items() if name in evaluations}, n)
     order: list[EntryKind] = ["constant", "prompt", "classical", "tuned"]
     entries = []
@@ -69,7 +75,8 @@ def leaderboard(
         if score is None:
             continue
         gain = claims.get(name)
-        delta, low, high, p, verdict = (gain.gain, gain.low, gain.high, gain.p, gain.outcome) if gain else NO_GAIN
+        no_gain = (None, None, None, None, "")
+        delta, low, high, p, verdict = (gain.gain, gain.low, gain.high, gain.p, gain.outcome) if gain else no_gain
         entries.append(
             LeaderboardEntry(
                 name, kinds[name], metric, score.value, score.low, score.high, delta, low, high, p, verdict,
@@ -78,27 +85,6 @@ def leaderboard(
             )
         )  # fmt: skip
     return entries
-
-
-NO_GAIN = (None, None, None, None, "")
-
-
-def _claims(
-    evaluations: Mapping[str, Evaluation], before: str, metric: str, comparisons: Sequence[Comparison]
-) -> dict[str, Claim]:
-    """What each other system gains over the reference, corrected for their number where no comparison has said it."""
-    others = {name: evaluation for name, evaluation in evaluations.items() if name != before}
-    pairs = [c for n, e in others.items() for c in compare(before, evaluations[before], n, e, only=[metric])]
-    claims = {pair.b: claim_of(seen_from(pair.b, pair)) for pair in adjusted(pairs, evaluations[before])}
-    stated = [(c.b if c.a == before else c.a, c) for c in comparisons if c.metric == metric and before in (c.a, c.b)]
-    return claims | {name: claim_of(seen_from(name, pair)) for name, pair in stated}
-
-
-def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, EntryKind], metric: str) -> str | None:
-    prompts = [name for name, e in evaluations.items() if kinds[name] == "prompt" and metric in e.metrics]
-    shown = [name for name in prompts if "few-shot" in name] or prompts
-    best = min if lower_is_better(metric) else max
-    return best(shown, key=lambda name: evaluations[name].metrics[metric].value) if shown else None
 
 
 def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
@@ -118,18 +104,18 @@ def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
                 "a tuned model has to beat it, and where they tie, use it."
             )
         elif cheap.verdict == NOT_ENOUGH:
-            sentences.append(
-                f"{cheap.name} is not shown to differ from the base model ({points}): use it, it costs next to nothing."
-            )
+            why = "use it, it costs next to nothing."
+            sentences.append(f"{cheap.name} is not shown to differ from the base model ({points}): {why}")
     shown = _best([r for r in prompts if "few-shot" in r.name], "prompt")
     if tuned and shown and tuned.usd_per_1000 and shown.usd_per_1000:
         ratio = shown.usd_per_1000 / tuned.usd_per_1000
+        mine = f"1,000 requests cost ${tuned.usd_per_1000:.4f} with the {tuned.name} model"
+        theirs = f"${shown.usd_per_1000:.4f} with {shown.name}"
         sentences.append(
-            f"1,000 requests cost ${tuned.usd_per_1000:.4f} with the {tuned.name} model ({tuned.prompt_tokens:,.0f} tokens read each) and "
-            f"${shown.usd_per_1000:.4f} with {shown.name} ({shown.prompt_tokens:,.0f}): {ratio:.1f} times as much, for its "
-            "examples are read every time."
+            f"{mine} ({tuned.prompt_tokens:,.0f} tokens read each) and {theirs} ({shown.prompt_tokens:,.0f}): "
+            f"{ratio:.1f} times as much, for its examples are read every time."
             if ratio > 1
-            else f"1,000 requests cost ${tuned.usd_per_1000:.4f} with the {tuned.name} model and ${shown.usd_per_1000:.4f} with {shown.name}."
+            else f"{mine} and {theirs}."
         )
     return sentences
 

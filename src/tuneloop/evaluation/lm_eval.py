@@ -1,7 +1,4 @@
-"""General abilities by tasks of lm-eval (EleutherAI's harness), where the package is installed and a task's data are at hand.
-
-The tasks are lm-eval's, scored by lm-eval; the model is ours, by the same forward passes as every other figure.
-"""
+"""General abilities by tasks of lm-eval (EleutherAI's harness), which also scores them; the forward passes are tuneloop's."""
 
 from __future__ import annotations
 
@@ -36,9 +33,8 @@ class TaskScores:
 
 def harness_missing() -> str:
     """Why no task can be run here; empty where they can."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        return "lm-eval is not installed (pip install lm-eval)"
-    return ""
+    missing = importlib.util.find_spec(PACKAGE) is None
+    return "lm-eval is not installed (pip install lm-eval)" if missing else ""
 
 
 def run_tasks(
@@ -48,9 +44,8 @@ def run_tasks(
 
     `limit`: documents of a task.
 
-    Raises:
-        UserError: a file that a folder names and the user has not.
-        Exception: whatever lm-eval raises for an unknown task, or one whose data are neither cached nor to be had.
+    Raises UserError: a file that a folder names and the user has not. Raises Exception: whatever lm-eval raises for
+    an unknown task, or one whose data are neither cached nor to be had.
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -60,13 +55,9 @@ def run_tasks(
             need_trust(task, "evaluate.lm_eval")  # `!function` in it is Python
     files = [str(Path(task).resolve()) if task.endswith((".yaml", ".yml")) else task for task in tasks]
     results = simple_evaluate(
-        _harness_model(target),
-        tasks=files,
-        limit=limit,
-        bootstrap_iters=0,
-        task_manager=TaskManager(),
+        _harness_model(target), tasks=files, limit=limit, bootstrap_iters=0, task_manager=TaskManager(),
         log_samples=True,
-    )
+    )  # fmt: skip
     higher = results["higher_is_better"]
     return {
         task: {
@@ -92,7 +83,6 @@ def _each(samples: Sequence[Mapping[str, Any]], metric: str, chosen: str) -> dic
 
 
 def _harness_model(target: LocalTarget) -> Any:
-    """The target as lm-eval asks a model: log likelihoods of continuations, and greedy answers."""
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -143,6 +133,6 @@ def _harness_model(target: LocalTarget) -> Any:
 
 
 def _until(text: str, stops: str | Sequence[str]) -> str:
-    for stop in [stops] if isinstance(stops, str) else stops:
-        text = text.split(stop)[0] if stop else text
+    for stop in filter(None, [stops] if isinstance(stops, str) else stops):
+        text = text.split(stop)[0]
     return text

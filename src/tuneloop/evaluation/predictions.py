@@ -42,14 +42,11 @@ def answers_from(
             is the record's number, from 0 or from 1 (the file's lowest number tells). Without both, the order counts.
             Ids that are numbers, where no row has such an id, are taken as `row`. Predictions that are no text are taken
             as JSON; a list of texts is several answers to one prompt, and so are, for programs, several records.
-        rows: what is evaluated.
-        where: the file of predictions, for errors.
         known: all rows that there may be predictions for; default: `rows`.
         order: the ids of all records that are counted; default: of `known`.
 
-    Raises:
-        UserError: a record without prediction, a row with two, no record about any row, numbers that leave open
-            whether they count from 0 or from 1.
+    Raises UserError: a record without prediction, a row with two, no record about any row, numbers that leave open
+    whether they count from 0 or from 1.
     """
     if not records:
         raise UserError("The file holds no predictions", where=where, next_step='write rows {"id", "prediction"}')
@@ -65,19 +62,15 @@ def answers_from(
             unknown.append(row_id)
         if row is None:
             continue  # of a row that is not evaluated
+        place = f"{where}, record {number}"
         if row_id in texts and problem_of(row) is None:
-            raise UserError(
-                f"Two predictions for row {row_id}",
-                where=f"{where}, record {number}",
-                next_step="keep one of them; several answers of one prompt are a list",
-            )
-        texts[row_id] = texts.get(row_id, []) + _texts(record, row, f"{where}, record {number}")
+            next_step = "keep one of them; several answers of one prompt are a list"
+            raise UserError(f"Two predictions for row {row_id}", where=place, next_step=next_step)
+        texts[row_id] = texts.get(row_id, []) + _texts(record, row, place)
     if not texts:
-        raise UserError(
-            f"None of its predictions is about the {counted(len(rows), 'row')} (the first: {places[0][:60]!r})",
-            where=where,
-            next_step=f"ids of the rows are as in {rows[0].id!r}; is this the right split or reference file?",
-        )
+        what = f"None of its predictions is about the {counted(len(rows), 'row')} (the first: {places[0][:60]!r})"
+        next_step = f"ids of the rows are as in {rows[0].id!r}; is this the right split or reference file?"
+        raise UserError(what, where=where, next_step=next_step)
     return MatchedPredictions([texts.get(row.id, []) for row in rows], unknown)
 
 
@@ -87,31 +80,24 @@ def _places(records: Sequence[Any], known: Sequence[Row], order: Sequence[str], 
             raise UserError("Not an object", where=f"{where}, record {number}", next_step='write {"id", "prediction"}')
     for name in IDS:
         if all(name in record for record in records):
-            return _by_id([record[name] for record in records], known, order, where)
+            ids = [record[name] for record in records]
+            ids_of: dict[str, str] = {}
+            for row in known:
+                if row.meta.get("id") is not None:  # the source's own id, in a prepared data set
+                    ids_of.setdefault(str(row.meta["id"]), row.id)
+            ids_of |= {row_id: row_id for row_id in order}
+            if not any(str(each) in ids_of for each in ids) and all(_number(each) is not None for each in ids):
+                return _by_number(ids, order, where)
+            return [ids_of.get(str(each), str(each)) for each in ids]
     if all("row" in record for record in records):
         return _by_number([record["row"] for record in records], order, where)
     if any("id" in record or "row" in record for record in records):
-        raise UserError(
-            "Some predictions have an id and some have not", where=where, next_step="give all an id, or none"
-        )
+        what = "Some predictions have an id and some have not"
+        raise UserError(what, where=where, next_step="give all an id, or none")
     if len(records) != len(order):
-        raise UserError(
-            f"{len(records)} predictions without ids for {counted(len(order), 'row')}",
-            where=where,
-            next_step='give each its row: {"id": ..., "prediction": ...}',
-        )
+        what = f"{len(records)} predictions without ids for {counted(len(order), 'row')}"
+        raise UserError(what, where=where, next_step='give each its row: {"id": ..., "prediction": ...}')
     return list(order)
-
-
-def _by_id(ids: Sequence[Any], known: Sequence[Row], order: Sequence[str], where: str) -> list[str]:
-    ids_of: dict[str, str] = {}
-    for row in known:
-        if row.meta.get("id") is not None:  # the source's own id, in a prepared data set
-            ids_of.setdefault(str(row.meta["id"]), row.id)
-    ids_of |= {row_id: row_id for row_id in order}
-    if not any(str(each) in ids_of for each in ids) and all(_number(each) is not None for each in ids):
-        return _by_number(ids, order, where)
-    return [ids_of.get(str(each), str(each)) for each in ids]
 
 
 def _by_number(values: Sequence[Any], order: Sequence[str], where: str) -> list[str]:
@@ -130,11 +116,8 @@ def _by_number(values: Sequence[Any], order: Sequence[str], where: str) -> list[
     first = 1 if min(numbers) > 0 and max(numbers) == len(order) else 0
     for i, number in enumerate(numbers, 1):
         if not 0 <= number - first < len(order):
-            raise UserError(
-                f"There is no row {number}",
-                where=f"{where}, record {i}",
-                next_step=f"there are {counted(len(order), 'row')}",
-            )
+            there = f"there are {counted(len(order), 'row')}"
+            raise UserError(f"There is no row {number}", where=f"{where}, record {i}", next_step=there)
     return [order[number - first] for number in numbers]
 
 

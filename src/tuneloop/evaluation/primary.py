@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.evaluation.metrics import headline_of, metric_of
 
-# Two labels at 69 and 31 % have this evenness, four at 55, 15, 15 and 15 % are well below.
-EVEN = 0.9
-# Macro averages over labels with fewer rows than this on average are mostly noise: then accuracy decides whatever the labels are.
-FEWEST_ROWS = 5
+EVEN = 0.9  # two labels at 69 and 31 % have this evenness, four at 55, 15, 15 and 15 % are well below
+FEWEST_ROWS = 5  # mean rows a label; macro averages over fewer are mostly noise, so accuracy decides
 
 
 @dataclass(frozen=True)
@@ -22,17 +20,14 @@ class LabelUse:
     """Rows of each label by reference, and by what the answers say.
 
     Args:
-        references: label -> rows that have it.
-        answers: label -> rows whose answer names it; answers outside the label set name none.
-        without: rows with a label whose answer names none; `asked`: all rows with a label.
-        data_set: label -> rows of the whole data set that these rows are drawn from, where that is known. It tells whether labels are
-            uneven, so that the metric that decides is the same for every sample.
+        data_set: label -> rows of the whole data set that these rows are drawn from, where that is known. It tells
+            whether labels are uneven, so that the metric that decides is the same for every sample.
     """
 
-    references: Mapping[str, int]
-    answers: Mapping[str, int]
-    without: int = 0
-    asked: int = 0
+    references: Mapping[str, int]  # label -> rows that have it
+    answers: Mapping[str, int]  # label -> rows whose answer names it; answers outside the label set name none
+    without: int = 0  # rows with a label whose answer names none; `labelled`: all rows with a label
+    labelled: int = 0
     data_set: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -77,8 +72,8 @@ class LabelUse:
     @property
     def only(self) -> str | None:
         """The label that every answer names, where several occur in the references and one is all that is ever given."""
-        given = [label for label, n in self.answers.items() if n]
-        return given[0] if len(given) == 1 and len(self.references) > 1 and not self.without else None
+        named = [label for label, n in self.answers.items() if n]
+        return named[0] if len(named) == 1 and len(self.references) > 1 and not self.without else None
 
 
 def label_use(
@@ -112,26 +107,19 @@ def primary_metric(
     programs, the first field's of `evaluate.fields` (accuracy or macro-F1 likewise), whole answers of JSON, else ROUGE-L.
 
     Args:
-        task: of the data set.
-        fields: names of the fields scored on their own.
         metrics: names at hand; where the first choice isn't among them (a field of free text, a script that ROUGE
             can't read), the next one is taken.
         labels_used: of the rows' labels ("") and of fields, by name.
         named: the user's choice, `evaluate.primary`.
 
-    Raises:
-        UserError: the named metric is not at hand, or neither more nor less of it is better.
+    Raises UserError: the named metric is not at hand, or neither more nor less of it is better.
     """
     if named is not None:
         if named not in metrics or not metric_of(named).compared:
             why = "it has no better direction" if named in metrics else "these rows have no such metric"
-            raise UserError(
-                f"{named!r} can't decide: {why}",
-                where="evaluate.primary",
-                next_step=did_you_mean(
-                    named, [name for name in metrics if metric_of(name).compared], f"choose one of {', '.join(metrics)}"
-                ),
-            )
+            compared = [name for name in metrics if metric_of(name).compared]
+            next_step = did_you_mean(named, compared, f"choose one of {', '.join(metrics)}")
+            raise UserError(f"{named!r} can't decide: {why}", where="evaluate.primary", next_step=next_step)
         return named
     used = labels_used or {}
     first = []

@@ -12,7 +12,7 @@ import numpy as np
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import intervals as u
 from tuneloop.core.stats.intervals import Array, Statistics, ratio
-from tuneloop.evaluation.evaluate import Evaluation
+from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.records.evaluation import Against, Estimate
 from tuneloop.records.rows import Row, last_user_turn
 
@@ -25,20 +25,14 @@ LARGEST_WEIGHT = 20.0  # of a row, relative to the mean
 TellApart = Callable[[Sequence[str], Sequence[str]], tuple[Estimate, Array, Any]]
 
 
-def against_production(evaluation: Evaluation, production: Sequence[Row], tell_apart: TellApart) -> Against:
+def against_production(evaluation: ScoredAnswers, production: Sequence[Row], tell_apart: TellApart) -> Against:
     """Compare the test rows' last user turns with those of production; labels too, where production has them.
 
     The odds of a classifier that tells the two apart are importance weights (Bickel et al. 2009): each test row counts as
     often as production has rows like it, at most 20 times the mean. The weighted score is right only if answers to like
     texts are alike, and says nothing of what the test set doesn't hold at all.
 
-    Args:
-        evaluation: of the test rows.
-        production: what users sent.
-        tell_apart: `data.checks.drift.tell_apart`.
-
-    Raises:
-        UserError: fewer than 20 rows on a side, or texts that are all empty.
+    Raises UserError: fewer than 20 rows on a side, or texts that are all empty.
     """
     ours = [last_user_turn(row)[:5000] for row in evaluation.rows]
     theirs = [last_user_turn(row)[:5000] for row in production[:MOST]]
@@ -50,30 +44,26 @@ def against_production(evaluation: Evaluation, production: Sequence[Row], tell_a
     if not any(text.strip() for text in ours + theirs):
         raise UserError("The texts hold no words to compare", next_step="check the production file")
     auc, text_scores, _ = tell_apart(ours, theirs)
-    odds, p = _odds(text_scores, len(ours)), _p_of(auc)
+    odds, error = _odds(text_scores, len(ours)), (auc.value - auc.low) / 1.96
+    # The chance of an AUC this far above 0.5 where nothing differs: a normal distribution's upper tail.
+    p = 0.5 * math.erfc((auc.value - 0.5) / error / math.sqrt(2)) if error else float(auc.value <= 0.5)
     weights = np.minimum(odds / odds.mean(), LARGEST_WEIGHT)
     scores = np.array(evaluation.row_scores.get(evaluation.row_metric, [np.nan] * len(ours)))
     counted = ~np.isnan(scores)
     weights = np.where(counted, weights, 0.0)
+    sums = np.stack([weights * np.where(counted, scores, 0.0), weights], axis=1)
+    family = Statistics(sums, {"weighted": lambda sums: ratio(sums[:, 0], sums[:, 1], empty=np.nan)}, {})
+    resamples, seed, clusters = evaluation.config.bootstrap, evaluation.seed, evaluation.clusters
+    draws = u.bootstrap([family], len(scores), resamples=resamples, seed=seed, clusters=clusters)
+    value = family.point_values()["weighted"]
     return Against(
-        rows=len(theirs),
-        differs=p < 0.01 and auc.value > NOTICEABLE,
-        auc=auc.value,
-        p=p,
+        rows=len(theirs), differs=p < 0.01 and auc.value > NOTICEABLE, auc=auc.value, p=p,
         differs_in=_differences(evaluation.rows, ours, production[:MOST], theirs),
         metric=evaluation.row_metric,
         score=float(np.nanmean(scores)) if counted.any() else float("nan"),
-        reweighted=_weighted_mean(evaluation, np.where(counted, scores, 0.0), weights),
+        reweighted=Estimate(value, *u.bootstrap_interval(value, draws["weighted"])),
         effective_rows=float(weights.sum() ** 2 / (weights**2).sum()),
-    )
-
-
-def _p_of(auc: Estimate) -> float:
-    """Chance of an AUC this far above 0.5 where nothing differs, from its interval: a normal distribution's upper tail."""
-    error = (auc.value - auc.low) / 1.96
-    if error == 0:
-        return 1.0 if auc.value <= 0.5 else 0.0
-    return 0.5 * math.erfc((auc.value - 0.5) / error / math.sqrt(2))
+    )  # fmt: skip
 
 
 def _odds(scores: Array, ours: int) -> Array:
@@ -85,22 +75,7 @@ def _odds(scores: Array, ours: int) -> Array:
     return np.asarray(np.exp(model.decision_function(column[:ours])))
 
 
-def _weighted_mean(evaluation: Evaluation, scores: Array, weights: Array) -> Estimate:
-    """Weighted mean with the bias-corrected percentile interval over rows, or over clusters."""
-    family = Statistics(
-        np.stack([weights * scores, weights], axis=1),
-        {"weighted": lambda sums: ratio(sums[:, 0], sums[:, 1], empty=np.nan)},
-        {},
-    )
-    draws = u.bootstrap(
-        [family], len(scores), resamples=evaluation.config.bootstrap, seed=evaluation.seed, clusters=evaluation.clusters
-    )
-    value = family.point_values()["weighted"]
-    return Estimate(value, *u.bootstrap_interval(value, draws["weighted"]))
-
-
 def _differences(rows: Sequence[Row], ours: list[str], production: Sequence[Row], theirs: list[str]) -> list[str]:
-    """What differs significantly (p < 0.01, Holm): length, labels, words."""
     from scipy.stats import chi2_contingency, ks_2samp
 
     sentences = []
@@ -124,7 +99,6 @@ def _differences(rows: Sequence[Row], ours: list[str], production: Sequence[Row]
 
 
 def _words(ours: list[str], theirs: list[str]) -> tuple[list[str], list[str]]:
-    """Words that production has significantly more, and less, often: two-proportion tests on texts, Holm."""
     from scipy.stats import norm
     from sklearn.feature_extraction.text import CountVectorizer
 

@@ -37,7 +37,6 @@ def choose_examples(
     Args:
         train: rows of the training split only: a test row here would be a leak.
         k: number of examples; all rows where there are fewer.
-        seed: of the choice.
         stratify: the class of a row, None where it has none.
         frequent_first: with more classes than `k` the most frequent ones are shown, instead of any.
     """
@@ -104,16 +103,13 @@ def nearest_examples(
     if k < 1 or not pool:
         return [[] for _ in rows]
     texts, queries = [last_user_turn(row) for row in pool], [last_user_turn(row) for row in rows]
-    if embed is None:
-        table, wanted = _tfidf(texts, queries)
-    else:
-        table, wanted = embed(texts), embed(queries)
+    table, wanted = _tfidf(texts, queries) if embed is None else (embed(texts), embed(queries))
     examples = []
     for start in range(0, len(rows), 256):  # a block of similarities at a time
         block = wanted[start : start + 256] @ table.T
-        likeness = np.asarray(block.todense() if hasattr(block, "todense") else block)
-        for row in np.argsort(likeness, axis=1, kind="stable")[:, -k:]:
-            examples.append([pool[i] for i in row.tolist()])
+        similarities = np.asarray(block.todense() if hasattr(block, "todense") else block)
+        nearest = np.argsort(similarities, axis=1, kind="stable")[:, -k:].tolist()
+        examples += [[pool[i] for i in row] for row in nearest]
     return examples
 
 
@@ -138,9 +134,8 @@ def example_turns(example: Row) -> list[Message]:
     turns: list[Message] = []
     for turn in example.messages:
         if turn["role"] != "system":
-            copy = turn.copy()
-            copy.pop("weight", None)
-            turns.append(copy)
+            turns.append(turn.copy())
+            turns[-1].pop("weight", None)
     return turns
 
 
@@ -177,11 +172,10 @@ class PromptTemplate:
     Args:
         user: template of the last user turn; `{input}` is the row's own last user turn, `{labels}` the allowed labels,
             one a line, `{NAME}` a metadata field. Other braces stay as they are.
-        system: template of the system turn; None: the row's own stays, "": there is none.
     """
 
     user: str = "{input}"
-    system: str | None = None
+    system: str | None = None  # template of the system turn; None: the row's own stays, "": there is none
 
     def turns(self, row: Row, labels: Sequence[str] | None) -> list[Message]:
         """The prompt of a row: its turns before the answer, with the templates filled in."""
@@ -204,19 +198,15 @@ AS_IT_IS = PromptTemplate()
 def load_prompt(file: str) -> PromptTemplate:
     """Read a template: a text file is that of the user turn; a YAML file has `user`, `system` or both.
 
-    Raises:
-        UserError: no such file, unknown keys, or a user template that leaves the row's text out.
+    Raises UserError: no such file, unknown keys, or a user template that leaves the row's text out.
     """
     path = Path(file)
     if path.suffix in (".yaml", ".yml"):
         values = read_yaml(path, "prompt")
         unknown = sorted(set(values) - {"user", "system"})
         if unknown or not all(isinstance(value, str) for value in values.values()):
-            raise UserError(
-                f"A prompt has the keys user and system, each a text{f', not {unknown[0]}' if unknown else ''}",
-                where=file,
-                next_step="see docs/evaluate.md",
-            )
+            what = f"A prompt has the keys user and system, each a text{f', not {unknown[0]}' if unknown else ''}"
+            raise UserError(what, where=file, next_step="see docs/evaluate.md")
         template = PromptTemplate(**values)
     else:
         if not path.is_file():

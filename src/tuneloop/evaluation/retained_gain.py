@@ -18,21 +18,15 @@ ENDLESS = 1e9  # a share of no gain
 
 @dataclass(frozen=True)
 class Score:
-    """A metric of which more is better, with the values of bootstrap resamples: the same rows in each model's.
+    """A metric of which more is better, with the values of bootstrap resamples: the same rows in each model's."""
 
-    Args:
-        value: of all rows.
-        draws: of each resample.
-        rows: the figures of each row (or cluster), which tell on how many two models differ.
-    """
-
-    value: float
-    draws: NDArray[np.float64]
-    rows: Any = None
+    value: float  # of all rows
+    draws: NDArray[np.float64]  # of each resample
+    rows: Any = None  # the values of each row (or cluster), which tell on how many two models differ
 
     @staticmethod
     def of(value: float, draws: Any, *, lower_is_better: bool = False, rows: Any = None) -> Score:
-        """A score from a metric's figures; one of which less is better changes its sign."""
+        """A score from a metric's values; one of which less is better changes its sign."""
         sign = -1.0 if lower_is_better else 1.0
         return Score(sign * value, sign * np.asarray(draws, dtype=np.float64), rows)
 
@@ -40,8 +34,8 @@ class Score:
 def difference(expert: Score, merged: Score) -> Share:
     """merged - expert with its paired 95 % interval, which excludes 0 only where so few rows can show it."""
     delta = merged.value - expert.value
-    known = expert.rows is not None and merged.rows is not None and expert.rows.shape == merged.rows.shape
-    apart = rows_apart(expert.rows, merged.rows) if known else None
+    comparable = expert.rows is not None and merged.rows is not None and expert.rows.shape == merged.rows.shape
+    apart = rows_apart(expert.rows, merged.rows) if comparable else None
     low, high = shown_interval(delta, merged.draws - expert.draws, apart)
     return Share(value=delta, low=low, high=high)
 
@@ -82,7 +76,7 @@ def holds(kept: Share | None, delta: Share, allowed: float) -> tuple[bool, bool]
     """Whether a task keeps enough, and whether its interval says so, too.
 
     Args:
-        kept: of the gain; None: there is no sure gain, then the merged model only must not be surely worse than the expert.
+        kept: of the gain; None: there is no sure gain, then the merged model only must not be significantly worse than the expert.
         delta: merged - expert.
         allowed: the most of the gain that may be lost, as a share.
     """

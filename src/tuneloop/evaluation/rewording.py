@@ -65,10 +65,11 @@ def looks_like_code(text: str) -> bool:
 
 
 def _protected_spans(text: str, keep: Sequence[str]) -> list[tuple[int, int]]:
-    """Spans that stay as they are, in order, without overlaps."""
     spans = [match.span() for match in _PROTECTED.finditer(text)]
     for m in re.finditer(r"\S+", text):
-        if _SIGNS.search(m[0]) or not all(map(_is_plain, re.findall(r"[^\W\d_]+", m[0]))):
+        # Plain: small letters, or a capital and small letters; not ABBREVIATED, camelCase, a grade ("B"), a script without case.
+        words = re.findall(r"[^\W\d_]+", m[0])
+        if _SIGNS.search(m[0]) or not all(w.islower() or w == "I" or (len(w) > 1 and w.istitle()) for w in words):
             spans.append(m.span())
     for word in keep:
         if word.strip():
@@ -76,23 +77,9 @@ def _protected_spans(text: str, keep: Sequence[str]) -> list[tuple[int, int]]:
     merged: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if merged and start < merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
+            start, end = merged[-1][0], max(end, merged.pop()[1])
+        merged.append((start, end))
     return merged
-
-
-def _is_plain(word: str) -> bool:
-    """Small letters, or a capital and small letters: not ABBREVIATED, camelCase, a grade ("B") or a script without case."""
-    return word.islower() or word == "I" or (len(word) > 1 and word.istitle())
-
-
-def _outside(text: str, keep: Sequence[str], change: Callable[[str], str]) -> str:
-    pieces, at = [], 0
-    for start, end in _protected_spans(text, keep):
-        pieces += [change(text[at:start]), text[start:end]]
-        at = end
-    return "".join([*pieces, change(text[at:])])
 
 
 def _is_english(text: str) -> bool:
@@ -122,7 +109,11 @@ def thanks(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | Non
 
 def case(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     """Capitalised words in small letters, as on a telephone."""
-    return _outside(text, keep, lambda piece: re.sub(r"\b[^\W\d_]+\b", lambda m: m[0].lower(), piece))
+    pieces, at = [], 0
+    for start, end in [*_protected_spans(text, keep), (len(text), len(text))]:
+        pieces += [re.sub(r"\b[^\W\d_]+\b", lambda m: m[0].lower(), text[at:start]), text[start:end]]
+        at = end
+    return "".join(pieces)
 
 
 def punctuation(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
@@ -136,12 +127,8 @@ def punctuation(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str 
 
 def whitespace(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     """A second space in one place, and a line end behind it."""
-    spans = _protected_spans(text, keep)
-    places = [
-        m.start()
-        for m in re.finditer(r"(?<=[^\W\d_]) (?=[^\W\d_])", text)
-        if not any(start <= m.start() < end for start, end in spans)
-    ]
+    spans, gaps = _protected_spans(text, keep), re.finditer(r"(?<=[^\W\d_]) (?=[^\W\d_])", text)
+    places = [m.start() for m in gaps if not any(start <= m.start() < end for start, end in spans)]
     if not places:
         return text + "\n" if text == text.rstrip() else None
     at = rng.choice(places)
@@ -150,13 +137,9 @@ def whitespace(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str |
 
 def typo(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     """One slip of the fingers for every dozen words, three at most: two neighbouring letters inside a long word change places."""
-    spans = _protected_spans(text, keep)
-    words = [
-        m
-        for m in re.finditer(r"\b[a-z]{6,}\b", text)
-        if m[0] not in _TWINS and not any(start < m.end() and m.start() < end for start, end in spans)
-    ]
-    places = []
+    spans, places = _protected_spans(text, keep), []
+    words = [m for m in re.finditer(r"\b[a-z]{6,}\b", text) if m[0] not in _TWINS]
+    words = [m for m in words if not any(start < m.end() and m.start() < end for start, end in spans)]
     for word in words:
         pairs = ((i, text[i], text[i + 1]) for i in range(word.start() + 1, word.end() - 2))
         # A vowel and a consonant, or two consonants, that differ: no real word comes of most of these.
@@ -177,11 +160,8 @@ def field_order(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str 
     if fields is None:
         return None
     parts, join = fields
-    for _ in range(8):
-        mixed = rng.sample(parts, len(parts))
-        if mixed != parts:
-            return join(mixed)
-    return None
+    orders = (rng.sample(parts, len(parts)) for _ in range(8))
+    return next((join(mixed) for mixed in orders if mixed != parts), None)
 
 
 def fields_of(text: str) -> tuple[list[str], Callable[[Sequence[str]], str]] | None:
@@ -225,11 +205,6 @@ def _json_fields(text: str) -> tuple[list[str], Callable[[Sequence[str]], str]] 
 
 Change = Callable[[str, random.Random, Sequence[str]], str | None]
 KINDS: dict[str, Change] = {
-    "greeting": greeting,
-    "thanks": thanks,
-    "case": case,
-    "punctuation": punctuation,
-    "whitespace": whitespace,
-    "typo": typo,
-    "field order": field_order,
-}
+    "greeting": greeting, "thanks": thanks, "case": case, "punctuation": punctuation, "whitespace": whitespace,
+    "typo": typo, "field order": field_order,
+}  # fmt: skip

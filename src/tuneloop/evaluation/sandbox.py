@@ -1,24 +1,13 @@
 """Run a program that no one has read, such as an answer of a model and its unit tests, in a process that can do little.
 
-What is done, each where the kernel allows it (the result says which took):
+Each lock is set where the kernel allows it, and the result says which took: a killed process group; rlimits, wall-clock time,
+output, scratch space; namespaces without network and with a read-only file system (root, or unprivileged user namespaces);
+Landlock (Linux 5.13); seccomp: no sockets, processes, programs or signals to others (x86-64, arm64); no capabilities, and a
+user of its own when started as root; an audit hook, which alone remains where the kernel offers nothing (macOS).
 
-- a separate process in a session of its own, killed as a group at the end, at the time limit, and when tuneloop dies;
-- limits of CPU time, memory, file size, open files (rlimits), wall-clock time, output and scratch space;
-- own network, mount, IPC and host-name namespaces: no network, all of the file system read-only but a scratch folder
-  in memory. Needs root or unprivileged user namespaces;
-- Landlock: reads only Python and the system's libraries, writes only the scratch folder. Linux 5.13 or newer;
-- seccomp: no sockets, no processes (threads only), no new programs, no signals to others. x86-64 and arm64;
-- no capabilities, and where Python is readable for everybody a user of its own, when started as root;
-- an audit hook in the interpreter, which alone remains where the kernel offers nothing (macOS).
-
-What it does not protect from:
-
-- a fault of the kernel, of Python, or side channels: this is a fence and no virtual machine. Code of someone who
-  means harm belongs into one;
-- reading what Python and the system's libraries folders hold; without Landlock, whatever the user may read;
-- an answer made to cheat: it shares a process with its tests and could replace them or forge their success;
-- where only rlimits and the audit hook hold: C code through ctypes is refused, but determined Python code gets out;
-- the machine slowing down: the limits are for each program, and several run side by side.
+It is a fence and no virtual machine. It does not protect from faults of the kernel or of Python, side channels, reading what
+Python's and the system's folders hold, an answer that forges the success of the tests in its own process, or determined code
+where only rlimits and the audit hook hold; limits are for each program, and several run at once.
 """
 
 from __future__ import annotations
@@ -47,21 +36,13 @@ _POLL = 0.1  # seconds between looks at the clock and the scratch folder
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What one program may use.
+    """What one program may use."""
 
-    Args:
-        seconds: of wall-clock time; CPU time is limited to a second more.
-        memory: bytes of address space.
-        disk: bytes in the scratch folder.
-        output: bytes printed; a program that prints more is stopped.
-        processes: threads and processes, where a user namespace counts them.
-    """
-
-    seconds: float = 10.0
-    memory: int = 1 << 30
-    disk: int = 64 << 20
-    output: int = 16 << 20
-    processes: int = 32
+    seconds: float = 10.0  # of wall-clock time; CPU time is limited to a second more
+    memory: int = 1 << 30  # bytes of address space
+    disk: int = 64 << 20  # bytes in the scratch folder
+    output: int = 16 << 20  # bytes printed; a program that prints more is stopped
+    processes: int = 32  # threads and processes, where a user namespace counts them
 
 
 @dataclass(frozen=True)
@@ -71,16 +52,13 @@ class Outcome:
     Args:
         status: `passed` (it ran to its end), `failed` (an error, or it left early), `timeout`, `memory`, `output`,
             `disk` (a limit), or `killed` (a signal).
-        reason: the error, or the limit; empty when it passed.
-        output: the first 4,000 bytes that it printed.
-        protections: the locks that took.
     """
 
     status: str
-    reason: str
-    output: str
+    reason: str  # the error, or the limit; empty when it passed
+    output: str  # the first 4,000 bytes that it printed
     seconds: float
-    protections: tuple[str, ...]
+    protections: tuple[str, ...]  # the locks that took
 
     @property
     def passed(self) -> bool:
@@ -93,13 +71,8 @@ def run_program(
 ) -> Outcome:
     """Run a Python program in the sandbox; see the module for what that keeps out.
 
-    Args:
-        candidates: the program's text; of several, the first that compiles is run.
-        limits: what it may use; default: `SandboxLimits()`.
-        skip: locks to leave off (`namespaces`, `privileges`, `landlock`, `seccomp`, `audit`), to test the others.
-
-    Raises:
-        UserError: no such sandbox on this system.
+    `candidates`: the program's text, or several, of which the first that compiles is run; `skip`: locks to leave off
+    (`namespaces`, `privileges`, `landlock`, `seccomp`, `audit`), to test the others. Raises UserError: no such sandbox on this system.
     """
     if os.name != "posix":
         raise UserError("Programs can be run only on Linux and macOS", next_step="evaluate.code=off, or use WSL")
@@ -137,7 +110,6 @@ def run_program(
 def _watch(
     process: subprocess.Popen[bytes], request: dict[str, Any], reports: IO[bytes], limits: SandboxLimits, started: float
 ) -> Outcome:
-    """Feed the request, read what comes until the program ends or passes a limit."""
     assert process.stdin and process.stdout
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(json.dumps(request).encode())
@@ -163,31 +135,20 @@ def _watch(
                 stopped = ("output", f"it printed more than {limits.output:,} bytes")
             elif _used(request["scratch"]) > limits.disk:
                 stopped = ("disk", f"it wrote more than {limits.disk:,} bytes")
-    seconds = time.monotonic() - started
-    protections, ended = _reports(reported, request["key"])
-    if stopped is None and ended is None:
-        stopped = _silent_end(process)
-    status, reason = stopped or ended or ("killed", "")
+    seconds, ended = time.monotonic() - started, None
+    protections: tuple[str, ...] = ()
+    for line in reported.splitlines():
+        with contextlib.suppress(ValueError):  # the program can write here too, without the key it says nothing
+            facts = json.loads(line)
+            if isinstance(facts, dict) and "protections" in facts and not protections:
+                protections = tuple(map(str, facts["protections"]))
+            elif isinstance(facts, dict) and facts.get("key") == request["key"]:
+                ended = (str(facts.get("status")), str(facts.get("reason")))
+    status, reason = stopped or ended or _silent_end(process)
     return Outcome(status, reason, printed.decode("utf-8", "replace"), seconds, protections)
 
 
-def _reports(reported: bytes, key: str) -> tuple[tuple[str, ...], tuple[str, str] | None]:
-    protections: tuple[str, ...] = ()
-    ended = None
-    for line in reported.splitlines():
-        try:
-            facts = json.loads(line)
-        except ValueError:
-            continue  # the program can write here too, without the key it says nothing
-        if isinstance(facts, dict) and "protections" in facts and not protections:
-            protections = tuple(map(str, facts["protections"]))
-        elif isinstance(facts, dict) and facts.get("key") == key:
-            ended = (str(facts.get("status")), str(facts.get("reason")))
-    return protections, ended
-
-
 def _silent_end(process: subprocess.Popen[bytes]) -> tuple[str, str]:
-    """The verdict on a process that closed its pipes without a report."""
     try:
         code = process.wait(1.0)
     except subprocess.TimeoutExpired:

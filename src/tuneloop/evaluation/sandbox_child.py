@@ -1,10 +1,7 @@
-"""The inside of the sandbox: a script that locks its own process up, then runs one program.
+"""The inside of the sandbox: a script that locks its own process up, then runs one program; standard library only.
 
-It is started by path (`tuneloop.evaluation.sandbox` does) with nothing but the standard library, so that little happens
-before the locks are on. The request comes as JSON on stdin; reports go as JSON lines to the file descriptor it names.
-
-Each lock is tried, and the ones that took are reported. They overlap on purpose: a kernel or a container that refuses
-one (user namespaces, most often) still has the others.
+The request comes as JSON on stdin; reports are JSON lines on the file descriptor that it names. The locks overlap on
+purpose: a kernel or a container that refuses one (user namespaces, most often) still has the others.
 """
 
 from __future__ import annotations
@@ -81,20 +78,14 @@ def limit_resources(request: dict[str, Any]) -> None:
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(number, (value, value))
 
-    cpu = int(request["seconds"]) + 1
-    for kind, value in (
-        ("RLIMIT_CPU", cpu),
-        ("RLIMIT_AS", request["memory"]),
-        ("RLIMIT_FSIZE", request["disk"]),
-        ("RLIMIT_NOFILE", 64),
-        ("RLIMIT_CORE", 0),
-    ):
-        with contextlib.suppress(ValueError, OSError, AttributeError):  # macOS knows no RLIMIT_AS
-            limit(kind, value)
+    limits = {"RLIMIT_CPU": int(request["seconds"]) + 1, "RLIMIT_AS": request["memory"], "RLIMIT_FSIZE": request["disk"],
+              "RLIMIT_NOFILE": 64, "RLIMIT_CORE": 0}  # fmt: skip
     # Counts all processes of the user outside a user namespace, where so few would already be too many.
     if os.geteuid() != 0 and request.get("user_namespace"):
-        with contextlib.suppress(ValueError, OSError, AttributeError):
-            limit("RLIMIT_NPROC", request["processes"])
+        limits["RLIMIT_NPROC"] = request["processes"]
+    for kind, value in limits.items():
+        with contextlib.suppress(ValueError, OSError, AttributeError):  # macOS knows no RLIMIT_AS
+            limit(kind, value)
 
 
 def new_namespaces(request: dict[str, Any]) -> list[str]:
@@ -111,7 +102,6 @@ def new_namespaces(request: dict[str, Any]) -> list[str]:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
-    done = ["no network (own network namespace)"]
     call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     flags = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID
     if landlock_version() < 1 or "landlock" in request["skip"]:
@@ -121,7 +111,10 @@ def new_namespaces(request: dict[str, Any]) -> list[str]:
     options = f"size={request['disk']},nr_inodes=4096,mode=700".encode()
     call("mount", b"tmpfs", os.fsencode(request["scratch"]), b"tmpfs", MS_NOSUID | MS_NODEV, options)
     os.chdir(request["scratch"])
-    return [*done, "read-only file system but a scratch folder of limited size (own mount namespace)"]
+    return [
+        "no network (own network namespace)",
+        "read-only file system but a scratch folder of limited size (own mount namespace)",
+    ]
 
 
 def landlock_version() -> int:
@@ -160,10 +153,9 @@ def landlock(request: dict[str, Any]) -> list[str]:
 
 def seccomp() -> list[str]:
     """System calls of the table are refused; only threads may be cloned; signals reach only the process itself."""
-    known = MACHINES.get(platform.machine())
-    if known is None or sys.platform != "linux":
+    if platform.machine() not in MACHINES or sys.platform != "linux":
         return []
-    column, architecture = known
+    column, architecture = MACHINES[platform.machine()]
     load, equal, greater, has, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, kill, refuse = 0x7FFF0000, 0x80000000, 0x00050000
     code: list[tuple[int, int, int, int]] = [
@@ -195,34 +187,32 @@ def drop_privileges() -> list[str]:
     """No capabilities; and where Python is readable for everybody, no longer root."""
     if sys.platform != "linux":
         return []
-    done = []
+    locks = []
     was_root = os.geteuid() == 0
     for capability in range(64):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     if was_root and readable_for_all(os.__file__) and readable_for_all(os.path.realpath(sys.executable)):
-        nobody = 200_000 + os.getpid() % 1_000_000  # nobody else's, so that limits count this process alone
+        user = 200_000 + os.getpid() % 1_000_000  # no other process has it, so that limits count this one alone
         with contextlib.suppress(OSError):
-            os.chown(".", nobody, nobody)
+            os.chown(".", user, user)
             os.setgroups([])
-            os.setresgid(nobody, nobody, nobody)
-            os.setresuid(nobody, nobody, nobody)
-            done.append("runs as a user of its own")
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            locks.append("runs as a user of its own")
     header = struct.pack("Ii", 0x20080522, 0)
     call("capset", header, b"\0" * 24)
-    return [*done, "no capabilities"] if was_root else done
+    return [*locks, "no capabilities"] if was_root else locks
 
 
 def readable_for_all(path: str) -> bool:
     """Whether any user can reach and read a file."""
     if not os.stat(path).st_mode & 0o4:
         return False
-    folder = os.path.dirname(path)
-    while True:
-        if not os.stat(folder).st_mode & 0o1:
+    while path != os.path.dirname(path):
+        path = os.path.dirname(path)
+        if not os.stat(path).st_mode & 0o1:
             return False
-        if folder == os.path.dirname(folder):
-            return True
-        folder = os.path.dirname(folder)
+    return True
 
 
 PROCESSES = ("subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill", "pty.")
@@ -233,9 +223,8 @@ CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.chmod", "os.cho
 def audit(scratch: str, *, alone: bool) -> list[str]:
     """Python itself refuses sockets, processes and writing elsewhere. Code that means harm can get around this one.
 
-    Args:
-        scratch: the folder that may be written.
-        alone: no lock of the kernel holds, so that C code called through ctypes must be refused too.
+    `scratch`: the folder that may be written; `alone`: no lock of the kernel holds, so that C code called through
+    ctypes must be refused too.
     """
     home = os.path.realpath(scratch)
 

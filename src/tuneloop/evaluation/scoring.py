@@ -1,4 +1,4 @@
-"""Answers to per-row figures: each kind of answer by the metrics that fit it."""
+"""Answers to per-row scores: each kind of answer by the metrics that fit it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.stats.intervals import Statistics, mean_statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.metrics import METRICS, declare, metric_of
+from tuneloop.evaluation.metrics import METRICS, declare, metric_of, structured
 from tuneloop.evaluation.metrics.code import code_facts, pass_scores, problem_of, run_tests
 from tuneloop.evaluation.metrics.fields import compile_fields, extract, values_repeat
 from tuneloop.evaluation.metrics.labels import are_labels, label_matcher, label_statistics
@@ -20,15 +20,6 @@ from tuneloop.evaluation.metrics.multilabel import label_lists, label_reader, mu
 from tuneloop.evaluation.metrics.objects import label_fields, object_statistics, usual_object
 from tuneloop.evaluation.metrics.probabilities import calibration_statistics, confidences, loss_statistics
 from tuneloop.evaluation.metrics.scorers import load_scorer, own_scores
-from tuneloop.evaluation.metrics.structured import (
-    are_structured,
-    parse,
-    parses,
-    read_schema,
-    schema_check,
-    structured_statistics,
-    unfenced,
-)
 from tuneloop.evaluation.metrics.text import (
     EMBEDDER,
     LONGEST_SCORED,
@@ -54,19 +45,18 @@ class AnswerStats:
     """What is known apart from rows and answers. Each list is empty or has an entry for each row.
 
     Args:
-        further: more answers to the same prompt, for pass@k.
-        languages: of the prompt, for slices.
         row_scores: metrics measured elsewhere, as one score a row (NaN: the row doesn't count).
-        complete: nothing else is to be measured that needs programs, models or files (answers read back from a folder).
+        complete: nothing else is to be measured that needs programs, models or files (answers read back from a
+            folder).
         perplexity: measured elsewhere, carried along without an interval; better give the answers' losses.
-        field_labels: fields that hold labels, with these (`labels_of_fields`); default: those whose values repeat in the rows,
-            which few rows don't show.
-        label_rows: rows of each label in the whole data set, for the rows' labels ("") and for fields by name: they decide
-            whether labels are uneven, and so which metric decides. Default: those of the rows, which differ from sample to sample.
+        field_labels: fields that hold labels, with these (`labels_of_fields`); default: those whose values repeat in
+            the rows, which few rows don't show.
+        label_rows: rows of each label in the whole data set, for the rows' labels ("") and for fields by name: they
+            decide whether labels are uneven, and so which metric decides. Default: those of the rows.
     """
 
-    further: Sequence[Sequence[str]] = ()
-    languages: Sequence[str] = ()
+    further: Sequence[Sequence[str]] = ()  # more answers to the same prompt, for pass@k
+    languages: Sequence[str] = ()  # of the prompt, for slices
     row_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
     complete: bool = False
     perplexity: float | None = None
@@ -90,7 +80,7 @@ class Scoring:
     predictions: list[str | None] = field(default_factory=list)
     valid: list[bool] = field(default_factory=list)
     valid_counts: bool = False  # whether anything says what a valid answer is
-    found: dict[str, list[float]] = field(default_factory=dict)  # row scores that the texts alone don't give again
+    computed: dict[str, list[float]] = field(default_factory=dict)  # row scores that the texts alone don't give again
     labels_used: dict[str, LabelUse] = field(default_factory=dict)
     prose: list[str] = field(default_factory=list)  # the fields of JSON answers, where all are scored as texts
     code: dict[str, Any] = field(default_factory=dict)
@@ -103,10 +93,10 @@ class Scoring:
     def references(self) -> list[list[str]]:
         return [references_of(row) for row in self.rows]
 
-    def add(self, scores: Mapping[str, list[float]]) -> None:
-        """Metrics that are means of row scores; where all are 0 or 1, rows are right or wrong."""
+    def add(self, scores: Mapping[str, list[float]], *, right_or_wrong: bool = True) -> None:
+        """Metrics that are means of row scores; rows may be right or wrong where all scores are 0 or 1."""
         binary = [name for name, each in scores.items() if {x for x in each if not math.isnan(x)} <= {0.0, 1.0}]
-        self.statistics.append(mean_statistics(scores, right_or_wrong=binary))
+        self.statistics.append(mean_statistics(scores, right_or_wrong=binary if right_or_wrong else ()))
 
     def need_valid(self, holds: Sequence[bool]) -> None:
         self.valid = [ok and held for ok, held in zip(self.valid, holds, strict=True)]
@@ -114,17 +104,13 @@ class Scoring:
 
 
 def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
-    """Score by every metric that fits the answers; see `evaluate`.
-
-    Raises:
-        UserError: a bad field, schema or scorer.
-    """
+    """Score by every metric that fits the answers; see `evaluate`. Raises UserError: a bad field, schema or scorer."""
     s.predictions, s.valid = [None] * len(s.rows), [True] * len(s.rows)
     if task == "classification":
         _score_labels(s, labels)
     else:
         answered = any(text for row in s.references for text in row)  # programs may come with tests and no solution
-        if answered and (s.config.structured is False or not are_structured(s.references)):
+        if answered and (s.config.structured is False or not structured.are_structured(s.references)):
             _score_texts(s)
         _score_code(s)
         _score_structure(s)
@@ -132,11 +118,9 @@ def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
         references = [extract(pattern, row[0]) for row in s.references]
         values = [extract(pattern, answer.text[:LONGEST_SCORED]) for answer in s.answers]
         if all(value is None for value in references):
-            raise UserError(
-                "The field's pattern matches none of the reference answers",
-                where=f"evaluate.fields.{name}",
-                next_step="compare it with an answer of the split; ^ and $ are the ends of a line",
-            )
+            what = "The field's pattern matches none of the reference answers"
+            next_step = "compare it with an answer of the split; ^ and $ are the ends of a line"
+            raise UserError(what, where=f"evaluate.fields.{name}", next_step=next_step)
         _score_field(s, name, references, values)
     _score_own(s)
     losses = [(a.loss, a.loss_tokens) for a in s.answers if a.loss is not None and a.loss_tokens is not None]
@@ -164,11 +148,10 @@ def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
         match = label_matcher(s.labels, {row.answer: row.label for row in s.rows if row.label is not None})
         s.predictions = [match(answer.text) for answer in s.answers]
         s.need_valid([prediction is not None for prediction in s.predictions])
-        s.labels_used[""] = label_use(
-            _each([row.label for row in s.rows]), _each(s.predictions), s.measured.label_rows.get("")
-        )
-        s.statistics.append(label_statistics([row.label for row in s.rows], s.predictions, known=s.labels))
-        occurring = len({row.label for row in s.rows})
+        right = [row.label for row in s.rows]
+        s.labels_used[""] = label_use(_each(right), _each(s.predictions), s.measured.label_rows.get(""))
+        s.statistics.append(label_statistics(right, s.predictions, known=s.labels))
+        occurring = len(set(right))
         if len(s.rows) < 5 * occurring:
             s.notes.append(
                 f"{counted(len(s.rows), 'row')} for {counted(occurring, 'label')} {verb(len(s.rows), 'is', 'are')} fewer than 5 a label: macro averages come out low "
@@ -176,10 +159,8 @@ def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
             )
     chances = confidences(s.answers)
     if not all(map(math.isnan, chances)):
-        s.answers = [
-            replace(answer, label_probability=None if math.isnan(sure) else sure)
-            for answer, sure in zip(s.answers, chances, strict=True)
-        ]
+        known = [None if math.isnan(chance) else chance for chance in chances]
+        s.answers = [replace(a, label_probability=chance) for a, chance in zip(s.answers, known, strict=True)]
         s.statistics.append(calibration_statistics(chances, s.statistics[0].row_scores["accuracy"]))
 
 
@@ -189,11 +170,9 @@ def _each(labels: Sequence[str | None]) -> list[tuple[str, ...]]:
 
 def _score_texts(s: Scoring) -> None:
     references, texts = s.references, s.texts
-    scores = {
-        "exact_match": [exact_match(r, t) for r, t in zip(references, texts, strict=True)],
-        "token_f1": [token_f1(r, t) for r, t in zip(references, texts, strict=True)],
-    }
-    shortened = [t[: max(LONGEST_SCORED, 4 * max(map(len, r)))] for r, t in zip(references, texts, strict=True)]
+    pairs = list(zip(references, texts, strict=True))
+    scores = {"exact_match": [exact_match(r, t) for r, t in pairs], "token_f1": [token_f1(r, t) for r, t in pairs]}
+    shortened = [t[: max(LONGEST_SCORED, 4 * max(map(len, r)))] for r, t in pairs]
     longer = sum(len(k) < len(t) for k, t in zip(shortened, texts, strict=True))
     if longer:
         s.notes.append(
@@ -210,7 +189,13 @@ def _score_texts(s: Scoring) -> None:
         family, s.signatures[name] = scorer(references, shortened, name=name)
         s.statistics.append(family)
     s.statistics.append(length_ratio(references, texts))
-    _score_embedding(s, references, shortened)
+    embedding = s.measured.row_scores.get("embedding")
+    if embedding is None and s.config.embedding and not s.measured.complete and (embed := embedder()) is not None:
+        embedding = similarity(references, shortened, embed)
+    if embedding is not None:
+        s.computed["embedding"] = list(embedding)
+        s.signatures["embedding"] = f"cosine of {EMBEDDER}"
+        s.statistics.append(mean_statistics({"embedding": s.computed["embedding"]}))
     if are_labels(references):
         s.notes.append("The reference answers are few and short: they are also scored as labels (accuracy, F1).")
         names = sorted({row[0] for row in references})
@@ -221,18 +206,6 @@ def _score_texts(s: Scoring) -> None:
         s.need_valid([label is not None for label in named])
 
 
-def _score_embedding(s: Scoring, references: list[list[str]], texts: list[str]) -> None:
-    if "embedding" in s.measured.row_scores:
-        scores = list(s.measured.row_scores["embedding"])
-    elif s.config.embedding and not s.measured.complete and (embed := embedder()) is not None:
-        scores = similarity(references, texts, embed)
-    else:
-        return
-    s.found["embedding"] = scores
-    s.signatures["embedding"] = f"cosine of {EMBEDDER}"
-    s.statistics.append(mean_statistics({"embedding": scores}))
-
-
 def _score_code(s: Scoring) -> None:
     scores = {name: list(x) for name, x in s.measured.row_scores.items() if name.startswith("pass@")}
     tested = [problem_of(row) is not None for row in s.rows]
@@ -241,11 +214,8 @@ def _score_code(s: Scoring) -> None:
         if s.measured.complete or wanted is False or (wanted == "auto" and not all(tested)):
             return
         if not any(tested):
-            raise UserError(
-                "No row brings unit tests",
-                where="evaluate.run_code",
-                next_step="rows need the metadata `test` and `entry_point`, or `test_list`",
-            )
+            needed = "rows need the metadata `test` and `entry_point`, or `test_list`"
+            raise UserError("No row brings unit tests", where="evaluate.run_code", next_step=needed)
         further = list(s.measured.further) or [()] * len(s.rows)
         limits = SandboxLimits(seconds=s.config.code_seconds, memory=s.config.code_memory_mb << 20)
         texts = [[answer.text, *more] for answer, more in zip(s.answers, further, strict=True)]
@@ -255,77 +225,73 @@ def _score_code(s: Scoring) -> None:
         locks = s.code["protections"]
         if not any("seccomp" in lock or "Landlock" in lock for lock in locks):
             s.notes.append("Programs ran with weak protection on this machine: " + "; ".join(locks) + ".")
-    s.found |= scores
+    s.computed |= scores
     s.add(scores)
 
 
 def _score_structure(s: Scoring) -> None:
     config, references = s.config, s.references
     wanted = config.structured is True or config.json_schema
-    if config.structured is False or not (wanted or are_structured(references)):
+    if config.structured is False or not (wanted or structured.are_structured(references)):
         return
     conforms: list[float] | None = None
     if "schema_valid" in s.measured.row_scores:
         conforms = list(s.measured.row_scores["schema_valid"])
     elif config.json_schema and not s.measured.complete:
-        check = schema_check(read_schema(config.json_schema))
-        conforms = [float(parses(text) and check(parse(text))) for text in s.texts]
-        broken = sum(not (parses(r[0]) and check(parse(r[0]))) for r in references)
+        check = structured.schema_check(structured.read_schema(config.json_schema))
+        conforms = [float(structured.parses(text) and check(structured.parse(text))) for text in s.texts]
+        broken = sum(not (structured.parses(r[0]) and check(structured.parse(r[0]))) for r in references)
         if broken:
             s.notes.append(f"{broken} reference answers do not fit the JSON schema themselves.")
     if conforms is not None:
-        s.found["schema_valid"] = conforms
-    s.statistics.append(structured_statistics(references, s.texts, conforms))
+        s.computed["schema_valid"] = conforms
+    s.statistics.append(structured.structured_statistics(references, s.texts, conforms))
     objects = object_statistics(references, s.texts, s.field_labels, config.fields)
     s.statistics += objects.statistics
     s.need_valid(objects.whole)
-    s.field_labels |= {
-        field.name: s.field_labels.get(field.name, ()) for field in objects.fields if field.kind == "labels"
-    }
-    prose = [field.name for field in objects.fields if field.kind == "prose"]
+    names = {kind: [field.name for field in objects.fields if field.kind == kind] for kind in ("labels", "prose")}
+    s.field_labels |= {name: s.field_labels.get(name, ()) for name in names["labels"]}
+    prose = names["prose"]
     if len(prose) == len(objects.fields):
         s.prose = prose
     elif prose:
-        s.notes.append(
-            f"{', '.join(prose)}: prose, scored as text; for a whole answer to be right it need only be there."
-        )
-    if plain := sum(not parses(row[0]) for row in references):
+        need = "prose, scored as text; for a whole answer to be right it need only be there."
+        s.notes.append(f"{', '.join(prose)}: {need}")
+    if plain := sum(not structured.parses(row[0]) for row in references):
         s.notes.append(f"Reference answers that are no JSON, for which an answer must be the same text: {plain}.")
     if objects.others:
         s.notes.append(f"Fields too rare for a line of their own, which count in whole answers: {objects.others}.")
     if conforms is not None:
         s.need_valid([bool(ok) for ok in conforms])
-    fenced = sum("```" in t and are_structured([[unfenced(t)]]) and not parses(t) for t in s.texts)
+    fenced = sum(
+        "```" in t and structured.are_structured([[structured.unfenced(t)]]) and not structured.parses(t)
+        for t in s.texts
+    )
     if fenced:
         s.notes.append(f"{counted(fenced, 'answer')} would be valid JSON without the Markdown fence around it.")
 
 
 def _score_own(s: Scoring) -> None:
-    scores_of = {n: list(x) for n, x in s.measured.row_scores.items() if n not in s.found}
+    scores_of = {n: list(x) for n, x in s.measured.row_scores.items() if n not in s.computed}
     taken = METRICS.keys() | {name for family in s.statistics for name in family.values}
     for name, place in s.config.scorers.items():
         if name in taken:
-            raise UserError(
-                f"The scorer's name {name!r} is a metric's already", where="evaluate.scorers", next_step="rename it"
-            )
+            what = f"The scorer's name {name!r} is a metric's already"
+            raise UserError(what, where="evaluate.scorers", next_step="rename it")
         if name not in scores_of and not s.measured.complete:
             scorer = load_scorer(name, place)
             scores_of[name] = own_scores(scorer, s.rows, s.texts)
             declare([scorer.metric])
     for name, scores in scores_of.items():
-        s.found[name] = scores
-        if metric_of(name).test == "paired bootstrap":
-            s.statistics.append(mean_statistics({name: scores}))
-        else:
-            s.add({name: scores})
+        s.computed[name] = scores
+        s.add({name: scores}, right_or_wrong=metric_of(name).test != "paired bootstrap")
 
 
 def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, dict[str, int]]:
     """The fields of answers whose values repeat, with how often each value occurs: these are labels, the others are texts.
 
-    Args:
-        answers: of the task, best those of training: a small test split does not show which values repeat.
-        fields: patterns, see `evaluate.fields`; the fields of answers in JSON are found without.
+    `answers`: of the task, best those of training: a small test split does not show which values repeat; `fields`:
+    patterns, see `evaluate.fields`; the fields of answers in JSON are found without.
     """
     fields_values = _field_values(answers, fields)
     values_of = {name: [value for value in values if value is not None] for name, values in fields_values.items()}
@@ -335,7 +301,7 @@ def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[
 
 def _field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, list[str | None]]:
     by_pattern = {name: [extract(p, text) for text in answers] for name, p in compile_fields(fields).items()}
-    return label_fields(answers) | by_pattern if are_structured([[text] for text in answers]) else by_pattern
+    return label_fields(answers) | by_pattern if structured.are_structured([[text] for text in answers]) else by_pattern
 
 
 def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | None:
@@ -343,7 +309,7 @@ def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | Non
 
     Of answers in JSON the most frequent value of every field. None where no field holds labels.
     """
-    if not fields and are_structured([[text] for text in answers]):
+    if not fields and structured.are_structured([[text] for text in answers]):
         return usual_object(answers)
     counts = labels_of_fields(answers, fields)
     if not counts:
@@ -360,21 +326,20 @@ def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | Non
 
 
 def _score_field(s: Scoring, name: str, references: list[str | None], values: list[str | None]) -> None:
-    """One field's metrics, and which answers hold it. Values that repeat are labels, others are texts."""
     filled = [value for value in references if value is not None]
-    if len(filled) < len(references):
-        s.notes.append(
-            f"{name}: {len(references) - len(filled)} reference answers lack this field and don't count in it."
-        )
+    if lacking := len(references) - len(filled):
+        s.notes.append(f"{name}: {lacking} reference answers lack this field and don't count in it.")
     if name in s.field_labels or values_repeat(filled):
         labels = s.field_labels[name] = sorted({*filled, *s.field_labels.get(name, ())})
         match = label_matcher(labels)
         predictions = [None if value is None else match(value) for value in values]
-        family = label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(labels))
-        counted_labels = [None if r is None else p for r, p in zip(references, predictions, strict=True)]
-        s.labels_used[name] = label_use(_each(references), _each(counted_labels), s.measured.label_rows.get(name))
-        s.statistics.append(family)
-        s.need_valid([r is None or p is not None for r, p in zip(references, predictions, strict=True)])
+        pairs = list(zip(references, predictions, strict=True))
+        named = _each([None if right is None else prediction for right, prediction in pairs])
+        s.labels_used[name] = label_use(_each(references), named, s.measured.label_rows.get(name))
+        s.statistics.append(
+            label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(labels))
+        )
+        s.need_valid([right is None or prediction is not None for right, prediction in pairs])
         return
     wanted, texts = [[r or ""] for r in references], [f or "" for f in values]
     if is_latin(filled):

@@ -18,12 +18,12 @@ from tuneloop.core.stats import intervals as u
 from tuneloop.core.stats.intervals import Array
 from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
-from tuneloop.evaluation.evaluate import CLUSTER_NAMES, Evaluation
+from tuneloop.evaluation.evaluate import CLUSTER_NAMES, ScoredAnswers
 from tuneloop.evaluation.metrics import lower_is_better, title_of
 from tuneloop.evaluation.metrics.multilabel import label_lists
 from tuneloop.evaluation.metrics.probabilities import reliability
 from tuneloop.records.evaluation import Slice
-from tuneloop.records.rows import Row, last_user_turn
+from tuneloop.records.rows import last_user_turn
 
 FEWEST = 5  # rows of a slice, and outside it
 MOST_VALUES = 20  # of a metadata field that is sliced by its values
@@ -38,7 +38,7 @@ _NO_SLICE = {"line", "id", "references", "labels", "mix", "test", "prompt", "ent
              *CLUSTER_NAMES}  # fmt: skip
 
 
-def breakdown(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> dict[str, Any]:
+def breakdown(evaluation: ScoredAnswers, baselines: Mapping[str, ScoredAnswers]) -> dict[str, Any]:
     """All of this module for `eval.json`, against baselines on the same rows; every list is bounded, whatever the number of rows."""
     parts: dict[str, Any] = {"primary": evaluation.primary, "row_metric": evaluation.row_metric}
     if evaluation.task == "classification":
@@ -48,10 +48,8 @@ def breakdown(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> di
             parts["confusion_pairs"] = confusion_pairs(evaluation)
         confidence = [answer.confidence for answer in evaluation.answers]
         if not all(map(math.isnan, confidence)):
-            parts["calibration"] = {
-                "ece": evaluation.metrics["ece"],
-                "bins": reliability(confidence, evaluation.row_scores["accuracy"]),
-            }
+            bins = reliability(confidence, evaluation.row_scores["accuracy"])
+            parts["calibration"] = {"ece": evaluation.metrics["ece"], "bins": bins}
     parts["slices"] = slices(evaluation, evaluation.config.slices)
     parts["disagreements"] = {name: disagreements(evaluation, other) for name, other in baselines.items()}
     parts["errors"] = error_groups(evaluation)
@@ -65,30 +63,27 @@ def breakdown_in_words(parts: Mapping[str, Any]) -> list[str]:
     sentences = []
     worse = [s for s in parts["slices"] if s.verdict == "worse"]
     if worse:
-        worst = sorted(worse, key=lambda s: s.delta)[:3]
-        named = "; ".join(
+        named = [
             f"{s.field} {s.value} ({s.score:.2f} against {s.rest:.2f}, {p_words(s.p_holm)}, {counted(s.n, 'row')})"
-            for s in worst
-        )
-        more = f" and {len(worse) - len(worst)} more" if len(worse) > len(worst) else ""
-        sentences.append(f"Significantly worse than the rest by {title_of(parts['row_metric'])}: {named}{more}.")
-    pairs = parts.get("confusion_pairs") or []
-    if pairs and pairs[0]["n"] >= 3:
-        top = pairs[0]
-        sentences.append(
-            f"Most often confused: {top['label']} taken for {top['predicted']} ({top['n']} of {counted(top['of'], 'row')})."
-        )
+            for s in sorted(worse, key=lambda s: s.delta)[:3]
+        ]
+        more = f" and {len(worse) - 3} more" if len(worse) > 3 else ""
+        metric = title_of(parts["row_metric"])
+        sentences.append(f"Significantly worse than the rest by {metric}: {'; '.join(named)}{more}.")
+    for top in (parts.get("confusion_pairs") or [])[:1]:
+        if top["n"] >= 3:
+            times = f"{top['n']} of {counted(top['of'], 'row')}"
+            sentences.append(f"Most often confused: {top['label']} taken for {top['predicted']} ({times}).")
     return sentences
 
 
-def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[Slice]:
+def slices(evaluation: ScoredAnswers, fields: Sequence[str] | None = None) -> list[Slice]:
     """What rows are judged by, by label, length, turns, language, source, time and metadata.
 
     Each slice of at least 5 rows is compared with all rows outside it. Test: Fisher's exact test for right or wrong
     (rows that form no clusters), else a difference of means with standard errors robust to clusters; Holm over all.
 
-    Raises:
-        UserError: a field asked for is in no row.
+    Raises UserError: a requested field is in no row.
     """
     scores = np.array(evaluation.row_scores.get(evaluation.row_metric, []), dtype=np.float64)
     counted = ~np.isnan(scores)
@@ -97,11 +92,12 @@ def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[
     numbers = evaluation.clusters or list(range(evaluation.n))
     clusters = np.array(numbers, dtype=np.int64)
     binary = evaluation.clusters is None and set(np.unique(scores[counted])) <= {0.0, 1.0}
-    members = [
-        (field, value, inside & counted)
-        for field, values in slice_values(evaluation, fields).items()
-        for value, inside in _members(values).items()
-    ]
+    inside_of: dict[tuple[str, str], Any] = {}  # field and value -> the rows of the slice
+    for field, values in slice_values(evaluation, fields).items():
+        for i, each in enumerate(values):
+            for value in each:
+                inside_of.setdefault((field, value), np.zeros(len(values), dtype=bool))[i] = True
+    members = [(*key, inside & counted) for key, inside in inside_of.items()]
     members = [x for x in members if min(x[2].sum(), (counted & ~x[2]).sum()) >= FEWEST]
     members = sorted(members, key=lambda x: -int(x[2].sum()))[:MOST_SLICES]
     test = _fisher if binary else u.robust_difference
@@ -118,7 +114,7 @@ def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[
     return sorted(results, key=lambda s: (s.field, -s.n, s.value))
 
 
-def slice_values(evaluation: Evaluation, fields: Sequence[str] | None = None) -> dict[str, list[tuple[str, ...]]]:
+def slice_values(evaluation: ScoredAnswers, fields: Sequence[str] | None = None) -> dict[str, list[tuple[str, ...]]]:
     """For each way to slice, the values of each row (none: the row is in no slice)."""
     rows = evaluation.rows
     ways: dict[str, list[tuple[str, ...]]] = {}
@@ -129,16 +125,15 @@ def slice_values(evaluation: Evaluation, fields: Sequence[str] | None = None) ->
     ways["turns"] = _single([str(sum(turn["role"] == "user" for turn in row.prompt)) for row in rows])
     if evaluation.measured.languages:
         ways["language"] = _single(list(evaluation.measured.languages))
-    ways["source"] = _single([_name(row.meta.get("source")) for row in rows])
+    sources = [row.meta.get("source") for row in rows]
+    ways["source"] = _single([PurePath(source).name if isinstance(source, str) else None for source in sources])
     names = dict.fromkeys(name for row in rows for name in row.meta)
     for name in fields if fields is not None else names:
         if name not in names and name not in ways:
-            raise UserError(
-                f"No row has the metadata field {name!r}", where="evaluate.slices", next_step="name a field of `meta`"
-            )
-        if name in ways or (fields is None and name in _NO_SLICE):
-            continue
-        ways[name] = _meta_values(name, [row.meta.get(name) for row in rows], wanted=fields is not None)
+            what = f"No row has the metadata field {name!r}"
+            raise UserError(what, where="evaluate.slices", next_step="name a field of `meta`")
+        if name not in ways and (fields is not None or name not in _NO_SLICE):
+            ways[name] = _meta_values(name, [row.meta.get(name) for row in rows], wanted=fields is not None)
     return {name: values for name, values in ways.items() if len({v for each in values for v in each}) > 1}
 
 
@@ -161,10 +156,6 @@ def _meta_values(name: str, values: list[Any], *, wanted: bool) -> list[tuple[st
 
 def _single(values: Sequence[str | None]) -> list[tuple[str, ...]]:
     return [() if value is None else (value,) for value in values]
-
-
-def _name(source: Any) -> str | None:
-    return PurePath(source).name if isinstance(source, str) else None
 
 
 def _time(value: Any) -> float | None:
@@ -196,14 +187,6 @@ def _quarters(values: Sequence[float | None], show: Callable[[float], str], unit
     return [() if place is None else (names[place],) for place in places]
 
 
-def _members(values: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    members: dict[str, Any] = {}
-    for i, each in enumerate(values):
-        for value in each:
-            members.setdefault(value, np.zeros(len(values), dtype=bool))[i] = True
-    return members
-
-
 def _fisher(scores: Array, inside: Any, clusters: Any) -> tuple[float, float, float, float]:
     """Difference of two shares, Newcombe's hybrid score interval (1998, method 10), and Fisher's exact p-value."""
     from scipy.stats import fisher_exact
@@ -213,8 +196,10 @@ def _fisher(scores: Array, inside: Any, clusters: Any) -> tuple[float, float, fl
     delta = a / len(inner) - b / len(other)
     (low_a, high_a), (low_b, high_b) = u.wilson_interval(a, len(inner)), u.wilson_interval(b, len(other))
     share_a, share_b = a / len(inner), b / len(other)
-    low = delta - math.hypot(share_a - low_a, high_b - share_b)
-    high = delta + math.hypot(high_a - share_a, share_b - low_b)
+    low, high = (
+        delta - math.hypot(share_a - low_a, high_b - share_b),
+        delta + math.hypot(high_a - share_a, share_b - low_b),
+    )
     p = float(fisher_exact([[a, len(inner) - a], [b, len(other) - b]])[1])
     return delta, low, high, p
 
@@ -232,17 +217,14 @@ def _mean_interval(scores: Array, clusters: Any, binary: bool) -> tuple[float, f
     return float(scores.mean() - half), float(scores.mean() + half)
 
 
-def per_class(evaluation: Evaluation) -> list[dict[str, Any]]:
+def per_class(evaluation: ScoredAnswers) -> list[dict[str, Any]]:
     """Rows, precision, recall, F1, times predicted and invalid answers of each label that occurs."""
     lists = label_lists(evaluation.rows)
     rights = [frozenset({str(row.label)}) for row in evaluation.rows] if lists is None else lists
     several = lists is not None
-    saids = [
-        frozenset() if p is None else frozenset(p.split(", ")) if several else frozenset({p})
-        for p in evaluation.predictions
-    ]
+    answers = [frozenset(() if p is None else p.split(", ") if several else (p,)) for p in evaluation.predictions]
     rows, predicted, hits, invalid = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for right, named, valid in zip(rights, saids, evaluation.valid, strict=True):
+    for right, named, valid in zip(rights, answers, evaluation.valid, strict=True):
         rows.update(right)
         predicted.update(named)
         hits.update(right & named)
@@ -250,68 +232,68 @@ def per_class(evaluation: Evaluation) -> list[dict[str, Any]]:
             invalid.update(right)
     return [
         {
-            "label": label,
-            "n": rows[label],
+            "label": label, "n": rows[label],
             "precision": hits[label] / predicted[label] if predicted[label] else 0.0,
             "recall": hits[label] / rows[label] if rows[label] else 0.0,
             "f1": 2 * hits[label] / (rows[label] + predicted[label]),
-            "predicted": predicted[label],
-            "invalid": invalid[label],
+            "predicted": predicted[label], "invalid": invalid[label],
         }
         for label in sorted(rows | predicted)
-    ]
+    ]  # fmt: skip
 
 
-def confusion_matrix(evaluation: Evaluation) -> dict[str, Any]:
+def confusion_matrix(evaluation: ScoredAnswers) -> dict[str, Any]:
     """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: an invalid answer."""
-    cells = Counter(
-        (str(row.label), predicted) for row, predicted in zip(evaluation.rows, evaluation.predictions, strict=True)
-    )
+    cells = _confusions(evaluation)
     labels = sorted({label for label, _ in cells} | {predicted for _, predicted in cells if predicted is not None})
     ordered = sorted(cells.items(), key=lambda cell: (cell[0][0], cell[0][1] or ""))
     return {"labels": labels, "cells": [[label, predicted, n] for (label, predicted), n in ordered]}
 
 
-def confusion_pairs(evaluation: Evaluation) -> list[dict[str, Any]]:
+def confusion_pairs(evaluation: ScoredAnswers) -> list[dict[str, Any]]:
     """Labels taken for another one, the most frequent first: `label`, `predicted`, `n`, `of` (rows of the label)."""
     totals = Counter(str(row.label) for row in evaluation.rows)
-    wrong = Counter(
-        (str(row.label), predicted)
-        for row, predicted in zip(evaluation.rows, evaluation.predictions, strict=True)
-        if predicted is not None and predicted != row.label
-    )
-    ordered = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))
-    return [{"label": a, "predicted": b, "n": n, "of": totals[a]} for (a, b), n in ordered[:MOST_PAIRS]]
+    wrong = [(a, b, n) for (a, b), n in _confusions(evaluation).items() if b is not None and a != b]
+    wrong.sort(key=lambda cell: (-cell[2], *cell[:2]))
+    return [{"label": a, "predicted": b, "n": n, "of": totals[a]} for a, b, n in wrong[:MOST_PAIRS]]
 
 
-def disagreements(evaluation: Evaluation, other: Evaluation) -> dict[str, Any]:
+def _confusions(evaluation: ScoredAnswers) -> Counter[tuple[str, str | None]]:
+    return Counter(zip((str(row.label) for row in evaluation.rows), evaluation.predictions, strict=True))
+
+
+def disagreements(evaluation: ScoredAnswers, other: ScoredAnswers) -> dict[str, Any]:
     """Rows where two systems differ by what rows are judged by, those that differ most first.
 
     `better` and `worse`: rows where the first is above or below the other; `rows`: ids with both scores.
     """
     metric = evaluation.row_metric
-    theirs = {row.id: score for row, score in zip(other.rows, other.row_scores.get(metric, []), strict=False)}
-    pairs = [
-        (row.id, score, theirs[row.id])
-        for row, score in zip(evaluation.rows, evaluation.row_scores.get(metric, []), strict=False)
-        if row.id in theirs and score == score and theirs[row.id] == theirs[row.id] and score != theirs[row.id]
-    ]
-    pairs.sort(key=lambda pair: -abs(pair[1] - pair[2]))
+    mine, theirs = (
+        {row.id: score for row, score in zip(side.rows, side.row_scores.get(metric, []), strict=False)}
+        for side in (evaluation, other)
+    )
+    gaps = {i: score - theirs[i] for i, score in mine.items() if i in theirs}
+    ordered = sorted((i for i, gap in gaps.items() if gap and not math.isnan(gap)), key=lambda i: -abs(gaps[i]))
     return {
         "metric": metric,
-        "better": sum(own > their for _, own, their in pairs),
-        "worse": sum(own < their for _, own, their in pairs),
-        "rows": [{"id": i, "score": own, "other": their} for i, own, their in pairs[:LISTED]],
+        "better": sum(gap > 0 for gap in gaps.values()),
+        "worse": sum(gap < 0 for gap in gaps.values()),
+        "rows": [{"id": i, "score": mine[i], "other": theirs[i]} for i in ordered[:LISTED]],
     }
 
 
-def error_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
+def error_groups(evaluation: ScoredAnswers) -> list[dict[str, Any]]:
     """Wrong rows grouped by what their prompts say: TF-IDF of words, k-means, as many groups as separate best.
 
     Wrong is a score below 0.5 for right-or-wrong metrics, else the lowest quarter. Each group: `terms` that set it
     apart, `n`, `ids`, an `example` next to its centre. Empty for fewer than 10 wrong rows.
     """
-    wrong = _wrong_rows(evaluation)[:MOST_CLUSTERED]
+    scores = np.array(evaluation.row_scores.get(evaluation.row_metric, []), dtype=np.float64)
+    defined = scores[~np.isnan(scores)]
+    binary = set(np.unique(defined)) <= {0.0, 1.0}
+    limit = 0.5 if binary or not len(defined) else float(np.quantile(defined, 0.25))
+    low = (scores < limit) | (False if binary else (scores == limit) & (scores < defined.max()))
+    wrong = [row for row, is_low in zip(evaluation.rows, low, strict=bool(len(scores))) if is_low][:MOST_CLUSTERED]
     texts = [last_user_turn(row)[:5000] for row in wrong]
     if len(texts) < 10:
         return []
@@ -319,9 +301,8 @@ def error_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.metrics import silhouette_score
 
-    vectorizer = TfidfVectorizer(
-        stop_words="english", sublinear_tf=True, ngram_range=(1, 2), max_features=5000, min_df=2, max_df=0.5
-    )
+    options: dict[str, Any] = {"max_features": 5000, "min_df": 2, "max_df": 0.5}
+    vectorizer = TfidfVectorizer(stop_words="english", sublinear_tf=True, ngram_range=(1, 2), **options)
     try:
         table = vectorizer.fit_transform(texts)
     except ValueError:  # no word occurs in two of them
@@ -345,26 +326,8 @@ def error_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
             continue
         lift = model.cluster_centers_[number] - everywhere
         near = inside[int(np.argmax(table[inside] @ model.cluster_centers_[number]))]
-        groups.append(
-            {
-                "terms": [str(words[i]) for i in np.argsort(-lift)[:5] if lift[i] > 0],
-                "n": len(inside),
-                "ids": [wrong[i].id for i in inside[:LISTED]],
-                "example": textwrap.shorten(texts[near], 300, placeholder=" …"),
-            }
-        )
+        terms = [str(words[i]) for i in np.argsort(-lift)[:5] if lift[i] > 0]
+        example = textwrap.shorten(texts[near], 300, placeholder=" …")
+        ids = [wrong[i].id for i in inside[:LISTED]]
+        groups.append({"terms": terms, "n": len(inside), "ids": ids, "example": example})
     return sorted(groups, key=lambda group: -int(group["n"]))
-
-
-def _wrong_rows(evaluation: Evaluation) -> list[Row]:
-    scores = np.array(evaluation.row_scores.get(evaluation.row_metric, []), dtype=np.float64)
-    defined = scores[~np.isnan(scores)]
-    if not len(defined):
-        return []
-    binary = set(np.unique(defined)) <= {0.0, 1.0}
-    limit = 0.5 if binary else float(np.quantile(defined, 0.25))
-    return [
-        row
-        for row, score in zip(evaluation.rows, scores, strict=True)
-        if score < limit or (not binary and score == limit and score < defined.max())
-    ]

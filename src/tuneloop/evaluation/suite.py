@@ -16,7 +16,7 @@ from tuneloop.core.files import Config, build_config, read_jsonl, read_yaml
 from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.stats.intervals import Z80, Z95
 from tuneloop.core.units import counted
-from tuneloop.evaluation.evaluate import Evaluation
+from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics import headline_of, metric_of
 from tuneloop.evaluation.metrics.fields import compile_fields
 from tuneloop.evaluation.metrics.multilabel import label_lists
@@ -116,26 +116,21 @@ class Suite(Config):
 def load_suite(path: Path | str) -> Suite:
     """Read and check a suite.
 
-    Raises:
-        UserError: the file is missing or wrong, demands nothing, or rests on a judge model alone.
+    Raises UserError: the file is missing or wrong, demands nothing, or rests on a judge model alone.
     """
     path = Path(path)
     suite = build_config(Suite, read_yaml(path, "suite"), where=str(path))
     if suite.must_pass_file:
-        records = read_jsonl(path.parent / suite.must_pass_file)
-        more = [
-            build_config(MustPass, {"id": r} if isinstance(r, str) else r, where=suite.must_pass_file) for r in records
-        ]
+        records = ({"id": r} if isinstance(r, str) else r for r in read_jsonl(path.parent / suite.must_pass_file))
+        more = [build_config(MustPass, record, where=suite.must_pass_file) for record in records]
         suite = suite.model_copy(update={"must_pass": [*suite.must_pass, *more]})
     if not (suite.must_pass or suite.metrics or suite.forgetting or suite.latency):
         raise UserError("The suite demands nothing", where=str(path), next_step="add must_pass or metrics")
     judged = [limit for limit in suite.metrics if limit.metric.split(".")[0].startswith("judge")]
     if judged and len(judged) == len(suite.metrics) and not suite.must_pass and not suite.judge_alone:
-        raise UserError(
-            "The suite's only evidence is a judge model, which can be wrong in the same way each time",
-            where=str(path),
-            next_step="add must_pass rows or another metric, or set judge_alone: true",
-        )
+        what = "The suite's only evidence is a judge model, which can be wrong in the same way each time"
+        where = str(path)
+        raise UserError(what, where=where, next_step="add must_pass rows or another metric, or set judge_alone: true")
     return suite
 
 
@@ -149,38 +144,38 @@ class SuiteSource:
     """What a suite is made from.
 
     Args:
-        name: of the data set or run.
-        rows: of the test split, each with a reference.
-        fields: patterns of the fields that are scored on their own.
         evaluation, forgetting: the run's, if there is one; its rows are `rows`.
-        timed: whether the evaluation measured how long answers took.
-        origin: how the file was asked for, for its first line.
     """
 
-    name: str
-    rows: Sequence[Row]
+    name: str  # of the data set or run
+    rows: Sequence[Row]  # of the test split, each with a reference
     task: str
-    fields: Mapping[str, str] = field(default_factory=dict)
-    evaluation: Evaluation | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)  # patterns of the fields that are scored on their own
+    evaluation: ScoredAnswers | None = None
     forgetting: float | None = None
-    timed: bool = True
-    origin: str = ""
+    timed: bool = True  # whether the evaluation measured how long answers took
+    origin: str = ""  # the command that wrote the file, for its first line
 
 
 def first_suite(source: SuiteSource) -> str:
     """The suite as YAML with comments: rows that must pass, margins on the headline metrics, limits on time and forgetting.
 
-    Raises:
-        UserError: there are no test rows.
+    Raises UserError: there are no test rows.
     """
     if not source.rows:
-        raise UserError(
-            "There are no test rows to make a suite from",
-            where=source.name,
-            next_step="prepare with data.split.test above 0",
-        )
-    parts = [_head(source), _must_pass(source), _metrics(source), _time(source), _forgetting(source)]
-    return "\n".join(parts) + "\n"
+        what = "There are no test rows to make a suite from"
+        raise UserError(what, where=source.name, next_step="prepare with data.split.test above 0")
+    off = "" if source.forgetting is not None else "# "
+    latency = ["latency:", "  ratio: 1.5", "#  seconds_per_row: 0.5"]
+    latency = latency if source.timed else [f"# {line.removeprefix('#')}" for line in latency]
+    return "\n".join(
+        [
+            _head(source), _must_pass(source), _metrics(source),
+            "# Limits on time, as measured during the two evaluations; the ratio makes sense on one machine only.", *latency, "",
+            "# General ability that may be lost, where the evaluation measures it (evaluate.general=FILE):",
+            f"{off}forgetting:", f"{off}  at_most: 0.05", "",
+        ]
+    )  # fmt: skip
 
 
 def _head(source: SuiteSource) -> str:
@@ -194,23 +189,18 @@ name: {json.dumps(source.name, ensure_ascii=False)}
 
 
 def _must_pass(source: SuiteSource) -> str:
-    how = (
-        "The model in use gets these right, as many different answers as possible."
-        if source.evaluation
-        else "No one has checked that a model gets them right."
-    )
+    how = "The model in use gets these right, as many different answers as possible."
+    how = how if source.evaluation else "No one has checked that a model gets them right."
     lines = [
-        "# Rows that no release may get wrong: ids of the evaluation, or new prompts, which are asked of the candidate's model.",
+        "# Rows that no release may get wrong: ids of the evaluation, or new prompts, which the candidate's model answers.",
         f"# {how} Put in the ones that matter most to you: money, safety, the law.",
     ]
     entries = _entries(source)
     lines.append("must_pass:" if entries else "must_pass: []")
     for row, condition in entries:
         prompt = json.dumps(" ".join(last_user_turn(row).split())[:LONGEST_COMMENT], ensure_ascii=False)
-        lines.append(
-            f"  - id: {json.dumps(row.id)} # {prompt}"
-            + (f" -> {' '.join(row.label.split())}" if row.label is not None else "")
-        )
+        label = f" -> {' '.join(row.label.split())}" if row.label is not None else ""
+        lines.append(f"  - id: {json.dumps(row.id)} # {prompt}{label}")
         if condition:
             lines.append(f"    contains: {json.dumps(condition, ensure_ascii=False)}")
     if not entries:
@@ -224,7 +214,7 @@ def _must_pass(source: SuiteSource) -> str:
     lines += [
         "#  - prompt: A prompt of your own, which is in no split.",
         '#    contains: "..."',
-        "repeat: 3 # a row that fails is asked again; one that passes only sometimes is `flaky`",
+        "repeat: 3 # a row that fails is repeated; one that passes only sometimes is `flaky`",
         "flaky: inconclusive # or fail, or pass",
         "",
     ]
@@ -232,9 +222,11 @@ def _must_pass(source: SuiteSource) -> str:
 
 
 def _entries(source: SuiteSource) -> list[tuple[Row, str]]:
-    """Rows with what their answers must contain (labels: empty, the label itself is the condition), one for each label in turn."""
     patterns = compile_fields(dict(source.fields))
     objects = not patterns and are_structured([references_of(row) for row in source.rows])
+    evaluation = source.evaluation
+    scores = evaluation.row_scores if evaluation else {}
+    right = scores.get("accuracy", scores.get("object_accuracy", [1.0] * len(source.rows)))
     groups: dict[str, list[tuple[Row, str]]] = {}
     for i, row in enumerate(source.rows):
         condition = ""
@@ -243,18 +235,14 @@ def _entries(source: SuiteSource) -> list[tuple[Row, str]]:
             if match is None:
                 continue
             condition = match[0].strip()
-        if source.evaluation is not None and not _passes(source.evaluation, i, condition):
-            continue
+        if evaluation is not None:
+            text = evaluation.answers[i].text
+            passes = condition.casefold() in text.casefold() if condition else right[i] == 1.0
+            if not passes:
+                continue
         groups.setdefault(condition or (row.answer if objects else str(row.label)), []).append((row, condition))
     order = sorted(groups, key=lambda key: (-len(groups[key]), key))[:MOST_ROWS]
     return [groups[key][0] for key in order]
-
-
-def _passes(evaluation: Evaluation, i: int, condition: str) -> bool:
-    if condition:
-        return condition.casefold() in evaluation.answers[i].text.casefold()
-    scores = evaluation.row_scores
-    return scores.get("accuracy", scores.get("object_accuracy", [1.0] * evaluation.n))[i] == 1.0
 
 
 def _metrics(source: SuiteSource) -> str:
@@ -266,7 +254,10 @@ def _metrics(source: SuiteSource) -> str:
         "metrics:",
     ]
     for metric, value, error in _limits(source):
-        margin = _margin(metric, error)
+        # (1.96 + 0.84) standard errors of the difference of two correlated scores, rounded up, and no less than what matters:
+        # the usual sample size of non-inferiority, for two equally good sides (Piaggio et al. 2012).
+        needed = 0.0 if math.isnan(error) else (Z95 + Z80) * error * math.sqrt(2 * (1 - CORRELATION))
+        margin = max(metric_of(metric).smallest_margin, math.ceil(needed * _steps(metric)) / _steps(metric))
         lines += [f"  - metric: {json.dumps(metric)}", f"    margin: {margin:g}"]
         if value is not None and not math.isnan(value[0]):
             bound, word = (value[1], "at_most") if metric_of(metric).lower_is_better else (value[0], "at_least")
@@ -286,14 +277,11 @@ def _metrics(source: SuiteSource) -> str:
 
 
 def _limits(source: SuiteSource) -> list[tuple[str, tuple[float, float] | None, float]]:
-    """(metric, the run's interval, standard error) of the metrics that a verdict rests on; without a run those that will."""
     n = len(source.rows)
     if source.evaluation is not None:
-        metrics = source.evaluation.metrics
-        wanted = [
-            m for m in source.evaluation.headline if not (m == "invalid_rate" and source.task == "classification")
-        ]
-        return [(m, (metrics[m].low, metrics[m].high), (metrics[m].high - metrics[m].low) / (2 * Z95)) for m in wanted]
+        left_out = {"invalid_rate"} if source.task == "classification" else set()
+        shown = {m: source.evaluation.metrics[m] for m in source.evaluation.headline if m not in left_out}
+        return [(m, (score.low, score.high), (score.high - score.low) / (2 * Z95)) for m, score in shown.items()]
     spread = 0.4 / math.sqrt(n)  # of a share of 80 %
     if source.task == "classification":
         lists = label_lists(source.rows)
@@ -307,31 +295,5 @@ def _limits(source: SuiteSource) -> list[tuple[str, tuple[float, float] | None, 
     return [*fields, (headline_of("texts")[-1], None, 20 / math.sqrt(n))]
 
 
-def _margin(metric: str, error: float) -> float:
-    """(1.96 + 0.84) standard errors of the difference of two correlated scores, rounded up, and no less than what matters.
-
-    Source: the usual sample size of non-inferiority, for two equally good sides (Piaggio et al. 2012).
-    """
-    declared = metric_of(metric)
-    needed = 0.0 if math.isnan(error) else (Z95 + Z80) * error * math.sqrt(2 * (1 - CORRELATION))
-    return max(declared.smallest_margin, math.ceil(needed * _steps(metric)) / _steps(metric))
-
-
 def _steps(metric: str) -> float:
-    """Steps in a unit that limits are rounded to."""
     return 1 / metric_of(metric).margin_step
-
-
-def _time(source: SuiteSource) -> str:
-    lines = ["# Limits on time, as measured during the two evaluations; the ratio makes sense on one machine only."]
-    limits = ["latency:", "  ratio: 1.5", "#  seconds_per_row: 0.5"]
-    if not source.timed:
-        limits = [f"# {line.removeprefix('#')}" for line in limits]
-    return "\n".join([*lines, *limits, ""])
-
-
-def _forgetting(source: SuiteSource) -> str:
-    lines = ["# General ability that may be lost, where the evaluation measures it (evaluate.general=FILE):"]
-    on = source.forgetting is not None
-    limits = ["forgetting:", "  at_most: 0.05"]
-    return "\n".join([*lines, *(limits if on else [f"# {line}" for line in limits])])

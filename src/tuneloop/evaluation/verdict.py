@@ -1,9 +1,7 @@
 """The verdict on a system: how it stands against each alternative, and so against all of them; then in plain sentences.
 
-"Better" has to be earned. It needs the metric that decides, no significant loss on another headline metric, and this against
-every alternative: the prompts, the cheap classifiers, and always answering the most frequent label. So the weakest standing is
-the verdict. Requiring all of several tests to pass needs no correction for their number (an intersection-union test: Berger
-1982); that each pair is also adjusted for the others (`adjusted`) makes it stricter.
+"Better" needs the metric that decides, and no significant loss on another headline metric, against every alternative: the weakest
+standing is the verdict, which needs no correction for the number of tests (an intersection-union test: Berger 1982).
 """
 
 from __future__ import annotations
@@ -14,15 +12,15 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH, least_apart
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.classical import CLASSICAL, MAJORITY
 from tuneloop.evaluation.compare import rows_needed
-from tuneloop.evaluation.evaluate import Evaluation
+from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics import lower_is_better, metric_of, title_of
 from tuneloop.evaluation.metrics.claims import amount, claim_of, evidence, listed, outcome_words, seen_from, sure
 from tuneloop.evaluation.metrics.labels import LONGEST_LABEL
 from tuneloop.evaluation.metrics.structured import parse
-from tuneloop.evaluation.primary import PARTS, LabelUse
+from tuneloop.evaluation.primary import PARTS
 from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing, Verdict
 
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")
@@ -36,12 +34,11 @@ def kind_of(name: str) -> BaselineKind:
     return "constant" if name == MAJORITY else "classical" if name in CLASSICAL else "prompt"
 
 
-def decide(evaluations: Mapping[str, Evaluation], comparisons: Sequence[Comparison], name: str) -> Verdict:
+def decide(evaluations: Mapping[str, ScoredAnswers], comparisons: Sequence[Comparison], name: str) -> Verdict:
     """The verdict on a system, and on others that are compared with the same one.
 
-    Args:
-        comparisons: pairs, adjusted together; in either direction where `name` is one of the two, else of the first (a) with
-            another one (b).
+    `comparisons`: pairs, adjusted together; in either direction where `name` is one of the two, else of the first (a)
+    with another one (b).
     """
     evaluation = evaluations[name]
     pairs: dict[tuple[str, str], dict[str, Comparison]] = {}
@@ -59,51 +56,31 @@ def decide(evaluations: Mapping[str, Evaluation], comparisons: Sequence[Comparis
     weakest = min(mine, key=lambda s: FROM_WORST.index(s.outcome), default=None)
     used = evaluation.deciding_labels
     return Verdict(
-        name=name,
-        outcome=weakest.outcome if weakest else "not compared",
-        against=weakest.against if weakest else None,
-        metric=evaluation.primary,
-        why=_why(evaluation),
-        never=used.never if used else [],
-        only=used.only if used else None,
-        standings=standings,
-    )
+        name=name, outcome=weakest.outcome if weakest else "not compared",
+        against=weakest.against if weakest else None, metric=evaluation.primary, why=_why(evaluation),
+        never=used.never if used else [], only=used.only if used else None, standings=standings,
+    )  # fmt: skip
 
 
-def standing(pairs: Mapping[str, Comparison], evaluation: Evaluation) -> Standing:
+def standing(pairs: Mapping[str, Comparison], evaluation: ScoredAnswers) -> Standing:
     """How b stands against a; `pairs`: metric -> the pair, gains positive where b is better, with the metric that decides."""
     first = pairs[evaluation.primary]
     claims = [claim_of(pairs[metric]) for metric in evaluation.headline if metric in pairs]
-    shown_of = {claim.metric: claim.outcome for claim in claims}
+    outcomes, decides = {claim.outcome for claim in claims}, claims[0]
     outcome: Outcome = NOT_ENOUGH
-    if {"better", "worse"} <= set(shown_of.values()):
-        outcome = "mixed"
-    elif "worse" in shown_of.values():
-        outcome = "worse"
-    elif shown_of[evaluation.primary] == "better":
+    if "worse" in outcomes:
+        outcome = "mixed" if "better" in outcomes else "worse"
+    elif decides.outcome == "better":
         outcome = "better" if first.p < PROVEN else "promising"
-    decides = claims[0]
     return Standing(
-        name=first.b,
-        against=first.a,
-        kind=kind_of(first.a),
-        outcome=outcome,
-        gain=decides.gain,
-        low=decides.low,
-        high=decides.high,
-        p=first.p,
-        p_holm=decides.p,
-        tests=decides.tests,
-        detectable=first.detectable,
-        rows_needed=rows_needed(first, evaluation.n, PROVEN),
-        only_name=first.only_b,
-        only_against=first.only_a,
-        apart=first.apart,
-        claims=claims,
-    )
+        name=first.b, against=first.a, kind=kind_of(first.a), outcome=outcome, gain=decides.gain,
+        low=decides.low, high=decides.high, p=first.p, p_holm=decides.p, tests=decides.tests,
+        detectable=first.detectable, rows_needed=rows_needed(first, evaluation.n, PROVEN),
+        only_name=first.only_b, only_against=first.only_a, apart=first.apart, claims=claims,
+    )  # fmt: skip
 
 
-def _why(evaluation: Evaluation) -> str:
+def _why(evaluation: ScoredAnswers) -> str:
     used, metric = evaluation.deciding_labels, evaluation.primary.rpartition(".")[2]
     if evaluation.config.primary is not None:
         return "you named it (evaluate.primary)"
@@ -171,7 +148,7 @@ _ADVICE: dict[BaselineKind, dict[str, str]] = {
 
 
 def verdict_in_words(
-    verdict: Verdict, evaluations: Mapping[str, Evaluation], *, split: str = "test", trained: str = ""
+    verdict: Verdict, evaluations: Mapping[str, ScoredAnswers], *, split: str = "test", trained: str = ""
 ) -> list[str]:
     """The verdict first, in one sentence or two, then what stands behind it; each fact once.
 
@@ -179,11 +156,8 @@ def verdict_in_words(
     how much and with what evidence; on which metrics it gained and lost; what would settle an open question; how many answers were
     invalid; what came of pairs without it.
 
-    Args:
-        verdict: see `decide`.
-        evaluations: of all systems, by name.
-        split: that the rows are of; anything but train, val and test is a file.
-        trained: how far the model was trained, where that is worth a word ("trained for 5 steps, ...").
+    `split`: that the rows are of; anything but train, val and test is a file; `trained`: how far the model was trained,
+    where that is worth a word ("trained for 5 steps, ...").
     """
     evaluation, metric = evaluations[verdict.name], verdict.metric
     if metric not in evaluation.metrics:
@@ -194,7 +168,7 @@ def verdict_in_words(
     if verdict.own:
         sentences.append(_own_interval(verdict, evaluations, about))
     if verdict.why:
-        sentences.append(f"{title_of(metric)[0].upper()}{title_of(metric)[1:]} decides: {verdict.why}.")
+        sentences.append(f"{_upper(title_of(metric))} decides: {verdict.why}.")
     shown = _shown(verdict)
     sentences += filter(None, (_against(s, verdict, evaluations, s is about) for s in shown))
     if verdict.weakest and verdict.outcome in (NOT_ENOUGH, "promising") and verdict.weakest.low < verdict.weakest.high:
@@ -203,15 +177,11 @@ def verdict_in_words(
     news = [s for s in others if s not in shown and _surprises(s, metric)]
     sentences += [f"Against {_opponent(s, evaluations)} it {_changes(s)}; {title_of(metric)} decides." for s in news]
     if evaluation.invalid:
-        kind = (
-            "named no allowed label"
-            if evaluation.task == "classification"
-            else "lacked a field or held an unknown value"
-        )
+        labels = evaluation.task == "classification"
+        kind = "named no allowed label" if labels else "lacked a field or held an unknown value"
         kind = "lacked a field or were no valid JSON" if "valid_json" in evaluation.metrics else kind
-        count = "counts" if evaluation.invalid == 1 else "count"
         some = _some_answers(evaluation.invalid, evaluation.n)
-        sentences.append(f"{some[0].upper()}{some[1:]} {kind} and {count} as wrong.")
+        sentences.append(f"{_upper(some)} {kind} and {verb(evaluation.invalid, 'counts', 'count')} as wrong.")
     for s in verdict.standings:
         if s.name != verdict.name:
             also = f"{s.name} {_changes(s)} against {s.against}. " if _surprises(s, metric) else ""
@@ -221,16 +191,16 @@ def verdict_in_words(
     return sentences
 
 
+def _upper(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def rows_of(n: int, split: str) -> str:
     """ "1,234 test rows"; rows of a file are just rows."""
     return counted(n, _ROWS.get(split, "row"))
 
 
-# --- the verdict's first words ------------------------------------------------------------------------
-
-
-def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: str, trained: str) -> str:
-    """The outcome with its value and with the labels that are never given; then how sure that is and what it rests on."""
+def _headline(verdict: Verdict, evaluations: Mapping[str, ScoredAnswers], split: str, trained: str) -> str:
     evaluation, metric, weakest = evaluations[verdict.name], verdict.metric, verdict.weakest
     if any(s.name != verdict.name for s in verdict.standings):
         several = [f"{s.name} {outcome_words(s, metric)} ({_amounts(s, metric)})" for s in verdict.standings]
@@ -244,9 +214,13 @@ def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: st
     beaten = [_opponent(s, evaluations) for s in _shown(verdict) if s.outcome == "better"]
     named = "" if not won or beaten == [against] else f" over {against}"
     gain = f"gain {amount(decides)}" if lower_is_better(metric) else amount(decides)
-    figures = f"{title_of(metric)} {_figure(evaluation, metric)}, {gain}{named} on {rows}"
-    first, how_sure = "; ".join([*_surprises(weakest, metric), figures]), sure(decides)
-    serious = won and _is_serious(verdict, evaluation)
+    amounts = f"{title_of(metric)} {_figure(evaluation, metric)}, {gain}{named} on {rows}"
+    first, how_sure = "; ".join([*_surprises(weakest, metric), amounts]), sure(decides)
+    used = evaluation.deciding_labels
+    # Labels that are never given and make up a tenth of the rows or more are too many for a plain "better".
+    serious = (
+        won and used is not None and sum(map(used.references.__getitem__, verdict.never)) >= SERIOUS * used.rows > 0
+    )
     further = []
     if not fault:
         first += f" ({how_sure})"
@@ -254,13 +228,13 @@ def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: st
         first += f"{', but' if won and not serious else ', and'} {fault}"
         if weakest.low < weakest.high:
             further.append(f"The gain has the {how_sure}.")
-    idle = next(
-        (s for s in verdict.own if s.kind == "constant" and s.outcome not in ("better", "promising") and s.gain <= 0),
-        None,
+    idles = (
+        s for s in verdict.own if s.kind == "constant" and s.outcome not in ("better", "promising") and s.gain <= 0
     )
+    idle = next(idles, None)
     if weakest.outcome != "better" and beaten and idle is None:
         further.append(f"It is better than {listed(beaten)}.")
-    further += [f"{trained[0].upper()}{trained[1:]}."] if trained else []
+    further += [f"{_upper(trained)}."] if trained else []
     heads = {"better": f"Better than {listed(beaten)}", "promising": "Promising, not proven", NOT_ENOUGH: f"No proven gain over {against}",
              "mixed": f"Mixed against {against}", "worse": f"Worse than {against}"}  # fmt: skip
     head = heads[weakest.outcome] + (" but with a serious fault" if serious else "")
@@ -272,7 +246,6 @@ def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: st
 
 
 def _surprises(s: Standing, metric: str) -> list[str]:
-    """What the outcome rests on where the metric that decides does not say it."""
     if s.outcome == "mixed" or (s.outcome == "worse" and metric not in s.lost):
         return [f"it {_changes(s)}"]
     if s.outcome == NOT_ENOUGH and s.gained:
@@ -281,7 +254,6 @@ def _surprises(s: Standing, metric: str) -> list[str]:
 
 
 def _amounts(s: Standing, metric: str) -> str:
-    """The gain in the metric that decides, or in those that the outcome rests on."""
     if not _surprises(s, metric) or s.outcome == NOT_ENOUGH:
         return amount(s.claims[0])
     rests = [claim for claim in s.claims if claim.outcome != NOT_ENOUGH]
@@ -289,7 +261,6 @@ def _amounts(s: Standing, metric: str) -> str:
 
 
 def _shown_by(s: Standing, metric: str) -> str:
-    """The numbers that an outcome is shown by: of the metric that decides, and of others where it rests on them."""
     shown = [*_surprises(s, metric), f"{title_of(metric)} {evidence(s.claims[0])}"]
     return "; ".join(shown if s.outcome != NOT_ENOUGH else shown[::-1])
 
@@ -299,36 +270,27 @@ def _shown(verdict: Verdict) -> list[Standing]:
     return [s for kind in kinds if (s := verdict.best_of(kind)) is not None]
 
 
-def _never(verdict: Verdict, evaluation: Evaluation) -> str:
-    """What a model that leaves out labels does; empty where it gives each."""
+def _never(verdict: Verdict, evaluation: ScoredAnswers) -> str:
     used = evaluation.deciding_labels
     if not verdict.never or used is None:
         return ""
     if verdict.only is not None:
         return f"it answers {_quoted(verdict.only)} to every row"
-    if 2 * used.without > used.asked:
-        return f"{_some_answers(used.without, used.asked)} {'names' if used.without == 1 else 'name'} no label"
-    shares = [_share(label, used) for label in verdict.never]
+    if 2 * used.without > used.labelled:
+        return f"{_some_answers(used.without, used.labelled)} {'names' if used.without == 1 else 'name'} no label"
+    shares = [
+        f"{_quoted(label)} ({100 * used.references[label] / used.rows:.2g} % of the rows)" for label in verdict.never
+    ]
     if len(shares) <= _NAMED:
         return f"it never answers {listed(shares, 'or')}"
     usual, times = max(used.answers.items(), key=lambda item: (item[1], item[0]))
-    if times >= _NEARLY_ALL * used.asked:
-        return f"it answers {_quoted(usual)} to {times:,} of the {counted(used.asked, 'row')}"
+    if times >= _NEARLY_ALL * used.labelled:
+        return f"it answers {_quoted(usual)} to {times:,} of the {counted(used.labelled, 'row')}"
     return f"it never gives {len(shares)} of {counted(len(used.references), 'label')}, {shares[0]} among them"
 
 
 def _some_answers(some: int, of: int) -> str:
     return "its only answer" if of == 1 else f"{some:,} of its {counted(of, 'answer')}"
-
-
-def _share(label: str, used: LabelUse) -> str:
-    return f"{_quoted(label)} ({100 * used.references[label] / used.rows:.2g} % of the rows)"
-
-
-def _is_serious(verdict: Verdict, evaluation: Evaluation) -> bool:
-    """Whether the labels that are never given are a tenth of the rows or more: too many for a plain "better"."""
-    used = evaluation.deciding_labels
-    return used is not None and sum(used.references[label] for label in verdict.never) >= SERIOUS * used.rows > 0
 
 
 def _quoted(answer: str) -> str:
@@ -356,7 +318,7 @@ def _quoted(answer: str) -> str:
     return f"the object with {listed([*fields, more])}"
 
 
-def _opponent(s: Standing, evaluations: Mapping[str, Evaluation]) -> str:
+def _opponent(s: Standing, evaluations: Mapping[str, ScoredAnswers]) -> str:
     if s.kind == "constant" and s.against in evaluations:
         used = evaluations[s.against].deciding_labels
         text = used.only if used and used.only else evaluations[s.against].answers[0].text
@@ -364,19 +326,15 @@ def _opponent(s: Standing, evaluations: Mapping[str, Evaluation]) -> str:
     return s.against
 
 
-# --- against each alternative ------------------------------------------------------------------
-
-
-def _own_interval(verdict: Verdict, evaluations: Mapping[str, Evaluation], about: Standing | None) -> str:
-    """The interval of the model's own figure, and the figure of the alternative that the first sentence is about."""
+def _own_interval(verdict: Verdict, evaluations: Mapping[str, ScoredAnswers], about: Standing | None) -> str:
     metric, evaluation = verdict.metric, evaluations[verdict.name]
     if about is None:
-        figure = f"{title_of(metric)} {_figure(evaluation, metric)}{_own_bounds(evaluation, metric)}"
-        return f"On these rows {_model(verdict.name)} has {figure}."
-    kind, figure = _kind(about), _figure(evaluations[about.against], metric)
-    theirs = f"{_opponent(about, evaluations)}{f', {kind},' if kind else ''} has {figure}"
+        score = f"{title_of(metric)} {_figure(evaluation, metric)}{_own_bounds(evaluation, metric)}"
+        return f"On these rows {_model(verdict.name)} has {score}."
+    kind, score = _kind(about), _figure(evaluations[about.against], metric)
+    theirs = f"{_opponent(about, evaluations)}{f', {kind},' if kind else ''} has {score}"
     if not _own_bounds(evaluation, metric):
-        return f"{theirs[0].upper()}{theirs[1:]}."
+        return f"{_upper(theirs)}."
     return f"The 95 % interval of its {title_of(metric)} is {_interval(evaluation, metric)}; {theirs}."
 
 
@@ -386,8 +344,7 @@ def _kind(s: Standing) -> str:
     return "the best cheap alternative" if s.kind == "classical" else ""
 
 
-def _against(s: Standing, verdict: Verdict, evaluations: Mapping[str, Evaluation], stated: bool) -> str:
-    """A sentence about an alternative; of the one that the first sentence is about (`stated`) only what follows from it."""
+def _against(s: Standing, verdict: Verdict, evaluations: Mapping[str, ScoredAnswers], stated: bool) -> str:
     metric = verdict.metric
     behind = s.outcome == NOT_ENOUGH and (s.gain < 0 or (s.kind == "constant" and s.gain == 0))
     templates = (_ADVICE if stated else _SENTENCES)[s.kind]
@@ -396,42 +353,30 @@ def _against(s: Standing, verdict: Verdict, evaluations: Mapping[str, Evaluation
     theirs = f"{_kind(s)}, {theirs}" if _kind(s) else theirs
     theirs += ", which takes no model" if s.kind == "constant" else ""
     gain = _shown_by(s, metric) if _surprises(s, metric) else evidence(s.claims[0])
-    return template.format(
-        theirs=theirs, name=s.against, gain=gain, model=_model(verdict.name), changes=_shown_by(s, metric)
-    )
+    model, changes = _model(verdict.name), _shown_by(s, metric)
+    return template.format(theirs=theirs, name=s.against, gain=gain, model=model, changes=changes)
 
 
 def _changes(s: Standing) -> str:
     """ "gained ROUGE-L (+0.190, 95 % interval +0.120 to +0.260, p < 0.001) but lost chrF (-3.1, 95 % ...)"."""
     parts = []
-    for verb, outcome in (("gained", "better"), ("lost", "worse")):
-        named = [
-            f"{_gainable(claim.metric)} ({amount(claim)}, {sure(claim, tests=False)})"
-            for claim in s.claims
-            if claim.outcome == outcome
-        ]
-        parts += [f"{verb} {listed(named)}"] if named else []
+    for word, outcome in (("gained", "better"), ("lost", "worse")):
+        named = []
+        for claim in s.claims:
+            if claim.outcome == outcome:  # more of a metric, or of what it counts the lack of, or ground on it
+                on = "on " if lower_is_better(claim.metric) else ""
+                gained = metric_of(claim.metric).gained or f"{on}{title_of(claim.metric)}"
+                named.append(f"{gained} ({amount(claim)}, {sure(claim, tests=False)})")
+        parts += [f"{word} {listed(named)}"] if named else []
     return " but ".join(parts)
 
 
-def _gainable(metric: str) -> str:
-    """What is gained or lost with a metric: more of it, or of what it counts the lack of, or ground on it."""
-    on = "on " if lower_is_better(metric) else ""
-    return metric_of(metric).gained or f"{on}{title_of(metric)}"
-
-
-# --- what would settle it ----------------------------------------------------------------------
-
-
 def _settle(s: Standing, metric: str, n: int, split: str) -> str:
-    """How little these rows show, and how many would show a difference as large as this one."""
     kind, smallest = rows_of(2, split).partition(" ")[2], s.detectable
     possible = metric_of(metric).scale == "from 0" or smallest <= metric_of(metric).out_of
     rests, shown = "", f"These rows would have shown a difference of {metric_of(metric).change_in_words(smallest)}."
-    if not possible:
-        shown = "So few rows can hardly show any difference."
-    elif smallest <= abs(s.gain):  # the test says otherwise
-        shown = ""
+    if not possible or smallest <= abs(s.gain):  # the latter: the test says otherwise
+        shown = "" if possible else "So few rows can hardly show any difference."
     if s.only_name is not None and s.only_against is not None:
         rests = f" It rests on {counted(s.only_name + s.only_against, 'row')}: {s.name} alone is right on {s.only_name}, {s.against} alone on {s.only_against}."
     elif s.apart is not None and s.apart < least_apart(PROVEN):
@@ -456,24 +401,20 @@ def _rounded(count: int) -> str:
     return f"{math.ceil(count / step) * step:,}"
 
 
-# --- numbers -----------------------------------------------------------------------------------
-
-
-def _figure(of: Evaluation, metric: str) -> str:
+def _figure(of: ScoredAnswers, metric: str) -> str:
     return metric_of(metric).in_words(of.metrics[metric].value)
 
 
-def _own_bounds(of: Evaluation, metric: str) -> str:
+def _own_bounds(of: ScoredAnswers, metric: str) -> str:
     """ " (95 % interval 81.0 % to 92.3 %)"; empty where there is none."""
     value = of.metrics[metric]
     return "" if math.isnan(value.low + value.high) else f" (95 % interval {_interval(of, metric)})"
 
 
-def _interval(of: Evaluation, metric: str) -> str:
+def _interval(of: ScoredAnswers, metric: str) -> str:
     value = of.metrics[metric]
     return f"{metric_of(metric).in_words(value.low)} to {metric_of(metric).in_words(value.high)}"
 
 
 def _model(name: str) -> str:
-    """A system in a sentence; places and models of endpoints go by their own names."""
     return f"the {name} model" if name == "tuned" or "-shot" in name else name

@@ -13,7 +13,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, lock_folder
 from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted
-from tuneloop.evaluation.evaluate import Evaluation, decided_together, sample_rows
+from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, sample_rows
 from tuneloop.evaluation.prompt import labels_shown
 from tuneloop.evaluation.scoring import usual_answer
 from tuneloop.models.methods import base_only
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 READ_TOKEN = 1 / 3
 
 
-def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None = None) -> dict[str, Evaluation]:
+def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None = None) -> dict[str, ScoredAnswers]:
     """What the base model and the cheap alternatives make of the test split.
 
     Args:
@@ -72,7 +72,7 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None 
         return _on_part(job, dataset, before.evaluations, before.listed, rows)
     began = time.monotonic() - (answered.seconds if answered else 0.0)
     asked: dict[str, SystemAnswers] = {}
-    evaluations: dict[str, Evaluation] = {}
+    evaluations: dict[str, ScoredAnswers] = {}
     for some in _ask_all(job, dataset, rows, answered):
         asked |= some
         evaluations |= _score_all(job, dataset, rows, some)
@@ -95,7 +95,7 @@ def _ask_all(
 
 def _score_all(
     job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Mapping[str, SystemAnswers]
-) -> dict[str, Evaluation]:
+) -> dict[str, ScoredAnswers]:
     """Score baselines' answers and say what came of them."""
     evaluations = {}
     for name, result in asked.items():
@@ -105,8 +105,8 @@ def _score_all(
 
 
 def on_fewer_rows(
-    job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluation], rows: Sequence[Row]
-) -> dict[str, Evaluation]:
+    job: RunContext, dataset: Dataset, baselines: Mapping[str, ScoredAnswers], rows: Sequence[Row]
+) -> dict[str, ScoredAnswers]:
     """The baselines on some of their rows, in the place of those on all: there was no time to ask the tuned model the others."""
     return _on_part(job, dataset, baselines, read_record(BaselinesManifest, job.folder / "baselines"), rows)
 
@@ -114,10 +114,10 @@ def on_fewer_rows(
 def _on_part(
     job: RunContext,
     dataset: Dataset,
-    baselines: Mapping[str, Evaluation],
+    baselines: Mapping[str, ScoredAnswers],
     listed: BaselinesManifest,
     rows: Sequence[Row],
-) -> dict[str, Evaluation]:
+) -> dict[str, ScoredAnswers]:
     """Write the baselines on some of their rows; `listed` is of all."""
     asked = {name: _part(evaluation, rows, listed, name) for name, evaluation in baselines.items()}
     began = time.monotonic() - listed.seconds * len(rows) / max(listed.n, 1)
@@ -125,7 +125,7 @@ def _on_part(
     return _write(job, dataset, rows, scored, asked, _baselines_key(job, dataset), began)
 
 
-def _part(evaluation: Evaluation, rows: Sequence[Row], listed: BaselinesManifest, name: str) -> SystemAnswers:
+def _part(evaluation: ScoredAnswers, rows: Sequence[Row], listed: BaselinesManifest, name: str) -> SystemAnswers:
     """A system's answers to some of its rows, with their share of what all took."""
     from tuneloop.pipeline.compared_systems import SystemAnswers
 
@@ -151,7 +151,7 @@ class Before:
 
     folder: Path
     listed: BaselinesManifest
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, ScoredAnswers]
 
     def first_of(self, rows: Sequence[Row]) -> int:
         """How many of these rows, from the first on, they have answers to."""
@@ -207,11 +207,11 @@ def _write(
     job: RunContext,
     dataset: Dataset,
     rows: Sequence[Row],
-    evaluations: dict[str, Evaluation],
+    evaluations: dict[str, ScoredAnswers],
     asked: Mapping[str, SystemAnswers],
     key: str,
     began: float,
-) -> dict[str, Evaluation]:
+) -> dict[str, ScoredAnswers]:
     """Write `baselines/` and say which of them is worth its price.
 
     Args:
@@ -367,7 +367,7 @@ def _ask_majority(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dic
     return {} if text is None else {MAJORITY: SystemAnswers([Completion(text)] * len(rows), 0.0)}
 
 
-def majority_of(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Evaluation]:
+def majority_of(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, ScoredAnswers]:
     """Always answering the most frequent training label, as a baseline of rows that no other one was measured on."""
     return {name: score(job, dataset, rows, asked) for name, asked in _ask_majority(job, dataset, rows).items()}
 

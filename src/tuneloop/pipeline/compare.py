@@ -20,7 +20,7 @@ from tuneloop.registry.registered import evaluation_place
 from tuneloop.report.html import write_page
 
 if TYPE_CHECKING:
-    from tuneloop.evaluation.evaluate import Evaluation
+    from tuneloop.evaluation.evaluate import ScoredAnswers
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Compared:
     """
 
     folder: Path
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, ScoredAnswers]
     comparisons: list[Comparison]
 
 
-def load_systems(places: Sequence[str], folders: Mapping[str, str] | None = None) -> dict[str, Evaluation]:
+def load_systems(places: Sequence[str], folders: Mapping[str, str] | None = None) -> dict[str, ScoredAnswers]:
     """Evaluations by place; `FOLDER:NAME` picks a baseline inside one.
 
     Args:
@@ -52,7 +52,7 @@ def load_systems(places: Sequence[str], folders: Mapping[str, str] | None = None
 
     if len(places) < 2:
         raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
-    loaded: dict[str, Evaluation] = {}
+    loaded: dict[str, ScoredAnswers] = {}
     for place in places:
         folder, system = split_place((folders or {}).get(place) or evaluation_place(place))
         loaded[place] = load_evaluation(folder, system or None)
@@ -109,7 +109,7 @@ def compare_evaluations(
     places: Sequence[str],
     out: str = "",
     *,
-    judge: Callable[[Mapping[str, Evaluation]], Mapping[str, Any]] | None = None,
+    judge: Callable[[Mapping[str, ScoredAnswers]], Mapping[str, Any]] | None = None,
     folders: Mapping[str, str] | None = None,
 ) -> Compared:
     """Compare evaluations of the same rows, paired, against the first, and write `eval.json`, `samples.jsonl` and the page.

@@ -13,7 +13,7 @@ from tuneloop.core.ui import say
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.data.mix import GENERAL_FILE
-from tuneloop.evaluation.evaluate import Evaluation, check_ids, sample_rows
+from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_rows
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only, method_of_folder
 from tuneloop.models.trained import trained_folder
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_stage(
-    job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluation], limit: TimeLimit | None = None
+    job: RunContext, dataset: Dataset, baselines: Mapping[str, ScoredAnswers], limit: TimeLimit | None = None
 ) -> None:
     """The tuned model on the same rows, and the paired comparison.
 
@@ -122,7 +122,7 @@ def base_model(job: RunContext) -> Iterator[Model]:
         yield job.model
 
 
-def tuned_key(job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluation]) -> str:
+def tuned_key(job: RunContext, dataset: Dataset, baselines: Mapping[str, ScoredAnswers]) -> str:
     """Hash of all that the tuned model's evaluation depends on."""
     recipe = job.recipe
     adapter = read_record(RunManifest, job.folder).adapter_hash

@@ -22,7 +22,7 @@ from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.load_eval_file import IDS, read_whole
 from tuneloop.data.sources.read import read_records
 from tuneloop.evaluation.config import EvalOptions
-from tuneloop.evaluation.evaluate import Evaluation, check_ids, sample_rows
+from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_rows
 from tuneloop.evaluation.metrics.code import problem_of
 from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluation.predictions import answers_from
@@ -327,7 +327,7 @@ def _production(job: RunContext, question: _Question, dataset: Dataset) -> list[
     return [replace(row, messages=redactor(row.messages)) for row in read_production([question.options.production])[0]]
 
 
-def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, Evaluation], dict[str, Any]]:
+def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, ScoredAnswers], dict[str, Any]]:
     """The run's baselines, as far as they were measured on the same rows, with their costs."""
     from tuneloop.evaluation.results import load_evaluation
 

@@ -14,7 +14,7 @@ from tuneloop.core.files import write_jsonl
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
-from tuneloop.evaluation.evaluate import Evaluation, sample_rows
+from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows
 from tuneloop.inference.client import Endpoint, EndpointTarget, failures, usage
 from tuneloop.inference.local.target import open_local
 from tuneloop.inference.request import Request
@@ -84,7 +84,7 @@ def verdicts(
     return [answer.text for answer in answers]
 
 
-def judge_evaluations(judge: Judge, evaluations: Mapping[str, Evaluation]) -> Judgement:
+def judge_evaluations(judge: Judge, evaluations: Mapping[str, ScoredAnswers]) -> Judgement:
     """Judge each other evaluation against the first; the last one's verdicts are returned, all are in `facts["pairs"]`.
 
     With one evaluation its answers are rated by the rubric.

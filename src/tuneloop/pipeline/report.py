@@ -14,13 +14,13 @@ from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.plan import Plan
 from tuneloop.records.record import Record, read_record
 from tuneloop.records.run import RunManifest
-from tuneloop.report.html import write_report
+from tuneloop.report.html import write_page
 
 
 def report_stage(job: RunContext) -> Path:
     """`report.html`, from the run's files."""
     with busy("writing the report"):
-        return write_report(job.folder)
+        return write_page(job.folder)
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tuneloop.core.files import read_json
 from tuneloop.core.stats.intervals import sums_by_cluster
 from tuneloop.core.ui import busy
 from tuneloop.core.units import counted
-from tuneloop.evaluation.evaluate import Evaluation, decided_together, evaluate
+from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, evaluate
 from tuneloop.evaluation.metrics import headline_of, lower_is_better, metric_of
 from tuneloop.evaluation.scoring import AnswerStats, labels_of_fields
 from tuneloop.models.adapters import ATTACHED
@@ -55,7 +55,7 @@ def answers_that_show_the_task(dataset: Dataset) -> list[str]:
     return [row.answer for row in itertools.islice(dataset.train, EXAMPLES) if row.shows_the_task]
 
 
-def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemAnswers) -> Evaluation:
+def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemAnswers) -> ScoredAnswers:
     """A system's answers as an evaluation."""
     config = job.recipe.evaluate
     with busy("scoring answers"):
@@ -117,11 +117,11 @@ def cost_of(job: RunContext, asked: SystemAnswers, training: RunManifest | None 
 def write_scored(
     job: RunContext,
     folder: Path,
-    evaluation: Evaluation,
+    evaluation: ScoredAnswers,
     subject: Subject,
     costs: Mapping[str, Mapping[str, float]],
     *,
-    baselines: Mapping[str, Evaluation] | None = None,
+    baselines: Mapping[str, ScoredAnswers] | None = None,
     production: Sequence[Row] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
@@ -154,7 +154,7 @@ def write_scored(
         write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs, against), more)
 
 
-def score_of(evaluation: Evaluation, metric: str) -> Score:
+def score_of(evaluation: ScoredAnswers, metric: str) -> Score:
     """A model's score by a metric, to be compared with that of another one on the same rows."""
     from tuneloop.evaluation.retained_gain import Score
 
@@ -181,7 +181,7 @@ def how_far_trained(run: RunManifest) -> str:
     )
 
 
-def headline(evaluation: Evaluation) -> str:
+def headline(evaluation: ScoredAnswers) -> str:
     """The figures that matter, in a line."""
     wanted = dict.fromkeys(
         [

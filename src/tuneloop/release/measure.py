@@ -16,7 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file, user_errors_of_the_disk
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
-from tuneloop.evaluation.evaluate import Evaluation, sample_rows, some_rows
+from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows, some_rows
 from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.evaluation.metrics.claims import amount, claim_of, seen_from, sure
 from tuneloop.evaluation.metrics.structured import read_schema
@@ -156,7 +156,7 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufT
     )  # fmt: skip
 
 
-def _structured(asked: Rows, file: Path, theirs: Evaluation) -> SameAnswers | None:
+def _structured(asked: Rows, file: Path, theirs: ScoredAnswers) -> SameAnswers | None:
     """The share of rows whose answer, held to the run's JSON Schema as a server holds it, is the one that was evaluated.
 
     None: the run has no schema, or llama.cpp's server is not installed.
@@ -187,7 +187,7 @@ def _structured(asked: Rows, file: Path, theirs: Evaluation) -> SameAnswers | No
     return SameAnswers(share=asyncio.run(ask_all()) / len(asked.rows), n=len(asked.rows))
 
 
-def same_answers(a: Evaluation, b: Evaluation) -> SameAnswers:
+def same_answers(a: ScoredAnswers, b: ScoredAnswers) -> SameAnswers:
     """The share of rows to which both give the same answer: the same label, or the same text."""
     theirs = {row.id: (label, answer.text) for row, label, answer in zip(a.rows, a.predictions, a.answers, strict=True)}
     same = 0
@@ -197,7 +197,7 @@ def same_answers(a: Evaluation, b: Evaluation) -> SameAnswers:
     return SameAnswers(share=same / b.n, n=b.n)
 
 
-def parted(job: RunContext, same: SameAnswers, theirs: Evaluation, own: Evaluation) -> SameAnswers:
+def parted(job: RunContext, same: SameAnswers, theirs: ScoredAnswers, own: ScoredAnswers) -> SameAnswers:
     """`same` with what the run says where written answers part: by how much it prefers its own token there.
 
     Greedy answers of two roundings of one model differ where two tokens are equally likely, and stay different. A gap near 0
@@ -234,7 +234,7 @@ def parted(job: RunContext, same: SameAnswers, theirs: Evaluation, own: Evaluati
     )
 
 
-def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Evaluation:
+def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> ScoredAnswers:
     """The run's own evaluation on these rows: as it was made, or asked now."""
     from tuneloop.evaluation.results import load_evaluation
     from tuneloop.pipeline.compared_systems import ask
@@ -312,7 +312,7 @@ def _cost(target: GgufTarget, rows: Sequence[Row]) -> ArtifactCost:
     )
 
 
-def _words(name: str, own: Evaluation, theirs: Evaluation, pairs: Sequence[Comparison]) -> list[str]:
+def _words(name: str, own: ScoredAnswers, theirs: ScoredAnswers, pairs: Sequence[Comparison]) -> list[str]:
     """What the comparison comes to, in sentences."""
     found = next((pair for pair in pairs if pair.metric == own.primary), None)
     ours, before = own.metrics[own.primary].value, theirs.metrics[own.primary].value

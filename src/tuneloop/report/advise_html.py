@@ -9,20 +9,12 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tuneloop.core.units import counted, exactly, usd_words
-from tuneloop.evaluation.metrics import metric_of
 from tuneloop.models.methods import method_named, title_of
-from tuneloop.records.advice import (
-    AdviceRecord,
-    AdvisedAlternative,
-    AdvisedTraining,
-    AssumptionSwing,
-    MeasuredSystem,
-    MonthlyBill,
-)
+from tuneloop.records.advice import AdviceRecord, AdvisedAlternative, AssumptionSwing, MeasuredSystem
 from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, chart_pair, fit, grid, short
 from tuneloop.report.facts import count, figure, gib, minutes, usd
 from tuneloop.report.html import page_template
-from tuneloop.report.plan_terminal import shown_parts
+from tuneloop.report.plan_terminal import shown_parts, until_kept_words
 
 MOST_LINES = 6  # alternatives drawn in one chart
 
@@ -47,12 +39,8 @@ def tornado_chart(swings: Sequence[AssumptionSwing], base: float, width: float =
     left, right = (6.0, width - 6) if narrow else (290.0, width - 60)
     scale = axis([base, *(end for s in swings for end in (s.at_low, s.at_high))], left, right, log=False)
     bottom = top + pitch * len(swings)
-    body, names = [], []  # names are drawn last, on the lines that they cross
-    for tick in scale.ticks:
-        body += [
-            _line(scale(tick), top, scale(tick), bottom, "grid"),
-            _text(scale(tick), bottom + 17, f"${short(tick)}".replace("$-", "−$"), "tick", "middle"),
-        ]
+    names = []  # drawn last, on the lines that they cross
+    body = [mark.replace("$-", "−$") for mark in grid(scale, top, bottom, across=False, unit="$")]
     for i, swing in enumerate(swings):
         y = top + pitch * i + (28 if narrow else 9)
         ends = f"{_plain(swing.low)} to {_plain(swing.high)}"
@@ -71,9 +59,8 @@ def tornado_chart(swings: Sequence[AssumptionSwing], base: float, width: float =
         _line(scale(base), top - 4, scale(base), bottom, "median"),
         _text(scale(base), 14, f"as assumed: {dollars(base)}", "legend", "middle" if not narrow else "start"),
     ]
-    title = "Net saving when one assumption changes. " + "; ".join(
-        f"{s.name}: {dollars(s.at_low)} to {dollars(s.at_high)}" for s in swings
-    )
+    ranges = [f"{s.name}: {dollars(s.at_low)} to {dollars(s.at_high)}" for s in swings]
+    title = f"Net saving when one assumption changes. {'; '.join(ranges)}"
     return _svg(width, bottom + 26, title, body + names, "tornado")
 
 
@@ -103,43 +90,41 @@ def cost_chart(rows: Sequence[AdvisedAlternative], months: float, chosen: str, w
     for row, end, kind in zip(wanted, ends, kinds, strict=True):
         body.append(_path([(time(0), scale(row.upfront_usd)), (time(months), scale(end))], kind))
     if narrow:
-        legend = bottom + 50.0
-        for i, (row, kind) in enumerate(zip(wanted, kinds, strict=True)):
-            body += [
-                _line(0, legend + 17 * i - 4, 18, legend + 17 * i - 4, kind),
-                _text(24, legend + 17 * i, row.name, "legend"),
-            ]
-        height = legend + 17 * len(wanted)
+        height = bottom + 50.0
+        for row, kind in zip(wanted, kinds, strict=True):
+            body += [_line(0, height - 4, 18, height - 4, kind), _text(24, height, row.name, "legend")]
+            height += 17
     else:
-        for y, row, end in _spread([(scale(e), r, e) for r, e in zip(wanted, ends, strict=True)], 15, bottom - 6):
-            label = f"{fit(row.name, 118)} {dollars(end)}"
-            body.append(_text(time(months) + 8, y + 4, label, "legend"))
+        labels = [(scale(end), f"{fit(row.name, 118)} {dollars(end)}") for row, end in zip(wanted, ends, strict=True)]
+        body += [_text(time(months) + 8, y + 4, label, "legend") for y, label in _spread(labels, 15, bottom - 6)]
         height = bottom + 40
-    title = f"Dollars in all after {exactly(months, 'month')}: " + "; ".join(
-        f"{r.name} {dollars(e)}" for r, e in zip(wanted, ends, strict=True)
-    )
+    totals = [f"{r.name} {dollars(e)}" for r, e in zip(wanted, ends, strict=True)]
+    title = f"Dollars in all after {exactly(months, 'month')}: {'; '.join(totals)}"
     return _svg(width, height, title, body, "costs")
 
 
-Label = tuple[float, AdvisedAlternative, float]
+def _spread(labels: Sequence[tuple[float, str]], gap: float, lowest: float) -> list[tuple[float, str]]:
+    """Labels moved apart so that none covers another and none is below `lowest`, in their order from the top."""
+    order, heights = sorted(labels, key=lambda label: label[0]), list[float]()
+    for y, _ in order:
+        heights.append(max(y, heights[-1] + gap) if heights else y)
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], lowest)
+        lowest = heights[i] - gap
+    return [(y, text) for y, (_, text) in zip(heights, order, strict=True)]
 
 
-def _spread(labels: list[Label], gap: float, lowest: float) -> list[Label]:
-    """Labels moved apart so that none covers another and none stands below `lowest`, in their order from the top."""
-    placed: list[Label] = []
-    for y, row, end in sorted(labels, key=lambda label: label[0]):
-        placed.append((max(y, placed[-1][0] + gap) if placed else y, row, end))
-    for i in range(len(placed) - 1, -1, -1):
-        y, row, end = placed[i]
-        placed[i] = (min(y, lowest if i == len(placed) - 1 else placed[i + 1][0] - gap), row, end)
-    return placed
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-Named = tuple[float, float, str, str]  # x and y of a point, its name, its kind
+def _point_names(
+    points: Sequence[tuple[float, float, str, str]], left: float, right: float, bottom: float
+) -> list[str]:
+    """Names of points (x, y, name, kind), each at the nearest place that is free; a thin line leads to one far off."""
 
+    def shared(a: Box, b: Box) -> float:
+        return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
-def _names_beside(points: Sequence[Named], left: float, right: float, bottom: float) -> list[str]:
-    """Names of points, each at the nearest place where it covers no other name and no point; a thin line leads to one far off."""
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _, _ in points]
     body = []
     for x, y, name, kind in sorted(points, key=lambda p: (p[3] != "tuned", p[1])):
@@ -150,25 +135,17 @@ def _names_beside(points: Sequence[Named], left: float, right: float, bottom: fl
             for side in ((-1, 1) if x > (left + right) / 2 else (1, -1))
         ]
         inside = [(a, b) for a, b in places if a >= left and a + wide <= right + 40 and 14 <= b <= bottom - 4] or places
-        a, b = min(inside, key=lambda at: sum(_shared((at[0], at[1] - 7, at[0] + wide, at[1] + 7), t) for t in taken))
+        a, b = min(inside, key=lambda at: sum(shared((at[0], at[1] - 7, at[0] + wide, at[1] + 7), t) for t in taken))
         taken.append((a, b - 7, a + wide, b + 7))
         if abs(b - y) > 14:
             body.append(_line(x, y, a + wide if a < x else a, b, "rule"))
-        body.append(
-            _text(a + wide, b + 4, name, f"name {kind}", "end") if a < x else _text(a, b + 4, name, f"name {kind}")
-        )
+        at, anchor = (a + wide, "end") if a < x else (a, "start")
+        body.append(_text(at, b + 4, name, f"name {kind}", anchor))
     return body
 
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-def _shared(a: Box, b: Box) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
 def quality_chart(leaderboard: Sequence[MeasuredSystem], width: float = WIDE) -> Markup:
-    """Quality with its interval above what 1,000 queries cost: two axes, never one figure."""
+    """Quality with its interval above what 1,000 queries cost: two axes, never one number."""
     points = [(c, c.usd_per_1000_queries) for c in leaderboard if c.usd_per_1000_queries is not None]
     if len(points) < 2:
         return Markup("")
@@ -190,7 +167,7 @@ def quality_chart(leaderboard: Sequence[MeasuredSystem], width: float = WIDE) ->
             _line(x, quality(c.low), x, quality(c.high), f"whisker {kind}"),
             f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
         ]
-    body += _names_beside(drawn, left, right, bottom)
+    body += _point_names(drawn, left, right, bottom)
     title = "Quality and cost: " + "; ".join(f"{c.name} {figure(c.value, c.metric)}" for c, _ in points)
     return _svg(width, bottom + 40, title, body, "quality")
 
@@ -209,52 +186,49 @@ def page_of_advice(advice: AdviceRecord) -> dict[str, Any]:
     method = title_of(advice.method)
     chosen = next((row for row in rows if row.name == method), None)
     months = question["months"]
-    net = _net(chosen, months) if chosen else 0.0
+    net, figures = 0.0, []
+    training = advice.trainings.get(advice.method)
+    cost = training.cost if training else None
+    parts = shown_parts(cost) if cost else {}
+    whole = sum(parts.values()) or 1.0
+    if training and cost and training.hours is not None:
+        usual, high = usd_words(cost.usd or 0.0), usd_words(cost.p90 or 0.0)
+        figures.append(("cost, expected", usual, f"one time in ten more than {high}"))
+        figures.append(("one run", minutes(training.hours * 60), f"{training.gpus} x {training.gpu}"))
+    if chosen:  # what it saves in all, without what it costs at first
+        net = months * (chosen.saves_usd_per_month or 0.0) - chosen.upfront_usd
+        queries = chosen.why_never or f"{counted(chosen.break_even_queries or 0, 'query')}"
+        figures.append(("pays back after", payback(chosen.break_even_days), queries))
+        figures.append((f"saved in {exactly(months, 'month')}", dollars(net), "against today's prompt"))
+    trainings = []
+    for name, t in advice.trainings.items():
+        fits, priced = "fits" if t.fits else "does not fit", t.fits and t.cost and t.hours is not None
+        memory = f"{gib(t.peak_gib)} of {gib(t.capacity_gib)}, {fits}"
+        prices = (minutes((t.hours or 0.0) * 60), usd(t.usd_a_run)) if priced else ("–", "–")
+        trainings.append((title_of(name), f"{t.gpus} x {t.gpu}", memory, *prices))
+    bills = [
+        (mode, dollars(bill.usd), count(bill.replicas, "machine") if bill.replicas else "none",
+         f"{bill.batch_hours:,.0f} h", f"{bill.utilisation:.0%}")
+        for mode, bill in advice.monthly_bills.items()
+    ]  # fmt: skip
     return {
         "title": ANSWERS[advice.answer] + (f" {method_named(advice.method).how}" if advice.answer == "tune" else ""),
-        "model": question["model"],
-        "words": advice.reasons[0].says,
-        "figures": _figures(advice, chosen, months),
-        "reasons": advice.reasons,
-        "steps": advice.steps,
-        "missing": advice.missing,
+        "model": question["model"], "words": advice.reasons[0].says, "figures": figures,
+        "reasons": advice.reasons, "steps": advice.steps, "missing": advice.missing,
         "alternatives": [_alternative(row, advice.leaderboard) for row in rows],
-        "months": exactly(months, "month"),
-        "method": method,
+        "months": exactly(months, "month"), "method": method,
         "costs": chart_pair(cost_chart, rows, months, method),
         "tornado": chart_pair(tornado_chart, advice.sensitivity, net) if advice.sensitivity else "",
         "leaderboard": [_entry(c) for c in advice.leaderboard],
         "quality": chart_pair(quality_chart, advice.leaderboard),
-        "bills": [_bill(mode, bill) for mode, bill in advice.monthly_bills.items()],
+        "bills": bills,
         "tokens": [(t.what, "$" + short(float(f"{t.usd_per_million:.3g}")), t.basis) for t in advice.token_prices],
-        "trainings": [_training(name, t) for name, t in advice.trainings.items()],
-        "breakdown": _breakdown(advice),
-        "until_kept": _until_kept(advice),
-        "assumptions": advice.assumptions,
-    }
-
-
-def _figures(advice: AdviceRecord, chosen: AdvisedAlternative | None, months: float) -> list[tuple[str, str, str]]:
-    figures = []
-    training = advice.trainings.get(advice.method)
-    if training and training.cost and training.hours is not None:
-        usual, high = usd_words(training.cost.usd or 0.0), usd_words(training.cost.p90 or 0.0)
-        figures.append(("cost, expected", usual, f"one time in ten more than {high}"))
-        figures.append(("one run", minutes(training.hours * 60), f"{training.gpus} x {training.gpu}"))
-    if chosen:
-        days = chosen.break_even_days
-        figures.append(
-            ("pays back after", payback(days), chosen.why_never or
-             f"{counted(chosen.break_even_queries or 0, 'query')}")
-        )  # fmt: skip
-        figures.append((f"saved in {exactly(months, 'month')}", dollars(_net(chosen, months)),
-                      "against today's prompt"))  # fmt: skip
-    return figures
-
-
-def _net(row: AdvisedAlternative, months: float) -> float:
-    """Dollars that an alternative saves in all, what it costs at first taken off."""
-    return months * (row.saves_usd_per_month or 0.0) - row.upfront_usd
+        "trainings": trainings,
+        "breakdown": [(name, (cost.explained or {})[name], usd_words(n), n / whole) for name, n in parts.items()]
+        if cost
+        else [],
+        "until_kept": until_kept_words(cost) if cost else "", "assumptions": advice.assumptions,
+    }  # fmt: skip
 
 
 def payback(days: float | None) -> str:
@@ -288,41 +262,4 @@ def _entry(c: MeasuredSystem) -> dict[str, str]:
         "query": "" if c.usd_per_1000_queries is None else usd(c.usd_per_1000_queries),
         "training": "" if c.training_usd is None else usd(c.training_usd),
         "kind": "tuned" if c.name == "tuned" else "",
-        "metric": metric_of(c.metric).title,
     }
-
-
-def _bill(mode: str, bill: MonthlyBill) -> tuple[str, str, str, str, str]:
-    return (
-        mode, dollars(bill.usd), count(bill.replicas, "machine") if bill.replicas else "none",
-        f"{bill.batch_hours:,.0f} h", f"{bill.utilisation:.0%}",
-    )  # fmt: skip
-
-
-def _training(name: str, t: AdvisedTraining) -> tuple[str, str, str, str, str]:
-    fits = "fits" if t.fits else "does not fit"
-    priced = t.fits and t.cost and t.hours is not None
-    return (
-        title_of(name), f"{t.gpus} x {t.gpu}", f"{gib(t.peak_gib)} of {gib(t.capacity_gib)}, {fits}",
-        minutes((t.hours or 0.0) * 60) if priced else "–", usd(t.usd_a_run) if priced else "–",
-    )  # fmt: skip
-
-
-def _breakdown(advice: AdviceRecord) -> list[tuple[str, str, str, float]]:
-    training = advice.trainings.get(advice.method)
-    if not training or not training.cost:
-        return []
-    items = shown_parts(training.cost)
-    whole = sum(items.values()) or 1.0
-    why = training.cost.explained or {}
-    return [(name, why[name], usd_words(value), value / whole) for name, value in items.items()]
-
-
-def _until_kept(advice: AdviceRecord) -> str:
-    training = advice.trainings.get(advice.method)
-    several = training.cost.until_kept if training and training.cost else None
-    return (
-        f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(several.usd)} in all."
-        if several
-        else ""
-    )

@@ -1,8 +1,7 @@
 """Charts as inline SVG: no script, no network, colours by CSS variables so that light and dark both work.
 
-A chart is drawn for a width in CSS pixels and scales from there (`viewBox`). The page holds a wide and a narrow drawing of the
-same chart, since a wide one shrunk to a phone has unreadable labels. One spike must not flatten a curve: an axis covers what the
-curve does most of the time, and points beyond it are triangles at its edge, counted.
+A chart is drawn wide and narrow: a wide one shrunk to a phone has unreadable labels. Axes cover what a curve does most of the
+time; points beyond are triangles at the edge, so that one spike does not flatten it.
 """
 
 from __future__ import annotations
@@ -138,13 +137,13 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
-def grid(scale: Axis, a: float, b: float, *, across: bool, unit: str = "") -> list[str]:
+def grid(scale: Axis, a: float, b: float, *, across: bool, unit: str = "", gap: float = 7) -> list[str]:
     """A line at each tick, from `a` to `b`, with its value: below upright lines, left of level ones (`across`)."""
     body = []
     for tick in scale.ticks:
         at, value = scale(tick), f"{unit}{short(tick)}"
         if across:
-            body += [_line(a, at, b, at, "grid"), _text(a - 7, at + 4, value, "tick", "end")]
+            body += [_line(a, at, b, at, "grid"), _text(a - gap, at + 4, value, "tick", "end")]
         else:
             body += [_line(at, a, at, b, "grid"), _text(at, b + 17, value, "tick", "middle")]
     return body
@@ -170,9 +169,6 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return thinned if not points or thinned[-1] == points[-1] else [*thinned, points[-1]]
 
 
-# --- comparison --------------------------------------------------------------------------------
-
-
 def forest_chart(lines: Sequence[SystemFacts], at: int, metric: str, width: float = WIDE) -> Markup:
     """Systems under each other, each a value with its 95 % interval; a line marks the tuned model's value.
 
@@ -181,43 +177,48 @@ def forest_chart(lines: Sequence[SystemFacts], at: int, metric: str, width: floa
     rows = [(line, score) for line in lines if (score := line.scores[at]) is not None]
     if not rows:
         return Markup("")
-    narrow = width < 500
-    pitch, top = (40.0, 12.0) if narrow else (30.0, 8.0)
-    left, right = (4.0, width - 8) if narrow else (230.0, width - 150)
-    height = top + pitch * len(rows) + 26
-    ends = [v for _, s in rows for v in (s.value, s.low, s.high) if math.isfinite(v)]
-    scale = axis(ends, left + 6, right - 6, wanted=4 if narrow else 6, log=False)
-    bottom = top + pitch * len(rows)
-    body = grid(scale, top, bottom, across=False)
-    for line, score in rows:
-        if line.tuned:
-            body.append(_line(scale(score.value), top, scale(score.value), bottom, "reference"))
-    for i, (line, score) in enumerate(rows):
-        body += _forest_row(line, score, scale, top + pitch * i, pitch, metric, width)
+    pitch, top = (40.0, 12.0) if width < 500 else (30.0, 8.0)
+    bars = [(line.name, score, "tuned" if line.tuned else "other", 5 if line.tuned else 4) for line, score in rows]
+    marks = [score.value for line, score in rows if line.tuned]
+    body = interval_bars(bars, marks, metric, pitch, top, width, caps=True)
     title = f"{title_of(metric)}: " + "; ".join(f"{line.name} {figure(score.value, metric)}" for line, score in rows)
-    return _svg(width, height, title, body, "forest")
+    return _svg(width, top + pitch * len(rows) + 26, title, body, "forest")
 
 
-def _forest_row(
-    line: SystemFacts, score: Estimate, scale: Axis, y0: float, pitch: float, metric: str, width: float
+def interval_bars(
+    bars: Sequence[tuple[str, Estimate, str, int]],
+    marks: Sequence[float],
+    metric: str,
+    pitch: float,
+    top: float,
+    width: float,
+    *,
+    caps: bool = False,
 ) -> list[str]:
+    """Values with their intervals under each other, on a common axis; an upright line at each of `marks`.
+
+    `bars`: (name, value with interval, CSS class, radius of the dot); `pitch`, `top`: pixels; `caps`: intervals have ends.
+    """
     narrow = width < 500
-    kind = "tuned" if line.tuned else "other"
-    y = y0 + (pitch - 12 if narrow else pitch / 2)
-    label_y = y - 12 if narrow else y + 4
-    body = [_text(0, label_y, fit(line.name, width - 130 if narrow else 222), f"name {kind}")]
-    value, bounds = figure(score.value, metric), interval(score, metric)
-    label = f'<tspan class="value">{value}</tspan>' + (f' <tspan class="bounds">{bounds}</tspan>' if bounds else "")
-    body.append(f'<text x="{width:g}" y="{label_y:.1f}" class="figure {kind}" text-anchor="end">{label}</text>')
-    if bounds:
-        low, high = scale(score.low), scale(score.high)
-        body += [_line(low, y, high, y, f"whisker {kind}"), _line(low, y - 4, low, y + 4, f"whisker {kind}")]
-        body.append(_line(high, y - 4, high, y + 4, f"whisker {kind}"))
-    body.append(f'<circle class="dot {kind}" cx="{scale(score.value):.1f}" cy="{y:.1f}" r="{5 if line.tuned else 4}"/>')
+    left, right = (4.0, width - 8) if narrow else (230.0, width - 150)
+    ends = [v for _, s, _, _ in bars for v in (s.value, s.low, s.high) if math.isfinite(v)]
+    scale = axis([*ends, *marks], left + 6, right - 6, wanted=4 if narrow else 6, log=False)
+    bottom = top + pitch * len(bars)
+    body = grid(scale, top, bottom, across=False)
+    body += [_line(scale(mark), top, scale(mark), bottom, "reference") for mark in marks]
+    for i, (name, score, kind, radius) in enumerate(bars):
+        y = top + pitch * i + (pitch - 12 if narrow else pitch / 2)
+        label_y = y - 12 if narrow else y + 4
+        body.append(_text(0, label_y, fit(name, width - 130 if narrow else 222), f"name {kind}"))
+        value, bounds = figure(score.value, metric), interval(score, metric)
+        label = f'<tspan class="value">{value}</tspan>' + (f' <tspan class="bounds">{bounds}</tspan>' if bounds else "")
+        body.append(f'<text x="{width:g}" y="{label_y:.1f}" class="figure {kind}" text-anchor="end">{label}</text>')
+        if bounds:
+            low, high = scale(score.low), scale(score.high)
+            body.append(_line(low, y, high, y, f"whisker {kind}"))
+            body += [_line(end, y - 4, end, y + 4, f"whisker {kind}") for end in (low, high) if caps]
+        body.append(f'<circle class="dot {kind}" cx="{scale(score.value):.1f}" cy="{y:.1f}" r="{radius}"/>')
     return body
-
-
-# --- data --------------------------------------------------------------------------------------
 
 
 def label_chart(labels: Mapping[str, float], width: float = WIDE, *, most: int = 24) -> Markup:
@@ -225,9 +226,8 @@ def label_chart(labels: Mapping[str, float], width: float = WIDE, *, most: int =
 
     Up to `most` labels get a bar with their name; above that thin columns show the shape, and the two ends are named.
     """
-    pairs = sorted(
-        ((str(k), n) for k, v in labels.items() if (n := number(v)) is not None), key=lambda p: (-p[1], p[0])
-    )
+    counts = ((str(k), n) for k, v in labels.items() if (n := number(v)) is not None)
+    pairs = sorted(counts, key=lambda pair: (-pair[1], pair[0]))
     if not pairs:
         return Markup("")
     ends = [f"{count(n)} ({name})" for name, n in (pairs[0], pairs[-1])]
@@ -250,12 +250,7 @@ def label_chart(labels: Mapping[str, float], width: float = WIDE, *, most: int =
     left, bottom, top = 34.0, 130.0, 8.0
     ticks = nice_ticks(0, top_value, 3)
     y_axis = Axis(0, ticks[-1], bottom, top, False, ticks)
-    body = []
-    for tick in ticks:
-        body += [
-            _line(left, y_axis(tick), width, y_axis(tick), "grid"),
-            _text(left - 6, y_axis(tick) + 4, short(tick), "tick", "end"),
-        ]
+    body = grid(y_axis, left, width, across=True, gap=6)
     step = (width - left) / len(pairs)
     for i, (name, n) in enumerate(pairs):
         y = y_axis(n)
@@ -284,27 +279,24 @@ def token_chart(splits: Mapping[str, Mapping[str, object]], limit: float | None 
     pitch, left = (42.0, 4.0) if narrow else (32.0, 60.0)
     top = 16.0 if shown_limit else 4.0
     bottom = top + pitch * len(rows)
-    scale = axis(
-        [0.0, most, *([shown_limit] if shown_limit else [])], left + 2, width - 14, wanted=4 if narrow else 8, log=False
-    )
+    ends = [0.0, most, *([shown_limit] if shown_limit else [])]
+    scale = axis(ends, left + 2, width - 14, wanted=4 if narrow else 8, log=False)
     body = grid(scale, top, bottom, across=False)
     if shown_limit:
         body += [_line(scale(shown_limit), top, scale(shown_limit), bottom, "limit")]
         body.append(_text(scale(shown_limit) - 3, 11, f"limit {shown_limit:,.0f}", "tick", "end"))
     for i, (name, (least, p50, p90, longest)) in enumerate(rows):
         y = top + pitch * i + (pitch - 13 if narrow else pitch / 2)
-        body.append(_text(0, y - 14 if narrow else y + 4, name, "name"))
+        tip = f"{name}: 90 % of rows have at most {p90:,.0f} tokens"
         body += [
+            _text(0, y - 14 if narrow else y + 4, name, "name"),
             _line(scale(least), y, scale(longest), y, "whisker other"),
             _line(scale(longest), y - 4, scale(longest), y + 4, "whisker other"),
+            _bar(scale(least), y - 6, max(scale(p90) - scale(least), 1), 12, tip),
+            _line(scale(p50), y - 8, scale(p50), y + 8, "median"),
         ]
-        tip = f"{name}: 90 % of rows have at most {p90:,.0f} tokens"
-        body.append(_bar(scale(least), y - 6, max(scale(p90) - scale(least), 1), 12, tip))
-        body.append(_line(scale(p50), y - 8, scale(p50), y + 8, "median"))
-    summary = "; ".join(
-        f"{name}: median {v[1]:,.0f}, 90 % at most {v[2]:,.0f}, longest {v[3]:,.0f}" for name, v in rows
-    )
-    return _svg(width, bottom + 24, f"Tokens a row. {summary}", body, "tokens")
+    ranges = [f"{name}: median {v[1]:,.0f}, 90 % at most {v[2]:,.0f}, longest {v[3]:,.0f}" for name, v in rows]
+    return _svg(width, bottom + 24, f"Tokens a row. {'; '.join(ranges)}", body, "tokens")
 
 
 def chart_pair(draw: Callable[..., Markup], *args: object) -> Markup:
@@ -315,7 +307,7 @@ def chart_pair(draw: Callable[..., Markup], *args: object) -> Markup:
 SMALL = 300  # width of a chart in a row of others, in CSS pixels
 WINDOW = 5  # steps of a running median: one or two spikes among them do not move it
 SLACK = 0.5  # of the axis: points that far beyond the rest are still drawn on it
-MOST_RUNS = 6  # curves that can be told apart in one chart
+MOST_RUNS = 6  # curves that can be distinguished in one chart
 
 Point = tuple[float, float]  # step, value
 Records = Sequence[TrainingStep] | Sequence[Validation]
@@ -344,17 +336,13 @@ def robust_axis(
     It covers the running medians of each curve and its first value; further values where they lie within half of its length
     beyond. It is logarithmic where these values span more than a factor of 20 (`log=None`).
     """
-    core = [v for values in curves for v in [*values[:1], *running_median(values)]]
+    core = [v for curve in curves for v in [*curve[:1], *running_median(curve)]]
     low, high = min(core), max(core)
     log = low > 0 and high / low > 20 if log is None else log
     scale = math.log if log else float
     room = SLACK * (scale(high) - scale(low)) or abs(scale(high)) * SLACK or 1.0
-    inside = [
-        v
-        for values in curves
-        for v in values
-        if (v > 0 or not log) and scale(low) - room <= scale(v) <= scale(high) + room
-    ]
+    values = [v for curve in curves for v in curve if v > 0 or not log]
+    inside = [v for v in values if scale(low) - room <= scale(v) <= scale(high) + room]
     return axis([low, high, *inside], start, end, wanted=wanted, log=log)
 
 
@@ -362,9 +350,6 @@ def running_median(values: Sequence[float]) -> list[float]:
     """The median of each value and its neighbours, `WINDOW` of them in all, fewer at the ends."""
     half = WINDOW // 2
     return [statistics.median(values[max(i - half, 0) : i + half + 1]) for i in range(len(values))]
-
-
-# --- drawing -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -377,10 +362,6 @@ class PlotFrame:
     def at(self, points: Sequence[Point]) -> list[Point]:
         """Pixels of points, held inside the axes."""
         return [(self.x(step), self.y(min(max(v, self.y.low), self.y.high))) for step, v in points]
-
-    def on(self, points: Sequence[Point]) -> list[Point]:
-        """Points within the axis of values."""
-        return [(step, v) for step, v in points if self.y.low <= v <= self.y.high]
 
     def off(self, points: Sequence[Point]) -> list[Point]:
         """Points beyond the axis of values."""
@@ -423,7 +404,7 @@ def off_words(frame: PlotFrame, points: Sequence[Point]) -> str:
 
 def smoothed(frame: PlotFrame, points: Sequence[Point]) -> list[Point]:
     """Pixels of the smoothed curve through the points on the axis: what is off it would drag the curve along."""
-    on = frame.on(points)
+    on = [(step, v) for step, v in points if frame.y.low <= v <= frame.y.high]
     curve = smooth([v for _, v in on], max(3.0, len(on) / 25))
     return _thin(frame.at([(step, v) for (step, _), v in zip(on, curve, strict=True)]))
 
@@ -453,16 +434,21 @@ def loss_chart(
         robust_axis(curves, bottom, top, wanted=4 if narrow else 5),
     )
     body = frame.lines("step", "loss", width, height)
-    body.append(_path(_thin(frame.at(train)), "raw"))
-    body.append(_path(smoothed(frame, train), "train"))
-    body.append(_path(frame.at(general), "general"))
-    body.append(_path(frame.at(val), "val"))
+    body += [_path(_thin(frame.at(train)), "raw"), _path(smoothed(frame, train), "train")]
+    body += [_path(frame.at(general), "general"), _path(frame.at(val), "val")]
     body += [f'<circle class="val" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>' for x, y in frame.at(val)]
     best = min(val, key=lambda point: point[1]) if val else None
     if best:
-        (place,) = frame.at([best])
-        body += _best_mark(*place, f"best {best[1]:.3f}", left, right, top, bottom)
-    body += _finding_marks(findings, frame.x, top, bottom)
+        ((x, y),) = frame.at([best])
+        anchor = "end" if x > right - 60 else "start" if x < left + 60 else "middle"
+        text_y = y + 22 if y < top + 26 else y - 13  # below where there is no room above
+        body.append(f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="7"/>')
+        body.append(_text(x, min(text_y, bottom - 5), f"best {best[1]:.3f}", "mark", anchor))
+    for i, finding in enumerate(findings, 1):
+        x = frame.x(finding.step)
+        if finding.step <= frame.x.high:
+            mark = _line(x, top, x, bottom, "rule") + _text(x, top - 2, str(i), "tick", "middle")
+            body.append(f'<g class="finding"><title>{escape(finding.sentence)}</title>{mark}</g>')
     body += frame.marks_off(train + val)
     entries = [("train", "smoothed" if narrow else "train (smoothed)"), ("raw", "each step"), ("val", "validation")]
     entries += [("general", "other work")] if general else []
@@ -476,27 +462,6 @@ def loss_chart(
     return _svg(width, height, f"{title}; {off}" if off else title, body, "loss")
 
 
-def _finding_marks(findings: Sequence[FindingLine], x: Axis, top: float, bottom: float) -> list[str]:
-    body = []
-    for i, finding in enumerate(findings, 1):
-        at = finding.step
-        if at <= x.high:
-            tip = escape(finding.sentence)
-            mark = _line(x(at), top, x(at), bottom, "rule") + _text(x(at), top - 2, str(i), "tick", "middle")
-            body.append(f'<g class="finding"><title>{tip}</title>{mark}</g>')
-    return body
-
-
-def _best_mark(px: float, py: float, text: str, left: float, right: float, top: float, bottom: float) -> list[str]:
-    anchor = "end" if px > right - 60 else "start" if px < left + 60 else "middle"
-    below = py < top + 26  # no room above
-    ty = py + 22 if below else py - 13
-    return [
-        f'<circle class="best" cx="{px:.1f}" cy="{py:.1f}" r="7"/>',
-        _text(px, min(ty, bottom - 5), text, "mark", anchor),
-    ]
-
-
 def _legend(left: float, entries: Sequence[tuple[str, str]], train: bool, val: bool) -> list[str]:
     body, at = [], left
     for kind, name in entries:
@@ -507,9 +472,6 @@ def _legend(left: float, entries: Sequence[tuple[str, str]], train: bool, val: b
             body.append(f'<circle class="val" cx="{at + 8:.1f}" cy="11" r="3.2"/>')
         at += 21 + len(name) * 6.4 + 16
     return body
-
-
-# --- next to the loss --------------------------------------------------------------------------
 
 
 def step_chart(steps: Records, key: str, title: str) -> Markup:
@@ -529,9 +491,6 @@ def step_chart(steps: Records, key: str, title: str) -> Markup:
         body.append(_text(right, top - 9, off, "legend", "end"))
     title_text = f"{title} by step: from {values[0]:.4g} to {values[-1]:.4g}, at most {max(values):.4g}"
     return _svg(width, height, title_text, body, "steps", "small")
-
-
-# --- several runs ------------------------------------------------------------------------------
 
 
 def overlay_chart(curves: Sequence[Curve], width: float = WIDE) -> Markup:
@@ -570,7 +529,6 @@ def overlay_chart(curves: Sequence[Curve], width: float = WIDE) -> Markup:
 
 
 def _shape(i: int, x: float, y: float) -> str:
-    """A validation's mark: circle, square, diamond, triangle, cross, ring."""
     kind, r = f"shape{i}", 3.6
     paths = {
         1: f"M{x - r} {y - r}h{2 * r}v{2 * r}h{-2 * r}Z",

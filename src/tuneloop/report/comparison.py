@@ -21,22 +21,8 @@ from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics import title_of
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import EvaluationManifest
+from tuneloop.report import facts as f
 from tuneloop.report.charts import MOST_RUNS, Curve, chart_pair, overlay_chart, points_of
-from tuneloop.report.facts import (
-    RunFacts,
-    SystemFacts,
-    clean,
-    figure,
-    gain_header,
-    gain_interval,
-    interval,
-    p_value,
-    read_run,
-    section,
-    shown_metrics,
-    signed,
-    systems_of,
-)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,11 +56,10 @@ class ComparisonTable:
     """Systems as lines.
 
     Args:
-        metrics: titles of the columns.
         gain, note: what the gains are, for a column's head and in a sentence or two.
     """
 
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # titles of the columns
     lines: tuple[ComparisonLine, ...]
     gain: str
     note: str
@@ -86,27 +71,21 @@ class ComparisonTable:
 
 
 def comparison_table(
-    evaluation: EvaluationManifest, metrics: Sequence[str], systems: Sequence[SystemFacts] | None = None
+    evaluation: EvaluationManifest, metrics: Sequence[str], systems: Sequence[f.SystemFacts] | None = None
 ) -> ComparisonTable:
     """The table of an `eval.json`; the gain is by the first metric."""
     lines = []
-    for system in systems_of(evaluation, metrics) if systems is None else systems:
-        gain = system.delta
-        lines.append(
-            ComparisonLine(
-                name=system.name,
-                scores=tuple(
-                    (figure(s.value if s else None, m), interval(s, m))
-                    for s, m in zip(system.scores, metrics, strict=True)
-                ),
-                gain=(signed(gain.value, metrics[0]), gain_interval(gain, metrics[0])) if gain else ("", ""),
-                p="" if system.p is None else p_value(system.p),
-                verdict=system.verdict,
-                tuned=system.tuned,
-            )
+    for system in f.systems_of(evaluation, metrics) if systems is None else systems:
+        pairs = zip(system.scores, metrics, strict=True)
+        scores = tuple((f.figure(s.value if s else None, m), f.interval(s, m)) for s, m in pairs)
+        gain = (
+            (f.signed(system.delta.value, metrics[0]), f.gain_interval(system.delta, metrics[0]))
+            if system.delta
+            else ("", "")
         )
-    gain_head, note = gain_header(evaluation)
-    return ComparisonTable(tuple(map(title_of, metrics)), tuple(lines), gain_head, note)
+        p = "" if system.p is None else f.p_value(system.p)
+        lines.append(ComparisonLine(system.name, scores, gain, p, system.verdict, system.tuned))
+    return ComparisonTable(tuple(map(title_of, metrics)), tuple(lines), *f.gain_header(evaluation))
 
 
 def comparison_as(evaluation: EvaluationManifest, form: Format, metrics: Sequence[str] | None = None) -> str:
@@ -119,7 +98,7 @@ def comparison_as(evaluation: EvaluationManifest, form: Format, metrics: Sequenc
     """
     if form == "csv":
         return _csv(evaluation, metrics or list(evaluation.metrics))
-    table = comparison_table(evaluation, metrics or shown_metrics(evaluation))
+    table = comparison_table(evaluation, metrics or f.shown_metrics(evaluation))
     head = ["", *table.metrics, *([table.gain, "p", "verdict"] if table.compared else [])]
     rows = []
     for line in table.lines:
@@ -128,22 +107,15 @@ def comparison_as(evaluation: EvaluationManifest, form: Format, metrics: Sequenc
             p = line.p.removeprefix("p ").removeprefix("= ")
             cells += [" ".join(line.gain).replace("−", "-"), p, line.verdict] if line.p and line.gain[0] else [""] * 3
         rows.append([" ".join(cell.split()) for cell in cells])
-    return _markdown(head, rows) if form == "markdown" else _latex(head, rows)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(head), "|" + " --- |" * len(head), *map(line, rows)]) + "\n"
-
-
-def _latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join("".join(LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
-
-    columns = "l" * len(head)
-    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(head), r"\midrule", *map(line, rows), r"\bottomrule"]
+    if form == "markdown":
+        first, *lines = [
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in [head, *rows]
+        ]
+        return "\n".join([first, "|" + " --- |" * len(head), *lines]) + "\n"
+    first, *lines = [
+        " & ".join("".join(LATEX.get(c, c) for c in cell) for cell in cells) + r" \\" for cells in [head, *rows]
+    ]
+    body = [rf"\begin{{tabular}}{{{'l' * len(head)}}}", r"\toprule", first, r"\midrule", *lines, r"\bottomrule"]
     return "\n".join([*body, r"\end{tabular}"]) + "\n"
 
 
@@ -152,7 +124,7 @@ def _csv(evaluation: EvaluationManifest, metrics: Sequence[str]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     last = ["gain", "gain_low", "gain_high", "p", "verdict"]
     writer.writerow(["system", *(plain_cell(f"{m}{part}") for m in metrics for part in ("", "_low", "_high")), *last])
-    for line in systems_of(evaluation, metrics):
+    for line in f.systems_of(evaluation, metrics):
         cells = [v for s in line.scores for v in ((s.value, s.low, s.high) if s else (None,) * 3)]
         gain = line.delta
         cells += [gain.value, gain.low, gain.high, line.p] if gain else [None] * 4
@@ -169,13 +141,9 @@ def on_terminal(table: ComparisonTable, width: int, *, title: str = "", verdicts
     columns, each system is a block of lines: names are folded, never cut.
     """
     shown = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1),
-        title=title or None,
-        title_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title or None, title_justify="left",
         title_style="bold",
-    )
+    )  # fmt: skip
     below = verdicts or not _fits(_columns(table, verdicts, below=False), table, width, LONGEST_NAME)
     columns = _columns(table, verdicts, below=below)
     if not _fits(columns, table, width):
@@ -184,7 +152,10 @@ def on_terminal(table: ComparisonTable, width: int, *, title: str = "", verdicts
     for head, *_ in columns:
         shown.add_column(head, justify="left" if verdicts or head in table.metrics else "right", no_wrap=True)
     for i, line in enumerate(table.lines):
-        cells = [_cell(column[i + 1], dim=not line.tuned and not verdicts) for column in columns]
+        cells = [Text(column[i + 1]) for column in columns]
+        if not line.tuned and not verdicts:
+            for cell in cells:
+                cell.highlight_regex(r"\[.*\]", "dim")
         shown.add_row(Text(line.name), *cells, style="bold green" if line.tuned and not verdicts else "")
     return shown
 
@@ -199,7 +170,6 @@ def metrics_that_fit(table: ComparisonTable, width: int, most: int) -> int:
 
 
 def _columns(table: ComparisonTable, verdicts: bool, *, below: bool, metrics: int | None = None) -> list[list[str]]:
-    """What stands behind the names: of each column its head and a cell for each line."""
     part = "\n" if below else " "
     scores = [
         [title, *(part.join(line.scores[i]).strip() for line in table.lines)]
@@ -213,22 +183,13 @@ def _columns(table: ComparisonTable, verdicts: bool, *, below: bool, metrics: in
     return scores + (gains if table.compared else [])
 
 
-def _cell(text: str, *, dim: bool) -> Text:
-    cell = Text(text)
-    if dim:
-        cell.highlight_regex(r"\[.*\]", "dim")
-    return cell
-
-
 def _fits(columns: Sequence[Sequence[str]], table: ComparisonTable, width: int, names: int = NARROWEST_NAME) -> bool:
-    """Whether columns fit next to names that are folded to so many columns."""
     widths = [max(len(part) for cell in column for part in cell.split("\n")) for column in columns]
     longest = max((len(line.name) for line in table.lines), default=0)
     return min(longest, names) + sum(widths) + BETWEEN * len(widths) + EDGES <= width
 
 
 def _in_blocks(table: ComparisonTable, shown: Table, verdicts: bool) -> Table:
-    """Each system's name on a line, and its results below it."""
     shown.box, shown.show_header = None, False
     shown.add_column(overflow="fold")
     for line in table.lines:
@@ -261,7 +222,7 @@ def changed_settings(config: Mapping[str, Any]) -> list[Changed]:
     A learning rate is compared with the default of the run's method and loss.
     """
     plain = flat(Recipe().model_dump(mode="json"))
-    train = section(config.get("train"))
+    train = f.section(config.get("train"))
     chosen = {key: train[key] for key in ("method", "loss") if key in train}
     with contextlib.suppress(ValidationError, UserError):  # a method of one's own, or a config of another version
         recipe = Recipe.model_validate({"train": chosen}, context=FROM_FILE)
@@ -302,47 +263,32 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = ", ".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)  # fmt: skip
-    return clean(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+    return f.clean(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
 
 
 def compared_part(evaluation: EvaluationManifest) -> dict[str, Any]:
     """`differ` and `overlay` of the runs that a comparison names (`runs`: system -> folder) and that are still there."""
     runs = _runs(evaluation)
-    if len(runs) < 2:
-        return {"differ": {}, "overlay": {}}
     curves = [
         Curve(name, points_of(facts.steps, "loss"), points_of(facts.validations, "val_loss"))
         for name, facts in runs.items()
     ]
     drawn = [c for c in curves if c.train or c.val]
-    return {
-        "differ": _differ(runs),
-        "overlay": {"chart": chart_pair(overlay_chart, drawn), "left_out": [c.name for c in drawn[MOST_RUNS:]]}
-        if len(drawn) > 1
-        else {},
-    }
+    overlay = {"chart": chart_pair(overlay_chart, drawn), "left_out": [c.name for c in drawn[MOST_RUNS:]]}
+    return {"differ": _differ(runs), "overlay": overlay if len(drawn) > 1 else {}}
 
 
-def settings_apart(evaluation: EvaluationManifest) -> list[tuple[str, list[str]]]:
-    """(setting, its value in each run) where the runs that a comparison names differ; empty for fewer than two runs."""
-    rows: list[tuple[str, list[str]]] = _differ(_runs(evaluation)).get("rows", [])
-    return rows
+def _runs(evaluation: EvaluationManifest) -> dict[str, f.RunFacts]:
+    runs = {}
+    for name, folder in evaluation.runs.items():
+        with contextlib.suppress(UserError):  # moved or deleted since
+            runs[name] = f.read_run(folder)
+    return runs
 
 
-def _runs(evaluation: EvaluationManifest) -> dict[str, RunFacts]:
-    return {name: facts for name, folder in evaluation.runs.items() if (facts := _read(folder))}
-
-
-def _differ(runs: Mapping[str, RunFacts]) -> dict[str, Any]:
+def _differ(runs: Mapping[str, f.RunFacts]) -> dict[str, Any]:
     configs = [facts.config for facts in runs.values()]
     return {"names": list(runs), "rows": differing_settings(configs)} if len(runs) > 1 and all(configs) else {}
-
-
-def _read(folder: str) -> RunFacts | None:
-    try:
-        return read_run(folder)
-    except UserError:  # moved or deleted since
-        return None
 
 
 MOST_SETTINGS = 20  # lines of settings that differ
@@ -352,12 +298,11 @@ MOST_METRICS = 3  # columns; eval.json and the page have all metrics
 def print_comparison(result: EvaluationManifest, console: Console) -> None:
     """Print a comparison so that its table fits the console's width.
 
-    Args:
-        result: `eval.json` of the comparison.
-        console: without markup and highlighting; sentences are wrapped at words on a terminal, and left whole in a file or a pipe.
+    `result`: `eval.json` of the comparison; `console`: without markup and highlighting; sentences are wrapped at
+    words on a terminal, and left whole in a file or a pipe.
     """
     wrapped = console.is_terminal
-    metrics = shown_metrics(result)
+    metrics = f.shown_metrics(result)
     table = comparison_table(result, metrics)
     console.print(result.words[0], soft_wrap=not wrapped)
     console.print()
@@ -369,20 +314,16 @@ def print_comparison(result: EvaluationManifest, console: Console) -> None:
         console.print(f"On the page, too wide for here: {more}.", soft_wrap=not wrapped)
     for line in result.words[1:]:
         console.print(line, soft_wrap=not wrapped)
-    _print_settings(result, console)
-
-
-def _print_settings(result: EvaluationManifest, console: Console) -> None:
-    apart = settings_apart(result)
+    apart: list[tuple[str, list[str]]] = _differ(_runs(result)).get("rows", [])
     if not apart:
         if len(result.runs) > 1:
             console.print("The runs have the same settings.")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    differences = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for head in ("settings that differ", *result.runs):
-        table.add_column(head, overflow="fold")
+        differences.add_column(head, overflow="fold")
     for key, values in apart[:MOST_SETTINGS]:
-        table.add_row(key, *values)
-    console.print(table)
+        differences.add_row(key, *values)
+    console.print(differences)
     if len(apart) > MOST_SETTINGS:
         console.print(f"... and {len(apart) - MOST_SETTINGS} more: the page shows all")

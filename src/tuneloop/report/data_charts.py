@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
 
 from tuneloop.report.charts import WIDE, _line, _svg, _text, fit
-from tuneloop.report.data_facts import SPLITS, Flow, FlowStage
+from tuneloop.report.data_facts import SPLITS, Flow, FlowStage, most_first
 from tuneloop.report.facts import count, number
 
 BEND = 6.0  # pixels: inner radius where a side exit turns
@@ -32,12 +33,10 @@ def flow_chart(flow: Flow, width: float = WIDE) -> Markup:
         body += drawn
         y, before = y + height, stage.rows
     drawn, height = _splits(flow, y, left, before * scale, width)
-    body += drawn
-    title = f"{count(flow.read, 'record')} read; " + "; ".join(
-        f"{reason.replace('_', ' ')}: {count(n)}" for stage in flow.stages for reason, n in stage.exits
-    )
-    title += "; " + ", ".join(f"{name} {count(n)}" for name, n in flow.splits)
-    return _svg(width, y + height, title, body, "flow")
+    exits = [f"{reason.replace('_', ' ')}: {count(n)}" for stage in flow.stages for reason, n in stage.exits]
+    title = f"{count(flow.read, 'record')} read; {'; '.join(exits)}; "
+    title += ", ".join(f"{name} {count(n)}" for name, n in flow.splits)
+    return _svg(width, y + height, title, body + drawn, "flow")
 
 
 def _station(y: float, name: str, rows: float, width: float) -> list[str]:
@@ -55,7 +54,6 @@ def _rect(x: float, y: float, width: float, height: float, kind: str) -> str:
 def _stage(
     stage: FlowStage, top: float, left: float, scale: float, before: float, end: float, width: float
 ) -> tuple[list[str], float]:
-    """The drawing of one stage from `top` on, and its height."""
     exits = _gathered(stage.exits)
     body = _station(top, stage.name, stage.rows, width)
     right, y = left + before * scale, top + BEND + 6
@@ -78,7 +76,6 @@ def _stage(
 
 
 def _gathered(pairs: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """At most `MOST_EXITS` pairs; the least frequent become one."""
     if len(pairs) <= MOST_EXITS:
         return list(pairs)
     rest = pairs[MOST_EXITS - 1 :]
@@ -97,8 +94,7 @@ def _exit(right: float, left: float, top: float, y: float, end: float, tip: str)
 
 
 def _counted(x: float, y: float, n: float, name: str, width: float) -> str:
-    room = width - x - len(count(n)) * 7 - 6
-    shown = fit(name.replace("_", " "), room)
+    shown = fit(name.replace("_", " "), width - x - len(count(n)) * 7 - 6)
     return (
         f'<text x="{x:.1f}" y="{y:.1f}"><tspan class="value">{count(n)}</tspan> '
         f'<tspan class="what">{escape(shown)}</tspan></text>'
@@ -139,10 +135,8 @@ def split_labels_chart(splits: Mapping[str, Mapping[str, object]], width: float 
     body, at = [], left
     for name in SPLITS:
         if splits.get(name):
-            body += [
-                f'<rect class="part {name}" x="{at:.1f}" y="3" width="11" height="11"/>',
-                _text(at + 16, 13, name, "legend"),
-            ]
+            body.append(f'<rect class="part {name}" x="{at:.1f}" y="3" width="11" height="11"/>')
+            body.append(_text(at + 16, 13, name, "legend"))
             at += 16 + 7 * len(name) + 18
     for i, (label, total) in enumerate(totals[:TOP_LABELS]):
         y = top + i * pitch
@@ -166,8 +160,7 @@ def split_labels_chart(splits: Mapping[str, Mapping[str, object]], width: float 
 
 def label_totals(splits: Mapping[str, Mapping[str, object]]) -> list[tuple[str, float]]:
     """(label, rows in all splits), the most frequent first."""
-    totals: dict[str, float] = {}
+    totals: Counter[str] = Counter()
     for labels in splits.values():
-        for label, n in labels.items():
-            totals[str(label)] = totals.get(str(label), 0.0) + (number(n) or 0.0)
-    return sorted(totals.items(), key=lambda pair: (-pair[1], pair[0]))
+        totals.update({label: number(n) or 0.0 for label, n in labels.items()})
+    return list(most_first(totals))

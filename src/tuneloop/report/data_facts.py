@@ -1,7 +1,6 @@
 """What a data set's folder says, read for its report: the manifest whole, of the other files as much as is shown.
 
-Counts come from the manifest. The files are read as streams, to a bounded number of lines and bytes, so
-that a data set of millions of rows costs the report no more than one of thousands.
+Files are read to a bounded number of lines and bytes: a report of millions of rows costs no more than one of thousands.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
@@ -65,98 +64,76 @@ class DataFacts:
     """The files of a data set's folder; an empty value stands for a file that is missing.
 
     Args:
-        manifest: `dataset.json`; None where there is none that can be read.
         rejects: reason -> the first few rejects, from `rejects.jsonl`.
         rejected: rows by reason: the manifest's, or as counted in `rejects.jsonl` where there is no manifest.
         repairs: kind -> the first few repairs, as `repairs.jsonl` holds them (not cleaned); none of kind `pii`.
-        repaired: changes by kind, those of personal data left out.
         redacted: kind of personal data -> how many values of it were found.
         hide: takes personal data out of a text that is shown, where `mask` alone is too coarse.
         label_errors: the first rows of `label_errors.jsonl`, which is written worst first.
         samples: split -> rows, evenly spaced over the part that was read.
         conflicts: questions with different answers among the rows that were read.
-        conflicting: rows in all such questions, also those beyond `LISTED`.
-        rows_read: split -> rows that were parsed.
-        problems: files that are there and could not be read in full, in words.
     """
 
     path: Path
-    manifest: DatasetManifest | None = None
+    manifest: DatasetManifest | None = None  # `dataset.json`; None where there is none that can be read
     rejects: dict[str, list[Reject]] = field(default_factory=dict)
     rejected: dict[str, float] = field(default_factory=dict)
     repairs: dict[str, list[Repair]] = field(default_factory=dict)
-    repaired: dict[str, float] = field(default_factory=dict)
+    repaired: dict[str, float] = field(default_factory=dict)  # changes by kind, those of personal data left out
     redacted: dict[str, float] = field(default_factory=dict)
     hide: Callable[[str], str] = str
     duplicates: list[DroppedCopy] = field(default_factory=list)
     label_errors: list[DoubtfulLabel] = field(default_factory=list)
     samples: dict[str, list[Row]] = field(default_factory=dict)
     conflicts: list[Conflict] = field(default_factory=list)
-    conflicting: int = 0
-    rows_read: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    conflicting: int = 0  # rows in all such questions, also those beyond `LISTED`
+    rows_read: dict[str, int] = field(default_factory=dict)  # split -> rows that were parsed
+    problems: list[str] = field(default_factory=list)  # files that are there and could not be read in full, in words
 
 
 def read_data(path: Path | str, samples: int = 4) -> DataFacts:
     """Read what there is in the folder of a data set, with so many samples of each split.
 
-    Raises:
-        UserError: the folder does not exist, or holds neither `dataset.json` nor `rejects.jsonl`.
+    Raises UserError: the folder does not exist, or holds neither `dataset.json` nor `rejects.jsonl`.
     """
     path = Path(path)
     if not (path / "dataset.json").exists() and not (path / "rejects.jsonl").exists():
         what = "Not a data set: no dataset.json here" if path.is_dir() else "No such folder"
         raise UserError(what, where=str(path), next_step="give a folder that `tuneloop prepare` wrote")
     problems: list[str] = []
-    manifest = _manifest(path / "dataset.json", problems)
+    manifest = None
+    if (path / "dataset.json").exists():
+        try:
+            manifest = as_record(
+                DatasetManifest, clean_all(read_json(path / "dataset.json")), str(path / "dataset.json")
+            )
+        except (UserError, OSError, RecursionError) as error:
+            what = error.what if isinstance(error, UserError) else str(error)
+            problems.append(clean(f"dataset.json could not be read: {what}"))
+    else:
+        problems.append("dataset.json is not there: the data set is not complete")
     rejects, reasons = _examples(path / "rejects.jsonl", REASON, _clean_line(Reject), problems)
     repairs, kinds = _examples(path / "repairs.jsonl", KIND, _line(Repair), problems)
     repairs.pop("pii", None)
-    rows = {split: list(_records(path / _file_of(manifest, split), _row, problems, MOST_ROWS)) for split in SPLITS}
+    paths = {split: (manifest and manifest.splits.by_name[split].path) or f"{split}.jsonl" for split in SPLITS}
+    # By their names alone: a manifest does not make the report read outside its folder.
+    rows = {k: list(_records(path / Path(at).name, Row.from_json, problems, MOST_ROWS)) for k, at in paths.items()}
     conflicts, conflicting = find_conflicts(rows)
     repaired = manifest.repaired if manifest else dict(kinds.most_common())
     personal = manifest.personal if manifest else {}
     return DataFacts(
-        path=path,
-        manifest=manifest,
-        rejects=rejects,
+        path=path, manifest=manifest, rejects=rejects,
         rejected=above_zero(manifest.rejected if manifest else dict(reasons.most_common())),
         repairs=repairs,
         repaired=above_zero({k: n for k, n in repaired.items() if k != "pii"}),
         redacted=above_zero(personal or {k: n for k, n in repaired.items() if k == "pii"}),
         duplicates=list(_records(path / "duplicates.jsonl", _clean_line(DroppedCopy), problems, LISTED)),
         label_errors=list(_records(path / "label_errors.jsonl", _clean_line(DoubtfulLabel), problems, WORST)),
-        samples={
-            split: [Row.from_json(clean_all(row.to_json())) for row in _spaced(some, samples)]
-            for split, some in rows.items()
-            if some
-        },
-        conflicts=conflicts,
-        conflicting=conflicting,
+        samples={split: _samples(some, samples) for split, some in rows.items() if some},
+        conflicts=conflicts, conflicting=conflicting,
         rows_read={split: len(some) for split, some in rows.items()},
         problems=problems,
-    )
-
-
-# --- reading -----------------------------------------------------------------------------------
-
-
-def _manifest(path: Path, problems: list[str]) -> DatasetManifest | None:
-    if not path.exists():
-        problems.append("dataset.json is not there: the data set is not complete")
-        return None
-    try:
-        return as_record(DatasetManifest, clean_all(read_json(path)), str(path))
-    except (UserError, OSError, RecursionError) as error:
-        problems.append(
-            clean(f"dataset.json could not be read: {error.what if isinstance(error, UserError) else error}")
-        )
-        return None
-
-
-def _file_of(manifest: DatasetManifest | None, split: str) -> str:
-    """The file of a split, by its name alone: a manifest does not make the report read outside its folder."""
-    return Path((manifest and manifest.splits.by_name[split].path) or f"{split}.jsonl").name
+    )  # fmt: skip
 
 
 def _lines(path: Path, problems: list[str], most: int) -> Iterator[str]:
@@ -187,33 +164,15 @@ Reader = Callable[[dict[str, Any]], T | None]
 
 
 def _line(kind: type[T]) -> Reader[T]:
-    """What reads a line of a list as `kind`."""
-    adapter = TypeAdapter(kind)
-
-    def read(value: dict[str, Any]) -> T | None:
-        try:
-            return adapter.validate_python(value)
-        except ValidationError:
-            return None
-
-    return read
+    return TypeAdapter(kind).validate_python
 
 
 def _clean_line(kind: type[T]) -> Reader[T]:
-    """`_line`, with every text made safe to print."""
     read = _line(kind)
     return lambda value: read(clean_all(value))
 
 
-def _row(value: dict[str, Any]) -> Row | None:
-    try:
-        return Row.from_json(value)
-    except ValueError:
-        return None
-
-
 def _records(path: Path, read: Reader[T], problems: list[str], most: int) -> Iterator[T]:
-    """The records of the first lines of a JSON Lines file; damaged ones are counted."""
     damaged = 0
     for line in _lines(path, problems, most):
         record = _parsed(line, read)
@@ -233,7 +192,10 @@ def _parsed(line: str, read: Reader[T]) -> T | None:
             value = json.loads(line)
         except (ValueError, RecursionError):
             return None
-    return read(value) if isinstance(value, dict) else None
+    try:
+        return read(value) if isinstance(value, dict) else None
+    except ValueError:
+        return None
 
 
 def _examples(
@@ -264,22 +226,23 @@ def _examples(
     return dict(records), counts
 
 
-def _spaced(rows: list[Row], n: int) -> list[Row]:
-    """`n` rows evenly spaced: no choice of flattering ones."""
-    return rows if n >= len(rows) else [rows[(2 * i + 1) * len(rows) // (2 * n)] for i in range(n)]
-
-
-# --- conflicts ---------------------------------------------------------------------------------
+def _samples(rows: list[Row], n: int) -> list[Row]:
+    """`n` rows evenly spaced (no choice of flattering ones), made safe to print."""
+    spaced = rows if n >= len(rows) else [rows[(2 * i + 1) * len(rows) // (2 * n)] for i in range(n)]
+    return [Row.from_json(clean_all(row.to_json())) for row in spaced]
 
 
 def find_conflicts(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Conflict], int]:
     """Questions that rows answer differently, up to Unicode form, white space and case.
 
-    Returns:
-        At most `LISTED` conflicts, those with the most rows first, and the number of rows in all of them.
+    Returns at most `LISTED` conflicts, those with the most rows first, and the number of rows in all of them.
     """
     questions: defaultdict[str, list[tuple[str, Row]]] = defaultdict(list)
-    last_turns = {split: [_last_question(row) for row in some] for split, some in rows.items()}
+    # The turn before the last one: a look at it alone leaves few rows that may ask the same.
+    last_turns = {
+        split: [_normalised(row.messages[-2]["content"]) if len(row.messages) > 1 else "" for row in some]
+        for split, some in rows.items()
+    }
     times = Counter(itertools.chain.from_iterable(last_turns.values()))
     for split, some in rows.items():
         for row in (row for row, question in zip(some, last_turns[split], strict=True) if times[question] > 1):
@@ -300,11 +263,6 @@ def find_conflicts(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Conflict], i
         conflicts.append(Conflict(clean(last_user_turn(some_rows[0][1])), tuple(answers)))
     conflicts.sort(key=lambda c: -len(c.answers))
     return conflicts[:LISTED], total
-
-
-def _last_question(row: Row) -> str:
-    """The turn before the last one: a look at it alone leaves few rows that may be asked the same."""
-    return _normalised(row.messages[-2]["content"]) if len(row.messages) > 1 else ""
 
 
 def turns_of(row: Row) -> list[tuple[str, str]]:
@@ -328,9 +286,6 @@ def _normalised(text: str) -> str:
     return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split()).casefold()
 
 
-# --- the manifest ------------------------------------------------------------------------------
-
-
 def above_zero(counts: Mapping[str, float]) -> dict[str, float]:
     """The counts that are above zero."""
     return {name: float(n) for name, n in counts.items() if n > 0}
@@ -347,8 +302,6 @@ def records_in(value: object) -> list[dict[str, Any]]:
     return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
 
 
-# --- where records went ------------------------------------------------------------------------
-
 # The reasons of each stage that can reject. A reason that is not listed counts as found while parsing.
 STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("parsed", ()),
@@ -362,19 +315,12 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True)
 class FlowStage:
-    """A station on the way from the sources to the splits.
+    """A station on the way from the sources to the splits."""
 
-    Args:
-        name: what has been done to the rows that are left.
-        rows: rows that are left after it.
-        exits: (reason, rows) of those that it rejected, the most frequent first.
-        changes: (kind, times) of what it changed in rows that stay.
-    """
-
-    name: str
-    rows: float
-    exits: tuple[tuple[str, float], ...] = ()
-    changes: tuple[tuple[str, float], ...] = ()
+    name: str  # what has been done to the rows that are left
+    rows: float  # rows that are left after it
+    exits: tuple[tuple[str, float], ...] = ()  # (reason, rows) of those that it rejected, the most frequent first
+    changes: tuple[tuple[str, float], ...] = ()  # (kind, times) of what it changed in rows that stay
 
 
 @dataclass(frozen=True)
@@ -404,18 +350,17 @@ def flow_of(facts: DataFacts) -> Flow | None:
         changes = {"repaired": facts.repaired, "redacted": facts.redacted}.get(name, {})
         if mine or changes or name in ("parsed", "deduplicated"):
             shown = "screened" if name == "redacted" and reported else name
-            stages.append(FlowStage(shown, max(left, 0.0), _most_first(mine), _most_first(changes)))
+            stages.append(FlowStage(shown, max(left, 0.0), most_first(mine), most_first(changes)))
     splits = tuple((split, float(counts[split])) for split in SPLITS)
     # General rows may be mixed in.
     added = sum(n for _, n in splits) - max(left, 0.0)
     return Flow(float(counts.read), tuple(stages), splits, max(added, 0.0))
 
 
-def _most_first(counts: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+def most_first(counts: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """(name, count), the most frequent first, then by name."""
     return tuple(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
-
-# --- values that must not be shown -------------------------------------------------------------
 
 MASKS = (
     (re.compile(r"[^\s@\"'<>(),;:]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+"), "<EMAIL>"),

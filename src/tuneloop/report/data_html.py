@@ -6,28 +6,16 @@ import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.files import write_text
 from tuneloop.records.dataset import DatasetManifest
-from tuneloop.records.rows import DoubtfulLabel, DroppedCopy, Row
+from tuneloop.records.rows import DroppedCopy, Row
 from tuneloop.report import charts, data_charts
-from tuneloop.report.data_facts import (
-    MOST_ROWS,
-    SPLITS,
-    Conflict,
-    DataFacts,
-    above_zero,
-    checks_of,
-    flow_of,
-    mask,
-    place_of,
-    read_data,
-    turns_of,
-)
+from tuneloop.report import data_facts as d
 from tuneloop.report.facts import clean, count, number
 from tuneloop.report.facts import short_count as short
 from tuneloop.report.head import KeyFigure
@@ -46,12 +34,8 @@ Hide = Callable[[str], str]  # hides personal data in a text
 def write_data_report(dataset: Path | str, hide: Hide = str) -> Path:
     """Write `DATASET/report.html` from the files of the folder; a rerun renders it again.
 
-    Args:
-        dataset: the folder.
-        hide: takes personal data out of excerpts of records that may hold some, beyond what `mask` does.
-
-    Raises:
-        UserError: no such folder, nothing of a data set in it, or it can't be written.
+    `dataset`: the folder; `hide`: takes personal data out of excerpts of records that may hold some, beyond what
+    `mask` does. Raises UserError: no such folder, nothing of a data set in it, or it can't be written.
     """
     path = Path(dataset) / "report.html"
     write_text(path, render_data_report(dataset, hide))
@@ -61,39 +45,39 @@ def write_data_report(dataset: Path | str, hide: Hide = str) -> Path:
 def render_data_report(dataset: Path | str, hide: Hide = str) -> str:
     """The page as text; the arguments are those of `write_data_report`. Whatever the folder does not hold is left out.
 
-    Raises:
-        UserError: no such folder, or nothing of a data set in it.
+    Raises UserError: no such folder, or nothing of a data set in it.
     """
-    return page_template("data.html.j2").render(page=page_of(replace(read_data(dataset), hide=hide)))
+    return page_template("data.html.j2").render(page=page_of(replace(d.read_data(dataset), hide=hide)))
 
 
-def page_of(facts: DataFacts) -> dict[str, Any]:
+def page_of(facts: d.DataFacts) -> dict[str, Any]:
     """Everything the template shows, computed and written out."""
     manifest = facts.manifest
     named, hide = source_names(manifest), mask_of(facts, raw=False)
-    page = {
+    # The system turn that the chat template puts before the sampled rows; nothing where all have their own.
+    sampled = [d.turns_of(row) for some in facts.samples.values() for row in some]
+    begun = all(turns and (turns[0][0] == "system" or len(turns) == 1) for turns in sampled)
+    suspects = [
+        {"label": r.label, "suggested": r.suggested, "score": f"{r.score:.2f}" if r.score >= 0.005 else "< 0.01",
+         "text": cut(hide(r.text)), "place": place(r.source, r.line, named) or r.id, "split": r.split}
+        for r in facts.label_errors
+    ]  # fmt: skip
+    page: dict[str, Any] = {
         "title": manifest.name if manifest else facts.path.resolve().name,
         "id": manifest.id if manifest else facts.path.resolve().name,
-        "words": _words(facts),
-        "figures": _figures(facts),
-        "problems": facts.problems,
-        "flow": _chart(data_charts.flow_chart, flow_of(facts)),
-        "checks": _checks(manifest, named, hide),
-        "shape": _shape(manifest),
-        "samples": _samples(facts, hide),
-        "template_adds": _template_adds(facts),
-        "suspects": [_suspect(r, named, hide) for r in facts.label_errors],
+        "words": _words(facts), "figures": _figures(facts), "problems": facts.problems,
+        "flow": _chart(data_charts.flow_chart, d.flow_of(facts)), "checks": _checks(manifest, named, hide),
+        "shape": _shape(manifest), "samples": _samples(facts, hide),
+        "template_adds": "" if begun else cut((manifest and manifest.template_adds) or ""),
+        "suspects": suspects,
         "conflicts": [_conflict(c, named, hide) for c in facts.conflicts],
         "conflicting": facts.conflicting,
-        "read_in_part": any(n >= MOST_ROWS for n in facts.rows_read.values()),
-        "most_rows": MOST_ROWS,
-        "open": OPEN,
-        "duplicates": _duplicates(facts, named),
-        "repairs": _repairs(facts, named),
-        "redacted": tally(facts.redacted),
+        "read_in_part": any(n >= d.MOST_ROWS for n in facts.rows_read.values()),
+        "most_rows": d.MOST_ROWS, "open": OPEN, "duplicates": _duplicates(facts, named),
+        "repairs": _repairs(facts, named), "redacted": tally(facts.redacted),
         "replaced": manifest is None or manifest.personal_mode != "report",
         "rejects": _rejects(facts, named),
-        "meanings": sorted((k.replace("_", " "), v) for k, v in _meanings(manifest).items()),
+        "meanings": sorted((k.replace("_", " "), v) for k, v in (manifest.words if manifest else {}).items()),
         "sources": source_lines(manifest),
         "config": yaml_text(manifest.config if manifest else {}),
         "made_by": manifest.tool_version if manifest else "",
@@ -101,48 +85,33 @@ def page_of(facts: DataFacts) -> dict[str, Any]:
             (k, str(v)) for k in ("seed", "model", "hash") if manifest and (v := manifest[k]) not in (None, "")
         ],
         "path": str(facts.path),
-    }
-    page["sections"] = _contents(page)
+    }  # fmt: skip
+    names = {
+        "flow": "Flow", "checks": "Checks",
+        "shape": "Labels and lengths" if page["shape"] and page["shape"]["label_chart"] else "Lengths",
+        "suspects": "Labels that look wrong", "conflicts": "Conflicts", "duplicates": "Duplicates", "repairs": "Repairs",
+        "redacted": "Personal data", "rejects": "Rejects", "samples": "Samples",
+    }  # fmt: skip
+    page["sections"] = [*((key, name) for key, name in names.items() if page[key]), ("record", "Record")]
     return page
 
 
-def _contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
-    names = [
-        ("flow", "Flow"),
-        ("checks", "Checks"),
-        ("shape", "Labels and lengths" if page["shape"] and page["shape"]["label_chart"] else "Lengths"),
-        ("suspects", "Labels that look wrong"),
-        ("conflicts", "Conflicts"),
-        ("duplicates", "Duplicates"),
-        ("repairs", "Repairs"),
-        ("redacted", "Personal data"),
-        ("rejects", "Rejects"),
-        ("samples", "Samples"),
-    ]
-    return [*((key, name) for key, name in names if page[key]), ("record", "Record")]
-
-
-# --- head --------------------------------------------------------------------------------------
-
-
-def _words(facts: DataFacts) -> list[str]:
-    """What came in, how it was understood, and whether something wants a look."""
+def _words(facts: d.DataFacts) -> list[str]:
     manifest = facts.manifest
     if manifest is None:
         return []
-    counts, form = manifest.counts, manifest.format
+    counts, form, checks = manifest.counts, manifest.format, manifest.checks
     read_as = f" as {form.name}" + (f" ({form.reason})" if form.reason else "") if form else ""
     words = [f"{count(counts.read, 'record')} read{read_as}; {count(counts.kept, 'row')} kept for {manifest.task}."]
-    checks = manifest.checks
     bad = [check.level for check in checks if check.level != "ok"]
+    errors = f", {bad.count('error')} of them errors" if "error" in bad else ""
     if checks:
-        errors = f", {bad.count('error')} of them errors" if "error" in bad else ""
         shown = f"{len(bad)} of {count(len(checks), 'check')} want a look{errors}."
         words.append(shown if bad else f"All {len(checks)} checks are fine.")
     return words
 
 
-def _figures(facts: DataFacts) -> list[KeyFigure]:
+def _figures(facts: d.DataFacts) -> list[KeyFigure]:
     manifest, most = facts.manifest, next(iter(tally(facts.rejected)), None)
     rejected = manifest.counts.rejected if manifest else sum(facts.rejected.values())
     figures = [KeyFigure("rejected", count(rejected), f"most: {most[0]}" if most else "")] if manifest or most else []
@@ -179,99 +148,70 @@ def source_names(manifest: DatasetManifest | None) -> Named:
     return named
 
 
-# --- sections ----------------------------------------------------------------------------------
-
-
 def _chart(draw: Callable[..., Any], what: Any) -> Any:
     return charts.chart_pair(draw, what) if what else ""
 
 
-def _meanings(manifest: DatasetManifest | None) -> dict[str, str]:
-    return manifest.words if manifest else {}
-
-
 def _checks(manifest: DatasetManifest | None, named: Named, hide: Hide) -> dict[str, Any]:
+    def example_of(example: object) -> dict[str, Any]:
+        if not isinstance(example, dict):
+            return {"place": "", "values": [("", cut(hide(named(inline(example))), LONGEST_VALUE))]}
+        shown = {k: v for k, v in example.items() if k not in ("source", "line", "id")}
+        values = [(str(k), cut(hide(inline(v)), LONGEST_VALUE)) for k, v in shown.items()]
+        at = place(example.get("source"), example.get("line"), named)
+        return {"place": at or str(example.get("id") or ""), "values": values[:MOST_KEYS]}
+
     if manifest is None or not manifest.checks:
         return {}
     shown = [
         {
-            "level": check.level,
-            "name": check.name.replace("_", " "),
-            "message": check.message,
+            "level": check.level, "name": check.name.replace("_", " "), "message": check.message,
             "rows": count(check.rows, "row") if check.rows is not None and check.level != "ok" else "",
             "remedy": check.remedy,
-            "examples": [_example(e, named, hide) for e in check.examples[:10]],
+            "examples": [example_of(e) for e in check.examples[:10]],
         }
-        for check in checks_of(manifest)
-    ]
+        for check in d.checks_of(manifest)
+    ]  # fmt: skip
     return {"open": [c for c in shown if c["level"] != "ok"], "ok": [c for c in shown if c["level"] == "ok"]}
-
-
-def _example(example: object, named: Named, hide: Hide) -> dict[str, Any]:
-    """A row that a check names: a text, or a mapping with `source`, `line`, `id` and whatever tells about it."""
-    if not isinstance(example, dict):
-        return {"place": "", "values": [("", cut(hide(named(inline(example))), LONGEST_VALUE))]}
-    values = [
-        (str(k), cut(hide(inline(v)), LONGEST_VALUE)) for k, v in example.items() if k not in ("source", "line", "id")
-    ]
-    at = place(example.get("source"), example.get("line"), named)
-    return {"place": at or str(example.get("id") or ""), "values": values[:MOST_KEYS]}
 
 
 def _shape(manifest: DatasetManifest | None) -> dict[str, Any]:
     if manifest is None:
         return {}
-    labels = {name: above_zero(split.labels or {}) for name, split in manifest.splits.by_name.items()}
+    labels = {name: d.above_zero(split.labels or {}) for name, split in manifest.splits.by_name.items()}
     totals = data_charts.label_totals(labels)
+    languages = d.most_first(d.above_zero(manifest.languages or {}))
+    whole, shown = sum(n for _, n in languages), list(languages[:10])
+    if len(languages) > 10:
+        shown.append((f"{len(languages) - 10} others", sum(n for _, n in languages[10:])))
     return {
-        "rows": split_lines(manifest),
-        "token_chart": token_chart(manifest),
-        "limit": manifest.max_length,
+        "rows": split_lines(manifest), "token_chart": token_chart(manifest), "limit": manifest.max_length,
         "label_chart": _chart(data_charts.split_labels_chart, labels if totals else None),
-        "labels": totals,
-        "top": min(len(totals), data_charts.TOP_LABELS),
+        "labels": totals, "top": min(len(totals), data_charts.TOP_LABELS),
         "rest": totals[data_charts.TOP_LABELS :],
-        "languages": _languages(manifest.languages or {}),
-    }
+        "languages": [
+            (name, _share(n, whole) if n >= 0.0005 * whole else "< 0.1 %", 100 * n / whole) for name, n in shown
+        ],
+    }  # fmt: skip
 
 
-def _languages(rows: Mapping[str, int]) -> list[tuple[str, str, float]]:
-    """(language, share in words, percent) of the ten most frequent ones."""
-    counts = above_zero(rows)
-    total = sum(counts.values())
-    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    shown = ordered[:10]
-    if len(ordered) > 10:
-        shown.append((f"{len(ordered) - 10} others", sum(n for _, n in ordered[10:])))
-    return [(name, _share(n, total) if n >= 0.0005 * total else "< 0.1 %", 100 * n / total) for name, n in shown]
-
-
-def _samples(facts: DataFacts, hide: Hide) -> dict[str, Any]:
-    shown: list[tuple[str, float | None, list[dict[str, Any]]]] = []
+def _samples(facts: d.DataFacts, hide: Hide) -> dict[str, Any]:
     rows = [row for some in facts.samples.values() for row in some]
-    systems = {text for row in rows for role, text in turns_of(row)[:1] if role == "system"}
+    systems = {text for row in rows for role, text in d.turns_of(row)[:1] if role == "system"}
     # The same instruction in every row is shown once.
     shared = systems.pop() if len(systems) == 1 and len(rows) > 1 else None
-    for split in SPLITS:
-        some = facts.samples.get(split)
-        if some:
-            n = facts.manifest.counts[split] if facts.manifest else None
-            shown.append((split, n, [_sample(row, shared, hide) for row in some]))
+    shown = [
+        (split, facts.manifest.counts[split] if facts.manifest else None, [_sample(row, shared, hide) for row in some])
+        for split in d.SPLITS if (some := facts.samples.get(split))
+    ]  # fmt: skip
     return {"splits": shown, "system": cut(shared) if shared else ""} if shown else {}
 
 
-def _template_adds(facts: DataFacts) -> str:
-    """The system turn that the chat template puts before the sampled rows; nothing where all have their own."""
-    rows = [turns_of(row) for some in facts.samples.values() for row in some]
-    complete = all(turns and (turns[0][0] == "system" or len(turns) == 1) for turns in rows)
-    return "" if complete else cut((facts.manifest and facts.manifest.template_adds) or "")
-
-
 def _sample(row: Row, shared: str | None, hide: Hide) -> dict[str, Any]:
-    turns = turns_of(row)
+    turns = d.turns_of(row)
     if turns and turns[0] == ("system", shared):
         turns = turns[1:]
-    source, line = place_of(row)
+    source, line = d.place_of(row)
     further = [(k, cut(hide(inline(v)), 80)) for k, v in row.meta.items() if k not in ("source", "line")]
     return {
         "place": f"{Path(source).name}:{line}" if source else row.id,
@@ -281,19 +221,7 @@ def _sample(row: Row, shared: str | None, hide: Hide) -> dict[str, Any]:
     }
 
 
-def _suspect(record: DoubtfulLabel, named: Named, hide: Hide) -> dict[str, Any]:
-    return {
-        "label": record.label,
-        "suggested": record.suggested,
-        "score": f"{record.score:.2f}" if record.score >= 0.005 else "< 0.01",
-        "text": cut(hide(record.text)),
-        "place": place(record.source, record.line, named) or record.id,
-        "split": record.split,
-    }
-
-
-def _conflict(conflict: Conflict, named: Named, hide: Hide) -> dict[str, Any]:
-    """A question with its answers, equal ones together, and where each stands."""
+def _conflict(conflict: d.Conflict, named: Named, hide: Hide) -> dict[str, Any]:
     answers: dict[str, list[str]] = {}
     for seen in conflict.answers:
         answers.setdefault(seen.answer, []).append(f"{named(seen.source)}:{seen.line} ({seen.split})")
@@ -311,7 +239,7 @@ def _conflict(conflict: Conflict, named: Named, hide: Hide) -> dict[str, Any]:
 KINDS = ("near", "semantic", "exact")  # the doubtful ones first
 
 
-def _duplicates(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
+def _duplicates(facts: d.DataFacts, named: Named) -> list[dict[str, Any]]:
     def doubt(record: DroppedCopy) -> tuple[int, float]:
         return (KINDS.index(record.kind) if record.kind in KINDS else 0, record.similarity)
 
@@ -323,100 +251,73 @@ def _duplicates(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
         kept_parts, gone_parts = side_by_side(kept, gone)
         pairs.append(
             {
-                "kind": record.kind.replace("_", " "),
-                "similarity": f"{record.similarity:.2f}",
-                "why": named(record.why),
-                "kept": kept_parts,
-                "gone": gone_parts,
+                "kind": record.kind.replace("_", " "), "similarity": f"{record.similarity:.2f}",
+                "why": named(record.why), "kept": kept_parts, "gone": gone_parts,
                 "kept_place": place(record.kept_source, record.kept_line, named) or record.kept_id,
                 "place": place(record.source, record.line, named) or record.id,
             }
-        )
+        )  # fmt: skip
     return pairs
 
 
-def _repairs(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
-    hide, words = mask_of(facts, raw=True), _meanings(facts.manifest)
-    total = facts.repaired
-    kinds = sorted({*total, *facts.repairs} - {"pii"}, key=lambda k: (-total.get(k, 0.0), k))
-    shown = []
-    for kind in kinds:
+def _repairs(facts: d.DataFacts, named: Named) -> list[dict[str, Any]]:
+    hide, words = mask_of(facts, raw=True), facts.manifest.words if facts.manifest else {}
+    total, shown = facts.repaired, []
+    for kind in sorted({*total, *facts.repairs} - {"pii"}, key=lambda k: (-total.get(k, 0.0), k)):
         examples = []
         for record in facts.repairs.get(kind, []):
-            before, after = (None if text is None else hide(text) for text in (record.before, record.after))
-            both = before is not None or after is not None
-            examples.append(
-                {
-                    "place": place(record.source, record.line, named),
-                    "field": clean(record.field),
-                    "detail": clean(hide(named(record.detail))),
-                    "parts": difference(
-                        *same_end(before or "", after or "", LONGEST_DIFF), combining=kind == "unicode_form"
-                    )
-                    if both
-                    else [],
-                }
-            )
-        shown.append(
-            {
-                "kind": kind.replace("_", " "),
-                "n": total.get(kind, float(len(examples))),
-                "means": words.get(kind, ""),
-                "examples": examples,
-            }
-        )
+            parts: Parts = []
+            if record.before is not None or record.after is not None:
+                before, after = (hide(text) if text is not None else "" for text in (record.before, record.after))
+                parts = difference(*same_end(before, after, LONGEST_DIFF), combining=kind == "unicode_form")
+            at, detail = place(record.source, record.line, named), clean(hide(named(record.detail)))
+            examples.append({"place": at, "field": clean(record.field), "detail": detail, "parts": parts})
+        n = total.get(kind, float(len(examples)))
+        shown.append({"kind": kind.replace("_", " "), "n": n, "means": words.get(kind, ""), "examples": examples})
     return shown
 
 
-def _rejects(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
-    hide, words = mask_of(facts, raw=True), _meanings(facts.manifest)
+def _rejects(facts: d.DataFacts, named: Named) -> list[dict[str, Any]]:
+    hide, words = mask_of(facts, raw=True), facts.manifest.words if facts.manifest else {}
     shown = []
-    for reason, n in sorted(facts.rejected.items(), key=lambda pair: (-pair[1], pair[0])):
-        examples = []
-        for reject in facts.rejects.get(reason, []):
-            # The record holds the very values that it was rejected for.
-            secret = reason == "personal_data"
-            examples.append(
-                {
-                    "place": place(reject.source, reject.line, named),
-                    "detail": cut(hide(named(reject.detail)), LONGEST_VALUE),
-                    "values": [] if secret else record_values(reject.record, hide),
-                }
-            )
+    for reason, n in d.most_first(facts.rejected):
+        # A record that was rejected for personal data holds the very values.
+        examples = [
+            {"place": place(reject.source, reject.line, named), "detail": cut(hide(named(reject.detail)), LONGEST_VALUE),
+             "values": [] if reason == "personal_data" else record_values(reject.record, hide)}
+            for reject in facts.rejects.get(reason, [])
+        ]  # fmt: skip
         shown.append({"reason": reason.replace("_", " "), "n": n, "means": words.get(reason, ""), "examples": examples})
     return shown
 
 
-def record_values(record: object, hide: Hide = mask) -> list[tuple[str, str]]:
+def record_values(record: object, hide: Hide = d.mask) -> list[tuple[str, str]]:
     """A rejected record, shortened: (key, value) of its first keys; a broken line is one value without a key."""
-    if record is None:
-        return []
-    if not isinstance(record, dict):
-        text = record if isinstance(record, str) else json.dumps(record, ensure_ascii=False)
-        return [("", cut(hide(text[: 4 * LONGEST_VALUE]), LONGEST_VALUE))] if text else []
-    values = []
-    for key, value in list(record.items())[:MOST_KEYS]:
+
+    def shown(value: object) -> str:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         # Hidden before it is cut, so that no value is cut into something that is not recognised.
-        values.append((key, cut(hide(text[: 4 * LONGEST_VALUE]), LONGEST_VALUE)))
+        return cut(hide(text[: 4 * LONGEST_VALUE]), LONGEST_VALUE)
+
+    if record is None or record == "":
+        return []
+    if not isinstance(record, dict):
+        return [("", shown(record))]
+    values = [(key, shown(value)) for key, value in list(record.items())[:MOST_KEYS]]
     if len(record) > MOST_KEYS:
         values.append(("", f"and {count(len(record) - MOST_KEYS, 'further key')}"))
     return values
 
 
-def mask_of(facts: DataFacts, *, raw: bool) -> Hide:
+def mask_of(facts: d.DataFacts, *, raw: bool) -> Hide:
     """What hides personal data in excerpts.
 
-    Args:
-        facts: the config in the manifest tells what was done about personal data.
-        raw: whether the excerpt is of a record as it came. Rows of the splits have been redacted, and are shown
-            as they are, unless values were only to be reported.
+    `facts`: the config in the manifest tells what was done about personal data. `raw`: whether the excerpt is of a
+    record as it came. Rows of the splits have been redacted, and are shown as they are, unless values were only to be
+    reported.
     """
     mode = facts.manifest.personal_mode if facts.manifest else ""
-    return (lambda text: mask(facts.hide(text))) if mode == "report" or (raw and mode != "off") else str
-
-
-# --- texts -------------------------------------------------------------------------------------
+    return (lambda text: d.mask(facts.hide(text))) if mode == "report" or (raw and mode != "off") else str
 
 
 def cut(text: str, longest: int = LONGEST_TEXT) -> str:
@@ -432,20 +333,14 @@ def place(source: object, line: object, named: Named) -> str:
     return clean(named(source) + (f":{at:.0f}" if at is not None else "")) if source else ""
 
 
-TOKEN = re.compile(r"\w+|\s|[^\w\s]")
-
-
 def difference(before: str, after: str, *, combining: bool = False) -> Parts:
     """What was deleted and inserted, word by word; what no eye could see in a change is written out.
 
-    Args:
-        before, after: the texts; the search takes quadratic time in their length.
-        combining: write combining characters out as well (a change of Unicode form is invisible otherwise).
-
-    Returns:
-        (kind, text) in order, with kind `""` for what both have, `"del"` and `"ins"`.
+    `before, after`: the texts; the search takes quadratic time in their length; `combining`: write combining
+    characters out as well (a change of Unicode form is invisible otherwise). Returns (kind, text) in order, with kind
+    `""` for what both have, `"del"` and `"ins"`.
     """
-    a, b = TOKEN.findall(before), TOKEN.findall(after)
+    a, b = (re.findall(r"\w+|\s|[^\w\s]", text) for text in (before, after))
     parts: Parts = []
 
     def add(kind: str, tokens: Sequence[str]) -> None:
@@ -458,31 +353,16 @@ def difference(before: str, after: str, *, combining: bool = False) -> Parts:
                 parts.append((kind, shown))
 
     for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        if tag == "equal":
-            add("", a[i:j])
-        else:
-            add("del", a[i:j])
+        add("" if tag == "equal" else "del", a[i:j])
+        if tag != "equal":
             add("ins", b[k:m])
     return parts
 
 
-SIGNS = {"\n": "↵\n", "\t": "⇥"}
-
-
 def visible(text: str, *, combining: bool = False) -> str:
     """Text with invisible characters written out: `[U+200B]`, `↵`; plain spaces as `␣` where there is nothing else."""
-    blank = not text.strip()
-    return "".join(_sign(char, blank, combining) for char in text)
-
-
-def _sign(char: str, blank: bool, combining: bool) -> str:
-    if char == " ":
-        return "␣" if blank else char
-    if char.isascii() and char.isprintable():
-        return char
-    if char in SIGNS:
-        return SIGNS[char]
-    kind = unicodedata.category(char)
-    if kind in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs") or (combining and kind in ("Mn", "Me")):
-        return f"[U+{ord(char):04X}]"
-    return char
+    signs = {"\n": "↵\n", "\t": "⇥", " ": " " if text.strip() else "␣"}
+    hidden = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs", *(("Mn", "Me") if combining else ()))
+    for char in {*text} - {*signs}:
+        signs[char] = f"[U+{ord(char):04X}]" if unicodedata.category(char) in hidden else char
+    return "".join(signs[char] for char in text)

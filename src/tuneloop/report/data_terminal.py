@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneloop.records.dataset import Check, DatasetManifest
-from tuneloop.report.data_facts import above_zero, checks_of
+from tuneloop.report.data_facts import above_zero, checks_of, most_first
 from tuneloop.report.facts import clean, count
 from tuneloop.report.facts import short_count as short
 
@@ -26,10 +26,8 @@ def data_summary(manifest: DatasetManifest) -> RenderableType:
 
     A rich console prints it at any width from about 40 columns on; nothing in it is read as markup.
     """
-    parts: list[RenderableType] = [_account(manifest)]
-    if checks := [check for check in checks_of(manifest) if check.level != "ok"]:
-        parts += ["", _checks(checks)]
-    return Group(*parts)
+    checks = [check for check in checks_of(manifest) if check.level != "ok"]
+    return Group(_account(manifest), "", _checks(checks)) if checks else Group(_account(manifest))
 
 
 def _account(manifest: DatasetManifest) -> Table:
@@ -45,12 +43,9 @@ def _account(manifest: DatasetManifest) -> Table:
     def add(name: str, n: float, detail: str) -> None:
         table.add_row(name, Text(count(n), style="bold"), Text(clean(detail)))
 
-    read_as = manifest.format
-    add(
-        "read",
-        counts.read,
-        _short(f"{read_as.name} ({read_as.reason})" if read_as.reason else read_as.name) if read_as else "",
-    )
+    form = manifest.format
+    read_as = f"{form.name} ({form.reason})" if form and form.reason else form.name if form else ""
+    add("read", counts.read, _short(read_as))
     add("kept", counts.kept, manifest.task)
     add("rejected", counts.rejected, _kinds(above_zero(manifest.rejected)))
     if repaired:
@@ -79,8 +74,7 @@ def _checks(checks: Sequence[Check]) -> Table:
 
 
 def _kinds(counts: Mapping[str, float]) -> str:
-    """`277 exact_duplicate, 21 broken_json`: the words as the files hold them, so that they can be searched."""
-    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    ordered = most_first(counts)
     words = [f"{count(n)} {clean(name)[:40]}" for name, n in ordered[:MOST_KINDS]]
     if rest := ordered[MOST_KINDS:]:
         words.append(f"{count(sum(n for _, n in rest))} others")

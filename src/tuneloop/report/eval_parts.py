@@ -12,40 +12,11 @@ from markupsafe import Markup, escape
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics import metric_of, title_of
 from tuneloop.records.evaluation import CalibrationBin, Estimate, EvaluationManifest, Slice
-from tuneloop.records.side_effects import Canaries, Forgetting, Memorisation, PublicTasks
-from tuneloop.report.charts import (
-    NARROW,
-    WIDE,
-    Axis,
-    _line,
-    _path,
-    _svg,
-    _text,
-    axis,
-    chart_pair,
-    fit,
-    fit_middle,
-    grid,
-    short,
-)
-from tuneloop.report.facts import (
-    SYSTEMS,
-    figure,
-    finite,
-    gain_header,
-    gain_interval,
-    interval,
-    minutes,
-    number,
-    p_value,
-    signed,
-    systems_of,
-    usd,
-    with_interval,
-)
+from tuneloop.report import charts
+from tuneloop.report import facts as f
 
 
-def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int], width: float = WIDE) -> Markup:
+def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int], width: float = charts.WIDE) -> Markup:
     """A confusion matrix: rows are true labels, columns predicted ones; shade is the share of the row.
 
     `labels` are in order, the last may be a name for all others; `cells`: (reference, answer) -> rows.
@@ -58,16 +29,16 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
     totals = {a: sum(n for (ref, _), n in cells.items() if ref == a) for a in labels}
     extent = size * len(labels)
     body = [
-        _text(left + extent / 2, 13, "predicted", "legend", "middle"),
+        charts._text(left + extent / 2, 13, "predicted", "legend", "middle"),
         f'<text transform="translate(11 {top + extent / 2:.1f}) rotate(-90)" class="legend" text-anchor="middle">true</text>',
     ]
     for i, name in enumerate(labels):
         middle = size * (i + 0.5)
-        body.append(_text(left - 8, top + middle + 4, fit_middle(name, left - 28), "name", "end"))
+        body.append(charts._text(left - 8, top + middle + 4, charts.fit_middle(name, left - 28), "name", "end"))
         # Written towards the column, so that the last name ends inside the chart too.
         at = f"translate({left + middle + 3:.1f} {top - 6:.1f}) rotate(55)"
         body.append(
-            f'<text transform="{at}" class="name" text-anchor="end">{escape(fit_middle(name, (top - 18) * 1.15 - 6))}</text>'
+            f'<text transform="{at}" class="name" text-anchor="end">{escape(charts.fit_middle(name, (top - 18) * 1.15 - 6))}</text>'
         )
     for i, reference in enumerate(labels):
         for j, answer in enumerate(labels):
@@ -83,71 +54,55 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
             )
             if n and size >= max(17, 8.5 * len(str(n))):
                 strong = " strong" if shade > 0.55 else ""
-                body.append(_text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
+                body.append(charts._text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
     wrong = sum(n for (a, b), n in cells.items() if a != b)
     title = f"Confusion matrix of {counted(len(labels), 'label')}: a row for each true label, a column for each predicted one; {counted(wrong, 'row')} off the diagonal"
-    return _svg(width, top + extent + 6, title, body, "confusion")
+    return charts._svg(width, top + extent + 6, title, body, "confusion")
 
 
-def reliability_chart(bins: Sequence[CalibrationBin], width: float = WIDE) -> Markup:
+def reliability_chart(bins: Sequence[CalibrationBin], width: float = charts.WIDE) -> Markup:
     """Share of right answers by confidence; on the diagonal confidence is deserved. Dots grow with their rows."""
     if not bins:
         return Markup("")
     side = min(width - 60, 330.0)
     left, top = 44.0, 10.0
-    x = Axis(0, 1, left, left + side, False, (0, 0.2, 0.4, 0.6, 0.8, 1))
-    y = Axis(0, 1, top + side, top, False, (0, 0.2, 0.4, 0.6, 0.8, 1))
+    x = charts.Axis(0, 1, left, left + side, False, (0, 0.2, 0.4, 0.6, 0.8, 1))
+    y = charts.Axis(0, 1, top + side, top, False, (0, 0.2, 0.4, 0.6, 0.8, 1))
     body = []
     for tick in x.ticks:
         body += [
-            _line(left, y(tick), left + side, y(tick), "grid"),
-            _text(left - 7, y(tick) + 4, short(tick), "tick", "end"),
+            charts._line(left, y(tick), left + side, y(tick), "grid"),
+            charts._text(left - 7, y(tick) + 4, charts.short(tick), "tick", "end"),
         ]
-        body.append(_text(x(tick), top + side + 17, short(tick), "tick", "middle"))
-    body.append(_line(x(0), y(0), x(1), y(1), "reference"))
+        body.append(charts._text(x(tick), top + side + 17, charts.short(tick), "tick", "middle"))
+    body.append(charts._line(x(0), y(0), x(1), y(1), "reference"))
     most = max(b.n for b in bins)
     points = [(x(b.confidence), y(b.accuracy)) for b in bins]
-    body.append(_path(points, "train"))
+    body.append(charts._path(points, "train"))
     for (px, py), b in zip(points, bins, strict=True):
         tip = f"confidence {b.confidence:.2f}: {b.accuracy:.0%} of {b.n:,} right"
         radius = 3 + 6 * (b.n / most) ** 0.5
         body.append(f'<circle class="dot tuned" cx="{px:.1f}" cy="{py:.1f}" r="{radius:.1f}"><title>{escape(tip)}</title></circle>')  # fmt: skip
-    body.append(_text(left + side / 2, top + side + 34, "confidence", "legend", "middle"))
-    body.append(_text(left + 6, top + 12, "share right", "legend"))
+    body.append(charts._text(left + side / 2, top + side + 34, "confidence", "legend", "middle"))
+    body.append(charts._text(left + 6, top + 12, "share right", "legend"))
     summary = "; ".join(f"{b.confidence:.2f}: {b.accuracy:.2f}" for b in bins)
-    return _svg(width, top + side + 42, f"Share of right answers by confidence. {summary}", body, "reliability")
+    return charts._svg(width, top + side + 42, f"Share of right answers by confidence. {summary}", body, "reliability")
 
 
-def slice_chart(slices: Sequence[Slice], metric: str, whole: float | None, width: float = WIDE) -> Markup:
+def slice_chart(slices: Sequence[Slice], metric: str, whole: float | None, width: float = charts.WIDE) -> Markup:
     """Slices under each other, each a value with its interval; a line marks the value on all rows (`whole`)."""
     if not slices:
         return Markup("")
-    narrow = width < 500
-    pitch, left, right = (40.0, 4.0, width - 8) if narrow else (26.0, 230.0, width - 150)
-    ends = [v for s in slices for v in (s.score, s.low, s.high) if math.isfinite(v)]
-    scale = axis(
-        [*ends, *([whole] if whole is not None else [])], left + 6, right - 6, wanted=4 if narrow else 6, log=False
-    )
-    bottom = 8.0 + pitch * len(slices)
-    body = grid(scale, 8, bottom, across=False)
-    if whole is not None:
-        body.append(_line(scale(whole), 8, scale(whole), bottom, "reference"))
-    for i, s in enumerate(slices):
-        y = 8 + pitch * i + (pitch - 12 if narrow else pitch / 2)
-        kind = {"worse": "worse", "better": "tuned"}.get(s.verdict, "other")
-        words, label_y = f"{s.value} ({s.n:,})", y - 12 if narrow else y + 4
-        body.append(_text(0, label_y, fit(words, width - 130 if narrow else 222), f"name {kind}"))
-        bounds = interval(Estimate(s.score, s.low, s.high), metric)
-        label = f'<tspan class="value">{figure(s.score, metric)}</tspan> <tspan class="bounds">{bounds}</tspan>'
-        body.append(f'<text x="{width:g}" y="{label_y:.1f}" class="figure {kind}" text-anchor="end">{label}</text>')
-        if bounds:
-            body.append(_line(scale(s.low), y, scale(s.high), y, f"whisker {kind}"))
-        body.append(f'<circle class="dot {kind}" cx="{scale(s.score):.1f}" cy="{y:.1f}" r="4"/>')
-    title = "; ".join(f"{s.value} {figure(s.score, metric)}" for s in slices)
-    return _svg(width, bottom + 24, title, body, "forest")
+    pitch, kinds = 40.0 if width < 500 else 26.0, {"worse": "worse", "better": "tuned"}
+    bars = [
+        (f"{s.value} ({s.n:,})", Estimate(s.score, s.low, s.high), kinds.get(s.verdict, "other"), 4) for s in slices
+    ]
+    body = charts.interval_bars(bars, [] if whole is None else [whole], metric, pitch, 8, width)
+    title = "; ".join(f"{s.value} {f.figure(s.score, metric)}" for s in slices)
+    return charts._svg(width, 8.0 + pitch * len(slices) + 24, title, body, "forest")
 
 
-MOST_LABELS = {WIDE: 24, NARROW: 12}  # of a confusion matrix that can be read, by its width
+MOST_LABELS = {charts.WIDE: 24, charts.NARROW: 12}  # of a confusion matrix that can be read, by its width
 MOST_SLICES = 14  # drawn for one field
 REST = "all other"
 INVALID = "(invalid)"
@@ -155,53 +110,39 @@ INVALID = "(invalid)"
 
 def evaluation_parts(evaluation: EvaluationManifest) -> dict[str, Any]:
     """Everything the shared templates show, computed and written out."""
+    calibration = evaluation.calibration
+    deserved = {}
+    if calibration and calibration.bins:
+        ece = calibration.ece
+        bounds = f" [{ece.low:.3f}, {ece.high:.3f}]" if f.interval(ece) else ""
+        deserved = {"chart": charts.chart_pair(reliability_chart, calibration.bins), "ece": f"{ece.value:.3f}{bounds}"}
     return {
-        "own": evaluation.name,
-        "labels": _labels(evaluation),
-        "fields": _fields(evaluation),
-        "slices": _slices(evaluation),
-        "calibration": _calibration(evaluation),
-        "errors": evaluation.errors,
+        "own": evaluation.name, "labels": _labels(evaluation), "fields": _fields(evaluation),
+        "slices": _slices(evaluation), "calibration": deserved, "errors": evaluation.errors,
         "leaderboard": _leaderboard(evaluation),
         "disagreements": [(name, part.better, part.worse) for name, part in evaluation.disagreements.items()],
-        "effects": _effects(evaluation),
-        "consistency": _consistency(evaluation),
-        "production": _production(evaluation),
-        "judge": _words((evaluation.judge or {}).get("words")),
-    }
-
-
-# --- labels ------------------------------------------------------------------------------------
+        "effects": _effects(evaluation), "consistency": _consistency(evaluation),
+        "production": _production(evaluation), "judge": _words((evaluation.judge or {}).get("words")),
+    }  # fmt: skip
 
 
 def _labels(evaluation: EvaluationManifest) -> dict[str, Any]:
-    classes = [
-        {
-            "label": c.label,
-            "n": c.n,
-            "precision": figure(c.precision),
-            "recall": figure(c.recall),
-            "f1": figure(c.f1),
-            "invalid": c.invalid,
-        }
-        for c in evaluation.per_class or ()
-    ]
+    classes = sorted(evaluation.per_class or (), key=lambda c: (f.figure(c.f1), c.label))
     confusions = evaluation.confusion.cells if evaluation.confusion else []
     cells = {(label, INVALID if predicted is None else predicted): n for label, predicted, n in confusions}
     if not classes and not cells:
         return {}
     return {
-        "classes": sorted(classes, key=lambda c: (c["f1"], c["label"])),
+        "classes": classes,
         "chart": Markup("").join(
             confusion_chart(*_most_confused(cells, most), width) for width, most in MOST_LABELS.items()
         ),
-        "part": len({a for a, _ in cells} | {b for _, b in cells}) > MOST_LABELS[NARROW],
+        "part": len({a for a, _ in cells} | {b for _, b in cells}) > MOST_LABELS[charts.NARROW],
         "total": len({a for a, _ in cells}),
     }
 
 
 def _most_confused(cells: Mapping[tuple[str, str], int], most: int) -> tuple[list[str], dict[tuple[str, str], int]]:
-    """The labels to draw, those with the most errors first to be kept; the rest is one row and column."""
     names = sorted({name for pair in cells for name in pair}, key=lambda name: (name == INVALID, name))
     if len(names) <= most:
         return names, dict(cells)
@@ -217,13 +158,10 @@ def _most_confused(cells: Mapping[tuple[str, str], int], most: int) -> tuple[lis
     return [*(name for name in names if name in shown), REST], dict(folded)
 
 
-# --- fields of structured answers --------------------------------------------------------------
-
 OF_FIELDS = ("item_f1", "exact_match", "accuracy", "token_f1", "rougeL", "chrf")  # the first that a field has is shown
 
 
 def _fields(evaluation: EvaluationManifest) -> dict[str, Any]:
-    """A line for each field of structured answers: what it is measured by, and how well each system does."""
     metrics = evaluation.metrics or next(iter(evaluation.baselines.values()), {})
     shown: dict[str, str] = {}
     for name in metrics:
@@ -232,13 +170,14 @@ def _fields(evaluation: EvaluationManifest) -> dict[str, Any]:
             shown[field] = min(shown.get(field, last), last, key=OF_FIELDS.index)
     systems = {**evaluation.baselines, **({evaluation.name: evaluation.metrics} if evaluation.metrics else {})}
     lines = [
-        (field, title_of(last), [with_interval(finite(each.get(f"{field}.{last}")), last) for each in systems.values()])
+        (
+            field,
+            title_of(last),
+            [f.with_interval(f.finite(each.get(f"{field}.{last}")), last) for each in systems.values()],
+        )
         for field, last in shown.items()
     ]
     return {"systems": list(systems), "lines": lines} if lines else {}
-
-
-# --- slices ------------------------------------------------------------------------------------
 
 
 def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
@@ -246,7 +185,7 @@ def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
     measured = [s for s in evaluation.slices if math.isfinite(s.score)]
     if not measured:
         return {}
-    whole = finite(evaluation.metrics.get(metric))
+    whole = f.finite(evaluation.metrics.get(metric))
     fields: dict[str, list[Slice]] = {}
     for s in measured:
         fields.setdefault(s.field, []).append(s)
@@ -256,38 +195,14 @@ def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
         ranked = sorted(each, key=lambda s: s.score)
         if len(ranked) > MOST_SLICES:
             ranked = ranked[: MOST_SLICES - 4] + ranked[-4:]
-        chart = chart_pair(slice_chart, ranked, metric, whole.value if whole else None)
+        chart = charts.chart_pair(slice_chart, ranked, metric, whole.value if whole else None)
         drawn.append({"field": field, "chart": chart, "shown": len(ranked), "total": len(each)})
     worse = [
-        {
-            "field": s.field,
-            "value": s.value,
-            "n": s.n,
-            "score": with_interval(Estimate(s.score, s.low, s.high), metric),
-            "rest": figure(number(s.rest), metric),
-            "p": p_value(number(s.p_holm)),
-        }
-        for s in measured
-        if s.verdict == "worse"
-    ]
+        {"field": s.field, "value": s.value, "n": s.n, "score": f.with_interval(Estimate(s.score, s.low, s.high), metric),
+         "rest": f.figure(f.number(s.rest), metric), "p": f.p_value(f.number(s.p_holm))}
+        for s in measured if s.verdict == "worse"
+    ]  # fmt: skip
     return {"metric": title_of(metric), "fields": drawn, "worse": worse, "total": len(measured)}
-
-
-# --- calibration -------------------------------------------------------------------------------
-
-
-def _calibration(evaluation: EvaluationManifest) -> dict[str, Any]:
-    calibration = evaluation.calibration
-    if calibration is None or not calibration.bins:
-        return {}
-    ece = calibration.ece
-    return {
-        "chart": chart_pair(reliability_chart, calibration.bins),
-        "ece": f"{ece.value:.3f}" + (f" [{ece.low:.3f}, {ece.high:.3f}]" if interval(ece) else ""),
-    }
-
-
-# --- the leaderboard: gain, cost ---------------------------------------------------------------
 
 
 def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
@@ -298,61 +213,51 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
     """
     n, system, costs = evaluation.n, evaluation.name, evaluation.costs
     entries = {entry.name: entry for entry in evaluation.leaderboard}
-    names = list(entries) or sorted(
-        [*(name for name in SYSTEMS if name in costs), *(name for name in costs if name not in SYSTEMS)],
-        key=lambda name: name == system,
-    )
+    usual = [name for name in f.SYSTEMS if name in costs]
+    names = list(entries) or sorted([*usual, *(name for name in costs if name not in usual)], key=system.__eq__)
     metric = evaluation.primary or next((entry.metric for entry in entries.values()), "accuracy")
-    compared = {line.name: line.delta for line in systems_of(evaluation, [metric]) if line.delta is not None}
+    compared = {line.name: line.delta for line in f.systems_of(evaluation, [metric]) if line.delta is not None}
     lines = []
     for name in names:
         entry, cost = entries.get(name), costs.get(name)
         if not n or cost is None or not any(cost.to_json().values()):
             continue
-        gain = compared.get(name)
+        gain, seconds = compared.get(name), cost.training_seconds
+        training = "–" if not seconds else f.minutes(seconds / 60) if seconds >= 1 else _span(seconds)
         if not compared and entry and entry.gain is not None:
             gain = Estimate(entry.gain, *(math.nan if b is None else b for b in (entry.gain_low, entry.gain_high)))
         lines.append(
             {
                 "name": name,
                 "tuned": "yes" if name == system else "",
-                "gain": _gain(gain, metric) if gain else ("", ""),
-                "training": _training(cost.training_seconds, cost.training_usd),
+                "gain": (f.signed(gain.value, metric), f.gain_interval(gain, metric).replace("-", "−"))
+                if gain
+                else ("", ""),
+                "training": training + (f", {f.usd(cost.training_usd, 2)}" if seconds and cost.training_usd else ""),
                 "seconds": _span(cost.seconds / n) if "seconds" in cost.model_fields_set else "–",
                 "prompt": f"{cost.prompt_tokens / n:,.0f}" if cost.prompt_tokens else "–",
                 "answer": f"{cost.tokens / n:,.0f}" if cost.tokens else "–",
-                "thousand": usd(entry.usd_per_1000 if entry else cost.usd and 1000 * cost.usd / n, 2),
+                "thousand": f.usd(entry.usd_per_1000 if entry else cost.usd and 1000 * cost.usd / n, 2),
             }
         )
     if not lines:
         return {}
     first = next((entry.name for entry in entries.values() if entry.kind == "prompt" and entry.gain is None), "")
-    against = gain_header(evaluation)[1]
+    against = f.gain_header(evaluation)[1]
     if first and not compared:
         against = f"Gain: of each line over {first}; positive means that the line is better."
     shown = against if any(line["gain"][0] for line in lines) else ""
     return {"lines": lines, "against": shown, "words": evaluation.leaderboard_words}
 
 
-def _training(seconds: float | None, price: float | None) -> str:
-    if not seconds:
-        return "–"
-    spent = minutes(seconds / 60) if seconds >= 1 else _span(seconds)
-    return f"{spent}, {usd(price, 2)}" if price else spent
-
-
 def _span(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.01 else 2}f} ms"
-
-
-def _gain(change: Estimate, metric: str) -> tuple[str, str]:
-    return signed(change.value, metric), gain_interval(change, metric).replace("-", "−")
 
 
 def _changed(change: Estimate, metric: str) -> str:
     """`+0.123 [+0.034, +0.212]`."""
     digits = metric_of(metric).precise_decimals
-    bounds = f" [{change.low:+.{digits}f}, {change.high:+.{digits}f}]" if interval(change) else ""
+    bounds = f" [{change.low:+.{digits}f}, {change.high:+.{digits}f}]" if f.interval(change) else ""
     return f"{change.value:+.{digits}f}{bounds}".replace("-", "−")
 
 
@@ -360,73 +265,52 @@ def _words(value: object) -> list[str]:
     return [str(line) for line in value] if isinstance(value, list) else [str(value)] if value else []
 
 
-# --- what else tuning has done -----------------------------------------------------
-
-
 def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
-    parts: list[tuple[str, str, list[Line]]] = []
+    parts: list[tuple[str, str, list[tuple[str, str, str, str]]]] = []  # of what, before, after, change
     if part := evaluation.forgetting:
-        parts.append(("General ability", part.words, _forgotten(part)))
+        score, loss = f.finite(part.score), f.finite(part.loss)
+        share = f"{100 * -score.value:+.1f} % [{100 * -score.high:+.1f}, {100 * -score.low:+.1f}]" if score else ""
+        lines = [
+            (title_of("token_f1"), part.base.token_f1, part.tuned.token_f1, share.replace("-", "−")),
+            (title_of("loss"), part.base.loss, part.tuned.loss, _changed(loss, "loss") if loss else ""),
+        ]
+        shown = [(name, f"{a:.3f}", f"{b:.3f}", change) for name, a, b, change in lines if math.isfinite(a + b)]
+        parts.append(("General ability", part.words, shown))
     if tasks := evaluation.lm_eval:
-        parts.append(("Public tasks", tasks.words, _tasks(tasks)))
+        shown = [
+            (f"{t.task}: {t.metric.removesuffix(',none')}", f"{t.base:.3f}", f"{t.tuned:.3f}",
+             _changed(change, "accuracy") if (change := f.finite(t.change)) else "")
+            for t in tasks.tasks if math.isfinite(t.base + t.tuned)
+        ]  # fmt: skip
+        parts.append(("Public tasks", tasks.words, shown))
     if learned := evaluation.memorisation:
-        parts.append(("Training rows known by heart", learned.words, _memorised(learned)))
+        before, after, beyond = map(f.finite, (learned.base, learned.share, learned.beyond))
+        shown = []
+        if before and after and beyond:
+            shown = [
+                ("completed verbatim", f.with_interval(before), f.with_interval(after), _changed(beyond, "accuracy"))
+            ]
+        parts.append(("Training rows known by heart", learned.words, shown))
     if planted := evaluation.canaries:
-        parts.append(("Canaries: exposure in bits", planted.words, _canaries(planted)))
+        shown = [
+            (c.prompt or c.id, f"{c.base_exposure:.1f}", f"{c.exposure:.1f}", f"{c.exposure - c.base_exposure:+.1f}".replace("-", "−"))
+            for c in planted.each if math.isfinite(c.exposure + c.base_exposure)
+        ]  # fmt: skip
+        parts.append(("Canaries: exposure in bits", planted.words, shown))
     return [{"title": title, "words": _words(words), "lines": lines} for title, words, lines in parts]
 
 
-Line = tuple[str, str, str, str]  # of what, before, after, change
-
-
-def _forgotten(part: Forgetting) -> list[Line]:
-    before, after, lost, grown = part.base, part.tuned, finite(part.score), finite(part.loss)
-    share = f"{100 * -lost.value:+.1f} % [{100 * -lost.high:+.1f}, {100 * -lost.low:+.1f}]" if lost else ""
-    lines = [
-        (title_of("token_f1"), before.token_f1, after.token_f1, share.replace("-", "−")),
-        (title_of("loss"), before.loss, after.loss, _changed(grown, "loss") if grown else ""),
-    ]
-    return [(name, f"{a:.3f}", f"{b:.3f}", change) for name, a, b, change in lines if math.isfinite(a + b)]
-
-
-def _tasks(part: PublicTasks) -> list[Line]:
-    return [
-        (f"{t.task}: {t.metric.removesuffix(',none')}", f"{t.base:.3f}", f"{t.tuned:.3f}",
-         _changed(change, "accuracy") if (change := finite(t.change)) else "")
-        for t in part.tasks if math.isfinite(t.base + t.tuned)
-    ]  # fmt: skip
-
-
-def _memorised(part: Memorisation) -> list[Line]:
-    before, after, beyond = map(finite, (part.base, part.share, part.beyond))
-    if not (before and after and beyond):
-        return []
-    return [("completed verbatim", with_interval(before), with_interval(after), _changed(beyond, "accuracy"))]
-
-
-def _canaries(part: Canaries) -> list[Line]:
-    return [
-        (c.prompt or c.id, f"{c.base_exposure:.1f}", f"{c.exposure:.1f}", f"{c.exposure - c.base_exposure:+.1f}".replace("-", "−"))
-        for c in part.each if math.isfinite(c.exposure + c.base_exposure)
-    ]  # fmt: skip
-
-
-# --- asked several ways ------------------------------------------------------------------------
-
 CONSISTENCY = {
-    "agreement": "same answer",
-    "similarity": "alike",
-    "unanimous": "all the same",
-    "format": "format kept",
+    "agreement": "same answer", "similarity": "alike", "unanimous": "all the same", "format": "format kept",
     "always_right": "right in every way",
-}
+}  # fmt: skip
 
 
 def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
     consistency, system = evaluation.consistency, evaluation.name
     if consistency is None or not consistency.systems:
         return {}
-    names = [key for key in CONSISTENCY if any(key in figures for figures in consistency.systems.values())]
+    names = [key for key in CONSISTENCY if any(key in values for values in consistency.systems.values())]
     pairs = {pair.a: pair for pair in consistency.comparisons if pair.metric == consistency.metric}
     same = consistency.same_as_plain
     kinds = list(dict.fromkeys(kind for each in same.values() for kind in each))
@@ -437,21 +321,18 @@ def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
             {
                 "name": name,
                 "tuned": "yes" if name == system else "",
-                "cells": [with_interval(finite(figures.get(key))) for key in names],
-                "p": p_value(number(pairs[name].p_holm)) if name in pairs else "",
+                "cells": [f.with_interval(f.finite(values.get(key))) for key in names],
+                "p": f.p_value(f.number(pairs[name].p_holm)) if name in pairs else "",
             }
-            for name, figures in sorted(consistency.systems.items(), key=lambda item: item[0] == system)
+            for name, values in sorted(consistency.systems.items(), key=lambda item: item[0] == system)
         ],
         "kinds": kinds,
         "same": [
-            (name, [figure(number(each.get(kind))) for kind in kinds])
+            (name, [f.figure(f.number(each.get(kind))) for kind in kinds])
             for name, each in sorted(same.items(), key=lambda item: item[0] == system)
         ],
         "examples": [example for example in consistency.examples if example.ways],
     }
-
-
-# --- production --------------------------------------------------------------------------------
 
 
 def _production(evaluation: EvaluationManifest) -> dict[str, Any]:
@@ -461,10 +342,13 @@ def _production(evaluation: EvaluationManifest) -> dict[str, Any]:
     return {
         "facts": [
             ("production rows", f"{production.rows:,}"),
-            ("told apart, AUC (0.5: not at all)", f"{production.auc:.2f}"),
-            (f"{title_of(production.metric)} on the test rows", figure(number(production.score), production.metric)),
-            ("weighted as production", with_interval(production.reweighted, production.metric)),
-            ("worth as many rows", f"{number(production.effective_rows) or 0:,.0f}"),
+            ("distinguishable, AUC (0.5: not at all)", f"{production.auc:.2f}"),
+            (
+                f"{title_of(production.metric)} on the test rows",
+                f.figure(f.number(production.score), production.metric),
+            ),
+            ("weighted as production", f.with_interval(production.reweighted, production.metric)),
+            ("worth as many rows", f"{f.number(production.effective_rows) or 0:,.0f}"),
         ],
         "differs": production.differs_in if production.differs else [],
     }

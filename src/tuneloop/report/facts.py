@@ -1,7 +1,6 @@
 """What a run folder says, read once for both reports, and how its numbers are written.
 
-Every file may be missing (a run in progress, a run without baselines) or cut short: a report shows
-what there is. Text from the user or from a model is made safe to print here, once.
+Every file may be missing or cut short. Text from the user or from a model is made safe to print here, once.
 """
 
 from __future__ import annotations
@@ -48,18 +47,13 @@ SYSTEMS = (
 MOST_OWN = 2  # columns of the user's own metrics; the page has a table of all
 # Control characters would reach the terminal as commands, or break the page; newline and tab stay.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
 NOT_EVALUATED = EvaluationManifest(n=0, metrics={})
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
-RECORDS: tuple[type[Record], ...] = (
-    RunManifest,
-    Plan,
-    Environment,
-    EvaluationManifest,
-    GateResult,
-    TimeChoices,
-)  # a file each
+RECORDS: tuple[type[Record], ...] = (RunManifest, Plan, Environment, EvaluationManifest, GateResult, TimeChoices)
+# What a line of `metrics.jsonl` is, by a key that no other line has.
+LINES: dict[str, type[TrainingStep | Validation | FindingLine]] = {
+    "loss": TrainingStep, "val_loss": Validation, "finding": FindingLine,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,28 +61,24 @@ class RunFacts:
     """The files of a run folder. None, an empty value or `NOT_EVALUATED` stands for a file that is missing.
 
     Args:
-        config: `config.yaml`, the resolved recipe.
-        dataset: `dataset/dataset.json`, or that of the data set that the run began from.
-        evaluation: `eval.json`; `gate`, `time`, `plan`, `environment`, `run` likewise.
-        steps, validations, findings: training records of `metrics.jsonl`, validation records, and what the monitors found, by step.
-        samples: rows of `samples.jsonl`.
-        problems: files that are there and could not be read, in words.
+        steps, validations, findings: training records of `metrics.jsonl`, validation records, and what the monitors
+            found, by step.
     """
 
     path: Path
     run: RunManifest | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    dataset: DatasetManifest | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # `config.yaml`, the resolved recipe
+    dataset: DatasetManifest | None = None  # `dataset/dataset.json`, or that of the data set that the run began from
     plan: Plan | None = None
     environment: Environment | None = None
-    evaluation: EvaluationManifest = NOT_EVALUATED
+    evaluation: EvaluationManifest = NOT_EVALUATED  # `eval.json`; `gate`, `time`, `plan`, `environment`, `run` likewise
     gate: GateResult | None = None
     time: TimeChoices | None = None
     steps: list[TrainingStep] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
     findings: list[FindingLine] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)  # rows of `samples.jsonl`
+    problems: list[str] = field(default_factory=list)  # files that are there and could not be read, in words
 
     @property
     def result(self) -> str:
@@ -111,31 +101,25 @@ class SystemFacts:
     """One line of the comparison.
 
     Args:
-        scores: one for each shown metric; None where it was not measured.
         p: p-value of the paired comparison on this line on the first metric, adjusted for the other systems, or None;
             see `reference_system`.
-        delta: the gain of the tuned model over this system in it, or None; where all are compared with one (`reference_system`),
-            this system's gain over that one. Positive: the tuned model (this system) is better, whichever way the
-            metric runs. `gain_header` says it for tables.
-        verdict: the comparison's verdict, or an empty string.
+        delta: the gain of the tuned model over this system in it, or None; where all are compared with one
+            (`reference_system`), this system's gain over that one. Positive: the tuned model (this system) is better,
+            whichever way the metric runs. `gain_header` says it for tables.
     """
 
     name: str
-    scores: tuple[Estimate | None, ...]
+    scores: tuple[Estimate | None, ...]  # one for each shown metric; None where it was not measured
     p: float | None = None
     delta: Estimate | None = None
-    verdict: str = ""
+    verdict: str = ""  # the comparison's verdict, or an empty string
     tuned: bool = False
-
-
-# --- reading -----------------------------------------------------------------------------------
 
 
 def read_run(path: Path | str) -> RunFacts:
     """Read what there is in a run folder.
 
-    Raises:
-        UserError: the folder does not exist, or holds none of a run's files.
+    Raises UserError: the folder does not exist, or holds none of a run's files.
     """
     path = Path(path)
     if not path.is_dir():
@@ -147,45 +131,31 @@ def read_run(path: Path | str) -> RunFacts:
     sources = section(config.get("data")).get("sources") or [""]
     places = (path / "dataset" / MANIFEST, Path(str(sources[0])) / MANIFEST)
     dataset = next((_record(DatasetManifest, place, problems) for place in places if place.is_file()), None)
-    lines = _lines(path / METRICS, problems, _training_line)
+    lines = _lines(
+        path / METRICS,
+        problems,
+        lambda value: next((as_line(kind, value, "", "") for key, kind in LINES.items() if key in value), None),
+    )
     samples = _lines(path / SAMPLES, problems, lambda value: as_line(Sample, value, "", ""))
     if not any((*records.values(), config, dataset, lines, samples, problems)):
         names = ", ".join([CONFIG, *(kind.file for kind in RECORDS), METRICS])
-        raise UserError(
-            "Not a run folder: it holds none of a run's files", where=str(path), next_step=f"a run has {names}"
-        )
+        what = "Not a run folder: it holds none of a run's files"
+        raise UserError(what, where=str(path), next_step=f"a run has {names}")
 
-    def found(kind: type[R]) -> R | None:
+    def of(kind: type[R]) -> R | None:
         record = records[kind]
         return record if isinstance(record, kind) else None
 
-    evaluation = found(EvaluationManifest) or NOT_EVALUATED
+    evaluation = of(EvaluationManifest) or NOT_EVALUATED
     declare(evaluation.own_metrics.values())
     return RunFacts(
-        path=path,
-        run=found(RunManifest),
-        config=config,
-        dataset=dataset,
-        plan=found(Plan),
-        environment=found(Environment),
-        evaluation=evaluation,
-        gate=found(GateResult),
-        time=found(TimeChoices),
+        path=path, run=of(RunManifest), config=config, dataset=dataset, plan=of(Plan),
+        environment=of(Environment), evaluation=evaluation, gate=of(GateResult), time=of(TimeChoices),
         steps=_by_step(line for line in lines if isinstance(line, TrainingStep)),
         validations=_by_step(line for line in lines if isinstance(line, Validation)),
         findings=[line for line in lines if isinstance(line, FindingLine)],
-        samples=samples,
-        problems=problems,
-    )
-
-
-def _training_line(value: dict[str, Any]) -> TrainingStep | Validation | FindingLine | None:
-    kinds: dict[str, type[TrainingStep | Validation | FindingLine]] = {
-        "loss": TrainingStep,
-        "val_loss": Validation,
-        "finding": FindingLine,
-    }
-    return next((as_line(kind, value, "", "") for key, kind in kinds.items() if key in value), None)
+        samples=samples, problems=problems,
+    )  # fmt: skip
 
 
 def _record(kind: type[R], path: Path, problems: list[str]) -> R | None:
@@ -287,9 +257,6 @@ def section(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-# --- numbers -----------------------------------------------------------------------------------
-
-
 def count(n: float, unit: str = "") -> str:
     """A count with thin groups of three and its unit in the right number: `1,234 rows`."""
     return counted(n, unit) if unit else f"{n:,.0f}"
@@ -354,20 +321,17 @@ def gib(value: float | None) -> str:
     return f"{value:.1f} GiB" if value >= 0.1 or value == 0 else f"{value * 1024:.0f} MiB"
 
 
-def usd(value: float | None, figures: int = 1) -> str:
-    """`$0.01`; smaller amounts keep one figure, or more, so that they do not read as nothing."""
+def usd(value: float | None, digits: int = 1) -> str:
+    """`$0.01`; smaller amounts keep one digit, or more, so that they do not read as nothing."""
     if value is None:
         return "–"
     if value == 0:
         return "$0"
     if value < 1e-5:
         return "< $0.00001"
-    if value >= 10 ** (figures - 3):  # cents have as many figures
+    if value >= 10 ** (digits - 3):  # cents have as many digits
         return f"${value:,.2f}"
-    return f"${float(f'{value:.{figures}g}'):.7f}".rstrip("0")
-
-
-# --- the comparison ----------------------------------------------------------------------------
+    return f"${float(f'{value:.{digits}g}'):.7f}".rstrip("0")
 
 
 def shown_metrics(evaluation: EvaluationManifest) -> list[str]:
@@ -397,35 +361,25 @@ def systems_of(evaluation: EvaluationManifest, metrics: Sequence[str]) -> list[S
     """The lines of the comparison: the base model, the cheap alternatives, the tuned model last."""
     baselines = evaluation.baselines
     usual = [name for name in SYSTEMS if name in baselines]
-    lines = [
-        _system_facts(evaluation, name, baselines[name], metrics)
-        for name in [*usual, *(name for name in baselines if name not in usual)]
-    ]
-    if evaluation.metrics:
-        lines.append(_system_facts(evaluation, evaluation.name, evaluation.metrics, metrics, tuned=True))
+    values = [(name, baselines[name]) for name in [*usual, *(name for name in baselines if name not in usual)]]
+    values += [(evaluation.name, evaluation.metrics)] if evaluation.metrics else []
+    first, lines = reference_system(evaluation), []
+    for i, (name, scores) in enumerate(values):
+        claim, verdict = None, ""
+        if metrics and name != (first or evaluation.name):
+            about, against = (name, first) if first else (evaluation.name, name)
+            claim, verdict = claim_between(evaluation, about, against, metrics[0])
+        lines.append(
+            SystemFacts(
+                name=name,
+                scores=tuple(finite(scores.get(metric)) for metric in metrics),
+                p=number(claim.p) if claim else None,
+                delta=Estimate(claim.gain, claim.low, claim.high) if claim and math.isfinite(claim.gain) else None,
+                verdict=verdict,
+                tuned=i == len(baselines),
+            )
+        )
     return lines
-
-
-def _system_facts(
-    evaluation: EvaluationManifest,
-    name: str,
-    values: Mapping[str, Estimate],
-    metrics: Sequence[str],
-    *,
-    tuned: bool = False,
-) -> SystemFacts:
-    first, claim, verdict = reference_system(evaluation), None, ""
-    if metrics and name != (first or evaluation.name):
-        about, against = (name, first) if first else (evaluation.name, name)
-        claim, verdict = claim_between(evaluation, about, against, metrics[0])
-    return SystemFacts(
-        name=name,
-        scores=tuple(finite(values.get(metric)) for metric in metrics),
-        p=number(claim.p) if claim else None,
-        delta=Estimate(claim.gain, claim.low, claim.high) if claim and math.isfinite(claim.gain) else None,
-        verdict=verdict,
-        tuned=tuned,
-    )
 
 
 def gain_header(evaluation: EvaluationManifest) -> tuple[str, str]:
@@ -434,23 +388,14 @@ def gain_header(evaluation: EvaluationManifest) -> tuple[str, str]:
     head = f"gain over {reference}" if reference else f"gain of {system}"
     what = f"of each line over {reference}; positive means that the line is better." if reference else ""
     what = what or f"of {system} over each line; positive means that {system} is better."
-    return head, f"Gain: {what} {_correction(evaluation)}".strip()
-
-
-def _correction(evaluation: EvaluationManifest) -> str:
-    """What intervals and p-values of the gains are corrected for; empty for a single comparison."""
     tests = max((pair.tests for pair in evaluation.comparisons if pair.metric == evaluation.primary), default=1)
-    return f"Its interval and p-value are corrected for {tests} comparisons (Holm)." if tests > 1 else ""
+    corrected = f" Its interval and p-value are corrected for {tests} comparisons (Holm)." if tests > 1 else ""
+    return head, f"Gain: {what}{corrected}"
 
 
 def verdict_line(evaluation: EvaluationManifest) -> str:
     """The verdict in one sentence; empty where there is none yet."""
     return (evaluation.verdict.sentence if evaluation.verdict else "") or next(iter(evaluation.words), "")
-
-
-def limit_words(facts: RunFacts) -> list[str]:
-    """What a run with a limit on its time left out, and what it would take without; nothing where nothing was left out."""
-    return facts.time.words if facts.time else []
 
 
 def more_words(evaluation: EvaluationManifest) -> list[str]:
@@ -478,23 +423,16 @@ def finite(estimate: Estimate | None) -> Estimate | None:
 def is_right(sample: Sample, prediction: str | None = None) -> bool | None:
     """Whether an answer equals the reference, for rows with a label; None where that says little.
 
-    Args:
-        prediction: the answer to judge; default: the tuned model's.
+    `prediction`: the answer to judge; default: the tuned model's.
     """
     if sample.label is None:
         return None
     if prediction is None and "predicted_label" in sample.model_fields_set:  # as the scorer matched it
         return sample.predicted_label == sample.label
     answer = sample.prediction if prediction is None else prediction
-    return _bare(answer) == _bare(sample.reference or sample.label)
-
-
-def _bare(text: str) -> str:
-    first = text.strip().split("\n")[0]
-    return first.strip(" \t\"'`.,;:!?*").casefold()
-
-
-# --- what was predicted, what it took ----------------------------------------------------------
+    first, second = (text.strip().split("\n")[0] for text in (answer, sample.reference or sample.label))
+    marks = " \t\"'`.,;:!?*"
+    return first.strip(marks).casefold() == second.strip(marks).casefold()
 
 
 @dataclass(frozen=True)
@@ -502,14 +440,13 @@ class Promise:
     """A predicted number and the measured one, written out.
 
     Args:
-        inside: whether it kept to its range.
         words: how it compares: `as predicted`, `took 38 % less`, `took 12 % more`; empty where nothing was predicted.
     """
 
     name: str
     predicted: str
     actual: str
-    inside: bool | None = None
+    inside: bool | None = None  # whether it kept to its range
     words: str = ""
 
 
@@ -541,14 +478,9 @@ def promises(facts: RunFacts) -> list[Promise]:
     cheapest = cost.low if cost and cost.low is not None else None if price is None else price * 0.75
     most = cost.high if cost and cost.high is not None else None if price is None else price * 1.25
 
-    def line(
-        name: str,
-        predicted: str,
-        actual: str,
-        value: float | None,
-        bounds: tuple[float | None, float | None, float | None],
-    ) -> Promise:
-        words = off_words(value, *bounds)
+    def line(name: str, predicted: str, actual: str, value: float | None, bounds: Sequence[float | None]) -> Promise:
+        low, high, expected = bounds
+        words = off_words(value, low, high, expected)
         return Promise(name, predicted, actual, words == "as predicted" if words else None, words)
 
     near = (None, None) if peak is None else (0.85 * peak, 1.15 * peak)

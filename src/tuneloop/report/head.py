@@ -11,27 +11,7 @@ from typing import Any
 from tuneloop.core.files import sha256_file
 from tuneloop.evaluation.metrics import title_of
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
-from tuneloop.records.run import RunManifest
-from tuneloop.report.facts import (
-    RunFacts,
-    SystemFacts,
-    clean,
-    count,
-    figure,
-    finite,
-    gib,
-    given,
-    interval,
-    limit_words,
-    minutes,
-    number,
-    p_value,
-    promises,
-    reference_system,
-    signed,
-    usd,
-    verdict_line,
-)
+from tuneloop.report import facts as f
 
 FEW_ROWS = 200  # test rows below which the page says how little they can show
 LONG_TITLE = 60  # characters from which a title is set smaller; of one with a colon, of what stands before it
@@ -46,33 +26,40 @@ class KeyFigure:
     detail: str = ""
 
 
-def head_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemFacts]) -> dict[str, Any]:
+def head_part(facts: f.RunFacts, metrics: Sequence[str], lines: Sequence[f.SystemFacts]) -> dict[str, Any]:
     """Title, place, words, key numbers, baselines and warnings."""
-    title, *words = verdict_words(facts.evaluation) or [_subject(facts)]
+    evaluation, run = facts.evaluation, bool(facts.run or facts.config or facts.steps)
+    kind = f"run {facts.path.resolve().name}" if run else f"evaluation of {evaluation.name or facts.path.name}"
+    data = (facts.dataset and facts.dataset.id) or evaluation.dataset
+    state = "Training has not finished." if facts.steps else "Training has not begun."
+    if facts.run:
+        trained = facts.run.status in ("finished", "done")
+        state = "Trained; not evaluated yet." if trained else f"Status: {facts.run.status}."
+    place = f.clean(" · ".join(["tuneloop " + kind, *filter(None, (model_name(facts.model), data))]))
+    name = facts.dataset and facts.dataset.name
+    name = name or facts.config.get("name") or (facts.run and facts.run.id) or facts.path.resolve().name
+    subject = f.clean(f"{name} on {model_name(facts.model)}" if facts.model else name)
+    title, *words = verdict_words(facts.evaluation) or [subject]
     first, colon, rest = title.partition(": ")
     short = colon and len(first) <= LONG_TITLE
     return {
         "title": title,
         "headline": (first, keep_together(rest)) if short else (keep_together(title), ""),
-        "place": _place(facts),
-        "words": [keep_together(word) for word in words],
-        "state": _state(facts),
+        "place": place, "words": [keep_together(word) for word in words], "state": "" if facts.evaluated else state,
         "few": few_rows(facts.evaluation, metrics, rival(facts.evaluation, lines)),
-        "limit": limit_words(facts),
-        "figures": key_figures(facts, metrics, lines),
+        "limit": facts.time.words if facts.time else [], "figures": key_figures(facts, metrics, lines),
         "baselines": [
-            (line.name, figure(line.scores[0].value, metrics[0]))
+            (line.name, f.figure(line.scores[0].value, metrics[0]))
             for line in lines
             if not line.tuned and line.scores and line.scores[0]
         ],
-        "metric": title_of(metrics[0]) if metrics else "",
-        "problems": facts.problems,
-    }
+        "metric": title_of(metrics[0]) if metrics else "", "problems": facts.problems,
+    }  # fmt: skip
 
 
 def verdict_words(evaluation: EvaluationManifest) -> list[str]:
     """The verdict in one sentence, then what else the evaluation says in words; empty without an evaluation."""
-    verdict = verdict_line(evaluation)
+    verdict = f.verdict_line(evaluation)
     return [verdict, *(word for word in evaluation.words if word != verdict)] if verdict else []
 
 
@@ -83,84 +70,60 @@ def keep_together(text: str) -> str:
 
 def model_name(text: object) -> str:
     """A model as people name it: of a path into a cache only the name, `org/name` of a hub's cache."""
-    path = PurePosixPath(clean(text or ""))
+    path = PurePosixPath(f.clean(text or ""))
     hub = next((part for part in path.parts if part.startswith("models--")), "")
     if hub:
         return hub.removeprefix("models--").replace("--", "/")
     return path.name if path.is_absolute() else str(text or "")
 
 
-def _subject(facts: RunFacts) -> str:
-    """What was trained on what, for a page without a verdict."""
-    name = (
-        (facts.dataset and facts.dataset.name)
-        or facts.config.get("name")
-        or (facts.run and facts.run.id)
-        or facts.path.resolve().name
-    )
-    return clean(f"{name} on {model_name(facts.model)}" if facts.model else name)
-
-
-def _place(facts: RunFacts) -> str:
-    """The line above the title: which run or evaluation, of which model, on which data."""
-    evaluation, run = facts.evaluation, bool(facts.run or facts.config or facts.steps)
-    kind = f"run {facts.path.resolve().name}" if run else f"evaluation of {evaluation.name or facts.path.name}"
-    data = (facts.dataset and facts.dataset.id) or evaluation.dataset
-    return clean(" · ".join(["tuneloop " + kind, *filter(None, (model_name(facts.model), data))]))
-
-
-def _state(facts: RunFacts) -> str:
-    """What is still missing, or an empty string for a whole run."""
-    if facts.evaluated:
-        return ""
-    if not facts.run:
-        return "Training has not finished." if facts.steps else "Training has not begun."
-    return "Trained; not evaluated yet." if facts.run.status in ("finished", "done") else f"Status: {facts.run.status}."
-
-
-def few_rows(evaluation: EvaluationManifest, metrics: Sequence[str], against: SystemFacts | None) -> str:
+def few_rows(evaluation: EvaluationManifest, metrics: Sequence[str], against: f.SystemFacts | None) -> str:
     """How little a small test set can show of a difference from `against`; empty for a large one."""
     n = evaluation.n
-    score = finite(evaluation.metrics.get(metrics[0])) if metrics else None
+    score = f.finite(evaluation.metrics.get(metrics[0])) if metrics else None
     if not n or n >= FEW_ROWS or score is None:
         return ""
-    bounds = interval(score, metrics[0])
-    text = f"A small test set: {count(n, 'row')}."
+    bounds = f.interval(score, metrics[0])
+    text = f"A small test set: {f.count(n, 'row')}."
     text += f" On other rows of the same kind {title_of(metrics[0])} may be anywhere in {bounds}." if bounds else ""
-    smallest = next(
-        (
-            value
-            for pair in evaluation.comparisons
-            if against and pair.metric == metrics[0] and {pair.a, pair.b} == {against.name, evaluation.name}
-            and (value := number(pair.detectable)) is not None
-        ),
-        None,
-    )  # fmt: skip
-    if smallest is not None and against:
-        text += f" A difference from {against.name} below {figure(smallest, metrics[0])} would hardly have been seen."
+    both = {against.name, evaluation.name} if against else set()
+    pairs = [pair for pair in evaluation.comparisons if pair.metric == metrics[0] and {pair.a, pair.b} == both]
+    smallest = next((value for pair in pairs if (value := f.number(pair.detectable)) is not None), None)
+    if against and smallest is not None:
+        text += f" A difference from {against.name} below {f.figure(smallest, metrics[0])} would hardly have been seen."
     return keep_together(text)
 
 
-def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemFacts]) -> list[KeyFigure]:
-    """At most six figures: the metric that decides, the gain, what was seen of the data, time, memory and cost."""
+def key_figures(facts: f.RunFacts, metrics: Sequence[str], lines: Sequence[f.SystemFacts]) -> list[KeyFigure]:
+    """At most six: the metric that decides, the gain, what was seen of the data, time, memory and cost."""
     figures = []
     tuned = next((line for line in lines if line.tuned), None)
     if tuned and tuned.scores and (score := tuned.scores[0]) is not None:
-        bounds = interval(score, metrics[0])
-        figures.append(KeyFigure(title_of(metrics[0]), figure(score.value, metrics[0]), f"95 % interval {bounds}" if bounds else ""))  # fmt: skip
-        figures += _gain(facts, lines, metrics[0])
-    elif facts.run and (loss := given(facts.run, "best_val_loss")) is not None:
+        bounds = f.interval(score, metrics[0])
+        figures.append(KeyFigure(title_of(metrics[0]), f.figure(score.value, metrics[0]), f"95 % interval {bounds}" if bounds else ""))  # fmt: skip
+        best = rival(facts.evaluation, lines)
+        # Each line has the gain over it; where all are compared with one system, its own gain over that one.
+        line = tuned if f.reference_system(facts.evaluation) else best
+        if best and line and line.delta:
+            detail = f"over {best.name}" + (f", {f.p_value(line.p)}" if line.p is not None else "")
+            figures.append(KeyFigure("gain", f.signed(line.delta.value, metrics[0]), keep_together(detail)))
+    elif facts.run and (loss := f.given(facts.run, "best_val_loss")) is not None:
         figures.append(KeyFigure("validation loss", f"{loss:.3f}", f"best, at step {facts.run.best_step}"))
     elif facts.steps:
         last = facts.steps[-1]
-        figures.append(KeyFigure("training loss", figure(number(last.loss)), f"at step {last.step}"))
-    figures += _seen(facts.run)
-    promised = {p.name: p.predicted for p in promises(facts)}
-    seconds = given(facts.run, "seconds")
+        figures.append(KeyFigure("training loss", f.figure(f.number(last.loss)), f"at step {last.step}"))
+    run, seen = facts.run, f.given(facts.run, "rows_seen")
+    if run and run.rows and seen is not None:
+        percent = 100 * seen / run.rows
+        value = f"{percent:.1f} %" if percent < 10 else f"{min(percent, 100):.0f} %"
+        detail = run.seen if seen >= run.rows else f"{seen:,.0f} of {run.rows:,.0f}"
+        figures.append(KeyFigure("training rows seen", value, detail))
+    promised = {p.name: p.predicted for p in f.promises(facts)}
+    seconds = f.given(facts.run, "seconds")
     for name, shown in (
-        ("training time", minutes(None if seconds is None else seconds / 60)),
-        ("peak memory", gib(given(facts.run, "peak_memory_gib"))),
-        ("cost", usd(given(facts.run, "usd"))),
+        ("training time", f.minutes(None if seconds is None else seconds / 60)),
+        ("peak memory", f.gib(f.given(facts.run, "peak_memory_gib"))),
+        ("cost", f.usd(f.given(facts.run, "usd"))),
     ):
         if shown != "–":
             prediction = promised.get(name, "–").split("  (")[0]
@@ -168,12 +131,12 @@ def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemF
     return figures[:6]
 
 
-def rival(evaluation: EvaluationManifest, lines: Sequence[SystemFacts]) -> SystemFacts | None:
+def rival(evaluation: EvaluationManifest, lines: Sequence[f.SystemFacts]) -> f.SystemFacts | None:
     """The alternative that the verdict is about, else the best one by prompting, else the best one; None without any.
 
     Where all are compared with one system, it is that one.
     """
-    if first := reference_system(evaluation):
+    if first := f.reference_system(evaluation):
         return next((line for line in lines if line.name == first), None)
     named = evaluation.verdict.against if evaluation.verdict else None
     others = [line for line in lines if not line.tuned and line.delta is not None and line.scores[0]]
@@ -183,31 +146,10 @@ def rival(evaluation: EvaluationManifest, lines: Sequence[SystemFacts]) -> Syste
     )
 
 
-def _gain(facts: RunFacts, lines: Sequence[SystemFacts], metric: str) -> list[KeyFigure]:
-    best = rival(facts.evaluation, lines)
-    # Each line tells the gain over it; where all are compared with one system, its own gain over that one.
-    shown = next(line for line in lines if line.tuned) if reference_system(facts.evaluation) else best
-    if best is None or shown is None or shown.delta is None:
-        return []
-    detail = f"over {best.name}" + (f", {p_value(shown.p)}" if shown.p is not None else "")
-    return [KeyFigure("gain", signed(shown.delta.value, metric), keep_together(detail))]
-
-
-def _seen(run: RunManifest | None) -> list[KeyFigure]:
-    """What share of the training rows a step saw."""
-    seen = given(run, "rows_seen")
-    if run is None or not run.rows or seen is None:
-        return []
-    rows = run.rows
-    percent = 100 * seen / rows
-    value = f"{percent:.1f} %" if percent < 10 else f"{min(percent, 100):.0f} %"
-    return [KeyFigure("training rows seen", value, run.seen if seen >= rows else f"{seen:,.0f} of {rows:,.0f}")]
-
-
 GATE = {"pass": "✓ The gate is passed", "fail": "✗ The gate is failed", "inconclusive": "? The gate has not enough evidence"}  # fmt: skip
 
 
-def gate_part(facts: RunFacts) -> dict[str, Any]:
+def gate_part(facts: f.RunFacts) -> dict[str, Any]:
     """What the gate said of this run, and whether of this evaluation."""
     gate = facts.gate
     if gate is None:
@@ -216,15 +158,12 @@ def gate_part(facts: RunFacts) -> dict[str, Any]:
     stale = not evaluation.is_file() or sha256_file(evaluation) != gate.evaluation
     marks = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? not enough evidence"}
     return {
-        "status": gate.status,
-        "words": GATE[gate.status],
-        "stale": stale,
-        "suite": gate.suite.name if gate.suite else "",
-        "against": gate.against.place,
+        "status": gate.status, "words": GATE[gate.status], "stale": stale,
+        "suite": gate.suite.name if gate.suite else "", "against": gate.against.place,
         "created": gate.created.replace("T", " ")[:16],
         "checks": [
             (check.status, marks[check.status], check.message or check.name)
             for check in sorted(gate.checks, key=lambda check: check.status == "pass")
         ],
         "flaky": [f"{row.row}: passed {row.passed} of {row.asked} times" for row in gate.flaky],
-    }
+    }  # fmt: skip

@@ -22,27 +22,10 @@ from tuneloop.core.files import write_text
 from tuneloop.evaluation.metrics import title_of
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import EVALUATION
-from tuneloop.records.run import FindingLine, Validation
 from tuneloop.report import charts
+from tuneloop.report import facts as f
 from tuneloop.report.comparison import changed_settings, compared_part, comparison_as, comparison_table
 from tuneloop.report.eval_parts import evaluation_parts
-from tuneloop.report.facts import (
-    RunFacts,
-    SystemFacts,
-    count,
-    gib,
-    given,
-    next_commands,
-    number,
-    promises,
-    read_run,
-    section,
-    shown_metrics,
-    systems_of,
-    used,
-    with_interval,
-)
-from tuneloop.report.facts import short_count as short
 from tuneloop.report.head import gate_part, head_part
 from tuneloop.report.samples import samples_part
 
@@ -50,25 +33,12 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def write_report(run: Path) -> Path:
-    """Write `RUN/report.html` from the files of the run; a rerun renders it again.
-
-    Raises:
-        UserError: no such run folder, nothing in it, or it can't be written.
-    """
-    path = Path(run) / "report.html"
-    write_text(path, render_report(run))
-    return path
-
-
 def render_report(run: Path) -> str:
     """The page as text. Whatever the run has not produced yet is left out.
 
-    Raises:
-        UserError: no such run folder, or nothing in it.
+    Raises UserError: no such run folder, or nothing in it.
     """
-    facts = read_run(run)
-    return page_template("report.html.j2").render(page=page_of(facts))
+    return page_template("report.html.j2").render(page=page_of(f.read_run(run)))
 
 
 @functools.cache
@@ -76,15 +46,10 @@ def page_template(name: str) -> Template:
     """A template of this package by its file name; the pages share `base.html.j2`."""
     # Autoescape: everything on the page may come from users or from a model's mouth.
     environment = Environment(
-        loader=PackageLoader("tuneloop.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
+        loader=PackageLoader("tuneloop.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
-    )
-    environment.filters["count"] = count
-    environment.filters["soft"] = soft
-    environment.filters["flags"] = flags
+    )  # fmt: skip
+    environment.filters |= {"count": f.count, "figure": f.figure, "soft": soft, "flags": flags}
     return environment.get_template(name)
 
 
@@ -101,61 +66,47 @@ def flags(text: str) -> Markup:
     return Markup(re.sub(r"(?<!\w)(--[a-z][a-z-]*)", r'<span class="flag">\1</span>', str(escape(text))))
 
 
-def page_of(facts: RunFacts) -> dict[str, Any]:
+def page_of(facts: f.RunFacts) -> dict[str, Any]:
     """Everything the template shows, computed and written out."""
-    metrics = shown_metrics(facts.evaluation)
-    lines = systems_of(facts.evaluation, metrics)
+    machine = facts.environment.to_json() if facts.environment else {}
     page = {
-        **head_part(facts, metrics, lines),
-        "gate": gate_part(facts),
-        "comparison": comparison_part(facts, metrics, lines),
-        "training": _training(facts),
-        "samples": samples_part(facts),
-        "parts": evaluation_parts(facts.evaluation),
+        **_shared_parts(facts), "training": _training(facts),
         "settings": changed_settings(facts.config) if facts.config else [],
-        "data": _data(facts),
-        "plan": _plan(facts),
-        "config": yaml_text(facts.config),
-        "environment": [(k, inline(v)) for k, v in facts.environment.to_json().items() if k != "packages"]
-        if facts.environment
-        else [],
+        "data": _data(facts.dataset), "plan": _plan(facts), "config": yaml_text(facts.config),
+        "environment": [(k, inline(v)) for k, v in machine.items() if k != "packages"],
         "packages": sorted(facts.environment.packages.items()) if facts.environment else [],
-        "next": next(iter(next_commands(facts)), ""),
-        "run_path": str(facts.path),
-        "result": facts.result,
-        **script_part(),
-    }
+        "next": next(iter(f.next_commands(facts)), ""), "run_path": str(facts.path), "result": facts.result,
+    }  # fmt: skip
     page["sections"] = contents(page)
     return page
 
 
+SECTIONS = {
+    "gate": "Gate", "comparison": "Comparison", "differ": "Settings that differ", "overlay": "Losses", "labels": "Labels",
+    "fields": "Fields", "slices": "Slices", "calibration": "Calibration", "errors": "Kinds of errors",
+    "disagreements": "Disagreements", "consistency": "Consistency", "samples": "Samples", "effects": "Side effects",
+    "production": "Production", "judge": "Judge", "costs": "Costs", "training": "Training", "settings": "Settings",
+    "data": "Data", "plan": "Plan and outcome", "record": "Record",
+}  # fmt: skip
+
+
+def _shared_parts(facts: f.RunFacts) -> dict[str, Any]:
+    """The parts that the pages of a run and of an evaluation both have."""
+    metrics = f.shown_metrics(facts.evaluation)
+    lines = f.systems_of(facts.evaluation, metrics)
+    return {
+        **head_part(facts, metrics, lines), "gate": gate_part(facts),
+        "comparison": comparison_part(facts, metrics, lines), "samples": samples_part(facts),
+        "parts": evaluation_parts(facts.evaluation), **script_part(),
+    }  # fmt: skip
+
+
 def contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(anchor, name) of the sections that a page of a run or an evaluation has, in their order."""
-    parts = section(page.get("parts"))
-    there = {
-        "gate": ("Gate", page.get("gate")),
-        "comparison": ("Comparison", page.get("comparison")),
-        "differ": ("Settings that differ", page.get("differ")),
-        "overlay": ("Losses", page.get("overlay")),
-        "labels": ("Labels", parts.get("labels")),
-        "fields": ("Fields", parts.get("fields")),
-        "slices": ("Slices", parts.get("slices")),
-        "calibration": ("Calibration", parts.get("calibration")),
-        "errors": ("Kinds of errors", parts.get("errors")),
-        "disagreements": ("Disagreements", parts.get("disagreements")),
-        "consistency": ("Consistency", parts.get("consistency")),
-        "samples": ("Samples", page.get("samples")),
-        "effects": ("Side effects", parts.get("effects")),
-        "production": ("Production", parts.get("production")),
-        "judge": ("Judge", parts.get("judge")),
-        "costs": ("Costs", parts.get("leaderboard")),
-        "training": ("Training", page.get("training")),
-        "settings": ("Settings", page.get("config")),
-        "data": ("Data", page.get("data")),
-        "plan": ("Plan and outcome", page.get("plan")),
-    }
     record = page.get("environment") or page.get("packages") or page.get("tables")
-    return [(key, name) for key, (name, shown) in {**there, "record": ("Record", record)}.items() if shown]
+    costs = page["parts"]["leaderboard"]
+    shown = {**page["parts"], **page, "settings": page.get("config"), "record": record, "costs": costs}
+    return [(key, name) for key, name in SECTIONS.items() if shown.get(key)]
 
 
 @functools.cache
@@ -166,7 +117,7 @@ def script_part() -> dict[str, str]:
     return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
 
 
-def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemFacts]) -> dict[str, Any]:
+def comparison_part(facts: f.RunFacts, metrics: Sequence[str], lines: Sequence[f.SystemFacts]) -> dict[str, Any]:
     """Systems with intervals, gain, p-value and verdict."""
     if not lines:
         return {}
@@ -175,105 +126,72 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Sys
     more = [m for m in shown.metrics if m not in metrics]
     table = comparison_table(shown, metrics, lines)
     return {
-        "n": shown.n,
-        "split": shown.split,
-        "table": table,
+        "n": shown.n, "split": shown.split, "table": table,
         "charts": [
             (title_of(metrics[i]), charts.chart_pair(charts.forest_chart, lines, i, metrics[i])) for i in measured
         ],
-        "more": [(title_of(m), [with_interval(c.scores[0], m) for c in systems_of(shown, [m])]) for m in more],
-        "names": [line.name for line in lines],
-        "own": shown.name,
-        "invalid": shown.invalid,
+        "more": [(title_of(m), [f.with_interval(c.scores[0], m) for c in f.systems_of(shown, [m])]) for m in more],
+        "names": [line.name for line in lines], "own": shown.name, "invalid": shown.invalid,
         "notes": shown.notes,
-    }
+    }  # fmt: skip
 
 
-def _training(facts: RunFacts) -> dict[str, Any]:
+def _training(facts: f.RunFacts) -> dict[str, Any]:
     run = facts.run
-    chart = charts.chart_pair(charts.loss_chart, facts.steps, facts.validations, facts.findings)
-    trio = [
-        (title, drawn)
-        for key, title in (
-            ("learning_rate", "Learning rate"),
-            ("grad_norm", "Gradient norm, before clipping"),
-            ("tokens_per_second", "Tokens a second"),
-        )
-        if (drawn := charts.step_chart(facts.steps, key, title))
-    ]
-    if not chart and not run:
+    loss_charts = charts.chart_pair(charts.loss_chart, facts.steps, facts.validations, facts.findings)
+    small = {
+        "learning_rate": "Learning rate",
+        "grad_norm": "Gradient norm, before clipping",
+        "tokens_per_second": "Tokens a second",
+    }
+    trio = [(title, chart) for key, title in small.items() if (chart := charts.step_chart(facts.steps, key, title))]
+    if not loss_charts and not run:
         return {}
     stopped = {
         "finished": "after the planned steps",
         "early": "early: the validation loss no longer fell",
         "time": "when the time was up",
     }
-    best, loss = given(run, "best_step"), given(run, "best_val_loss")
-    if best is None and (validation := _best(facts.validations)):
-        best, loss = validation.step, validation.val_loss
+    best, loss = f.given(run, "best_step"), f.given(run, "best_val_loss")
+    losses = [(value, v.step) for v in facts.validations if (value := f.number(v.val_loss)) is not None]
+    if best is None and losses:
+        loss, best = min(losses, key=lambda each: each[0])
     plan = facts.plan
     trainable = (run and run.trainable_parameters) or (plan and plan.trainable_parameters)
     total = plan and plan.total_parameters
-    share = f" of {short(total)} ({100 * trainable / total:.2g}\u00a0%)" if total and trainable else ""
+    share = f" of {f.short_count(total)} ({100 * trainable / total:.2g}\u00a0%)" if total and trainable else ""
     entries = [
         ("method", (run and run.method) or (plan and plan.method) or ""),
-        ("trained parameters", f"{short(trainable)}{share}" if trainable else ""),
+        ("trained parameters", f"{f.short_count(trainable)}{share}" if trainable else ""),
         ("steps", f"{run.steps:,}" if run else f"{facts.steps[-1].step:,} so far" if facts.steps else ""),
         ("rows seen", run.seen if run else ""),
-        ("epochs", f"{n:.3g}" if (n := given(run, "epochs")) is not None else ""),
+        ("epochs", f"{n:.3g}" if (n := f.given(run, "epochs")) is not None else ""),
         ("ended", stopped.get(run.stopped, f"by a monitor: {run.stopped.replace('_', ' ')}") if run else ""),
         ("best validation loss", f"{loss:.4f} at step {best:g}" if loss is not None and best is not None else ""),
-        ("tokens", f"{n:,.0f}" if (n := given(run, "tokens")) is not None else ""),
+        ("tokens", f"{n:,.0f}" if (n := f.given(run, "tokens")) is not None else ""),
         ("speed", f"{run.tokens_per_second:,.0f} tokens/s" if run and run.tokens_per_second else ""),
-        ("MFU", used(run.mfu) if run else ""),
+        ("MFU", f.used(run.mfu) if run else ""),
     ]
     return {
-        "chart": chart,
-        "trio": trio,
-        "facts": [(k, v) for k, v in entries if v],
-        "findings": _findings(facts.findings),
-        "mfu": run.mfu.definition if run and run.mfu else "",
-    }
+        "chart": loss_charts, "trio": trio, "facts": [(k, v) for k, v in entries if v],
+        "findings": facts.findings, "mfu": run.mfu.definition if run and run.mfu else "",
+    }  # fmt: skip
 
 
-def _findings(findings: Sequence[FindingLine]) -> list[dict[str, Any]]:
-    return [
-        {
-            "kind": finding.finding.replace("_", " "),
-            "step": finding.step,
-            "sentence": finding.sentence,
-            "rows": ", ".join(finding.rows),
-            "remedies": [remedy for remedy in finding.remedies if not remedy.startswith("look at these rows")],
-        }
-        for finding in findings
-    ]
-
-
-def _best(validations: Sequence[Validation]) -> Validation | None:
-    finite = [v for v in validations if number(v.val_loss) is not None]
-    return min(finite, key=lambda v: number(v.val_loss) or 0.0) if finite else None
-
-
-def _data(facts: RunFacts) -> dict[str, Any]:
-    manifest = facts.dataset
+def _data(manifest: DatasetManifest | None) -> dict[str, Any]:
     if manifest is None:
         return {}
     splits = manifest.splits.by_name
     labels: Counter[str] = sum((Counter(split.labels or {}) for split in splits.values()), Counter())
     return {
-        "id": manifest.id,
-        "task": manifest.task,
-        "format": manifest.format.name if manifest.format else "",
+        "manifest": manifest,
         "counts": [(key, manifest.counts[key]) for key in ("read", "kept", "rejected")],
-        "sources": source_lines(manifest),
-        "rejected": tally(manifest.rejected),
-        "repaired": tally(manifest.repaired),
-        "splits": split_lines(manifest),
-        "checks": manifest.checks,
+        "sources": source_lines(manifest), "rejected": tally(manifest.rejected),
+        "repaired": tally(manifest.repaired), "splits": split_lines(manifest),
         "labels": sorted(labels.items(), key=lambda pair: (-pair[1], pair[0])),
         "label_chart": charts.chart_pair(charts.label_chart, labels),
         "token_chart": token_chart(manifest),
-    }
+    }  # fmt: skip
 
 
 def source_lines(manifest: DatasetManifest | None) -> list[tuple[str, int, str]]:
@@ -298,33 +216,27 @@ def token_chart(manifest: DatasetManifest) -> Any:
 
 def tally(value: object) -> list[tuple[str, float]]:
     """(word, count) of a manifest's counts above zero, the most frequent first, underscores as spaces."""
-    pairs = [(str(k).replace("_", " "), n) for k, v in section(value).items() if (n := number(v)) is not None and n > 0]
+    pairs = [
+        (str(k).replace("_", " "), n) for k, v in f.section(value).items() if (n := f.number(v)) is not None and n > 0
+    ]
     return sorted(pairs, key=lambda pair: -pair[1])
 
 
-def _plan(facts: RunFacts) -> dict[str, Any]:
-    lines = promises(facts)
+def _plan(facts: f.RunFacts) -> dict[str, Any]:
+    lines = f.promises(facts)
     plan = facts.plan
     if plan is None:
-        without: dict[str, Any] = {
-            "machine": "",
-            "fits": None,
-            "capacity": "–",
-            "phase": "",
-            "assumptions": [],
-            "alternatives": [],
-        }
-        return {"lines": lines, "terms": [], **without} if lines else {}
+        nothing = dict.fromkeys(("terms", "machine", "phase", "assumptions", "alternatives"))
+        return {"lines": lines, **nothing, "capacity": "–"} if lines else {}
     memory = plan.memory
     terms = [(name.replace("_", " "), n) for name, n in memory.terms.items()]
     most = max((n for _, n in terms), default=0.0) or 1.0
     return {
         "lines": lines,
         "machine": plan.gpu + (f" × {plan.gpus}" if plan.gpus > 1 else ""),
-        "fits": plan.fits,
-        "capacity": gib(memory.capacity_gib),
+        "capacity": f.gib(memory.capacity_gib),
         "phase": memory.phase,
-        "terms": [(name, gib(n), 100 * max(n, 0.0) / most) for name, n in sorted(terms, key=lambda t: -t[1])],
+        "terms": [(name, f.gib(n), 100 * max(n, 0.0) / most) for name, n in sorted(terms, key=lambda t: -t[1])],
         "assumptions": plan.assumptions,
         "alternatives": [inline(change.to_json()) for change in plan.alternatives],
     }
@@ -349,48 +261,31 @@ def yaml_text(config: Mapping[str, Any]) -> str:
 
 
 def write_page(folder: Path | str) -> Path:
-    """Write `report.html` of a folder: of the run, where it is one, else of the evaluation in it.
+    """Write `report.html` of a folder: of the run, where it is one, else of the evaluation in it; a rerun renders it again.
 
-    Raises:
-        UserError: no such folder, or it holds neither.
+    Raises UserError: no such folder, or it holds neither.
     """
     folder = Path(folder)
-    if not (folder / EVALUATION).is_file() or (folder / "config.yaml").is_file():
-        return write_report(folder)
-    path = folder / "report.html"
-    write_text(path, render_evaluation(folder))
-    return path
+    is_run = not (folder / EVALUATION).is_file() or (folder / "config.yaml").is_file()
+    write_text(folder / "report.html", render_report(folder) if is_run else render_evaluation(folder))
+    return folder / "report.html"
 
 
 def render_evaluation(folder: Path | str) -> str:
     """The page as text; raises `UserError` where there is no evaluation."""
-    facts = read_run(folder)
+    facts = f.read_run(folder)
     if not facts.evaluated:
         damaged = next((problem for problem in facts.problems if problem.startswith(EVALUATION)), "No evaluation there")
         raise UserError(damaged, where=str(folder), next_step=f"run `tuneloop evaluate {folder}` first")
-    return page_template("eval.html.j2").render(page=_evaluation_page(facts))
-
-
-def _evaluation_page(facts: RunFacts) -> dict[str, Any]:
     evaluation = facts.evaluation
-    metrics = shown_metrics(evaluation)
-    lines = systems_of(evaluation, metrics)
+    settings = evaluation.settings.to_json() if evaluation.settings else {}
     page = {
-        **head_part(facts, metrics, lines),
-        "gate": gate_part(facts),
-        "comparison": comparison_part(facts, metrics, lines),
-        "parts": evaluation_parts(evaluation),
-        "samples": samples_part(facts),
+        **_shared_parts(facts),
         "tables": [(form, comparison_as(evaluation, form)) for form in ("markdown", "latex")],
-        "settings": [
-            (key, str(value))
-            for key, value in (evaluation.settings.to_json() if evaluation.settings else {}).items()
-            if value and key != "labels"
-        ],
+        "settings": [(key, str(value)) for key, value in settings.items() if value and key != "labels"],
         "signatures": sorted(evaluation.signatures.items()),
         "path": str(facts.path),
         **compared_part(evaluation),
-        **script_part(),
     }
     page["sections"] = contents(page)
-    return page
+    return page_template("eval.html.j2").render(page=page)

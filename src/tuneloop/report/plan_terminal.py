@@ -19,22 +19,7 @@ def print_plan(plan: Mapping[str, Any], *, everything: bool = False) -> None:
         f"{plan['model']}, {plan['method']}: {_count(plan['trainable_parameters'])} of {_count(plan['total_parameters'])}"
         f" parameters trained ({share:.2%})\n"
     )
-    _print_table(plan["table"], everything)
-    _print_memory(plan)
-    _print_time_and_cost(plan)
-    print("\nAssumed:")
-    for line in plan["assumptions"]:
-        print(f"  {line}")
-    if not plan["fits"]:
-        print(
-            "\nWhat would make it fit:" if plan["alternatives"] else "\nNo change that the planner knows makes it fit."
-        )
-    for change in plan["alternatives"]:
-        print(f"  {change['change']}: {change['why']} ({change['required_gib']:.1f} GiB required)")
-    print(f"\nRecommendation: {plan['recommendation']}")
-
-
-def _print_table(table: Sequence[Mapping[str, Any]], everything: bool) -> None:
+    table = plan["table"]
     shown = table if everything else table[:MOST_ROWS]
     print(
         f"{'':2}{'machine':<18}{'':6}{'peak GiB':>10}{'spare':>8}{'tokens/s':>11}{'a run takes':>13}{'and costs':>11}  range"
@@ -43,8 +28,23 @@ def _print_table(table: Sequence[Mapping[str, Any]], everything: bool) -> None:
         print(_line(row))
     if left := len(table) - len(shown):
         fitting = sum(row["fits"] for row in table[len(shown) :])
-        what = f"{fitting} of them fit" if fitting else "none of them fits"
-        print(f"  {left} more, {what}: --all shows them")
+        print(f"  {left} more, {f'{fitting} of them fit' if fitting else 'none of them fits'}: --all shows them")
+    _print_memory(plan)
+    time, cost = plan["time"], plan["cost"]
+    if time.get("hours") is not None:
+        print(f"\nTime of a run: {hours_expected(time['hours'], time['low'], time['high'])}")
+        for name, hours in time["breakdown"].items():
+            if hours >= 0.005 * time["hours"]:
+                print(f"  {hours_words(hours):>12}  {name}")
+        if cost["usd"] is not None:
+            print("\n".join(cost_lines(PlannedCost(**cost))))
+    print("\n  ".join(["\nAssumed:", *plan["assumptions"]]))
+    if not plan["fits"]:
+        some = plan["alternatives"]
+        print("\nWhat would make it fit:" if some else "\nNo change that the planner knows makes it fit.")
+    for change in plan["alternatives"]:
+        print(f"  {change['change']}: {change['why']} ({change['required_gib']:.1f} GiB required)")
+    print(f"\nRecommendation: {plan['recommendation']}")
 
 
 def _print_memory(plan: Mapping[str, Any]) -> None:
@@ -54,25 +54,12 @@ def _print_memory(plan: Mapping[str, Any]) -> None:
     print(f"\n{machine}: {verdict}. Memory in GiB{'' if cpu else ' a GPU'}; the peak is the phase {memory['phase']!r}:")
     for name, gib in sorted(memory["terms"].items(), key=lambda item: -item[1]):
         print(f"  {gib:9.2f}  {name}")
-    if cpu:
-        print(f"  {memory['peak_gib']:9.2f}  resident at the peak")
-        print(f"  {memory['required_gib']:9.2f}  required, of {memory['capacity_gib']:.2f} that this process may use")
-    else:
-        print(f"  {memory['peak_gib']:9.2f}  allocated at the peak (torch.cuda.max_memory_allocated)")
+    peak = "resident at the peak" if cpu else "allocated at the peak (torch.cuda.max_memory_allocated)"
+    print(f"  {memory['peak_gib']:9.2f}  {peak}")
+    if not cpu:
         print(f"  {memory['reserved_gib']:9.2f}  reserved (about what nvidia-smi shows)")
-        print(f"  {memory['required_gib']:9.2f}  required, of {memory['capacity_gib']:.2f} that the driver reports")
-
-
-def _print_time_and_cost(plan: Mapping[str, Any]) -> None:
-    time, cost = plan["time"], plan["cost"]
-    if time.get("hours") is None:
-        return
-    print(f"\nTime of a run: {hours_expected(time['hours'], time['low'], time['high'])}")
-    for name, hours in time["breakdown"].items():
-        if hours >= 0.005 * time["hours"]:
-            print(f"  {hours_words(hours):>12}  {name}")
-    if cost["usd"] is not None:
-        print("\n".join(cost_lines(PlannedCost(**cost))))
+    capacity = f"{memory['capacity_gib']:.2f} that {'this process may use' if cpu else 'the driver reports'}"
+    print(f"  {memory['required_gib']:9.2f}  required, of {capacity}")
 
 
 def shown_parts(cost: PlannedCost) -> dict[str, float]:
@@ -89,12 +76,15 @@ def cost_lines(cost: PlannedCost) -> list[str]:
     spread = f"; one time in ten more than {high}" if high != expected else ""
     lines = [f"Cost: {expected} expected{spread}"]
     lines += [f"  {usd_words(usd):>{width}}  {name}: {why[name]}" for name, usd in shown.items()]
-    if cost.until_kept:
-        lines.append(
-            f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(cost.until_kept.usd)} in all "
-            "(--runs 3 --setup-hours 0.5 --evaluation-hours 0.5)"
-        )
+    if words := until_kept_words(cost):
+        lines.append(f"{words.removesuffix('.')} (--runs 3 --setup-hours 0.5 --evaluation-hours 0.5)")
     return lines
+
+
+def until_kept_words(cost: PlannedCost) -> str:
+    """What it costs until a run is kept, in a sentence; empty where that is not planned."""
+    several = cost.until_kept and usd_words(cost.until_kept.usd)
+    return f"Until a run is kept, about three are made, with setup and evaluation: {several} in all." if several else ""
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -126,22 +116,17 @@ def serving_lines(model: str, table: Sequence[Served], context: int, concurrency
     first = next(iter(machines.values()))
     lines = [f"{model}: {counted(concurrency, 'request')} at a time of {context:,} tokens", ""]
     lines.append(f"{'':<16}" + "".join(f"{each.format:>16}" for each in first))
-    for title, figure in (("weights GiB", "weights_gib"), ("keys, values", "cache_gib")):
-        lines.append(f"{title:<16}" + "".join(f"{getattr(each, figure):>16.1f}" for each in first))
+    for title, field in (("weights GiB", "weights_gib"), ("keys, values", "cache_gib")):
+        lines.append(f"{title:<16}" + "".join(f"{getattr(each, field):>16.1f}" for each in first))
     lines += ["", "tokens a second written to all requests together (to one alone); N x: so many GPUs are needed"]
     for machine, row in machines.items():
-        lines.append(f"{machine:<16}" + "".join(f"{_cell(each):>16}" for each in row))
+        cells = ("-" if each.one is None or each.all is None else
+                 f"{f'{each.gpus}x ' if each.gpus > 1 else ''}{_short(each.all)} ({_short(each.one)})" for each in row)  # fmt: skip
+        lines.append(f"{machine:<16}" + "".join(f"{cell:>16}" for cell in cells))
     if len(first) == len(table):
         lines.append(f"{'prompt tokens/s':<16}" + "".join(f"{each.prompt or 0:>16,.0f}" for each in first))
         lines.append(f"{'GiB in all':<16}" + "".join(f"{each.peak_gib:>16.1f}" for each in first))
     return lines
-
-
-def _cell(each: Served) -> str:
-    if each.one is None or each.all is None:
-        return "-"
-    many = f"{each.gpus}x " if each.gpus > 1 else ""
-    return f"{many}{_short(each.all)} ({_short(each.one)})"
 
 
 def _short(speed: float) -> str:

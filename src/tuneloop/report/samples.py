@@ -1,11 +1,11 @@
 """Samples: rows chosen to tell something first, for the terminal and the page, and all of them for a search in the page itself.
 
-The first rows of a page are written as HTML and need no script. The others are in the page as JSON, which `samples.js` searches,
-filters and shows, as text and never as markup.
+The first rows of a page are HTML and need no script; the others are JSON, which `samples.js` shows as text, never as markup.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
@@ -85,7 +85,7 @@ SHORTER = (LONGEST_TEXT, 2000, 1000, 500, 200)  # where all of them would be too
 ROOM = 6_000_000  # characters of all texts in the page
 MOST_ROWS = 5000  # rows in the page; of more those that tell the most
 PAGE = 10  # rows that are seen at once
-MOST_BESIDE = 3  # answers of others shown with the evaluation's own
+MOST_OTHERS = 3  # answers of others shown with the evaluation's own
 LOOK_AHEAD = 200  # rows among which the next label is looked for
 
 
@@ -94,20 +94,18 @@ class JudgedSample:
     """A row of `samples.jsonl`, the `place`th from 0, with what it tells.
 
     Args:
-        kind: see `KINDS`; `why` says it in words.
-        right: whether the own answer is right; None where that says little. `others`: the same for each other system shown.
-        value: confidence or score, by which rows can be sorted; None where unknown.
-        label: the row's label, or the value of the field that decides; None for free texts.
+        right: whether the own answer is right; None where that says little. `others`: the same for each other system
+            shown.
     """
 
     sample: Sample
     place: int
-    kind: str
+    kind: str  # see `KINDS`; `why` says it in words
     why: str
     right: bool | None
     others: dict[str, bool | None]
-    value: float | None
-    label: str | None = None
+    value: float | None  # confidence or score, by which rows can be sorted; None where unknown
+    label: str | None = None  # the row's label, or the value of the field that decides; None for free texts
 
     @property
     def answers(self) -> list[tuple[str, str, bool | None]]:
@@ -127,13 +125,9 @@ class JudgedSample:
 
 @dataclass(frozen=True)
 class OrderedSamples:
-    """All rows of an evaluation, those that tell the most first.
+    """All rows of an evaluation, those that tell the most first."""
 
-    Args:
-        own: name of the evaluation's own system; `names`: those whose answers are shown with its.
-    """
-
-    own: str
+    own: str  # name of the evaluation's own system; `names`: those whose answers are shown with its
     names: list[str]
     rows: list[JudgedSample]
 
@@ -149,9 +143,7 @@ class OrderedSamples:
             f"Rows that tell the most come first: where {self.own} and another system disagree, wrong answers, and near misses, each "
             f"label in turn. They are not a random sample of the {count(n, 'row')}"
         )
-        return (
-            f"{text}: {wrong:,} of all {counted(n, 'answer')} of {self.own} are wrong." if self.judged else f"{text}."
-        )
+        return text + (f": {wrong:,} of all {counted(n, 'answer')} of {self.own} are wrong." if self.judged else ".")
 
 
 # How rows are taken by turns: lost against another system, won, near misses, and wrong as all others are.
@@ -177,25 +169,17 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
     longest = longest_text(rows)
     wanted = number(section(facts.config.get("evaluate")).get("samples"))
     size = 0 if wanted == 0 else max(int(wanted or 0), PAGE)
-    pairs = Counter(
-        (t.reference, t.answer.strip() or "(empty)")
-        for t in choice.rows
-        if t.right is False and t.sample.label is not None
-    )
+    wrong = [t for t in choice.rows if t.right is False]
+    pairs = Counter((t.reference, t.answer.strip() or "(empty)") for t in wrong if t.sample.label is not None)
     return {
-        "own": choice.own,
-        "note": choice.in_words(),
+        "own": choice.own, "note": choice.in_words(),
         "shown": [_shown(t, choice.own, metrics, longest) for t in rows[:size]],
-        "size": size,
-        "total": len(choice.rows),
-        "kept": len(rows),
-        "wrong": sum(t.right is False for t in choice.rows),
-        "judged": choice.judged,
-        "marks": any(t.sample.label is None for t in rows),
+        "size": size, "total": len(choice.rows), "kept": len(rows), "wrong": len(wrong),
+        "judged": choice.judged, "marks": any(t.sample.label is None for t in rows),
         "confusions": [(a, cut(b, 200), n) for (a, b), n in pairs.most_common(10)],
         "rows": rows_json(rows, choice.own, choice.names, metrics, longest, size) if len(rows) > size > 0 else "",
         **_choices(rows, choice.own, choice.names, facts.evaluation),
-    }
+    }  # fmt: skip
 
 
 def shown_systems(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> list[str]:
@@ -208,13 +192,12 @@ def shown_systems(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> 
         return score.value if score else float("-inf")
 
     names = [name for name in answered if name != "majority class"]  # it says the same in every row
-    if len(names) <= MOST_BESIDE:
+    if len(names) <= MOST_OTHERS:
         return names
     best = sorted(names, key=value, reverse=True)
     prompts, others = [n for n in best if "shot" in n], [n for n in best if "shot" not in n]
-    chosen = [*prompts[:1], *others[:1], *(n for n in best if n == "zero-shot"), *best]
-    chosen = list(dict.fromkeys(chosen))[:MOST_BESIDE]
-    return [name for name in names if name in chosen]
+    chosen = dict.fromkeys([*prompts[:1], *others[:1], *(n for n in best if n == "zero-shot"), *best])
+    return [name for name in names if name in list(chosen)[:MOST_OTHERS]]
 
 
 @dataclass
@@ -222,12 +205,12 @@ class _Judge:
     """By what rows without a label are judged: a metric, or the value of the field that decides.
 
     Args:
-        right_or_wrong: whether a score says right or wrong, as of a field's value or of a program's tests.
-        apart: system -> row id -> (own score, its score), as far as `eval.json` names rows; `whole`: systems of which it names all.
+        apart: system -> row id -> (own score, its score), as far as `eval.json` names rows; `whole`: systems of which
+            it names all.
     """
 
     metric: str
-    right_or_wrong: bool
+    right_or_wrong: bool  # whether a score says right or wrong, as of a field's value or of a program's tests
     apart: Mapping[str, Mapping[str, tuple[float, float]]]
     whole: frozenset[str]
     field: Pattern | None
@@ -244,24 +227,16 @@ class _Judge:
 
 def _judge(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> _Judge:
     metric = evaluation.row_metric or evaluation.primary
-    scores = {_score_in(sample, metric) for sample in samples}
+    scores = {number(sample.scores.get(metric)) for sample in samples}
     differing = evaluation.disagreements
     apart = {name: {row.id: (row.score, row.other) for row in part.rows} for name, part in differing.items()}
     whole = frozenset(name for name, part in differing.items() if len(part.rows) == part.better + part.worse)
     plain = metric_of(metric).right_or_wrong and scores <= {0.0, 1.0}
-    return _Judge(metric, plain, apart, whole, _field(evaluation, metric))
-
-
-def _score_in(sample: Sample, metric: str) -> float | None:
-    return number(sample.scores.get(metric))
-
-
-def _field(evaluation: EvaluationManifest, metric: str) -> Pattern | None:
     pattern = evaluation.settings.fields.get(metric.rpartition(".")[0]) if evaluation.settings else None
-    try:
-        return compile_pattern(pattern, re.MULTILINE) if pattern else None
-    except ValueError:
-        return None
+    field = None
+    with contextlib.suppress(ValueError):
+        field = compile_pattern(pattern, re.MULTILINE) if pattern else None
+    return _Judge(metric, plain, apart, whole, field)
 
 
 def judged_sample(sample: Sample, place: int, system: str, names: Sequence[str], judge: _Judge) -> JudgedSample:
@@ -271,28 +246,27 @@ def judged_sample(sample: Sample, place: int, system: str, names: Sequence[str],
     others = {name: is_right(sample, sample.baselines[name]) for name in answered}
     about, differing, label = "", "", sample.label
     if right is None:
-        differing = (
-            differing_fields(sample.reference, sample.prediction) if metric_of(judge.metric).needs == "JSON" else ""
-        )
-        score = _score_in(sample, judge.metric)
+        if metric_of(judge.metric).needs == "JSON":
+            differing = differing_fields(sample.reference, sample.prediction)
+        score = number(sample.scores.get(judge.metric))
         if score is None or not judge.right_or_wrong:
             return _by_score(sample, place, judge, dict.fromkeys(answered), differing)
         right, others = score == 1, {name: _right_by_score(sample, name, score, judge) for name in answered}
         field = judge.metric.rpartition(".")[0].replace("_", " ")
         about, confidence, label = f"{field}: " if field else "", None, judge.value(sample.reference)
-    rivals = [name for name, good in others.items() if good]
-    beaten = [name for name, good in others.items() if good is False]
+    rivals = [
+        name for name, good in others.items() if (good is False if right else good)
+    ]  # those with the other outcome
     sure = "" if confidence is None else f" (confidence {confidence:.2f})"
-    if not right and rivals:
-        kind, why = "lost", f"{system} is wrong{sure}, {_names(rivals)} right"
-    elif not right:
-        kind, why = "wrong", f"{system} is wrong{sure}"
-        why += ", as the others shown are" if others and all(good is False for good in others.values()) else ""
-    elif beaten:
-        kind, why = "won", f"{system} is right{sure}, {_names(beaten)} wrong"
-    else:
+    why = f"{system} is {'right' if right else 'wrong'}{sure}"
+    if rivals:
+        names = rivals[0] if len(rivals) == 1 else f"{', '.join(rivals[:-1])} and {rivals[-1]}"
+        kind, why = ("won", f"{why}, {names} wrong") if right else ("lost", f"{why}, {names} right")
+    elif right:
         kind = "unsure" if confidence is not None and confidence < 0.6 else "rest"
-        why = f"{system} is right{sure}"
+    else:
+        kind = "wrong"
+        why += ", as the others shown are" if others and all(good is False for good in others.values()) else ""
     why = f"{about}{why}: {differing}" if differing else about + why
     return JudgedSample(sample, place, kind, why, right, others, confidence, label)
 
@@ -326,10 +300,6 @@ def _by_score(
     return JudgedSample(sample, place, "rest", differing, None, others, value)
 
 
-def _names(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def order_of_interest(judged: Sequence[JudgedSample]) -> list[JudgedSample]:
     """All rows: kinds by turns, within a kind labels by turns, near misses the least sure first; the rest in order."""
     groups = {kind: [t for t in judged if t.kind == kind] for kind in KINDS}
@@ -348,11 +318,7 @@ def order_of_interest(judged: Sequence[JudgedSample]) -> list[JudgedSample]:
     return order + groups["rest"]
 
 
-# --- for the template --------------------------------------------------------------------------
-
-
 def _shown(t: JudgedSample, system: str, metrics: Sequence[str], longest: int) -> dict[str, Any]:
-    """A row as the template writes it; words that the reference lacks are marked in texts."""
     answers = []
     for name, text, right in _answers(t, system):
         shown = cut(text, longest)
@@ -360,32 +326,23 @@ def _shown(t: JudgedSample, system: str, metrics: Sequence[str], longest: int) -
         parts = [("", shown)] if t.sample.label is not None else marked_against(t.reference, shown)
         answers.append({"name": name, "parts": parts, "right": right, "tuned": name == system})
     return {
-        "why": t.why,
-        "prompt": cut(t.sample.prompt, longest),
-        "reference": cut(t.reference, longest),
-        "answers": answers,
-        "scores": _scores(t.sample, system, metrics),
-    }
+        "why": t.why, "prompt": cut(t.sample.prompt, longest), "reference": cut(t.reference, longest),
+        "answers": answers, "scores": _scores(t.sample, system, metrics),
+    }  # fmt: skip
 
 
 def _answers(t: JudgedSample, system: str) -> Iterator[tuple[str, str, bool | None]]:
-    """(system, answer, right) of the others, then the own one."""
     yield from t.answers
     if "prediction" in t.sample.model_fields_set:
         yield system, t.answer, t.right
 
 
 def _scores(sample: Sample, system: str, metrics: Sequence[str]) -> str:
-    """The own answer's scores where they say more than right or wrong; those that decide stand first."""
     if sample.label is not None and sample.predicted_label is not None:
         return ""
-    given = sample.scores
-    figures = [
-        f"{title_of(k)} {figure(v, k)}"
-        for k in dict.fromkeys([*filter(given.__contains__, metrics), *given])
-        if (v := number(given[k])) is not None
-    ]
-    return f"{system}: {' · '.join(figures[:4])}" if figures and is_right(sample) is None else ""
+    names = dict.fromkeys([*(name for name in metrics if name in sample.scores), *sample.scores])
+    shown = [f"{title_of(k)} {figure(v, k)}" for k in names if (v := number(sample.scores[k])) is not None]
+    return f"{system}: {' · '.join(shown[:4])}" if shown and is_right(sample) is None else ""
 
 
 def cut(text: str, longest: int = LONGEST_TEXT) -> str:
@@ -397,31 +354,24 @@ def cut(text: str, longest: int = LONGEST_TEXT) -> str:
 
 def longest_text(rows: Sequence[JudgedSample]) -> int:
     """Characters at which texts are cut, so that all of them together have at most about `ROOM`."""
-    lengths = [
-        len(text) for t in rows for text in (t.sample.prompt, t.reference, t.answer, *(a for _, a, _ in t.answers))
-    ]
+    texts = [text for t in rows for text in (t.sample.prompt, t.reference, t.answer, *(a for _, a, _ in t.answers))]
+    lengths = [len(text) for text in texts]
     return next((most for most in SHORTER if sum(min(n, most) for n in lengths) <= ROOM), SHORTER[-1])
 
 
 def _choices(
     rows: Sequence[JudgedSample], system: str, names: Sequence[str], evaluation: EvaluationManifest
 ) -> dict[str, Any]:
-    """What the form offers: labels, and for each other system what can be asked of it, with counts."""
     labels = Counter(t.label for t in rows if t.label is not None)
     compared = []
     for i, name in enumerate(names):
+        outcomes = Counter((t.right, t.others.get(name)) for t in rows)
+        answers = [(t.sample.baselines.get(name), t.sample.prediction) for t in rows]
+        differs = sum(theirs is not None and theirs.strip() != mine.strip() for theirs, mine in answers)
         options = [
-            (
-                "won",
-                f"{system} right, {name} wrong",
-                sum(t.right is True and t.others.get(name) is False for t in rows),
-            ),
-            (
-                "lost",
-                f"{system} wrong, {name} right",
-                sum(t.right is False and t.others.get(name) is True for t in rows),
-            ),
-            ("differs", "another answer", sum(_differs(t, name) for t in rows)),
+            ("won", f"{system} right, {name} wrong", outcomes[True, False]),
+            ("lost", f"{system} wrong, {name} right", outcomes[False, True]),
+            ("differs", "another answer", differs),
         ]
         compared.append((name, [(f"{i}:{key}", f"{text} ({n:,})") for key, text, n in options if n]))
     return {
@@ -432,18 +382,10 @@ def _choices(
     }  # fmt: skip
 
 
-def _differs(t: JudgedSample, name: str) -> bool:
-    answers = t.sample.baselines
-    return name in answers and answers[name].strip() != t.sample.prediction.strip()
-
-
-# --- for the script ----------------------------------------------------------------------------
-
-
 def rows_json(
     judged: Sequence[JudgedSample], system: str, names: Sequence[str], metrics: Sequence[str], longest: int, size: int
 ) -> Markup:
-    """The rows as JSON that can stand in a page; each text stands there once, and rows name it by its number.
+    """The rows as JSON that a page can hold; each text is there once, and rows name it by its number.
 
     A row: place, why, prompt, reference, label, right, value, answers, which of them are right, scores, whether words are marked.
     """

@@ -5,30 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console as Plain
 from rich.table import Table
 from rich.text import Text
 
+from tuneloop.report import facts as f
 from tuneloop.report.comparison import comparison_table, on_terminal
-from tuneloop.report.facts import (
-    RunFacts,
-    between_words,
-    count,
-    limit_words,
-    more_words,
-    next_commands,
-    number,
-    promises,
-    read_run,
-    section,
-    shown_metrics,
-    systems_of,
-    used,
-    verdict_line,
-)
 from tuneloop.report.samples import JudgedSample, OrderedSamples, choose
 
 if TYPE_CHECKING:
@@ -59,49 +44,40 @@ def print_closing(run: Path, console: Console) -> None:
 
 def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
     """The parts of the closing report, in order, laid out for `width` columns; raises as `read_run` does."""
-    facts = read_run(run)
-    metrics = shown_metrics(facts.evaluation)
-    lines = systems_of(facts.evaluation, metrics)
+    facts = f.read_run(run)
+    metrics = f.shown_metrics(facts.evaluation)
+    lines = f.systems_of(facts.evaluation, metrics)
     parts: list[RenderableType] = []
     evaluation = facts.evaluation
-    verdict = verdict_line(evaluation)
-    if verdict:
-        parts += [Text(""), Text(verdict, style="bold"), *map(Text, limit_words(facts))]
+    if verdict := f.verdict_line(evaluation):
+        parts += [Text(""), Text(verdict, style="bold"), *map(Text, facts.time.words if facts.time else [])]
     if lines:
         table = comparison_table(evaluation, metrics, lines)
-        rows = f" on {count(evaluation.n, 'row')} of the {evaluation.split} split" if evaluation.n else ""
+        rows = f" on {f.count(evaluation.n, 'row')} of the {evaluation.split} split" if evaluation.n else ""
         title = f"Comparison{rows}, with 95 % intervals{f'. {table.note}' if table.compared else ''}"
         parts += [Text(""), on_terminal(table, width, title=title)]
-    parts += [Text(word) for word in [*evaluation.words, *more_words(evaluation)] if word != verdict]
-    if outcome := promises(facts):
-        parts.append(_promises_table(outcome))
-    if share := used(facts.run.mfu if facts.run else None):
+    parts += [Text(word) for word in [*evaluation.words, *f.more_words(evaluation)] if word != verdict]
+    if outcome := f.promises(facts):
+        promises = Table("", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+        promises.add_column("predicted", overflow="fold")
+        promises.add_column("actual", style="bold", no_wrap=True)
+        promises.add_column("", no_wrap=True)
+        for line in outcome:
+            words = Text(line.words, "green" if line.inside else "yellow")
+            promises.add_row(line.name, line.predicted, line.actual, words)
+        parts.append(promises)
+    if share := f.used(facts.run.mfu if facts.run else None):
         parts.append(Text(f"How well the steps used this machine (MFU): {share}."))
     if facts.samples:
-        wanted = number(section(facts.config.get("evaluate")).get("samples"))
+        wanted = f.number(f.section(facts.config.get("evaluate")).get("samples"))
         choice = choose(facts)
         shown = choice.rows[: 5 if wanted is None else int(wanted)]
         if shown:
-            heading = f"{len(shown)} of {count(len(choice.rows), 'row')}"
-            parts += [Text(""), Text(heading, style="bold"), Text(choice.in_words())]
-            parts.append(
-                samples_side_by_side(shown, choice)
-                if fit_side_by_side(shown, width)
-                else samples_stacked(shown, choice)
-            )
+            heading = f"{len(shown)} of {f.count(len(choice.rows), 'row')}"
+            draw = samples_side_by_side if fit_side_by_side(shown, width) else samples_stacked
+            parts += [Text(""), Text(heading, style="bold"), Text(choice.in_words()), draw(shown, choice)]
     parts += [Text(""), _paths(facts), *[Text(problem, style="yellow") for problem in facts.problems]]
     return parts
-
-
-def _promises_table(outcome: Sequence[Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("")
-    table.add_column("predicted", overflow="fold")
-    table.add_column("actual", style="bold", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for line in outcome:
-        table.add_row(line.name, line.predicted, line.actual, Text(line.words, "green" if line.inside else "yellow"))
-    return table
 
 
 def fit_side_by_side(samples: Sequence[JudgedSample], width: int) -> bool:
@@ -121,7 +97,8 @@ def samples_side_by_side(samples: Sequence[JudgedSample], choice: OrderedSamples
     for name in ("reference", *choice.names, choice.own):
         table.add_column(name, ratio=3, overflow="fold", style="bold" if name == choice.own else "")
     for i, t in enumerate(samples):
-        prompt = Text(f"{t.why}\n" if t.why else "", style="dim").append(_prompt(t), style="not dim")
+        prompt = Text(f"{t.why}\n" if t.why else "", style="dim")
+        prompt.append(_short(t.sample.prompt, LONGEST_PROMPT), style="not dim")
         answers = {name: _judged(answer, right) for name, answer, right in t.answers}
         cells = [answers.get(name, Text("")) for name in choice.names]
         table.add_row(prompt, Text(_short(t.reference, LONGEST_ANSWER)), *cells, _judged(t.answer, t.right))
@@ -139,22 +116,16 @@ def samples_stacked(samples: Sequence[JudgedSample], choice: OrderedSamples) -> 
         table.add_row()
         if t.why:
             table.add_row("", Text(t.why, style="dim"))
-        table.add_row("prompt", Text(_prompt(t), style="italic"))
+        table.add_row("prompt", Text(_short(t.sample.prompt, LONGEST_PROMPT), style="italic"))
         table.add_row("reference", Text(_short(t.reference, LONGEST_ANSWER)))
         for name, answer, right in t.answers:
             table.add_row(name, _judged(answer, right))
-        table.add_row(
-            Text(choice.own, style="bold green"), Text("", style="bold").append_text(_judged(t.answer, t.right))
-        )
+        own = Text("", style="bold").append_text(_judged(t.answer, t.right))
+        table.add_row(Text(choice.own, style="bold green"), own)
     return table
 
 
-def _prompt(t: JudgedSample) -> str:
-    return _short(t.sample.prompt, LONGEST_PROMPT)
-
-
 def _judged(answer: str, right: bool | None) -> Text:
-    """An answer, with a mark in front where right and wrong are plain to see."""
     text = Text()
     if right is not None:
         text.append("✓\u00a0" if right else "✗\u00a0", style="green" if right else "red")
@@ -167,17 +138,17 @@ def _short(value: str, longest: int) -> str:
     lines = text.split("\n")
     cut = "\n".join(lines[:MOST_LINES])
     if len(lines) > MOST_LINES or len(cut) > longest:
-        return between_words(cut, longest) + "…"
+        return f.between_words(cut, longest) + "…"
     return cut
 
 
-def _paths(facts: RunFacts) -> Table:
+def _paths(facts: f.RunFacts) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
     if facts.result:
         table.add_row(facts.result, Text(str(facts.path / facts.result)))
     table.add_row("report", Text(str(facts.path / "report.html")))
-    for i, command in enumerate(next_commands(facts)):
+    for i, command in enumerate(f.next_commands(facts)):
         table.add_row("next" if i == 0 else "", Text(command, style="bold cyan"))
     return table

@@ -1,12 +1,7 @@
-"""Logging runs to MLflow, TensorBoard and Weights & Biases, from processes that can neither stop nor slow the run.
+"""Logging runs to MLflow, TensorBoard and Weights & Biases, from low-priority processes that can't stop or slow the run.
 
-The run folder's files are the truth: `start_tracking` starts for each tracker a second, low-priority process
-(`python -m tuneloop.track`) that reads them as they appear and copies them there. So importing a tracker (seconds), a slow
-or dead server, a locked database or a crash in there cost the training nothing, nor the other trackers, and a run
-that is resumed later continues the same tracked run from where its log ends.
-
-The two speak in JSON lines: the parent writes the settings and at the end `{"finish": STATUS}` (an
-end without it means that the parent died); the follower answers with `{"warning": TEXT}`.
+Each follower (`python -m tuneloop.track`) copies the run folder's files as they appear. Both sides write JSON lines: the parent
+the settings and `{"finish": STATUS}` (an end without it: the parent died), the follower `{"warning": TEXT}`.
 """
 
 from __future__ import annotations
@@ -30,15 +25,10 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 POLL_SECONDS = 3.0
 # Set unless the user has: without them a dead server is retried for minutes, and trackers report usage or ask for a login.
 QUICK_AND_QUIET = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-    "WANDB_SILENT": "true",
-    "WANDB_ERROR_REPORTING": "false",
-    "WANDB_INIT_TIMEOUT": "20",
-}
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GIT_PYTHON_REFRESH": "quiet",
+    "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_INIT_TIMEOUT": "20",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,23 +47,13 @@ KINDS = {
 }
 
 
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 @dataclass
 class Tracker:
-    """The run's handle on one follower. Without a follower every call does nothing.
+    """The run's handle on one follower. Without a follower every call does nothing."""
 
-    Args:
-        process: the follower, or None.
-        warn: called once, with one sentence, when something does not work.
-        title: the tracker's name.
-    """
-
-    process: subprocess.Popen[str] | None
-    warn: Callable[[str], None]
-    title: str = "MLflow"
+    process: subprocess.Popen[str] | None  # the follower, or None
+    warn: Callable[[str], None]  # called once, with one sentence, when something does not work
+    title: str = "MLflow"  # the tracker's name
     warned: bool = False
     reader: threading.Thread | None = field(default=None, repr=False)
 
@@ -95,17 +75,15 @@ class Tracker:
         try:
             process.wait(max(timeout, 0.1))
         except subprocess.TimeoutExpired:
-            self._warn_once(
-                f"{self.title} took more than {timeout:.0f} s to take the last metrics; the run itself is complete"
-            )
+            late = f"{self.title} took more than {timeout:.0f} s to take the last metrics"
+            self._warn_once(f"{late}; the run itself is complete")
             process.kill()
             process.wait()
         if self.reader is not None:
             self.reader.join(2.0)
         if process.returncode not in (0, None, -signal.SIGKILL):
-            self._warn_once(
-                f"Logging to {self.title} ended with status {process.returncode}; the run itself is complete"
-            )
+            ended = f"Logging to {self.title} ended with status {process.returncode}"
+            self._warn_once(f"{ended}; the run itself is complete")
 
     def _read(self, stream: TextIO) -> None:
         with contextlib.suppress(ValueError, OSError), stream:
@@ -130,9 +108,7 @@ class Tracking:
     def finish(self, status: Status = "FINISHED", *, timeout: float = 20.0) -> None:
         """Have the rest logged and close the tracked runs; never raises for what goes wrong there.
 
-        Args:
-            status: how the run ended.
-            timeout: seconds to wait at most, for all of them together.
+        `status`: how the run ended; `timeout`: seconds to wait at most, for all of them together.
         """
         end = time.monotonic() + timeout
         for tracker in self.trackers:
@@ -145,7 +121,7 @@ def start_tracking(
     recipe_dump: Mapping[str, Any],
     run: Path,
     *,
-    warn: Callable[[str], None] = _to_stderr,
+    warn: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     poll_seconds: float = POLL_SECONDS,
 ) -> Tracking:
     """Begin, or continue, to log a run folder; returns at once.
@@ -161,13 +137,10 @@ def start_tracking(
     """
     track = recipe_dump.get("track") or {}
     settings = {
-        "run": str(Path(run).resolve()),
-        "config": recipe_dump,
-        "experiment": track.get("experiment") or "tuneloop",
-        "uri": os.environ.get("MLFLOW_TRACKING_URI") or "",
-        "poll_seconds": poll_seconds,
-        "started": int(time.time() * 1000),
-    }
+        "run": str(Path(run).resolve()), "config": recipe_dump,
+        "experiment": track.get("experiment") or "tuneloop", "uri": os.environ.get("MLFLOW_TRACKING_URI") or "",
+        "poll_seconds": poll_seconds, "started": int(time.time() * 1000),
+    }  # fmt: skip
     wanted = [name for name in track.get("report_to", ["mlflow"]) if name in KINDS]
     return Tracking([_start(name, settings, warn) for name in wanted])
 
@@ -176,9 +149,8 @@ def _start(name: str, settings: Mapping[str, Any], warn: Callable[[str], None]) 
     kind = KINDS[name]
     tracker = Tracker(None, warn, kind.title)
     if importlib.util.find_spec(kind.package) is None:
-        tracker._warn_once(
-            f"{kind.title} is not installed, so this run is not logged there: {kind.install}, or leave {name} out of report_to"
-        )
+        missing = f"{kind.title} is not installed, so this run is not logged there"
+        tracker._warn_once(f"{missing}: {kind.install}, or leave {name} out of report_to")
         return tracker
     source = str(Path(__file__).resolve().parents[2])
     env = {**QUICK_AND_QUIET, **os.environ}
@@ -186,15 +158,9 @@ def _start(name: str, settings: Mapping[str, Any], warn: Callable[[str], None]) 
     try:
         # A session of its own: Ctrl-C ends the run, and the follower then closes the log in order.
         process = subprocess.Popen(
-            [sys.executable, "-m", "tuneloop.track"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            env=env,
-            start_new_session=True,
-        )
+            [sys.executable, "-m", "tuneloop.track"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True, encoding="utf-8", env=env, start_new_session=True,
+        )  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps({**settings, "to": name}, default=str) + "\n")
         process.stdin.flush()

@@ -1,4 +1,4 @@
-"""The follower's side: reads a run folder as it grows and hands what is new to one tracker.
+"""The follower reads a run folder as it grows and passes what is new to one tracker.
 
 A tracker is a module of this package with four functions: `open_run`, `log_points`, `log_file` and `close_run`.
 """
@@ -36,16 +36,11 @@ OUTCOME = ("peak_memory_gib", "usd", "tokens", "tokens_per_second", "steps", "be
            "trainable_parameters")  # fmt: skip
 # What makes a run another run; a changed evaluation of the same adapter belongs to the same one.
 IDENTITY = ("name", "model", "seed", "data", "train")
-# Files of a run folder that trackers take whole, when they are there.
-# dataset.json alone: of a data set that was prepared without a run.
+# Files of a run folder that trackers take whole, when they are there; dataset.json alone: of a data set without a run.
 FILES: dict[str, type[Record]] = {
-    Environment.file: Environment,
-    f"dataset/{DatasetManifest.file}": DatasetManifest,
-    DatasetManifest.file: DatasetManifest,
-    Plan.file: Plan,
-    RunManifest.file: RunManifest,
-    EvaluationManifest.file: EvaluationManifest,
-}
+    Environment.file: Environment, f"dataset/{DatasetManifest.file}": DatasetManifest, DatasetManifest.file: DatasetManifest,
+    Plan.file: Plan, RunManifest.file: RunManifest, EvaluationManifest.file: EvaluationManifest,
+}  # fmt: skip
 
 
 class Point(NamedTuple):
@@ -128,10 +123,8 @@ def _reason(error: BaseException) -> str:
 def make_follower(settings: Mapping[str, Any]) -> Follower:
     """The follower of a run folder, with what an earlier one has logged."""
     to, run = settings.get("to", "mlflow"), Path(settings["run"])
-    uri = settings["uri"] if to == "mlflow" else to
-    local = not uri
-    if local:
-        uri = f"sqlite:///{Path('mlflow.db').resolve()}"
+    local = to == "mlflow" and not settings["uri"]
+    uri = f"sqlite:///{Path('mlflow.db').resolve()}" if local else settings["uri"] if to == "mlflow" else to
     config = dict(settings["config"])
     identity = content_hash({key: config.get(key) for key in IDENTITY})
     fresh = TrackingState(uri=masked(uri), experiment=settings["experiment"], identity=identity)
@@ -178,7 +171,7 @@ def forget(follower: Follower) -> None:
 
 
 def new_points(follower: Follower) -> tuple[list[Point], int, dict[str, int]]:
-    """Figures by step from the new lines of `metrics.jsonl`, the offset where they end, and the latest steps.
+    """Metrics by step from the new lines of `metrics.jsonl`, the offset where they end, and the latest steps.
 
     A step that a resumed run repeats is logged once.
     """
@@ -213,23 +206,23 @@ def step_metrics(record: Mapping[str, Any], kind: str) -> dict[str, float]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def figures_of(record: Record) -> dict[str, float]:
-    """Figures of the whole run from one of its files: what was predicted, what it took, how it scored."""
-    figures: dict[str, float | None] = {}
+def run_metrics(record: Record) -> dict[str, float]:
+    """Metrics of the whole run from one of its files: what was predicted, what it took, how it scored."""
+    metrics: dict[str, float | None] = {}
     if isinstance(record, Plan):
         hours = record.time.hours
-        figures = {
+        metrics = {
             "usage/predicted_minutes": None if hours is None else hours * 60,
             "usage/predicted_peak_memory_gib": record.memory.peak_gib,
             "usage/predicted_usd": record.cost.usd,
         }
     elif isinstance(record, RunManifest):
-        figures = {f"usage/{key}": getattr(record, key) for key in OUTCOME if key in record.model_fields_set}
-        figures["usage/minutes"] = record.seconds / 60 if "seconds" in record.model_fields_set else None
-        figures["usage/mfu"] = record.mfu.value if record.mfu else None
+        metrics = {f"usage/{key}": getattr(record, key) for key in OUTCOME if key in record.model_fields_set}
+        metrics["usage/minutes"] = record.seconds / 60 if "seconds" in record.model_fields_set else None
+        metrics["usage/mfu"] = record.mfu.value if record.mfu else None
     elif isinstance(record, EvaluationManifest):
-        figures = _scores(record)
-    return {safe(key): found for key, figure in figures.items() if (found := to_float(figure)) is not None}
+        metrics = _scores(record)
+    return {safe(key): number for key, value in metrics.items() if (number := to_float(value)) is not None}
 
 
 def _scores(evaluation: EvaluationManifest) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ from tuneloop.records.evaluation import SAMPLES, Estimate, EvaluationManifest, M
 from tuneloop.records.record import Record, as_line
 from tuneloop.records.run import Environment, RunManifest
 from tuneloop.track import Status
-from tuneloop.track.follow import Follower, Point, figures_of, flatten, forget, safe, save, to_float
+from tuneloop.track.follow import Follower, Point, flatten, forget, run_metrics, safe, save, to_float
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -53,7 +53,10 @@ def open_run(follower: Follower) -> None:
     if run is None or run.info.lifecycle_stage != "active":
         forget(follower)
         experiment = _experiment_id(client, follower)
-        run = client.create_run(experiment, follower.started, _source_tags(follower), run_name=follower.run.name)
+        tags = {"mlflow.source.name": "tuneloop", "mlflow.source.type": "LOCAL", "tuneloop.run": str(follower.run)}
+        with contextlib.suppress(Exception):  # no such user in a container
+            tags["mlflow.user"] = getpass.getuser()
+        run = client.create_run(experiment, follower.started, tags, run_name=follower.run.name)
         follower.state.run_id = run.info.run_id
         save(follower)
     else:
@@ -76,17 +79,9 @@ def _experiment_id(client: MlflowClient, follower: Follower) -> str:
             client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
     place = (Path("mlartifacts").resolve() / safe(follower.experiment)).as_uri() if follower.local else None
-    kind = {
-        "mlflow.experimentKind": "custom_model_development"
-    }  # some versions choose their views by this, others by the address: docs/train.md
+    # Some versions choose their views by this, others by the address: docs/train.md.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
     return str(client.create_experiment(follower.experiment, artifact_location=place, tags=kind))
-
-
-def _source_tags(follower: Follower) -> dict[str, str]:
-    tags = {"mlflow.source.name": "tuneloop", "mlflow.source.type": "LOCAL", "tuneloop.run": str(follower.run)}
-    with contextlib.suppress(Exception):  # no such user in a container
-        tags["mlflow.user"] = getpass.getuser()
-    return tags
 
 
 def _tags(client: MlflowClient, follower: Follower, tags: Mapping[str, str]) -> None:
@@ -96,7 +91,7 @@ def _tags(client: MlflowClient, follower: Follower, tags: Mapping[str, str]) -> 
 
 
 def log_points(follower: Follower, points: Sequence[Point]) -> None:
-    """Figures by step."""
+    """Metrics by step."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
@@ -107,7 +102,7 @@ def log_points(follower: Follower, points: Sequence[Point]) -> None:
 
 def log_file(follower: Follower, name: str, record: Record) -> None:
     """Metrics of the whole run, at step 0, and what MLflow shows with them."""
-    log_points(follower, [Point(key, figure, 0) for key, figure in figures_of(record).items()])
+    log_points(follower, [Point(key, value, 0) for key, value in run_metrics(record).items()])
     client = _client(follower)
     if isinstance(record, Environment):
         log_environment(client, follower, record)
@@ -144,19 +139,16 @@ def log_dataset(client: MlflowClient, follower: Follower, manifest: DatasetManif
     if manifest.labels:
         columns.append({"type": "string", "name": "label", "required": True})
     profile = {
-        "task": manifest.task,
-        "counts": manifest.counts.to_json(),
-        "labels": len(manifest.labels or ()),
+        "task": manifest.task, "counts": manifest.counts.to_json(), "labels": len(manifest.labels or ()),
         "tokens": {name: split.tokens.total if split.tokens else None for name, split in splits.items()},
         "sha256": {name: split.sha256 for name, split in splits.items()},
-    }
+    }  # fmt: skip
+    folder = follower.run / "dataset" if (follower.run / "dataset").is_dir() else follower.run
     record = Dataset(
         name=manifest.id[:500],
         digest=manifest.hash[:36],  # MLflow's limit
         source_type="local",
-        source=json.dumps(
-            {"uri": (folder if (folder := follower.run / "dataset").is_dir() else follower.run).as_uri()}
-        ),
+        source=json.dumps({"uri": folder.as_uri()}),
         schema=json.dumps({"mlflow_colspec": columns}),
         profile=json.dumps(profile),
     )
@@ -222,18 +214,13 @@ def _table(
 
 def log_artifacts(client: MlflowClient, follower: Follower) -> None:
     """The small files of the folder, those that changed since they were logged. The adapter's weights stay there."""
-    seen = follower.state.artifacts
-    for name, path in [*((name, follower.run / name) for name in SMALL_FILES), *_rows_to_upload(follower)]:
+    seen, config, prepared = follower.state.artifacts, follower.config, follower.run / "dataset"
+    files = [(name, follower.run / name) for name in SMALL_FILES]
+    if "data" in (config.get("track") or {}).get("upload", ()):
+        sources = (config.get("data") or {}).get("sources") or [""]
+        folder = prepared if prepared.is_dir() else Path(sources[0])
+        files += [(f"dataset/{name}", folder / name) for name in DATASET_FILES]
+    for name, path in files:
         if path.exists() and seen.get(name) != (digest := sha256_file(path)):
             client.log_artifact(_run_id(follower), str(path), str(Path(name).parent) if "/" in name else None)
             seen = follower.state.artifacts = {**seen, name: digest}
-
-
-def _rows_to_upload(follower: Follower) -> list[tuple[str, Path]]:
-    """The data set's files, where `track.upload` asks for them; they may stand outside of the run's folder."""
-    config = follower.config
-    if "data" not in (config.get("track") or {}).get("upload", ()):
-        return []
-    prepared, given = follower.run / "dataset", (config.get("data") or {}).get("sources") or [""]
-    folder = prepared if prepared.is_dir() else Path(given[0])
-    return [(f"dataset/{name}", folder / name) for name in DATASET_FILES]

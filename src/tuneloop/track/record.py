@@ -10,7 +10,7 @@ from tuneloop.records.record import Record
 
 
 class TrackingState(Record):
-    """`tracking*.json`. It changes while the run goes on, so it is not frozen as other records are.
+    """`tracking*.json`. It changes during the run, so it is not frozen as other records are.
 
     Args:
         uri, experiment: where the run is logged.
@@ -25,7 +25,7 @@ class TrackingState(Record):
 
     title: ClassVar[str] = "a tracker's state"
     file: ClassVar[str] = "tracking.json"
-    again: ClassVar[str] = "delete the file; the run is then logged anew"
+    again: ClassVar[str] = "delete the file; the run is then logged again"
 
     uri: str = ""
     experiment: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tuneloop.records.record import Record
 from tuneloop.track import Status
-from tuneloop.track.follow import Follower, Point, figures_of, flatten, forget
+from tuneloop.track.follow import Follower, Point, flatten, forget, run_metrics
 
 
 def open_run(follower: Follower) -> None:
@@ -29,8 +29,8 @@ def log_points(follower: Follower, points: Sequence[Point]) -> None:
 
 
 def log_file(follower: Follower, name: str, record: Record) -> None:
-    """Figures of the whole run, at step 0."""
-    log_points(follower, [Point(key, figure, 0) for key, figure in figures_of(record).items()])
+    """Metrics of the whole run, at step 0."""
+    log_points(follower, [Point(key, value, 0) for key, value in run_metrics(record).items()])
 
 
 def close_run(follower: Follower, status: Status) -> None:

@@ -9,24 +9,21 @@ from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.record import Record
 from tuneloop.records.run import Environment
 from tuneloop.track import Status
-from tuneloop.track.follow import Follower, Point, figures_of, flatten, forget
+from tuneloop.track.follow import Follower, Point, flatten, forget, run_metrics
 
 
 def open_run(follower: Follower) -> None:
-    """Begin the run of this folder, or go on with it by its id."""
+    """Begin the run of this folder, or continue it by its id."""
     import wandb
 
     if not follower.state.run_id:
         forget(follower)
         follower.state.run_id = secrets.token_hex(4)
     follower.client = wandb.init(
-        project=follower.experiment,
-        name=follower.run.name,
-        id=follower.state.run_id,
-        resume="allow",
+        project=follower.experiment, name=follower.run.name, id=follower.state.run_id, resume="allow",
         config=flatten(follower.config),
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
-    )
+    )  # fmt: skip
 
 
 def log_points(follower: Follower, points: Sequence[Point]) -> None:
@@ -39,8 +36,8 @@ def log_points(follower: Follower, points: Sequence[Point]) -> None:
 
 
 def log_file(follower: Follower, name: str, record: Record) -> None:
-    """Figures of the whole run."""
-    follower.client.summary.update(figures_of(record))
+    """Metrics of the whole run."""
+    follower.client.summary.update(run_metrics(record))
     keys = {DatasetManifest: ("id", "hash"), Environment: ("git_commit", "cpu", "gpu")}.get(type(record))
     if keys:
         follower.client.config.update({name: {key: record[key] for key in keys}}, allow_val_change=True)

@@ -16,7 +16,7 @@ from tuneloop.core.stats.intervals import NOT_ENOUGH
 from tuneloop.evaluation.classical import MAJORITY, TFIDF
 from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.evaluate import Evaluation, evaluate
+from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.metrics import declare, metric_of, title_of
 from tuneloop.evaluation.metrics.claims import amount, claim_of, outcome_words, seen_from, sure
 from tuneloop.evaluation.results import ComparedWith, write_evaluation
@@ -49,7 +49,7 @@ def answers_of(labels: list[str], kind: str, rng: random.Random) -> list[str]:
     return [label if rng.random() < share else rng.choice(names) for label in labels]
 
 
-def evaluations(seed: int, n: int) -> dict[str, Evaluation]:
+def evaluations(seed: int, n: int) -> dict[str, ScoredAnswers]:
     """Two to six systems on the same rows: ties, constant and missing answers, rare labels, metrics of either direction."""
     rng = random.Random(seed)
     names = ["ham", "spam", "other", "billing"][: rng.randint(1, 4)]
@@ -61,7 +61,7 @@ def evaluations(seed: int, n: int) -> dict[str, Evaluation]:
     config = EvaluateConfig.model_validate({"bootstrap": 200, "embedding": False, "primary": primary})
     declare([own_metric("seconds_waited", better="lower", scale="from 0")])
     systems = ["tuned", *rng.sample(OTHERS, rng.randint(1, 5))]
-    found, texts = dict[str, Evaluation](), list[str]()
+    found, texts = dict[str, ScoredAnswers](), list[str]()
     for system in systems:
         kind = rng.choice(["random", "random", "constant", "missing", "rare", "same"])
         texts = (
@@ -74,7 +74,7 @@ def evaluations(seed: int, n: int) -> dict[str, Evaluation]:
     return found
 
 
-def told(folder: Path, everyone: dict[str, Evaluation]) -> EvaluationManifest:
+def told(folder: Path, everyone: dict[str, ScoredAnswers]) -> EvaluationManifest:
     others = {name: one for name, one in everyone.items() if name != "tuned"}
     pairs = [c for name, one in others.items() for c in compare(name, one, "tuned", everyone["tuned"])]
     write_evaluation(folder, everyone["tuned"], Subject("m", "d"), ComparedWith(others, pairs))

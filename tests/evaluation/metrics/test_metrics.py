@@ -10,7 +10,7 @@ import pytest
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.evaluate import Evaluation, evaluate
+from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.gate import read_side, run_gate
 from tuneloop.evaluation.metrics import METRICS, metric_of
 from tuneloop.evaluation.results import ComparedWith, load_evaluation, write_evaluation
@@ -47,7 +47,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def scored(file: Path, more: int, name: str = "wordy") -> Evaluation:
+def scored(file: Path, more: int, name: str = "wordy") -> ScoredAnswers:
     """Answers with so many words too many, one word more on every second row."""
     answers = [Completion(row.answer + " word" * (more + i % 2)) for i, row in enumerate(ROWS)]
     config = EvaluateConfig(scorers={name: f"{file}:{name}"}, bootstrap=200, embedding=False, primary=name)
@@ -141,7 +141,7 @@ def test_every_metric_has_a_title_a_meaning_and_one_number_format(name: str) -> 
 
 
 def test_perplexity_is_compared_by_the_test_of_the_loss() -> None:
-    def side(shift: float) -> Evaluation:
+    def side(shift: float) -> ScoredAnswers:
         answers = [Completion("x", loss=2.0 + 0.1 * (i % 7) + shift * (i % 3), loss_tokens=3) for i in range(40)]
         config = EvaluateConfig(bootstrap=200, embedding=False)
         return evaluate(ROWS, answers, task="generation", labels=None, config=config, seed=0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.evaluate import Evaluation, decided_together, evaluate
+from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, evaluate
 from tuneloop.evaluation.metrics.objects import differing_fields, is_prose, object_statistics, usual_object
 from tuneloop.evaluation.results import load_evaluation, write_evaluation
 from tuneloop.evaluation.scoring import labels_of_fields, usual_answer
@@ -61,7 +61,7 @@ def invoice(i: int) -> dict[str, Any]:
     }
 
 
-def scored(cards: list[dict[str, Any]], answers: list[Any], **config: Any) -> Evaluation:
+def scored(cards: list[dict[str, Any]], answers: list[Any], **config: Any) -> ScoredAnswers:
     rows = [
         Row(f"r{i}", [{"role": "user", "content": f"mail {i}"}, {"role": "assistant", "content": json.dumps(card)}])
         for i, card in enumerate(cards)
@@ -71,7 +71,7 @@ def scored(cards: list[dict[str, Any]], answers: list[Any], **config: Any) -> Ev
     return evaluate(rows, given, task="generation", labels=None, config=made, seed=0)
 
 
-def values(evaluation: Evaluation, *names: str) -> list[float]:
+def values(evaluation: ScoredAnswers, *names: str) -> list[float]:
     return [pytest.approx(evaluation.metrics[name].value, abs=1e-9) for name in names]
 
 

@@ -1,9 +1,7 @@
 """Metrics: each file computes one family and declares it; here is the list of all.
 
-Every metric is a function of sums over rows (right answers, a label's hits, n-gram matches ...). A family's function
-therefore returns those numbers of each row, `Statistics`, and the functions that turn their sums into values. A bootstrap
-resample is then one matrix product, and a new metric gets its interval and its paired test for nothing. What else there
-is to say of a metric (title, scale, direction, number format, test) is in its `Metric`.
+Every metric is a function of sums over rows. A family returns the numbers of each row, `Statistics`, and the functions of
+their sums: a bootstrap resample is one matrix product, and each metric gets an interval and a paired test.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import comb
 from typing import Any
 
 from tuneloop.core.machine import cores
@@ -35,17 +35,11 @@ _BREAK = re.compile(r"\n(?=\S)")  # a line at the left margin: where an answer m
 
 @dataclass(frozen=True)
 class Problem:
-    """One task with unit tests.
+    """One task with unit tests."""
 
-    Args:
-        prompt: code that the answer may continue; empty where the task is put in words.
-        entry_point: name of the function asked for; empty if the tests call it themselves.
-        tests: code that raises when the answer is wrong.
-    """
-
-    prompt: str
-    entry_point: str
-    tests: str
+    prompt: str  # code that the answer may continue; empty where the task is put in words
+    entry_point: str  # name of the requested function; empty if the tests call it themselves
+    tests: str  # code that raises when the answer is wrong
 
 
 def problem_of(row: Row) -> Problem | None:
@@ -73,30 +67,21 @@ def programs(problem: Problem, answer: str) -> list[str]:
     first line lost its indentation, or that runs on after the function, is read too.
     """
     answer = answer[:LONGEST_PROGRAM]
-    fenced = [found.group(1) for found in _FENCE.finditer(answer)]
-    texts = ["\n".join(fenced), *fenced[:1], answer] if fenced else [answer]
-    found = []
-    for text in texts:
-        for piece in _beginnings(text):
-            if not problem.prompt or _defines(problem.entry_point, piece):
+    fenced, name, prompt = [match[1] for match in _FENCE.finditer(answer)], problem.entry_point, problem.prompt
+    defines = re.compile(rf"^(?:async\s+def|def|class)\s+{name}\b|^{name}\s*=", re.MULTILINE)
+    pieces: list[str] = []
+    for text in ["\n".join(fenced), *fenced[:1], answer] if fenced else [answer]:
+        # The text, then what is left of it without its last parts: prose after the code, a function cut off.
+        places = [match.start() for match in _BREAK.finditer(text)]
+        for piece in (text, *(text[:place] for place in places[: -_CUTS - 1 : -1])):
+            if not prompt:
+                pieces.append(piece)
+            elif name and defines.search(piece):
                 # The stub before it brings the prompt's imports and helpers; the answer's definition replaces it.
-                found.append(f"{problem.prompt.rstrip()}\n    pass\n\n{piece}" if problem.prompt else piece)
-            if problem.prompt and not _defines(problem.entry_point, piece):
-                found += [
-                    problem.prompt.rstrip("\n") + "\n" + piece.lstrip("\n"),
-                    problem.prompt.rstrip() + "\n    " + piece.lstrip(),
-                ]
-    return [f"{text}\n\n{problem.tests}" for text in dict.fromkeys(found)]
-
-
-def _beginnings(text: str) -> list[str]:
-    """The text, then what is left of it without its last parts: prose after the code, a function cut off."""
-    places = [found.start() for found in _BREAK.finditer(text)]
-    return [text, *(text[:place] for place in places[: -_CUTS - 1 : -1])]
-
-
-def _defines(name: str, text: str) -> bool:
-    return bool(name) and bool(re.search(rf"^(?:async\s+def|def|class)\s+{name}\b|^{name}\s*=", text, re.MULTILINE))
+                pieces.append(f"{prompt.rstrip()}\n    pass\n\n{piece}")
+            else:
+                pieces += [prompt.rstrip("\n") + "\n" + piece.lstrip("\n"), prompt.rstrip() + "\n    " + piece.lstrip()]
+    return [f"{text}\n\n{problem.tests}" for text in dict.fromkeys(pieces)]
 
 
 def run_tests(
@@ -109,9 +94,9 @@ def run_tests(
     outcomes: list[list[Outcome | None]] = [[None] * len(texts) for texts in answers]
     with ThreadPoolExecutor(max_workers=max(1, min(cores(), 16))) as pool:
         results = pool.map(lambda job: run_program(programs(job[2], job[3]), limits), jobs)
-        for done, ((i, j, _, _), outcome) in enumerate(zip(jobs, results, strict=True), 1):
+        for number, ((i, j, _, _), outcome) in enumerate(zip(jobs, results, strict=True), 1):
             outcomes[i][j] = outcome
-            progress("running unit tests", done, len(jobs))
+            progress("running unit tests", number, len(jobs))
     return outcomes
 
 
@@ -120,25 +105,19 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
     Unbiased: 1 - C(n - right, k) / C(n, k). Source: Chen et al. 2021, arXiv 2107.03374, eq. 1.
 
-    Raises:
-        ValueError: k above n.
+    Raises ValueError: k above n.
     """
     if not 0 < k <= n:
         raise ValueError(f"pass@{k} needs at least {k} answers, there are {n}")
-    return 1.0 - comb(n - right, k) / comb(n, k)
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def pass_scores(outcomes: Sequence[Sequence[Outcome | None]]) -> dict[str, list[float]]:
     """`pass@k` -> one estimate a row (NaN: the row has no tests), for the k that every row's answers allow."""
-    counts = [(len(row), sum(o.passed for o in row if o)) for row in outcomes]
-    tested = [bool(row) and row[0] is not None for row in outcomes]
-    fewest = min((n for (n, _), has in zip(counts, tested, strict=True) if has), default=0)
+    counts = [(len(row), sum(o.passed for o in row if o)) if row and row[0] is not None else None for row in outcomes]
+    fewest = min((count[0] for count in counts if count), default=0)
     return {
-        f"pass@{k}": [
-            pass_at_k(n, right, k) if has else float("nan") for (n, right), has in zip(counts, tested, strict=True)
-        ]
-        for k in PASS_AT
-        if k <= fewest
+        f"pass@{k}": [pass_at_k(*count, k) if count else math.nan for count in counts] for k in PASS_AT if k <= fewest
     }
 
 

@@ -18,8 +18,7 @@ METRICS = (
 def compile_fields(fields: Mapping[str, str]) -> dict[str, Pattern]:
     """Check and compile field patterns; `^` and `$` mean the ends of a line.
 
-    Raises:
-        UserError: a pattern is no regular expression, or hasn't exactly one group.
+    Raises UserError: a pattern is no regular expression, or hasn't exactly one group.
     """
     compiled = {}
     for name, pattern in fields.items():
@@ -27,15 +26,12 @@ def compile_fields(fields: Mapping[str, str]) -> dict[str, Pattern]:
         try:
             compiled[name] = compile_pattern(pattern, re.MULTILINE)
         except ValueError as error:
-            raise UserError(
-                f"Not a regular expression: {error}", where=where, next_step="write it as in 'Queue: (.+)'"
-            ) from None
+            what = f"Not a regular expression: {error}"
+            raise UserError(what, where=where, next_step="write it as in 'Queue: (.+)'") from None
         if compiled[name].groups != 1:
-            raise UserError(
-                f"A field's pattern needs exactly one group, this one has {compiled[name].groups}: {pattern!r}",
-                where=where,
-                next_step="put (...) around the part to compare, and (?:...) around other groups",
-            )
+            what = f"A field's pattern needs exactly one group, this one has {compiled[name].groups}: {pattern!r}"
+            next_step = "put (...) around the part to compare, and (?:...) around other groups"
+            raise UserError(what, where=where, next_step=next_step)
     return compiled
 
 

@@ -37,10 +37,9 @@ def label_matcher(labels: Sequence[str], spellings: Mapping[str, str] | None = N
     pairs = [(label, label) for label in labels] + list((spellings or {}).items())
     tables: list[dict[str, set[str]]] = []
     for form in _LABEL_FORMS:
-        table: dict[str, set[str]] = {}
+        tables.append({})
         for text, label in pairs:
-            table.setdefault(form(text), set()).add(label)
-        tables.append(table)
+            tables[-1].setdefault(form(text), set()).add(label)
 
     def match(text: str) -> str | None:
         lines = text.strip().splitlines()
@@ -48,9 +47,8 @@ def label_matcher(labels: Sequence[str], spellings: Mapping[str, str] | None = N
         for candidate in (text, lines[0] if lines else ""):
             for form, table in zip(_LABEL_FORMS, tables, strict=True):
                 key = form(candidate)
-                fitting = table.get(key, set()) if key else set()
-                if len(fitting) == 1:
-                    return next(iter(fitting))
+                if key and len(table.get(key, ())) == 1:
+                    return next(iter(table[key]))
         return None
 
     return match
@@ -63,16 +61,8 @@ def _folded(text: str) -> str:
 def _bare(text: str) -> str:
     """Without case and without the quotes, punctuation and spaces around it."""
     text = _folded(text)
-    start, end = 0, len(text)
-    while start < end and _is_wrapping(text[start]):
-        start += 1
-    while end > start and _is_wrapping(text[end - 1]):
-        end -= 1
-    return text[start:end]
-
-
-def _is_wrapping(char: str) -> bool:
-    return char.isspace() or char in "`´" or unicodedata.category(char).startswith("P")
+    ends = {c for c in text if c.isspace() or c in "`´" or unicodedata.category(c).startswith("P")}
+    return text.strip("".join(ends)) if ends else text
 
 
 _LABEL_FORMS: tuple[Callable[[str], str], ...] = (str.strip, _folded, _bare)
@@ -94,8 +84,6 @@ def label_statistics(
     Rows whose reference is None don't count.
 
     Args:
-        references: the right label of each row.
-        predictions: the label that the answer names.
         prefix: put before metric names ("queue.").
         every: all metrics; else accuracy and macro-F1.
         known: labels that get columns whether they occur or not, so that two systems have the same columns.
@@ -119,20 +107,17 @@ def label_statistics(
             places += [(i, index[reference]), (i, 3 * k)]  # hits of the label, right
         if prediction is not None:
             places.append((i, 2 * k + index[prediction]))  # predicted
-    rows = sparse.csr_matrix(
-        (np.ones(len(places)), ([p[0] for p in places], [p[1] for p in places])), shape=(n, 3 * k + 2)
-    )
+    at = ([row for row, _ in places], [column for _, column in places])
+    rows = sparse.csr_matrix((np.ones(len(places)), at), shape=(n, 3 * k + 2))
     values = _label_values(k)
     chosen = values if every else {name: values[name] for name in ("accuracy", "macro_f1")}
     accuracy = f"{prefix}accuracy"
     return Statistics(
         rows=rows,
         values={f"{prefix}{name}": function for name, function in chosen.items()},
-        row_scores={accuracy: right},
-        right_or_wrong=frozenset({accuracy}),
-        layout=tuple(names),
+        row_scores={accuracy: right}, right_or_wrong=frozenset({accuracy}), layout=tuple(names),
         same={f"{prefix}{name}": accuracy for name in EQUAL_ACCURACY if name in chosen},
-    )
+    )  # fmt: skip
 
 
 Share = Callable[[Array, Array, Array], Array]  # of hits, support and predicted rows, for each label or summed
@@ -190,18 +175,11 @@ def _label_values(k: int) -> dict[str, Callable[[Array], Array]]:
         return ratio(recall(*parts(sums, k)).sum(axis=1), (support > 0).sum(axis=1), empty=np.nan)
 
     return {
-        "accuracy": accuracy,
-        "macro_f1": macro(f1, k),
-        "micro_f1": accuracy,
-        "weighted_f1": weighted(f1, k),
-        "balanced_accuracy": balanced,
-        "precision_macro": macro(precision, k),
-        "recall_macro": macro(recall, k),
-        "precision_micro": accuracy,
-        "recall_micro": accuracy,
-        "precision_weighted": weighted(precision, k),
+        "accuracy": accuracy, "macro_f1": macro(f1, k), "micro_f1": accuracy, "weighted_f1": weighted(f1, k),
+        "balanced_accuracy": balanced, "precision_macro": macro(precision, k), "recall_macro": macro(recall, k),
+        "precision_micro": accuracy, "recall_micro": accuracy, "precision_weighted": weighted(precision, k),
         "recall_weighted": accuracy,
-    }
+    }  # fmt: skip
 
 
 def are_labels(references: Sequence[Sequence[str]]) -> bool:

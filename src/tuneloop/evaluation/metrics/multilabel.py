@@ -101,33 +101,27 @@ def multilabel_statistics(
     """
     from scipy import sparse
 
-    names = sorted(frozenset(known).union(*references, *(said.labels for said in predictions)))
+    names = sorted(frozenset(known).union(*references, *(answer.labels for answer in predictions)))
     index = {label: i for i, label in enumerate(names)}
     k, n = len(names), len(references)
     table = sparse.lil_matrix((n, 3 * k + 4))  # hits, support, predicted of each label; then the sums below
     exact, jaccard, row_f1 = [], [], []
-    for i, (right, said) in enumerate(zip(references, predictions, strict=True)):
-        for label in right:
-            table[i, k + index[label]] = 1
-        for label in said.labels:
-            table[i, 2 * k + index[label]] = 1
-        for label in right & said.labels:
-            table[i, index[label]] = 1
-        hits, total = len(right & said.labels), len(said.labels) + said.outside
-        empty = float(said.none)  # both without labels: right only where the answer says so
-        exact.append(float(right == said.labels and not said.outside) if right or total else empty)
+    for i, (right, answer) in enumerate(zip(references, predictions, strict=True)):
+        for part, labels in enumerate((right & answer.labels, right, answer.labels)):
+            for label in labels:
+                table[i, part * k + index[label]] = 1
+        hits, total = len(right & answer.labels), len(answer.labels) + answer.outside
+        empty = float(answer.none)  # both without labels: right only where the answer says so
+        exact.append(float(right == answer.labels and not answer.outside) if right or total else empty)
         either = len(right) + total - hits
         jaccard.append(hits / either if either else empty)
         row_f1.append(2 * hits / (len(right) + total) if right or total else empty)
-        table[i, 3 * k :] = [exact[-1], jaccard[-1], 1.0, float(said.outside)]
+        table[i, 3 * k :] = [exact[-1], jaccard[-1], 1.0, float(answer.outside)]
     return Statistics(
-        rows=table.tocsr(),
-        values=_values(k),
+        rows=table.tocsr(), values=_values(k),
         row_scores={"accuracy": exact, "jaccard": jaccard, "micro_f1": row_f1},
-        right_or_wrong=frozenset({"accuracy"}),
-        layout=tuple(names),
-        same={"subset_accuracy": "accuracy"},
-    )
+        right_or_wrong=frozenset({"accuracy"}), layout=tuple(names), same={"subset_accuracy": "accuracy"},
+    )  # fmt: skip
 
 
 def _values(k: int) -> dict[str, Callable[[Array], Array]]:
@@ -144,16 +138,9 @@ def _values(k: int) -> dict[str, Callable[[Array], Array]]:
         return lambda sums: ratio(sums[:, 3 * k + column], sums[:, 3 * k + 2], empty=np.nan)
 
     return {
-        "accuracy": mean(0),
-        "macro_f1": macro(f1, k),
-        "micro_f1": micro(f1),
-        "weighted_f1": weighted(f1, k),
-        "precision_macro": macro(precision, k),
-        "recall_macro": macro(recall, k),
-        "precision_micro": micro(precision),
-        "recall_micro": micro(recall),
-        "precision_weighted": weighted(precision, k),
-        "recall_weighted": weighted(recall, k),
-        "subset_accuracy": mean(0),
-        "jaccard": mean(1),
-    }
+        "accuracy": mean(0), "macro_f1": macro(f1, k), "micro_f1": micro(f1), "weighted_f1": weighted(f1, k),
+        "precision_macro": macro(precision, k), "recall_macro": macro(recall, k),
+        "precision_micro": micro(precision), "recall_micro": micro(recall),
+        "precision_weighted": weighted(precision, k), "recall_weighted": weighted(recall, k),
+        "subset_accuracy": mean(0), "jaccard": mean(1),
+    }  # fmt: skip

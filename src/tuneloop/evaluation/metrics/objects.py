@@ -24,9 +24,7 @@ from tuneloop.records.metric import Metric
 MOST_FIELDS = 40  # fields with a line of their own
 PROSE_WORDS = 6  # mean words of a field's values from which on it is prose, if more than half of them differ
 LETTERS_A_WORD = 6  # where a script writes no spaces
-MOST_PAIRS = (
-    10_000  # of items of two arrays that are compared with each other; items of longer ones are paired by their places
-)
+MOST_PAIRS = 10_000  # items of two arrays that are compared with each other; those of longer ones are paired by place
 
 METRICS = (
     Metric("object_accuracy", "whole answers right", "share", test="exact McNemar", needs="JSON", headline="JSON",
@@ -46,9 +44,6 @@ DEEPEST = 100  # objects and arrays in one another; an answer of more is taken f
 Path = tuple[str, ...]  # keys from the outside inwards
 
 
-# --- what an answer says -------------------------------------------------------------------------
-
-
 def fields_of(value: Any, place: Path = ()) -> Iterator[tuple[Path, Any]]:
     """A value's fields: path and value of each leaf; arrays and empty objects are leaves."""
     if isinstance(value, dict) and value:
@@ -61,8 +56,7 @@ def fields_of(value: Any, place: Path = ()) -> Iterator[tuple[Path, Any]]:
 def canonical(value: Any, deepest: int = DEEPEST) -> Any:
     """A value in a form that is equal for equal values: 3 and 3.0, arrays in any order, texts without white space at the ends.
 
-    Raises:
-        ValueError: it is nested more than `deepest` times.
+    Raises ValueError: it is nested more than `deepest` times.
     """
     if deepest < 0:
         raise ValueError("nested too deeply")
@@ -77,16 +71,11 @@ def canonical(value: Any, deepest: int = DEEPEST) -> Any:
 
 @dataclass(frozen=True)
 class ReadAnswer:
-    """An answer as it was read.
+    """An answer as it was read."""
 
-    Args:
-        fields: path and value of each leaf; `forms`: the same values in canonical form.
-        paths: of all that it has, inside arrays too.
-    """
-
-    fields: Mapping[Path, Any]
+    fields: Mapping[Path, Any]  # path and value of each leaf; `forms`: the same values in canonical form
     forms: Mapping[Path, Any]
-    paths: frozenset[Path]
+    paths: frozenset[Path]  # of all that it has, inside arrays too
 
 
 def read_answer(text: str) -> ReadAnswer | None:
@@ -116,15 +105,10 @@ Kind = Literal["exact", "labels", "prose", "items"]
 
 @dataclass(frozen=True)
 class Field:
-    """A field with a line of its own.
+    """A field with a line of its own."""
 
-    Args:
-        path: keys from the outside inwards; `name` joins them with dots.
-        kind: what it is measured by: `exact`, `labels` (short texts that repeat), `prose`, `items` (arrays).
-    """
-
-    path: Path
-    kind: Kind
+    path: Path  # keys from the outside inwards; `name` joins them with dots
+    kind: Kind  # what it is measured by: `exact`, `labels` (short texts that repeat), `prose`, `items` (arrays)
 
     @property
     def name(self) -> str:
@@ -142,8 +126,7 @@ def fields_in(references: Sequence[ReadAnswer | None], labels: Mapping[str, Sequ
     An array in most of them: items. Texts of six words or more on average, more than half of them different: prose. Texts and
     booleans with few different values, or that are labels in the training split: labels. All else must be equal.
 
-    Args:
-        labels: fields that are labels in the training split.
+    `labels`: fields that are labels in the training split.
     """
     values: dict[Path, list[Any]] = {}
     for read in references:
@@ -153,11 +136,8 @@ def fields_in(references: Sequence[ReadAnswer | None], labels: Mapping[str, Sequ
     enough = 2 if len(references) > 4 else 1
     often = sorted((path for path in values if len(values[path]) >= enough), key=lambda path: -len(values[path]))
     listed = {".".join(path): path for path in often[:MOST_FIELDS]}  # of keys with dots in them, only one has the name
-    return [
-        Field(path, _kind(values[path], name in labels))
-        for path in values
-        if listed.get(name := ".".join(path)) == path
-    ]
+    shown = ((path, ".".join(path)) for path in values)
+    return [Field(path, _kind(values[path], name in labels)) for path, name in shown if listed.get(name) == path]
 
 
 def _kind(values: Sequence[Any], are_labels: bool) -> Kind:
@@ -184,18 +164,12 @@ def label_text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Objects:
-    """Answers in JSON, scored.
+    """Answers in JSON, scored."""
 
-    Args:
-        statistics: a family for the answers as wholes, and one or more for each field.
-        fields: those with a line of their own; `others`: how many have none.
-        whole: whether each answer parses and lacks no field, where its reference has fields.
-    """
-
-    statistics: list[Statistics]
-    fields: list[Field]
+    statistics: list[Statistics]  # a family for the answers as wholes, and one or more for each field
+    fields: list[Field]  # those with a line of their own; `others`: how many have none
     others: int
-    whole: list[bool]
+    whole: list[bool]  # whether each answer parses and lacks no field, where its reference has fields
 
 
 def object_statistics(
@@ -208,11 +182,7 @@ def object_statistics(
 
     Of several references the one counts that shares the most fields with the answer.
 
-    Args:
-        references: JSON texts.
-        answers: texts.
-        labels: fields that are labels in the training split, with these.
-        without: fields that are scored otherwise.
+    `labels`: fields that are labels in the training split, with these; `without`: fields that are scored otherwise.
     """
     read_answers = [read_answer(text) for text in answers]
     golds = _golds(references)
@@ -224,13 +194,10 @@ def object_statistics(
     ]
     scores = {name: [row[name] for row in rows] for name in _of_text((), "")}
     family = mean_statistics(scores, right_or_wrong=["object_accuracy", "missing_fields", "invented_fields"])
-    names = {*without, *(field.name for field in fields)}
-    each = [
-        statistics
-        for field in fields
-        if field.name not in without
-        for statistics in _field_statistics(field, gold, read_answers, labels, names)
-    ]
+    names, each = {*without, *(field.name for field in fields)}, list[Statistics]()
+    for field in fields:
+        if field.name not in without:
+            each += _field_statistics(field, gold, read_answers, labels, names)
     others = len({path for row in gold if row for path in row.fields}) - len(fields)
     return Objects([family, *each], fields, others, [not lacks for lacks in scores["missing_fields"]])
 
@@ -250,14 +217,16 @@ def _golds(references: Sequence[Sequence[str]]) -> list[list[ReadAnswer]]:
 def _with_prose(
     golds: Sequence[Sequence[ReadAnswer]], labels: Mapping[str, Sequence[str]]
 ) -> tuple[list[Field], set[Path]]:
-    """The fields, and those whose wording does not decide whether an answer is right."""
     fields = fields_in([row[0] if row else None for row in golds], labels)
     prose = {field.path for field in fields if field.kind == "prose"}
     return fields, prose if len(prose) < len(fields) else set()  # where all are prose, nothing else says what is right
 
 
 def _nearest(golds: Sequence[ReadAnswer], answer: ReadAnswer | None) -> ReadAnswer | None:
-    return max(golds, key=lambda gold: _shared(gold, answer), default=None)
+    def shared(gold: ReadAnswer) -> int:
+        return sum(_is_right(path, gold, answer, False) for path in gold.fields)
+
+    return max(golds, key=shared, default=None)
 
 
 def _of_text(references: Sequence[str], answer: str) -> dict[str, float]:
@@ -279,16 +248,12 @@ def _scores(gold: ReadAnswer, answer: ReadAnswer | None, prose: Collection[Path]
     }
 
 
-def _shared(gold: ReadAnswer, answer: ReadAnswer | None) -> int:
-    return sum(_is_right(path, gold, answer, False) for path in gold.fields) if answer else 0
-
-
 def _is_right(path: Path, gold: ReadAnswer, answer: ReadAnswer | None, prose: bool) -> bool:
     if answer is None or path not in answer.fields:
         return False
-    wanted, given = gold.fields[path], answer.fields[path]
+    wanted, value = gold.fields[path], answer.fields[path]
     if prose and isinstance(wanted, str) and wanted.strip():
-        return isinstance(given, str) and bool(given.strip())
+        return isinstance(value, str) and bool(value.strip())
     return bool(gold.forms[path] == answer.forms[path])
 
 
@@ -297,8 +262,6 @@ def _with_arrays(one: ReadAnswer, other: ReadAnswer) -> frozenset[Path]:
     empty = [path for path, value in one.fields.items() if isinstance(value, list) and (*path, "[]") not in one.paths]
     return one.paths | {p for p in other.paths for path in empty if p[: len(path) + 1] == (*path, "[]")}
 
-
-# --- one field -----------------------------------------------------------------------------------
 
 _NO_FIELD = object()  # no row counts where the reference lacks the field
 
@@ -310,26 +273,26 @@ def _field_statistics(
     labels: Mapping[str, Sequence[str]],
     names: Collection[str],
 ) -> Iterator[Statistics]:
-    """The metrics of one field over the rows whose reference has it; `names`: of all fields, which those of items can't take."""
-    wanted = [row.fields.get(field.path, _NO_FIELD) if row else _NO_FIELD for row in gold]
-    given = [row.fields.get(field.path, _NO_FIELD) if row else _NO_FIELD for row in read_answers]
+    wanted, values = (
+        [row.fields.get(field.path, _NO_FIELD) if row else _NO_FIELD for row in rows] for rows in (gold, read_answers)
+    )
     if field.kind == "prose":
-        yield _prose(field, wanted, given)
+        yield _prose(field, wanted, values)
         return
+    pairs = list(zip(wanted, values, strict=True))
     right = [
-        math.nan if w is _NO_FIELD else float(g is not _NO_FIELD and canonical(w) == canonical(g))
-        for w, g in zip(wanted, given, strict=True)
+        math.nan if w is _NO_FIELD else float(v is not _NO_FIELD and canonical(w) == canonical(v)) for w, v in pairs
     ]
     exact = field.metric("exact_match")
     if field.kind == "labels":
         vocabulary = {label_text(value) for value in wanted if value is not _NO_FIELD} | set(labels.get(field.name, ()))
-        family = label_statistics(
-            [None if w is _NO_FIELD else label_text(w) for w in wanted],
-            [_named(w, g, hit, vocabulary) for w, g, hit in zip(wanted, given, right, strict=True)],
-            prefix=f"{field.name}.",
-            every=False,
-            known=vocabulary,
-        )  # fmt: skip
+        references, predictions = [None if w is _NO_FIELD else label_text(w) for w in wanted], []
+        for (w, value), hit in zip(pairs, right, strict=True):
+            # An answer names none where it only looks like the right one ("true" for true).
+            named = None if _NO_FIELD in (w, value) or isinstance(value, dict | list) else label_text(value)
+            other = named if named in vocabulary and named != label_text(w) else None
+            predictions.append(label_text(w) if hit == 1 and named is not None else other)
+        family = label_statistics(references, predictions, prefix=f"{field.name}.", every=False, known=vocabulary)
         accuracy = field.metric("accuracy")
         yield replace(
             family,
@@ -341,22 +304,13 @@ def _field_statistics(
         return
     yield mean_statistics({exact: right}, right_or_wrong=[exact])
     if field.kind == "items":
-        yield from _items(field, wanted, given, names)
+        yield from _items(field, wanted, values, names)
 
 
-def _named(wanted: Any, given: Any, hit: float, vocabulary: Collection[str]) -> str | None:
-    """The label that an answer names; None where it names none, or one that only looks like the right one ("true" for true)."""
-    if wanted is _NO_FIELD or given is _NO_FIELD or isinstance(given, dict | list):
-        return None
-    right, label = label_text(wanted), label_text(given)
-    return right if hit == 1 else label if label in vocabulary and label != right else None
-
-
-def _prose(field: Field, wanted: Sequence[Any], given: Sequence[Any]) -> Statistics:
-    """Token F1, and ROUGE-L (chrF where ROUGE can't read the script), of rows whose reference has a text there."""
+def _prose(field: Field, wanted: Sequence[Any], values: Sequence[Any]) -> Statistics:
     rows = [i for i, value in enumerate(wanted) if isinstance(value, str)]
     right = [[wanted[i]] for i in rows]
-    texts = [given[i][:LONGEST_SCORED] if isinstance(given[i], str) else "" for i in rows]
+    texts = [values[i][:LONGEST_SCORED] if isinstance(values[i], str) else "" for i in rows]
     measures = {"token_f1": [token_f1(r, t) for r, t in zip(right, texts, strict=True)]}
     if is_latin([row[0] for row in right]):
         measures |= rouge(right, texts, ["rougeL"])
@@ -369,13 +323,12 @@ def _prose(field: Field, wanted: Sequence[Any], given: Sequence[Any]) -> Statist
     return mean_statistics(scores)
 
 
-def _items(field: Field, wanted: Sequence[Any], given: Sequence[Any], names: Collection[str]) -> Iterator[Statistics]:
-    """Precision, recall and F1 of an array's items as a set, and each field of items that are objects."""
+def _items(field: Field, wanted: Sequence[Any], values: Sequence[Any], names: Collection[str]) -> Iterator[Statistics]:
     rows = np.zeros((len(wanted), 3))  # items of both, of the answer, of the reference
     scores: list[float] = []
     parts: dict[Path, list[tuple[float, int]]] = {}
-    for i, (w, g) in enumerate(zip(wanted, given, strict=True)):
-        right, items = _as_items(w), _as_items(g)
+    for i, (w, value) in enumerate(zip(wanted, values, strict=True)):
+        right, items = _as_items(w), _as_items(value)
         if w is _NO_FIELD:
             scores.append(math.nan)
             continue
@@ -385,12 +338,12 @@ def _items(field: Field, wanted: Sequence[Any], given: Sequence[Any], names: Col
         for path, hit, total in _parts(right, items):
             parts.setdefault(path, [(0.0, 0)] * len(wanted))[i] = (hit, total)
     f1, precision, recall = (field.metric(name) for name in ("item_f1", "item_precision", "item_recall"))
-    values: dict[str, Callable[[Array], Array]] = {
+    functions: dict[str, Callable[[Array], Array]] = {
         f1: lambda sums: ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2], empty=np.nan),
         precision: lambda sums: ratio(sums[:, 0], sums[:, 1], empty=np.nan),
         recall: lambda sums: ratio(sums[:, 0], sums[:, 2], empty=np.nan),
     }
-    yield Statistics(rows, values, {f1: scores})
+    yield Statistics(rows, functions, {f1: scores})
     for path in sorted(parts, key=lambda path: -sum(total for _, total in parts[path]))[:MOST_FIELDS]:
         if ".".join((*field.path, *path)) in names:
             continue
@@ -408,30 +361,23 @@ def _parts(right: Sequence[Any], items: Sequence[Any]) -> Iterator[tuple[Path, f
 
     Partners are those that make the number of equal fields the largest (linear assignment).
     """
+
+    def equal(one: Mapping[Path, Any], other: Mapping[Path, Any]) -> list[Path]:
+        return [path for path in one if path in other and canonical(one[path]) == canonical(other[path])]
+
     wanted = [dict(fields_of(item)) for item in right if isinstance(item, dict) and item]
-    given = [dict(fields_of(item)) for item in items if isinstance(item, dict)]
-    alike = [[_equal(w, g) for g in given] for w in wanted] if len(wanted) * len(given) <= MOST_PAIRS else None
-    partner = {i: i for i in range(min(len(wanted), len(given)))}
-    if alike is not None and wanted and given:
+    others = [dict(fields_of(item)) for item in items if isinstance(item, dict)]
+    partner = {i: i for i in range(min(len(wanted), len(others)))}
+    if wanted and others and len(wanted) * len(others) <= MOST_PAIRS:
         from scipy.optimize import linear_sum_assignment
 
-        partner = dict(
-            zip(*(side.tolist() for side in linear_sum_assignment(np.array(alike), maximize=True)), strict=True)
-        )
+        alike = np.array([[len(equal(item, other)) for other in others] for item in wanted])
+        partner = dict(zip(*(side.tolist() for side in linear_sum_assignment(alike, maximize=True)), strict=True))
     hits, totals = Counter[Path](), Counter[Path]()
     for i, item in enumerate(wanted):
-        other = given[partner[i]] if i in partner else {}
-        for path, value in item.items():
-            totals[path] += 1
-            hits[path] += path in other and canonical(value) == canonical(other[path])
+        totals.update(item.keys())
+        hits.update(equal(item, others[partner[i]]) if i in partner else ())
     yield from ((path, float(hits[path]), total) for path, total in totals.items())
-
-
-def _equal(one: Mapping[Path, Any], other: Mapping[Path, Any]) -> int:
-    return sum(path in other and canonical(value) == canonical(other[path]) for path, value in one.items())
-
-
-# --- for baselines and readers -------------------------------------------------------------------
 
 
 def label_fields(texts: Sequence[str]) -> dict[str, list[str | None]]:
@@ -481,12 +427,12 @@ def differing_fields(reference: str, answer: str, most: int = 3) -> str:
         if path not in read.paths:
             words.append(f"{name} is missing")
         elif not _is_right(path, gold, read, False):
-            given = read.fields.get(path, {})
-            if isinstance(value, list) and isinstance(given, list):
-                words += [f"{name} lacks {_brief(item)}" for item in _only_in(value, given)]
-                words += [f"{name} has also {_brief(item)}" for item in _only_in(given, value)]
+            other = read.fields.get(path, {})
+            if isinstance(value, list) and isinstance(other, list):
+                words += [f"{name} lacks {_brief(item)}" for item in _only_in(value, other)]
+                words += [f"{name} has also {_brief(item)}" for item in _only_in(other, value)]
             else:
-                words.append(f"{name} is {_brief(given)}, not {_brief(value)}")
+                words.append(f"{name} is {_brief(other)}, not {_brief(value)}")
     words += [f"{'.'.join(path)} is invented" for path in read.fields if path not in gold.paths]
     more = len(words) - most
     return "; ".join(words[:most]) + (f"; and {more} more" if more > 0 else "")

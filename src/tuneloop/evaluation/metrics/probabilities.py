@@ -64,13 +64,13 @@ def calibration_statistics(confidence: Sequence[float], right: Sequence[float]) 
     rows = np.zeros((len(confidence), 3 * BINS))  # confidence, right, rows of each bin
     for i, (sure, hit) in enumerate(zip(confidence, right, strict=True)):
         if not math.isnan(sure + hit):
-            place = _bin(sure)
+            # Bins are open below and closed above, as in the source; 0 falls into the first.
+            place = max(math.ceil(min(max(0.0, sure), 1.0) * BINS) - 1, 0)
             rows[i, [place, BINS + place, 2 * BINS + place]] = sure, hit, 1.0
 
     def ece(sums: Array) -> Array:
         gaps = np.abs(sums[:, :BINS] - sums[:, BINS : 2 * BINS]).sum(axis=1)
-        counted = sums[:, 2 * BINS :].sum(axis=1)
-        return ratio(gaps, counted, empty=np.nan)
+        return ratio(gaps, sums[:, 2 * BINS :].sum(axis=1), empty=np.nan)
 
     return Statistics(rows, {"ece": ece}, {})
 
@@ -82,18 +82,6 @@ def reliability(confidence: Sequence[float], right: Sequence[float]) -> list[dic
     for place in range(BINS):
         sure, hits, n = (float(sums[part * BINS + place]) for part in range(3))
         if n:
-            bins.append(
-                {
-                    "low": place / BINS,
-                    "high": (place + 1) / BINS,
-                    "n": int(n),
-                    "confidence": sure / n,
-                    "accuracy": hits / n,
-                }
-            )
+            shares = {"confidence": sure / n, "accuracy": hits / n}
+            bins.append({"low": place / BINS, "high": (place + 1) / BINS, "n": int(n), **shares})
     return bins
-
-
-def _bin(confidence: float) -> int:
-    """Bins are open below and closed above, as in the source; 0 falls into the first."""
-    return max(math.ceil(min(max(0.0, confidence), 1.0) * BINS) - 1, 0)

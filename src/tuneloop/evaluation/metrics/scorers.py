@@ -18,11 +18,9 @@ from tuneloop.records.rows import Row, last_user_turn, references_of
 _NAMES = {
     "prediction": ("prediction", "answer", "output", "response", "completion", "hypothesis", "text"),
     "reference": ("reference", "expected", "target", "label", "gold", "truth"),
-    "references": ("references", "targets"),
-    "prompt": ("prompt", "question", "input"),
-    "row": ("row", "record", "example", "sample"),
-    "meta": ("meta", "metadata"),
-}
+    "references": ("references", "targets"), "prompt": ("prompt", "question", "input"),
+    "row": ("row", "record", "example", "sample"), "meta": ("meta", "metadata"),
+}  # fmt: skip
 _MEANING = {name: meaning for meaning, names in _NAMES.items() for name in names}
 _IN_ORDER = ("prediction", "reference", "row")
 
@@ -47,16 +45,14 @@ def load_scorer(name: str, place: str) -> Scorer:
 
     The file runs in this process, with everything that you may do: name only files that you trust.
 
-    Raises:
-        UserError: no such file or function, the file fails, or the function asks for more.
+    Raises UserError: no such file or function, the file fails, or the function asks for more.
     """
     where = f"evaluate.scorers.{name}"
     file, colon, function_name = place.rpartition(":")
     path = Path(file).expanduser()
     if not colon or not function_name.isidentifier() or not file:
-        raise UserError(
-            f"Not file.py:function: {place!r}", where=where, next_step="write it as in my_scorers.py:polite"
-        )
+        next_step = "write it as in my_scorers.py:polite"
+        raise UserError(f"Not file.py:function: {place!r}", where=where, next_step=next_step)
     module = run_python_file(file, where, "scorer's file")
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -65,18 +61,15 @@ def load_scorer(name: str, place: str) -> Scorer:
 
     def score(row: Row, answer: str) -> Any:
         references = references_of(row)
-        given = {
+        values = {
             "prediction": answer, "reference": references[0], "references": references,
             "prompt": last_user_turn(row), "row": row.to_json(), "meta": row.meta,
         }  # fmt: skip
         try:
-            return function(**{parameter: given[meaning] for parameter, meaning in wanted.items()})
+            return function(**{parameter: values[meaning] for parameter, meaning in wanted.items()})
         except Exception as error:
-            raise UserError(
-                f"The scorer {name} fails: {error_with_line(error, path)}",
-                where=f"row {row.id}",
-                next_step=f"fix {file}",
-            ) from None
+            what = f"The scorer {name} fails: {error_with_line(error, path)}"
+            raise UserError(what, where=f"row {row.id}", next_step=f"fix {file}") from None
 
     declared = getattr(function, DECLARED, None)
     metric = declared if isinstance(declared, Metric) else own_metric(function_name, title=name.replace("_", " "))
@@ -84,7 +77,6 @@ def load_scorer(name: str, place: str) -> Scorer:
 
 
 def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
-    """Parameter -> what it gets."""
     wanted: dict[str, str] = {}
     unnamed = []
     for parameter in inspect.signature(function).parameters.values():
@@ -98,40 +90,30 @@ def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
             unnamed.append(parameter.name)
     left = [meaning for meaning in _IN_ORDER if meaning not in wanted.values()]
     if len(unnamed) > len(left):
-        raise UserError(
-            f"The scorer asks for {', '.join(unnamed)}",
-            where=where,
-            next_step=f"name its parameters from {', '.join(_NAMES)}",
-        )
+        next_step = f"name its parameters from {', '.join(_NAMES)}"
+        raise UserError(f"The scorer asks for {', '.join(unnamed)}", where=where, next_step=next_step)
     return wanted | dict(zip(unnamed, left, strict=False))
 
 
 def own_scores(scorer: Scorer, rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
     """A scorer's score of each row (NaN for None).
 
-    Raises:
-        UserError: it fails, or returns something that is no number, or that its declared test can't compare.
+    Raises UserError: it fails, or returns something that is no number, or that its declared test can't compare.
     """
     scores, name = [], scorer.metric.name
     for row, answer in zip(rows, answers, strict=True):
-        result = scorer(row, answer)
+        result, where = scorer(row, answer), f"row {row.id}"
         try:
             value = math.nan if result is None else float(result)
         except (TypeError, ValueError):
-            raise UserError(
-                f"The scorer {name} returned {type(result).__name__}, not a number",
-                where=f"row {row.id}",
-                next_step="return a number, True or False, or None where the row doesn't count",
-            ) from None
+            what = f"The scorer {name} returned {type(result).__name__}, not a number"
+            next_step = "return a number, True or False, or None where the row doesn't count"
+            raise UserError(what, where=where, next_step=next_step) from None
         if math.isinf(value):
-            raise UserError(
-                f"The scorer {name} returned {value}", where=f"row {row.id}", next_step="return finite numbers"
-            )
+            raise UserError(f"The scorer {name} returned {value}", where=where, next_step="return finite numbers")
         if scorer.metric.test == "exact McNemar" and value not in (0.0, 1.0) and not math.isnan(value):
-            raise UserError(
-                f"The scorer {name} returned {value:g}; its test, exact McNemar, compares right with wrong: 1 with 0",
-                where=f"row {row.id}",
-                next_step='return True or False, or declare test="paired bootstrap"',
-            )
+            what = f"The scorer {name} returned {value:g}; its test, exact McNemar, compares right with wrong: 1 with 0"
+            next_step = 'return True or False, or declare test="paired bootstrap"'
+            raise UserError(what, where=where, next_step=next_step)
         scores.append(value)
     return scores

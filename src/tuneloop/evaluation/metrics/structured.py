@@ -31,16 +31,16 @@ METRICS = (
 
 def parse(text: str) -> Any:
     """The JSON value that a text is, as a whole; ValueError for anything else (a Markdown fence, NaN, prose around it)."""
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON")
+
     if len(text) > LONGEST:
         raise ValueError("too long")
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
 
 
 def parses(text: str) -> bool:
@@ -65,11 +65,7 @@ def are_structured(references: Sequence[Sequence[str]]) -> bool:
 
 
 def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
-    """Make the function that tells whether a value conforms to a JSON schema.
-
-    Raises:
-        UserError: no valid schema.
-    """
+    """Make the function that tells whether a value conforms to a JSON schema. Raises UserError: no valid schema."""
     from jsonschema import exceptions, validators
 
     kind = validators.validator_for(schema)
@@ -91,9 +87,8 @@ def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
         except RecursionError:
             return False
         except Exception as error:  # a reference that leads nowhere shows only when it is followed
-            raise UserError(
-                f"The JSON schema can't be applied: {error}", where="evaluate.json_schema", next_step="fix the schema"
-            ) from None
+            what = f"The JSON schema can't be applied: {error}"
+            raise UserError(what, where="evaluate.json_schema", next_step="fix the schema") from None
 
     return conforms
 
@@ -139,30 +134,22 @@ def structured_statistics(
     """Share of answers that are valid JSON and fit the schema; precision, recall and F1 of fields.
 
     A field is a (path, value) pair, right if the reference has the same; counts are summed over all rows (micro). Of
-    several references, the one with the best F1 counts. An answer that is no JSON has no field.
-
-    Args:
-        references: JSON texts.
-        answers: texts.
-        conforms: 1 or 0 for each row: whether the answer fits the schema; None without schema.
+    several references, the one with the best F1 counts. An answer that is no JSON has no field. `conforms`: 1 or 0 for each
+    row, whether the answer fits the schema; None without schema.
     """
     n = len(answers)
     rows = np.zeros((n, 6))  # hits, fields of the answer, of the reference, valid, conforming, rows
     valid, scores = [], []
     for i, (row, answer) in enumerate(zip(references, answers, strict=True)):
-        given = Counter[tuple[str, str]]()
+        fields = _leaves(answer)
         valid.append(float(parses(answer)))
-        if valid[-1]:
-            given = Counter(_leaves(answer))
         options = []
-        for text in row:
-            right = Counter(_leaves(text)) if parses(text) else Counter[tuple[str, str]]()
-            hits = (given & right).total()
-            both = given.total() + right.total()
+        for right in map(_leaves, row):
+            hits, both = (fields & right).total(), fields.total() + right.total()
             options.append((2 * hits / both if both else 1.0, hits, right.total()))
         best, hits, total = max(options)
         scores.append(best)
-        rows[i] = hits, given.total(), total, valid[-1], conforms[i] if conforms else 0.0, 1.0
+        rows[i] = hits, fields.total(), total, valid[-1], conforms[i] if conforms else 0.0, 1.0
     values: dict[str, Callable[[Array], Array]] = {
         "field_f1": lambda sums: ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2]),
         "field_precision": lambda sums: ratio(sums[:, 0], sums[:, 1]),
@@ -176,8 +163,9 @@ def structured_statistics(
     return Statistics(rows, values, row_scores, frozenset({"valid_json", "schema_valid"} & row_scores.keys()))
 
 
-def _leaves(text: str) -> list[tuple[str, str]]:
+def _leaves(text: str) -> Counter[tuple[str, str]]:
+    """The fields of an answer, with how often each occurs; none of a text that is no JSON."""
     try:
-        return list(leaves(parse(text)))
-    except RecursionError:
-        return []
+        return Counter(leaves(parse(text)))
+    except (ValueError, RecursionError):
+        return Counter()

@@ -1,5 +1,5 @@
-"""Texts against their references: exact match, token F1, ROUGE, METEOR, length; BLEU and chrF, whose n-gram counts are summed over
-the whole split, as sacrebleu computes them; and nearness in meaning by sentence embeddings.
+"""Texts against their references: exact match, token F1, ROUGE, METEOR, length, BLEU and chrF of the whole split, and similarity
+of meaning by sentence embeddings.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from tuneloop.core.lazy import np
@@ -17,8 +18,6 @@ from tuneloop.core.stats.intervals import Array, Statistics, ratio
 from tuneloop.records.metric import Metric
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-
-
 # Longest-common-subsequence scores cost (answer tokens) x (reference tokens). Answers are short in practice
 # (`max_new_tokens`); a longer one is scored on its beginning, and the evaluation says so.
 LONGEST_SCORED = 20_000
@@ -49,15 +48,9 @@ def token_f1(references: Sequence[str], answer: str) -> float:
     Source: the F1 of SQuAD (Rajpurkar et al. 2016), whose normalisation it takes (lower case, no punctuation, no
     English articles); punctuation is Unicode's, not only ASCII's.
     """
-    words = _squad_words(answer)
-    return max(_bag_f1(_squad_words(reference), words) for reference in references)
-
-
-def _bag_f1(reference: list[str], answer: list[str]) -> float:
-    if not reference or not answer:
-        return float(reference == answer)
-    common = sum((Counter(reference) & Counter(answer)).values())
-    return 2 * common / (len(reference) + len(answer))
+    words = Counter(_squad_words(answer))
+    bags = [Counter(_squad_words(reference)) for reference in references]
+    return max(2 * (bag & words).total() / (bag.total() + words.total()) if bag or words else 1.0 for bag in bags)
 
 
 def _squad_words(text: str) -> list[str]:
@@ -85,24 +78,11 @@ def rouge(
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
-    scorer = RougeScorer(list(kinds), tokenizer=_Remembering(DefaultTokenizer(use_stemmer=True)))
+    # The kinds of ROUGE and several references ask for the stems of a text repeatedly.
+    tokenize = lru_cache(maxsize=10_000)(DefaultTokenizer(use_stemmer=True).tokenize)
+    scorer = RougeScorer(list(kinds), tokenizer=SimpleNamespace(tokenize=tokenize))
     rows = [scorer.score_multi(list(row), answer) for row, answer in zip(references, answers, strict=True)]
     return {kind: [float(row[kind].fmeasure) for row in rows] for kind in kinds}
-
-
-class _Remembering:
-    """A tokenizer that stems each text once: the kinds of ROUGE and several references ask for it repeatedly."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[str, list[str]] = {}
-
-    def tokenize(self, text: str) -> list[str]:
-        if text not in self._known:
-            if len(self._known) > 10_000:
-                self._known.clear()
-            self._known[text] = self._tokenizer.tokenize(text)
-        return self._known[text]
 
 
 def is_latin(texts: Sequence[str]) -> bool:
@@ -127,9 +107,10 @@ def meteor(references: Sequence[Sequence[str]], answers: Sequence[str]) -> list[
     from nltk.stem.porter import PorterStemmer
     from nltk.translate.meteor_score import meteor_score
 
-    stemmer = _RememberingStemmer(PorterStemmer())
+    stemmer = SimpleNamespace(stem=lru_cache(maxsize=100_000)(PorterStemmer().stem))
+    no_synonyms = SimpleNamespace(synsets=lambda word: [])  # WordNet without its data
     return [
-        float(meteor_score([_words(r) for r in row], _words(answer), stemmer=stemmer, wordnet=_NoSynonyms()))
+        float(meteor_score([_words(r) for r in row], _words(answer), stemmer=stemmer, wordnet=no_synonyms))
         for row, answer in zip(references, answers, strict=True)
     ]
 
@@ -138,31 +119,16 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text)
 
 
-class _RememberingStemmer:
-    """A stemmer that stems each word once."""
-
-    def __init__(self, stemmer: Any) -> None:
-        self.stem = lru_cache(maxsize=100_000)(stemmer.stem)
-
-
-class _NoSynonyms:
-    """WordNet without its data."""
-
-    def synsets(self, word: str) -> list[Any]:
-        return []
-
-
 def length_ratio(references: Sequence[Sequence[str]], answers: Sequence[str]) -> Statistics:
-    """Words of all answers over words of their references (the one nearest in length); 1 is as long as asked for."""
+    """Words of all answers over words of their references (the one nearest in length); 1 is as long as the references."""
     rows, scores = np.zeros((len(answers), 2)), []
     for i, (row, answer) in enumerate(zip(references, answers, strict=True)):
         words = len(answer.split())
         right = min((len(text.split()) for text in row), key=lambda n: (abs(n - words), n))
         rows[i] = words, right
         scores.append(words / right if right else float("nan"))
-    return Statistics(
-        rows, {"length_ratio": lambda sums: ratio(sums[:, 0], sums[:, 1], empty=np.nan)}, {"length_ratio": scores}
-    )
+    function = {"length_ratio": lambda sums: ratio(sums[:, 0], sums[:, 1], empty=np.nan)}
+    return Statistics(rows, function, {"length_ratio": scores})
 
 
 def bleu_statistics(
@@ -183,18 +149,13 @@ def bleu_statistics(
         return np.array(
             [
                 BLEU.compute_bleu(
-                    correct=[int(x) for x in row[2 : 2 + order]],
-                    total=[int(x) for x in row[2 + order :]],
-                    sys_len=int(row[0]),
-                    ref_len=int(row[1]),
-                    smooth_method=metric.smooth_method,
-                    smooth_value=metric.smooth_value,
-                    effective_order=effective_order,
-                    max_ngram_order=order,
+                    correct=[int(x) for x in row[2 : 2 + order]], total=[int(x) for x in row[2 + order :]],
+                    sys_len=int(row[0]), ref_len=int(row[1]), smooth_method=metric.smooth_method,
+                    smooth_value=metric.smooth_value, effective_order=effective_order, max_ngram_order=order,
                 ).score
                 for row in sums
             ]
-        )
+        )  # fmt: skip
 
     rows = np.array(counts, dtype=np.float64)
     sentences = [float(x) for x in score(rows, effective_order=True)]
@@ -227,7 +188,6 @@ def chrf_statistics(
 
 
 def _streams(references: Sequence[Sequence[str]]) -> list[Any]:
-    """References by row -> sacrebleu's streams, with None where a row has fewer."""
     most = max(len(row) for row in references)
     return [[row[i] if i < len(row) else None for row in references] for i in range(most)]
 

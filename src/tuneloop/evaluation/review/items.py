@@ -1,9 +1,7 @@
 """Which answers people look at: systems read from evaluations, and a sample of their rows that tells the most; and the votes on disk.
 
-The sample has two parts. A random one, drawn from all rows, is kept apart: its plain mean is an unbiased estimate
-whatever else was chosen. The rest comes from the rows that tell the most (see `_pair_groups` and `_rating_groups`).
-Since both parts are drawn at random within each group of rows, all reviewed rows of a group together stand for the
-group: weighted by (rows in the group) / (reviewed rows in it) they give an unbiased estimate too, and a narrower one.
+A random part of the sample is kept apart: its plain mean is an unbiased estimate. Both parts are drawn at random within each
+group of rows, so all reviewed rows, weighted by (rows in the group) / (reviewed rows in it), give a narrower unbiased one.
 """
 
 from __future__ import annotations
@@ -13,8 +11,9 @@ import itertools
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,39 +37,26 @@ SAME = "same"  # the group of rows with equal answers: nothing to look at, they 
 
 @dataclass(frozen=True)
 class ReviewedAnswer:
-    """One system's answer to a row.
+    """One system's answer to a row."""
 
-    Args:
-        messages: the turns before it; empty where they are the prompt alone.
-        references: accepted answers.
-        quality: token F1 with the best reference.
-        unsure: it was cut off or invalid, or chosen with low confidence.
-    """
-
-    messages: list[dict[str, Any]]
+    messages: list[dict[str, Any]]  # the turns before it; empty where they are the prompt alone
     prompt: str
-    references: list[str]
+    references: list[str]  # accepted answers
     label: str | None
     answer: str
-    quality: float
-    unsure: bool
+    quality: float  # token F1 with the best reference
+    unsure: bool  # it was cut off or invalid, or chosen with low confidence
 
 
 @dataclass(frozen=True)
 class System:
-    """One system's answers, as an evaluation's `samples.jsonl` holds them.
-
-    Args:
-        place: the evaluation's folder, with `:NAME` for a baseline in it.
-        sha256: of its `samples.jsonl`.
-        samples: row id -> its answer.
-    """
+    """One system's answers, as an evaluation's `samples.jsonl` holds them."""
 
     name: str
-    place: str
+    place: str  # the evaluation's folder, with `:NAME` for a baseline in it
     folder: Path
-    sha256: str
-    samples: dict[str, ReviewedAnswer]
+    sha256: str  # of its `samples.jsonl`
+    samples: dict[str, ReviewedAnswer]  # row id -> its answer
 
 
 @dataclass(frozen=True)
@@ -96,41 +82,32 @@ class ReviewFolder:
 def read_systems(places: Sequence[str]) -> list[System]:
     """Read `FOLDER` or `FOLDER:BASELINE` arguments.
 
-    Raises:
-        UserError: no evaluation there, no such baseline, or no answers.
+    Raises UserError: no evaluation there, no such baseline, or no answers.
     """
-    read = [_read_system(place) for place in places]
-    names = [system.name for system in read]
+    systems = []
+    for place in places:
+        path, name = split_place(place)
+        manifest, samples, baseline = read_evaluation(path, name)
+        answers, file = {sample.id: _answer(sample, baseline) for sample in samples}, path / "samples.jsonl"
+        if not answers:
+            raise UserError("There are no answers to look at", where=str(file), next_step="evaluate again")
+        systems.append(System(name or manifest.name, place, path, sha256_file(file), answers))
+    names = [system.name for system in systems]
     if len(set(places)) < len(places):
         raise UserError("The same answers are named twice", where=" ".join(places), next_step="name each once")
-    return [c if names.count(c.name) == 1 else System(c.place, c.place, c.folder, c.sha256, c.samples) for c in read]
-
-
-def _read_system(place: str) -> System:
-    path, system = split_place(place)
-    manifest, samples, baseline = read_evaluation(path, system)
-    answers = {sample.id: _answer(sample, baseline) for sample in samples}
-    if not answers:
-        raise UserError(
-            "There are no answers to look at", where=str(path / "samples.jsonl"), next_step="evaluate again"
-        )
-    return System(system or manifest.name, place, path, sha256_file(path / "samples.jsonl"), answers)
+    return [c if names.count(c.name) == 1 else replace(c, name=c.place) for c in systems]
 
 
 def _answer(sample: Sample, baseline: str) -> ReviewedAnswer:
     references = sample.references or [sample.reference]
     answer = sample.baselines[baseline] if baseline else sample.prediction
     confidence = None if baseline else sample.confidence
+    unfinished = not baseline and not (sample.valid and sample.finished)
     return ReviewedAnswer(
-        messages=[dict(turn) for turn in sample.messages or ()],
-        prompt=sample.prompt,
-        references=references,
-        label=sample.label,
-        answer=answer,
-        quality=token_f1(references, answer),
-        unsure=(not baseline and not (sample.valid and sample.finished))
-        or (confidence is not None and confidence < 0.5),
-    )
+        messages=[dict(turn) for turn in sample.messages or ()], prompt=sample.prompt, references=references,
+        label=sample.label, answer=answer, quality=token_f1(references, answer),
+        unsure=unfinished or (confidence is not None and confidence < 0.5),
+    )  # fmt: skip
 
 
 def make_review(
@@ -147,16 +124,13 @@ def make_review(
     Args:
         systems: one system or more; `pairwise` needs two.
         share: of the evaluation's rows to look at (for each pair, or each system).
-        seed: of the draw and the order.
         conversations: row id -> the turns before the answer, where samples hold only the last one.
 
-    Raises:
-        UserError: the folder holds another review, the systems share no row, or all their answers are equal.
+    Raises UserError: the folder holds another review, the systems share no row, or all their answers are equal.
     """
     if mode == "pairwise" and len(systems) < 2:
-        raise UserError(
-            "Two systems are needed", next_step="tuneloop review A B, or RUN RUN:zero-shot, or --mode rating"
-        )
+        next_step = "tuneloop review A B, or RUN RUN:zero-shot, or --mode rating"
+        raise UserError("Two systems are needed", next_step=next_step)
     if not 0 < share <= 1:
         raise UserError(f"A share is between 0 and 1, got {share:g}", where="--share", next_step="leave it out: 0.25")
     named = [[c.name, c.sha256] for c in systems]
@@ -164,41 +138,27 @@ def make_review(
     with lock_folder(out):
         if (out / records.Review.file).is_file():
             if read_record(records.Review, out).key != key:
-                raise UserError(
-                    "This folder holds a review of other answers, or with other settings",
-                    where=str(out),
-                    next_step="choose another folder with --out, or delete this one",
-                )
+                what = "This folder holds a review of other answers, or with other settings"
+                raise UserError(what, where=str(out), next_step="choose another folder with --out, or delete this one")
             return load_review(out)
         items, populations = _draw(systems, mode, share, seed, conversations or {})
         write_jsonl(out / ITEMS, items)
+        reviewed = [ReviewedSystem(name=c.name, place=c.place, sha256=c.sha256) for c in systems]
         manifest = records.Review(
-            key=key,
-            mode=mode,
-            systems=[ReviewedSystem(name=c.name, place=c.place, sha256=c.sha256) for c in systems],
-            share=share,
-            seed=seed,
-            items=len(items),
-            populations=populations,
+            key=key, mode=mode, systems=reviewed, share=share, seed=seed, items=len(items), populations=populations
         )
         write_record(out / records.Review.file, manifest)
     return load_review(out)
 
 
 def load_review(folder: Path | str) -> ReviewFolder:
-    """Read a review's folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    """Read a review's folder. Raises UserError: there is none, or it is damaged."""
     folder = Path(folder)
     if not (folder / records.Review.file).is_file():
         raise UserError("No review there", where=str(folder), next_step="start one with `tuneloop review A B`")
     manifest = read_record(records.Review, folder)
-    items = read_lines(ReviewItem, folder / ITEMS, records.Review.again)
-    return ReviewFolder(
-        folder, manifest.mode, [c.name for c in manifest.systems], items, manifest.populations, manifest
-    )
+    items, names = read_lines(ReviewItem, folder / ITEMS, records.Review.again), [c.name for c in manifest.systems]
+    return ReviewFolder(folder, manifest.mode, names, items, manifest.populations, manifest)
 
 
 def _draw(
@@ -212,45 +172,28 @@ def _draw(
     for chosen in sets:
         rows = [row for row in chosen[0].samples if all(row in c.samples for c in chosen)]
         if not rows:
-            raise UserError(
-                "The two evaluations share no row",
-                where=" ".join(c.place for c in chosen),
-                next_step="evaluate both on the same split",
-            )
+            where = " ".join(c.place for c in chosen)
+            what = "The two evaluations share no row"
+            raise UserError(what, where=where, next_step="evaluate both on the same split")
         groups = _pair_groups(rows, *chosen) if size == 2 else _rating_groups(rows, chosen[0])
-        names = [c.name for c in chosen]
-        populations["\n".join(names)] = {
-            name: sum(g == name for g in groups.values()) for name in dict.fromkeys(groups.values())
-        }
+        populations["\n".join(c.name for c in chosen)] = dict(Counter(groups.values()))
         budget = min(max(round(share * len(rows) / len(sets)), 1), MOST_ITEMS)
         for row, stratum in sample_rows(groups, budget, rng).items():
-            items.append(_item(row, chosen, stratum, groups[row], conversations))
+            first = chosen[0].samples[row]
+            messages = first.messages or conversations.get(row) or [{"role": "user", "content": first.prompt}]
+            names = tuple(c.name for c in chosen)
+            item = ReviewItem(
+                id=content_hash([row, list(names)])[:12], row=row, systems=names,
+                answers=tuple(c.samples[row].answer for c in chosen), messages=[turn for turn in messages if turn],
+                references=first.references, label=first.label, stratum=stratum, group=groups[row],
+            )  # fmt: skip
+            items.append(item)
     if not items:
-        raise UserError(
-            "All answers are equal: there is nothing to compare",
-            where=" ".join(c.place for c in systems),
-            next_step="compare other systems, or rate one with --mode rating",
-        )
+        what = "All answers are equal: there is nothing to compare"
+        where = " ".join(c.place for c in systems)
+        raise UserError(what, where=where, next_step="compare other systems, or rate one with --mode rating")
     rng.shuffle(items)  # whoever stops early has seen a fair part of each group
     return items, populations
-
-
-def _item(
-    row: str, systems: Sequence[System], stratum: str, group: str, conversations: Mapping[str, list[dict[str, Any]]]
-) -> ReviewItem:
-    sample = systems[0].samples[row]
-    messages = sample.messages or conversations.get(row) or [{"role": "user", "content": sample.prompt}]
-    return ReviewItem(
-        id=content_hash([row, [c.name for c in systems]])[:12],
-        row=row,
-        systems=tuple(c.name for c in systems),
-        answers=tuple(c.samples[row].answer for c in systems),
-        messages=[turn for turn in messages if turn],
-        references=sample.references,
-        label=sample.label,
-        stratum=stratum,
-        group=group,
-    )
 
 
 def sample_rows(groups: Mapping[str, str], budget: int, rng: random.Random) -> dict[str, str]:
@@ -265,9 +208,8 @@ def sample_rows(groups: Mapping[str, str], budget: int, rng: random.Random) -> d
     rng.shuffle(left)
     n_random = min(len(left), max(1, round(RANDOM_PART * budget)))
     chosen = dict.fromkeys(left[:n_random], "random")
-    queues = {
-        name: [row for row in left[n_random:] if groups[row] == name] for name in ("disagreement", "uncertain", "rest")
-    }
+    kinds = ("disagreement", "uncertain", "rest")
+    queues = {name: [row for row in left[n_random:] if groups[row] == name] for name in kinds}
     wanted = {"disagreement": round(DISAGREEMENTS * (budget - n_random)), "uncertain": budget, "rest": budget}
     for limits in (wanted, dict.fromkeys(queues, budget)):  # what one group can't fill, the others do
         for name, queue in queues.items():
@@ -299,14 +241,10 @@ def _pair_groups(rows: Sequence[str], a: System, b: System) -> dict[str, str]:
 def _rating_groups(rows: Sequence[str], system: System) -> dict[str, str]:
     """`disagreement`: the answer is among the third that is farthest from the reference, and not equal to it.
     `uncertain`: it was cut off or invalid, or chosen with low confidence. `rest`: all else."""
-    qualities = sorted(system.samples[row].quality for row in rows)
-    third = qualities[len(qualities) // 3]
-    groups = {}
-    for row in rows:
-        sample = system.samples[row]
-        far = sample.quality < 1 and sample.quality <= third
-        groups[row] = "disagreement" if far else "uncertain" if sample.unsure else "rest"
-    return groups
+    answers = {row: system.samples[row] for row in rows}
+    third = sorted(answer.quality for answer in answers.values())[len(rows) // 3]
+    far = {row for row, answer in answers.items() if answer.quality < 1 and answer.quality <= third}
+    return {row: "disagreement" if row in far else "uncertain" if a.unsure else "rest" for row, a in answers.items()}
 
 
 def append_vote(path: Path | str, vote: Vote) -> None:
@@ -315,8 +253,7 @@ def append_vote(path: Path | str, vote: Vote) -> None:
     One write under a lock of the file: processes may append at the same time. A line that a crash cut off before is
     ended first; a disk that fills up leaves no half line.
 
-    Raises:
-        UserError: the file can't be written.
+    Raises UserError: the file can't be written.
     """
     record = {key: value for key, value in vote.to_json().items() if value not in (None, "", [])}
     line = json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
@@ -346,19 +283,12 @@ def read_votes(path: Path | str) -> tuple[list[Vote], int]:
     with user_errors_of_the_disk(path):
         lines = path.read_bytes().split(b"\n")
     votes, damaged = [], 0
-    for line in lines:
-        if line.strip():
-            vote = _vote(line, str(path))
-            votes += [vote] if vote else []
-            damaged += vote is None
+    for line in filter(bytes.strip, lines):
+        try:
+            votes.append(as_line(Vote, json.loads(line), str(path), "vote again"))
+        except (ValueError, RecursionError, UserError):
+            damaged += 1
     return votes, damaged
-
-
-def _vote(line: bytes, where: str) -> Vote | None:
-    try:
-        return as_line(Vote, json.loads(line), where, "vote again")
-    except (ValueError, RecursionError, UserError):
-        return None
 
 
 def standing(votes: Iterable[Vote]) -> dict[tuple[str, str], Vote]:

@@ -28,9 +28,6 @@ RIDGE = 1e-3
 Level = Literal["nominal", "ordinal", "interval"]
 
 
-# --- agreement ---------------------------------------------------------------------------------
-
-
 def krippendorff_alpha(units: Sequence[Sequence[Hashable]], level: Level = "nominal") -> float:
     """How far raters agree beyond chance: 1 is perfect, 0 is chance, below 0 is systematic disagreement.
 
@@ -38,12 +35,9 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]], level: Level = "nomi
 
     Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
 
-    Args:
-        units: the values that each item was given, one for each rater who rated it; any number of raters.
-        level: `nominal` for kinds; `ordinal` and `interval` for numbers.
-
-    Returns:
-        NaN where it is not defined: no item has two ratings, or all ratings are the same value.
+    `units`: the values that each item got, one for each rater who rated it; any number of raters; `level`:
+    `nominal` for kinds; `ordinal` and `interval` for numbers. Returns naN where it is not defined: no item has two
+    ratings, or all ratings are the same value.
     """
     pairable = [list(unit) for unit in units if len(unit) >= 2]
     values = sorted({value for unit in pairable for value in unit}, key=lambda v: (str(type(v)), v))
@@ -62,14 +56,11 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]], level: Level = "nomi
 
 def _distances(values: Sequence[Any], totals: NDArray[np.float64], level: Level) -> NDArray[np.float64]:
     """Squared differences between values, shape (values, values)."""
-    k = len(values)
     if level == "nominal":
-        return 1.0 - np.eye(k)
-    at = np.array(values, dtype=float)
-    if level == "ordinal":  # a value stands at the middle of its ranks
-        at = np.cumsum(totals) - totals / 2
-    difference: NDArray[np.float64] = (at[:, None] - at[None, :]) ** 2
-    return difference
+        return 1.0 - np.eye(len(values))
+    # An ordinal value is at the middle of its ranks.
+    at = np.cumsum(totals) - totals / 2 if level == "ordinal" else np.array(values, dtype=float)
+    return np.asarray((at[:, None] - at[None, :]) ** 2)
 
 
 def alpha_with_interval(units: Sequence[Sequence[Hashable]], level: Level = "nominal", *, seed: int = 0) -> Estimate:
@@ -93,9 +84,6 @@ def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
         return math.nan, math.nan
     low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)
-
-
-# --- ranking -----------------------------------------------------------------------------------
 
 
 def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -152,9 +140,6 @@ def ranking(names: Sequence[str], duels: Sequence[Duel], *, seed: int = 0) -> di
     return {names[i]: Estimate(float(strengths[i]), *bounds[i]) for i in order}
 
 
-# --- estimates from a stratified sample --------------------------------------------------------
-
-
 def stratified_mean(scores: Mapping[str, Sequence[float]], sizes: Mapping[str, int]) -> Estimate:
     """The mean of a 0 to 1 score over a whole test set, from samples of its groups, with its 95 % interval.
 
@@ -165,10 +150,8 @@ def stratified_mean(scores: Mapping[str, Sequence[float]], sizes: Mapping[str, i
     Source: Cochran 1977, "Sampling Techniques", ch. 5; the made-up rows as in Agresti & Coull 1998. No correction
     for a finite population: the claim is about rows like these, not these alone.
 
-    Args:
-        scores: group -> scores of its reviewed rows.
-        sizes: group -> its rows in the test set. Groups without a reviewed row are left out, and the estimate then
-            speaks of the others alone.
+    `scores`: group -> scores of its reviewed rows. `sizes`: group -> its rows in the test set. Groups without a
+    reviewed row are left out, and the estimate then speaks of the others alone.
     """
     reviewed = {group: np.array(values, dtype=float) for group, values in scores.items() if len(values)}
     total = sum(sizes[group] for group in reviewed)
@@ -200,38 +183,29 @@ def votes_by_item(review: ReviewFolder) -> tuple[dict[str, list[Vote]], int]:
 def results(review: ReviewFolder) -> dict[str, Any]:
     """All that the votes say, as one JSON-like object.
 
-    Returns:
-        `items`, `reviewed`, `votes`, `reviewers` (name -> items), `agreement` (Krippendorff's alpha by question),
-        `median_seconds`, and `pairs` with `ranking` (pairwise) or `ratings` (rating). Estimates stand for the whole
-        test set (`estimate`, weighted), and from the random stratum alone (`random`).
+    Returns `items`, `reviewed`, `votes`, `reviewers` (name -> items), `agreement` (Krippendorff's alpha by question),
+    `median_seconds`, and `pairs` with `ranking` (pairwise) or `ratings` (rating). Estimates stand for the whole test
+    set (`estimate`, weighted), and from the random stratum alone (`random`).
     """
     votes, damaged = votes_by_item(review)
-    reviewers = Counter(vote.reviewer for given in votes.values() for vote in given)
-    seconds = [v.seconds for given in votes.values() for v in given if v.seconds is not None]
+    reviewers = Counter(vote.reviewer for item_votes in votes.values() for vote in item_votes)
+    seconds = [v.seconds for item_votes in votes.values() for v in item_votes if v.seconds is not None]
+    questions: list[tuple[str, list[list[Hashable]], Level]]
+    if review.mode == "pairwise":
+        questions = [("preference", [[v.winner or v.choice for v in each] for each in votes.values()], "nominal")]
+    else:
+        stars: list[list[Hashable]] = [[v.stars for v in each if v.stars is not None] for each in votes.values()]
+        thumbs: list[list[Hashable]] = [[v.thumb for v in each if v.thumb is not None] for each in votes.values()]
+        questions = [("stars", stars, "ordinal"), ("thumbs", thumbs, "nominal")]
     shared: dict[str, Any] = {
-        "folder": str(review.folder),
-        "mode": review.mode,
-        "items": len(review.items),
-        "reviewed": len(votes),
-        "votes": sum(reviewers.values()),
-        "reviewers": dict(sorted(reviewers.items())),
-        "corrections": sum(v.corrected is not None for given in votes.values() for v in given),
+        "folder": str(review.folder), "mode": review.mode, "items": len(review.items), "reviewed": len(votes),
+        "votes": sum(reviewers.values()), "reviewers": dict(sorted(reviewers.items())),
+        "corrections": sum(v.corrected is not None for item_votes in votes.values() for v in item_votes),
         "damaged_lines": damaged,
         "median_seconds": statistics.median(seconds) if seconds else None,
-        "agreement": _agreement(review, votes),
-    }
+        "agreement": {name: alpha_with_interval(units, level) for name, units, level in questions},
+    }  # fmt: skip
     return shared | (_pairwise(review, votes) if review.mode == "pairwise" else _ratings(review, votes))
-
-
-def _agreement(review: ReviewFolder, votes: Votes) -> dict[str, Estimate]:
-    if review.mode == "pairwise":
-        return {"preference": alpha_with_interval([[v.winner or v.choice for v in given] for given in votes.values()])}
-    stars = [[v.stars for v in given if v.stars is not None] for given in votes.values()]
-    thumbs = [[v.thumb for v in given if v.thumb is not None] for given in votes.values()]
-    return {"stars": alpha_with_interval(stars, "ordinal"), "thumbs": alpha_with_interval(thumbs)}
-
-
-# --- two answers -------------------------------------------------------------------------------
 
 
 def _pairwise(review: ReviewFolder, votes: Votes) -> dict[str, Any]:
@@ -248,13 +222,12 @@ def _pairwise(review: ReviewFolder, votes: Votes) -> dict[str, Any]:
     return {"pairs": pairs, "ranking": ranking(review.systems, duels, seed=review.manifest.seed)}
 
 
-def _shares(given: Sequence[Vote], names: Sequence[str]) -> tuple[float, float, float]:
-    first, second = (sum(v.winner == name for v in given) / len(given) for name in names)
+def _shares(item_votes: Sequence[Vote], names: Sequence[str]) -> tuple[float, float, float]:
+    first, second = (sum(v.winner == name for v in item_votes) / len(item_votes) for name in names)
     return first, second, 1 - first - second
 
 
 def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[ReviewItem], votes: Votes) -> dict[str, Any]:
-    """How b does against a: `win_rate` is b's, ties half; the verdict speaks of b, as everywhere."""
     a, b = names
     cast = [vote for item in items for vote in votes[item.id]]
     by_group: dict[str, list[float]] = defaultdict(list)
@@ -272,21 +245,14 @@ def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[Review
     simple = _mixed(stratified_mean({"random": random_part}, {"random": total - same}), total - same, same)
     verdict = by_interval(estimate.low - 0.5, estimate.high - 0.5)
     return {
-        "a": a,
-        "b": b,
-        "rows": total,
-        "equal_answers": same,
-        "reviewed": len(items),
-        "wins_a": sum(v.winner == a for v in cast),
-        "wins_b": sum(v.winner == b for v in cast),
-        "ties": sum(v.choice == "tie" for v in cast),
-        "both_bad": sum(v.choice == "both_bad" for v in cast),
+        "a": a, "b": b, "rows": total, "equal_answers": same, "reviewed": len(items),
+        "wins_a": sum(v.winner == a for v in cast), "wins_b": sum(v.winner == b for v in cast),
+        "ties": sum(v.choice == "tie" for v in cast), "both_bad": sum(v.choice == "both_bad" for v in cast),
         "left_wins": sum(bool(v.winner and v.shown and v.winner == v.shown[0]) for v in cast),
-        "tags": _tags(cast),
-        "win_rate": {"estimate": estimate, "random": simple},
+        "tags": _tags(cast), "win_rate": {"estimate": estimate, "random": simple},
         "unseen_groups": sorted(group for group in unequal if group not in by_group),
         "verdict": verdict,
-    }
+    }  # fmt: skip
 
 
 def _tags(votes: Sequence[Vote]) -> dict[str, int]:
@@ -297,9 +263,6 @@ def _mixed(seen: Estimate, rows: int, same: int) -> Estimate:
     """The estimate of rows with unequal answers, with `same` rows at one half."""
     share = rows / (rows + same)
     return Estimate(*(bound * share + 0.5 * (1 - share) for bound in (seen.value, seen.low, seen.high)))
-
-
-# --- one answer --------------------------------------------------------------------------------
 
 
 def thumb_of(vote: Vote) -> bool | None:
@@ -313,39 +276,28 @@ def _ratings(review: ReviewFolder, votes: Votes) -> dict[str, Any]:
     rated: dict[str, Any] = {}
     for name, sizes in review.populations.items():
         items = [item for item in review.items if item.systems == (name,) and item.id in votes]
-        given = [vote for item in items for vote in votes[item.id]]
-        figures: dict[str, Any] = {"rows": sum(sizes.values()), "reviewed": len(items)}
+        item_votes = [vote for item in items for vote in votes[item.id]]
+        ratings: dict[str, Any] = {"rows": sum(sizes.values()), "reviewed": len(items)}
         for question, scale in (("good", 1.0), ("stars", 4.0)):
             by_group: dict[str, list[float]] = defaultdict(list)
             random_part = []
             for item in items:
-                score = _score(votes[item.id], question)
-                if score is not None:
-                    by_group[item.group].append(score)
-                    random_part += [score] if item.stratum == "random" else []
-            estimates = (
-                stratified_mean(by_group, sizes),
-                stratified_mean({"": random_part}, {"": sum(sizes.values())}),
-            )
-            start = 1.0 if question == "stars" else 0.0
-            figures[question] = {
-                kind: Estimate(*(start + scale * x for x in (e.value, e.low, e.high)))
-                for kind, e in zip(("estimate", "random"), estimates, strict=True)
+                stars = [(v.stars - 1) / 4 for v in votes[item.id] if v.stars is not None]
+                thumbs = [float(thumb) for thumb in map(thumb_of, votes[item.id]) if thumb is not None]
+                if values := stars if question == "stars" else thumbs:
+                    by_group[item.group].append(statistics.fmean(values))
+                    random_part += by_group[item.group][-1:] if item.stratum == "random" else []
+            estimates = {
+                "estimate": stratified_mean(by_group, sizes),
+                "random": stratified_mean({"": random_part}, {"": sum(sizes.values())}),
             }
-        figures["tags"] = _tags(given)
-        rated[name] = figures
+            start = 1.0 if question == "stars" else 0.0
+            ratings[question] = {
+                kind: Estimate(*(start + scale * x for x in (e.value, e.low, e.high))) for kind, e in estimates.items()
+            }
+        ratings["tags"] = _tags(item_votes)
+        rated[name] = ratings
     return {"ratings": rated}
-
-
-def _score(given: Sequence[Vote], question: str) -> float | None:
-    if question == "stars":
-        values = [(v.stars - 1) / 4 for v in given if v.stars is not None]
-    else:
-        values = [float(t) for t in map(thumb_of, given) if t is not None]
-    return statistics.fmean(values) if values else None
-
-
-# --- data --------------------------------------------------------------------------------------
 
 
 def export(review: ReviewFolder, kind: Export, path: Path | str) -> dict[str, Any]:
@@ -355,41 +307,32 @@ def export(review: ReviewFolder, kind: Export, path: Path | str) -> dict[str, An
     answer is preferred to both. `kto`: `{"messages", "label"}` with the answer as last turn and whether it is good.
     `corrected`: every reviewed row with its reference, or what the reviewers made of it, as a test set.
 
-    Returns:
-        `path`, `rows`, `left_out` (reason -> items), `conflicts` (rows corrected in more than one way), `prepare` (the
-        command that reads it).
-
-    Raises:
-        UserError: no vote gives such a row.
+    Returns `path`, `rows`, `left_out` (reason -> items), `conflicts` (rows corrected in more than one way), `prepare`
+    (the command that reads it). Raises UserError: no vote gives such a row.
     """
     votes, _ = votes_by_item(review)
     left_out: Counter[str] = Counter()
     conflicts: list[str] = []
-    if kind == "preference":
-        rows = list(_preferences(review, votes, left_out))
-    elif kind == "kto":
-        rows = list(_thumbs(review, votes, left_out))
-    else:
+    if kind == "corrected":
         rows = list(_corrected(review, votes, conflicts))
+    else:
+        rows = list((_preferences if kind == "preference" else _thumbs)(review, votes, left_out))
     if not rows:
         what = "no item has a corrected or preferred answer" if kind == "preference" else "no item has such a vote"
-        raise UserError(
-            f"Nothing to export: {what}", where=str(review.votes_path), next_step="vote on some items first"
-        )
+        where = str(review.votes_path)
+        raise UserError(f"Nothing to export: {what}", where=where, next_step="vote on some items first")
     write_jsonl(path, rows)
     labelled = kind == "corrected" and all("label" in row for row in rows)
     return {
-        "path": str(path),
-        "rows": len(rows),
-        "left_out": dict(left_out),
-        "conflicts": conflicts,
+        "path": str(path), "rows": len(rows), "left_out": dict(left_out), "conflicts": conflicts,
         "prepare": f"tuneloop prepare {path}" + (" task=classification" if labelled else ""),
-    }
+    }  # fmt: skip
 
 
-def _correction(given: Sequence[Vote]) -> tuple[str | None, bool]:
-    """The corrected answer that most reviewers wrote (of equals the latest), and whether they differ."""
-    texts = [v.corrected.strip() for v in sorted(given, key=lambda v: v.time) if v.corrected and v.corrected.strip()]
+def _correction(item_votes: Sequence[Vote]) -> tuple[str | None, bool]:
+    texts = [
+        v.corrected.strip() for v in sorted(item_votes, key=lambda v: v.time) if v.corrected and v.corrected.strip()
+    ]
     if not texts:
         return None, False
     counts = Counter(texts)
@@ -397,32 +340,32 @@ def _correction(given: Sequence[Vote]) -> tuple[str | None, bool]:
     return next(text for text in reversed(texts) if counts[text] == most), len(counts) > 1
 
 
-def _meta(item: ReviewItem, given: Sequence[Vote]) -> dict[str, Any]:
-    return {"row": item.row, "reviewers": sorted({v.reviewer for v in given}), "stratum": item.stratum}
+def _meta(item: ReviewItem, item_votes: Sequence[Vote]) -> dict[str, Any]:
+    return {"row": item.row, "reviewers": sorted({v.reviewer for v in item_votes}), "stratum": item.stratum}
 
 
 def _voted(review: ReviewFolder, votes: Votes, left_out: Counter[str]) -> Iterable[tuple[ReviewItem, Sequence[Vote]]]:
     for item in review.items:
-        if given := votes.get(item.id):
-            yield item, given
+        if item_votes := votes.get(item.id):
+            yield item, item_votes
         else:
             left_out["no vote"] += 1
 
 
 def _preferences(review: ReviewFolder, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
-    for item, given in _voted(review, votes, left_out):
-        corrected, _ = _correction(given)
-        wins = Counter(v.winner for v in given if v.winner).most_common()
+    for item, item_votes in _voted(review, votes, left_out):
+        corrected, _ = _correction(item_votes)
+        wins = Counter(v.winner for v in item_votes if v.winner).most_common()
         best, most = wins[0] if wins else (None, 0)
         rejected = [answer for answer in item.answers if answer.strip() != corrected]
         if corrected is not None and rejected:
             # The answer that was preferred is the harder negative.
             worse = item.answers[item.systems.index(best)] if best else rejected[0]
             worse = worse if worse in rejected else rejected[0]
-            yield {"messages": item.messages, "chosen": corrected, "rejected": worse, **_meta(item, given)}
+            yield {"messages": item.messages, "chosen": corrected, "rejected": worse, **_meta(item, item_votes)}
         elif best is None:
             left_out["tie or both bad"] += 1
-        elif 2 * most <= len(given):
+        elif 2 * most <= len(item_votes):
             left_out["reviewers disagree"] += 1
         else:
             winner = item.systems.index(best)
@@ -430,31 +373,31 @@ def _preferences(review: ReviewFolder, votes: Votes, left_out: Counter[str]) -> 
                 left_out["the preferred answer is empty"] += 1
                 continue
             pair = {"chosen": item.answers[winner], "rejected": item.answers[1 - winner]}
-            yield {"messages": item.messages, **pair, **_meta(item, given)}
+            yield {"messages": item.messages, **pair, **_meta(item, item_votes)}
 
 
 def _thumbs(review: ReviewFolder, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
-    for item, given in _voted(review, votes, left_out):
-        corrected, _ = _correction(given)
+    for item, item_votes in _voted(review, votes, left_out):
+        corrected, _ = _correction(item_votes)
         for name, answer in zip(item.systems, item.answers, strict=True):
-            up = sum(v.winner == name or (v.choice == "rating" and thumb_of(v) is True) for v in given)
+            up = sum(v.winner == name or (v.choice == "rating" and thumb_of(v) is True) for v in item_votes)
             down = sum(
                 v.choice == "both_bad"
                 or bool(v.winner and v.winner != name)
                 or (v.choice == "rating" and thumb_of(v) is False)
-                for v in given
+                for v in item_votes
             )
             if up == down:
                 left_out["no opinion or reviewers disagree"] += 1
             elif answer.strip():
-                yield _thumb(item, answer, up > down, given)
+                yield _thumb(item, answer, up > down, item_votes)
         if corrected is not None and corrected not in [answer.strip() for answer in item.answers]:
-            yield _thumb(item, corrected, True, given)
+            yield _thumb(item, corrected, True, item_votes)
 
 
-def _thumb(item: ReviewItem, answer: str, good: bool, given: Sequence[Vote]) -> dict[str, Any]:
+def _thumb(item: ReviewItem, answer: str, good: bool, item_votes: Sequence[Vote]) -> dict[str, Any]:
     turns = [*item.messages, {"role": "assistant", "content": answer}]
-    return {"messages": turns, "thumb": "up" if good else "down", **_meta(item, given)}
+    return {"messages": turns, "thumb": "up" if good else "down", **_meta(item, item_votes)}
 
 
 def _corrected(review: ReviewFolder, votes: Votes, conflicts: list[str]) -> Iterable[dict[str, Any]]:
@@ -462,10 +405,10 @@ def _corrected(review: ReviewFolder, votes: Votes, conflicts: list[str]) -> Iter
     for item in review.items:
         by_row[item.row].append(item)
     for row, items in by_row.items():
-        given = [vote for item in items for vote in votes.get(item.id, ())]
-        if not given:
+        item_votes = [vote for item in items for vote in votes.get(item.id, ())]
+        if not item_votes:
             continue
-        corrected, differ = _correction(given)
+        corrected, differ = _correction(item_votes)
         if differ:
             conflicts.append(row)
         first = items[0]
@@ -476,4 +419,4 @@ def _corrected(review: ReviewFolder, votes: Votes, conflicts: list[str]) -> Iter
             record["label"] = answer if first.references[0] == first.label else first.label
         if corrected is None and len(first.references) > 1:
             record["references"] = first.references
-        yield record | {"corrected": corrected is not None, "reviewers": sorted({v.reviewer for v in given})}
+        yield record | {"corrected": corrected is not None, "reviewers": sorted({v.reviewer for v in item_votes})}

@@ -74,11 +74,12 @@ def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tupl
     async def guarded(request: Any, call_next: Callable[[Any], Any]) -> Any:
         # A page elsewhere can send a form here, but not JSON: the browser would ask us first.
         if request.method == "POST":
-            if not request.headers.get("content-type", "").startswith("application/json"):
+            kind, length = (request.headers.get(name, "") for name in ("content-type", "content-length"))
+            if not kind.startswith("application/json"):
                 return JSONResponse({"detail": "votes are JSON"}, status_code=415)
-            if not request.headers.get("content-length", "").isdigit():
+            if not length.isdigit():
                 return JSONResponse({"detail": "a length is needed"}, status_code=411)
-            if int(request.headers["content-length"]) > LONGEST_BODY:
+            if int(length) > LONGEST_BODY:
                 return JSONResponse({"detail": "too long"}, status_code=413)
         response = await call_next(request)
         response.headers["Cache-Control"] = "no-store"
@@ -100,12 +101,12 @@ def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tupl
 
     @app.get("/api/session")
     def session(reviewer: str) -> dict[str, Any]:
-        given = votes_of(reviewer.strip())
+        votes = votes_of(reviewer.strip())
         return {
             "mode": review.mode,
             "tags": [tag for tag in tags if tag != ABOUT_THE_ROW],
             "row_tags": [tag for tag in tags if tag == ABOUT_THE_ROW],
-            "items": [{"id": key, "done": key in given and given[key].choice != "skip"} for key in items],
+            "items": [{"id": key, "done": key in votes and votes[key].choice != "skip"} for key in items],
         }
 
     @app.get("/api/items/{key}")
@@ -114,12 +115,10 @@ def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tupl
         places = sides(shown, reviewer, seed)
         vote = votes_of(reviewer).get(key)
         return {
-            "id": key,
-            "messages": shown.messages,
-            "answers": [shown.answers[i] for i in places],
+            "id": key, "messages": shown.messages, "answers": [shown.answers[i] for i in places],
             "references": shown.references,
             "vote": _ballot_of(vote, [shown.systems[i] for i in places]) if vote else None,
-        }
+        }  # fmt: skip
 
     @app.post("/api/votes")
     def cast(ballot: Ballot) -> dict[str, Any]:
@@ -131,30 +130,24 @@ def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tupl
             append_vote(review.votes_path, _vote_of(ballot, names))
         except UserError as error:  # a full disk: the page says so and keeps the vote
             raise HTTPException(507, str(error)) from None
-        given = votes_of(ballot.reviewer)
-        return {"saved": True, "done": sum(vote.choice != "skip" for vote in given.values()), "items": len(items)}
+        votes = votes_of(ballot.reviewer)
+        return {"saved": True, "done": sum(vote.choice != "skip" for vote in votes.values()), "items": len(items)}
 
     return app
 
 
 def _vote_of(ballot: Ballot, names: list[str]) -> Vote:
-    winner = {"a": 0, "b": 1}.get(ballot.choice)
+    of_side = dict(zip(SIDES, names, strict=False))
     return Vote(
-        item=ballot.item,
-        reviewer=ballot.reviewer,
+        item=ballot.item, reviewer=ballot.reviewer,
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
         choice="win" if ballot.choice in ("a", "b") else ballot.choice,
-        winner=None if winner is None else names[winner],
-        shown=tuple(names),
-        thumb=ballot.thumb,
-        stars=ballot.stars,
-        tags=tuple(
-            dict.fromkeys(_renamed(tag[:60], dict(zip(SIDES, names, strict=False))) for tag in ballot.tags if tag)
-        ),
-        corrected=ballot.corrected or None,
-        note=ballot.note,
+        winner=of_side[ballot.choice] if ballot.choice in ("a", "b") else None,
+        shown=tuple(names), thumb=ballot.thumb, stars=ballot.stars,
+        tags=tuple(dict.fromkeys(_renamed(tag[:60], of_side) for tag in ballot.tags if tag)),
+        corrected=ballot.corrected or None, note=ballot.note,
         seconds=None if ballot.seconds is None else round(ballot.seconds, 1),
-    )
+    )  # fmt: skip
 
 
 SIDES = ("a", "b")
@@ -178,29 +171,21 @@ def _ballot_of(vote: Vote, names: list[str]) -> dict[str, Any]:
 def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0) -> None:
     """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address when it can be opened.
 
-    Args:
-        host: address to listen on; another than this machine's own lets everyone who reaches it vote.
-        port: 0 takes a free one.
-
-    Raises:
-        UserError: the web packages are missing, or the port is taken.
+    `host`: address to listen on; another than this machine's own lets everyone who reaches it vote; `port`: 0 takes a
+    free one. Raises UserError: the web packages are missing, or the port is taken.
     """
     try:
         from tuneloop.core.http_server import Server, listen
 
         app = make_app(review, hosts=LOCAL if host in LOCAL else ("*",))
     except ImportError as error:
-        raise UserError(
-            f"Missing package {error.name}", next_step="pip install 'tuneloop[serve]' (FastAPI and uvicorn)"
-        ) from None
+        next_step = "pip install 'tuneloop[serve]' (FastAPI and uvicorn)"
+        raise UserError(f"Missing package {error.name}", next_step=next_step) from None
     try:
         listening = listen(host, port)
     except OSError as error:
-        raise UserError(
-            f"Can't listen on {host}:{port}: {error.strerror}",
-            where="--port",
-            next_step="choose another, or leave it out",
-        ) from None
+        what = f"Can't listen on {host}:{port}: {error.strerror}"
+        raise UserError(what, where="--port", next_step="choose another, or leave it out") from None
     shown = f"[{host}]" if ":" in host else host
     server = Server(app, log_level="error")
     say(f"Review at http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C ends it; votes are kept)")

@@ -53,8 +53,8 @@ def write_adapters(place: Path) -> None:
 
 def ours(place: Path, method: str) -> dict[str, Any]:
     """Merge by tuneloop."""
-    from tuneloop.combine.merge.adapters import open_adapter
-    from tuneloop.combine.merge.merge import MergeSettings, base_shapes, merge_adapters
+    from tuneloop.combine.merge.adapters import MergeSettings, open_adapter
+    from tuneloop.combine.merge.merge import base_shapes, merge_adapters
     from tuneloop.models.names import resolve
 
     base = (MODEL, base_shapes(resolve(MODEL)))
@@ -139,7 +139,7 @@ def weights_apart(place: Path, base: Path, merged: Path) -> float:
 def apart(place: Path, merged: Path) -> float:
     """Distance of some merged updates from the sum of the adapters' products, as a share of the sum's length."""
     from tuneloop.combine.merge.adapters import open_adapter
-    from tuneloop.combine.merge.low_rank import Product, squared_length, stacked
+    from tuneloop.combine.merge.methods import Product, squared_length, stacked
 
     result = open_adapter("merged", merged, "any")
     sources = [open_adapter(str(seed), place / str(seed)) for seed in range(ADAPTERS)]

@@ -62,9 +62,9 @@ def child(place: Path, method: str, layers: int) -> None:
     """What a process of its own does: a merge, and its figures as JSON."""
     import torch
 
-    from tuneloop.combine.merge.adapters import open_adapter
-    from tuneloop.combine.merge.low_rank import Product, svd_of
-    from tuneloop.combine.merge.merge import MergeSettings, merge_adapters
+    from tuneloop.combine.merge.adapters import MergeSettings, open_adapter
+    from tuneloop.combine.merge.merge import merge_adapters
+    from tuneloop.combine.merge.methods import Product, svd_of
 
     svd_of(
         Product(torch.ones(64, 2, dtype=torch.float64), torch.ones(2, 64, dtype=torch.float64))

@@ -52,11 +52,11 @@ def child(base: Path, place: Path) -> None:
     """Both steps, each with its seconds and the most memory that it added, as JSON."""
     import torch
 
-    from tuneloop.combine.merge.adapters import open_adapter
-    from tuneloop.combine.merge.low_rank import Product, svd_of
-    from tuneloop.combine.merge.merge import MergeSettings, base_shapes, merge_adapters
+    from tuneloop.combine.merge.adapters import MergeSettings, open_adapter
+    from tuneloop.combine.merge.merge import base_shapes, merge_adapters
+    from tuneloop.combine.merge.methods import Product, svd_of
     from tuneloop.models.load import fingerprint
-    from tuneloop.release.merged_weights import merge
+    from tuneloop.release.tuned_weights import merge
 
     ones = torch.ones(64, 2, dtype=torch.float64)
     svd_of(Product(ones, ones.T.contiguous()))  # libraries are loaded

@@ -42,7 +42,7 @@ PARTS = 12  # shards of the random model
 def table(runs: list[str]) -> None:
     """Print a line for each format of each run."""
     from tuneloop.release.export import export_run
-    from tuneloop.release.options import WeightsWanted
+    from tuneloop.release.formats import WeightsWanted
 
     print(f"{ROWS} test rows at most; threads: {os.environ.get('OMP_NUM_THREADS') or os.cpu_count()}")
     head = (

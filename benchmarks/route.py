@@ -82,7 +82,7 @@ class Seen:
     """
 
     def __init__(self, features: Features) -> None:
-        from tuneloop.combine.route.command import RouteJob
+        from tuneloop.combine.route.features import RouteJob
 
         self.job, self.known = RouteJob(features), dict[str, Any]()
 
@@ -95,7 +95,7 @@ class Seen:
 
 def fitted(seen: Seen, train: tuple[Any, Any], val: tuple[Any, Any], names: Sequence[str], exclusive: bool) -> Router:
     """The best router of all kinds."""
-    from tuneloop.combine.route.fit import Outcomes, fit_router
+    from tuneloop.combine.route.router import Outcomes, fit_router
     from tuneloop.records.router import RouterRecord, RouteTarget
 
     routes = [RouteTarget(name=name) for name in names]
@@ -152,18 +152,18 @@ def domain_line(seen: Seen, splits: Sequence[Any], own: Any, right: Any, far: Se
     x, away = seen([row["text"] for row in test]), seen(far)
     best = router.quality(x).argmax(1)
     hits, worth = best == own, right[np.arange(len(own)), best]
-    near, cut = router.nearness(x), float(router.record.threshold or 0)
+    near, cut = router.similarity(x), float(router.record.threshold or 0)
     harder, sent = [], []
     for gone, name in enumerate(names):
         left = [each for each in names if each != name]
         less = fitted(seen, of(train, left), of(val, left), left, True)
-        harder.append(auroc(less.nearness(x[own != gone]), less.nearness(x[own == gone])))
+        harder.append(auroc(less.similarity(x[own != gone]), less.similarity(x[own == gone])))
         sent.append(float((less.choose(x[own == gone]) == NONE).mean()))
     low, high = wilson_interval(float(hits.sum()), len(hits))
     cells = [
         str(seen.job.features), router.record.kind, f"{hits.mean():.3f} [{low:.3f}, {high:.3f}]", f"{worth.mean():.3f}",
-        f"{auroc(near, router.nearness(away)):.3f}",
-        f"{(router.nearness(away) < cut).mean():.0%}, {(near < cut).mean():.0%}", f"{np.mean(harder):.3f}", f"{np.mean(sent):.0%}",
+        f"{auroc(near, router.similarity(away)):.3f}",
+        f"{(router.similarity(away) < cut).mean():.0%}, {(near < cut).mean():.0%}", f"{np.mean(harder):.3f}", f"{np.mean(sent):.0%}",
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 

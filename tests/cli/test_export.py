@@ -105,6 +105,6 @@ def test_what_can_t_be_exported_is_told_in_three_lines(
 def test_it_prints_where_the_artifact_is(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(make_run()), "--out", "shipped"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("shipped  (merged, ") and "none was asked" in err and "14 weights" in err
+    assert out.startswith("shipped  (merged, ") and "none has judged it" in err and "14 weights" in err
     assert main(["export", "run", "--out", "shipped", "--quiet"]) == 0
     assert not capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tuneloop.combine.route.fit import Outcomes
+from tuneloop.combine.route.router import Outcomes
 from tuneloop.records.router import RouterRecord, RouteTarget
 
 CENTRES = np.array([[3.0, 0, 0, 0], [0, 3.0, 0, 0], [0, 0, 3.0, 0]], dtype=np.float32)

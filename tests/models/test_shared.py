@@ -18,7 +18,7 @@ from tuneloop.inference.answer import BASE, Served, complete
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.request import Request
 from tuneloop.models.lora import switches
-from tuneloop.models.shared import adapters_of, give_back, lend_adapter, lend_model
+from tuneloop.models.shared import adapters_of, give_back, shared_adapter, shared_model
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +33,22 @@ def adapters(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 def test_an_adapter_is_unloaded_when_its_last_user_gives_it_back(own_base: Path, adapters: list[Path]) -> None:
-    first, second = lend_model(str(own_base)), lend_model(str(own_base))
+    first, second = shared_model(str(own_base)), shared_model(str(own_base))
     assert first is second
-    shared = lend_adapter(first, adapters[0])
-    assert lend_adapter(second, adapters[0]) == shared
-    own = lend_adapter(second, adapters[1])
+    shared = shared_adapter(first, adapters[0])
+    assert shared_adapter(second, adapters[0]) == shared
+    own = shared_adapter(second, adapters[1])
     give_back(first, [shared])
     assert adapters_of(second) == sorted([shared, own])
     give_back(second, [shared, own])
     assert adapters_of(second) == [] and not any(len(s.updates) for s in switches(second.net).values())
-    fresh = lend_model(str(own_base))
+    fresh = shared_model(str(own_base))
     assert fresh is not second
     give_back(fresh, [])
 
 
 def test_a_base_of_other_files_is_a_base_of_its_own(tiny_llama: Path, fewer_tokens: Path) -> None:
-    models = [lend_model(str(folder)) for folder in (tiny_llama, fewer_tokens)]
+    models = [shared_model(str(folder)) for folder in (tiny_llama, fewer_tokens)]
     assert models[0] is not models[1]
     for model in models:
         give_back(model, [])
@@ -99,7 +99,7 @@ def test_a_base_that_cannot_take_an_adapter_is_given_back(own_base: Path, tmp_pa
     async def work() -> None:
         with pytest.raises(UserError):
             await LocalEngine(Served(str(own_base)), [Served(str(tmp_path))]).start()
-        while any(key[0] == own_base.resolve() for key in shared._lent):
+        while any(key[0] == own_base.resolve() for key in shared._shared):
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(work(), HANG))

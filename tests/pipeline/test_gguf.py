@@ -54,7 +54,7 @@ def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) ->
     assert manifest.cost.file_bytes == manifest.files["tickets-q8_0.gguf"].bytes
     assert manifest.cost.answer_tokens_per_second > 0 and manifest.cost.peak_bytes > manifest.cost.file_bytes
     card = (artifact.folder / "README.md").read_text()
-    assert "These figures are this file's" in card and "| accuracy |" in card and "model-index" in card
+    assert "These metrics are this file's" in card and "| accuracy |" in card and "model-index" in card
     assert "This file was not measured" not in card and "nats on average" in card
     assert any(line.startswith("measured  On ") for line in said)
     assert not (artifact.folder / "samples.jsonl").exists(), "test rows do not travel"

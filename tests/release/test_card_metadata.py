@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.record import as_record
-from tuneloop.release.card_metadata import card_metadata
+from tuneloop.release.card import card_metadata
 from tuneloop.release.export import export_run
 from tuneloop.release.licences import licence_of
 

@@ -31,7 +31,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(
     monkeypatch.setattr(checkpoint, "replacing", full)
     with pytest.raises(UserError, match="No space left on device; the checkpoint of step 3 is kept") as error:
         run(tiny_llama, tmp_path, EVERY_STEP)
-    assert "goes on from there" in error.value.next_step
+    assert "continues from there" in error.value.next_step
     monkeypatch.undo()
     again, _ = run(tiny_llama, tmp_path, EVERY_STEP)
     assert again.resumed_at == 3

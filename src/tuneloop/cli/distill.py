@@ -30,7 +30,7 @@ def command(
     Settings of the student's recipe may follow: train.epochs=3. The same student trained on the rows' own answers is the
     control. The teacher's answers are kept: the same command goes on where it was cut short.
     """
-    from tuneloop.combine.distill.command import DistilInput, distil
+    from tuneloop.combine.distill.command import distil
 
     student, settings = one_place(student, settings, "student")
     if teacher.startswith(("http://", "https://")) and not options.model:
@@ -38,9 +38,8 @@ def command(
     endpoint = (lambda url: connection.endpoint(url, options.model)) if options.model else None
     if options.plan:
         return _plan(teacher, student, dataset, settings, options)
-    given = DistilInput(teacher, student, dataset, settings, endpoint)
     with screen(output.quiet, "distilling"):
-        record = distil(given, Path(out), options)
+        record = distil((teacher, student, dataset), Path(out), options, settings, endpoint)
     return Result({"path": out, **record.to_json()}, [*record.words, out])
 
 

@@ -8,8 +8,7 @@ from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import screen
-from tuneloop.release.formats import FORMS
-from tuneloop.release.options import WeightsWanted
+from tuneloop.release.formats import FORMS, WeightsWanted
 
 FORMATS = "; ".join(f"{name}: {form.help}" for name, form in FORMS.items())
 

@@ -35,8 +35,8 @@ def command(
     test rows of all tasks are at hand, each task judges the merged model, and one that loses too much stays with its expert.
     Exit status 1: a task lost more than allowed.
     """
+    from tuneloop.combine.merge.adapters import MergeSettings
     from tuneloop.combine.merge.command import merge_runs, open_experts
-    from tuneloop.combine.merge.merge import MergeSettings
     from tuneloop.combine.merge.tasks import can_judge, merge_tasks
 
     settings = MergeSettings(how.method, _numbers(how.weights), how.rank, how.density)

@@ -82,7 +82,7 @@ def cascade(
 
     One half of the rows chooses the threshold, the other half judges it.
     """
-    from tuneloop.combine.route.cascade_command import cascade_of, sentences
+    from tuneloop.combine.route.cascade import cascade_of, sentences
 
     parts = costs.split(",")
     try:

@@ -65,10 +65,9 @@ class DistilOptions(Config):
         "agree", "NAME", "The best answer: agree (most like the others), reference (most like the row's own), judge.",
     )  # fmt: skip
     gate: str = flag(
-        "",
-        "FILE",
+        "", "FILE",
         "What each answer must hold to be learned: contains, lacks, matches, same, most_words; see docs/distill.md.",
-    )
+    )  # fmt: skip
     judge: str = flag("", "MODEL", "Model on this machine that rates answers for --pick judge.")
     any_model: bool = switch("Take answers of a server whose model calls itself otherwise.")
     top: int = flag(128, "N", "Likeliest tokens that --level logits stores at each position.", least=1)

@@ -31,19 +31,14 @@ ATTACHED = ""  # the one that training has put into the model, if there is one
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which adapter applies to each row of a pass.
+    """Which adapter applies to each row of a pass."""
 
-    Args:
-        names: the different ones.
-        rows: for each row its place among them; empty where there is one for all.
-        which: for each token of the pass (rows * length) the place of its name, once the network knows its layout.
-        tokens: for each name its tokens among them (indices); on a GPU, which would have to be waited for, no one works them out before
-            they are needed.
-    """
-
-    names: tuple[str, ...]
-    rows: tuple[int, ...] = ()
+    names: tuple[str, ...]  # the different ones
+    rows: tuple[int, ...] = ()  # for each row its place among them; empty where there is one for all
+    # For each token of the pass (rows * length) the place of its name, once the network knows its layout.
     which: Tensor | None = None
+    # For each name its tokens among them (indices); on a GPU, which would have to be waited for, no one works them out
+    # before they are needed.
     tokens: tuple[Tensor, ...] = ()
 
     @property

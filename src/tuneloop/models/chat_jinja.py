@@ -26,22 +26,8 @@ ITEM = 100  # characters that an item of a list, a step or a call counts as
 MOST_NUMBER = 1_000_000  # that a function may be given: a width, a number of spaces
 # What these make is longer than what they get: up to one argument's length for each character or item of another.
 GROWING = frozenset(
-    [
-        "*",
-        "join",
-        "center",
-        "ljust",
-        "rjust",
-        "zfill",
-        "indent",
-        "wordwrap",
-        "expandtabs",
-        "tojson",
-        "xmlattr",
-        "translate",
-        "sum",
-    ]
-)
+    ["*", "join", "center", "ljust", "rjust", "zfill", "indent", "wordwrap", "expandtabs", "tojson", "xmlattr", "translate", "sum"]
+)  # fmt: skip
 # In a format: a width of a thousand characters and more, or one that an argument gives.
 _WIDE = re.compile(r"%[-+ #0]*(\d{4}|\*)|{[^{}]*:[^{}]*(\d{4}|{)")
 

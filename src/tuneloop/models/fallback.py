@@ -64,9 +64,8 @@ def _user_errors(folder: Path) -> Iterator[None]:
     except Exception as error:  # whatever its classes raise for a configuration that makes no sense
         raise UserError(
             f"Transformers can't load this model: {(str(error).splitlines() or [type(error).__name__])[0][:200]}",
-            where=str(folder),
-            next_step="check that it is a causal language model and complete",
-        ) from None
+            where=str(folder), next_step="check that it is a causal language model and complete",
+        ) from None  # fmt: skip
 
 
 class TransformersCache:
@@ -123,22 +122,16 @@ def hidden(
     dtype = next(net.parameters()).dtype
     bias = None
     if mask is not None:
-        bias = (
-            torch.zeros_like(mask, dtype=dtype)
-            .masked_fill_(~mask, torch.finfo(dtype).min)
-            .expand(ids_BT.shape[0], -1, -1, -1)
-        )
+        bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+        bias = bias.expand(ids_BT.shape[0], -1, -1, -1)
     if positions_BT is not None:
         positions_BT = positions_BT.expand(ids_BT.shape)
     rows, length = ids_BT.shape
     with rows_of_tokens(torch.arange(rows, device=ids_BT.device).repeat_interleave(length), rows):
         decoder: Any = net.get_decoder()  # type: ignore[operator]
         out = decoder(
-            input_ids=ids_BT,
-            attention_mask=bias,
-            position_ids=positions_BT,
-            use_cache=cache is not None,
+            input_ids=ids_BT, attention_mask=bias, position_ids=positions_BT, use_cache=cache is not None,
             **{_cache_argument(decoder.__class__): cache.inner if cache is not None else None},
-        )
+        )  # fmt: skip
     state: Tensor = out.last_hidden_state
     return state

@@ -37,21 +37,17 @@ _PRE_TOKENIZERS = {
 
 
 def convert(source: Path, folder: Path) -> Path:
-    """Dequantise a GGUF file to bf16 safetensors next to a config and tokenizer, unless that is done already.
+    """Dequantise a GGUF file (Llama architecture, byte-level BPE) to bf16 safetensors next to a config and tokenizer, once.
 
     Args:
-        source: the GGUF file (Llama architecture, byte-level BPE).
-        folder: where the model goes; `source.json` in it is written last and names the file it came from.
-
-    Returns:
-        `folder`, loadable by Transformers too.
+        folder: where the model goes, loadable by Transformers too; `source.json` in it is written last and names the source.
 
     Raises:
         UserError: not a Llama GGUF, or no space.
     """
-    done = folder / "source.json"
+    last = folder / "source.json"
     stamp = {"file": source.name, "bytes": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns, "layout": 1}
-    if _is_converted(done, stamp):
+    if _is_converted(last, stamp):
         return folder
 
     def waiting(holder: str) -> None:
@@ -59,22 +55,22 @@ def convert(source: Path, folder: Path) -> Path:
         print(line, file=sys.stderr, flush=True)
 
     with user_errors_of_the_disk(folder), lock_folder(folder, waiting=waiting):
-        if _is_converted(done, stamp):  # by the process that was waited for
+        if _is_converted(last, stamp):  # by the process that was waited for
             return folder
-        done.unlink(missing_ok=True)
+        last.unlink(missing_ok=True)
         with _sense(source):
             _write_model(source, folder)
-        write_json(done, {**stamp, "sha256": sha256_file(source)})
+        write_json(last, {**stamp, "sha256": sha256_file(source)})
     return folder
 
 
-def _is_converted(done: Path, stamp: Mapping[str, Any]) -> bool:
+def _is_converted(last: Path, stamp: Mapping[str, Any]) -> bool:
     """Whether the file written last names the same source."""
     try:
-        stamp_written = json.loads(done.read_text())
+        written = json.loads(last.read_text())
     except (FileNotFoundError, ValueError):
         return False
-    return isinstance(stamp_written, dict) and all(stamp_written.get(key) == value for key, value in stamp.items())
+    return isinstance(written, dict) and written.items() >= stamp.items()
 
 
 def read_tokenizer(source: Path, folder: Path) -> None:
@@ -108,22 +104,9 @@ def _fields(source: Path) -> dict[str, Any]:
     if fields.get("general.architecture") != "llama" or fields.get("tokenizer.ggml.model") != "gpt2":
         raise UserError(
             f"Only Llama models with a byte-level BPE tokenizer can be read from GGUF, not {fields.get('general.architecture')!r}",
-            where=str(source),
-            next_step="use the model's safetensors folder",
-        )
+            where=str(source), next_step="use the model's safetensors folder",
+        )  # fmt: skip
     return fields
-
-
-def _reader(source: Path) -> Any:
-    """The library's reader of a GGUF file."""
-    import gguf
-
-    try:
-        return gguf.GGUFReader(source)
-    except Exception as error:  # the library trusts its file
-        raise UserError(
-            f"Not a readable GGUF file: {error}", where=str(source), next_step="download it again"
-        ) from None
 
 
 def _write_model(source: Path, folder: Path) -> None:
@@ -133,16 +116,26 @@ def _write_model(source: Path, folder: Path) -> None:
 
     fields = _fields(source)
     config = _config(fields)
+    try:
+        reader = gguf.GGUFReader(source)
+    except Exception as error:  # the library trusts its file
+        raise UserError(
+            f"Not a readable GGUF file: {error}", where=str(source), next_step="download it again"
+        ) from None
     tensors: dict[str, Any] = {}
-    for tensor in _reader(source).tensors:
-        name = _name(tensor.name)
-        if name is None:
+    for tensor in reader.tensors:
+        match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", tensor.name)
+        stem = _TOP.get(tensor.name.removesuffix(".weight"))
+        if match and match[2] in _LAYER:
+            stem = f"model.layers.{match[1]}.{_LAYER[match[2]]}"
+        if stem is None:
             continue
         values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
-            values = _unpermute(values, heads)
-        tensors[name] = values.to(torch.bfloat16).contiguous()
+        if stem.endswith(("q_proj", "k_proj")):  # llama.cpp interleaves rotary pairs, Transformers stacks the halves
+            heads = config["num_attention_heads" if stem.endswith("q_proj") else "num_key_value_heads"]
+            rows, columns = values.shape
+            values = values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+        tensors[f"{stem}.weight"] = values.to(torch.bfloat16).contiguous()
     config["tie_word_embeddings"] = "lm_head.weight" not in tensors
     write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     _write_tokenizer(fields, folder)
@@ -174,14 +167,6 @@ def _config(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _name(gguf_name: str) -> str | None:
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", gguf_name)
-    if match and match[2] in _LAYER:
-        return f"model.layers.{match[1]}.{_LAYER[match[2]]}.weight"
-    top = _TOP.get(gguf_name.removesuffix(".weight"))
-    return f"{top}.weight" if top else None
-
-
 def gguf_name(name: str) -> str | None:
     """The GGUF name of a Llama's tensor, from its name in Transformers; None: it has none."""
     stem = name.removesuffix(".weight")
@@ -192,20 +177,9 @@ def gguf_name(name: str) -> str | None:
 
 
 def permuted(weight: Any, heads: int) -> Any:
-    """Rows of q or k in llama.cpp's order: it has the two of a rotary pair side by side, Transformers has halves.
-
-    Args:
-        weight: tensor (heads * D, ...), of which only the order of rows changes.
-        heads: of the query, or of the key.
-    """
+    """Rows of q or k (heads * D, ...) in llama.cpp's order: it has the two of a rotary pair side by side, Transformers has halves."""
     rows = weight.shape[0]
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def _unpermute(weight: Any, heads: int) -> Any:
-    """Undo llama.cpp's order of rotary pairs: it interleaves them, Transformers stacks the halves."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
@@ -225,8 +199,7 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    control = 3
-    special = [t for t, kind in zip(tokens, kinds, strict=True) if kind == control]
+    special = [t for t, kind in zip(tokens, kinds, strict=True) if kind == 3]  # a control token
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     write_text(folder / "tokenizer.json", tokenizer.to_str())
 
@@ -234,20 +207,14 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
         number = fields.get(f"tokenizer.ggml.{which}_token_id")
         return None if number is None else tokens[number]
 
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": token("bos"),
-            "eos_token": token("eos"),
-            "pad_token": token("padding"),
-            "unk_token": token("unknown"),
-            "add_bos_token": bool(fields.get("tokenizer.ggml.add_bos_token", False)),
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": fields.get("llama.context_length"),
-            "chat_template": fields.get("tokenizer.chat_template"),
-        },
-    )
+    write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": token("bos"), "eos_token": token("eos"), "pad_token": token("padding"), "unk_token": token("unknown"),
+        "add_bos_token": bool(fields.get("tokenizer.ggml.add_bos_token", False)),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": fields.get("llama.context_length"),
+        "chat_template": fields.get("tokenizer.chat_template"),
+    })  # fmt: skip
 
 
 _START = struct.Struct("<4sIQQ")  # magic, version, tensors, fields
@@ -265,7 +232,7 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Read what stands before the weights.
+    """Read what comes before the weights.
 
     Raises:
         UserError: not a GGUF file, one that ends too early, or one for processors with the other order of bytes.
@@ -327,5 +294,5 @@ def _header(reader: _Reader) -> Header:
             raise ValueError(f"a tensor of {dimensions} dimensions")
         reader.numbers(struct.Struct(f"<{dimensions}Q"))
         (types[name],) = reader.numbers(_U32)
-        reader.numbers(_U64)  # where it stands
+        reader.numbers(_U64)  # its offset
     return Header(fields, types)

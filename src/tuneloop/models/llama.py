@@ -57,19 +57,16 @@ class LlamaConfig:
         rope = _rope(config)
         heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
         parsed = LlamaConfig(
-            vocab_size=_count(config, "vocab_size"),
-            hidden_size=hidden,
+            vocab_size=_count(config, "vocab_size"), hidden_size=hidden,
             intermediate_size=_count(config, "intermediate_size"),
-            layers=_count(config, "num_hidden_layers", most=2000),
-            heads=heads,
+            layers=_count(config, "num_hidden_layers", most=2000), heads=heads,
             key_heads=_count(config, "num_key_value_heads", heads),
             head_size=_count(config, "head_dim", max(hidden // heads, 1)),
             norm_eps=_positive(config, "rms_norm_eps", 1e-6),
             rope_theta=_positive(rope if rope.get("rope_theta") else config, "rope_theta", 10000.0),
-            rope_scaling=dict(rope),
-            tied=bool(config.get("tie_word_embeddings", False)),
+            rope_scaling=dict(rope), tied=bool(config.get("tie_word_embeddings", False)),
             context=_count(config, "max_position_embeddings", 2048, most=10**9),
-        )
+        )  # fmt: skip
         kind = rope.get("rope_type", rope.get("type"))
         for key in (
             ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor") if kind == "llama3" else ()
@@ -525,18 +522,13 @@ def alike(lengths: Sequence[int], cost: Callable[[int, int], float]) -> list[lis
 
 @dataclass(frozen=True)
 class _Rows:
-    """Neighbouring rows of a `Shared` layout, within attention padded to `length`, behind `before` tokens of the prefix.
-
-    Args:
-        of_keys: for the keys (count, K, before + length) their places among those of all tokens (tokens, K).
-        from_keys: the way back, for the tokens of these rows.
-    """
+    """Neighbouring rows of a `Shared` layout, within attention padded to `length`, behind `before` tokens of the prefix."""
 
     count: int
     before: int
     length: int
-    of_keys: Tensor
-    from_keys: Tensor
+    of_keys: Tensor  # for the keys (count, K, before + length) their places among those of all tokens (tokens, K)
+    from_keys: Tensor  # the way back, for the tokens of these rows
 
 
 class Shared:
@@ -707,21 +699,13 @@ class _Rotation(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What all layers of a forward pass share.
+    """What all layers of a forward pass share."""
 
-    Args:
-        rope: cosines and sines of the positions.
-        bias: added to the scores of attention; None leaves causality to SDPA.
-        cache: extended by the new tokens.
-        layout: how the rows stand, where they are not padded.
-        seen: tokens in the cache once it is extended, where no bias hides the rest of its buffers.
-    """
-
-    rope: tuple[Tensor, Tensor]
-    bias: Tensor | None = None
-    cache: KeyValues | None = None
-    layout: Shared | Packed | Documents | None = None
-    seen: int = 0
+    rope: tuple[Tensor, Tensor]  # cosines and sines of the positions
+    bias: Tensor | None = None  # added to the scores of attention; None leaves causality to SDPA
+    cache: KeyValues | None = None  # extended by the new tokens
+    layout: Shared | Packed | Documents | None = None  # how the rows stand, where they are not padded
+    seen: int = 0  # tokens in the cache once it is extended, where no bias hides the rest of its buffers
 
     def to(self, device: torch.device) -> ForwardPass:
         """The same on another card."""
@@ -847,13 +831,9 @@ class LlamaModel(nn.Module):
         return torch.cat((cos, cos), -1)[:, None].to(dtype), torch.cat((-sin, sin), -1)[:, None].to(dtype)
 
     def forward(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KeyValues | None = None,
-        real_BT: Tensor | None = None,
-    ) -> Tensor:
+        self, ids_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None,
+        cache: KeyValues | None = None, real_BT: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         rows, length = ids_BT.shape
         if positions_BT is None and mask is None and cache is None and by_products(ids_BT, length):
             return self.after(0, [length] * rows, ids_BT.flatten()).view(rows, length, -1)
@@ -970,13 +950,9 @@ class Llama(nn.Module):
         return KeyValues(self.config.layers, self.lm_head.weight.device, self.model.cards)
 
     def hidden(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KeyValues | None = None,
-        real_BT: Tensor | None = None,
-    ) -> Tensor:
+        self, ids_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None,
+        cache: KeyValues | None = None, real_BT: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Hidden states (B, T, C) after the last norm; arguments as of `Model.hidden`."""
         out: Tensor = self.model(ids_BT, positions_BT, mask, cache, real_BT=real_BT)
         return out

@@ -33,24 +33,15 @@ PASS = 64  # tokens that take as long as one more forward and backward pass does
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded causal language model.
+    """A loaded causal language model."""
 
-    Args:
-        name: as the user gave it.
-        folder: where its files are.
-        net: the network; module names are Transformers', so adapters fit both.
-        template: tokenizer and chat template.
-        config: `config.json`.
-        fingerprint: hash that identifies weights and tokenizer.
-        crew: asks the other processes that hold the same model for their parts of the answers; None: this one answers alone.
-    """
-
-    name: str
-    folder: Path
-    net: nn.Module
-    template: Template
-    config: dict[str, Any]
-    fingerprint: str
+    name: str  # as the user gave it
+    folder: Path  # where its files are
+    net: nn.Module  # the network; module names are Transformers', so adapters fit both
+    template: Template  # tokenizer and chat template
+    config: dict[str, Any]  # `config.json`
+    fingerprint: str  # hash that identifies weights and tokenizer
+    # Asks the other processes that hold the same model for their parts of the answers; None: this one answers alone.
     crew: Callable[..., list[Any]] | None = None
 
     @property
@@ -90,13 +81,9 @@ class Model:
         return TransformersCache()
 
     def hidden(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Any = None,
+        self, ids_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None, cache: Any = None,
         real_BT: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Hidden states (B, T, C) before the vocabulary projection.
 
         Args:
@@ -186,13 +173,9 @@ class Model:
 
 
 def load_model(
-    name: str,
-    *,
-    dtype: str = "auto",
-    device: str = "",
-    prepare: Callable[[nn.Module], None] | None = None,
+    name: str, *, dtype: str = "auto", device: str = "", prepare: Callable[[nn.Module], None] | None = None,
     alone: bool | None = None,
-) -> Model:
+) -> Model:  # fmt: skip
     """Load a model by folder, short name or hub name.
 
     Args:
@@ -478,14 +461,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def random_model(
-    config: dict[str, Any],
-    template: Template,
-    *,
-    dtype: torch.dtype,
-    device: str = "",
-    prepare: Callable[[nn.Module], None] | None = None,
-    seed: int = 0,
-) -> Model:
+    config: dict[str, Any], template: Template, *, dtype: torch.dtype, device: str = "",
+    prepare: Callable[[nn.Module], None] | None = None, seed: int = 0,
+) -> Model:  # fmt: skip
     """A Llama with random weights, frozen and in evaluation mode.
 
     Args:

@@ -22,6 +22,7 @@ from tuneloop.core.files import content_hash, read_json_object, user_errors_of_t
 from tuneloop.core.patterns import foreign_pattern
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
+from tuneloop.models.peft_layout import lora_settings
 from tuneloop.models.quantised import Nf4Linear
 from tuneloop.models.sharded import copied, distribute, whole
 
@@ -113,35 +114,26 @@ def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     matrices in answers, too."""
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _answered(layers, x)
-    if not torch.is_grad_enabled() or assignment() is not None or not all(_is_plain(layer) for layer in layers):
+    plain = [
+        layer.is_plain if isinstance(layer, LoraLinear) else type(layer) in (nn.Linear, Nf4Linear) for layer in layers
+    ]
+    if not torch.is_grad_enabled() or assignment() is not None or not all(plain):
         return [layer(x) for layer in layers]
     flat = x.flatten(0, -2)
     scales = tuple(layer.scale if isinstance(layer, LoraLinear) else 1.0 for layer in layers)
-    bases = tuple(_four_bits(layer) for layer in layers)
-    tensors = [tensor for layer in layers for tensor in _parts(layer)]
+    base_layers = [_base_of(layer) for layer in layers]
+    bases = tuple(base if isinstance(base, Nf4Linear) else None for base in base_layers)
+    tensors: list[Any] = []
+    for layer, base in zip(layers, base_layers, strict=True):
+        a, b = (layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) else (None, None)
+        tensors += [None if isinstance(base, Nf4Linear) else base.weight, base.bias, a, b]
     outs: tuple[Tensor, ...] = _Products.apply(flat, None, scales, bases, *tensors)  # type: ignore[no-untyped-call]
     return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    return layer.is_plain if isinstance(layer, LoraLinear) else type(layer) in (nn.Linear, Nf4Linear)
 
 
 def _base_of(layer: nn.Module) -> nn.Module:
     """A layer without adapters."""
     return layer.base_layer if isinstance(layer, LoraLinear | Switch) else layer
-
-
-def _four_bits(layer: nn.Module) -> Nf4Linear | None:
-    base = _base_of(layer)
-    return base if isinstance(base, Nf4Linear) else None
-
-
-def _parts(layer: nn.Module) -> _Parts:
-    base = _base_of(layer)
-    weight = None if isinstance(base, Nf4Linear) else base.weight
-    a, b = (layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) else (None, None)
-    return _Parts(weight, base.bias, a, b)  # type: ignore[arg-type]
 
 
 def _answered(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
@@ -167,17 +159,11 @@ def _answered(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 class _Factors(NamedTuple):
-    """What is added to a layer's output.
+    """What is added to a layer's output."""
 
-    Args:
-        a: (R, inputs), of one adapter or of several below each other.
-        b: (R, outputs), times the scale.
-        ranks: for each of several adapters 1 where a rank is its own (names, R).
-    """
-
-    a: Tensor
-    b: Tensor
-    ranks: Tensor | None = None
+    a: Tensor  # (R, inputs), of one adapter or of several below each other
+    b: Tensor  # (R, outputs), times the scale
+    ranks: Tensor | None = None  # for each of several adapters 1 where a rank is its own (names, R)
 
 
 def _factors_of(layers: Sequence[nn.Module], x: Tensor) -> list[_Factors | None] | None:
@@ -375,22 +361,17 @@ class LoraShape:
 
     Args:
         rank, alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`.
-        dropout: on the adapter's input, in training.
-        targets: the ends of the names of the modules that it sits in.
         ranks: (end of a module's name, rank) where it differs; the first that fits counts.
-        rslora: rank-stabilised scale (Kalajdzievski 2023, arXiv 2312.03732).
-        dora: learn the lengths of the weights as well.
-        start: `default`, or `pissa`; see `LoraLinear`.
     """
 
     rank: int
     alpha: float
-    dropout: float
-    targets: tuple[str, ...]
+    dropout: float  # on the adapter's input, in training
+    targets: tuple[str, ...]  # the ends of the names of the modules that it sits in
     ranks: tuple[tuple[str, int], ...] = ()
-    rslora: bool = False
-    dora: bool = False
-    start: str = "default"
+    rslora: bool = False  # rank-stabilised scale (Kalajdzievski 2023, arXiv 2312.03732)
+    dora: bool = False  # learn the lengths of the weights as well
+    start: str = "default"  # `default`, or `pissa`; see `LoraLinear`
 
     def rank_of(self, name: str) -> int:
         """Rank of the update of a module."""
@@ -421,10 +402,9 @@ def target_names(net: nn.Module, targets: Sequence[str] | str) -> tuple[str, ...
         unknown = chosen - linear
         if unknown:
             raise UserError(
-                f"The model has no linear layer named {sorted(unknown)[0]!r}",
-                where="train.targets",
+                f"The model has no linear layer named {sorted(unknown)[0]!r}", where="train.targets",
                 next_step=f"choose from {', '.join(sorted(linear))}, or all-linear, or attention",
-            )
+            )  # fmt: skip
     if not chosen:
         raise UserError("No linear layer to adapt", where="train.targets", next_step="set train.targets=all-linear")
     return tuple(sorted(chosen))
@@ -584,11 +564,8 @@ def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = ""
     """Load a LoRA adapter next to what `net` has, and return its hash; see `load_adapter_alongside`."""
     shape, state = _read_lora(net, folder, base_fingerprint)
     origin = folder / "tuneloop.json"
-    if (
-        origin.is_file()
-        and read_json_object(origin).get("quantised")
-        and not any(isinstance(m, Nf4Linear) for m in net.modules())
-    ):
+    quantised = origin.is_file() and read_json_object(origin).get("quantised")
+    if quantised and not any(isinstance(m, Nf4Linear) for m in net.modules()):
         raise UserError(
             "The adapter was trained on a base in 4 bits, and this base is not", where=str(folder),
             next_step="load the base in 4 bits, or merge the adapter",
@@ -667,23 +644,17 @@ def copy_tensors(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], 
     for key, parameter in parameters.items():
         tensor = state.get(key)
         if tensor is None or tensor.shape != parameter.shape:
-            problem = (
-                "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
-            )
+            problem = "is missing"
+            if tensor is not None:
+                problem = f"has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
             raise UserError(f"The adapter does not fit this model: {key} {problem}", where=where, next_step=next_step)
         with torch.no_grad():
             parameter.copy_(distribute(tensor, parameter))
 
 
 def save_adapter(
-    folder: Path,
-    state: dict[str, Tensor],
-    shape: LoraShape,
-    base_model: str,
-    base_fingerprint: str,
-    *,
-    quantised: bool = False,
-) -> None:
+    folder: Path, state: dict[str, Tensor], shape: LoraShape, base_model: str, base_fingerprint: str, *, quantised: bool = False
+) -> None:  # fmt: skip
     """Write an adapter folder in PEFT's layout; `adapter_config.json` comes last, so a folder that has it is whole.
 
     Args:
@@ -691,22 +662,13 @@ def save_adapter(
     """
     factor = 2 if shape.start == "pissa" else 1  # see `adapter_state`
     alpha = shape.alpha * (math.sqrt(factor) if shape.rslora else factor)
-    settings = {
-        "r": shape.rank * factor,
-        "lora_alpha": alpha if alpha % 1 else int(alpha),
-        "lora_dropout": shape.dropout,
-        "target_modules": list(shape.targets),
-        "rank_pattern": {end: rank * factor for end, rank in shape.ranks},
-        "alpha_pattern": {},
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "use_rslora": shape.rslora,
-        "use_dora": shape.dora,
-        "modules_to_save": None,
-    }
+    settings = lora_settings(
+        base_model, shape.rank * factor, alpha if alpha % 1 else int(alpha), shape.targets,
+        {end: rank * factor for end, rank in shape.ranks},
+        lora_dropout=shape.dropout, use_rslora=shape.rslora, use_dora=shape.dora,
+    )  # fmt: skip
     origin = {"base_fingerprint": base_fingerprint} | ({"quantised": "nf4"} if quantised else {})
-    write_peft(folder, state, {"peft_type": "LORA", "base_model_name_or_path": base_model} | settings, origin)
+    write_peft(folder, state, settings, origin)
 
 
 def write_peft(folder: Path, state: dict[str, Tensor], settings: Mapping[str, Any], origin: Mapping[str, str]) -> None:
@@ -736,9 +698,8 @@ def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, An
     if base_fingerprint and origin.get("base_fingerprint", base_fingerprint) != base_fingerprint:
         raise UserError(
             f"The adapter was trained on another base model ({config.get('base_model_name_or_path')})",
-            where=str(folder),
-            next_step="set model= to the base that it was trained on",
-        )
+            where=str(folder), next_step="set model= to the base that it was trained on",
+        )  # fmt: skip
     path = folder / "adapter_model.safetensors"
     try:
         with user_errors_of_the_disk(path):
@@ -814,14 +775,9 @@ def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
         chosen = foreign_pattern(targets, "target_modules")
         targets = [name for name in linear_places(net) if chosen.fullmatch(name)]
     return LoraShape(
-        rank,
-        float(alpha),
-        float(dropout),
-        tuple(sorted(targets)),
-        tuple(ranks.items()),
-        bool(config.get("use_rslora")),
-        bool(config.get("use_dora")),
-    )
+        rank, float(alpha), float(dropout), tuple(sorted(targets)), tuple(ranks.items()),
+        bool(config.get("use_rslora")), bool(config.get("use_dora")),
+    )  # fmt: skip
 
 
 def state_hash(state: dict[str, Tensor]) -> str:

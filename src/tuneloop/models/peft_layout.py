@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,21 @@ from tuneloop.core.patterns import foreign_pattern
 PEFT_PREFIX = "base_model.model."
 A_END, B_END = ".lora_A.weight", ".lora_B.weight"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-_SCALES = (
-    "r",
-    "lora_alpha",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "use_dora",
-)  # settings that change the update
+# Settings that change the update.
+_SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+# Settings that one product of two matrices can't say -> what they are.
+_MORE_THAN_MATRICES = {
+    "use_dora": "DoRA's learned lengths of weights",
+    "modules_to_save": "whole layers besides the matrices (modules_to_save)",
+    "fan_in_fan_out": "transposed layers (fan_in_fan_out)",
+    "lora_bias": "biases of its matrices (lora_bias)",
+}
 
 
 def hash_of_adapter(folder: Path) -> str:
     """Hash of all that an adapter changes in a model: its tensors, and the settings by which they are scaled.
 
     Two adapters with equal matrices and another `lora_alpha` give other answers, so the hash of the tensors is not enough.
-
-    Args:
-        folder: in PEFT's layout.
 
     Raises:
         UserError: a file is missing or unreadable.
@@ -39,13 +37,30 @@ def hash_of_adapter(folder: Path) -> str:
     return content_hash([sha256_file(folder / WEIGHTS), scales])
 
 
-def scale_of(settings: Mapping[str, Any], stem: str) -> float:
-    """What PEFT multiplies the update of a module by: alpha / rank, or alpha / sqrt(rank) with rsLoRA; alpha too may differ by module.
+def lora_settings(
+    base: str, rank: int, alpha: float, targets: Sequence[str], ranks: Mapping[str, int], **others: Any
+) -> dict[str, Any]:
+    """`adapter_config.json` of a LoRA; `others` are settings that a plain one does not have, such as `use_dora`."""
+    plain = {
+        "peft_type": "LORA", "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0,
+        "target_modules": list(targets), "rank_pattern": dict(ranks), "alpha_pattern": {}, "bias": "none",
+        "fan_in_fan_out": False, "init_lora_weights": True, "use_rslora": False, "use_dora": False,
+        "modules_to_save": None, "task_type": "CAUSAL_LM", "revision": None, "inference_mode": True,
+    }  # fmt: skip
+    return plain | others
 
-    Args:
-        settings: `adapter_config.json`.
-        stem: name of the module in the base model.
-    """
+
+def more_than_matrices(settings: Mapping[str, Any]) -> str:
+    """What an adapter holds that plain LoRA matrices can't say, in words; empty: nothing."""
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        return f"an adapter of the kind {kind}"
+    parts = [what for key, what in _MORE_THAN_MATRICES.items() if settings.get(key)]
+    return " and ".join([*parts, "trained biases"] if settings.get("bias", "none") != "none" else parts)
+
+
+def scale_of(settings: Mapping[str, Any], stem: str) -> float:
+    """What PEFT multiplies the update of the base's module `stem` by: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
     alpha = _of_pattern(settings.get("alpha_pattern"), stem, settings["lora_alpha"])
     rank = rank_of(settings, stem)
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
@@ -58,10 +73,10 @@ def rank_of(settings: Mapping[str, Any], stem: str) -> int:
 
 def _of_pattern(pattern: Mapping[str, Any] | None, stem: str, usual: Any) -> Any:
     """A module's value: that of the first expression that its name ends with, as PEFT looks it up."""
-    fits = (
-        value for end, value in (pattern or {}).items() if foreign_pattern(rf"^(.*\.)?({end})$", SETTINGS).search(stem)
-    )
-    return next(fits, usual)
+    for end, value in (pattern or {}).items():
+        if foreign_pattern(rf"^(.*\.)?({end})$", SETTINGS).search(stem):
+            return value
+    return usual
 
 
 def stems_of(names: Iterable[str]) -> list[str]:

@@ -48,35 +48,28 @@ class ModelShape:
         kind = config.get("model_type", "llama")
         if any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
             raise UserError(
-                "The model is a mixture of experts, which the planner can't size",
-                where=where,
+                "The model is a mixture of experts, which the planner can't size", where=where,
                 next_step="name a dense decoder",
-            )
+            )  # fmt: skip
         heads = _number(config, "num_attention_heads", where)
         hidden = _number(config, "hidden_size", where)
         if not config.get("head_dim") and hidden % heads:
             raise UserError(
-                f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}",
-                where=where,
+                f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}", where=where,
                 next_step="correct config.json, or give head_dim in it",
-            )
+            )  # fmt: skip
         bias = bool(config.get("attention_bias", False))
         return ModelShape(
-            vocabulary=_number(config, "vocab_size", where),
-            hidden=hidden,
+            vocabulary=_number(config, "vocab_size", where), hidden=hidden,
             feed_forward=_number(config, "intermediate_size", where),
-            layers=_number(config, "num_hidden_layers", where),
-            heads=heads,
+            layers=_number(config, "num_hidden_layers", where), heads=heads,
             key_heads=_number(config, "num_key_value_heads", where, heads),
             head_size=_number(config, "head_dim", where, hidden // heads),
             tied=bool(config.get("tie_word_embeddings", kind in TIED_UNLESS_SAID)),
-            context=_number(config, "max_position_embeddings", where, 0),
-            qkv_bias=bias or kind == "qwen2",
-            o_bias=bias and kind != "qwen2",
-            mlp_bias=bool(config.get("mlp_bias", False)),
-            qk_norm=kind in ("qwen3", "gemma3_text"),
-            norms=4 if kind in FOUR_NORMS else 2,
-        )
+            context=_number(config, "max_position_embeddings", where, 0), qkv_bias=bias or kind == "qwen2",
+            o_bias=bias and kind != "qwen2", mlp_bias=bool(config.get("mlp_bias", False)),
+            qk_norm=kind in ("qwen3", "gemma3_text"), norms=4 if kind in FOUR_NORMS else 2,
+        )  # fmt: skip
 
     @property
     def keys(self) -> int:

@@ -22,13 +22,9 @@ if TYPE_CHECKING:
 
 
 def load_adapter_alongside(model: Model, folder: Path) -> str:
-    """Load an adapter next to what the model has; it applies where `applied` names it.
+    """Load an adapter (a folder in PEFT's layout, or a run with one) next to what the model has, and return its hash.
 
-    Args:
-        folder: in PEFT's layout, or a run with one.
-
-    Returns:
-        Its hash, under which it is named from now on. Loading it again changes nothing.
+    It applies where `applied` names that. Loading it again changes nothing.
 
     Raises:
         UserError: it is damaged, another base model's, or of a method that can't stand next to others.
@@ -37,20 +33,16 @@ def load_adapter_alongside(model: Model, folder: Path) -> str:
     method = method_of_folder(folder)
     if method is None or method.load_alongside is None:
         raise UserError(
-            "This is not an adapter that can stand alongside others on one base",
-            where=str(folder),
+            "This is not an adapter that can stand alongside others on one base", where=str(folder),
             next_step="load it as a model of its own",
-        )
+        )  # fmt: skip
     name = method.load_alongside(model, folder)
     _names_alongside(model).add(name)
     return name
 
 
 def merge_adapter(model: Model, folder: Path) -> str:
-    """Load an adapter into the base's weights: its answers are written as fast as the base's, and the base can't be asked any more.
-
-    Returns:
-        Its hash, under which it is named from now on.
+    """Load an adapter into the base's weights, and return its hash: its answers are as fast as the base's, which is gone.
 
     Raises:
         UserError: as `load_adapter_alongside`, or its method can't be merged.
@@ -102,7 +94,7 @@ def check_adapter(model: Model, name: str) -> None:
 
 
 @dataclass
-class _Lent:
+class _SharedModel:
     """A model, how many have it, and how many have each of its adapters."""
 
     model: Model
@@ -111,10 +103,10 @@ class _Lent:
 
 
 _lock = threading.Lock()
-_lent: dict[Any, _Lent] = {}
+_shared: dict[Any, _SharedModel] = {}
 
 
-def lend_model(name: str) -> Model:
+def shared_model(name: str) -> Model:
     """A model by folder, short name or hub name: the one that is loaded already, if its files are the same.
 
     Raises:
@@ -123,13 +115,13 @@ def lend_model(name: str) -> Model:
     with _lock:
         folder = resolve(name)
         key = folder.resolve(), fingerprint(folder), in_use(), default_dtype()
-        if key not in _lent:
-            _lent[key] = _Lent(load_model(name))
-        _lent[key].users += 1
-        return _lent[key].model
+        if key not in _shared:
+            _shared[key] = _SharedModel(load_model(name))
+        _shared[key].users += 1
+        return _shared[key].model
 
 
-def lend_adapter(model: Model, folder: Path) -> str:
+def shared_adapter(model: Model, folder: Path) -> str:
     """Load an adapter next to others of a shared model, and return its hash.
 
     Raises:
@@ -156,8 +148,8 @@ def give_back(model: Model, adapters: Iterable[str]) -> None:
                 unload_adapter(model, name)
         entry.users -= 1
         if not entry.users:
-            del _lent[next(key for key, each in _lent.items() if each is entry)]
+            del _shared[next(key for key, each in _shared.items() if each is entry)]
 
 
-def _entry(model: Model) -> _Lent:
-    return next(each for each in _lent.values() if each.model is model)
+def _entry(model: Model) -> _SharedModel:
+    return next(each for each in _shared.values() if each.model is model)

@@ -112,26 +112,17 @@ def _any_of(names: set[str]) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """A tokenizer with its chat template.
+    """A tokenizer with its chat template."""
 
-    Args:
-        tokenizer: a `tokenizers.Tokenizer`.
-        source: the Jinja chat template.
-        variables: what the template sees (`bos_token`, `eos_token` ...).
-        end_ids: tokens that end an answer.
-        pad_id: token that fills short rows; never seen by the loss.
-        split_after: regular expression; the rendered text is cut after each match and the parts are tokenised
-            apart, as Meta's formatter does at the end of a Llama 3 header. Empty: never.
-        settings: `tokenizer_config.json`, kept for saving.
-    """
-
-    tokenizer: Any
-    source: str
-    variables: dict[str, Any]
-    end_ids: tuple[int, ...]
-    pad_id: int
+    tokenizer: Any  # a `tokenizers.Tokenizer`
+    source: str  # the Jinja chat template
+    variables: dict[str, Any]  # what the template sees (`bos_token`, `eos_token` ...)
+    end_ids: tuple[int, ...]  # tokens that end an answer
+    pad_id: int  # token that fills short rows; never seen by the loss
+    # A regular expression: the rendered text is cut after each match and the parts are tokenised apart, as Meta's formatter does
+    # at the end of a Llama 3 header. Empty: never.
     split_after: str
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # `tokenizer_config.json`, kept for saving
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: without what is made there again, of which a compiled template can't be sent."""
@@ -220,16 +211,15 @@ class Template:
     ) -> str:
         try:
             environment, template = self._compiled
-            text: str = environment.render(
-                template,
-                {
-                    "messages": messages,
-                    "tools": list(tools) or None if self.lists_tools else None,
-                    "add_generation_prompt": prompt,
-                    "cut": cut,
-                    **self.variables,
-                },
-            )
+            listed = list(tools) or None if self.lists_tools else None
+            values = {
+                "messages": messages,
+                "tools": listed,
+                "add_generation_prompt": prompt,
+                "cut": cut,
+                **self.variables,
+            }
+            text: str = environment.render(template, values)
         except TemplateError:
             raise
         except Exception as error:  # a template is a program of someone else's; whatever it raises concerns this row
@@ -251,10 +241,9 @@ class Template:
                     turn["content"] = f"{turn['content']}\n{written}".strip()
             prepared.append(turn)
         if tools and not self.lists_tools:
-            listing = "You can call these functions. To call one, answer with JSON: " + json.dumps(
-                {"name": "NAME", "arguments": {}}
-            )
-            listing += "\n" + "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+            call = json.dumps({"name": "NAME", "arguments": {}})
+            lines = (json.dumps(tool, ensure_ascii=False) for tool in tools)
+            listing = "\n".join([f"You can call these functions. To call one, answer with JSON: {call}", *lines])
             if prepared and prepared[0]["role"] == "system":
                 prepared[0] = {**prepared[0], "content": f"{prepared[0]['content']}\n\n{listing}".strip()}
             else:
@@ -336,14 +325,18 @@ class Template:
         """Ids and loss mask of a whole conversation: every assistant turn with its end-of-turn token is learned.
 
         A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not supervised. A single turn of the
-        assistant is plain text, which no one asked for: it becomes a document, without roles (`_document`).
+        assistant is plain text, which no one asked for: it becomes a document as models read it in pretraining, without roles: the
+        token that opens all input (not learned, for nothing comes before it), the text, the token that ends a document.
 
         Raises:
             TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so
                 that no mask can be right.
         """
         if len(messages) == 1 and messages[0]["role"] == "assistant" and not (tools or messages[0].get("tool_calls")):
-            return self._document(messages[0].get("content") or "", messages[0].get("weight", 1))
+            opening, end = self._frame_of_documents
+            ids = self.encode(messages[0].get("content") or "")
+            weight = messages[0].get("weight", 1)
+            return Rendered([*opening, *ids, end], [0] * len(opening) + [weight] * (len(ids) + 1))
         guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
         weights: list[float] = [1] * (len(guarded) - len(messages))
         weights += [message.get("weight", 1) for message in messages]
@@ -353,15 +346,6 @@ class Template:
         """Ids of plain text that a model continues with: the opening token and the text, without an end."""
         return [*self._frame_of_documents[0], *self.encode(text.encode("utf-8", "replace").decode("utf-8"))]
 
-    def _document(self, text: str, weight: float) -> Rendered:
-        """Plain text as models read it in pretraining: the token that opens all input, the text, the token that ends a document.
-
-        All of it is learned but the opening token, which nothing comes before.
-        """
-        opening, end = self._frame_of_documents
-        ids = self.encode(text)
-        return Rendered([*opening, *ids, end], [0] * len(opening) + [weight] * (len(ids) + 1))
-
     @property
     def opens_with_bos(self) -> bool:
         """Whether a conversation begins with `bos_token`, once: ChatML's opens each turn, other templates write none."""
@@ -369,7 +353,7 @@ class Template:
 
     @cached_property
     def _frame_of_documents(self) -> tuple[list[int], int]:
-        """What stands before a document and behind it.
+        """What comes before a document and behind it.
 
         The first is `bos_token` where the template writes it once, before all turns (ChatML's opens each turn); the second the
         end-of-text token, or that of a turn where the tokenizer has no other.
@@ -381,18 +365,13 @@ class Template:
         return [self.tokenizer.token_to_id(bos)] if opens else [], next(iter(ends.values()), self.end_ids[0])
 
     def _encode_turns(
-        self,
-        messages: list[dict[str, Any]],
-        tools: Sequence[dict[str, Any]],
-        literals: Sequence[str],
-        weights: Sequence[float] = (),
-        *,
-        prompt: bool = False,
-    ) -> Rendered:
+        self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], literals: Sequence[str],
+        weights: Sequence[float] = (), *, prompt: bool = False,
+    ) -> Rendered:  # fmt: skip
         whole = self._render(messages, tools, prompt)
         ids: list[int] = []
         mask: list[float] = []
-        done = 0
+        start = 0
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -400,18 +379,20 @@ class Template:
             after = self._render(messages[: i + 1], tools, False)
             if not (whole.startswith(before) and after.startswith(before) and whole.startswith(after.rstrip())):
                 raise TemplateError("the chat template rewrites earlier turns, so the answers' place can't be known")
-            head = self._encode_rendered(whole[done : len(before)], literals)
+            head = self._encode_rendered(whole[start : len(before)], literals)
             ids += head
             mask += [0] * len(head)
-            end = self._end_of_turn(after, len(before))
+            # Just behind the control token that ends the turn.
+            ends = [after.rfind(token) + len(token) for token in self._end_strings if after.rfind(token) >= len(before)]
+            end = max(ends, default=len(before))
             answer = self._encode_rendered(whole[len(before) : end], literals)
             if not answer or answer[-1] not in self.end_ids:
                 raise TemplateError("the chat template does not end the assistant's turn with an end-of-turn token")
             supervised = weights[i] if weights else 1
             ids += answer
             mask += [supervised] * len(answer)
-            done = end
-        rest = self._encode_rendered(whole[done:], literals)
+            start = end
+        rest = self._encode_rendered(whole[start:], literals)
         return Rendered(ids + rest, mask + [0] * len(rest))
 
     def _header_alone(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], whole: str) -> str:
@@ -419,13 +400,6 @@ class Template:
         marked = self._render([{**messages[0], "content": HOLE}, *messages[1:]], tools, False)
         before = marked[: max(marked.find(HOLE), 0)]
         return before if before and whole.startswith(before) else self._render([], tools, True)
-
-    def _end_of_turn(self, text: str, start: int) -> int:
-        """Index just behind the control token that ends the turn which starts at `start`."""
-        ends = [text.rfind(token) + len(token) for token in self._end_strings if text.rfind(token) >= start]
-        if not ends:
-            raise TemplateError("the chat template does not end the assistant's turn with an end-of-turn token")
-        return max(ends)
 
     @cached_property
     def _end_strings(self) -> list[str]:
@@ -468,14 +442,8 @@ def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
 
 # Tokens by which the common chat formats end a turn.
 _ENDS_OF_TURN = [
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-]
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"
+]  # fmt: skip
 _ENDS_OF_TEXT = frozenset({"<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"})
 
 
@@ -517,15 +485,8 @@ def load_template(folder: Path) -> Template:
         step = "set eos_token in tokenizer_config.json"
         raise UserError("The tokenizer has no end-of-turn token", where=str(folder), next_step=step)
     pad = tokenizer.token_to_id(variables.get("pad_token") or "<|finetune_right_pad_id|>")
-    return Template(
-        tokenizer,
-        source,
-        variables,
-        tuple(dict.fromkeys(end_ids)),
-        end_ids[0] if pad is None else pad,
-        split_after,
-        settings,
-    )
+    pad_id = end_ids[0] if pad is None else pad
+    return Template(tokenizer, source, variables, tuple(dict.fromkeys(end_ids)), pad_id, split_after, settings)
 
 
 def _template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> tuple[str, str]:

@@ -55,7 +55,7 @@ def target_kind(target: str) -> Literal["run", "adapter", "model"]:
         return "adapter"
     if folder.is_dir() and (folder / "config.yaml").is_file():
         raise UserError(
-            "This run has not finished training", where=target, next_step="run its command again: it goes on"
+            "This run has not finished training", where=target, next_step="run its command again: it continues"
         )
     return "model"
 

@@ -20,7 +20,7 @@ from tuneloop.models.shape import ModelShape
 from tuneloop.plan.gpus import Gpu
 from tuneloop.plan.memory import CONTEXT_GIB, NCCL_GIB
 from tuneloop.plan.speed import BANDWIDTH_SHARE
-from tuneloop.records.serving import Served
+from tuneloop.records.plan import Served
 
 KV_BYTES = 2  # of a key or value: llama.cpp and vLLM keep them in 16 bits
 PART = 512  # tokens of a prompt that are computed at once (llama.cpp's n_ubatch); vLLM takes 2,048 or more

@@ -13,17 +13,11 @@ Finish = Literal["stop", "length", "choice", "cancelled", "error"]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The log probability of a written token, and of the likeliest tokens in its place.
+    """The log probability of a written token, and of the likeliest tokens in its place."""
 
-    Args:
-        id: of the token.
-        logprob: natural logarithm of its probability, before temperature and filters.
-        top: (token id, log probability) of the likeliest ones, the likeliest first.
-    """
-
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+    id: int  # of the token
+    logprob: float  # natural logarithm of its probability, before temperature and filters
+    top: tuple[tuple[int, float], ...] = ()  # (token id, log probability) of the likeliest ones, the likeliest first
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,10 +214,9 @@ def _checked(kind: str, value: Any) -> Any:
     step = "tuneloop collect add --help"
     if unstorable(value) or (isinstance(value, str) and storable(value) != value):
         raise UserError(
-            f"Can't be stored: {value!r:.60}",
-            where="value",
+            f"Can't be stored: {value!r:.60}", where="value",
             next_step="leave out characters such as \\ud800 or \\u0000",
-        )
+        )  # fmt: skip
     if kind in TEXTS or (isinstance(value, str) and kind not in ("thumbs", "rating")):
         if not isinstance(value, str) or not value.strip():
             raise UserError(f"A {kind} is a text, got {value!r:.60}", where="value", next_step=step)

@@ -147,15 +147,9 @@ class Metric:
 
 
 def metric(
-    title: str = "",
-    *,
-    better: Better = "higher",
-    scale: Scale = "0..1",
-    test: Test = "by its scores",
-    headline: bool = True,
-    decimals: int | None = None,
-    least_margin: float | None = None,
-) -> Callable[[Function], Function]:
+    title: str = "", *, better: Better = "higher", scale: Scale = "0..1", test: Test = "by its scores",
+    headline: bool = True, decimals: int | None = None, least_margin: float | None = None,
+) -> Callable[[Function], Function]:  # fmt: skip
     """Declare a scorer of your own (`evaluate.scorers`) as a metric; what is left out follows from its name and scores.
 
     Args:

@@ -16,20 +16,13 @@ class MeasuredMachine:
     """What the plan measured of a machine, for the training loop: how steps are divided there, and how fast they are.
 
     None of it changes a run's steps, so a run is not identified by it.
-
-    Args:
-        micro_batch_tokens: computed at once, as a GPU's memory allows; 0: as the settings or the loop have it.
-        recompute: layers are computed again in the backward pass from the beginning.
-        kept_layers: but for so many of the last ones.
-        tokens_per_second: speed of forward and backward passes; 0: not measured.
-        seconds_spent: of the training time, on measuring that speed.
     """
 
-    micro_batch_tokens: int = 0
-    recompute: bool = False
-    kept_layers: int = 0
-    tokens_per_second: float = 0.0
-    seconds_spent: float = 0.0
+    micro_batch_tokens: int = 0  # computed at once, as a GPU's memory allows; 0: as the settings or the loop have it
+    recompute: bool = False  # layers are computed again in the backward pass from the beginning
+    kept_layers: int = 0  # but for so many of the last ones
+    tokens_per_second: float = 0.0  # speed of forward and backward passes; 0: not measured
+    seconds_spent: float = 0.0  # of the training time, on measuring that speed
 
     @staticmethod
     def of_plan(plan: Mapping[str, Any] | None) -> MeasuredMachine:
@@ -38,9 +31,8 @@ class MeasuredMachine:
             return MeasuredMachine()
         return MeasuredMachine(
             **{name: plan[name] for name in DIVISION if name in plan},
-            tokens_per_second=plan["time"]["tokens_per_second"],
-            seconds_spent=plan.get("measuring_seconds", 0.0),
-        )
+            tokens_per_second=plan["time"]["tokens_per_second"], seconds_spent=plan.get("measuring_seconds", 0.0),
+        )  # fmt: skip
 
     def division(self) -> dict[str, Any]:
         """How steps are divided, by the keys of `plan.json`."""
@@ -214,3 +206,26 @@ class Plan(Record):
     measuring_seconds: float = 0.0
     measured: TrialRun | None = None
     key: str = ""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A format on a machine.
+
+    Args:
+        weights_gib, cache_gib, peak_gib: of all GPUs together.
+        one, all, prompt: tokens a second: written to a single request, written to all of them together, read of a prompt.
+    """
+
+    format: str
+    engine: str
+    machine: str
+    gpus: int  # of which all are needed
+    fits: bool
+    weights_gib: float
+    cache_gib: float
+    peak_gib: float
+    capacity_gib: float  # that they have
+    one: float | None = None
+    all: float | None = None
+    prompt: float | None = None

@@ -1,4 +1,4 @@
-"""The model registry: opened as MLflow's variables say, with the gate asked where a run is at hand."""
+"""The model registry: opened as MLflow's variables say, with the gate's verdict where a run is at hand."""
 
 from __future__ import annotations
 
@@ -23,14 +23,8 @@ from tuneloop.registry.verify import read_artifact
 from tuneloop.track import KINDS, QUICK_AND_QUIET
 
 NAMED = re.compile(r"(?:models:/)?([A-Za-z0-9][\w.-]*)@([A-Za-z][\w-]*|\d+)|models:/([A-Za-z0-9][\w.-]*)/(\d+)")
-
-
 # Else MLflow prints addresses on stdout and bars on stderr.
 _SILENT = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-
-
-def silent(line: str) -> None:
-    """Say nothing."""
 
 
 def registry_uri() -> str:
@@ -52,10 +46,9 @@ def open_registry(*, create: bool = False) -> models.Registry:
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not create and not file.is_file():
         raise UserError(
-            "There is no registry here",
-            where=str(file),
+            "There is no registry here", where=str(file),
             next_step="tuneloop models register ARTIFACT --name NAME makes one; MLFLOW_REGISTRY_URI names another",
-        )
+        )  # fmt: skip
     for name, value in (QUICK_AND_QUIET | _SILENT).items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it prints tracebacks of what it raises as well
@@ -71,38 +64,34 @@ def open_registry(*, create: bool = False) -> models.Registry:
 
 
 def register_artifact(folder: Path, name: str, *, run: Path | None = None, why: str = "") -> RegisteredVersion:
-    """See `release.registry.register`; `run` is by default that in `runs/`, whatever its folder's name is now."""
+    """See `registry.versions.register`; `run` is by default that in `runs/`, whatever its folder's name is now."""
     manifest = read_artifact(folder)
-    place = run or find_run(manifest.run.id, manifest.run.key)
-    is_its_run = place is not None and is_run(place, manifest.run.key)
-    if run is not None and not is_its_run:
+    if run is None:
+        run = find_run(manifest.run.id, manifest.run.key)
+    elif not is_run(run, manifest.run.key):
         raise UserError(
             f"This is not the run of the artifact, {manifest.run.id}", where=str(run), next_step="leave --run out"
         )
-
-    def opened() -> models.Registry:
-        return open_registry(create=True)
-
-    return models.register(opened, folder, name, run=place if is_its_run else None, why=why)
+    return models.register(lambda: open_registry(create=True), folder, name, run=run, why=why)
 
 
 def promote_version(name: str, version: str = "", *, force: str = "", why: str = "") -> RegisteredModel:
-    """See `release.registry.promote`; the gate's last word on the run counts, else that on the artifact.
+    """See `registry.versions.promote`; the gate's last word on the run counts, else that on the artifact.
 
     Args:
-        force: why a gate that is not green, or was not asked, is overruled; empty: it is not.
+        force: why a gate that is not green, or has not judged, is overruled; empty: it is not.
 
     Raises:
-        UserError: a reason of blanks, or whatever `release.registry.promote` refuses.
+        UserError: a reason of blanks, or whatever `registry.versions.promote` refuses.
     """
     if force and not force.strip():
         raise UserError("The reason is empty", where="--force", next_step="say why, for the history: --force 'REASON'")
 
     def ask_gate(wanted: RegisteredVersion) -> GateRecord:
-        found = gate_of(wanted, force=bool(force))
-        said = found.status if found.status != "none" else "none was asked"
-        say(f"gate      {said}{', overruled' if found.forced else ''}")
-        return found
+        gate = gate_of(wanted, force=bool(force))
+        verdict = gate.status if gate.status != "none" else "none has judged it"
+        say(f"gate      {verdict}{', overruled' if gate.forced else ''}")
+        return gate
 
     return models.promote(open_registry(), name, version, ask_gate=ask_gate, overrule=force.strip(), why=why)
 
@@ -110,22 +99,22 @@ def promote_version(name: str, version: str = "", *, force: str = "", why: str =
 def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
     """What the gate says of a version: the last word where its run is at hand, else what was known when it was exported.
 
-    Weights in fewer bits than the run's are other weights: of them only a verdict on their own figures counts.
+    Weights in fewer bits than the run's are other weights: of them only a verdict on their own metrics counts.
 
     Raises:
-        UserError: it is not green, or no gate was asked, and `force` is not given.
+        UserError: it is not green, or no gate has judged, and `force` is not given.
     """
     lineage = version.lineage
     run = run_folder_of(version)
-    own = run / EVALS / lineage.artifact if run is not None else None
-    if own is not None and (own / GateResult.file).is_file():
-        found = _verdict(own, force)
+    folder = run / EVALS / lineage.artifact if run is not None else None
+    if folder is not None and (folder / GateResult.file).is_file():
+        gate = _verdict(folder, force)
     elif is_quantised(lineage) and not (run is None and lineage.judged):
-        found = GateRecord()
+        gate = GateRecord()
     elif run is not None:
-        found = _verdict(run, force)
+        gate = _verdict(run, force)
     else:
-        found = GateRecord.model_validate({"status": lineage.gate})
+        gate = GateRecord.model_validate({"status": lineage.gate})
         if lineage.gate not in ("pass", "none"):
             if not force:
                 raise UserError(
@@ -133,17 +122,20 @@ def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
                     where=f"version {version.version}, suite {lineage.suite}",
                     next_step="promote another version, or overrule it with --force REASON",
                 )
-            found = found.model_copy(update={"forced": True})
-    if found.status != "none":
-        return found
-    if not force:
-        raise UserError(
-            "No gate has judged this version" + (f" in {lineage.quantisation}" if is_quantised(lineage) else ""),
-            where=f"version {version.version}, {lineage.artifact}",
-            next_step=f"tuneloop gate {_to_judge(version, run)} --against BASE --suite suite.yaml (gate --init writes a "
-            "first one); or promote it without a gate: --force REASON",
-        )
-    return found.model_copy(update={"forced": True})
+            gate = gate.model_copy(update={"forced": True})
+    if gate.status != "none":
+        return gate
+    if force:
+        return gate.model_copy(update={"forced": True})
+    target, quantised = str(run) if run is not None else f"runs/{lineage.run}", ""
+    if is_quantised(lineage):
+        place, quantised = urlparse(version.source), f" in {lineage.quantisation}"
+        target = unquote(place.path) if place.scheme in ("", "file") else f"artifacts/{lineage.artifact}"
+    raise UserError(
+        f"No gate has judged this version{quantised}", where=f"version {version.version}, {lineage.artifact}",
+        next_step=f"tuneloop gate {target} --against BASE --suite suite.yaml (gate --init writes a "
+        "first one); or promote it without a gate: --force REASON",
+    )  # fmt: skip
 
 
 def _verdict(judged: Path, force: bool) -> GateRecord:
@@ -162,23 +154,15 @@ def is_quantised(lineage: Lineage) -> bool:
     return bool(lineage.quantisation) and lineage.quantisation.upper() not in FLOATS
 
 
-def _to_judge(version: RegisteredVersion, run: Path | None) -> str:
-    """What the gate is to be asked about."""
-    place = urlparse(version.source)
-    if is_quantised(version.lineage):
-        return unquote(place.path) if place.scheme in ("", "file") else f"artifacts/{version.lineage.artifact}"
-    return str(run) if run is not None else f"runs/{version.lineage.run}"
-
-
 # --- names -------------------------------------------------------------------------------------
 
 
 def registered_name(name: str) -> tuple[str, str] | None:
     """Model and alias or version of `NAME@ALIAS`, `NAME@VERSION`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None for any other name."""
-    found = NAMED.fullmatch(name)
-    if found is None or Path(name).exists():
+    match = NAMED.fullmatch(name)
+    if match is None or Path(name).exists():
         return None
-    return found[1] or found[3], found[2] or found[4]
+    return match[1] or match[3], match[2] or match[4]
 
 
 def version_of(registry: models.Registry, name: str) -> RegisteredVersion:
@@ -212,11 +196,7 @@ def run_folder_of(version: RegisteredVersion) -> Path | None:
 
 
 def find_run(id_: str, key: str, *places: Path) -> Path | None:
-    """The folder of a finished run in `runs/` or another place, by what stands in its `run.json`: it may have been renamed.
-
-    Args:
-        id_: of the run, which was the name of its folder.
-    """
+    """The folder of a finished run in `runs/` or another place, by the key in its `run.json`: it may have another name than `id_` now."""
     folders = [
         sub for place in dict.fromkeys([Path("runs"), *places]) if place.is_dir() for sub in sorted(place.iterdir())
     ]
@@ -266,14 +246,13 @@ def evaluation_place(place: str) -> str:
     registry = open_registry()
     version = version_of(registry, place)
     folder = run_folder_of(version)
-    own = folder / EVALS / version.lineage.artifact if folder else None
-    if own is not None and (own / EVALUATION).is_file():
-        return str(own)  # of its own weights, where they were measured
+    evaluation = folder / EVALS / version.lineage.artifact if folder else None
+    if evaluation is not None and (evaluation / EVALUATION).is_file():
+        return str(evaluation)  # of its own weights, where they were measured
     folder = folder or models.fetch_run_files(registry, version, (EVALUATION, "samples.jsonl"))
     if not (folder / EVALUATION).is_file():
         raise UserError(
-            "The evaluation of this version is not at hand",
-            where=place,
+            "The evaluation of this version is not at hand", where=place,
             next_step="tuneloop evaluate it, or register the artifact with --run FOLDER",
-        )
+        )  # fmt: skip
     return str(folder)

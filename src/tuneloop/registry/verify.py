@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,31 +18,24 @@ from tuneloop.records.record import read_record
 _TOOLS = {".git", ".gitattributes", ".gitignore", ".github", ".cache", ".lock"}
 PASSWORD = "TUNELOOP_KEY_PASSWORD"  # of an encrypted private key  # noqa: S105 - no password
 INSTALL = "pip install 'tuneloop[release]'"
+Signature = Literal["none", "unchecked", "valid", "invalid"]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of an artifact's files.
+    """What became of an artifact's files."""
 
-    Args:
-        id: of the artifact.
-        files: how many `artifact.json` names.
-        changed, missing, added: names, relative to the folder.
-        signature: `none`; `unchecked` where no key was given; `valid`; `invalid`, or wanted and missing.
-        reason: why a signature is not valid.
-    """
-
-    id: str
-    files: int
-    changed: list[str]
+    id: str  # of the artifact
+    files: int  # how many `artifact.json` names
+    changed: list[str]  # names, relative to the folder, as of the next two
     missing: list[str]
     added: list[str]
-    signature: Literal["none", "unchecked", "valid", "invalid"] = "none"
-    reason: str = ""
+    signature: Signature = "none"  # `unchecked` where no key was given; `invalid` also where it is wanted and missing
+    reason: str = ""  # why a signature is not valid
 
     @property
     def intact(self) -> bool:
-        """Whether all is as it was exported, and the signature that was asked for is valid."""
+        """Whether all is as it was exported, and the signature is valid where it was checked."""
         return not (self.changed or self.missing or self.added or self.signature == "invalid")
 
 
@@ -69,15 +61,18 @@ def verify(folder: Path, key: Path | None = None) -> Verification:
         UserError: no artifact is there, no such key, or the package that checks signatures is missing.
     """
     manifest = read_artifact(folder)
-    there = set(_files(folder))
-    changed = []
+    names, changed = set(), []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if name.parts[0] not in _TOOLS and (path.is_symlink() or not path.is_dir()):
+            names.add(name.as_posix())
     with user_errors_of_the_disk(folder):
-        for done, (name, entry) in enumerate(manifest.files.items(), 1):
-            if name in there and sha256_file(folder / name) != entry.sha256:
-                changed.append(name)
-            progress("hashing", done, len(manifest.files))
-    missing = [name for name in manifest.files if name not in there]
-    added = sorted(there - {*manifest.files, ARTIFACT, SIGNATURE})
+        for count, (file, entry) in enumerate(manifest.files.items(), 1):
+            if file in names and sha256_file(folder / file) != entry.sha256:
+                changed.append(file)
+            progress("hashing", count, len(manifest.files))
+    missing = [file for file in manifest.files if file not in names]
+    added = sorted(names - {*manifest.files, ARTIFACT, SIGNATURE})
     signature, reason = _check_signature(folder, key)
     return Verification(manifest.id, len(manifest.files), changed, missing, added, signature, reason)
 
@@ -88,24 +83,15 @@ def read_intact(folder: Path) -> ArtifactManifest:
     Raises:
         UserError: it is not there, or a file of it was changed, is missing or was added.
     """
-    found = verify(folder)
-    if not found.intact:
-        faults = {"changed": found.changed, "missing": found.missing, "added": found.added}
+    result = verify(folder)
+    if not result.intact:
+        faults = {"changed": result.changed, "missing": result.missing, "added": result.added}
         shown = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in faults.items() if names)
         raise UserError(
-            "The artifact is not as it was exported",
-            where=f"{folder}: {shown}",
+            "The artifact is not as it was exported", where=f"{folder}: {shown}",
             next_step="export the run again; `tuneloop models verify` names all files",
-        )
+        )  # fmt: skip
     return read_artifact(folder)
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Names of all files below a folder, but those of other tools."""
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder)
-        if name.parts[0] not in _TOOLS and (path.is_symlink() or not path.is_dir()):
-            yield name.as_posix()
 
 
 # --- signatures --------------------------------------------------------------------------------
@@ -135,9 +121,9 @@ def sign(folder: Path, key: Path) -> None:
     others = [SIGNATURE, *sorted(_TOOLS)]  # relative to the folder, and said in the signature
     signing.set_hashing_config(hashing.Config().set_ignored_paths(paths=others))
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / SIGNATURE
-        signing.sign(folder, made)
-        write_bytes(folder / SIGNATURE, made.read_bytes())
+        signature = Path(scratch) / SIGNATURE
+        signing.sign(folder, signature)
+        write_bytes(folder / SIGNATURE, signature.read_bytes())
 
 
 def _signer(key: Path):  # type: ignore[no-untyped-def]  # a class of an optional package
@@ -148,21 +134,18 @@ def _signer(key: Path):  # type: ignore[no-untyped-def]  # a class of an optiona
         raise UserError("No such key", where=str(key), next_step=nearest_path(key))
     password = os.environ.get(PASSWORD)
     try:
-        # The library hands the password on as it stands, and the function behind takes bytes.
+        # The library passes the password on as it is, and the function behind takes bytes.
         secret = password.encode() if password else None
         return signing.Config().use_elliptic_key_signer(private_key=key, password=secret)
     except (ValueError, TypeError, AttributeError) as error:  # AttributeError: an RSA key
-        locked = "password" in str(error).lower()
-        raise UserError(
-            f"Can't sign with this key: {'it is of another kind' if isinstance(error, AttributeError) else str(error)}",
-            where=str(key),
-            next_step=f"set {PASSWORD}"
-            if locked
-            else "make one with `openssl ecparam -name prime256v1 -genkey -noout -out KEY`",
-        ) from None
+        why = "it is of another kind" if isinstance(error, AttributeError) else str(error)
+        step = "make one with `openssl ecparam -name prime256v1 -genkey -noout -out KEY`"
+        if "password" in str(error).lower():
+            step = f"set {PASSWORD}"
+        raise UserError(f"Can't sign with this key: {why}", where=str(key), next_step=step) from None
 
 
-def _check_signature(folder: Path, key: Path | None) -> tuple[Literal["none", "unchecked", "valid", "invalid"], str]:
+def _check_signature(folder: Path, key: Path | None) -> tuple[Signature, str]:
     there = (folder / SIGNATURE).is_file()
     if key is None:
         return "unchecked" if there else "none", ""
@@ -175,18 +158,17 @@ def _check_signature(folder: Path, key: Path | None) -> tuple[Literal["none", "u
         checker = verifying.Config().use_elliptic_key_verifier(public_key=key)
     except ValueError as error:
         raise UserError(
-            f"This is not a public key: {str(error).splitlines()[0]}",
-            where=str(key),
+            f"This is not a public key: {str(error).splitlines()[0]}", where=str(key),
             next_step="write it with `openssl ec -in PRIVATE_KEY -pubout -out KEY`",
-        ) from None
+        ) from None  # fmt: skip
     if not there:
         return "invalid", f"there is no {SIGNATURE}"
     try:
         checker.set_ignore_unsigned_files(True).verify(folder, folder / SIGNATURE)
     except Exception as error:  # the library lets those of its parsers and of cryptography through
-        differ = "Signature mismatch" in str(error) or "Cannot use" in str(error)
-        said = "the files are not those that were signed" if differ else "it was made with another key, or is damaged"
-        return "invalid", said
+        if "Signature mismatch" in str(error) or "Cannot use" in str(error):
+            return "invalid", "the files are not those that were signed"
+        return "invalid", "it was made with another key, or is damaged"
     return "valid", ""
 
 

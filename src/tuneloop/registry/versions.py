@@ -1,8 +1,7 @@
 """Versions of a model in MLflow's registry, and which of them is in use: aliases `candidate`, `champion`, `previous`.
 
 A change may move several aliases, and MLflow has no transaction over them. So a change is first written down as a whole (the
-tag `tuneloop.pending`), then done, then moved to the history. Whoever finds a pending change finishes it: a process that was
-killed in between leaves nothing half done for longer than until the next command.
+tag `tuneloop.pending`), then done, then moved to the history. The next command finishes what a killed one left pending.
 """
 
 from __future__ import annotations
@@ -41,15 +40,10 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Registry:
-    """An open registry.
+    """An open registry."""
 
-    Args:
-        client: of MLflow.
-        uri: of the registry.
-    """
-
-    client: MlflowClient
-    uri: str
+    client: MlflowClient  # of MLflow
+    uri: str  # of the registry
 
     @property
     def is_remote(self) -> bool:
@@ -65,20 +59,15 @@ def registry_errors(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # MLflow lets those of SQLAlchemy, of drivers and of its HTTP library through
-        text, where = masked(" ".join(str(error).split())), masked(uri)
+        text = masked(" ".join(str(error).split()))
+        what = f"The registry refuses: {text[:160]}"
+        step = "check MLFLOW_REGISTRY_URI (default: mlflow.db in this folder)"
         if "locked" in text:
             what, step = "The registry is locked by another process", "wait until it lets go, then run this again"
         elif "Max retries" in text or "Connection" in text or "could not connect" in text or "timed out" in text:
-            what, step = (
-                "The registry can't be reached",
-                "start its server or set MLFLOW_REGISTRY_URI, then run this again",
-            )
-        else:
-            what, step = (
-                f"The registry refuses: {text[:160]}",
-                "check MLFLOW_REGISTRY_URI (default: mlflow.db in this folder)",
-            )
-        raise UserError(what, where=where, next_step=step) from error
+            what = "The registry can't be reached"
+            step = "start its server or set MLFLOW_REGISTRY_URI, then run this again"
+        raise UserError(what, where=masked(uri), next_step=step) from error
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -91,17 +80,12 @@ def read_model(registry: Registry, name: str) -> RegisteredModel:
         UserError: there is none of that name; the names that there are are listed.
     """
     with registry_errors(registry.uri):
-        found = _find(registry, name)
-        if found is None:
-            known = [model.name for model in registry.client.search_registered_models(max_results=100)]
-            raise UserError(
-                f"No model {name!r} is registered",
-                where=masked(registry.uri),
-                next_step=f"registered are: {', '.join(known)}"
-                if known
-                else f"tuneloop models register ARTIFACT --name {name}",
-            )
-        return _read(registry, found)
+        model = _find(registry, name)
+        if model is None:
+            names = [model.name for model in registry.client.search_registered_models(max_results=100)]
+            step = f"registered are: {', '.join(names)}" if names else f"tuneloop models register ARTIFACT --name {name}"
+            raise UserError(f"No model {name!r} is registered", where=masked(registry.uri), next_step=step)
+        return _read(registry, model)
 
 
 def read_models(registry: Registry) -> list[RegisteredModel]:
@@ -133,13 +117,9 @@ def version_named(model: RegisteredModel, alias: str) -> RegisteredVersion:
     for version in model.versions:
         if version.version == number:
             return version
-    aliases = [f"{alias} (version {number})" for alias, number in model.aliases.items()]
-    numbers = f"versions {', '.join(version.version for version in model.versions[:5])}"
-    raise UserError(
-        f"{model.name} has no version or alias {alias!r}",
-        where=f"{model.name}@{alias}",
-        next_step=f"it has {', '.join(aliases) or numbers}",
-    )
+    aliases = ", ".join(f"{alias} (version {number})" for alias, number in model.aliases.items())
+    step = f"it has {aliases or 'versions ' + ', '.join(version.version for version in model.versions[:5])}"
+    raise UserError(f"{model.name} has no version or alias {alias!r}", where=f"{model.name}@{alias}", next_step=step)
 
 
 def _find(registry: Registry, name: str) -> Any | None:
@@ -154,47 +134,35 @@ def _find(registry: Registry, name: str) -> Any | None:
 
 
 def _pages(search: Callable[..., Any], **query: Any) -> Iterator[Any]:
-    token = None
-    while True:
-        page = search(page_token=token, **query)
+    page = search(page_token=None, **query)
+    yield from page
+    while page.token:
+        page = search(page_token=page.token, **query)
         yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _read(registry: Registry, model: Any) -> RegisteredModel:
     aliases = {alias: str(version) for alias, version in sorted(model.aliases.items())}
-    found = []
+    versions = []
     for version in _pages(registry.client.search_model_versions, filter_string=f"name='{model.name}'"):
-        if TAG + "artifact" in version.tags:  # a version of another tool's is not ours to move
-            found.append(
-                _version(version, [alias for alias, number in aliases.items() if number == str(version.version)])
-            )
-    events = [key for key in sorted(model.tags) if key.startswith(HISTORY)]
+        number, tags = str(version.version), version.tags
+        if TAG + "artifact" not in tags:  # a version of another tool's is not ours to move
+            continue
+        lineage = {name: tags[TAG + name] for name in Lineage.model_fields if TAG + name in tags}
+        if "metrics" in lineage:
+            lineage["metrics"] = json.loads(lineage["metrics"])
+        versions.append(RegisteredVersion(
+            version=number, aliases=[alias for alias, place in aliases.items() if place == number],
+            source=version.source, tracked=version.run_id or "",
+            created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+            lineage=Lineage.model_validate(lineage),
+        ))  # fmt: skip
     pending = model.tags.get(PENDING)
     return RegisteredModel(
-        name=model.name,
-        aliases=aliases,
-        versions=sorted(found, key=lambda version: -int(version.version)),
-        history=[_event(model.tags[key]) for key in events],
+        name=model.name, aliases=aliases, versions=sorted(versions, key=lambda version: -int(version.version)),
+        history=[_event(model.tags[key]) for key in sorted(model.tags) if key.startswith(HISTORY)],
         pending=_event(pending) if pending else None,
-    )
-
-
-def _version(version: Any, aliases: list[str]) -> RegisteredVersion:
-    tags = {name: version.tags[TAG + name] for name in Lineage.model_fields if TAG + name in version.tags}
-    if "metrics" in tags:
-        tags["metrics"] = json.loads(tags["metrics"])
-    created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds")
-    return RegisteredVersion(
-        version=str(version.version),
-        aliases=aliases,
-        source=version.source,
-        tracked=version.run_id or "",
-        created=created,
-        lineage=Lineage.model_validate(tags),
-    )
+    )  # fmt: skip
 
 
 def _event(text: str) -> RegistryEvent:
@@ -207,13 +175,12 @@ def _event(text: str) -> RegistryEvent:
 def register(
     opened: Callable[[], Registry], folder: Path, name: str, *, run: Path | None = None, why: str = ""
 ) -> RegisteredVersion:
-    """Make an artifact the newest version of a model, and its candidate. One that is there already is found.
+    """Make an artifact the newest version of a model, and its candidate; one that is registered already stays as it is.
 
     Args:
-        opened: gives the registry; it is asked once the artifact is known to be whole, since it may be made by that.
+        opened: opens the registry, which may make it: called once the artifact is known to be whole.
         folder: of the artifact.
-        name: of the model.
-        run: the folder of its run, where that is at hand: the gate is asked there when it is promoted.
+        run: the folder of its run, where that is at hand: the gate reads it when the version is promoted.
         why: a reason, for the history.
 
     Raises:
@@ -226,8 +193,8 @@ def register(
     manifest = read_intact(folder)
     lineage, registry = _lineage(manifest, folder, run), opened()
     with _changing(registry, name, create=True) as model:
-        known = next((v for v in model.versions if v.lineage.manifest == lineage.manifest), None)
-        number = known.version if known else _create(registry, name, folder, lineage)
+        numbers = (one.version for one in model.versions if one.lineage.manifest == lineage.manifest)
+        number = next(numbers, "") or _create(registry, name, folder, lineage)
         registered = any(event.action == "register" and event.model_version == number for event in model.history)
         if not registered:  # new, or its register was killed before it got its alias
             _change(registry, model, "register", number, {CANDIDATE: number}, why, manifest.gate)
@@ -235,14 +202,9 @@ def register(
 
 
 def promote(
-    registry: Registry,
-    name: str,
-    version: str = "",
-    *,
-    ask_gate: Callable[[RegisteredVersion], GateRecord],
-    overrule: str = "",
-    why: str = "",
-) -> RegisteredModel:
+    registry: Registry, name: str, version: str = "", *, ask_gate: Callable[[RegisteredVersion], GateRecord],
+    overrule: str = "", why: str = "",
+) -> RegisteredModel:  # fmt: skip
     """Make a version the champion, and the champion the previous one.
 
     Args:
@@ -277,10 +239,9 @@ def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel
         target = model.aliases.get(PREVIOUS)
         if target is None:
             raise UserError(
-                f"{name} has no previous version to go back to",
-                where=f"{name}@{PREVIOUS}",
+                f"{name} has no previous version to go back to", where=f"{name}@{PREVIOUS}",
                 next_step=f"promote another one: tuneloop models promote {name} VERSION",
-            )
+            )  # fmt: skip
         version_named(model, target)
         earlier = champions(model.history)[:-2]
         aliases = {PREVIOUS: earlier[-1] if earlier else None, CHAMPION: target}
@@ -319,28 +280,19 @@ def _changing(registry: Registry, name: str, *, create: bool = False) -> Iterato
 
 
 def _change(
-    registry: Registry,
-    model: RegisteredModel,
-    action: Action,
-    version: str,
-    aliases: Mapping[str, str | None],
-    why: str,
-    gate: GateRecord,
-    overruled: str = "",
-) -> None:
+    registry: Registry, model: RegisteredModel, action: Action, version: str, aliases: Mapping[str, str | None],
+    why: str, gate: GateRecord, overruled: str = "",
+) -> None:  # fmt: skip
     now = datetime.now(UTC)
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no such user in a container
+        user = "unknown"
     event = RegistryEvent(
-        id=f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}",
-        action=action,
-        model_version=version,
-        aliases=dict(aliases),
-        before={alias: model.aliases.get(alias) for alias in aliases},
-        who=_who(),
-        when=now.isoformat(timespec="seconds"),
-        why=why,
-        gate=gate,
-        overruled=overruled,
-    )
+        id=f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}", action=action, model_version=version, aliases=dict(aliases),
+        before={alias: model.aliases.get(alias) for alias in aliases}, who=f"{user}@{socket.gethostname()}",
+        when=now.isoformat(timespec="seconds"), why=why, gate=gate, overruled=overruled,
+    )  # fmt: skip
     registry.client.set_registered_model_tag(model.name, PENDING, _text(event.to_json()))
     _finish(registry, model.name, event)
 
@@ -357,41 +309,25 @@ def _finish(registry: Registry, name: str, event: RegistryEvent) -> None:
     client.delete_registered_model_tag(name, PENDING)
 
 
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # no such user in a container
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
-
-
 def _text(value: Any) -> str:
     return json.dumps(plain(value), ensure_ascii=False)
 
 
 def _lineage(manifest: ArtifactManifest, folder: Path, run: Path | None) -> Lineage:
     evaluation, gate = None if manifest.is_rounded else manifest.evaluation, manifest.gate
+    results: dict[str, Any] = {}
+    if evaluation:
+        results = {"split": evaluation.split, "rows": evaluation.n, "primary": evaluation.primary}
+        results["metrics"] = plain(evaluation.metrics)
     return Lineage(
-        artifact=manifest.id,
-        manifest=sha256_file(folder / ARTIFACT),
-        format=manifest.format,
-        quantisation=manifest.quantisation.name if manifest.quantisation else "",
-        method=manifest.method,
-        base=manifest.base.model,
-        base_fingerprint=manifest.base.fingerprint,
-        licence=manifest.base.licence or "",
-        run=manifest.run.id,
-        run_key=manifest.run.key,
-        run_folder=str(run.resolve()) if run else "",
-        dataset=manifest.dataset,
-        split=evaluation.split if evaluation else "",
-        rows=evaluation.n if evaluation else 0,
-        primary=evaluation.primary if evaluation else "",
-        metrics=plain(evaluation.metrics) if evaluation else {},
-        gate=gate.status,
-        suite=gate.suite.name if gate.suite else "",
+        artifact=manifest.id, manifest=sha256_file(folder / ARTIFACT), format=manifest.format,
+        quantisation=manifest.quantisation.name if manifest.quantisation else "", method=manifest.method,
+        base=manifest.base.model, base_fingerprint=manifest.base.fingerprint, licence=manifest.base.licence or "",
+        run=manifest.run.id, run_key=manifest.run.key, run_folder=str(run.resolve()) if run else "",
+        dataset=manifest.dataset, gate=gate.status, suite=gate.suite.name if gate.suite else "",
         judged="artifact" if run is not None and (run / EVALS / manifest.id / GateResult.file).is_file() else "",
-    )
+        **results,
+    )  # fmt: skip
 
 
 # --- where a version's files are ---------------------------------------------------------------
@@ -399,11 +335,19 @@ def _lineage(manifest: ArtifactManifest, folder: Path, run: Path | None) -> Line
 
 def _create(registry: Registry, name: str, folder: Path, lineage: Lineage) -> str:
     """A new version; its files stay where they are, or go to the server's store first."""
-    tracked = _tracked_run(lineage.run_folder, registry)
+    file, tracked = Path(lineage.run_folder) / "tracking.json", None
+    if lineage.run_folder and file.is_file():  # its MLflow run, where it was logged to this server or file
+        state = json.loads(file.read_text(encoding="utf-8"))
+        tracked = str(state["run_id"]) if state.get("uri") == registry.uri and state.get("run_id") else None
     source = folder.resolve().as_uri()
     if registry.is_remote:
         say(f"upload    {folder} to the artifact store")
-        run_id = tracked or _new_run(registry.client, lineage)
+        run_id = tracked
+        if run_id is None:
+            experiment = registry.client.get_experiment_by_name("tuneloop")
+            number = experiment.experiment_id if experiment else registry.client.create_experiment("tuneloop")
+            run_id = str(registry.client.create_run(number, run_name=lineage.artifact).info.run_id)
+            registry.client.set_terminated(run_id)
         place = f"artifacts/{lineage.artifact}"
         registry.client.log_artifacts(run_id, str(folder), place)
         source, tracked = f"{registry.client.get_run(run_id).info.artifact_uri}/{place}", run_id
@@ -411,28 +355,11 @@ def _create(registry: Registry, name: str, folder: Path, lineage: Lineage) -> st
     return str(registry.client.create_model_version(name, source, tracked, tags=tags).version)
 
 
-def _tracked_run(run_folder: str, registry: Registry) -> str | None:
-    """Id of the MLflow run of a run's folder, where it was logged to this server or file."""
-    file = Path(run_folder) / "tracking.json"
-    if not run_folder or not file.is_file():
-        return None
-    state = json.loads(file.read_text(encoding="utf-8"))
-    return str(state["run_id"]) if state.get("uri") == registry.uri and state.get("run_id") else None
-
-
-def _new_run(client: MlflowClient, lineage: Lineage) -> str:
-    found = client.get_experiment_by_name("tuneloop")
-    experiment = found.experiment_id if found else client.create_experiment("tuneloop")
-    run = client.create_run(experiment, run_name=lineage.artifact)
-    client.set_terminated(run.info.run_id)
-    return str(run.info.run_id)
-
-
 def local_artifact(registry: Registry, version: RegisteredVersion) -> Path:
     """The folder of a version's artifact: where it was registered, else fetched into the cache.
 
     Raises:
-        UserError: it is gone, or another artifact stands in its place.
+        UserError: it is gone, or another artifact is in its place.
     """
     where, step = version.source, f"export the run again, or register another artifact (id {version.lineage.artifact})"
     parts = urlparse(version.source)
@@ -454,8 +381,8 @@ def fetch_run_files(registry: Registry, version: RegisteredVersion, names: Seque
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             with suppress(MlflowException, OSError):  # it has no such file; who needs it says so
-                got = Path(registry.client.download_artifacts(version.tracked, name, str(folder)))
-                got.replace(file)  # some versions leave out the folders of its name
+                copy = Path(registry.client.download_artifacts(version.tracked, name, str(folder)))
+                copy.replace(file)  # some versions leave out the folders of its name
     return folder
 
 

@@ -50,17 +50,12 @@ from tuneloop.release.formats import FORMS
 from tuneloop.release.gguf.artifact import GgufSettings, GgufSource, write_gguf_model
 from tuneloop.release.gguf.convert import FLOAT_TYPES, About
 from tuneloop.release.licences import hub_name, licence_of
-from tuneloop.release.merged_weights import merge
 from tuneloop.release.quantise import QUANTS
-from tuneloop.release.tuned_weights import open_tuned
+from tuneloop.release.tuned_weights import merge, open_tuned
 
 LAYOUT = 3  # of the files; another one makes other ids
-MEASURED = (
-    "measured",
-    "same_answers",
-    "cost",
-    "structured",
-)  # what measuring a GGUF file leaves in the manifest, next to `evaluation`
+# What measuring a GGUF file leaves in the manifest, next to `evaluation`.
+MEASURED = ("measured", "same_answers", "cost", "structured")
 MANIFEST, CARD, NOTICE = "artifact.json", "README.md", "NOTICE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", OWN)
@@ -68,53 +63,32 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", OWN)
 
 @dataclass(frozen=True)
 class Origin:
-    """What an artifact is made of, and what is known of it.
+    """What an artifact is made of, and what is known of it."""
 
-    Args:
-        run: the run's folder.
-        name: of the job; ids begin with it.
-        manifest: `run.json`.
-        gate: `status`, `suite` and `forced`, as the gate's `release` gives them.
-        evaluation: `eval.json`, if the run was evaluated.
-        dataset: `dataset.json`, if it is at hand.
-        table: the evaluation's figures as a Markdown table, for the card.
-        task: what the model was trained to answer, as it stands in the run's `tuneloop.json`; None where nobody knows.
-        config: the settings of its training.
-    """
-
-    run: Path
-    name: str
-    manifest: RunManifest
-    gate: Mapping[str, Any]
-    evaluation: EvaluationManifest | None = None
-    dataset: DatasetManifest | None = None
-    table: str = ""
-    task: Mapping[str, Any] | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def method(self) -> str:
-        """How it was trained."""
-        return self.manifest.method
+    run: Path  # the run's folder
+    name: str  # of the job; ids begin with it
+    manifest: RunManifest  # `run.json`
+    gate: Mapping[str, Any]  # `status`, `suite` and `forced`, as the gate's `release` gives them
+    evaluation: EvaluationManifest | None = None  # `eval.json`, if the run was evaluated
+    dataset: DatasetManifest | None = None  # `dataset.json`, if it is at hand
+    table: str = ""  # the evaluation's metrics as a Markdown table, for the card
+    task: Mapping[str, Any] | None = (
+        None  # what the model was trained to answer, as in the run's `tuneloop.json`; None: not known
+    )
+    config: Mapping[str, Any] = field(default_factory=dict)  # the settings of its training
 
 
 @dataclass(frozen=True)
 class ArtifactFigures:
-    """What was measured of a GGUF file.
+    """What was measured of a GGUF file."""
 
-    Args:
-        evaluation: its figures, and their comparison with the run's.
-        same_answers: the share of rows that get the run's answer.
-        kl: mean divergence of the next token's distribution from the run's, in nats.
-        cost: what answering takes.
-        structured: the share of answers that stay the same where a server holds them to the run's JSON Schema; None: it has none.
-    """
-
-    evaluation: EvaluationExcerpt
-    same_answers: SameAnswers
-    kl: float
-    cost: ArtifactCost
-    structured: SameAnswers | None = None
+    evaluation: EvaluationExcerpt  # its metrics, and their comparison with the run's
+    same_answers: SameAnswers  # the share of rows that get the run's answer
+    kl: float  # mean divergence of the next token's distribution from the run's, in nats
+    cost: ArtifactCost  # what answering takes
+    structured: SameAnswers | None = (
+        None  # the same where a server holds answers to the run's JSON Schema; None: it has none
+    )
 
 
 # Of a GGUF file, or of the folder of a model in fewer bits (then the divergence alone), and the artifact's id.
@@ -123,15 +97,15 @@ Measure = Callable[[Path, str], "ArtifactFigures | float"]
 
 @dataclass(frozen=True)
 class Artifact:
-    """Where an artifact is, its manifest, and whether its weights were there already."""
+    """An artifact."""
 
     folder: Path
     manifest: dict[str, Any] = field(repr=False)
-    found: bool = False
+    found: bool = False  # its weights were there already
 
 
 def form_for(method: Method, wanted: str) -> str:
-    """The form that a run is exported in: the one that is asked for, else the method's usual one.
+    """The form that a run is exported in: the wanted one, else the method's usual one.
 
     Raises:
         UserError: there is no such form, or not of this method.
@@ -140,40 +114,32 @@ def form_for(method: Method, wanted: str) -> str:
     if form not in FORMS:
         step = did_you_mean(form, FORMS, f"choose one of {', '.join(FORMS)}")
         types = {"gguf": (*FLOAT_TYPES, *QUANTS), "merged": tuple(SCHEMES)}
-        for name, known in types.items():
-            if form.lower() in known:
+        for name, names in types.items():
+            if form.lower() in names:
                 step = f"it is a type of weights: --format {name} --quant {form.lower()}"
         raise UserError(f"No such format {form!r}", where="--format", next_step=step)
     weights = FORMS[form].weights or form
     if weights not in method.forms:
         raise UserError(
-            method.no_form.get(weights, f"A run of {method.title} has no such form"),
-            where=f"--format {form}",
+            method.no_form.get(weights, f"A run of {method.title} has no such form"), where=f"--format {form}",
             next_step=f"export it with --format {method.forms[0]}",
-        )
+        )  # fmt: skip
     return form
 
 
 def export(
-    origin: Origin,
-    form: str,
-    out: Path | None = None,
-    *,
-    gguf: GgufSettings | None = None,
-    compressed: str = "",
+    origin: Origin, form: str, out: Path | None = None, *, gguf: GgufSettings | None = None, compressed: str = "",
     measure: Measure | None = None,
-) -> Artifact:
-    """Write the artifact, or find it written; then only what is said of it is brought up to date.
+) -> Artifact:  # fmt: skip
+    """Write the artifact; where it is written already, only what is said of it is brought up to date.
+
+    The id depends on the trained weights with their scales, the base, the form and the type of weights alone.
 
     Args:
         form: see `form_for`.
         out: the artifact's folder; default `artifacts/ID`.
-        gguf: of a GGUF file: its type of weights and what else it takes.
         compressed: of a merged model for vLLM: its type of weights, see `compressed.SCHEMES`; empty: as the base's.
-        measure: asks a GGUF file of a whole model; what was measured of the same file before is kept.
-
-    Returns:
-        Where it is. The id depends on the trained weights with their scales, the base, the form and the type of weights alone.
+        measure: what was measured of the same file before is kept.
 
     Raises:
         UserError: no result in the run, another base model, a folder with something else in it, a full disk.
@@ -182,75 +148,83 @@ def export(
     gguf = (gguf or GgufSettings(form)) if FORMS[form].weights else None
     id_ = _id(origin, form, trained, gguf, compressed)
     folder = out or Path("artifacts") / id_
-    known = _known(folder, id_)
-    if known is not None and _is_whole(folder, known):
-        kept: dict[str, Any] = {
-            key: known[key] for key in ("created", "tuneloop", "merge", "quantisation", *MEASURED) if key in known
+    earlier = _earlier(folder, id_)
+    if earlier is not None:
+        parts: dict[str, Any] = {
+            key: earlier[key] for key in ("created", "tuneloop", "merge", "quantisation", *MEASURED) if key in earlier
         }
-        if known.get("measured"):
-            kept["measured_evaluation"] = known["evaluation"]
-        elif measure is not None and not (compressed and known["quantisation"].get("kl") is not None):
-            kept |= _measured(measure, folder, id_, kept)
-        return Artifact(folder, _describe(origin, form, id_, folder, kept), found=True)
+        if earlier.get("measured"):
+            parts["measured_evaluation"] = earlier["evaluation"]
+        elif measure is not None and not (compressed and earlier["quantisation"].get("kl") is not None):
+            parts |= _measured(measure, folder, id_, parts)
+        return Artifact(folder, _describe(origin, form, id_, folder, parts), found=True)
     partial = folder.parent / f".{folder.name}.partial"
     with lock_folder(partial):
         try:
-            _empty(partial)
-            made = _write(origin, form, id_, partial, _Weights(gguf, compressed, measure))
-            manifest = _describe(origin, form, id_, partial, made)
-            _take_place(partial, folder)
+            with user_errors_of_the_disk(partial):
+                for path in partial.iterdir():  # what a killed export left
+                    if path.name != ".lock":
+                        path.unlink()
+            parts = _write(origin, form, id_, partial, gguf, compressed)
+            if measure is not None and "quantisation" in parts:
+                parts |= _measured(measure, partial, id_, parts)
+            manifest = _describe(origin, form, id_, partial, parts)
+            with user_errors_of_the_disk(folder):
+                (partial / ".lock").unlink()
+                if folder.is_dir():  # empty or damaged
+                    (folder / MANIFEST).unlink(missing_ok=True)
+                    shutil.rmtree(folder)
+                partial.rename(folder)
+                sync_folder(folder.parent)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)  # gigabytes that nobody could use
+            shutil.rmtree(partial, ignore_errors=True)  # gigabytes that no one could use
             raise
     return Artifact(folder, manifest)
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """How the weights are wanted; see `export`."""
-
-    gguf: GgufSettings | None
-    compressed: str
-    measure: Measure | None
-
-
-def _write(origin: Origin, form: str, id_: str, out: Path, wanted: _Weights) -> dict[str, Any]:
+def _write(
+    origin: Origin, form: str, id_: str, out: Path, gguf: GgufSettings | None, compressed: str
+) -> dict[str, Any]:
     """Write all files but what is said of them; returns what belongs into the manifest."""
-    trained = trained_folder(origin.run)
-    made: dict[str, Any] = {
+    trained, model = trained_folder(origin.run), origin.manifest.model
+    parts: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "tuneloop": __version__, "merge": None
     }  # fmt: skip
-    if wanted.gguf:
-        source = _gguf_source(origin, id_, trained)
-        made["quantisation"] = write_gguf_model(source, wanted.gguf, out).model_dump(mode="json")
-    elif wanted.compressed:
-        made["quantisation"] = _write_compressed(origin, wanted.compressed, trained, out)
+    if gguf:
+        licence = licence_of(model)
+        about = About(id_, hub_name(model), licence.id if licence else "")
+        source = GgufSource(origin.name, model, trained, origin.task, about)
+        return parts | {"quantisation": write_gguf_model(source, gguf, out).model_dump(mode="json")}
+    if form == "adapter":
+        _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
+        return parts
+    is_adapter = (trained / "adapter_config.json").is_file()
+    if compressed:
+        parts["quantisation"] = write_compressed(open_tuned(model, trained), compressed, out).model_dump(mode="json")
+    elif is_adapter:
+        parts["merge"] = vars(merge(model, trained, out))
     else:
-        return made | {"merge": _write_model(origin, form, trained, out)}
-    return made | _measured(wanted.measure, out, id_, made) if wanted.measure is not None else made
+        _copy(trained, out, [*(file.name for file in weight_files(trained)), "config.json"])
+    _copy(trained, out, TOKENIZER_FILES)
+    write_json(out / "generation_config.json", _generation(resolve(model) if is_adapter else trained, trained))
+    if origin.task is not None:
+        write_json(out / OWN, {"version": 1, "task": origin.task})  # no base: it is a whole model
+    return parts
 
 
-def _measured(measure: Measure, folder: Path, id_: str, made: Mapping[str, Any]) -> dict[str, Any]:
+def _measured(measure: Measure, folder: Path, id_: str, parts: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of the manifest that measuring the GGUF file in a folder gives."""
     files = list(folder.glob("*.gguf"))
-    found = measure(files[0] if files else folder, id_)
-    if isinstance(found, float):  # of a model for vLLM the divergence alone
-        return {"quantisation": {**made["quantisation"], "kl": found}}
+    results = measure(files[0] if files else folder, id_)
+    if isinstance(results, float):  # of a model for vLLM the divergence alone
+        return {"quantisation": {**parts["quantisation"], "kl": results}}
+    records = ("same_answers", results.same_answers), ("cost", results.cost), ("structured", results.structured)
     return {
         "measured": True,
-        "measured_evaluation": found.evaluation.model_dump(mode="json"),
-        "same_answers": found.same_answers.model_dump(mode="json"),
-        "cost": found.cost.model_dump(mode="json"),
-        "structured": found.structured.model_dump(mode="json") if found.structured else None,
-        "quantisation": {**made["quantisation"], "kl": found.kl},
+        "measured_evaluation": results.evaluation.model_dump(mode="json"),
+        **{name: record.model_dump(mode="json") if record else None for name, record in records},
+        "quantisation": {**parts["quantisation"], "kl": results.kl},
     }
-
-
-def _gguf_source(origin: Origin, id_: str, trained: Path) -> GgufSource:
-    model = origin.manifest.model
-    licence = licence_of(model)
-    about = About(id_, hub_name(model), licence.id if licence else "")
-    return GgufSource(origin.name, model, trained, origin.task, about)
 
 
 def _id(origin: Origin, form: str, trained: Path, gguf: GgufSettings | None, compressed: str) -> str:
@@ -259,27 +233,27 @@ def _id(origin: Origin, form: str, trained: Path, gguf: GgufSettings | None, com
     files = [trained / "adapter_model.safetensors"] if is_adapter else weight_files(trained)
     with user_errors_of_the_disk(trained):
         weights = [sha256_file(file) for file in files]
-    settings = (
-        read_json(trained / "adapter_config.json") if is_adapter else {}
-    )  # scales: the same matrices, another model
-    settings = {key: value for key, value in settings.items() if key not in ("base_model_name_or_path", "revision")}
-    more: list[Any] = [[gguf.quant, gguf.rows]] if gguf else [compressed] if compressed else []
-    identity = content_hash([LAYOUT, form, origin.method, weights, settings, origin.manifest.model_fingerprint, *more])
-    return "-".join([origin.name, form, *([gguf.quant] if gguf else [compressed] if compressed else []), identity[:12]])
+    scales = read_json(trained / "adapter_config.json") if is_adapter else {}  # the same matrices, another model
+    settings = {key: value for key, value in scales.items() if key not in ("base_model_name_or_path", "revision")}
+    run, quant = origin.manifest, gguf.quant if gguf else compressed
+    more: list[Any] = [[quant, gguf.rows]] if gguf else [quant] if quant else []
+    identity = content_hash([LAYOUT, form, run.method, weights, settings, run.model_fingerprint, *more])
+    return "-".join([origin.name, form, *([quant] if quant else []), identity[:12]])
 
 
-def _known(folder: Path, id_: str) -> dict[str, Any] | None:
-    """The manifest of this artifact if it was exported before.
-
-    Raises:
-        UserError: something else is in the folder.
-    """
+def _earlier(folder: Path, id_: str) -> dict[str, Any] | None:
+    """The manifest of this artifact if it was exported before and its files are whole; the card is written again anyway."""
     other = ""
     if (folder / MANIFEST).is_file():
-        known: dict[str, Any] = read_json(folder / MANIFEST)
-        if known.get("id") == id_:
-            return known
-        other = f"another artifact, {known.get('id')}"
+        manifest: dict[str, Any] = read_json(folder / MANIFEST)
+        if manifest.get("id") == id_:
+            whole = all(
+                (folder / name).is_file() and sha256_file(folder / name) == entry["sha256"]
+                for name, entry in manifest["files"].items()
+                if name not in (CARD, NOTICE, BOM)
+            )
+            return manifest if whole else None
+        other = f"another artifact, {manifest.get('id')}"
     elif folder.exists() and not folder.is_dir():
         other = "a file"
     elif folder.is_dir() and any(folder.iterdir()):
@@ -289,94 +263,44 @@ def _known(folder: Path, id_: str) -> dict[str, Any] | None:
     return None
 
 
-def _is_whole(folder: Path, known: Mapping[str, Any]) -> bool:
-    """Whether the files are as they were written; the card may have been edited: it is written again anyway."""
-    return all(
-        (folder / name).is_file() and sha256_file(folder / name) == entry["sha256"]
-        for name, entry in known["files"].items()
-        if name not in (CARD, NOTICE, BOM)
-    )
-
-
-def _write_model(origin: Origin, form: str, trained: Path, out: Path) -> dict[str, Any] | None:
-    """The files that are loaded; what merging did, if anything was merged."""
-    if form == "adapter":
-        _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
-        return None
-    if (trained / "adapter_config.json").is_file():
-        model = origin.manifest.model
-        merged = merge(model, trained, out)
-        source = resolve(model)
-    else:
-        merged, source = None, trained
-        _copy(trained, out, [*(file.name for file in weight_files(trained)), "config.json"])
-    _write_surroundings(origin, source, trained, out)
-    return vars(merged) if merged else None
-
-
-def _write_compressed(origin: Origin, quant: str, trained: Path, out: Path) -> dict[str, Any]:
-    """The files of a model in fewer bits, and what its tensors have become."""
-    model = origin.manifest.model
-    found = write_compressed(open_tuned(model, trained), quant, out)
-    source = resolve(model) if (trained / "adapter_config.json").is_file() else trained
-    _write_surroundings(origin, source, trained, out)
-    return found.model_dump(mode="json")
-
-
-def _write_surroundings(origin: Origin, source: Path, trained: Path, out: Path) -> None:
-    """What stands next to the weights of a model by itself: tokenizer, its way of generating, its task."""
-    _copy(trained, out, TOKENIZER_FILES)
-    write_json(out / "generation_config.json", _generation(source, trained))
-    if origin.task is not None:
-        write_json(out / OWN, {"version": 1, "task": origin.task})  # no base: it is a model by itself
-
-
 def _generation(base: Path, trained: Path) -> dict[str, Any]:
     """The base's way of generating, which also stops at the tokens that the tuned model was taught to end with."""
     file = base / "generation_config.json"
     settings = (
         read_json(file) if file.is_file() else {"bos_token_id": read_json(base / "config.json").get("bos_token_id")}
     )
-    listed = settings.get("eos_token_id")
-    listed = [] if listed is None else [listed] if isinstance(listed, int) else listed
+    ends = settings.get("eos_token_id")
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
     template = load_template(trained)
-    return {
-        "pad_token_id": template.pad_id,
-        **settings,
-        "eos_token_id": list(dict.fromkeys([*template.end_ids, *listed])),
-    }
+    ends = list(dict.fromkeys([*template.end_ids, *ends]))
+    return {"pad_token_id": template.pad_id, **settings, "eos_token_id": ends}
 
 
-def _describe(origin: Origin, form: str, id_: str, folder: Path, made: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(origin: Origin, form: str, id_: str, folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
     """Write the card and, last, the manifest.
 
     Args:
-        made: `created`, `tuneloop` and `merge`: what belongs to the weights and stays when more becomes known of them.
+        parts: `created`, `tuneloop` and `merge`: what belongs to the weights and stays when more becomes known of them.
     """
     run, evaluation = origin.manifest, origin.evaluation
-    made = dict(made)
-    measured = made.pop("measured_evaluation", None)
+    parts = dict(parts)
+    excerpt = parts.pop("measured_evaluation", None)
+    if not excerpt and evaluation:
+        fields = ("name", "dataset", "split", "n", "primary", "metrics", "comparisons", "words")
+        excerpt = {name: getattr(evaluation, name) for name in fields if name in evaluation.model_fields_set}
     licence = licence_of(run.model)
     manifest: dict[str, Any] = {
         "version": 1,
         "id": id_,
         "format": form,
-        **made,
+        **parts,
         "run": {"id": run.id, "key": run.key},
-        "method": origin.method,
+        "method": run.method,
         "dataset": run.dataset,
         "task": origin.task,
         "base": {"model": run.model, "fingerprint": run.model_fingerprint, "licence": licence.id if licence else None},
         "gate": dict(origin.gate),
-        "evaluation": measured
-        if measured
-        else {
-            key: getattr(evaluation, key)
-            for key in ("name", "dataset", "split", "n", "primary", "metrics", "comparisons", "words")
-            if key in evaluation.model_fields_set
-        }
-        if evaluation
-        else None,
+        "evaluation": excerpt,
     }
     if licence and licence.notice:
         write_text(folder / NOTICE, licence.notice + "\n")
@@ -405,22 +329,3 @@ def _copy(source: Path, out: Path, names: Iterable[str]) -> None:
     for name in names:
         with user_errors_of_the_disk(source / name), (source / name).open("rb") as file, replacing(out / name) as copy:
             shutil.copyfileobj(file, copy, 1 << 20)
-
-
-def _empty(folder: Path) -> None:
-    """Take away what a killed export left."""
-    with user_errors_of_the_disk(folder):
-        for path in folder.iterdir():
-            if path.name != ".lock":
-                path.unlink()
-
-
-def _take_place(partial: Path, folder: Path) -> None:
-    """Give the finished folder its name, in place of an empty or damaged one."""
-    with user_errors_of_the_disk(folder):
-        (partial / ".lock").unlink()
-        if folder.is_dir():
-            (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        sync_folder(folder.parent)

@@ -11,10 +11,37 @@ from tuneloop.core.units import counted
 from tuneloop.models.methods import find_method
 from tuneloop.records.artifact import FLOATS, ArtifactManifest, GateRecord, Quantisation
 from tuneloop.records.dataset import DatasetManifest
-from tuneloop.release.card_metadata import card_metadata
 from tuneloop.release.compressed import is_compressed
 from tuneloop.release.formats import FORMS
 from tuneloop.release.licences import Licence, hub_name
+
+
+def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
+    """The YAML between the card's `---`, with the metrics as its `model-index` where they are those of these weights."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    base, form = hub_name(manifest.base.model), FORMS[manifest.format]
+    relation = "quantized" if form.is_model and manifest.quantisation else form.relation
+    evaluation = None if manifest.is_rounded else manifest.evaluation
+    kind = "text-classification" if (manifest.task or {}).get("kind") == "classification" else "text-generation"
+    results = [
+        EvalResult(
+            task_type=kind, dataset_type=evaluation.dataset, dataset_name=evaluation.dataset,
+            dataset_split=evaluation.split, metric_type=name, metric_value=estimate.value,
+        )
+        for name, estimate in evaluation.metrics.items()
+        if not math.isnan(estimate.value)
+    ] if evaluation else []  # fmt: skip
+    data = ModelCardData(
+        library_name=form.library, pipeline_tag="text-generation", base_model=base or None,
+        license=licence.id if licence else None, datasets=[manifest.dataset] if manifest.dataset else None,
+        model_name=manifest.id, eval_results=results or None, tags=["tuneloop"],
+        **({"base_model_relation": relation} if base else {}),
+    )  # fmt: skip
+    if not results:
+        del data.model_name  # it belongs to the metrics
+    return str(data.to_yaml())
+
 
 _COMPRESSED = """```sh
 vllm serve FOLDER
@@ -25,19 +52,19 @@ pip install 'compressed-tensors>=0.15'    # for Transformers, which unpacks the 
 
 
 def model_card(manifest: ArtifactManifest, licence: Licence | None, dataset: DatasetManifest | None, table: str) -> str:
-    """The text of `README.md`.
-
-    Args:
-        manifest: `artifact.json`, all but the files.
-        licence: of the base model, where it is known.
-        dataset: `dataset.json`, where it is at hand.
-        table: the evaluation's figures in Markdown.
-    """
+    """The text of `README.md`; `manifest` needs no files, and `table` holds the evaluation's metrics in Markdown."""
     base = hub_name(manifest.base.model) or Path(manifest.base.model).name
+    method = find_method(manifest.method)
+    title = (method.long_title or method.title) if method else manifest.method
     what = (
-        f"{'A model' if FORMS[manifest.format].is_model else 'An adapter'} tuned from {base} by tuneloop {manifest.tuneloop} ({_method(manifest)}), "
+        f"{'A model' if FORMS[manifest.format].is_model else 'An adapter'} tuned from {base} by tuneloop {manifest.tuneloop} ({title}), "
         f"run `{manifest.run.id}`."
     )
+    if licence is None:
+        terms = f"{base}. Its licence is not known here: look at its own page before you pass this model on."
+    else:
+        name = f"[{licence.name}]({licence.url})" if licence.url else licence.name
+        terms = f"{base}, under the {name}, which this model inherits. {licence.asks}".strip()
     if manifest.merge:
         what += " The adapter is merged into the base model's weights: it loads as any other model."
     if manifest.quantisation:
@@ -47,7 +74,7 @@ def model_card(manifest: ArtifactManifest, licence: Licence | None, dataset: Dat
         f"# {manifest.id}",
         what,
         "## Base model and licence",
-        _licence(base, licence),
+        terms,
         "## Data",
         _data(manifest, dataset),
         "## Evaluation",
@@ -77,14 +104,8 @@ def _weights(quantisation: Quantisation) -> str:
     return text
 
 
-def _method(manifest: ArtifactManifest) -> str:
-    """How it was trained, in words; the bare name of a method that is not known here."""
-    method = find_method(manifest.method)
-    return (method.long_title or method.title) if method else manifest.method
-
-
 def asking(task: Mapping[str, Any]) -> list[str]:
-    """What the model was trained to be asked: the instruction, how a row becomes the question, and what comes back."""
+    """The requests that the model was trained on: the instruction, how a row becomes the question, and what comes back."""
     parts = [
         "`tuneloop predict FOLDER rows.csv` and `tuneloop chat FOLDER` ask it as it was trained, from `tuneloop.json`. "
         "Other programs have to send the same turns:"
@@ -106,18 +127,10 @@ def asking(task: Mapping[str, Any]) -> list[str]:
 
 
 def _fenced(text: str) -> str:
-    """A text as it stands, in a block of code."""
     fence = "```"
     while fence in text:
         fence += "`"
     return f"{fence}text\n{text}\n{fence}"
-
-
-def _licence(base: str, licence: Licence | None) -> str:
-    if licence is None:
-        return f"{base}. Its licence is not known here: look at its own page before you pass this model on."
-    name = f"[{licence.name}]({licence.url})" if licence.url else licence.name
-    return f"{base}, under the {name}, which this model inherits. {licence.asks}".strip()
 
 
 def _data(manifest: ArtifactManifest, dataset: DatasetManifest | None) -> str:
@@ -137,13 +150,13 @@ def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
     parts = [
         f"On {counted(evaluation.n, 'row')} of the {evaluation.split} split of {of}; in brackets 95 % intervals.",
         table.strip(),
+        "\n".join(f"- {sentence}" for sentence in evaluation.words),
     ]
-    parts.append("\n".join(f"- {sentence}" for sentence in evaluation.words))
     if manifest.measured:
         on = " on the base's GGUF file in f16" if manifest.format == "gguf-lora" else ""
         parts.insert(
             0,
-            f"**These figures are this file's**, answered by llama.cpp{on}, next to those of the run before it was exported.",
+            f"**These metrics are this file's**, answered by llama.cpp{on}, next to those of the run before it was exported.",
         )
         parts.append(_measured(manifest))
     if manifest.quantisation and manifest.is_rounded:
@@ -155,25 +168,24 @@ def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
             )
         parts.insert(
             0,
-            f"**This file was not measured.** The figures are the run's, before its weights were brought to `{name}`.",
+            f"**This file was not measured.** The metrics are the run's, before its weights were brought to `{name}`.",
         )
     merge = manifest.merge
     if merge:
         parts.append(
-            "These figures were measured with the adapter next to the base. Storing the merged weights in the base's dtype "
+            "These metrics were measured with the adapter next to the base. Storing the merged weights in the base's dtype "
             f"rounded them by {merge.rounding:.2%} of the update's length."
         )
     return [*(part for part in parts if part), _gate(gate)]
 
 
 def _measured(manifest: ArtifactManifest) -> str:
-    """How near a GGUF file is to the run, and what answering takes."""
+    """How close a GGUF file is to the run, and what answering takes."""
     same, cost, weights = manifest.same_answers, manifest.cost, manifest.quantisation
     lines = []
     if same is not None:
         lines.append(f"- The same answer as the run on {same.share:.1%} of {counted(same.n, 'row')}.{same.others}")
-    if manifest.structured is not None:
-        held = manifest.structured
+    if (held := manifest.structured) is not None:
         lines.append(
             f"- Held to its JSON Schema by llama.cpp's server, the same answer as was evaluated on {held.share:.1%} of {counted(held.n, 'row')}."
         )
@@ -193,18 +205,18 @@ def _measured(manifest: ArtifactManifest) -> str:
 
 
 def measured_table(manifest: ArtifactManifest) -> str:
-    """A GGUF file's figures next to the run's, as a Markdown table; empty where it was not measured."""
+    """A GGUF file's metrics next to the run's, as a Markdown table; empty where it was not measured."""
     evaluation, weights = manifest.evaluation, manifest.quantisation
     if evaluation is None or weights is None:
         return ""
     pairs = {pair.metric: pair for pair in evaluation.comparisons}
     rows = [f"| metric | run | `{weights.name}` | difference | verdict |", "|---|---|---|---|---|"]
-    for metric, figure in evaluation.metrics.items():
+    for metric, estimate in evaluation.metrics.items():
         if (pair := pairs.get(metric)) is None:
             continue
-        bounds = "" if math.isnan(figure.low) else f" [{figure.low:.4g}, {figure.high:.4g}]"
+        bounds = "" if math.isnan(estimate.low) else f" [{estimate.low:.4g}, {estimate.high:.4g}]"
         rows.append(
-            f"| {metric} | {figure.value - pair.delta:.4g} | {figure.value:.4g}{bounds} | {pair.delta:+.4g} "
+            f"| {metric} | {estimate.value - pair.delta:.4g} | {estimate.value:.4g}{bounds} | {pair.delta:+.4g} "
             f"[{pair.bounds[0]:+.4g}, {pair.bounds[1]:+.4g}] | {pair.verdict} |"
         )
     return "\n".join(rows)
@@ -212,7 +224,7 @@ def measured_table(manifest: ArtifactManifest) -> str:
 
 def _gate(gate: GateRecord) -> str:
     if gate.status == "none":
-        return "No regression gate was asked."
+        return "No regression gate has judged it."
     text = f"Regression gate `{gate.suite.name if gate.suite else None}`: {gate.status}"
     return f"{text}, **overruled with `--force`**." if gate.forced else f"{text}."
 

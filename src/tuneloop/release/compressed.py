@@ -39,7 +39,7 @@ def is_compressed(quant: str) -> bool:
 
 
 def need_compressed_tensors() -> None:
-    """Refuse to go on without the library that packs.
+    """Check that the library that packs is there.
 
     Raises:
         UserError: it is missing, with the command that installs it.
@@ -53,14 +53,7 @@ def need_compressed_tensors() -> None:
 
 
 def write_compressed(weights: TunedWeights, quant: str, out: Path) -> Quantisation:
-    """Write weights, their index and `config.json`.
-
-    Args:
-        quant: a key of `SCHEMES`.
-        out: folder.
-
-    Returns:
-        How many tensors of each type the files hold.
+    """Write weights in a type of `SCHEMES`, their index and `config.json`; how many tensors of each type the files hold.
 
     Raises:
         UserError: the library is missing, no matrix that is known, a width that no group divides, no room.
@@ -68,6 +61,8 @@ def write_compressed(weights: TunedWeights, quant: str, out: Path) -> Quantisati
     import torch
 
     need_compressed_tensors()
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
+
     matrices = [name for name in weights.shapes if _MATRIX.fullmatch(name)]
     if not matrices:
         raise UserError(
@@ -75,22 +70,27 @@ def write_compressed(weights: TunedWeights, quant: str, out: Path) -> Quantisati
             next_step="export with --format merged alone, and quantise it with llm-compressor",
         )  # fmt: skip
     scheme = _scheme(quant, [weights.shapes[name][1] for name in matrices])
-    files, counted = _Shards(out), Counter[str]()
-    for done, name in enumerate(weights.shapes, 1):
+    files, types = _Shards(out), Counter[str]()
+    for count, name in enumerate(weights.shapes, 1):
         tensor = weights.tensor(name)
         if name in matrices:
-            packed = _compressed(tensor, scheme, quant)
-            counted[quant.upper()] += 1
-            for end, part in packed.items():
+            types[quant.upper()] += 1
+            for end, part in _compressed(tensor, scheme, quant).items():
                 files.add(f"{name.removesuffix('weight')}{end}", part)
         else:
-            kept = _sixteen_bits(tensor)
-            counted["BF16" if kept.dtype == torch.bfloat16 else "F16"] += 1
-            files.add(name, kept)
-        progress(f"compressing to {quant}", done, len(weights.shapes))
+            tensor = tensor.to(torch.bfloat16) if tensor.dtype == torch.float32 else tensor
+            types["BF16" if tensor.dtype == torch.bfloat16 else "F16"] += 1
+            files.add(name, tensor)
+        progress(f"compressing to {quant}", count, len(weights.shapes))
     files.close()
-    write_json(out / "config.json", {**_plain_config(weights.config), "quantization_config": _config(scheme, quant)})
-    return Quantisation(name=quant, tensor_types=dict(counted.most_common()))
+    config = {key: value for key, value in weights.config.items() if key != "torch_dtype"}
+    settings = QuantizationConfig(
+        config_groups={"group_0": scheme}, format=SCHEMES[quant][1], ignore=["lm_head"],
+        quantization_status=QuantizationStatus.COMPRESSED,
+    )  # fmt: skip
+    config |= {"dtype": "bfloat16", "quantization_config": settings.model_dump(mode="json", exclude_none=True)}
+    write_json(out / "config.json", config)
+    return Quantisation(name=quant, tensor_types=dict(types.most_common()))
 
 
 def _scheme(quant: str, widths: list[int]) -> Any:
@@ -117,19 +117,15 @@ def _compressed(weight: Tensor, scheme: Any, quant: str) -> dict[str, Tensor]:
     from compressed_tensors.compressors.base import BaseCompressor
 
     exact = weight.float()
-    scale = _scale_fp8(exact) if quant == "fp8" else _scale_int4(exact, scheme.weights.group_size)
+    if quant == "fp8":  # of each row (O, 1): its largest weight becomes the largest number of e4m3
+        largest = torch.finfo(torch.float8_e4m3fn).max
+        scale = _stored(exact.abs().amax(1, keepdim=True).clamp(min=1e-12) / largest)
+    else:
+        scale = _scale_int4(exact, scheme.weights.group_size)
     compressor = BaseCompressor.get_value_from_registry(SCHEMES[quant][1])
     packed: dict[str, Tensor] = compressor.compress({"weight": exact, "weight_scale": scale.float()}, scheme)
     packed["weight_scale"] = scale.to(torch.bfloat16)
     return packed
-
-
-def _scale_fp8(weight: Tensor) -> Tensor:
-    """Of each row (O, 1): its largest weight becomes the largest number of e4m3."""
-    import torch
-
-    largest = torch.finfo(torch.float8_e4m3fn).max
-    return _stored(weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / largest)
 
 
 def _scale_int4(weight: Tensor, group: int) -> Tensor:
@@ -153,28 +149,6 @@ def _stored(scale: Tensor) -> Tensor:
     return stored
 
 
-def _sixteen_bits(tensor: Tensor) -> Tensor:
-    import torch
-
-    return tensor.to(torch.bfloat16) if tensor.dtype == torch.float32 else tensor
-
-
-def _plain_config(config: Any) -> dict[str, Any]:
-    return {**{key: value for key, value in config.items() if key != "torch_dtype"}, "dtype": "bfloat16"}
-
-
-def _config(scheme: Any, quant: str) -> dict[str, Any]:
-    """`quantization_config` as vLLM and Transformers read it."""
-    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
-
-    settings = QuantizationConfig(
-        config_groups={"group_0": scheme}, format=SCHEMES[quant][1], ignore=["lm_head"],
-        quantization_status=QuantizationStatus.COMPRESSED,
-    )  # fmt: skip
-    found: dict[str, Any] = settings.model_dump(mode="json", exclude_none=True)
-    return found
-
-
 @dataclass
 class _Shards:
     """Files of at most `SHARD` bytes, written as they fill; their names tell their number only at the end."""
@@ -195,13 +169,10 @@ class _Shards:
     def _write(self) -> None:
         from safetensors.torch import save
 
-        with replacing(self._file(len(self.written))) as target:
+        with replacing(self.out / f"part-{len(self.written)}.safetensors") as target:
             target.write(save(self.held, {"format": "pt"}))
         self.written.append(list(self.held))
         self.held, self.bytes = {}, 0
-
-    def _file(self, number: int) -> Path:
-        return self.out / f"part-{number}.safetensors"
 
     def close(self) -> None:
         """Write the last file, give all their names, and write the index where there are several."""
@@ -210,7 +181,7 @@ class _Shards:
         places: dict[str, str] = {}
         for number, names in enumerate(self.written):
             name = "model.safetensors" if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
-            self._file(number).rename(self.out / name)
+            (self.out / f"part-{number}.safetensors").rename(self.out / name)
             places |= dict.fromkeys(names, name)
         if count > 1:
             write_json(self.out / INDEX, {"metadata": {"total_size": self.total}, "weight_map": places})

@@ -24,10 +24,10 @@ from tuneloop.records.evaluation import EvaluationManifest, GateResult
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 from tuneloop.registry.verify import check_private_key, sign
-from tuneloop.release.artifact import Artifact, ArtifactFigures, Measure, Origin, export, form_for
+from tuneloop.release.artifact import Artifact, Measure, Origin, export, form_for
 from tuneloop.release.bom import BOM
 from tuneloop.release.compressed import is_compressed, need_compressed_tensors
-from tuneloop.release.formats import FORMS
+from tuneloop.release.formats import FORMS, WeightsWanted
 from tuneloop.release.gguf.artifact import GgufSettings
 from tuneloop.release.gguf.lora import check_expressible
 from tuneloop.release.measure import (
@@ -38,15 +38,11 @@ from tuneloop.release.measure import (
     measure_lora,
     rows_to_measure,
 )
-from tuneloop.release.options import WeightsWanted
 from tuneloop.release.quantise import QUANTS, importance_of
 from tuneloop.report.comparison import comparison_as
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from tuneloop.recipe import Recipe
-
 
 AUTO = "auto"
 # What `auto` tries, the smallest first.
@@ -54,21 +50,14 @@ TRIED = ("q2_k", "q3_k_m", "iq4_xs", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16")
 
 
 def export_run(
-    run: Path,
-    wanted: str = "",
-    out: Path | None = None,
-    *,
-    weights: WeightsWanted | None = None,
-    force: bool = False,
+    run: Path, wanted: str = "", out: Path | None = None, *, weights: WeightsWanted | None = None, force: bool = False,
     key: Path | None = None,
-) -> Artifact:
+) -> Artifact:  # fmt: skip
     """Export a finished run.
 
     Args:
-        run: its folder.
         wanted: `merged`, `adapter`, `gguf` or `gguf-lora`; empty: what suits its method.
         out: the artifact's folder; default `artifacts/ID`.
-        weights: of a GGUF file.
         force: overrule a gate that is not green.
         key: private key that signs the artifact.
 
@@ -78,12 +67,11 @@ def export_run(
     from tuneloop.evaluation.gate import release
 
     weights = weights or WeightsWanted()
-
     if key is not None:
         check_private_key(key)  # before gigabytes are written
-    method = finished_run(run).method
+    manifest = finished_run(run)
     recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
-    form = form_for(method_named(method), wanted)
+    form = form_for(method_named(manifest.method), wanted)
     automatic = weights.quant.lower() == AUTO
     compressed = _compressed(form, weights)
     gguf = None if automatic or compressed else _gguf_settings(run, form, weights)
@@ -91,18 +79,22 @@ def export_run(
     if automatic:
         _check_automatic(form, weights, measure)
     gate = release(run, force=force)
-    say(
-        f"gate      {gate['status'] if gate['status'] != 'none' else 'none was asked'}"
-        + (", overruled" if gate["forced"] else "")
-    )
-    origin = _origin(run, recipe, gate)
+    verdict = gate["status"] if gate["status"] != "none" else "none has judged it"
+    say(f"gate      {verdict}{', overruled' if gate['forced'] else ''}")
+    file = run / EvaluationManifest.file
+    evaluation = read_record(EvaluationManifest, file) if file.is_file() else None
+    origin = Origin(
+        run, recipe.name, manifest, gate, evaluation=evaluation, dataset=manifest_of_run(run),
+        table=comparison_as(evaluation, "markdown") if evaluation else "", task=plain(task_of_run(run)),
+        config=recipe.train.model_dump(mode="json"),
+    )  # fmt: skip
     if automatic:
         assert measure is not None
         artifact = _smallest(origin, weights, out, measure)
     else:
         artifact = export(origin, form, out, gguf=gguf, compressed=compressed, measure=measure)
-    artifact = _judged_itself(artifact, origin, form, gguf, force)
-    _tell(artifact)
+    artifact = _with_own_gate(artifact, origin, form, gguf, force)
+    _say_result(artifact)
     if key is not None:
         sign(artifact.folder, key)
         say(f"signed    {SIGNATURE}: check it with `tuneloop models verify {artifact.folder} --key PUBLIC_KEY`")
@@ -110,32 +102,29 @@ def export_run(
 
 
 def _measure(job: RunContext, form: str, weights: WeightsWanted) -> Measure | None:
-    """What measures a GGUF file of the run; None where it can't be, which is said."""
-    if form not in ("gguf", "gguf-lora"):
-        return _divergence(job, weights) if _compressed(form, weights) else None
-    ask = measure_artifact if form == "gguf" else measure_lora
-    asked = rows_to_measure(job, weights.measure) if installed() else "llama.cpp is not installed"
-    if isinstance(asked, str):
-        say(f"measure   not measured: {asked}")
+    """What measures a GGUF file, or the divergence of a model in fewer bits, from the run; None where it can't be, which is said."""
+    compressed = _compressed(form, weights)
+    if not FORMS[form].weights and not compressed:
         return None
-    if (rows := len(asked.rows)) < FEWEST_SHARED:
-        way = (
-            f"give --measure {FEWEST_SHARED} or more" if rows < len(asked.dataset.test) else "the data set has no more"
-        )
+    if compressed:
+        sample = rows_to_measure(job, min(weights.measure, KL_ROWS))
+    else:
+        sample = rows_to_measure(job, weights.measure) if installed() else "llama.cpp is not installed"
+    if isinstance(sample, str):
+        say(f"measure   not measured: {sample}")
+        return None
+    if compressed:
+        return lambda folder, id_: mean_kl_of_folder(sample, folder)
+    if (rows := len(sample.rows)) < FEWEST_SHARED:
+        more = rows < len(sample.dataset.test)
+        way = f"give --measure {FEWEST_SHARED} or more" if more else "the data set has no more"
         say(f"warn: measured on {counted(rows, 'test row')}, and `gate` and `compare` ask for at least {FEWEST_SHARED} shared ones: {way}")  # fmt: skip
-
-    def measured(file: Path, id_: str) -> ArtifactFigures:
-        return ask(asked, file, file.stem.rpartition("-")[2], id_)
-
-    return measured
+    measure = measure_artifact if form == "gguf" else measure_lora
+    return lambda file, id_: measure(sample, file, file.stem.rpartition("-")[2], id_)
 
 
 def _compressed(form: str, wanted: WeightsWanted) -> str:
-    """The type of weights of a merged model for vLLM; empty: it keeps its base's.
-
-    Raises:
-        UserError: the library that packs them is missing, or importance was asked for.
-    """
+    """The type of weights of a merged model for vLLM; empty: it keeps its base's."""
     if form != "merged" or not is_compressed(wanted.quant):
         return ""
     need_compressed_tensors()
@@ -146,46 +135,28 @@ def _compressed(form: str, wanted: WeightsWanted) -> str:
     return wanted.quant.lower()
 
 
-def _divergence(job: RunContext, weights: WeightsWanted) -> Measure | None:
-    """What measures how far a model in fewer bits is from the run; None where it can't be, which is said."""
-    asked = rows_to_measure(job, min(weights.measure, KL_ROWS))
-    if isinstance(asked, str):
-        say(f"measure   not measured: {asked}")
-        return None
-    return lambda folder, id_: mean_kl_of_folder(asked, folder)
-
-
-def _judged_itself(artifact: Artifact, origin: Origin, form: str, gguf: GgufSettings | None, force: bool) -> Artifact:
-    """The artifact with what the gate said of its own figures, where it was asked about them: then that counts and not the run's.
-
-    Raises:
-        UserError: it is not green, and `force` is not given.
-    """
+def _with_own_gate(artifact: Artifact, origin: Origin, form: str, gguf: GgufSettings | None, force: bool) -> Artifact:
+    """The artifact with the gate's verdict on its own metrics, where there is one: then that counts and not the run's."""
     from tuneloop.evaluation.gate import release
 
-    own = origin.run / EVALS / str(artifact.manifest["id"])
-    if not (own / GateResult.file).is_file():
+    folder = origin.run / EVALS / str(artifact.manifest["id"])
+    if not (folder / GateResult.file).is_file():
         return artifact
-    gate = release(own, force=force)
+    gate = release(folder, force=force)
     if plain(gate) == artifact.manifest["gate"] or gguf is None:
         return artifact
     return export(replace(origin, gate=gate), form, artifact.folder, gguf=gguf)
 
 
 def _check_automatic(form: str, weights: WeightsWanted, measure: Measure | None) -> None:
-    """Refuse to choose a type of weights that can't be measured.
-
-    Raises:
-        UserError: another format, nothing to measure with, or limits that make no sense.
-    """
+    """Refuse to choose a type of weights that can't be measured."""
     need_llamacpp()
     if form != "gguf" or measure is None:
-        raise UserError(
-            "The smallest type of weights is found by measuring each, "
-            + ("and nothing can be measured here" if form == "gguf" else f"and {form} has none"),
-            where="--quant auto",
-            next_step="name a type such as q8_0" if form == "gguf" else "add --format gguf",
-        )
+        why, step = f"{form} has none", "add --format gguf"
+        if form == "gguf":
+            why, step = "nothing can be measured here", "name a type such as q8_0"
+        what = f"The smallest type of weights is found by measuring each, and {why}"
+        raise UserError(what, where="--quant auto", next_step=step)
     if weights.max_loss < 0 or (weights.max_gb is not None and weights.max_gb <= 0):
         raise UserError(
             "A limit below 0 is not possible", where="--max-loss, --max-gb", next_step="such as 0.01 and 5"
@@ -198,11 +169,7 @@ def _check_automatic(form: str, weights: WeightsWanted, measure: Measure | None)
 
 
 def _smallest(origin: Origin, weights: WeightsWanted, out: Path | None, measure: Measure) -> Artifact:
-    """The smallest file that is not worse than allowed; the others that were tried are taken away again.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The smallest file that is not worse than allowed; the others that were tried are taken away again."""
     tried = []
     for quant in TRIED:
         artifact = export(origin, "gguf", out, gguf=GgufSettings("gguf", quant), measure=measure)
@@ -219,16 +186,14 @@ def _smallest(origin: Origin, weights: WeightsWanted, out: Path | None, measure:
             shutil.rmtree(artifact.folder)
         if not fits:
             break  # the next ones are larger
+    within = f" within {weights.max_gb:g} GB" if weights.max_gb is not None else ""
     raise UserError(
-        f"None of {', '.join(tried)} loses at most {weights.max_loss:g}"
-        + (f" within {weights.max_gb:g} GB" if weights.max_gb is not None else ""),
-        where="--quant auto",
+        f"None of {', '.join(tried)} loses at most {weights.max_loss:g}{within}", where="--quant auto",
         next_step="allow more with --max-loss or --max-gb",
-    )
+    )  # fmt: skip
 
 
-def _tell(artifact: Artifact) -> None:
-    """Say what has become of the weights."""
+def _say_result(artifact: Artifact) -> None:
     if BOM not in artifact.manifest["files"]:
         say(f"bom       {BOM} is not written: pip install 'tuneloop[release]'")
     if artifact.found:
@@ -254,29 +219,8 @@ def _tell(artifact: Artifact) -> None:
             say(f"measured {words}")
 
 
-def _origin(run: Path, recipe: Recipe, gate: Mapping[str, Any]) -> Origin:
-    """What an artifact of a run is made of."""
-    file = run / EvaluationManifest.file
-    evaluation = read_record(EvaluationManifest, file) if file.is_file() else None
-    return Origin(
-        run,
-        recipe.name,
-        finished_run(run),
-        gate,
-        evaluation=evaluation,
-        dataset=manifest_of_run(run),
-        table=comparison_as(evaluation, "markdown") if evaluation else "",
-        task=plain(task_of_run(run)),
-        config=recipe.train.model_dump(mode="json"),
-    )
-
-
 def _gguf_settings(run: Path, form: str, wanted: WeightsWanted) -> GgufSettings | None:
-    """How a GGUF file is to be written; None for other forms.
-
-    Raises:
-        UserError: settings that are only for GGUF, or a type of weights that can't be had.
-    """
+    """How a GGUF file is to be written; None for other forms."""
     quant, importance = wanted.quant, wanted.importance
     if not FORMS[form].weights:
         if quant or importance:
@@ -311,13 +255,10 @@ def finished_run(run: Path) -> RunManifest:
     Raises:
         UserError: there is no run, or it has not finished training.
     """
-    if not (run / "run.json").is_file():
-        begun = (run / "config.yaml").is_file()
-        raise UserError(
-            "This run has not finished training" if begun else "There is no run here (no run.json)",
-            where=str(run),
-            next_step="run its command again: it goes on"
-            if begun
-            else "name the folder that `tuneloop run` or `train` printed",
-        )
-    return read_record(RunManifest, run)
+    if (run / "run.json").is_file():
+        return read_record(RunManifest, run)
+    if (run / "config.yaml").is_file():
+        what, step = "This run has not finished training", "run its command again: it continues"
+    else:
+        what, step = "There is no run here (no run.json)", "name the folder that `tuneloop run` or `train` printed"
+    raise UserError(what, where=str(run), next_step=step)

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tuneloop.core.files import Config
+from tuneloop.core.flag import flag
+
 
 @dataclass(frozen=True)
 class ExportForm:
-    """A format that a run can be exported in; its files are written in `release/artifact.py`.
+    """A format that a run can be exported in; its files are written in `release/artifact.py`."""
 
-    Args:
-        help: what it is, for the option `--format`.
-        is_model: it is a model by itself; else it is for its base.
-        library: the hub's name of the library that loads it.
-        relation: to its base, as the hub names it; a model in fewer bits is always `quantized`.
-        loading: how it is loaded, for the card; BASE and FOLDER are replaced, ARGUMENT by what the method's base needs.
-        weights: of a GGUF file: the format whose weights it holds.
-    """
-
-    help: str
-    is_model: bool
-    library: str
-    relation: str
-    loading: str
-    weights: str = ""
+    help: str  # what it is, for the option `--format`
+    is_model: bool  # it is a whole model; else it is for its base
+    library: str  # the hub's name of the library that loads it
+    relation: str  # to its base, as the hub names it; a model in fewer bits is always `quantized`
+    loading: str  # for the card; BASE and FOLDER are replaced, ARGUMENT by what the method's base needs
+    weights: str = ""  # of a GGUF file: the format whose weights it holds
 
 
 _MERGED = """```python
@@ -56,3 +50,22 @@ FORMS: dict[str, ExportForm] = {
     "gguf": ExportForm("a model for llama.cpp and Ollama", True, "gguf", "quantized", _GGUF, weights="merged"),
     "gguf-lora": ExportForm("an adapter for them", False, "gguf", "adapter", _GGUF_LORA, weights="adapter"),
 }
+
+
+MEASURED_ROWS = 200  # test rows that a GGUF file answers: half a minute for a small model
+
+
+class WeightsWanted(Config):
+    """The type of weights, and how it is measured; each field is an option."""
+
+    quant: str = flag(
+        "", "NAME", "Type of a GGUF file's weights, such as q4_k_m or q8_0; default: f16. auto: the smallest that is good enough. Of a merged model for vLLM: fp8 or w4a16."
+    )  # fmt: skip
+    importance: int = flag(
+        0, "N", "Quantise by what N training rows show to matter (an importance matrix).", least=0
+    )  # fmt: skip
+    measure: int = flag(
+        MEASURED_ROWS, "N", "Ask a GGUF file of a whole model N test rows, by llama.cpp; 0: don't measure it.", least=0
+    )
+    max_loss: float = flag(0.01, "X", "With --quant auto: how much of the deciding metric may be lost.")
+    max_gb: float | None = flag(None, "GB", "With --quant auto: how large the file may be.")

@@ -12,21 +12,13 @@ from tuneloop.models.names import SHORT_NAMES
 
 @dataclass(frozen=True)
 class Licence:
-    """A base model's licence.
+    """A base model's licence."""
 
-    Args:
-        id: as model cards on the hub name it.
-        name: for people.
-        url: its text.
-        notice: what a file `NOTICE` next to a derived model has to say; empty where nothing.
-        asks: what it asks of who passes a derived model on; empty where nothing beyond the usual.
-    """
-
-    id: str
-    name: str
-    url: str = ""
-    notice: str = ""
-    asks: str = ""
+    id: str  # as model cards on the hub name it
+    name: str  # for people
+    url: str = ""  # its text
+    notice: str = ""  # what a file `NOTICE` next to a derived model has to say; empty where nothing
+    asks: str = ""  # what it asks of who passes a derived model on; empty where nothing beyond the usual
 
 
 def _llama(id_: str, version: str, page: str, *, meta: str = "", start: str = "Llama") -> Licence:
@@ -57,22 +49,18 @@ def hub_name(model: str) -> str:
     """A base model's name on the hub, where its name says it; else empty."""
     if Path(model).expanduser().exists():
         return ""
-    known = SHORT_NAMES.get(model.lower(), model)
-    return known if "/" in known else ""
+    name = SHORT_NAMES.get(model.lower(), model)
+    return name if "/" in name else ""
 
 
 def licence_of(model: str) -> Licence | None:
     """A base model's licence: by its hub name, or as the model card in its folder says; None where neither tells."""
     name = hub_name(model)
-    found = next((licence for start, licence in _KNOWN.items() if name.startswith(start)), None)
-    return found or _stated(Path(model).expanduser() / "README.md")
-
-
-def _stated(card: Path) -> Licence | None:
-    """The licence that a model card's head names."""
-    if not card.is_file():
-        return None
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    for start, licence in _KNOWN.items():
+        if name.startswith(start):
+            return licence
+    card = Path(model).expanduser() / "README.md"
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2) if card.is_file() else []
     try:
         head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
     except yaml.YAMLError:
@@ -80,5 +68,7 @@ def _stated(card: Path) -> Licence | None:
     if not isinstance(head, dict) or not isinstance(head.get("license"), str):
         return None
     stated = str(head["license"])
-    own = next((licence for licence in _KNOWN.values() if licence.id == stated), None)
-    return own or Licence(stated, str(head.get("license_name") or stated), str(head.get("license_link") or ""))
+    for licence in _KNOWN.values():
+        if licence.id == stated:
+            return licence
+    return Licence(stated, str(head.get("license_name") or stated), str(head.get("license_link") or ""))

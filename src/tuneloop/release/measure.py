@@ -44,6 +44,7 @@ RUN = "run"  # name of the run in comparisons
 KL_ROWS, KL_TOKENS = 8, 256  # rows whose distributions are compared, and tokens of each
 END = -1  # behind the tokens of an answer: that it ends
 SPEED_ROWS, SPEED_TOKENS = 5, 33  # prompts that are timed, and tokens written behind each
+YOUNG = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,9 @@ class Rows:
 
 
 def rows_to_measure(job: RunContext, most: int) -> Rows | str:
-    """The test rows that an artifact is asked, or why there are none.
-
-    Args:
-        most: rows at most; 0: it is not wanted.
-    """
+    """The test rows that an artifact is measured on, at most so many (0: not wanted), or why there are none."""
     if not most:
-        return "it was not asked for"
+        return "it was not requested"
     try:
         dataset = dataset_of(job, True, "")
     except UserError as error:
@@ -70,9 +67,6 @@ def rows_to_measure(job: RunContext, most: int) -> Rows | str:
     limit = min(most, job.recipe.evaluate.limit or most)
     rows = sample_rows(dataset.test, limit, seed=job.recipe.seed, stratum=dataset.stratum)
     return Rows(job, dataset, rows) if rows else "the run's data set has no test rows"
-
-
-YOUNG = 60.0  # seconds
 
 
 def remove_stale_bases(folder: Path) -> None:
@@ -88,15 +82,15 @@ def remove_stale_bases(folder: Path) -> None:
                     shutil.rmtree(left, ignore_errors=True)
 
 
-def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> ArtifactFigures:
-    """The same as `measure_artifact` of a LoRA file, on the base's GGUF file in f16, which is written for it and taken away.
+def measure_lora(sample: Rows, file: Path, name: str, id_: str) -> ArtifactFigures:
+    """The same as `measure_artifact` of a LoRA file, on the base's GGUF file in f16, which is written for it and removed.
 
     Raises:
         UserError: see `measure_artifact`; no room for the base.
     """
     from tuneloop.inference.llamacpp.target import GgufTarget
 
-    job = asked.job
+    job = sample.job
     remove_stale_bases(job.folder)
     with (
         user_errors_of_the_disk(job.folder),
@@ -106,16 +100,17 @@ def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> ArtifactFigure
         base, model = Path(folder) / "base.gguf", resolve(job.recipe.model)
         write_gguf(open_tuned("", model), load_template(model), base, BASE_TYPE, About("base"))
         target = GgufTarget(str(file), base, adapters=(file,), tokenizer=trained_folder(job.folder))
-        return measure_artifact(asked, file, name, id_, target)
+        return measure_artifact(sample, file, name, id_, target)
 
 
-def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufTarget | None = None) -> ArtifactFigures:
-    """Ask the file the rows, and compare its answers with the run's.
+def measure_artifact(
+    sample: Rows, file: Path, name: str, id_: str, target: GgufTarget | None = None
+) -> ArtifactFigures:
+    """A GGUF file's answers to the rows, compared with the run's.
 
     The evaluation with every answer is written into the run's folder, `evals/ID`: test rows do not travel with an artifact.
 
     Args:
-        file: the GGUF file.
         name: of its type of weights, by which it is named in comparisons.
         id_: the artifact's.
         target: that answers; default: the file.
@@ -127,7 +122,7 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufT
     from tuneloop.inference.llamacpp.target import GgufTarget
     from tuneloop.pipeline.compared_systems import ask
 
-    job, dataset, rows = asked.job, asked.dataset, asked.rows
+    job, dataset, rows = sample.job, sample.dataset, sample.rows
     target = target or GgufTarget(str(file), file)
     try:
         answers = ask(target, dataset, rows, job.recipe.evaluate, task=f"measuring {name}")[""]
@@ -135,28 +130,28 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufT
         cost = _cost(target, rows)
     finally:
         target.close()
-    own = score(job, dataset, rows, answers)
-    theirs = evaluation_of_run(job, dataset, rows)
-    pairs = compare(RUN, theirs, name, own)
+    after = score(job, dataset, rows, answers)
+    before = evaluation_of_run(job, dataset, rows)
+    pairs = compare(RUN, before, name, after)
     folder = job.folder / EVALS / id_
     key = content_hash([sha256_file(file), dataset.manifest.hash, [row.id for row in rows]])
     subject = Subject(job.recipe.model, dataset.id, "test", name, key)
     write_scored(
-        job, folder, own, subject, {name: cost_of(job, answers)}, more={"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
+        job, folder, after, subject, {name: cost_of(job, answers)}, more={"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
     )  # fmt: skip
     return ArtifactFigures(
         EvaluationExcerpt(
-            name=name, dataset=dataset.id, split="test", n=own.n, primary=own.primary, metrics=own.metrics,
-            comparisons=list(pairs), words=_words(name, own, theirs, pairs),
+            name=name, dataset=dataset.id, split="test", n=after.n, primary=after.primary, metrics=after.metrics,
+            comparisons=list(pairs), words=_words(name, after, before, pairs),
         ),
-        parted(job, same_answers(theirs, own), theirs, own),
+        parted(job, same_answers(before, after), before, after),
         kl,
         cost.model_copy(update={"file_bytes": file.stat().st_size}),
-        _structured(asked, file, theirs) if not target.adapters else None,
+        _structured(sample, file, before) if not target.adapters else None,
     )  # fmt: skip
 
 
-def _structured(asked: Rows, file: Path, theirs: ScoredAnswers) -> SameAnswers | None:
+def _structured(sample: Rows, file: Path, before: ScoredAnswers) -> SameAnswers | None:
     """The share of rows whose answer, held to the run's JSON Schema as a server holds it, is the one that was evaluated.
 
     None: the run has no schema, or llama.cpp's server is not installed.
@@ -164,56 +159,52 @@ def _structured(asked: Rows, file: Path, theirs: ScoredAnswers) -> SameAnswers |
     from tuneloop.inference.llamacpp.engine import VERSION, WHEEL, LlamaCppEngine
     from tuneloop.pipeline.compared_systems import longest_answer
 
-    config, job = asked.job.recipe.evaluate, asked.job
+    config = sample.job.recipe.evaluate
     if not config.json_schema or not installed(WHEEL, VERSION):
         return None
     schema = read_schema(config.json_schema)
-    limit = longest_answer(job.template, asked.dataset, config)
+    limit = longest_answer(sample.job.template, sample.dataset, config)
     engine = LlamaCppEngine(Served(str(file)))
-    wanted = {row.id: answer.text for row, answer in zip(theirs.rows, theirs.answers, strict=True)}
+    texts = {row.id: answer.text for row, answer in zip(before.rows, before.answers, strict=True)}
 
     async def ask_all() -> int:
         await engine.start()
         try:
             same = 0
-            for done, row in enumerate(asked.rows):
-                progress("answers by the schema", done, len(asked.rows))
+            for count, row in enumerate(sample.rows):
+                progress("answers by the schema", count, len(sample.rows))
                 request = Request(row.prompt, row.tools or (), max_new_tokens=limit, schema=schema, id=row.id)
-                same += (await complete(engine, request)).text == wanted[row.id]
+                same += (await complete(engine, request)).text == texts[row.id]
             return same
         finally:
             await engine.stop()
 
-    return SameAnswers(share=asyncio.run(ask_all()) / len(asked.rows), n=len(asked.rows))
+    return SameAnswers(share=asyncio.run(ask_all()) / len(sample.rows), n=len(sample.rows))
 
 
 def same_answers(a: ScoredAnswers, b: ScoredAnswers) -> SameAnswers:
     """The share of rows to which both give the same answer: the same label, or the same text."""
-    theirs = {row.id: (label, answer.text) for row, label, answer in zip(a.rows, a.predictions, a.answers, strict=True)}
+    before = {row.id: (label, answer.text) for row, label, answer in zip(a.rows, a.predictions, a.answers, strict=True)}
     same = 0
     for row, label, answer in zip(b.rows, b.predictions, b.answers, strict=True):
-        other_label, other_text = theirs[row.id]
+        other_label, other_text = before[row.id]
         same += answer.text == other_text or (label is not None and label == other_label)
     return SameAnswers(share=same / b.n, n=b.n)
 
 
-def parted(job: RunContext, same: SameAnswers, theirs: ScoredAnswers, own: ScoredAnswers) -> SameAnswers:
+def parted(job: RunContext, same: SameAnswers, run: ScoredAnswers, artifact: ScoredAnswers) -> SameAnswers:
     """`same` with what the run says where written answers part: by how much it prefers its own token there.
 
     Greedy answers of two roundings of one model differ where two tokens are equally likely, and stay different. A gap near 0
     is such a tie; a large one says that the model has changed.
-
-    Args:
-        theirs: answers of the run.
-        own: answers of the artifact, to the same rows.
     """
     import torch
 
     attach_trained(job)
     template, head = job.template, job.model.head.float().t()
-    before = {row.id: answer.text for row, answer in zip(theirs.rows, theirs.answers, strict=True)}
+    before = {row.id: answer.text for row, answer in zip(run.rows, run.answers, strict=True)}
     gaps: list[float] = []
-    for row, label, answer in zip(own.rows, own.predictions, own.answers, strict=True):
+    for row, label, answer in zip(artifact.rows, artifact.predictions, artifact.answers, strict=True):
         if label is not None or answer.error or answer.text == before[row.id] or len(gaps) == PARTED:
             continue
         first, second = ([*template.encode(text), END] for text in (before[row.id], answer.text))
@@ -235,20 +226,20 @@ def parted(job: RunContext, same: SameAnswers, theirs: ScoredAnswers, own: Score
 
 
 def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> ScoredAnswers:
-    """The run's own evaluation on these rows: as it was made, or asked now."""
+    """The run's own evaluation on these rows: as it was made, or made now."""
     from tuneloop.evaluation.results import load_evaluation
     from tuneloop.pipeline.compared_systems import ask
 
     ids = {row.id for row in rows}
     try:
-        known = load_evaluation(job.folder)
+        earlier = load_evaluation(job.folder)
     except UserError:
-        known = None
-    if known is not None and ids <= {row.id for row in known.rows}:
-        return known if known.n == len(ids) else some_rows(known, ids)
+        earlier = None
+    if earlier is not None and ids <= {row.id for row in earlier.rows}:
+        return earlier if earlier.n == len(ids) else some_rows(earlier, ids)
     attach_trained(job)
-    asked = ask(job.model, dataset, rows, job.recipe.evaluate, task="the run itself")
-    return score(job, dataset, rows, asked[""])
+    answers = ask(job.model, dataset, rows, job.recipe.evaluate, task="the run itself")
+    return score(job, dataset, rows, answers[""])
 
 
 def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
@@ -258,8 +249,8 @@ def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
     attach_trained(job)
     total, count = 0.0, 0
     some, head = rows[:KL_ROWS], job.model.head.float().t()
-    for done, row in enumerate(some):
-        progress("comparing distributions", done, len(some))
+    for i, row in enumerate(some):
+        progress("comparing distributions", i, len(some))
         ids = job.template.render(row.messages, row.tools).ids[:KL_TOKENS]
         with torch.inference_mode():
             hidden = job.model.hidden(torch.tensor([ids], device=job.model.device))[0].float()
@@ -271,7 +262,7 @@ def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
     return total / max(count, 1)
 
 
-def mean_kl_of_folder(asked: Rows, folder: Path) -> float:
+def mean_kl_of_folder(sample: Rows, folder: Path) -> float:
     """The same of a model that Transformers loads, such as one in compressed-tensors' layout, on the processor.
 
     Raises:
@@ -279,12 +270,12 @@ def mean_kl_of_folder(asked: Rows, folder: Path) -> float:
     """
     import torch
 
-    job = asked.job
+    job = sample.job
     attach_trained(job)
     other = load_model(str(folder), device="cpu")
     total, count = 0.0, 0
-    for done, row in enumerate(asked.rows):
-        progress("comparing distributions", done, len(asked.rows))
+    for i, row in enumerate(sample.rows):
+        progress("comparing distributions", i, len(sample.rows))
         ids = torch.tensor([job.template.render(row.messages, row.tools).ids[:KL_TOKENS]])
         with torch.inference_mode():
             ours, theirs = (
@@ -300,41 +291,34 @@ def _cost(target: GgufTarget, rows: Sequence[Row]) -> ArtifactCost:
     read, read_ms, written, written_ms = 0, 0.0, 0, 0.0
     for row in rows[:SPEED_ROWS]:
         ids = target.template.prompt_ids(row.prompt, row.tools or ())
-        said = target.llama.generate(ids, SPEED_TOKENS, [])
-        read, read_ms = read + len(ids), read_ms + said["first"]
-        written, written_ms = written + len(said["ids"]) - 1, written_ms + said["total"] - said["first"]
+        reply = target.llama.generate(ids, SPEED_TOKENS, [])
+        read, read_ms = read + len(ids), read_ms + reply["first"]
+        written, written_ms = written + len(reply["ids"]) - 1, written_ms + reply["total"] - reply["first"]
     return ArtifactCost(
-        file_bytes=target.file.stat().st_size,
-        peak_bytes=target.llama.peak_bytes,
+        file_bytes=target.file.stat().st_size, peak_bytes=target.llama.peak_bytes, threads=target.llama.threads,
         prompt_tokens_per_second=round(1000 * read / read_ms, 1),
         answer_tokens_per_second=round(1000 * written / written_ms, 1),
-        threads=target.llama.threads,
-    )
+    )  # fmt: skip
 
 
-def _words(name: str, own: ScoredAnswers, theirs: ScoredAnswers, pairs: Sequence[Comparison]) -> list[str]:
-    """What the comparison comes to, in sentences."""
-    found = next((pair for pair in pairs if pair.metric == own.primary), None)
-    ours, before = own.metrics[own.primary].value, theirs.metrics[own.primary].value
-    said = f"On {counted(own.n, 'test row')} `{name}` has {own.primary} {ours:.4g}, the run itself {before:.4g}"
-    if found is None:
-        return [f"{said}."]
-    claim = claim_of(seen_from(name, found))
-    verdict = {"better": "it is better", "worse": "it is worse"}.get(
-        claim.outcome, "not enough evidence of a difference"
-    )
-    return [f"{said}: {verdict} ({amount(claim)}, {sure(claim)})."]
+def _words(name: str, artifact: ScoredAnswers, run: ScoredAnswers, pairs: Sequence[Comparison]) -> list[str]:
+    """The comparison in a sentence."""
+    primary = artifact.primary
+    after, before = artifact.metrics[primary].value, run.metrics[primary].value
+    words = f"On {counted(artifact.n, 'test row')} `{name}` has {primary} {after:.4g}, the run itself {before:.4g}"
+    for pair in pairs:
+        if pair.metric == primary:
+            claim = claim_of(seen_from(name, pair))
+            verdicts = {"better": "it is better", "worse": "it is worse"}
+            verdict = verdicts.get(claim.outcome, "not enough evidence of a difference")
+            return [f"{words}: {verdict} ({amount(claim)}, {sure(claim)})."]
+    return [f"{words}."]
 
 
-def acceptable(measured: EvaluationExcerpt, most: float) -> bool:
-    """Whether an artifact is not worse than allowed: its deciding metric lost at most so much, and it is not surely worse.
-
-    Args:
-        most: loss of the deciding metric that is allowed, such as 0.01.
-    """
-    primary = measured.primary
-    pair = next((c for c in measured.comparisons if c.metric == primary), None)
-    if pair is None:
-        return False
-    loss = pair.delta if lower_is_better(primary) else -pair.delta
-    return loss <= most and (pair.verdict != "worse" or loss <= 0)
+def acceptable(evaluation: EvaluationExcerpt, most: float) -> bool:
+    """Whether an artifact is not worse than allowed: its deciding metric lost at most `most`, and is not significantly worse."""
+    for pair in evaluation.comparisons:
+        if pair.metric == evaluation.primary:
+            loss = pair.delta if lower_is_better(pair.metric) else -pair.delta
+            return loss <= most and (pair.verdict != "worse" or loss <= 0)
+    return False

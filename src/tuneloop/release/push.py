@@ -15,17 +15,11 @@ PLACE = re.compile(r"hub:([\w-][\w.-]*/[\w.-]+)")
 
 @dataclass(frozen=True)
 class Push:
-    """What goes to the hub.
+    """What goes to the hub."""
 
-    Args:
-        repo: `ORG/NAME`.
-        files: name -> bytes.
-        url: of the commit; empty in a dry run.
-    """
-
-    repo: str
-    files: dict[str, int]
-    url: str = ""
+    repo: str  # `ORG/NAME`
+    files: dict[str, int]  # name -> bytes
+    url: str = ""  # of the commit; empty in a dry run
 
 
 def push(folder: Path, place: str, *, send: bool = False, public: bool = False) -> Push:
@@ -34,7 +28,7 @@ def push(folder: Path, place: str, *, send: bool = False, public: bool = False) 
     Args:
         place: `hub:ORG/NAME`.
         send: else nothing is sent, and only what would be is returned.
-        public: for everybody to see, where the repository is new.
+        public: for everyone to see, where the repository is new.
 
     Raises:
         UserError: no such place, a changed artifact, no token, or a hub that refuses or can't be reached.

@@ -31,14 +31,11 @@ def quant_named(name: str) -> str:
     Raises:
         UserError: there is none of that name; the nearest one is named.
     """
-    plain, known = name.lower(), [*FLOAT_TYPES, *QUANTS]
-    if plain in known:
-        return plain
-    raise UserError(
-        f"No type of weights named {name!r}",
-        where="--quant",
-        next_step=f"{did_you_mean(plain, known)} there are {', '.join(known)}".lstrip(),
-    )
+    quant, types = name.lower(), [*FLOAT_TYPES, *QUANTS]
+    if quant not in types:
+        step = f"{did_you_mean(quant, types)} there are {', '.join(types)}".lstrip()
+        raise UserError(f"No type of weights named {name!r}", where="--quant", next_step=step)
+    return quant
 
 
 def quantise(source: Path, out: Path, quant: str, importance: Mapping[str, np.ndarray[Any, Any]] | None = None) -> None:
@@ -64,7 +61,6 @@ def importance_of(model: Model, rows: Sequence[Sequence[int]]) -> dict[str, np.n
     It is what llama.cpp calls an importance matrix: errors of weights count by it when their rounding is chosen.
 
     Args:
-        model: the tuned model.
         rows: token ids, such as training rows.
     """
     import torch
@@ -85,11 +81,11 @@ def importance_of(model: Model, rows: Sequence[Sequence[int]]) -> dict[str, np.n
         hooks.append(module.register_forward_pre_hook(add))
     try:
         with torch.inference_mode():
-            for done, ids in enumerate(rows):
+            for count, ids in enumerate(rows, 1):
                 model.hidden(torch.tensor([list(ids)], device=model.device))
-                progress("importance of inputs", done + 1, len(rows))
+                progress("importance of inputs", count, len(rows))
     finally:
         for hook in hooks:
             hook.remove()
-    count = sum(map(len, rows))
-    return {name: (total / count).cpu().numpy() for name, total in sums.items()}
+    tokens = sum(map(len, rows))
+    return {name: (total / tokens).cpu().numpy() for name, total in sums.items()}

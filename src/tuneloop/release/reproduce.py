@@ -1,11 +1,11 @@
-"""A run done again, from the data, settings and base that it was made with: the same bits, nearly the same, or where it departs."""
+"""A run reproduced from the data, settings and base that it was made with: the same bits, nearly the same, or where it departs."""
 
 from __future__ import annotations
 
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,30 +50,41 @@ def reproduce(target: str, out: Path | None = None, *, check: bool = False, tole
     folder = run_of(target)
     first = finished_run(folder)
     recipe = load_run_recipe(folder, [])
-    dataset = _dataset_folder(folder, recipe)
+    folders = (folder / "dataset", *map(Path, recipe.data.sources[:1]))
+    dataset = next((place for place in folders if (place / MANIFEST).is_file()), None)
+    if dataset is None:
+        raise UserError(
+            "The data set of this run is not here (no dataset.json)", where=str(folder / "dataset"),
+            next_step="copy it there; runs with track.upload=data leave it in MLflow",
+        )  # fmt: skip
     manifest = read_record(DatasetManifest, dataset)
-    found = Reproduction(
-        run=first.id,
-        folder=str(folder),
+    digests = {name: getattr(manifest.splits, name.partition(".")[0]).sha256 for name in SPLITS}
+    record = Reproduction(
+        run=first.id, folder=str(folder),
         sources=[InputFile(name=s.path, state=_state(Path(s.path), s.sha256)) for s in manifest.sources],
-        splits=[
-            InputFile(name=name, state=_state(dataset / name, getattr(manifest.splits, name.partition(".")[0]).sha256))
-            for name in SPLITS
-        ],
-        differences=list(_differences(folder)),
-        tolerance=tolerance,
-    )
-    _tell_inputs(found)
-    found = found.model_copy(update={"rows_from": _rows_from(found, dataset)})
+        splits=[InputFile(name=name, state=_state(dataset / name, digest)) for name, digest in digests.items()],
+        differences=list(_differences(folder)), tolerance=tolerance,
+    )  # fmt: skip
+    for what, files in (("source", record.sources), ("split", record.splits)):
+        for file in files:
+            if file.state != "same":
+                say(f"{file.state:<9} {what} {file.name}")
+    for one in record.differences:
+        say(f"differs   {one.name}: {one.then} then, {one.now} now")
+    if not record.differences:
+        say("same      code, packages and processor")
+    record = record.model_copy(update={"rows_from": _rows_from(record, dataset)})
     if check:
-        return found
+        return record
     place = out or inside(Path("reproductions"), first.id)
     if place.resolve() == folder.resolve():
         raise UserError("This is the run itself", where=str(place), next_step="choose another folder with --out FOLDER")
-    second = _train_again(folder, first, recipe, dataset, place, found)
-    found = found.model_copy(update={"second": str(place), **_compared(folder, first, place, second, tolerance)})
-    write_record(place / Reproduction.file, found)
-    return found
+    if record.rows_from == "splits":
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [str(dataset)]})})
+    second = _train_again(folder, first, recipe, place)
+    record = record.model_copy(update={"second": str(place), **_compared(folder, first, place, second, tolerance)})
+    write_record(place / Reproduction.file, record)
+    return record
 
 
 def run_of(target: str) -> Path:
@@ -85,44 +96,22 @@ def run_of(target: str) -> Path:
     if registered_name(target) is not None:
         registry = open_registry()
         version = version_of(registry, target)
-        here = run_folder_of(version)
-        if here is not None:
-            return here
-        fetched = fetch_run_files(registry, version, (*RUN_FILES, *DATASET))
-        if (fetched / "run.json").is_file():
-            return fetched
-        raise _not_at_hand(target, version.lineage.run)
-    folder = Path(target).expanduser()
-    if (folder / ARTIFACT).is_file():
-        made_from = read_artifact(folder).run
-        place = find_run(made_from.id, made_from.key, folder.resolve().parent.parent / "runs")
-        if place is not None:
-            return place
-        raise _not_at_hand(target, made_from.id)
-    return folder
-
-
-def _not_at_hand(target: str, run: str) -> UserError:
-    return UserError(
-        f"The run that this was made from, {run}, is not at hand",
-        where=target,
-        next_step="name the run's folder: tuneloop models reproduce FOLDER",
-    )
-
-
-# --- what it was made from ---------------------------------------------------------------------
-
-
-def _dataset_folder(run: Path, recipe: Recipe) -> Path:
-    """The prepared data set: the run's own, or the one that it was given."""
-    for folder in (run / "dataset", *map(Path, recipe.data.sources[:1])):
-        if (folder / MANIFEST).is_file():
+        place, run = run_folder_of(version), version.lineage.run
+        if place is None:
+            files = fetch_run_files(registry, version, (*RUN_FILES, *DATASET))
+            place = files if (files / "run.json").is_file() else None
+    else:
+        folder = Path(target).expanduser()
+        if not (folder / ARTIFACT).is_file():
             return folder
-    raise UserError(
-        "The data set of this run is not here (no dataset.json)",
-        where=str(run / "dataset"),
-        next_step="copy it there; runs with track.upload=data leave it in MLflow",
-    )
+        made_from = read_artifact(folder).run
+        place, run = find_run(made_from.id, made_from.key, folder.resolve().parent.parent / "runs"), made_from.id
+    if place is None:
+        raise UserError(
+            f"The run that this was made from, {run}, is not at hand", where=target,
+            next_step="name the run's folder: tuneloop reproduce FOLDER",
+        )  # fmt: skip
+    return place
 
 
 def _state(file: Path, digest: str) -> Any:
@@ -132,22 +121,17 @@ def _state(file: Path, digest: str) -> Any:
     return "same" if sha256_file(file) == digest else "changed"
 
 
-def _rows_from(found: Reproduction, dataset: Path) -> Any:
-    """Where the rows come from: the splits if they are whole, else the sources.
-
-    Raises:
-        UserError: neither are; the files are named.
-    """
-    if all(file.state == "same" for file in found.splits):
+def _rows_from(record: Reproduction, dataset: Path) -> Any:
+    """Where the rows come from: the splits if they are whole, else the sources."""
+    if all(file.state == "same" for file in record.splits):
         return "splits"
-    if found.sources and all(file.state == "same" for file in found.sources):
+    if record.sources and all(file.state == "same" for file in record.sources):
         return "sources"
-    bad = [f"{file.name} {file.state}" for file in (*found.splits, *found.sources) if file.state != "same"]
+    bad = [f"{file.name} {file.state}" for file in (*record.splits, *record.sources) if file.state != "same"]
     raise UserError(
-        "Neither the prepared rows nor the sources are as they were",
-        where=f"{dataset}: {', '.join(bad[:4])}",
+        "Neither the prepared rows nor the sources are as they were", where=f"{dataset}: {', '.join(bad[:4])}",
         next_step="bring back one of them; runs with track.upload=data leave the rows in MLflow",
-    )
+    )  # fmt: skip
 
 
 def _differences(run: Path) -> Iterator[Difference]:
@@ -167,52 +151,23 @@ def _differences(run: Path) -> Iterator[Difference]:
             yield Difference(name=name, then=a, now=b)
 
 
-def _tell_inputs(found: Reproduction) -> None:
-    for what, files in (("source", found.sources), ("split", found.splits)):
-        for file in files:
-            if file.state != "same":
-                say(f"{file.state:<9} {what} {file.name}")
-    for one in found.differences:
-        say(f"differs   {one.name}: {one.then} then, {one.now} now")
-    if not found.differences:
-        say("same      code, packages and processor")
-
-
-# --- again -------------------------------------------------------------------------------------
-
-
-def _train_again(folder: Path, first: RunManifest, recipe: Recipe, dataset: Path, out: Path, found: Reproduction) -> RunManifest:  # fmt: skip
-    """Train in `out` by the first run's settings and schedule; a finished one is found, an interrupted one goes on.
-
-    Raises:
-        UserError: the rows that come of the sources are others, or the base model is another one.
-    """
-    again = recipe.model_copy(
-        update={
-            "output_dir": str(out),
-            "store": "",  # the settings may be another person's: nothing leaves this machine
-            "track": recipe.track.model_copy(update={"report_to": ["none"]}),
-            **(
-                {"data": recipe.data.model_copy(update={"sources": [str(dataset)]})}
-                if found.rows_from == "splits"
-                else {}
-            ),
-        }
-    )
-    job = RunContext(again, out)
+def _train_again(folder: Path, first: RunManifest, recipe: Recipe, out: Path) -> RunManifest:
+    """Train in `out` by the first run's settings and schedule; a finished one is taken as it is, an interrupted one continues."""
+    track = recipe.track.model_copy(update={"report_to": ["none"]})
+    # No store: the settings may be another person's, and nothing leaves this machine.
+    recipe = recipe.model_copy(update={"output_dir": str(out), "store": "", "track": track})
+    job = RunContext(recipe, out)
     with lock_folder(out), _threads_of(folder):
-        write_yaml(out / "config.yaml", again.model_dump(mode="json"))
+        write_yaml(out / "config.yaml", recipe.model_dump(mode="json"))
         write_json(out / "environment.json", machine.environment(device.names_in_use()))
         if (folder / RATE).is_file():  # no plan.json: the planner has learned from this run already
             shutil.copy(folder / RATE, out / RATE)
         write_record(out / Schedule.file, read_record(Schedule, folder).model_copy(update={"follow": True}))
         rows = prepare_stage(job)
         if first.key and train_key(job, rows) != first.key:
-            what = (
-                "the base model" if job.fingerprint != first.model_fingerprint else "the rows or the code of a method"
-            )
+            same_base = job.fingerprint == first.model_fingerprint
             raise UserError(
-                f"This would be another run: {what} changed",
+                f"This would be another run: {'the rows or the code of a method' if same_base else 'the base model'} changed",
                 where=f"{folder}: {first.model}, data set {first.dataset} then, {rows.id} now",
                 next_step="bring back what it was trained with",
             )
@@ -237,16 +192,18 @@ def _threads_of(run: Path) -> Iterator[None]:
 def _compared(folder: Path, first: RunManifest, place: Path, second: RunManifest, tolerance: float) -> dict[str, Any]:
     """The verdict, from the hash of the trained weights and the losses of all steps."""
     pairs = list(_losses(folder, place))
-    apart = [(step, _relative(a, b)) for step, a, b in pairs]
-    differing = [step for step, gap in apart if gap > 0]
-    beyond = [step for step, gap in apart if gap > tolerance]
-    largest = max((gap for _, gap in apart), default=0.0)
-    figures = {"losses": len(pairs), "largest": largest if math.isfinite(largest) else 1e9}
+    gaps = [(step, _relative(a, b)) for step, a, b in pairs]
+    differing = [step for step, gap in gaps if gap > 0]
+    beyond = [step for step, gap in gaps if gap > tolerance]
+    largest = max((gap for _, gap in gaps), default=0.0)
     if first.adapter_hash and first.adapter_hash == second.adapter_hash:
-        return {"verdict": "identical", "first_step": None, **figures}
-    if first.steps == second.steps and pairs and not beyond:
-        return {"verdict": "equal", "first_step": min(differing, default=None), **figures}
-    return {"verdict": "different", "first_step": min(beyond or differing, default=None), **figures}
+        verdict, step = "identical", None
+    elif first.steps == second.steps and pairs and not beyond:
+        verdict, step = "equal", min(differing, default=None)
+    else:
+        verdict, step = "different", min(beyond or differing, default=None)
+    largest = largest if math.isfinite(largest) else 1e9
+    return {"verdict": verdict, "first_step": step, "losses": len(pairs), "largest": largest}
 
 
 def _losses(folder: Path, place: Path) -> Iterator[tuple[int, float, float]]:
@@ -254,14 +211,12 @@ def _losses(folder: Path, place: Path) -> Iterator[tuple[int, float, float]]:
     sides: list[dict[tuple[int, str], float]] = [{}, {}]
     for side, run in zip(sides, (folder, place), strict=True):
         for line in read_jsonl(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else ():
-            side |= {(line["step"], name): _number(line, name) for name in ("loss", "val_loss") if name in line}
+            for name in ("loss", "val_loss"):
+                if name in line:
+                    side[line["step"], name] = math.nan if line[name] is None else float(line[name])
     for step, name in sides[0]:
         if (step, name) in sides[1]:
             yield step, sides[0][step, name], sides[1][step, name]
-
-
-def _number(line: Mapping[str, Any], name: str) -> float:
-    return math.nan if line[name] is None else float(line[name])
 
 
 def _relative(a: float, b: float) -> float:

@@ -1,18 +1,22 @@
-"""A run's tuned weights, read one tensor at a time: an adapter is added to its base as each is asked for."""
+"""A run's tuned weights, read one tensor at a time, each with its adapter added; and merged weight files. One tensor is in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json_object
+from tuneloop.core.files import read_json_object, replacing, user_errors_of_the_disk, write_json
+from tuneloop.core.ui import progress
 from tuneloop.models.load import weight_files
-from tuneloop.models.methods import WeightUpdate
+from tuneloop.models.methods import WeightUpdate, method_of_folder
 from tuneloop.models.names import resolve
-from tuneloop.release.merged_weights import update_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,19 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TunedWeights:
-    """Tensors by their names in Transformers.
+    """Tensors by their names in Transformers."""
 
-    Args:
-        config: `config.json`.
-        files: the safetensors file of each tensor.
-        shapes: of each tensor.
-        update: what an adapter does to them; None: all weights were trained.
-    """
-
-    config: Mapping[str, Any]
-    files: Mapping[str, Path]
-    shapes: Mapping[str, tuple[int, ...]]
-    update: WeightUpdate | None = None
+    config: Mapping[str, Any]  # `config.json`
+    files: Mapping[str, Path]  # the safetensors file of each tensor
+    shapes: Mapping[str, tuple[int, ...]]  # of each tensor
+    update: WeightUpdate | None = None  # what an adapter does to them; None: all weights were trained
 
     def tensor(self, name: str) -> Tensor:
         """A tensor: in fp32 where an adapter changes it, so that it is rounded once, else in the file's dtype.
@@ -40,25 +37,30 @@ class TunedWeights:
         Raises:
             UserError: it can't be read, or holds NaN or infinity.
         """
-        from safetensors import SafetensorError, safe_open
-
-        file = self.files[name]
-        try:
-            with safe_open(file, "pt") as source:
-                tensor: Tensor = source.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"Can't read the weights: {error}", where=str(file), next_step="download the model again"
-            ) from None
+        with _readable(self.files[name]) as source:
+            tensor: Tensor = source.get_tensor(name)
         if self.update and name in self.update.names:
             tensor = self.update.apply(name, tensor)[1]
         if not tensor.sum(dtype=None).isfinite() and not tensor.isfinite().all():
             raise UserError(
-                f"The weights hold NaN or infinity in {name}",
-                where=str(file),
-                next_step="train again, or mend the base",
-            )
+                f"The weights hold NaN or infinity in {name}", where=str(self.files[name]),
+                next_step="train again, or repair the base",
+            )  # fmt: skip
         return tensor
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[Any]:
+    """A safetensors file, opened."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as source:
+            yield source
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"Can't read the weights: {error}", where=str(file), next_step="download the model again"
+        ) from None
 
 
 def open_tuned(model: str, trained: Path) -> TunedWeights:
@@ -71,19 +73,134 @@ def open_tuned(model: str, trained: Path) -> TunedWeights:
     Raises:
         UserError: an adapter that can't be merged, another base, a damaged file.
     """
-    from safetensors import SafetensorError, safe_open
-
     is_adapter = (trained / "adapter_config.json").is_file()
     folder = resolve(model) if is_adapter else trained
     files, shapes = {}, {}
     for file in weight_files(folder):
-        try:
-            with safe_open(file, "pt") as source:
-                for name in source.keys():  # noqa: SIM118 - it is no dictionary
-                    files[name], shapes[name] = file, tuple(source.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"Can't read the weights: {error}", where=str(file), next_step="download the model again"
-            ) from None
+        with _readable(file) as source:
+            for name in source.keys():  # noqa: SIM118 - it is no dictionary
+                files[name], shapes[name] = file, tuple(source.get_slice(name).get_shape())
     update = update_of(folder, trained, files) if is_adapter else None
     return TunedWeights(read_json_object(folder / "config.json"), files, shapes, update)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What merging did."""
+
+    tensors: int  # weights that the adapter changed
+    rounding: float  # length of what storing them in the base's dtype lost, as a share of the update's length
+
+
+def merge(model: str, adapter: Path, out: Path) -> Merge:
+    """Write the base model's weights with the adapter in them, its `config.json` and its index.
+
+    An adapter that was trained on a base in four bits is added to what those four bits say: that is the model that was evaluated.
+
+    The sum is computed in fp32 and stored in the base's dtypes.
+
+    Args:
+        model: the base, by a name that resolves.
+        adapter: folder of a method that can be merged.
+
+    Raises:
+        UserError: another base, a base that can't take an update, a damaged file, a full disk.
+    """
+    base = resolve(model)
+    files = weight_files(base)
+    headers = [_header(file) for file in files]
+    change = _Change(update_of(base, adapter, {name for _, entries in headers for name in entries}))
+    total, count = sum(len(entries) for _, entries in headers), 0
+    for file, (head, entries) in zip(files, headers, strict=True):
+        with replacing(out / file.name) as target:
+            target.write(head)
+            for tensor in _tensors(file, entries, change):
+                target.write(tensor)
+                count += 1
+                progress("merging", count, total)
+    if (base / INDEX).is_file():
+        write_json(out / INDEX, read_json_object(base / INDEX))
+    write_json(out / "config.json", read_json_object(base / "config.json"))
+    return Merge(change.tensors, math.sqrt(change.lost / change.moved) if change.moved else 0.0)
+
+
+def update_of(base: Path, adapter: Path, tensors: Collection[str]) -> WeightUpdate:
+    """What an adapter does to its base's tensors.
+
+    Args:
+        tensors: names of those in the base's files.
+
+    Raises:
+        UserError: another base, or one that can't take an update.
+    """
+    if read_json_object(base / "config.json").get("quantization_config"):
+        raise UserError(
+            "The base model's own weights are quantised, so an adapter can't be added to them", where=str(base),
+            next_step="export with --format adapter",
+        )  # fmt: skip
+    method = method_of_folder(adapter)
+    if method is None or method.merge is None:
+        raise UserError(
+            "An adapter of this kind can't be merged", where=str(adapter), next_step="export with --format adapter"
+        )
+    update = method.merge(base, adapter)
+    missing = update.names.difference(tensors)
+    if missing:
+        raise UserError(
+            f"The base model's files name their weights in another way: they have no {sorted(missing)[0]}",
+            where=str(base), next_step="export with --format adapter and merge it with PEFT",
+        )  # fmt: skip
+    return update
+
+
+@dataclass
+class _Change:
+    """What happens to weights on their way, and how much of it by now."""
+
+    update: WeightUpdate  # which tensors change, and how
+    tensors: int = 0
+    moved: float = 0.0  # squared length of the update
+    lost: float = 0.0  # and of what rounding took
+
+
+def _header(file: Path) -> tuple[bytes, list[str]]:
+    """The first bytes of a safetensors file, and the names of its tensors in the order of their bytes."""
+    with user_errors_of_the_disk(file), file.open("rb") as handle:
+        size = handle.read(8)
+        text = handle.read(struct.unpack("<Q", size)[0]) if len(size) == 8 else b""
+    try:
+        entries: dict[str, Any] = json.loads(text)
+    except ValueError:
+        raise UserError("The weight file is damaged", where=str(file), next_step="download the model again") from None
+    entries.pop("__metadata__", None)
+    return size + text, sorted(entries, key=lambda name: entries[name]["data_offsets"])
+
+
+def _tensors(file: Path, names: list[str], change: _Change) -> Iterator[bytes]:
+    """The bytes of a file's tensors, one after another, changed where the adapter changes them."""
+    import torch
+
+    with _readable(file) as source:
+        for name in names:
+            tensor = source.get_tensor(name)
+            if name in change.update.names:
+                tensor = _changed(name, tensor, change, file)
+            yield tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _changed(name: str, tensor: Tensor, change: _Change, file: Path) -> Tensor:
+    before, after = change.update.apply(name, tensor)
+    stored = after.to(tensor.dtype)
+    if not stored.isfinite().all():
+        raise UserError(
+            f"The merged weights hold NaN or infinity in {name}", where=str(file),
+            next_step="the base is damaged, or its dtype can't hold the sum: export with --format adapter",
+        )  # fmt: skip
+    if after is not before:
+        change.tensors += 1
+        change.moved += float((after - before).norm()) ** 2
+        change.lost += float((stored.float() - after).norm()) ** 2
+    return stored

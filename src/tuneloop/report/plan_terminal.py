@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.units import counted, hours_expected, hours_words, usd_words
-from tuneloop.records.plan import PlannedCost
-from tuneloop.records.serving import Served
+from tuneloop.records.plan import PlannedCost, Served
 
 MOST_ROWS = 10
 

@@ -23,7 +23,7 @@ from tuneloop.serving.gateway import ROUTER, Gateway, Route, Routed, ServedModel
 from tuneloop.serving.store.store import last_routes, opened
 
 if TYPE_CHECKING:
-    from tuneloop.combine.route.command import RouteJob
+    from tuneloop.combine.route.features import RouteJob
     from tuneloop.combine.route.router import Router
 
 QUICK_MS = 2.0  # that a router may take
@@ -107,7 +107,7 @@ def use_router(gateway: Gateway) -> None:
     Raises:
         UserError: there is no router, or it chooses a model that is not served.
     """
-    from tuneloop.combine.route.command import RouteJob
+    from tuneloop.combine.route.features import RouteJob
     from tuneloop.combine.route.router import load_router
 
     config = gateway.config
@@ -159,7 +159,7 @@ def decider(router: Router, job: RouteJob, names: Sequence[str], base: str) -> R
         scores = {name: round(float(value), 4) for name, value in zip(names, quality, strict=True)}
         near = None
         if router.record.threshold is not None:
-            near = round(float(router.nearness(features)[0]), 4)
+            near = round(float(router.similarity(features)[0]), 4)
             if near < router.record.threshold:
                 return Routed(base, "none of these", scores, near)
         best = int((quality - router.record.price * costs).argmax())

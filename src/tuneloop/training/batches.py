@@ -44,7 +44,8 @@ def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: 
         mixed: for each row whether it is general data that was blended in. Then every step has the same number of rows,
             and any run of steps within an epoch holds its share of general rows, give or take one.
     """
-    lengths = [_padded_length(row) for row in rows]
+    # Tokens that a row takes in a batch of rows as long as itself: its conversations are padded to the longest.
+    lengths = [len(parts) * max(len(part.ids) for part in parts) for parts in map(conversations, rows)]
     mean = sum(lengths) / len(lengths)
     rows_a_step = max(config.rows_per_step, round(config.tokens_per_step / mean))
     steps: list[Step] = []
@@ -65,12 +66,6 @@ def tokens_at_once(config: TrainConfig) -> int:
     here = backend()
     full = method_named(config.method).footprint.all_weights
     return config.micro_batch_tokens or (here.micro_batch_tokens_full if full else here.micro_batch_tokens)
-
-
-def _padded_length(row: TrainRow) -> int:
-    """Tokens that a row takes in a batch of rows as long as itself: its conversations are padded to the longest."""
-    parts = conversations(row)
-    return len(parts) * max(len(part.ids) for part in parts)
 
 
 def _epoch(lengths: Sequence[int], config: TrainConfig, rng: random.Random) -> list[list[int]]:
@@ -136,14 +131,8 @@ def halved(step: Step) -> Step:
 
 
 def too_large(tokens: int, when: str, where: str = "") -> UserError:
-    """The error where a single row does not fit into memory.
-
-    Args:
-        tokens: of the row.
-        when: as in "at step 3".
-    """
+    """The error where a single row does not fit into memory; `when` as in "at step 3"."""
     return UserError(
-        f"Out of memory {when}: a single row of {tokens:,} tokens does not fit",
-        where=where,
-        next_step=f"set data.max_length={tokens // 2}, or use a machine with more memory; the same command goes on",
-    )
+        f"Out of memory {when}: a single row of {tokens:,} tokens does not fit", where=where,
+        next_step=f"set data.max_length={tokens // 2}, or use a machine with more memory; the same command continues",
+    )  # fmt: skip

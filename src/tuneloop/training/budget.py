@@ -43,19 +43,12 @@ BUSY, BUSY_AFTER = 0.5, 15.0
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run does.
+    """What a run does."""
 
-    Args:
-        steps: all of them.
-        evaluations: validations after the first one, which comes before the first step.
-        val_rows: most rows of each.
-        forward_tokens: tokens that are read without a backward pass: by validations, the reference, and KTO's reference point.
-    """
-
-    steps: list[Step]
-    evaluations: int
-    val_rows: int
-    forward_tokens: int
+    steps: list[Step]  # all of them
+    evaluations: int  # validations after the first one, which comes before the first step
+    val_rows: int  # most rows of each
+    forward_tokens: int  # read without a backward pass: by validations, the reference, and KTO's reference point
 
     @property
     def validations(self) -> int:
@@ -64,14 +57,9 @@ class RunPlan:
 
 
 def plan_run(
-    steps: list[Step],
-    rows: Sequence[TrainRow],
-    val: Sequence[TrainRow],
-    general: Sequence[Rendered],
-    config: TrainConfig,
-    seed: int,
-    measured: MeasuredMachine,
-) -> RunPlan:
+    steps: list[Step], rows: Sequence[TrainRow], val: Sequence[TrainRow], general: Sequence[Rendered], config: TrainConfig,
+    seed: int, measured: MeasuredMachine,
+) -> RunPlan:  # fmt: skip
     """All steps, or those that fit into `config.max_minutes` together with validations and the reference.
 
     Args:
@@ -215,14 +203,9 @@ def refit_steps(
 
 
 def steps_in_time(
-    state: State,
-    steps: Sequence[Step],
-    rows: Sequence[TrainRow],
-    config: TrainConfig,
-    seconds: float,
-    each: float,
+    state: State, steps: Sequence[Step], rows: Sequence[TrainRow], config: TrainConfig, seconds: float, each: float,
     referenced: int,
-) -> int:
+) -> int:  # fmt: skip
     """Steps that fit by the speed at which the first ones got their reference; as many as before where that is about the planned one.
 
     Args:

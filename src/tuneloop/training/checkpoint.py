@@ -20,64 +20,44 @@ from tuneloop.training.distributed import mesh, wait
 
 @dataclass
 class State:
-    """Where a run is.
+    """Where a run is."""
 
-    Args:
-        key: hash of what the run depends on; a checkpoint of another key is not resumed.
-        step: optimizer steps done.
-        planned_steps: steps planned when the run began.
-        total_steps: steps that it will do: as many as fit into `max_minutes` at the speed so far.
-        turn: the step at which their number was last changed, and its place among the planned ones.
-        due: places among the planned steps behind which validations stand.
-        val_rows: rows of a validation.
-        recent, timed: tokens and seconds of the last steps, older ones counting less, and the seconds of steps when they were taken.
-        planned_speed: tokens a second, forward and backward, that the run was planned with; 0: not known.
-        parameters: what is trained by name, after `step` steps; empty before the first checkpoint.
-        best_step: step with the lowest validation loss so far; its parameters are in a file of their own.
-        worse: evaluations in a row that brought no better loss.
-        seconds: training time so far, of all processes that worked on the run.
-        checking_seconds, validation_seconds: those of it that were no steps (validations, the reference), and of the last validation.
-        halvings: how often micro-batches have been halved because memory ran out.
-        rate_factor: what rollbacks have multiplied the learning rate with.
-        skipped: steps whose batch is left out since a rollback.
-        rollbacks: how often the run went back to a checkpoint.
-        recompute: whether layers are computed again in the backward pass, by the plan or because memory ran out.
-        kept_layers: of these, how many of the last ones are not.
-        loss_scale: what the loss is multiplied with where gradients are in half precision; 0: no scaling.
-        scaled_steps: steps since it last fell.
-    """
-
-    key: str
-    step: int = 0
-    planned_steps: int = 0
-    total_steps: int = 0
-    turn: tuple[int, float] = (0, 0.0)
-    due: list[int] = field(default_factory=list)
-    val_rows: int = 0
-    recent: tuple[float, float] = (0.0, 0.0)
-    timed: float = 0.0
-    planned_speed: float = 0.0
-    parameters: dict[str, Any] = field(default_factory=dict)
+    key: str  # hash of what the run depends on; a checkpoint of another key is not resumed
+    step: int = 0  # optimizer steps done
+    planned_steps: int = 0  # steps planned when the run began
+    total_steps: int = 0  # steps that it will do: as many as fit into `max_minutes` at the speed so far
+    turn: tuple[int, float] = (
+        0,
+        0.0,
+    )  # the step at which their number was last changed, and its place among the planned ones
+    due: list[int] = field(default_factory=list)  # places among the planned steps behind which validations come
+    val_rows: int = 0  # rows of a validation
+    recent: tuple[float, float] = (0.0, 0.0)  # tokens and seconds of the last steps, older ones counting less
+    timed: float = 0.0  # seconds of steps when these were taken
+    planned_speed: float = 0.0  # tokens a second, forward and backward, that the run was planned with; 0: not known
+    parameters: dict[str, Any] = field(
+        default_factory=dict
+    )  # by name, after `step` steps; empty before the first checkpoint
     optimizer: dict[str, Any] = field(default_factory=dict)
     rng: Any = None
-    best_step: int = 0
+    best_step: int = 0  # step with the lowest validation loss so far; its parameters are in a file of their own
     best_val_loss: float = float("inf")
     first_val_loss: float = float("nan")
-    worse: int = 0
+    worse: int = 0  # evaluations in a row that brought no better loss
     tokens: int = 0
-    seconds: float = 0.0
-    checking_seconds: float = 0.0
-    validation_seconds: float = 0.0
+    seconds: float = 0.0  # training time so far, of all processes that worked on the run
+    checking_seconds: float = 0.0  # of these, validations and references
+    validation_seconds: float = 0.0  # of the last validation
     peak_memory_gib: float = 0.0
-    halvings: int = 0
-    rate_factor: float = 1.0
-    skipped: list[int] = field(default_factory=list)
-    rollbacks: int = 0
+    halvings: int = 0  # how often micro-batches have been halved because memory ran out
+    rate_factor: float = 1.0  # what rollbacks have multiplied the learning rate with
+    skipped: list[int] = field(default_factory=list)  # steps whose batch is left out since a rollback
+    rollbacks: int = 0  # how often the run went back to a checkpoint
     stopped: str = ""
-    recompute: bool = False
-    kept_layers: int = 0
-    loss_scale: float = 0.0
-    scaled_steps: int = 0
+    recompute: bool = False  # whether layers are computed again in the backward pass
+    kept_layers: int = 0  # of these, how many of the last ones are not
+    loss_scale: float = 0.0  # what the loss is multiplied with where gradients are in half precision; 0: no scaling
+    scaled_steps: int = 0  # steps since it last fell
 
 
 def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
@@ -119,10 +99,9 @@ def load_best(folder: Path, step: int) -> dict[str, Any] | None:
         parameters: dict[str, Any] = _read(path)
     except Exception:
         raise UserError(
-            "The best weights can't be read: the file is damaged",
-            where=str(path),
+            "The best weights can't be read: the file is damaged", where=str(path),
             next_step=f"delete {folder} to start again from the first step",
-        ) from None
+        ) from None  # fmt: skip
     return parameters
 
 
@@ -147,10 +126,9 @@ def _write(path: Path, value: Any) -> None:
             raise
         what = error.what if isinstance(error, UserError) else "Can't write: the disk is full"
         raise UserError(
-            f"{what}; the checkpoint of step {_step_of(checkpoints[-1])} is kept",
-            where=str(path),
-            next_step="free some space on that disk, then run the same command again: it goes on from there",
-        ) from None
+            f"{what}; the checkpoint of step {_step_of(checkpoints[-1])} is kept", where=str(path),
+            next_step="free some space on that disk, then run the same command again: it continues from there",
+        ) from None  # fmt: skip
 
 
 def _write_shards(folder: Path, shards: dict[str, Any]) -> None:
@@ -256,10 +234,9 @@ def load_checkpoint(folder: Path, key: str) -> State | None:
             continue
         if state.key != key:
             raise UserError(
-                "The checkpoints here belong to a run with other settings, data or base model",
-                where=str(folder),
+                "The checkpoints here belong to a run with other settings, data or base model", where=str(folder),
                 next_step="choose another folder with output_dir=FOLDER, or delete this one",
-            )
+            )  # fmt: skip
         for late in _numbered(folder, "best"):
             if _step_of(late) > state.step:  # written on the way to a checkpoint that never came
                 _drop(late)

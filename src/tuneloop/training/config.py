@@ -41,26 +41,20 @@ class DistilSettings(Config):
         description="of distil: how the distance between teacher and student is measured; universal: between models with different tokens",
     )
     divergence_mix: float = Field(
-        0.5,
-        gt=0,
-        lt=1,
+        0.5, gt=0, lt=1,
         description="of distil: share of the first model in the mix that skewed divergences (0.1 is usual) and jensen-shannon compare with",
-    )
+    )  # fmt: skip
     teacher_temperature: float = Field(
-        1.0,
-        gt=0,
-        le=100,
+        1.0, gt=0, le=100,
         description="of distil: both models' logits are divided by it; above 1 rare tokens count more",
-    )
+    )  # fmt: skip
     hard_weight: float = Field(
         0.5, ge=0, le=1, description="of distil: weight of the rows' own tokens; the teacher has the rest"
     )
     on_policy: float = Field(
-        0.0,
-        ge=0,
-        le=1,
+        0.0, ge=0, le=1,
         description="of distil: share of rows whose answers the student writes itself, in each step anew, for the teacher to score",
-    )
+    )  # fmt: skip
     teacher_bits: Literal[4, 16] = Field(
         16, description="of distil: bits of a weight of a teacher that is asked in each step"
     )
@@ -104,10 +98,9 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     """Defaults that were measured to work on small jobs; see docs/records/results.md."""
 
     loss: str = Field(
-        "supervised",
-        json_schema_extra={"enum": list(LOSS_NAMES)},
+        "supervised", json_schema_extra={"enum": list(LOSS_NAMES)},
         description="supervised; of preferences: dpo (chosen and rejected answers), kto (thumbs); of a teacher: distil",
-    )
+    )  # fmt: skip
     train_on: Literal["assistant", "all", "last"] = Field(
         "assistant", description="tokens that are trained: every assistant turn, everything, or the last turn"
     )
@@ -115,10 +108,9 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     desirable_weight: float = Field(1.0, ge=0, description="weight of thumbs up in KTO")
     undesirable_weight: float = Field(1.0, ge=0, description="weight of thumbs down in KTO")
     kl: float = Field(
-        0.0,
-        ge=0,
+        0.0, ge=0,
         description="against forgetting: weight of the divergence from the base model on the supervised tokens",
-    )
+    )  # fmt: skip
     l2_start: float = Field(
         0.0, ge=0, description="against forgetting: weight of the squared distance of what is trained from its start"
     )
@@ -155,10 +147,9 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training split")
     max_minutes: float | None = Field(
-        None,
-        gt=0,
+        None, gt=0,
         description="time that training may take with its validations and the reference of preferences; steps, validations and their rows follow from it and the measured speed",
-    )
+    )  # fmt: skip
     rows_per_step: int = Field(8, ge=1, description="rows of one optimizer step, at least")
     tokens_per_step: int = Field(0, ge=0, description="a step takes more rows until it has this many tokens")
     gpus: int | Literal["auto"] = Field(
@@ -177,10 +168,9 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
         6, ge=1, description="validation losses measured over the run, evenly spaced; at most, with max_minutes"
     )
     val_rows: int = Field(
-        256,
-        ge=1,
+        256, ge=1,
         description="validation rows that are measured, a seeded sample of the split; at most, with max_minutes",
-    )
+    )  # fmt: skip
     patience: int = Field(2, ge=1, description="stop after this many evaluations in a row without a better loss")
     keep_checkpoints: int = Field(
         2, ge=1, description="latest checkpoints kept for resuming, alongside the best weights"
@@ -277,53 +267,38 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
 
 @dataclass(frozen=True)
 class RowKind:
-    """What a loss learns from.
+    """What a loss learns from."""
 
-    Args:
-        usable: whether a row of a data set is of the kind.
-        make: what those rows become.
-        needed: what a row must have, for the error when none has it.
-    """
-
-    usable: Callable[[Row], bool]
-    make: Callable[[Sequence[Row], Template, TrainConfig], list[TrainRow]]
-    needed: str = ""
+    usable: Callable[[Row], bool]  # whether a row of a data set is of the kind
+    make: Callable[[Sequence[Row], Template, TrainConfig], list[TrainRow]]  # what those rows become
+    needed: str = ""  # what a row must have, for the error when none has it
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch and what a loss may need with it.
-
-    Args:
-        rows: of the micro-batch.
-        share: what one unit counts: 1 / units of the whole step, so that its division changes nothing.
-        base: a context in which the model computes as it did before training.
-        constant: of the step, see `Loss`.
-    """
+    """A micro-batch and what a loss may need with it."""
 
     model: Model
-    rows: Sequence[Any]
-    share: float
+    rows: Sequence[Any]  # of the micro-batch
+    share: float  # what one unit counts: 1 / units of the whole step, so that its division changes nothing
     config: TrainConfig
-    base: Callable[[], AbstractContextManager[None]] = nullcontext
-    constant: float = 0.0
+    base: Callable[[], AbstractContextManager[None]] = nullcontext  # in it the model computes as before training
+    constant: float = 0.0  # of the step, see `Loss`
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss.
+    """A loss."""
 
-    Args:
-        value: sum over the micro-batch times `share`, and metrics for `metrics.jsonl` summed alike.
-        units: what of a row the mean is taken over: 1, or its supervised tokens.
-        constant: something that a step needs of all its rows before the first micro-batch.
-        rows: what it learns from; None: conversations.
-    """
-
+    # Sum over the micro-batch times `share`, and metrics for `metrics.jsonl` summed alike.
     value: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
-    units: Callable[[TrainRow], float] = lambda row: 1.0
-    constant: Callable[[Batch], float] = lambda step: 0.0
-    rows: RowKind | None = None
+    units: Callable[[TrainRow], float] = lambda row: (
+        1.0
+    )  # what of a row the mean is taken over: 1, or its supervised tokens
+    constant: Callable[[Batch], float] = lambda step: (
+        0.0
+    )  # what a step needs of all its rows before the first micro-batch
+    rows: RowKind | None = None  # what it learns from; None: conversations
 
 
 # `training/loss.py` puts in what ships; a file of your own may put in more.

@@ -67,18 +67,13 @@ def teacher_model(name: str, bits: int = 16) -> Model:
 
 @dataclass(frozen=True)
 class _Teacher:
-    """What a teacher says of a batch's positions: its hidden states and head, or what is stored.
+    """What a teacher says of a batch's positions: its hidden states and head, or what is stored."""
 
-    Args:
-        vocabulary: tokens that both models know; of a teacher with other tokens, all of the student's.
-        counts_N: 1 at positions that the teacher has too, 0 at others; None: it has all.
-    """
-
-    vocabulary: int
+    vocabulary: int  # tokens that both models know; of a teacher with other tokens, all of the student's
     hidden_NC: Tensor | None = None
     head_VC: Tensor | None = None
     top: TopProbabilities | None = None
-    counts_N: Tensor | None = None
+    counts_N: Tensor | None = None  # 1 at positions that the teacher has too, 0 at others; None: it has all
 
     def of(self, part: slice) -> Callable[[slice], Tensor | TopProbabilities]:
         """For a chunk of positions: a function from a piece of the chunk to its logits, or to what is stored of it."""
@@ -109,7 +104,15 @@ def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
     config, vocabulary = batch.config, batch.model.head.shape[0]
     name, there = str(config.teacher), batch.model.device
     others = [row.theirs for row in rows if isinstance(row, Taught) and row.theirs is not None]
-    index = _aligned(rows) if others else None
+    index = None
+    if others:  # for each supervised position of all rows its number among the teacher's, or `APART` (N)
+        places: list[int] = []
+        before = 0
+        for row in rows:
+            assert isinstance(row, Taught) and row.theirs is not None
+            places += [place if place == APART else before + place for place in row.aligned]
+            before += len(positions(row.theirs))
+        index = torch.tensor(places)
     counts = None if index is None else put((index >= 0).float(), there)
     if is_store(name):
         store = stored_by(name)
@@ -126,17 +129,6 @@ def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
         return _Teacher(vocabulary, hidden_NC[put(index.clamp(min=0), there)], model.head.detach(), counts_N=counts)
     shared = min(vocabulary, model.head.shape[0])
     return _Teacher(shared, hidden_NC, model.head.detach()[:shared])
-
-
-def _aligned(rows: Sequence[Rendered]) -> Tensor:
-    """For each supervised position of all rows its number among those of all rows as the teacher reads them, or `APART` (N)."""
-    places: list[int] = []
-    before = 0
-    for row in rows:
-        assert isinstance(row, Taught) and row.theirs is not None
-        places += [place if place == APART else before + place for place in row.aligned]
-        before += len(positions(row.theirs))
-    return torch.tensor(places)
 
 
 def _soft_and_hard(
@@ -177,16 +169,10 @@ def _with_own_answers(model: Model, rows: Sequence[Rendered], share: float) -> l
     """Rows with some answers written by the model as it is now, each counting as much as the row's own answer.
 
     Which rows and which draws follow from torch's random state, which checkpoints hold.
-
-    Raises:
-        UserError: several processes share the training; they would have to write in step.
     """
     if processes() > 1:
-        raise UserError(
-            "Several processes can't write answers while they train",
-            where="train.on_policy",
-            next_step="set train.gpus=1",
-        )
+        what = "Several processes can't write answers while they train"
+        raise UserError(what, where="train.on_policy", next_step="set train.gpus=1")
     chosen = [i for i, draw in enumerate(torch.rand(len(rows)).tolist()) if draw < share]
     seeds = torch.randint(2**31, (len(rows),)).tolist()
     requests = []
@@ -225,14 +211,14 @@ def last_answer(row: Rendered) -> tuple[int, int]:
 def store_probabilities(model: Model, rows: Sequence[Rendered], store: TopStore) -> None:
     """Write down what a teacher says at the supervised positions of rows that are not in a store yet."""
     left = [row for row in rows if row_key_of(row) not in store.rows]
-    done = len(rows) - len(left)
-    progress("storing the teacher's probabilities", done, len(rows))
+    count = len(rows) - len(left)
+    progress("storing the teacher's probabilities", count, len(rows))
 
     def add(group: Sequence[Rendered]) -> None:
-        nonlocal done
+        nonlocal count
         store_states(model, group, supervised_states(model, group).hidden_NC, store)
-        done += len(group)
-        progress("storing the teacher's probabilities", done, len(rows))
+        count += len(group)
+        progress("storing the teacher's probabilities", count, len(rows))
 
     in_parts(
         list(in_batches(left, BATCH_TOKENS))[::-1], add, lambda group: len(group) * max(map(tokens_of, group)),

@@ -83,7 +83,7 @@ def processes_wanted(gpus: int | str) -> int:
         return max(seen, 1)
     if 0 < seen < int(gpus):
         raise UserError(
-            f"{gpus} GPUs are asked for, and torch sees {seen}", where="train.gpus",
+            f"{gpus} GPUs are requested, and torch sees {seen}", where="train.gpus",
             next_step="set train.gpus=auto, or look at CUDA_VISIBLE_DEVICES",
         )  # fmt: skip
     return int(gpus)
@@ -322,10 +322,9 @@ def refuse_unsharded(model: Model, method: Method) -> None:
     """
     if processes() > 1 and method.footprint.all_weights and not model.is_own:
         raise UserError(
-            "Full tuning on several processes works on the Llama family only",
-            where="train.method",
+            "Full tuning on several processes works on the Llama family only", where="train.method",
             next_step=f"set train.method={USUAL.name}, or start one process",
-        )
+        )  # fmt: skip
 
 
 def mesh() -> Any:

@@ -31,16 +31,11 @@ LEAST = 1e-9  # of a probability, where its logarithm is taken
 
 @dataclass(frozen=True)
 class TopProbabilities:
-    """The likeliest tokens of a teacher at some positions.
-
-    Args:
-        ids_NK: tokens. p_NK: their probabilities.
-        tail_N: probability of all other tokens together.
-    """
+    """The likeliest tokens of a teacher at some positions."""
 
     ids_NK: Tensor
-    p_NK: Tensor
-    tail_N: Tensor
+    p_NK: Tensor  # probabilities of the tokens `ids_NK`
+    tail_N: Tensor  # probability of all other tokens together
 
     def part(self, which: slice) -> TopProbabilities:
         """Some of the positions."""

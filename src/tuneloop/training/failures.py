@@ -47,10 +47,9 @@ def act(run: TrainingRun, validated: bool) -> bool:
             rates = [r for r in finding.remedies if r.startswith("train.learning_rate=")]
             lower = rates[0] if rates else f"train.learning_rate={config.learning_rate / 5:g}"
             raise UserError(
-                f"{finding.sentence} The run is stopped",
-                where=str(run.out / "metrics.jsonl"),
+                f"{finding.sentence} The run is stopped", where=str(run.out / "metrics.jsonl"),
                 next_step=f"start again with {lower} output_dir=FOLDER",
-            )
+            )  # fmt: skip
         if wanted != "warn":
             state.stopped = finding.kind
     return False

@@ -53,77 +53,53 @@ TRIM_EVERY = 8
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a run belongs to: its data set, its plan, its folder's owner. Rows of your own need none of it.
+    """What a run belongs to: its data set, its plan, its folder's owner. Rows of your own need none of it."""
 
-    Args:
-        general: rows of other work, held out; their loss is measured together with the validation loss and shows what is forgotten.
-        mixed: for each training row whether it is general data; its share is then held in every stretch of steps.
-        ids: of the training rows, for the monitors to name them. Rows of a data set say both themselves.
-        data_id: identifies the data set; a checkpoint made from another one is refused. Default: a hash of the training rows.
-        measured: of the machine. Without a speed it is measured first where `config.max_minutes` needs it, in a few seconds of the time.
-        saved: called by each process when a checkpoint has been written.
-    """
-
-    general: Sequence[Rendered] = ()
+    general: Sequence[Rendered] = ()  # rows of other work, held out; their loss shows what is forgotten
+    # For each training row whether it is general data; its share is then held in every stretch of steps.
     mixed: Sequence[bool] = ()
-    ids: Sequence[str] = ()
-    data_id: str = ""
+    ids: Sequence[str] = ()  # of the training rows, for the monitors; rows of a data set say both themselves
+    data_id: str = ""  # a checkpoint made from another data set is refused; default: a hash of the training rows
+    # Without a speed it is measured first where `config.max_minutes` needs it, in a few seconds of the time.
     measured: MeasuredMachine = field(default_factory=MeasuredMachine)
-    saved: Callable[[], None] = lambda: None
+    saved: Callable[[], None] = lambda: None  # called by each process when a checkpoint has been written
 
 
 @dataclass(frozen=True)
 class SplitRows:
-    """What a run reads.
+    """What a run reads."""
 
-    Args:
-        train, val: rows of the configured loss's kind.
-        general: rows of other work, held out; their loss shows what is forgotten.
-    """
-
-    train: Sequence[TrainRow]
+    train: Sequence[TrainRow]  # of the configured loss's kind, as those of `val`
     val: Sequence[TrainRow] = ()
-    general: Sequence[Rendered] = ()
+    general: Sequence[Rendered] = ()  # rows of other work, held out; their loss shows what is forgotten
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run came to; `run.json` is made of it.
+    """What a run came to; `run.json` is made of it."""
 
-    Args:
-        steps, total_steps, planned_steps: done, to be done in the end, and planned at first; see `budget.refit_steps`.
-        epochs: passes over the training rows.
-        rows, rows_seen, seen: training rows, how many of them a step saw, and that in words.
-        tokens, seconds, tokens_per_second: trained tokens; time with validations and references; the one by the other.
-        checking_seconds: of these, validations and references.
-        planned_tokens_per_second, speed_share: the speed of steps that the run was planned with (0: none), and what share of it
-            they had.
-        resumed_at: step of the checkpoint from which the run continued.
-        findings: of the monitors.
-    """
-
-    steps: int
-    total_steps: int
-    planned_steps: int
-    epochs: float
-    rows: int
-    rows_seen: int
-    seen: str
+    steps: int  # done
+    total_steps: int  # to be done in the end; see `budget.refit_steps`
+    planned_steps: int  # planned at first
+    epochs: float  # passes over the training rows
+    rows: int  # training rows
+    rows_seen: int  # how many of them a step saw
+    seen: str  # that in words
     best_step: int
     best_val_loss: float
     first_val_loss: float
     stopped: str
     trainable_parameters: int
-    tokens: int
-    seconds: float
-    checking_seconds: float
+    tokens: int  # trained
+    seconds: float  # with validations and references
+    checking_seconds: float  # of these, validations and references
     tokens_per_second: float
-    planned_tokens_per_second: float
-    speed_share: float | None
+    planned_tokens_per_second: float  # the speed of steps that the run was planned with; 0: none
+    speed_share: float | None  # what share of it they had
     peak_memory_gib: float
     adapter_hash: str
-    resumed_at: int
-    findings: tuple[dict[str, Any], ...] = ()
+    resumed_at: int  # step of the checkpoint from which the run continued
+    findings: tuple[dict[str, Any], ...] = ()  # of the monitors
 
 
 def learning_rate(step: float, total: int, config: TrainConfig) -> float:
@@ -144,16 +120,10 @@ def scheduled_rate(state: State, config: TrainConfig) -> float:
 
 
 def train(
-    model: Model,
-    train_rows: Sequence[Row | TrainRow],
-    val_rows: Sequence[Row | TrainRow],
-    config: TrainConfig,
-    out: Path,
-    *,
-    seed: int = 0,
-    job: TrainingJob = TrainingJob(),
+    model: Model, train_rows: Sequence[Row | TrainRow], val_rows: Sequence[Row | TrainRow], config: TrainConfig,
+    out: Path, *, seed: int = 0, job: TrainingJob = TrainingJob(),
     log: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> Trained:
+) -> Trained:  # fmt: skip
     """Train on rows and leave the best weights in the model and in `out/adapter` or `out/model`.
 
     Writes `metrics.jsonl` (a record a step and an evaluation) and `checkpoints/`; a run that was cut short continues
@@ -163,13 +133,8 @@ def train(
     Args:
         train_rows, val_rows: rows of a data set, or made of them for the configured loss, see `training_rows`.
         out: folder of the run.
-        config: settings of `train`.
         seed: of the start, the order of rows and dropout.
-        job: the data set and the plan that the run belongs to, if any.
         log: gets every record of `metrics.jsonl` as it is written.
-
-    Returns:
-        What the run came to; the model holds the best weights.
 
     Raises:
         UserError: no rows, a row without supervised tokens, the loss is not a number, foreign or damaged
@@ -228,7 +193,14 @@ def train(
         wait()
         _steps(run, steps, rows)
     with busy("saving the result"):
-        _finish(run)
+        best = load_best(run.checkpoints, run.state.best_step)
+        if best is not None:
+            run.trainable.load(best, str(run.checkpoints))
+        run.model.net.eval()
+        recompute_layers(run.model.net, False)
+        run.trainable.save(run.out / run.trainable.folder)
+        wait()
+        drop_checkpoints(run.checkpoints)
     return _result(run, steps, len(rows.train), resumed_at)
 
 
@@ -236,16 +208,9 @@ def _begin(
     model: Model, config: TrainConfig, trainable: Trainable, state: State, rows: SplitRows, seed: int, out: Path
 ) -> TrainingRun:
     """The run before its next step: the first one, or the one behind the checkpoint."""
-    run = TrainingRun(
-        model,
-        config,
-        trainable,
-        make_optimizer(trainable, config),
-        state,
-        out,
-        monitors=make_monitors(config, rows.train, state.total_steps),
-        seed=seed,
-    )
+    monitors = make_monitors(config, rows.train, state.total_steps)
+    optimizer = make_optimizer(trainable, config)
+    run = TrainingRun(model, config, trainable, optimizer, state, out, monitors=monitors, seed=seed)
     if config.l2_start:
         run.start = {name: p.detach().clone() for name, p in trainable.parameters.items()}
     if "rollback" in (config.on_spike, config.on_divergence):
@@ -356,14 +321,9 @@ def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
 
 
 def _referenced_in_time(
-    model: Model,
-    rows: Sequence[TrainRow],
-    config: TrainConfig,
-    trainable: Trainable,
-    state: State,
-    steps: Sequence[Step],
-    began: float,
-) -> list[TrainRow]:
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, trainable: Trainable, state: State,
+    steps: Sequence[Step], began: float,
+) -> list[TrainRow]:  # fmt: skip
     """The training rows with their reference, in the order of the steps; should it take too long, fewer steps are to be done.
 
     Without a limit on time all at once: then nothing depends on the clock.
@@ -371,9 +331,9 @@ def _referenced_in_time(
     ready = 0
     with_reference, referenced, read, started = list(rows), set[int](), 0, time.monotonic()
     while ready < state.total_steps:
-        last = (
-            state.total_steps if config.max_minutes is None else min(ready + budget.REFERENCE_STEPS, state.total_steps)
-        )
+        last = state.total_steps
+        if config.max_minutes is not None:
+            last = min(ready + budget.REFERENCE_STEPS, last)
         fresh = {i for step in steps[ready:last] for i in step.indices} - referenced
         tokens = sum(reference_tokens(rows[i]) for i in fresh)
         if tokens:
@@ -387,17 +347,10 @@ def _referenced_in_time(
 
 
 def _referenced(
-    model: Model,
-    rows: Sequence[TrainRow],
-    config: TrainConfig,
-    trainable: Trainable,
-    needed: Collection[int] | None = None,
-) -> list[TrainRow]:
-    """Rows of preferences with what the reference makes of them: the base model, or what `init` continues from.
-
-    Args:
-        needed: the rows that need it; default: all. A run that is short in time trains on some.
-    """
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, trainable: Trainable, needed: Collection[int] | None = None
+) -> list[TrainRow]:  # fmt: skip
+    """Rows of preferences (default: all; a run that is short in time trains on some) with what the reference makes of them: the
+    base model, or what `init` continues from."""
     places = sorted(range(len(rows)) if needed is None else needed)
     with nullcontext() if config.init else trainable.base():
         with_reference = dict(zip(places, with_references(model, [rows[i] for i in places]), strict=True))
@@ -414,7 +367,7 @@ def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
     run.model.net.eval()
     record: dict[str, Any] = {"step": state.step}
     if rows.val:
-        loss, metrics = _loss_of(run, rows.val, run.config)
+        loss, metrics = mean_loss(run.model, rows.val, run.config, base=run.trainable.base)
         better = loss < state.best_val_loss
         if state.step == 0:
             state.first_val_loss = loss  # the base model: a mark to compare with, not a candidate
@@ -428,29 +381,13 @@ def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
         record |= {"val_loss": loss, "best": bool(better and state.step > 0)}
         record |= {f"val_{name}": metric for name, metric in metrics.items()}
     if rows.general:
-        record["general_loss"], _ = _loss_of(run, rows.general, TrainConfig())
+        record["general_loss"], _ = mean_loss(run.model, rows.general, TrainConfig(), base=run.trainable.base)
     regroup(run.model)
     run.model.net.train()
     state.validation_seconds = summed([time.monotonic() - started])[0] / processes()
     state.checking_seconds += state.validation_seconds
     if len(record) > 1:
         run.record({**record, "seconds": round(time.monotonic() - began, 2)})
-
-
-def _loss_of(run: TrainingRun, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[float, dict[str, float]]:
-    return mean_loss(run.model, rows, config, base=run.trainable.base)
-
-
-def _finish(run: TrainingRun) -> None:
-    """Put the best weights into the model and into the run's folder; checkpoints have served."""
-    best = load_best(run.checkpoints, run.state.best_step)
-    if best is not None:
-        run.trainable.load(best, str(run.checkpoints))
-    run.model.net.eval()
-    recompute_layers(run.model.net, False)
-    run.trainable.save(run.out / run.trainable.folder)
-    wait()
-    drop_checkpoints(run.checkpoints)
 
 
 def _result(run: TrainingRun, steps: Sequence[Step], rows: int, resumed_at: int) -> Trained:
@@ -462,17 +399,12 @@ def _result(run: TrainingRun, steps: Sequence[Step], rows: int, resumed_at: int)
             "checking_seconds", "peak_memory_gib")  # fmt: skip
     return Trained(
         **{name: getattr(state, name) for name in same},
-        steps=state.step,
-        epochs=epochs,
-        rows=rows,
-        rows_seen=seen,
-        seen=budget.seen_words(seen, rows, epochs),
+        steps=state.step, epochs=epochs, rows=rows, rows_seen=seen, seen=budget.seen_words(seen, rows, epochs),
         best_val_loss=state.best_val_loss if math.isfinite(state.best_val_loss) else float("nan"),
         trainable_parameters=sum(p.numel() for p in run.trainable.parameters.values()),
         planned_tokens_per_second=state.planned_speed,
         speed_share=round(step_speed / state.planned_speed, 3) if state.planned_speed else None,
         tokens_per_second=state.tokens / max(state.seconds, 1e-9),
-        adapter_hash=read_json(run.out / run.trainable.folder / "tuneloop.json")["hash"],
-        resumed_at=resumed_at,
+        adapter_hash=read_json(run.out / run.trainable.folder / "tuneloop.json")["hash"], resumed_at=resumed_at,
         findings=tuple(r for r in read_jsonl(run.out / "metrics.jsonl") if "finding" in r),
-    )
+    )  # fmt: skip

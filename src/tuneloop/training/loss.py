@@ -291,8 +291,7 @@ def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
     Source: Ethayarajh et al. 2024, arXiv 2402.01306, equation 7.
     """
-    rated: Sequence[RatedAnswer] = batch.rows
-    config = batch.config
+    rated, config = batch.rows, batch.config
     now = log_likelihoods(batch.model, [row.answer for row in rated])
     good = put(torch.tensor([row.good for row in rated]), now.device)
     ratio = now - put(torch.tensor([row.reference[0] for row in rated]), now.device)
@@ -300,10 +299,8 @@ def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     weight = torch.where(good, config.desirable_weight, config.undesirable_weight)
     losses = weight * (1 - torch.sigmoid(config.beta * signed))
     # What a row's thumb asks for, in units of reward; its mean is the margin of a balanced batch.
-    metrics = {
-        "reward_margin": 2 * config.beta * torch.where(good, ratio, -ratio),
-        "reward_accuracy": (signed > 0).float(),
-    }
+    margins = 2 * config.beta * torch.where(good, ratio, -ratio)
+    metrics = {"reward_margin": margins, "reward_accuracy": (signed > 0).float()}
     return losses.sum() * batch.share, _summed(metrics, batch.share)
 
 
@@ -368,28 +365,25 @@ def in_batches(rows: Sequence[Any], tokens: int) -> Iterator[Sequence[Any]]:
 
 @torch.no_grad()
 def mean_loss(
-    model: Model,
-    rows: Sequence[TrainRow],
-    config: TrainConfig,
-    *,
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, *,
     base: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> tuple[float, dict[str, float]]:
+) -> tuple[float, dict[str, float]]:  # fmt: skip
     """The configured loss over rows as one step, and its metrics."""
     loss = LOSSES[config.loss]
     whole = Batch(model, rows, 1 / sum(loss.units(row) for row in rows), config, base)
     whole = replace(whole, constant=loss.constant(whole))
     total, metrics = 0.0, dict[str, float]()
-    done, size = 0, -(-len(rows) // processes())
-    progress("validating", done, size)
+    count, size = 0, -(-len(rows) // processes())
+    progress("validating", count, size)
 
     def add(group: Sequence[TrainRow], counted: bool) -> None:
-        nonlocal total, done
+        nonlocal total, count
         value, sums = loss.value(replace(whole, rows=group, share=whole.share * counted))
         total += float(value)
         for name, metric in sums.items():
             metrics[name] = metrics.get(name, 0.0) + float(metric)
-        done = min(done + len(group), size)
-        progress("validating", done, size)
+        count = min(count + len(group), size)
+        progress("validating", count, size)
 
     # The longest rows first, so that the time left is not said too short.
     _divided(list(in_batches(rows, BATCH_TOKENS))[::-1], add, "while validating")
@@ -411,9 +405,8 @@ def with_references(model: Model, rows: Sequence[TrainRow]) -> list[TrainRow]:
 
     def refer(group: Sequence[TrainRow], counted: bool) -> None:
         firsts = log_likelihoods(model, [conversations(row)[0] for row in group]).tolist()
-        seconds = log_likelihoods(
-            model, [row.other if isinstance(row, RatedAnswer) else conversations(row)[1] for row in group]
-        ).tolist()
+        others = [row.other if isinstance(row, RatedAnswer) else conversations(row)[1] for row in group]
+        seconds = log_likelihoods(model, others).tolist()
         for row, values in zip(group, zip(firsts, seconds, strict=True), strict=True):
             made[places[id(row)]] = with_reference(row, values)
         progress("reference", len(made), len(rows))

@@ -42,7 +42,7 @@ def attach(model: Model, config: TrainConfig, seed: int, rows: Sequence[TrainRow
     if disabled := method.disabled:
         trainable = replace(trainable, base=lambda: disabled(model.net))
     if config.init:
-        _go_on_from(Path(config.init), model, config, method, trainable)
+        _start_from(Path(config.init), model, config, method, trainable)
     return trainable
 
 
@@ -55,19 +55,17 @@ def init_hash(config: TrainConfig) -> str:
     return str(read_json(origin)["hash"]) if origin.is_file() else sha256_file(folder / "adapter_model.safetensors")
 
 
-def _go_on_from(run: Path, model: Model, config: TrainConfig, method: Method, trainable: Trainable) -> None:
-    """Start from what an earlier run came to.
-
-    Raises:
-        UserError: it was another method, another shape or another base model.
-    """
+def _start_from(run: Path, model: Model, config: TrainConfig, method: Method, trainable: Trainable) -> None:
+    """Start from what an earlier run came to."""
     folder = trained_folder(run)
     where, layout = f"train.init={run}", layout_of(folder)
     if layout != method.layout:
         step = f"set model={folder}" if layout == WHOLE else "set train.method to the earlier run's"
         raise UserError(f"That run trained {layout}, and this one is {method.name}", where=where, next_step=step)
     if method.resume is None:
-        raise UserError(f"{method.name} can't go on from an earlier run", where=where, next_step="leave train.init out")
+        raise UserError(
+            f"{method.name} can't continue from an earlier run", where=where, next_step="leave train.init out"
+        )
     trainable.load(method.resume(model, config, folder), str(folder))
 
 

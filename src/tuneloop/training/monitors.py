@@ -44,21 +44,13 @@ GUESS_TOKENS, GUESS_CONTEXT, LEAST_ROWS, VOCABULARY = 20_000, 3, 30, 50_000
 
 @dataclass(frozen=True)
 class TrainingFinding:
-    """Something that goes wrong.
+    """Something that goes wrong."""
 
-    Args:
-        kind: one of KINDS.
-        step: optimizer step, from 1.
-        rows: ids of the rows in that step's batch, where a batch is to blame; else empty.
-        sentence: what is seen and what it means.
-        remedies: what to do, in the order in which to try it.
-    """
-
-    kind: str
-    step: int
-    rows: tuple[str, ...]
-    sentence: str
-    remedies: tuple[str, ...]
+    kind: str  # one of KINDS
+    step: int  # optimizer step, from 1
+    rows: tuple[str, ...]  # ids of the rows in that step's batch, where a batch is to blame; else empty
+    sentence: str  # what is seen and what it means
+    remedies: tuple[str, ...]  # what to do, in the order in which to try it
 
     def to_record(self) -> dict[str, Any]:
         """The line of `metrics.jsonl`."""
@@ -68,25 +60,17 @@ class TrainingFinding:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the monitors know of a run in addition to its records; nothing of it is needed.
+    """What the monitors know of a run in addition to its records; nothing of it is needed."""
 
-    Args:
-        total_steps: steps planned.
-        rows: training rows.
-        learning_rate, usual_rate: the run's peak rate, and the method's default.
-        rows_per_step, max_grad_norm, epochs, dropout: settings that remedies name.
-        guess_loss: loss of guessing from the answers alone, see `guess_loss`.
-    """
-
-    total_steps: int = 0
-    rows: int = 0
-    learning_rate: float = 0.0
-    usual_rate: float = 0.0
-    rows_per_step: int = 8
+    total_steps: int = 0  # steps planned
+    rows: int = 0  # training rows
+    learning_rate: float = 0.0  # the run's peak rate
+    usual_rate: float = 0.0  # the method's default
+    rows_per_step: int = 8  # as the next three, a setting that remedies name
     max_grad_norm: float = 1.0
     epochs: float = 1.0
     dropout: float = 0.0
-    guess_loss: float | None = None
+    guess_loss: float | None = None  # loss of guessing from the answers alone, see `guess_loss`
 
 
 @dataclass
@@ -124,20 +108,16 @@ class Monitors:
             return []
         findings = []
         for kind, detect in detectors:
-            if not self._may_say(kind, step):
+            # Events may come again, conditions are said once, and what follows from something said is not said.
+            if any(cause in self.reported for cause in FOLLOWS_FROM.get(kind, ())):
                 continue
-            sentence = detect(self)
-            if sentence:
+            if kind in self.reported and (kind not in OF_A_BATCH or step - self.reported[kind] <= LEAST):
+                continue
+            if sentence := detect(self):
                 self.reported[kind] = step
                 named = tuple(rows) if kind in OF_A_BATCH else ()
                 findings.append(TrainingFinding(kind, step, named, sentence, remedies(kind, self.facts, named)))
         return findings
-
-    def _may_say(self, kind: str, step: int) -> bool:
-        """Events may come again, conditions are said once, and what follows from something said is not said."""
-        if any(cause in self.reported for cause in FOLLOWS_FROM.get(kind, ())):
-            return False
-        return kind not in self.reported or (kind in OF_A_BATCH and step - self.reported[kind] > LEAST)
 
     def go_back(self, step: int) -> None:
         """Forget what came after a step: the run continues from there."""
@@ -344,7 +324,7 @@ def _dead(w: Monitors) -> str:
     return ""
 
 
-def _surely_flat(values: Sequence[float], most: float) -> bool:
+def _clearly_flat(values: Sequence[float], most: float) -> bool:
     """Whether the second half of `values` is lower than the first by less than `most`, with two standard errors to spare."""
     half = len(values) // 2
     fall = mean(values[:half]) - mean(values[half:])
@@ -358,7 +338,7 @@ def _no_fall(w: Monitors) -> bool:
     validated = [loss for step, loss in w.validations if step]
     if validated and w.validations[0][0] == 0:
         return 0.995 * w.start < min(validated) < 1.1 * w.start
-    return _surely_flat(w.losses, 0.01 * w.start) and w.recent(20) > 0.9 * w.start
+    return _clearly_flat(w.losses, 0.01 * w.start) and w.recent(20) > 0.9 * w.start
 
 
 def _too_low(w: Monitors) -> str:
@@ -392,11 +372,10 @@ def _flat(w: Monitors) -> str:
     began = w.steps[-len(tail)]
     before = [loss for step, loss in w.validations if step <= began]
     after = [loss for step, loss in w.validations if step > began]
-    falls = (
-        min(after) < 0.99 * min(before)
-        if before and after
-        else not _surely_flat(tail, min(0.012 * mean(tail), 0.05 * (w.start - mean(tail))))
-    )
+    if before and after:
+        falls = min(after) < 0.99 * min(before)
+    else:
+        falls = not _clearly_flat(tail, min(0.012 * mean(tail), 0.05 * (w.start - mean(tail))))
     return "" if falls else f"The loss has not fallen since step {began}: it stays at {mean(tail):.3g}."
 
 
@@ -440,7 +419,7 @@ def _memorising(w: Monitors) -> str:
     n = min(max(LEAST, round(len(w.losses) / max(w.epoch, 1))), 50)
     if len(w.losses) < 2 * LEAST or w.epoch < 3 or w.recent(n) > NEAR_ZERO * w.start:
         return ""
-    validated = [loss for step, loss in w.validations if step and math.isfinite(loss)]
+    validated, of_validation = [loss for step, loss in w.validations if step and math.isfinite(loss)], ""
     if w.validations:
         still_falling = validated[-1] < 0.95 * min(validated[:-1]) if validated[1:] else w.share < 1
         if not validated or still_falling or validated[-1] < max(10 * w.recent(n), NEAR_ZERO * w.start):
@@ -448,8 +427,6 @@ def _memorising(w: Monitors) -> str:
         of_validation = f", {validated[-1]:.3g} on validation rows"
     elif w.epoch < 5:
         return ""
-    else:
-        of_validation = ""
     rows = counted(w.facts.rows, "row") if w.facts.rows else "the rows"
     return f"After {counted(w.epoch, 'pass')} over {rows} the training loss is {w.recent(n):.2g}{of_validation}: they are known by heart."  # fmt: skip
 
@@ -497,9 +474,8 @@ def remedies(kind: str, facts: RunFacts, rows: Sequence[str] = ()) -> tuple[str,
     named = f"look at these rows: {', '.join(rows)}" if rows else "look at the rows of that step"
     lower = f"train.learning_rate={rate / 3:.1g}" if rate else "lower train.learning_rate to a third"
     usual = facts.usual_rate
-    tenth = (
-        min(rate / 10, usual) if rate > usual > 0 else rate / 10
-    )  # a rate of a hundred times the usual one needs more than a tenth
+    # A rate of a hundred times the usual one needs more than a tenth.
+    tenth = min(rate / 10, usual) if rate > usual > 0 else rate / 10
     far_lower = f"train.learning_rate={tenth:.1g}" if rate else "lower train.learning_rate to a tenth"
     higher = f"train.learning_rate={usual:g}" if usual else "raise train.learning_rate tenfold"
     clip = f"train.max_grad_norm={facts.max_grad_norm / 3:.1g}"
@@ -523,14 +499,9 @@ def remedies(kind: str, facts: RunFacts, rows: Sequence[str] = ()) -> tuple[str,
 
 # Which setting says what happens; of what is not listed only a warning is given (patience ends a run that overfits).
 POLICY = {
-    "spike": "on_spike",
-    "gradient_explosion": "on_spike",
-    "divergence": "on_divergence",
-    "learning_rate_too_high": "on_divergence",
-    "plateau": "on_no_gain",
-    "dead_loss": "on_no_gain",
-    "memorising": "on_no_gain",
-    "learning_rate_too_low": "on_no_gain",
+    **dict.fromkeys(OF_A_BATCH, "on_spike"),
+    **dict.fromkeys(_BROKEN, "on_divergence"),
+    **dict.fromkeys(("plateau", "dead_loss", "memorising", "learning_rate_too_low"), "on_no_gain"),
 }
 
 
@@ -542,7 +513,7 @@ def policy(kind: str, config: TrainConfig) -> str:
 def make_monitors(config: TrainConfig, rows: Sequence[TrainRow], total_steps: int) -> Monitors:
     """Monitors that know a run's settings and rows."""
     answers = [tuple(t for t, m in zip(r.ids, r.mask, strict=True) if m) for r in rows if isinstance(r, Rendered)]
-    named = ("learning_rate", "rows_per_step", "max_grad_norm", "epochs", "dropout")
-    settings = {name: getattr(config, name) for name in named}
-    usual = usual_rate(config.method, config.loss)
-    return Monitors(RunFacts(total_steps, len(rows), usual_rate=usual, guess_loss=guess_loss(answers), **settings))
+    return Monitors(RunFacts(
+        total_steps, len(rows), config.learning_rate, usual_rate(config.method, config.loss), config.rows_per_step,
+        config.max_grad_norm, config.epochs, config.dropout, guess_loss(answers),
+    ))  # fmt: skip

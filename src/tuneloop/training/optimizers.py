@@ -112,11 +112,8 @@ class AdamW:
 
 
 def _update(
-    group: Mapping[str, Any],
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    states: Sequence[Mapping[str, Tensor]],
-) -> None:
+    group: Mapping[str, Any], parameters: Sequence[Tensor], gradients: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]
+) -> None:  # fmt: skip
     steps, means, squares = ([s[name] for s in states] for name in ("step", "exp_avg", "exp_avg_sq"))
     torch._fused_adamw_(
         list(parameters), list(gradients), means, squares, [], steps,
@@ -208,10 +205,9 @@ def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
         raise UserError("Paged states are not divided over processes", where="train.optimizer", next_step=step)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            "An optimizer with paged states needs the bitsandbytes package",
-            where="train.optimizer",
+            "An optimizer with paged states needs the bitsandbytes package", where="train.optimizer",
             next_step="pip install bitsandbytes, or set train.optimizer=adamw-8bit",
-        )
+        )  # fmt: skip
     return _paged_adamw(listed, settings)
 
 
@@ -247,14 +243,10 @@ def _paged_adamw(groups: Sequence[dict[str, Any]], settings: Mapping[str, Any]) 
 class UpdatesInBackward:
     """Updates each weight as soon as its gradient is there, and frees the gradient: they never exist all at once (Lv et al. 2023,
     arXiv 2306.09782). The norm over all gradients is known only behind the last update, so nothing is clipped.
-
-    Args:
-        optimizer: every weight a parameter group of its own.
-        armed: set for the last micro-batch of a step; the gradients of those before add up.
     """
 
-    optimizer: Any
-    armed: bool = False
+    optimizer: Any  # every weight a parameter group of its own
+    armed: bool = False  # set for the last micro-batch of a step; the gradients of those before add up
     squares: list[float] = field(default_factory=list)
     groups: dict[int, Any] = field(init=False)
 

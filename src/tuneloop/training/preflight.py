@@ -17,46 +17,34 @@ NAMED = 3  # rows that a problem names
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a run begins with.
+    """What a run begins with."""
 
-    Args:
-        rows, tokens, supervised: of the training split as the model sees it; `supervised` tokens count in the loss.
-        longest, limit: tokens of the longest row, and the most that a row may have.
-        bos: for each number of begin-of-text tokens how many rows have it; empty where the model has no such token.
-        answers, ended: runs of supervised tokens, and those of them that end in a supervised end-of-turn token.
-        end_token: the end-of-turn token as text.
-        steps, warmup_steps, rows_per_step: of the run as planned.
-        learning_rate, schedule: the peak, and how it falls.
-        problems: what makes training refuse to start, each with rows and what to do.
-        shown: two rows with their ids.
-    """
-
-    rows: int
+    rows: int  # of the training split as the model sees it
     tokens: int
-    supervised: int
-    longest: int
-    limit: int
-    bos: dict[int, int]
-    answers: int
-    ended: int
-    end_token: str
-    steps: int
+    supervised: int  # tokens that count in the loss
+    longest: int  # tokens of the longest row
+    limit: int  # most tokens that a row may have
+    bos: dict[
+        int, int
+    ]  # for each number of begin-of-text tokens how many rows have it; empty: the model has no such token
+    answers: int  # runs of supervised tokens
+    ended: int  # of them, those that end in a supervised end-of-turn token
+    end_token: str  # the end-of-turn token as text
+    steps: int  # of the run as planned
     warmup_steps: int
     rows_per_step: float
-    learning_rate: float
-    schedule: str
-    problems: tuple[str, ...]
-    shown: tuple[tuple[str, Rendered], ...] = ()
+    learning_rate: float  # the peak
+    schedule: str  # how it falls
+    problems: tuple[str, ...]  # what makes training refuse to start, each with rows and what to do
+    shown: tuple[tuple[str, Rendered], ...] = ()  # two rows with their ids
 
     def lines(self) -> list[str]:
         """The numbers in plain sentences."""
-        counts = (
-            ", ".join(f"{n} in {counted(rows, 'row')}" for n, rows in sorted(self.bos.items())) or "the model has none"
-        )
+        counts = ", ".join(f"{n} in {counted(rows, 'row')}" for n, rows in sorted(self.bos.items()))
         return [
             f"rows          {self.rows:,} of at most {self.longest:,} tokens ({self.limit:,} are allowed)",
             f"supervised    {self.supervised:,} of {self.tokens:,} tokens ({self.supervised / max(self.tokens, 1):.0%})",
-            f"begin of text {counts}",
+            f"begin of text {counts or 'the model has none'}",
             f"end of turn   {self.ended:,} of {self.answers:,} answers end in a supervised {self.end_token}",
             f"steps         {self.steps:,} of about {self.rows_per_step:.3g} rows",
             f"learning rate {self.learning_rate:g} after {counted(self.warmup_steps, 'step')}, then {self.schedule}",
@@ -71,13 +59,8 @@ class Preflight:
 
 
 def preflight(
-    rows: Sequence[TrainRow],
-    ids: Sequence[str],
-    template: Template,
-    config: TrainConfig,
-    steps: Sequence[Step],
-    limit: int,
-) -> Preflight:
+    rows: Sequence[TrainRow], ids: Sequence[str], template: Template, config: TrainConfig, steps: Sequence[Step], limit: int
+) -> Preflight:  # fmt: skip
     """Look at the rows of a run; nothing is computed with the model.
 
     Args:
@@ -88,46 +71,34 @@ def preflight(
     parts = [(name, part) for name, row in zip(ids, rows, strict=True) for part in conversations(row)]
     bos = template.tokenizer.token_to_id(str(template.variables.get("bos_token") or ""))
     ends = [_ends(part, template.end_ids) for _, part in parts]
-    warmup = max(round(len(steps) * config.warmup), 1)
+    schedules = {"constant": "constant", "linear": "linear to zero", "cosine": "along a cosine to zero"}
     return Preflight(
-        rows=len(rows),
-        tokens=sum(tokens_of(row) for row in rows),
+        rows=len(rows), tokens=sum(tokens_of(row) for row in rows),
         supervised=sum(sum(1 for weight in part.mask[1:] if weight) for _, part in parts),
-        longest=max((len(part.ids) for _, part in parts), default=0),
-        limit=limit,
+        longest=max((len(part.ids) for _, part in parts), default=0), limit=limit,
         bos=dict(Counter(part.ids.count(bos) for _, part in parts)) if bos is not None else {},
-        answers=sum(len(of_row) for of_row in ends),
-        ended=sum(sum(of_row) for of_row in ends),
+        answers=sum(len(of_row) for of_row in ends), ended=sum(sum(of_row) for of_row in ends),
         end_token=template.tokenizer.id_to_token(template.end_ids[0]) if template.end_ids else "end of turn",
-        steps=len(steps),
-        warmup_steps=warmup,
-        rows_per_step=sum(step.rows for step in steps) / max(len(steps), 1),
-        learning_rate=config.learning_rate,
-        schedule={"constant": "constant", "linear": "linear to zero", "cosine": "along a cosine to zero"}[
-            config.schedule
-        ],
-        problems=tuple(_problems(parts, ends, template, bos, config, limit)),
+        steps=len(steps), warmup_steps=max(round(len(steps) * config.warmup), 1),
+        rows_per_step=sum(step.rows for step in steps) / max(len(steps), 1), learning_rate=config.learning_rate,
+        schedule=schedules[config.schedule], problems=tuple(_problems(parts, ends, template, bos, config, limit)),
         shown=tuple(parts[:2]),
-    )
+    )  # fmt: skip
 
 
 def _ends(row: Rendered, end_ids: Sequence[int]) -> list[bool]:
     """For each run of supervised tokens whether an end-of-turn token is its last, or the last but white space."""
-    endings = []
-    for i, weight in enumerate(row.mask):
-        if weight and (i + 1 == len(row.mask) or not row.mask[i + 1]):
-            endings.append(any(token in end_ids for token in row.ids[max(i - 1, 0) : i + 1]))
-    return endings
+    return [
+        any(token in end_ids for token in row.ids[max(i - 1, 0) : i + 1])
+        for i, (weight, following) in enumerate(zip(row.mask, [*row.mask[1:], 0], strict=True))
+        if weight and not following
+    ]
 
 
 def _problems(
-    parts: Sequence[tuple[str, Rendered]],
-    ends: Sequence[Sequence[bool]],
-    template: Template,
-    bos: int | None,
-    config: TrainConfig,
-    limit: int,
-) -> list[str]:
+    parts: Sequence[tuple[str, Rendered]], ends: Sequence[Sequence[bool]], template: Template, bos: int | None,
+    config: TrainConfig, limit: int,
+) -> list[str]:  # fmt: skip
     unsupervised = [name for name, part in parts if not any(part.mask[1:])]
     long = [f"{name} ({len(part.ids):,} tokens)" for name, part in parts if len(part.ids) > limit]
     open_ended = [name for (name, _), problems in zip(parts, ends, strict=True) if problems and not any(problems)]
@@ -138,21 +109,16 @@ def _problems(
         open_ended = []
     problems = (
         (unsupervised, "no token to learn: every row needs an assistant turn with text and a weight"),
-        (
-            long,
-            f"more than {limit:,} tokens: prepare again with data.max_length={limit} and data.too_long=truncate or split",
-        ),
-        (
-            open_ended,
-            "no supervised end-of-turn token: the model would never learn to stop; the chat template is at fault",
-        ),
+        (long, f"more than {limit:,} tokens: prepare again with data.max_length={limit} and data.too_long=truncate or split"),
+        (open_ended, "no supervised end-of-turn token: the model would never learn to stop; the chat template is at fault"),
         (doubled, "two begin-of-text tokens: the text of the first turn holds one"),
         (bare if len(bare) < len(parts) else [], "no begin-of-text token while others do"),
-    )
-    none = [] if parts else ["there is no training row: give more data, or smaller split.val and split.test"]
-    return none + [f"{_named(names)} {what}" for names, what in problems if names]
-
-
-def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
-    return f"{len(names):,} {'row has' if len(names) == 1 else 'rows have'} ({shown})"
+    )  # fmt: skip
+    if not parts:
+        return ["there is no training row: give more data, or smaller split.val and split.test"]
+    sentences = []
+    for names, what in problems:
+        if names:
+            shown = ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
+            sentences.append(f"{len(names):,} {'row has' if len(names) == 1 else 'rows have'} ({shown}) {what}")
+    return sentences

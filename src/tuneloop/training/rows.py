@@ -16,47 +16,30 @@ from tuneloop.training.top_logits import is_store
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two answers to one prompt, the better one first.
+    """Two answers to one prompt, the better one first."""
 
-    Args:
-        chosen, rejected: the conversation with either; the mask marks the answer.
-        reference: log likelihoods of both answers under the reference model.
-    """
-
-    chosen: Rendered
+    chosen: Rendered  # the conversation; the mask marks the answer
     rejected: Rendered
-    reference: tuple[float, float] = (0.0, 0.0)
+    reference: tuple[float, float] = (0.0, 0.0)  # log likelihoods of both answers under the reference model
 
 
 @dataclass(frozen=True)
 class RatedAnswer:
-    """An answer with a thumb.
+    """An answer with a thumb."""
 
-    Args:
-        answer: the conversation; the mask marks the rated answer.
-        other: the same prompt with another row's answer, by which KTO estimates how far the model has moved.
-        good: thumb up.
-        reference: log likelihoods of both answers under the reference model.
-    """
-
-    answer: Rendered
-    other: Rendered
-    good: bool
-    reference: tuple[float, float] = (0.0, 0.0)
+    answer: Rendered  # the conversation; the mask marks the rated answer
+    other: Rendered  # the same prompt with another row's answer, by which KTO estimates how far the model has moved
+    good: bool  # thumb up
+    reference: tuple[float, float] = (0.0, 0.0)  # log likelihoods of both answers under the reference model
 
 
 @dataclass(frozen=True)
 class Taught(Rendered):
-    """A conversation at whose supervised positions a teacher's probabilities are stored.
+    """A conversation at whose supervised positions a teacher's probabilities are stored."""
 
-    Args:
-        key: by which they are found; empty: the teacher is queried in each step.
-        theirs: the conversation as a teacher with other tokens reads it; None: it has the same.
-        aligned: for each supervised position the number of the one of `theirs` that is at the same place, see `teachers.aligned`.
-    """
-
-    key: str = ""
-    theirs: Rendered | None = None
+    key: str = ""  # by which they are found; empty: the teacher is queried in each step
+    theirs: Rendered | None = None  # the conversation as a teacher with other tokens reads it; None: it has the same
+    # For each supervised position the number of the one of `theirs` that is at the same place, see `teachers.aligned`.
     aligned: tuple[int, ...] = ()
 
 
@@ -119,7 +102,13 @@ def _conversations(rows: Sequence[Row], template: Template, config: TrainConfig)
 
 
 def _pairs(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
-    return [_pair(row, template) for row in rows]
+    pairs: list[TrainRow] = []
+    for row in rows:
+        shared = int(row.meta.get("shared_turns", len(row.messages) - 1))
+        worse = [*row.messages[:shared], *row.meta["rejected"]]
+        chosen, rejected = (_last_answer(turns, shared, row, template) for turns in (row.messages, worse))
+        pairs.append(PreferencePair(chosen, rejected))
+    return pairs
 
 
 def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
@@ -131,29 +120,18 @@ def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> li
 
 
 def _taught(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
-    """Conversations that a teacher judges, each with the place of what is stored.
-
-    Raises:
-        UserError: nothing is stored of a row, or the teacher has other tokens or another chat template.
-    """
+    """Conversations that a teacher judges, each with the place of what is stored."""
     made = [template.render(row.messages, row.tools) for row in rows]
-    if made and config.divergence == "universal":
-        return _taught_by_other_tokens(rows, made, template, config)
+    if made and config.divergence == "universal":  # a teacher with other tokens: each as both read it
+        theirs = teachers_template(config)
+        others = [theirs.render(row.messages, row.tools) for row in rows]
+        return [
+            Taught(row.ids, row.mask, key, other, aligned(row, other, template.decode, theirs.decode))
+            for row, other, key in zip(made, others, keys_of(others, config), strict=True)
+        ]
     if made and not is_store(str(config.teacher)):
         refuse_other_tokens(open_local(str(config.teacher)), rows[0], made[0], template)
     return [Taught(row.ids, row.mask, key) for row, key in zip(made, keys_of(made, config), strict=True)]
-
-
-def _taught_by_other_tokens(
-    rows: Sequence[Row], made: Sequence[Rendered], template: Template, config: TrainConfig
-) -> list[TrainRow]:
-    """Conversations of a teacher with other tokens, each as both read it."""
-    theirs = teachers_template(config)
-    others = [theirs.render(row.messages, row.tools) for row in rows]
-    return [
-        Taught(row.ids, row.mask, key, other, aligned(row, other, template.decode, theirs.decode))
-        for row, other, key in zip(made, others, keys_of(others, config), strict=True)
-    ]
 
 
 CONVERSATIONS = RowKind(lambda row: not row.rated_bad, _conversations)
@@ -181,20 +159,10 @@ def _last_answer(messages: Sequence[Message], shared: int, row: Row, template: T
     return template.render([*turns, *messages[shared:]], row.tools)
 
 
-def _pair(row: Row, template: Template) -> PreferencePair:
-    shared = int(row.meta.get("shared_turns", len(row.messages) - 1))
-    worse = [*row.messages[:shared], *row.meta["rejected"]]
-    return PreferencePair(_last_answer(row.messages, shared, row, template), _last_answer(worse, shared, row, template))
-
-
 def _mismatched(prompt: Rendered, answer: Rendered) -> Rendered:
     """The prompt of one conversation with the answer of another."""
-    begin, other = _begin(prompt), _begin(answer)
+    begin, other = (next((i for i, weight in enumerate(row.mask) if weight), len(row.mask)) for row in (prompt, answer))
     return Rendered(prompt.ids[:begin] + answer.ids[other:], prompt.mask[:begin] + answer.mask[other:])
-
-
-def _begin(row: Rendered) -> int:
-    return next((i for i, weight in enumerate(row.mask) if weight), len(row.mask))
 
 
 def with_reference(row: TrainRow, values: tuple[float, float]) -> TrainRow:

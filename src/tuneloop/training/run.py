@@ -78,17 +78,14 @@ class TrainingRun:
 
     def checkpoint_due(self) -> bool:
         """Whether it is time for one: by the clock, by steps, or because the process is to end."""
-        every = self.config.checkpoint_steps
+        every, seconds = self.config.checkpoint_steps, self.config.checkpoint_seconds or 0.0
+        if seconds:  # no more than a twentieth of the time goes into writing them
+            seconds = max(seconds, SAVES_APART * self.saving_seconds)
         return (
             self.asked_to_end
-            or time.monotonic() - self.saved_at > self._seconds_apart()
+            or time.monotonic() - self.saved_at > seconds
             or (every is not None and self.state.step % every == 0)
         )
-
-    def _seconds_apart(self) -> float:
-        """Seconds between checkpoints: as configured, but no more than a twentieth of the time goes into writing them."""
-        wanted = self.config.checkpoint_seconds
-        return max(wanted, SAVES_APART * self.saving_seconds) if wanted else 0.0
 
     def save(self) -> None:
         """Write a checkpoint."""

@@ -32,13 +32,9 @@ FEW_TOKENS = 256  # of the first passes of several rows: products of so many are
 
 
 def measure_speed(
-    model: Model,
-    rows: Sequence[TrainRow],
-    config: TrainConfig,
-    seed: int,
-    seconds: float | None = None,
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, seconds: float | None = None,
     kept_layers: int = 0,
-) -> float:
+) -> float:  # fmt: skip
     """Tokens a second that a run will keep up, from forward and backward passes on some of its own batches.
 
     Nothing is changed. A few seconds run faster than many minutes, see SUSTAINED. Where even one micro-batch would take too long,
@@ -125,11 +121,7 @@ def _few_rows(rows: Sequence[TrainRow], micro: Sequence[int]) -> list[int]:
 
 
 def _forth_and_back(model: Model, rows: Sequence[TrainRow], config: TrainConfig, recomputing: bool = False) -> None:
-    """A micro-batch's passes, divided as a run divides them when memory runs out.
-
-    Raises:
-        UserError: a single row does not fit.
-    """
+    """A micro-batch's passes, divided as a run divides them when memory runs out."""
     try:
         batch_loss(model, rows, 1.0, config).backward()  # type: ignore[no-untyped-call]
         return

@@ -44,8 +44,8 @@ def optimizer_step(
         rng = random_state()
         try:
             total, metrics = _gradients(run, step, rows)
-            if not (run.state.loss_scale > 1 and _overflowed(parameters)):
-                break
+            if run.state.loss_scale <= 1 or bool(torch.stack(_norms(parameters)).isfinite().all()):
+                break  # else a gradient became infinite, and the step is repeated with a smaller scale (arXiv 1710.03740)
             run.state.loss_scale /= 2
             run.state.scaled_steps = 0
         except (RuntimeError, MemoryError) as error:
@@ -57,8 +57,11 @@ def optimizer_step(
         step = _with_less_memory(run, step, rows)
     if run.in_backward:
         norm = run.in_backward.norm()
-    else:
-        norm = _clip(parameters, run.config.max_grad_norm)
+    else:  # the gradients are shrunk to a norm of at most `max_grad_norm` over all of them
+        total_norm = torch.linalg.vector_norm(torch.stack(_norms(parameters)))
+        with_gradient = [p for p in parameters if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(with_gradient, run.config.max_grad_norm, total_norm)
+        norm = float(whole(total_norm))
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
     if run.state.loss_scale:
@@ -105,19 +108,10 @@ def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[
 LOSS_SCALE, SCALED_STEPS = 2.0**16, 1000
 
 
-def _overflowed(parameters: Sequence[nn.Parameter]) -> bool:
-    """Whether a gradient became infinite: the step is then repeated with a smaller scale (Micikevicius et al. 2018, arXiv 1710.03740)."""
-    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None], 2, dtype=torch.float32)
-    return not bool(torch.stack(norms).isfinite().all())
-
-
-def _clip(parameters: Sequence[nn.Parameter], most: float) -> float:
-    """Shrink the gradients to a norm of at most `most` over all of them; returns what it was. Norms are fp32 also where gradients are bf16."""
-    with_gradient = [p for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm([p.grad for p in with_gradient], 2, dtype=torch.float32)  # type: ignore[misc]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
-    torch.nn.utils.clip_grads_with_norm_(with_gradient, most, norm)
-    return float(whole(norm))
+def _norms(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Of the gradients, in fp32 also where these are bf16."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return list(torch._foreach_norm(gradients, 2, dtype=torch.float32))
 
 
 def _pull_to_start(run: TrainingRun) -> float:

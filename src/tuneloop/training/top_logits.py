@@ -53,15 +53,10 @@ def row_key(row: Rendered) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a position is laid out in bytes.
+    """How a position is laid out in bytes."""
 
-    Args:
-        top: tokens that are kept.
-        vocabulary: tokens that there are.
-    """
-
-    top: int
-    vocabulary: int
+    top: int  # tokens that are kept
+    vocabulary: int  # tokens that there are
 
     @property
     def low(self) -> int:
@@ -120,16 +115,11 @@ class Layout:
 
 @dataclass
 class TopStore:
-    """A folder of stored positions.
-
-    Args:
-        about: what they are of.
-        rows: key of a row -> its first position, and how many.
-    """
+    """A folder of stored positions."""
 
     folder: Path
-    about: TeacherLogits
-    rows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    about: TeacherLogits  # what they are of
+    rows: dict[str, tuple[int, int]] = field(default_factory=dict)  # key of a row -> its first position, and how many
     _data: Any = None
 
     @property

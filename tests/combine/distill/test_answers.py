@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from local_http import Quiet, listening
 
-from tuneloop.combine.distill.answers import AT_ONCE, DistilJob, answers_of, same_model
-from tuneloop.combine.distill.rows import taught_rows
+from tuneloop.combine.distill.answers import AT_ONCE, DistilJob, answers_of, same_model, taught_rows
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl

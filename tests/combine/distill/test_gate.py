@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.combine.distill.gate import AnswerGate, load_gate
+from tuneloop.combine.distill.answers import AnswerGate, load_gate
 from tuneloop.core.errors import UserError
 
 QUEUE = r"Queue: (\w+)"

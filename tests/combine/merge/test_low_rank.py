@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.combine.merge.low_rank import Product, cut_to, lost_share, squared_length, stacked, svd_of, svd_of_dense
+from tuneloop.combine.merge.methods import Product, cut_to, lost_share, squared_length, stacked, svd_of, svd_of_dense
 
 SIZES = st.integers(1, 12)
 

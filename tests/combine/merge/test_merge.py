@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tuneloop.combine.merge.adapters import Adapter, open_adapter
-from tuneloop.combine.merge.merge import MergedAdapter, MergeSettings, base_shapes, merge_adapters
+from tuneloop.combine.merge.adapters import Adapter, MergeSettings, open_adapter
+from tuneloop.combine.merge.merge import MergedAdapter, base_shapes, merge_adapters
 from tuneloop.combine.merge.methods import METHODS
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, sha256_file, write_json

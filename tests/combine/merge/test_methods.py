@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tuneloop.combine.merge.low_rank import Product, svd_of
-from tuneloop.combine.merge.methods import METHODS, ModuleUpdates, elected, merge_method, trimmed
+from tuneloop.combine.merge.methods import METHODS, ModuleUpdates, Product, elected, merge_method, svd_of, trimmed
 from tuneloop.core.errors import UserError
 
 OUTPUTS, INPUTS = 14, 10

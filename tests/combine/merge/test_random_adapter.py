@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tuneloop.combine.merge.adapters import open_adapter
-from tuneloop.combine.merge.random_adapter import random_adapter
+from tuneloop.combine.merge.adapters import open_adapter, random_adapter
 from tuneloop.core.files import write_json
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tuneloop.combine.merge.merge import MergeSettings
+from tuneloop.combine.merge.adapters import MergeSettings
 from tuneloop.combine.merge.methods import METHODS
-from tuneloop.combine.merge.search import Tried, first_round, next_settings
+from tuneloop.combine.merge.tasks import Tried, first_round, next_settings
 
 
 def test_the_first_round_tries_each_kind_once_and_only_what_can_be_merged() -> None:

@@ -158,6 +158,6 @@ def test_requests_in_another_language_are_told(tmp_path: Path, capsys: Said, mon
 
 @pytest.mark.parametrize("features", ["words", "minilm", "static", "hidden"])
 def test_no_texts_have_no_features(features: Any) -> None:
-    from tuneloop.combine.route.command import RouteJob
+    from tuneloop.combine.route.features import RouteJob
 
     assert RouteJob(features).embed([]).shape[0] == 0

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from routed import outcomes, record, tasks
 
-from tuneloop.combine.route.fit import fit_router
 from tuneloop.combine.route.frontier import calibration_error, frontier, gap_recovered, judged, price_for, singles
+from tuneloop.combine.route.router import fit_router
 
 COSTS = np.array([1.0, 9.0])
 

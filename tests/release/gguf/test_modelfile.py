@@ -11,7 +11,7 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.template import load_template
-from tuneloop.release.gguf.modelfile import modelfile, ollama_template
+from tuneloop.release.gguf.artifact import modelfile, ollama_template
 
 TURNS: list[Any] = [
     {"role": "system", "content": "Sort."}, {"role": "user", "content": "One\n\ntwo "}, {"role": "assistant", "content": "a"},

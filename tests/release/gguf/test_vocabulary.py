@@ -15,8 +15,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.inference.llamacpp import LlamaCpp, installed
 from tuneloop.models.template import Template, load_template
-from tuneloop.release.gguf.convert import About, write_gguf
-from tuneloop.release.gguf.vocabulary import pre_tokenizer_of, vocabulary
+from tuneloop.release.gguf.convert import About, pre_tokenizer_of, vocabulary, write_gguf
 from tuneloop.release.tuned_weights import open_tuned
 
 KEY = "tokenizer.ggml."

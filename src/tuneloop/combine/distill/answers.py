@@ -1,4 +1,4 @@
-"""The teacher's answers in `tuneloop distill`: asked for once, several a prompt where wanted, and the best one picked."""
+"""The teacher's answers in `tuneloop distill`: written once, several a prompt where wanted, and the best one picked."""
 
 from __future__ import annotations
 
@@ -6,18 +6,31 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.combine.distill.gate import AnswerGate, load_gate
+from pydantic import Field, field_validator
+
 from tuneloop.combine.distill.prompts import unlabelled_rows
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_errors_of_the_disk
+from tuneloop.core.files import (
+    Config,
+    build_config,
+    content_hash,
+    drop_torn_line,
+    read_jsonl,
+    read_yaml,
+    sha256_file,
+    user_errors_of_the_disk,
+    write_jsonl,
+)
+from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
+from tuneloop.data.dataset import label_counts, load_dataset
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.inference.client import EndpointTarget
 from tuneloop.inference.local.sampling import Sampling
@@ -25,10 +38,87 @@ from tuneloop.inference.request import Request
 from tuneloop.pipeline.judge import Judge, conversation_of
 from tuneloop.pipeline.targets import TaskTarget
 from tuneloop.records.completion import Completion
+from tuneloop.records.dataset import MANIFEST, SplitFile
+from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
 
 if TYPE_CHECKING:
     from tuneloop.combine.distill.probabilities import ProbabilityStore
+
+
+class AnswerGate(Config):
+    """Conditions for every answer; what fails one is not learned. With `--best-of` the best of those that pass is."""
+
+    version: int = Field(1, ge=1, le=1)
+    contains: list[str] = Field(default_factory=list, description="each must occur, in any case")
+    lacks: list[str] = Field(default_factory=list, description="none may occur, in any case")
+    matches: list[str] = Field(default_factory=list, description="regular expressions, each to be found in the answer")
+    same: list[str] = Field(
+        default_factory=list,
+        description="regular expressions with a group, which must have found the same in the row's own answer; of requests without one it is "
+        "enough that they are found",
+    )
+    most_words: int | None = Field(None, ge=1, description="longest answer")
+
+    @field_validator("matches", "same")
+    @classmethod
+    def _compiles(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                compile_pattern(pattern)
+            except ValueError as error:
+                raise ValueError(f"{pattern} is not a regular expression: {error}") from None
+        return patterns
+
+    @field_validator("same")
+    @classmethod
+    def _has_a_group(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            if compile_pattern(pattern).groups < 1:
+                raise ValueError(f"{pattern} has no group: write what is compared in brackets")
+        return patterns
+
+    def breach(self, answer: str, own: str = "") -> str:
+        """The first condition that an answer fails; empty where it holds all.
+
+        Args:
+            own: the row's own answer; empty where it has none.
+        """
+        low = answer.casefold()
+        for text in self.contains:
+            if text.casefold() not in low:
+                return f"lacks {text!r}"
+        for text in self.lacks:
+            if text.casefold() in low:
+                return f"contains {text!r}"
+        for pattern in self.matches:
+            if not compile_pattern(pattern).search(answer):
+                return f"does not match {pattern}"
+        for pattern in self.same:
+            search = compile_pattern(pattern).search
+            match, wanted = search(answer), search(own) if own else None
+            if not match or (wanted and match.group(1) != wanted.group(1)):
+                return f"another value of {pattern}"
+        if self.most_words is not None and len(answer.split()) > self.most_words:
+            return f"longer than {self.most_words} words"
+        return ""
+
+
+def load_gate(file: str) -> AnswerGate | None:
+    """The conditions in a file; None where no file is named.
+
+    Raises:
+        UserError: the file is missing or wrong, or demands nothing.
+    """
+    if not file:
+        return None
+    gate = build_config(AnswerGate, read_yaml(Path(file), "conditions"), where=file)
+    if gate == AnswerGate():
+        raise UserError(
+            "The file demands nothing of an answer", where=file, next_step="add contains, lacks, matches, same or most_words"
+        )  # fmt: skip
+    return gate
+
 
 AT_ONCE = 64  # requests that are made before their answers are written
 PLACE = "distill"  # in the run's folder: answers, rows, the student, the control
@@ -36,28 +126,19 @@ PLACE = "distill"  # in the run's folder: answers, rows, the student, the contro
 
 @dataclass
 class DistilJob:
-    """A distillation at work.
-
-    Args:
-        teacher: who answers.
-        dataset: whose prompts are asked.
-        out: the student's run.
-        options: how.
-        settings: `key=value`, of the student's recipe.
-        store: where the teacher's probabilities go while it writes; None: they are not wanted.
-    """
+    """A distillation at work."""
 
     teacher: TaskTarget
-    dataset: Dataset
-    out: Path
+    dataset: Dataset  # whose prompts it answers
+    out: Path  # the student's run
     options: DistilOptions
-    settings: Sequence[str] = ()
-    dropped: Counter[str] = field(default_factory=Counter)
-    store: ProbabilityStore | None = None
+    settings: Sequence[str] = ()  # `key=value`, of the student's recipe
+    dropped: Counter[str] = field(default_factory=Counter)  # answers and requests, by reason
+    store: ProbabilityStore | None = None  # where its probabilities go while it writes; None: they are not wanted
 
     @property
     def place(self) -> Path:
-        """Where all that is not the student's run itself stands."""
+        """Where all that is not the student's run itself is kept."""
         return self.out / PLACE
 
     @cached_property
@@ -96,7 +177,7 @@ def unusable(answer: Completion, job: DistilJob, row: Row) -> str:
     return "fails the gate" if job.gate is not None and job.gate.breach(answer.text.strip(), row.answer) else ""
 
 
-def asked(job: DistilJob, requests: Sequence[Request]) -> Sequence[Completion]:
+def teacher_answers(job: DistilJob, requests: Sequence[Request]) -> Sequence[Completion]:
     """What the teacher answers: a label that it scores, or text that it writes."""
     if job.labels:
         return list(job.teacher.target.score(requests, job.labels, exact=False))
@@ -113,39 +194,52 @@ MOST_FAILED = 0.05  # share of requests that may fail for good
 
 
 def answers_of(job: DistilJob) -> dict[str, Completion]:
-    """The teacher's answer to each row that it is asked for, the best of `best_of`; what is written down already is not asked again.
+    """The teacher's answer to each row, the best of `best_of`; what is written down already is not requested again.
 
     Raises:
         UserError: too many requests failed, or another model answered.
     """
-    file = job.place / f"answers-{_key(job)}.jsonl"
-    known = _read(file)
-    if known:
-        say(f"teacher   {counted(len(known), 'answer')} {verb(len(known), 'is', 'are')} there already")
+    further = [row.id for row in job.unlabelled]
+    key = content_hash([job.teacher.identity, job.dataset.manifest.hash, *([further] if further else [])])[:12]
+    file = job.place / f"answers-{key}.jsonl"
+    answers = {
+        (line["id"], line.get("draw", 0)): Completion(line["text"], finish=line["finish"], error=line.get("error", ""))
+        for line in _read(file)
+    }
+    if answers:
+        say(f"teacher   {counted(len(answers), 'answer')} {verb(len(answers), 'is', 'are')} there already")
     draws = [(row, number) for number in range(job.options.best_of) for row in job.for_teacher]
-    left = [(row, number) for row, number in draws if (row.id, number) not in known]
+    left = [(row, number) for row, number in draws if (row.id, number) not in answers]
     failed: dict[Draw, Completion] = {}
-    done, lied = 0, ""
-    while done < len(left) and not lied:
-        # A server is asked once before it is asked much: another model may answer there, and its answers cost, too.
-        some = left[done : done + (1 if not done and isinstance(job.teacher.target, EndpointTarget) else AT_ONCE)]
+    endpoint = job.teacher.target.endpoint if isinstance(job.teacher.target, EndpointTarget) else None
+    count, other = 0, ""
+    while count < len(left) and not other:
+        # A server gets one request before it gets many: another model may answer there, and its answers cost, too.
+        some = left[count : count + (1 if not count and endpoint else AT_ONCE)]
         lines = []
-        for (row, number), answer in zip(some, asked(job, [_request(job, *each) for each in some]), strict=True):
+        for (row, number), answer in zip(
+            some, teacher_answers(job, [_request(job, *one) for one in some]), strict=True
+        ):
             draw = row.id, number
-            if not job.options.any_model and _is_of_another_model(job, answer):
-                lied = lied or answer.served
+            if (
+                endpoint
+                and answer.served
+                and not job.options.any_model
+                and not same_model(endpoint.model, answer.served)
+            ):
+                other = other or answer.served
             elif answer.error:
                 failed[draw] = answer
             else:
-                known[draw] = answer
+                answers[draw] = answer
                 lines.append(_line(draw, answer))
         _append(file, lines)  # those of the right model, also where another one joined in
-        done += len(some)
-        progress("asking the teacher", done, len(left))
-    if lied and isinstance(job.teacher.target, EndpointTarget):
+        count += len(some)
+        progress("asking the teacher", count, len(left))
+    if other and endpoint:
         raise UserError(
-            f"{lied} has answered, and {job.teacher.target.endpoint.model} was asked", where=job.teacher.name,
-            next_step=f"give --model {lied}, or --any-model if that is a name for the same; what the right one answered is kept",
+            f"{other} has answered, and {endpoint.model} was asked", where=job.teacher.name,
+            next_step=f"give --model {other}, or --any-model if that is a name for the same; what the right one answered is kept",
         )  # fmt: skip
     if len(failed) > MOST_FAILED * len(draws):
         reason, _ = Counter(answer.error for answer in failed.values()).most_common(1)[0]
@@ -154,13 +248,7 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
             where=job.teacher.name, next_step="the same command asks for these again; what came is kept",
         )  # fmt: skip
     _append(file, [_line(draw, answer) for draw, answer in failed.items()])  # so that the rows stay the same
-    return _best(job, known | failed)
-
-
-def _key(job: DistilJob) -> str:
-    """What a file of answers is named by: who was asked, and what."""
-    asked_for = [row.id for row in job.unlabelled]
-    return content_hash([job.teacher.identity, job.dataset.manifest.hash, *([asked_for] if asked_for else [])])[:12]
+    return _best(job, answers | failed)
 
 
 def _request(job: DistilJob, row: Row, number: int) -> Request:
@@ -169,14 +257,11 @@ def _request(job: DistilJob, row: Row, number: int) -> Request:
     return Request(messages=row.prompt, tools=row.tools, max_new_tokens=limit, id=row.id, **more)
 
 
-def _read(file: Path) -> dict[Draw, Completion]:
+def _read(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
-        return {}
+        return []
     drop_torn_line(file)
-    return {
-        (line["id"], line.get("draw", 0)): Completion(line["text"], finish=line["finish"], error=line.get("error", ""))
-        for line in read_jsonl(file)
-    }
+    return list(read_jsonl(file))
 
 
 def _line(draw: Draw, answer: Completion) -> str:
@@ -196,77 +281,101 @@ def _append(file: Path, lines: Sequence[str]) -> None:
 _VERSION = re.compile(r"[-_:@.]?(v?\d[\d.-]*|latest|preview|instruct|chat|hf|[-_:@.])*")
 
 
-def same_model(wanted: str, said: str) -> bool:
+def same_model(*names: str) -> bool:
     """Whether two names may be of one model: equal but for owner, case and what names a version."""
-    one, other = sorted((name.lower().rstrip("/").rpartition("/")[2] for name in (wanted, said)), key=len)
-    return other.startswith(one) and _VERSION.fullmatch(other[len(one) :]) is not None
-
-
-def _is_of_another_model(job: DistilJob, answer: Completion) -> bool:
-    """Whether a server says that another model than the one asked for has written an answer."""
-    target = job.teacher.target
-    if not isinstance(target, EndpointTarget) or not answer.served:
-        return False
-    return not same_model(target.endpoint.model, answer.served)
+    short, long = sorted((name.lower().rstrip("/").rpartition("/")[2] for name in names), key=len)
+    return long.startswith(short) and _VERSION.fullmatch(long[len(short) :]) is not None
 
 
 # --- the best of several -----------------------------------------------------------------------
 
 
-def _best(job: DistilJob, known: dict[Draw, Completion]) -> dict[str, Completion]:
+def _best(job: DistilJob, answers: dict[Draw, Completion]) -> dict[str, Completion]:
     """The best usable answer to each row; of equals the first."""
     count, rows = job.options.best_of, job.for_teacher
     if count == 1:
-        return {row.id: known[row.id, 0] for row in rows}
-    usable = {row.id: [n for n in range(count) if not unusable(known[row.id, n], job, row)] or [0] for row in rows}
-    scores = _judged(job, known, usable) if job.options.pick == "judge" else _overlaps(job, known, usable)
+        return {row.id: answers[row.id, 0] for row in rows}
+    usable = {row.id: [n for n in range(count) if not unusable(answers[row.id, n], job, row)] or [0] for row in rows}
+    scores = (_ratings if job.options.pick == "judge" else _overlaps)(job, answers, usable)
     best = {row.id: max(usable[row.id], key=lambda n, i=row.id: scores[i, n]) for row in rows}  # type: ignore[misc]
-    moved = sum(n != 0 for n in best.values())
-    say(
-        f"teacher   best of {count} by {job.options.pick}: of {moved:,} of {counted(len(best), 'row')} another than the first"
-    )
-    return {i: known[i, n] for i, n in best.items()}
+    moved = f"{sum(n != 0 for n in best.values()):,} of {counted(len(best), 'row')}"
+    say(f"teacher   best of {count} by {job.options.pick}: of {moved} another than the first")
+    return {i: answers[i, n] for i, n in best.items()}
 
 
-def _overlaps(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, list[int]]) -> dict[Draw, float]:
+def _overlaps(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str, list[int]]) -> dict[Draw, float]:
     """Mean overlap of words with the row's other answers, or overlap with the row's own answer.
 
     The first is the answer of least Bayes risk (Kumar and Byrne 2004) with token F1 as its gain; it needs no reference.
     """
-    found = {}
+    overlaps = {}
     for row in job.for_teacher:
-        texts = {n: known[row.id, n].text for n in usable[row.id]}
+        texts = {n: answers[row.id, n].text for n in usable[row.id]}
         for n, text in texts.items():
-            others = (
-                [row.answer]
-                if job.options.pick == "reference" and row.answer
-                else [t for m, t in texts.items() if m != n]
-            )
-            found[row.id, n] = sum(token_f1([other], text) for other in others) / max(len(others), 1)
-    return found
+            others = [other for m, other in texts.items() if m != n]
+            if job.options.pick == "reference" and row.answer:
+                others = [row.answer]
+            overlaps[row.id, n] = sum(token_f1([other], text) for other in others) / max(len(others), 1)
+    return overlaps
 
 
-def _judged(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, list[int]]) -> dict[Draw, float]:
+def _ratings(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str, list[int]]) -> dict[Draw, float]:
     """What a judge rates each usable answer, 1 to 5; its ratings are written down as they come."""
     from tuneloop.evaluation.judge import RatedAnswer, judge_answers, load_judge_prompt
 
     prompt = load_judge_prompt("rubric")
     draws = [(row, n) for row in job.for_teacher for n in usable[row.id]]
-    key = content_hash([job.options.judge, prompt, [[row.id, n, known[row.id, n].text] for row, n in draws]])[:12]
+    key = content_hash([job.options.judge, prompt, [[row.id, n, answers[row.id, n].text] for row, n in draws]])[:12]
     file = job.place / f"ratings-{key}.jsonl"
-    if file.is_file():
-        drop_torn_line(file)
-    found = {(line["id"], line["draw"]): line["score"] for line in read_jsonl(file)} if file.is_file() else {}
-    left = [(row, n) for row, n in draws if (row.id, n) not in found]
+    ratings = {(line["id"], line["draw"]): line["score"] for line in _read(file)}
+    left = [(row, n) for row, n in draws if (row.id, n) not in ratings]
     choose = Judge(job.options.judge).choose() if left else None
     for start in range(0, len(left), AT_ONCE):
         some = left[start : start + AT_ONCE]
-        items = [RatedAnswer(f"{row.id}", conversation_of(row), known[row.id, n].text, row.answer) for row, n in some]
+        items = [RatedAnswer(f"{row.id}", conversation_of(row), answers[row.id, n].text, row.answer) for row, n in some]
         assert choose is not None
-        ratings = judge_answers(items, choose, prompt).rows
         lines = []
-        for (row, n), rating in zip(some, ratings, strict=True):
-            found[row.id, n] = float(rating.score or 0)  # a rating that can't be read is the least
-            lines.append(json.dumps({"id": row.id, "draw": n, "score": found[row.id, n]}) + "\n")
+        for (row, n), rating in zip(some, judge_answers(items, choose, prompt).rows, strict=True):
+            ratings[row.id, n] = float(rating.score or 0)  # a rating that can't be read is the least
+            lines.append(json.dumps({"id": row.id, "draw": n, "score": ratings[row.id, n]}) + "\n")
         _append(file, lines)
-    return found
+    return ratings
+
+
+def taught_rows(job: DistilJob) -> Dataset:
+    """The data set with the teacher's answers in its training rows and behind further requests, those left out that are no good.
+
+    Raises:
+        UserError: hardly an answer is usable.
+    """
+    answers = answers_of(job)
+    taught: list[Row] = [] if job.options.answers == "teacher" else list(job.dataset.train)
+    for row in job.for_teacher:
+        why = unusable(answers[row.id], job, row)
+        if why:
+            job.dropped[why] += 1
+            continue
+        text = answers[row.id].text.strip()
+        turns = [*row.prompt, {**row.messages[-1], "content": text}]
+        label = text if row.label is not None else None
+        taught.append(replace(row, messages=turns, label=label, meta={**row.meta, "teacher": job.teacher.name}))  # type: ignore[arg-type]
+    if not taught:
+        reasons = ", ".join(f"{count} {why}" for why, count in job.dropped.items())
+        raise UserError(
+            f"No answer of the teacher is usable ({reasons})", where=job.teacher.name, next_step="ask another teacher"
+        )
+    out, old = job.place / "dataset", job.dataset.manifest
+    files = {}
+    for split, rows in {"train": taught, "val": list(job.dataset.val), "test": list(job.dataset.test)}.items():
+        file = out / f"{split}.jsonl"
+        write_jsonl(file, rows)
+        counts = label_counts(rows) if job.dataset.task == "classification" else None
+        files[split] = SplitFile(path=file.name, rows=len(rows), sha256=sha256_file(file), labels=counts)
+    hash_ = content_hash([old.hash, job.teacher.identity, [[row.id, row.answer] for row in taught]])
+    sizes = old.counts.model_copy(update={"train": len(taught)})
+    manifest = old.model_copy(
+        update={"id": f"{old.name}-{hash_[:12]}", "hash": hash_, "key": "", "counts": sizes, "checks": [],
+                "splits": old.splits.model_copy(update=files)}
+    )  # fmt: skip
+    write_record(out / MANIFEST, manifest)
+    return load_dataset(out)

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.combine.distill.answers import DistilJob, asked
+from tuneloop.combine.distill.answers import DistilJob, taught_rows, teacher_answers
 from tuneloop.combine.distill.probabilities import ProbabilityStore
 from tuneloop.combine.distill.prune import layers_to_drop, write_pruned
-from tuneloop.combine.distill.rows import taught_rows
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_json
@@ -32,7 +31,7 @@ from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost, PrunedStudent
 from tuneloop.records.record import write_record
-from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.rows import Row
 from tuneloop.registry.registered import local_name
 from tuneloop.release.tuned_weights import open_tuned
 
@@ -44,59 +43,57 @@ if TYPE_CHECKING:
 LOOKED_AT = 24  # conversations that show which layers matter
 
 
-@dataclass(frozen=True)
-class DistilInput:
-    """Who teaches whom, on what.
-
-    Args:
-        teacher: a run, an adapter, a model, a GGUF file or an endpoint's URL.
-        student: a model; empty with `DistilOptions.layers`: the teacher without some of its layers.
-        dataset: a prepared data set. Its test rows judge; its validation rows keep their own answers.
-        settings: `key=value`, of the student's recipe.
-        endpoint: makes an endpoint from a URL.
-    """
-
-    teacher: str
-    student: str
-    dataset: str
-    settings: Sequence[str] = ()
-    endpoint: Callable[[str], Endpoint] | None = None
-
-
-def distil(given: DistilInput, out: Path, options: DistilOptions) -> DistillationRecord:  # fmt: skip
+def distil(
+    names: tuple[str, str, str], out: Path, options: DistilOptions, settings: Sequence[str] = (),
+    endpoint: Callable[[str], Endpoint] | None = None,
+) -> DistillationRecord:  # fmt: skip
     """Let a teacher answer a data set's training prompts, train a student on that, and say whether it was worth it.
 
-    Answers are written as they come: the same command goes on where it was cut short, and asks nothing twice.
+    Answers are written as they come: the same command continues where it was cut short, and requests nothing twice.
 
     Args:
-        given: who teaches whom, on what.
+        names: teacher (a run, an adapter, a model, a GGUF file or an endpoint's URL), student (a model; empty with
+            `options.layers`: the teacher without some of its layers) and prepared data set: its test rows judge; its
+            validation rows keep their own answers.
         out: the student's run.
-        options: how the student is made and judged.
+        settings: `key=value`, of the student's recipe.
+        endpoint: makes an endpoint from a URL.
 
     Raises:
         UserError: no such teacher or rows; no student, or one that is no smaller; too few usable answers.
     """
-    teacher, student = given.teacher, given.student
-    job = DistilJob(
-        open_with_task(teacher, endpoint=given.endpoint), load_dataset(given.dataset), out, options, given.settings
-    )
+    teacher, student, dataset = names
+    job = DistilJob(open_with_task(teacher, endpoint=endpoint), load_dataset(dataset), out, options, settings)
     _refuse_impossible(job, student)
-    made = _pruned(job) if options.layers else None
-    model = str(job.place / "student") if made else student
+    pruned = _pruned(job) if options.layers else None
+    model = str(job.place / "student") if pruned else student
     if options.level == "logits":
         job.store = ProbabilityStore.open(job, model, _recipe(job, model, job.dataset.path, out).train)
     taught = taught_rows(job) if options.answers == "teacher" or options.prompts else job.dataset
-    train_alone(_taught_recipe(job, model, taught))
+    probabilities = ""
+    if options.level != "text":
+        probabilities = local_name(job.teacher.name)
+        if job.store is not None:
+            job.store.complete(job, taught)
+            probabilities = str(job.store.top.folder)
+            job.store = None  # from here on, answers are only judged
+        _forget_teacher(job)
+    train_alone(_recipe(job, model, taught.path, out, probabilities))
     _forget_teacher(job)
     control = None
     if not options.no_control:
         control = job.place / "control"
         say("control   the same student learns the rows' own answers")
-        train_alone(_as_long(_recipe(job, model, job.dataset.path, control), job, taught))
-    own = {row.id: row.answer.strip() for row in job.dataset.train}
-    same = [own[row.id] == row.answer.strip() for row in taught.train if row.id in own]
+        recipe = _recipe(job, model, job.dataset.path, control)
+        times = len(taught.train) / max(len(job.dataset.train), 1)
+        if job.unlabelled and times > 1:  # more passes over fewer rows: else the control would be trained less
+            train = recipe.train.model_copy(update={"epochs": round(recipe.train.epochs * times, 2)})
+            recipe = recipe.model_copy(update={"train": train})
+        train_alone(recipe)
+    answers = {row.id: row.answer.strip() for row in job.dataset.train}
+    same = [answers[row.id] == row.answer.strip() for row in taught.train if row.id in answers]
     record = DistillationRecord(
-        teacher=job.teacher.name, teacher_key=job.teacher.identity, student=model, pruned=made, dataset=job.dataset.id,
+        teacher=job.teacher.name, teacher_key=job.teacher.identity, student=model, pruned=pruned, dataset=job.dataset.id,
         asked=len(job.dataset.train) + len(job.unlabelled), kept=len(taught.train), dropped=dict(job.dropped),
         agreement=sum(same) / len(same) if same else None, unlabelled=len(job.unlabelled),
         level=options.level, answers=options.answers, figures=_figures(job, control),
@@ -112,40 +109,37 @@ def distil(given: DistilInput, out: Path, options: DistilOptions) -> Distillatio
 
 
 def _pruned(job: DistilJob) -> PrunedStudent:
-    """The teacher without some layers, as a model's folder; found again where it was made already."""
+    """The teacher without some layers, as a model's folder; used again where it was made already."""
     local, out = job.teacher.local, job.place / "student"
     assert local is not None, "checked before"
     record = job.place / "student.json"
     key = content_hash([job.teacher.identity, job.options.layers])
     if (out / "config.json").is_file() and record.is_file():
-        found = read_json(record)
-        if found.get("key") == key:
-            return PrunedStudent.model_validate(found["pruned"])
+        earlier = read_json(record)
+        if earlier.get("key") == key:
+            return PrunedStudent.model_validate(earlier["pruned"])
     template = local.template
     texts = [template.render(row.messages, row.tools).ids for row in job.dataset.train[:LOOKED_AT]]
-    made = layers_to_drop(local.model, texts, job.options.layers)
+    pruned = layers_to_drop(local.model, texts, job.options.layers)
     template.save(out)
     weights = open_tuned(local.base, local.trained or resolve(local.base))
-    write_pruned(weights.config, weights.files, weights.tensor, made, out)
-    write_json(record, {"version": 1, "key": key, "pruned": made})
-    say(f"student   layers {made.dropped[0]} to {made.dropped[1]} of {made.of} are left out: {made.layers} are left")
-    return made
+    write_pruned(weights.config, weights.files, weights.tensor, pruned, out)
+    write_json(record, {"version": 1, "key": key, "pruned": pruned})
+    first, last = pruned.dropped
+    say(f"student   layers {first} to {last} of {pruned.of} are left out: {pruned.layers} are left")
+    return pruned
 
 
 def _refuse_impossible(job: DistilJob, student: str) -> None:
-    """Refuse what can't be distilled, before the teacher is asked and paid.
-
-    Raises:
-        UserError: no student or two; a student that is no smaller; a teacher whose layers or probabilities can't be had.
-    """
+    """Refuse what can't be distilled, before the teacher is paid."""
     options, where = job.options, "tuneloop distill"
-    for name, value, known in (
+    for name, value, choices in (
         ("level", options.level, options.LEVELS),
         ("answers", options.answers, options.ANSWERS),
         ("pick", options.pick, options.PICKS),
     ):
-        if value not in known:
-            raise UserError(f"--{name} {value} is not known", where=where, next_step=f"choose {', '.join(known)}")
+        if value not in choices:
+            raise UserError(f"--{name} {value} is not known", where=where, next_step=f"choose {', '.join(choices)}")
     if bool(student) == bool(options.layers):
         raise UserError("Which student?", where=where, next_step="name a smaller model, or give --layers N, not both")
     if options.level == "text" and options.answers == "own" and not options.prompts:
@@ -172,41 +166,19 @@ def _refuse_impossible(job: DistilJob, student: str) -> None:
             )  # fmt: skip
         return
     if student:
-        _refuse_larger(student, job.teacher.local)
-
-
-def _refuse_larger(student: str, teacher: LocalTarget) -> None:
-    """A student is smaller than its teacher, where both sizes are known.
-
-    Raises:
-        UserError: it is not.
-    """
-    own, theirs = (_parameters(resolve(name)) for name in (student, teacher.base))
-    if own > theirs:
-        raise UserError(
-            f"The student has {own / 1e6:,.0f}M parameters and its teacher {theirs / 1e6:,.0f}M", where=student,
-            next_step="name a smaller model, or give --layers N",
-        )  # fmt: skip
-
-
-def _parameters(folder: Path) -> int:
-    return sum(parameter.numel() for parameter in skeleton(folder).parameters())
-
-
-def _taught_recipe(job: DistilJob, model: str, taught: Dataset) -> Recipe:
-    """The student's recipe, with its teacher's probabilities where it learns them."""
-    if job.options.level == "text":
-        return _recipe(job, model, taught.path, job.out)
-    name = local_name(job.teacher.name)
-    if job.store is not None:
-        job.store.complete(job, taught)
-        name, job.store = str(job.store.folder), None  # from here on, answers are only asked to be judged
-    _forget_teacher(job)
-    return _recipe(job, model, taught.path, job.out, name)
+        sizes = [
+            sum(parameter.numel() for parameter in skeleton(resolve(name)).parameters()) / 1e6
+            for name in (student, job.teacher.local.base)
+        ]
+        if sizes[0] > sizes[1]:
+            raise UserError(
+                f"The student has {sizes[0]:,.0f}M parameters and its teacher {sizes[1]:,.0f}M", where=student,
+                next_step="name a smaller model, or give --layers N",
+            )  # fmt: skip
 
 
 def _forget_teacher(job: DistilJob) -> None:
-    """Give up the teacher's memory; where it is needed again, it is loaded again."""
+    """Free the teacher's memory; where it is needed again, it is loaded again."""
     if job.options.level == "live":
         from tuneloop.training.distil import teacher_model
 
@@ -230,18 +202,6 @@ def _recipe(job: DistilJob, model: str, rows: str, out: Path, teacher: str = "")
     return recipe.model_copy(update={"model": model, "output_dir": str(out), "data": data})
 
 
-def _as_long(recipe: Recipe, job: DistilJob, taught: Dataset) -> Recipe:
-    """The control's recipe with more passes over its fewer rows, so that it trains for as many steps as the student.
-
-    Without that a transfer set would be compared with a model that was trained less.
-    """
-    times = len(taught.train) / max(len(job.dataset.train), 1)
-    if not job.unlabelled or times <= 1:
-        return recipe
-    train = recipe.train.model_copy(update={"epochs": round(recipe.train.epochs * times, 2)})
-    return recipe.model_copy(update={"train": train})
-
-
 # --- the proof ---------------------------------------------------------------------------------
 
 
@@ -255,13 +215,13 @@ def _figures(job: DistilJob, control: Path | None) -> DistilledFigures | None:
         return None
     teacher = _score(job, rows, job.teacher)
     student = _score(job, rows, open_with_task(str(job.out)))
-    known = _score(job, rows, open_with_task(str(control))) if control else None
     values: dict[str, Any] = {"kept": ratio(teacher.score, student.score)}
-    if known is not None:
+    if control:
+        rival = _score(job, rows, open_with_task(str(control))).score
         values |= {
-            "control": abs(known.score.value),
-            "closed": kept_share(known.score, teacher.score, student.score),
-            "over_control": difference(known.score, student.score),
+            "control": abs(rival.value),
+            "closed": kept_share(rival, teacher.score, student.score),
+            "over_control": difference(rival, student.score),
         }
     return DistilledFigures(
         metric=teacher.metric, n=len(rows), teacher=abs(teacher.score.value), student=abs(student.score.value),
@@ -271,39 +231,37 @@ def _figures(job: DistilJob, control: Path | None) -> DistilledFigures | None:
 
 @dataclass(frozen=True)
 class _Scored:
-    """What a model comes to on rows: the metric that decides, its score, and what the answers cost."""
+    """A model on rows."""
 
-    metric: str
+    metric: str  # that decides
     score: Score
-    cost: ModelCost
+    cost: ModelCost  # of its answers
 
 
 def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
-    """Ask a model for rows, and judge its answers."""
+    """A model's answers to rows, judged."""
     from tuneloop.pipeline.compared_systems import SystemAnswers
 
     limit = target.task.max_new_tokens if target.task else 256
     requests = [Request(messages=row.prompt, tools=row.tools, max_new_tokens=limit, id=row.id) for row in rows]
     target.target.load()
-    parameters = None
-    if isinstance(target.target, LocalTarget):
-        parameters = sum(weight.numel() for weight in target.target.model.net.parameters())
+    local = target.target if isinstance(target.target, LocalTarget) else None
+    parameters = sum(weight.numel() for weight in local.model.net.parameters()) if local else None
     began = time.monotonic()
-    answers = list(asked(replace(job, teacher=target), requests))
+    answers = list(teacher_answers(replace(job, teacher=target), requests))
     seconds = time.monotonic() - began
-    if isinstance(target.target, LocalTarget):
-        target.target.__dict__.pop("model", None)  # three models need not be in memory together
+    if local:
+        local.__dict__.pop("model", None)  # three models need not be in memory together
     recipe = make_recipe({"name": "student"}, job.settings)
-    found = score(RunContext(recipe, job.out), replace(job.dataset, test=rows), rows, SystemAnswers(answers, 0.0))
-    metric = found.primary
+    scored = score(RunContext(recipe, job.out), replace(job.dataset, test=rows), rows, SystemAnswers(answers, 0.0))
     tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
-    own = isinstance(target.target, LocalTarget)  # of a server nobody knows what an hour costs
+    usd = recipe.plan.usd_per_hour * seconds / 3600  # of a server it is not known
     cost = ModelCost(
         parameters=parameters, rows_per_second=len(rows) / max(seconds, 1e-9),
         tokens_per_second=tokens / max(seconds, 1e-9) if tokens else None,
-        usd_per_million_tokens=recipe.plan.usd_per_hour * seconds / 3600 / tokens * 1e6 if tokens and own else None,
+        usd_per_million_tokens=usd / tokens * 1e6 if tokens and local else None,
     )  # fmt: skip
-    return _Scored(metric, score_of(found, metric), cost)
+    return _Scored(scored.primary, score_of(scored, scored.primary), cost)
 
 
 def sentences(record: DistillationRecord) -> Sequence[str]:
@@ -313,52 +271,45 @@ def sentences(record: DistillationRecord) -> Sequence[str]:
     if record.unlabelled and record.answers == "own":
         whose = f"own answers and the teacher's to {counted(record.unlabelled, 'further request')}"
     with_ = {"logits": ", with its stored probabilities", "live": ", with its probabilities"}.get(record.level, "")
-    said = [f"{record.kept} of {record.asked} {whose} were trained on{with_}" + (f" ({lost})" if lost else "")]
-    found = record.figures
-    if found is None:
-        return said
-    values = (
-        f"{found.metric} on {counted(found.n, 'test row')}: teacher {found.teacher:.3f}, student {found.student:.3f}"
-    )
-    said.append(values + (f", control {found.control:.3f}" if found.control is not None else ""))
-    if found.kept is not None:
-        said.append(f"The student keeps {_share(found.kept)} of the teacher")
-    if found.over_control is not None:
-        delta = found.over_control
-        said.append(
+    lines = [f"{record.kept} of {record.asked} {whose} were trained on{with_}" + (f" ({lost})" if lost else "")]
+    result = record.figures
+    if result is None:
+        return lines
+    scores = f"teacher {result.teacher:.3f}, student {result.student:.3f}"
+    if result.control is not None:
+        scores += f", control {result.control:.3f}"
+    lines.append(f"{result.metric} on {counted(result.n, 'test row')}: {scores}")
+    if result.kept is not None:
+        lines.append(f"The student keeps {_share(result.kept)} of the teacher")
+    if delta := result.over_control:
+        lines += [
             f"The student is {THAN[by_interval(delta.low, delta.high)]} the same model trained on the rows' own answers: "
-            f"{delta.in_words()}"
-        )
-        if found.closed is not None:
-            said.append(f"It closes {_share(found.closed)} of the gap between the two")
-        else:
-            said.append("The teacher is not shown to be better than that model, so no gap can be measured")
-    if words := _cost_words(found):
-        said.append(words)
-    return said
-
-
-MOST_SHARE = 10  # beyond that, a bound of a share is not reported
+            f"{delta.in_words()}",
+            f"It closes {_share(result.closed)} of the gap between the two"
+            if result.closed
+            else "The teacher is not shown to be better than that model, so no gap can be measured",
+        ]
+    if result.teacher_cost and result.student_cost:
+        lines.append(_cost_words(result.teacher_cost, result.student_cost))
+    return lines
 
 
 def _share(share: Share) -> str:
-    low, high = (f"{bound:.0%}" if abs(bound) < MOST_SHARE else "no bound" for bound in (share.low, share.high))
+    """A share with its interval; a bound of ten times and more is not reported."""
+    low, high = (f"{bound:.0%}" if abs(bound) < 10 else "no bound" for bound in (share.low, share.high))
     return f"{share.value:.0%} [{low}, {high}]"
 
 
-def _cost_words(found: DistilledFigures) -> str:
+def _cost_words(teacher: ModelCost, student: ModelCost) -> str:
     """How much smaller and faster the student is."""
-    teacher, student = found.teacher_cost, found.student_cost
-    if teacher is None or student is None:
-        return ""
     sizes = ""
     if teacher.parameters and student.parameters:
-        sizes = f"{student.parameters / 1e6:,.0f}M parameters instead of {teacher.parameters / 1e6:,.0f}M, and "
+        sizes = f"has {student.parameters / 1e6:,.0f}M parameters instead of {teacher.parameters / 1e6:,.0f}M, and "
     times = student.rows_per_second / teacher.rows_per_second
-    said = f"It {'has ' + sizes if sizes else ''}answers {times:.1f} times as many rows a second"
+    words = f"It {sizes}answers {times:.1f} times as many rows a second"
     if student.tokens_per_second and teacher.tokens_per_second:
-        said += f": {student.tokens_per_second:,.0f} tokens/s, read and written, instead of {teacher.tokens_per_second:,.0f}"
+        words += f": {student.tokens_per_second:,.0f} tokens/s, read and written, instead of {teacher.tokens_per_second:,.0f}"
     if student.usd_per_million_tokens and teacher.usd_per_million_tokens:
-        prices = (usd_words(each.usd_per_million_tokens or 0) for each in (student, teacher))
-        said += ", {} per million tokens instead of {}".format(*prices)
-    return said
+        price, before = (usd_words(one.usd_per_million_tokens or 0) for one in (student, teacher))
+        words += f", {price} per million tokens instead of {before}"
+    return words

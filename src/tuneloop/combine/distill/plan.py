@@ -44,7 +44,7 @@ class Amount:
 
 
 def amount_of(dataset: Dataset) -> Amount:
-    """What a data set's training rows come to, by the tokenizer that it was prepared with.
+    """The training rows of a data set, by the tokenizer that it was prepared with.
 
     Raises:
         UserError: its tokens were not counted.
@@ -65,14 +65,11 @@ def plan_distillation(
     """Memory, hours and dollars of the teacher's answers, of its pass for probabilities, and of the student's training.
 
     Answers are written at the speed that `advise` expects of a server at full load. A pass takes 2 operations a weight and
-    token at half of the cards' peak. The student's training, all its weights, is `plan`'s; a live teacher stands whole on each of its
+    token at half of the cards' peak. The student's training, all its weights, is `plan`'s; a live teacher is whole on each of its
     cards.
 
     Args:
         teacher, student: models by name; their sizes come from `plan`'s table or their config.json.
-        dataset: a prepared data set.
-        options: level, answers, best of how many, tokens stored.
-        train: the student's settings: passes, bits of a live teacher's weights.
 
     Raises:
         UserError: an unknown model, a teacher that no eight cards hold, tokens that were not counted.
@@ -95,10 +92,10 @@ def plan_distillation(
     if options.level == "logits":
         layout = Layout(min(options.top, held.shape.vocabulary - 1), held.shape.vocabulary)
         stored = layout.width * amount.rows * amount.answer
-    alongside = 0.0
+    live = 0.0
     if options.level == "live":
-        alongside = held.shape.parameters * (FOUR_BITS if train.teacher_bits == 4 else BF16) / 2**30
-    parts.append(_student(student, amount, epochs, alongside))
+        live = held.shape.parameters * (FOUR_BITS if train.teacher_bits == 4 else BF16) / 2**30
+    parts.append(_student(student, amount, epochs, live))
     return DistillationPlan(
         teacher=teacher, student=student, dataset=dataset, rows=amount.rows, prompt_tokens=amount.prompt,
         answer_tokens=amount.answer, epochs=epochs, parts=parts, stored_bytes=stored,
@@ -114,43 +111,35 @@ def _part(what: str, held: Serving, hours: float) -> PlannedPart:
     )  # fmt: skip
 
 
-def _student(student: str, amount: Amount, epochs: float, alongside: float) -> PlannedPart:
-    """The student's training on as few cards as hold it.
-
-    Args:
-        alongside: GiB of a live teacher, which each card holds as well.
-    """
+def _student(student: str, amount: Amount, epochs: float, live: float) -> PlannedPart:
+    """The student's training on as few cards as hold it, each with a live teacher of so many GiB."""
     settings: dict[str, Any] = {
         "model": student, "gpu": STUDENT_GPU, "tokens": round(amount.tokens), "epochs": epochs, "method": WHOLE,
     }  # fmt: skip
-    plans = (plan_machines({**settings, "gpus": count}) for count in (1, 2, 4, MOST_GPUS))
-    room = (
-        plan
-        for plan in plans
-        if plan["fits"] and plan["memory"]["peak_gib"] + alongside <= plan["memory"]["capacity_gib"]
-    )
-    plan = next(room, None)
-    if plan is None:
-        teacher = f" next to a teacher of {alongside:,.0f} GiB on each of them" if alongside else ""
-        raise UserError(
-            f"No {MOST_GPUS} {STUDENT_GPU} hold the training of this student{teacher}", where=student,
-            next_step="set train.teacher_bits=4, or take --level logits: then the teacher is not there" if alongside else "name a smaller one",
-        )  # fmt: skip
-    return PlannedPart(
-        what="the student learns", machine=f"{plan['gpus']} x {plan['gpu']}", gib=plan["memory"]["peak_gib"] + alongside,
-        hours=plan["time"]["hours"], usd=plan["cost"].get("usd"),
+    for count in (1, 2, 4, MOST_GPUS):
+        plan = plan_machines({**settings, "gpus": count})
+        gib = plan["memory"]["peak_gib"] + live
+        if plan["fits"] and gib <= plan["memory"]["capacity_gib"]:
+            machine = f"{plan['gpus']} x {plan['gpu']}"
+            return PlannedPart(
+                what="the student learns", machine=machine, gib=gib, hours=plan["time"]["hours"], usd=plan["cost"].get("usd")
+            )  # fmt: skip
+    teacher = f" next to a teacher of {live:,.0f} GiB on each of them" if live else ""
+    raise UserError(
+        f"No {MOST_GPUS} {STUDENT_GPU} hold the training of this student{teacher}", where=student,
+        next_step="set train.teacher_bits=4, or take --level logits: then the teacher is not there" if live else "name a smaller one",
     )  # fmt: skip
 
 
 def sentences(plan: DistillationPlan) -> Sequence[str]:
     """The plan in lines."""
-    said = [
+    lines = [
         f"{counted(plan.rows, 'row')} of {plan.prompt_tokens:,.0f} tokens of prompt and {plan.answer_tokens:,.0f} of answer, "
         f"{exactly(plan.epochs, 'pass')}"
     ]
     for part in plan.parts:
         usd = usd_words(part.usd) if part.usd is not None else "no price"
-        said.append(f"  {part.what:<28} {part.hours:8.2f} hours  {usd:>8}  {part.gib:,.0f} GiB  {part.machine}")
+        lines.append(f"  {part.what:<28} {part.hours:8.2f} hours  {usd:>8}  {part.gib:,.0f} GiB  {part.machine}")
     if plan.stored_bytes:
-        said.append(f"  stored probabilities         {plan.stored_bytes / 1e9:8.2f} GB")
-    return [*said, f"together {plan.hours:.2f} hours, {usd_words(plan.usd)}; estimates, nothing was run"]
+        lines.append(f"  stored probabilities         {plan.stored_bytes / 1e9:8.2f} GB")
+    return [*lines, f"together {plan.hours:.2f} hours, {usd_words(plan.usd)}; estimates, nothing was run"]

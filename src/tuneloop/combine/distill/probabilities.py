@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.files import content_hash
@@ -30,17 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class ProbabilityStore:
-    """Stored probabilities of a teacher, in the form in which rows are read.
+    """Stored probabilities of a teacher, in the form in which rows are read."""
 
-    Args:
-        template: of the student; of a teacher with other tokens its own.
-        top: the folder.
-        written: rows that were stored while they were written.
-    """
-
-    template: Template
-    top: TopStore
-    written: int = 0
+    template: Template  # of the student; of a teacher with other tokens its own
+    top: TopStore  # the folder
+    written: int = 0  # rows that were stored while they were written
 
     @staticmethod
     def open(job: DistilJob, student: str, config: TrainConfig) -> ProbabilityStore:
@@ -71,11 +64,6 @@ class ProbabilityStore:
             template.save(folder)  # how the rows are read stands next to what is stored of them
         return ProbabilityStore(template, TopStore.create(folder, about))
 
-    @property
-    def folder(self) -> Path:
-        """Where it is."""
-        return self.top.folder
-
     def while_writing(self, teacher: LocalTarget, requests: Sequence[Request]) -> list[Completion]:
         """The teacher's answers, and what it finds likely at each of their tokens, from the states that it writes them from.
 
@@ -83,8 +71,8 @@ class ProbabilityStore:
         """
         from tuneloop.inference.local.generate import answer_requests
 
-        made = [teacher.rendered(request) for request in requests]
-        asked = [each for each in made if isinstance(each, Request)]
+        rendered = [teacher.rendered(request) for request in requests]
+        accepted = [each for each in rendered if isinstance(each, Request)]
         states: dict[str, list[Tensor]] = {}
 
         def watch(rows: Sequence[ActiveRow | None], hidden: Tensor) -> None:
@@ -95,25 +83,21 @@ class ProbabilityStore:
                         states[row.request.id] = []
                     states[row.request.id].append(state)
 
-        answers = answer_requests(teacher.model, asked, watch=watch)
-        self._keep(teacher, asked, answers, states)
-        found = iter(answers)
-        return [next(found) if isinstance(each, Request) else each for each in made]
+        answers = answer_requests(teacher.model, accepted, watch=watch)
+        self._keep(teacher, accepted, answers, states)
+        rest = iter(answers)
+        return [next(rest) if isinstance(each, Request) else each for each in rendered]
 
     def _keep(
-        self,
-        teacher: LocalTarget,
-        asked: Sequence[Request],
-        answers: Sequence[Completion],
-        states: dict[str, list[Tensor]],
-    ) -> None:
+        self, teacher: LocalTarget, requests: Sequence[Request], answers: Sequence[Completion], states: dict[str, list[Tensor]]
+    ) -> None:  # fmt: skip
         import torch
 
         from tuneloop.training.distil import store_states
 
         rows: list[Rendered] = []
-        kept: list[Tensor] = []
-        for request, answer in zip(asked, answers, strict=True):
+        stored: list[Tensor] = []
+        for request, answer in zip(requests, answers, strict=True):
             turn: Message = {"role": "assistant", "content": answer.text.strip()}
             if answer.finish != "stop" or not turn["content"]:
                 continue  # not trained on
@@ -122,9 +106,9 @@ class ProbabilityStore:
             same = row.ids[: len(request.ids)] == list(request.ids) and supervised == list(answer.token_ids)
             if same and row_key(row) not in self.top.rows:
                 rows.append(row)
-                kept += states[request.id][: len(supervised)]
+                stored += states[request.id][: len(supervised)]
         if rows:
-            store_states(teacher.model, rows, torch.stack(kept), self.top)
+            store_states(teacher.model, rows, torch.stack(stored), self.top)
             self.written += len(rows)
 
     def complete(self, job: DistilJob, dataset: Dataset) -> None:

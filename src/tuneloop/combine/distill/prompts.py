@@ -16,19 +16,17 @@ if TYPE_CHECKING:
     from collections import Counter
 
 SAMPLE = 2000  # records that show which columns there are
-SHARED, KNOWN, UNREADABLE = "near a validation or test row", "there twice", "not readable"
+UNREADABLE = "not readable"
 
 
 def unlabelled_rows(source: str, dataset: Dataset, dropped: Counter[str]) -> list[Row]:
-    """The requests of a transfer set as rows without an answer, in the form of a data set's rows.
+    """The requests of a transfer set as rows without an answer, in the form of the rows of the data set that the student learns.
 
-    Left out is what stands in the data set's training rows or twice, and what is equal or near to a validation or test row,
+    Left out is what occurs in the data set's training rows or twice, and what is equal or near to a validation or test row,
     which would give it away.
 
     Args:
-        source: a file of any format that `prepare` reads, with or without answers, or a prepared data set, of which the training rows
-            are taken.
-        dataset: that the student learns; its rows say how a request is put.
+        source: a file of any format that `prepare` reads, with or without answers, or a prepared data set (its training rows).
         dropped: counts what is left out, by reason.
 
     Raises:
@@ -36,25 +34,25 @@ def unlabelled_rows(source: str, dataset: Dataset, dropped: Counter[str]) -> lis
     """
     prompts = _prompts(source, dataset, dropped)
     label = "" if dataset.task == "classification" else None  # the teacher's answer will be it
-    known = {_prompt_key(row.prompt) for row in dataset.train}
+    keys = {_prompt_key(row.prompt) for row in dataset.train}
     rows: list[Row] = []
     for messages, tools in prompts:
         key = _prompt_key(messages)
-        if key in known:
-            dropped[KNOWN] += 1
+        if key in keys:
+            dropped["there twice"] += 1
             continue
-        known.add(key)
+        keys.add(key)
         empty: Message = {"role": "assistant", "content": ""}
         rows.append(Row(key, [*messages, empty], label, tools, meta={"source": source}))
-    kept = _without_contamination(rows, dataset)
-    if len(kept) < len(rows):
-        dropped[SHARED] += len(rows) - len(kept)
-    if not kept:
+    clean = _without_contamination(rows, dataset)
+    if len(clean) < len(rows):
+        dropped["near a validation or test row"] += len(rows) - len(clean)
+    if not clean:
         reasons = ", ".join(f"{count} {why}" for why, count in dropped.items())
         raise UserError(
             f"No request is left for the teacher ({reasons})", where=source, next_step="give other requests, or leave --prompts out"
         )  # fmt: skip
-    return kept
+    return clean
 
 
 def _prompt_key(messages: Iterable[Message]) -> str:
@@ -78,14 +76,13 @@ def _prompts(source: str, dataset: Dataset, dropped: Counter[str]) -> list[tuple
         raise UserError("The file holds no records", where=source, next_step="give JSON Lines, JSON, CSV or Parquet")
     spec = task_spec(dataset, answer="generate", max_new_tokens=1, chat_template="")
     read = prompt_reader(spec, records[:SAMPLE])
-    found: list[tuple[list[Message], list[dict[str, Any]]]] = []
-    for record in records:
-        prompt = read(record)
+    prompts: list[tuple[list[Message], list[dict[str, Any]]]] = []
+    for prompt in map(read, records):
         if isinstance(prompt, Rejection) or not prompt.messages:
             dropped[UNREADABLE] += 1
         else:
-            found.append((prompt.messages, prompt.tools))
-    return found
+            prompts.append((prompt.messages, prompt.tools))
+    return prompts
 
 
 def _without_contamination(rows: list[Row], dataset: Dataset) -> list[Row]:

@@ -22,9 +22,7 @@ def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) ->
     equations 6 and 7). The first and the last layer stay.
 
     Args:
-        model: whose layers they are.
         texts: token ids of some conversations.
-        layers: of the student.
 
     Raises:
         UserError: more layers than the model has, or fewer than two.
@@ -41,7 +39,8 @@ def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) ->
         )  # fmt: skip
     before: list[Tensor] = []
     hooks = [
-        module.register_forward_pre_hook(lambda _, given: before.append(given[0][0, -1].float())) for module in modules
+        module.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0][0, -1].float()))
+        for module in modules
     ]
     total = torch.zeros(len(modules) - count - 1)
     try:
@@ -63,13 +62,11 @@ def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) ->
 def write_pruned(
     config: Mapping[str, Any], names: Iterable[str], tensor: Callable[[str], Tensor], pruned: PrunedStudent, out: Path
 ) -> None:
-    """Write a model without some of its layers; `config.json` comes last.
+    """Write a model without some of its layers into a folder that has its tokenizer; `config.json` comes last.
 
     Args:
         config: the model's `config.json`.
         names: of its tensors; `tensor` gives one.
-        pruned: which layers go.
-        out: folder, where the tokenizer stands already.
     """
     from safetensors.torch import save
 
@@ -77,20 +74,18 @@ def write_pruned(
     gone = last - first + 1
     state: dict[str, Tensor] = {}
     dtype = None
-    for name in sorted(
-        names, key=lambda name: "embed" not in name
-    ):  # an adapted weight comes in fp32: the embedding's dtype counts
+    # The embedding first: its dtype counts, and an adapted weight comes in fp32.
+    for name in sorted(names, key=lambda name: "embed" not in name):
         head, mark, rest = name.partition(".layers.")
         number, _, end = rest.partition(".")
+        target = name
         if mark and number.isdigit():
             if first <= int(number) <= last:
                 continue
-            name_there = f"{head}.layers.{int(number) - gone * (int(number) > last)}.{end}"
-        else:
-            name_there = name
+            target = f"{head}.layers.{int(number) - gone * (int(number) > last)}.{end}"
         value = tensor(name)
         dtype = dtype or value.dtype
-        state[name_there] = value.to(dtype).contiguous()
+        state[target] = value.to(dtype).contiguous()
     write_bytes(out / "model.safetensors", save(state, metadata={"format": "pt"}))
     settings = dict(config) | {"num_hidden_layers": pruned.layers}
     if isinstance(kinds := config.get("layer_types"), list):

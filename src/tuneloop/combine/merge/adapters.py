@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, nearest_path, read_json_object, user_errors_of_the_disk
+from tuneloop.core.files import (
+    content_hash,
+    nearest_path,
+    read_json_object,
+    user_errors_of_the_disk,
+    write_bytes,
+    write_json,
+)
 from tuneloop.models.peft_layout import (
     A_END,
     B_END,
@@ -18,6 +24,7 @@ from tuneloop.models.peft_layout import (
     SETTINGS,
     WEIGHTS,
     hash_of_adapter,
+    more_than_matrices,
     rank_of,
     scale_of,
     stems_of,
@@ -25,33 +32,29 @@ from tuneloop.models.peft_layout import (
 from tuneloop.models.trained import OWN
 
 if TYPE_CHECKING:
-    from tuneloop.combine.merge.low_rank import Product
+    from tuneloop.combine.merge.methods import Product
 
-# Settings of PEFT's LoRA that one product of two matrices can't say -> what they are.
-_CANT = {
-    "use_dora": "DoRA's learned lengths of weights",
-    "modules_to_save": "whole layers besides the matrices (modules_to_save)",
-    "fan_in_fan_out": "transposed layers (fan_in_fan_out)",
-    "lora_bias": "biases of its matrices (lora_bias)",
-}
 ALONE = "keep it by itself, next to the merged one"
 
 
 @dataclass(frozen=True)
+class MergeSettings:
+    """How adapters are merged."""
+
+    method: str = "svd"  # a name of `METHODS`
+    weights: tuple[float, ...] = ()  # of each adapter; empty: 1 for each
+    rank: int = 0  # of the result; 0: what the method says
+    density: float = 0.5  # share of entries that `ties` keeps
+
+
+@dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter in PEFT's layout.
+    """A LoRA adapter in PEFT's layout."""
 
-    Args:
-        name: as the user gave it.
-        folder: with `adapter_config.json`.
-        fingerprint: of the base model that it was trained on.
-        settings: `adapter_config.json`.
-    """
-
-    name: str
-    folder: Path
-    fingerprint: str
-    settings: dict[str, Any]
+    name: str  # as the user gave it
+    folder: Path  # with `adapter_config.json`
+    fingerprint: str  # of the base model that it was trained on
+    settings: dict[str, Any]  # `adapter_config.json`
 
     @cached_property
     def hash(self) -> str:
@@ -72,15 +75,15 @@ class Adapter:
             UserError: it holds no tensors, or others than A and B.
         """
         try:
-            found = stems_of(self.shapes)
+            stems = stems_of(self.shapes)
         except ValueError as odd:
             raise self._refused(f"The adapter holds {odd}, which is no LoRA matrix", ALONE) from None
-        if not found:
+        if not stems:
             raise self._refused("The adapter is empty: it holds no tensors", "train it again, or leave it out")
-        whole = {f"{PEFT_PREFIX}{stem}{end}" for stem in found for end in (A_END, B_END)}
-        if lone := sorted(whole - self.shapes.keys()):
-            raise self._refused(f"The adapter file is damaged: {lone[0]} is missing", "restore it, or train again")
-        return found
+        names = {f"{PEFT_PREFIX}{stem}{end}" for stem in stems for end in (A_END, B_END)}
+        if missing := sorted(names - self.shapes.keys()):
+            raise self._refused(f"The adapter file is damaged: {missing[0]} is missing", "restore it, or train again")
+        return stems
 
     def rank(self, module: str) -> int:
         """Rank of a module's update; 0 where it leaves the module alone."""
@@ -92,7 +95,7 @@ class Adapter:
         Raises:
             UserError: it holds NaN, or the file is damaged.
         """
-        from tuneloop.combine.merge.low_rank import Product
+        from tuneloop.combine.merge.methods import Product
 
         with self._open() as source:
             a, b = (source.get_tensor(f"{PEFT_PREFIX}{module}{end}").double() for end in (A_END, B_END))
@@ -117,9 +120,8 @@ class Adapter:
             if len(a) != 2 or len(b) != 2 or (b[0], a[1]) != base[module] or a[0] != b[1]:
                 shape = " x ".join(map(str, base[module]))
                 raise self._refused(f"{module} has matrices of {b} and {a}, and the base's layer is {shape}", step)
-            if a[0] != rank_of(self.settings, module):
-                said = rank_of(self.settings, module)
-                raise self._refused(f"{module} has rank {a[0]}, and {SETTINGS} says {said}", "restore the folder")
+            if a[0] != (rank := rank_of(self.settings, module)):
+                raise self._refused(f"{module} has rank {a[0]}, and {SETTINGS} says {rank}", "restore the folder")
 
     def _open(self) -> Any:
         from safetensors import SafetensorError, safe_open
@@ -139,7 +141,6 @@ def open_adapter(name: str, folder: Path, fingerprint: str = "") -> Adapter:
     """An adapter that can be merged.
 
     Args:
-        name: as the user gave it.
         folder: in PEFT's layout.
         fingerprint: of the base that it names, where its own folder (`tuneloop.json`) does not say it.
 
@@ -149,20 +150,14 @@ def open_adapter(name: str, folder: Path, fingerprint: str = "") -> Adapter:
     if not (folder / SETTINGS).is_file():
         raise UserError("There is no adapter here", where=str(folder), next_step=nearest_path(folder / SETTINGS))
     settings: dict[str, Any] = read_json_object(folder / SETTINGS)
-    kind = settings.get("peft_type")
-    cant = [what for key, what in _CANT.items() if settings.get(key)]
-    if kind != "LORA":
-        cant = [f"an adapter of the kind {kind}"]
-    elif settings.get("bias", "none") != "none":
-        cant.append("trained biases")
-    if cant:
-        raise UserError(f"Only plain LoRA updates can be merged, not {' and '.join(cant)}", where=name, next_step=ALONE)
+    if more := more_than_matrices(settings):
+        raise UserError(f"Only plain LoRA updates can be merged, not {more}", where=name, next_step=ALONE)
     if not (folder / WEIGHTS).is_file():
         raise UserError(
             f"The adapter has no {WEIGHTS}", where=str(folder), next_step="save it as safetensors with PEFT"
         )
-    own = read_json_object(folder / OWN) if (folder / OWN).is_file() else {}
-    return Adapter(name, folder, str(own.get("base_fingerprint") or fingerprint), settings)
+    about = read_json_object(folder / OWN) if (folder / OWN).is_file() else {}
+    return Adapter(name, folder, str(about.get("base_fingerprint") or fingerprint), settings)
 
 
 def check_together(adapters: Sequence[Adapter]) -> None:
@@ -174,7 +169,7 @@ def check_together(adapters: Sequence[Adapter]) -> None:
     if not adapters:
         raise UserError("Merge what?", where="tuneloop merge", next_step="name two or more runs or adapters")
     seen: dict[str, Adapter] = {}
-    first = adapters[0]
+    first, conditions = adapters[0], list(_conditions(adapters[0].folder).values())
     for one in adapters:
         if one.hash in seen:
             raise UserError(
@@ -187,30 +182,45 @@ def check_together(adapters: Sequence[Adapter]) -> None:
                 f"{first.name} and {one.name} were trained on different base models", where=str(one.folder),
                 next_step="merge adapters of one base only",
             )  # fmt: skip
-        for what, of in (("tokenizer", _vocabulary), ("chat template", _template), ("base in four bits", _quantised)):
-            ours, theirs = of(first.folder), of(one.folder)
-            if ours is not None and theirs is not None and ours != theirs:
+        for (what, here), there in zip(_conditions(one.folder).items(), conditions, strict=True):
+            if here is not None and there is not None and here != there:
                 raise UserError(
                     f"{first.name} and {one.name} differ in their {what}", where=str(one.folder),
                     next_step="train one of them again as the other was; or keep both",
                 )  # fmt: skip
 
 
-def _vocabulary(folder: Path) -> str | None:
-    """Hash of a tokenizer's tokens and their numbers; None where the folder has no tokenizer."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return None
-    value = json.loads(file.read_text(encoding="utf-8"))
-    added = [(one.get("id"), one.get("content")) for one in value.get("added_tokens", [])]
-    return content_hash([value.get("model", {}).get("vocab"), added])
+def _conditions(folder: Path) -> dict[str, str | None]:
+    """What adapters that are merged must share; None where the folder does not say it."""
+    tokenizer, template = (
+        _json_of(folder / "tokenizer.json"),
+        _json_of(folder / "tokenizer_config.json").get("chat_template"),
+    )
+    added = [(token.get("id"), token.get("content")) for token in tokenizer.get("added_tokens", [])]
+    return {
+        "tokenizer": content_hash([tokenizer.get("model", {}).get("vocab"), added]) if tokenizer else None,
+        "chat template": template if isinstance(template, str) and template else None,
+        "base in four bits": str(_json_of(folder / OWN).get("quantised", "")) if (folder / OWN).is_file() else None,
+    }
 
 
-def _template(folder: Path) -> str | None:
-    file = folder / "tokenizer_config.json"
-    template = read_json_object(file).get("chat_template") if file.is_file() else None
-    return template if isinstance(template, str) and template else None
+def _json_of(file: Path) -> dict[str, Any]:
+    return read_json_object(file) if file.is_file() else {}
 
 
-def _quantised(folder: Path) -> str | None:
-    return str(read_json_object(folder / OWN).get("quantised", "")) if (folder / OWN).is_file() else None
+def random_adapter(like: Adapter, out: Path, seed: int) -> Adapter:
+    """A control: an adapter with the shapes of another one and, in each matrix, normal entries of the same root mean square.
+
+    What merging with it costs is not what a second task costs.
+    """
+    import torch
+    from safetensors.torch import load_file, save
+
+    generator = torch.Generator().manual_seed(seed)
+    state = {
+        name: torch.randn(tensor.shape, generator=generator) * tensor.float().square().mean().sqrt()
+        for name, tensor in sorted(load_file(like.folder / WEIGHTS).items())
+    }
+    write_bytes(out / WEIGHTS, save(state, metadata={"format": "pt"}))
+    write_json(out / SETTINGS, like.settings)
+    return replace(like, name=f"random for {like.name}", folder=out)

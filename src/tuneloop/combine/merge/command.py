@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.combine.merge.adapters import ALONE, Adapter, check_together, open_adapter
-from tuneloop.combine.merge.joint_dataset import pool
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, write_json, write_yaml
+from tuneloop.core.files import content_hash, lock_folder, sha256_file, write_json, write_jsonl, write_yaml
 from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
+from tuneloop.data.config import PrepareConfig
 from tuneloop.inference.local.target import open_local
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.methods import USUAL
@@ -24,32 +24,26 @@ from tuneloop.models.names import resolve
 from tuneloop.pipeline.context import RunContext, done_record, load_run_recipe
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.artifact import ARTIFACT
-from tuneloop.records.dataset import MANIFEST
+from tuneloop.records.dataset import MANIFEST, Counts, DatasetManifest, Format, SplitFile, Splits
 from tuneloop.records.merge import MergeRecord, MergeSource
 from tuneloop.records.record import write_record
-from tuneloop.records.rows import Dataset
+from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
 from tuneloop.registry.registered import local_name
 
 if TYPE_CHECKING:
-    from tuneloop.combine.merge.merge import MergedAdapter, MergeSettings
+    from tuneloop.combine.merge.adapters import MergeSettings
+    from tuneloop.combine.merge.merge import MergedAdapter
 
 
 @dataclass(frozen=True)
 class Expert:
-    """An adapter to be merged, with the run that it came from where that is at hand.
+    """An adapter to be merged, with the run that it came from where that is at hand."""
 
-    Args:
-        name: as the user gave it.
-        adapter: opened.
-        base: name of its base model.
-        run: the folder of its run; None: nobody says which rows it was trained for.
-    """
-
-    name: str
-    adapter: Adapter
-    base: str
-    run: Path | None
+    name: str  # as the user gave it
+    adapter: Adapter  # opened
+    base: str  # name of its base model
+    run: Path | None  # the folder of its run; None: no one says which rows it was trained for
 
     @cached_property
     def recipe(self) -> Recipe | None:
@@ -94,14 +88,12 @@ def _open_expert(name: str, base: str) -> Expert:
     adapter = open_adapter(name, target.trained)
     if not adapter.fingerprint:
         adapter = replace(adapter, fingerprint=fingerprint(resolve(target.base)))
-    return Expert(name, adapter, target.base, _run_folder(name, target.run))
+    return Expert(name, adapter, target.base, target.run or _run_folder(name))
 
 
-def _run_folder(name: str, run: Path | None) -> Path | None:
+def _run_folder(name: str) -> Path | None:
     from tuneloop.release.reproduce import run_of
 
-    if run is not None:
-        return run
     with quiet():
         folder = Path(local_name(name)).expanduser()
     if (folder.parent / RUN).is_file() and folder.name == "adapter":
@@ -109,7 +101,7 @@ def _run_folder(name: str, run: Path | None) -> Path | None:
     try:
         return run_of(str(folder)) if (folder / ARTIFACT).is_file() else None
     except UserError:
-        return None  # an artifact by itself: it can be merged, but nobody has the rows to judge it by
+        return None  # an artifact without its run: it can be merged, but there are no rows to judge it by
 
 
 def merge_key(experts: Sequence[Expert], settings: MergeSettings) -> str:
@@ -124,8 +116,6 @@ def merge_runs(experts: Sequence[Expert], settings: MergeSettings, out: Path) ->
     """Merge adapters into a run's folder that `evaluate`, `predict`, `chat`, `gate` and `export` take.
 
     Args:
-        experts: the adapters.
-        settings: how.
         out: the folder: `adapter/`, `merge.json`, the rows of all tasks in `dataset/` where they are at hand, `run.json` last.
 
     Raises:
@@ -135,21 +125,26 @@ def merge_runs(experts: Sequence[Expert], settings: MergeSettings, out: Path) ->
 
     check_together([one.adapter for one in experts])
     key = merge_key(experts, settings)
-    done = done_record(MergeRecord, out, key)
-    if done and (out / RUN).is_file():
-        say(f"merge     already done: {done.method}, rank {done.rank}")
-        return done
+    earlier = done_record(MergeRecord, out, key)
+    if earlier and (out / RUN).is_file():
+        say(f"merge     already done: {earlier.method}, rank {earlier.rank}")
+        return earlier
     if (out / RUN).is_file() or (out / "checkpoints").is_dir():
         raise UserError(
-            "This folder holds another run",
-            where=str(out),
+            "This folder holds another run", where=str(out),
             next_step="choose another folder with --out, or delete this one",
-        )
+        )  # fmt: skip
     first = experts[0]
     with lock_folder(out):
         with busy("opening the base model"):
             shapes = base_shapes(resolve(first.base))
-        _write_template(first, out / "adapter")
+        names = ("tokenizer.json", "tokenizer_config.json")
+        if all((first.adapter.folder / name).is_file() for name in names):
+            (out / "adapter").mkdir(parents=True, exist_ok=True)
+            for name in names:
+                shutil.copyfile(first.adapter.folder / name, out / "adapter" / name)
+        else:
+            load_tokenizer(first.base).save(out / "adapter")
         adapters = [one.adapter for one in experts]
         merged = merge_adapters(adapters, settings, (first.base, shapes), out / "adapter")
         record = _record(experts, settings, merged, key)
@@ -165,15 +160,11 @@ def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAd
     weights = settings.weights or (1.0,) * len(experts)
     sources = [
         MergeSource(
-            name=one.name,
-            hash=one.adapter.hash,
-            weight=weight,
-            rank=max(map(one.adapter.rank, one.adapter.modules)),
-            run=str(one.run or ""),
-            dataset=one.dataset.id if one.dataset else "",
+            name=one.name, hash=one.adapter.hash, weight=weight, rank=max(map(one.adapter.rank, one.adapter.modules)),
+            run=str(one.run or ""), dataset=one.dataset.id if one.dataset else "",
         )
         for one, weight in zip(experts, weights, strict=True)
-    ]
+    ]  # fmt: skip
     lost = "nothing was cut off" if merged.lost < 1e-6 else f"cutting to the rank took {merged.lost:.1%} of its length"
     words = f"{counted(len(sources), 'adapter')} by {settings.method}: rank {merged.rank} in {counted(merged.modules, 'module')}; {lost}"
     return MergeRecord(
@@ -182,27 +173,16 @@ def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAd
     )  # fmt: skip
 
 
-def _write_template(like: Expert, folder: Path) -> None:
-    """Tokenizer and chat template next to the adapter, as training leaves them."""
-    names = ("tokenizer.json", "tokenizer_config.json")
-    if all((like.adapter.folder / name).is_file() for name in names):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            shutil.copyfile(like.adapter.folder / name, folder / name)
-    else:
-        load_tokenizer(like.base).save(folder)
-
-
 def _write_run(experts: Sequence[Expert], merged: MergedAdapter, key: str, out: Path) -> None:
     """`config.yaml`, the rows, the task, and `run.json` last."""
     from tuneloop.pipeline.task import write_task
 
     dataset, sources = _rows_of(experts, out)
-    like = next((one.recipe for one in experts if one.recipe), None)
-    recipe = make_recipe({"name": _name(out), "model": experts[0].base, "track": {"report_to": "none"}})
-    if like is not None:
-        recipe = recipe.model_copy(update={"evaluate": like.evaluate, "plan": like.plan, "seed": like.seed})
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", out.resolve().name).lstrip("._-") or "merged"
+    recipe = make_recipe({"name": name, "model": experts[0].base, "track": {"report_to": "none"}})
+    like = next((one.recipe for one in experts if one.recipe), recipe)
+    data = recipe.data.model_copy(update={"sources": sources})
+    recipe = recipe.model_copy(update={"evaluate": like.evaluate, "plan": like.plan, "seed": like.seed, "data": data})
     write_yaml(out / "config.yaml", recipe.model_dump(mode="json"))
     if dataset is not None:
         write_task(RunContext(recipe, out), dataset)
@@ -218,19 +198,57 @@ def _write_run(experts: Sequence[Expert], merged: MergedAdapter, key: str, out: 
 
 def _rows_of(experts: Sequence[Expert], out: Path) -> tuple[Dataset | None, list[str]]:
     """The rows of all tasks and the folder that holds them; none where a task's rows are not at hand."""
-    known = {one.name: one.dataset for one in experts if one.dataset is not None}
-    if len(known) < len(experts):
+    datasets = {one.name: one.dataset for one in experts if one.dataset is not None}
+    if len(datasets) < len(experts):
         missing = [one.name for one in experts if one.dataset is None]
         say(f"data      no rows are known for {', '.join(missing)}: evaluate with --dataset FOLDER")
         return None, []
-    if len({dataset.manifest.hash for dataset in known.values()}) == 1:
-        only = next(iter(known.values()))
+    if len({dataset.manifest.hash for dataset in datasets.values()}) == 1:
+        only = next(iter(datasets.values()))
         return only, [str(Path(only.path).resolve())]
     with busy("pooling the rows"):
-        pooled = pool(known, out / "dataset")
+        pooled = pool(datasets, out / "dataset")
     return pooled, [str((out / "dataset").resolve())]
 
 
-def _name(out: Path) -> str:
-    """A name for the recipe: letters, digits, dots, dashes."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", out.resolve().name).lstrip("._-") or "merged"
+def pool(datasets: Mapping[str, Dataset], out: Path) -> Dataset:
+    """Write the rows of several data sets as one, `pooled`.
+
+    A row of several of them is kept once. A test row of any data set is left out of training and validation. Labels are those
+    of all data sets, where all are classifications; otherwise the answers are texts.
+
+    Args:
+        datasets: by the name of their task, which each row has as `meta.task`.
+    """
+    from tuneloop.data.dataset import dataset_hash, label_counts, load_dataset
+
+    tasks = {dataset.task for dataset in datasets.values()}
+    task = tasks.pop() if len(tasks) == 1 else "generation"
+    labels = sorted({label for dataset in datasets.values() for label in dataset.manifest.labels or []})
+    splits, ids, files = {}, set[str](), {}
+    for split in ("test", "val", "train"):
+        rows: list[Row] = []
+        for name, dataset in datasets.items():
+            for row in getattr(dataset, split):
+                if row.id not in ids:
+                    ids.add(row.id)
+                    label = row.label if task == "classification" else None
+                    rows.append(replace(row, label=label, meta={**row.meta, "task": name}))
+        splits[split] = sorted(rows, key=lambda row: content_hash([row.id, "order"])) if split == "train" else rows
+        file = out / f"{split}.jsonl"
+        write_jsonl(file, splits[split])
+        counts = label_counts(splits[split]) if task == "classification" else None
+        files[split] = SplitFile(path=file.name, rows=len(splits[split]), sha256=sha256_file(file), labels=counts)
+    longest = [length for dataset in datasets.values() if (length := dataset.manifest.max_length)]
+    more = {"max_length": max(longest)} if longest else {}
+    config = PrepareConfig(sources=[dataset.path for dataset in datasets.values()], **more)
+    hash_, total = dataset_hash(splits, config, 0), sum(map(len, splits.values()))
+    manifest = DatasetManifest(
+        id=f"pooled-{hash_[:12]}", hash=hash_, name="pooled", task=task,
+        labels=labels if task == "classification" else None,
+        format=Format(name="messages", columns={"turns": "messages"}), config=config.model_dump(mode="json"),
+        counts=Counts(read=total, kept=total, rejected=0, **{split: len(rows) for split, rows in splits.items()}),
+        rejected={}, splits=Splits(**files),
+    )  # fmt: skip
+    write_record(out / MANIFEST, manifest)
+    return load_dataset(out)

@@ -11,69 +11,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from tuneloop.combine.merge.adapters import Adapter, check_together
-from tuneloop.combine.merge.low_rank import Product, cut_to, lost_share, squared_length, svd_of, svd_of_dense
-from tuneloop.combine.merge.methods import MergeMethod, ModuleUpdates, merge_method
+from tuneloop.combine.merge.adapters import Adapter, MergeSettings, check_together
+from tuneloop.combine.merge.methods import (
+    MergeMethod,
+    ModuleUpdates,
+    Product,
+    cut_to,
+    lost_share,
+    merge_method,
+    squared_length,
+    svd_of,
+    svd_of_dense,
+)
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, replacing, write_json
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
 from tuneloop.models.load import skeleton
 from tuneloop.models.lora import linear_places
-from tuneloop.models.peft_layout import A_END, B_END, PEFT_PREFIX, SETTINGS, WEIGHTS
+from tuneloop.models.peft_layout import A_END, B_END, PEFT_PREFIX, SETTINGS, WEIGHTS, lora_settings
 from tuneloop.models.trained import OWN
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-DENSITY = 0.5
-
-
-@dataclass(frozen=True)
-class MergeSettings:
-    """How adapters are merged.
-
-    Args:
-        method: a name of `METHODS`.
-        weights: of each adapter; empty: 1 for each.
-        rank: of the result; 0: what the method says.
-        density: share of entries that `ties` keeps.
-    """
-
-    method: str = "svd"
-    weights: tuple[float, ...] = ()
-    rank: int = 0
-    density: float = DENSITY
-
-
 @dataclass(frozen=True)
 class MergedAdapter:
-    """What a merge came to.
+    """What a merge came to."""
 
-    Args:
-        folder: in PEFT's layout.
-        rank: the largest of a module.
-        modules: that the adapter changes.
-        lost: length that was cut off to get the rank, as a share of the length of what the method gave.
-        hash: of the tensors, as `run.json` has it.
-        parameters: how many numbers it holds.
-    """
-
-    folder: Path
-    rank: int
-    modules: int
-    lost: float
-    hash: str
-    parameters: int
+    folder: Path  # in PEFT's layout
+    rank: int  # the largest of a module
+    modules: int  # that the adapter changes
+    lost: float  # length that was cut off to get the rank, as a share of the length of what the method gave
+    hash: str  # of the tensors, as `run.json` has it
+    parameters: int  # how many numbers it holds
 
 
 def base_shapes(base: Path) -> dict[str, tuple[int, ...]]:
-    """(outputs, inputs) of each linear layer of a base model, from its configuration.
-
-    Args:
-        base: its folder.
-    """
+    """(outputs, inputs) of each linear layer of the base model in a folder, from its configuration."""
     return {name: tuple(layer.weight.shape) for name, layer in linear_places(skeleton(base)).items()}  # type: ignore[arg-type]
 
 
@@ -97,7 +73,7 @@ def merge_adapters(
     pairs = sorted(zip(adapters, weights, strict=True), key=lambda pair: pair[0].hash)
     modules = sorted({module for one in adapters for module in one.modules})
     ranks = {module: _rank_of(module, [one for one, _ in pairs], settings, method, base[1]) for module in modules}
-    job = _Merging([one for one, _ in pairs], [weight for _, weight in pairs], settings, method, ranks)
+    job = _Merging([one for one, _ in pairs], [weight for _, weight in pairs], settings.density, method, ranks)
     shapes = {
         f"{PEFT_PREFIX}{module}{end}": shape
         for module in modules
@@ -106,19 +82,24 @@ def merge_adapters(
     digests: dict[str, str] = {}
     with replacing(out / WEIGHTS) as file:
         _write_header(file, shapes)
-        for done, module in enumerate(modules, 1):
+        for count, module in enumerate(modules, 1):
             for end, tensor in zip((A_END, B_END), job.merged(module), strict=True):
                 data = tensor.contiguous().numpy().tobytes()
                 digests[f"{PEFT_PREFIX}{module}{end}"] = hashlib.sha256(data).hexdigest()
                 file.write(data)
-            progress("merging", done, len(modules))
-        job.check()
-    found = MergedAdapter(
-        out, max(ranks.values()), len(modules), job.lost, content_hash(digests),
+            progress("merging", count, len(modules))
+        for one, length in zip(job.adapters, job.length, strict=True):
+            if length == 0:
+                raise UserError(
+                    "The adapter changes nothing: all its B matrices are zero", where=str(one.folder),
+                    next_step="train it, or leave it out",
+                )  # fmt: skip
+    merged = MergedAdapter(
+        out, max(ranks.values()), len(modules), lost_share(job.before, job.after), content_hash(digests),
         sum(rows * columns for rows, columns in shapes.values()),
     )  # fmt: skip
-    _write_settings(found, ranks, base, adapters[0])
-    return found
+    _write_settings(merged, ranks, base, adapters[0])
+    return merged
 
 
 def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: MergeMethod) -> list[float]:
@@ -146,12 +127,8 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: Mer
 
 
 def _rank_of(
-    module: str,
-    adapters: Sequence[Adapter],
-    settings: MergeSettings,
-    method: MergeMethod,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> int:
+    module: str, adapters: Sequence[Adapter], settings: MergeSettings, method: MergeMethod, shapes: Mapping[str, tuple[int, ...]]
+) -> int:  # fmt: skip
     """Rank of a module's merged update."""
     there = [rank for one in adapters if (rank := one.rank(module))]
     total, most = sum(there), min(shapes[module])
@@ -166,25 +143,20 @@ def _rank_of(
     return min(settings.rank or usual, total if method.rank != "sum" or not method.drops else most, most)
 
 
+@dataclass
 class _Merging:
-    """A merge at work: what it has cut off by now, and which adapters have changed anything."""
+    """A merge at work."""
 
-    def __init__(
-        self,
-        adapters: Sequence[Adapter],
-        weights: Sequence[float],
-        settings: MergeSettings,
-        method: MergeMethod,
-        ranks: Mapping[str, int],
-    ) -> None:
-        self.adapters, self.weights, self.settings, self.method, self.ranks = adapters, weights, settings, method, ranks
-        self.whole = self.kept = 0.0
-        self.length = [0.0] * len(adapters)
+    adapters: Sequence[Adapter]
+    weights: Sequence[float]
+    density: float
+    method: MergeMethod
+    ranks: Mapping[str, int]
+    before: float = 0.0  # squared length of what the method gave
+    after: float = 0.0  # and of what is left of it at the ranks
 
-    @property
-    def lost(self) -> float:
-        """Share of the length that was cut off."""
-        return lost_share(self.whole, self.kept)
+    def __post_init__(self) -> None:
+        self.length = [0.0] * len(self.adapters)  # squared, of what each adapter changes
 
     def merged(self, module: str) -> tuple[Tensor, Tensor]:
         """A and B (fp32) of a module's merged update, to be used with the scale alpha / rank, alpha being the largest rank."""
@@ -192,33 +164,17 @@ class _Merging:
         products = [self.adapters[i].update(module) for i in there]
         for i, product in zip(there, products, strict=True):
             self.length[i] += squared_length(product)
-        found = self.method.merge(ModuleUpdates(products, [self.weights[i] for i in there], self.settings.density))
-        b, a = self._at_rank(found, self.ranks[module])
-        alpha = max(self.ranks.values())
-        return a.float(), (b * (self.ranks[module] / alpha)).float()
-
-    def _at_rank(self, found: Product | Tensor, rank: int) -> Product:
-        whole = squared_length(found)
-        self.whole += whole
-        if isinstance(found, Product) and self.method.exact:
-            self.kept += whole
-            return found
-        svd = svd_of(found) if isinstance(found, Product) else svd_of_dense(found, rank)
-        self.kept += float(svd.s[:rank].double().square().sum())
-        return cut_to(svd, rank)
-
-    def check(self) -> None:
-        """Refuse an adapter that does nothing: it was never trained.
-
-        Raises:
-            UserError: it is named.
-        """
-        for one, length in zip(self.adapters, self.length, strict=True):
-            if length == 0:
-                raise UserError(
-                    "The adapter changes nothing: all its B matrices are zero", where=str(one.folder),
-                    next_step="train it, or leave it out",
-                )  # fmt: skip
+        update = self.method.merge(ModuleUpdates(products, [self.weights[i] for i in there], self.density))
+        rank, length = self.ranks[module], squared_length(update)
+        self.before += length
+        if isinstance(update, Product) and self.method.exact:
+            self.after += length
+            b, a = update
+        else:
+            svd = svd_of(update) if isinstance(update, Product) else svd_of_dense(update, rank)
+            self.after += float(svd.s[:rank].double().square().sum())
+            b, a = cut_to(svd, rank)
+        return a.float(), (b * (rank / max(self.ranks.values()))).float()
 
 
 def _write_header(file: BinaryIO, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -235,38 +191,19 @@ def _write_header(file: BinaryIO, shapes: Mapping[str, tuple[int, ...]]) -> None
 
 
 def _write_settings(
-    found: MergedAdapter, ranks: Mapping[str, int], base: tuple[str, Mapping[str, tuple[int, ...]]], like: Adapter
+    merged: MergedAdapter, ranks: Mapping[str, int], base: tuple[str, Mapping[str, tuple[int, ...]]], like: Adapter
 ) -> None:
-    """`tuneloop.json` and, last, `adapter_config.json`."""
+    """`tuneloop.json` and, last, `adapter_config.json`.
+
+    It names modules by the last part of their names, or by whole names where not all layers of a name are changed.
+    """
     origin = {"base_fingerprint": like.fingerprint}
     if (like.folder / OWN).is_file():
         quantised = read_json(like.folder / OWN).get("quantised")
         origin |= {"quantised": quantised} if quantised else {}
-    write_json(found.folder / OWN, {"version": 1, **origin, "hash": found.hash})
-    settings = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": base[0],
-        "r": found.rank,
-        "lora_alpha": found.rank,
-        "lora_dropout": 0.0,
-        "target_modules": _targets(ranks, base[1]),
-        "rank_pattern": {module: rank for module, rank in ranks.items() if rank != found.rank},
-        "alpha_pattern": {},
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-        "modules_to_save": None,
-        "task_type": "CAUSAL_LM",
-        "revision": None,
-        "inference_mode": True,
-    }
-    write_json(found.folder / SETTINGS, settings)
-
-
-def _targets(ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The modules by the last part of their names, or by whole names where not all layers of a name are changed."""
+    write_json(merged.folder / OWN, {"version": 1, **origin, "hash": merged.hash})
     ends = {module.rsplit(".", 1)[-1] for module in ranks}
-    alike = {module for module in shapes if module.rsplit(".", 1)[-1] in ends}
-    return sorted(ends) if alike == set(ranks) else sorted(ranks)
+    alike = {module for module in base[1] if module.rsplit(".", 1)[-1] in ends}
+    targets = sorted(ends) if alike == set(ranks) else sorted(ranks)
+    pattern = {module: rank for module, rank in ranks.items() if rank != merged.rank}
+    write_json(merged.folder / SETTINGS, lora_settings(base[0], merged.rank, merged.rank, targets, pattern))

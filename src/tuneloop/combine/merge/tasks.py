@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tuneloop.combine.merge.adapters import check_together
+from tuneloop.combine.merge.adapters import MergeSettings, check_together, random_adapter
 from tuneloop.combine.merge.command import Expert, merge_runs
-from tuneloop.combine.merge.random_adapter import random_adapter
 from tuneloop.combine.options import AUTO, JudgeOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
@@ -32,25 +31,18 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RUN
 
 if TYPE_CHECKING:
-    from tuneloop.combine.merge.merge import MergeSettings
-    from tuneloop.combine.merge.search import Tried
     from tuneloop.evaluation.retained_gain import Score
     from tuneloop.records.rows import Row
 
 
 @dataclass
 class Judge:
-    """Asks models for each task's rows. What was asked once is kept.
+    """Scores models on each task's rows, once each."""
 
-    Args:
-        experts: each with its rows.
-        options: how many rows; see there.
-    """
-
-    experts: Sequence[Expert]
+    experts: Sequence[Expert]  # each with its rows
     options: JudgeOptions
-    _known: dict[tuple[str, str, str], Score] = field(default_factory=dict)
-    _metrics: dict[str, str] = field(default_factory=dict)
+    _scores: dict[tuple[str, str, str], Score] = field(default_factory=dict)
+    _metrics: dict[str, str] = field(default_factory=dict)  # that decides, by task
 
     @cached_property
     def model(self) -> Model:
@@ -65,55 +57,41 @@ class Judge:
             getattr(expert.dataset, split), self.options.rows, seed=expert.recipe.seed, stratum=expert.dataset.stratum
         )
 
-    def metric(self, expert: Expert) -> str:
-        """The metric that decides the task."""
-        return self._metrics[expert.name]
-
     def score(self, expert: Expert, split: str, folder: Path | None, name: str) -> Score:
-        """What a model comes to on a task's rows.
-
-        Args:
-            folder: of an adapter; None: the base.
-            name: of the model, under which the result is kept.
-        """
+        """The score of an adapter (None: of the base) on a task's rows, kept under the model's name."""
         from tuneloop.pipeline.compared_systems import Asking, ask
 
         key = (expert.name, split, name)
-        if key in self._known:
-            return self._known[key]
+        if key in self._scores:
+            return self._scores[key]
         assert expert.dataset is not None and expert.recipe is not None and expert.run is not None
         job, rows = RunContext(expert.recipe, expert.run), self.rows(expert, split)
         job.__dict__["model"] = self.model
-        ask_model = functools.partial(
-            ask, self.model, expert.dataset, rows, expert.recipe.evaluate, Asking(perplexity=False),
-            task=f"{name} on {expert.name}",
-        )  # fmt: skip
-        if folder is None:
-            with base_only(self.model.net):
-                asked = ask_model()[""]
-        else:
+        if folder is not None:
             load_trained(self.model, folder)
-            asked = ask_model()[""]
-        found = score(job, replace(expert.dataset, test=rows), rows, asked)
-        metric = self._metrics.setdefault(expert.name, found.primary)
-        self._known[key] = score_of(found, metric)
-        return self._known[key]
+        with base_only(self.model.net) if folder is None else contextlib.nullcontext():
+            answers = ask(
+                self.model, expert.dataset, rows, expert.recipe.evaluate, Asking(perplexity=False),
+                task=f"{name} on {expert.name}",
+            )[""]  # fmt: skip
+        scored = score(job, replace(expert.dataset, test=rows), rows, answers)
+        self._scores[key] = score_of(scored, self._metrics.setdefault(expert.name, scored.primary))
+        return self._scores[key]
 
     def result(self, expert: Expert, merged: Path, name: str, controls: dict[str, Path]) -> TaskResult:
-        """A task's figures on its test rows, next to those of the base, the expert and the controls."""
+        """A task's scores on its test rows, next to those of the base, the expert and the controls."""
         from tuneloop.evaluation.retained_gain import difference, holds, kept_share
 
-        base, own = (
-            self.score(expert, "test", None, "base"),
-            self.score(expert, "test", expert.adapter.folder, "expert"),
-        )
-        found = self.score(expert, "test", merged, name)
-        kept, delta = kept_share(base, own, found), difference(own, found)
-        fine, sure = holds(kept, delta, self.options.allow)
+        base = self.score(expert, "test", None, "base")
+        before = self.score(expert, "test", expert.adapter.folder, "expert")
+        after = self.score(expert, "test", merged, name)
+        share, delta = kept_share(base, before, after), difference(before, after)
+        fine, sure = holds(share, delta, self.options.allow)
         more = {which: abs(self.score(expert, "test", place, which).value) for which, place in controls.items()}
         return TaskResult(
-            task=expert.name, metric=self.metric(expert), split="test", n=len(self.rows(expert, "test")),
-            base=abs(base.value), expert=abs(own.value), merged=abs(found.value), kept=kept, delta=delta, holds=fine, sure=sure, **more,
+            task=expert.name, metric=self._metrics[expert.name], split="test", n=len(self.rows(expert, "test")),
+            base=abs(base.value), expert=abs(before.value), merged=abs(after.value), kept=share, delta=delta, holds=fine, sure=sure,
+            **more,
         )  # fmt: skip
 
 
@@ -146,46 +124,47 @@ def merge_tasks(
         UserError: adapters that don't go together; a search without validation rows.
     """
     check_together([one.adapter for one in experts])
-    request = _request(experts, settings, options)
-    if (found := _done(out, request)) is not None:
-        say("merge     already done")
-        return found
+    hashes = [one.dataset.manifest.hash if one.dataset else "" for one in experts]
+    # The order of the experts counts, for weights and sentences follow it.
+    request = content_hash([[one.adapter.hash for one in experts], hashes, settings, options])
+    if all((out / name).is_file() for name in (MergeRecord.file, RUN, TaskDeployment.file)):
+        earlier = read_record(MergeRecord, out)
+        if earlier.request == request:
+            say("merge     already done")
+            return earlier, read_record(TaskDeployment, out)
     judge = Judge(experts, options)
-    _say_few(judge)
+    for one in experts:
+        if (few := len(judge.rows(one, "test"))) < FEWEST_SHARED:
+            say(f"warn: {_nothing_shown(one.name, few)}")
     searched: list[Tried] = []
     if settings.method == AUTO:
         searched = search(judge, settings)
         settings = max(searched, key=lambda one: one.worst).settings
         say(f"search    {settings.method} with weights {', '.join(f'{w:g}' for w in settings.weights)} keeps most")
-    left, now, results = _those_that_hold(judge, settings)
+    left, now, results = _tasks_that_hold(judge, settings)
     if len(left) < 2:
-        deployment = _deployment(experts, [], out, results)
-        write_record(out / TaskDeployment.file, deployment)
-        return None, deployment
+        return None, _deploy(experts, [], out, results)
     record = merge_runs(left, now, out)
     if options.pooled:
         results |= _judged(judge, left, now, {"pooled": _pooled(left, out, Path(options.pooled))})
     tasks = [results[one.name] for one in experts]
-    record = record.model_copy(
-        update={
-            "request": request,
-            "routed": [one.name for one in experts if one not in left],
-            "allowed": options.allow,
-            "tasks": tasks,
-            "searched": [_searched(one) for one in searched],
-            "words": [*unshown(tasks), *record.words, *map(sentence, tasks)],
-        }
-    )
-    deployment = _deployment(experts, left, out, results)
-    write_record(out / TaskDeployment.file, deployment)
+    fields = {
+        "request": request,
+        "routed": [one.name for one in experts if one not in left],
+        "allowed": options.allow,
+        "tasks": tasks,
+        "searched": [one.record for one in searched],
+        "words": [*unshown(tasks), *record.words, *map(sentence, tasks)],
+    }
+    record, deployment = record.model_copy(update=fields), _deploy(experts, left, out, results)
     write_record(out / MergeRecord.file, record)
     return record, deployment
 
 
-def _those_that_hold(
+def _tasks_that_hold(
     judge: Judge, settings: MergeSettings
 ) -> tuple[list[Expert], MergeSettings, dict[str, TaskResult]]:
-    """The experts whose tasks can be merged, the settings with their weights, and each task's last figures."""
+    """The experts whose tasks can be merged, the settings with their weights, and each task's last results."""
     weights = list(settings.weights) or [1.0] * len(judge.experts)
     left, results = list(judge.experts), dict[str, TaskResult]()
     while len(left) > 1:
@@ -195,35 +174,33 @@ def _those_that_hold(
         if not losing:
             return left, now, results
         worst = min(losing, key=lambda one: _kept(results[one.name]))
-        say(f"task      {worst.name} {_loss(results[worst.name])}: it stays with its expert")
+        share, delta = results[worst.name].kept, results[worst.name].delta
+        loss = (
+            f"keeps {share.value:.0%} of its expert's gain"
+            if share
+            else f"is worse than its expert ({delta.value:+.3f}, 95 % interval {delta.low:+.3f} to {delta.high:+.3f})"
+        )
+        say(f"task      {worst.name} {loss}: it stays with its expert")
         del weights[left.index(worst)]
         left.remove(worst)
     return left, settings, results
 
 
-def _request(experts: Sequence[Expert], settings: MergeSettings, options: JudgeOptions) -> str:
-    """Hash of what was asked for; the order of the experts counts, for weights and sentences follow it."""
-    rows = [one.dataset.manifest.hash if one.dataset else "" for one in experts]
-    return content_hash([[one.adapter.hash for one in experts], rows, settings, options])
-
-
-def _done(out: Path, request: str) -> tuple[MergeRecord, TaskDeployment] | None:
-    if not all((out / name).is_file() for name in (MergeRecord.file, RUN, TaskDeployment.file)):
-        return None
-    record = read_record(MergeRecord, out)
-    return (record, read_record(TaskDeployment, out)) if record.request == request else None
-
-
 def _judged(
     judge: Judge, experts: Sequence[Expert], settings: MergeSettings, controls: dict[str, Path]
 ) -> dict[str, TaskResult]:
-    """Each task's figures under one merge of these experts, with a control of random matrices for each."""
+    """Each task's result under one merge of these experts, with a control for each: random adapters in the place of the others."""
     name = f"merged {content_hash([[one.name for one in experts], settings])[:8]}"
     with tempfile.TemporaryDirectory() as scratch:
         merged = _merged(experts, settings, Path(scratch) / "merged")
         results = {}
         for i, one in enumerate(experts):
-            random = _with_random(experts, i, settings, Path(scratch) / f"random{i}")
+            place = Path(scratch) / f"random{i}"
+            others = [
+                one if j == i else replace(other, adapter=random_adapter(other.adapter, place / f"r{j}", seed=j))
+                for j, other in enumerate(experts)
+            ]
+            random = _merged(others, settings, place / "merged")
             results[one.name] = judge.result(one, merged, name, {"random": random, **controls})
             say(f"task      {sentence(results[one.name])}")
     return results
@@ -236,15 +213,6 @@ def _merged(experts: Sequence[Expert], settings: MergeSettings, out: Path) -> Pa
     return merge_adapters([one.adapter for one in experts], settings, base, out).folder
 
 
-def _with_random(experts: Sequence[Expert], own: int, settings: MergeSettings, out: Path) -> Path:
-    """One expert merged with random adapters in the place of the others."""
-    others = [
-        one if i == own else replace(one, adapter=random_adapter(one.adapter, out / f"r{i}", seed=i))
-        for i, one in enumerate(experts)
-    ]
-    return _merged(others, settings, out / "merged")
-
-
 def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
     """One adapter trained on the rows of all tasks, by the first expert's settings: as many passes, so the same tokens in sum."""
     from tuneloop.pipeline.train import train_alone
@@ -255,31 +223,28 @@ def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
         rows = out / "dataset" if (out / "dataset").is_dir() else Path(experts[0].dataset.path)
         data = like.data.model_copy(update={"sources": [str(rows)]})
         track = like.track.model_copy(update={"report_to": ["none"]})
-        again = like.model_copy(update={"data": data, "output_dir": str(run), "name": "pooled", "track": track})
         say(f"pooled    one adapter is trained on the rows of all tasks: {run}")
-        train_alone(again)
+        train_alone(like.model_copy(update={"data": data, "output_dir": str(run), "name": "pooled", "track": track}))
     return trained_folder(run)
 
 
 # --- search ------------------------------------------------------------------------------------
 
 
-def search(judge: Judge, asked: MergeSettings) -> list[Tried]:
+def search(judge: Judge, wanted: MergeSettings) -> list[Tried]:
     """Try ways to merge on validation rows, for as long as there is time; the best is the one whose worst task keeps most.
 
     Raises:
         UserError: a task has no validation rows.
     """
-    from tuneloop.combine.merge.search import first_round, next_settings
-
     for one in judge.experts:
         if one.dataset is None or not len(one.dataset.val):
             raise UserError(
                 f"{one.name} has no validation rows to search on", where="--method auto",
                 next_step="prepare its rows with data.split.val=0.1, or name a method",
             )  # fmt: skip
-    ends, tried = time.monotonic() + 60 * judge.options.minutes, list[Any]()
-    for settings in first_round(len(judge.experts), asked.rank, asked.density):
+    ends, tried = time.monotonic() + 60 * judge.options.minutes, list[Tried]()
+    for settings in first_round(len(judge.experts), wanted.rank, wanted.density):
         if tried and time.monotonic() > ends:
             break
         tried.append(_try(judge, settings))
@@ -289,7 +254,6 @@ def search(judge: Judge, asked: MergeSettings) -> list[Tried]:
 
 
 def _try(judge: Judge, settings: MergeSettings) -> Tried:
-    from tuneloop.combine.merge.search import Tried
     from tuneloop.evaluation.retained_gain import point_share
 
     began, name = time.monotonic(), f"tried {content_hash(settings)[:8]}"
@@ -303,17 +267,9 @@ def _try(judge: Judge, settings: MergeSettings) -> Tried:
             )
             for one in judge.experts
         )
-    found = Tried(settings, shares, time.monotonic() - began)
     weights = ", ".join(f"{weight:g}" for weight in settings.weights)
-    say(f"search    {settings.method:<10} weights {weights}: the worst task keeps {found.worst:.0%}")
-    return found
-
-
-def _searched(one: Tried) -> SearchedMerge:
-    return SearchedMerge(
-        method=one.settings.method, weights=list(one.settings.weights), rank=one.settings.rank,
-        density=one.settings.density, worst=one.worst, seconds=round(one.seconds, 2),
-    )  # fmt: skip
+    say(f"search    {settings.method:<10} weights {weights}: the worst task keeps {min(shares):.0%}")
+    return Tried(settings, shares, time.monotonic() - began)
 
 
 # --- words -------------------------------------------------------------------------------------
@@ -323,16 +279,13 @@ def _kept(result: TaskResult) -> float:
     return result.kept.value if result.kept else 1.0 + result.delta.value
 
 
-def _say_few(judge: Judge) -> None:
-    for one in judge.experts:
-        if (few := len(judge.rows(one, "test"))) < FEWEST_SHARED:
-            say(f"warn: {_nothing_shown(one.name, few)}")
-
-
 def unshown(tasks: Sequence[TaskResult]) -> list[str]:
     """The tasks that were merged though their rows can't show what that costs them: what a reader has to know first."""
-    open_ = [one for one in tasks if one.holds and (one.n < FEWEST_SHARED or one.kept is None)]
-    return [_nothing_shown(one.task, one.n, no_gain=one.kept is None) for one in open_]
+    return [
+        _nothing_shown(one.task, one.n, no_gain=one.kept is None)
+        for one in tasks
+        if one.holds and (one.n < FEWEST_SHARED or one.kept is None)
+    ]
 
 
 def _nothing_shown(task: str, rows: int, *, no_gain: bool = False) -> str:
@@ -341,32 +294,77 @@ def _nothing_shown(task: str, rows: int, *, no_gain: bool = False) -> str:
     return f"nothing can be shown for {task} on {counted(rows, 'test row')}{why}: a loss by merging would not be seen{more}"
 
 
-def _loss(result: TaskResult) -> str:
-    if result.kept is None:
-        delta = result.delta
-        return f"is worse than its expert ({delta.value:+.3f}, 95 % interval {delta.low:+.3f} to {delta.high:+.3f})"
-    return f"keeps {result.kept.value:.0%} of its expert's gain"
-
-
 def sentence(result: TaskResult) -> str:
     """A task's result as people read it."""
-    figures = f"{result.metric} {result.base:.3f} (base), {result.expert:.3f} (expert), {result.merged:.3f} (merged)"
-    if result.kept is None:
-        return f"{result.task}: {figures}; the expert's gain is not shown on {counted(result.n, 'row')}"
-    kept = result.kept
-    return f"{result.task}: {figures}; keeps {kept.value:.0%} of the gain [{kept.low:.0%}, {kept.high:.0%}] on {counted(result.n, 'row')}"
+    scores = f"{result.metric} {result.base:.3f} (base), {result.expert:.3f} (expert), {result.merged:.3f} (merged)"
+    share, rows = result.kept, counted(result.n, "row")
+    if share is None:
+        return f"{result.task}: {scores}; the expert's gain is not shown on {rows}"
+    return f"{result.task}: {scores}; keeps {share.value:.0%} of the gain [{share.low:.0%}, {share.high:.0%}] on {rows}"
 
 
-def _deployment(
+def _deploy(
     experts: Sequence[Expert], merged: Sequence[Expert], out: Path, results: dict[str, TaskResult]
 ) -> TaskDeployment:
+    """Write who answers what."""
     routes = [
         TaskRoute(
-            task=one.name,
-            target=str(out) if one in merged else one.name,
-            dataset=one.dataset.path if one.dataset else "",
-            why=sentence(results[one.name]),
+            task=one.name, target=str(out) if one in merged else one.name,
+            dataset=one.dataset.path if one.dataset else "", why=sentence(results[one.name]),
         )
         for one in experts
-    ]
-    return TaskDeployment(base=experts[0].base, routes=routes)
+    ]  # fmt: skip
+    deployment = TaskDeployment(base=experts[0].base, routes=routes)
+    write_record(out / TaskDeployment.file, deployment)
+    return deployment
+
+
+SCALES = (1.0, 0.6)  # of the weighted sums; a sum of many tasks overshoots
+STRONGER, WEAKER = 1.3, 0.85  # factors for the weight of the task that loses most, and of the others
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Settings and what came of them."""
+
+    settings: MergeSettings  # with a weight for each adapter
+    shares: tuple[float, ...]  # what each task kept on validation rows
+    seconds: float  # that merging and asking took
+
+    @property
+    def worst(self) -> float:
+        """The share of the task that kept least."""
+        return min(self.shares)
+
+    @property
+    def record(self) -> SearchedMerge:
+        """As it is written down."""
+        return SearchedMerge(
+            method=self.settings.method, weights=list(self.settings.weights), rank=self.settings.rank,
+            density=self.settings.density, worst=self.worst, seconds=round(self.seconds, 2),
+        )  # fmt: skip
+
+
+def first_round(adapters: int, rank: int = 0, density: float = 0.5) -> Iterator[MergeSettings]:
+    """Settings that need no knowledge, quick ones first.
+
+    Args:
+        adapters: how many there are.
+        rank: of the result; 0: each method's own.
+        density: of `ties`; half of it is tried as well.
+    """
+    for scale in SCALES:
+        yield MergeSettings("svd" if rank else "cat", (scale,) * adapters, rank, density)
+    for part in (density, density / 2):
+        yield MergeSettings("ties", (1.0,) * adapters, rank, part)
+
+
+def next_settings(tried: Sequence[Tried]) -> MergeSettings | None:
+    """A step from the best settings so far (one or more): more weight for the task that keeps least; None where that was tried."""
+    best = max(tried, key=lambda one: one.worst)
+    weakest = best.shares.index(best.worst)
+    weights = tuple(
+        round(weight * (STRONGER if i == weakest else WEAKER), 4) for i, weight in enumerate(best.settings.weights)
+    )
+    step = MergeSettings(best.settings.method, weights, best.settings.rank, best.settings.density)
+    return None if any(one.settings == step for one in tried) else step

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuneloop.combine.route.fit import Outcomes
-from tuneloop.combine.route.router import NONE, Array, Router
+from tuneloop.combine.route.router import NONE, Array, Outcomes, Router
 from tuneloop.core.stats.intervals import auroc
 from tuneloop.core.stats.tests import wilson_interval
 from tuneloop.records.merge import Share
@@ -25,58 +24,46 @@ SURE = 0.975  # share of resamples in which the best model has to be better than
 
 
 def judged(router: Router, rows: Outcomes, outside: Array | None = None) -> RouterFigures:
-    """What a router does on rows.
-
-    Args:
-        rows: that it has not seen.
-        outside: features of requests that belong to no model.
-    """
+    """What a router does on rows that it has not seen, and on requests that belong to no model (`outside`, features)."""
     record, picks = router.record, router.choose(rows.features)
-    sure = router.quality(rows.features)
+    expected = router.quality(rows.features)
     costs = np.array([route.cost for route in record.routes])
-    there = picks != NONE
-    worth = np.where(there, np.take_along_axis(rows.quality, np.maximum(picks, 0)[:, None], 1)[:, 0], 0.0)
-    chosen = np.take_along_axis(sure, np.maximum(picks, 0)[:, None], 1)[:, 0]
+    routed, places = picks != NONE, np.maximum(picks, 0)
+    worth = np.where(routed, np.take_along_axis(rows.quality, places[:, None], 1)[:, 0], 0.0)
+    stated = np.take_along_axis(expected, places[:, None], 1)[:, 0]
     low, high = mean_interval(worth)
-    found = RouterFigures(
-        n=len(rows),
-        quality=Share(value=float(worth.mean()), low=low, high=high),
-        cost=float(costs[np.maximum(picks, 0)][there].mean()) if there.any() else 0.0,
-        ece=calibration_error(chosen[there], worth[there]),
-        kept=float(there.mean()),
-        singles=singles(rows.quality, costs, router.names),
-    )
+    more: dict[str, Any] = {}
     if record.exclusive:
-        own = rows.quality.argmax(1)
-        recall = {n: float((picks[own == i] == i).mean()) for i, n in enumerate(router.names) if (own == i).any()}
-        found = found.model_copy(update={"recall": recall})
+        task = rows.quality.argmax(1)
+        more["recall"] = {
+            n: float((picks[task == i] == i).mean()) for i, n in enumerate(router.names) if (task == i).any()
+        }
     if outside is not None and len(outside):
-        away, near, far = router.choose(outside) == NONE, router.nearness(rows.features), router.nearness(outside)
-        more = {"outside": len(outside), "caught": float(away.mean()), "auroc": auroc(near, far)}
-        found = found.model_copy(update=more)
+        near, far = router.similarity(rows.features), router.similarity(outside)
+        caught = float((router.choose(outside) == NONE).mean())
+        more |= {"outside": len(outside), "caught": caught, "auroc": auroc(near, far)}
     if len(set(costs.tolist())) > 1:
-        points, gap = frontier(sure, rows.quality, costs)
-        found = found.model_copy(update={"frontier": points, "gap_recovered": gap})
-    return found
+        more["frontier"], more["gap_recovered"] = frontier(expected, rows.quality, costs)
+    return RouterFigures(
+        n=len(rows), quality=Share(value=float(worth.mean()), low=low, high=high),
+        cost=float(costs[places][routed].mean()) if routed.any() else 0.0,
+        ece=calibration_error(stated[routed], worth[routed]), kept=float(routed.mean()),
+        singles=singles(rows.quality, costs, router.names), **more,
+    )  # fmt: skip
 
 
 def singles(quality: Array, costs: NDArray[np.float64], names: Sequence[str]) -> list[SingleModel]:
     """Each model alone, and the oracle: the cheapest of the best models for each row."""
-    found = [
-        SingleModel(name=name, cost=float(costs[i]), quality=float(quality[:, i].mean()))
-        for i, name in enumerate(names)
-    ]
     best = quality.max(1)
     cheapest = np.where(quality >= best[:, None], costs, np.inf).min(1)
-    return [*found, SingleModel(name="oracle", cost=float(cheapest.mean()), quality=float(best.mean()))]
+    means = zip((*names, "oracle"), (*costs, cheapest.mean()), (*quality.mean(0), best.mean()), strict=True)
+    return [SingleModel(name=name, cost=float(cost), quality=float(value)) for name, cost, value in means]
 
 
 def frontier(sure: Array, quality: Array, costs: NDArray[np.float64]) -> tuple[list[FrontierPoint], Share | None]:
     """Mean cost and quality for rising prices, and the share of the gap recovered with a bootstrap interval over rows.
 
-    Args:
-        sure: expected outcomes (rows, models); quality: real ones.
-        costs: of each model.
+    `sure` are expected outcomes (rows, models), `quality` real ones, `costs` those of each model.
     """
     prices = prices_of(sure, costs)
     picks = np.stack([(sure - price * costs).argmax(1) for price in prices])  # (prices, rows)
@@ -85,25 +72,20 @@ def frontier(sure: Array, quality: Array, costs: NDArray[np.float64]) -> tuple[l
         FrontierPoint(price=float(price), cost=float(c), quality=float(w))
         for price, c, w in zip(prices, paid.mean(1), worth.mean(1), strict=True)
     ]
-    kept = [
+    corners = [
         p for i, p in enumerate(points) if i == 0 or (p.cost, p.quality) != (points[i - 1].cost, points[i - 1].quality)
     ]
 
     def of(rows: Array) -> float | None:
         return gap_recovered(paid[:, rows].mean(1), worth[:, rows].mean(1), costs, quality[rows].mean(0))
 
-    return kept, gap_with_interval(of, len(quality))
+    return corners, gap_with_interval(of, len(quality))
 
 
 def gap_with_interval(of: Callable[[Array], float | None], rows: int) -> Share | None:
-    """The share of the gap that is recovered, with a bootstrap interval over rows.
+    """The share of the gap that is recovered (`of` some rows, by their places), with a bootstrap interval over all `rows`.
 
-    Args:
-        of: `gap_recovered` of some rows, by their places.
-        rows: how many there are.
-
-    Returns:
-        None where it is not sure that there is a gap: a share of next to nothing says nothing.
+    None where it is not sure that there is a gap: a share of next to nothing says nothing.
     """
     value = of(np.arange(rows))
     if value is None:

@@ -42,7 +42,7 @@ from tuneloop.models.adapters import BASE
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import method_of_folder
 from tuneloop.models.names import resolve
-from tuneloop.models.shared import give_back, lend_adapter, lend_model, merge_adapter
+from tuneloop.models.shared import give_back, merge_adapter, shared_adapter, shared_model
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
 from tuneloop.records.completion import ENGINE, Completion
@@ -276,13 +276,13 @@ class LocalEngine:
         if self.merged:
             model = load_model(self._base.source)
         else:
-            model = lend_model(self._base.source)
+            model = shared_model(self._base.source)
             borrowed.callback(give_back, model, names)
         templates = {BASE: with_template(model.template, self._base.template)}
         adapters = {}
         for served in self._served:
             folder = trained_folder(Path(served.source).expanduser())
-            name = merge_adapter(model, folder) if self.merged else lend_adapter(model, folder)
+            name = merge_adapter(model, folder) if self.merged else shared_adapter(model, folder)
             names.append(name)
             method = method_of_folder(folder)
             adapters[name] = AdapterFacts(name, served.source, method.name if method is not None else "")

@@ -125,20 +125,11 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
 
 
 FULL = Method(
-    name="full",
-    title="full fine-tuning",
-    about="all weights",
-    long_title="all weights",
-    learning_rate=1e-4,
-    attach=attach,
+    name="full", title="full fine-tuning", about="all weights", long_title="all weights", learning_rate=1e-4, attach=attach,
     footprint=Footprint(
         trained=lambda job: job.shape.parameters, all_weights=True, usual_on_gpu={"optimizer": "adamw-bf16"}
     ),
-    settings=FullSettings,
-    exclusive={"optimizer_in_backward": "an adapter's gradients are small"},
-    conflict=conflict,
-    layout=WHOLE,
-    load=load,
-    resume=resume,
+    settings=FullSettings, exclusive={"optimizer_in_backward": "an adapter's gradients are small"}, conflict=conflict,
+    layout=WHOLE, load=load, resume=resume,
     no_form={"adapter": "This run trained all weights, so there is no adapter"},
-)
+)  # fmt: skip

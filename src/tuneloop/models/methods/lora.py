@@ -83,15 +83,9 @@ def lora_shape(model: Model, settings: LoraSettings) -> LoraShape:
     from tuneloop.models.lora import LoraShape, target_names
 
     return LoraShape(
-        settings.rank,
-        settings.alpha,
-        settings.dropout,
-        target_names(model.net, settings.targets),
-        tuple(settings.ranks.items()),
-        settings.rslora,
-        settings.dora,
-        settings.lora_init,
-    )
+        settings.rank, settings.alpha, settings.dropout, target_names(model.net, settings.targets),
+        tuple(settings.ranks.items()), settings.rslora, settings.dora, settings.lora_init,
+    )  # fmt: skip
 
 
 def add_adapter(start: Start, *, quantised: bool = False) -> Trainable:
@@ -202,11 +196,7 @@ def trained(job: PlannedJob) -> int:
 
 
 LORA = Method(
-    name="lora",
-    title="LoRA",
-    about="low-rank updates of linear layers",
-    learning_rate=5e-4,
-    attach=add_adapter,
+    name="lora", title="LoRA", about="low-rank updates of linear layers", learning_rate=5e-4, attach=add_adapter,
     footprint=Footprint(
         trained=trained,
         low_rank=True,
@@ -214,15 +204,7 @@ LORA = Method(
         saves="only an adapter has gradients and optimizer states",
         saves_over=lambda other: other.all_weights,
     ),
-    settings=LoraSettings,
-    exclusive={"dora": "", "lora_init": ""},
-    conflict=conflict,
-    layout="LORA",
-    folder="adapter",
-    load=load_adapter,
-    load_alongside=load_alongside,
-    resume=resume,
-    disabled=without_adapters,
-    merge=merge,
+    settings=LoraSettings, exclusive={"dora": "", "lora_init": ""}, conflict=conflict, layout="LORA", folder="adapter",
+    load=load_adapter, load_alongside=load_alongside, resume=resume, disabled=without_adapters, merge=merge,
     forms=("merged", "adapter"),
-)
+)  # fmt: skip

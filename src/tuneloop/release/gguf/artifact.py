@@ -16,14 +16,14 @@ from tuneloop.models.trained import OWN
 from tuneloop.records.artifact import Quantisation
 from tuneloop.release.gguf.convert import FLOAT_TYPES, About, FloatType, tensor_types, write_gguf
 from tuneloop.release.gguf.lora import write_gguf_lora
-from tuneloop.release.gguf.modelfile import modelfile
 from tuneloop.release.quantise import quant_named, quantise
 from tuneloop.release.tuned_weights import open_tuned
 
 if TYPE_CHECKING:
     import numpy as np
 
-MODELFILE, BASE_FILE = "Modelfile", "base.gguf"
+    from tuneloop.models.template import Template
+
 LORA = "gguf-lora"
 
 Importance = Callable[[], "Mapping[str, np.ndarray[Any, Any]]"]
@@ -33,56 +33,40 @@ Importance = Callable[[], "Mapping[str, np.ndarray[Any, Any]]"]
 class GgufSettings:
     """How a GGUF file is written.
 
-    Args:
-        form: `gguf` or `gguf-lora`.
-        quant: type of weights, a name of `quantise.QUANTS` or of `gguf.FLOAT_TYPES`; empty: f16, and f32 of an adapter.
-        importance: which inputs matter; called when it is needed.
-        rows: what importance is computed from: a data set's name, as it goes into the artifact's id.
-
     Raises:
         UserError: there is no such type, or it can't be had.
     """
 
-    form: str
-    quant: str = ""
-    importance: Importance | None = None
-    rows: str = ""
+    form: str  # `gguf` or `gguf-lora`
+    quant: str = ""  # a name of `quantise.QUANTS` or of `gguf.FLOAT_TYPES`; empty: f16, and f32 of an adapter
+    importance: Importance | None = None  # which inputs matter; called when it is needed
+    rows: str = ""  # what importance is computed from: a data set's name, as it goes into the artifact's id
 
     def __post_init__(self) -> None:
         is_lora = self.form == LORA
         quant = quant_named(self.quant or ("f32" if is_lora else "f16"))
         if is_lora and quant not in FLOAT_TYPES:
             raise UserError(
-                f"The matrices of a LoRA file are not quantised, so not {quant}",
-                where="--quant",
+                f"The matrices of a LoRA file are not quantised, so not {quant}", where="--quant",
                 next_step=f"choose {', '.join(FLOAT_TYPES)}; or quantise the whole model with --format gguf",
-            )
+            )  # fmt: skip
         if self.importance and quant in FLOAT_TYPES:
             raise UserError(
-                f"Importance tells how to round, and {quant} is not quantised",
-                where="--importance",
+                f"Importance tells how to round, and {quant} is not quantised", where="--importance",
                 next_step="leave it out, or add --quant q4_k_m",
-            )
+            )  # fmt: skip
         object.__setattr__(self, "quant", quant)
 
 
 @dataclass(frozen=True)
 class GgufSource:
-    """What is written.
+    """What is written."""
 
-    Args:
-        name: of the model.
-        model: the base, by a name that resolves.
-        trained: folder of the trained weights.
-        task: see `TaskSpec`; None where nobody knows.
-        about: what the file says of itself.
-    """
-
-    name: str
-    model: str
-    trained: Path
-    task: Mapping[str, Any] | None
-    about: About
+    name: str  # of the model
+    model: str  # the base, by a name that resolves
+    trained: Path  # folder of the trained weights
+    task: Mapping[str, Any] | None  # see `TaskSpec`; None: not known
+    about: About  # what the file says of itself
 
 
 def write_gguf_model(source: GgufSource, settings: GgufSettings, out: Path) -> Quantisation:
@@ -97,11 +81,11 @@ def write_gguf_model(source: GgufSource, settings: GgufSettings, out: Path) -> Q
     if settings.form == LORA:
         kind = cast(FloatType, settings.quant)
         write_gguf_lora(resolve(source.model), source.trained, out / file, kind, source.about.name)
-        written = modelfile(BASE_FILE, template, system, adapter=file)
+        text = modelfile("base.gguf", template, system, adapter=file)
     else:
-        written = modelfile(file, template, system)
+        text = modelfile(file, template, system)
         _write_whole(source, settings, out / file)
-    write_text(out / MODELFILE, written)
+    write_text(out / "Modelfile", text)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(source.trained / name, out / name)
     write_json(out / OWN, {"version": 1, "task": source.task})
@@ -121,3 +105,58 @@ def _write_whole(source: GgufSource, settings: GgufSettings, out: Path) -> None:
         quantise(whole, out, settings.quant, importance)
     finally:
         whole.unlink(missing_ok=True)
+
+
+CONTENT = "\ue010"  # stands for a turn's text
+
+
+def modelfile(file: str, template: Template, system: str = "", adapter: str = "") -> str:
+    """The text of a `Modelfile`.
+
+    Args:
+        file: name of the GGUF file next to it.
+        system: the turn that all training rows share; empty: the one that the template itself puts first, if any.
+        adapter: name of a LoRA file for that model.
+    """
+    stops = dict.fromkeys(template.tokenizer.id_to_token(i) for i in template.end_ids)
+    lines = [f"FROM ./{file}"]
+    if adapter:
+        lines = [f"# Put the base model's GGUF file here as {file}.", *lines, f"ADAPTER ./{adapter}"]
+    lines.append(f'TEMPLATE """{ollama_template(template)}"""')
+    system = system or template.default_system
+    if system and '"""' not in system:  # nothing can stand for three quotes there
+        lines.append(f'SYSTEM """{system}"""')
+    lines += [*(f'PARAMETER stop "{stop}"' for stop in stops), "PARAMETER temperature 0"]
+    return "\n".join(lines) + "\n"
+
+
+def ollama_template(template: Template) -> str:
+    """The chat template in Go's template language, from what it makes of one turn of each role.
+
+    Raises:
+        UserError: a template whose turns depend on more than their role and text.
+    """
+    first = template.variables.get("bos_token", "") if template.opens_with_bos else ""
+
+    def written(*roles: str) -> str:
+        turns = [{"role": role, "content": CONTENT} for role in roles]
+        return template.text(turns).removeprefix(first)  # type: ignore[arg-type]
+
+    system, user = written("system"), written("system", "user").removeprefix(written("system"))
+    answer = written("system", "user", "assistant").removeprefix(system + user)
+    opening = template.text([{"role": "user", "content": CONTENT}], prompt=True).removeprefix(
+        template.text([{"role": "user", "content": CONTENT}])
+    )
+    whole = written("system", "user", "assistant", "user")
+    if whole != system + user + answer + user or not answer.startswith(opening) or CONTENT not in answer:
+        raise UserError(
+            "The chat template can't be written for Ollama: its turns depend on those before", where="chat template",
+            next_step="serve the file with llama.cpp, which reads the template that is in it",
+        )  # fmt: skip
+
+    def turn(text: str, role: str) -> str:
+        before, _, after = text.partition(CONTENT)
+        return f'{{{{ if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}{{{{ end }}}}'
+
+    body = "".join(turn(text, role) for text, role in ((system, "system"), (user, "user"), (answer, "assistant")))
+    return f"{{{{ range .Messages }}}}{body}{{{{ end }}}}{opening}"  # without dashes, which would eat the template's own line breaks

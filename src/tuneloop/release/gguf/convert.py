@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections import Counter
@@ -14,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.ui import progress
+from tuneloop.core.units import counted
 from tuneloop.models.gguf import gguf_name, permuted, read_header
 from tuneloop.models.template import Template, plain_source
-from tuneloop.release.gguf.vocabulary import vocabulary
 from tuneloop.release.tuned_weights import TunedWeights
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tuneloop.models.llama import LlamaConfig
+    from tuneloop.models.template import Template
 
 FloatType = Literal["f32", "f16", "bf16"]
 FLOAT_TYPES: tuple[FloatType, ...] = ("f32", "f16", "bf16")
@@ -45,14 +48,13 @@ def write_gguf(weights: TunedWeights, template: Template, out: Path, kind: Float
     Args:
         weights: of a Llama.
         template: the tokenizer, and the chat template that was trained.
-        out: the file.
 
     Raises:
         UserError: another architecture, a tokenizer that llama.cpp does not know, values beyond the type's range, a full disk.
     """
     import gguf
 
-    from tuneloop.models.llama import LlamaConfig
+    from tuneloop.models.llama import LlamaConfig, rope_frequencies
 
     if not LlamaConfig.supports(dict(weights.config)):
         raise UserError(
@@ -66,17 +68,26 @@ def write_gguf(weights: TunedWeights, template: Template, out: Path, kind: Float
     _describe(writer, config, kind, about)
     add_fields(writer, vocabulary(template, config.vocab_size))
     writer.add_chat_template(plain_source(template.source))
-    rope = _rope_factors(config)
-    if rope is not None:
+    rope = None
+    if (
+        _rope_type(config) == "llama3"
+    ):  # what llama.cpp divides each rotary frequency by, (D / 2), where a context was stretched
+        plain = rope_frequencies(replace(config, rope_scaling={}))
+        rope = (plain / rope_frequencies(config)).float().numpy()
         announce(writer, "rope_freqs.weight", rope.shape, "f32")
+    kinds: dict[str, FloatType] = {name: "f32" if len(weights.shapes[name]) == 1 else kind for name in names}
+    heads = {"q_proj": config.heads, "k_proj": config.key_heads}
     for name, there in names.items():
-        announce(writer, there, weights.shapes[name], _kind_of(weights.shapes[name], kind))
+        announce(writer, there, weights.shapes[name], kinds[name])
     with written(writer, out):
         if rope is not None:
             writer.write_tensor_data(rope)
-        for done, name in enumerate(names):
-            writer.write_tensor_data(_data(name, weights, config, kind))
-            progress("writing GGUF", done + 1, len(names))
+        for count, name in enumerate(names, 1):
+            tensor, module = weights.tensor(name), name.split(".")[-2]
+            if name.endswith(f".{module}.weight") and module in heads:
+                tensor = permuted(tensor, heads[module])
+            writer.write_tensor_data(as_numpy(tensor, kinds[name], name))
+            progress("writing GGUF", count, len(names))
 
 
 @contextmanager
@@ -90,10 +101,9 @@ def written(writer: Any, out: Path) -> Iterator[None]:
     free = shutil.disk_usage(out.parent).free
     if size > free:
         raise UserError(
-            f"The file takes {size / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free",
-            where=str(out.parent),
+            f"The file takes {size / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free", where=str(out.parent),
             next_step="free some space, or choose a folder on another disk with --out FOLDER",
-        )
+        )  # fmt: skip
     with user_errors_of_the_disk(out):
         try:
             writer.write_header_to_file()
@@ -140,10 +150,9 @@ def _names(weights: TunedWeights, config: LlamaConfig) -> dict[str, str]:
             if name.endswith("rotary_emb.inv_freq"):  # computed, not learned; files of old versions have it
                 continue
             raise UserError(
-                f"llama.cpp's Llama has no tensor {name}",
-                where=str(weights.files[name]),
+                f"llama.cpp's Llama has no tensor {name}", where=str(weights.files[name]),
                 next_step="export with --format merged",
-            )
+            )  # fmt: skip
         names[name] = there
     return names
 
@@ -184,36 +193,13 @@ def _rope_type(config: LlamaConfig) -> str:
     return str(config.rope_scaling.get("rope_type", config.rope_scaling.get("type", "default")))
 
 
-def _rope_factors(config: LlamaConfig) -> np.ndarray[Any, Any] | None:
-    """What llama.cpp divides each rotary frequency by (D / 2), where a context was stretched as in Llama 3.1; None elsewhere."""
-    from tuneloop.models.llama import rope_frequencies
-
-    if _rope_type(config) != "llama3":
-        return None
-    plain = rope_frequencies(replace(config, rope_scaling={}))
-    return (plain / rope_frequencies(config)).float().numpy()
-
-
-def _kind_of(shape: tuple[int, ...], kind: FloatType) -> FloatType:
-    return "f32" if len(shape) == 1 else kind
-
-
 def announce(writer: Any, name: str, shape: tuple[int, ...], kind: FloatType) -> None:
-    """Add a tensor's name, shape and type, which stand before all values."""
+    """Add a tensor's name, shape and type, which come before all values."""
     import gguf
     import numpy as np
 
     size, count = (4 if kind == "f32" else 2), int(np.prod(shape))
     writer.add_tensor_info(name, shape, np.dtype(np.float16), size * count, gguf.GGMLQuantizationType[kind.upper()])
-
-
-def _data(name: str, weights: TunedWeights, config: LlamaConfig, kind: FloatType) -> np.ndarray[Any, Any]:
-    """A tensor's values as they stand in the file."""
-    tensor = weights.tensor(name)
-    for which, heads in (("q_proj", config.heads), ("k_proj", config.key_heads)):
-        if name.endswith(f".{which}.weight"):
-            tensor = permuted(tensor, heads)
-    return as_numpy(tensor, _kind_of(weights.shapes[name], kind), name)
 
 
 def as_numpy(tensor: Tensor, kind: FloatType, name: str) -> np.ndarray[Any, Any]:
@@ -230,5 +216,84 @@ def as_numpy(tensor: Tensor, kind: FloatType, name: str) -> np.ndarray[Any, Any]
         raise UserError(
             f"{name} has values that f16 can't hold (beyond 65,504)", where="--quant f16", next_step="take --quant bf16"
         )
-    found: np.ndarray[Any, Any] = stored.view(torch.int16).numpy() if kind == "bf16" else stored.numpy()
-    return found
+    values: np.ndarray[Any, Any] = stored.view(torch.int16).numpy() if kind == "bf16" else stored.numpy()
+    return values
+
+
+PROBE = (
+    "Hello, I'm here; WE'LL see. You've, they'RE, 'tis  don't I'd\n\n \n  two\tthree \r\n\r\n  3 33 333 3333 33333 1,234.56 "
+    "a1b22c333 x= 10 ½ ② ٣٤٥ Ünïcödé naïve ÉTÉ éa\u0301 中文字符 ひらがな 한국어 עברית हिन्दी ไทย 🚀 👩‍👩‍👧 (ok)!!! ... --->"
+    " <b>tag</b> #$%^ foo_bar fooBar \u00a0\u3000\u200b\x1c end \n "
+)
+# First 16 hex digits of the SHA-256 of PROBE's pieces -> llama.cpp's name, and whether words are looked up whole before merging.
+PRE_TOKENIZERS = {"1062347ed00421c6": ("llama-bpe", True), "c424f257c420a1a8": ("smollm", False)}
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+
+def pre_tokenizer_hash(tokenizer: Any) -> str:
+    """The hash of what a `tokenizers.Tokenizer` makes of `PROBE` before it merges."""
+    text = tokenizer.normalizer.normalize_str(PROBE) if tokenizer.normalizer else PROBE
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(text) if tokenizer.pre_tokenizer else [(text, None)]
+    return hashlib.sha256("\0".join(piece for piece, _ in pieces).encode()).hexdigest()[:16]
+
+
+def pre_tokenizer_of(tokenizer: Any) -> str:
+    """llama.cpp's name of the rule by which a tokenizer cuts text.
+
+    Raises:
+        UserError: it is not one of the known ones.
+    """
+    digest = pre_tokenizer_hash(tokenizer)
+    name, whole_words = PRE_TOKENIZERS.get(digest, ("", False))
+    model = tokenizer.model
+    if not name or type(model).__name__ != "BPE" or bool(model.ignore_merges) != whole_words:
+        names = ", ".join(name for name, _ in PRE_TOKENIZERS.values())
+        raise UserError(
+            f"The tokenizer cuts text in a way that is not known here (pre-tokenizer {digest}; known: {names})",
+            where="tokenizer.json",
+            next_step="export with --format merged and convert it with llama.cpp's convert_hf_to_gguf.py",
+        )
+    return name
+
+
+def vocabulary(template: Template, size: int) -> dict[str, Any]:
+    """The fields `tokenizer.*` of a GGUF file.
+
+    Args:
+        size: rows of the model's embedding; ids that the tokenizer does not use become tokens that are never written.
+
+    Raises:
+        UserError: a tokenizer that llama.cpp would read differently, or one with more tokens than the model.
+    """
+    tokenizer = template.tokenizer
+    pre = pre_tokenizer_of(tokenizer)
+    added = tokenizer.get_added_tokens_decoder()
+    used = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    if used > size:
+        raise UserError(
+            f"The tokenizer has {used:,} tokens, the model's embedding {counted(size, 'row')}",
+            where="tokenizer.json", next_step="use the tokenizer that belongs to the model",
+        )  # fmt: skip
+    tokens, kinds = [], []
+    for i in range(size):
+        text = added[i].content if i in added else tokenizer.id_to_token(i)
+        tokens.append(f"[PAD{i}]" if text is None else text)
+        kinds.append((CONTROL if added[i].special else USER_DEFINED) if i in added else NORMAL if text else UNUSED)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    fields: dict[str, Any] = {
+        "model": "gpt2",
+        "pre": pre,
+        "tokens": tokens,
+        "token_type": kinds,
+        "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
+        "eos_token_id": template.end_ids[0],  # an answer ends here, also where the base's end of text is another token
+        "eot_token_id": template.end_ids[0],
+        "padding_token_id": template.pad_id,
+        "add_bos_token": template.opens_with_bos,
+        "add_eos_token": False,
+    }
+    for name in ("bos", "unk"):
+        number = tokenizer.token_to_id(template.variables.get(f"{name}_token") or "")
+        if number is not None:
+            fields["unknown_token_id" if name == "unk" else "bos_token_id"] = number
+    return {f"tokenizer.ggml.{name}": value for name, value in fields.items()}

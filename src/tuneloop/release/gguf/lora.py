@@ -6,7 +6,6 @@ therefore multiplied into B.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +13,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
 from tuneloop.models.gguf import gguf_name, permuted
 from tuneloop.models.load import fingerprint
-from tuneloop.models.peft_layout import PEFT_PREFIX, rank_of, scale_of, stems_of
+from tuneloop.models.peft_layout import PEFT_PREFIX, more_than_matrices, rank_of, scale_of, stems_of
 from tuneloop.release.gguf.convert import ARCHITECTURE, FloatType, add_fields, announce, as_numpy, written
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MERGED = "export with --format gguf: there the adapter is part of the weights"
-# Settings of PEFT's LoRA that a LoRA file can't say -> what they are.
-_CANT = {
-    "use_dora": "DoRA's learned lengths of weights",
-    "modules_to_save": "whole layers besides the matrices (modules_to_save)",
-    "fan_in_fan_out": "transposed layers (fan_in_fan_out)",
-    "lora_bias": "biases of its matrices (lora_bias)",
-}
 
 
 def check_expressible(adapter: Path) -> dict[str, Any]:
@@ -37,18 +29,12 @@ def check_expressible(adapter: Path) -> dict[str, Any]:
         UserError: it can't; the message says what, and that the merged format is the way out.
     """
     settings: dict[str, Any] = read_json_object(adapter / "adapter_config.json")
-    cant = [what for key, what in _CANT.items() if settings.get(key)]
-    if settings.get("peft_type") != "LORA":
-        cant = [f"an adapter of the kind {settings.get('peft_type')}"]
-    elif settings.get("bias", "none") != "none":
-        cant.append("trained biases")
-    if cant:
+    if more := more_than_matrices(settings):
         is_prefix = settings.get("peft_type") == "PREFIX_TUNING"
         raise UserError(
-            f"A LoRA file of llama.cpp can't hold {' and '.join(cant)}",
-            where="--format gguf-lora",
+            f"A LoRA file of llama.cpp can't hold {more}", where="--format gguf-lora",
             next_step="export with --format adapter: a prefix can't be merged either" if is_prefix else MERGED,
-        )
+        )  # fmt: skip
     return settings
 
 
@@ -57,8 +43,7 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
 
     Args:
         model: folder of the base model.
-        adapter: in PEFT's layout.
-        out: the file.
+        adapter: folder in PEFT's layout.
         kind: type of the matrices.
         name: of the file's content.
 
@@ -75,14 +60,19 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
     if not LlamaConfig.supports(config):
         raise UserError(
             f"Only adapters of Llama models are written as GGUF here, not of {config.get('model_type')!r}",
-            where=str(model),
-            next_step="export with --format adapter",
-        )
+            where=str(model), next_step="export with --format adapter",
+        )  # fmt: skip
     _, state = read_adapter(adapter, fingerprint(model))
+    try:
+        stems = stems_of(state)
+    except ValueError as odd:
+        raise UserError(
+            f"A LoRA file of llama.cpp can't hold {odd}", where="--format gguf-lora", next_step=MERGED
+        ) from None
     shape = LlamaConfig.from_json(config)
-    alpha = float(max(rank_of(settings, stem) for stem in _stems(state)))
+    alpha = float(max(rank_of(settings, stem) for stem in stems))
     tensors: dict[str, Tensor] = {}
-    for stem in _stems(state):
+    for stem in stems:
         there = gguf_name(f"{stem}.weight")
         if there is None:
             raise UserError(f"llama.cpp's Llama has no layer {stem}", where=str(adapter), next_step=MERGED)
@@ -91,31 +81,12 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
         heads = {"q_proj": shape.heads, "k_proj": shape.key_heads}.get(stem.rsplit(".", 1)[-1])
         tensors |= {f"{there}.lora_a": a, f"{there}.lora_b": permuted(b, heads) if heads else b}
     writer = gguf.GGUFWriter(out, ARCHITECTURE)
-    add_fields(
-        writer,
-        {
-            "general.type": "adapter",
-            "general.name": name,
-            "adapter.type": str(settings["peft_type"]).lower(),
-            "adapter.lora.alpha": alpha,
-        },
-    )
+    kind_of_adapter = str(settings["peft_type"]).lower()
+    add_fields(writer, {
+        "general.type": "adapter", "general.name": name, "adapter.type": kind_of_adapter, "adapter.lora.alpha": alpha,
+    })  # fmt: skip
     for there, tensor in tensors.items():
         announce(writer, there, tuple(tensor.shape), kind)
     with written(writer, out):
         for there, tensor in tensors.items():
             writer.write_tensor_data(as_numpy(tensor, kind, there))
-
-
-def _stems(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the modules that have matrices.
-
-    Raises:
-        UserError: a tensor that is neither A nor B.
-    """
-    try:
-        return stems_of(state)
-    except ValueError as odd:
-        raise UserError(
-            f"A LoRA file of llama.cpp can't hold {odd}", where="--format gguf-lora", next_step=MERGED
-        ) from None

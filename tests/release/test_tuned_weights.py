@@ -18,7 +18,7 @@ from patience import native_bf16
 from tuneloop.core.errors import UserError
 from tuneloop.models.load import load_model, read_weights
 from tuneloop.models.trained import load_trained
-from tuneloop.release.merged_weights import Merge, merge
+from tuneloop.release.tuned_weights import Merge, merge
 
 bits = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 MakeRun = Callable[..., Path]

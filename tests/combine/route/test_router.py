@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 from routed import outcomes, record, tasks
 
-from tuneloop.combine.route.fit import Outcomes, fit_router, log_loss
-from tuneloop.combine.route.router import NONE, Router, load_router, nearness, softened, unit
+from tuneloop.combine.route.router import (
+    NONE,
+    Outcomes,
+    Router,
+    fit_router,
+    load_router,
+    log_loss,
+    similarity,
+    softened,
+    unit,
+)
 from tuneloop.core.errors import UserError
 
 
@@ -77,9 +86,9 @@ def test_calibration_does_not_worsen_the_log_loss() -> None:
     assert softened(np.array([[0.9, 0.1]]), 1e6, True) == pytest.approx(0.5, abs=1e-3)
 
 
-def test_nearness_is_the_mean_cosine_with_the_nearest_rows() -> None:
+def test_similarity_is_the_mean_cosine_with_the_nearest_rows() -> None:
     rows = unit(np.eye(4, dtype=np.float32))
-    assert nearness(rows[:1], rows)[0] == pytest.approx(
+    assert similarity(rows[:1], rows)[0] == pytest.approx(
         0.25
     )  # of four rows one is the same, the others stand at right angles
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tuneloop.combine.route import static_vectors as module
-from tuneloop.combine.route.static_vectors import open_static_vectors
+from tuneloop.combine.route import features as module
+from tuneloop.combine.route.features import open_static_vectors
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "card", "lost", "parcel", "late", "my", "is"]
 

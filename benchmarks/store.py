@@ -25,7 +25,7 @@ from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.improve.controller.command import facts_of
 from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.feedback.command import show
-from tuneloop.improve.monitor.canary_requests import findings, rounds_due
+from tuneloop.improve.monitor.canaries import findings, rounds_due
 from tuneloop.improve.monitor.command import due_window
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest

@@ -40,7 +40,7 @@ TESTED_IN = {
     "inference/llamacpp/test_llamacpp.py": "inference.llamacpp.child",
     "inference/llamacpp/test_engine.py": "inference.llamacpp.server",
     "pipeline/test_gguf.py": "release.measure",
-    "improve/experiment/test_plan.py": "improve.experiment.config improve.experiment.record",
+    "improve/experiment/test_plan.py": "improve.experiment.record",
     "models/methods/test_methods.py": "models.methods.full models.methods.lora models.methods.method models.methods.prefix"
     " models.methods.qlora",
     "plan/test_cost.py": "report.plan_terminal",
@@ -62,7 +62,7 @@ TESTED_IN = {
     "serving/test_top.py": "cli.top",
     "serving/test_server.py": "cli.serve serving.companions improve.serve serving.models",
     "serving/store/test_store.py": "core.ids records.decision",
-    "deploy/hosts/test_hosts.py": "deploy.discovery deploy.inference_pool deploy.project_text deploy.hosts.baseten deploy.hosts.compose deploy.hosts.docker_model_runner"
+    "deploy/hosts/test_hosts.py": "deploy.project_text deploy.hosts.baseten deploy.hosts.compose deploy.hosts.docker_model_runner"
     " deploy.hosts.dstack deploy.hosts.fireworks deploy.hosts.huggingface deploy.hosts.kserve deploy.hosts.kubernetes"
     " deploy.hosts.modal deploy.hosts.ollama deploy.hosts.production_stack deploy.hosts.ray_serve deploy.hosts.replicate"
     " deploy.hosts.runpod deploy.hosts.sagemaker deploy.hosts.skypilot deploy.hosts.together",

@@ -30,7 +30,7 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import prepare
 from tuneloop.data.process_record import ChunkFacts, ChunkWork, RowProcessor, TokenCount, process_chunk
 from tuneloop.deploy import on_ray
-from tuneloop.deploy.clusters import RayWish
+from tuneloop.deploy.clusters import RayOptions
 from tuneloop.deploy.on_ray import RayRun, run_on_ray
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.pipeline import evaluations
@@ -211,7 +211,7 @@ def test_a_killed_process_resumes_and_the_losses_are_those_of_one(
     said: list[str] = []
     own = recipe.model_copy(update={"output_dir": "far", "store": store})
     with reporting(say=said.append):
-        folder = run_on_ray(own, RayWish(on="ray", nodes=2), whole=False)
+        folder = run_on_ray(own, RayOptions(on="ray", nodes=2), whole=False)
     assert (folder / "killed").exists() and any("went on from the checkpoint" in line for line in said), said
     assert any("2 processes train" in line for line in said)
     assert losses(folder) == pytest.approx(losses(tmp_path / "alone"), rel=2e-3, abs=1e-4)
@@ -415,7 +415,7 @@ def test_a_machine_that_is_lost_for_good_leaves_the_run_to_the_others(
     said: list[str] = []
     try:
         with reporting(say=said.append):
-            folder = run_on_ray(own, RayWish(on="ray", nodes=2), whole=False)
+            folder = run_on_ray(own, RayOptions(on="ray", nodes=2), whole=False)
     finally:
         over.set()
         losing.join()

@@ -12,7 +12,7 @@ from tuneloop.cli.parameters import STORE, Output, argument, given
 from tuneloop.core.flag import flag
 from tuneloop.core.terminal import plain_table, screen
 from tuneloop.core.units import counted, verb
-from tuneloop.improve.experiment.config import ExperimentOptions, ExperimentPlanOptions
+from tuneloop.improve.experiment.record import ExperimentOptions, ExperimentPlanOptions
 
 if TYPE_CHECKING:
     from tuneloop.improve.experiment.log import ExperimentState

@@ -11,7 +11,7 @@ from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
 from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
-from tuneloop.deploy.clusters import BatchWish, refuse_other_place
+from tuneloop.deploy.clusters import BatchOptions, refuse_other_place
 
 
 class AskOptions(Config):
@@ -32,7 +32,7 @@ def command(
     out: str = flag("", "FILE", "Result; default: the source's name with .answers.jsonl.", "-o"),
     *,
     asked: AskOptions,
-    wish: BatchWish,
+    wish: BatchOptions,
     output: Output,
 ) -> Result:
     """Answer a file of requests or rows, or a folder of texts.

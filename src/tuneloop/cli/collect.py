@@ -84,7 +84,7 @@ def requests(
     Each line has the request and the response as OpenAI's API has them, with time, user and release. Requests that
     failed, and those whose texts were not kept, are counted.
     """
-    from tuneloop.improve.collect.requests import write_requests
+    from tuneloop.improve.collect.command import write_requests
     from tuneloop.serving.costs import since_time
 
     personal = _personal(keep_personal)

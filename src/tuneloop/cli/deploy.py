@@ -11,7 +11,7 @@ from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import screen
 from tuneloop.core.ui import reporting
-from tuneloop.deploy.deployment import DeployWish
+from tuneloop.deploy.deployment import DeployOptions
 
 
 def command(
@@ -20,7 +20,7 @@ def command(
     dry_run: bool = switch("Write the project and its price, put nothing up."),
     yes: bool = switch("Put it up without asking."),
     *,
-    wish: DeployWish,
+    wish: DeployOptions,
     output: Output,
 ) -> Result | None:
     """Make the project that serves an artifact on a host.
@@ -29,7 +29,7 @@ def command(
     is left out next to `serve/`, that server takes the version: it swaps when the new engine has answered its test rows.
     """
     from tuneloop.deploy.command import launch_of, plan_deployment, record_of, write_project
-    from tuneloop.deploy.launch import put_up_after_yes
+    from tuneloop.deploy.launch import launch_after_yes
     from tuneloop.deploy.project_text import price_words
     from tuneloop.records.server import ServerState
     from tuneloop.registry.registered import local_name
@@ -45,7 +45,7 @@ def command(
     if not dry_run:
         question = f"Put it up on {project.host.title} now?"
         with reporting(say=partial(print_live, err=True)):
-            put_up_after_yes(launch_of(project, wish), folder, question, yes)
+            launch_after_yes(launch_of(project, wish), folder, question, yes)
     return None
 
 

@@ -166,7 +166,7 @@ def draw(
 
     40 of 100 at random; the others are disliked, disagree with a candidate, stand out in an alarm, or are uncertain.
     """
-    from tuneloop.improve.feedback.review_command import draw_queue, queue_lines
+    from tuneloop.improve.feedback.review import draw_queue, queue_lines
 
     drawn = draw_queue(store, out, rows=rows, since=since, model=model, seed=seed, hidden=hidden)
     then = f"tuneloop review votes {drawn.folder} --store {store}"
@@ -178,7 +178,7 @@ def votes(
     review: str = argument("FOLDER", "Of the review, from `review draw`."), store: str = STORE, *, output: Output
 ) -> Result:
     """Store what people said in a review of production as feedback."""
-    from tuneloop.improve.feedback.review_command import store_votes
+    from tuneloop.improve.feedback.review import store_votes
 
     added, number = store_votes(store, review)
     line = f"{added} pieces of feedback from {counted(number, 'vote')}"

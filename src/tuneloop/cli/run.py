@@ -12,7 +12,7 @@ from tuneloop.cli.console import Result, print_live, show
 from tuneloop.cli.parameters import SETTINGS, Output, argument
 from tuneloop.core.terminal import screen
 from tuneloop.core.ui import reporting
-from tuneloop.deploy.clusters import RemoteWish, is_ray, refuse_options_of_rented
+from tuneloop.deploy.clusters import RemoteOptions, is_ray, refuse_options_of_rented
 
 if TYPE_CHECKING:
     from tuneloop.recipe import Recipe
@@ -24,7 +24,7 @@ def command(
     ),
     settings: list[str] | None = SETTINGS,
     *,
-    wish: RemoteWish,
+    wish: RemoteOptions,
     output: Output,
 ) -> Result | None:
     """Do all stages in one go, from the rows to the report.
@@ -59,8 +59,8 @@ def command(
     return Result(summary(folder), partial(print_closing, folder))
 
 
-def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
-    from tuneloop.deploy.launch import put_up_after_yes
+def _elsewhere(recipe: Recipe, wish: RemoteOptions, output: Output) -> None:
+    from tuneloop.deploy.launch import launch_after_yes
     from tuneloop.deploy.remote import launch_of, price_words, write_remote
 
     folder = Path(wish.project or f"remote/{recipe.name}-{wish.on}")
@@ -73,4 +73,4 @@ def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
     if not wish.dry_run:
         question = f"Start it on {cluster.title} now?"
         with reporting(say=partial(print_live, err=True)):
-            put_up_after_yes(launch_of(written, wish), folder, question, wish.yes)
+            launch_after_yes(launch_of(written, wish), folder, question, wish.yes)

@@ -11,7 +11,7 @@ from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import SETTINGS, Output, argument
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import screen
-from tuneloop.deploy.clusters import RayWish, refuse_other_place
+from tuneloop.deploy.clusters import RayOptions, refuse_other_place
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 
@@ -28,7 +28,7 @@ def command(
     out: str = flag("", "FOLDER", "Folder of the run; default: runs/NAME-HASH.", "-o"),
     preflight: bool = switch("Show what would be trained, with two rows as the model sees them, and stop."),
     *,
-    wish: RayWish,
+    wish: RayOptions,
     output: Output,
 ) -> Result:
     """Train an adapter, or all weights, on a prepared data set.

@@ -1,8 +1,6 @@
-"""Where models are computed. What differs between the processor and the kinds of GPU stands here and nowhere else.
+"""Where models are computed. What differs between the processor and the kinds of GPU is here and nowhere else.
 
-A test holds that: no other module asks whether there is a GPU. Nothing here but `names_in_use` loads torch: before somebody
-has, the device is the processor.
-"""
+A test holds that. Nothing here but `names_in_use` loads torch: before it is loaded, the device is the processor."""
 
 from __future__ import annotations
 
@@ -34,43 +32,28 @@ GRAPHS = "TUNELOOP_CUDA_GRAPHS"  # 0: no CUDA graphs
 
 @dataclass(frozen=True)
 class Backend:
-    """One kind of device.
+    """One kind of device."""
 
-    Args:
-        kind: as torch names it.
-        products_below: rows of up to so many tokens attend by plain batched products, which are faster than SDPA there.
-        micro_batch_tokens: tokens that are trained on at a time; on a GPU where memory is not known to hold more.
-        micro_batch_tokens_full: the same where all weights learn.
-        positions_at_once: positions projected onto the vocabulary at a time, which bounds memory.
-        positions_at_once_full: the same where the projection learns.
-        softmax_rows: of these, how many go through the softmax at a time; 0: all.
-        optimizer_stretch: numbers that are put together in fp32 at a time: those that stay in a processor's cache, or
-            that are worth starting kernels for on a GPU.
-        tokens_unread: of an answer that are written before the host reads them, which makes it wait.
-        cache_step: places by which buffers of keys and values grow; on a GPU their length is a multiple of it, since what was
-            recorded (`recorded`) holds for buffers that stay where they are.
-        peak_sizes: widths of the matrix products that measure the peak.
-        collectives: what connects several processes.
-        factorises: whether torch's decompositions (QR, singular values) run there.
-    """
-
-    kind: str
-    products_below: int
-    micro_batch_tokens: int
-    micro_batch_tokens_full: int
-    positions_at_once: int
-    positions_at_once_full: int
-    softmax_rows: int
+    kind: str  # as torch names it
+    products_below: int  # rows of fewer tokens attend by plain batched products: faster than SDPA there
+    micro_batch_tokens: int  # tokens that are trained on at a time; on a GPU where memory is not known to hold more
+    micro_batch_tokens_full: int  # the same where all weights learn
+    positions_at_once: int  # positions projected onto the vocabulary at a time, which bounds memory
+    positions_at_once_full: int  # the same where the projection learns
+    softmax_rows: int  # of these, how many go through the softmax at a time; 0: all
+    # numbers that are put together in fp32 at a time: those that stay in a processor's cache, or that are worth
+    # starting kernels for on a GPU
     optimizer_stretch: int
-    tokens_unread: int
+    tokens_unread: int  # of an answer that are written before the host reads them, which makes it wait
+    # places by which buffers of keys and values grow; on a GPU their length is a multiple of it, since what was
+    # recorded (`recorded`) holds for buffers that stay where they are
     cache_step: int
-    peak_sizes: tuple[int, ...]
-    collectives: str
-    factorises: bool = True
+    peak_sizes: tuple[int, ...]  # widths of the matrix products that measure the peak
+    collectives: str  # what connects several processes
+    factorises: bool = True  # whether torch's decompositions (QR, singular values) run there
 
     @property
     def is_cpu(self) -> bool:
-        """Whether it is the processor."""
         return self.kind == "cpu"
 
     def has_fused_norm(self) -> bool:
@@ -92,25 +75,14 @@ CPU = Backend(
     positions_at_once=1024,
     positions_at_once_full=512,  # its gradient stands next to the logits
     softmax_rows=32,
-    optimizer_stretch=1 << 18,
-    tokens_unread=1,
-    cache_step=64,
-    peak_sizes=(128, 512, 1024, 2048),
-    collectives="gloo",
-)
+    optimizer_stretch=1 << 18, tokens_unread=1, cache_step=64, peak_sizes=(128, 512, 1024, 2048), collectives="gloo",
+)  # fmt: skip
 # A GPU's products need 8,192 rows and columns to reach their peak; each is started without waiting for the one before.
 _GPU = {
-    "products_below": 0,
-    "micro_batch_tokens": 2048,
-    "micro_batch_tokens_full": 2048,
-    "positions_at_once": 256,
-    "positions_at_once_full": 256,
-    "softmax_rows": 0,
-    "optimizer_stretch": 1 << 23,
-    "tokens_unread": 8,
-    "cache_step": 256,
-    "peak_sizes": (2048, 4096, 8192),
-}
+    "products_below": 0, "micro_batch_tokens": 2048, "micro_batch_tokens_full": 2048, "positions_at_once": 256,
+    "positions_at_once_full": 256, "softmax_rows": 0, "optimizer_stretch": 1 << 23, "tokens_unread": 8,
+    "cache_step": 256, "peak_sizes": (2048, 4096, 8192),
+}  # fmt: skip
 BACKENDS = {
     "cpu": CPU,
     "cuda": Backend(kind="cuda", collectives="cpu:gloo,cuda:nccl", **_GPU),  # type: ignore[arg-type]
@@ -139,19 +111,18 @@ def in_use() -> str:
         )
     if torch is None or wanted == "cpu":
         return "cpu"
-    found = [kind for kind in BACKENDS if kind != "cpu" and _is_there(torch, kind)]
-    if wanted and wanted not in found:
+
+    def is_there(kind: str) -> bool:
+        module = getattr(torch.backends if kind == "mps" else torch, kind, None)
+        return module is not None and bool(module.is_available())
+
+    kinds = [kind for kind in BACKENDS if kind != "cpu" and is_there(kind)]
+    if wanted and wanted not in kinds:
         raise UserError(
-            f"torch sees no {wanted} device here",
-            where=DEVICE,
+            f"torch sees no {wanted} device here", where=DEVICE,
             next_step="unset it, or install the torch build of that device (docs/gpu.md)",
-        )
-    return wanted or (found[0] if found else "cpu")
-
-
-def _is_there(torch: Any, kind: str) -> bool:
-    module = getattr(torch.backends if kind == "mps" else torch, kind, None)
-    return module is not None and bool(module.is_available())
+        )  # fmt: skip
+    return wanted or (kinds[0] if kinds else "cpu")
 
 
 def _gpu() -> Any:
@@ -233,9 +204,6 @@ def needs_scaling(dtype: torch.dtype) -> bool:
     return str(dtype) == "torch.float16"
 
 
-# --- memory, in GiB
-
-
 def capacity() -> float:
     """Memory where models are computed: the GPU's as its driver reports it, else what this process may use."""
     gpu = _gpu()
@@ -254,9 +222,8 @@ def available() -> float:
     return float(gpu.mem_get_info()[0] + gpu.memory_reserved()) / GIB
 
 
-CARD_SHARE = (
-    0.85  # of a card's free memory that weights may take: the rest is for keys, values and what a pass computes
-)
+# Of a card's free memory that weights may take: the rest is for keys, values and what a pass computes.
+CARD_SHARE = 0.85
 
 
 def cards() -> dict[str, float]:
@@ -320,11 +287,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def in_parts(
-    groups: Iterable[Sequence[T]],
-    work: Callable[[Sequence[T]], None],
-    size: Callable[[Sequence[T]], int],
+    groups: Iterable[Sequence[T]], work: Callable[[Sequence[T]], None], size: Callable[[Sequence[T]], int],
     too_large: Callable[[T], UserError],
-) -> None:
+) -> None:  # fmt: skip
     """Do the work of each group; where memory runs out, of its halves, and of the halves of all others that are as large.
 
     Args:
@@ -358,9 +323,6 @@ def fits(work: Callable[[], object]) -> bool:
     return False
 
 
-# --- names, waiting, random numbers
-
-
 def names() -> list[str]:
     """Names of the GPUs in use, as their driver says them; empty on the processor and before torch is loaded."""
     gpu = _gpu()
@@ -386,7 +348,7 @@ def wait() -> None:
 
 
 def put(tensor: Any, device: torch.device) -> Any:
-    """A tensor of the host on a device; on its way to a GPU nobody waits for it."""
+    """A tensor of the host on a device; on its way to a GPU no one waits for it."""
     if backend(device).is_cpu:
         return tensor
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
@@ -445,6 +407,6 @@ def set_random_state(state: Any) -> None:
         state = {"cpu": state}
     torch.set_rng_state(state["cpu"])
     gpu = _gpu()
-    if gpu is not None and (own := state.get(in_use())) is not None:
+    if gpu is not None and (device_state := state.get(in_use())) is not None:
         with contextlib.suppress(RuntimeError):  # another kind of generator
-            gpu.set_rng_state(own)
+            gpu.set_rng_state(device_state)

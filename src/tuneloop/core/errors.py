@@ -38,10 +38,7 @@ def did_you_mean(
     """`did you mean NAME?` with the known name that is most like what was given.
 
     Args:
-        name: what was given.
-        known: names.
         otherwise: what is returned where none is alike.
-        most: how many names are offered.
         shown: gives what is written for a known name, as its path.
     """
     near = dict.fromkeys(str(shown(found)) for found in difflib.get_close_matches(name, list(known), most, 0.5))

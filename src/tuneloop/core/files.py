@@ -24,7 +24,7 @@ from tuneloop.core.errors import UserError, did_you_mean
 
 FROM_FILE: dict[
     str, Any
-] = {}  # context of validation: the values may be another person's; None where Python code made them
+] = {}  # context of validation of values that may be another person's; None: Python code made them
 
 
 class Config(BaseModel):
@@ -42,9 +42,6 @@ def home() -> Path:
         return Path.home()
     except RuntimeError:
         return Path(tempfile.gettempdir()) / f"tuneloop-{os.getuid()}"
-
-
-# --- writing -----------------------------------------------------------------------------------
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -88,18 +85,14 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def make_folder(folder: Path, mode: int = 0o777) -> None:
-    """Make a folder and those above it, where they are missing; in a private folder all are private.
-
-    Args:
-        mode: of the new ones.
-    """
+    """Make a folder and those above it, where they are missing; in a private folder all are private."""
     if not folder.is_dir():
         make_folder(folder.parent, mode)
         folder.mkdir(mode if not _is_private(folder.parent) else 0o700, exist_ok=True)
 
 
 def make_private(folder: Path, names: Sequence[str]) -> int:
-    """Make a folder that only its owner may enter, and take all rights of others from what stands in it.
+    """Make a folder that only its owner may enter, and take all rights of others from what is in it.
 
     Folders that belong to all or to a person as a whole (of temporary files, a home) stay as they are.
 
@@ -132,9 +125,8 @@ def _is_private(folder: Path) -> bool:
 
 
 def _mode_in(folder: Path) -> int:
-    """Of a new file: in a private folder it is private."""
     if _is_private(folder):
-        return 0o600
+        return 0o600  # of a new file there
     umask = os.umask(0o077)
     os.umask(umask)
     return 0o666 & ~umask
@@ -155,20 +147,19 @@ def user_errors_of_the_disk(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        rights = "choose a folder you may write with output_dir=FOLDER, or change its permissions"
         steps = {
             errno.ENOSPC: "free some space on that disk, then run the same command again: it continues",
-            errno.EACCES: "choose a folder you may write with output_dir=FOLDER, or change its permissions",
-            errno.EPERM: "choose a folder you may write with output_dir=FOLDER, or change its permissions",
+            errno.EACCES: rights, errno.EPERM: rights,
             errno.EROFS: "that file system is read-only: choose another folder with output_dir=FOLDER",
             errno.ENOENT: "check the path",
             errno.ENOTDIR: "a part of that path is a file: choose another folder with output_dir=FOLDER",
             errno.EEXIST: "a file stands where a folder is needed: choose another folder with output_dir=FOLDER",
-        }
+        }  # fmt: skip
         raise UserError(
-            f"Can't write or read: {error.strerror or error}",
-            where=str(error.filename or path),
+            f"Can't write or read: {error.strerror or error}", where=str(error.filename or path),
             next_step=steps.get(error.errno or 0, "check the disk and the permissions"),
-        ) from error
+        ) from error  # fmt: skip
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -194,9 +185,8 @@ def plain_cell(value: Any) -> Any:
     Numbers stay, those in texts too. A text that began with apostrophes and one of these gets one more, so that `unquoted_cell`
     gives every text back.
     """
-    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
-        return f"'{value}"
-    return value
+    is_formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value
 
 
 def unquoted_cell(text: str) -> str:
@@ -235,9 +225,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return values
-
-
-# --- reading -----------------------------------------------------------------------------------
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -279,9 +266,11 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise UserError("No such file", where=str(path), next_step="check the path") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"Not valid JSON: {_odd_value(error)}", where=str(path), next_step="delete the file and run its stage again"
-        ) from None
+        raise _damaged(f"Not valid JSON: {_odd_value(error)}", str(path)) from None
+
+
+def _damaged(what: str, where: str) -> UserError:
+    return UserError(what, where=where, next_step="delete the file and run its stage again")
 
 
 def read_json_object(path: Path | str) -> dict[str, Any]:
@@ -322,17 +311,11 @@ def read_jsonl(path: Path | str) -> list[Any]:
                     try:
                         records.append(json.loads(line, parse_int=bounded_int))
                     except (ValueError, RecursionError) as error:
-                        raise UserError(
-                            f"Not valid JSON: {_odd_value(error)}",
-                            where=f"{path}:{number}",
-                            next_step="delete the file and run its stage again",
-                        ) from None
+                        raise _damaged(f"Not valid JSON: {_odd_value(error)}", f"{path}:{number}") from None
     except FileNotFoundError:
         raise UserError("No such file", where=str(path), next_step="check the path") from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"Not UTF-8: {error.reason}", where=str(path), next_step="delete the file and run its stage again"
-        ) from None
+        raise _damaged(f"Not UTF-8: {error.reason}", str(path)) from None
     return records
 
 
@@ -348,7 +331,6 @@ def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
     """Read a YAML mapping.
 
     Args:
-        path: of the file.
         what: it is meant to be, for messages.
 
     Raises:
@@ -359,15 +341,14 @@ def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"No such {what}",
-            where=str(path),
+            f"No such {what}", where=str(path),
             next_step=did_you_mean(
                 path.name,
                 [other.name for other in path.parent.glob("*.y*ml")],
                 "`tuneloop init FILE` writes one for your data" if what == "recipe" else "check the path",
                 shown=path.parent.joinpath,
             ),
-        ) from None
+        ) from None  # fmt: skip
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(
@@ -385,24 +366,16 @@ def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise UserError(
-            f"A {what} is a mapping of keys to values",
-            where=str(path),
+            f"A {what} is a mapping of keys to values", where=str(path),
             next_step="see recipes/demo.yaml" if what == "recipe" else "write it as `key: value` lines",
-        )
+        )  # fmt: skip
     return value
 
 
-# --- configuration -----------------------------------------------------------------------------
-
-
 def build_config(
-    cls: type[C],
-    values: Mapping[str, Any],
-    overrides: Sequence[str] = (),
-    *,
-    aliases: Mapping[str, str] | None = None,
+    cls: type[C], values: Mapping[str, Any], overrides: Sequence[str] = (), *, aliases: Mapping[str, str] | None = None,
     where: str = "",
-) -> C:
+) -> C:  # fmt: skip
     """Make a config record from a recipe's values and `key=value` overrides.
 
     Args:
@@ -428,15 +401,14 @@ def build_config(
             )
         key = aliases.get(key, key)
         try:
-            value = _text(raw) if _is_text(cls, key) else _scalar(raw)
+            value = _setting(cls, key, raw)
         except yaml.YAMLError:
             value = raw
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"Can't read the value of {key}: {_odd_value(error)}",
-                where=f"the command line: {raw[:40]} ...",
+                f"Can't read the value of {key}: {_odd_value(error)}", where=f"the command line: {raw[:40]} ...",
                 next_step=f"set {key}=... to a valid value",
-            ) from None
+            ) from None  # fmt: skip
         _set(tree, key, value, cls, "the command line")
     try:
         return cls.model_validate(tree, context=FROM_FILE)
@@ -447,20 +419,11 @@ def build_config(
 def _place_of(error: ValidationError, overrides: Sequence[str], aliases: Mapping[str, str], where: str) -> str:
     """Where the key that an error is about was set: the command line, or the recipe."""
     key = ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])
-    given = [text.partition("=")[0].strip().lstrip("-") for text in overrides]
-    for name in (aliases.get(name, name) for name in given):
+    keys = [text.partition("=")[0].strip().lstrip("-") for text in overrides]
+    for name in (aliases.get(name, name) for name in keys):
         if key and (name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.")):
             return "the command line"
     return where
-
-
-def _short(value: object, most: int = 80) -> str:
-    """A value as it is shown in a message."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        return "a number of thousands of digits"
-    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def _odd_value(error: Exception) -> str:
@@ -470,35 +433,24 @@ def _odd_value(error: Exception) -> str:
     return "a number of thousands of digits" if "integer string conversion" in str(error) else str(error)
 
 
-def _is_text(cls: type[BaseModel], key: str) -> bool:
-    """Whether the dotted `key` holds a string: templates such as `{answer}` or `Queue: {queue}` are no YAML."""
+def _setting(cls: type[BaseModel], key: str, raw: str) -> Any:
+    """A string where the dotted `key` holds one, since templates such as `Queue: {queue}` are no YAML; else a YAML value."""
     kind: Any = cls
     for part in key.split("."):
         info = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-        if info is None:
-            return False
-        kind = info.annotation
-    return kind in (str, str | None)
-
-
-def _text(raw: str) -> str | None:
-    """A string as it stands, or in YAML's quotes; nothing, `null` or `~` is None."""
-    if raw.strip() in ("", "null", "~"):
-        return None
-    quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "\"'"
-    return str(yaml.safe_load(raw)) if quoted else raw
-
-
-def _scalar(raw: str) -> Any:
-    """A YAML value; unlike plain YAML 1.1, `5e-4` is a number."""
-    try:
+        kind = info and info.annotation
+    if kind in (str, str | None):
+        if raw.strip() in ("", "null", "~"):
+            return None
+        quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "\"'"
+        return str(yaml.safe_load(raw)) if quoted else raw
+    try:  # unlike in plain YAML 1.1, `5e-4` is a number
         return float(raw) if "e" in raw.lower() and not raw.lower().startswith("0x") else yaml.safe_load(raw)
     except ValueError:
         return yaml.safe_load(raw)
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, cls: type[Config], where: str) -> None:
-    """Put `value` at the dotted `key`, merging mappings."""
     *parents, last = key.split(".")
     for parent in parents:
         node = tree.setdefault(parent, {})
@@ -516,9 +468,8 @@ def config_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, info in cls.model_fields.items():
         keys.append(prefix + name)
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += config_keys(kind, f"{prefix}{name}.")
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += config_keys(info.annotation, f"{prefix}{name}.")
     return keys
 
 
@@ -530,9 +481,9 @@ def _nearest(cls: type[BaseModel], key: str) -> str:
     if not near:
         last = {k.split(".")[-1]: k for k in reversed(keys)}
         near = [last[name] for name in difflib.get_close_matches(key.split(".")[-1], list(last), 1, 0.6)]
-    if near:
-        return f"did you mean {near[0]}?  (`tuneloop schema` lists all keys)"
-    return "`tuneloop schema` lists all keys"
+    return (
+        f"did you mean {near[0]}?  (`tuneloop schema` lists all keys)" if near else "`tuneloop schema` lists all keys"
+    )
 
 
 def _config_error(cls: type[Config], error: ValidationError, where: str) -> UserError:
@@ -546,13 +497,16 @@ def _config_error(cls: type[Config], error: ValidationError, where: str) -> User
     got = first.get("input")
     if isinstance(got, Mapping) and first["type"] == "value_error":  # settings that don't go together
         return UserError(message, where=where or key, next_step="change one of the settings that it names")
-    shown = f", got {_short(got)}" if isinstance(got, str | int | float | bool | type(None)) else ""
+    shown = ""
+    if isinstance(got, str | int | float | bool | type(None)):
+        try:
+            shown = repr(got)
+        except ValueError:
+            shown = "a number of thousands of digits"
+        shown = f", got {shown}" if len(shown) <= 80 else f", got {shown[:80]}... ({len(shown):,} characters)"
     return UserError(
         f"Bad value for {key!r}: {message}{shown}", where=where, next_step=f"set {key}=... to a valid value"
     )
-
-
-# --- hashes and locks --------------------------------------------------------------------------
 
 
 def sha256_file(path: Path | str) -> str:
@@ -565,9 +519,6 @@ def content_hash(value: Any) -> str:
     """Hex SHA-256 of a JSON-like value, independent of key order."""
     text = json.dumps(plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
-
-
-_POLL = 0.2  # seconds between looks at a lock that another process holds
 
 
 def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
@@ -584,14 +535,13 @@ def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
             file.close()
             if waiting is None:
                 raise UserError(
-                    f"Another tuneloop process ({holder}) is working in this folder",
-                    where=str(path.parent),
+                    f"Another tuneloop process ({holder}) is working in this folder", where=str(path.parent),
                     next_step="wait for it, stop it, or choose another folder: output_dir=FOLDER, or --out FOLDER",
-                ) from None
+                ) from None  # fmt: skip
             if not announced:
                 waiting(holder)
                 announced = True
-            time.sleep(_POLL)
+            time.sleep(0.2)
             continue
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -605,7 +555,7 @@ def lock_folder(
 ) -> Iterator[None]:
     """Hold a folder for this process; the operating system lets go when the process dies.
 
-    A folder that was made for this goes again when the work fails before anything stands in it.
+    A folder that was made for this goes again when the work fails before anything is in it.
 
     Args:
         minor: names of files that are no reason to keep it.

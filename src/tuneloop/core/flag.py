@@ -10,18 +10,13 @@ from pydantic import Field
 
 @dataclass(frozen=True)
 class Flag:
-    """Put into `Annotated` where a field's name and type do not say it.
+    """Put into `Annotated` where a pydantic field's name and type do not say it."""
 
-    Args:
-        names: of the option, as `("--budget",)`, or `("--packing/--no-packing",)` for a yes or no. Short ones alone, as
-            `("-o",)`, are added to the field's own name.
-        metavar: the placeholder for the value in the help; empty: by the type.
-        shown: whether the help shows the default.
-    """
-
+    # of the option, as `("--budget",)`, or `("--packing/--no-packing",)` for a yes or no. Short ones alone, as
+    # `("-o",)`, are added to the field's own name.
     names: tuple[str, ...] = ()
-    metavar: str = ""
-    shown: bool = True
+    metavar: str = ""  # the placeholder for the value in the help; empty: by the type
+    shown: bool = True  # whether the help shows the default
 
 
 def flag(

@@ -1,16 +1,7 @@
-"""uvicorn with what it lacks against clients that are slow, silent or many.
+"""uvicorn with limits for clients that are slow, silent or many; errors have the shape of OpenAI's API.
 
-- A client that owes bytes has `SILENT` seconds: for a whole head, for the next part of a body, between two requests. A body
-  as a whole must come at `SLOWEST` bytes a second; an answer must be read.
-- A head is bounded (`MOST_HEAD`, `MOST_HEADERS`, `MOST_URL`); httptools collects any.
-- The limit of open files is never reached: from `_reserve` descriptors below it on, each new connection takes the place of
-  the one that has owed the rest of a request for longest, else of an idle one, else it gets 503. What is being answered is
-  never closed.
-- A body that nobody wants is not read: the answer goes out, what still comes is dropped for a moment, and the
-  connection ends. Closing at once would reset the connection and take the answer with it.
-
-Errors have the shape of OpenAI's API.
-"""
+The limit of open files is never reached: near it each new connection takes the place of the one that has owed the
+rest of a request for longest, else of an idle one, else it gets 503. What is being answered is never closed."""
 
 from __future__ import annotations
 
@@ -31,10 +22,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tuneloop.core.ui import say
 
-SILENT = 30.0  # seconds
-SLOWEST = 10_000  # bytes of a body in a second
-MOST_HEAD, MOST_HEADERS, MOST_URL = 65_536, 100, 8_192  # bytes, lines, bytes
-LINGER, MOST_DROPPED = 2.0, 1_000_000  # seconds in which what comes after an answer is dropped, bytes that are
+SILENT = 30.0  # seconds for a whole head, for the next part of a body, between two requests, and for reading an answer
+SLOWEST = 10_000  # bytes of a body in a second, as a whole
+MOST_HEAD, MOST_HEADERS, MOST_URL = 65_536, 100, 8_192  # bytes, lines, bytes; httptools collects any
+# A body that is not wanted is not read: so many seconds and bytes of it are dropped. Closing at once would take the answer back.
+LINGER, MOST_DROPPED = 2.0, 1_000_000
 ROOM_AGAIN = 5.0  # seconds without a refused or closed connection after which there is room again
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -62,16 +54,12 @@ class Connection(HttpToolsProtocol):
         self.ends = 0.0  # when the connection ends, whatever still comes; 0: it does not
         self.fault = (400, "This is not an HTTP request", "invalid_http")
 
-    # --- what the client sends
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """See `asyncio.Protocol`."""
         super().connection_made(transport)
         self.since = self.heard = time.monotonic()
         self.of.owing[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
         self.of.owing.pop(self, None)
         self.of.resting.pop(self, None)
         super().connection_lost(exc)
@@ -96,18 +84,15 @@ class Connection(HttpToolsProtocol):
                 self.refuse(431, "The headers are too large", "headers_too_large")
 
     def on_message_begin(self) -> None:
-        """See httptools."""
         super().on_message_begin()
         self.head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        """See httptools."""
         super().on_url(url)
         if len(self.url) > MOST_URL:
             self._fail(414, "The URL is too long", "url_too_long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools."""
         super().on_header(name, value)
         self.head_bytes += len(name) + len(value)
         if self.head_bytes > MOST_HEAD or len(self.headers) > MOST_HEADERS:
@@ -118,7 +103,6 @@ class Connection(HttpToolsProtocol):
         raise ValueError(message)  # httptools ends with an error of its own
 
     def on_headers_complete(self) -> None:
-        """See httptools."""
         super().on_headers_complete()
         self.of.resting.pop(self, None)
         if not self.pipeline:  # else an earlier request is being answered
@@ -127,7 +111,6 @@ class Connection(HttpToolsProtocol):
         self.body_bytes = self.unparsed = 0
 
     def on_body(self, body: bytes) -> None:
-        """See httptools."""
         super().on_body(body)
         self.heard = time.monotonic()
         self.body_bytes += len(body)
@@ -137,15 +120,11 @@ class Connection(HttpToolsProtocol):
             self.of.owing[self] = None
 
     def on_message_complete(self) -> None:
-        """See httptools."""
         super().on_message_complete()
         self.since, self.unparsed = 0.0, 0
         self.of.owing.pop(self, None)
 
-    # --- what it gets
-
     def on_response_complete(self) -> None:
-        """See uvicorn."""
         super().on_response_complete()
         if not self.cycle.response_complete or self.transport.is_closing():
             return
@@ -156,12 +135,10 @@ class Connection(HttpToolsProtocol):
         self.of.resting[self] = None
 
     def pause_writing(self) -> None:
-        """See `asyncio.Protocol`."""
         super().pause_writing()
         self.deaf = time.monotonic()
 
     def resume_writing(self) -> None:
-        """See `asyncio.Protocol`."""
         super().resume_writing()
         self.deaf = 0.0
 
@@ -184,12 +161,7 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
 
     def look(self, now: float, seconds: float) -> None:
-        """End the connection where its client has taken too long.
-
-        Args:
-            now: of the monotonic clock.
-            seconds: that it has.
-        """
+        """End the connection where its client has taken longer than so many seconds; `now` is of the monotonic clock."""
         if self.ends:
             if now > self.ends:
                 self.transport.abort()
@@ -208,14 +180,7 @@ class Connection(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """An ASGI application on sockets that listen.
-
-    Args:
-        app: the application.
-        say: gets a line when there is no room for further connections, and when there is again.
-        seconds: for which a client may be silent.
-        config: further settings of `uvicorn.Config`.
-    """
+    """An ASGI application on sockets that listen; `seconds` is how long a client may be silent, `config` goes to `uvicorn.Config`."""
 
     def __init__(self, app: Any, *, seconds: float = SILENT, **config: Any) -> None:  # fmt: skip
         super().__init__(
@@ -239,7 +204,6 @@ class Server(uvicorn.Server):
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
@@ -271,7 +235,10 @@ class Server(uvicorn.Server):
                     await asyncio.sleep(0.02)
                 continue
             try:
-                if self._is_near_limit() and not self._make_room():
+                limit = _limit()  # some descriptors are left for files, the store and engines
+                near = limit - max(16, min(256, limit // 8))
+                full = 0 < near <= self._others + len(self.server_state.connections)
+                if full and not self._make_room():
                     connected.setblocking(False)
                     connected.send(answer(503, "The server has no room for further connections", "overloaded"))
                     connected.close()
@@ -280,13 +247,8 @@ class Server(uvicorn.Server):
             except OSError:  # it has left
                 connected.close()
 
-    def _is_near_limit(self) -> bool:
-        """Whether few descriptors are left for files, the store and engines."""
-        limit = _limit()
-        return 0 < limit - _reserve(limit) <= self._others + len(self.server_state.connections)
-
     def _make_room(self) -> bool:
-        """Close a connection that nobody waits on; returns whether there was one."""
+        """Close a connection that no one waits on; returns whether there was one."""
         if not self._full:
             say(
                 f"listening  {len(self.server_state.connections):,} connections are open, and the limit of open files "
@@ -304,10 +266,6 @@ class Server(uvicorn.Server):
 
 def _limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def _reserve(limit: int) -> int:
-    return max(16, min(256, limit // 8))
 
 
 def listen(host: str, port: int) -> socket.socket:

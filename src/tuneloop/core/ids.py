@@ -1,9 +1,8 @@
 """Ids that sort by the time at which they were made, and times as records hold them.
 
-For simulations the clock of stored events can be made to run faster: `TUNELOOP_CLOCK=ORIGIN,SPEED` lets it stand at ORIGIN
-(seconds since 1970) when the real one does, and then go SPEED times as fast. So days of traffic, windows and experiments
-pass in minutes, in all processes alike. Durations, limits and deadlines are measured by another clock and stay real.
-"""
+For simulations the clock of stored events can run faster, in all processes alike: `TUNELOOP_CLOCK=ORIGIN,SPEED` lets
+it stand at ORIGIN (seconds since 1970) when the real one does, and then go SPEED times as fast. Durations and
+deadlines stay real."""
 
 from __future__ import annotations
 
@@ -42,15 +41,14 @@ def utc_now() -> str:
 
 def clock() -> float:
     """Seconds since 1970 by the clock of stored events, see above."""
-    now, given = time.time(), os.environ.get(CLOCK, "")
-    if not given:
+    now, setting = time.time(), os.environ.get(CLOCK, "")
+    if not setting:
         return now
     try:
-        origin, speed = map(float, given.split(","))
+        origin, speed = map(float, setting.split(","))
     except ValueError:
-        raise UserError(
-            f"Not a clock: {given!r:.60}", where=CLOCK, next_step="ORIGIN,SPEED, as in 1767225600,10000"
-        ) from None
+        step = "ORIGIN,SPEED, as in 1767225600,10000"
+        raise UserError(f"Not a clock: {setting!r:.60}", where=CLOCK, next_step=step) from None
     return origin + (now - origin) * speed
 
 

@@ -73,18 +73,13 @@ def schema_problem(schema: Mapping[str, Any], *, any_keyword: bool = False) -> s
                     if why := why or _pattern_problem(key, part):
                         return why
                     atoms += sum(map(written_out, _patterns(key, part)))
-                waiting.append((part, level + 1, _kind_below(kind, key)))
+                below = "names" if key in _NAMED else "literal" if key in _LITERAL else "schema"
+                waiting.append((part, level + 1, below if kind == "schema" else "schema" if kind == "names" else kind))
         if characters > MOST_CHARACTERS:
             return f"the schema has more than {MOST_CHARACTERS:,} characters"
         if atoms > MOST_WRITTEN_OUT:
             return f"the schema's patterns have more than {MOST_WRITTEN_OUT:,} parts with their repeats written out"
     return "" if any_keyword else _circle(schema, parts)
-
-
-def _kind_below(kind: str, key: str) -> str:
-    if kind == "schema":
-        return "names" if key in _NAMED else "literal" if key in _LITERAL else "schema"
-    return "schema" if kind == "names" else kind
 
 
 def _patterns(key: str, value: Any) -> list[str]:
@@ -94,7 +89,6 @@ def _patterns(key: str, value: Any) -> list[str]:
 
 
 def _keyword_problem(key: str, value: Any, schema: Mapping[str, Any], level: int) -> str:
-    """Why a keyword with a value is refused; empty where it is not."""
     if key not in _HELD and key not in _NOTES:
         return f"the keyword {key[:60]!r} is not supported"
     if key in ("$id", "$schema") and level > 1:
@@ -149,9 +143,8 @@ def _target(schema: Mapping[str, Any], reference: str) -> Any:
 
 def _circle(schema: Mapping[str, Any], parts: list[Any]) -> str:
     """Why checking a value would never end: a part that refers to itself for the very same value; empty where none does."""
-    left: dict[
-        int, bool
-    ] = {}  # of each part that was entered, by identity: whether all that follows from it was looked at
+    # Of each part that was entered, by identity: whether all that follows from it was looked at.
+    left: dict[int, bool] = {}
     for start in parts:
         waiting = [(start, False)]
         while waiting:
@@ -195,11 +188,11 @@ def checker(schema: Mapping[str, Any], base: Any = None, seconds: float = CHECK_
             raise TooMuchWork(f"the check takes more than {seconds:g} s")
         return part.items()
 
-    own = {"pattern": _pattern, "patternProperties": _pattern_properties, "uniqueItems": _unique}
+    bounded = {"pattern": _pattern, "patternProperties": _pattern_properties, "uniqueItems": _unique}
     if "patternProperties" in base.VALIDATORS:
-        own["additionalProperties"] = _additional
+        bounded["additionalProperties"] = _additional
     made: Any = validators.create(
-        meta_schema=base.META_SCHEMA, validators=base.VALIDATORS | own, type_checker=base.TYPE_CHECKER,
+        meta_schema=base.META_SCHEMA, validators=base.VALIDATORS | bounded, type_checker=base.TYPE_CHECKER,
         id_of=base.ID_OF, applicable_validators=keywords,
     )  # fmt: skip
     top = {key: part for key, part in schema.items() if key != "$schema"}  # it would bring the usual class back

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["np"]
+__all__ = ["Array", "NDArray", "np"]
 
 
 class Late:
@@ -22,5 +22,8 @@ class Late:
 
 if TYPE_CHECKING:
     import numpy as np
-else:
-    np = Late("numpy")
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+else:  # for annotations, which are not evaluated
+    np, NDArray, Array = Late("numpy"), "NDArray", "NDArray[np.float64]"

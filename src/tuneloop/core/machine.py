@@ -19,18 +19,9 @@ GIB = 1024**3
 
 # Packages whose versions a result can depend on.
 _PACKAGES = (
-    "torch",
-    "tokenizers",
-    "safetensors",
-    "transformers",
-    "peft",
-    "numpy",
-    "scikit-learn",
-    "sacrebleu",
-    "rouge-score",
-    "gguf",
-    "mlflow",
-)
+    "torch", "tokenizers", "safetensors", "transformers", "peft", "numpy", "scikit-learn", "sacrebleu", "rouge-score",
+    "gguf", "mlflow",
+)  # fmt: skip
 
 
 def cores() -> int:
@@ -90,62 +81,44 @@ def processor() -> str:
 
 
 def cards(root: Path = Path("/")) -> list[str]:
-    """Names of the GPUs that the system has, whether torch can use them or not: NVIDIA's, AMD's with ROCm's driver, Apple's own.
-
-    Args:
-        root: of the file system.
-    """
-    found = []
+    """Names of the GPUs that the system has, whether torch can use them or not: NVIDIA's, AMD's with ROCm's driver, Apple's own."""
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return ["Apple GPU"]
+    gpus = []
     for file in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
         with contextlib.suppress(OSError):
             lines = (line.partition(":") for line in file.read_text().splitlines())
-            found += [value.strip() for key, _, value in lines if key == "Model"]
-    found = found or ["NVIDIA GPU" for _ in (root / "dev").glob("nvidia[0-9]*")]
-    if not found and (root / "dev/kfd").exists():
-        found = ["AMD GPU"]
-    if sys.platform == "darwin" and platform.machine() == "arm64":
-        found = ["Apple GPU"]
-    return found
+            gpus += [value.strip() for key, _, value in lines if key == "Model"]
+    gpus = gpus or ["NVIDIA GPU" for _ in (root / "dev").glob("nvidia[0-9]*")]
+    return gpus or (["AMD GPU"] if (root / "dev/kfd").exists() else [])
 
 
 def git_commit(folder: Path | None = None) -> str | None:
-    """Commit of the working tree that `folder` lies in, with `-dirty` when it has changes; None outside of one."""
+    """Commit of the working tree that `folder` is in, with `-dirty` when it has changes; None outside of one."""
     place = str(folder or Path.cwd())
     try:
         commit = subprocess.run(["git", "-C", place, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
         if commit.returncode:
             return None
-        dirty = subprocess.run(
-            ["git", "-C", place, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5
-        )
+        status = ["git", "-C", place, "status", "--porcelain", "-uno"]
+        dirty = subprocess.run(status, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
 
 
 def environment(gpus: Sequence[str] = ()) -> dict[str, Any]:
-    """What `environment.json` holds.
-
-    Args:
-        gpus: names of those in use.
-    """
+    """What `environment.json` holds."""
     packages = {}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             packages[name] = importlib.metadata.version(name)
     return {
-        "version": 1,
-        "tuneloop": __version__,
-        "git_commit": git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": processor(),
-        "cores": cores(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or cores()),
-        "memory_gib": round(memory_capacity(), 2),
-        "gpu": list(gpus),
-        "packages": packages,
-    }
+        "version": 1, "tuneloop": __version__, "git_commit": git_commit(), "python": platform.python_version(),
+        "platform": platform.platform(), "cpu": processor(), "cores": cores(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or cores()), "memory_gib": round(memory_capacity(), 2),
+        "gpu": list(gpus), "packages": packages,
+    }  # fmt: skip
 
 
 def processes() -> int:

@@ -35,44 +35,28 @@ def is_url(place: str) -> bool:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of an object store.
+    """A folder of an object store. Every method raises a `UserError` where the store refuses or does not answer."""
 
-    Args:
-        url: of the folder.
-        system: fsspec's file system.
-        path: of the folder in it.
-    """
-
-    url: str
-    system: Any
-    path: str
+    url: str  # of the folder
+    system: Any  # fsspec's file system
+    path: str  # of the folder in it
 
     def inner(self, name: str) -> Store:
-        """A folder in this one."""
         return Store(f"{self.url}/{name}", self.system, f"{self.path}/{name}")
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file in the folder and below it, by its path within the folder; nothing where there is none yet.
-
-        Raises:
-            UserError: the store refuses or does not answer.
-        """
+        """Bytes of each file in the folder and below it, by its path within the folder; nothing where there is none yet."""
         with _clear(self.url):
             self.system.invalidate_cache()
-            found = self.system.find(self.path, detail=True)
-        return {name.removeprefix(self.path).lstrip("/"): int(about["size"]) for name, about in found.items()}
+            files = self.system.find(self.path, detail=True)
+        return {name.removeprefix(self.path).lstrip("/"): int(about["size"]) for name, about in files.items()}
 
     def version(self, name: str) -> str:
-        """What changes when a file of the folder does: its tag, or the time at which it was written.
-
-        Raises:
-            UserError: the store refuses or does not answer.
-        """
+        """What changes when a file of the folder does: its tag, or the time at which it was written."""
         with _clear(self._place(name)):
             about = self.system.info(self._path(name))
-        return str(
-            next((about[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if about.get(key)), "")
-        )
+        keys = ("ETag", "etag", "LastModified", "mtime", "created")
+        return str(next((about[key] for key in keys if about.get(key)), ""))
 
     def _path(self, name: str) -> str:
         return f"{self.path}/{name}".rstrip("/")
@@ -81,30 +65,18 @@ class Store:
         return f"{self.url}/{name}".rstrip("/")
 
     def put(self, file: Path, name: str) -> None:
-        """Copy a file into the folder.
-
-        Raises:
-            UserError: the store refuses or does not answer.
-        """
+        """Copy a file into the folder."""
         with _clear(f"{self.url}/{name}"):
             self.system.put_file(str(file), f"{self.path}/{name}")
 
     def get(self, name: str, file: Path) -> None:
-        """Copy a file out of the folder; it is there whole or not at all.
-
-        Raises:
-            UserError: the store refuses or does not answer, or the disk is full.
-        """
+        """Copy a file out of the folder; it is there whole or not at all."""
         with _clear(self._place(name)), self.system.open(self._path(name), "rb") as source, replacing(file) as target:
             while part := source.read(1 << 22):
                 target.write(part)
 
     def remove(self, names: list[str]) -> None:
-        """Delete files of the folder.
-
-        Raises:
-            UserError: the store refuses or does not answer.
-        """
+        """Delete files of the folder."""
         for name in names:
             with _clear(f"{self.url}/{name}"):
                 self.system.rm_file(f"{self.path}/{name}")
@@ -113,15 +85,14 @@ class Store:
         """Copy what the store has not, or has in another size; returns the number of files.
 
         Args:
-            folder: here.
             only: part of the folder, as `checkpoints`; empty: all of it.
-            known: as `sizes`, where it was asked already.
+            known: as `sizes`, where it was read already.
         """
         there = self.sizes() if known is None else known
         sent = 0
-        for file in sorted(
-            path for path in (folder / only).rglob("*") if path.is_file() and not path.name.startswith(".")
-        ):
+        for file in sorted(path for path in (folder / only).rglob("*") if path.is_file()):
+            if file.name.startswith("."):
+                continue
             name = file.relative_to(folder).as_posix()
             if there.get(name) != file.stat().st_size or file.suffix in (".json", ".jsonl", ".yaml", ".html"):
                 self.put(file, name)
@@ -133,7 +104,7 @@ class Store:
 
         Args:
             newer: whether files that are here in another size are replaced too.
-            known: as `sizes`, where it was asked already.
+            known: as `sizes`, where it was read already.
         """
         fetched = 0
         for name, size in sorted((self.sizes() if known is None else known).items()):
@@ -164,10 +135,9 @@ def open_store(url: str) -> Store:
         system, path = fsspec.url_to_fs(url, **fresh)
     except ImportError:
         raise UserError(
-            f"What speaks {kind}:// is not installed",
-            where=url,
+            f"What speaks {kind}:// is not installed", where=url,
             next_step=f"pip install {PACKAGES.get(kind, 'the package that fsspec names')}",
-        ) from None
+        ) from None  # fmt: skip
     except ValueError as error:
         raise UserError(
             f"Not an object store: {error}", where=url, next_step="write it as s3://BUCKET/FOLDER"
@@ -188,7 +158,6 @@ def _clear(place: str) -> Iterator[None]:
 
 
 def _refusal(error: BaseException, place: str) -> UserError:
-    """What a store's error is to the user."""
     chain: list[str] = []
     at: BaseException | None = error
     while at is not None and len(chain) < 4:
@@ -198,8 +167,4 @@ def _refusal(error: BaseException, place: str) -> UserError:
     for pattern, what, step in _SIGNS:
         if re.search(pattern, text):
             return UserError(what, where=place, next_step=step)
-    return UserError(
-        f"The object store refuses: {chain[0]:.200}",
-        where=place,
-        next_step="look at the bucket's rights and its region",
-    )
+    return UserError(f"The object store refuses: {chain[0]:.200}", where=place, next_step="look at the bucket's rights and its region")  # fmt: skip

@@ -1,8 +1,5 @@
-"""Processes that end when the one that started them is gone, however it ended.
-
-A process looks who its parent is. Linux could send a signal (`PR_SET_PDEATHSIG`), but it does so when the thread that has
-started the process ends, and other systems have nothing like it.
-"""
+"""Processes that end when the one that started them is gone, however it ended. A process looks who its parent is:
+Linux's signal (`PR_SET_PDEATHSIG`) comes when the thread that has started the process ends; other systems have none."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Regular expressions that people write in recipes, suites, schemas and options: no search takes long, whatever pattern and text.
 
-Two kinds. Patterns of recipes and suites are Python's and have groups; a search that takes too long is stopped. Patterns of
-JSON Schemas may come from strangers: they are searched in linear time by Rust's `regex`, which llguidance reads them with too.
-"""
+Those of recipes and suites are Python's and have groups; a search that takes too long is stopped. Those of JSON
+Schemas may come from strangers: they are searched in linear time by Rust's `regex`, which llguidance uses too."""
 
 from __future__ import annotations
 
@@ -15,9 +14,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 
 SEARCH_SECONDS = 2.0  # for one text; a plain pattern takes milliseconds for a megabyte
-LONGEST = (
-    20_000  # atoms of a pattern with its counted repeats written out: both libraries write them out as they compile
-)
+LONGEST = 20_000  # atoms of a pattern with its counted repeats written out, as both libraries do when they compile
 LINEAR_WORK = 20_000_000  # atoms times characters of one linear search: at worst a third of a second
 _COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 _CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]?", re.DOTALL)
@@ -53,21 +50,14 @@ def written_out(pattern: str) -> int:
 
 @dataclass(frozen=True)
 class Pattern:
-    """A pattern in Python's syntax whose searches end.
+    """A pattern in Python's syntax whose searches end."""
 
-    Args:
-        source: as it was written.
-        compiled: of the library `regex`, which reads Python's syntax and can be stopped.
-        seconds: that a search may take.
-    """
-
-    source: str
-    compiled: Any
-    seconds: float = SEARCH_SECONDS
+    source: str  # as it was written
+    compiled: Any  # of the library `regex`, which reads Python's syntax and can be stopped
+    seconds: float = SEARCH_SECONDS  # that a search may take
 
     @property
     def groups(self) -> int:
-        """How many groups it has."""
         return int(self.compiled.groups)
 
     def search(self, text: str) -> re.Match[str] | None:
@@ -105,7 +95,6 @@ def compile_pattern(source: str, flags: int = 0, seconds: float = SEARCH_SECONDS
     Args:
         source: in the syntax of Python's `re`.
         flags: of `re`, such as `re.MULTILINE`.
-        seconds: that a search may take.
 
     Raises:
         ValueError: it is no regular expression, or one that is too large; says why.
@@ -125,9 +114,6 @@ def compile_pattern(source: str, flags: int = 0, seconds: float = SEARCH_SECONDS
 
 def foreign_pattern(source: str, where: str) -> Pattern:
     """A pattern of a file that others wrote.
-
-    Args:
-        where: the file's key.
 
     Raises:
         UserError: it is no regular expression, or too large.

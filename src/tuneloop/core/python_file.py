@@ -1,8 +1,8 @@
 """A Python file of the user's own, run in this process: scorers, training methods.
 
-It runs only where the user has named it: on the command line, in a recipe given there, or in a call from Python. What a folder
-names (a run, an artifact, a data set, a router) may be another person's, and runs with `--trust-code` alone.
-"""
+It runs only where the user has named it: on the command line, in a recipe named there, or in a call from Python.
+What a folder names (a run, an artifact, a data set, a router) may be another person's, and runs with `--trust-code`
+alone."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from types import ModuleType
 from tuneloop.core.errors import UserError
 
 TRUST = "--trust-code"
-_TRUSTED = (
-    "TUNELOOP_TRUSTED_CODE"  # files, one a line, or *: in the environment, where the processes of a command find it
-)
+_TRUSTED = "TUNELOOP_TRUSTED_CODE"  # files, one a line, or *: in the environment, where a command's processes find it
 _CODE_FILE = re.compile(r"[^\s=,{}\[\]'\"]+\.(?:py|ya?ml)(?=$|[\s:,}\]'\"])")  # YAML: tasks of lm-eval hold Python
 
 
@@ -75,13 +73,10 @@ def need_trust(file: str, where: str) -> None:
 
 
 def run_python_file(file: str, where: str, what: str) -> ModuleType:
-    """The module that a file makes.
-
-    It runs with everything that the user may do.
+    """The module that a file makes, which runs with everything that the user may do.
 
     Args:
         file: its path, from the current folder.
-        where: the setting that names it, for errors.
         what: what it is, in words, as in `scorer's file`.
 
     Raises:
@@ -106,8 +101,6 @@ def run_python_file(file: str, where: str, what: str) -> ModuleType:
 
 def error_with_line(error: Exception, path: Path) -> str:
     """An error with the line of the user's file where it happened."""
-    line = next(
-        (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if Path(f.filename) == path), None
-    )
-    place = f" (line {line})" if line else ""
-    return f"{type(error).__name__}: {error}{place}"
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    line = next((frame.lineno for frame in frames if Path(frame.filename) == path), None)
+    return f"{type(error).__name__}: {error}{f' (line {line})' if line else ''}"

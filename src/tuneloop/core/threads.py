@@ -1,11 +1,8 @@
 """How many threads torch computes with: all cores of a quiet machine, fewer where other programs need them.
 
-The threads of one operation wait for each other at its end, and wait by spinning. Where other programs hold the cores, each wait lasts
-until the scheduler gets around to the last thread: on two cores with four busy programs, training with two threads ran at 1 % of its
-speed and with one thread at 15 %. So the count is measured again whenever this thread waits for a core, and when it no longer does.
-Sums are then rounded
-in another order, so the last digits of a loss differ: a run's `metrics.jsonl` says when its count changed.
-"""
+The threads of an operation spin until the last one is done: on two cores with four busy programs, training with two
+threads ran at 1 % of its speed, with one at 15 %. Another count rounds sums in another order, so a run's
+`metrics.jsonl` says when it changed."""
 
 from __future__ import annotations
 
@@ -111,7 +108,6 @@ def fastest_threads() -> int:
 
 
 def _rate(threads: int) -> float:
-    """Operations a second of about the size of a small model's, with so many threads."""
     import torch
 
     torch.set_num_threads(threads)

@@ -15,19 +15,7 @@ from tuneloop.advise.economics import ModelFootprint, ServingGpu, serving_tokens
 from tuneloop.advise.economics import QueryTraffic as Requests
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json, write_text
-from tuneloop.deploy.deployment import (
-    HOURS_A_MONTH,
-    REQUEST,
-    Card,
-    Demand,
-    Deployment,
-    DeployWish,
-    Machine,
-    Size,
-    choose_machine,
-    job_of,
-    service_name,
-)
+from tuneloop.deploy import deployment
 from tuneloop.deploy.hosts import Host, find_host, hosts, refuse_form
 from tuneloop.deploy.launch import Launch, Limit
 from tuneloop.deploy.project_text import readme, request_text
@@ -42,67 +30,61 @@ from tuneloop.registry.verify import read_intact
 if TYPE_CHECKING:
     from tuneloop.models.shape import ModelShape
 
-USUAL_CONTEXT = 4096  # of a service where nobody names one: memory for more is paid all the time
+USUAL_CONTEXT = 4096  # of a service where no one names one: memory for more is paid all the time
 
 
 @dataclass(frozen=True)
 class Project:
-    """What stands in a project's folder: name -> text, for a deployment by a host."""
+    """What is in a project's folder: name -> text, for a deployment by a host."""
 
     host: Host
-    job: Deployment
+    job: deployment.Deployment
     artifact: Path
     files: dict[str, str]
 
 
-def plan_deployment(folder: Path, wish: DeployWish) -> Project:
+def plan_deployment(folder: Path, options: deployment.DeployOptions) -> Project:
     """The project of an artifact for a host; nothing is written.
 
     Raises:
         UserError: a changed artifact, a host that can't serve its format, no card that is large enough.
     """
-    if not wish.to:
+    if not options.to:
         raise UserError("Where to?", where="--to", next_step=f"name one of {', '.join(hosts())}")
-    host = find_host(wish.to)
-    wish.traffic()  # refuses numbers that can't be before anything is read
+    host = find_host(options.to)
+    options.traffic()  # refuses numbers that can't be before anything is read
     manifest = read_intact(folder)
     refuse_form(host, manifest.format)
-    if wish.hub and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", wish.hub):
-        raise UserError(f"Not a place on the hub: {wish.hub!r}", where="--hub", next_step="write ORG/NAME")
-    repo = wish.hub
+    if options.hub and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", options.hub):
+        raise UserError(f"Not a place on the hub: {options.hub!r}", where="--hub", next_step="write ORG/NAME")
+    repo = options.hub
     if host.pulls and manifest.format not in ("gguf", "gguf-lora") and not repo:
         raise UserError(
             f"{host.title} loads the artifact from the Hugging Face hub", where="--hub",
             next_step=f"tuneloop models push {folder} hub:ORG/NAME --send, then deploy with --hub ORG/NAME",
         )  # fmt: skip
-    shape = _shape(folder, manifest)
-    size = _size(folder, manifest, shape, wish.context or None)
-    machine = _machine(host, size, wish)
-    demand = _demand(wish, shape, size, machine)
-    job = Deployment(
-        name=service_name(wish.name or job_of(manifest.id) or manifest.id),
-        artifact=manifest.id,
+    shape = find_model(str(folder) if (folder / "config.json").is_file() else manifest.base.model)[1]
+    size = _size(folder, manifest, shape, options.context or None)
+    machine = _machine(host, size, options)
+    demand = _demand(options, shape, size, machine)
+    job = deployment.Deployment(
+        name=deployment.service_name(options.name or deployment.job_of(manifest.id) or manifest.id), artifact=manifest.id,
         form=manifest.format,  # type: ignore[arg-type]
         base=SHORT_NAMES.get(manifest.base.model.lower(), manifest.base.model),
-        repo=repo,
-        size=size,
-        file=next((name for name in manifest.files if name.endswith(".gguf")), ""),
-        rank=_rank(folder),
-        system=(manifest.task or {}).get("system") or "",
-        machine=machine,
-        traffic=wish.traffic(demand.replicas if demand else 1),
-        demand=demand,
-    )
+        repo=repo, size=size, file=next((name for name in manifest.files if name.endswith(".gguf")), ""),
+        rank=_rank(folder), system=(manifest.task or {}).get("system") or "", machine=machine,
+        traffic=options.traffic(demand.replicas if demand else 1), demand=demand,
+    )  # fmt: skip
     month = job.usd_a_month()
-    if wish.max_usd_per_month and (month is None or month[1] > wish.max_usd_per_month):
+    if options.max_usd_per_month and (month is None or month[1] > options.max_usd_per_month):
         raise UserError(
-            f"{host.title} costs {f'${month[1]:,.0f} a month' if month else 'nobody knows what'}: the limit is ${wish.max_usd_per_month:,.0f}",
+            f"{host.title} costs {f'${month[1]:,.0f} a month' if month else 'nobody knows what'}: the limit is ${options.max_usd_per_month:,.0f}",
             where="--max-usd-per-month",
             next_step="name a cheaper --gpu or fewer --max-replicas, or say the price with --usd-per-hour; nothing was put up",
         )  # fmt: skip
     files = {**host.project(job), "README.md": readme(host, job)}
     if request := request_text(host, job):
-        files[REQUEST] = request
+        files[deployment.REQUEST] = request
     return Project(host, job, folder.resolve(), files)
 
 
@@ -112,15 +94,10 @@ def write_project(project: Project, out: Path) -> Path:
     Raises:
         UserError: a file there is another.
     """
-    other = [
-        name for name, text in project.files.items() if (out / name).is_file() and (out / name).read_text() != text
-    ]
-    if other:
-        raise UserError(
-            f"There is another {other[0]} already",
-            where=str(out),
-            next_step="name another folder with --out, or remove it",
-        )
+    for name, text in project.files.items():
+        if (out / name).is_file() and (out / name).read_text() != text:
+            step = "name another folder with --out, or remove it"
+            raise UserError(f"There is another {name} already", where=str(out), next_step=step)
     for name, text in project.files.items():
         write_text(out / name, text)
         if text.startswith("#!"):
@@ -134,33 +111,24 @@ def record_of(project: Project) -> HostedDeployment:
     job = project.job
     month = job.usd_a_month()
     return HostedDeployment(
-        host=project.host.name,
-        name=job.name,
-        artifact=job.artifact,
-        format=job.form,
-        base=job.base,
-        hub=job.repo,
-        gpu=job.machine.card.key if job.machine else "",
-        gpus=job.cards if job.machine else 0,
-        context=job.context,
-        need_gib=round(job.size.need_gib, 2),
-        replicas=(job.traffic.least, job.traffic.most),
+        host=project.host.name, name=job.name, artifact=job.artifact, format=job.form, base=job.base, hub=job.repo,
+        gpu=job.machine.card.key if job.machine else "", gpus=job.cards if job.machine else 0, context=job.context,
+        need_gib=round(job.size.need_gib, 2), replicas=(job.traffic.least, job.traffic.most),
         queries_per_day=job.demand.queries_per_day if job.demand else None,
         replicas_needed=job.demand.replicas if job.demand else None,
         usd_per_hour=job.machine.usd_per_hour if job.machine else None,
         usd_per_month=(round(month[0], 2), round(month[1], 2)) if month else None,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        files=sorted(project.files),
-    )
+        created=datetime.now(UTC).isoformat(timespec="seconds"), files=sorted(project.files),
+    )  # fmt: skip
 
 
-def launch_of(project: Project, wish: DeployWish) -> Launch:
-    """How a deployment is put up, and what that may cost."""
+def launch_of(project: Project, options: deployment.DeployOptions) -> Launch:
+    """How a deployment is started, and what that may cost."""
     host, job = project.host, project.job
     commands, month = host.commands(job), job.usd_a_month()
     limit = Limit(
-        HOURS_A_MONTH * job.traffic.most, "a month with the most replicas", month[1] if month else None,
-        wish.max_usd_per_month, "--max-usd-per-month",
+        deployment.HOURS_A_MONTH * job.traffic.most, "a month with the most replicas", month[1] if month else None,
+        options.max_usd_per_month, "--max-usd-per-month",
     )  # fmt: skip
     return Launch(
         host.title, commands[0][0], commands[-1][0], host.variables, {"ARTIFACT": str(project.artifact)},
@@ -168,12 +136,7 @@ def launch_of(project: Project, wish: DeployWish) -> Launch:
     )  # fmt: skip
 
 
-def _shape(folder: Path, manifest: ArtifactManifest) -> ModelShape:
-    config = folder / "config.json"
-    return find_model(str(folder) if config.is_file() else manifest.base.model)[1]
-
-
-def _size(folder: Path, manifest: ArtifactManifest, shape: ModelShape, context: int | None) -> Size:
+def _size(folder: Path, manifest: ArtifactManifest, shape: ModelShape, context: int | None) -> deployment.Size:
     """Memory of the weights as they are stored, of an adapter with its base in 16 bits."""
     weights = sum(entry.bytes for name, entry in manifest.files.items() if name.endswith((".safetensors", ".gguf")))
     if manifest.format in ("adapter", "gguf-lora"):
@@ -185,30 +148,30 @@ def _size(folder: Path, manifest: ArtifactManifest, shape: ModelShape, context: 
             next_step=f"give 16 to {most:,}, which the model reads",
         )  # fmt: skip
     kv = 2 * 2 * shape.layers * shape.key_heads * shape.head_size  # keys and values in 16 bits
-    return Size(weights / 2**30, kv, context or min(USUAL_CONTEXT, most))
+    return deployment.Size(weights / 2**30, kv, context or min(USUAL_CONTEXT, most))
 
 
-def _demand(wish: DeployWish, shape: ModelShape, size: Size, machine: Machine | None) -> Demand | None:
-    """What the requests that were said need, by the figures of `advise`; None: nothing was said, or the host needs no card.
-
-    Raises:
-        UserError: the prompts and answers are longer than the context.
-    """
-    if not wish.queries_per_day or machine is None:
+def _demand(
+    options: deployment.DeployOptions, shape: ModelShape, size: deployment.Size, machine: deployment.Machine | None
+) -> deployment.Demand | None:
+    """What the requests that were said need, by the numbers of `advise`; None: nothing was said, or the host needs no card."""
+    if not options.queries_per_day or machine is None:
         return None
-    asked = Requests(wish.queries_per_day, wish.prompt_tokens, wish.answer_tokens)
-    if asked.prompt_tokens + asked.answer_tokens > size.context:
+    requests = Requests(options.queries_per_day, options.prompt_tokens, options.answer_tokens)
+    if requests.prompt_tokens + requests.answer_tokens > size.context:
         raise UserError(
-            f"Requests of {asked.prompt_tokens + asked.answer_tokens:,.0f} tokens on average don't fit into a context of {size.context:,}",
+            f"Requests of {requests.prompt_tokens + requests.answer_tokens:,.0f} tokens on average don't fit into a context of {size.context:,}",
             where="--prompt-tokens, --answer-tokens", next_step="give fewer, or a larger --context",
         )  # fmt: skip
     gpu, cards = all_gpus()[machine.card.key], machine.cards
     model = ModelFootprint(shape.parameters, size.weights_gib * 2**30 / shape.parameters, size.kv_bytes)
     card = ServingGpu(gpu.gib * 2**30 * cards, gpu.gb_s * 1e9 * cards, gpu.tflops * 1e12 * cards)
-    rate = serving_tokens_per_second(model, card, asked.prompt_tokens, asked.answer_tokens)
-    busiest = asked.queries_per_day / 86400 * asked.peak * (asked.prompt_tokens + asked.answer_tokens)
-    replicas = max(1, math.ceil(busiest / (rate * asked.headroom))) if rate else 1
-    return Demand(asked.queries_per_day, asked.prompt_tokens, asked.answer_tokens, asked.peak, replicas)
+    rate = serving_tokens_per_second(model, card, requests.prompt_tokens, requests.answer_tokens)
+    busiest = requests.queries_per_day / 86400 * requests.peak * (requests.prompt_tokens + requests.answer_tokens)
+    replicas = max(1, math.ceil(busiest / (rate * requests.headroom))) if rate else 1
+    return deployment.Demand(
+        requests.queries_per_day, requests.prompt_tokens, requests.answer_tokens, requests.peak, replicas
+    )
 
 
 def _rank(folder: Path) -> int:
@@ -216,39 +179,32 @@ def _rank(folder: Path) -> int:
     config = folder / "adapter_config.json"
     if not config.is_file():
         return 0
-    found = json.loads(config.read_text(encoding="utf-8"))
-    return max([int(found.get("r") or 0), *map(int, (found.get("rank_pattern") or {}).values())])
+    adapter = json.loads(config.read_text(encoding="utf-8"))
+    return max([int(adapter.get("r") or 0), *map(int, (adapter.get("rank_pattern") or {}).values())])
 
 
-def _machine(host: Host, size: Size, wish: DeployWish) -> Machine | None:
-    """The cards of a replica; None where the host needs none."""
-    gpu = wish.gpu
+def _machine(host: Host, size: deployment.Size, options: deployment.DeployOptions) -> deployment.Machine | None:
     if not host.gpus:
         return None
-    wanted: Sequence[str] = list(host.gpus)
-    if gpu:
-        key = find_gpu(gpu).key
-        if key not in host.gpus:
-            raise UserError(
-                f"{host.title} has no {all_gpus()[key].name}" if key in all_gpus() else f"{host.title} has no {gpu}",
-                where="--gpu", next_step=f"it has {', '.join(host.gpus)}",
-            )  # fmt: skip
-        wanted = [key]
-    cards = [_card(key, host) for key in wanted if key in all_gpus()]
-    if wish.usd_per_hour:
-        said = f"${wish.usd_per_hour:,.2f} an hour and card, as you say"
-        cards = [replace(card, usd_per_hour=wish.usd_per_hour, price=said, rented=False) for card in cards]
-    return choose_machine(size, cards)
+    keys: Sequence[str] = [find_gpu(options.gpu).key] if options.gpu else list(host.gpus)
+    if keys[0] not in host.gpus:
+        name = all_gpus()[keys[0]].name if keys[0] in all_gpus() else options.gpu
+        raise UserError(f"{host.title} has no {name}", where="--gpu", next_step=f"it has {', '.join(host.gpus)}")
+    cards = [_card(key, host) for key in keys if key in all_gpus()]
+    if options.usd_per_hour:
+        price = f"${options.usd_per_hour:,.2f} an hour and card, as you say"
+        cards = [replace(card, usd_per_hour=options.usd_per_hour, price=price, rented=False) for card in cards]
+    return deployment.choose_machine(size, cards)
 
 
-def _card(key: str, host: Host) -> Card:
+def _card(key: str, host: Host) -> deployment.Card:
     """A card with the host's own price, or else with the cheapest on demand, which is said."""
     gpu, table = all_gpus()[key], load_prices()
-    card = Card(key, gpu.name, gpu.gib, counts=host.counts.get(key, (1, 2, 4, 8)), bf16=gpu.bf16)
-    own = [price for level in table.levels for price in level if price.gpu == key and price.provider in host.providers]
-    if host.providers and not own:  # it has prices of its own, which are not known here
+    card = deployment.Card(key, gpu.name, gpu.gib, counts=host.counts.get(key, (1, 2, 4, 8)), bf16=gpu.bf16)
+    prices = [one for level in table.levels for one in level if one.gpu == key and one.provider in host.providers]
+    if host.providers and not prices:  # it has prices of its own, which are not known here
         return card
-    price = min(own, key=lambda each: each.usd_per_hour, default=table.gpu(key))
-    return (
-        card if price is None else replace(card, usd_per_hour=price.usd_per_hour, price=price.words(), rented=host.own)
-    )
+    price = min(prices, key=lambda each: each.usd_per_hour, default=table.gpu(key))
+    if price is None:
+        return card
+    return replace(card, usd_per_hour=price.usd_per_hour, price=price.words(), rented=host.own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from tuneloop.core.errors import UserError
@@ -21,42 +22,25 @@ TOGETHER = 4  # answers at full length at once that the cache must hold
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU that a host rents out.
+    """A GPU that a host rents out."""
 
-    Args:
-        key: as in `tuneloop plan`.
-        name: in words.
-        gib: memory.
-        usd_per_hour: None where no price is known.
-        price: the price in words, with its provider and date.
-        rented: whether that is what a rented card costs, while the host's are one's own.
-        counts: how many of them a machine has.
-        bf16: whether it computes in bfloat16.
-    """
-
-    key: str
-    name: str
-    gib: float
-    usd_per_hour: float | None = None
-    price: str = ""
-    rented: bool = False
-    counts: tuple[int, ...] = (1, 2, 4, 8)
-    bf16: bool = True
+    key: str  # as in `tuneloop plan`
+    name: str  # in words
+    gib: float  # memory
+    usd_per_hour: float | None = None  # None where no price is known
+    price: str = ""  # the price in words, with its provider and date
+    rented: bool = False  # whether that is what a rented card costs, while the host's are one's own
+    counts: tuple[int, ...] = (1, 2, 4, 8)  # how many of them a machine has
+    bf16: bool = True  # whether it computes in bfloat16
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a served model takes.
+    """What a served model takes."""
 
-    Args:
-        weights_gib: of all weights.
-        kv_bytes: keys and values of one token.
-        context: tokens that a prompt and its answer have at most.
-    """
-
-    weights_gib: float
-    kv_bytes: float
-    context: int
+    weights_gib: float  # of all weights
+    kv_bytes: float  # keys and values of one token
+    context: int  # tokens that a prompt and its answer have at most
 
     @property
     def need_gib(self) -> float:
@@ -85,21 +69,19 @@ def choose_machine(size: Size, cards: Sequence[Card]) -> Machine:
     Raises:
         UserError: nothing that the host rents out is large enough.
     """
-    fits: list[Machine] = []
-    for card in cards:
-        for number in card.counts:
-            if number * card.gib * USABLE >= size.need_gib + (number - 1) * BESIDES_GIB:
-                fits.append(Machine(card, number))
-                break
+
+    def holds(card: Card, number: int) -> bool:
+        return number * card.gib * USABLE >= size.need_gib + (number - 1) * BESIDES_GIB
+
+    fits = [Machine(card, number) for card in cards if (number := next(filter(partial(holds, card), card.counts), 0))]
     if not fits:
         largest = max(cards, key=lambda card: card.gib * card.counts[-1])
         most = largest.counts[-1]
         raise UserError(
             f"No GPU there is large enough: {size.need_gib:,.0f} GiB are needed, {most} x {largest.name} have "
             f"{most * largest.gib * USABLE:,.0f}",
-            where="--gpu",
-            next_step="give a shorter --context, or export with --format gguf --quant q4_k_m",
-        )
+            where="--gpu", next_step="give a shorter --context, or export with --format gguf --quant q4_k_m",
+        )  # fmt: skip
     known = [each for each in fits if each.usd_per_hour is not None]
     return min(known or fits, key=lambda each: (each.usd_per_hour or 0.0, each.cards * each.card.gib, each.card.key))
 
@@ -116,22 +98,16 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Demand:
-    """What is asked of a service, and what that takes.
+    """What is asked of a service, and what that takes."""
 
-    Args:
-        queries_per_day: requests; `prompt_tokens` and `answer_tokens` of each on average.
-        peak: the busiest hour, as a multiple of the mean.
-        replicas: that the busiest hour needs, half loaded, as the planner reckons.
-    """
-
-    queries_per_day: float
+    queries_per_day: float  # requests; `prompt_tokens` and `answer_tokens` of each on average
     prompt_tokens: float
     answer_tokens: float
-    peak: float
-    replicas: int
+    peak: float  # the busiest hour, as a multiple of the mean
+    replicas: int  # that the busiest hour needs, half loaded, as the planner reckons
 
 
-class DeployWish(Config):
+class DeployOptions(Config):
     """What the user says of a deployment; the fields are the command's options."""
 
     PANEL: ClassVar[str] = "Deployment"
@@ -145,12 +121,9 @@ class DeployWish(Config):
         0.0, "USD", "What an hour of one card costs you; default: the planner's price.", least=0, shown=False
     )
     queries_per_day: float = flag(
-        0.0,
-        "N",
-        "Requests a day: the planner says how many replicas they need, and what these cost.",
-        least=0,
+        0.0, "N", "Requests a day: the planner says how many replicas they need, and what these cost.", least=0,
         shown=False,
-    )
+    )  # fmt: skip
     prompt_tokens: float = flag(400.0, "N", "Tokens of a request's prompt on average.", least=1)
     answer_tokens: float = flag(100.0, "N", "Tokens of an answer on average.", least=1)
     min_replicas: int = flag(1, "N", "Replicas that are always on; 0: none, where the host can start them.")
@@ -180,44 +153,27 @@ class DeployWish(Config):
 
 @dataclass(frozen=True)
 class Deployment:
-    """An artifact that is to be served by a host.
+    """An artifact that is to be served by a host."""
 
-    Args:
-        name: of the service: small letters, digits and dashes.
-        artifact: its id.
-        form: of its weights.
-        base: hub name of the base model.
-        repo: `ORG/NAME` of the artifact on the Hugging Face hub; empty: it lies in the project's own folder.
-        file: the GGUF file's name.
-        size: what it takes.
-        rank: of an adapter.
-        system: the turn that all training rows share, which callers have to send.
-        machine: None where the host chooses by itself.
-        traffic: replicas.
-        demand: requests, where they were said.
-    """
-
-    name: str
-    artifact: str
-    form: Form
-    base: str
-    repo: str
-    size: Size
-    file: str = ""
-    rank: int = 0
-    system: str = ""
-    machine: Machine | None = None
-    traffic: Traffic = Traffic()
-    demand: Demand | None = None
+    name: str  # of the service: small letters, digits and dashes
+    artifact: str  # its id
+    form: Form  # of its weights
+    base: str  # hub name of the base model
+    repo: str  # `ORG/NAME` of the artifact on the Hugging Face hub; empty: it is in the project's own folder
+    size: Size  # what it takes
+    file: str = ""  # the GGUF file's name
+    rank: int = 0  # of an adapter
+    system: str = ""  # the turn that all training rows share, which callers have to send
+    machine: Machine | None = None  # None where the host chooses it
+    traffic: Traffic = Traffic()  # replicas
+    demand: Demand | None = None  # requests, where they were said
 
     @property
     def context(self) -> int:
-        """Tokens of a prompt and its answer together."""
         return self.size.context
 
     @property
     def cards(self) -> int:
-        """GPUs of a replica."""
         return self.machine.cards if self.machine else 1
 
     @property
@@ -253,6 +209,12 @@ def first_request(job: Deployment, model: str) -> dict[str, Any]:
     return {**named, "messages": [*turns, {"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 256}
 
 
+def chat_call(url: str, key: str = "", body: str = "@request.json") -> str:
+    """A command that sends a chat request to a URL as the shell reads it, with a key such as `Bearer $API_KEY`."""
+    authorization = f'-H "Authorization: {key}" ' if key else ""
+    return f'curl {url} {authorization}-H "Content-Type: application/json" -d {body}'
+
+
 def job_of(artifact: str) -> str:
     """The job's name in an artifact's id, as `tickets` of `tickets-merged-1a2b3c4d`; empty: the id does not end in a hash."""
     job = re.fullmatch(r"(.+)-[0-9a-f]{8,}", artifact)
@@ -275,7 +237,7 @@ def service_name(text: str) -> str:
 def engine_arguments(job: Deployment) -> dict[str, str | int | float | bool]:
     """Options of `vllm serve` for this model, by their names without dashes; True stands for an option alone.
 
-    The chat template lies in the tokenizer's files and needs no option. An adapter is named by its artifact's id: two versions
+    The chat template is in the tokenizer's files and needs no option. An adapter is named by its artifact's id: two versions
     never share a name, so no cached prefix of one answers for the other.
     """
     options: dict[str, str | int | float | bool] = {"served-model-name": job.name, "max-model-len": job.context}
@@ -284,9 +246,7 @@ def engine_arguments(job: Deployment) -> dict[str, str | int | float | bool]:
     if job.half:
         options["dtype"] = "half"  # vLLM refuses bf16 weights there
     if job.form == "adapter":
-        options["served-model-name"] = "base"
-        options["enable-lora"] = True
-        options["max-lora-rank"] = lora_rank(job.rank)
+        options |= {"served-model-name": "base", "enable-lora": True, "max-lora-rank": lora_rank(job.rank)}
         options["lora-modules"] = f"{job.name}={job.repo}"
     return options
 
@@ -309,13 +269,10 @@ def lora_rank(rank: int) -> int:
     Raises:
         UserError: a rank that vLLM can't hold.
     """
-    for size in RANKS:
-        if rank <= size:
-            return size
-    raise UserError(
-        f"vLLM holds adapters up to rank {RANKS[-1]}, this one has {rank}", where="adapter",
-        next_step="export it with --format merged",
-    )  # fmt: skip
+    if rank <= RANKS[-1]:
+        return next(size for size in RANKS if rank <= size)
+    what = f"vLLM holds adapters up to rank {RANKS[-1]}, this one has {rank}"
+    raise UserError(what, where="adapter", next_step="export it with --format merged")
 
 
 # The engine's image that the projects name; newer ones take the same options (docs.vllm.ai, read 2026-11-27).
@@ -330,7 +287,7 @@ def vllm_command(job: Deployment) -> list[str]:
 
 
 def llama_command(job: Deployment, folder: str) -> list[str]:
-    """llama.cpp's server for a GGUF file in a folder; the template that stands in the file is used."""
+    """llama.cpp's server for a GGUF file in a folder; the template that is in the file is used."""
     return [
         "llama-server", "--model", f"{folder}/{job.file}", "--alias", job.name, "--host", "0.0.0.0", "--port", PORT,
         "--ctx-size", str(job.context * 4), "--parallel", "4", "--jinja",

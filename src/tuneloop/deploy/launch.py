@@ -19,46 +19,29 @@ from tuneloop.deploy.skypilot_sdk import Offer, SkyJob, find_offer, load_sky, st
 
 @dataclass(frozen=True)
 class Limit:
-    """What putting something up may cost.
+    """What putting something up may cost."""
 
-    Args:
-        hours: of the machines that are offered, which are paid.
-        words: for what, in words.
-        planned: dollars for these, as planned; None: not known.
-        usd: the most; 0: no limit.
-        option: of the command line, which sets it.
-    """
-
-    hours: float
-    words: str
-    planned: float | None = None
-    usd: float = 0.0
-    option: str = ""
+    hours: float  # of the machines that are offered, which are paid
+    words: str  # for what, in words
+    planned: float | None = None  # dollars for these, as planned; None: not known
+    usd: float = 0.0  # the most; 0: no limit
+    option: str = ""  # of the command line, which sets it
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a project is put up.
+    """How a project is started."""
 
-    Args:
-        title: of the host.
-        up, down: commands for a shell, the second for what is left when the first fails.
-        variables: of the environment, which they need.
-        environment: further ones, which are set for them.
-        sky: what SkyPilot's own package starts in place of the commands, where it is installed; None: nothing.
-        limit: what it may cost, where SkyPilot says what it takes.
-    """
-
-    title: str
-    up: str
+    title: str  # of the host
+    up: str  # up, down: commands for a shell, the second for what is left when the first fails
     down: str
-    variables: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    sky: SkyJob | None = None
-    limit: Limit | None = None
+    variables: tuple[str, ...] = ()  # of the environment, which they need
+    environment: Mapping[str, str] = field(default_factory=dict)  # further ones, which are set for them
+    sky: SkyJob | None = None  # what SkyPilot's package starts in place of the commands, where it is installed
+    limit: Limit | None = None  # what it may cost, where SkyPilot says what it takes
 
 
-def put_up_after_yes(launch: Launch, folder: Path, question: str, yes: bool) -> None:
+def launch_after_yes(launch: Launch, folder: Path, question: str, yes: bool) -> None:
     """Ask, and put a project up: by SkyPilot's package, which first says what it takes now, or by the project's commands.
 
     Raises:
@@ -70,7 +53,7 @@ def put_up_after_yes(launch: Launch, folder: Path, question: str, yes: bool) -> 
     sky = load_sky() if launch.sky else None
     if sky is None or launch.sky is None:
         if confirmed(question, yes):
-            put_up(launch, folder)
+            launch_by_commands(launch, folder)
         return
     _refuse_missing(launch, launch.sky.secrets, folder)
     offer = find_offer(sky, launch.sky, folder)
@@ -78,17 +61,12 @@ def put_up_after_yes(launch: Launch, folder: Path, question: str, yes: bool) -> 
     if confirmed(question, yes):
         say(f"up        {launch.sky.kind} {launch.sky.name}, by SkyPilot")
         start(sky, launch.sky, folder)
-        say(
-            f"up        it is there; {folder / 'README.md'} has the commands that follow, `{launch.sky.down}` takes it down"
-        )
+        readme = folder / "README.md"
+        say(f"up        it is there; {readme} has the commands that follow, `{launch.sky.down}` takes it down")
 
 
 def _say_offer(offer: Offer, limit: Limit | None) -> None:
-    """Say what SkyPilot takes now, and refuse it where that is more than the limit.
-
-    Raises:
-        UserError: it is more, or nobody knows.
-    """
+    """Say what SkyPilot takes now, and refuse it where that is more than the limit."""
     usd = offer.usd_per_hour
     if limit is None:
         say(f"price     {offer.words}" + ("" if usd is None else f": {usd_words(usd)} an hour"))
@@ -106,7 +84,7 @@ def _say_offer(offer: Offer, limit: Limit | None) -> None:
         )  # fmt: skip
 
 
-def put_up(launch: Launch, folder: Path) -> None:
+def launch_by_commands(launch: Launch, folder: Path) -> None:
     """Run a project's first commands in its folder.
 
     Raises:
@@ -114,20 +92,18 @@ def put_up(launch: Launch, folder: Path) -> None:
     """
     lines = [line.split("#")[0].strip() for line in launch.up.splitlines()]
     lines = [line for line in lines if line and not line.startswith("pip install")]
-    environment = {**os.environ, **launch.environment}
-    _refuse_missing(launch, {*_variables(launch.up), *launch.variables}, folder)
+    variables = {name for name in re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", launch.up) if name != "PWD"}
+    _refuse_missing(launch, {*variables, *launch.variables}, folder)
     for line in lines:
         tool = next(word for word in line.split() if "=" not in word)
         if shutil.which(tool) is None and tool != "cd":
             raise UserError(f"No command {tool!r} here", where=launch.title, next_step=f"see {folder / 'README.md'}")
     say(f"up        {' && '.join(lines)}")
-    script = "\n".join(lines)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, stdin=subprocess.DEVNULL
-    )
-    if done.returncode:
+    script, environment = "\n".join(lines), {**os.environ, **launch.environment}
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    if status := subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL).returncode:
         raise UserError(
-            f"Putting it up failed with status {done.returncode}; its own words stand above", where=str(folder),
+            f"Putting it up failed with status {status}; its own words stand above", where=str(folder),
             next_step=f"if anything was created, this takes it down: {launch.down.splitlines()[0]}",
         )  # fmt: skip
 
@@ -141,19 +117,10 @@ def confirmed(question: str, yes: bool) -> bool:
 
 
 def _refuse_missing(launch: Launch, names: Iterable[str], folder: Path) -> None:
-    """Refuse to begin without a variable of the environment.
-
-    Raises:
-        UserError: one is not set.
-    """
+    """Refuse to begin without a variable of the environment."""
     environment = {**os.environ, **launch.environment}
     if missing := sorted(name for name in set(names) if not environment.get(name)):
         raise UserError(
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set", where=launch.title,
             next_step=f"export {missing[0]}=..., as {folder / 'README.md'} says",
         )  # fmt: skip
-
-
-def _variables(command: str) -> set[str]:
-    """Variables of the environment that a command reads."""
-    return {name for name in re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", command) if name != "PWD"}

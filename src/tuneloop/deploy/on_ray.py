@@ -18,7 +18,7 @@ from tuneloop.core.ray.driver import drive
 from tuneloop.core.ray.training import Workers, train_on_ray
 from tuneloop.core.ui import busy, no_progress, reporting, say
 from tuneloop.core.units import counted
-from tuneloop.deploy.clusters import RayWish
+from tuneloop.deploy.clusters import RayOptions
 from tuneloop.pipeline.context import RunContext, default_folder
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.recipe import Recipe, make_recipe
@@ -40,20 +40,14 @@ def cluster_of(place: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RayRun:
-    """What each process of a run gets.
+    """What each process of a run gets."""
 
-    Args:
-        recipe: as text, with the prepared data set as its only source.
-        folder: of the run, on each machine.
-        whole: with baselines and evaluation.
-    """
-
-    recipe: dict[str, Any]
-    folder: str
-    whole: bool
+    recipe: dict[str, Any]  # as text, with the prepared data set as its only source
+    folder: str  # of the run, on each machine
+    whole: bool  # with baselines and evaluation
 
 
-def run_on_ray(recipe: Recipe, wish: RayWish, *, whole: bool) -> Path:
+def run_on_ray(recipe: Recipe, options: RayOptions, *, whole: bool) -> Path:
     """Do the job, or with `whole=False` only its training, on a cluster.
 
     The run's folder, or with `recipe.store` the object store, must be one that all machines see. Of a cluster that this machine is
@@ -67,16 +61,18 @@ def run_on_ray(recipe: Recipe, wish: RayWish, *, whole: bool) -> Path:
     """
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
     folder = folder.resolve()
-    recipe = _kept(recipe, wish, folder)
-    if wish.on.startswith("ray://"):
-        return _from_outside(recipe, wish, folder, whole)
-    with on_ray(address_of(wish.on)) as ray:
-        workers = _workers(ray, wish, f"{recipe.store.rstrip('/')}/.ray" if recipe.store else str(folder / ".ray"))
+    bucket = getattr(options, "bucket", "")
+    if is_url(bucket) and not recipe.store:
+        recipe = recipe.model_copy(update={"store": f"{bucket.rstrip('/')}/{folder.name}"})
+    if options.on.startswith("ray://"):
+        return _from_outside(recipe, options, folder, whole)
+    with on_ray(address_of(options.on)) as ray:
+        workers = _workers(ray, options, recipe, folder)
         say(f"ray       {counted(ray_cluster.machines(ray), 'machine')}, {ray_cluster.cpus(ray)} processors, {ray_cluster.gpus(ray)} GPUs: "
             f"{workers.count} {'process trains' if workers.count == 1 else 'processes train'}")  # fmt: skip
-        own = recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
+        on_cluster = recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
         with busy("preparing the data on the cluster"):
-            dataset = prepare_stage(RunContext(own, folder))
+            dataset = prepare_stage(RunContext(on_cluster, folder))
             refuse_errors(dataset, recipe)
         with busy("working on the cluster"):
             _train(recipe, Path(dataset.path).resolve(), folder, whole, workers)
@@ -86,59 +82,45 @@ def run_on_ray(recipe: Recipe, wish: RayWish, *, whole: bool) -> Path:
 
 
 def _train(recipe: Recipe, dataset: Path, folder: Path, whole: bool, workers: Workers) -> None:
-    """Train on a data set that lies on this machine of the cluster."""
     if recipe.store:
         open_store(recipe.store).inner("dataset").push(dataset)
         dataset = folder / "dataset"
-    job = RayRun(_with_data(recipe, dataset, folder), str(folder), whole)
+    # As a process of another machine reads it: with whole paths.
+    paths = {"model": whole_path(recipe.model), "output_dir": str(folder)}
+    job = RayRun({**_with_data(recipe, str(dataset)), **paths}, str(folder), whole)
     train_on_ray(recipe.name, take_part, job, workers)
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What a driver on the cluster gets: the recipe as text, and what is wished."""
+    """What a driver on the cluster gets: the recipe as text, and the options."""
 
     recipe: dict[str, Any]
-    wish: RayWish
+    options: RayOptions
     whole: bool
 
 
-def _from_outside(recipe: Recipe, wish: RayWish, folder: Path, whole: bool) -> Path:
+def _from_outside(recipe: Recipe, options: RayOptions, folder: Path, whole: bool) -> Path:
     """Prepare here, and have a driver on the cluster do the rest; it stays when this process leaves."""
     with busy("preparing the data"):
         dataset = prepare_stage(RunContext(recipe, folder))
         refuse_errors(dataset, recipe)
-    values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "output_dir"})
-    kept = {"allow_errors": recipe.data.allow_errors, "max_length": recipe.data.max_length}
-    sent = Sent({**values, "data": {"sources": ["dataset"], **kept}}, wish, whole)
-    shared = getattr(wish, "bucket", "")
+    sent = Sent(_with_data(recipe, "dataset"), options, whole)
+    shared = getattr(options, "bucket", "")
     place = f"{shared.rstrip('/')}/{folder.name}" if shared and not is_url(shared) else f"~/tuneloop-runs/{folder.name}"
-    with on_ray(address_of(wish.on)) as ray, busy("working on the cluster"):
-        drive(
-            ray, f"tuneloop-{folder.name}", _drive, sent, sent=Path(dataset.path).resolve(), remote=place, local=folder
-        )
+    with on_ray(address_of(options.on)) as ray, busy("working on the cluster"):
+        data = Path(dataset.path).resolve()
+        drive(ray, f"tuneloop-{folder.name}", _drive, sent, sent=data, remote=place, local=folder)
     return folder
 
 
 def _drive(sent: Sent, folder: Path) -> None:
-    """The driver's work, in a process of the cluster; the data set lies in its folder."""
     trust_code(sent.recipe)  # as the machine that sent it did
     recipe = make_recipe(sent.recipe)
     with on_ray() as ray:
-        storage = f"{recipe.store.rstrip('/')}/.ray" if recipe.store else str(folder / ".ray")
-        _train(recipe, folder / "dataset", folder, sent.whole, _workers(ray, sent.wish, storage))
+        _train(recipe, folder / "dataset", folder, sent.whole, _workers(ray, sent.options, recipe, folder))
     if recipe.store:
         open_store(recipe.store).pull(folder)
-
-
-def _kept(recipe: Recipe, wish: RayWish, folder: Path) -> Recipe:
-    """The recipe with the object store that `--bucket` names as the place where the run is kept too."""
-    bucket = getattr(wish, "bucket", "")
-    return (
-        recipe.model_copy(update={"store": f"{bucket.rstrip('/')}/{folder.name}"})
-        if is_url(bucket) and not recipe.store
-        else recipe
-    )
 
 
 def take_part(job: RayRun) -> None:
@@ -157,36 +139,22 @@ def take_part(job: RayRun) -> None:
             train_alone(recipe)
 
 
-def _with_data(recipe: Recipe, dataset: Path, folder: Path) -> dict[str, Any]:
-    """The recipe as a process of another machine reads it: with whole paths."""
-    values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "output_dir", "model"})
-    kept = {"allow_errors": recipe.data.allow_errors, "max_length": recipe.data.max_length}
-    return {
-        **values,
-        "model": whole_path(recipe.model),
-        "output_dir": str(folder),
-        "data": {"sources": [str(dataset)], **kept},
-    }
+def _with_data(recipe: Recipe, dataset: str) -> dict[str, Any]:
+    values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "output_dir"})
+    checks = {"allow_errors": recipe.data.allow_errors, "max_length": recipe.data.max_length}
+    return {**values, "data": {"sources": [dataset], **checks}}
 
 
-def _workers(ray: Any, wish: RayWish, storage: str) -> Workers:
-    """How many processes train: as asked, else one for each GPU, else one for each machine.
-
-    Raises:
-        UserError: the cluster has no room for so many.
-    """
+def _workers(ray: Any, options: RayOptions, recipe: Recipe, folder: Path) -> Workers:
+    """How many processes train: as asked, else one for each GPU, else one for each machine."""
     there, boards, machines = ray_cluster.cpus(ray), ray_cluster.gpus(ray), ray_cluster.machines(ray)
     room = boards or there
-    count = (
-        (wish.nodes or machines) * wish.gpus
-        if wish.gpus
-        else min(wish.nodes, room)
-        if wish.nodes
-        else boards or machines
-    )
-    if count > room or wish.nodes > machines:
+    count = (options.nodes or machines) * options.gpus
+    if not options.gpus:
+        count = min(options.nodes, room) if options.nodes else boards or machines
+    if count > room or options.nodes > machines:
         raise UserError(
-            f"The cluster has {counted(machines, 'machine')} with {there} processors and {boards} GPUs: no room for {wish.nodes or machines} x {wish.gpus or 1}",
+            f"The cluster has {counted(machines, 'machine')} with {there} processors and {boards} GPUs: no room for {options.nodes or machines} x {options.gpus or 1}",
             where="--nodes, --gpus", next_step="ask for fewer, or add machines (ray start --address HEAD:6379)",
         )  # fmt: skip
-    return Workers(count, boards > 0, storage)
+    return Workers(count, boards > 0, f"{recipe.store.rstrip('/')}/.ray" if recipe.store else str(folder / ".ray"))

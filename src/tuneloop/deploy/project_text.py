@@ -27,28 +27,21 @@ def shell(words: Sequence[str]) -> str:
 
 def price_words(host: Host, job: Deployment) -> str:
     """The monthly price, in a sentence or two; at the given traffic, where there is one."""
-    return f"{_replica_words(host, job)}{_demand_words(job)}"
-
-
-def _demand_words(job: Deployment) -> str:
-    demand, month = job.demand, job.usd_a_month()
+    words, demand, month = _replica_words(host, job), job.demand, job.usd_a_month()
     if demand is None:
-        return ""
-    few = job.traffic.most < demand.replicas
-    return (
+        return words
+    words += (
         f" {counted(demand.queries_per_day, 'request')} a day of {demand.prompt_tokens:,.0f} + {demand.answer_tokens:,.0f} tokens need "
         f"{counted(demand.replicas, 'replica')} in the busiest hour ({exactly(demand.peak, 'time')} the mean, half loaded)"
-        + (
-            f", which cost{'s' * (demand.replicas == 1)} {f'${demand.replicas * month[1] / job.traffic.most:,.0f} a month'}"
-            if month
-            else ""
-        )
-        + (f": --max-replicas {job.traffic.most} is too few." if few else ".")
     )
+    if month:
+        usd = demand.replicas * month[1] / job.traffic.most
+        words += f", which cost{'s' * (demand.replicas == 1)} ${usd:,.0f} a month"
+    few = job.traffic.most < demand.replicas
+    return words + (f": --max-replicas {job.traffic.most} is too few." if few else ".")
 
 
 def _replica_words(host: Host, job: Deployment) -> str:
-    """The monthly price of the replicas."""
     if job.machine is None and host.own:
         return "It runs on a machine of your own and costs nothing more."
     if job.machine is None:
@@ -79,22 +72,15 @@ def readme(host: Host, job: Deployment) -> str:
     """The project's README: what it is, three commands, price, what was checked and what was not."""
     steps = "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in host.commands(job))
     written = "".join([*host.project(job).values(), *(command for command, _ in host.commands(job))])
-    named = [
-        each for each in host.secrets if each[0] != "HF_TOKEN" or "HF_TOKEN" in written
-    ]  # not for a file that is mounted
+    named = [each for each in host.secrets if each[0] != "HF_TOKEN" or "HF_TOKEN" in written]  # not for a mounted file
     secrets = "".join(f"- `{name}`: {what}\n" for name, what in named)
     limits = "".join(f"- {limit}\n" for limit in host.limits)
-    said = f"; `{REQUEST}` holds it, and your question" if host.asked_as(job) is not None else ""
-    system = (
-        f"\nThe model was trained with this system turn; send it with each request{said}:\n\n> {job.system}\n"
-        if job.system
-        else ""
-    )
-    artifact = (
-        f"`$ARTIFACT` is the artifact's folder: `export ARTIFACT=$PWD/artifacts/{job.artifact}`.\n"
-        if "ARTIFACT" in written
-        else ""
-    )
+    system = artifact = ""
+    if job.system:
+        file = f"; `{REQUEST}` holds it, and your question" if host.asked_as(job) is not None else ""
+        system = f"\nThe model was trained with this system turn; send it with each request{file}:\n\n> {job.system}\n"
+    if "ARTIFACT" in written:
+        artifact = f"`$ARTIFACT` is the artifact's folder: `export ARTIFACT=$PWD/artifacts/{job.artifact}`.\n"
     return f"""# {job.name} on {host.title}
 
 Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:,} tokens of prompt and answer together.

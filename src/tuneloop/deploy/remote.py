@@ -13,7 +13,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text, write_yaml
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import hours_expected, hours_words, usd_words
-from tuneloop.deploy.clusters import Cluster, RemoteWish, TrainingJob, find_cluster, refuse_what_it_lacks
+from tuneloop.deploy.clusters import Cluster, RemoteOptions, TrainingJob, find_cluster, refuse_what_it_lacks
 from tuneloop.deploy.deployment import service_name
 from tuneloop.deploy.launch import Launch, Limit
 from tuneloop.deploy.record import RemoteJob
@@ -37,84 +37,70 @@ class RemoteProject:
     plan: Mapping[str, Any]
 
 
-def write_remote(recipe: Recipe, wish: RemoteWish, out: Path) -> RemoteProject:
+def write_remote(recipe: Recipe, options: RemoteOptions, out: Path) -> RemoteProject:
     """Prepare the data, plan the run, and write the folder that a cluster needs: recipe, data set, its own files, README.
 
     Raises:
         UserError: no such cluster, no card there that fits, another project in the folder, or whatever preparing raises.
     """
-    cluster = find_cluster(wish.on)
-    refuse_what_it_lacks(cluster, wish)
-    wish = wish.model_copy(update={"nodes": wish.nodes or 1})
+    cluster = find_cluster(options.on)
+    refuse_what_it_lacks(cluster, options)
+    options = options.model_copy(update={"nodes": options.nodes or 1})
     from tuneloop.pipeline.advise import stand_in
 
     if other := stand_in(recipe.model):
-        say(
-            f"note      {recipe.model} is not on this machine: rows are counted as {other} reads them, and again where it trains"
-        )
+        note = f"rows are counted as {other} reads them, and again where it trains"
+        say(f"note      {recipe.model} is not on this machine: {note}")
     job = RunContext(recipe.model_copy(update={"model": other or recipe.model}), out)
     with busy("preparing the data"):
         dataset = prepare_stage(job)
         refuse_errors(dataset, recipe)
-    plan = _planned(recipe, Path(dataset.path), cluster, wish)
-    _refuse_price(plan, cluster, wish, out)
+    plan = _planned(recipe, Path(dataset.path), cluster, options)
+    _refuse_price(plan, cluster, options, out)
     training = TrainingJob(
-        name=service_name(recipe.name), gpu=plan["gpu"], gpus=wish.gpus or max(1, plan["gpus"] // wish.nodes), nodes=wish.nodes,
-        spot=wish.spot, bucket=wish.bucket, gated=recipe.model.lower() != PACKAGED,
-        max_usd_per_hour=round(wish.max_usd / (plan["time"]["hours"] * wish.nodes), 4) if wish.max_usd else 0.0,
+        name=service_name(recipe.name), gpu=plan["gpu"], gpus=options.gpus or max(1, plan["gpus"] // options.nodes), nodes=options.nodes,
+        spot=options.spot, bucket=options.bucket, gated=recipe.model.lower() != PACKAGED,
+        max_usd_per_hour=round(options.max_usd / (plan["time"]["hours"] * options.nodes), 4) if options.max_usd else 0.0,
     )  # fmt: skip
     files = cluster.project(training)
     place = Path(dataset.path).resolve()
     if place != (out / "dataset").resolve():
         shutil.copytree(place, out / "dataset", dirs_exist_ok=True)
     values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "output_dir"})
-    if wish.bucket and cluster.bucket == "store":
-        values = {"store": f"{wish.bucket.rstrip('/')}/{training.name}", **values}
+    if options.bucket and cluster.bucket == "store":
+        values = {"store": f"{options.bucket.rstrip('/')}/{training.name}", **values}
     write_yaml(out / "recipe.yaml", {**values, "data": {"sources": ["dataset"]}})
     for name, text in {**files, "README.md": readme(cluster, training, plan)}.items():
         write_text(out / name, text)
-    write_record(out / RemoteJob.file, _record(cluster, training, plan))
+    cost = plan["cost"] if cluster.gpus else {}  # on own machines nothing is paid by the hour
+    write_record(out / RemoteJob.file, RemoteJob(
+        name=training.name, on=cluster.name, gpu=training.gpu, gpus=training.gpus, nodes=training.nodes, spot=training.spot,
+        minutes=round(60 * plan["time"]["hours"], 2), usd=cost.get("usd"), p90=cost.get("p90"), usd_per_hour=cost.get("usd_per_hour"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    ))  # fmt: skip
     return RemoteProject(out, cluster, training, plan)
 
 
-def launch_of(project: RemoteProject, wish: RemoteWish) -> Launch:
+def launch_of(project: RemoteProject, options: RemoteOptions) -> Launch:
     """How a run elsewhere is started, and what that may cost."""
     cluster, job, plan = project.cluster, project.job, project.plan
     commands = cluster.commands(job)
     variables = tuple(name for name in cluster.variables if job.gated or name != "HF_TOKEN")
     hours = plan["time"]["hours"]
-    limit = Limit(hours, f"for {hours_words(hours)} of training", plan["cost"].get("usd"), wish.max_usd, "--max-usd")
+    limit = Limit(hours, f"for {hours_words(hours)} of training", plan["cost"].get("usd"), options.max_usd, "--max-usd")
     return Launch(
-        cluster.title,
-        commands[0][0],
-        commands[-1][0],
-        variables,
-        sky=cluster.sky(job) if cluster.sky else None,
+        cluster.title, commands[0][0], commands[-1][0], variables, sky=cluster.sky(job) if cluster.sky else None,
         limit=limit,
-    )
-
-
-def _record(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> RemoteJob:
-    """What `remote.json` says; on own machines nothing is paid by the hour."""
-    cost = plan["cost"] if cluster.gpus else {}
-    return RemoteJob(
-        name=job.name, on=cluster.name, gpu=job.gpu, gpus=job.gpus, nodes=job.nodes, spot=job.spot,
-        minutes=round(60 * plan["time"]["hours"], 2), usd=cost.get("usd"), p90=cost.get("p90"), usd_per_hour=cost.get("usd_per_hour"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
 
 
-def _refuse_price(plan: Mapping[str, Any], cluster: Cluster, wish: RemoteWish, out: Path) -> None:
-    """Refuse a price above the user's limit, and say so where it rose since the project was written.
-
-    Raises:
-        UserError: it costs more than `--max-usd`.
-    """
+def _refuse_price(plan: Mapping[str, Any], cluster: Cluster, options: RemoteOptions, out: Path) -> None:
+    """Refuse a price above the user's limit, and say so where it rose since the project was written."""
     if not cluster.gpus:
         return
     usd, card = plan["cost"]["usd"], f"{plan['gpus']} x {plan['gpu']}"
     if usd is None:
-        if wish.max_usd:
+        if options.max_usd:
             raise UserError(
                 f"No price of {card} on {cluster.title} is known, and there is a limit", where="--max-usd",
                 next_step="name another --gpu, put your price into ~/.config/tuneloop/prices.yaml, or leave the limit out",
@@ -125,9 +111,9 @@ def _refuse_price(plan: Mapping[str, Any], cluster: Cluster, wish: RemoteWish, o
     if before is not None and before.usd and usd > 1.01 * before.usd:
         rose = f", {usd_words(before.usd)} when it was planned on {before.created[:10]}"
         say(f"price     it is {usd_words(usd)} now{rose}")
-    if wish.max_usd and usd > wish.max_usd:
+    if options.max_usd and usd > options.max_usd:
         raise UserError(
-            f"Training on {card} is expected to cost {usd_words(usd)}{rose}: more than {usd_words(wish.max_usd)}", where="--max-usd",
+            f"Training on {card} is expected to cost {usd_words(usd)}{rose}: more than {usd_words(options.max_usd)}", where="--max-usd",
             next_step="name another --gpu, take --spot, or raise the limit; nothing was started",
         )  # fmt: skip
 
@@ -168,28 +154,22 @@ The files follow {cluster.source}, read on {cluster.as_of}.
 {f"{chr(10)}## Good to know{chr(10)}{chr(10)}{limits}" if limits else ""}"""
 
 
-def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, wish: RemoteWish) -> dict[str, Any]:
-    """The planner's answer for the wished card, or for the cheapest that the cluster has and that fits.
-
-    Raises:
-        UserError: it fits on none of them.
-    """
-    asked: dict[str, Any] = {"model": recipe.model, **plan_settings(recipe), "dataset": str(dataset)}
-    asked |= {"tier": "spot"} if wish.spot else {}
-    asked |= {"providers": cluster.providers} if cluster.providers else {}
-    if wish.gpu:
-        key = find_gpu(wish.gpu).key
+def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, options: RemoteOptions) -> dict[str, Any]:
+    """The planner's answer for the requested card, or for the cheapest that the cluster has and that fits."""
+    settings: dict[str, Any] = {"model": recipe.model, **plan_settings(recipe), "dataset": str(dataset)}
+    settings |= {"tier": "spot"} if options.spot else {}
+    settings |= {"providers": cluster.providers} if cluster.providers else {}
+    if options.gpu:
+        key = find_gpu(options.gpu).key
         if cluster.gpus and key not in cluster.gpus:
             raise UserError(
-                f"{cluster.title} has no {all_gpus()[key].name}",
-                where="--gpu",
+                f"{cluster.title} has no {all_gpus()[key].name}", where="--gpu",
                 next_step=f"it has {', '.join(cluster.gpus)}",
-            )
-        return plan_machines({**asked, "gpu": key, "gpus": max(wish.gpus, 1) * wish.nodes})
-    table = plan_machines(asked)["table"]
-    number = wish.gpus * wish.nodes
+            )  # fmt: skip
+        return plan_machines({**settings, "gpu": key, "gpus": max(options.gpus, 1) * options.nodes})
+    number = options.gpus * options.nodes
     fits = [
-        row for row in table
+        row for row in plan_machines(settings)["table"]
         if row["fits"] and (not cluster.gpus or row["gpu"] in cluster.gpus) and (not number or row["gpus"] == number)
     ]  # fmt: skip
     if not fits:
@@ -198,4 +178,4 @@ def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, wish: RemoteWish) 
             next_step="`tuneloop plan RECIPE` says what would make it fit; or name --gpu and --gpus",
         )  # fmt: skip
     best = min(fits, key=lambda row: (row["usd"] is None, row["usd"] or 0.0))
-    return plan_machines({**asked, "gpu": best["gpu"], "gpus": best["gpus"]})
+    return plan_machines({**settings, "gpu": best["gpu"], "gpus": best["gpus"]})

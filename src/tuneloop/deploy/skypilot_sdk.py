@@ -1,7 +1,6 @@
 """SkyPilot by its own package: what it offers now, starting it, and taking down what was begun where that fails.
-
-Written after skypilot 0.14's `sky`, `sky.jobs` and `sky.serve`: each call gives a request's id, and `sky.get` its result.
-"""
+Written after skypilot 0.14's `sky`, `sky.jobs` and `sky.serve`: each call gives a request's id, and `sky.get` its
+result."""
 
 from __future__ import annotations
 
@@ -26,37 +25,24 @@ DOWN = {"cluster": "sky down", "job": "sky jobs cancel -n", "service": "sky serv
 
 @dataclass(frozen=True)
 class SkyJob:
-    """What is to be started.
+    """What is to be started."""
 
-    Args:
-        file: with the task, in the project's folder.
-        name: of the cluster, the managed job or the service.
-        kind: which of these it is.
-        secrets: variables of the environment that are sent as secrets.
-    """
-
-    file: str
-    name: str
-    kind: Literal["cluster", "job", "service"]
-    secrets: tuple[str, ...] = ()
+    file: str  # with the task, in the project's folder
+    name: str  # of the cluster, the managed job or the service
+    kind: Literal["cluster", "job", "service"]  # which of these it is
+    secrets: tuple[str, ...] = ()  # variables of the environment that are sent as secrets
 
     @property
     def down(self) -> str:
-        """The command that takes it down."""
         return f"{DOWN[self.kind]} {self.name}"
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What SkyPilot would take now.
+    """What SkyPilot would take now."""
 
-    Args:
-        words: cloud, region and machine.
-        usd_per_hour: of all machines of a job, or of one replica; None: it names no price.
-    """
-
-    words: str
-    usd_per_hour: float | None
+    words: str  # cloud, region and machine
+    usd_per_hour: float | None  # of all machines of a job, or of one replica; None: it names no price
 
 
 def load_sky() -> Any | None:
@@ -77,17 +63,14 @@ def load_sky() -> Any | None:
 def find_offer(sky: Any, job: SkyJob, folder: Path) -> Offer:
     """What SkyPilot's optimizer takes for a task now; it shows the others on stderr.
 
-    Args:
-        folder: of the project.
-
     Raises:
         UserError: no cloud is open to the user, none has the machine, or its server does not answer.
     """
     with _translated(job), contextlib.redirect_stdout(sys.stderr):
         dag = sky.Dag()
         dag.add(_task(sky, job, folder))
-        found = sky.stream_and_get(sky.optimize(dag))
-        task = (found or dag).tasks[0]
+        plan = sky.stream_and_get(sky.optimize(dag))
+        task = (plan or dag).tasks[0]
         best = task.best_resources
         if best is None:
             return Offer("a machine that SkyPilot does not name", None)
@@ -119,7 +102,10 @@ def start(sky: Any, job: SkyJob, folder: Path) -> None:
                 )  # fmt: skip
             task = _task(sky, job, folder)
         try:
-            request = _launch(sky, job, task)
+            if job.kind == "cluster":
+                request = sky.launch(task, cluster_name=job.name)
+            else:
+                request = sky.jobs.launch(task, name=job.name) if job.kind == "job" else sky.serve.up(task, job.name)
             sky.stream_and_get(request)
         except BaseException as error:
             left = _undo(sky, job, request, before)
@@ -129,15 +115,7 @@ def start(sky: Any, job: SkyJob, folder: Path) -> None:
             raise refusal(error, job, left) from None
 
 
-def _launch(sky: Any, job: SkyJob, task: Any) -> Any:
-    """Ask for it; the request's id."""
-    if job.kind == "cluster":
-        return sky.launch(task, cluster_name=job.name)
-    return sky.jobs.launch(task, name=job.name) if job.kind == "job" else sky.serve.up(task, job.name)
-
-
 def _task(sky: Any, job: SkyJob, folder: Path) -> Any:
-    """The project's task, with its secrets and its folder by whole path."""
     import yaml
 
     config = yaml.safe_load((folder / job.file).read_text(encoding="utf-8"))
@@ -219,13 +197,13 @@ def refusal(error: BaseException, job: SkyJob, left: str | None = None) -> UserE
         left: what stands there still, in words; empty: nothing; None: nothing was begun.
     """
     kinds = _kinds(error)
-    known = next((rest for name, *rest in _MEANINGS if name in kinds), None)
+    meaning = next((rest for name, *rest in _MEANINGS if name in kinds), None)
     if isinstance(error, UserError):
         what, step = error.what, error.next_step
     elif isinstance(error, KeyboardInterrupt):
         what, step = "Interrupted", ""
-    elif known:
-        what, step = f"{known[0]} ({_first_line(error)})", known[1]
+    elif meaning:
+        what, step = f"{meaning[0]} ({_first_line(error)})", meaning[1]
     else:
         what, step = f"SkyPilot refuses: {type(error).__name__}: {_first_line(error)}", "`sky api logs` says more"
     after = "nothing was started" if left is None else "nothing was left there"

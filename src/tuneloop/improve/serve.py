@@ -1,17 +1,99 @@
-"""`tuneloop serve`: a server together with its experiments, its monitor and its retraining."""
+"""`tuneloop serve`: a server together with its experiments, its monitor and its retraining.
+
+A controller trains for hours, so it runs in a process of its own (`tuneloop improve --watch`) with what the server
+leaves of the processors, ends with it, and is started again when it dies. Its work is in the store: it may end at
+any moment."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Collection
 
-from tuneloop.improve.controller.process import check_improve, improving
+from tuneloop.core.errors import UserError
+from tuneloop.core.parent import environment_of_child
+from tuneloop.core.ui import say
+from tuneloop.improve.controller.command import check_files, load_project
 from tuneloop.improve.experiment.live import Experiments
+from tuneloop.improve.monitor.command import days_of
 from tuneloop.improve.monitor.schedule import monitored
 from tuneloop.serving import server
 from tuneloop.serving.companions import Companions
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway
+from tuneloop.serving.store.store import store_name
+
+NICE = 15
+AGAIN = 60.0  # seconds before a controller that died is started again
+LONGEST_LINE = 1 << 20  # bytes that a controller may say at once
+
+
+def check_improve(config: ServeConfig, models: Collection[str]) -> None:
+    """Refuse a project that this server can't keep good.
+
+    Raises:
+        UserError: its file is wrong, it reads another store, or its model is not served.
+    """
+    if not config.improve.project:
+        return
+    days_of(config.improve.every, "improve.every")
+    project = load_project(config.improve.project)
+    check_files(project)
+    if store_name(project.store) != store_name(config.store):
+        raise UserError(
+            f"The project reads the store {store_name(project.store)}, and this server writes {store_name(config.store)}",
+            where=config.improve.project, next_step=f"store: {config.log.store or config.folder} in the project",
+        )  # fmt: skip
+    if project.model not in models:
+        raise UserError(
+            f"The project keeps {project.model!r} good, and this server has {', '.join(models) or 'no tuned model'}",
+            where=config.improve.project, next_step="give both the same name, as in adapters: {NAME: NAME@champion}",
+        )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def improving(config: ServeConfig) -> AsyncIterator[None]:
+    """Retrain for the time of a block, where the settings name a project."""
+    if not config.improve.project:
+        yield
+        return
+    say(f"improve   a pass over {config.improve.project} every {config.improve.every}, in a process of its own")
+
+    async def controlled() -> None:
+        while True:
+            status = await _controller(config)
+            say(f"improve   the controller ended with {status} and is started again in {AGAIN:g} s")
+            await asyncio.sleep(AGAIN)
+
+    task = asyncio.create_task(controlled())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _controller(config: ServeConfig) -> int:
+    """Run a controller and say what it says; with the task that waits here its process and what it began end too."""
+    words = ["improve", config.improve.project, "--watch", "--every", config.improve.every]
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tuneloop", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE, limit=LONGEST_LINE, start_new_session=True, preexec_fn=lambda: os.nice(NICE),
+        env=environment_of_child(),
+    )  # fmt: skip
+    assert child.stderr is not None
+    try:
+        async for line in child.stderr:
+            if text := line.decode(errors="replace").strip():
+                say(f"improve   {text}")
+        return await child.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        await child.wait()
 
 
 @contextlib.asynccontextmanager

@@ -4,7 +4,7 @@ from collections import Counter
 
 from traffic import request, thumb
 
-from tuneloop.improve.feedback.review_queue import groups_of, queue
+from tuneloop.improve.feedback.review import groups_of, queue
 from tuneloop.improve.feedback.value import by_request
 
 LABELS = {"role": "assistant", "content": "answer"}

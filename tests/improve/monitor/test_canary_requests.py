@@ -13,8 +13,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now
 from tuneloop.data.dataset import load_dataset
 from tuneloop.improve.collect.command import collect_store
-from tuneloop.improve.monitor import canary_requests as w
-from tuneloop.improve.monitor.canary_prompts import FIRST_ROUNDS, canary_level
+from tuneloop.improve.monitor import canaries as w
+from tuneloop.improve.monitor.canaries import FIRST_ROUNDS, canary_level
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.gateway import ServedModel
 from tuneloop.serving.store.store import connect, insert, opened, read_decisions, read_requests
@@ -92,7 +92,11 @@ def test_a_model_that_is_swapped_away_in_the_middle_ends_the_round(tmp_path, dat
 def test_the_report_of_a_window_has_them(tmp_path, dataset, capsys, monkeypatch):
     from tuneloop.improve.monitor import command as monitor
 
-    monkeypatch.setattr(monitor, "helpers", lambda: monitor.Helpers(None, None, monitor._telling))
+    monkeypatch.setattr(
+        monitor,
+        "helpers",
+        lambda: monitor.Helpers(None, None, lambda before, now: monitor.compare_with(before, now).words_b),
+    )
     rows = w.rows_of(dataset, 10)
     asked(tmp_path, rows, rounds=FIRST_ROUNDS)
     with opened(tmp_path) as store:

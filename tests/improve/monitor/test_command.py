@@ -50,7 +50,9 @@ def filled(folder, change=lambda i, asked: asked):
 
 def test_a_calm_week_raises_no_alarm_and_is_logged_once(tmp_path, dataset, capsys, monkeypatch):
     store = filled(tmp_path)
-    monkeypatch.setattr(w, "helpers", lambda: w.Helpers(None, None, w._telling))
+    monkeypatch.setattr(
+        w, "helpers", lambda: w.Helpers(None, None, lambda before, now: w.compare_with(before, now).words_b)
+    )
     words = ["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
@@ -66,7 +68,9 @@ def test_a_new_kind_of_request_is_named_with_its_words(tmp_path, dataset, capsys
         return f"my crypto wallet lost all tokens in the bridge {i}" if i >= 560 and i % 4 == 0 else asked
 
     store = filled(tmp_path, change)
-    monkeypatch.setattr(w, "helpers", lambda: w.Helpers(None, None, w._telling))
+    monkeypatch.setattr(
+        w, "helpers", lambda: w.Helpers(None, None, lambda before, now: w.compare_with(before, now).words_b)
+    )
     assert main(["monitor", str(store), "--reference", str(dataset), "--until", at(35)]) == 1
     text = capsys.readouterr().out
     assert "vocabulary" in text and "crypto" in text and "Next:" in text
@@ -77,7 +81,9 @@ def test_a_change_that_a_person_knows_raises_no_alarm_until_then(tmp_path, datas
         return f"my crypto wallet lost all tokens in the bridge {i}" if i >= 560 and i % 4 == 0 else asked
 
     store = filled(tmp_path, change)
-    monkeypatch.setattr(w, "helpers", lambda: w.Helpers(None, None, w._telling))
+    monkeypatch.setattr(
+        w, "helpers", lambda: w.Helpers(None, None, lambda before, now: w.compare_with(before, now).words_b)
+    )
     words = ["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"]
     assert main(words) == 1
     found = json.loads(capsys.readouterr().out)["alarms"]

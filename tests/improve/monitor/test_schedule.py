@@ -95,7 +95,8 @@ def test_canary_prompts_are_asked_when_they_are_due_and_what_they_show_is_said(s
     assert said == ["canaries  m: All of 5 canary prompts are answered as before."]
     said.clear()
     monkeypatch.setattr(w, "rounds_due", lambda *given: 1)
-    asyncio.run(serve("so", " not"))
+    with reporting(say=said.append):
+        asyncio.run(serve("so", " not"))
     assert said[0].startswith("canaries  m: 5 of 5 canary prompts are answered otherwise") and "Next:" in said[0]
     said.clear()
     gone = config(store, reference=str(tmp_path / "gone"))

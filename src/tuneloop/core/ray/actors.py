@@ -20,13 +20,10 @@ AsyncMaker = Callable[[Any], Awaitable[Callable[[Any], Awaitable[Any]]]]
 
 
 class _Worker:
-    """An actor: what `maker(setting)` gives does its work."""
-
     def __init__(self, maker: Maker, setting: Any) -> None:
         self.work = maker(setting)
 
     def do(self, piece: Any) -> Any:
-        """A piece of work."""
         return self.work(piece)
 
 
@@ -38,7 +35,6 @@ class _AsyncWorker:
         self.work: asyncio.Future[Callable[[Any], Awaitable[Any]]] | None = None
 
     async def do(self, piece: Any) -> Any:
-        """A piece of work."""
         if self.work is None:
             self.work = asyncio.ensure_future(self.maker(self.setting))
         return await (await self.work)(piece)
@@ -63,7 +59,6 @@ def ordered_by_actors(ray: Any, maker: Maker, setting: Any, pieces: Sequence[Any
     """`maker(setting)(piece)` for each piece, in their order.
 
     Args:
-        ray: connected.
         maker: of a module's top level; called once in each actor.
         actors: how many; each holds a GPU, or a processor where the cluster has no GPUs.
 
@@ -101,7 +96,6 @@ async def asked_actors(
     """A function that has one of the actors do a piece of work, the one that has least to do.
 
     Args:
-        ray: connected.
         maker: of a module's top level; makes the function that does the work, once in each actor.
         at_once: pieces that an actor does at a time.
 
@@ -136,12 +130,8 @@ def _started(ray: Any, kind: type, maker: Any, setting: Any, actors: int, at_onc
     gpu = ray_cluster.gpus(ray) > 0
     options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
     # Ray starts an actor that is lost again and repeats the work it had: each piece still has one result.
-    options |= {
-        "max_restarts": RESTARTS,
-        "max_task_retries": RESTARTS,
-        "scheduling_strategy": "SPREAD",
-        "max_concurrency": at_once,
-    }
+    options |= {"max_restarts": RESTARTS, "max_task_retries": RESTARTS, "max_concurrency": at_once}
+    options["scheduling_strategy"] = "SPREAD"
     return [ray.remote(kind).options(**options).remote(maker, setting) for _ in range(actors)]
 
 

@@ -28,10 +28,9 @@ def load_ray() -> Any:
         import ray
     except ImportError:
         raise UserError(
-            "Ray is not installed",
-            where=_CONNECTING,
+            "Ray is not installed", where=_CONNECTING,
             next_step="pip install 'tuneloop[ray]', on each machine of the cluster",
-        ) from None
+        ) from None  # fmt: skip
     return ray
 
 
@@ -70,7 +69,10 @@ def _connect(ray: Any, place: str) -> None:
     quiet: dict[str, Any] = {"configure_logging": False, "include_dashboard": False, "log_to_driver": False}
     logging.getLogger("ray").setLevel(logging.ERROR)
     options = {} if place.startswith("ray://") else quiet
-    if not place and _is_gone(recorded := _recorded_cluster()):
+    recorded = ""  # HOST:PORT of the cluster that Ray has noted for this machine
+    with contextlib.suppress(OSError):
+        recorded = (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()  # noqa: S108 - Ray's own folder
+    if not place and _is_gone(recorded):
         logging.getLogger(__name__).warning("Ray's cluster %s is gone; a new one is started here", recorded)
         place = "local"  # Ray itself would wait for it for minutes
     try:
@@ -82,15 +84,8 @@ def _connect(ray: Any, place: str) -> None:
         ray.init(address=place or None, namespace=NAMESPACE, **options)
 
 
-def _recorded_cluster() -> str:
-    """HOST:PORT of the cluster that Ray has noted for this machine; empty: none."""
-    with contextlib.suppress(OSError):
-        return (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()  # noqa: S108 - Ray's own folder
-    return ""
-
-
 def _is_gone(address: str) -> bool:
-    """Whether a cluster was noted and nobody answers there, as after a kill: its note stays."""
+    """Whether a cluster was noted and no one answers there, as after a kill: its note stays."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return False
@@ -102,15 +97,14 @@ def _is_gone(address: str) -> bool:
 
 
 def refusal(error: BaseException, address: str) -> UserError:
-    """What a failed connection is to the user.
-
-    Args:
-        error: of `ray.init`.
-        address: that was tried; empty: a cluster on this machine.
-    """
+    """What a failed connection to an address, or to a cluster on this machine, is to the user."""
     text = str(error)
     if "ersion mismatch" in text or "version is incompatible" in text:
-        there, here = _versions(text)
+        # Ray's message names the versions of the cluster and of this process, in this order.
+        versions = [f"{name} {version}" for name, version in re.findall(r"\b(Ray|Python): ?([0-9][\w.+-]*)", text)]
+        there, here = " with ".join(versions[:2]), " with ".join(versions[2:4])
+        if len(versions) < 4:
+            there, here = "another version of Ray", f"Ray {load_ray().__version__}"
         return UserError(
             f"The cluster runs {there}, this machine has {here}", where=address or "this machine",
             next_step="install the same versions of Ray and Python on both: pip install ray==VERSION",
@@ -127,14 +121,6 @@ def refusal(error: BaseException, address: str) -> UserError:
         "No Ray cluster answers there", where=address,
         next_step="check the address: ray://HOST:10001 from outside, HOST:6379 from a machine of the cluster; `ray status` there",
     )  # fmt: skip
-
-
-def _versions(text: str) -> tuple[str, str]:
-    """What Ray's message about versions says of the cluster and of this process, in this order."""
-    found = [f"{name} {version}" for name, version in re.findall(r"\b(Ray|Python): ?([0-9][\w.+-]*)", text)]
-    if len(found) < 4:
-        return "another version of Ray", f"Ray {load_ray().__version__}"
-    return " with ".join(found[:2]), " with ".join(found[2:4])
 
 
 def task_errors(ray: Any) -> tuple[type[BaseException], ...]:

@@ -34,7 +34,6 @@ class Driver:
         self.state, self.error = "new", ("", "", "")
 
     def write(self, name: str, data: bytes, first: bool) -> None:
-        """Take a part of a file."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb" if first else "ab") as file:
@@ -54,23 +53,19 @@ class Driver:
         except UserError as error:
             self.error, self.state = (error.what, error.where, error.next_step), "failed"
         except BaseException as error:
-            self.error, self.state = (
-                (f"{type(error).__name__}: {error}"[:500], "the cluster", "look at Ray's logs"),
-                "failed",
-            )
+            what = f"{type(error).__name__}: {error}"[:500]
+            self.error, self.state = (what, "the cluster", "look at Ray's logs"), "failed"
 
     def look(self, since: int) -> tuple[str, list[str], tuple[str, str, str]]:
         """State, the lines behind the first `since`, and why it failed."""
         return self.state, self.lines[since:], self.error
 
     def files(self) -> dict[str, int]:
-        """Bytes of each file of the result."""
-        found = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
-        names = ((path.relative_to(self.folder), path) for path in found)
-        return {name.as_posix(): path.stat().st_size for name, path in names if name.parts[0] not in LEFT_OUT}
+        paths = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
+        names = {path.relative_to(self.folder): path.stat().st_size for path in paths}
+        return {name.as_posix(): size for name, size in names.items() if name.parts[0] not in LEFT_OUT}
 
     def read(self, name: str, start: int) -> bytes:
-        """A part of a file."""
         with (self.folder / name).open("rb") as file:
             file.seek(start)
             return file.read(PART)
@@ -80,23 +75,25 @@ def drive(ray: Any, name: str, work: Work, setting: Any, *, sent: Path, remote: 
     """Have a cluster do a job, or follow the one of this name that it is doing, and bring the result here.
 
     Args:
-        ray: connected, from anywhere.
         name: of the job: the same name finds it again.
-        work: of a module's top level.
         sent: folder of the data set, whose files go into `remote`/dataset first.
         remote: folder of the job on the cluster.
-        local: where the result comes.
 
     Raises:
         UserError: what the work raises; the driver's machine was lost.
-        KeyboardInterrupt: the user leaves; the job goes on.
+        KeyboardInterrupt: the user leaves; the job continues.
     """
-    driver, fresh = _driver(ray, name, remote)
+    try:
+        driver = ray.get_actor(name)
+        say(f"ray       {name} is at work there already: followed")
+        fresh = False
+    except ValueError:
+        options = {"name": name, "lifetime": "detached", "num_cpus": 0, "max_concurrency": 4}
+        driver, fresh = ray.remote(Driver).options(**options).remote(remote), True
+        answer_of(ray, driver.look.remote(0))  # it is there, and so is the package
     try:
         if fresh:
             _send(ray, driver, sent)
-        else:
-            say(f"ray       {name} is at work there already: followed")
         ray.get(driver.start.remote(work, setting))
         seen = 0
         while True:
@@ -120,17 +117,6 @@ def drive(ray: Any, name: str, work: Work, setting: Any, *, sent: Path, remote: 
             "The machine on which the job's driver was is lost", where=name,
             next_step="run the same command again: it goes on from the last checkpoint",
         ) from None  # fmt: skip
-
-
-def _driver(ray: Any, name: str, remote: str) -> tuple[Any, bool]:
-    """The job's driver, and whether it was started now."""
-    try:
-        return ray.get_actor(name), False
-    except ValueError:
-        options = {"name": name, "lifetime": "detached", "num_cpus": 0, "max_concurrency": 4}
-        driver = ray.remote(Driver).options(**options).remote(remote)
-        answer_of(ray, driver.look.remote(0))  # it is there, and so is the package
-        return driver, True
 
 
 def _send(ray: Any, driver: Any, folder: Path) -> None:

@@ -20,41 +20,28 @@ POLL = 1.0  # seconds between looks at what the processes say
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes of a training.
+    """Processes of a training."""
 
-    Args:
-        count: how many; with fewer machines the training goes on with as many as there is room for.
-        gpu: whether each has a GPU.
-        storage: folder for Ray's own records, which all machines see.
-    """
-
-    count: int
-    gpu: bool
-    storage: str
+    count: int  # how many; with fewer machines the training continues with as many as there is room for
+    gpu: bool  # whether each has a GPU
+    storage: str  # folder for Ray's own records, which all machines see
 
 
 class Notes:
-    """What the processes of a training tell its driver; an actor that outlives them.
-
-    Attributes:
-        lines: for the user.
-        refused: what the user can put right, as `(what, where, next_step)`; trying again would not help.
-    """
+    """What the processes of a training report to its driver; an actor that outlives them."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.lines: list[str] = []  # for the user
+        # What the user can put right, as `(what, where, next_step)`; trying again would not help.
         self.refused: tuple[str, str, str] | None = None
 
     def say(self, line: str) -> None:
-        """Keep a line."""
         self.lines.append(line)
 
     def refuse(self, what: str, where: str, next_step: str) -> None:
-        """Keep the first error."""
         self.refused = self.refused or (what, where, next_step)
 
     def verdict(self) -> tuple[str, str, str] | None:
-        """The first error."""
         return self.refused
 
     def since(self, number: int) -> list[str]:
@@ -65,11 +52,7 @@ class Notes:
 def train_on_ray(name: str, work: Callable[[Any], None], setting: Any, workers: Workers) -> None:
     """Call `work(setting)` in processes of the cluster that know of each other as those of `torchrun` do.
 
-    When a process or its machine is lost, all are started again, on the machines that are left: `work` goes on from its checkpoint.
-
-    Args:
-        name: of the run.
-        work: of a module's top level.
+    When a process or its machine is lost, all are started again, on the machines that are left: `work` continues from its checkpoint.
 
     Raises:
         UserError: what `work` raises, or too many were lost.
@@ -109,7 +92,11 @@ def train_on_ray(name: str, work: Callable[[Any], None], setting: Any, workers: 
         if refused := ray.get(notes.verdict.remote()):
             raise UserError(refused[0], where=refused[1], next_step=refused[2])
         if failed is not None:
-            raise _given_up(failed)
+            lines = [line.strip() for line in str(failed).splitlines() if line.strip()]
+            raise UserError(
+                f"The training was lost {RESTARTS + 1} times on the cluster: {(lines or [type(failed).__name__])[-1]:.300}", where="ray",
+                next_step="look at `ray status` and Ray's logs; the same command goes on from the last checkpoint",
+            )  # fmt: skip
 
 
 def _storage(place: str) -> dict[str, Any]:
@@ -152,12 +139,3 @@ def _guarded(config: dict[str, Any]) -> None:
     except SystemExit as end:  # of a process that only took part, and has done so
         if end.code:
             raise RuntimeError("another process of this training was lost") from None
-
-
-def _given_up(error: BaseException) -> UserError:
-    """What made a training fail for good, in a sentence."""
-    last = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-    return UserError(
-        f"The training was lost {RESTARTS + 1} times on the cluster: {last:.300}", where="ray",
-        next_step="look at `ray status` and Ray's logs; the same command goes on from the last checkpoint",
-    )  # fmt: skip

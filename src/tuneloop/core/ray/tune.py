@@ -1,8 +1,7 @@
-"""A search by Ray Tune: settings are tried side by side on a cluster, and ASHA ends the worse ones early.
+"""A search by Ray Tune: settings are tried in parallel on a cluster, and ASHA ends the worse ones early.
 
-ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020) compares, whenever a trial has done a share of its
-training, its loss with those that the others had there; two in three of them end.
-"""
+ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020) compares, whenever a trial has done a
+share of its training, its loss with those that the others had there; two in three of them end."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.ray.cluster import gpus, on_ray
 
-KEPT = 3  # of so many settings that have come equally far one goes on
+KEPT = 3  # of so many settings that have come equally far one continues
 LOSS = "val_loss"
 
 Report = Callable[[float], None]
@@ -23,27 +22,17 @@ Report = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of a setting.
+    """What became of a setting."""
 
-    Args:
-        reports: validations that it came to.
-        loss: at the last one; None: there was none.
-        error: why it failed; empty: it did not.
-    """
-
-    reports: int
-    loss: float | None
-    error: str = ""
+    reports: int  # validations that it came to
+    loss: float | None  # at the last one; None: there was none
+    error: str = ""  # why it failed; empty: it did not
 
 
 def tune_on_ray(
-    train: Callable[[Any, Any, Report], None],
-    setting: Any,
-    trials: Sequence[Any],
-    reports: int,
-    folder: Path,
+    train: Callable[[Any, Any, Report], None], setting: Any, trials: Sequence[Any], reports: int, folder: Path,
     address: str = "",
-) -> list[Tried]:
+) -> list[Tried]:  # fmt: skip
     """Train with each of the trials' values as far as ASHA lets them, as many at a time as the cluster has room for.
 
     Args:
@@ -78,25 +67,21 @@ def tune_on_ray(
             ),
             run_config=RunConfig(name="tune", storage_path=str(folder), verbose=0, failure_config=FailureConfig(max_failures=1)),
         )  # fmt: skip
-        found: dict[int, Tried] = {}
+        results: dict[int, Tried] = {}
         for result in tuner.fit():
             metrics = result.metrics or {}
             number = (result.config or metrics.get("config") or {})["number"]
-            failed = "" if result.error is None else _last_line(result.error)
-            found[number] = Tried(int(metrics.get("training_iteration", 0)), metrics.get(LOSS), failed)
-        return [found.get(number, Tried(0, None, "it was not tried")) for number in range(len(trials))]
+            failed = ""
+            if result.error is not None:  # what it says, without its traceback
+                lines = [line.strip() for line in str(result.error).splitlines() if line.strip()]
+                failed = (lines or [type(result.error).__name__])[-1][:300]
+            results[number] = Tried(int(metrics.get("training_iteration", 0)), metrics.get(LOSS), failed)
+        return [results.get(number, Tried(0, None, "it was not tried")) for number in range(len(trials))]
 
 
 def _trial(config: dict[str, Any]) -> None:
-    """A trial, in a process of its own."""
     import ray
     from ray import tune
 
     train, setting, trials = ray.get(config["shared"][0])
     train(setting, trials[config["number"]], lambda loss: tune.report({LOSS: loss}))
-
-
-def _last_line(error: BaseException) -> str:
-    """What a trial's error says, without its traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]

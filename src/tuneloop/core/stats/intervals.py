@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tuneloop.core.lazy import np
+from tuneloop.core.lazy import Array as Array
+from tuneloop.core.lazy import NDArray, np
 
 # What needs no numpy stands apart, for commands that answer at once.
 from tuneloop.core.stats.tests import ALPHA as ALPHA
@@ -23,39 +24,25 @@ from tuneloop.core.stats.tests import standardised as standardised
 from tuneloop.core.stats.tests import verdict as verdict
 from tuneloop.core.stats.tests import wilson_interval as wilson_interval
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
-else:
-    Array = "NDArray[np.float64]"
-
-
 # Resample weights held at once; 4 million doubles are 32 MB.
 _CELLS = 4_000_000
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Figures of each row whose sums give one family of metrics.
+    """Figures of each row whose sums give one family of metrics."""
 
-    Args:
-        rows: shape (n, S), a numpy array or a scipy CSR matrix. A row that doesn't count is all zeros.
-        values: metric name -> function from sums of shape (R, S) to R values.
-        row_scores: metric name -> one score for each row (NaN: the row doesn't count). Corpus metrics show their
-            sentence-level score here.
-        right_or_wrong: the metrics of `row_scores` that are 0 or 1 in each row, so that exact tests apply.
-        layout: what the columns of `rows` stand for where that depends on the data (label names). Rows of two systems can
-            be compared where shape and layout are the same.
-        same: metric -> the metric of this family that it equals, or that puts any two systems in the same order. It shares
-            that one's exact interval and its test, and counts once with it where p-values are adjusted.
-    """
-
-    rows: Any
-    values: Mapping[str, Callable[[Array], Array]]
+    rows: Any  # shape (n, S), a numpy array or a scipy CSR matrix. A row that doesn't count is all zeros.
+    values: Mapping[str, Callable[[Array], Array]]  # metric name -> function from sums of shape (R, S) to R values
+    # metric name -> one score for each row (NaN: the row doesn't count). Corpus metrics show their sentence-level score
+    # here.
     row_scores: Mapping[str, list[float]]
-    right_or_wrong: frozenset[str] = frozenset()
+    right_or_wrong: frozenset[str] = frozenset()  # metrics of `row_scores` that are 0 or 1, so that exact tests apply
+    # what the columns of `rows` stand for where that depends on the data (label names). Rows of two systems can be
+    # compared where shape and layout are the same.
     layout: tuple[str, ...] = ()
+    # metric -> the metric of this family that it equals, or that puts any two systems in the same order. It shares that
+    # one's exact interval and its test, and counts once with it where p-values are adjusted.
     same: Mapping[str, str] = field(default_factory=dict)
 
     def totals(self) -> Array:
@@ -85,12 +72,9 @@ def mean_statistics(scores: Mapping[str, list[float]], *, right_or_wrong: Sequen
         return lambda sums: ratio(sums[:, column], sums[:, len(names) + column], empty=np.nan)
 
     return Statistics(
-        rows=rows,
-        values={name: mean_of(i) for i, name in enumerate(names)},
-        row_scores=dict(scores),
-        right_or_wrong=frozenset(right_or_wrong),
-        layout=tuple(names),
-    )
+        rows=rows, values={name: mean_of(i) for i, name in enumerate(names)}, row_scores=dict(scores),
+        right_or_wrong=frozenset(right_or_wrong), layout=tuple(names),
+    )  # fmt: skip
 
 
 def resample_weights(n: int, resamples: int, seed: int) -> Iterator[Array]:
@@ -117,11 +101,8 @@ def bootstrap(
 
     Args:
         statistics: families of metrics over the same `n` rows.
-        n: rows.
-        resamples: number of resamples, R.
-        seed: of the draws.
         clusters: the cluster of each row, numbered from 0; rows of one conversation say less than rows of several
-            (Cameron, Gelbach & Miller 2008). Default: each row by itself.
+            (Cameron, Gelbach & Miller 2008). Default: each row alone.
 
     Returns:
         metric -> array of shape (R,); empty where there are fewer than 2 to draw from, since one says nothing about
@@ -184,10 +165,6 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
     """Exact two-sided McNemar p-value.
 
     Source: McNemar 1947; the exact binomial form on the discordant pairs.
-
-    Args:
-        only_a: rows that only a has right.
-        only_b: rows that only b has right.
     """
     from scipy.stats import binomtest
 
@@ -252,11 +229,7 @@ def with_zero(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 def auroc(higher: Any, lower: Any) -> float:
-    """Probability that a value of the first kind is above one of the second, ties counting half (Mann and Whitney 1947).
-
-    Args:
-        higher, lower: at least one value each.
-    """
+    """Probability that a value of the first kind is above one of the second, ties counting half (Mann and Whitney 1947)."""
     from scipy.stats import rankdata
 
     ranks = rankdata(np.concatenate([higher, lower]))[: len(higher)]
@@ -264,7 +237,7 @@ def auroc(higher: Any, lower: Any) -> float:
 
 
 def rows_apart(a: Any, b: Any) -> int:
-    """Rows in which two tables of per-row figures (arrays or scipy matrices of one shape) differ."""
+    """Rows in which two tables of per-row numbers (arrays or scipy matrices of one shape) differ."""
     return int((np.asarray(abs(a - b).sum(axis=1)).ravel() > 0).sum())
 
 
@@ -329,7 +302,6 @@ def rows_for_pairs(only_a: int, only_b: int, n: int, *, level: float = ALPHA) ->
 
 
 def _z(level: float) -> float:
-    """The quantile that a two-sided test at this level compares with."""
     return NormalDist().inv_cdf(1 - level / 2)
 
 
@@ -343,7 +315,6 @@ def robust_difference(
     guide to cluster-robust inference".
 
     Args:
-        scores: one for each row.
         inside: which rows belong to the group; some do, some don't.
         clusters: the cluster of each row, numbered from 0.
 

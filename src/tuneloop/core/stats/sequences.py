@@ -1,27 +1,14 @@
-"""Inference that stays valid however often somebody looks: confidence sequences, contrasts of two arms, ratio tests.
+"""Always-valid inference, however often one looks: confidence sequences, contrasts of two arms, ratio tests.
 
-An interval of a confidence sequence may be read after every observation, and the test that it makes may be stopped at
-any time: the chance that the true value is *ever* outside is at most alpha. Ordinary intervals promise that for one
-look that was fixed in advance.
-
-Sources: Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2024, "Time-uniform central limit theory and asymptotic confidence
-sequences"; Lindon & Malek 2022, "Anytime-valid inference for multinomial count data".
-"""
+The chance that the true value is *ever* outside of a confidence sequence is at most alpha. Waudby-Smith et al. 2024,
+"Time-uniform central limit theory ..."; Lindon & Malek 2022, "Anytime-valid inference for multinomial count data"."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from tuneloop.core.lazy import np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
-else:
-    Array = "NDArray[np.float64]"
+from tuneloop.core.lazy import Array, NDArray, np
 
 
 @dataclass(frozen=True)
@@ -56,7 +43,6 @@ def margin(n: Array | float, alpha: float, rho2: float, *, one_sided: bool = Fal
     log(1 + sqrt(n rho2 + 1) / (2 alpha)). Waudby-Smith et al. 2024.
 
     Args:
-        n: observations, from 1.
         alpha: chance that the true mean is ever outside.
         rho2: variance of the mixture, from `best_rho2`.
         one_sided: only one bound is used, at the whole of alpha.
@@ -98,7 +84,6 @@ def contrast(candidate: NDArray[np.bool_], outcomes: Array, propensity: Array) -
 
     Args:
         candidate: whether a unit was in the candidate's arm, in the order of the units along the last axis.
-        outcomes: one for each unit.
         propensity: the chance with which it got into the candidate's arm, above 0 and below 1.
     """
     everyone = _means_before(outcomes, np.ones_like(outcomes), 0.0)
@@ -117,15 +102,9 @@ def _means_before(outcomes: Array, counted: Array, first: Array | float) -> Arra
 
 
 def difference(
-    candidate: NDArray[np.bool_],
-    outcomes: Array,
-    propensity: Array,
-    *,
-    alpha: float,
-    planned: int,
-    start: int = 2,
+    candidate: NDArray[np.bool_], outcomes: Array, propensity: Array, *, alpha: float, planned: int, start: int = 2,
     one_sided: bool = False,
-) -> Bounds:
+) -> Bounds:  # fmt: skip
     """The difference of the arms after all units, with its always-valid bounds.
 
     Args:

@@ -12,13 +12,12 @@ IMAGE = "pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime"
 
 
 def project(job: TrainingJob) -> dict[str, str]:
-    """`Dockerfile` and `job.yaml`."""
     rendezvous = f"--nnodes {job.nodes} --node-rank $JOB_COMPLETION_INDEX --master-addr {job.name}-0.{job.name}"
     command = job.command(f"/runs/{job.name}", rendezvous if job.nodes > 1 else "")
     env: list[dict[str, Any]] = []
     if job.gated:
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "huggingface", "key": "token"}}})
-    # Keys of a bucket, where there are any: a pod whose account may use the bucket by itself needs none.
+    # Keys of a bucket, where there are any: a pod whose account may use the bucket needs none.
     keys = [{"secretRef": {"name": "bucket", "optional": True}}]
     container = {
         "name": "train", "image": f"YOUR_REGISTRY/{job.name}:1", "workingDir": "/job", "command": ["bash", "-c", command], "env": env,
@@ -58,7 +57,6 @@ def project(job: TrainingJob) -> dict[str, str]:
 
 
 def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
-    """Up, fetch, down."""
     secret = "kubectl create secret generic huggingface --from-literal=token=$HF_TOKEN\n" if job.gated else ""
     image = f"$REGISTRY/{job.name}:1"
     up = f'docker build -t {image} .\ndocker push {image}\n{secret}sed "s#YOUR_REGISTRY#$REGISTRY#" job.yaml | kubectl apply -f -'
@@ -70,20 +68,14 @@ def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
 
 
 CLUSTER = Cluster(
-    name="kubernetes",
-    title="Kubernetes",
-    project=project,
-    commands=commands,
+    name="kubernetes", title="Kubernetes", project=project, commands=commands,
     source="https://kubernetes.io/docs/concepts/workloads/controllers/job/ (by kubernetes-validate)",
-    as_of="2026-11-27",
-    checked="kubernetes-validate accepts job.yaml in its strict mode.",
-    unchecked="that a node has the GPUs and the storage class; the image's tag.",
-    gpus={key: key for key in CARDS},
-    own=True,
-    variables=("REGISTRY", "HF_TOKEN"),
+    as_of="2026-11-27", checked="kubernetes-validate accepts job.yaml in its strict mode.",
+    unchecked="that a node has the GPUs and the storage class; the image's tag.", gpus={key: key for key in CARDS},
+    own=True, variables=("REGISTRY", "HF_TOKEN"),
     limits=(
         "A pod that is lost begins again, and the run goes on from its last checkpoint on the disk.",
         "With --bucket the run is kept in an object store too. Pods whose account has no right to it read the keys from a secret: "
         "`kubectl create secret generic bucket --from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...`.",
     ),
-)
+)  # fmt: skip

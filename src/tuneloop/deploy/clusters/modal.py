@@ -7,7 +7,6 @@ from tuneloop.deploy.hosts.modal import GPUS
 
 
 def project(job: TrainingJob) -> dict[str, str]:
-    """`app.py`."""
     secrets = '[modal.Secret.from_name("huggingface")]' if job.gated else "[]"
     words = job.command(f"/runs/{job.name}").split()
     return {
@@ -58,7 +57,6 @@ def main() -> None:
 
 
 def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
-    """Up, fetch, down."""
     secret = "modal secret create huggingface HF_TOKEN=$HF_TOKEN\n" if job.gated else ""
     return (
         (f"{secret}modal run --detach app.py", "Start it"),
@@ -68,17 +66,8 @@ def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
 
 
 CLUSTER = Cluster(
-    name="modal",
-    title="Modal",
-    project=project,
-    commands=commands,
-    source="https://modal.com/docs/reference",
-    as_of="2026-11-27",
-    checked="Modal's own package builds the app from this file without a token.",
-    unchecked="that the image builds there, the prices.",
-    gpus=GPUS,
-    providers=("Modal",),
-    bucket="",
-    nodes=1,
+    name="modal", title="Modal", project=project, commands=commands, source="https://modal.com/docs/reference",
+    as_of="2026-11-27", checked="Modal's own package builds the app from this file without a token.",
+    unchecked="that the image builds there, the prices.", gpus=GPUS, providers=("Modal",), bucket="", nodes=1,
     variables=("HF_TOKEN",),
-)
+)  # fmt: skip

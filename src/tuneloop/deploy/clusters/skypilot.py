@@ -15,7 +15,6 @@ RENDEZVOUS = (
 
 
 def project(job: TrainingJob) -> dict[str, str]:
-    """`sky.yaml`."""
     resources: dict[str, Any] = {"accelerators": f"{GPUS[job.gpu]}:{job.gpus}", "disk_size": 256}
     if job.spot:
         resources["use_spot"] = True
@@ -29,24 +28,18 @@ def project(job: TrainingJob) -> dict[str, str]:
     if job.gated:
         task["secrets"] = {"HF_TOKEN": None}
     out = f"/runs/{job.name}" if job.bucket else f"$HOME/runs/{job.name}"
-    task |= {
-        "envs": {"TUNELOOP": job.package},
-        "setup": 'pip install "$TUNELOOP"',
-        "run": job.command(out, RENDEZVOUS if job.nodes > 1 else ""),
-    }
+    task |= {"envs": {"TUNELOOP": job.package}, "setup": 'pip install "$TUNELOOP"'}
+    task["run"] = job.command(out, RENDEZVOUS if job.nodes > 1 else "")
     return {"sky.yaml": yaml_text("SkyPilot: a training run. README.md has the commands.", task)}
 
 
 def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
-    """Up, fetch, down."""
     secret = " --secret HF_TOKEN" if job.gated else ""
     if job.spot:
         up = f"sky jobs launch -n {job.name} sky.yaml{secret}"
+        what = "a machine that is taken away is replaced, and the run goes on from its checkpoint"
         return (
-            (
-                up,
-                "Start it as a managed job: a machine that is taken away is replaced, and the run goes on from its checkpoint",
-            ),
+            (up, f"Start it as a managed job: {what}"),
             ("sky jobs queue", "Watch it; the run's folder is in the bucket"),
             (f"sky jobs cancel -n {job.name}", "Take it down"),
         )
@@ -59,19 +52,11 @@ def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
 
 
 CLUSTER = Cluster(
-    name="skypilot",
-    title="SkyPilot",
-    project=project,
-    commands=commands,
-    source="SkyPilot's own schemas (sky/utils/schemas.py)",
-    as_of="2026-11-27",
+    name="skypilot", title="SkyPilot", project=project, commands=commands,
+    source="SkyPilot's own schemas (sky/utils/schemas.py)", as_of="2026-11-27",
     checked="SkyPilot's strict schemas of tasks and resources accept sky.yaml; its calls fit the signatures of skypilot 0.14.1, and start and end a run before a stand-in of that package.",
-    unchecked="that a cloud has the card, quotas, the prices.",
-    gpus=GPUS,
-    providers=PROVIDERS,
-    spot=True,
-    bucket="mounted",
-    variables=("HF_TOKEN",),
+    unchecked="that a cloud has the card, quotas, the prices.", gpus=GPUS, providers=PROVIDERS, spot=True,
+    bucket="mounted", variables=("HF_TOKEN",),
     limits=(
         "A spot run needs --bucket: a machine that is taken away takes its disk with it. The jobs controller is a small machine "
         "of its own; it stops ten minutes after its last job.",
@@ -79,4 +64,4 @@ CLUSTER = Cluster(
         "this minute and a yes. With --max-usd, `max_hourly_cost` keeps SkyPilot from more expensive machines, also when it moves.",
     ),
     sky=lambda job: SkyJob("sky.yaml", job.name, "job" if job.spot else "cluster", ("HF_TOKEN",) if job.gated else ()),
-)
+)  # fmt: skip

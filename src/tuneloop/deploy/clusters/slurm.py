@@ -6,7 +6,6 @@ from tuneloop.deploy.clusters import Cluster, TrainingJob
 
 
 def project(job: TrainingJob) -> dict[str, str]:
-    """`job.sbatch`."""
     rendezvous = "--nnodes $SLURM_NNODES --node-rank $SLURM_NODEID --master-addr $HEAD --master-port 29500"
     command = job.command(f'"$SLURM_SUBMIT_DIR/runs/{job.name}"', rendezvous if job.nodes > 1 else "")
     return {
@@ -32,7 +31,6 @@ srun bash -c {command!r}
 
 
 def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
-    """Up, watch, down."""
     return (
         ("sbatch job.sbatch", "Start it, from this folder on a disk that all nodes see"),
         (f"squeue --name {job.name}", "Watch it; the run is in runs/"),
@@ -41,13 +39,8 @@ def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
 
 
 CLUSTER = Cluster(
-    name="slurm",
-    title="Slurm",
-    project=project,
-    commands=commands,
-    source="https://slurm.schedmd.com/sbatch.html",
-    as_of="2026-11-27",
-    checked="The shell reads the script.",
+    name="slurm", title="Slurm", project=project, commands=commands, source="https://slurm.schedmd.com/sbatch.html",
+    as_of="2026-11-27", checked="The shell reads the script.",
     unchecked="partitions and accounts, which your site wants to be named (sbatch --partition ... --account ...).",
     limits=("Set HF_TOKEN in the shell that calls sbatch; with --bucket, the bucket's credentials as well.",),
-)
+)  # fmt: skip

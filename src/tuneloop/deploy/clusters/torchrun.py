@@ -6,14 +6,10 @@ from tuneloop.deploy.clusters import Cluster, TrainingJob
 
 
 def project(job: TrainingJob) -> dict[str, str]:
-    """`run.sh`."""
     many = job.nodes > 1
     rendezvous = f"--nnodes {job.nodes} --node-rank $RANK --master-addr $HEAD --master-port 29500" if many else ""
-    needs = (
-        ': "${RANK:?0 on the first machine, 1 on the second, ...}" "${HEAD:?address of the first machine}"\n'
-        if many
-        else ""
-    )
+    variables = ': "${RANK:?0 on the first machine, 1 on the second, ...}" "${HEAD:?address of the first machine}"\n'
+    needs = variables if many else ""
     return {
         "run.sh": f"""#!/usr/bin/env bash
 # Run this on each machine{", with RANK and HEAD set" if many else ""}; the folder has to lie on a disk that all of them see.
@@ -27,7 +23,6 @@ exec {job.command(f"runs/{job.name}", rendezvous)}
 
 
 def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
-    """Up, look, down."""
     up = "bash run.sh" if job.nodes == 1 else "RANK=0 HEAD=10.0.0.1 bash run.sh   # RANK=1, 2, ... on the others"
     return (
         (up, "Start it on each machine"),
@@ -37,12 +32,8 @@ def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
 
 
 CLUSTER = Cluster(
-    name="torchrun",
-    title="torchrun",
-    project=project,
-    commands=commands,
-    source="https://docs.pytorch.org/docs/stable/elastic/run.html",
-    as_of="2026-11-27",
+    name="torchrun", title="torchrun", project=project, commands=commands,
+    source="https://docs.pytorch.org/docs/stable/elastic/run.html", as_of="2026-11-27",
     checked="The shell reads the script; training by torchrun is tested with two processes.",
     unchecked="several machines.",
-)
+)  # fmt: skip

@@ -3,64 +3,43 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.deploy.deployment import Deployment, Form
-from tuneloop.deploy.discovery import find_named, records_of
 from tuneloop.deploy.skypilot_sdk import SkyJob
 
-
-def _by_name(job: Deployment) -> str:
-    return job.name
+HF_SECRET = ("HF_TOKEN", "in your shell, reads the model and a gated base")
 
 
 @dataclass(frozen=True)
 class Host:
-    """A place where an artifact can be served.
+    """A place where an artifact can be served."""
 
-    Args:
-        name: on the command line.
-        title: in words.
-        forms: formats of artifacts that it serves, the preferred one first.
-        project: makes the files of the project's folder, name -> text.
-        commands: the commands that put it up, ask it and take it down, each with what it does.
-        source: address of the definition that the files follow.
-        as_of: day on which that was read, ISO 8601.
-        checked: how the files are checked without an account.
-        unchecked: what can't be checked without one.
-        limits: what one should know before paying.
-        gpus: names of the planner's cards there; empty: it needs none, or takes what the machine has.
-        counts: how many cards of a kind a machine there has; default: 1, 2, 4 or 8.
-        providers: whose prices in the planner's table are this host's.
-        own: whether it runs on machines of one's own, so that no price of the planner's table is paid for it.
-        pulls: whether it loads the artifact from the Hugging Face hub, so that it has to lie there.
-        variables: of the environment, which the commands that put it up need.
-        secrets: names of what must be known there, and for what.
-        asked_as: the model's name in a request; empty: a request names none; None: its requests are not OpenAI's.
-        sky: what SkyPilot's own package starts in place of the commands; None: nothing.
-    """
-
-    name: str
-    title: str
-    forms: tuple[Form, ...]
-    project: Callable[[Deployment], dict[str, str]]
-    commands: Callable[[Deployment], tuple[tuple[str, str], ...]]
-    source: str
-    as_of: str
-    checked: str
-    unchecked: str
-    limits: tuple[str, ...] = ()
-    gpus: Mapping[str, str] = field(default_factory=dict)
-    counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    providers: tuple[str, ...] = ()
-    own: bool = False
-    pulls: bool = True
-    variables: tuple[str, ...] = ()
-    secrets: tuple[tuple[str, str], ...] = ()
-    asked_as: Callable[[Deployment], str | None] = _by_name
-    sky: Callable[[Deployment], SkyJob] | None = None
+    name: str  # on the command line
+    title: str  # in words
+    forms: tuple[Form, ...]  # formats of artifacts that it serves, the preferred one first
+    project: Callable[[Deployment], dict[str, str]]  # makes the files of the project's folder, name -> text
+    commands: Callable[[Deployment], tuple[tuple[str, str], ...]]  # deploy, ask, take down; each with what it does
+    source: str  # address of the definition that the files follow
+    as_of: str  # day on which that was read, ISO 8601
+    checked: str  # how the files are checked without an account
+    unchecked: str  # what can't be checked without one
+    limits: tuple[str, ...] = ()  # what one should know before paying
+    gpus: Mapping[str, str] = field(default_factory=dict)  # the planner's cards there; empty: none, or any
+    counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # cards of a machine; default: 1, 2, 4, 8
+    providers: tuple[str, ...] = ()  # whose prices in the planner's table are this host's
+    own: bool = False  # whether the machines are the user's: no price of the planner's table is paid
+    pulls: bool = True  # whether it loads the artifact from the Hugging Face hub, so that it has to lie there
+    variables: tuple[str, ...] = ()  # of the environment, which the commands that put it up need
+    secrets: tuple[tuple[str, str], ...] = ()  # names of what must be known there, and for what
+    # the model's name in a request; empty: a request names none; None: its requests are not OpenAI's
+    asked_as: Callable[[Deployment], str | None] = lambda job: job.name
+    sky: Callable[[Deployment], SkyJob] | None = None  # what SkyPilot's package starts in place of the commands
 
 
 @functools.cache
@@ -86,7 +65,31 @@ def refuse_form(host: Host, form: str) -> None:
     """
     if form not in host.forms:
         raise UserError(
-            f"{host.title} does not serve the format {form!r}; it serves {', '.join(host.forms)}",
-            where="ARTIFACT",
+            f"{host.title} does not serve the format {form!r}; it serves {', '.join(host.forms)}", where="ARTIFACT",
             next_step=f"tuneloop export RUN --format {host.forms[0]}, and deploy that",
-        )
+        )  # fmt: skip
+
+
+T = TypeVar("T")
+
+
+def records_of(package: str, path: Iterable[str], constant: str, kind: type[T]) -> dict[str, T]:
+    """The record `constant` of every module of a package, by its name."""
+    modules = (importlib.import_module(f"{package}.{module.name}") for module in pkgutil.iter_modules(path))
+    records = (getattr(module, constant, None) for module in modules)
+    return {str(vars(one)["name"]): one for one in records if isinstance(one, kind)}
+
+
+def find_named(known: Mapping[str, T], name: str, what: str, option: str, more: Sequence[str] = ()) -> T:
+    """One by its name.
+
+    Args:
+        what: the sentence that refuses an unknown name.
+
+    Raises:
+        UserError: none of that name; the nearest is named.
+    """
+    if name in known:
+        return known[name]
+    names = [*known, *more]
+    raise UserError(what, where=option, next_step=did_you_mean(name, names, f"known: {', '.join(names)}"))

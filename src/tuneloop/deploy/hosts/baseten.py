@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, first_request, vllm_command
+from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, first_request, vllm_command
 from tuneloop.deploy.hosts import Host
 from tuneloop.deploy.project_text import shell, yaml_text
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """A Truss: `config.yaml` alone, since the image has the server."""
     gpu = GPUS[job.machine.card.key] if job.machine else "L4"
     start = f"export HF_TOKEN=$(cat /secrets/hf_access_token) && {shell(vllm_command(job))}"
     config = {
@@ -16,25 +15,19 @@ def project(job: Deployment) -> dict[str, str]:
         "model_metadata": {"example_model_input": first_request(job, job.name), "tags": ["openai-compatible"]},
         "base_image": {"image": VLLM_IMAGE},
         "docker_server": {
-            "start_command": f'sh -c "{start}"',
-            "readiness_endpoint": "/health",
-            "liveness_endpoint": "/health",
-            "predict_endpoint": "/v1/chat/completions",
-            "server_port": 8000,
+            "start_command": f'sh -c "{start}"', "readiness_endpoint": "/health", "liveness_endpoint": "/health",
+            "predict_endpoint": "/v1/chat/completions", "server_port": 8000,
         },
         "resources": {"accelerator": f"{gpu}:{job.cards}" if job.cards > 1 else gpu},
         "runtime": {"predict_concurrency": 32, "health_checks": {"startup_threshold_seconds": 1800}},
         "secrets": {"hf_access_token": None},
-    }
+    }  # fmt: skip
     return {"config.yaml": yaml_text(f"A Truss: {job.artifact} behind vLLM. `truss push` in this folder.", config)}
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
-    ask = (
-        'curl "https://model-$MODEL_ID.api.baseten.co/environments/production/sync/v1/chat/completions" -H "Authorization: Api-Key $BASETEN_API_KEY" '
-        '-H "Content-Type: application/json" -d @request.json'
-    )
+    url = '"https://model-$MODEL_ID.api.baseten.co/environments/production/sync/v1/chat/completions"'
+    ask = chat_call(url, "Api-Key $BASETEN_API_KEY")
     down = 'curl -X DELETE "https://api.baseten.co/v1/models/$MODEL_ID" -H "Authorization: Api-Key $BASETEN_API_KEY"'
     return (
         ("truss push --publish", "Store `hf_access_token` among Baseten's secrets, then put it up"),
@@ -48,18 +41,11 @@ GPUS = {
 }  # fmt: skip
 
 HOST = Host(
-    name="baseten",
-    title="Baseten",
-    forms=("merged", "adapter"),
-    project=project,
-    commands=commands,
-    source="https://docs.baseten.co/reference/truss-configuration and the truss package",
-    as_of="2026-11-27",
+    name="baseten", title="Baseten", forms=("merged", "adapter"), project=project, commands=commands,
+    source="https://docs.baseten.co/reference/truss-configuration and the truss package", as_of="2026-11-27",
     checked="Truss's own package reads config.yaml; since it takes unknown keys, each key is compared with its fields as well.",
     unchecked="that the image starts there, the prices.",
-    limits=("How many replicas there are is set in Baseten's console or by its API after the first push.",),
-    gpus=GPUS,
-    providers=("Baseten",),
-    variables=("BASETEN_API_KEY",),
+    limits=("How many replicas there are is set in Baseten's console or by its API after the first push.",), gpus=GPUS,
+    providers=("Baseten",), variables=("BASETEN_API_KEY",),
     secrets=(("hf_access_token", "in Baseten, reads the model and a gated base"), ("BASETEN_API_KEY", "in your shell")),
-)
+)  # fmt: skip

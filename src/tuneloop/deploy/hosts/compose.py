@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, Deployment, llama_command, vllm_command
+from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, Deployment, chat_call, llama_command, vllm_command
 from tuneloop.deploy.hosts import Host
 from tuneloop.deploy.hosts.kubernetes import CARDS
 from tuneloop.deploy.project_text import yaml_text
@@ -14,7 +14,6 @@ INSIDE = "/models"  # where the container has the artifact's folder
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """`compose.yaml`, and the variables that it needs."""
     gguf, local = job.form == "gguf", not job.repo
     job = replace(job, repo=job.repo or INSIDE)
     pulls = not gguf and (job.form == "adapter" or not local)  # its base at least comes from the hub
@@ -23,10 +22,8 @@ def project(job: Deployment) -> dict[str, str]:
     port = "127.0.0.1:${PORT:-8000}:8000"
     engine: dict[str, Any] = {
         "image": LLAMA_IMAGE if gguf else VLLM_IMAGE,
-        "command": llama_command(job, INSIDE)[1:] if gguf else vllm_command(job)[2:],
-        "ports": [port],
-        "restart": "unless-stopped",
-        "stop_grace_period": "2m",
+        "command": llama_command(job, INSIDE)[1:] if gguf else vllm_command(job)[2:], "ports": [port],
+        "restart": "unless-stopped", "stop_grace_period": "2m",
         "environment": {"LLAMA_API_KEY" if gguf else "VLLM_API_KEY": "${API_KEY:?set API_KEY in .env}"},
         "volumes": mounts + (["huggingface:/root/.cache/huggingface"] if pulls else []),
         "deploy": {"resources": {"reservations": {"devices": [gpus]}}},
@@ -45,20 +42,13 @@ def project(job: Deployment) -> dict[str, str]:
     names = ["API_KEY=", *(["HF_TOKEN="] if pulls else []), *(["ARTIFACT="] if local else []), "PORT=8000"]
     return {
         "compose.yaml": yaml_text(f"Docker Compose: {job.artifact}. `docker compose up -d`.", composed),
-        ".env.example": "# Copy this to .env and fill it in; .env belongs in no repository.\n"
-        + "\n".join(names)
-        + "\n",
+        ".env.example": "\n".join(["# Copy this to .env and fill it in; .env belongs in no repository.", *names, ""]),
         ".gitignore": ".env\n",
     }
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
-    ask = (
-        'curl localhost:$PORT/v1/chat/completions -H "Authorization: Bearer $API_KEY" -H "Content-Type: application/json" '
-        "-d @request.json"
-    )
-    ask = f"set -a; . ./.env; set +a\n{ask}"
+    ask = "set -a; . ./.env; set +a\n" + chat_call("localhost:$PORT/v1/chat/completions", "Bearer $API_KEY")
     return (
         ("cp -n .env.example .env   # and fill it in\ndocker compose up -d --wait", "Put it up"),
         (ask, "Ask it"),
@@ -67,24 +57,17 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
 
 
 HOST = Host(
-    name="compose",
-    title="Docker Compose",
-    forms=("gguf", "merged", "adapter"),
-    project=project,
-    commands=commands,
-    source="https://github.com/compose-spec/compose-spec, schema/compose-spec.json",
-    as_of="2026-11-27",
+    name="compose", title="Docker Compose", forms=("gguf", "merged", "adapter"), project=project, commands=commands,
+    source="https://github.com/compose-spec/compose-spec, schema/compose-spec.json", as_of="2026-11-27",
     checked="The Compose specification's JSON Schema accepts compose.yaml.",
     unchecked="that the images start on your machine.",
     limits=(
         "Without --hub the artifact's folder on that machine is mounted.",
         "The port is open to this machine alone; put a proxy with TLS in front to open it.",
     ),
-    gpus={key: key for key in CARDS},
-    own=True,
-    pulls=False,
+    gpus={key: key for key in CARDS}, own=True, pulls=False,
     secrets=(
         ("API_KEY", "in .env, the key that callers send; `openssl rand -hex 24` makes one"),
         ("HF_TOKEN", "in .env, reads the model and a gated base from the hub"),
     ),
-)
+)  # fmt: skip

@@ -8,7 +8,6 @@ from tuneloop.deploy.project_text import yaml_text
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """A Compose file with the model as a part of the application."""
     composed = {
         "name": job.name,
         "models": {"llm": {"model": f"${{REGISTRY:?as in docker.io/you}}/{job.name}", "context_size": job.context}},
@@ -28,7 +27,6 @@ def project(job: Deployment) -> dict[str, str]:
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
     up = f'docker model package --gguf "$ARTIFACT/{job.file}" --context-size {job.context} --push $REGISTRY/{job.name}'
     return (
         (up, "Pack it and put it into your registry"),
@@ -38,17 +36,9 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
 
 
 HOST = Host(
-    name="docker-model-runner",
-    title="Docker Model Runner",
-    forms=("gguf",),
-    project=project,
-    commands=commands,
-    source="https://docs.docker.com/ai/model-runner/, https://github.com/compose-spec/compose-spec",
-    as_of="2026-11-27",
+    name="docker-model-runner", title="Docker Model Runner", forms=("gguf",), project=project, commands=commands,
+    source="https://docs.docker.com/ai/model-runner/, https://github.com/compose-spec/compose-spec", as_of="2026-11-27",
     checked="The Compose specification's JSON Schema accepts compose.yaml.",
-    unchecked="that your Docker has the runner.",
-    own=True,
-    pulls=False,
-    asked_as=lambda job: None,
+    unchecked="that your Docker has the runner.", own=True, pulls=False, asked_as=lambda job: None,
     secrets=(("REGISTRY", "where your images lie, in your shell"),),
-)
+)  # fmt: skip

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, vllm_command
+from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, vllm_command
 from tuneloop.deploy.hosts import Host
 from tuneloop.deploy.project_text import shell, yaml_text
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """`.dstack.yml`."""
     gpu: dict[str, Any] = {"count": job.cards}
     gpu |= {"name": [GPUS[job.machine.card.key]]} if job.machine else {"memory": f"{job.size.need_gib:.0f}GB.."}
     service: dict[str, Any] = {
-        "type": "service",
-        "name": job.name,
-        "image": VLLM_IMAGE,
-        "env": ["HF_TOKEN"],
-        "commands": [shell(vllm_command(job))],
-        "port": 8000,
-        "model": job.name,
+        "type": "service", "name": job.name, "image": VLLM_IMAGE, "env": ["HF_TOKEN"],
+        "commands": [shell(vllm_command(job))], "port": 8000, "model": job.name,
         "resources": {"gpu": gpu, "disk": "100GB.."},
         "probes": [{"type": "http", "url": "/health", "timeout": "10s", "interval": "30s"}],
-    }
+    }  # fmt: skip
     if job.traffic.most > job.traffic.least:
         service |= {
             "replicas": f"{job.traffic.least}..{job.traffic.most}",
@@ -35,11 +29,7 @@ def project(job: Deployment) -> dict[str, str]:
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
-    ask = (
-        'curl "$DSTACK_GATEWAY/v1/chat/completions" -H "Authorization: Bearer $DSTACK_TOKEN" '
-        '-H "Content-Type: application/json" -d @request.json'
-    )
+    ask = chat_call('"$DSTACK_GATEWAY/v1/chat/completions"', "Bearer $DSTACK_TOKEN")
     return (
         ("dstack apply -f .dstack.yml", "Put it up; it shows the offers with their prices first and asks"),
         (ask, "Ask it; `dstack apply` tells the address, `$DSTACK_TOKEN` is yours for dstack's server"),
@@ -54,18 +44,10 @@ GPUS = {
 }  # fmt: skip
 
 HOST = Host(
-    name="dstack",
-    title="dstack",
-    forms=("merged", "adapter"),
-    project=project,
-    commands=commands,
-    source="the dstack package's ServiceConfiguration",
-    as_of="2026-11-27",
-    checked="dstack's own strict records accept .dstack.yml.",
-    unchecked="that a backend has the card, the prices.",
-    limits=("Scaling to several replicas needs a gateway.",),
-    gpus=GPUS,
+    name="dstack", title="dstack", forms=("merged", "adapter"), project=project, commands=commands,
+    source="the dstack package's ServiceConfiguration", as_of="2026-11-27",
+    checked="dstack's own strict records accept .dstack.yml.", unchecked="that a backend has the card, the prices.",
+    limits=("Scaling to several replicas needs a gateway.",), gpus=GPUS,
     providers=("AWS us-east-1", "Lambda", "Nebius", "RunPod Secure", "RunPod Community", "Vast.ai", "Verda", "Vultr"),
-    variables=("HF_TOKEN",),
-    secrets=(("HF_TOKEN", "in your shell, reads the model and a gated base"),),
-)
+    variables=("HF_TOKEN",), secrets=(("HF_TOKEN", "in your shell, reads the model and a gated base"),),
+)  # fmt: skip

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from tuneloop.core.errors import UserError
-from tuneloop.deploy.deployment import Deployment
+from tuneloop.deploy.deployment import Deployment, chat_call
 from tuneloop.deploy.hosts import Host
 
 LARGEST_RANK = 64  # PeftDetails.r in Fireworks' API
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """A script with Fireworks' own client.
-
-    Raises:
-        UserError: an adapter of a rank that Fireworks does not take.
-    """
     adapter = job.form == "adapter"
     if adapter and not 4 <= job.rank <= LARGEST_RANK:
         raise UserError(
@@ -67,12 +62,9 @@ print(deployment)
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
-    ask = (
-        'sed "s/FIREWORKS_ACCOUNT_ID/$FIREWORKS_ACCOUNT_ID/" request.json | '
-        'curl https://api.fireworks.ai/inference/v1/chat/completions -H "Authorization: Bearer $FIREWORKS_API_KEY" '
-        '-H "Content-Type: application/json" -d @-'
-    )
+    url = "https://api.fireworks.ai/inference/v1/chat/completions"
+    ask = 'sed "s/FIREWORKS_ACCOUNT_ID/$FIREWORKS_ACCOUNT_ID/" request.json | '
+    ask += chat_call(url, "Bearer $FIREWORKS_API_KEY", "@-")
     down = (
         f'curl -X DELETE "https://api.fireworks.ai/v1/accounts/$FIREWORKS_ACCOUNT_ID/deployments/{job.name}" '
         '-H "Authorization: Bearer $FIREWORKS_API_KEY"'
@@ -90,23 +82,15 @@ ACCELERATORS = {
 }  # fmt: skip
 
 HOST = Host(
-    name="fireworks",
-    title="Fireworks",
-    forms=("adapter", "merged"),
-    project=project,
-    commands=commands,
-    source="the fireworks-ai package 1.2 (its client and types)",
-    as_of="2026-11-27",
+    name="fireworks", title="Fireworks", forms=("adapter", "merged"), project=project, commands=commands,
+    source="the fireworks-ai package 1.2 (its client and types)", as_of="2026-11-27",
     checked="deploy.py runs with Fireworks' own client against a stand-in, which a refusal at each step leaves as it was.",
     unchecked="that the upload passes Fireworks' validation, the prices.",
     limits=(
         "An adapter needs FIREWORKS_BASE, the name of its base there.",
         "The files are uploaded from this machine.",
     ),
-    asked_as=lambda job: f"accounts/FIREWORKS_ACCOUNT_ID/models/{job.name}",
-    gpus=ACCELERATORS,
-    providers=("Fireworks",),
-    pulls=False,
-    variables=("FIREWORKS_API_KEY", "FIREWORKS_ACCOUNT_ID"),
+    asked_as=lambda job: f"accounts/FIREWORKS_ACCOUNT_ID/models/{job.name}", gpus=ACCELERATORS,
+    providers=("Fireworks",), pulls=False, variables=("FIREWORKS_API_KEY", "FIREWORKS_ACCOUNT_ID"),
     secrets=(("FIREWORKS_API_KEY, FIREWORKS_ACCOUNT_ID", "in your shell"),),
-)
+)  # fmt: skip

@@ -5,44 +5,30 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, command_line, engine_arguments
+from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, command_line, engine_arguments
 from tuneloop.deploy.hosts import Host
 
 
 def endpoint(job: Deployment) -> dict[str, Any]:
     """Arguments of `huggingface_hub.create_inference_endpoint`; the token is added when it is sent."""
     instance = INSTANCES[job.machine.card.key] if job.machine else "nvidia-l4"
+    adapter = job.form == "adapter"
+    # The repository is there already, in /repository.
+    loaded: dict[str, str | int | float | bool] = {"lora-modules": f"{job.name}=/repository"} if adapter else {}
     return {
-        "name": job.name[:32].rstrip("-"),
-        "repository": job.repo,
-        "framework": "custom",
-        "task": "text-generation",
-        "accelerator": "gpu",
-        "vendor": "aws",
-        "region": "us-east-1",
-        "type": "authenticated",
-        "instance_type": instance,
-        "instance_size": f"x{job.cards}",
-        "min_replica": job.traffic.least,
+        "name": job.name[:32].rstrip("-"), "repository": job.repo, "framework": "custom", "task": "text-generation",
+        "accelerator": "gpu", "vendor": "aws", "region": "us-east-1", "type": "authenticated",
+        "instance_type": instance, "instance_size": f"x{job.cards}", "min_replica": job.traffic.least,
         "max_replica": max(job.traffic.most, 1),
         "scale_to_zero_timeout": max(15, round(job.traffic.idle_minutes)) if not job.traffic.least else None,
         "custom_image": {"url": VLLM_IMAGE, "health_route": "/health", "port": 8000},
         "container_args": [
-            "--model",
-            job.base if job.form == "adapter" else "/repository",
-            *command_line(_options(job)),
+            "--model", job.base if adapter else "/repository", *command_line(engine_arguments(job) | loaded),
         ],
-    }
-
-
-def _options(job: Deployment) -> dict[str, str | int | float | bool]:
-    """The repository is there already, in /repository."""
-    options = engine_arguments(job)
-    return options | ({"lora-modules": f"{job.name}=/repository"} if job.form == "adapter" else {})
+    }  # fmt: skip
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """The endpoint's description, and a script that creates it."""
     return {
         "endpoint.json": json.dumps(endpoint(job), indent=2) + "\n",
         "deploy.py": '''"""Creates the endpoint of endpoint.json; HF_TOKEN has to be one that may write endpoints."""
@@ -98,12 +84,8 @@ print(endpoint.name, endpoint.status, endpoint.url or "(its address is known whe
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
     name = job.name[:32].rstrip("-")
-    ask = (
-        'curl "$ENDPOINT_URL/v1/chat/completions" -H "Authorization: Bearer $HF_TOKEN" -H "Content-Type: application/json" '
-        "-d @request.json"
-    )
+    ask = chat_call('"$ENDPOINT_URL/v1/chat/completions"', "Bearer $HF_TOKEN")
     down = f"python -c 'from huggingface_hub import get_inference_endpoint as e; e(\"{name}\").delete()'"
     return (
         ("python deploy.py", "Put it up"),
@@ -118,17 +100,10 @@ INSTANCES = {
 }  # fmt: skip
 
 HOST = Host(
-    name="huggingface",
-    title="Hugging Face Inference Endpoints",
-    forms=("merged", "adapter"),
-    project=project,
-    commands=commands,
-    source="huggingface_hub's create_inference_endpoint",
-    as_of="2026-11-27",
+    name="huggingface", title="Hugging Face Inference Endpoints", forms=("merged", "adapter"), project=project,
+    commands=commands, source="huggingface_hub's create_inference_endpoint", as_of="2026-11-27",
     checked="deploy.py runs with huggingface_hub against a stand-in: a busy server is asked again, a refusal leaves nothing.",
     unchecked="that vendor, region and instance go together (list_inference_endpoints_hardware tells), the prices.",
-    gpus=INSTANCES,
-    providers=("Hugging Face",),
-    variables=("HF_TOKEN",),
+    gpus=INSTANCES, providers=("Hugging Face",), variables=("HF_TOKEN",),
     secrets=(("HF_TOKEN", "in your shell, reads the model and may write endpoints"),),
-)
+)  # fmt: skip

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, Deployment, llama_command, vllm_command
-from tuneloop.deploy.hosts import Host
-from tuneloop.deploy.inference_pool import GATEWAY, pool_file
+from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, Deployment, chat_call, llama_command, vllm_command
+from tuneloop.deploy.hosts import HF_SECRET, Host
 from tuneloop.deploy.project_text import yaml_text
 
 
@@ -17,27 +16,21 @@ def container(job: Deployment) -> dict[str, Any]:
     probe = {"path": "/health", "port": "http"}
     secrets = {"HF_TOKEN": ("huggingface", "token")} if not gguf else {}
     secrets |= {"LLAMA_API_KEY" if gguf else "VLLM_API_KEY": (f"{job.name}-key", "key")}
-    env = [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
-        for name, (secret, key) in secrets.items()
-    ]
+    env = [{"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for name, (secret, key) in secrets.items()]  # fmt: skip
     return {
-        "name": "engine",
-        "image": LLAMA_IMAGE if gguf else VLLM_IMAGE,
+        "name": "engine", "image": LLAMA_IMAGE if gguf else VLLM_IMAGE,
         "command": ["/app/llama-server", *command[1:]] if gguf else command,
-        "ports": [{"name": "http", "containerPort": 8000}],
-        "env": env,
+        "ports": [{"name": "http", "containerPort": 8000}], "env": env,
         "startupProbe": {"httpGet": probe, "periodSeconds": 10, "failureThreshold": 180},
         "readinessProbe": {"httpGet": probe, "periodSeconds": 5, "failureThreshold": 2},
         "livenessProbe": {"httpGet": probe, "periodSeconds": 15, "failureThreshold": 4},
         "resources": {"limits": {"nvidia.com/gpu": job.cards}, "requests": {"cpu": "4", "memory": "16Gi"}},
         "volumeMounts": [{"name": "models", "mountPath": "/models" if gguf else "/root/.cache/huggingface"}]
         + ([] if gguf else [{"name": "shm", "mountPath": "/dev/shm"}]),
-    }
+    }  # fmt: skip
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """`service.yaml`: the claim of a disk for weights, the Deployment, its Service and autoscaler; `pool.yaml`."""
     labels = {"app.kubernetes.io/name": job.name, "app.kubernetes.io/managed-by": "tuneloop"}
     meta = {"name": job.name, "labels": labels, "annotations": {"tuneloop/artifact": job.artifact}}
     claim = {
@@ -76,16 +69,13 @@ def _scales(job: Deployment) -> bool:
 
 def _autoscaler(job: Deployment, meta: dict[str, Any]) -> dict[str, Any]:
     """Another replica where more than four requests wait for each, on average; a replica less after the idle minutes."""
-    metric = {
-        "type": "Pods",
-        "pods": {"metric": {"name": QUEUE}, "target": {"type": "AverageValue", "averageValue": "4"}},
-    }
+    target = {"metric": {"name": QUEUE}, "target": {"type": "AverageValue", "averageValue": "4"}}
     quiet = min(round(60 * job.traffic.idle_minutes), 3600)  # the API takes an hour at most
     return {
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": meta,
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": job.name},
-            "minReplicas": max(job.traffic.least, 1), "maxReplicas": job.traffic.most, "metrics": [metric],
+            "minReplicas": max(job.traffic.least, 1), "maxReplicas": job.traffic.most, "metrics": [{"type": "Pods", "pods": target}],
             "behavior": {"scaleDown": {"stabilizationWindowSeconds": quiet}},
         },
     }  # fmt: skip
@@ -101,46 +91,123 @@ def disk_gib(job: Deployment) -> int:
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
     key = f"kubectl create secret generic {job.name}-key --from-literal=key=$API_KEY"
     up = f"kubectl create secret generic huggingface --from-literal=token=$HF_TOKEN\n{key}\nkubectl apply -f service.yaml"
     what = "Keep the secrets, and put it up"
     if job.form == "gguf":
         copy = f"# Copy {job.file} onto the disk {job.name}-models with a pod of yours that mounts it, then:"
-        up, what = (
-            f"{key}\n{copy}\nkubectl apply -f service.yaml",
-            "Keep the key, put the file on the disk, and put it up",
-        )
-    ask = (
-        f"kubectl port-forward service/{job.name} 8000:80 &\n"
-        'curl localhost:8000/v1/chat/completions -H "Authorization: Bearer $API_KEY" -H "Content-Type: application/json" '
-        "-d @request.json"
-    )
+        up = f"{key}\n{copy}\nkubectl apply -f service.yaml"
+        what = "Keep the key, put the file on the disk, and put it up"
+    ask = f"kubectl port-forward service/{job.name} 8000:80 &\n"
+    ask += chat_call("localhost:8000/v1/chat/completions", "Bearer $API_KEY")
     return (up, what), (ask, "Ask it"), ("kubectl delete -f service.yaml", "Take it down, with its disk")
+
+
+# github.com/llm-d/llm-d-router, github.com/kubernetes-sigs/gateway-api-inference-extension, read 2026-11-27.
+PICKER_IMAGE = "ghcr.io/llm-d/llm-d-router-endpoint-picker:v0.10.0"
+GATEWAY = "inference-gateway"
+_READ = ["get", "watch", "list"]
+# What the picker may do: find the pool's pods, and check who reads its metrics.
+_RULES = [
+    {"apiGroups": ["inference.networking.k8s.io"], "resources": ["inferencepools"], "verbs": _READ},
+    {"apiGroups": ["llm-d.ai"], "resources": ["inferenceobjectives", "inferencemodelrewrites"], "verbs": _READ},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": _READ},
+]
+# How replicas are compared, and how much each counts. An adapter that is loaded there is worth most: loading one takes longer
+# than a short queue.
+_SCORERS = {"queue-scorer": 2, "kv-cache-utilization-scorer": 2, "prefix-cache-scorer": 3}
+_ADAPTER_SCORER = ("lora-affinity-scorer", 4)
+
+
+def _scorers(job: Deployment) -> str:
+    scorers = {**_SCORERS, **dict([_ADAPTER_SCORER] if job.form == "adapter" else [])}
+    config = {
+        "apiVersion": "llm-d.ai/v1alpha1",
+        "kind": "EndpointPickerConfig",
+        "plugins": [{"type": name} for name in (*scorers, "metrics-data-source", "core-metrics-extractor")],
+        "schedulingProfiles": [
+            {"name": "default", "plugins": [{"pluginRef": name, "weight": weight} for name, weight in scorers.items()]}
+        ],
+    }
+    return yaml_text("How the replicas are compared.", config)
+
+
+def pool_file(job: Deployment) -> str:
+    """`pool.yaml`: the pool of a deployment's replicas, its picker, and the route of a gateway to it."""
+    picker, pod = f"{job.name}-picker", {"app.kubernetes.io/name": f"{job.name}-picker"}
+    meta = {"name": picker, "labels": {**pod, "app.kubernetes.io/managed-by": "tuneloop"}}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta, "rules": _RULES}
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": meta,
+        "subjects": [{"kind": "ServiceAccount", "name": picker}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": picker},
+    }  # fmt: skip
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"picker.yaml": _scorers(job)}}
+    service = {
+        "apiVersion": "v1", "kind": "Service", "metadata": meta,
+        "spec": {"selector": pod, "ports": [{"name": "grpc-ext-proc", "port": 9002, "appProtocol": "kubernetes.io/h2c"}]},
+    }  # fmt: skip
+    pool = {
+        "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
+        "metadata": {"name": job.name, "annotations": {"tuneloop/artifact": job.artifact}},
+        "spec": {
+            "selector": {"matchLabels": {"app.kubernetes.io/name": job.name}},
+            "targetPorts": [{"number": 8000}],
+            "endpointPickerRef": {"name": picker, "port": {"number": 9002}, "failureMode": "FailOpen"},
+        },
+    }  # fmt: skip
+    route = {
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": job.name},
+        "spec": {
+            "parentRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": GATEWAY}],
+            "rules": [
+                {
+                    "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
+                    "backendRefs": [{"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": job.name}],
+                    "timeouts": {"request": "300s"},
+                }
+            ],
+        },
+    }  # fmt: skip
+    what = f"An InferencePool for {job.artifact}. `kubectl apply -f pool.yaml`, after service.yaml."
+    return yaml_text(what, account, role, binding, config, service, _picker(job, meta, pod), pool, route)
+
+
+def _picker(job: Deployment, meta: dict[str, Any], pod: dict[str, str]) -> dict[str, Any]:
+    probe = {"grpc": {"port": 9003, "service": "inference-extension"}}
+    container = {
+        "name": "picker", "image": PICKER_IMAGE,
+        "args": [
+            "--pool-name", job.name, "--pool-group", "inference.networking.k8s.io", "--config-file", "/config/picker.yaml",
+            "--grpc-health-port", "9003", "--tracing=false", "--metrics-endpoint-auth=false",
+        ],
+        "env": [{"name": "NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}],
+        "ports": [{"name": "grpc", "containerPort": 9002}, {"name": "grpc-health", "containerPort": 9003}],
+        "livenessProbe": {**probe, "initialDelaySeconds": 5, "periodSeconds": 10},
+        "readinessProbe": {**probe, "periodSeconds": 2},
+        "resources": {"requests": {"cpu": "2", "memory": "2Gi"}, "limits": {"memory": "8Gi"}},
+        "volumeMounts": [{"name": "config", "mountPath": "/config"}],
+    }  # fmt: skip
+    spec = {
+        "serviceAccountName": meta["name"],
+        "terminationGracePeriodSeconds": 130,  # longer than that of the replicas
+        "containers": [container],
+        "volumes": [{"name": "config", "configMap": {"name": meta["name"]}}],
+    }
+    return {
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta,
+        "spec": {"replicas": 1, "selector": {"matchLabels": pod}, "template": {"metadata": {"labels": pod}, "spec": spec}},
+    }  # fmt: skip
 
 
 # Cards that clusters and own machines usually have.
 CARDS = (
-    "t4",
-    "l4",
-    "a10g",
-    "rtx3090",
-    "rtx4090",
-    "rtx5090",
-    "l40s",
-    "a100-40gb",
-    "a100-80gb",
-    "h100-sxm",
-    "h200",
-    "b200",
-)
+    "t4", "l4", "a10g", "rtx3090", "rtx4090", "rtx5090", "l40s", "a100-40gb", "a100-80gb", "h100-sxm", "h200", "b200",
+)  # fmt: skip
 
 HOST = Host(
-    name="kubernetes",
-    title="Kubernetes",
-    forms=("merged", "adapter", "gguf"),
-    project=project,
-    commands=commands,
+    name="kubernetes", title="Kubernetes", forms=("merged", "adapter", "gguf"), project=project, commands=commands,
     source="https://kubernetes.io/docs/reference/kubernetes-api/ (by kubernetes-validate), https://docs.vllm.ai, "
     "https://github.com/kubernetes-sigs/gateway-api-inference-extension, https://github.com/llm-d/llm-d-router",
     as_of="2026-11-27",
@@ -157,10 +224,6 @@ HOST = Host(
         f"`{GATEWAY}`, and that extension's definitions: `kubectl apply -f pool.yaml`, and ask the gateway's address. A further "
         "adapter of the same base is another NAME=REPO behind --lora-modules in service.yaml; it is asked for by its NAME.",
     ),
-    gpus={key: key for key in CARDS},
-    own=True,
-    secrets=(
-        ("HF_TOKEN", "in your shell, reads the model and a gated base"),
-        ("API_KEY", "in your shell, the key that callers send: `export API_KEY=$(openssl rand -hex 24)`"),
-    ),
-)
+    gpus={key: key for key in CARDS}, own=True,
+    secrets=(HF_SECRET, ("API_KEY", "in your shell, the key that callers send: `export API_KEY=$(openssl rand -hex 24)`")),
+)  # fmt: skip

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, vllm_command
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, vllm_command
+from tuneloop.deploy.hosts import HF_SECRET, Host
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """One Modal app."""
     gpu = GPUS[job.machine.card.key] if job.machine else "L4"
     words = ",\n        ".join(repr(word) for word in vllm_command(job))
     return {
@@ -45,16 +44,13 @@ def serve() -> None:
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
     up = (
         "modal secret create huggingface HF_TOKEN=$HF_TOKEN\n"
         f"modal secret create {job.name}-key VLLM_API_KEY=$VLLM_API_KEY\n"
         "modal deploy app.py"
     )
-    ask = (
-        f'curl "https://$WORKSPACE--{job.name}-serve.modal.run/v1/chat/completions" -H "Authorization: Bearer $VLLM_API_KEY" '
-        '-H "Content-Type: application/json" -d @request.json'
-    )
+    url = f'"https://$WORKSPACE--{job.name}-serve.modal.run/v1/chat/completions"'
+    ask = chat_call(url, "Bearer $VLLM_API_KEY")
     return (
         (up, "Keep the secrets, and put it up"),
         (ask, "Ask it; `$WORKSPACE` is yours at Modal, whose last line above has the whole address"),
@@ -68,21 +64,14 @@ GPUS = {
 }  # fmt: skip
 
 HOST = Host(
-    name="modal",
-    title="Modal",
-    forms=("merged", "adapter"),
-    project=project,
-    commands=commands,
-    source="https://modal.com/docs/reference",
-    as_of="2026-11-27",
+    name="modal", title="Modal", forms=("merged", "adapter"), project=project, commands=commands,
+    source="https://modal.com/docs/reference", as_of="2026-11-27",
     checked="Modal's own package builds the app from this file without a token.",
     unchecked="that the image starts there, the prices.",
     limits=("A container is kept warm for at most 20 minutes after its last request, unless one is always on.",),
-    gpus=GPUS,
-    providers=("Modal",),
-    variables=("HF_TOKEN", "VLLM_API_KEY"),
+    gpus=GPUS, providers=("Modal",), variables=("HF_TOKEN", "VLLM_API_KEY"),
     secrets=(
-        ("HF_TOKEN", "in your shell, reads the model and a gated base"),
+        HF_SECRET,
         ("VLLM_API_KEY", "in your shell, which callers send: `export VLLM_API_KEY=$(openssl rand -hex 24)`"),
     ),
-)
+)  # fmt: skip

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import Deployment
+from tuneloop.deploy.deployment import Deployment, chat_call
 from tuneloop.deploy.hosts import Host
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """Nothing but the README: the artifact's own Modelfile is all that Ollama needs."""
     return {}
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
-    ask = 'curl localhost:11434/v1/chat/completions -H "Content-Type: application/json" -d @request.json'
+    ask = chat_call("localhost:11434/v1/chat/completions")
     first = ""
     if job.form == "gguf-lora":
         first = "# Put the base model's GGUF file into the artifact's folder first; the Modelfile says its name.\n"
@@ -25,15 +23,8 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
 
 
 HOST = Host(
-    name="ollama",
-    title="Ollama",
-    forms=("gguf", "gguf-lora"),
-    project=project,
-    commands=commands,
-    source="https://docs.ollama.com/modelfile",
-    as_of="2026-11-27",
+    name="ollama", title="Ollama", forms=("gguf", "gguf-lora"), project=project, commands=commands,
+    source="https://docs.ollama.com/modelfile", as_of="2026-11-27",
     checked="The Modelfile's template writes the tokens that the trained one writes (tested when it is exported).",
-    unchecked="that your version of Ollama reads the file.",
-    own=True,
-    pulls=False,
-)
+    unchecked="that your version of Ollama reads the file.", own=True, pulls=False,
+)  # fmt: skip

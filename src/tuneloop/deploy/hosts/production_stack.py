@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, command_line, engine_arguments
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, command_line, engine_arguments
+from tuneloop.deploy.hosts import HF_SECRET, Host
 from tuneloop.deploy.hosts.kubernetes import CARDS, disk_gib
 from tuneloop.deploy.project_text import yaml_text
 
@@ -13,11 +13,9 @@ _BASE = "base"  # the chart's name of the model that adapters are loaded onto
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """Values of the chart, and the adapter as a resource where there is one."""
     adapter = job.form == "adapter"
-    options = {
-        key: value for key, value in engine_arguments(job).items() if key in ("served-model-name", "max-lora-rank")
-    }
+    extra = {key: engine_arguments(job).get(key) for key in ("served-model-name", "max-lora-rank")}
+    options = {key: value for key, value in extra.items() if value is not None}
     repository, _, tag = VLLM_IMAGE.partition(":")
     engine: dict[str, Any] = {
         "name": _BASE if adapter else job.name, "repository": repository, "tag": tag, "modelURL": job.model,
@@ -28,43 +26,30 @@ def project(job: Deployment) -> dict[str, str]:
         },
         "hf_token": {"secretName": "huggingface", "secretKey": "token"},
     }  # fmt: skip
-    values: dict[str, Any] = {
-        "servingEngineSpec": {
-            "runtimeClassName": "",
-            "vllmApiKey": {"secretName": f"{job.name}-key", "secretKey": "key"},
-            "modelSpec": [engine],
-        }
-    }
+    key = {"secretName": f"{job.name}-key", "secretKey": "key"}
+    values: dict[str, Any] = {"servingEngineSpec": {"runtimeClassName": "", "vllmApiKey": key, "modelSpec": [engine]}}
     if not adapter:
         return {"values.yaml": yaml_text(f"Values of vllm/vllm-stack: {job.artifact}.", values)}
     engine |= {"enableLoRA": True, "env": [{"name": "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "value": "True"}]}
     values["loraController"] = {"enableLoraController": True}
     resource = {
-        "apiVersion": "production-stack.vllm.ai/v1alpha1",
-        "kind": "LoraAdapter",
+        "apiVersion": "production-stack.vllm.ai/v1alpha1", "kind": "LoraAdapter",
         "metadata": {"name": job.name, "annotations": {"tuneloop/artifact": job.artifact}},
         "spec": {
-            "baseModel": _BASE,
-            "vllmApiKey": {"secretName": f"{job.name}-key", "secretKey": "key"},
+            "baseModel": _BASE, "vllmApiKey": dict(key),
             "adapterSource": {
-                "type": "huggingface",
-                "adapterName": job.name,
-                "repository": job.repo,
+                "type": "huggingface", "adapterName": job.name, "repository": job.repo,
                 "credentialsSecretRef": {"name": "huggingface", "key": "token"},
             },
             "loraAdapterDeploymentConfig": {"algorithm": "default", "replicas": max(job.traffic.least, 1)},
         },
-    }
-    return {
-        "values.yaml": yaml_text(f"Values of vllm/vllm-stack: the base of {job.artifact}.", values),
-        "adapter.yaml": yaml_text(
-            f"The adapter {job.artifact}, loaded onto the base by the stack's controller.", resource
-        ),
-    }
+    }  # fmt: skip
+    what = f"The adapter {job.artifact}, loaded onto the base by the stack's controller."
+    base = yaml_text(f"Values of vllm/vllm-stack: the base of {job.artifact}.", values)
+    return {"values.yaml": base, "adapter.yaml": yaml_text(what, resource)}
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
     lines = [
         "helm repo add vllm https://vllm-project.github.io/production-stack",
         "kubectl create secret generic huggingface --from-literal=token=$HF_TOKEN",
@@ -73,11 +58,8 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     ]
     if job.form == "adapter":
         lines.append("kubectl apply -f adapter.yaml")
-    ask = (
-        f"kubectl port-forward service/{job.name}-router-service 8000:80 &\n"
-        'curl localhost:8000/v1/chat/completions -H "Authorization: Bearer $API_KEY" -H "Content-Type: application/json" '
-        "-d @request.json"
-    )
+    ask = f"kubectl port-forward service/{job.name}-router-service 8000:80 &\n"
+    ask += chat_call("localhost:8000/v1/chat/completions", "Bearer $API_KEY")
     return (
         ("\n".join(lines), "Keep the secrets, and put it up"),
         (ask, "Ask it"),
@@ -86,19 +68,13 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
 
 
 HOST = Host(
-    name="production-stack",
-    title="vLLM production-stack",
-    forms=("adapter", "merged"),
-    project=project,
-    commands=commands,
-    source="https://github.com/vllm-project/production-stack, helm/values.schema.json and helm/crds",
+    name="production-stack", title="vLLM production-stack", forms=("adapter", "merged"), project=project,
+    commands=commands, source="https://github.com/vllm-project/production-stack, helm/values.schema.json and helm/crds",
     as_of="2026-08-05",
     checked="The chart's own schema accepts values.yaml, and the resource definition (CRD) accepts adapter.yaml, unknown fields refused.",
-    unchecked="that the chart's images start, the prices.",
-    gpus={key: key for key in CARDS},
-    own=True,
+    unchecked="that the chart's images start, the prices.", gpus={key: key for key in CARDS}, own=True,
     secrets=(
-        ("HF_TOKEN", "in your shell, reads the model and a gated base"),
+        HF_SECRET,
         ("API_KEY", "in your shell, which callers send: `export API_KEY=$(openssl rand -hex 24)`"),
     ),
-)
+)  # fmt: skip

@@ -4,53 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import Deployment, lora_rank
+from tuneloop.deploy.deployment import Deployment, chat_call, lora_rank
 from tuneloop.deploy.hosts import Host
 from tuneloop.deploy.project_text import yaml_text
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """`serve.yaml`."""
     engine: dict[str, Any] = {"max_model_len": job.context, "tensor_parallel_size": job.cards}
     if job.half:
         engine["dtype"] = "half"
-    name = job.name
+    name = "base" if job.form == "adapter" else job.name
+    replicas = {"min_replicas": job.traffic.least, "max_replicas": max(job.traffic.most, 1)}
     config: dict[str, Any] = {
-        "model_loading_config": {"model_id": name, "model_source": job.model},
-        "engine_kwargs": engine,
-        "deployment_config": {
-            "autoscaling_config": {"min_replicas": job.traffic.least, "max_replicas": max(job.traffic.most, 1)},
-            "max_ongoing_requests": 64,
-        },
-    }
+        "model_loading_config": {"model_id": name, "model_source": job.model}, "engine_kwargs": engine,
+        "deployment_config": {"autoscaling_config": replicas, "max_ongoing_requests": 64},
+    }  # fmt: skip
     if job.machine:
         config["accelerator_type"] = TYPES[job.machine.card.key]
     if job.form == "adapter":
-        name = "base"
-        config["model_loading_config"]["model_id"] = name
         engine |= {"enable_lora": True, "max_lora_rank": lora_rank(job.rank), "max_loras": 4}
         # Ray reads adapters from FOLDER/ADAPTER_ID, so the artifact has to lie there.
-        config["lora_config"] = {
-            "dynamic_lora_loading_path": "s3://YOUR_BUCKET/adapters",
-            "max_num_adapters_per_replica": 16,
-        }
+        path = "s3://YOUR_BUCKET/adapters"
+        config["lora_config"] = {"dynamic_lora_loading_path": path, "max_num_adapters_per_replica": 16}
     app = {
-        "name": job.name,
-        "import_path": "ray.serve.llm:build_openai_app",
-        "route_prefix": "/",
-        "args": {"llm_configs": [config]},
-        "runtime_env": {"env_vars": {"HF_HUB_ENABLE_HF_TRANSFER": "0"}},
-    }
+        "name": job.name, "import_path": "ray.serve.llm:build_openai_app", "route_prefix": "/",
+        "args": {"llm_configs": [config]}, "runtime_env": {"env_vars": {"HF_HUB_ENABLE_HF_TRANSFER": "0"}},
+    }  # fmt: skip
     what = f"Ray Serve LLM: {job.artifact}. `serve deploy serve.yaml`."
     return {"serve.yaml": yaml_text(what, {"http_options": {"host": "0.0.0.0", "port": 8000}, "applications": [app]})}
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
     up = "pip install 'ray[serve,llm]'\nserve deploy serve.yaml   # RAY_DASHBOARD_ADDRESS names the cluster; set HF_TOKEN on its nodes"
     if job.form == "adapter":
         up = f'aws s3 cp --recursive "$ARTIFACT" s3://YOUR_BUCKET/adapters/{job.name}\n{up}'
-    ask = 'curl "$RAY_SERVE_URL/v1/chat/completions" -H "Content-Type: application/json" -d @request.json'
+    ask = chat_call('"$RAY_SERVE_URL/v1/chat/completions"')
     return (
         (up, "Put it up"),
         (ask, "Ask it; `$RAY_SERVE_URL` is port 8000 of the cluster's head"),
@@ -65,17 +53,10 @@ TYPES = {
 }  # fmt: skip
 
 HOST = Host(
-    name="ray-serve",
-    title="Ray Serve LLM",
-    forms=("merged", "adapter"),
-    project=project,
-    commands=commands,
-    source="https://docs.ray.io/en/latest/serve/llm/",
-    as_of="2026-11-27",
+    name="ray-serve", title="Ray Serve LLM", forms=("merged", "adapter"), project=project, commands=commands,
+    source="https://docs.ray.io/en/latest/serve/llm/", as_of="2026-11-27",
     checked="Ray Serve's own schema of its files accepts serve.yaml; the arguments of the LLM application are by its documentation.",
     unchecked="that the cluster has such GPUs, the prices.",
     limits=("Ray asks for no key: put a gateway with keys in front, such as tuneloop serve.",),
-    asked_as=lambda job: f"base:{job.name}" if job.form == "adapter" else job.name,
-    gpus=TYPES,
-    own=True,
-)
+    asked_as=lambda job: f"base:{job.name}" if job.form == "adapter" else job.name, gpus=TYPES, own=True,
+)  # fmt: skip

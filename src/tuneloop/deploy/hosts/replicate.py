@@ -12,7 +12,6 @@ VLLM_PACKAGE = "vllm==0.23.0"
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """`cog.yaml` and the predictor."""
     config = {
         "build": {"gpu": True, "python_version": "3.12", "python_packages": [VLLM_PACKAGE]},
         "predict": "predict.py:Predictor",
@@ -27,6 +26,10 @@ def project(job: Deployment) -> dict[str, str]:
     if job.form == "adapter":
         arguments += ["enable_lora=True", f"max_lora_rank={options['max-lora-rank']}"]
     adapter = f"LoRARequest({job.name!r}, 1, snapshot_download({job.repo!r}))" if job.form == "adapter" else "None"
+    hardware = GPUS[job.machine.card.key] if job.machine else "gpu-l40s"
+    hardware += f"-{job.cards}x" if job.cards > 1 else ""
+    values = {"NAME": job.name, "HARDWARE": hardware}
+    values |= {"LEAST": str(job.traffic.least), "MOST": str(max(job.traffic.most, 1))}
     return {
         "cog.yaml": yaml_text(f"Cog: {job.artifact} with vLLM. `cog push r8.im/ACCOUNT/{job.name}`.", config),
         "predict.py": f'''"""{job.name}: {job.artifact} as a Replicate model."""
@@ -66,24 +69,23 @@ class Predictor(BasePredictor):
             yield text[len(said) :]
             said = text
 ''',
-        "deploy.sh": _script(job),
+        "deploy.sh": functools.reduce(lambda text, pair: text.replace(*pair), values.items(), _SCRIPT),
     }
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
     key = '-H "Authorization: Bearer $REPLICATE_API_TOKEN"'
     ask = (
         f'curl "https://api.replicate.com/v1/deployments/$ACCOUNT/{job.name}/predictions" {key} -H "Prefer: wait" '
         '-H "Content-Type: application/json" -d \'{"input": {"prompt": "Hello"}}\''
     )
     down = f'curl -X DELETE "https://api.replicate.com/v1/deployments/$ACCOUNT/{job.name}" {key}'
+    what = (
+        "On a machine with Docker, build the image and push it to a model of that name, which you have made on replicate.com; "
+        "then make a deployment of it"
+    )
     return (
-        (
-            f"cog login\ncog push r8.im/$ACCOUNT/{job.name}\nbash deploy.sh",
-            "On a machine with Docker, build the image and push it to a model of that name, which you have made on replicate.com; "
-            "then make a deployment of it",
-        ),
+        (f"cog login\ncog push r8.im/$ACCOUNT/{job.name}\nbash deploy.sh", what),
         (ask, "Ask it; the trained system turn is sent by itself"),
         (down, "Take it down; Replicate takes that only where it has answered nothing for a while"),
     )
@@ -100,31 +102,14 @@ send "$api/deployments" -d '{"name": "NAME", "model": "'"$ACCOUNT"'/NAME", "vers
 """
 
 
-def _script(job: Deployment) -> str:
-    hardware = GPUS[job.machine.card.key] if job.machine else "gpu-l40s"
-    hardware += f"-{job.cards}x" if job.cards > 1 else ""
-    values = {
-        "NAME": job.name, "HARDWARE": hardware, "LEAST": str(job.traffic.least), "MOST": str(max(job.traffic.most, 1)),
-    }  # fmt: skip
-    return functools.reduce(lambda text, pair: text.replace(*pair), values.items(), _SCRIPT)
-
-
 GPUS = {"t4": "gpu-t4", "l40s": "gpu-l40s", "a100-80gb": "gpu-a100-large", "h100-sxm": "gpu-h100"}
 
 HOST = Host(
-    name="replicate",
-    title="Replicate",
-    forms=("merged", "adapter"),
-    project=project,
-    commands=commands,
-    source="https://github.com/replicate/cog/blob/main/pkg/config/data/config_schema_v1.0.json",
-    as_of="2026-11-27",
+    name="replicate", title="Replicate", forms=("merged", "adapter"), project=project, commands=commands,
+    source="https://github.com/replicate/cog/blob/main/pkg/config/data/config_schema_v1.0.json", as_of="2026-11-27",
     checked="cog.yaml fits Cog's JSON Schema, and predict.py is valid Python with the names that Cog asks for.",
     unchecked="that the image builds and starts, the prices. A private model needs HF_TOKEN in the image's build.",
-    limits=("The API is Replicate's own, not OpenAI's.",),
-    asked_as=lambda job: None,
-    gpus=GPUS,
-    providers=("Replicate",),
-    variables=("ACCOUNT", "REPLICATE_API_TOKEN"),
+    limits=("The API is Replicate's own, not OpenAI's.",), asked_as=lambda job: None, gpus=GPUS,
+    providers=("Replicate",), variables=("ACCOUNT", "REPLICATE_API_TOKEN"),
     secrets=(("ACCOUNT, REPLICATE_API_TOKEN", "in your shell"),),
-)
+)  # fmt: skip

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from tuneloop.deploy.deployment import Deployment, engine_arguments
+from tuneloop.deploy.deployment import Deployment, chat_call, engine_arguments
 from tuneloop.deploy.hosts import Host
 
 IMAGE = "runpod/worker-v1-vllm:v2.23.0"
@@ -15,16 +14,12 @@ def worker_environment(job: Deployment) -> dict[str, str]:
     """The worker's variables: each option of `vllm serve` in capitals (worker-vllm, docs/configuration.md)."""
     named = {"served-model-name": "OPENAI_SERVED_MODEL_NAME_OVERRIDE"}
     options = engine_arguments(job).items()
-    found = {named.get(name, name.replace("-", "_").upper()): _text(value) for name, value in options}
-    return {"MODEL_NAME": job.model, **found, "MAX_CONCURRENCY": "32"}
-
-
-def _text(value: Any) -> str:
-    return "true" if value is True else str(value)
+    variables = {named.get(name, name.replace("-", "_").upper()): value for name, value in options}
+    texts = {name: "true" if value is True else str(value) for name, value in variables.items()}
+    return {"MODEL_NAME": job.model, **texts, "MAX_CONCURRENCY": "32"}
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """Two bodies for RunPod's REST API, and the script that sends them."""
     template = {
         "name": job.name, "imageName": IMAGE, "isServerless": True, "containerDiskInGb": 30,
         "env": {**worker_environment(job), "HF_TOKEN": "{{ RUNPOD_SECRET_hf_token }}"},
@@ -65,24 +60,12 @@ printf '{"template": "%s", "endpoint": "%s"}\\n' "$template" "$endpoint" | tee c
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
     endpoint = """ENDPOINT_ID=$(python3 -c 'import json; print(json.load(open("created.json"))["endpoint"])')"""
-    ask = (
-        f"{endpoint}\n"
-        'curl "https://api.runpod.ai/v2/$ENDPOINT_ID/openai/v1/chat/completions" -H "Authorization: Bearer $RUNPOD_API_KEY" '
-        '-H "Content-Type: application/json" -d @request.json'
-    )
-    down = (
-        'curl -X DELETE "https://rest.runpod.io/v1/endpoints/$ENDPOINT_ID" -H "Authorization: Bearer $RUNPOD_API_KEY"'
-    )
-    return (
-        (
-            "bash deploy.sh",
-            "Store the Hugging Face token as the secret `hf_token` in RunPod's console, then create the endpoint",
-        ),
-        (ask, "Ask it"),
-        (f"{endpoint}\n{down}", "Take it down"),
-    )
+    url, key = '"https://api.runpod.ai/v2/$ENDPOINT_ID/openai/v1/chat/completions"', "Bearer $RUNPOD_API_KEY"
+    down = f'curl -X DELETE "https://rest.runpod.io/v1/endpoints/$ENDPOINT_ID" -H "Authorization: {key}"'
+    what = "Store the Hugging Face token as the secret `hf_token` in RunPod's console, then create the endpoint"
+    ask, down = (f"{endpoint}\n{command}" for command in (chat_call(url, key), down))
+    return ("bash deploy.sh", what), (ask, "Ask it"), (down, "Take it down")
 
 
 GPUS = {
@@ -93,18 +76,12 @@ GPUS = {
 }  # fmt: skip
 
 HOST = Host(
-    name="runpod",
-    title="RunPod Serverless",
-    forms=("merged", "adapter"),
-    project=project,
-    commands=commands,
+    name="runpod", title="RunPod Serverless", forms=("merged", "adapter"), project=project, commands=commands,
     source="https://github.com/runpod-workers/worker-vllm/blob/main/docs/configuration.md and https://rest.runpod.io/v1/docs",
     as_of="2026-11-27",
     checked="Each variable is an option of the worker's own list, or of its wrapper; deploy.sh runs against a stand-in, also a busy one.",
     unchecked="that a worker starts, the image's tag, the prices.",
-    limits=("The first request after a pause waits until a worker has loaded the model.",),
-    gpus=GPUS,
-    providers=("RunPod Serverless", "RunPod Secure"),
-    variables=("RUNPOD_API_KEY",),
+    limits=("The first request after a pause waits until a worker has loaded the model.",), gpus=GPUS,
+    providers=("RunPod Serverless", "RunPod Secure"), variables=("RUNPOD_API_KEY",),
     secrets=(("RUNPOD_API_KEY", "in your shell"), ("hf_token", "in RunPod, reads the model and a gated base")),
-)
+)  # fmt: skip

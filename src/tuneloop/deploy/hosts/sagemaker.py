@@ -13,20 +13,16 @@ IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:0.36.0-lmi23
 
 def environment(job: Deployment) -> dict[str, str]:
     """The container's variables (docs.djl.ai, LMI configurations)."""
-    found = {
-        "HF_MODEL_ID": job.model,
-        "OPTION_ROLLING_BATCH": "disable",
-        "OPTION_ASYNC_MODE": "true",
-        "OPTION_ENTRYPOINT": "djl_python.lmi_vllm.vllm_async_service",
-        "OPTION_MAX_MODEL_LEN": str(job.context),
-        "OPTION_TENSOR_PARALLEL_DEGREE": str(job.cards),
-        "SERVING_FAIL_FAST": "true",
-    }
+    variables = {
+        "HF_MODEL_ID": job.model, "OPTION_ROLLING_BATCH": "disable", "OPTION_ASYNC_MODE": "true",
+        "OPTION_ENTRYPOINT": "djl_python.lmi_vllm.vllm_async_service", "OPTION_MAX_MODEL_LEN": str(job.context),
+        "OPTION_TENSOR_PARALLEL_DEGREE": str(job.cards), "SERVING_FAIL_FAST": "true",
+    }  # fmt: skip
     if job.half:
-        found["OPTION_DTYPE"] = "fp16"
+        variables["OPTION_DTYPE"] = "fp16"
     if job.form == "adapter":
-        found |= {"OPTION_ENABLE_LORA": "true", "OPTION_MAX_LORA_RANK": str(lora_rank(job.rank))}
-    return found
+        variables |= {"OPTION_ENABLE_LORA": "true", "OPTION_MAX_LORA_RANK": str(lora_rank(job.rank))}
+    return variables
 
 
 def requests(job: Deployment) -> dict[str, dict[str, Any]]:
@@ -49,7 +45,6 @@ def requests(job: Deployment) -> dict[str, dict[str, Any]]:
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """The calls, and a script that makes them."""
     return {"requests.json": json.dumps(requests(job), indent=2) + "\n", "deploy.py": _SCRIPT}
 
 
@@ -81,41 +76,28 @@ print("creating; it is ready when this says InService: aws sagemaker describe-en
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
-    ask = (
-        f"aws sagemaker-runtime invoke-endpoint --endpoint-name {job.name} --content-type application/json "
-        "--body fileb://request.json /dev/stdout"
-    )
-    down = "\n".join(
-        f"aws sagemaker delete-{what} --{what}-name {job.name}" for what in ("endpoint", "endpoint-config", "model")
-    )
+    ask = f"aws sagemaker-runtime invoke-endpoint --endpoint-name {job.name} --content-type application/json "
+    ask += "--body fileb://request.json /dev/stdout"
+    parts = ("endpoint", "endpoint-config", "model")
+    down = "\n".join(f"aws sagemaker delete-{part} --{part}-name {job.name}" for part in parts)
     return ("pip install boto3\npython deploy.py", "Put it up"), (ask, "Ask it"), (down, "Take it down")
 
 
 INSTANCES: dict[str, dict[int, str]] = {
     "l4": {1: "ml.g6.2xlarge", 4: "ml.g6.12xlarge", 8: "ml.g6.48xlarge"},
     "a10g": {1: "ml.g5.2xlarge", 4: "ml.g5.12xlarge", 8: "ml.g5.48xlarge"},
-    "l40s": {1: "ml.g6e.2xlarge", 4: "ml.g6e.12xlarge", 8: "ml.g6e.48xlarge"},
-    "a100-40gb": {8: "ml.p4d.24xlarge"},
-    "a100-80gb": {8: "ml.p4de.24xlarge"},
-    "h100-sxm": {1: "ml.p5.4xlarge", 8: "ml.p5.48xlarge"},
-}
+    "l40s": {1: "ml.g6e.2xlarge", 4: "ml.g6e.12xlarge", 8: "ml.g6e.48xlarge"}, "a100-40gb": {8: "ml.p4d.24xlarge"},
+    "a100-80gb": {8: "ml.p4de.24xlarge"}, "h100-sxm": {1: "ml.p5.4xlarge", 8: "ml.p5.48xlarge"},
+}  # fmt: skip
 
 HOST = Host(
-    name="sagemaker",
-    title="Amazon SageMaker",
-    forms=("merged",),
-    project=project,
-    commands=commands,
-    source="botocore's model of SageMaker's API, and docs.djl.ai for the container's variables",
-    as_of="2026-11-27",
+    name="sagemaker", title="Amazon SageMaker", forms=("merged",), project=project, commands=commands,
+    source="botocore's model of SageMaker's API, and docs.djl.ai for the container's variables", as_of="2026-11-27",
     checked="botocore's own validator accepts the three calls; deploy.py runs against a stand-in, which a refusal at each step leaves as it was.",
     unchecked="that the image of that tag is in your region, quotas, the prices.",
     limits=("The address of the image holds for us-east-1.", "An endpoint is billed while it exists, asked or not."),
-    asked_as=lambda job: "",
-    gpus={key: key for key in INSTANCES},
-    counts={key: tuple(row) for key, row in INSTANCES.items()},
-    providers=("AWS us-east-1",),
+    asked_as=lambda job: "", gpus={key: key for key in INSTANCES},
+    counts={key: tuple(row) for key, row in INSTANCES.items()}, providers=("AWS us-east-1",),
     variables=("SAGEMAKER_ROLE", "HF_TOKEN"),
     secrets=(("SAGEMAKER_ROLE", "an IAM role that SageMaker may take on"), ("HF_TOKEN", "reads the model")),
-)
+)  # fmt: skip

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import Deployment, vllm_command
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import Deployment, chat_call, vllm_command
+from tuneloop.deploy.hosts import HF_SECRET, Host
 from tuneloop.deploy.project_text import shell, yaml_text
 from tuneloop.deploy.skypilot_sdk import SkyJob
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """`service.yaml`."""
     gpu = GPUS[job.machine.card.key] if job.machine else "L4"
     policy: dict[str, Any] = {"min_replicas": job.traffic.least}
     if job.traffic.most > job.traffic.least:
@@ -28,11 +27,8 @@ def project(job: Deployment) -> dict[str, str]:
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
-    ask = (
-        f'curl "http://$(sky serve status --endpoint {job.name})/v1/chat/completions" -H "Authorization: Bearer $VLLM_API_KEY" '
-        '-H "Content-Type: application/json" -d @request.json'
-    )
+    url = f'"http://$(sky serve status --endpoint {job.name})/v1/chat/completions"'
+    ask = chat_call(url, "Bearer $VLLM_API_KEY")
     up = f"sky serve up service.yaml -n {job.name} --secret HF_TOKEN --secret VLLM_API_KEY"
     return (
         (up, "Put it up; it shows the price first and asks"),
@@ -49,13 +45,8 @@ GPUS = {
 PROVIDERS = ("AWS us-east-1", "Lambda", "Nebius", "RunPod Secure", "RunPod Community", "Vast.ai", "Verda")
 
 HOST = Host(
-    name="skypilot",
-    title="SkyServe (SkyPilot)",
-    forms=("merged", "adapter"),
-    project=project,
-    commands=commands,
-    source="SkyPilot's own schemas (sky/utils/schemas.py)",
-    as_of="2026-11-27",
+    name="skypilot", title="SkyServe (SkyPilot)", forms=("merged", "adapter"), project=project, commands=commands,
+    source="SkyPilot's own schemas (sky/utils/schemas.py)", as_of="2026-11-27",
     checked="SkyPilot's strict schemas of tasks and services accept service.yaml; its calls fit the signatures of skypilot 0.14.1, and start and end a service before a stand-in of that package.",
     unchecked="that a cloud has the card, quotas, the prices.",
     limits=(
@@ -64,12 +55,11 @@ HOST = Host(
         "Where the package `skypilot` is installed, `tuneloop deploy --to skypilot` starts it by itself, after SkyPilot's price "
         "of this minute and a yes.",
     ),
-    sky=lambda job: SkyJob("service.yaml", job.name, "service", ("HF_TOKEN", "VLLM_API_KEY")),
-    gpus=GPUS,
+    sky=lambda job: SkyJob("service.yaml", job.name, "service", ("HF_TOKEN", "VLLM_API_KEY")), gpus=GPUS,
     variables=("HF_TOKEN", "VLLM_API_KEY"),
     secrets=(
-        ("HF_TOKEN", "in your shell, reads the model and a gated base"),
+        HF_SECRET,
         ("VLLM_API_KEY", "in your shell, which callers send: `export VLLM_API_KEY=$(openssl rand -hex 24)`"),
     ),
     providers=PROVIDERS,
-)
+)  # fmt: skip

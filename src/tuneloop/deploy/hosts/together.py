@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import Deployment
+from tuneloop.deploy.deployment import Deployment, chat_call
 from tuneloop.deploy.hosts import Host
 
 
 def project(job: Deployment) -> dict[str, str]:
-    """A script of Together's own commands."""
     kind, merge = ("adapter", " --merge") if job.form == "adapter" else ("model", "")
     return {
         "deploy.sh": f"""#!/usr/bin/env bash
@@ -41,22 +40,13 @@ tg models rm "$(python3 -c 'import json; print(json.load(open("model.json"))["id
 
 
 def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    """Up, ask, down."""
-    ask = (
-        'curl https://api.together.ai/v1/chat/completions -H "Authorization: Bearer $TOGETHER_API_KEY" '
-        '-H "Content-Type: application/json" -d @request.json'
-    )
-    return (("pip install together\nbash deploy.sh", "Put it up"), (ask, "Ask it"), ("bash down.sh", "Take it down"))
+    ask = chat_call("https://api.together.ai/v1/chat/completions", "Bearer $TOGETHER_API_KEY")
+    return ("pip install together\nbash deploy.sh", "Put it up"), (ask, "Ask it"), ("bash down.sh", "Take it down")
 
 
 HOST = Host(
-    name="together",
-    title="Together",
-    forms=("adapter", "merged"),
-    project=project,
-    commands=commands,
-    source="the together package 2 (its command tg and its types)",
-    as_of="2026-11-27",
+    name="together", title="Together", forms=("adapter", "merged"), project=project, commands=commands,
+    source="the together package 2 (its command tg and its types)", as_of="2026-11-27",
     checked="deploy.sh and down.sh run with Together's own command against a stand-in, which a refusal at each step leaves as it was.",
     unchecked="that Together serves this base, that the upload is accepted, the prices.",
     limits=(
@@ -64,7 +54,6 @@ HOST = Host(
         "TOGETHER_BASE names the base as Together does (tg models public), where that differs from its name on the hub.",
         "The files are uploaded from this machine.",
     ),
-    pulls=False,
-    variables=("TOGETHER_API_KEY", "TOGETHER_PROJECT_ID"),
+    pulls=False, variables=("TOGETHER_API_KEY", "TOGETHER_PROJECT_ID"),
     secrets=(("TOGETHER_API_KEY, TOGETHER_PROJECT_ID", "in your shell"),),
-)
+)  # fmt: skip

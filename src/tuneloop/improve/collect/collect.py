@@ -14,7 +14,7 @@ from pydantic import Field
 from tuneloop.core.files import Config, content_hash
 from tuneloop.core.flag import Flag
 from tuneloop.improve.experiment.statistics import person_of, unit_of
-from tuneloop.improve.feedback.value import by_request, mean_value, talks_of
+from tuneloop.improve.feedback.value import by_request, gives_answer, mean_value, talks_of
 from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Message
@@ -24,15 +24,13 @@ ORIGINS = ("correction", "label", "resolved", "liked")  # failures first: what p
 OWN = ("resolved", "liked")  # the answer is the model's own
 HASHED = "sha256:"  # how the texts of a server begin that keeps their digests alone
 DROPPED = {
-    "failed": "the request failed, or its answer was cut",
-    "not kept": "the store keeps no text of it",
-    "no consent": "its key says that it must not be trained on",
-    "contradicting": "people disagree about the answer",
+    "failed": "the request failed, or its answer was cut", "not kept": "the store keeps no text of it",
+    "no consent": "its key says that it must not be trained on", "contradicting": "people disagree about the answer",
     "unclear": "the feedback says neither good nor bad, or is a comment",
     "stranger": "the right answer came neither with the request's key nor with one that has the right `feedback`",
     "user's share": "its user has given as many rows as one may; users of keys without the right `users` are one",
     "own outputs": "the model's own answers have their share",
-}
+}  # fmt: skip
 
 
 class CollectOptions(Config):
@@ -64,27 +62,17 @@ class Collected:
 
 @dataclass(frozen=True)
 class _Heard:
-    """A request that can be used, with what its feedback comes to.
-
-    Args:
-        turn: the answer that was given; `answer` is its text, or its calls of tools as JSON.
-        user: that it counts for, and `person` whom it says that it comes from.
-        mean: of all values, 0 bad to 1 good; None where none has one.
-        correction, label: the right answer as people gave it; what they edited the answer into is a correction.
-        over: requests whose answers to the same prompt people found worse.
-        resolved: somebody says that it solved the matter.
-    """
-
     request: StoredRequest
-    turn: Message
+    turn: Message  # the answer that was given; `answer` is its text, or its calls of tools as JSON
     answer: str
-    user: str
+    user: str  # that it counts for, and `person` whom it says that it comes from
     person: str
-    mean: float | None
+    mean: float | None  # of all values, 0 bad to 1 good; None where none has one
+    # correction, label: the right answer as people gave it; what they edited the answer into is a correction
     correction: str | None
     label: str | None
-    resolved: bool
-    over: tuple[str, ...] = ()
+    resolved: bool  # a user says that it solved the matter
+    over: tuple[str, ...] = ()  # requests whose answers to the same prompt people found worse
 
     @property
     def origin(self) -> str | None:
@@ -99,7 +87,7 @@ class _Heard:
 
     @property
     def thumb(self) -> bool | None:
-        """Whether the given answer is good; None where nobody says so."""
+        """Whether the given answer is good; None where no one says so."""
         if self.correction is not None or (self.label is not None and self.label != self.answer.strip()):
             return False
         return None if self.mean is None or BAD < self.mean < GOOD else self.mean >= GOOD
@@ -120,21 +108,17 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
     - `kto`: single answers that were liked or disliked.
     - `heldout`: what would be in `sft`, of the users that are never trained on.
     - `must_pass`: corrected failures as demands on the next model, for a person to choose from.
-
-    Args:
-        requests: in the order of their arrival.
-        feedback: on them, all of it.
-        options: what is taken.
     """
-    said = by_request(feedback, talks_of(requests))
+    feedback_of = by_request(feedback, talks_of(requests))
     excluded = {name.strip() for name in options.without_keys.split(",") if name.strip()}
     dropped: Counter[str] = Counter()
     held: list[_Heard] = []
     rest: list[_Heard] = []
-    asked = [request for request in requests if request.id in said]
+    asked = [request for request in requests if request.id in feedback_of]
     for request in asked:
-        heard = [one for one in said[request.id] if not _is_answer(one) or one.may_teach(request.key)]
-        if len(heard) < len(said[request.id]):
+        # Whoever may not teach may still say how good the answer is, but not what would be right.
+        heard = [one for one in feedback_of[request.id] if not gives_answer(one) or one.may_teach(request.key)]
+        if len(heard) < len(feedback_of[request.id]):
             dropped["stranger"] += 1
         if not heard:
             continue
@@ -146,63 +130,48 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
     rest.sort(key=lambda one: ORIGINS.index(one.origin) if one.origin else len(ORIGINS))  # stable: by time within
     sft = _capped([one for one in rest if one.origin], options.per_user, dropped)
     pairs = [*_pairs(rest), *_chosen(rest, requests, excluded, options.heldout_share, dropped)]
+    paired = {id(one) for one in _capped([one for one, *_ in pairs], options.per_user, dropped)}
     return Collected(
         sft=[_sft_row(one) for one in _own_capped(sft, options.own_share, dropped)],
-        preference=[_pair_row(*pair) for pair in _capped_pairs(pairs, options.per_user, dropped)],
+        preference=[
+            _row(one, {"prompt": one.request.prompt, "chosen": [better], "rejected": [worse]})
+            for one, better, worse in pairs if id(one) in paired
+        ],
         kto=[
-            _kto_row(one) for one in _capped([one for one in rest if one.thumb is not None], options.per_user, dropped)
+            _row(one, {"messages": [*one.request.prompt, one.turn]}, thumb=one.thumb)
+            for one in _capped([one for one in rest if one.thumb is not None], options.per_user, dropped)
         ],
         heldout=[_sft_row(one) for one in _capped([one for one in held if one.origin], options.per_user, dropped)],
-        must_pass=[row for one in sft if (row := _demand(one)) is not None],
-        with_feedback=len(asked),
-        dropped=dropped,
-    )
-
-
-def _is_answer(one: Feedback) -> bool:
-    """Whether it says what would be right, and not only how good the given answer is."""
-    return one.kind == "label" or right_answer(one.kind, one.value) is not None
+        must_pass=[row for one in sft if (row := _demand(one)) is not None], with_feedback=len(asked), dropped=dropped,
+    )  # fmt: skip
 
 
 def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
-    """A request with its feedback, or the reason why it can't be used."""
     if request.error is not None or request.finish == "length":
         return "failed"
     turn = _turn(request.completion)
-    kept = [str(each.get("content") or "") for each in request.prompt]
-    if turn is None or not kept or any(text.startswith(HASHED) for text in (turn["content"], *kept)):
+    prompt = [str(each.get("content") or "") for each in request.prompt]
+    if turn is None or not prompt or any(text.startswith(HASHED) for text in (turn["content"], *prompt)):
         return "not kept"
     answer = json.dumps(turn["tool_calls"], sort_keys=True) if turn.get("tool_calls") else turn["content"]
     corrected = [(one, text) for one in said if (text := right_answer(one.kind, one.value)) is not None]
-    texts = {
-        "correction": [text for _, text in corrected],
-        "label": [str(one.value) for one in said if one.kind == "label"],
-    }
-    if any(not text.strip() or text.startswith(HASHED) for text in texts["correction"]):
+    corrections, labels = [text for _, text in corrected], [str(one.value) for one in said if one.kind == "label"]
+    if any(not text.strip() or text.startswith(HASHED) for text in corrections):
         return "not kept"
     # A correction speaks for itself; here only what people think of the answer.
     spoken = {id(one) for one, _ in corrected}
     judged = [one for one in said if id(one) not in spoken and value_of(one.kind, one.value) is not None]
     values = [value_of(one.kind, one.value) or 0.0 for one in judged]
     over = tuple(dict.fromkeys(str(one.value) for one in said if one.kind == "choice"))
-    if max(map(len, (set(texts["correction"]), set(texts["label"])))) > 1 or (
-        values and max(values) - min(values) > 0.5
-    ):
+    if max(len(set(corrections)), len(set(labels))) > 1 or (values and max(values) - min(values) > 0.5):
         return "contradicting"
-    if not values and not any(texts.values()) and not over:
+    if not (values or corrections or labels or over):
         return "unclear"
     return _Heard(
-        request=request,
-        turn=turn,
-        answer=answer,
-        user=unit_of(request),
-        person=person_of(request),
-        mean=mean_value(judged),
-        correction=texts["correction"][0] if texts["correction"] else None,
-        label=texts["label"][0] if texts["label"] else None,
-        resolved=any(one.kind == "resolved" and value_of(one.kind, one.value) == 1.0 for one in said),
-        over=over,
-    )
+        request=request, turn=turn, answer=answer, user=unit_of(request), person=person_of(request),
+        mean=mean_value(judged), correction=corrections[0] if corrections else None, label=labels[0] if labels else None,
+        resolved=any(one.kind == "resolved" and value_of(one.kind, one.value) == 1.0 for one in said), over=over,
+    )  # fmt: skip
 
 
 def _turn(completion: Any) -> Message | None:
@@ -221,38 +190,37 @@ def _said(text: str, **calls: Any) -> Message:
     return turn
 
 
-def _capped(found: Sequence[_Heard], most: int, dropped: Counter[str]) -> list[_Heard]:
-    """The first ones of each user."""
-    given: Counter[str] = Counter()
-    kept = []
-    for one in found:
-        given[one.user] += 1
-        if given[one.user] <= most:
-            kept.append(one)
+def _capped(rows: Sequence[_Heard], most: int, dropped: Counter[str]) -> list[_Heard]:
+    numbers: Counter[str] = Counter()
+    chosen = []
+    for one in rows:
+        numbers[one.user] += 1
+        if numbers[one.user] <= most:
+            chosen.append(one)
         else:
             dropped["user's share"] += 1
-    return kept
+    return chosen
 
 
-def _own_capped(found: Sequence[_Heard], share: float, dropped: Counter[str]) -> list[_Heard]:
+def _own_capped(rows: Sequence[_Heard], share: float, dropped: Counter[str]) -> list[_Heard]:
     """All that people wrote, and of the model's own answers as many as make up the share."""
-    theirs = [one for one in found if one.origin not in OWN]
-    own = [one for one in found if one.origin in OWN]
-    most = len(own) if share >= 1 else int(share / (1 - share) * len(theirs))
-    dropped["own outputs"] += max(0, len(own) - most)
-    return theirs + own[:most]
+    theirs = [one for one in rows if one.origin not in OWN]
+    outputs = [one for one in rows if one.origin in OWN]
+    most = len(outputs) if share >= 1 else int(share / (1 - share) * len(theirs))
+    dropped["own outputs"] += max(0, len(outputs) - most)
+    return theirs + outputs[:most]
 
 
 Pair = tuple[_Heard, Message, Message]  # whose prompt, the better and the worse answer
 
 
-def _pairs(found: Sequence[_Heard]) -> list[Pair]:
+def _pairs(rows: Sequence[_Heard]) -> list[Pair]:
     """Pairs of answers: corrected over given, then liked over disliked to the same prompt."""
     pairs: list[Pair] = [
-        (one, _said(one.correction), one.turn) for one in found if one.correction and one.correction.strip() != one.answer.strip()
+        (one, _said(one.correction), one.turn) for one in rows if one.correction and one.correction.strip() != one.answer.strip()
     ]  # fmt: skip
     by_prompt: dict[str, list[_Heard]] = defaultdict(list)
-    for one in found:
+    for one in rows:
         by_prompt[content_hash(one.request.prompt)].append(one)
     for same in by_prompt.values():
         good = [one for one in same if one.thumb is True]
@@ -262,19 +230,16 @@ def _pairs(found: Sequence[_Heard]) -> list[Pair]:
 
 
 def _chosen(
-    found: Sequence[_Heard],
-    requests: Sequence[StoredRequest],
-    excluded: set[str],
-    heldout: float,
+    rows: Sequence[_Heard], requests: Sequence[StoredRequest], excluded: set[str], heldout: float,
     dropped: Counter[str],
-) -> list[Pair]:
+) -> list[Pair]:  # fmt: skip
     """Pairs of answers to the same prompt of which people chose one; where they choose both ways, neither."""
-    chosen = {(one.request.id, other) for one in found for other in one.over}
-    known = {each.id: each for each in requests} if chosen else {}
+    chosen = {(one.request.id, other) for one in rows for other in one.over}
+    by_id = {each.id: each for each in requests} if chosen else {}
     pairs: list[Pair] = []
-    for one in found:
+    for one in rows:
         for name in one.over:
-            other = known.get(name)
+            other = by_id.get(name)
             if other is None or other.key in excluded or other.prompt != one.request.prompt:
                 dropped["unclear"] += 1
                 continue
@@ -288,37 +253,20 @@ def _chosen(
     return pairs
 
 
-def _capped_pairs(pairs: Sequence[Pair], most: int, dropped: Counter[str]) -> list[Pair]:
-    kept = {id(one) for one in _capped([pair[0] for pair in pairs], most, dropped)}
-    return [pair for pair in pairs if id(pair[0]) in kept]
-
-
-def _meta(one: _Heard) -> dict[str, Any]:
+def _row(one: _Heard, texts: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     request = one.request
-    kept = {"request": request.id, "time": request.time, "user": one.person, "conversation": request.conversation,
+    tools = {"tools": request.tools} if request.tools else {}
+    meta = {"request": request.id, "time": request.time, "user": one.person, "conversation": request.conversation,
             "release": request.release, "adapter": request.adapter}  # fmt: skip
-    return {name: value for name, value in kept.items() if value is not None}
-
-
-def _tools(one: _Heard) -> dict[str, Any]:
-    return {"tools": one.request.tools} if one.request.tools else {}
+    return {**texts, **tools, **more, **{name: value for name, value in meta.items() if value is not None}}
 
 
 def _sft_row(one: _Heard) -> dict[str, Any]:
     right = one.correction or one.label
     messages = [*one.request.prompt, _said(right) if right else one.turn]
-    own = {"own": True} if one.origin in OWN else {}
+    output = {"own": True} if one.origin in OWN else {}
     label = {"label": one.label} if one.label else {}
-    return {"messages": messages, **_tools(one), **label, "origin": one.origin, **own, **_meta(one)}
-
-
-def _pair_row(one: _Heard, better: Message, worse: Message) -> dict[str, Any]:
-    return {"prompt": one.request.prompt, "chosen": [better], "rejected": [worse], **_tools(one), **_meta(one)}
-
-
-def _kto_row(one: _Heard) -> dict[str, Any]:
-    messages = [*one.request.prompt, one.turn]
-    return {"messages": messages, **_tools(one), "thumb": one.thumb, **_meta(one)}
+    return _row(one, {"messages": messages}, **label, origin=one.origin, **output)
 
 
 def _demand(one: _Heard) -> dict[str, Any] | None:
@@ -328,5 +276,5 @@ def _demand(one: _Heard) -> dict[str, Any] | None:
     right = one.correction or one.label
     if one.thumb is not False or right is None or len(turns) != 1 or one.request.tools:
         return None
-    asked = {"prompt": str(turns[0].get("content") or ""), **({"system": system} if system else {})}
-    return {**asked, "equals": right, "request": one.request.id} if asked["prompt"].strip() else None
+    prompt = {"prompt": str(turns[0].get("content") or ""), **({"system": system} if system else {})}
+    return {**prompt, "equals": right, "request": one.request.id} if prompt["prompt"].strip() else None

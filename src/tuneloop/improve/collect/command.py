@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, write_jsonl
+from tuneloop.core.files import build_config, replacing, write_jsonl
 from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
 from tuneloop.improve.collect.collect import CollectOptions, collect
 from tuneloop.improve.collect.training_rows import write_training_rows
 from tuneloop.records.collected import CollectedManifest
 from tuneloop.records.record import write_record
-from tuneloop.serving.store.store import opened, read_feedback, read_requests, store_name
+from tuneloop.serving.store.store import exported, opened, read_feedback, read_requests, store_name
 
 FILES = ("sft", "preference", "kto", "heldout", "must_pass")
 
 
 def collect_store(
-    place: Path | str,
-    out: Path | str,
-    settings: Mapping[str, Any],
-    *,
-    personal: PersonalConfig | None = None,
+    place: Path | str, out: Path | str, settings: Mapping[str, Any], *, personal: PersonalConfig | None = None,
     run: Path | str = "",
-) -> CollectedManifest:
+) -> CollectedManifest:  # fmt: skip
     """Write a file for each of `FILES` that has rows, and `collect.json`.
 
     Args:
-        place: the store's file, or the server's folder.
         out: folder for the files; those of an earlier collection are replaced.
         settings: by the names of `CollectOptions`.
         personal: what happens to personal data; replaced by default, also where the server kept them.
@@ -44,36 +41,29 @@ def collect_store(
     folder = Path(out)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CollectedManifest.file).is_file():
         raise UserError("The folder holds other files", where=str(folder), next_step="name a new folder with -o")
-    where, values = ("model = ?", [options.model]) if options.model else ("", [])
+    # Copies, whose answers no user saw, and requests whose key refuses it are left out.
+    where = f"shadow IS NULL{' AND model = ?' if options.model else ''} AND COALESCE(train, '') != 'no'"
+    values = [options.model] if options.model else []
     with opened(place) as store:
-        where = f"shadow IS NULL AND {where}" if where else "shadow IS NULL"  # nobody saw those
-        where += " AND COALESCE(train, '') != 'no'"
         requests = list(read_requests(store, since=options.since, until=options.until, where=where, values=values))
         feedback = list(read_feedback(store, origin=False))
-    found = collect(requests, feedback, options)
-    if not found.with_feedback:
+    collected = collect(requests, feedback, options)
+    if not collected.with_feedback:
         raise UserError(
             f"No request of {len(requests):,} has feedback", where=store_name(place),
             next_step="tuneloop collect show says what there is; tuneloop collect import FILE adds some",
         )  # fmt: skip
     redactor = Redactor(personal or PersonalConfig())
-    rows = {name: [redactor(row) for row in getattr(found, name)] for name in FILES}
+    rows = {name: [redactor(row) for row in getattr(collected, name)] for name in FILES}
     more, task = _write(folder, rows, run)
     manifest = CollectedManifest(
-        store=store_name(place),
-        since=options.since,
-        until=options.until,
-        requests=len(requests),
-        with_feedback=found.with_feedback,
-        counts={name: len(of) for name, of in rows.items()} | more,
+        store=store_name(place), since=options.since, until=options.until, requests=len(requests),
+        with_feedback=collected.with_feedback, counts={name: len(of) for name, of in rows.items()} | more,
         origins=dict(Counter(str(row["origin"]) for row in [*rows["sft"], *rows["heldout"]])),
         own=sum("own" in row for row in rows["sft"]),
-        dropped={reason: number for reason, number in found.dropped.items() if number},
-        heldout_share=options.heldout_share,
-        per_user=options.per_user,
-        own_share=options.own_share,
-        task=task,
-    )
+        dropped={reason: number for reason, number in collected.dropped.items() if number},
+        heldout_share=options.heldout_share, per_user=options.per_user, own_share=options.own_share, task=task,
+    )  # fmt: skip
     write_record(folder / CollectedManifest.file, manifest)
     return manifest
 
@@ -84,10 +74,50 @@ def _write(
     """Write the files; with a run give the rows of those for its successor, and its kind of task."""
     (folder / CollectedManifest.file).unlink(missing_ok=True)
     for name, of in rows.items():
+        (folder / f"{name}.jsonl").unlink(missing_ok=True)
         if of:
             write_jsonl(folder / f"{name}.jsonl", of)
-        else:
-            (folder / f"{name}.jsonl").unlink(missing_ok=True)
-    if not run:
-        return {}, ""
-    return write_training_rows(run, rows["sft"], rows["heldout"], folder)
+    return write_training_rows(run, rows["sft"], rows["heldout"], folder) if run else ({}, "")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of the requests of a store."""
+
+    out: str
+    written: int = 0  # lines of the file
+    failed: int = 0  # had an error in place of an answer
+    without_text: int = 0  # whose texts were not kept (`log.content`)
+    without_consent: int = 0  # whose key says `train: no`
+
+
+def write_requests(
+    place: Path | str, out: Path, *, since: str = "", model: str = "", personal: PersonalConfig | None = None
+) -> Written:
+    """Write answered requests as JSON Lines with `request` and `response`, in the order in which they came.
+
+    Args:
+        personal: what happens to personal data in texts; replaced by default, also where the server kept them.
+
+    Raises:
+        UserError: no store, or a file that can't be written.
+    """
+    if out.is_dir():
+        raise UserError("A folder has this name", where=f"--out {out}", next_step="choose another name")
+    written = failed = without = refused = 0
+    redactor = Redactor(personal or PersonalConfig())
+    condition = {"where": "model = ?", "values": [model]} if model else {}
+    with opened(place) as store, replacing(out) as file:
+        for request in read_requests(store, since=since, **condition):  # type: ignore[arg-type]
+            line = exported(request)
+            if line is not None:
+                written += 1
+                line |= {name: redactor(line[name]) for name in ("request", "response")}
+                file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            elif request.train == "no":
+                refused += 1
+            elif request.error is not None:
+                failed += 1
+            else:
+                without += 1
+    return Written(str(out), written, failed, without, refused)

@@ -35,8 +35,6 @@ def write_training_rows(
 
     Args:
         run: in use.
-        sft, heldout: collected rows.
-        folder: for the files.
 
     Returns:
         Rows of each file, and the kind of task that the run has.
@@ -51,7 +49,7 @@ def write_training_rows(
             "A run with its data set is needed, to write rows as it reads them", where=str(run),
             next_step="name the run's folder, or leave --run out and write the recipe of a retraining yourself",
         )  # fmt: skip
-    known = load_dataset(place / "dataset")
+    dataset = load_dataset(place / "dataset")
     read = prompt_of(task)
 
     def rewritten(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -62,29 +60,29 @@ def write_training_rows(
                 raise UserError("This run goes on with texts, and collected rows are answers", where=str(run))
             yield {**row, "messages": [*prompt.messages, turns[-1]]}
 
-    train = [*_own(known.train, known.val), *rewritten(sft)]
-    test = [*_own(known.test), *rewritten(heldout)]
+    train = [*_own(dataset.train, dataset.val), *rewritten(sft)]
+    test = [*_own(dataset.test), *rewritten(heldout)]
     write_jsonl(folder / TRAIN, train)
     write_jsonl(folder / TEST, test)
-    return {"train": len(train), "test": len(test)}, known.task
+    return {"train": len(train), "test": len(test)}, dataset.task
 
 
 def run_of(name: Path | str) -> Path:
-    """The folder of a run, by itself or by the name of a registered version."""
+    """The folder of a run, by its path or by the name of a registered version."""
     if registered_name(str(name)) is None:
         return Path(name)
-    found = run_folder_of(version_of(open_registry(), str(name)))
-    if found is None:
+    folder = run_folder_of(version_of(open_registry(), str(name)))
+    if folder is None:
         raise UserError("The run of this version is not at hand", where=str(name), next_step="name the run's folder")
-    return found
+    return folder
 
 
 def _own(*splits: Iterable[Row]) -> Iterator[dict[str, Any]]:
     for rows in splits:
         for row in rows:
             if row.shows_the_task:
-                found = {"messages": row.messages, "tools": row.tools, "label": row.label, "origin": "before"}
-                yield {name: value for name, value in found.items() if value}
+                values = {"messages": row.messages, "tools": row.tools, "label": row.label, "origin": "before"}
+                yield {name: value for name, value in values.items() if value}
 
 
 def settings_of_retraining(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import subprocess
@@ -21,36 +22,16 @@ from tuneloop.core.python_file import trust_code
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
 from tuneloop.improve.collect.training_rows import run_of, settings_of_retraining
-from tuneloop.improve.controller.controller import (
-    APPROVE,
-    DECLINE,
-    END,
-    START,
-    STARTS,
-    STEP,
-    Choice,
-    Cycle,
-    Facts,
-    ProjectConfig,
-    after,
-    better_start,
-    champion_of,
-    choose,
-    command_of,
-    cycles_of,
-    facts_from,
-    needs_a_plan,
-    reasons_to_begin,
-)
+from tuneloop.improve.controller import controller
 from tuneloop.improve.experiment.command import EVENTS as EXPERIMENTS
 from tuneloop.improve.experiment.log import experiments_of
 from tuneloop.improve.experiment.statistics import time_of
-from tuneloop.improve.feedback.value import current
+from tuneloop.improve.feedback.value import current, gives_answer
 from tuneloop.improve.monitor.command import EVENT as MONITORED
 from tuneloop.improve.monitor.command import ignored, monitor_if_due
 from tuneloop.improve.monitor.detectors import CANARIES
 from tuneloop.records.decision import Decision
-from tuneloop.records.feedback import Feedback, right_answer, value_of
+from tuneloop.records.feedback import Feedback, value_of
 from tuneloop.registry.registered import registered_name
 from tuneloop.serving.store.chain import refuse_rewritten
 from tuneloop.serving.store.database import Database, is_database_url, keep_password
@@ -63,35 +44,32 @@ Command = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]  # words -> exit
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass of the controller came to.
+    """What one pass of the controller came to."""
 
-    Args:
-        state: `idle`, `waiting`, `needs approval`, or `ended`.
-        sentence: what that means here.
-        cycle: its number; None where none goes on.
-        steps: that were done in this pass.
-    """
-
-    state: str
-    sentence: str
-    cycle: int | None
-    steps: list[str]
+    state: str  # `idle`, `waiting`, `needs approval`, or `ended`
+    sentence: str  # what that means here
+    cycle: int | None  # its number; None where none runs
+    steps: list[str]  # that were done in this pass
 
 
-def load_project(path: Path | str) -> ProjectConfig:
+def load_project(path: Path | str) -> controller.ProjectConfig:
     """Read a project's file.
 
     Raises:
         UserError: it is missing, no YAML, or a key is wrong.
     """
-    found = build_config(ProjectConfig, read_yaml(path, "project"), where=str(path))
+    project = build_config(controller.ProjectConfig, read_yaml(path, "project"), where=str(path))
     with contextlib.suppress(UserError):  # which `check_files` reports
-        trust_code(read_yaml(Path(found.recipe).expanduser()))  # for the commands that work on its runs
+        trust_code(read_yaml(Path(project.recipe).expanduser()))  # for the commands that work on its runs
     # The store's place goes into commands, lines and the log.
-    return found.model_copy(update={"store": keep_password(found.store)}) if is_database_url(found.store) else found
+    return (
+        project.model_copy(update={"store": keep_password(project.store)})
+        if is_database_url(project.store)
+        else project
+    )
 
 
-def check_files(project: ProjectConfig) -> None:
+def check_files(project: controller.ProjectConfig) -> None:
     """See now, and not in the cycle that needs them, that a project's files are there.
 
     Raises:
@@ -108,30 +86,30 @@ def check_files(project: ProjectConfig) -> None:
 
 
 def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
-    """Run a tuneloop command in a process of its own, which ends with this one; its log goes on to stderr."""
+    """Run a tuneloop command in a process of its own, which ends with this one; its log continues to stderr."""
     command = [sys.executable, "-m", "tuneloop", *words, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, env=environment_of_child())
+    process = subprocess.run(command, stdout=subprocess.PIPE, check=False, env=environment_of_child())
     try:
-        found = json.loads(done.stdout.decode("utf-8", "replace").strip().splitlines()[-1])
+        result = json.loads(process.stdout.decode("utf-8", "replace").strip().splitlines()[-1])
     except (ValueError, IndexError):
-        found = {}
-    return done.returncode, found if isinstance(found, dict) else {}
+        result = {}
+    return process.returncode, result if isinstance(result, dict) else {}
 
 
-def facts_of(store: Database, model: str, cycles: Sequence[Cycle], now: str, *, enough: int = 50) -> Facts:
+def facts_of(
+    store: Database, model: str, cycles: Sequence[controller.Cycle], now: str, *, enough: int = 50
+) -> controller.Facts:
     """What it is decided from whether a cycle begins, but for what it is expected to cost.
 
     Only feedback on known requests to the model counts, and of one user no more than `PER_USER` answers, so that nobody
     begins a cycle alone.
-
-    Args:
-        store: open.
-        model: that is kept good, by the name under which it is served.
-        cycles: so far.
-        now: the time.
-        enough: requests with feedback of all time up to which these are counted.
     """
-    first = _first_request(store, model) or now
+    # The sums by day say where to look for the first request.
+    query = (
+        "SELECT time FROM requests WHERE model = ? AND time >= (SELECT MIN(day) FROM costs WHERE model = ?) "
+        "ORDER BY time LIMIT 1"
+    )
+    first = str((store.execute(query, [model, model]).fetchone() or [now])[0])
     since = cycles[-1].ended if cycles and cycles[-1].ended else first
     marks = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
     silent = NO_REASON | set(ignored(store, model, now))
@@ -139,29 +117,22 @@ def facts_of(store: Database, model: str, cycles: Sequence[Cycle], now: str, *, 
     later = since if since > first else ""
     heard = current(read_feedback(store, since=later, where=_KNOWN, values=[model, model], origin=False))
     judged = [(one, value) for one in heard if (value := value_of(one.kind, one.value)) is not None]
-    kept = _bounded(one for one, _ in judged)
-    values = [value for one, value in judged if id(one) in kept]
-    right = (
-        one
-        for one in heard
-        if one.may_teach() and (one.kind == "label" or right_answer(one.kind, one.value) is not None)
-    )
+    bounded = _bounded(one for one, _ in judged)
+    values = [value for one, value in judged if id(one) in bounded]
+    right = (one for one in heard if one.may_teach() and gives_answer(one))
     in_quarter = [cycle for cycle in cycles if _quarter(cycle.began) == _quarter(now)]
     rated = f"SELECT DISTINCT COALESCE(request, conversation) FROM feedback WHERE {_KNOWN} LIMIT ?"
-    return Facts(
-        days=days,
-        feedback=len(store.execute(rated, [model, model, enough]).fetchall()),
-        corrections=len(_bounded(right)),
-        alarms=sum(bool(set(mark.data.get("alarms", ())) - silent) for mark in marks),
+    return controller.Facts(
+        days=days, feedback=len(store.execute(rated, [model, model, enough]).fetchall()),
+        corrections=len(_bounded(right)), alarms=sum(bool(set(mark.data.get("alarms", ())) - silent) for mark in marks),
         requests_per_day=_asked_since(store, model, later) / max(days, 1.0),
-        bad=1 - sum(values) / len(values) if values else math.nan,
-        spent_usd=sum(cycle.usd for cycle in in_quarter),
+        bad=1 - sum(values) / len(values) if values else math.nan, spent_usd=sum(cycle.usd for cycle in in_quarter),
         spent_hours=sum(cycle.hours for cycle in in_quarter),
         mended=tuple(cycle.mended for cycle in cycles if cycle.outcome),
-    )
+    )  # fmt: skip
 
 
-# Feedback on a request, or a conversation, of a model: not on one that nobody knows, was erased, or was another model's.
+# Feedback on a request, or a conversation, of a model: not on one that no one knows, was erased, or was another model's.
 _KNOWN = (
     "(request IS NOT NULL AND request IN (SELECT id FROM requests WHERE model = ? AND id = feedback.request)) OR "
     "(request IS NULL AND EXISTS (SELECT 1 FROM requests WHERE requests.conversation = feedback.conversation AND model = ?))"
@@ -173,20 +144,10 @@ def _bounded(feedback: Iterable[Feedback]) -> set[int]:
     seen: dict[str, dict[str, int]] = {}
     for one in feedback:
         about = one.request or one.conversation or ""
-        own = seen.setdefault(one.user or one.voice or about, {})
-        if about in own or len(own) < PER_USER:
-            own[about] = id(one)
-    return {which for own in seen.values() for which in own.values()}
-
-
-def _first_request(store: Database, model: str) -> str:
-    """When the first request to a model came; empty: none did. The sums by day say where to look."""
-    query = (
-        "SELECT time FROM requests WHERE model = ? AND time >= (SELECT MIN(day) FROM costs WHERE model = ?) "
-        "ORDER BY time LIMIT 1"
-    )
-    found = store.execute(query, [model, model]).fetchone()
-    return str(found[0]) if found else ""
+        requests = seen.setdefault(one.user or one.voice or about, {})
+        if about in requests or len(requests) < PER_USER:
+            requests[about] = id(one)
+    return {which for requests in seen.values() for which in requests.values()}
 
 
 def _asked_since(store: Database, model: str, since: str) -> int:
@@ -196,14 +157,10 @@ def _asked_since(store: Database, model: str, since: str) -> int:
         return int(store.execute(query, [model, *values]).fetchone()[0] or 0)
 
     day = since[:10]
-    later = count("SELECT SUM(requests) FROM costs WHERE model = ? AND day > ?", day)
-    first = (
-        count("SELECT COUNT(*) FROM requests WHERE model = ? AND time >= ? AND time < ?", since, day + "T99")
-        if day
-        else 0
-    )
-    copies = count("SELECT COUNT(*) FROM requests WHERE model = ? AND shadow IS NOT NULL AND time >= ?", since)
-    return later + first - copies
+    number = count("SELECT SUM(requests) FROM costs WHERE model = ? AND day > ?", day)
+    if day:
+        number += count("SELECT COUNT(*) FROM requests WHERE model = ? AND time >= ? AND time < ?", since, day + "T99")
+    return number - count("SELECT COUNT(*) FROM requests WHERE model = ? AND shadow IS NOT NULL AND time >= ?", since)
 
 
 def _quarter(time: str) -> tuple[int, int]:
@@ -211,16 +168,12 @@ def _quarter(time: str) -> tuple[int, int]:
     return at.year, (at.month - 1) // 3
 
 
-def planned(project: ProjectConfig, command: Command) -> tuple[float, float]:
+def planned(project: controller.ProjectConfig, command: Command) -> tuple[float, float]:
     """Hours and dollars that a cycle takes, by `tuneloop plan` of the recipe; NaN where it can't say."""
-    _, found = command(["plan", project.recipe])
-    times, costs = found.get("time") or {}, found.get("cost") or {}
-    hours = number(times.get("hours")) * (2 if project.warm_start else 1)
-    usd = (
-        hours * project.usd_per_hour
-        if project.usd_per_hour
-        else number(costs.get("usd")) * (2 if project.warm_start else 1)
-    )
+    _, plan = command(["plan", project.recipe])
+    runs = 2 if project.warm_start else 1
+    hours = number((plan.get("time") or {}).get("hours")) * runs
+    usd = hours * project.usd_per_hour if project.usd_per_hour else number((plan.get("cost") or {}).get("usd")) * runs
     return hours, usd
 
 
@@ -229,15 +182,10 @@ def number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def quiet(line: str) -> None:
-    """Say nothing."""
-
-
-def improve(project: ProjectConfig, *, approve: str = "", command: Command = run_command) -> Pass:
+def improve(project: controller.ProjectConfig, *, approve: str = "", command: Command = run_command) -> Pass:
     """Go on as far as possible: begin a cycle where there is a reason, and do its steps until one has to wait.
 
     Args:
-        project: from `load_project`.
         approve: a step that a person approves now.
         command: runs a step's command.
 
@@ -267,24 +215,24 @@ def improve(project: ProjectConfig, *, approve: str = "", command: Command = run
                 if begun is not None:
                     return begun
                 continue
-            found = _go_on(log, cycles, place / "improve", command)
-            steps += [] if isinstance(found, Pass) else [found]
-            if isinstance(found, Pass):
-                return Pass(found.state, found.sentence, found.cycle, steps)
+            step = _go_on(log, cycles, place / "improve", command)
+            if isinstance(step, Pass):
+                return replace(step, steps=steps)
+            steps.append(step)
 
 
-def _monitor(project: ProjectConfig, cycles: Sequence[Cycle], folder: Path) -> None:
-    """Compare the last whole window of production, where the project asks for it and nobody has done it."""
+def _monitor(project: controller.ProjectConfig, cycles: Sequence[controller.Cycle], folder: Path) -> None:
+    """Compare the last whole window of production, where the project asks for it and no one has done it."""
     reference = project.monitor.reference
     if reference == "champion":
-        champion = champion_of(project, cycles, str(folder))
+        champion = controller.champion_of(project, cycles, str(folder))
         reference = str(run_of(champion) / "dataset") if champion else ""
     if not reference:
         return
     settings = {"model": project.model, "window": project.monitor.window, "false_alarms": project.monitor.false_alarms}
-    found = monitor_if_due(project.store, reference, settings)
-    if found is not None:
-        say(f"monitor    {found.since[:10]} to {found.until[:10]}: {found.summary[0]}")
+    report = monitor_if_due(project.store, reference, settings)
+    if report is not None:
+        say(f"monitor    {report.since[:10]} to {report.until[:10]}: {report.summary[0]}")
 
 
 def watch(path: Path | str, *, every: float, command: Command = run_command, passes: int | None = None) -> None:
@@ -292,33 +240,28 @@ def watch(path: Path | str, *, every: float, command: Command = run_command, pas
 
     Args:
         path: of the project's file, which is read again before each pass.
-        every: seconds between two passes.
-        passes: after which it ends; None: never.
     """
-    said = ""
-    done = 0
-    while passes is None or done < passes:
+    before = ""
+    for i in itertools.count(1):
         try:
-            found = improve(load_project(path), command=command).sentence
+            sentence = improve(load_project(path), command=command).sentence
         except UserError as error:
-            found = f"This pass failed and is tried again: {error.what} ({error.next_step})"
-        if found != said:
-            say(f"{utc_now()[:16].replace('T', ' ')}  {found}")
-        said = found
-        done += 1
-        if done != passes:
-            time.sleep(every)
+            sentence = f"This pass failed and is tried again: {error.what} ({error.next_step})"
+        if sentence != before:
+            say(f"{utc_now()[:16].replace('T', ' ')}  {sentence}")
+        before = sentence
+        if i == passes:
+            return
+        time.sleep(every)
 
 
 @dataclass(frozen=True)
 class _Log:
-    """The events of a project in its store."""
-
     store: Database
     name: str
 
-    def cycles(self) -> list[Cycle]:
-        return cycles_of(self.events())
+    def cycles(self) -> list[controller.Cycle]:
+        return controller.cycles_of(self.events())
 
     def events(self) -> list[Decision]:
         where = "kind LIKE 'improve.%' AND subject = ?"
@@ -329,25 +272,31 @@ class _Log:
         event = Decision(id=uuid7(), time=utc_now(), kind=kind, subject=self.name, data=plain(dict(data)), key=key)
         insert(self.store, [event])
 
-    def begin(self, project: ProjectConfig, cycles: Sequence[Cycle], command: Command) -> Pass | None:
+    def begin(
+        self, project: controller.ProjectConfig, cycles: Sequence[controller.Cycle], command: Command
+    ) -> Pass | None:
         """Begin a cycle; where there is no reason, or it is not worth it, say so."""
         now = utc_now()
         facts = facts_of(self.store, project.model, cycles, now, enough=project.triggers.least_feedback)
-        if reasons_to_begin(project.triggers, facts) and needs_a_plan(project):
+        if controller.reasons_to_begin(project.triggers, facts) and controller.needs_a_plan(project):
             hours, usd = planned(project, command)
             facts = replace(facts, expected_hours=hours, expected_usd=usd)
-        choice = choose(project, facts)
+        choice = controller.choose(project, facts)
         if not choice.reasons:
-            return Pass("idle", f"Nothing to do: {_known(project, facts)}.", None, [])
+            news = f"{counted(round(facts.days), 'day')}, {counted(facts.corrections, 'new correction')}"
+            news += f", {counted(facts.alarms, 'window')} with an alarm since the last cycle"
+            if facts.feedback < project.triggers.least_feedback:
+                news += f"; {counted(facts.feedback, 'request')} {verb(facts.feedback, 'has', 'have')} feedback"
+            return Pass("idle", f"Nothing to do: {news}.", None, [])
         number = len(cycles) + 1
         data = {
             "cycle": number, "reasons": choice.reasons, "facts": asdict(facts), "project": project.model_dump(mode="json"),
             "why": choice.why, "gain_usd": choice.gain_usd,
         }  # fmt: skip
-        if not choice.begins:  # said once a day, however often somebody looks
-            self.add(DECLINE, f"{number}:{now[:10]}", data)
+        if not choice.begins:  # said once a day, however often one looks
+            self.add(controller.DECLINE, f"{number}:{now[:10]}", data)
             return Pass("idle", f"No cycle, though {'; '.join(choice.reasons)}: {choice.why}.", None, [])
-        self.add(START, str(number), data)
+        self.add(controller.START, str(number), data)
         return None
 
     def approve(self, step: str) -> None:
@@ -356,36 +305,26 @@ class _Log:
         if not waits or cycles[-1].next_step != step:
             wanted = f"only {cycles[-1].next_step} waits for it" if waits else "no step waits for it"
             raise UserError(f"There is nothing to approve in {step!r:.40}", where="--approve", next_step=wanted)
-        self.add(APPROVE, f"{cycles[-1].number}:{step}", {"cycle": cycles[-1].number, "step": step})
+        self.add(controller.APPROVE, f"{cycles[-1].number}:{step}", {"cycle": cycles[-1].number, "step": step})
 
 
-def _known(project: ProjectConfig, facts: Facts) -> str:
-    days, corrections = counted(round(facts.days), "day"), counted(facts.corrections, "new correction")
-    known = f"{days}, {corrections}, {counted(facts.alarms, 'window')} with an alarm since the last cycle"
-    few = facts.feedback < project.triggers.least_feedback
-    return known + (
-        f"; {counted(facts.feedback, 'request')} {verb(facts.feedback, 'has', 'have')} feedback" if few else ""
-    )
-
-
-def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command) -> Pass | str:
+def _go_on(log: _Log, cycles: Sequence[controller.Cycle], folder: Path, command: Command) -> Pass | str:
     """Do the next step of the last cycle; give its name, or why there is none."""
     cycle = cycles[-1]
     step = cycle.next_step
     if cycle.waits_for_approval:
         sentence = f"Cycle {cycle.number} waits for a person: tuneloop improve PROJECT.yaml --approve {step}"
         return Pass("needs approval", sentence, cycle.number, [])
-    champion = champion_of(cycle.project, cycles, str(folder))
-    if step in ("evaluate", "gate", *STARTS) and not champion:
-        what = "warm_start" if step in STARTS else "The gate"
+    champion = controller.champion_of(cycle.project, cycles, str(folder))
+    if step in ("evaluate", "gate", *controller.STARTS) and not champion:
+        what = "warm_start" if step in controller.STARTS else "The gate"
         raise UserError(f"{what} needs the run in use", where="champion", next_step="champion: FOLDER in the project")
     status, result, hours = _done(log, cycle, folder, champion, command)
-    if step == "promote":  # the figures that it follows from are the experiment's
+    if step == "promote":  # the numbers that it follows from are the experiment's
         result = {"sentence": cycle.done.get("decide", {}).get("sentence"), **result}
-    follows, outcome, why = after(step, status, result)
+    follows, outcome, why = controller.after(step, status, result)
     if follows == "failed":
-        found = result.get("error")
-        error = found if isinstance(found, dict) else {}
+        error = result["error"] if isinstance(result.get("error"), dict) else {}
         raise UserError(
             f"The step {step} of cycle {cycle.number} failed: {error.get('what') or why}", where=str(error.get("where") or ""),
             next_step=str(error.get("next") or "put it right; the same command then goes on here"),
@@ -397,64 +336,56 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command) -
         "usd": hours * cycle.project.usd_per_hour,
     }  # fmt: skip
     if follows == "end":  # one event: a controller that is killed here has either ended the cycle or not
-        log.add(END, str(cycle.number), {**data, "outcome": outcome, "why": why})
+        log.add(controller.END, str(cycle.number), {**data, "outcome": outcome, "why": why})
     else:
-        log.add(STEP, f"{cycle.number}:{step}", data)
+        log.add(controller.STEP, f"{cycle.number}:{step}", data)
     return step
 
 
-def _done(log: _Log, cycle: Cycle, folder: Path, champion: str, command: Command) -> tuple[int, dict[str, Any], float]:
+def _done(
+    log: _Log, cycle: controller.Cycle, folder: Path, champion: str, command: Command
+) -> tuple[int, dict[str, Any], float]:
     """Do a step: its exit status, what it printed, and the hours that it took."""
     step = cycle.next_step
     if step == "experiment" and cycle.experiment in experiments_of(read_decisions(log.store, where=EXPERIMENTS)):
         return 0, {"experiment": cycle.experiment}, 0.0  # begun before the controller was killed
     if step == "choose" and "chosen" in cycle.done["warm_start"]:
         return 0, dict(cycle.done["warm_start"]), 0.0  # there is no other run to choose
-    words = command_of(cycle, step, folder=str(folder), champion=champion)
+    words = controller.command_of(cycle, step, folder=str(folder), champion=champion)
     if step not in cycle.project.steps:
         words += _more_words(cycle, step, folder / str(cycle.number), champion)
-    if step == "decide" and cycle.project.judge and _in_shadow_mode(log.store, cycle):  # what came since the last pass
-        command(["ab", "judge", cycle.experiment, "--store", cycle.project.store, "--judge", cycle.project.judge])
+    if step == "decide" and cycle.project.judge:  # what came since the last pass
+        state = experiments_of(read_decisions(log.store, where=EXPERIMENTS)).get(cycle.experiment)
+        if state is not None and state.in_shadow_mode:
+            command(["ab", "judge", cycle.experiment, "--store", cycle.project.store, "--judge", cycle.project.judge])
     say(f"{step:<11}tuneloop {' '.join(words)}")
     begun = time.monotonic()
     status, result = command(words)
-    if step in STARTS and status == 2:  # it can't be had: the run from the base goes on
-        status, result = 0, _without_warm(result)
+    if step in controller.STARTS and status == 2:  # it can't be had: the run from the base continues
+        error = result.get("error")
+        why = error.get("what") if isinstance(error, Mapping) else "no reason was given"
+        sentence = f"The run from the base goes on, the other one can't be had: {why}"
+        status, result = 0, {"chosen": "run", "verdicts": {}, "sentence": sentence}
     elif step == "choose" and status == 0:
         result = _chosen(result)
     return status, result, (time.monotonic() - begun) / 3600
 
 
-def _without_warm(result: Mapping[str, Any]) -> dict[str, Any]:
-    error = result.get("error")
-    why = error.get("what") if isinstance(error, Mapping) else "no reason was given"
-    return {
-        "chosen": "run",
-        "verdicts": {},
-        "sentence": f"The run from the base goes on, the other one can't be had: {why}",
-    }
-
-
 def _chosen(result: Mapping[str, Any]) -> dict[str, Any]:
     """Which start measures better on the same test, by the comparison that was written."""
-    found = result.get("comparisons") or []
-    verdicts = {str(one["metric"]): str(one["verdict"]) for one in found}
-    chosen = better_start(verdicts)
+    comparisons = result.get("comparisons") or []
+    verdicts = {str(one["metric"]): str(one["verdict"]) for one in comparisons}
+    chosen = controller.better_start(verdicts)
     shown = "; ".join(
         f"{one['metric']} {one['delta']:+.3f} [{one['low_holm']:+.3f}, {one['high_holm']:+.3f}] {one['verdict']}"
-        for one in found[:3]
+        for one in comparisons[:3]
         if None not in (one["delta"], one["low_holm"], one["high_holm"])
     )
     word = "goes on" if chosen == "warm" else "is not shown to be better, that from the base goes on"
     return {"chosen": chosen, "verdicts": verdicts, "sentence": f"The run from the run in use {word}: {shown}"}
 
 
-def _in_shadow_mode(store: Database, cycle: Cycle) -> bool:
-    state = experiments_of(read_decisions(store, where=EXPERIMENTS)).get(cycle.experiment)
-    return state is not None and state.in_shadow_mode
-
-
-def _more_words(cycle: Cycle, step: str, folder: Path, champion: str) -> list[str]:
+def _more_words(cycle: controller.Cycle, step: str, folder: Path, champion: str) -> list[str]:
     """A step's further options: those of the collected rows, and that an adapter stays one, so that a server has both arms."""
     if step == "collect":  # with a run in use they are added to its own, in the form that it reads
         return ["--run", champion] if champion else []
@@ -466,14 +397,10 @@ def _more_words(cycle: Cycle, step: str, folder: Path, champion: str) -> list[st
 
 
 def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the log keeps of a command's result."""
-    found = {
-        name: result[name]
-        for name in ("status", "outcome", "sentence", "path", "counts", "version", "chosen", "verdicts")
-        if name in result
-    }
-    measure = (result.get("evidence") or {}).get("measure") or {}
-    return {**found, **({"difference": measure["difference"]} if measure.get("difference") is not None else {})}
+    names = ("status", "outcome", "sentence", "path", "counts", "version", "chosen", "verdicts")
+    difference = ((result.get("evidence") or {}).get("measure") or {}).get("difference")
+    more = {} if difference is None else {"difference": difference}
+    return {name: result[name] for name in names if name in result} | more
 
 
 @dataclass(frozen=True)
@@ -485,42 +412,39 @@ class Checked:
     follows: bool
 
 
-def replay(project: ProjectConfig) -> list[Checked]:
+def replay(project: controller.ProjectConfig) -> list[Checked]:
     """Decide again what the controller decided: why cycles began, which step came next, and how they ended.
 
     Raises:
         UserError: there is no store.
     """
-    found = []
+    checks = []
     with opened(project.store) as store:
         events = _Log(store, project.name).events()
     for at, event in enumerate(events):
-        cycles, data = cycles_of(events[:at]), event.data
+        cycles, data = controller.cycles_of(events[:at]), event.data
         last = cycles[-1] if cycles and not cycles[-1].outcome else None
-        if event.kind == START:
+        if event.kind in (controller.START, controller.DECLINE):
+            again = controller.choose(
+                controller.ProjectConfig.model_validate(data["project"]), controller.facts_from(data["facts"])
+            )
             what = f"cycle {data['cycle']} began: {'; '.join(data['reasons'])}"
-            again = _chosen_again(data)
             follows = last is None and again.begins and list(again.reasons) == data["reasons"]
-        elif event.kind == DECLINE:
-            what = f"cycle {data['cycle']} did not begin: {data['why']}"
-            again = _chosen_again(data)
-            follows = last is None and not again.begins and again.why == data["why"]
-        elif event.kind == STEP:
+            if event.kind == controller.DECLINE:
+                what = f"cycle {data['cycle']} did not begin: {data['why']}"
+                follows = last is None and not again.begins and again.why == data["why"]
+        elif event.kind == controller.STEP:
             what = f"{data['step']} was done"
             follows = last is not None and last.next_step == data["step"] and not last.waits_for_approval
             if data["step"] == "choose":
-                follows = follows and data["result"]["chosen"] == better_start(data["result"]["verdicts"])
-        elif event.kind == END:
+                follows = follows and data["result"]["chosen"] == controller.better_start(data["result"]["verdicts"])
+        elif event.kind == controller.END:
             what = f"cycle {data['cycle']} ended: {data['outcome']}"
-            end = after(data["step"], data["status"], data["result"])
+            end = controller.after(data["step"], data["status"], data["result"])
             follows = (
                 last is not None and last.next_step == data["step"] and end == ("end", data["outcome"], data["why"])
             )
         else:
             what, follows = f"{data['step']} was approved", last is not None and last.next_step == data["step"]
-        found.append(Checked(event.time, what, follows))
-    return found
-
-
-def _chosen_again(data: Mapping[str, Any]) -> Choice:
-    return choose(ProjectConfig.model_validate(data["project"]), facts_from(data["facts"]))
+        checks.append(Checked(event.time, what, follows))
+    return checks

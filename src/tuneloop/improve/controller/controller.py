@@ -1,8 +1,7 @@
-"""Retraining as a state machine: when a cycle begins, which step is next, and how it ends. Decisions only, from facts and events.
+"""Retraining as a state machine: when a cycle begins, which step is next, how it ends. Decisions only, from facts and events.
 
-A cycle is a list of steps, each a command. What it has done stands in the event log, so a controller that was killed
-goes on with the step that has no event yet.
-"""
+A cycle is a list of steps, each a command. The event log has what is done, so a controller that was killed continues
+there."""
 
 from __future__ import annotations
 
@@ -22,28 +21,14 @@ START, STEP, APPROVE, END = "improve.start", "improve.step", "improve.approve", 
 DECLINE = "improve.decline"  # there was a reason, and it was not worth it or too expensive
 PRIOR_CYCLES = 2  # what is thought before any cycle counts as much as so many cycles
 Step = Literal[
-    "collect",
-    "train",
-    "warm_start",
-    "choose",
-    "evaluate",
-    "gate",
-    "export",
-    "register",
-    "experiment",
-    "decide",
+    "collect", "train", "warm_start", "choose", "evaluate", "gate", "export", "register", "experiment", "decide",
     "promote",
-]
+]  # fmt: skip
 # Each step's command. Names in braces are those of the project, and `cycle` (a folder), `experiment` (a name).
 COMMANDS: dict[str, list[str]] = {
     "collect": ["collect", "{store}", "-o", "{cycle}/collected", "--model", "{model}"],
     "train": ["run", "{recipe}", "output_dir={cycle}/run"],  # on the collected rows
-    "warm_start": [
-        "run",
-        "{recipe}",
-        "output_dir={cycle}/warm",
-        "train.init={champion}",
-    ],  # the same from the run in use
+    "warm_start": ["run", "{recipe}", "output_dir={cycle}/warm", "train.init={champion}"],  # the same from the run in use
     "choose": ["compare", "{cycle}/run", "{cycle}/warm", "-o", "{cycle}/starts"],
     "evaluate": ["evaluate", "{champion}", "--dataset", "{run}/dataset", "-o", "{cycle}/champion"],
     "gate": ["gate", "{run}", "--against", "{cycle}/champion", "--suite", "{suite}"],
@@ -52,7 +37,7 @@ COMMANDS: dict[str, list[str]] = {
     "experiment": ["ab", "start", "{experiment}", "--store", "{store}", "--model", "{model}"],
     "decide": ["ab", "check", "{experiment}", "--store", "{store}"],
     "promote": ["models", "promote", "{model}", "--why", "experiment {experiment}"],
-}
+}  # fmt: skip
 ORDER = tuple(COMMANDS)
 STARTS = ("warm_start", "choose")  # only where the project asks for them
 # What the answer "no" of a step means; "not yet" is exit status 3.
@@ -84,22 +69,16 @@ class Value(Config):
     usd_per_answer: float = Field(
         0.0, ge=0, description="dollars that a good answer is worth more than a bad one; 0: any reason begins a cycle"
     )
-    mended: float = Field(
-        0.3,
-        ge=0,
-        le=1,
-        description="share of the bad answers that a retraining on many corrections is thought to mend, before one has shown it",
-    )
+    mended: float = Field(0.3, ge=0, le=1,
+        description="share of the bad answers that a retraining on many corrections is thought to mend, before one has shown it")  # fmt: skip
     half: int = Field(50, ge=1, description="new corrections and labels with which it mends half of that")
 
 
 class Watching(Config):
     """Windows that `tuneloop monitor` compares, one after the other."""
 
-    reference: str = Field(
-        "",
-        description="prepared data set that is compared with; `champion`: that of the run in use; empty: nothing is monitored",
-    )
+    reference: str = Field("", description="prepared data set that is compared with; `champion`: that of the run in use; empty: "
+                           "nothing is monitored")  # fmt: skip
     window: str = Field("7d", description="length of a window, as in 7d or 12h")
     false_alarms: float = Field(2.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
 
@@ -115,10 +94,8 @@ class ProjectConfig(Config):
         "", description="run in use, with which the gate compares; after a promotion the promoted one"
     )
     suite: str = Field("", description="what the gate demands; empty: no gate")
-    warm_start: bool = Field(
-        False,
-        description="whether each cycle also trains from the run in use, and takes that one where it measures better than from the base",
-    )
+    warm_start: bool = Field(False, description="whether each cycle also trains from the run in use, and takes that one where it "
+                             "measures better than from the base")  # fmt: skip
     shadow: bool = Field(
         True, description="whether experiments begin in shadow mode, where nobody sees the candidate's answers"
     )
@@ -143,83 +120,52 @@ class ProjectConfig(Config):
 
 @dataclass(frozen=True)
 class Facts:
-    """What it is decided from whether a cycle begins.
+    """What it is decided from whether a cycle begins."""
 
-    Args:
-        days: since the last cycle ended, or since the first request.
-        feedback: requests with feedback, of all time, counted up to as many as a cycle needs.
-        corrections: new ones since then, and `alarms`: windows with one.
-        requests_per_day: of these days.
-        bad: share of the judged answers of these days that are bad; NaN: none was judged.
-        spent_usd, spent_hours: of the cycles that began in this quarter.
-        expected_usd, expected_hours: of a cycle, by the planner; NaN: nobody has asked it.
-        mended: of earlier cycles, the share of bad answers that each mended, 0 where it was not promoted.
-    """
-
-    days: float
-    feedback: int
-    corrections: int
+    days: float  # since the last cycle ended, or since the first request
+    feedback: int  # requests with feedback, of all time, counted up to as many as a cycle needs
+    corrections: int  # new ones since then, and `alarms`: windows with one
     alarms: int
-    requests_per_day: float = 0.0
-    bad: float = math.nan
-    spent_usd: float = 0.0
+    requests_per_day: float = 0.0  # of these days
+    bad: float = math.nan  # share of the judged answers of these days that are bad; NaN: none was judged
+    spent_usd: float = 0.0  # spent_usd, spent_hours: of the cycles that began in this quarter
     spent_hours: float = 0.0
-    expected_usd: float = math.nan
+    expected_usd: float = math.nan  # expected_usd, expected_hours: of a cycle, by the planner; NaN: no one has asked it
     expected_hours: float = math.nan
-    mended: tuple[float, ...] = ()
+    mended: tuple[float, ...] = ()  # of earlier cycles: the share of bad answers that each fixed; 0: not promoted
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether a cycle begins.
+    """Whether a cycle begins."""
 
-    Args:
-        begins: whether it does.
-        reasons: why it should; empty: nothing asks for it.
-        why: what speaks against it, or for it, with its figures; empty: neither value nor budget is set.
-        gain_usd: what it is expected to bring until the next one; NaN: nobody has said what an answer is worth.
-    """
-
-    begins: bool
-    reasons: tuple[str, ...]
-    why: str = ""
-    gain_usd: float = math.nan
+    begins: bool  # whether it does
+    reasons: tuple[str, ...]  # why it should; empty: nothing asks for it
+    why: str = ""  # what speaks against it, or for it, with its numbers; empty: neither value nor budget is set
+    gain_usd: float = math.nan  # expected until the next one; NaN: it is not known what an answer is worth
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """A cycle as its events tell it.
+    """A cycle as its events tell it."""
 
-    Args:
-        number: from 1.
-        project: as it was when the cycle began.
-        reasons: why it began.
-        done: results of its steps.
-        approved: steps that a person has approved.
-        outcome, why: how it ended; empty while it goes on.
-        began, ended: when.
-        bad: share of bad answers before it; NaN: not known.
-        corrections: new ones that it had.
-        hours, usd: that its steps have taken.
-    """
-
-    number: int
-    project: ProjectConfig
-    reasons: tuple[str, ...]
-    done: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    approved: frozenset[str] = frozenset()
-    outcome: str = ""
+    number: int  # from 1
+    project: ProjectConfig  # as it was when the cycle began
+    reasons: tuple[str, ...]  # why it began
+    done: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # results of its steps
+    approved: frozenset[str] = frozenset()  # steps that a person has approved
+    outcome: str = ""  # outcome, why: how it ended; empty while it continues
     why: str = ""
-    began: str = ""
+    began: str = ""  # began, ended: when
     ended: str = ""
-    bad: float = math.nan
-    corrections: int = 0
-    hours: float = 0.0
+    bad: float = math.nan  # share of bad answers before it; NaN: not known
+    corrections: int = 0  # new ones that it had
+    hours: float = 0.0  # hours, usd: that its steps have taken
     usd: float = 0.0
 
     @property
     def mended(self) -> float:
-        """The share of the bad answers that it would have mended with many corrections, by its experiment; 0: not promoted."""
+        """The share of the bad answers that it would have fixed with many corrections, by its experiment; 0: not promoted."""
         gain = self.done.get("decide", {}).get("difference")
         if self.outcome != "promoted" or gain is None or not self.bad > 0 or not self.corrections:
             return 0.0
@@ -227,7 +173,6 @@ class Cycle:
 
     @property
     def experiment(self) -> str:
-        """The name of its experiment."""
         return f"{self.project.name}-{self.number}"
 
     @property
@@ -243,38 +188,31 @@ class Cycle:
 
     @property
     def next_step(self) -> str:
-        """The step that is to be done; empty where all are."""
         return next((step for step in self.steps if step not in self.done), "")
 
     @property
     def waits_for_approval(self) -> bool:
-        """Whether a person must say yes first."""
         return self.next_step in self.project.approve and self.next_step not in self.approved
 
 
 def reasons_to_begin(triggers: Triggers, facts: Facts) -> list[str]:
-    """Why a cycle begins now; empty: it does not.
-
-    Args:
-        triggers: of the project.
-        facts: as they are.
-    """
+    """Why a cycle begins now; empty: it does not."""
     if facts.feedback < triggers.least_feedback:
         return []  # nothing to learn from
-    found = []
+    reasons = []
     if facts.days >= triggers.every_days:
-        found.append(f"{counted(facts.days, 'day')} since the last cycle, at most {triggers.every_days:g}")
+        reasons.append(f"{counted(facts.days, 'day')} since the last cycle, at most {triggers.every_days:g}")
     if facts.corrections >= triggers.corrections:
-        found.append(f"{facts.corrections:,} new corrections and labels, {triggers.corrections:,} are enough")
+        reasons.append(f"{facts.corrections:,} new corrections and labels, {triggers.corrections:,} are enough")
     if facts.alarms >= triggers.alarms:
-        found.append(f"{counted(facts.alarms, 'window')} with an alarm")
-    return found
+        reasons.append(f"{counted(facts.alarms, 'window')} with an alarm")
+    return reasons
 
 
 def facts_from(data: Mapping[str, Any]) -> Facts:
-    """Facts as they stand in the log."""
-    given: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
-    return Facts(**{**given, "mended": tuple(given.get("mended", ()))})
+    """Facts as the log has them."""
+    facts: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
+    return Facts(**{**facts, "mended": tuple(facts.get("mended", ()))})
 
 
 def needs_a_plan(project: ProjectConfig) -> bool:
@@ -290,10 +228,6 @@ def choose(project: ProjectConfig, facts: Facts) -> Choice:
     1988, "Competitive snoopy caching"). It is the dollars of a good answer, times requests, times the share of bad answers,
     times the share of them that a retraining mends. That share grows with the new corrections n as
     n / (n + `value.half`), towards the mean of what earlier cycles showed and of `value.mended`, which counts as two cycles.
-
-    Args:
-        project: with its triggers, budget and value.
-        facts: as they are.
     """
     reasons = tuple(reasons_to_begin(project.triggers, facts))
     if not reasons:
@@ -316,12 +250,11 @@ def choose(project: ProjectConfig, facts: Facts) -> Choice:
 
 
 def learned(corrections: int, value: Value) -> float:
-    """How much of what a retraining could mend it mends with so many new corrections: 0 to 1."""
+    """How much of what a retraining could fix it fixes with so many new corrections: 0 to 1."""
     return corrections / (corrections + value.half)
 
 
 def _over_budget(project: ProjectConfig, facts: Facts) -> str:
-    """Why the quarter's budget does not bear a cycle; empty: it does."""
     for limit, spent, expected, form in (
         (project.budget.usd, facts.spent_usd, facts.expected_usd, "${:,.2f}"),
         (project.budget.hours, facts.spent_hours, facts.expected_hours, "{:,.2f} hours"),
@@ -331,8 +264,8 @@ def _over_budget(project: ProjectConfig, facts: Facts) -> str:
         if math.isnan(expected):
             return "there is a budget, and the planner could not say what a cycle takes"
         if spent + expected > limit:
-            said = (form.format(value) for value in (limit, spent, expected))
-            return "the budget of this quarter is {}, {} is spent and a cycle takes {}".format(*said)
+            values = (form.format(value) for value in (limit, spent, expected))
+            return "the budget of this quarter is {}, {} is spent and a cycle takes {}".format(*values)
     return ""
 
 
@@ -343,22 +276,15 @@ def cycles_of(events: Iterable[Decision]) -> list[Cycle]:
         data = event.data
         if event.kind == START:
             project = ProjectConfig.model_validate(data["project"])
-            bad = data["facts"].get("bad")
+            bad, corrections = data["facts"].get("bad"), int(data["facts"].get("corrections", 0))
             bad = math.nan if bad is None else float(bad)
+            reasons = tuple(data["reasons"])
             cycles.append(
-                Cycle(
-                    int(data["cycle"]),
-                    project,
-                    tuple(data["reasons"]),
-                    began=event.time,
-                    bad=bad,
-                    corrections=int(data["facts"].get("corrections", 0)),
-                )
+                Cycle(int(data["cycle"]), project, reasons, began=event.time, bad=bad, corrections=corrections)
             )
         elif cycles and not cycles[-1].outcome:
             last = cycles[-1]
-            took = {"hours": last.hours + data.get("hours", 0.0), "usd": last.usd + data.get("usd", 0.0)}
-            last = replace(last, **took)
+            last = replace(last, hours=last.hours + data.get("hours", 0.0), usd=last.usd + data.get("usd", 0.0))
             if event.kind == STEP:
                 last = replace(last, done={**last.done, data["step"]: data["result"]})
             elif event.kind == APPROVE:
@@ -370,28 +296,18 @@ def cycles_of(events: Iterable[Decision]) -> list[Cycle]:
 
 
 def champion_of(project: ProjectConfig, cycles: Iterable[Cycle], folder: str) -> str:
-    """The run in use: that of the last promoted cycle, else the project's.
-
-    Args:
-        folder: of the cycles.
-    """
+    """The run in use: that of the last promoted cycle in their `folder`, else the project's."""
     promoted = [cycle for cycle in cycles if cycle.outcome == "promoted"]
     return f"{folder}/{promoted[-1].number}/{promoted[-1].run}" if promoted else project.champion
 
 
 def command_of(cycle: Cycle, step: str, *, folder: str, champion: str) -> list[str]:
-    """The words of a step's command.
-
-    Args:
-        cycle: that goes on.
-        step: of it.
-        folder: of all cycles.
-        champion: the run in use.
+    """The words of a step's command. `folder` is that of all cycles, `champion` the run in use.
 
     Raises:
         UserError: a name in braces that there is not.
     """
-    known = {
+    names = {
         **{name: str(getattr(cycle.project, name)) for name in ("name", "store", "model", "recipe", "suite")},
         "champion": champion, "cycle": f"{folder}/{cycle.number}", "experiment": cycle.experiment,
         "run": f"{folder}/{cycle.number}/{cycle.run}",
@@ -400,15 +316,15 @@ def command_of(cycle: Cycle, step: str, *, folder: str, champion: str) -> list[s
     if step == "promote" and not (cycle.project.suite or "promote" in cycle.project.steps):
         words = [*words, "--force", "the project has no suite; experiment {experiment} decided"]
     try:
-        return [str(word).format(**known) for word in words]
+        return [str(word).format(**names) for word in words]
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(
-            f"Unknown name in braces: {error}", where=f"steps.{step}", next_step=f"names: {', '.join(known)}"
+            f"Unknown name in braces: {error}", where=f"steps.{step}", next_step=f"names: {', '.join(names)}"
         ) from None
 
 
 def better_start(verdicts: Mapping[str, str]) -> str:
-    """Which of both runs goes on: the one from the run in use only where a metric shows it to be better, and none worse.
+    """Which of both runs is taken: the one from the run in use only where a metric shows it to be better, and none worse.
 
     Args:
         verdicts: metric -> `better`, `worse` or `not enough evidence`, of the run from the champion against that from the base.
@@ -423,9 +339,7 @@ def after(step: str, status: int, result: Mapping[str, Any]) -> tuple[str, str, 
     """What follows from a step's exit status.
 
     Args:
-        step: that was done.
         status: 0 yes, 1 no, 3 not enough evidence.
-        result: what it printed.
 
     Returns:
         `done`, `wait` or `end`; for the end its outcome, and why.

@@ -11,9 +11,8 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc_now, uuid7
-from tuneloop.improve.experiment.config import ExperimentOptions
 from tuneloop.improve.experiment.log import DECISION, START, STOP, ExperimentState, design_of, experiments_of
-from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentVerdict
+from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
 from tuneloop.improve.experiment.statistics import decide, evidence_of, registration_hash, time_of, units_of
 from tuneloop.improve.feedback.value import current
 from tuneloop.records.decision import Decision
@@ -40,18 +39,12 @@ EVENTS = "kind LIKE 'experiment.%'"
 
 @dataclass(frozen=True)
 class Replayed:
-    """A decision of the log, made again.
+    """A decision of the log, made again."""
 
-    Args:
-        logged, again: as it stands in the log, and as it comes out now.
-        same: whether outcome, share, sentence and evidence are the same.
-        follows: whether the logged decision follows from its own logged evidence.
-    """
-
-    logged: ExperimentVerdict
+    logged: ExperimentVerdict  # logged, again: as it is in the log, and as it comes out now
     again: ExperimentVerdict
-    same: bool
-    follows: bool
+    same: bool  # whether outcome, share, sentence and evidence are the same
+    follows: bool  # whether the logged decision follows from its own logged evidence
 
 
 def registration_file(place: Path | str, name: str) -> Path:
@@ -61,9 +54,6 @@ def registration_file(place: Path | str, name: str) -> Path:
 
 def read_experiments(place: Path | str) -> dict[str, ExperimentState]:
     """All experiments of a store.
-
-    Args:
-        place: the store's file, or the server's folder.
 
     Raises:
         UserError: there is no store.
@@ -76,13 +66,11 @@ def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str 
     """Register an experiment and begin it.
 
     Args:
-        place: the store's file, or the server's folder.
-        name: of the experiment.
         settings: by the names of `ExperimentOptions`.
         at: the time; now where empty.
 
     Raises:
-        UserError: a bad setting, a name that is taken, or another experiment with this model goes on.
+        UserError: a bad setting, a name that is taken, or another experiment with this model runs.
     """
     design = design_of(name, build_config(ExperimentOptions, settings), secrets.token_hex(8))
     file = registration_file(place, name)
@@ -107,7 +95,7 @@ def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str 
 
 
 def not_served(place: Path | str, model: str) -> str:
-    """What to know where the server of a store has no such model, so that nobody meets a candidate; empty: it has it, or there
+    """What to know where the server of a store has no such model, so that no one meets a candidate; empty: it has it, or there
     is no server yet."""
     state = store_folder(place) / ServerState.file
     names = [served.name for served in read_record(ServerState, state).models] if state.is_file() else []
@@ -132,8 +120,7 @@ def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | st
     """An experiment by its name.
 
     Args:
-        experiments: of the store.
-        name: may be empty where there is only one that goes on.
+        name: may be empty where there is only one that runs.
 
     Raises:
         UserError: there is none of that name, or none or several go on.
@@ -148,7 +135,7 @@ def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | st
 
 
 def votes_of(feedback: Iterable[Feedback], experiment: str) -> list[Feedback]:
-    """The judged pairs of an experiment's shadow mode: `judge_copies` alone writes them, under a key that nobody can send."""
+    """The judged pairs of an experiment's shadow mode: `judge_copies` alone writes them, under a key that no one can send."""
     mine = f"{SHADOW}:{experiment}:"
     return [
         one for one in feedback if one.kind == SHADOW and (one.key or "").startswith(mine) and one.value in (-1, 0, 1)
@@ -159,21 +146,21 @@ def verdict_of(store: Database, state: ExperimentState, at: str, seen: int | Non
     """What follows from all that was stored before a time.
 
     Args:
-        store: open.
-        state: of the experiment before the decision.
         at: ISO 8601 in UTC.
         seen: place of the last event that counts; None: all that is stored.
     """
-    known = (" AND place <= ?", [seen]) if seen is not None else ("", [])
-    own, values = f"model = ? AND arm IS NOT NULL{known[0]}", [state.design.model, *known[1]]
-    requests = list(read_requests(store, since=state.started, until=at, where=own, values=values, texts=False))
-    feedback = list(read_feedback(store, since=state.started, until=at, where=f"TRUE{known[0]}", values=known[1]))
+    bound = (" AND place <= ?", [seen]) if seen is not None else ("", [])
+    where, values = f"model = ? AND arm IS NOT NULL{bound[0]}", [state.design.model, *bound[1]]
+    requests = list(read_requests(store, since=state.started, until=at, where=where, values=values, texts=False))
+    feedback = list(read_feedback(store, since=state.started, until=at, where=f"TRUE{bound[0]}", values=bound[1]))
     when = time_of(at)
     units = units_of(state.design, requests, feedback, when)
     votes = [float(one.value) for one in current(votes_of(feedback, state.design.name))]
     copies = 0
     if state.in_shadow_mode:
-        every = read_requests(store, since=state.started, until=at, where=own, values=values, shadow=True, texts=False)
+        every = read_requests(
+            store, since=state.started, until=at, where=where, values=values, shadow=True, texts=False
+        )
         copies = sum(copy.error != LEFT for copy in every)
     verdict = decide(state.design, evidence_of(state.design, units, state.stage(when), votes, copies), at)
     return verdict.model_copy(update={"seen": seen})
@@ -183,8 +170,7 @@ def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[Experimen
     """Decide on an experiment now, and log it. One that has ended gives its last decision again.
 
     Args:
-        place: the store's file, or the server's folder.
-        name: of the experiment; empty: the one that goes on.
+        name: of the experiment; empty: the one that runs.
         at: the time; now where empty.
 
     Returns:
@@ -220,8 +206,8 @@ def refuse_changed(state: ExperimentState, file: Path) -> None:
     Raises:
         UserError: the file is missing or was changed.
     """
-    found = registration_hash(read_record(ExperimentDesign, file))
-    if found != state.registration:
+    registration = registration_hash(read_record(ExperimentDesign, file))
+    if registration != state.registration:
         raise UserError(
             "The registration was changed after the start", where=str(file),
             next_step=f"restore it ({state.registration[:19]}...), or stop this experiment and start another one",
@@ -252,19 +238,19 @@ def replay(place: Path | str, name: str = "") -> list[Replayed]:
     Raises:
         UserError: no such experiment.
     """
-    done: list[Replayed] = []
+    replayed: list[Replayed] = []
     with opened(place) as store:
         events = list(read_decisions(store, where=EVENTS))
         name = find(experiments_of(events), name, place).design.name
-        own = [event for event in events if event.subject == name]
-        for at, event in enumerate(own):
+        logged_events = [event for event in events if event.subject == name]
+        for at, event in enumerate(logged_events):
             if event.kind == DECISION:
                 logged = ExperimentVerdict.model_validate(event.data)
-                state = experiments_of(own[:at])[name]
+                state = experiments_of(logged_events[:at])[name]
                 again = verdict_of(store, state, logged.at, logged.seen)
                 follows = decide(state.design, logged.evidence, logged.at).model_copy(update={"seen": logged.seen})
-                done.append(Replayed(logged, again, _same(logged, again), _same(logged, follows)))
-    return done
+                replayed.append(Replayed(logged, again, _same(logged, again), _same(logged, follows)))
+    return replayed
 
 
 def _same(a: ExperimentVerdict, b: ExperimentVerdict) -> bool:

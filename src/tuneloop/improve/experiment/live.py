@@ -1,7 +1,7 @@
 """Experiments of a server's store, for its gateway: who meets the candidate, and whose requests are copied to it.
 
-The store is the only link: `tuneloop ab` adds events to it, the server reads them again every second, so that a start, a
-step of the ramp and a stop take effect without a restart.
+The store is the only link: `tuneloop ab` adds events to it, the server reads them again every second, so that a start,
+a step of the ramp and a stop take effect without a restart.
 """
 
 from __future__ import annotations
@@ -26,24 +26,16 @@ EVERY = 1.0  # seconds between two looks into the store
 
 @dataclass
 class Experiments:
-    """The experiments that go on, as a server follows them.
+    """The experiments that run, as a server follows them."""
 
-    Args:
-        place: the store's.
-        going: state of those that go on, by the model that they are about.
-        arms: who meets what, by the model.
-    """
-
-    place: str
+    place: str  # the store's
     say: Callable[[str], None] = field(default_factory=bound_say)
-    going: dict[str, ExperimentState] = field(default_factory=dict)
-    arms: dict[str, Arms] = field(default_factory=dict)
+    going: dict[str, ExperimentState] = field(default_factory=dict)  # state of those that run, by their model
+    arms: dict[str, Arms] = field(default_factory=dict)  # who meets what, by the model
     _gateway: Gateway | None = None
     _seen: str = ""
     _told: dict[str, str] = field(default_factory=dict)
     _store: Database | None = None
-
-    # --- reading
 
     def refresh(self) -> bool:
         """Read the store again where events came; returns whether anything has changed.
@@ -59,8 +51,8 @@ class Experiments:
         last = self._store.execute("SELECT MAX(id) FROM decisions").fetchone()[0] or ""
         if last == self._seen:
             return False
-        found = experiments_of(read_decisions(self._store, where=EVENTS))
-        going = {state.design.model: state for state in found.values() if not state.ended}
+        experiments = experiments_of(read_decisions(self._store, where=EVENTS))
+        going = {state.design.model: state for state in experiments.values() if not state.ended}
         for model, state in going.items():
             before = self.going.get(model)
             same = before is not None and before.registration == state.registration
@@ -72,7 +64,6 @@ class Experiments:
         return changed
 
     def candidates(self) -> dict[str, Candidate]:
-        """What the experiments want served, by their names, after another look into the store."""
         with contextlib.suppress(DatabaseError):
             self.refresh()
         return self.wanted
@@ -81,8 +72,6 @@ class Experiments:
     def wanted(self) -> dict[str, Candidate]:
         """What the experiments want served, by their names, as last read."""
         return {state.design.name: Candidate(model, state.design.candidate) for model, state in self.going.items()}
-
-    # --- for the gateway
 
     def draw(self, model: str, unit: str, request: str) -> Drawn | None:
         """The arm of a request; see `gateway.Draw`. A user who comes while the candidate is not served has none."""
@@ -93,12 +82,12 @@ class Experiments:
         served = name in self._gateway.candidates
         if not served and unit not in arms.known:
             return None
-        found = arms.arm_of(unit or request)
+        arm = arms.arm_of(unit or request)
         if not unit:
-            arms.known.pop(request, None)  # nobody comes again under it
-        if found is None:
+            arms.known.pop(request, None)  # no one comes again under it
+        if arm is None:
             return None
-        return Drawn(*found, served=name if found[0] == CANDIDATE else "")
+        return Drawn(*arm, served=name if arm[0] == CANDIDATE else "")
 
     def shadow(self, model: str) -> str:
         """The experiment whose candidate answers copies of a model's requests; empty: none."""
@@ -129,7 +118,6 @@ class Experiments:
                     self._tell()
 
     def _tell(self) -> None:
-        """Say what has changed."""
         assert self._gateway is not None
         now = {}
         for model, state in self.going.items():

@@ -9,9 +9,8 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from tuneloop.core.errors import UserError
-from tuneloop.improve.experiment.config import ExperimentOptions
 from tuneloop.improve.experiment.plan import Traffic, units_for
-from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentVerdict
+from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
 from tuneloop.improve.experiment.statistics import Stage, assign, time_of
 from tuneloop.records.decision import Decision
 
@@ -21,50 +20,40 @@ ENDS = ("promote", "roll back", "futility")
 
 @dataclass(frozen=True)
 class ExperimentState:
-    """Where an experiment stands.
+    """Where an experiment stands."""
 
-    Args:
-        design: what was registered, and the hash of that.
-        started: when; `since` when the share was last set.
-        share: of new users that meet the candidate.
-        verdicts: all decisions, in order.
-        ended: how it ended: promote, roll back, futility or stopped; empty while it goes on.
-        stopped: when a person ended it, and `why` as that person said; empty where nobody did.
-    """
-
-    design: ExperimentDesign
+    design: ExperimentDesign  # what was registered, and the hash of that
     registration: str
-    started: str
+    started: str  # when; `since` when the share was last set
     since: str
-    share: float
-    verdicts: tuple[ExperimentVerdict, ...] = ()
-    ended: str = ""
-    stopped: str = ""
+    share: float  # of new users that meet the candidate
+    verdicts: tuple[ExperimentVerdict, ...] = ()  # all decisions, in order
+    ended: str = ""  # how it ended: promote, roll back, futility or stopped; empty while it continues
+    stopped: str = ""  # when a person ended it, and `why` as that person said; empty where no one did
     why: str = ""
 
     @property
     def in_shadow_mode(self) -> bool:
-        """Whether the candidate answers copies only, which nobody sees."""
+        """Whether the candidate answers copies only, which no one sees."""
         return self.design.shadow and not self.share and not self.ended
 
     def stage(self, at: datetime) -> Stage:
-        """Where it stands at some time."""
         days = [max(0.0, (at - time_of(then)).total_seconds() / 86_400) for then in (self.started, self.since)]
         return Stage(days[0], days[1], self.share)
 
 
 def experiments_of(events: Iterable[Decision]) -> dict[str, ExperimentState]:
     """All experiments by their names, from the events of the log in order."""
-    found: dict[str, ExperimentState] = {}
+    states: dict[str, ExperimentState] = {}
     for event in events:
-        if event.kind == START and event.subject not in found:
+        if event.kind == START and event.subject not in states:
             design = ExperimentDesign.model_validate(event.data["design"])
             share = 0.0 if design.shadow else design.ramp[0]
             hashed = event.data["registration"]
-            found[event.subject] = ExperimentState(design, hashed, event.time, event.time, share)
-        elif event.kind in (DECISION, STOP) and event.subject in found and not found[event.subject].ended:
-            found[event.subject] = _after(found[event.subject], event)
-    return found
+            states[event.subject] = ExperimentState(design, hashed, event.time, event.time, share)
+        elif event.kind in (DECISION, STOP) and event.subject in states and not states[event.subject].ended:
+            states[event.subject] = _after(states[event.subject], event)
+    return states
 
 
 def _after(state: ExperimentState, event: Decision) -> ExperimentState:
@@ -73,25 +62,17 @@ def _after(state: ExperimentState, event: Decision) -> ExperimentState:
     verdict = ExperimentVerdict.model_validate(event.data)
     changed = verdict.share != state.share
     return replace(
-        state,
-        verdicts=(*state.verdicts, verdict),
-        share=verdict.share,
-        since=verdict.at if changed else state.since,
+        state, verdicts=(*state.verdicts, verdict), share=verdict.share, since=verdict.at if changed else state.since,
         ended=verdict.outcome if verdict.outcome in ENDS else "",
-    )
+    )  # fmt: skip
 
 
 @dataclass
 class Arms:
-    """Who meets what, for a server: units keep the arm of their first request.
+    """Who meets what, for a server: units keep the arm of their first request."""
 
-    Args:
-        state: of the experiment.
-        known: unit -> arm and propensity of its first request, from the stored requests.
-    """
-
-    state: ExperimentState
-    known: dict[str, tuple[str, float]] = field(default_factory=dict)
+    state: ExperimentState  # of the experiment
+    known: dict[str, tuple[str, float]] = field(default_factory=dict)  # unit -> arm and propensity of its first request
 
     def arm_of(self, unit: str) -> tuple[str, float] | None:
         """Arm and propensity of a unit, which are stored with its request; None where no experiment runs.
@@ -110,8 +91,6 @@ def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDes
     """The registration that options make.
 
     Args:
-        name: of the experiment.
-        options: as they were asked for.
         salt: of the users' hashes.
 
     Raises:
@@ -126,14 +105,14 @@ def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDes
         raise UserError(
             f"Not a ramp: {options.ramp!r:.60}", where="--ramp", next_step="percent with commas, as in 10,25,50,100"
         ) from None
-    kept = options.model_dump(exclude={"ramp", "shadow_copies"})
+    fields = options.model_dump(exclude={"ramp", "shadow_copies"})
     share = max((step for step in ramp if 0 < step < 1), default=0.5)
     planned = max(units_for(Traffic(1, share, options.base, 0).deviation, options.effect, options.alpha), 2)
     candidate, champion = (target if not target.startswith("@") else f"{options.model}{target}" for target in (options.candidate, options.champion))  # fmt: skip
-    found = {**kept, "candidate": candidate, "champion": champion}
+    values = {**fields, "candidate": candidate, "champion": champion}
     try:
         return ExperimentDesign(
-            name=name, ramp=ramp, planned_units=planned, salt=salt, shadow_votes=options.shadow_copies, **found
+            name=name, ramp=ramp, planned_units=planned, salt=salt, shadow_votes=options.shadow_copies, **values
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

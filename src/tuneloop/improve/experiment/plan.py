@@ -1,31 +1,22 @@
 """What an experiment can show before anything is spent: false promotions, power and days, by simulation.
 
-Outcomes are ratings, good or not. They are simulated look by look as counts, and the estimate, its variance and its
-bounds follow from these exactly as `core/stats/sequences.py` gets them from single units, with the arms' means of the looks
-before. So thousands of experiments take a second.
-"""
+Ratings are simulated look by look as counts. Estimate, variance and bounds follow from these exactly as
+`core/stats/sequences.py` gets them from single units, with the arms' means of the looks before, so thousands of
+experiments take a second."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
-from tuneloop.core.lazy import np
+from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.core.stats.sequences import best_rho2, margin
 from tuneloop.core.units import counted
-from tuneloop.improve.experiment.config import ExperimentPlanOptions
-from tuneloop.improve.experiment.record import DenserMeasure, ExperimentPlan, PlannedPower
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
-else:
-    Array = "NDArray[np.float64]"
+from tuneloop.improve.experiment.record import DenserMeasure, ExperimentPlan, ExperimentPlanOptions, PlannedPower
 
 LEAST_UNITS = 30  # rated units of either arm before the first decision: the sequence is asymptotic
 MOST_LOOKS = 400
@@ -36,17 +27,11 @@ TABLE_DAYS = (7, 28, 91, 182, 365, 730, 1460)
 
 @dataclass(frozen=True)
 class Traffic:
-    """Units of both arms.
+    """Units of both arms."""
 
-    Args:
-        units_per_day: that get a value.
-        share: of the candidate.
-        base, effect: the champion's rate, and how much higher the candidate's is.
-    """
-
-    units_per_day: float
-    share: float
-    base: float
+    units_per_day: float  # that get a value
+    share: float  # of the candidate
+    base: float  # base, effect: the champion's rate, and how much higher the candidate's is
     effect: float
 
     @property
@@ -57,20 +42,13 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Looks:
-    """Simulated experiments, looked at again and again; arrays are (experiments, looks).
+    """Simulated experiments, looked at again and again; arrays are (experiments, looks)."""
 
-    Args:
-        days: of each look.
-        units: mean number of units by then.
-        promoted, rolled_back: whether it has so ended by then.
-        z_promoted: whether the usual z-test has been significant for the candidate at some look by then.
-    """
-
-    days: NDArray[np.int64]
-    units: Array
-    promoted: NDArray[np.bool_]
+    days: NDArray[np.int64]  # of each look
+    units: Array  # mean number of units by then
+    promoted: NDArray[np.bool_]  # promoted, rolled_back: whether it has so ended by then
     rolled_back: NDArray[np.bool_]
-    z_promoted: NDArray[np.bool_]
+    z_promoted: NDArray[np.bool_]  # whether the usual z-test has been significant for the candidate by then
 
 
 def units_for(deviation: float, effect: float, alpha: float) -> int:
@@ -78,7 +56,6 @@ def units_for(deviation: float, effect: float, alpha: float) -> int:
 
     Args:
         deviation: standard deviation of what one unit says.
-        effect: the true difference.
         alpha: of the sequence, which is narrowest there.
     """
     x = best_rho2(1.0, alpha)  # at the best mixture the width depends on units times rho2 alone
@@ -89,11 +66,8 @@ def simulate(traffic: Traffic, *, planned: int, alpha: float, days: int, simulat
     """Simulate experiments that are looked at daily; over long times less often, 400 times in all.
 
     Args:
-        traffic: of the experiment, with the true effect.
         planned: units at which the sequence is narrowest.
         alpha: of the sequence and of the z-test.
-        days: that are simulated.
-        simulations, seed: how many, from which seed.
     """
     rng = np.random.default_rng(seed)
     every = math.ceil(days / MOST_LOOKS)
@@ -112,20 +86,16 @@ def simulate(traffic: Traffic, *, planned: int, alpha: float, days: int, simulat
     looks = np.arange(len(at))
     z_up = enough & (_z(np.cumsum(good1, axis=1), total1, np.cumsum(good0, axis=1), total0) > Z_TWO_SIDED)
     return Looks(
-        days=at,
-        units=total.mean(axis=0),
-        promoted=(first_up < first_down)[:, None] & (first_up[:, None] <= looks),
+        days=at, units=total.mean(axis=0), promoted=(first_up < first_down)[:, None] & (first_up[:, None] <= looks),
         rolled_back=(first_down < first_up)[:, None] & (first_down[:, None] <= looks),
         z_promoted=_first(z_up)[:, None] <= looks,
-    )
+    )  # fmt: skip
 
 
 def _estimate(
-    share: float,
-    units: NDArray[np.int64],
-    candidate: tuple[NDArray[np.int64], NDArray[np.int64]],
+    share: float, units: NDArray[np.int64], candidate: tuple[NDArray[np.int64], NDArray[np.int64]],
     champion: tuple[NDArray[np.int64], NDArray[np.int64]],
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array]:  # fmt: skip
     """The mean and the standard deviation of the units' values after each look; see `sequences.contrast`."""
     (in1, good1), (in0, good0) = candidate, champion
 
@@ -153,7 +123,6 @@ def _first(happened: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _z(good1: Array, n1: Array, good0: Array, n0: Array) -> Array:
-    """The usual statistic of two rates, with the pooled variance."""
     n1, n0 = np.maximum(n1, 1), np.maximum(n0, 1)
     pooled = (good1 + good0) / (n1 + n0)
     error = np.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n0))
@@ -169,61 +138,40 @@ def plan_experiment(settings: Mapping[str, Any]) -> ExperimentPlan:
     Raises:
         UserError: a number that can't be.
     """
-    asked = build_config(ExperimentPlanOptions, settings)
-    if asked.base + asked.effect >= 1:
-        raise UserError(
-            f"A share of {asked.base:g} can't rise by {asked.effect:g}: it would pass 1",
-            where="--effect",
-            next_step=f"set --effect below {1 - asked.base:.3g}",
-        )
-    traffic = Traffic(asked.requests_per_day * asked.rated, asked.share, asked.base, asked.effect)
-    planned = units_for(traffic.deviation, asked.effect, asked.alpha)
+    options = build_config(ExperimentPlanOptions, settings)
+    if options.base + options.effect >= 1:
+        what = f"A share of {options.base:g} can't rise by {options.effect:g}: it would pass 1"
+        raise UserError(what, where="--effect", next_step=f"set --effect below {1 - options.base:.3g}")
+    traffic = Traffic(options.requests_per_day * options.rated, options.share, options.base, options.effect)
+    planned = units_for(traffic.deviation, options.effect, options.alpha)
     days = _days_to_simulate(planned, traffic)
-    seeds = iter(range(asked.seed, asked.seed + 100))
+    seeds = iter(range(options.seed, options.seed + 100))
 
     def looks(effect: float) -> Looks:
-        one = replace(traffic, effect=effect)
-        return simulate(
-            one, planned=planned, alpha=asked.alpha, days=days, simulations=asked.simulations, seed=next(seeds)
-        )
+        sizes = {"planned": planned, "days": days, "simulations": options.simulations, "seed": next(seeds)}
+        return simulate(replace(traffic, effect=effect), alpha=options.alpha, **sizes)
 
-    null, found = looks(0.0), looks(asked.effect)
-    others = [(effect, looks(effect)) for effect in _other_effects(asked)]
-    tables = sorted([(0.0, null), (asked.effect, found), *others], key=lambda pair: pair[0])
-    units_50, days_50 = _when(found, 0.5)
-    units_80, days_80 = _when(found, 0.8)
+    null, effective = looks(0.0), looks(options.effect)
+    more = [factor * options.effect for factor in (-1.0, 0.5, 2.0)]
+    others = [(effect, looks(effect)) for effect in more if 0 < options.base + effect < 1]
+    tables = sorted([(0.0, null), (options.effect, effective), *others], key=lambda pair: pair[0])
+    units_50, days_50 = _when(effective, 0.5)
+    units_80, days_80 = _when(effective, 0.8)
     one_look = math.ceil(planned / traffic.units_per_day)
     plan = ExperimentPlan(
-        **asked.model_dump(),
-        units_per_day=traffic.units_per_day,
-        candidate_units_per_day=traffic.units_per_day * asked.share,
-        units_one_look=planned,
-        days_one_look=one_look,
-        units_50=units_50,
-        days_50=days_50,
-        units_80=units_80,
-        days_80=days_80,
-        false_promotion=float(null.promoted[:, -1].mean()),
-        false_promotion_z=float(null.z_promoted[:, -1].mean()),
-        days_simulated=int(null.days[-1]),
-        look_every_days=int(null.days[0]),
-        power=[row for effect, table in tables for row in _power(effect, table)],
-        denser=list(_denser(asked, traffic)),
+        **options.model_dump(), units_per_day=traffic.units_per_day,
+        candidate_units_per_day=traffic.units_per_day * options.share, units_one_look=planned, days_one_look=one_look,
+        units_50=units_50, days_50=days_50, units_80=units_80, days_80=days_80,
+        false_promotion=float(null.promoted[:, -1].mean()), false_promotion_z=float(null.z_promoted[:, -1].mean()),
+        days_simulated=int(null.days[-1]), look_every_days=int(null.days[0]),
+        power=[row for effect, table in tables for row in _power(effect, table)], denser=list(_denser(options, traffic)),
         summary=[],
-    )
+    )  # fmt: skip
     return plan.model_copy(update={"summary": list(_summary(plan))})
 
 
 def _days_to_simulate(units: int, traffic: Traffic) -> int:
-    """Three times the days until one look would do, at least a week and at most ten years."""
     return int(min(max(7, math.ceil(3 * units / traffic.units_per_day)), MOST_DAYS))
-
-
-def _other_effects(asked: ExperimentPlanOptions) -> Iterator[float]:
-    """Effects besides the one that was asked for, where a rate can have them."""
-    for factor in (-1.0, 0.5, 2.0):
-        if 0 < asked.base + factor * asked.effect < 1:
-            yield factor * asked.effect
 
 
 def _when(looks: Looks, share: float) -> tuple[int | None, int | None]:
@@ -240,49 +188,42 @@ def _power(effect: float, looks: Looks) -> Iterator[PlannedPower]:
     for days in [*(day for day in TABLE_DAYS if day < last), last]:
         at = int(np.searchsorted(looks.days, days))
         yield PlannedPower(
-            effect=effect,
-            days=int(looks.days[at]),
-            units=round(float(looks.units[at])),
-            promoted=float(looks.promoted[:, at].mean()),
-            rolled_back=float(looks.rolled_back[:, at].mean()),
-        )
+            effect=effect, days=int(looks.days[at]), units=round(float(looks.units[at])),
+            promoted=float(looks.promoted[:, at].mean()), rolled_back=float(looks.rolled_back[:, at].mean()),
+        )  # fmt: skip
 
 
-def _denser(asked: ExperimentPlanOptions, traffic: Traffic) -> Iterator[DenserMeasure]:
+def _denser(options: ExperimentPlanOptions, traffic: Traffic) -> Iterator[DenserMeasure]:
     """What else could be measured, each simulated with the same effect in points."""
     ways = []
-    if asked.share < 0.5:
+    if options.share < 0.5:
         how = "give the candidate half of the traffic, after shadow mode and a ramp; twice as many users meet it if it is bad"
         ways.append(("half of the traffic", how, replace(traffic, share=0.5)))
-    if asked.rated < 0.1:
+    if options.rated < 0.1:
         how = "ask for a rating under every answer, or ask some users: 10 % rated"
-        ways.append(("more ratings", how, replace(traffic, units_per_day=asked.requests_per_day * 0.1)))
-    if asked.rated < 1:
+        ways.append(("more ratings", how, replace(traffic, units_per_day=options.requests_per_day * 0.1)))
+    if options.rated < 1:
         how = "count what every request shows by itself: was the answer kept as it is, was nothing asked again"
-        ways.append(("no edits, no retries", how, replace(traffic, units_per_day=asked.requests_per_day)))
+        ways.append(("no edits, no retries", how, replace(traffic, units_per_day=options.requests_per_day)))
         how = "people label a sample of both arms' requests (`tuneloop review`): is the answer the right one; here 200 a day, in halves"
-        labelled = min(200.0, asked.requests_per_day)
+        labelled = min(200.0, options.requests_per_day)
         ways.append(("label agreement", how, replace(traffic, units_per_day=labelled, share=0.5)))
     for name, how, way in ways:
-        planned = units_for(way.deviation, asked.effect, asked.alpha)
-        looks = simulate(
-            way, planned=planned, alpha=asked.alpha, days=_days_to_simulate(planned, way), simulations=400, seed=asked.seed
-        )  # fmt: skip
-        units, days = _when(looks, 0.5)
-        yield DenserMeasure(name=name, how=how, units_per_day=way.units_per_day, units=units, days=days)
+        planned = units_for(way.deviation, options.effect, options.alpha)
+        days = _days_to_simulate(planned, way)
+        looks = simulate(way, planned=planned, alpha=options.alpha, days=days, simulations=400, seed=options.seed)
+        units, reached = _when(looks, 0.5)
+        yield DenserMeasure(name=name, how=how, units_per_day=way.units_per_day, units=units, days=reached)
     # Both answer the same request and a judge says which is better: +1 or -1, so a win rate of 1/2 + effect has a mean of 2 effect.
-    pairs = units_for(1.0, 2 * asked.effect, asked.alpha)
+    pairs = units_for(1.0, 2 * options.effect, options.alpha)
     yield DenserMeasure(
         name="shadow judging",
         how="both answer the same requests, users see the champion's, and a judge that people have checked says which is better",
-        units_per_day=asked.requests_per_day,
-        units=pairs,
-        days=math.ceil(pairs / asked.requests_per_day),
-    )
+        units_per_day=options.requests_per_day, units=pairs, days=math.ceil(pairs / options.requests_per_day),
+    )  # fmt: skip
 
 
 def _summary(plan: ExperimentPlan) -> Iterator[str]:
-    """The plan in sentences."""
     points = f"{100 * plan.effect:+.3g} points"
     yield (
         f"{counted(plan.requests_per_day, 'request')} a day, of which {100 * plan.rated:.3g}% are rated, give {plan.units_per_day:,.3g} rated "

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
@@ -21,7 +21,6 @@ from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 
 if TYPE_CHECKING:
-    from tuneloop.evaluation.judge import AnswerPair
     from tuneloop.pipeline.judge import Judge
 
 VOTES = {"a": -1, "tie": 0, "b": 1}  # b is the candidate
@@ -30,32 +29,23 @@ MOST = 1000  # pairs of one call
 
 @dataclass(frozen=True)
 class JudgedCopies:
-    """What became of an experiment's copies.
+    """What became of an experiment's copies."""
 
-    Args:
-        experiment: its name.
-        pairs: copies without a verdict that were looked at.
-        votes: new verdicts by where they come from: `invalid`, one of both failed or was cut off; `equal` answers tie;
-            `people` have said what is right; `judge` is the model.
-        mean: of these: 1 the candidate is better, -1 worse.
-        open: pairs about which nobody could say anything.
-        notes: what to know of the judge.
-    """
-
-    experiment: str
-    pairs: int
+    experiment: str  # its name
+    pairs: int  # copies without a verdict that were looked at
+    # new verdicts by where they come from: `invalid`, one of both failed or was cut off; `equal` answers tie; `people`
+    # have said what is right; `judge` is the model
     votes: dict[str, int]
-    mean: float
-    open: int
-    notes: list[str]
+    mean: float  # of these: 1 the candidate is better, -1 worse
+    open: int  # pairs about which no one could say anything
+    notes: list[str]  # what to know of the judge
 
 
 def judge_copies(place: Path | str, name: str = "", *, judge: Judge | None = None) -> JudgedCopies:  # fmt: skip
     """Give a verdict on each pair of answers of a shadow mode that has none, as feedback of the kind `shadow`.
 
     Args:
-        place: the store's file, or the server's folder.
-        name: of the experiment; empty: the one that goes on.
+        name: of the experiment; empty: the one that runs.
         judge: a model that compares answers in both orders; None: only answers that failed, are equal, or of which people
             have said what is right, get a verdict.
 
@@ -71,30 +61,21 @@ def judge_copies(place: Path | str, name: str = "", *, judge: Judge | None = Non
                 next_step="tuneloop ab start NAME begins one with it, unless --no-shadow is given",
             )  # fmt: skip
         feedback = current(read_feedback(store, since=state.started))
-        known = {one.request for one in votes_of(feedback, design.name)}
-        pairs = _pairs(store, state, known)
-        right = {
-            one.request: str(one.value).strip()
-            for one in feedback
-            if one.kind in ("label", "correction") and one.request and one.may_teach()
-        }
-        said = {copy.id: plain for one, copy in pairs if (plain := _plain_verdict(one, copy, right.get(one.id)))}
-        left = [
-            (one, copy)
-            for one, copy in pairs
-            if copy.id not in said and answered(one).strip() and answered(copy).strip()
-        ]
+        judged_requests = {one.request for one in votes_of(feedback, design.name)}
+        pairs = _pairs(store, state, judged_requests)
+        answers = [one for one in feedback if one.kind in ("label", "correction") and one.request and one.may_teach()]
+        right = {str(one.request): str(one.value).strip() for one in answers}
+        verdicts = {copy.id: plain for one, copy in pairs if (plain := _plain_verdict(one, copy, right.get(one.id)))}
+        left = [pair for pair in pairs if pair[1].id not in verdicts and all(answered(each).strip() for each in pair)]
         notes: list[str] = []
         if judge is not None and left:
-            found, notes = _asked(left, right, judge)
-            said |= found
-        votes = [_vote(one, copy, *said[copy.id], design.name) for one, copy in pairs if copy.id in said]
+            judged, notes = _judged(left, right, judge)
+            verdicts |= judged
+        votes = [_vote(one, copy, *verdicts[copy.id], design.name) for one, copy in pairs if copy.id in verdicts]
         insert(store, votes)
-    values = [vote.value for vote in votes]
-    return JudgedCopies(
-        design.name, len(pairs), dict(Counter(said[copy.id][1] for _, copy in pairs if copy.id in said)),
-        sum(values) / len(values) if values else 0.0, len(pairs) - len(votes), notes,
-    )  # fmt: skip
+    values, sources = [vote.value for vote in votes], Counter(str(vote.user) for vote in votes)
+    mean = sum(values) / len(values) if values else 0.0
+    return JudgedCopies(design.name, len(pairs), dict(sources), mean, len(pairs) - len(votes), notes)
 
 
 def _pairs(
@@ -104,13 +85,13 @@ def _pairs(
 
     Users' requests may be a million: only those that have a copy are read.
     """
-    own, values = "model = ? AND arm IS NOT NULL", [state.design.model]
-    every = read_requests(store, since=state.started, where=own, values=values, shadow=True)
+    where, values = "model = ? AND arm IS NOT NULL", [state.design.model]
+    every = read_requests(store, since=state.started, where=where, values=values, shadow=True)
     copies = [copy for copy in every if copy.error != LEFT and copy.shadow not in known][:MOST]
     if not copies:
         return []
-    asked = [copy.shadow for copy in copies]
-    originals = read_requests(store, where=f"id IN ({', '.join('?' * len(asked))})", values=asked)
+    ids = [copy.shadow for copy in copies]
+    originals = read_requests(store, where=f"id IN ({', '.join('?' * len(ids))})", values=ids)
     seen = {request.id: request for request in originals}
     return [(seen[copy.shadow], copy) for copy in copies if copy.shadow in seen]
 
@@ -119,7 +100,6 @@ Verdict = tuple[int, str]  # 1, 0 or -1, and who says so
 
 
 def _plain_verdict(one: StoredRequest, copy: StoredRequest, right: str | None) -> Verdict | None:
-    """What can be said without a judge."""
     failed = is_invalid(one), is_invalid(copy)
     if failed[0] != failed[1]:
         return (1 if failed[0] else -1), "invalid"
@@ -131,31 +111,20 @@ def _plain_verdict(one: StoredRequest, copy: StoredRequest, right: str | None) -
     return None
 
 
-def _asked(pairs: Sequence[tuple[StoredRequest, StoredRequest]], right: Mapping[str, str], judge: Judge) -> tuple[dict[str, Verdict], list[str]]:  # fmt: skip
-    from tuneloop.evaluation.judge import judge_pairs, load_judge_prompt
+def _judged(pairs: Sequence[tuple[StoredRequest, StoredRequest]], right: Mapping[str, str], judge: Judge) -> tuple[dict[str, Verdict], list[str]]:  # fmt: skip
+    from tuneloop.evaluation.judge import AnswerPair, judge_pairs, load_judge_prompt
 
-    asked = [_pair(one, copy, right.get(one.id, "")) for one, copy in pairs]
-    found = judge_pairs(
-        asked, judge.choose(), load_judge_prompt("pairwise", judge.prompt), names=("champion", "candidate")
-    )
-    return {row.id: (VOTES[row.winner], "judge") for row in found.rows if row.winner is not None}, found.words
-
-
-def _pair(one: StoredRequest, copy: StoredRequest, reference: str) -> AnswerPair:
-    from tuneloop.evaluation.judge import AnswerPair
-
-    turns = "\n\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in one.prompt)
-    return AnswerPair(copy.id, turns, answered(one), answered(copy), reference)
+    rows = []
+    for one, copy in pairs:
+        turns = "\n\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in one.prompt)
+        rows.append(AnswerPair(copy.id, turns, answered(one), answered(copy), right.get(one.id, "")))
+    prompt = load_judge_prompt("pairwise", judge.prompt)
+    result = judge_pairs(rows, judge.choose(), prompt, names=("champion", "candidate"))
+    return {row.id: (VOTES[row.winner], "judge") for row in result.rows if row.winner is not None}, result.words
 
 
 def _vote(one: StoredRequest, copy: StoredRequest, value: int, by: str, experiment: str) -> Feedback:
-    given: dict[str, Any] = {
-        "id": uuid7(),
-        "request": one.id,
-        "kind": SHADOW,
-        "value": value,
-        "user": by,
-        "source": "judge",
-        "time": utc_now(),
-    }
-    return Feedback(**given, key=f"{SHADOW}:{experiment}:{copy.id}")
+    key = f"{SHADOW}:{experiment}:{copy.id}"
+    return Feedback(
+        id=uuid7(), request=one.id, kind=SHADOW, value=value, user=by, source="judge", time=utc_now(), key=key
+    )

@@ -1,9 +1,8 @@
-"""Experiments with a candidate on live traffic: who meets it, what came of it, and what follows.
+"""Experiments with a candidate on live traffic, from events to a decision: every decision can be made again from the log.
 
-All of it is functions from events to a decision, so that every decision can be made again from the log. The unit is the
-user: users are drawn into an arm by a hash, keep the arm of their first request, and count once, with what came within
-one maturation window that is the same for both arms. Bounds may be read at any time (`core/stats/sequences.py`).
-"""
+The unit is the user: drawn into an arm by a hash, which keeps the arm of the first request and counts once, with
+what came within one maturation window, the same for both arms. Bounds may be read at any time
+(`core/stats/sequences.py`)."""
 
 from __future__ import annotations
 
@@ -12,10 +11,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 from tuneloop.core.files import content_hash
-from tuneloop.core.lazy import np
+from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.core.stats.sequences import best_rho2, difference, excess_log_e, ratio_log_e, running_bounds
 from tuneloop.core.units import counted, exactly, verb
 from tuneloop.improve.experiment.record import (
@@ -29,24 +27,14 @@ from tuneloop.improve.feedback.value import by_request, mean_value, talks_of
 from tuneloop.records.feedback import Feedback, value_of
 from tuneloop.records.request import NOT_LOADED, StoredRequest
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
-else:
-    Array = "NDArray[np.float64]"
-
 CANDIDATE, CHAMPION = "candidate", "champion"
 RATES = ("invalid", "dislikes")  # guardrails on the share of users that are affected
 AMOUNTS = ("latency", "cost", "length")  # guardrails on geometric means
 GUARD_UNITS = 20  # users of either arm before a guardrail on amounts is read
 
 
-# --- who meets the candidate -------------------------------------------------------------------
-
-
 def registration_hash(design: ExperimentDesign) -> str:
-    """The hash of a registration, as it stands in every decision: sha256 of its JSON with sorted keys."""
+    """The hash of a registration, as it is in every decision: sha256 of its JSON with sorted keys."""
     return "sha256:" + content_hash(design.model_dump(mode="json"))
 
 
@@ -85,42 +73,25 @@ def person_of(request: StoredRequest) -> str:
     return request.user or request.conversation or request.id
 
 
-# --- what came of it ---------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Units:
-    """Units in the order of their first request, one value each.
+    """Units in the order of their first request, one value each."""
 
-    Args:
-        candidate: whether it is in the candidate's arm.
-        propensity: the chance of that when it came.
-        outcome: its mean value of the measure; NaN: none yet, or not matured.
-        affected: guardrail on a rate -> whether it happened to the unit.
-        amounts: guardrail on an amount -> the unit's mean of logarithms; NaN: nothing measured.
-        dropped: conversations that were left out.
-    """
-
-    candidate: NDArray[np.bool_]
-    propensity: Array
-    outcome: Array
-    affected: Mapping[str, NDArray[np.bool_]]
-    amounts: Mapping[str, Array]
-    dropped: int = 0
+    candidate: NDArray[np.bool_]  # whether it is in the candidate's arm
+    propensity: Array  # the chance of that when it came
+    outcome: Array  # its mean value of the measure; NaN: none yet, or not matured
+    affected: Mapping[str, NDArray[np.bool_]]  # guardrail on a rate -> whether it happened to the unit
+    amounts: Mapping[str, Array]  # guardrail on an amount -> the unit's mean of logarithms; NaN: nothing measured
+    dropped: int = 0  # conversations that were left out
 
 
 def units_of(
     design: ExperimentDesign, requests: Iterable[StoredRequest], feedback: Iterable[Feedback], at: datetime
 ) -> Units:
-    """The units of an experiment, as they stood at some time.
+    """The units of an experiment, from its requests in order and the feedback on them, as they stood at a time.
 
-    Requests without an arm, of another model, or with a propensity of 0 or 1 say nothing and are passed over.
-
-    Args:
-        design: what was registered.
-        requests: of the experiment's time, in order.
-        feedback: up to `at`.
-        at: the time; what came later must have been left out.
+    Requests without an arm, of another model, or with a propensity of 0 or 1 say nothing and are passed over. What came after
+    `at` must have been left out.
     """
     counted = [
         r for r in requests
@@ -147,18 +118,14 @@ def units_of(
 def _mixed_conversations(requests: Sequence[StoredRequest]) -> set[tuple[str | None, str | None]]:
     """Voice and name of conversations in which more than one release answered, as after a fallback."""
     seen: dict[tuple[str | None, str | None], set[tuple[str | None, str | None, str | None]]] = {}
-    for request in requests:
-        if request.conversation:
-            seen.setdefault((request.voice, request.conversation), set()).add(
-                (request.arm, request.release, request.adapter)
-            )
-    return {name for name, found in seen.items() if len(found) > 1}
+    for r in requests:
+        if r.conversation:
+            seen.setdefault((r.voice, r.conversation), set()).add((r.arm, r.release, r.adapter))
+    return {name for name, releases in seen.items() if len(releases) > 1}
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """One unit; see `Units`."""
-
     candidate: bool
     propensity: float
     outcome: float
@@ -167,17 +134,13 @@ class _Unit:
 
 
 def _unit(
-    design: ExperimentDesign,
-    group: Sequence[StoredRequest],
-    said: Mapping[str, list[Feedback]],
-    window: timedelta,
+    design: ExperimentDesign, group: Sequence[StoredRequest], said: Mapping[str, list[Feedback]], window: timedelta,
     at: datetime,
-) -> _Unit:
-    """A unit's arm, propensity, outcome, whether a guardrail's event happened, and its amounts."""
+) -> _Unit:  # fmt: skip
     first = group[0]
     end = time_of(first.time) + window
-    own = [r for r in group if r.arm == first.arm and time_of(r.time) <= end]
-    heard = [one for r in own for one in said.get(r.id, ()) if time_of(one.time) <= end]
+    requests = [r for r in group if r.arm == first.arm and time_of(r.time) <= end]
+    heard = [one for r in requests for one in said.get(r.id, ()) if time_of(one.time) <= end]
     mean = mean_value(one for one in heard if one.kind == design.measure)
     outcome = mean if mean is not None and at >= end else math.nan
     goods = [v for one in heard if (v := value_of(one.kind, one.value)) is not None]
@@ -185,11 +148,11 @@ def _unit(
         candidate=first.arm == CANDIDATE,
         propensity=first.propensity or math.nan,
         outcome=1 - outcome if design.lower_is_better else outcome,
-        affected={"invalid": any(is_invalid(r) for r in own), "dislikes": any(value < 0.5 for value in goods)},
+        affected={"invalid": any(is_invalid(r) for r in requests), "dislikes": any(value < 0.5 for value in goods)},
         amounts={
-            "latency": _mean_log(r.total_ms for r in own),
-            "cost": _mean_log(r.usd for r in own),
-            "length": _mean_log(r.completion_tokens for r in own),
+            "latency": _mean_log(r.total_ms for r in requests),
+            "cost": _mean_log(r.usd for r in requests),
+            "length": _mean_log(r.completion_tokens for r in requests),
         },
     )
 
@@ -209,22 +172,13 @@ def time_of(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-# --- the evidence ------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Stage:
-    """Where an experiment stands.
+    """Where an experiment stands."""
 
-    Args:
-        days: since its start.
-        step_days: since its share was last changed.
-        share: of new users that meet the candidate; 0 in shadow mode.
-    """
-
-    days: float
-    step_days: float
-    share: float
+    days: float  # since its start
+    step_days: float  # since its share was last changed
+    share: float  # of new users that meet the candidate; 0 in shadow mode
 
 
 def evidence_of(
@@ -233,56 +187,41 @@ def evidence_of(
     """All that a decision is made from.
 
     Args:
-        units: from `units_of`.
-        stage: where the experiment stands.
         shadow: judged pairs in order, each 1 (the candidate is better), 0 or -1.
         copies: of requests that the candidate has answered unseen, or failed to answer; judged or not.
     """
     rated = ~np.isnan(units.outcome)
     inside, values, chance = units.candidate[rated], units.outcome[rated], units.propensity[rated]
-    found = difference(
+    contrast = difference(
         inside, values, chance, alpha=design.alpha, planned=design.planned_units, start=design.least_units
     )
     votes = np.asarray(shadow, dtype=np.float64)
     return Evidence(
-        days=stage.days,
-        step_days=stage.step_days,
-        share=stage.share,
-        users=len(units.candidate),
-        candidate_users=int(units.candidate.sum()),
-        dropped=units.dropped,
+        days=stage.days, step_days=stage.step_days, share=stage.share, users=len(units.candidate),
+        candidate_users=int(units.candidate.sum()), dropped=units.dropped,
         measure=ArmDifference(
-            units=len(values),
-            candidate_units=int(inside.sum()),
-            candidate=_mean(values[inside]),
-            champion=_mean(values[~inside]),
-            difference=found.value,
-            low=found.low if math.isfinite(found.low) else math.nan,
-            high=found.high if math.isfinite(found.high) else math.nan,
+            units=len(values), candidate_units=int(inside.sum()), candidate=_mean(values[inside]),
+            champion=_mean(values[~inside]), difference=contrast.value,
+            low=contrast.low if math.isfinite(contrast.low) else math.nan,
+            high=contrast.high if math.isfinite(contrast.high) else math.nan,
         ),
         guardrails=[_guardrail(design, units, i) for i in range(len(design.guardrails))],
         ratio_strength=_ratio_strength(units.candidate, units.propensity, design.ratio_alpha),
-        rated_ratio_strength=_ratio_strength(inside, chance, design.ratio_alpha),
-        shadow_copies=max(copies, len(votes)),
-        shadow_votes=len(votes),
-        shadow_mean=_mean(votes),
-        shadow_high=_shadow_high(design, votes),
-    )
+        rated_ratio_strength=_ratio_strength(inside, chance, design.ratio_alpha), shadow_copies=max(copies, len(votes)),
+        shadow_votes=len(votes), shadow_mean=_mean(votes), shadow_high=_shadow_high(design, votes),
+    )  # fmt: skip
 
 
 def _mean(values: Array) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def _by_share(propensity: Array) -> list[NDArray[np.bool_]]:
-    return [propensity == share for share in np.unique(propensity)]
-
-
 def _ratio_strength(candidate: NDArray[np.bool_], propensity: Array, alpha: float) -> float:
     """Evidence that units don't fall into the arms as drawn, over what is needed; the e-values of all steps multiply."""
     log_e = 0.0
-    for here in _by_share(propensity):
-        share, inside = float(propensity[here][0]), float(candidate[here].sum())
+    for share in map(float, np.unique(propensity)):
+        here = propensity == share
+        inside = float(candidate[here].sum())
         log_e += float(ratio_log_e(np.array([inside, here.sum() - inside]), np.array([share, 1 - share])))
     return log_e / math.log(1 / alpha)
 
@@ -295,42 +234,34 @@ def _guardrail(design: ExperimentDesign, units: Units, at: int) -> GuardrailFind
     if rail.name in RATES:
         bad = units.affected[rail.name]
         log_e = 0.0
-        for here in _by_share(units.propensity):
-            share = float(units.propensity[here][0])
+        for share in map(float, np.unique(units.propensity)):
+            here = units.propensity == share
             tolerated = share * rail.tolerance / (share * rail.tolerance + 1 - share)
             log_e += float(excess_log_e((bad & inside & here).sum(), (bad & ~inside & here).sum(), tolerated))
         strength = log_e / math.log(1 / level)
         means = _mean(bad[inside].astype(float)), _mean(bad[~inside].astype(float))
     else:
         logs = units.amounts[rail.name]
-        known = ~np.isnan(logs)
+        measured = ~np.isnan(logs)
         excess = difference(
-            inside[known], logs[known], units.propensity[known],
+            inside[measured], logs[measured], units.propensity[measured],
             alpha=level, planned=design.planned_units, start=GUARD_UNITS, one_sided=True,
         )  # fmt: skip
         # How far the lower bound has come towards the tolerated excess: 1 where it lies on it.
         half, limit = excess.value - excess.low, math.log(rail.tolerance)
         strength = (excess.value - limit) / half if math.isfinite(excess.low) and half > 0 else 0.0
-        means = _exp(_mean(logs[known & inside])), _exp(_mean(logs[known & ~inside]))
+        means = math.exp(_mean(logs[measured & inside])), math.exp(_mean(logs[measured & ~inside]))
     return GuardrailFinding(
         name=rail.name, tolerance=rail.tolerance, candidate=means[0], champion=means[1], strength=strength,
         tripped=strength >= 1,
     )  # fmt: skip
 
 
-def _exp(value: float) -> float:
-    return math.exp(value) if value == value else math.nan
-
-
 def _shadow_high(design: ExperimentDesign, votes: Array) -> float:
-    """Upper bound of the mean vote, read at any time."""
     if len(votes) < design.least_units or votes.std() == 0:
         return math.nan
     rho2 = best_rho2(max(design.shadow_votes, 2), min(2 * design.alpha, 0.99))
     return float(running_bounds(votes, design.alpha, rho2, one_sided=True)[2][-1])
-
-
-# --- what follows ------------------------------------------------------------------------------
 
 
 def decide(design: ExperimentDesign, evidence: Evidence, at: str) -> ExperimentVerdict:
@@ -339,28 +270,19 @@ def decide(design: ExperimentDesign, evidence: Evidence, at: str) -> ExperimentV
     1. Users don't fall into the arms as drawn: roll back, since no comparison holds.
     2. A guardrail trips: roll back.
     3. Shadow mode: roll back where the candidate's answers are worse, go on to the ramp after enough copies. Pairs that
-       nobody could judge count as copies, so that shadow mode ends without a judge, too.
+       no one could judge count as copies, so that shadow mode ends without a judge, too.
     4. The measure is lower: roll back. It is higher: promote, unless the arms are rated at different rates.
     5. A gain of the registered size is excluded: roll back where the estimate is a loss of that size, else futility. The
-       time is over: futility. Whether a loss is certain is then left open, since nobody would be served worse to know it.
+       time is over: futility. Whether a loss is certain is then left open, since no one would be served worse to know it.
     6. Else continue, with the next share where the step has lasted long enough and both arms have values.
 
     Args:
-        design: what was registered.
-        evidence: at that time.
         at: the time, ISO 8601.
     """
-    for rule in (_broken, _tripped, _shadow, _measured, _futile):
-        found = rule(design, evidence)
-        if found is not None:
-            break
-    outcome, reason, share, sentence = found or _going_on(design, evidence)
-    return ExperimentVerdict.model_validate(
-        {
-            "registration": registration_hash(design), "at": at, "outcome": outcome, "reason": reason, "share": share,
-            "sentence": sentence, "evidence": evidence,
-        }
-    )  # fmt: skip
+    rules = (_broken, _tripped, _shadow, _measured, _futile, _going_on)
+    outcome, reason, share, sentence = next(found for rule in rules if (found := rule(design, evidence)))
+    values = {"registration": registration_hash(design), "at": at, "outcome": outcome, "reason": reason, "share": share}
+    return ExperimentVerdict.model_validate({**values, "sentence": sentence, "evidence": evidence})
 
 
 Found = tuple[str, str, float, str]  # outcome, reason, share, sentence
@@ -369,11 +291,11 @@ Found = tuple[str, str, float, str]  # outcome, reason, share, sentence
 def _broken(design: ExperimentDesign, evidence: Evidence) -> Found | None:
     if evidence.ratio_strength < 1:
         return None
-    return (
-        "roll back", "assignment", 0.0,
-        f"Rolled back: {evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate, which does not fit the shares that "
-        f"were drawn (level {design.ratio_alpha:g}), so no comparison holds.",
-    )  # fmt: skip
+    why = (
+        f"{evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate, which does not fit the shares that "
+        f"were drawn (level {design.ratio_alpha:g}), so no comparison holds."
+    )
+    return "roll back", "assignment", 0.0, f"Rolled back: {why}"
 
 
 def _tripped(design: ExperimentDesign, evidence: Evidence) -> Found | None:
@@ -381,10 +303,10 @@ def _tripped(design: ExperimentDesign, evidence: Evidence) -> Found | None:
         if rail.tripped:
             share = rail.name in RATES
             shown = [f"{value:.1%} of users" if share else f"{value:,.4g}" for value in (rail.candidate, rail.champion)]
+            why = f"{rail.name} is {shown[0]} under the candidate and {shown[1]} under the champion, more than the "
+            why += f"{exactly(rail.tolerance, 'time')} that {verb(rail.tolerance, 'is', 'are')} tolerated."
             return (
-                "roll back", "guardrail", 0.0,
-                f"Rolled back after {counted(evidence.candidate_users, 'user')}: {rail.name} is {shown[0]} under the candidate and {shown[1]} "
-                f"under the champion, more than the {exactly(rail.tolerance, 'time')} that {verb(rail.tolerance, 'is', 'are')} tolerated.",
+                "roll back", "guardrail", 0.0, f"Rolled back after {counted(evidence.candidate_users, 'user')}: {why}",
             )  # fmt: skip
     return None
 
@@ -400,34 +322,22 @@ def _shadow(design: ExperimentDesign, evidence: Evidence) -> Found | None:
         return "roll back", "shadow", 0.0, why
     if copies >= design.shadow_votes:
         share = design.ramp[0]
-        return (
-            "continue",
-            "shadow",
-            share,
-            f"Shadow mode is passed ({votes}): {share:.0%} of new users meet the candidate.",
-        )
+        why = f"Shadow mode is passed ({votes}): {share:.0%} of new users meet the candidate."
+        return "continue", "shadow", share, why
     if evidence.days >= design.most_days:
         return "futility", "time", 0.0, f"Ended for futility: {counted(evidence.days, 'day')}, and only {votes}."
     if not copies:
         why = "no copy yet; a server that has loaded the candidate makes them of its next requests, while none waits"
         return "continue", "open", 0.0, f"Shadow mode goes on: {why}."
-    return (
-        "continue",
-        "open",
-        0.0,
-        f"Shadow mode goes on: {votes}; {counted(design.shadow_votes, 'copy')} {verb(design.shadow_votes, 'is', 'are')} needed.",
-    )
+    why = f"{votes}; {counted(design.shadow_votes, 'copy')} {verb(design.shadow_votes, 'is', 'are')} needed"
+    return "continue", "open", 0.0, f"Shadow mode goes on: {why}."
 
 
 def _measured(design: ExperimentDesign, evidence: Evidence) -> Found | None:
     m = evidence.measure
     if m.high < 0:
-        return (
-            "roll back",
-            "worse",
-            0.0,
-            f"Rolled back after {counted(evidence.candidate_users, 'user')}: {_figures(design, m)}.",
-        )
+        why = f"Rolled back after {counted(evidence.candidate_users, 'user')}: {_figures(design, m)}."
+        return "roll back", "worse", 0.0, why
     if m.low > 0 and evidence.rated_ratio_strength >= 1:
         why = f"Not promoted: {_figures(design, m)}, but users of the two arms are rated at different rates ({m.candidate_units:,} of {m.units:,} are the candidate's), so the comparison may not hold"
         over = evidence.days >= design.most_days
@@ -445,12 +355,8 @@ def _futile(design: ExperimentDesign, evidence: Evidence) -> Found | None:
     if m.high < design.effect:
         return "futility", "no gain", 0.0, f"Ended for futility: {excluded}"
     if evidence.days >= design.most_days:
-        return (
-            "futility",
-            "time",
-            0.0,
-            f"Ended for futility: {counted(design.most_days, 'day')} {verb(design.most_days, 'is', 'are')} over; {_figures(design, m)}.",
-        )
+        why = f"{counted(design.most_days, 'day')} {verb(design.most_days, 'is', 'are')} over; {_figures(design, m)}"
+        return "futility", "time", 0.0, f"Ended for futility: {why}."
     return None
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,17 @@ from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
 from tuneloop.improve.feedback.value import current, mean_value
 from tuneloop.records.feedback import Feedback, feedback_of
-from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import insert, opened, read_feedback
 
 BATCH = 5000
 # Names that other tools give to the columns.
 COLUMNS = {
     "request": ("request", "request_id", "completion_id"),
-    "conversation": ("conversation", "conversation_id", "session", "session_id"),
-    "kind": ("kind", "type", "name"),
-    "value": ("value", "score", "feedback", "rating", "thumbs"),
-    "user": ("user", "user_id"),
-    "time": ("time", "created", "created_at", "timestamp"),
-    "key": ("key", "idempotency_key"),
-    "source": ("source",),
+    "conversation": ("conversation", "conversation_id", "session", "session_id"), "kind": ("kind", "type", "name"),
+    "value": ("value", "score", "feedback", "rating", "thumbs"), "user": ("user", "user_id"),
+    "time": ("time", "created", "created_at", "timestamp"), "key": ("key", "idempotency_key"), "source": ("source",),
     "weight": ("weight",),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,6 @@ def add(
     """Store one piece of feedback. The request need not be known yet.
 
     Args:
-        place: the store's file, or the server's folder.
         given: see `records.feedback.feedback_of`.
         personal: what happens to personal data in texts; replaced by default.
 
@@ -98,10 +93,8 @@ def import_files(
     Columns may have the names of `COLUMNS`. A record without a key gets one from its content.
 
     Args:
-        place: the store's file, or the server's folder.
         sources: files, globs or folders of any format that `prepare` reads as records.
         kind: of records that name none.
-        personal: as for `add`.
 
     Raises:
         UserError: a file can't be read, or there is no store.
@@ -116,10 +109,10 @@ def import_files(
             try:
                 if not isinstance(item, SourceRecord) or not isinstance(item.value, Mapping):
                     raise UserError("it is not a record with named values")
-                found = _columns(item.value, kind)
-                found.setdefault("key", "import:" + content_hash(found)[:32])
-                found.setdefault("source", "file")
-                batch.append(_clean(feedback_of(found, new_id=uuid7(), now=now), redactor))
+                values = _columns(item.value, kind)
+                values.setdefault("key", "import:" + content_hash(values)[:32])
+                values.setdefault("source", "file")
+                batch.append(_clean(feedback_of(values, new_id=uuid7(), now=now), redactor))
             except UserError as error:
                 refused.append({"source": item.source, "line": item.line, "reason": error.what})
                 continue
@@ -133,19 +126,18 @@ def import_files(
 
 def _columns(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The values of a record by our names; a column `thumbs` or `rating` also names the kind."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, columns in COLUMNS.items():
         column = next((column for column in columns if record.get(column) not in (None, "")), None)
-        if column is None:
-            continue
-        found[name] = record[column]
-        if column in ("rating", "thumbs"):
-            found.setdefault("kind", column)
+        if column is not None:
+            values[name] = record[column]
+            if column in ("rating", "thumbs"):
+                values.setdefault("kind", column)
     if kind:
-        found.setdefault("kind", kind)
-    if "request" in found and "conversation" in found:
-        del found["conversation"]  # what is said of an answer is about that answer
-    return found
+        values.setdefault("kind", kind)
+    if "request" in values:
+        values.pop("conversation", None)  # what is said of an answer is about that answer
+    return values
 
 
 def export(
@@ -154,8 +146,6 @@ def export(
     """Write feedback as JSON Lines, oldest first, and give the number of lines.
 
     Args:
-        place: the store's file, or the server's folder.
-        out: the file.
         since, until: ISO times; empty: no bound.
         personal: what happens to personal data in texts; replaced by default, also where the server kept them.
 
@@ -173,41 +163,28 @@ def show(place: Path | str, *, since: str = "", until: str = "", most_orphans: i
     """What the store holds.
 
     Args:
-        place: the store's file, or the server's folder.
         since, until: ISO times; empty: no bound.
-        most_orphans: that are listed.
 
     Raises:
         UserError: there is no store.
     """
-    with opened(place) as store:
-        events = list(read_feedback(store, since=since, until=until))
-        lost = [*_orphans(store, since, until, most_orphans)]
-        requests = int(store.execute("SELECT SUM(requests) FROM costs").fetchone()[0] or 0)
-        rated = int(
-            store.execute(
-                "SELECT COUNT(*) FROM requests WHERE id IN (SELECT request FROM feedback WHERE request IS NOT NULL)"
-                " OR conversation IN (SELECT conversation FROM feedback WHERE conversation IS NOT NULL)"
-            ).fetchone()[0]
-        )
-    return Shown(list(_kinds(events)), requests, rated, lost)
-
-
-def _orphans(store: Database, since: str, until: str, most: int) -> Iterable[Feedback]:
     unknown = (
         "(request IS NOT NULL AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = feedback.request)) OR"
         " (conversation IS NOT NULL AND NOT EXISTS"
         " (SELECT 1 FROM requests WHERE requests.conversation = feedback.conversation))"
     )
-    for at, one in enumerate(read_feedback(store, since=since, until=until, where=unknown)):
-        if at >= most:
-            return
-        yield one
-
-
-def _kinds(events: Sequence[Feedback]) -> Iterable[Kind]:
-    counts = Counter(one.kind for one in events)
-    held = current(events)
-    for kind, number in counts.most_common():
-        of = [one for one in held if one.kind == kind]
-        yield Kind(kind, number, len(of), mean_value(of))
+    rated = (
+        "SELECT COUNT(*) FROM requests WHERE id IN (SELECT request FROM feedback WHERE request IS NOT NULL)"
+        " OR conversation IN (SELECT conversation FROM feedback WHERE conversation IS NOT NULL)"
+    )
+    with opened(place) as store:
+        events = list(read_feedback(store, since=since, until=until))
+        orphans = list(islice(read_feedback(store, since=since, until=until, where=unknown), most_orphans))
+        served = "SELECT SUM(requests) FROM costs"
+        requests, answers = (int(store.execute(query).fetchone()[0] or 0) for query in (served, rated))
+    valid = current(events)
+    kinds = []
+    for kind, number in Counter(one.kind for one in events).most_common():
+        of = [one for one in valid if one.kind == kind]
+        kinds.append(Kind(kind, number, len(of), mean_value(of)))
+    return Shown(kinds, requests, answers, orphans)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tuneloop.records.feedback import Feedback, value_of
+from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.records.request import StoredRequest
 
 
 def mean_value(feedback: Iterable[Feedback]) -> float | None:
     """The mean of the values, each counted as often as it weighs; None where nothing has a value."""
-    held = [
-        (1.0 if one.weight is None else one.weight, value)
-        for one in feedback
-        if (value := value_of(one.kind, one.value)) is not None
-    ]
-    return sum(weight * value for weight, value in held) / sum(weight for weight, _ in held) if held else None
+    values = [(1.0 if one.weight is None else one.weight, value_of(one.kind, one.value)) for one in feedback]
+    pairs = [(weight, value) for weight, value in values if value is not None]
+    return sum(weight * value for weight, value in pairs) / sum(weight for weight, _ in pairs) if pairs else None
+
+
+def gives_answer(one: Feedback) -> bool:
+    """Whether feedback says what would be right, and not only how good the given answer is."""
+    return one.kind == "label" or right_answer(one.kind, one.value) is not None
 
 
 def current(feedback: Iterable[Feedback]) -> list[Feedback]:
@@ -36,30 +38,26 @@ Talk = str | tuple[str, str]
 
 def talks_of(requests: Iterable[StoredRequest]) -> dict[Talk, list[str]]:
     """Conversations with the ids of their requests in order. Those of different keys are different, whatever their names."""
-    found: dict[Talk, list[str]] = {}
+    conversations: dict[Talk, list[str]] = {}
     began: dict[str, str] = {}
     for request in requests:
         if name := request.conversation:
-            found.setdefault((request.key, name), []).append(request.id)
+            conversations.setdefault((request.key, name), []).append(request.id)
             if began.setdefault(name, request.key) == request.key:
-                found.setdefault(name, []).append(request.id)
-    return found
+                conversations.setdefault(name, []).append(request.id)
+    return conversations
 
 
 def by_request(
     feedback: Iterable[Feedback], conversation_requests: Mapping[Talk, list[str]]
 ) -> dict[str, list[Feedback]]:
-    """Current feedback by the request that it is about; that on a conversation counts for its last request.
-
-    Args:
-        conversation_requests: from `talks_of`.
-    """
-    found: dict[str, list[Feedback]] = {}
+    """Current feedback by the request that it is about; that on a conversation (see `talks_of`) counts for its last request."""
+    groups: dict[str, list[Feedback]] = {}
     for one in current(feedback):
         of, name = one.request, one.conversation or ""
-        talk = conversation_requests.get((one.sender, name)) if one.sender else None
-        if of is None and (talk := talk or (conversation_requests.get(name) if one.believed else None)):
-            of = talk[-1]
+        requests = conversation_requests.get((one.sender, name)) if one.sender else None
+        if of is None and (requests := requests or (conversation_requests.get(name) if one.believed else None)):
+            of = requests[-1]
         if of is not None:
-            found.setdefault(of, []).append(one)
-    return found
+            groups.setdefault(of, []).append(one)
+    return groups

@@ -18,13 +18,20 @@ from tuneloop.data.clean.language import detect_language
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.classical import minilm_embedder
 from tuneloop.improve.experiment.statistics import time_of
-from tuneloop.improve.monitor.canary_prompts import canary_level, round_in_words, without_texts
-from tuneloop.improve.monitor.canary_requests import ask_target, findings, rounds_due, rows_of
+from tuneloop.improve.monitor.canaries import (
+    ask_target,
+    canary_level,
+    findings,
+    round_in_words,
+    rounds_due,
+    rows_of,
+    without_texts,
+)
 from tuneloop.improve.monitor.detectors import CANARIES, EARLIER_WINDOWS, STEPS, Helpers, MonitorOptions, monitor
 from tuneloop.improve.monitor.record import MonitorReport
 from tuneloop.records.decision import Decision
 from tuneloop.records.record import read_record
-from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.rows import Dataset, last_user_turn
 from tuneloop.records.server import ServerState
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
@@ -35,13 +42,6 @@ if TYPE_CHECKING:
 EVENT, IGNORE = "monitor.window", "monitor.ignore"
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _HOURS = {"s": 1 / 3600, "m": 1 / 60, "h": 1.0, "d": 24.0, "w": 168.0}
-
-
-def _logged(report: MonitorReport) -> MonitorReport:
-    """A report as it is logged: without the texts of canary prompts and their answers, since the log can't forget."""
-    plainer = [without_texts(one) for one in report.canaries]
-    said = {round_in_words(one): round_in_words(other) for one, other in zip(report.canaries, plainer, strict=True)}
-    return report.model_copy(update={"canaries": plainer, "summary": [said.get(line, line) for line in report.summary]})
 
 
 def _ask(place: Path | str, known: Dataset, options: MonitorOptions, target: TaskTarget) -> None:
@@ -60,7 +60,7 @@ def _ask(place: Path | str, known: Dataset, options: MonitorOptions, target: Tas
 
 
 def refuse_itself(place: Path | str, url: str) -> None:
-    """Canary prompts that came through the server itself would stand in its store as traffic.
+    """Canary prompts that came through the server itself would be in its store as traffic.
 
     Args:
         place: the server's folder, its store's file, or a database's URL, which doesn't say whose it is.
@@ -83,8 +83,8 @@ def days_of(span: str, where: str = "--window") -> float:
     Raises:
         UserError: it is none.
     """
-    found = _SPAN.fullmatch(span.strip().lower())
-    days = float(found[1]) * _HOURS[found[2]] / 24 if found else 0.0
+    match = _SPAN.fullmatch(span.strip().lower())
+    days = float(match[1]) * _HOURS[match[2]] / 24 if match else 0.0
     if not 0 < days <= 366:
         raise UserError(f"Not a length of time: {span!r:.40}", where=where, next_step="write it as 7d, 12h or 2w")
     return days
@@ -96,7 +96,6 @@ def monitor_store(
     """Monitor one window, and log what was found as an event `monitor.window`.
 
     Args:
-        place: the store's file, or the server's folder.
         reference: a prepared data set, whose training rows are compared with.
         settings: by the names of `MonitorOptions`.
         ask: who is asked the canary prompts first; None: nobody, but those that a server has asked count.
@@ -106,29 +105,33 @@ def monitor_store(
     """
     options = build_config(MonitorOptions, settings)
     days, every = days_of(options.window), days_of(options.canaries_every, "--canaries-every")
-    known = load_dataset(reference)
+    dataset = load_dataset(reference)
     if ask is not None:
-        _ask(place, known, options, ask)
+        _ask(place, dataset, options, ask)
     until = _time(options.until) if options.until else utc_now()
     since, begin = _before(until, days), _before(until, days * (1 + EARLIER_WINDOWS))
     with opened(place) as store:
         requests = list(read_requests(store, since=begin, until=until, where="shadow IS NULL"))
         model = options.model or _only_model([r.model for r in requests if r.time >= since], place, since, until)
-        own = [r for r in requests if r.model == model]
+        of_model = [r for r in requests if r.model == model]
         feedback = list(read_feedback(store, since=begin, until=until))
         level = canary_level(options.false_alarms, every)
-        canaries = findings(store, model, {row.id: row for row in rows_of(known, options.canaries)}, level, until)
+        canaries = findings(store, model, {row.id: row for row in rows_of(dataset, options.canaries)}, level, until)
         report = monitor(
-            [(_asked(row), row.label) for row in known.train if row.shows_the_task],
-            [r for r in own if r.time >= since], [r for r in own if r.time < since],
+            [(last_user_turn(row), row.label) for row in dataset.train if row.shows_the_task],
+            [r for r in of_model if r.time >= since], [r for r in of_model if r.time < since],
             feedback, helpers(), options.model_copy(update={"model": model}), window_days=days,
             canaries=[one for one in canaries if one.time >= since],
         )  # fmt: skip
-        config = {**options.model_dump(), "reference": known.id}
+        config = {**options.model_dump(), "reference": dataset.id}
         report = _without_ignored(report, ignored(store, model, until))
         report = report.model_copy(update={"since": since, "until": until, "config": config})
-        key = f"{EVENT}:{model}:{since}:{until}:{known.id}"
-        data = plain(_logged(report))
+        key = f"{EVENT}:{model}:{since}:{until}:{dataset.id}"
+        # The log can't forget: the texts of canary prompts and their answers stay out of it.
+        plainer = [without_texts(one) for one in report.canaries]
+        lines = dict(zip(map(round_in_words, report.canaries), map(round_in_words, plainer), strict=True))
+        summary = [lines.get(line, line) for line in report.summary]
+        data = plain(report.model_copy(update={"canaries": plainer, "summary": summary}))
         insert(store, [Decision(id=uuid7(), time=utc_now(), kind=EVENT, subject=model, data=data, key=key)])
     return report
 
@@ -137,18 +140,15 @@ def ignore(place: Path | str, model: str, detectors: Sequence[str], until: str, 
     """Note that a person knows a change and wants to hear no more of it for a while; logged as an event `monitor.ignore`.
 
     Args:
-        place: the store's file, or the server's folder.
-        model: served name.
         detectors: by the names of `improve.monitor.STEPS`, or `canaries`.
         until: ISO time; one that is over ends it.
-        why: for the log.
 
     Raises:
         UserError: there is no store, no such detector, or no time.
     """
-    known = [*STEPS, CANARIES]
-    if unknown := [name for name in detectors if name not in known]:
-        raise UserError(f"No detector {unknown[0]!r:.40}", where="--ignore", next_step=f"one of {', '.join(known)}")
+    names = [*STEPS, CANARIES]
+    if unknown := [name for name in detectors if name not in names]:
+        raise UserError(f"No detector {unknown[0]!r:.40}", where="--ignore", next_step=f"one of {', '.join(names)}")
     if not model or not until:
         raise UserError("It is not said what to ignore, and until when", where="--ignore", next_step="--ignore inputs --ignore-until 2026-06-01 --model NAME")  # fmt: skip
     data = {"detectors": list(detectors), "until": _time(until, "--ignore-until"), "why": why}
@@ -158,19 +158,19 @@ def ignore(place: Path | str, model: str, detectors: Sequence[str], until: str, 
 
 def ignored(store: Database, model: str, at: str) -> dict[str, str]:
     """Detectors that a person has said to ignore at a time, and until when; the last word on each holds."""
-    said: dict[str, str] = {}
+    until_by_name: dict[str, str] = {}
     for event in read_decisions(store, where=f"kind = '{IGNORE}' AND subject = ?", values=[model]):
-        said |= dict.fromkeys(event.data["detectors"], str(event.data["until"]))
-    return {name: until for name, until in said.items() if until > at}
+        until_by_name |= dict.fromkeys(event.data["detectors"], str(event.data["until"]))
+    return {name: until for name, until in until_by_name.items() if until > at}
 
 
 def _without_ignored(report: MonitorReport, known: Mapping[str, str]) -> MonitorReport:
-    found = {name: known[name] for name in report.alarms if name in known}
-    if not found:
+    silenced = {name: known[name] for name in report.alarms if name in known}
+    if not silenced:
         return report
-    line = f"Ignored, as a person said: {', '.join(f'{name} until {until[:10]}' for name, until in found.items())}."
-    left = [name for name in report.alarms if name not in found]
-    return report.model_copy(update={"alarms": left, "ignored": found, "summary": [*report.summary, line]})
+    line = f"Ignored, as a person said: {', '.join(f'{name} until {until[:10]}' for name, until in silenced.items())}."
+    left = [name for name in report.alarms if name not in silenced]
+    return report.model_copy(update={"alarms": left, "ignored": silenced, "summary": [*report.summary, line]})
 
 
 def due_window(place: Path | str, window: str, model: str = "", *, now: str = "") -> str:
@@ -179,28 +179,28 @@ def due_window(place: Path | str, window: str, model: str = "", *, now: str = ""
     Windows follow each other from the first request on, so that the false alarms of a year are divided over as many.
 
     Args:
-        place: the store's file, or the server's folder.
         window: its length, as in 7d.
         model: served name; empty: any.
-        now: the time; the clock's where empty.
 
     Raises:
         UserError: there is no store, or the length is none.
     """
     days = days_of(window)
-    own, values = ("model = ? AND ", [model]) if model else ("", [])
+    condition, values = ("model = ? AND ", [model]) if model else ("", [])
     with opened(place) as store:
-        first = store.execute(f"SELECT MIN(time) FROM requests WHERE {own}shadow IS NULL", values).fetchone()[0]
+        first = store.execute(f"SELECT MIN(time) FROM requests WHERE {condition}shadow IS NULL", values).fetchone()[0]
         if first is None:
             return ""
         whole = int((time_of(now or utc_now()) - time_of(first)).total_seconds() / 86_400 / days)
         until = _before(first, -whole * days)
         since = _before(until, days)
-        known = read_decisions(store, where=f"kind = '{EVENT}'" + (" AND subject = ?" if model else ""), values=values)
-        if whole < 1 or any(event.data.get("until") == until for event in known):
+        compared = read_decisions(
+            store, where=f"kind = '{EVENT}'" + (" AND subject = ?" if model else ""), values=values
+        )
+        if whole < 1 or any(event.data.get("until") == until for event in compared):
             return ""
-        asked = f"SELECT 1 FROM requests WHERE {own}time >= ? AND time < ? AND shadow IS NULL LIMIT 1"
-        return until if store.execute(asked, [*values, since, until]).fetchone() else ""
+        query = f"SELECT 1 FROM requests WHERE {condition}time >= ? AND time < ? AND shadow IS NULL LIMIT 1"
+        return until if store.execute(query, [*values, since, until]).fetchone() else ""
 
 
 def monitor_if_due(place: Path | str, reference: Path | str, settings: Mapping[str, Any]) -> MonitorReport | None:
@@ -212,36 +212,29 @@ def monitor_if_due(place: Path | str, reference: Path | str, settings: Mapping[s
 
 def helpers() -> Helpers:
     """What other stages know, as far as their libraries are installed."""
+
+    def language(text: str) -> str:
+        code, sure = detect_language(text)
+        return code if sure >= 0.8 and len(text) >= 20 else "not sure"
+
     try:
         detect_language("hello")
-        language = _language
+        known = True
     except UserError:
-        language = None
-    return Helpers(minilm_embedder(), language, _telling)
-
-
-def _language(text: str) -> str:
-    code, sure = detect_language(text)
-    return code if sure >= 0.8 and len(text) >= 20 else "not sure"
-
-
-def _telling(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    return compare_with(before, now).words_b
-
-
-def _asked(row: Row) -> str:
-    turns = [turn["content"] for turn in row.prompt if turn["role"] == "user"]
-    return turns[-1] if turns else ""
+        known = False
+    return Helpers(
+        minilm_embedder(), language if known else None, lambda before, now: compare_with(before, now).words_b
+    )
 
 
 def _time(text: str, where: str = "--until") -> str:
     try:
-        found = time_of(text)
+        moment = time_of(text)
     except ValueError:
         raise UserError(
             f"Not a time: {text!r:.40}", where=where, next_step="write it as 2026-01-31 or 2026-01-31T12:00:00Z"
         ) from None
-    return utc((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+    return utc((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 def _before(time: str, days: float) -> str:

@@ -1,9 +1,8 @@
 """Has production changed, and does it matter? One window of requests against a data set and against the time before.
 
-Each detector is an exact test by permutation at the sizes of its groups. The false alarms of a year are a setting: they
-are divided over the windows of the year and over the detectors that are read in each. What goes together counts once: the
-requests of a user, copies of a text, and for latency the requests of a part of the time.
-"""
+Each detector is an exact permutation test. The false alarms of a year, a setting, are divided over its windows and
+the detectors of each. What goes together counts once: requests of a user, copies of a text, for latency requests of
+a part of the time."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from tuneloop.core.lazy import np
 from tuneloop.core.units import counted, verb
 from tuneloop.improve.experiment.statistics import person_of, time_of
 from tuneloop.improve.feedback.value import by_request, mean_value, talks_of
-from tuneloop.improve.monitor.canary_prompts import SHARE, round_in_words
+from tuneloop.improve.monitor.canaries import SHARE, round_in_words
 from tuneloop.improve.monitor.permutation import Difference, categories_differ, numbers_differ, vectors_differ
 from tuneloop.improve.monitor.record import CanaryRound, Detection, MonitorReport, QualityEstimate
 from tuneloop.records.feedback import Feedback
@@ -40,7 +39,7 @@ TAILED = ("novelty", "vocabulary")  # a few rows far out are what they look for
 BLOCKED = ("latency",)  # compared by parts of time
 BLOCKS = 7  # of a window: days of a week
 FEW_BLOCKS, FEW_IN_BLOCK = 5, 5  # parts, and requests of a part, below which nothing is said
-CANARIES = "canaries"  # among the alarms: not a window's detector, see `canary_prompts`
+CANARIES = "canaries"  # among the alarms: not a window's detector, see `canaries`
 KNOWN_ENOUGH = 50  # judged answers from which probabilities are calibrated
 
 Embed = Callable[[Sequence[str]], Any]
@@ -92,41 +91,25 @@ class MonitorOptions(Config):
 
 @dataclass(frozen=True)
 class Helpers:
-    """What other stages know.
+    """What other stages know."""
 
-    Args:
-        embed: texts to vectors; None: there is no embedder.
-        language: a text's language code; None: nobody can tell.
-        telling: words that tell the second texts from the first.
-    """
-
-    embed: Embed | None
-    language: Callable[[str], str] | None
-    telling: Callable[[Sequence[str], Sequence[str]], list[str]]
+    embed: Embed | None  # texts to vectors; None: there is no embedder
+    language: Callable[[str], str] | None  # a text's language code; None: no one can tell
+    telling: Callable[[Sequence[str], Sequence[str]], list[str]]  # words that tell the second texts from the first
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What one detector compares.
+    """What one detector compares."""
 
-    Args:
-        name: of the detector.
-        against: the reference or earlier production.
-        kind: of its values.
-        before, now: values by row.
-        ids: of the requests of now.
-        texts: of both groups where words explain a difference, else empty.
-        unit: what the size is of.
-    """
-
-    name: str
-    against: Reference
-    kind: Literal["vectors", "numbers", "categories"]
-    before: Any
+    name: str  # of the detector
+    against: Reference  # the reference or earlier production
+    kind: Literal["vectors", "numbers", "categories"]  # of its values
+    before: Any  # before, now: values by row
     now: Any
-    ids: Sequence[str]
-    texts: tuple[Sequence[str], Sequence[str]] = ((), ())
-    unit: str = "distance of the distributions"
+    ids: Sequence[str]  # of the requests of now
+    texts: tuple[Sequence[str], Sequence[str]] = ((), ())  # of both groups where words explain a difference, else empty
+    unit: str = "distance of the distributions"  # what the size is of
 
 
 def level_of(false_alarms: float, window_days: float, detectors: int) -> float:
@@ -135,45 +118,32 @@ def level_of(false_alarms: float, window_days: float, detectors: int) -> float:
     Args:
         false_alarms: in a year.
         window_days: length of a window; windows follow each other.
-        detectors: that are read in it.
     """
     return min(0.5, false_alarms * window_days / 365.25) / max(1, detectors)
 
 
 def monitor(
-    reference: Sequence[tuple[str, str | None]],
-    window: Sequence[StoredRequest],
-    earlier: Sequence[StoredRequest],
-    feedback: Iterable[Feedback],
-    helpers: Helpers,
-    options: MonitorOptions,
-    *,
-    window_days: float,
+    reference: Sequence[tuple[str, str | None]], window: Sequence[StoredRequest], earlier: Sequence[StoredRequest],
+    feedback: Iterable[Feedback], helpers: Helpers, options: MonitorOptions, *, window_days: float,
     canaries: Sequence[CanaryRound] = (),
-) -> MonitorReport:
+) -> MonitorReport:  # fmt: skip
     """Compare a window with a data set and with the production before it.
 
     Args:
         reference: text and label of the data set's training rows.
         window, earlier: requests of one model, in order.
-        feedback: on them.
-        helpers: what other stages know.
-        options: settings.
-        window_days: length of the window.
         canaries: rounds of canary prompts in it, which have their share of the false alarms.
     """
     now, before = _one_a_user(window, MOST_NOW), _one_a_user(earlier, MOST_BEFORE)
-    said = by_request(feedback, talks_of([*earlier, *window]))
+    feedback_of = by_request(feedback, talks_of([*earlier, *window]))
     skipped: dict[str, str] = {}
     texts_now, texts_before = _one_a_text(now), _one_a_text(before)
-    found = [
-        *_of_inputs(reference, texts_now, texts_before, helpers, skipped),
-        *_of_production(now, before, said),
-        *_of_answers(texts_now, texts_before),
-        *_of_load(window, earlier, window_days),
-    ]
+    groups = [
+        *_of_inputs(reference, texts_now, texts_before, helpers, skipped), *_of_production(now, before, feedback_of),
+        *_of_answers(texts_now, texts_before), *_of_load(window, earlier, window_days),
+    ]  # fmt: skip
     compared = []
-    for one in found:
+    for one in groups:
         least = FEW_BLOCKS if one.name in BLOCKED else FEW
         if min(len(one.before), len(one.now)) < least:
             unit = "parts of time" if one.name in BLOCKED else "rows"
@@ -183,7 +153,7 @@ def monitor(
     level = level_of(options.false_alarms * (1 - SHARE if canaries else 1), window_days, len(compared))
     detections = [_detect(one, level, helpers, options.seed) for one in compared]
     alarms = [one.name for one in detections if one.alarm] + [CANARIES] * any(one.alarm for one in canaries)
-    quality = _quality([*earlier, *window], {r.id for r in window}, said)
+    quality = _quality([*earlier, *window], {r.id for r in window}, feedback_of)
     report = MonitorReport(
         model=options.model, since="", until="", requests=len(window), compared=len(now),
         false_alarms_per_year=options.false_alarms, detections=detections, skipped=skipped, quality=quality, alarms=alarms,
@@ -219,9 +189,6 @@ def _releases(requests: Sequence[StoredRequest]) -> set[str]:
     return {request.release for request in requests if request.release}
 
 
-# --- what is compared --------------------------------------------------------------------------
-
-
 def asked(request: StoredRequest) -> str:
     """The last turn of the user; empty where it was not kept."""
     turns = [str(turn.get("content") or "") for turn in request.prompt if turn.get("role") == "user"]
@@ -230,23 +197,20 @@ def asked(request: StoredRequest) -> str:
 
 def answered(request: StoredRequest) -> str:
     """The text of the answer; empty where there is none."""
-    found = request.completion
-    text = found.get("content") if isinstance(found, Mapping) else found
+    completion = request.completion
+    text = completion.get("content") if isinstance(completion, Mapping) else completion
     return text if isinstance(text, str) and not text.startswith("sha256:") else ""
 
 
 def _of_inputs(
-    reference: Sequence[tuple[str, str | None]],
-    now: Sequence[StoredRequest],
-    before: Sequence[StoredRequest],
-    helpers: Helpers,
-    skipped: dict[str, str],
-) -> Iterator[Compared]:
+    reference: Sequence[tuple[str, str | None]], now: Sequence[StoredRequest], before: Sequence[StoredRequest],
+    helpers: Helpers, skipped: dict[str, str],
+) -> Iterator[Compared]:  # fmt: skip
     """What users ask, against the data set; labels against earlier production, else against the data set's."""
-    known = _some([row for row in reference if row[0]], MOST_BEFORE, lambda row: str(row[0]))
-    texts = [text for text, _ in known]
-    kept = [request for request in now if asked(request)]
-    ids, asks = [request.id for request in kept], [asked(request) for request in kept]
+    rows = _some([row for row in reference if row[0]], MOST_BEFORE, lambda row: str(row[0]))
+    texts = [text for text, _ in rows]
+    requests = [request for request in now if asked(request)]
+    ids, asks = [request.id for request in requests], [asked(request) for request in requests]
     both = (texts, asks)
     memory, rest = texts[::2], texts[1::2]
     if helpers.embed is None:
@@ -255,19 +219,18 @@ def _of_inputs(
         vectors = np.asarray(helpers.embed([*texts, *asks]), dtype=np.float64)
         old, new = vectors[: len(texts)], vectors[len(texts) :]
         yield Compared(
-            "inputs",
-            "reference",
-            "vectors",
-            old,
-            new,
-            ids,
-            both,
+            "inputs", "reference", "vectors", old, new, ids, both,
             "chance to tell a request of now from a row of the data set",
-        )
+        )  # fmt: skip
         nearest = [1 - (some @ old[::2].T).max(axis=1) for some in (old[1::2], new)]
         yield Compared("novelty", "reference", "numbers", nearest[0], nearest[1], ids, (rest, asks))
     words = {word for text in memory for word in WORD.findall(text.lower())}
-    fresh = [_unknown(some, words) for some in (rest, asks)]
+
+    def unknown(text: str) -> float:
+        found = WORD.findall(text.lower())
+        return sum(word not in words for word in found) / len(found) if found else 0.0
+
+    fresh = [np.array([unknown(text) for text in some]) for some in (rest, asks)]
     yield Compared("vocabulary", "reference", "numbers", fresh[0], fresh[1], ids, (rest, asks))
     lengths = [np.array([len(text) for text in some], dtype=np.float64) for some in both]
     yield Compared("length", "reference", "numbers", lengths[0], lengths[1], ids, both)
@@ -276,45 +239,28 @@ def _of_inputs(
     else:
         spoken = [[helpers.language(text) for text in some] for some in both]
         yield Compared(
-            "language",
-            "reference",
-            "categories",
-            spoken[0],
-            spoken[1],
-            ids,
-            both,
+            "language", "reference", "categories", spoken[0], spoken[1], ids, both,
             "share of requests in another language",
-        )
-    yield from _of_labels([label for _, label in known if label], now, before)
-
-
-def _unknown(texts: Sequence[str], words: set[str]) -> Any:
-    """The share of each text's words that are not among the known ones."""
-    found = [WORD.findall(text.lower()) for text in texts]
-    return np.array([sum(word not in words for word in own) / len(own) if own else 0.0 for own in found])
+        )  # fmt: skip
+    yield from _of_labels([label for _, label in rows if label], now, before)
 
 
 def _of_labels(
     labels: Sequence[str], now: Sequence[StoredRequest], before: Sequence[StoredRequest]
 ) -> Iterator[Compared]:
-    given = [(request.id, answered(request).strip()) for request in now if answered(request)]
+    answers = [(request.id, answered(request).strip()) for request in now if answered(request)]
     old = [text for request in before if (text := answered(request).strip())]
     names = set(labels)
-    sides = (old, [text for _, text in given])
+    sides = (old, [text for _, text in answers])
     if not names or not any(texts and 2 * sum(text in names for text in texts) >= len(texts) for texts in sides):
         return  # no labels, or the model answers in sentences, now as before
     against: Reference = "earlier" if len(old) >= FEW else "reference"
     shown = [[text if text in names else "(none of the labels)" for text in some]
-             for some in (old if against == "earlier" else labels, [text for _, text in given])]  # fmt: skip
+             for some in (old if against == "earlier" else labels, [text for _, text in answers])]  # fmt: skip
     yield Compared(
-        "labels",
-        against,
-        "categories",
-        shown[0],
-        shown[1],
-        [name for name, _ in given],
+        "labels", against, "categories", shown[0], shown[1], [name for name, _ in answers],
         unit="share of answers with another label",
-    )
+    )  # fmt: skip
 
 
 def _of_production(
@@ -327,8 +273,9 @@ def _of_production(
     yield Compared(
         "outputs", "earlier", "categories", states[0], states[1], ids, unit="share of answers of another kind"
     )
-    rated = [[(r.id, v) for r in some if (v := _liked(said.get(r.id, ()))) is not None] for some in sides]
-    votes = [[v for _, v in some] for some in rated]
+    means = [[(r.id, mean) for r in some if (mean := mean_value(said.get(r.id, ()))) is not None] for some in sides]
+    rated = [[(name, "good" if mean >= 0.5 else "bad") for name, mean in some] for some in means]
+    votes = [[vote for _, vote in some] for some in rated]
     unit = "share of rated answers that are taken otherwise"
     yield Compared("feedback", "earlier", "categories", votes[0], votes[1], [name for name, _ in rated[1]], unit=unit)
 
@@ -355,19 +302,17 @@ def _of_load(
             if request.total_ms is not None and request.total_ms > 0:
                 at = time_of(request.time).timestamp() / 86_400 / window_days * BLOCKS
                 blocks.setdefault(math.floor(at), []).append((request.total_ms, request.id))
-        kept = [each for each in blocks.values() if len(each) >= FEW_IN_BLOCK]
-        sides.append([(max(each)[1], math.exp(sum(math.log(ms) for ms, _ in each) / len(each))) for each in kept])
+        parts = [each for each in blocks.values() if len(each) >= FEW_IN_BLOCK]
+        sides.append([(max(each)[1], math.exp(sum(math.log(ms) for ms, _ in each) / len(each))) for each in parts])
     yield _numbers("latency", sides[0], sides[1])
 
 
 def _numbers(name: str, before: Sequence[tuple[str, float]], now: Sequence[tuple[str, float]]) -> Compared:
-    """A number of each request, against earlier production."""
     values = [np.array([value for _, value in some], dtype=np.float64) for some in (before, now)]
     return Compared(name, "earlier", "numbers", values[0], values[1], [id_ for id_, _ in now])
 
 
 def _state(request: StoredRequest) -> str:
-    """What kind of answer it is."""
     if request.error is not None:
         return "failed"
     if request.finish == "length":
@@ -379,34 +324,24 @@ def _state(request: StoredRequest) -> str:
     return "repeats itself" if len(words) >= 20 and len(set(words)) < len(words) / 4 else "answered"
 
 
-def _liked(said: Iterable[Feedback]) -> str | None:
-    mean = mean_value(said)
-    return None if mean is None else "good" if mean >= 0.5 else "bad"
-
-
-# --- what was found ----------------------------------------------------------------------------
-
-
 def _detect(one: Compared, level: float, helpers: Helpers, seed: int) -> Detection:
     test: Callable[..., Difference] = vectors_differ
     if one.kind != "vectors":
         test = numbers_differ if one.kind == "numbers" else categories_differ
     if one.name in TAILED:
         test = partial(numbers_differ, upper_tail=True)
-    found = test(one.before, one.now, level=level, seed=seed)
-    alarm = found.p <= level
+    difference = test(one.before, one.now, level=level, seed=seed)
+    alarm = difference.p <= level
     words = helpers.telling(*one.texts)[:SHOWN] if alarm and one.texts[0] else []
-    order = np.argsort(-found.foreign, kind="stable")[: SHOWN if alarm else 0].tolist()
+    order = np.argsort(-difference.foreign, kind="stable")[: SHOWN if alarm else 0].tolist()
     against = "the data set" if one.against == "reference" else "production before"
-    said = (
-        f"{one.name} {'differ' if one.name.endswith('s') else 'differs'} from {against}"
-        if alarm
-        else f"{one.name}: no change is shown"
-    )
+    change = f"{one.name}: no change is shown"
+    if alarm:
+        change = f"{one.name} {'differ' if one.name.endswith('s') else 'differs'} from {against}"
     return Detection(
-        name=one.name, compared_with=one.against, p=found.p, level=level, size=found.size, unit=one.unit, alarm=alarm,
+        name=one.name, compared_with=one.against, p=difference.p, level=level, size=difference.size, unit=one.unit, alarm=alarm,
         rows=[len(one.before), len(one.now)],
-        sentence=f"{said} ({_sized(one, found)}, p {found.p:.2g}, alarm below {level:.2g})",
+        sentence=f"{change} ({_sized(one, difference)}, p {difference.p:.2g}, alarm below {level:.2g})",
         next_step=_next_step(one) if alarm else "", words=words, requests=[one.ids[i] for i in order],
     )  # fmt: skip
 
@@ -435,9 +370,6 @@ def _sized(one: Compared, found: Difference) -> str:
     return f"told apart with a chance of {found.size:.2f}; 0.5: alike"
 
 
-# --- quality without labels --------------------------------------------------------------------
-
-
 def _quality(
     requests: Sequence[StoredRequest], current: set[str], said: Mapping[str, list[Feedback]]
 ) -> QualityEstimate | None:
@@ -461,23 +393,23 @@ def _quality(
 
 def probability_of(request: StoredRequest) -> float | None:
     """The probability of the label that was chosen; None where the answer has none."""
-    found = request.completion.get("probability") if isinstance(request.completion, Mapping) else None
-    return float(found) if isinstance(found, int | float) and 0 <= found <= 1 else None
+    probability = request.completion.get("probability") if isinstance(request.completion, Mapping) else None
+    return float(probability) if isinstance(probability, int | float) and 0 <= probability <= 1 else None
 
 
 def _right(texts: Mapping[str, str], said: Mapping[str, list[Feedback]], kinds: Sequence[str]) -> dict[str, bool]:
     """Whether answers are right by the texts that people gave in feedback of some kinds."""
-    given = {
+    texts_of = {
         name: [str(one.value).strip() for one in said.get(name, ()) if one.kind in kinds and one.may_teach()]
         for name in texts
     }
-    return {name: all(text == texts[name] for text in values) for name, values in given.items() if values}
+    return {name: all(text == texts[name] for text in values) for name, values in texts_of.items() if values}
 
 
 def estimate_quality(
     chances: Sequence[float], known: Sequence[tuple[float, bool]], judged: Sequence[bool] = (), *, seed: int = 0
 ) -> QualityEstimate:
-    """Accuracy of answers that nobody has judged: the mean of their calibrated probabilities.
+    """Accuracy of answers that no one has judged: the mean of their calibrated probabilities.
 
     Isotonic regression on the judged answers calibrates them; with fewer than 50 of these they are taken as they are. The
     interval is a bootstrap over both. It holds while an answer of some probability is as often right as before, which a new
@@ -488,7 +420,6 @@ def estimate_quality(
         chances: probabilities of the answers of the window.
         known: probability of earlier answers, and whether they were right.
         judged: whether answers of the window were right, where people said so.
-        seed: of the bootstrap.
     """
     from sklearn.isotonic import IsotonicRegression
 
@@ -539,18 +470,14 @@ def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
         yield f"New in this window: release {', '.join(sorted(new_releases))}."
     if report.quality is not None:
         q = report.quality
-        by = (
-            f"calibrated on {q.calibrated_on:,} judged answers"
-            if q.calibrated_on
-            else "not calibrated, as the model says"
-        )
+        judged = f"calibrated on {q.calibrated_on:,} judged answers"
+        by = judged if q.calibrated_on else "not calibrated, as the model says"
         loss = f"; before {q.before:.3f}" if q.before == q.before else ""
         if loss and report.alarms:
             more = [100 * (each - q.before) for each in (q.estimated, q.low, q.high)]
             loss += f", so about {more[0]:+.0f} points [{more[1]:+.0f}, {more[2]:+.0f}]"
         yield f"Estimated share of right answers: {q.estimated:.3f} [{q.low:.3f}, {q.high:.3f}], {by}{loss}."
         if q.judged:
-            aside = "" if q.low <= q.measured <= q.high else (
-                ", which is outside of the estimate: answers as sure as before are not right as often now"
-            )  # fmt: skip
+            beyond = ", which is outside of the estimate: answers as sure as before are not right as often now"
+            aside = "" if q.low <= q.measured <= q.high else beyond
             yield f"People judged {q.judged:,} of them: {q.measured:.3f} are right{aside}."

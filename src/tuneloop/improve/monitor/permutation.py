@@ -1,25 +1,17 @@
 """Is one group of rows different from another? Exact tests by permutation, for vectors, numbers and categories.
 
 Without a difference every division of all rows into groups of these sizes is as likely as the real one. So the share of
-divisions with a larger statistic is a p-value at any size of the groups, and no distribution is assumed.
-"""
+divisions with a larger statistic is a p-value at any size of the groups, and no distribution is assumed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tuneloop.core.lazy import np
+from tuneloop.core.lazy import Array, np
 from tuneloop.core.stats.intervals import auroc
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
-else:
-    Array = "NDArray[np.float64]"
 
 BATCH = 200
 ENOUGH = 20  # divisions with a larger statistic after which more of them would not change the answer
@@ -47,7 +39,6 @@ def permutation_p(statistic: Statistic, before: int, now: int, *, level: float, 
         statistic: larger where the groups differ more.
         before, now: rows of the first and the second group.
         level: below which it will be called a difference.
-        seed: of the divisions.
     """
     n = before + now
     real = np.zeros((1, n), dtype=np.float32)
@@ -78,8 +69,8 @@ def vectors_differ(before: Array, now: Array, *, level: float, seed: int = 0) ->
     pooled -= pooled.mean(axis=0)
     axes = max(1, min(DIMENSIONS, pooled.shape[1], len(pooled) // 10))
     left, scales, _ = np.linalg.svd(pooled, full_matrices=False)
-    kept = int((scales[:axes] > 1e-9 * max(scales[0], 1e-12)).sum())
-    white = (left[:, :kept] * math.sqrt(len(pooled))).astype(np.float32)  # uncorrelated, of variance 1
+    rank = int((scales[:axes] > 1e-9 * max(scales[0], 1e-12)).sum())
+    white = (left[:, :rank] * math.sqrt(len(pooled))).astype(np.float32)  # uncorrelated, of variance 1
     n, m = len(before), len(now)
 
     def statistic(member: Any) -> Array:
@@ -108,8 +99,8 @@ def numbers_differ(before: Array, now: Array, *, level: float, seed: int = 0, up
     n, m = len(before), len(now)
     places = np.flatnonzero(ends) + 1
     share = places / (n + m)
-    kept = (share >= 0.5) & (n + m - places >= 5)  # at least five rows beyond
-    weights = np.where(kept, 1 / np.sqrt(np.maximum(share * (1 - share), 1e-12)), 0.0)
+    tail = (share >= 0.5) & (n + m - places >= 5)  # at least five rows beyond
+    weights = np.where(tail, 1 / np.sqrt(np.maximum(share * (1 - share), 1e-12)), 0.0)
 
     def statistic(member: Any) -> Array:
         inside = np.cumsum(member[:, order], axis=1)[:, ends]

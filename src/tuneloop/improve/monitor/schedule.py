@@ -1,8 +1,7 @@
-"""A server's monitor: each window of production is compared when it is over, and canary prompts are asked every day.
+"""A server's monitor: each window of production is compared when it is over, and canary prompts are requested every day.
 
-Windows are compared by `tuneloop monitor` in a process of its own, for in the server's own one embedding thousands of texts
-would keep its answers waiting. Canary prompts are asked of the engine at work, while nobody else asks it.
-"""
+Windows are compared by `tuneloop monitor` in a process of its own: embedding thousands of texts would keep the
+server's answers waiting. Canary prompts go to the engine at work, while no one else uses it."""
 
 from __future__ import annotations
 
@@ -18,8 +17,15 @@ from tuneloop.core.ids import clock
 from tuneloop.core.parent import environment_of_child
 from tuneloop.core.ui import say
 from tuneloop.data.dataset import load_dataset
-from tuneloop.improve.monitor.canary_prompts import canary_level, round_in_words
-from tuneloop.improve.monitor.canary_requests import ask_gateway, check_last, identity_of, rounds_due, rows_of
+from tuneloop.improve.monitor.canaries import (
+    ask_gateway,
+    canary_level,
+    check_last,
+    identity_of,
+    round_in_words,
+    rounds_due,
+    rows_of,
+)
 from tuneloop.improve.monitor.command import days_of, due_window
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import ROUTER, Gateway
@@ -55,7 +61,6 @@ async def monitored(config: ServeConfig, gateway: Gateway) -> AsyncIterator[None
 
 
 async def _canaries(config: ServeConfig, gateway: Gateway, every: float, pause: float) -> None:
-    """Ask the canary prompts of each model when they are due."""
     try:
         rows = rows_of(await asyncio.to_thread(load_dataset, config.monitor.reference), config.monitor.canaries)
     except UserError as error:
@@ -108,7 +113,7 @@ async def compare(config: ServeConfig, model: str, until: str) -> str:
         await child.wait()
         raise
     try:
-        found = json.loads(out)
-        return str(found["summary"][0] if "summary" in found else found["error"]["what"])
+        report = json.loads(out)
+        return str(report["summary"][0] if "summary" in report else report["error"]["what"])
     except (ValueError, KeyError, IndexError, TypeError):
         return f"tuneloop monitor ended with {child.returncode}"

@@ -19,18 +19,8 @@ from tuneloop.improve.experiment.log import START as EXPERIMENT_START
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.feedback.value import Talk, by_request, mean_value
 from tuneloop.improve.monitor.command import EVENT as MONITORED
+from tuneloop.improve.report import record
 from tuneloop.improve.report.html import render_improve_page
-from tuneloop.improve.report.record import (
-    ExperimentLine,
-    FunnelStep,
-    ImprovementReport,
-    LedgerCycle,
-    LedgerStep,
-    MonitoredWindow,
-    SequencePoint,
-    TimelineEvent,
-    TrafficPeriod,
-)
 from tuneloop.records.decision import Decision
 from tuneloop.records.record import write_record
 from tuneloop.serving.store.database import Database
@@ -39,25 +29,22 @@ from tuneloop.serving.store.store import opened, read_decisions, read_feedback, 
 MOST_PERIODS = 45  # of traffic, that a chart shows legibly
 
 
-def write_improve_report(place: Path | str) -> tuple[Path, ImprovementReport]:
+def write_improve_report(place: Path | str) -> tuple[Path, record.ImprovementReport]:
     """Write `improve/report.json` and `improve/report.html` next to a store, and give the page and its record.
-
-    Args:
-        place: the store's file, or the server's folder.
 
     Raises:
         UserError: there is no store, or the files can't be written.
     """
-    found = report_of(place)
+    report = report_of(place)
     folder = store_folder(place) / "improve"
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder / ImprovementReport.file, found)
+    write_record(folder / record.ImprovementReport.file, report)
     page = folder / "report.html"
-    write_text(page, render_improve_page(found))
-    return page, found
+    write_text(page, render_improve_page(report))
+    return page, report
 
 
-def report_of(place: Path | str) -> ImprovementReport:
+def report_of(place: Path | str) -> record.ImprovementReport:
     """What a store says, in one record.
 
     Raises:
@@ -80,7 +67,7 @@ def report_of(place: Path | str) -> ImprovementReport:
     windows = [_window(event.data) for event in events if event.kind == MONITORED]
     models = {state.design.model for state in experiments.values()} | {e.subject for e in events if e.kind == MONITORED}
     notes = [] if total else ["No request was served yet."]
-    return ImprovementReport(
+    return record.ImprovementReport(
         name=", ".join(by_project) or ", ".join(sorted(models)) or store_folder(place).name,
         store=store_name(place), since=first or "", until=last or "", days=days,
         funnel=_funnel(total, len(liked), cycles, experiments), periods=periods,
@@ -91,24 +78,23 @@ def report_of(place: Path | str) -> ImprovementReport:
     )  # fmt: skip
 
 
-# --- traffic -----------------------------------------------------------------------------------
-
-
 def _liked(store: Database) -> dict[str, float]:
     """Request -> mean of what people said of it; feedback on a conversation counts for its last request."""
     last: dict[Talk, list[str]] = {}
-    for key, name, id_ in store.read(
-        "SELECT COALESCE(key, ''), conversation, MAX(id) FROM requests WHERE conversation IS NOT NULL GROUP BY 1, 2 ORDER BY MIN(id)"
-    ):
+    query = (
+        "SELECT COALESCE(key, ''), conversation, MAX(id) FROM requests WHERE conversation IS NOT NULL "
+        "GROUP BY 1, 2 ORDER BY MIN(id)"
+    )
+    for key, name, id_ in store.read(query):
         last[key, name] = [id_]
         last.setdefault(name, [id_])
-    said = by_request(read_feedback(store, origin=False), last)
-    return {request: mean for request, of in said.items() if (mean := mean_value(of)) is not None}
+    feedback = by_request(read_feedback(store, origin=False), last)
+    return {request: mean for request, of in feedback.items() if (mean := mean_value(of)) is not None}
 
 
 def _periods(
     store: Database, first: str | None, last: str | None, liked: Mapping[str, float]
-) -> tuple[list[TrafficPeriod], float]:
+) -> tuple[list[record.TrafficPeriod], float]:
     """Traffic by day, or by as many days as keep the chart legible."""
     if not first or not last:
         return [], 1.0
@@ -125,56 +111,46 @@ def _periods(
         if id_ in liked:
             of[1] += 1
             of[2] += liked[id_]
-    found = []
+    periods = []
     for at in range(max(counts) + 1):
         number, rated, good, usd = counts.get(at, [0, 0, 0.0, 0.0])
         since = utc((begin + timedelta(days=at * days)).timestamp())
-        found.append(TrafficPeriod(since=since, requests=int(number), rated=int(rated), liked=good / rated if rated else math.nan, usd=usd))  # fmt: skip
-    return found, days
+        periods.append(record.TrafficPeriod(since=since, requests=int(number), rated=int(rated), liked=good / rated if rated else math.nan, usd=usd))  # fmt: skip
+    return periods, days
 
 
 def _funnel(
     requests: int, rated: int, cycles: Sequence[Cycle], experiments: Mapping[str, ExperimentState]
-) -> list[FunnelStep]:  # fmt: skip
+) -> list[record.FunnelStep]:  # fmt: skip
     def done(step: str) -> list[Mapping[str, Any]]:
         return [cycle.done[step] for cycle in cycles if step in cycle.done]
 
-    rows = [int((found.get("counts") or {}).get("sft", 0)) for found in done("collect")]
-    steps = [FunnelStep(name="requests", count=requests, detail="answered and stored")]
-    share = f"{rated / requests:.1%} of them" if requests else ""
-    steps.append(FunnelStep(name="with judgements", count=rated, detail=share))
-    if rows:
-        steps.append(FunnelStep(name="training rows", count=rows[-1], detail=f"collected for cycle {len(rows)}"))
-    steps.append(
-        FunnelStep(name="runs trained", count=len(done("train")), detail=f"in {counted(len(cycles), 'cycle')}")
-    )
-    steps.append(FunnelStep(name="versions registered", count=len(done("register"))))
+    rows = [int((result.get("counts") or {}).get("sft", 0)) for result in done("collect")]
     words = {"promote": "promoted", "roll back": "rolled back", "": "going on"}
     ended = [words.get(state.ended, state.ended) for state in experiments.values()]
-    outcomes = ", ".join(f"{ended.count(word)} {word}" for word in dict.fromkeys(ended))
-    steps.append(FunnelStep(name="experiments", count=len(experiments), detail=outcomes))
-    promoted = sum(state.ended == "promote" for state in experiments.values())
-    steps.append(FunnelStep(name="promoted", count=promoted, detail="versions that proved better"))
-    return steps
+    share = f"{rated / requests:.1%} of them" if requests else ""
+    steps = [
+        ("requests", requests, "answered and stored"), ("with judgements", rated, share),
+        *([("training rows", rows[-1], f"collected for cycle {len(rows)}")] if rows else []),
+        ("runs trained", len(done("train")), f"in {counted(len(cycles), 'cycle')}"),
+        ("versions registered", len(done("register")), ""),
+        ("experiments", len(experiments), ", ".join(f"{ended.count(word)} {word}" for word in dict.fromkeys(ended))),
+        ("promoted", ended.count("promoted"), "versions that proved better"),
+    ]  # fmt: skip
+    return [record.FunnelStep(name=name, count=count, detail=detail) for name, count, detail in steps]
 
 
-# --- decisions ---------------------------------------------------------------------------------
-
-
-def _timeline(event: Decision) -> TimelineEvent | None:
-    """An event of the log as a line; None where others say it."""
+def _timeline(event: Decision) -> record.TimelineEvent | None:
     data, kind = event.data, event.kind
 
-    def line(title: str, sentence: str = "", tone: Any = "plain") -> TimelineEvent:
-        return TimelineEvent(time=event.time, kind=kind, title=title, sentence=sentence, tone=tone)
+    def line(title: str, sentence: str = "", tone: Any = "plain") -> record.TimelineEvent:
+        return record.TimelineEvent(time=event.time, kind=kind, title=title, sentence=sentence, tone=tone)
 
     if kind == MONITORED:
-        alarms = data.get("alarms") or []
-        if not alarms:
-            return line("no alarm", (data.get("summary") or [""])[0])
-        return line(
-            f"alarm: {', '.join(alarms)}", f"{counted(data['requests'], 'request')} since {data['since'][:10]}", "bad"
-        )
+        if alarms := data.get("alarms"):
+            since = f"{counted(data['requests'], 'request')} since {data['since'][:10]}"
+            return line(f"alarm: {', '.join(alarms)}", since, "bad")
+        return line("no alarm", (data.get("summary") or [""])[0])
     if kind == EXPERIMENT_START:
         design = data["design"]
         return line(f"experiment {event.subject} began", f"{design['candidate']} against {design['champion']}")
@@ -201,7 +177,6 @@ def _timeline(event: Decision) -> TimelineEvent | None:
 
 
 def _result_words(step: str, result: Mapping[str, Any]) -> str:
-    """What came of a step."""
     counts = result.get("counts")
     if step == "collect" and isinstance(counts, Mapping):
         return ", ".join(f"{number:,} {name} rows" for name, number in counts.items() if number)
@@ -210,67 +185,58 @@ def _result_words(step: str, result: Mapping[str, Any]) -> str:
     return str(result.get("sentence") or result.get("status") or result.get("path") or "")
 
 
-def _experiment(state: ExperimentState) -> ExperimentLine:
+def _experiment(state: ExperimentState) -> record.ExperimentLine:
     design, last = state.design, state.verdicts[-1] if state.verdicts else None
+    sentence = last.sentence if last else ""
+    if state.stopped:
+        sentence = f"Stopped by hand: {state.why}." if state.why else "Stopped by hand."
     points = [
-        SequencePoint(
+        record.SequencePoint(
             days=v.evidence.days, share=v.evidence.share, units=v.evidence.measure.units, difference=v.evidence.measure.difference,
             low=v.evidence.measure.low, high=v.evidence.measure.high,
         )
         for v in state.verdicts
     ]  # fmt: skip
-    return ExperimentLine(
+    return record.ExperimentLine(
         name=design.name, candidate=design.candidate, champion=design.champion, measure=design.measure, effect=design.effect,
         alpha=design.alpha, registration=state.registration, started=state.started, outcome=state.ended,
-        sentence=_last_words(state), users=last.evidence.users if last else 0,
+        sentence=sentence, users=last.evidence.users if last else 0,
         candidate_users=last.evidence.candidate_users if last else 0, shadow_votes=last.evidence.shadow_votes if last else 0,
         shadow_copies=max((verdict.evidence.shadow_copies for verdict in state.verdicts), default=0),
         points=points, guardrails=last.evidence.guardrails if last else [],
     )  # fmt: skip
 
 
-def _last_words(state: ExperimentState) -> str:
-    """How an experiment stands: what a person said at its end, else its last decision."""
-    if state.stopped:
-        return f"Stopped by hand: {state.why}." if state.why else "Stopped by hand."
-    return state.verdicts[-1].sentence if state.verdicts else ""
+def _window(data: Mapping[str, Any]) -> record.MonitoredWindow:
+    def strength(p: float, level: float) -> float:
+        return math.log(max(p, 1e-300)) / math.log(level) if 0 < level < 1 else 0.0
 
+    def words(one: Mapping[str, Any]) -> str:
+        known = f" Words: {', '.join(one['words'])}." if one.get("words") else ""
+        return f"{one['sentence']}.{known}" + (f" Next: {one['next_step']}." if one.get("next_step") else "")
 
-def _window(data: Mapping[str, Any]) -> MonitoredWindow:
     detections = data.get("detections") or []
     quality = (data.get("quality") or {}).get("estimated")
-    return MonitoredWindow(
+    return record.MonitoredWindow(
         since=data["since"], until=data["until"], requests=data["requests"], alarms=data["alarms"],
-        strengths={one["name"]: _strength(one["p"], one["level"]) for one in detections},
-        sentences=[_alarm_words(one) for one in detections if one["alarm"]],
+        strengths={one["name"]: strength(one["p"], one["level"]) for one in detections},
+        sentences=[words(one) for one in detections if one["alarm"]],
         quality=math.nan if quality is None else quality,
     )  # fmt: skip
 
 
-def _alarm_words(one: Mapping[str, Any]) -> str:
-    """What a detector found, the words that tell it, and what to do."""
-    words = f" Words: {', '.join(one['words'])}." if one.get("words") else ""
-    step = f" Next: {one['next_step']}." if one.get("next_step") else ""
-    return f"{one['sentence']}.{words}{step}"
-
-
-def _strength(p: float, level: float) -> float:
-    return math.log(max(p, 1e-300)) / math.log(level) if 0 < level < 1 else 0.0
-
-
-def _ledger(events: Iterable[Decision]) -> list[LedgerCycle]:
-    """The cycles of a project with what each step took."""
+def _ledger(events: Iterable[Decision]) -> list[record.LedgerCycle]:
     events = list(events)
     began = {int(e.data["cycle"]): e.data for e in events if e.kind == START}
-    steps: dict[int, list[LedgerStep]] = defaultdict(list)
+    steps: dict[int, list[record.LedgerStep]] = defaultdict(list)
     for event in events:
         if event.kind in (STEP, END):
             data = event.data
             hours, usd = data.get("hours", 0.0), data.get("usd", 0.0)
             result = _result_words(data["step"], data["result"])
-            steps[int(data["cycle"])].append(LedgerStep(step=data["step"], hours=hours, usd=usd, result=result))
+            steps[int(data["cycle"])].append(record.LedgerStep(step=data["step"], hours=hours, usd=usd, result=result))
     return [
-        LedgerCycle(
+        record.LedgerCycle(
             number=cycle.number, began=cycle.began, ended=cycle.ended, reasons=list(cycle.reasons),
             expected_usd=number(began[cycle.number]["facts"].get("expected_usd")),
             gain_usd=number(began[cycle.number].get("gain_usd")), steps=steps[cycle.number],

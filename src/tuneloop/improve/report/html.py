@@ -83,10 +83,8 @@ def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
             f'<circle class="shape0" cx="{at:.1f}" cy="{y(p.difference):.1f}" r="3"/></g>'
         )
     body.append(_path([(days(p.days), y(p.difference)) for p in points], "train"))
-    begin = 0.0 if narrow else left
-    body.append(
-        _text(begin, 13, fit(f"difference in {line.measure}, bounds valid at any time", right - begin), "legend")
-    )
+    begin, legend = 0.0 if narrow else left, f"difference in {line.measure}, bounds valid at any time"
+    body.append(_text(begin, 13, fit(legend, right - begin), "legend"))
     body.append(_text(left, bottom + 33, f"dashed: +{line.effect:g}, worth a promotion", "tick"))
     last = points[-1]
     summary = f"{line.name}: {last.difference:+.3f} [{last.low:+.3f}, {last.high:+.3f}] after {last.days:.1f} days"
@@ -107,8 +105,7 @@ def windows_chart(windows: Sequence[MonitoredWindow], width: float = WIDE) -> Ma
         y = top + pitch * (row + 0.5)
         body += [_line(left, y, right, y, "grid"), _text(0, y + 4, fit(name, left - 8), "name")]
         for at, window in enumerate(shown):
-            strength = window.strengths.get(name)
-            if strength is None:
+            if (strength := window.strengths.get(name)) is None:
                 continue
             kind = "alarm" if name in window.alarms else "calm"
             radius = 2 + 6 * math.sqrt(min(max(strength, 0.0), 1.0))
@@ -124,11 +121,8 @@ def windows_chart(windows: Sequence[MonitoredWindow], width: float = WIDE) -> Ma
 
 
 ENDS = {
-    "promote": "promoted",
-    "roll back": "rolled back",
-    "futility": "ended for futility",
-    "stopped": "stopped by hand",
-}
+    "promote": "promoted", "roll back": "rolled back", "futility": "ended for futility", "stopped": "stopped by hand",
+}  # fmt: skip
 TONES = {"promote": "good", "promoted": "good", "roll back": "bad", "rolled back": "bad", "refused by the gate": "bad"}
 
 
@@ -141,20 +135,15 @@ def page_of_improvement(report: ImprovementReport) -> dict[str, Any]:
     """Everything that the template shows, computed and written out."""
     most = max((step.count for step in report.funnel), default=0) or 1
     return {
-        "title": f"{report.name}: {_headline(report)}",
-        "headline": _headline(report),
-        "name": report.name,
-        "lede": _lede(report),
-        "figures": _figures(report),
-        "notes": report.notes,
+        "title": f"{report.name}: {_headline(report)}", "headline": _headline(report), "name": report.name,
+        "lede": _lede(report), "figures": _figures(report), "notes": report.notes,
         "funnel": [(s.name, f"{s.count:,}", s.detail, 100 * s.count / most) for s in report.funnel],
         "traffic": chart_pair(traffic_chart, report.periods),
         "period": {1.0: "day", 7.0: "week", 30.0: "month"}.get(report.days, hours_words(report.days * 24)),
         "experiments": [_experiment(line) for line in report.experiments],
         "windows": chart_pair(windows_chart, report.windows),
         "alarms": [(_day(w.until), s) for w in report.windows for s in w.sentences],
-        "calm": sum(not w.alarms for w in report.windows),
-        "monitored": len(report.windows),
+        "calm": sum(not w.alarms for w in report.windows), "monitored": len(report.windows),
         "cycles": [_cycle(line) for line in report.cycles],
         "timeline": [(_time(e.time), e.title, e.sentence, e.tone) for e in reversed(report.timeline)],
         "store": report.store,
@@ -173,15 +162,11 @@ def _headline(report: ImprovementReport) -> str:
 
 
 def _lede(report: ImprovementReport) -> list[str]:
-    lines = [f"{_name(e)}: {e.sentence}" for e in report.experiments[-2:] if e.sentence]
+    lines = [f"Experiment {e.name}: {e.sentence}" for e in report.experiments[-2:] if e.sentence]
     open_cycle = next((c for c in report.cycles if not c.outcome), None)
     if open_cycle is not None:
         lines.append(f"Cycle {open_cycle.number} goes on; it began because of {'; '.join(open_cycle.reasons)}.")
     return lines
-
-
-def _name(line: ExperimentLine) -> str:
-    return f"Experiment {line.name}"
 
 
 def _figures(report: ImprovementReport) -> list[tuple[str, str, str]]:
@@ -231,20 +216,13 @@ def _amount(name: str, value: float) -> str:
 
 def _cycle(line: LedgerCycle) -> dict[str, Any]:
     priced = line.gain_usd == line.gain_usd
+    expected = f"expected {usd_words(line.expected_usd)} of cost and {usd_words(line.gain_usd)} of gain"
     return {
-        "number": line.number,
-        "began": _time(line.began),
-        "outcome": line.outcome or "goes on",
-        "tone": TONES.get(line.outcome, ""),
-        "why": line.why,
-        "reasons": "; ".join(line.reasons),
-        "expected": f"expected {usd_words(line.expected_usd)} of cost and {usd_words(line.gain_usd)} of gain"
-        if priced
-        else "",
-        "hours": hours_words(line.hours),
-        "usd": usd_words(line.usd),
+        "number": line.number, "began": _time(line.began), "outcome": line.outcome or "goes on",
+        "tone": TONES.get(line.outcome, ""), "why": line.why, "reasons": "; ".join(line.reasons),
+        "expected": expected if priced else "", "hours": hours_words(line.hours), "usd": usd_words(line.usd),
         "steps": [(s.step, hours_words(s.hours), usd_words(s.usd), s.result) for s in line.steps],
-    }
+    }  # fmt: skip
 
 
 def _time(text: str) -> str:

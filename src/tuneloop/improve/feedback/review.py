@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from tuneloop.core.ids import uuid7
 from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
 from tuneloop.evaluation.review.items import ITEMS, load_review, read_votes, standing
-from tuneloop.improve.feedback.review_queue import GROUPS, Queued, groups_of, queue
-from tuneloop.improve.feedback.value import by_request, talks_of
+from tuneloop.improve.experiment.statistics import person_of
+from tuneloop.improve.feedback.value import by_request, mean_value, talks_of
 from tuneloop.improve.monitor.command import EVENT as MONITORED
-from tuneloop.improve.monitor.detectors import answered
+from tuneloop.improve.monitor.detectors import answered, asked, probability_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import write_record
+from tuneloop.records.request import StoredRequest
 from tuneloop.records.review import Review, ReviewedSystem, ReviewItem, Vote
 from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 
@@ -40,13 +42,7 @@ def draw_queue(
     """Write a folder that `tuneloop review` shows to people.
 
     Args:
-        place: the store's file, or the server's folder.
-        out: folder of the review; one that is there is refused.
-        rows: how many answers.
-        since: only requests from then on.
-        model: only requests to this model.
-        seed: of the draw.
-        hidden: ask for the right answer without showing the given one, so that nobody is led by it.
+        hidden: ask for the right answer without showing the given one, so that no one is led by it.
 
     Raises:
         UserError: there is no store, nothing to look at, or the folder holds a review.
@@ -57,16 +53,16 @@ def draw_queue(
     with opened(place) as store:
         where, values = ("model = ?", [model]) if model else ("", [])
         every = list(read_requests(store, since=since, where=where, values=values, shadow=None))
-        own = [request for request in every if request.shadow is None]
-        said = by_request(read_feedback(store), talks_of(own))
+        requests = [request for request in every if request.shadow is None]
+        feedback = by_request(read_feedback(store), talks_of(requests))
         alarms = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
         named = {id_ for event in alarms for one in event.data["detections"] if one["alarm"] for id_ in one["requests"]}
     copies = {request.shadow: answered(request) for request in every if request.shadow and answered(request)}
-    groups = groups_of(own, said, copies, named)
-    chosen = queue(own, groups, rows, seed=seed)
+    groups = groups_of(requests, feedback, copies, named)
+    chosen = queue(requests, groups, rows, seed=seed)
     if not chosen:
         raise UserError(
-            f"No request of {len(own):,} can be looked at", where=store_name(place),
+            f"No request of {len(requests):,} can be looked at", where=store_name(place),
             next_step="they failed, their texts were not kept, or people have said already what is right",
         )  # fmt: skip
     redactor = Redactor(PersonalConfig())
@@ -112,13 +108,13 @@ def store_votes(place: Path | str, folder: Path | str) -> tuple[int, int]:
     rows = {item.id: item.row for item in review.items}
     held = [vote for vote in standing(votes).values() if vote.item in rows]
     redactor = Redactor(PersonalConfig())
-    found = [one for vote in held for one in _feedback(vote, rows[vote.item], review.manifest.key, redactor)]
+    feedback = [one for vote in held for one in _feedback(vote, rows[vote.item], review.manifest.key, redactor)]
     with opened(place) as store:
-        return insert(store, found), len(held)
+        return insert(store, feedback), len(held)
 
 
 def _feedback(vote: Vote, request: str, review: str, redactor: Redactor) -> list[Feedback]:
-    given: Mapping[str, object] = {
+    values: Mapping[str, object] = {
         "thumbs": vote.thumb, "rating": vote.stars, "correction": vote.corrected or None, "comment": vote.note or None,
     }  # fmt: skip
     return [
@@ -126,7 +122,7 @@ def _feedback(vote: Vote, request: str, review: str, redactor: Redactor) -> list
             id=uuid7(), request=request, kind=kind, value=redactor(value) if isinstance(value, str) else value,
             user=f"reviewer:{vote.reviewer}", time=vote.time, source="review", key=f"review:{review[:16]}:{vote.item}:{vote.reviewer}:{kind}:{vote.time}",
         )
-        for kind, value in given.items() if value is not None and vote.choice != "skip"
+        for kind, value in values.items() if value is not None and vote.choice != "skip"
     ]  # fmt: skip
 
 
@@ -134,3 +130,86 @@ def queue_lines(drawn: Drawn) -> list[str]:
     """What was taken, and why, a line each."""
     lines = [f"{drawn.strata['random']:>5}  random, for unbiased rates"] if drawn.strata.get("random") else []
     return lines + [f"{drawn.strata[name]:>5}  {name}: {why}" for name, why in GROUPS.items() if drawn.strata.get(name)]
+
+
+RANDOM_PART = 0.4
+UNSURE = 0.5  # probability of a label below which it is uncertain
+# Groups in the order in which a request falls into one of them.
+GROUPS = {
+    "disliked": "people say that the answer is bad, and nobody has said what is right",
+    "disagreement": "a candidate that answered a copy unseen says something else",
+    "drifting": "an alarm of the monitor names the request",
+    "uncertain": f"its label has a probability below {UNSURE:g}, or the answer was cut off",
+    "rest": "all else",
+}
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A request to look at: its group, and its stratum, `random` or the group for whose sake it was taken."""
+
+    request: StoredRequest
+    group: str
+    stratum: str
+
+
+def groups_of(
+    requests: Sequence[StoredRequest], said: Mapping[str, Sequence[Feedback]], copies: Mapping[str, str],
+    named: Collection[str],
+) -> dict[str, str]:  # fmt: skip
+    """Request -> group of those that can be looked at: with a question and an answer, and no right answer known.
+
+    Args:
+        copies: request -> what a candidate answered to its copy.
+    """
+    groups = {}
+    for request in requests:
+        heard = said.get(request.id, ())
+        text = answered(request).strip()
+        if request.error is not None or not text or not asked(request):
+            continue
+        if any(one.kind in ("label", "correction") and one.may_teach(request.key) for one in heard):
+            continue
+        mean = mean_value(heard)
+        chance = probability_of(request)
+        if mean is not None and mean < 0.5:
+            group = "disliked"
+        elif request.id in copies and copies[request.id].strip() != text:
+            group = "disagreement"
+        elif request.id in named:
+            group = "drifting"
+        elif (chance is not None and chance < UNSURE) or request.finish == "length":
+            group = "uncertain"
+        else:
+            group = "rest"
+        groups[request.id] = group
+    return groups
+
+
+def queue(
+    requests: Sequence[StoredRequest], groups: Mapping[str, str], rows: int, *, per_user: int = 3, seed: int = 0
+) -> list[Queued]:
+    """Draw what is looked at: 40 % at random from all, the rest in equal parts from the groups but `rest`.
+
+    Args:
+        per_user: that one user may take of the informative part.
+    """
+    rng = random.Random(seed)
+    pool = [request for request in requests if request.id in groups]
+    rng.shuffle(pool)
+    n_random = min(len(pool), round(RANDOM_PART * rows))
+    chosen = [Queued(request, groups[request.id], "random") for request in pool[:n_random]]
+    waiting = {name: [r for r in pool[n_random:] if groups[r.id] == name] for name in GROUPS}
+    rest = waiting.pop("rest")
+    taken: Counter[str] = Counter()
+    while len(chosen) < rows and any(waiting.values()):
+        for name, left in waiting.items():
+            while left and len(chosen) < rows:
+                request = left.pop()
+                if taken[person_of(request)] < per_user:
+                    taken[person_of(request)] += 1
+                    chosen.append(Queued(request, name, name))
+                    break
+    chosen += [Queued(request, "rest", "rest") for request in rest[: rows - len(chosen)]]
+    rng.shuffle(chosen)  # whoever stops early has seen a fair part of each
+    return chosen

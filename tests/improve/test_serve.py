@@ -13,7 +13,7 @@ from patience import slowness
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
-from tuneloop.improve.controller import process as w
+from tuneloop.improve import serve as w
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.store.store import connect
 
@@ -83,7 +83,7 @@ def test_a_server_that_is_killed_takes_its_controller_along(project):
     code = (
         "import asyncio, sys\n"
         "from tuneloop.serving.config import ServeConfig\n"
-        "from tuneloop.improve.controller.process import improving\n"
+        "from tuneloop.improve.serve import improving\n"
         "config = ServeConfig.model_validate({'folder': sys.argv[1], 'improve': {'project': sys.argv[2]}})\n"
         "async def serve():\n"
         "    async with improving(config):\n"

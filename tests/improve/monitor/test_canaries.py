@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from traffic import at, request
 
-from tuneloop.improve.monitor.canary_prompts import (
+from tuneloop.improve.monitor.canaries import (
     FIRST_ROUNDS,
     MARK,
     SHARE,
@@ -88,7 +88,7 @@ def test_an_answer_that_comes_back_is_known():
 
 @pytest.mark.parametrize("rate", [3e-4, 3e-3, 0.03, 0.3])
 def test_engines_that_change_answers_by_chance_keep_the_false_alarms_of_a_year(rate):
-    from tuneloop.improve.monitor.canary_prompts import chance_of
+    from tuneloop.improve.monitor.canaries import chance_of
 
     rng, alarms, years = random.Random(0), 0, 20
     chances = {}
